@@ -1,0 +1,94 @@
+"""How c is found: from the bound S (`surrogate`), or by measuring the KL of a trial step (`shadow`).
+
+delta is the budget in nats per token. Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
+FLOOR_FLOAT32 = 1e-7  # nats per token: a smaller measured KL is rounding noise
+FLOOR_BFLOAT16 = 1e-5
+
+
+def trust_radius(delta: Tensor | float) -> Tensor:
+    """tau = 2·sqrt(delta), logits per token in rms units (independent of the number of tokens)."""
+    return 2 * torch.as_tensor(delta).sqrt()
+
+
+def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tensor:
+    """c = min(1, radius/S), 0-dim; S = 0 gives 1, a non-finite S gives NaN (the caller skips such a step)."""
+    surrogate = torch.as_tensor(surrogate)
+    radius = torch.as_tensor(radius).to(surrogate)
+    c = (radius / surrogate).clamp(max=1)
+    c = torch.where(surrogate == 0, torch.ones_like(c), c)
+    return torch.where(torch.isfinite(surrogate), c, torch.full_like(c, torch.nan))
+
+
+@dataclass(frozen=True)
+class ShadowResult:
+    """What a shadow search found. All 0-dim tensors.
+
+    `c` is 0 where `skipped`; `trial` and `kl` are the last trial scale and the KL measured there.
+    """
+
+    c: Tensor
+    next_trial: Tensor
+    skipped: Tensor
+    trial: Tensor
+    kl: Tensor
+    measurements: int
+
+
+def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    """One measurement -> (c, next trial, skipped), without a branch.
+
+    KL grows as c^2, so a KL of `kl` at `trial` puts delta at trial·sqrt(delta/kl). Below the floor nothing was seen: accept the
+    trial and try ten times more next. Not finite: give up a factor of ten.
+    """
+    finite = torch.isfinite(kl)
+    low = finite & (kl < floor)
+    scaled = (trial * (delta / kl.clamp(min=floor)).sqrt()).clamp(max=1)
+    c = torch.where(low, trial, torch.where(finite, scaled, torch.zeros_like(trial)))
+    following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, scaled, trial / 10))
+    return c, following, ~finite
+
+
+def shadow_search(
+    measure: Callable[[Tensor], Tensor],
+    delta: Tensor,
+    trial: Tensor,
+    *,
+    measurements: int,
+    floor: float,
+    ratio: float = 1.5,
+) -> ShadowResult:
+    """Find c such that the measured KL of c·dW is delta.
+
+    Args:
+        measure: trial scale -> KL of that part of the update, nats per token; both 0-dim.
+        delta: the budget, nats per token.
+        trial: the first scale to try, in (0, 1].
+        measurements: how many are allowed; with one, no value is read on the host.
+        floor: the smallest KL that means anything in the arithmetic at hand.
+        ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
+    """
+    used = 0
+    while True:
+        # a float32 forward knows nothing below ~1e-7: rounding may even come out negative
+        kl = measure(trial).to(delta.dtype)
+        kl = torch.where(torch.isfinite(kl), kl.clamp(min=0), kl)
+        used += 1
+        c, following, skipped = shadow_step(kl, trial, delta, floor)
+        if used < measurements:
+            low = (kl < floor) & (trial < 1)
+            off = (c > ratio * trial) | (c * ratio < trial)
+            if bool(skipped | low | off):
+                trial = following
+                continue
+        return ShadowResult(c, following, skipped, trial, kl, used)

@@ -1,0 +1,49 @@
+"""How far predictions moved: the geometry of logits (docs/method.md, "Symbols").
+
+All functions take logits of shape (..., V), V the vocabulary, and treat every leading position as one token. `mask`, of the
+leading shape, keeps the tokens where it is true. Reductions run in float32 or better.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over tokens of `values` (one number a token, any shape) -> 0-dim; over the tokens of `mask` if given."""
+    if mask is None:
+        return values.mean()
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum()
+
+
+def centre(x: Tensor) -> Tensor:
+    """`x` (..., V) minus its mean over V, token by token: the part of the logits that softmax can see."""
+    x = _wide(x)
+    return x - x.mean(-1, keepdim=True)
+
+
+def rms_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """sqrt of the mean over tokens of the squared L2 norm over V; (..., V) -> 0-dim, logits per token."""
+    return token_mean(_wide(x).square().sum(-1), mask).sqrt()
+
+
+def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens of KL(softmax(z) || softmax(z_new)); (..., V) twice -> 0-dim, nats per token.
+
+    Rounding can make it slightly negative; whoever divides by it clamps it.
+    """
+    log_p, log_q = _wide(z).log_softmax(-1), _wide(z_new).log_softmax(-1)
+    return token_mean((log_p.exp() * (log_p - log_q)).sum(-1), mask)
+
+
+def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over tokens of half the variance of `dz` under softmax(z): the KL to second order; -> 0-dim, nats per token."""
+    p, dz = _wide(z).softmax(-1), _wide(dz)
+    mean = (p * dz).sum(-1, keepdim=True)
+    return 0.5 * token_mean((p * (dz - mean).square()).sum(-1), mask)

@@ -1,0 +1,118 @@
+"""beta_g: how far the logits move per unit of weight norm along group g's own proposed direction, and how it is tracked.
+
+beta_g = rms(centre(J_g U_g)) with U_g = dW_g/||dW_g||, measured by a forward-mode derivative (`jvp`) or a finite difference
+(`fd`), always in float32 outside autocast, and smoothed by `SensitivityFilter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .logits import centre, rms_norm
+
+Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
+FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
+
+
+def probe_jvp(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+    """rms(centre(J·direction)) by forward mode; `direction` names the moving tensors. -> 0-dim, logits.
+
+    Fused attention has no forward-mode rule, so the plain attention path is taken.
+    """
+    moving = {name: weights[name] for name in direction}
+    with sdpa_kernel(SDPBackend.MATH):
+        _, dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))
+    return rms_norm(centre(dz), mask)
+
+
+def probe_fd(
+    forward: Forward,
+    weights: dict[str, Tensor],
+    direction: dict[str, Tensor],
+    mask: Tensor | None,
+    guess: float = 1.0,
+) -> Tensor:
+    """The same by (z(W + eps·U) - z(W))/eps, eps chosen so that the logits move by about `FD_MOVEMENT` rms.
+
+    `guess` is a first idea of the answer. Two passes are enough when it is off by less than a few hundred times; at most
+    four are made. -> 0-dim, logits.
+    """
+    z = forward(weights)
+    beta = torch.tensor(guess)
+    for _ in range(4):
+        eps = FD_MOVEMENT / max(float(beta), 1e-12)
+        moved = {name: torch.add(weights[name], u, alpha=eps) for name, u in direction.items()}
+        seen = rms_norm(centre(forward({**weights, **moved}) - z), mask)
+        beta = seen / eps
+        if not torch.isfinite(seen) or FD_MOVEMENT / 2 <= float(seen) <= FD_MOVEMENT * 2:
+            break
+    return beta
+
+
+class SensitivityFilter:
+    """A robust running mean of the observations of one group's beta.
+
+    `cadence="warm"`: the n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to
+    ±huber·beta. `"published"`: weight 1-decay and the limit from the second on. `init="first"`: the first observation is
+    taken whole; `"zero"` (forensic): an EMA from 0 without a limit, which stays far too small for hundreds of steps.
+    """
+
+    def __init__(self, decay: float = 0.95, huber: float = 0.5, cadence: str = "warm", init: str = "first"):
+        if cadence not in ("warm", "published"):
+            raise ValueError(f"cadence={cadence!r} is unknown; it takes warm or published.")
+        if init not in ("first", "zero"):
+            raise ValueError(f"beta_init={init!r} is unknown; it takes first or zero.")
+        self.decay, self.huber, self.cadence, self.init = decay, huber, cadence, init
+        self.count = 0
+        self.beta: Tensor | None = None
+
+    def update(self, observed: Tensor | float) -> Tensor:
+        """One observation (logits per unit of weight norm) -> beta, 0-dim, same unit. A non-finite one changes nothing."""
+        observed = torch.as_tensor(observed)
+        if self.beta is None:
+            self.beta = torch.zeros_like(observed)
+        n = self.count + 1
+        weight, limited = 1 - self.decay, n >= 2
+        if self.init == "zero":
+            limited = False
+        elif n == 1:
+            weight = 1.0
+        elif self.cadence == "warm":
+            weight, limited = max(weight, 1 / n), n >= 4
+        residual = observed - self.beta
+        if limited:
+            bound = self.huber * self.beta
+            residual = torch.minimum(torch.maximum(residual, -bound), bound)
+        self.beta = torch.where(torch.isfinite(observed), self.beta + weight * residual, self.beta)
+        self.count = n
+        return self.beta
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "beta": None if self.beta is None else self.beta.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.beta = state["count"], state["beta"]
+
+
+def due_groups(step: int, groups: Sequence[str], cadence: str = "warm") -> list[str]:
+    """Which groups are measured at `step` (0-based).
+
+    `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps.
+    `published`: all every 200 steps, two in turn every 20.
+    """
+    if cadence == "published":
+        sweep = step % 200 == 0
+    else:
+        hundreds = step // 100
+        sweep = step in (0, 10, 20, 50) or (step % 100 == 0 and hundreds & (hundreds - 1) == 0)
+    if sweep:
+        return list(groups)
+    if step % 20:
+        return []
+    turn = 2 * (step // 20 - 1)
+    return list(dict.fromkeys(groups[(turn + i) % len(groups)] for i in range(2)))

@@ -1,0 +1,31 @@
+"""S, the predicted movement of the logits, from the groups' contributions s_g = beta_g * ||dW_g|| (the ellipsotope bound)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _sqrtl_l2(s: Tensor) -> Tensor:
+    return (s.ne(0).sum().to(s.dtype) * s.square().sum()).sqrt()
+
+
+AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda s: s.sum(),
+    "sqrtl_l2": _sqrtl_l2,
+    "l2": lambda s: s.square().sum().sqrt(),
+}
+IS_BOUND = {"l1": True, "sqrtl_l2": True, "l2": False}  # l2 is kept because the earlier study used it
+
+
+def aggregate(contributions: Tensor, kind: str) -> Tensor:
+    """Contributions (L,) in logits per token -> S, 0-dim, same unit.
+
+    `l1` is the triangle inequality, `sqrtl_l2` = sqrt(L)·l2 with L the groups that move, never tighter than l1;
+    `l2` is NOT a bound. Raises ValueError on another kind.
+    """
+    if kind not in AGGREGATES:
+        raise ValueError(f"aggregate={kind!r} is unknown; it takes {', '.join(AGGREGATES)}.")
+    return AGGREGATES[kind](torch.as_tensor(contributions))

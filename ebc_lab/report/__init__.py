@@ -1,0 +1,1 @@
+"""Tables and pictures of a study, rebuilt from its files alone."""

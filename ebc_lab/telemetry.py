@@ -1,0 +1,181 @@
+"""What is recorded of a run, step by step, and how it is written.
+
+`steps.csv` has one row for every step and `evals.csv` one for every evaluation; both are append-only and are cut back to the
+checkpoint's step on resume. Other files are written whole. An empty cell was not measured. No torch here.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import UserError
+
+STEP_COLUMNS = (
+    "step",
+    "loss",  # nats per token, on the batch, before the update
+    "lr",
+    "c",  # clip coefficient
+    "eta_eff",  # c·lr
+    "delta",  # KL budget, nats per token
+    "target_kl",  # delta* at this step
+    "trial",  # last shadow trial scale
+    "trial_kl",  # KL measured there, on the tokens that choose c
+    "measurements",
+    "applied_kl",  # on tokens that did not choose c
+    "audit_tokens",
+    "movement",  # T, logits per token
+    "surrogate",  # S, logits per token
+    "tightness",  # T/(c·S)
+    "grad_norm",
+    "skipped",
+)
+EVAL_COLUMNS = ("step", "val_loss", "val_se", "tokens", "train_s")
+CLIPPED_BELOW = 0.999
+WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
+KL_BAND = 0.30  # "within ±30% of the target"
+PLATEAU_C = 0.3
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of readable JSON. NaN and infinities become null: JSON has none."""
+    write_whole(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError, naming the file, when it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the next run makes it anew.") from None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.9g}"
+
+
+class Stream:
+    """An append-only CSV. `keep_below` drops the rows at or after a step: what a killed run wrote past its checkpoint."""
+
+    def __init__(self, path: Path, columns: Sequence[str], keep_below: int):
+        self.path, self.columns = path, tuple(columns)
+        kept: list[str] = []
+        if keep_below and path.exists():
+            lines = path.read_text().splitlines()
+            if not lines or lines[0] != ",".join(self.columns):
+                raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
+            kept = [line for line in lines[1:] if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below]
+        write_whole(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
+        self.file = open(path, "a", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        self.file.write(",".join(_cell(row.get(c)) for c in self.columns) + "\n")
+
+    def sync(self) -> None:
+        """Everything appended so far is on disk when this returns."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self.file.close()
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """A stream as float arrays by column, NaN where empty. A last line that is still being written is left out."""
+    with open(path, newline="") as f:
+        rows = list(csv.reader(f))
+    header, body = rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]
+    return {
+        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
+        for i, name in enumerate(header)
+    }
+
+
+def longest_streak(flags: Iterable[bool]) -> int:
+    """The most consecutive true values."""
+    best = now = 0
+    for flag in flags:
+        now = now + 1 if flag else 0
+        best = max(best, now)
+    return best
+
+
+def _median(values: np.ndarray) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """One run's figures, from every step of `steps.csv`; None where nothing was measured.
+
+    `kl_median` and `natural_kl` leave out the first 20 steps where the run is longer; `kl_within_30pct` is the share of
+    audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not skipped.
+    """
+    done = steps["skipped"] == 0
+    c = steps["c"][done]
+    audited = ~np.isnan(steps["applied_kl"])
+    clipped = audited & (steps["c"] < CLIPPED_BELOW) & ~np.isnan(steps["target_kl"])
+    late = audited & (steps["step"] >= WARM_STEPS)
+    kl = steps["applied_kl"][late if late.any() else audited]
+    ratio = steps["applied_kl"][clipped] / steps["target_kl"][clipped]
+    tightness = steps["tightness"][~np.isnan(steps["tightness"])]
+    surrogate = steps["surrogate"][~np.isnan(steps["surrogate"])]
+    quantile = (lambda q: float(np.quantile(c, q))) if len(c) else (lambda q: None)
+    losses = steps["loss"]
+    return {
+        "initial_loss": float(losses[0]) if len(losses) else None,
+        "last_loss": float(losses[-min(50, len(losses)) :].mean()) if len(losses) else None,
+        "clip_rate": float((c < CLIPPED_BELOW).mean()) if len(c) else None,
+        "c_mean": float(c.mean()) if len(c) else None,
+        "c_p10": quantile(0.1),
+        "c_median": quantile(0.5),
+        "c_p90": quantile(0.9),
+        "plateau_steps": longest_streak(c < PLATEAU_C),
+        "eta_eff_median": _median(steps["eta_eff"][done]),
+        "kl_median": _median(kl),
+        "kl_ratio_median": _median(ratio),
+        "kl_within_30pct": float((np.abs(ratio - 1) <= KL_BAND).mean()) if len(ratio) else None,
+        "kl_audits": int(audited.sum()),
+        "kl_clipped_audits": int(clipped.sum()),
+        "surrogate_median": _median(surrogate),
+        "tightness_median": _median(tightness),
+        "guard_count": 0,
+        "skipped_steps": int((~done).sum()),
+    }

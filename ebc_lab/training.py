@@ -1,0 +1,343 @@
+"""One run: build, loop, evaluate, checkpoint, classify the outcome.
+
+A run is resumed from `checkpoint.pt` to the same weights, bit for bit on a CPU: batches and initial weights are functions of
+the seed, everything else that the next step depends on is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import model as models
+from . import optimizers, projections, stabilizers
+from .config import RunConfig, UserError, digest, identity, resolve_controller
+from .data import Batches, check_length, locate, windows
+from .ebc import EllipsotopeClip, NonFiniteUpdateError, StepStats
+from .schedules import lr_factor
+from .telemetry import (
+    EVAL_COLUMNS,
+    STEP_COLUMNS,
+    Stream,
+    read_columns,
+    read_json,
+    summarise,
+    write_json,
+    write_whole,
+)
+
+SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
+EVAL_TOKENS = 8192  # tokens of one evaluation forward
+FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+def set_up_torch(run: RunConfig) -> None:
+    """Threads as the run's identity says: the thread count changes bits on a CPU."""
+    if torch.get_num_threads() != run.threads_per_run:
+        torch.set_num_threads(run.threads_per_run)
+
+
+def autocast(run: RunConfig) -> Any:
+    """A fresh context for one forward: float32, or bfloat16 autocast with float32 parameters."""
+    return torch.autocast(run.device, torch.bfloat16) if run.dtype == "bfloat16" else nullcontext()
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token in float32; (B, T, V) and (B, T) -> (B·T,), nats."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count."""
+    sums, counts, hits = [], [], 0
+    model.eval()
+    for inputs, targets in pairs:
+        rows = max(1, EVAL_TOKENS // inputs.shape[1])
+        for start in range(0, len(inputs), rows):
+            x, y = inputs[start : start + rows], targets[start : start + rows]
+            with autocast(run):
+                logits = model(x)
+            sums.append(token_losses(logits, y).view(y.shape).double().sum(1).cpu())
+            counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
+            hits += int((logits.argmax(-1) == y).sum())
+    model.train()
+    total, n = torch.cat(sums), torch.cat(counts)
+    tokens, k = float(n.sum()), len(n)
+    mean = float(total.sum()) / tokens
+    spread = float((total - n * mean).square().sum())
+    se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
+    return {"loss": mean, "se": se, "accuracy": hits / tokens, "tokens": tokens}
+
+
+class Training:
+    """The state of one run in its folder. `run()` carries it to its end, from the checkpoint if there is one."""
+
+    def __init__(self, run: RunConfig, directory: Path):
+        self.run_config = run = resolve_controller(run)
+        self.directory = directory
+        self.identity = digest(identity(run))
+        set_up_torch(run)
+        corpus = locate(run.data, quiet=True)
+        check_length(corpus, run.model.context)
+        device = torch.device(run.device)
+        self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
+        self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device)
+        bases = optimizers.build(self.model, run.optimizer)
+        projection = projections.build(self.model, run.projection)
+        self.optimizer: EllipsotopeClip = stabilizers.build(self.model, bases, projection, run)
+        self.batches = Batches(self.tokens["train"], run.batch_size, run.model.context, run.seed)
+        self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
+        self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
+        torch.manual_seed(run.seed)  # dropout
+        self._load_checkpoint()
+        budgeted = run.stabilizer.name == "ebc"
+        self.groups = list(self.optimizer.groups) if budgeted and (run.budget.name == "surrogate" or run.budget.sensitivity_every) else []
+        extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
+        self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
+        self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        self.steps.sync()
+        self.evals.sync()
+        state = {
+            "identity": self.identity,
+            "step": self.step,
+            "skips": self.skips,
+            "train_s": self.train_s,
+            "wall_s": self.wall_s,
+            "probe_s": self.optimizer.probe_seconds,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state() if self.run_config.device == "cuda" else None,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_whole(self.directory / "checkpoint.pt", buffer.getvalue())
+
+    def _load_checkpoint(self) -> None:
+        path = self.directory / "checkpoint.pt"
+        if not path.exists():
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            foreign = state["identity"] != self.identity
+        except Exception as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}): delete it, and the run starts from its first step."
+            ) from None
+        if foreign:
+            raise UserError(f"{path} belongs to another run: delete it, and this run starts from its first step.")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.skips = state["step"], state["skips"]
+        self.train_s, self.wall_s = state["train_s"], state["wall_s"]
+        self.optimizer.probe_seconds = state["probe_s"]
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"])
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        checkpoint_every_s: float = math.inf,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[int, float], None] = lambda step, steps_per_s: None,
+    ) -> dict[str, Any]:
+        """Train to the end and return the result.
+
+        Raises Interrupted, with a checkpoint written, once `should_stop()` is true.
+        """
+        run = self.run_config
+        begun = saved = reported = time.perf_counter()
+        before, first, reported_step = self.wall_s, self.step, self.step
+        cause: str | None = None
+        try:
+            while self.step < run.steps:
+                started = time.perf_counter()
+                cause = self._one_step()
+                now = time.perf_counter()
+                self.train_s += now - started
+                if cause:
+                    break
+                if self.step % run.eval_every == 0 or self.step == run.steps:
+                    self._record_evaluation()
+                if self.step % FLUSH_STEPS == 0:
+                    self.steps.file.flush()
+                    self.evals.file.flush()
+                if now - reported >= 0.5:
+                    on_progress(self.step, (self.step - reported_step) / (now - reported))
+                    reported, reported_step = now, self.step
+                stop = should_stop() and self.step < run.steps
+                self.wall_s = before + time.perf_counter() - begun
+                if (stop or now - saved >= checkpoint_every_s) and self.step > first:
+                    self.save_checkpoint()
+                    saved = now
+                if stop:
+                    raise Interrupted
+            result = self._finish(cause)
+            result["wall_s"] = before + time.perf_counter() - begun
+            return result
+        finally:
+            self.steps.close()
+            self.evals.close()
+
+    def _one_step(self) -> str | None:
+        """One training step; returns the cause if the run has diverged."""
+        run, step = self.run_config, self.step
+        lr = run.optimizer.lr * lr_factor(run.lr_schedule, step, run.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        inputs, targets = self.batches.at(step)
+        with autocast(run):
+            logits = self.model(inputs)
+        loss = token_losses(logits, targets).mean()
+        value = float(loss)
+        self.step += 1
+        if not math.isfinite(value):
+            self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
+            return f"the loss is {value} at step {step}"
+        loss.backward()
+        try:
+            stats = self.optimizer.step(inputs, logits)
+        except NonFiniteUpdateError as error:
+            self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
+            return str(error)
+        self.optimizer.zero_grad()
+        self._record_step(step, value, lr, stats)
+        self.skips = self.skips + 1 if stats.skipped else 0
+        if self.skips >= SKIPS_TO_DIVERGE:
+            return f"{SKIPS_TO_DIVERGE} steps in a row were skipped, the last at step {step}"
+        return None
+
+    def _record_step(self, step: int, loss: float, lr: float, stats: StepStats) -> None:
+        def number(x: Tensor | None) -> float | None:
+            return None if x is None else float(x)
+
+        c = float(stats.clip_coefficient)
+        row: dict[str, Any] = {
+            "step": step,
+            "loss": loss,
+            "lr": lr,
+            "c": c,
+            "eta_eff": c * lr,
+            "delta": number(stats.delta),
+            "target_kl": stats.target_kl,
+            "trial": number(stats.trial),
+            "trial_kl": number(stats.trial_kl),
+            "measurements": stats.measurements or None,
+            "applied_kl": number(stats.applied_kl),
+            "audit_tokens": stats.audit_tokens or None,
+            "movement": number(stats.movement),
+            "surrogate": number(stats.surrogate),
+            "tightness": number(stats.tightness),
+            "grad_norm": number(stats.grad_norm),
+            "skipped": stats.skipped,
+        }
+        for kind, values in (("s", stats.contributions), ("beta", stats.sensitivities)):
+            if values is not None:
+                row |= {
+                    f"{kind}_{g}": v for g, v in zip(self.groups, values.tolist(), strict=True) if not math.isnan(v)
+                }
+        self.steps.append(row)
+
+    def _record_evaluation(self) -> None:
+        run = self.run_config
+        found = evaluate(self.model, run, self.fixed_windows)
+        tokens = self.step * run.batch_size * run.model.context
+        self.evals.append(
+            {"step": self.step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens, "train_s": self.train_s}
+        )
+
+    def _finish(self, cause: str | None) -> dict[str, Any]:
+        run = self.run_config
+        self.steps.sync()
+        self.evals.sync()
+        figures = summarise(read_columns(self.directory / "steps.csv"))
+        initial, last = figures["initial_loss"], figures["last_loss"]
+        if cause is None and last is not None and last > initial:
+            cause = f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
+        result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": self.step}
+        evaluated = {} if cause else {
+            split: evaluate(self.model, run, windows(self.tokens[split], run.model.context)) for split in run.evaluate
+        }
+        for split in ("val", "test"):
+            found = evaluated.get(split)
+            result[f"{split}_loss"] = found["loss"] if found else None
+            result[f"{split}_se"] = found["se"] if found else None
+        if {"val", "test"} <= set(evaluated):
+            weight = {k: v["tokens"] for k, v in evaluated.items()}
+            result["heldout_loss"] = sum(evaluated[k]["loss"] * w for k, w in weight.items()) / sum(weight.values())
+        test = evaluated.get("test")
+        result["test_bits_per_char"] = test["loss"] / math.log(2) if test else None
+        result["test_accuracy"] = test["accuracy"] if test else None
+        result |= figures
+        curve = read_columns(self.directory / "evals.csv")
+        result["curve"] = [[int(s), float(v)] for s, v in zip(curve["step"], curve["val_loss"], strict=True)]
+        trained = self.step * run.batch_size * run.model.context
+        result["tokens_per_s"] = trained / self.train_s if self.train_s else None
+        result["probe_pct"] = 100 * self.optimizer.probe_seconds / self.train_s if self.train_s else None
+        result["train_s"] = self.train_s
+        return result
+
+
+OOM = (MemoryError, torch.OutOfMemoryError)
+
+
+def is_oom(error: BaseException) -> bool:
+    """An exhausted device or host allocator; torch's CPU allocator says so only in words."""
+    return isinstance(error, OOM) or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+
+
+def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """Carry one run to an outcome and write its `result.json`; a result that is already there is returned as it is.
+
+    `hooks` go to `Training.run`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
+    `log.txt`. Raises Interrupted, and OSError when the folder itself cannot be written.
+    """
+    path = directory / "result.json"
+    if path.exists():
+        return dict(read_json(path))
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / "log.txt"
+    started = time.time()
+    with open(log, "a") as f:
+        f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
+    try:
+        result = Training(run, directory).run(**hooks)
+    except (Interrupted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        full_disk = isinstance(error, OSError) and error.errno in (28, 30, 122)
+        if full_disk:
+            raise
+        with open(log, "a") as f:
+            f.write(traceback.format_exc())
+        kind = "oom" if is_oom(error) else "failed"
+        cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.time() - started}
+    result = {"run_id": run_id, "identity": digest(identity(run)), **result}
+    write_json(path, result)
+    (directory / "checkpoint.pt").unlink(missing_ok=True)
+    with open(log, "a") as f:
+        f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {result['outcome']} {result.get('cause') or ''}\n")
+    return result

@@ -1,0 +1,98 @@
+"""How far predictions moved: golden values, and the facts that the method rests on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ebc_lab.ebc import centre, half_fisher, mean_kl, rms_norm
+
+fixed = settings(derandomize=True, deadline=None, max_examples=80)
+seeds = st.integers(0, 2**32 - 1)
+shapes = st.tuples(st.integers(1, 6), st.integers(2, 12))
+scales = st.floats(0.01, 30.0)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_golden(golden):
+    values = golden["logits"]
+    z, dz = (torch.tensor(values[k], dtype=torch.float64) for k in ("z", "dz"))
+    assert rms_norm(centre(dz)).item() == pytest.approx(values["centred_rms"], rel=1e-6)
+    assert mean_kl(z, z + dz).item() == pytest.approx(values["kl"], rel=1e-6)
+    assert half_fisher(z, dz).item() == pytest.approx(values["half_fisher"], rel=1e-6)
+    assert rms_norm(centre(dz)).square().item() / 4 == pytest.approx(values["kl_bound_quarter"], rel=1e-6)
+
+
+@fixed
+@given(seeds, shapes, scales, scales)
+def test_kl_is_at_most_a_quarter_of_the_centred_square(seed, shape, size, move):
+    z, d = size * normal(seed, *shape), move * normal(seed + 1, *shape)
+    assert mean_kl(z, z + d) <= rms_norm(centre(d)).square() / 4 * (1 + 1e-12)
+
+
+@fixed
+@given(seeds, shapes, scales, scales)
+def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
+    z, d = size * normal(seed, *shape), move * normal(seed + 1, *shape)
+    shift = 10 * normal(seed + 2, shape[0], 1)
+    close = {"rel": 1e-9, "abs": 1e-12}
+    assert mean_kl(z + shift, z + d).item() == pytest.approx(mean_kl(z, z + d).item(), **close)
+    assert half_fisher(z, d + shift).item() == pytest.approx(half_fisher(z, d).item(), **close)
+    assert rms_norm(centre(d + shift)).item() == pytest.approx(rms_norm(centre(d)).item(), **close)
+    assert mean_kl(z, z + shift).item() == pytest.approx(0, abs=1e-12)
+
+
+@fixed
+@given(seeds, shapes, st.floats(0.01, 5.0))
+def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
+    z, d = size * normal(seed, *shape), normal(seed + 1, *shape)
+    for eps in (1e-3, 1e-4):  # the third order is what is left
+        assert mean_kl(z, z + eps * d).item() == pytest.approx(half_fisher(z, eps * d).item(), rel=20 * eps, abs=1e-15)
+
+
+@fixed
+@given(seeds, shapes, st.integers(2, 4))
+def test_the_number_of_tokens_cancels(seed, shape, copies):
+    z, d = normal(seed, *shape), normal(seed + 1, *shape)
+    many, moves = z.repeat(copies, 1), d.repeat(copies, 1)
+    assert mean_kl(many, many + moves).item() == pytest.approx(mean_kl(z, z + d).item(), rel=1e-12)
+    assert half_fisher(many, moves).item() == pytest.approx(half_fisher(z, d).item(), rel=1e-12)
+    assert rms_norm(moves).item() == pytest.approx(rms_norm(d).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("measure", [mean_kl, half_fisher, lambda z, d, mask=None: rms_norm(centre(d), mask)])
+def test_a_mask_keeps_only_its_tokens(measure):
+    z, d = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    d[0, 1], d[1, 0] = math.nan, math.inf  # padding may hold anything
+    assert measure(z, d, mask).item() == pytest.approx(measure(z[mask], d[mask]).item(), rel=1e-12)
+
+
+def test_leading_dimensions_are_all_tokens():
+    z, d = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    assert mean_kl(z, d).item() == pytest.approx(mean_kl(z.flatten(0, 1), d.flatten(0, 1)).item(), rel=1e-12)
+
+
+def test_low_precision_is_reduced_in_float32():
+    z = torch.randn(400, 300, generator=torch.Generator().manual_seed(0)).bfloat16()
+    d = (0.1 * torch.randn(400, 300, generator=torch.Generator().manual_seed(1))).bfloat16()
+    for got, want in (
+        (mean_kl(z, z + d), mean_kl(z.double(), (z + d).double())),
+        (half_fisher(z, d), half_fisher(z.double(), d.double())),
+        (rms_norm(centre(d)), rms_norm(centre(d.double()))),
+    ):
+        assert got.dtype == torch.float32
+        assert got.item() == pytest.approx(want.item(), rel=1e-3)
+
+
+def test_a_move_that_is_not_finite_shows():
+    z = normal(0, 4, 5)
+    broken = z.clone()
+    broken[2, 3] = math.nan
+    assert not mean_kl(z, broken).isfinite()
