@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -438,6 +439,15 @@ def validate(config: Config) -> None:
     positive("launcher.slots", config.launcher.slots, zero=True)
     positive("launcher.checkpoint_every_s", config.launcher.checkpoint_every_s, zero=True)
     positive("launcher.max_lost", config.launcher.max_lost, zero=True)
+
+
+@functools.cache
+def optimizer_defaults(name: str) -> OptimizerConfig:
+    """An optimizer's settings as its file in `conf/optimizer` gives them."""
+    from omegaconf import OmegaConf
+
+    loaded = OmegaConf.merge(OmegaConf.structured(OptimizerConfig), OmegaConf.load(conf_dir() / "optimizer" / f"{name}.yaml"))
+    return typing.cast(OptimizerConfig, OmegaConf.to_object(loaded))
 
 
 def run_part(config: RunConfig) -> RunConfig:

@@ -44,23 +44,27 @@ KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename."""
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename.
+
+    `durable=False` leaves out the fsync, for what may be lost with the machine (progress).
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_whole` of readable JSON. NaN and infinities become null: JSON has none."""
-    write_whole(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", durable=durable)
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -211,7 +212,7 @@ class Training:
         with autocast(run):
             logits = self.model(inputs)
         loss = token_losses(logits, targets).mean()
-        value = float(loss)
+        value = loss.item()
         self.step += 1
         if not math.isfinite(value):
             self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
@@ -292,7 +293,7 @@ class Training:
         result["test_accuracy"] = test["accuracy"] if test else None
         result |= figures
         curve = read_columns(self.directory / "evals.csv")
-        result["curve"] = [[int(s), float(v)] for s, v in zip(curve["step"], curve["val_loss"], strict=True)]
+        result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
         trained = self.step * run.batch_size * run.model.context
         result["tokens_per_s"] = trained / self.train_s if self.train_s else None
         result["probe_pct"] = 100 * self.optimizer.probe_seconds / self.train_s if self.train_s else None

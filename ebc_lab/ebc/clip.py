@@ -69,6 +69,19 @@ def _call(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off; afterwards each module is in the mode it was in, also where the model's parts differ."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class _Forward(nn.Module):
     """The model and the user's forward as one module, so that `functional_call` can swap weights under both."""
 
@@ -98,7 +111,8 @@ class EllipsotopeClip(torch.optim.Optimizer):
         probe_sequences: leading rows of the batch that choose c.
         probe, cadence, beta_init: how beta is measured (`jvp`, `fd`), how often (`warm`, `published`), how it starts.
         sensitivity_every: under `shadow`, steps between recordings of S and the contributions; 0 never.
-        audit_every: steps between measurements of the applied KL; 0 never. Default: 10, or 0 if `target_kl` is infinite.
+        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 20 under `pi`; 0 if
+            `target_kl` is infinite.
         audit_tokens: how many tokens an audit needs at least; it uses rows that the probe left out.
         refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' precision.
@@ -168,7 +182,9 @@ class EllipsotopeClip(torch.optim.Optimizer):
         self.schedule, self.total_steps = schedule, total_steps
         self.probe_sequences, self.probe, self.cadence = probe_sequences, probe, cadence
         self.sensitivity_every = sensitivity_every
-        self.audit_every = (10 if self.active else 0) if audit_every is None else audit_every
+        if audit_every is None:
+            audit_every = 0 if not self.active else 20 if controller == "pi" else 10
+        self.audit_every = audit_every
         self.audit_tokens = audit_tokens
         self.refine_steps, self.measurements = refine_steps, measurements
         self.floor = floor
@@ -344,8 +360,8 @@ class EllipsotopeClip(torch.optim.Optimizer):
                     observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
                 measured[i] = self.filters[group].update(observed)
         betas = [self.filters[g].beta for g in self.groups]
-        beta = torch.stack([torch.zeros_like(norms[0]) if b is None else b.to(norms) for b in betas])
-        stats.contributions = beta * norms
+        beta = torch.stack([torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas])
+        stats.contributions = torch.where(norms > 0, beta * norms, 0)  # a group at rest needs no beta
         stats.sensitivities = measured if due else None
         stats.surrogate = aggregate_contributions(stats.contributions, self.aggregate)
 
@@ -400,18 +416,8 @@ class _Batch:
         size = first.shape[0]
         if size <= k and audit:
             raise ValueError(f"a batch of {size} rows leaves none for the audit beside probe_sequences={k}.")
-        if logits is not None:
-            per_row = logits[0].numel() // logits.shape[-1]
-            device, dtype = logits.device.type, logits.dtype
-        else:
-            per_row = first[0].numel()
-            device, dtype = owner.weights[0].device.type, owner.weights[0].dtype
-        rows = min(size, k + -(-owner.audit_tokens // per_row))
-        self.probe, self.held = _rows(tokens, 0, k), _rows(tokens, k, rows)
-        self.probe_mask = None if mask is None else mask[:k]
-        self.held_mask = None if mask is None else mask[k:rows]
-        self.held_tokens = (rows - k) * per_row if self.held_mask is None else int(self.held_mask.sum())
-
+        like = logits if logits is not None else owner.weights[0]
+        device, dtype = like.device.type, like.dtype
         enclosing = torch.is_autocast_enabled(device)
         cast = torch.get_autocast_dtype(device) if enclosing else dtype if dtype in LOW_PRECISION else None
         low_weights = owner.weights[0].dtype in LOW_PRECISION
@@ -422,52 +428,42 @@ class _Batch:
         assert owner.floor is not None
         self.floor = owner.floor
 
-        reuse = logits is not None and not (owner.fresh_logits and owner.model.training)
-        if reuse:
-            assert logits is not None
-            z = logits.detach()
-            self.z_probe, self.z_held = z[:k], z[k:rows]
+        z = None if logits is None or (owner.fresh_logits and owner.model.training) else logits.detach()
+        self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]
+        with owner._timed():
+            self.z_probe = self.logits(self.probe) if z is None else z[:k]
+        if not audit:
+            return
+        tokens_per_row = self.z_probe[0].numel() // self.z_probe.shape[-1]
+        if mask is None:
+            rows = min(size, k - (-owner.audit_tokens // tokens_per_row))
+            self.held_tokens = (rows - k) * tokens_per_row
         else:
-            with owner._timed():
-                if owner.active:
-                    self.z_probe = self.logits(self.probe)
-                if audit:
-                    self.z_held = self.logits(self.held)
+            kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
+            rows = min(size, k + 1 + int((kept < owner.audit_tokens).sum()))
+            self.held_tokens = int(kept[rows - k - 1])
+        self.held, self.held_mask = _rows(tokens, k, rows), None if mask is None else mask[k:rows]
+        with owner._timed():
+            self.z_held = self.logits(self.held) if z is None else z[k:rows]
 
     def logits(self, rows: Any) -> Tensor:
         """The model's logits on `rows` at its present weights, without dropout, in the training forward's precision.
 
         autocast may hold a low-precision copy of a weight that has changed in place since: its cache is emptied and off.
         """
-        model = self.owner.model
-        training = model.training
         torch.clear_autocast_cache()
         context = (
             torch.autocast(self.device, self.autocast, cache_enabled=False) if self.autocast is not None else nullcontext()
         )
-        if training:
-            model.eval()
-        try:
-            with torch.no_grad(), context:
-                out: Tensor = self.owner._forward(rows)
-                return out
-        finally:
-            if training:
-                model.train()
+        with _evaluating(self.owner.model), torch.no_grad(), context:
+            out: Tensor = self.owner._forward(rows)
+            return out
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The logits of the probe rows at other weights, in the weights' own precision, outside autocast."""
-        model = self.owner.model
-        training = model.training
-        if training:
-            model.eval()
-        try:
-            with torch.autocast(self.device, enabled=False):
-                out: Tensor = torch.func.functional_call(self.owner._forward, weights, (self.probe,))
-                return out
-        finally:
-            if training:
-                model.train()
+        with _evaluating(self.owner.model), torch.autocast(self.device, enabled=False):
+            out: Tensor = torch.func.functional_call(self.owner._forward, weights, (self.probe,))
+            return out
 
 
 def _first_tensor(inputs: Any) -> Tensor:

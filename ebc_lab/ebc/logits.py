@@ -18,8 +18,8 @@ def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over tokens of `values` (one number a token, any shape) -> 0-dim; over the tokens of `mask` if given."""
     if mask is None:
         return values.mean()
-    weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum()
+    kept = mask.bool()
+    return torch.where(kept, values, 0).sum() / kept.sum()  # not a product: padding may hold NaN
 
 
 def centre(x: Tensor) -> Tensor:

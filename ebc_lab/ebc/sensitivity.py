@@ -72,8 +72,13 @@ class SensitivityFilter:
         self.beta: Tensor | None = None
 
     def update(self, observed: Tensor | float) -> Tensor:
-        """One observation (logits per unit of weight norm) -> beta, 0-dim, same unit. A non-finite one changes nothing."""
+        """One observation (logits per unit of weight norm) -> beta, 0-dim, same unit.
+
+        One that is not finite changes nothing; before any other it is returned as it is.
+        """
         observed = torch.as_tensor(observed)
+        if not torch.isfinite(observed):
+            return observed if self.beta is None else self.beta
         if self.beta is None:
             self.beta = torch.zeros_like(observed)
         n = self.count + 1
@@ -88,7 +93,7 @@ class SensitivityFilter:
         if limited:
             bound = self.huber * self.beta
             residual = torch.minimum(torch.maximum(residual, -bound), bound)
-        self.beta = torch.where(torch.isfinite(observed), self.beta + weight * residual, self.beta)
+        self.beta = self.beta + weight * residual
         self.count = n
         return self.beta
 

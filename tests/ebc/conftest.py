@@ -77,5 +77,25 @@ def train(backward: Callable[..., Tensor]) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
+def make_bases() -> Callable[[str, nn.Module], list[torch.optim.Optimizer]]:
+    """make_bases(name, model) -> the plain optimizers that share out its parameters; `muon` is a list of two."""
+
+    def make(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
+        parameters = list(model.parameters())
+        if name == "muon":
+            hidden = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2]
+            rest = [p for p in parameters if not any(p is h for h in hidden)]
+            return [torch.optim.Muon(hidden, lr=0.02), torch.optim.Adam(rest, lr=0.02)]
+        kinds = {
+            "adam": lambda: torch.optim.Adam(parameters, lr=0.02, fused=True),
+            "adamw": lambda: torch.optim.AdamW(parameters, lr=0.02, weight_decay=0.1),
+            "sgd": lambda: torch.optim.SGD(parameters, lr=0.5, momentum=0.9),
+        }
+        return [kinds[name]()]
+
+    return make
+
+
+@pytest.fixture
 def weights_of() -> Callable[[nn.Module], list[Tensor]]:
     return lambda model: [p.detach().clone() for p in model.parameters()]

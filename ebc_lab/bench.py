@@ -1,0 +1,97 @@
+"""Speed and overhead, as paired ratios in one process: the two sides take turns, so that a drifting machine hurts both alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import model as models
+from . import optimizers, projections, stabilizers
+from .config import RunConfig, digest, identity, resolve_controller
+from .data import Batches, locate
+from .telemetry import write_json
+from .training import autocast, set_up_torch, token_losses
+
+WARM_STEPS = 20  # EBC may measure three times a step in its first 20
+
+
+class _Side:
+    """One of the two loops: the same model, data and base optimizer, with the run's stabilizer or with nothing at all."""
+
+    def __init__(self, run: RunConfig, stabilized: bool, tokens: torch.Tensor, vocabulary: int):
+        self.run = run
+        self.model = models.build(run.model, vocabulary, run.seed).to(run.device)
+        self.bases = optimizers.build(self.model, run.optimizer)
+        projection = projections.build(self.model, run.projection)
+        self.stabilizer = stabilizers.build(self.model, self.bases, projection, run) if stabilized else None
+        self.batches = Batches(tokens, run.batch_size, run.model.context, run.seed)
+        self.step_index = 0
+
+    def steps(self, count: int) -> float:
+        """Seconds for the next `count` steps."""
+        start = time.perf_counter()
+        for _ in range(count):
+            inputs, targets = self.batches.at(self.step_index)
+            self.step_index += 1
+            with autocast(self.run):
+                logits = self.model(inputs)
+            token_losses(logits, targets).mean().backward()
+            if self.stabilizer is not None:
+                self.stabilizer.step(inputs, logits)
+            else:
+                for base in self.bases:
+                    base.step()
+            for base in self.bases:
+                base.zero_grad()
+        if self.run.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+
+def paired_overhead(run: RunConfig) -> dict[str, Any]:
+    """What the run's stabilizer adds to a step, in per cent of the plain step, audits included.
+
+    Blocks of one audit interval, plain and stabilized in turn, the order swapped each time; `run.steps` steps a side. The
+    median over block pairs and its quartiles.
+    """
+    run = resolve_controller(run)
+    set_up_torch(run)
+    corpus = locate(run.data, quiet=True)
+    tokens = torch.from_numpy(corpus.tokens()["train"]).to(run.device)
+    sides = [_Side(run, stabilized, tokens, len(corpus.vocabulary)) for stabilized in (False, True)]
+    for side in sides:
+        side.steps(WARM_STEPS)
+    ratios, rates = [], []
+    for i in range(max(2, (run.steps - WARM_STEPS) // run.audit_every)):
+        order = (0, 1) if i % 2 else (1, 0)
+        took = {k: sides[k].steps(run.audit_every) for k in order}
+        ratios.append(100 * (took[1] / took[0] - 1))
+        rates.append(run.audit_every / took[0])
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "overhead_pct": statistics.median(ratios),
+        "overhead_iqr_pct": [low, high],
+        "pairs": len(ratios),
+        "plain_steps_per_s": statistics.median(rates),
+    }
+
+
+def overhead_and_record(run: RunConfig, directory: Path, run_id: str) -> None:
+    """Measure and write `result.json`; a failure is recorded as one."""
+    started = time.time()
+    try:
+        result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run)}
+    except Exception as error:
+        with open(directory / "log.txt", "a") as f:
+            f.write(traceback.format_exc())
+        result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
+    full = {"kind": "overhead", "run": identity(run)}
+    write_json(
+        directory / "result.json",
+        {"run_id": run_id, "identity": digest(full), "steps": run.steps, "wall_s": time.time() - started, **result},
+    )

@@ -1,0 +1,1 @@
+def draw_study(root): pass

@@ -1,0 +1,354 @@
+"""The study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the verdict.
+
+Everything it does is a function of the configuration and of the results on disk, so the same command again carries on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import Config, UserError, digest, from_dict, to_dict
+from ..data import Corpus, check_length, locate
+from ..doctor import hardware, speeds, versions, visible_gpus
+from ..telemetry import read_json, write_json
+from . import plan, verdict
+from .decide import Decision, Undecidable
+from .launch import Pool, opened
+from .plan import DECIDE, STAGE_RUNS, distinct
+from .signature import RunSpec
+from .store import FINISHED, RETRIED, STAGES, Study
+
+NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
+SAME_FAILURE = 2  # the first runs of a stage failing alike stop it
+
+
+class StageFailed(Exception):
+    """A stage was stopped, or could not decide. Exit code 3."""
+
+
+@dataclass
+class Listener:
+    """How the outside follows a study: three calls, all optional."""
+
+    say: Callable[[str], None] = lambda text: None
+    decided: Callable[[str, Decision], None] = lambda stage, decision: None
+    watch: Callable[[Progress], None] = lambda progress: None
+
+
+@dataclass
+class Progress:
+    """Where a running study stands, for the live view."""
+
+    study: str
+    stage: str
+    slots: int
+    done: int = 0
+    total: int = 0
+    running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
+    eta_s: float | None = None
+    newest: str = ""
+
+
+@dataclass
+class Outcome:
+    """What a call did and found."""
+
+    study: Study
+    trained: int
+    failed: list[str]
+    stages: list[str]
+    acceptance: dict[str, Any] | None = None
+
+
+def study_of(config: Config) -> Study:
+    return Study(Path(config.output_dir).expanduser() / config.study.name)
+
+
+# -- study.json: what is chosen automatically is chosen once --------------------------------------------------------------
+
+
+def begin(config: Config, study: Study, listener: Listener, *, force: bool) -> tuple[Config, Corpus]:
+    """Resolve the configuration, or take up the resolution of the study that is already there.
+
+    Raises UserError: the corpus, another configuration than the study was begun with (unless `force`).
+    """
+    requested = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+    known = study.header() if study.exists() else None
+    if known and known["requested"] != requested:
+        changed = _differences(known["requested"], requested)
+        if not force:
+            shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
+            raise UserError(
+                f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add --force to "
+                "change this one (runs that are still the same are kept)."
+            )
+    if known:
+        config = _take_up(config, known)
+    corpus = locate(config.data)
+    check_length(corpus, config.model.context)
+    config = _resolve(config, corpus, listener)
+    if not known or known["requested"] != requested:
+        study.prepare()
+        header = {
+            "study": study.name,
+            "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "ebc_lab": __version__,
+            "requested": requested,
+            "config": to_dict(config),
+            "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
+            "versions": versions(),
+            "git": _git_revision(),
+            "hardware": hardware(),
+        }
+        write_json(study.root / "study.json", header)
+    return config, corpus
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [(path, old, new)]
+
+
+def _take_up(config: Config, known: dict[str, Any]) -> Config:
+    """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
+    resolved: Config = from_dict(Config, known["config"])
+    if config.data.name in ("auto", resolved.data.name) and not config.data.sha256:
+        config = replace(config, data=resolved.data)
+    dtype = resolved.dtype if config.dtype == "auto" else config.dtype
+    device = resolved.device if config.device == "auto" else config.device
+    return replace(config, dtype=dtype, device=device)
+
+
+def _resolve(config: Config, corpus: Corpus, listener: Listener) -> Config:
+    data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
+    if corpus.name == "path":
+        data.file = corpus.source
+    device = config.device
+    if device == "auto":
+        device = "cuda" if visible_gpus() else "cpu"
+    config = replace(config, data=data, device=device)
+    if config.dtype == "auto":
+        listener.say("measuring float32 against bfloat16 autocast at this study's shape …")
+        found = speeds(plan.run_part(config))
+        rate = found["steps_per_s"]
+        listener.say(
+            f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
+        )
+        config = replace(config, dtype=found["faster"])
+    return config
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    if not shutil.which("git"):
+        return None
+    found = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+    )
+    tracked = subprocess.run(
+        ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
+
+
+# -- the stages -----------------------------------------------------------------------------------------------------------
+
+
+def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STAGES, force: bool = False) -> Outcome:
+    """Run `stages` of the study in order, or carry on with them.
+
+    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed, WorkersFailed, KeyboardInterrupt.
+    """
+    study = study_of(config)
+    if study.exists():
+        study.prepare()
+    else:
+        _refuse_unwritable(study)
+        config_corpus = locate(config.data)  # a corpus that cannot be had leaves nothing behind
+        check_length(config_corpus, config.model.context)
+        study.prepare()
+    with study.held():
+        config, corpus = begin(config, study, listener, force=force)
+        if corpus.warning:
+            listener.say(f"warning: {corpus.warning}")
+        finished = "finals" in study.decisions()
+        retried = study.forget(RETRIED if finished else (*RETRIED, "failed", "oom"))
+        if retried:
+            listener.say(f"{len(retried)} run(s) that were lost or failed are tried again")
+        from ..report import tables
+
+        decisions: dict[str, Decision] = {}
+        trained = 0
+        with opened(config, study) as pool:
+            for stage in STAGES:
+                if stage not in stages:
+                    known = study.decisions().get(stage)
+                    if known is None and any(s in stages for s in STAGES[STAGES.index(stage) :]):
+                        wanted = next(s for s in STAGES if s in stages)
+                        raise UserError(
+                            f"stage {wanted} needs the decision of {stage}: run `ebc-lab stage {stage} "
+                            f"study.name={study.name}` first."
+                        )
+                    if known is not None:
+                        decisions[stage] = known
+                    continue
+                specs, made = _stage(stage, config, study, decisions, pool, listener)
+                trained += made
+                results = study.results(specs)
+                decisions[stage] = _decide(stage, config, specs, results, decisions)
+                study.write_decision(stage, decisions[stage])
+                listener.decided(stage, decisions[stage])
+                tables.write_summary(study.root, stage, specs, results)
+        done = [s for s in stages if s in decisions]
+        accepted = None
+        if "finals" in done:
+            accepted = write_finals(config, study, corpus, decisions, listener)
+        study.write_manifest()
+        return Outcome(study, trained, _failed(study), done, accepted)
+
+
+def _refuse_unwritable(study: Study) -> None:
+    """Refuse an output folder that cannot be made, before anything is written."""
+    import os
+
+    existing = next(p for p in [study.root, *study.root.resolve().parents] if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{study.root} cannot be written ({existing} does not allow it): choose another output_dir.")
+
+
+def _decide(
+    stage: str, config: Config, specs: Sequence[RunSpec], results: dict[str, Any], decisions: dict[str, Decision]
+) -> Decision:
+    decide = verdict.finals if stage == "finals" else DECIDE[stage]
+    try:
+        return decide(config, specs, results, decisions)
+    except Undecidable as error:
+        raise StageFailed(str(error)) from None
+
+
+def _stage(
+    stage: str, config: Config, study: Study, decisions: dict[str, Decision], pool: Pool, listener: Listener
+) -> tuple[list[RunSpec], int]:
+    """Train until the stage asks for nothing more. -> its runs, and how many were trained now."""
+    trained = 0
+    while True:
+        specs, results = specs_of(stage, config, study, decisions)
+        runs = distinct(specs)
+        missing = [s for s in runs if s.run_id not in results]
+        if not missing:
+            return specs, trained
+        timed = [s for s in missing if s.kind != "train"]
+        wave = [s for s in missing if s.kind == "train"] or timed[:1]  # a measurement of time runs alone
+        for spec in wave:
+            study.write_spec(spec)
+        listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
+        _train(stage, study, runs, wave, pool, listener)
+        trained += sum(s.kind == "train" for s in wave)
+
+
+def specs_of(
+    stage: str, config: Config, study: Study, decisions: dict[str, Decision]
+) -> tuple[list[RunSpec], dict[str, dict[str, Any]]]:
+    """The runs that a stage asks for, and their results on disk: its list grows with the results that are there."""
+    specs: list[RunSpec] = []
+    results: dict[str, dict[str, Any]] = {}
+    while True:
+        grown = STAGE_RUNS[stage](config, decisions, results)
+        if len(grown) == len(specs):
+            return specs, results
+        specs, results = grown, study.results(grown)
+
+
+def _train(stage: str, study: Study, specs: list[RunSpec], wave: list[RunSpec], pool: Pool, listener: Listener) -> None:
+    progress = Progress(study.name, stage, pool.slots, total=len(specs))
+    by_id = {s.run_id: s for s in specs}
+    seen: dict[str, dict[str, Any]] = {}
+    before = {s.run_id for s in specs} - {s.run_id for s in wave}
+
+    def check_in() -> None:
+        for spec in wave:
+            if spec.run_id not in seen and (found := study.result(spec.run_id)) is not None:
+                seen[spec.run_id] = found
+                if found["outcome"] not in FINISHED:
+                    listener.say(f"{stage}: {spec.run_id} {found['outcome']}: {found.get('cause')}")
+        causes = [r.get("cause") for r in seen.values() if r["outcome"] in ("failed", "oom")]
+        if len(causes) >= SAME_FAILURE and len(causes) == len(seen) and len(set(causes)) == 1 and len(wave) > len(causes):
+            raise StageFailed(
+                f"{stage} was stopped: its first {len(causes)} runs all failed with {causes[0]!r}; "
+                f"read {study.run_dir(next(iter(seen))) / 'log.txt'}, mend it, and give the same command again."
+            )
+        progress.done = len(before) + len(seen)
+        progress.running = [
+            {"run_id": s.run_id, "arm": s.arm, "seed": s.run.seed, **now}
+            for s in wave
+            if s.run_id not in seen and (now := study.progress(s.run_id))
+        ]
+        progress.eta_s = _eta(progress, [by_id[s.run_id] for s in wave if s.run_id not in seen])
+        listener.watch(progress)
+
+    pool.run(wave, check_in)
+    check_in()
+
+
+def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
+    """Seconds until the wave is done, from the speed of the runs in progress."""
+    rates = [r["steps_per_s"] for r in progress.running if r["steps_per_s"] > 0]
+    if not rates:
+        return None
+    done = sum(r["step"] for r in progress.running)
+    return (sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.slots, len(left)))
+
+
+def _failed(study: Study) -> list[str]:
+    """Run ids whose outcome is no result."""
+    paths = sorted(study.runs.glob("*/result.json"))
+    return [p.parent.name for p in paths if read_json(p).get("outcome") not in FINISHED]
+
+
+# -- what a study leaves behind ---------------------------------------------------------------------------------------------
+
+
+def write_finals(
+    config: Config, study: Study, corpus: Corpus, decisions: dict[str, Decision], listener: Listener
+) -> dict[str, Any]:
+    """results_final.json, acceptance.json and every plot."""
+    from ..report import plots
+
+    accepted = verdict.acceptance(config, decisions["finals"])
+    write_json(study.root / "acceptance.json", accepted)
+    write_json(study.root / "results_final.json", {"study": study.name, "corpus": corpus.title, **decisions["finals"]})
+    stamp = study.root / ".plotted"
+    inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
+    if not stamp.exists() or stamp.read_text() != inputs:
+        listener.say("drawing the plots …")
+        plots.draw_study(study.root)
+        stamp.write_text(inputs)
+    return accepted
+
+
+def report(study: Study, listener: Listener) -> None:
+    """Rebuild tables and plots of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    config: Config = from_dict(Config, study.header()["config"])
+    decisions = study.decisions()
+    if not decisions:
+        raise UserError(f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands.")
+    from ..report import tables
+
+    with study.held():
+        (study.root / ".plotted").unlink(missing_ok=True)
+        for stage in decisions:
+            specs, results = specs_of(stage, config, study, decisions)
+            tables.write_summary(study.root, stage, specs, results)
+        if "finals" in decisions:
+            write_finals(config, study, locate(config.data), decisions, listener)
+        study.write_manifest()

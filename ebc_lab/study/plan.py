@@ -1,0 +1,273 @@
+"""Which runs a stage needs, given what is known so far. Pure functions: nothing is read, run or written here.
+
+A stage's list grows as its results come in (an edge extends a grid, a bracket is bisected), so the same function serves the
+first call, a resumed study, and the forecast of how many runs there will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..config import Config, OptimizerConfig, RunConfig, optimizer_defaults, run_part
+from . import decide
+from .decide import Decision, Results, band_distance, c_median, val_loss
+from .signature import RunSpec, arm_name, round3
+
+PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
+STATISTICAL_FLOOR = {"float32": 1e-6, "bfloat16": 1e-4}  # ten times what the precision can measure
+
+
+def _run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float, **changes: Any) -> RunConfig:
+    """A track's plain run at a multiple of its best learning rate."""
+    base = run_part(config)
+    return replace(
+        base,
+        seed=seed,
+        steps=steps,
+        evaluate=["val"],
+        optimizer=track_optimizer(config, track["optimizer"], track["lr"] * scale),
+        projection=replace(base.projection, name=track["projection"]),
+        stabilizer=replace(base.stabilizer, name="none"),
+        lr_schedule=replace(base.lr_schedule, name="constant"),
+        **changes,
+    )
+
+
+def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
+    """The optimizer's settings from its own group file, or the study's where it names the same one; at `lr`."""
+    own = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
+    return replace(own, lr=float(f"{lr:.6g}"))
+
+
+def _with_ebc(run: RunConfig, budget: str, delta: float, schedule: str = "constant") -> RunConfig:
+    return replace(
+        run,
+        stabilizer=replace(run.stabilizer, name="ebc"),
+        budget=replace(run.budget, name=budget, target_kl=delta, schedule=schedule),
+    )
+
+
+def _with_decay(config: Config, run: RunConfig) -> RunConfig:
+    return replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=config.lr_sweep.control_warmup))
+
+
+def _spec(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:
+    return RunSpec(stage, role, arm_name(run, scale, note), scale, run)
+
+
+def lr_sweep(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and controls."""
+    sweep, seed = config.lr_sweep, config.study.stage_seed
+
+    def at(optimizer: str, projection: str, lr: float, scale: float = 1.0, role: str = "grid", s: int = seed) -> RunSpec:
+        run = _run(config, {"optimizer": optimizer, "projection": projection, "lr": lr}, sweep.steps, s, scale)
+        return _spec("lr_sweep", role, run if role != "control" else _with_decay(config, run), scale)
+
+    pairs = [(o, p) for o in sweep.optimizers for p in sweep.projections]
+    grids = {pair: [at(*pair, lr) for lr in sweep.grids[pair[0]]] for pair in pairs}
+    specs = [s for grid in grids.values() for s in grid]
+    if _waiting(specs, results):
+        return specs
+    winners = decide.sweep_winners(config, specs, results)
+    losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
+    for pair, grid in grids.items():
+        track = "_".join(pair)
+        if track not in winners or decide.triaged(config, losses, track):
+            continue
+        for _ in range(sweep.max_extensions):
+            lrs = [s.run.optimizer.lr for s in grid]
+            winner = decide.best(grid, results)
+            assert winner is not None
+            edge = decide.edge_of(lrs, winner.run.optimizer.lr)
+            if edge is None:
+                break
+            more = [2 * max(lrs)] if edge in ("high", "both") else []
+            more += [min(lrs) / 2] if edge in ("low", "both") else []
+            grid += [at(*pair, lr) for lr in more]
+            if _waiting(grid, results):
+                break
+    specs = [s for grid in grids.values() for s in grid]
+    if _waiting(specs, results):
+        return specs
+    winners = decide.sweep_winners(config, specs, results)
+    for track in decide.kept_tracks(config, winners, results) if winners else []:
+        won = winners[track].run
+        names = (won.optimizer.name, won.projection.name, won.optimizer.lr)
+        specs += [at(*names, scale, "control") for scale in sweep.control_scales]
+        specs += [at(*names, 1.0, "replicate", seed + i) for i in range(1, sweep.replicates + 1)]
+    return specs
+
+
+def calibrate(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """The delta* grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
+    specs: list[RunSpec] = []
+    for track in decisions["lr_sweep"]["tracks"].values():
+        plain = _run(config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale)
+        for budget in config.calibrate.budgets:
+            floor = STATISTICAL_FLOOR.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
+            if config.calibrate.delta_grid == "published":
+                deltas = list(PUBLISHED_DELTAS)
+            else:
+                deltas = [round3(m * track["natural_kl"]) for m in config.calibrate.multiples]
+            deltas = sorted({max(d, round3(floor)) for d in deltas})
+
+            def at(delta: float, budget: str = budget, plain: RunConfig = plain) -> RunSpec:
+                return _spec("calibrate", "ebc", _with_ebc(plain, budget, delta), config.calibrate.lr_scale)
+
+            points = [at(d) for d in deltas]
+            for _ in range(config.calibrate.max_extra):
+                if _waiting(points, results):
+                    break
+                more = _next_delta(points, results, config.study.band)
+                if more is None or more < floor or any(p.run.budget.target_kl == more for p in points):
+                    break
+                points.append(at(more))
+            specs += points
+    return specs
+
+
+def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
+    """One more delta* to try, or None: in the band already, or nothing to go by. c rises with delta*."""
+    known = sorted(
+        (p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None
+    )
+    if not known or any(band_distance(c, band) == 0 for _, c in known):
+        return None
+    for (low, c_low), (high, c_high) in zip(known, known[1:], strict=False):
+        if c_low < band[0] and c_high > band[1]:
+            return round3(math.sqrt(low * high))
+    return round3(known[-1][0] * 2) if known[-1][1] < band[0] else round3(known[0][0] / 2)
+
+
+def lr_scale(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median S of ×1."""
+    specs: list[RunSpec] = []
+    for name, chosen in decisions["calibrate"]["tracks"].items():
+        track = decisions["lr_sweep"]["tracks"][name]
+        plain = {s: _run(config, track, config.lr_scale.steps, config.study.stage_seed, s) for s in config.lr_scale.scales}
+        budget, delta = chosen["budget"], chosen["delta_star"]
+        ebc = {s: _spec("lr_scale", "ebc", _with_ebc(run, budget, delta), s) for s, run in plain.items()}
+        specs += [_spec("lr_scale", "none", run, s) for s, run in plain.items()]
+        specs += ebc.values()
+        surrogate = (results.get(ebc[1.0].run_id) or {}).get("surrogate_median")
+        if budget == "surrogate" and surrogate:
+            fixed = round3((0.6 * surrogate / 2) ** 2)
+            for s, run in plain.items():
+                run = replace(_with_ebc(run, budget, fixed), controller=replace(run.controller, name="fixed", kp=None, ki=None))
+                specs.append(_spec("lr_scale", "fixed_tau", run, s, "_fixedtau"))
+    return specs
+
+
+def finals(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """Every arm at full length over `seeds`, and one paired measurement of EBC's overhead at this shape."""
+    specs: list[RunSpec] = []
+    for name in decisions["lr_scale"]["tracks"]:
+        for seed in config.seeds:
+            specs += [_spec("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)]
+        run = next(s.run for s in specs if s.role == "ebc_x2" and decide.track_of(s) == name)
+        specs.append(RunSpec("finals", "overhead", arm_name(run, 2.0), 2.0, replace(run, steps=120), "overhead"))
+    return specs
+
+
+def final_arms(
+    config: Config, decisions: Mapping[str, Decision], name: str, seed: int
+) -> list[tuple[str, RunConfig, float]]:
+    """(role, run, LR scale) of each final arm of a track; two roles may turn out to be the same run."""
+    track, found = decisions["lr_sweep"]["tracks"][name], decisions["calibrate"]["tracks"][name]
+    scale, control = decisions["lr_scale"]["tracks"][name]["lr_scale"], track["control"]["lr_scale"]
+    budget, delta = found["budget"], found["delta_star"]
+
+    def plain(s: float) -> RunConfig:
+        return replace(_run(config, track, config.finals.steps, seed, s), evaluate=["val", "test"])
+
+    twice, falling = 2 * scale, round3(2 * delta)
+    linear = _with_ebc(plain(twice), budget, falling, "linear")
+    return [
+        ("baseline", plain(1.0), 1.0),
+        ("ebc_x2", _with_ebc(plain(2.0), budget, delta), 2.0),
+        ("ebc_chosen", _with_ebc(plain(scale), budget, delta), scale),
+        ("none_chosen", plain(scale), scale),
+        ("control", _with_decay(config, plain(control)), control),
+        ("ebc_lindelta", linear, twice),
+        ("ebc_lindelta_lrdecay", _with_decay(config, linear), twice),
+    ]
+
+
+def _waiting(specs: Sequence[RunSpec], results: Results) -> bool:
+    return any(s.run_id not in results for s in specs)
+
+
+STAGE_RUNS: dict[str, Callable[[Config, Mapping[str, Decision], Results], list[RunSpec]]] = {
+    "lr_sweep": lr_sweep,
+    "calibrate": calibrate,
+    "lr_scale": lr_scale,
+    "finals": finals,
+}
+
+
+def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """One spec a run, the first that asked for it."""
+    return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
+
+
+# -- the forecast -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenario:
+    """How the results might fall: at which end the winners lie, and how many runs it takes to hit the band."""
+
+    name: str
+    edge: bool  # the best learning rate lies on the edge until the extensions are used up
+    extra: int  # calibration runs beyond the grid
+    merged: bool  # the chosen scale is the calibrated one, so that arms coincide
+
+
+SCENARIOS = (
+    Scenario("min", edge=False, extra=0, merged=True),
+    Scenario("expected", edge=True, extra=1, merged=True),
+    Scenario("max", edge=True, extra=99, merged=False),
+)
+
+
+def forecast(config: Config) -> dict[str, dict[str, list[RunSpec]]]:
+    """Scenario -> stage -> the distinct runs it would make, found by playing invented results to the stages above."""
+    return {s.name: _play(config, s) for s in SCENARIOS}
+
+
+def _play(config: Config, scenario: Scenario) -> dict[str, list[RunSpec]]:
+    decisions: dict[str, Decision] = {}
+    results: dict[str, dict[str, Any]] = {}
+    played: dict[str, list[RunSpec]] = {}
+    for stage in ("lr_sweep", "calibrate", "lr_scale", "finals"):
+        before = set(results)
+        while True:
+            specs = STAGE_RUNS[stage](config, decisions, results)
+            new = [s for s in specs if s.run_id not in results]
+            if not new:
+                break
+            for spec in new:
+                results[spec.run_id] = _invent(config, scenario, spec, len(results) - len(before))
+        if stage != "finals":
+            decisions[stage] = DECIDE[stage](config, specs, results, decisions)
+        played[stage] = [s for s in distinct(specs) if s.run_id not in before]
+    return played
+
+
+def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+    lr, grid = spec.run.optimizer.lr, config.lr_sweep.grids[spec.run.optimizer.name]
+    middle = grid[len(grid) // 2] if len(grid) > 2 and not scenario.edge else math.inf
+    loss = 2.0 + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr)) + 1e-6 * spec.run.seed
+    base_points = len(config.calibrate.multiples if config.calibrate.delta_grid == "natural" else PUBLISHED_DELTAS)
+    hit = nth >= base_points - 1 + scenario.extra if spec.stage == "calibrate" else scenario.merged == (spec.lr_scale == 2)
+    c = 0.6 if hit else 0.1 if spec.stage == "calibrate" else 0.3
+    if spec.stage == "lr_scale" and spec.role == "ebc" and not scenario.merged:
+        c = 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3
+    return {"outcome": "completed", "val_loss": loss, "c_median": c, "kl_median": 0.01, "clip_rate": 0.5, "surrogate_median": 1.0}
+
+
+DECIDE = {"lr_sweep": decide.lr_sweep, "calibrate": decide.calibrate, "lr_scale": decide.lr_scale}

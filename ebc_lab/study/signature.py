@@ -1,0 +1,70 @@
+"""What a run is called: its identity's hash, a slug a person can read, and the arm it belongs to (DESIGN: files of a study)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..config import RunConfig, digest, identity
+
+
+def number(value: float) -> str:
+    """A number as file names carry it: three significant digits, the point written as p."""
+    return f"{value:.3g}".replace(".", "p").replace("+", "")
+
+
+def round3(value: float) -> float:
+    """Three significant digits, so that equal names mean equal numbers."""
+    return float(f"{value:.3g}")
+
+
+def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
+    """`<optimizer>_<projection>_<stabilizer>[_d<delta*>_<budget>]_x<scale>[_lindelta][_lrdecay]`."""
+    return f"{_stem(run)}_x{number(lr_scale)}{_tail(run)}{note}"
+
+
+def _stem(run: RunConfig) -> str:
+    plain = run.stabilizer.name == "none"
+    stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if plain else run.stabilizer.name}"
+    return stem if plain else f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
+
+
+def _tail(run: RunConfig) -> str:
+    lindelta = run.stabilizer.name != "none" and run.budget.schedule == "linear"
+    return ("_lindelta" if lindelta else "") + ("_lrdecay" if run.lr_schedule.name != "constant" else "")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run that a stage needs. Only `kind` and `run` decide what it computes; the rest says why it is there."""
+
+    stage: str
+    role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
+    arm: str
+    lr_scale: float  # times the track's best baseline learning rate
+    run: RunConfig
+    kind: str = "train"  # train | overhead
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        return identity_of(self.kind, self.run)
+
+    @cached_property
+    def run_id(self) -> str:
+        run = self.run
+        lead = "" if self.kind == "train" else f"{self.kind}_"
+        slug = f"{lead}{_stem(run)}_lr{number(run.optimizer.lr)}{_tail(run)}_n{run.steps}_s{run.seed}"
+        return f"{slug}-{digest(self.identity)[:10]}"
+
+    @property
+    def cost(self) -> float:
+        """Relative work, for balancing: tokens trained on, with a little more for what EBC and Muon add."""
+        run = self.run
+        extra = (1.1 if run.stabilizer.name != "none" else 1.0) * (1.4 if run.optimizer.name == "muon" else 1.0)
+        return run.steps * run.batch_size * run.model.context * extra
+
+
+def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
+    """A training run's identity, or that of a measurement made at a run's shape."""
+    return identity(run) if kind == "train" else {"kind": kind, "run": identity(run)}

@@ -1,0 +1,131 @@
+"""How c is found: the golden bound and the golden shadow searches, entry for entry."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ebc_lab.ebc import clip_coefficient, mean_kl, trust_radius
+from ebc_lab.ebc.budget import FLOOR_FLOAT32, shadow_search
+
+fixed = settings(derandomize=True, deadline=None, max_examples=80)
+positive = st.floats(1e-6, 1e6)
+
+
+def f64(value) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def linear_kl(golden):
+    """c -> the KL of c·dW on the golden linear model."""
+    values = golden["linear_model"]
+    x, w, dw = (f64(values[k]) for k in ("X", "W", "dW"))
+    return lambda c: mean_kl((x @ w).sum(0), (x @ (w + c * dw)).sum(0))
+
+
+def test_golden_radius(golden):
+    values = golden["linear_model"]
+    tau = trust_radius(f64(values["delta"]))
+    tokens = len(values["X"][0])
+    assert tau.item() == pytest.approx(values["tau_rms"], rel=1e-6)
+    assert tau.item() * math.sqrt(tokens) == pytest.approx(values["tau_sum"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2", "l2"])
+def test_golden_clip_coefficient(golden, kind):
+    values = golden["linear_model"]
+    c = clip_coefficient(f64(values["tau_rms"]), f64(values["S"][kind]))
+    assert c.item() == pytest.approx(values["c"][kind], rel=1e-6)
+    assert linear_kl(golden)(c).item() == pytest.approx(values["applied_kl"][kind], rel=1e-6)
+
+
+@fixed
+@given(positive, positive)
+def test_c_is_at_most_one_and_spends_the_radius(radius, surrogate):
+    c = clip_coefficient(f64(radius), f64(surrogate)).item()
+    assert 0 < c <= 1
+    assert c * surrogate == pytest.approx(min(radius, surrogate))
+
+
+def test_no_movement_is_not_clipped_and_an_unknown_one_is_not_applied():
+    assert clip_coefficient(0.1, 0.0) == 1
+    assert clip_coefficient(0.1, math.nan).isnan()
+    assert clip_coefficient(0.1, math.inf).isnan()
+
+
+@pytest.mark.parametrize(
+    ("case", "measurements"),
+    [
+        ("start_0p1", 3),
+        ("start_1e3", 3),
+        ("start_1e5_below_floor", 3),
+        ("first_nonfinite", 3),
+        ("all_nonfinite", 3),
+        ("one_measurement", 1),
+        ("large_budget", 3),
+    ],
+)
+def test_golden_shadow(golden, case, measurements):
+    shadow = golden["linear_model"]["shadow"]
+    values, true_kl = shadow[case], linear_kl(golden)
+    scripted = [entry["kl"] is None for entry in values["trace"]]
+    trace = []
+
+    def measure(trial: Tensor) -> Tensor:
+        kl = f64(math.nan) if scripted[len(trace)] else true_kl(trial)
+        trace.append((trial.item(), kl.item()))
+        return kl
+
+    trial = f64(values["trace"][0]["c_try"])
+    found = shadow_search(measure, f64(values["delta"]), trial, measurements=measurements, floor=shadow["floor"])
+
+    want = [(entry["c_try"], math.nan if entry["kl"] is None else entry["kl"]) for entry in values["trace"]]
+    assert [t for t, _ in trace] == pytest.approx([t for t, _ in want], rel=1e-6)
+    assert [kl for _, kl in trace] == pytest.approx([kl for _, kl in want], rel=1e-6, nan_ok=True)
+    assert found.measurements == len(want)
+    assert found.c.item() == pytest.approx(values["c"], rel=1e-6)
+    assert found.next_trial.item() == pytest.approx(values["next_c_try"], rel=1e-6)
+    assert bool(found.skipped) == values["skipped"]
+    assert (found.trial.item(), found.kl.item()) == pytest.approx(want[-1], rel=1e-6, nan_ok=True)
+    applied = 0.0 if found.skipped else true_kl(found.c).item()
+    assert applied == pytest.approx(values["applied_kl"], rel=1e-6)
+
+
+def search(kl, *, delta=1e-2, trial=0.1, measurements=3):
+    return shadow_search(kl, f64(delta), f64(trial), measurements=measurements, floor=FLOOR_FLOAT32)
+
+
+@fixed
+@given(st.floats(1e-4, 1e3), st.floats(1e-4, 1.0), st.integers(1, 3))
+def test_a_quadratic_kl_is_met_exactly(curvature, trial, measurements):
+    found = search(lambda c: curvature * c**2, trial=trial, measurements=measurements)
+    if curvature * trial**2 >= FLOOR_FLOAT32:
+        assert found.c.item() == pytest.approx(min(1.0, math.sqrt(1e-2 / curvature)))
+    assert 0 < found.c <= 1
+    assert 0 < found.next_trial <= 1
+
+
+def test_nothing_seen_at_the_whole_update_gives_one():
+    found = search(lambda c: torch.zeros_like(c), trial=0.1)
+    assert (found.c.item(), found.measurements) == (1, 2)  # never unmeasured: 0.1 first, then 1
+
+
+def test_nothing_seen_and_nothing_left_accepts_the_trial():
+    found = search(lambda c: torch.zeros_like(c), trial=0.1, measurements=1)
+    assert (found.c.item(), found.next_trial.item(), bool(found.skipped)) == (0.1, 1.0, False)
+
+
+def test_rounding_below_zero_counts_as_nothing():
+    found = search(lambda c: f64(-1e-9), trial=0.01, measurements=1)
+    assert (found.kl.item(), found.c.item()) == (0, 0.01)
+
+
+@pytest.mark.parametrize(("ratio", "measured"), [(1.49, 1), (1.51, 2), (1 / 1.49, 1), (1 / 1.51, 2)])
+def test_a_far_answer_is_measured_again(ratio, measured):
+    at_trial = 1e-2 / ratio**2  # one measurement answers c = ratio · trial
+    found = search(lambda c: at_trial * (c / 0.1) ** 2, trial=0.1)
+    assert found.c.item() == pytest.approx(0.1 * ratio)
+    assert found.measurements == measured

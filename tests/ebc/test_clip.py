@@ -1,0 +1,341 @@
+"""What one budgeted step does: golden values, bit-equality without a budget, audits, and steps that fail."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, aggregate, mean_kl
+
+ADAM_LR = 0.02  # too large for the tiny GPT, so that a budget of 0.01 nats clips
+
+
+def bits(tensors):
+    return [t.detach().view(torch.uint8).tolist() if t.ndim else t.item() for t in tensors]
+
+
+def adam_clip(model, **options):
+    options = {"target_kl": 0.01, **options}
+    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=ADAM_LR), **options)
+
+
+class Linear(nn.Module):
+    """The golden linear model: inputs (rows, L, 4) -> logits (rows, V), one weight in each of L blocks."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for w in weights:
+            self.blocks.append(nn.Module())
+            self.blocks[-1].weight = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+    def forward(self, x):
+        return sum(x[:, i] @ block.weight for i, block in enumerate(self.blocks))
+
+
+def golden_step(values, **options):
+    """One step whose proposal is the golden dW; the audit rows repeat the probe rows, so that it sees the same tokens."""
+    model = Linear(values["W"])
+    for block, dw in zip(model.blocks, values["dW"], strict=True):
+        block.weight.grad = -torch.tensor(dw, dtype=torch.float64)
+    x = torch.tensor(values["X"], dtype=torch.float64).transpose(0, 1)
+    rows = {"probe_sequences": len(x), "target_kl": values["delta"], **options}
+    optimizer = EllipsotopeClip(model, torch.optim.SGD(model.parameters(), lr=1.0), **rows)
+    return optimizer.step(torch.cat([x, x]))
+
+
+@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2", "l2"])
+@pytest.mark.parametrize("probe", ["jvp", "fd"])
+def test_golden_surrogate_step(golden, kind, probe):
+    values = golden["linear_model"]
+    stats = golden_step(values, budget="surrogate", aggregate=kind, probe=probe)
+    assert stats.sensitivities.tolist() == pytest.approx(values["beta"], rel=1e-6)
+    assert stats.contributions.tolist() == pytest.approx(values["contribution"], rel=1e-6)
+    assert stats.surrogate.item() == pytest.approx(values["S"][kind], rel=1e-6)
+    assert stats.clip_coefficient.item() == pytest.approx(values["c"][kind], rel=1e-6)
+    assert stats.applied_kl.item() == pytest.approx(values["applied_kl"][kind], rel=1e-6)
+    assert stats.movement.item() == pytest.approx(values["c"][kind] * values["T"], rel=1e-6)
+    assert stats.tightness.item() == pytest.approx(values["tightness"][kind], rel=1e-6)
+    assert stats.audit_tokens == 6
+
+
+@pytest.mark.parametrize(("measurements", "case"), [(3, "start_0p1"), (1, "start_0p1")])
+def test_golden_shadow_step(golden, measurements, case):
+    values = golden["linear_model"]
+    shadow = values["shadow"][case]
+    stats = golden_step(values, budget="shadow", measurements=measurements)
+    assert (stats.trial.item(), stats.trial_kl.item()) == pytest.approx((0.1, shadow["trace"][0]["kl"]), rel=1e-6)
+    assert stats.clip_coefficient.item() == pytest.approx(shadow["c"], rel=1e-6)
+    assert stats.applied_kl.item() == pytest.approx(shadow["applied_kl"], rel=1e-6)
+
+
+@pytest.mark.parametrize("audit_every", [0, 2])
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
+def test_without_a_budget_it_is_the_plain_optimizer_bit_for_bit(
+    make_gpt, make_bases, batches, backward, train, name, audit_every
+):
+    plain, wrapped = make_gpt(), make_gpt()
+    bases = make_bases(name, plain)
+    data = batches(7)
+    for batch in data:
+        backward(plain, batch)
+        for base in bases:
+            base.step()
+    clip = EllipsotopeClip(wrapped, make_bases(name, wrapped), target_kl=math.inf, audit_every=audit_every)
+    steps = train(wrapped, clip, data)
+    assert bits(wrapped.parameters()) == bits(plain.parameters())
+    assert {s.clip_coefficient.item() for s in steps} == {1.0}
+    assert [t for t, s in enumerate(steps) if s.applied_kl is not None] == ([0, 2, 4, 6] if audit_every else [])
+    assert all(s.delta is None and s.trial is None and s.surrogate is None for s in steps)
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_the_applied_update_is_c_times_the_proposal(make_gpt, batches, train, weights_of, budget):
+    model = make_gpt()
+    optimizer = adam_clip(model, budget=budget)
+    *first, last = batches(5)
+    train(model, optimizer, first)
+    twin = copy.deepcopy(model)
+    adam = torch.optim.Adam(twin.parameters(), lr=ADAM_LR)
+    adam.load_state_dict(copy.deepcopy(optimizer.bases[0].state_dict()))
+    before = weights_of(model)
+    (stats,) = train(model, optimizer, [last])
+    for p, q in zip(twin.parameters(), model.parameters(), strict=True):
+        p.grad = q.grad
+    adam.step()
+    c = stats.clip_coefficient.item()
+    assert 0 < c < 1
+    assert bits(model.parameters()) == bits(torch.lerp(w, p, c) for w, p in zip(before, twin.parameters(), strict=True))
+
+
+def test_shadow_spends_its_budget(make_gpt, batches, train):
+    model = make_gpt()
+    steps = train(model, adam_clip(model, audit_every=1), batches(40))
+    assert all(s.clip_coefficient < 0.999 for s in steps)
+    kls = torch.stack([s.applied_kl for s in steps])
+    assert 0.7 < kls.median() / 0.01 < 1.3
+    assert max(s.measurements for s in steps[:20]) > 1
+    assert all(s.measurements == 1 for s in steps[20:])
+
+
+@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2"])
+def test_a_bound_keeps_the_movement_below_it(make_gpt, batches, train, kind):
+    model = make_gpt()
+    options = {"budget": "surrogate", "aggregate": kind, "target_kl": 1e-3, "audit_every": 1, "cadence": "warm"}
+    stats = train(model, adam_clip(model, **options), batches(1))[0]  # every beta is fresh at the first step
+    assert stats.clip_coefficient < 1
+    assert stats.tightness < 1.2  # other tokens than those of the probe, hence not quite below 1
+    assert stats.applied_kl < 1e-3
+
+
+def test_a_schedule_lowers_target_and_budget(make_gpt, batches, train):
+    model = make_gpt()
+    steps = train(model, adam_clip(model, schedule="linear", total_steps=10), batches(10))
+    assert [s.target_kl for s in steps] == pytest.approx([0.01 * (1 - t / 10) for t in range(10)])
+    assert [s.delta.item() for s in steps] == pytest.approx([s.target_kl for s in steps])
+
+
+def test_recording_sensitivities_leaves_a_shadow_run_alone(make_gpt, batches, train):
+    silent, recorded = make_gpt(), make_gpt()
+    data = batches(7)
+    train(silent, adam_clip(silent), data)
+    steps = train(recorded, adam_clip(recorded, sensitivity_every=3), data)
+    assert bits(recorded.parameters()) == bits(silent.parameters())
+    assert [t for t, s in enumerate(steps) if s.surrogate is not None] == [0, 3, 6]
+    assert steps[3].contributions.shape == (4,)
+    assert torch.equal(steps[3].surrogate, aggregate(steps[3].contributions, "l1"))
+
+
+def test_fd_and_jvp_choose_the_same_c(make_gpt, batches, train):
+    seen = {}
+    for probe in ("jvp", "fd"):
+        model = make_gpt(width=32)
+        optimizer = adam_clip(model, budget="surrogate", probe=probe, target_kl=1e-3)
+        seen[probe] = train(model, optimizer, batches(1))[0].clip_coefficient.item()
+    assert seen["fd"] == pytest.approx(seen["jvp"], rel=0.01)
+
+
+# -- audits ------------------------------------------------------------------------------------------------------------
+
+
+def recorder(seen):
+    def forward(model, inputs):
+        seen.append(inputs)
+        return model(inputs)
+
+    return forward
+
+
+@pytest.mark.parametrize(("rows", "audited"), [(48, 32), (34, 32), (10, 8)])
+def test_the_audit_reads_only_rows_that_did_not_choose_c(make_gpt, batches, train, rows, audited):
+    model, seen = make_gpt(), []
+    optimizer = adam_clip(model, forward=recorder(seen), audit_every=1)
+    (batch,) = batches(1, rows=rows)
+    (stats,) = train(model, optimizer, [batch])
+    *probes, audit = seen
+    assert len(probes) == stats.measurements
+    assert all(torch.equal(rows, batch[:2, :-1]) for rows in probes)
+    assert torch.equal(audit, batch[2 : 2 + audited, :-1])
+    assert stats.audit_tokens == audited * 16  # 512, or all there are
+
+
+def test_the_applied_kl_is_that_of_the_held_rows(make_gpt, batches, train):
+    model = make_gpt()
+    (batch,) = batches(1)
+    held = batch[2:, :-1]
+    before = model(held)
+    (stats,) = train(model, adam_clip(model), [batch])
+    with torch.no_grad():
+        assert stats.applied_kl.item() == pytest.approx(mean_kl(before, model(held)).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("controller", "every"), [("fixed", 10), ("log_pi", 10), ("pi", 20)])
+def test_how_often_it_audits(make_gpt, controller, every):
+    assert adam_clip(make_gpt(), controller=controller).audit_every == every
+    assert adam_clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
+
+
+def test_a_batch_without_audit_rows_is_refused_before_anything_moves(make_gpt, batches, train, weights_of):
+    model = make_gpt()
+    optimizer = adam_clip(model)
+    before = weights_of(model)
+    with pytest.raises(ValueError, match="a batch of 2 rows leaves none for the audit"):
+        train(model, optimizer, batches(1, rows=2))
+    assert bits(model.parameters()) == bits(before)
+    with pytest.raises(ValueError, match="needs the batch"):
+        optimizer.step()
+
+
+# -- failing steps -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target_kl", [0.01, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_touches_nothing(make_gpt, batches, backward, train, weights_of, target_kl, bad):
+    model = make_gpt()
+    optimizer = adam_clip(model, target_kl=target_kl)
+    *first, last = batches(4)
+    train(model, optimizer, first)
+    weights, state = weights_of(model), copy.deepcopy(optimizer.bases[0].state_dict())
+    logits = backward(model, last)
+    next(model.parameters()).grad[0, 0] = bad
+    stats = optimizer.step(last[:, :-1], logits)
+    assert stats.skipped
+    assert (stats.clip_coefficient, stats.applied_kl) == (0, None)
+    assert bits(model.parameters()) == bits(weights)
+    after = optimizer.bases[0].state_dict()
+    assert after["param_groups"] == state["param_groups"]
+    for i, entry in state["state"].items():
+        assert bits(after["state"][i].values()) == bits(entry.values())
+    assert not train(model, optimizer, [last])[0].skipped  # and the next step is an ordinary one
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(
+    make_gpt, batches, train, weights_of, budget
+):
+    model = make_gpt()
+    optimizer = EllipsotopeClip(model, torch.optim.SGD(model.parameters(), lr=math.inf), target_kl=0.01, budget=budget)
+    before = weights_of(model)
+    with pytest.raises(NonFiniteUpdateError, match="step 0"):
+        train(model, optimizer, batches(1))
+    assert bits(model.parameters()) == bits(before)
+
+
+def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(make_gpt, batches, train, weights_of):
+    model, broken = make_gpt(), [False]
+    optimizer = adam_clip(model, forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
+    train(model, optimizer, batches(3))
+    weights, trial = weights_of(model), optimizer.trial.item()
+    broken[0] = True
+    (stats,) = train(model, optimizer, batches(1))
+    assert stats.skipped
+    assert (stats.clip_coefficient, stats.measurements, stats.applied_kl) == (0, 3, None)
+    assert bits(model.parameters()) == bits(weights)
+    assert {entry["step"].item() for entry in optimizer.bases[0].state.values()} == {4}
+    assert optimizer.trial.item() == pytest.approx(trial / 1000)
+    broken[0] = False
+    (stats,) = train(model, optimizer, batches(1))
+    assert not stats.skipped
+    assert 0 < stats.clip_coefficient <= 1
+
+
+def test_an_unknown_sensitivity_is_not_taken_for_zero(make_gpt, batches, train, weights_of):
+    model, broken = make_gpt(), [True]
+    optimizer = adam_clip(model, budget="surrogate", forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
+    before = weights_of(model)
+    (stats,) = train(model, optimizer, batches(1))
+    assert stats.skipped
+    assert stats.clip_coefficient == 0
+    assert bits(model.parameters()) == bits(before)
+    broken[0] = False
+    (stats,) = train(model, optimizer, batches(1))  # not a step of a sweep, yet every beta is measured
+    assert not stats.skipped
+    assert (stats.sensitivities > 0).all()
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_a_zero_gradient_moves_nothing(make_gpt, batches, train, weights_of, budget):
+    model = make_gpt()
+    optimizer = adam_clip(model, budget=budget, audit_every=1)
+    before = weights_of(model)
+    (batch,) = batches(1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    stats = optimizer.step(batch[:, :-1])
+    assert (stats.skipped, stats.clip_coefficient, stats.applied_kl) == (False, 1, 0)
+    assert bits(model.parameters()) == bits(before)
+    (stats,) = train(model, optimizer, [batch])
+    assert stats.clip_coefficient < 1  # the first real update is measured like any other
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_a_group_at_rest_is_left_out(make_gpt, batches, train, budget):
+    model = make_gpt()
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(False)
+    optimizer = adam_clip(model, budget=budget, sensitivity_every=1)
+    for p in model.blocks[1].parameters():
+        p.register_hook(torch.zeros_like)
+    (stats,) = train(model, optimizer, batches(1))
+    assert list(optimizer.groups) == ["embeddings", "block1", "head"]
+    assert stats.contributions.ne(0).tolist() == [True, False, True]
+    assert stats.surrogate.isfinite()
+
+
+# -- configuration errors ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_kl": 0.0}, "target_kl must be > 0"),
+        ({"target_kl": math.nan}, "target_kl must be > 0"),
+        ({"budget": "fast"}, "budget='fast' is unknown; it takes shadow, surrogate"),
+        ({"aggregate": "max"}, "aggregate='max' is unknown"),
+        ({"grouping": "colour"}, "grouping='colour' is unknown"),
+        ({"controller": "pid"}, "controller='pid' is unknown"),
+        ({"schedule": "step"}, "schedule='step' is unknown"),
+        ({"schedule": "linear"}, "needs total_steps"),
+        ({"probe": "backward"}, "probe='backward' is unknown"),
+        ({"probe_sequences": 0}, "probe_sequences must be at least 1"),
+        ({"cadence": "daily"}, "cadence='daily' is unknown"),
+        ({"target_kl": 9e-7, "floor": 1e-7}, "below ten times 1e-07"),
+    ],
+)
+def test_impossible_settings_are_refused(make_gpt, options, message):
+    with pytest.raises(ValueError, match=message):
+        adam_clip(make_gpt(), **options)
+
+
+def test_optimizers_must_share_out_the_models_parameters(make_gpt):
+    model, other = make_gpt(), make_gpt()
+    adam = torch.optim.Adam(model.parameters())
+    with pytest.raises(ValueError, match="belongs to two"):
+        EllipsotopeClip(model, [adam, torch.optim.SGD(model.head.parameters())], target_kl=0.01)
+    with pytest.raises(ValueError, match="not the model's"):
+        EllipsotopeClip(other, adam, target_kl=0.01)
+    with pytest.raises(ValueError, match="before it is wrapped"):
+        EllipsotopeClip(model, adam, target_kl=0.01).add_param_group({"params": [nn.Parameter(torch.zeros(1))]})

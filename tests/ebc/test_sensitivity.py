@@ -1,0 +1,154 @@
+"""beta_g: measured by both probes, smoothed, and when."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.func import functional_call
+
+from ebc_lab.ebc import SensitivityFilter
+from ebc_lab.ebc.sensitivity import due_groups, probe_fd, probe_jvp
+
+fixed = settings(derandomize=True, deadline=None, max_examples=40)
+PROBES = {"jvp": probe_jvp, "fd": probe_fd}
+
+
+def linear(x: Tensor):
+    """Logits of the linear model sum_l X_l W_l as a function of its named weights."""
+    return lambda weights: sum(x[i] @ weights[f"w{i}"] for i in range(len(x)))
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_golden(golden, probe):
+    values = golden["linear_model"]
+    x, w, dw = (torch.tensor(values[k], dtype=torch.float64) for k in ("X", "W", "dW"))
+    weights = {f"w{i}": m for i, m in enumerate(w)}
+    for i, (norm, beta, s) in enumerate(zip(values["norm"], values["beta"], values["contribution"], strict=True)):
+        assert dw[i].norm().item() == pytest.approx(norm, rel=1e-6)
+        measured = PROBES[probe](linear(x), weights, {f"w{i}": dw[i] / dw[i].norm()}, None).item()
+        assert measured == pytest.approx(beta, rel=1e-6)
+        assert measured * norm == pytest.approx(s, rel=1e-6)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+@fixed
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_scale_of_a_direction_and_number_of_tokens(probe, seed, factor):
+    draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
+    x, w, u = torch.randn(1, 5, 4, **draw), torch.randn(4, 6, **draw), torch.randn(4, 6, **draw)
+    measure = PROBES[probe]
+    once = measure(linear(x), {"w0": w}, {"w0": u}, None).item()
+    assert measure(linear(x), {"w0": w}, {"w0": factor * u}, None).item() == pytest.approx(factor * once, rel=1e-6)
+    twice = x.repeat(1, 2, 1)
+    assert measure(linear(twice), {"w0": w}, {"w0": u}, None).item() == pytest.approx(once, rel=1e-6)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_mask_keeps_only_its_tokens(golden, probe):
+    values = golden["linear_model"]
+    x, w, dw = (torch.tensor(values[k], dtype=torch.float64) for k in ("X", "W", "dW"))
+    mask = torch.tensor([True, True, False, True, False, False])
+    weights, direction = {f"w{i}": m for i, m in enumerate(w)}, {"w1": dw[1]}
+    masked = PROBES[probe](linear(x), weights, direction, mask).item()
+    assert masked == pytest.approx(PROBES[probe](linear(x[:, mask]), weights, direction, None).item(), rel=1e-6)
+
+
+@pytest.fixture
+def proposal(make_gpt, batches, backward, weights_of):
+    """A GPT after 30 steps of Adam in float32: (z as a function of the weights, the weights, the last step's direction)."""
+    model = make_gpt(width=32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    data = batches(30)
+    for batch in data:
+        backward(model, batch)
+        old = dict(zip(dict(model.named_parameters()), weights_of(model), strict=True))
+        optimizer.step()
+    moved = {name: p.detach() - old[name] for name, p in model.named_parameters()}
+    return lambda weights: functional_call(model, weights, (data[-1][:2, :-1],)), old, moved
+
+
+@pytest.mark.parametrize("guess", [1.0, 1e-2, 1e2])
+@pytest.mark.parametrize("group", ["token_embedding", "position_embedding", "blocks.0", "blocks.1", "norm", "head"])
+def test_fd_agrees_with_jvp_to_one_per_cent_in_float32(proposal, group, guess):
+    forward, weights, moved = proposal
+    moved = {name: dw for name, dw in moved.items() if name.startswith(group)}
+    norm = math.sqrt(sum(dw.square().sum().item() for dw in moved.values()))
+    direction = {name: dw / norm for name, dw in moved.items()}
+    with torch.no_grad():
+        exact = probe_jvp(forward, weights, direction, None).item()
+        assert probe_fd(forward, weights, direction, None, guess).item() == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("cadence", ["warm", "published"])
+def test_golden_filter(golden, cadence):
+    values = golden["beta_filter"]
+    tracked = SensitivityFilter(cadence=cadence)
+    betas = [tracked.update(torch.tensor(o, dtype=torch.float64)).item() for o in values["observed"]]
+    assert betas == pytest.approx(values[cadence], rel=1e-6)
+
+
+def test_a_filter_from_zero_stays_small():
+    zero, first = SensitivityFilter(cadence="published", init="zero"), SensitivityFilter(cadence="published")
+    for _ in range(20):
+        slow, at_once = zero.update(2.0), first.update(2.0)
+    assert slow.item() == pytest.approx(2 * (1 - 0.95**20), rel=1e-5)
+    assert at_once == 2
+
+
+@pytest.mark.parametrize("cadence", ["warm", "published"])
+@pytest.mark.parametrize("init", ["first", "zero"])
+@pytest.mark.parametrize("when", [0, 1, 5])
+def test_an_observation_that_is_not_finite_changes_nothing(cadence, init, when):
+    observed = [2.0, 2.2, 3.0, 2.1, 1.0, 2.0]
+    plain, disturbed = (SensitivityFilter(cadence=cadence, init=init) for _ in range(2))
+    for i, value in enumerate(observed):
+        if i == when:
+            disturbed.update(math.nan)
+            disturbed.update(math.inf)
+        assert torch.equal(plain.update(value), disturbed.update(value))
+
+
+def test_filter_state_round_trip_is_exact():
+    first, second = SensitivityFilter(), SensitivityFilter()
+    for value in (2.0, 2.2, 40.0, 2.1):
+        first.update(value)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.update(1.7), second.update(1.7))
+
+
+GROUPS = ["embeddings", "block0", "block1", "block2", "head"]
+
+
+def test_warm_cadence_sweeps_early_then_ever_more_rarely():
+    sweeps = [t for t in range(2000) if due_groups(t, GROUPS) == GROUPS]
+    assert sweeps == [0, 10, 20, 50, 100, 200, 400, 800, 1600]
+
+
+def test_published_cadence_sweeps_every_200():
+    sweeps = [t for t in range(1000) if due_groups(t, GROUPS, "published") == GROUPS]
+    assert sweeps == [0, 200, 400, 600, 800]
+
+
+@pytest.mark.parametrize("cadence", ["warm", "published"])
+def test_between_sweeps_two_groups_take_turns(cadence):
+    turns = [due_groups(t, GROUPS, cadence) for t in range(201, 400)]
+    partial = [due for due in turns if due]
+    assert len(partial) == 9  # every 20 steps
+    assert all(len(due) == 2 for due in partial)
+    in_order = [g for due in partial for g in due]
+    start = GROUPS.index(in_order[0])
+    assert in_order == [GROUPS[(start + i) % 5] for i in range(18)]
+
+
+def test_one_group_is_due_once():
+    assert due_groups(40, ["model"]) == ["model"]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="cadence='daily' is unknown"):
+        SensitivityFilter(cadence="daily")
+    with pytest.raises(ValueError, match="beta_init='one' is unknown"):
+        SensitivityFilter(init="one")
