@@ -1,4 +1,4 @@
-"""Speed and overhead, as paired ratios in one process: the two sides take turns, so that a drifting machine hurts both alike."""
+"""Speed and overhead, as paired ratios in one process: the two sides take turns, so a drifting machine hurts both."""
 
 from __future__ import annotations
 

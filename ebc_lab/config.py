@@ -218,6 +218,10 @@ def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
     parsed = check_overrides(overrides)
     if study:
         overrides += _narrow(parsed)
+    if "scale" not in parsed:
+        from .doctor import visible_gpus
+
+        overrides.append("scale=paper" if visible_gpus() else "scale=laptop")
     register_schema()
     GlobalHydra.instance().clear()
     try:
@@ -399,7 +403,10 @@ def validate(config: Config) -> None:
         f"budget.probe_sequences must leave rows of the batch for the audit: 1 to {config.batch_size - 1}.",
     )
     need(config.data.name != "path" or bool(config.data.file), "data=path needs data.file=FILE, a UTF-8 text.")
-    need(config.data.name == "path" or not config.data.file, f"data.file goes with data=path, not data={config.data.name}.")
+    need(
+        config.data.name == "path" or not config.data.file,
+        f"data.file goes with data=path, not data={config.data.name}.",
+    )
 
     name = config.study.name
     need(
@@ -414,7 +421,10 @@ def validate(config: Config) -> None:
     low, high = config.study.band if len(config.study.band) == 2 else (1.0, 0.0)
     need(0 < low < high <= 1, f"study.band must be two numbers 0 < low < high <= 1, not {config.study.band}.")
     for optimizer in config.lr_sweep.optimizers:
-        need(bool(config.lr_sweep.grids.get(optimizer)), f"lr_sweep.grids.{optimizer} is missing: give its learning rates.")
+        need(
+            bool(config.lr_sweep.grids.get(optimizer)),
+            f"lr_sweep.grids.{optimizer} is missing: give its learning rates.",
+        )
     for optimizer, grid in config.lr_sweep.grids.items():
         for lr in grid:
             positive(f"lr_sweep.grids.{optimizer}", lr)
@@ -469,7 +479,8 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     made = {}
     for key, value in values.items():
         kind = hints[key]
-        made[key] = from_dict(kind, value) if dataclasses.is_dataclass(kind) and isinstance(value, dict) else value
+        nested = dataclasses.is_dataclass(kind) and isinstance(value, dict)
+        made[key] = from_dict(typing.cast(type, kind), value) if nested else value
     return cls(**made)
 
 

@@ -156,6 +156,22 @@ def locate(config: DataConfig, *, quiet: bool = False) -> Corpus:
     return corpus
 
 
+def describe(config: DataConfig) -> dict[str, str | int | None]:
+    """What `ebc-lab data` prints."""
+    corpus = locate(config)
+    splits = ", ".join(f"{k} {len(v):,}" for k, v in corpus.tokens().items())
+    return {
+        "name": corpus.name,
+        "title": corpus.title,
+        "source": corpus.source,
+        "sha256": corpus.sha256,
+        "characters": len(corpus.text),
+        "vocabulary": len(corpus.vocabulary),
+        "splits": splits,
+        "warning": corpus.warning,
+    }
+
+
 def check_length(corpus: Corpus, context: int) -> None:
     """Refuse a text whose smallest split cannot fill two windows of `context` tokens. Raises UserError."""
     shortest = len(corpus.text) - int(len(corpus.text) * BOUNDARIES[1])

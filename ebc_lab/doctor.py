@@ -59,31 +59,48 @@ def hardware() -> dict[str, Any]:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return {"host": platform.node(), "system": platform.platform(), "cpu": model, "cores": cores(), "gpus": visible_gpus()}
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "cpu": model,
+        "cores": cores(),
+        "gpus": visible_gpus(),
+    }
 
 
 # -- speed ----------------------------------------------------------------------------------------------------------------
 
 
-def speeds(run: RunConfig) -> dict[str, Any]:
-    """Steps/s of the run's shape in float32 and under bfloat16 autocast, from the cache or measured in a subprocess."""
+def _speed_file(run: RunConfig) -> Path:
     from .data import cache_dir
 
     shape = {"model": to_dict(run.model), "batch": run.batch_size, "threads": run.threads_per_run, "device": run.device}
     about = {**shape, "torch": metadata.version("torch"), "cpu": hardware()["cpu"], "optimizer": run.optimizer.name}
-    path = cache_dir() / f"speed-{digest(about)[:16]}.json"
-    if path.exists():
-        try:
-            return dict(read_json(path))
-        except UserError:
-            pass
+    return cache_dir() / f"speed-{digest(about)[:16]}.json"
+
+
+def cached_speeds(run: RunConfig) -> dict[str, Any] | None:
+    """What `speeds` found before for this shape on this machine, or None."""
+    try:
+        return dict(read_json(_speed_file(run)))
+    except (FileNotFoundError, UserError):
+        return None
+
+
+def speeds(run: RunConfig) -> dict[str, Any]:
+    """Steps/s of the run's shape in float32 and under bfloat16 autocast, from the cache or measured in a subprocess."""
+    known = cached_speeds(run)
+    if known:
+        return known
     asked = json.dumps(to_dict(run))
     env = {**os.environ, "OMP_NUM_THREADS": str(run.threads_per_run)}
-    done = subprocess.run([sys.executable, "-m", "ebc_lab.doctor"], input=asked, capture_output=True, text=True, env=env, check=False)
+    command = [sys.executable, "-m", "ebc_lab.doctor"]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:
         raise UserError(f"measuring the speed failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     found = dict(json.loads(done.stdout))
     try:
+        path = _speed_file(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
     except OSError:
@@ -142,7 +159,12 @@ def examine(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
     try:
         corpus = locate(config.data, quiet=True)
-        found["corpus"] = {"name": corpus.name, "source": corpus.source, "sha256": corpus.sha256, "characters": len(corpus.text)}
+        found["corpus"] = {
+            "name": corpus.name,
+            "source": corpus.source,
+            "sha256": corpus.sha256,
+            "characters": len(corpus.text),
+        }
         if corpus.warning:
             problems.append(corpus.warning)
     except UserError as error:
@@ -150,13 +172,22 @@ def examine(config: Config) -> dict[str, Any]:
     run = run_part(config)
     run.device = ("cuda" if visible_gpus() else "cpu") if run.device == "auto" else run.device
     try:
-        found["speed"] = {"scale": config.scale, "device": run.device, "threads_per_run": run.threads_per_run, **speeds(run)}
+        found["speed"] = {
+            "scale": config.scale,
+            "device": run.device,
+            "threads_per_run": run.threads_per_run,
+            **speeds(run),
+        }
     except UserError as error:
         problems.append(str(error))
     output = Path(config.output_dir)
     existing = next(p for p in [output, *output.resolve().parents] if p.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK)
-    found["output"] = {"path": str(output), "writable": writable, "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1)}
+    found["output"] = {
+        "path": str(output),
+        "writable": writable,
+        "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
+    }
     if not writable:
         problems.append(f"{output} cannot be written: choose another output_dir.")
     found["slurm"] = shutil.which("sbatch") is not None

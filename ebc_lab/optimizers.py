@@ -15,9 +15,7 @@ Params = Iterable[nn.Parameter]
 
 
 def _adam(params: Params, c: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adam(
-        params, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True
-    )
+    return torch.optim.Adam(params, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True)
 
 
 def adam(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -40,14 +38,12 @@ def sgd(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
 
 
 def muon(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
-    """Muon on the hidden matrices, its updates matched to Adam's rms so that one learning rate serves both; Adam on the rest."""
+    """Muon on the hidden matrices, its updates matched to Adam's rms so one learning rate serves both; Adam on the rest."""
     matrices = hidden_matrices(model)
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
-        torch.optim.Muon(
-            matrices, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
         _adam(rest, c),
     ]
 

@@ -128,8 +128,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         rows = list(csv.reader(f))
     header, body = rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]
     return {
-        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
-        for i, name in enumerate(header)
+        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64) for i, name in enumerate(header)
     }
 
 

@@ -107,7 +107,9 @@ class Training:
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
         budgeted = run.stabilizer.name == "ebc"
-        self.groups = list(self.optimizer.groups) if budgeted and (run.budget.name == "surrogate" or run.budget.sensitivity_every) else []
+        self.groups = (
+            list(self.optimizer.groups) if budgeted and (run.budget.name == "surrogate" or run.budget.sensitivity_every) else []
+        )
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
         self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
         self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
@@ -256,9 +258,7 @@ class Training:
         }
         for kind, values in (("s", stats.contributions), ("beta", stats.sensitivities)):
             if values is not None:
-                row |= {
-                    f"{kind}_{g}": v for g, v in zip(self.groups, values.tolist(), strict=True) if not math.isnan(v)
-                }
+                row |= {f"{kind}_{g}": v for g, v in zip(self.groups, values.tolist(), strict=True) if not math.isnan(v)}
         self.steps.append(row)
 
     def _record_evaluation(self) -> None:
@@ -266,7 +266,13 @@ class Training:
         found = evaluate(self.model, run, self.fixed_windows)
         tokens = self.step * run.batch_size * run.model.context
         self.evals.append(
-            {"step": self.step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens, "train_s": self.train_s}
+            {
+                "step": self.step,
+                "val_loss": found["loss"],
+                "val_se": found["se"],
+                "tokens": tokens,
+                "train_s": self.train_s,
+            }
         )
 
     def _finish(self, cause: str | None) -> dict[str, Any]:
@@ -276,11 +282,15 @@ class Training:
         figures = summarise(read_columns(self.directory / "steps.csv"))
         initial, last = figures["initial_loss"], figures["last_loss"]
         if cause is None and last is not None and last > initial:
-            cause = f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
+            cause = (
+                f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
+            )
         result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": self.step}
-        evaluated = {} if cause else {
-            split: evaluate(self.model, run, windows(self.tokens[split], run.model.context)) for split in run.evaluate
-        }
+        evaluated = (
+            {}
+            if cause
+            else {split: evaluate(self.model, run, windows(self.tokens[split], run.model.context)) for split in run.evaluate}
+        )
         for split in ("val", "test"):
             found = evaluated.get(split)
             result[f"{split}_loss"] = found["loss"] if found else None

@@ -11,6 +11,6 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def small_text() -> str:
     """About 4,000 characters of plain words, always the same: something a tiny model can learn."""
-    words = "the cat sat on a mat and saw that rain ran down to sea under one pale moon".split()
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "rain", "run", "down", "to", "sea", "under", "moon"]
     draw = random.Random(0)
     return "".join(" ".join(draw.choices(words, k=6)) + ".\n" for _ in range(170))

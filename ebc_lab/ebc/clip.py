@@ -174,6 +174,7 @@ class EllipsotopeClip(torch.optim.Optimizer):
             raise ValueError("the optimizers hold no trainable parameter.")
         self.names = [named[id(p)] for p in self.weights]
         super().__init__(self.weights, {})
+        self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
         self._share_groups()
 
         self.model = model
@@ -310,7 +311,8 @@ class EllipsotopeClip(torch.optim.Optimizer):
 
     def _clip_by_measurement(self, stats: StepStats, batch: _Batch, t: int) -> None:
         old = self._old
-        assert old is not None and stats.delta is not None
+        assert old is not None
+        assert stats.delta is not None
         self._new = self._copy(self._new)
         new = self._new
 
@@ -366,7 +368,9 @@ class EllipsotopeClip(torch.optim.Optimizer):
         stats.surrogate = aggregate_contributions(stats.contributions, self.aggregate)
 
     def _clip_by_bound(self, stats: StepStats) -> None:
-        assert self._old is not None and stats.delta is not None and stats.surrogate is not None
+        assert self._old is not None
+        assert stats.delta is not None
+        assert stats.surrogate is not None
         c = clip_coefficient(trust_radius(stats.delta), stats.surrogate)
         if not torch.isfinite(c):
             stats.skipped, stats.clip_coefficient = True, torch.zeros_like(c)

@@ -6,7 +6,7 @@ A controller holds delta, a 0-dim float64 tensor on the model's device, and move
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ def schedule_multiplier(kind: str, step: int, total_steps: int | None) -> float:
 class Fixed:
     """delta = delta*."""
 
-    gains: dict[str, float] = {}
+    gains: ClassVar[dict[str, float]] = {}
 
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         unknown = set(gains) - set(self.gains)
@@ -77,7 +77,14 @@ class PI(Fixed):
     Its error is in nats and its output in ln(delta), so it has hardly any authority; kept as it was published.
     """
 
-    gains = {"kp": 0.15, "ki": 0.02, "half_life": 250.0, "audit_every": 20.0, "low": 0.01, "high": 0.30}
+    gains: ClassVar[dict[str, float]] = {
+        "kp": 0.15,
+        "ki": 0.02,
+        "half_life": 250.0,  # steps
+        "audit_every": 20.0,  # steps
+        "low": 0.01,  # nats per token
+        "high": 0.30,
+    }
 
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         super().__init__(target, initial, **gains)
@@ -94,7 +101,7 @@ class PI(Fixed):
 class LogPI(Fixed):
     """PI on e = ln(delta*/KL), unit-free: it pauses while nothing is clipped and the KL is below its target."""
 
-    gains = {"kp": 0.2, "ki": 0.3}
+    gains: ClassVar[dict[str, float]] = {"kp": 0.2, "ki": 0.3}
 
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         super().__init__(target, initial, **gains)

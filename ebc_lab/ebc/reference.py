@@ -108,9 +108,7 @@ class ReferenceClip:
             self._control(target, done.applied_kl, done.c < 0.999)
         return done
 
-    def _shadow(
-        self, done: ReferenceStep, before: nn.Module, old: Any, new: Any, tokens: Tensor, t: int
-    ) -> None:
+    def _shadow(self, done: ReferenceStep, before: nn.Module, old: Any, new: Any, tokens: Tensor, t: int) -> None:
         z, trial_model = self._z(before, tokens), copy.deepcopy(before)
         left, trial = 3 if t < 20 else 1, self.trial
         while True:
@@ -131,9 +129,7 @@ class ReferenceClip:
                 break
         self.trial, done.c, done.skipped = trial, c, skipped
 
-    def _surrogate(
-        self, done: ReferenceStep, before: nn.Module, old: Any, new: Any, tokens: Tensor, t: int
-    ) -> None:
+    def _surrogate(self, done: ReferenceStep, before: nn.Module, old: Any, new: Any, tokens: Tensor, t: int) -> None:
         due = self._due(t)
         done.s = []
         for g, members in enumerate(self.groups):

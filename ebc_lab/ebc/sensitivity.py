@@ -26,7 +26,7 @@ def probe_jvp(forward: Forward, weights: dict[str, Tensor], direction: dict[str,
     """
     moving = {name: weights[name] for name in direction}
     with sdpa_kernel(SDPBackend.MATH):
-        _, dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))
+        dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))[1]
     return rms_norm(centre(dz), mask)
 
 

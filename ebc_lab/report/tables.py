@@ -65,7 +65,11 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
     """One row per run, in the order of the plan; empty where a run has no such figure."""
     import pandas as pd
 
-    measured = {s.run.optimizer.name + s.run.projection.name: results.get(s.run_id, {}).get("overhead_pct") for s in specs if s.kind == "overhead"}
+    measured = {
+        s.run.optimizer.name + s.run.projection.name: results.get(s.run_id, {}).get("overhead_pct")
+        for s in specs
+        if s.kind == "overhead"
+    }
     rows: dict[str, dict[str, Any]] = {}
     for spec in specs:
         if spec.kind != "train" or spec.run_id in rows:

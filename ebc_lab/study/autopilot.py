@@ -5,6 +5,7 @@ Everything it does is a function of the configuration and of the results on disk
 
 from __future__ import annotations
 
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Config, UserError, digest, from_dict, to_dict
+from ..config import Config, UserError, compose, digest, from_dict, run_part, to_dict
 from ..data import Corpus, check_length, locate
 from ..doctor import hardware, speeds, versions, visible_gpus
 from ..telemetry import read_json, write_json
-from . import plan, verdict
+from . import verdict
 from .decide import Decision, Undecidable
 from .launch import Pool, opened
 from .plan import DECIDE, STAGE_RUNS, distinct
@@ -66,6 +67,34 @@ class Outcome:
     failed: list[str]
     stages: list[str]
     acceptance: dict[str, Any] | None = None
+
+
+def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None) -> list[Config]:
+    """The studies that the overrides ask for: one, or one per combination with `multirun`, named after what varies.
+
+    Raises UserError for anything that is wrong with any of them.
+    """
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    if not multirun:
+        return [compose(overrides)]
+    from ..hydra_entry import expand
+
+    combinations = expand(overrides)
+    varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]
+    keys = [o.partition("=")[0] for o in varying]
+    made = []
+    for combination in combinations:
+        config = compose(combination)
+        own = [o.replace("=", "_") for o in combination if o.partition("=")[0] in keys]
+        if own and "study.name" not in keys:
+            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(own)).strip("-")
+            config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
+        made.append(config)
+    names = [c.study.name for c in made]
+    if len(set(names)) < len(names):
+        raise UserError("two combinations would share a study's name: vary study.name as well.")
+    return made
 
 
 def study_of(config: Config) -> Study:
@@ -139,7 +168,7 @@ def _resolve(config: Config, corpus: Corpus, listener: Listener) -> Config:
     config = replace(config, data=data, device=device)
     if config.dtype == "auto":
         listener.say("measuring float32 against bfloat16 autocast at this study's shape …")
-        found = speeds(plan.run_part(config))
+        found = speeds(run_part(config))
         rate = found["steps_per_s"]
         listener.say(
             f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
@@ -153,7 +182,10 @@ def _git_revision() -> str | None:
     if not shutil.which("git"):
         return None
     found = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, check=False
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     tracked = subprocess.run(
         ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, text=True, check=False
@@ -306,7 +338,7 @@ def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
     if not rates:
         return None
     done = sum(r["step"] for r in progress.running)
-    return (sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.slots, len(left)))
+    return float(sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.slots, len(left)))
 
 
 def _failed(study: Study) -> list[str]:

@@ -83,7 +83,9 @@ def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
     }
 
 
-def sealed(stage: str, rule: str, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Any, **found: Any) -> Decision:
+def sealed(
+    stage: str, rule: str, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Any, **found: Any
+) -> Decision:
     """A decision with its evidence and the hash of its inputs."""
     candidates = [candidate(s, results) for s in specs if s.run_id in results]
     settings = {"stage": getattr(config, stage).__dict__, "band": config.study.band, "seeds": config.seeds}
@@ -94,7 +96,7 @@ def sealed(stage: str, rule: str, config: Config, specs: Sequence[RunSpec], resu
 
 def _only_with(tracks: Mapping[str, Any], stage: str, causes: Sequence[str]) -> None:
     if not tracks:
-        why = "; ".join(sorted(set(c for c in causes if c))[:3]) or "no run completed"
+        why = "; ".join(sorted({c for c in causes if c})[:3]) or "no run completed"
         raise Undecidable(f"{stage} could not decide: {why}.")
 
 
@@ -174,7 +176,13 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
             },
         }
     pairs = [
-        {"track": t, "lr": w.run.optimizer.lr, "val_loss": losses[t], "triaged": triaged(config, losses, t), "kept": t in tracks}
+        {
+            "track": t,
+            "lr": w.run.optimizer.lr,
+            "val_loss": losses[t],
+            "triaged": triaged(config, losses, t),
+            "kept": t in tracks,
+        }
         for t, w in winners.items()
     ]
     notes = [
@@ -182,7 +190,11 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
         for t, d in tracks.items()
         if d["edge"]
     ]
-    notes += [f"{p['track']}: triaged, {100 * config.lr_sweep.skip_threshold:g}% or more behind the best" for p in pairs if p["triaged"]]
+    notes += [
+        f"{p['track']}: triaged, {100 * config.lr_sweep.skip_threshold:g}% or more behind the best"
+        for p in pairs
+        if p["triaged"]
+    ]
     rule = (
         "lowest validation loss on the grid; a winner on the edge extends the grid by a factor 2, at most "
         f"{config.lr_sweep.max_extensions} times; sigma is the standard deviation of the winner's fresh replicate seeds"
@@ -284,7 +296,7 @@ def lr_scale(config: Config, specs: Sequence[RunSpec], results: Results, earlier
     _only_with(tracks, "lr_scale", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs])
     rule = (
         "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped on "
-        f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale within one sigma of the "
-        "baseline at ×1"
+        f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale within "
+        "one sigma of the baseline at ×1"
     )
     return sealed("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)

@@ -155,7 +155,13 @@ class LocalPool:
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
         if self.lost[run_id] > self.config.launcher.max_lost:
             cause = f"its worker died {self.lost[run_id]} times; last log: {job.paths.stdout}"
-            result = {"run_id": run_id, "identity": digest(specs[run_id].identity), "outcome": "lost", "cause": cause, "steps": 0}
+            result = {
+                "run_id": run_id,
+                "identity": digest(specs[run_id].identity),
+                "outcome": "lost",
+                "cause": cause,
+                "steps": 0,
+            }
             write_json(directory / "result.json", result)
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from ..config import Config, OptimizerConfig, RunConfig, optimizer_defaults, run_part
@@ -132,12 +133,10 @@ def calibrate(config: Config, decisions: Mapping[str, Decision], results: Result
 
 def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
     """One more delta* to try, or None: in the band already, or nothing to go by. c rises with delta*."""
-    known = sorted(
-        (p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None
-    )
+    known = sorted((p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None)
     if not known or any(band_distance(c, band) == 0 for _, c in known):
         return None
-    for (low, c_low), (high, c_high) in zip(known, known[1:], strict=False):
+    for (low, c_low), (high, c_high) in pairwise(known):
         if c_low < band[0] and c_high > band[1]:
             return round3(math.sqrt(low * high))
     return round3(known[-1][0] * 2) if known[-1][1] < band[0] else round3(known[0][0] / 2)
@@ -173,9 +172,7 @@ def finals(config: Config, decisions: Mapping[str, Decision], results: Results) 
     return specs
 
 
-def final_arms(
-    config: Config, decisions: Mapping[str, Decision], name: str, seed: int
-) -> list[tuple[str, RunConfig, float]]:
+def final_arms(config: Config, decisions: Mapping[str, Decision], name: str, seed: int) -> list[tuple[str, RunConfig, float]]:
     """(role, run, LR scale) of each final arm of a track; two roles may turn out to be the same run."""
     track, found = decisions["lr_sweep"]["tracks"][name], decisions["calibrate"]["tracks"][name]
     scale, control = decisions["lr_scale"]["tracks"][name]["lr_scale"], track["control"]["lr_scale"]
@@ -234,9 +231,9 @@ SCENARIOS = (
 )
 
 
-def forecast(config: Config) -> dict[str, dict[str, list[RunSpec]]]:
+def forecast(config: Config, names: Sequence[str] = ("min", "expected", "max")) -> dict[str, dict[str, list[RunSpec]]]:
     """Scenario -> stage -> the distinct runs it would make, found by playing invented results to the stages above."""
-    return {s.name: _play(config, s) for s in SCENARIOS}
+    return {s.name: _play(config, s) for s in SCENARIOS if s.name in names}
 
 
 def _play(config: Config, scenario: Scenario) -> dict[str, list[RunSpec]]:
@@ -267,7 +264,14 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict
     c = 0.6 if hit else 0.1 if spec.stage == "calibrate" else 0.3
     if spec.stage == "lr_scale" and spec.role == "ebc" and not scenario.merged:
         c = 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3
-    return {"outcome": "completed", "val_loss": loss, "c_median": c, "kl_median": 0.01, "clip_rate": 0.5, "surrogate_median": 1.0}
+    return {
+        "outcome": "completed",
+        "val_loss": loss,
+        "c_median": c,
+        "kl_median": 0.01,
+        "clip_rate": 0.5,
+        "surrogate_median": 1.0,
+    }
 
 
 DECIDE = {"lr_sweep": decide.lr_sweep, "calibrate": decide.calibrate, "lr_scale": decide.lr_scale}

@@ -137,7 +137,10 @@ class Study:
         if not (directory / "spec.json").exists():
             config = to_dict(spec.run)
             about = {"run_id": spec.run_id, "kind": spec.kind, "stage": spec.stage, "role": spec.role, "arm": spec.arm}
-            write_json(directory / "spec.json", {**about, "lr_scale": spec.lr_scale, "identity": spec.identity, "config": config})
+            write_json(
+                directory / "spec.json",
+                {**about, "lr_scale": spec.lr_scale, "identity": spec.identity, "config": config},
+            )
 
     def write_decision(self, stage: str, decision: dict[str, Any]) -> None:
         """Record a decision. One made from other inputs than before takes the later stages' decisions with it."""

@@ -14,7 +14,7 @@ from typing import Any
 from ..config import Config
 from ..telemetry import KL_BAND, PLATEAU_C
 from . import decide
-from .decide import Decision, Results, Undecidable, band_distance, val_loss
+from .decide import Decision, Results, Undecidable, band_distance
 from .signature import RunSpec
 
 ROLES = {
@@ -95,7 +95,9 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, A
         arm["runs"][str(spec.run.seed)] = spec.run_id
     for arm in arms.values():
         own = [results.get(r, {}) for r in arm["runs"].values()]
-        arm["outcomes"] = {o: n for o in sorted({str(r.get("outcome")) for r in own}) if (n := sum(r.get("outcome") == o for r in own))}
+        arm["outcomes"] = {
+            o: n for o in sorted({str(r.get("outcome")) for r in own}) if (n := sum(r.get("outcome") == o for r in own))
+        }
         completed = [r for r in own if r.get("outcome") == "completed"]
         for key in ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate"):
             values = [float(r[key]) for r in completed if r.get(key) is not None]
@@ -156,7 +158,9 @@ def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             causes = {str(results.get(r, {}).get("cause")) for r in own[baseline]["runs"].values()}
             raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({'; '.join(sorted(causes))}).")
         against = {
-            "baseline": {n: paired(losses(a, results), losses(own[baseline], results)) for n, a in own.items() if n != baseline},
+            "baseline": {
+                n: paired(losses(a, results), losses(own[baseline], results)) for n, a in own.items() if n != baseline
+            },
             "control": {
                 n: paired(losses(a, results), losses(own[role["control"]], results))
                 for n, a in own.items()
@@ -182,8 +186,8 @@ def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
         if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
             notes.append(f"{track}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
     rule = (
-        f"test loss, paired by seed, {100 * CONFIDENCE:g}% t-intervals; no worse: upper limit ≤ +{config.finals.margin:g} nats; "
-        "KL, c, plateau and overhead on EBC ×2"
+        f"test loss, paired by seed, {100 * CONFIDENCE:g}% t-intervals; no worse: upper limit ≤ "
+        f"+{config.finals.margin:g} nats; KL, c, plateau and overhead on EBC ×2"
     )
     made = [s for s in specs if s.kind == "train"]
     return decide.sealed("finals", rule, config, made, results, earlier, tracks=tracks, notes=notes)
@@ -281,7 +285,9 @@ def _lines(
             "overhead",
             f"EBC's overhead ≤ {limit_pct:g}% of the step time",
             "undecided" if measured is None else "pass" if measured <= limit_pct else "fail",
-            "not measured" if measured is None else f"{measured:.1f}%" + (f" (quartiles {spread[0]:.1f} to {spread[1]:.1f})" if spread else ""),
+            "not measured"
+            if measured is None
+            else f"{measured:.1f}%" + (f" (quartiles {spread[0]:.1f} to {spread[1]:.1f})" if spread else ""),
             overhead_pct=measured,
         )
     )
@@ -306,7 +312,10 @@ def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
     """acceptance.json: every line, and how many passed, failed or stayed undecided."""
     lines = [{"track": t, **line} for t, found in decision["tracks"].items() for line in found["verdict"]]
     counts = {v: sum(line["verdict"] == v for line in lines) for v in ("pass", "fail", "undecided")}
-    return {"counts": counts, "lines": lines, "confidence": CONFIDENCE, "power_of_detectable": POWER, "seeds": config.seeds}
-
-
-__all__ = ["EBC_ROLES", "ROLES", "acceptance", "arms_of", "efficiency", "finals", "losses", "not_worse", "paired", "val_loss"]
+    return {
+        "counts": counts,
+        "lines": lines,
+        "confidence": CONFIDENCE,
+        "power_of_detectable": POWER,
+        "seeds": config.seeds,
+    }

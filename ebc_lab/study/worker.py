@@ -113,9 +113,7 @@ def work(session: Path, slot: int) -> int:
                 write_json(mine, {"pid": os.getpid(), "run_id": run_id}, durable=False)
 
             try:
-                did = execute(
-                    study, run_id, checkpoint_every_s=about["checkpoint_every_s"], should_stop=stop, on_claim=say
-                )
+                did = execute(study, run_id, checkpoint_every_s=about["checkpoint_every_s"], should_stop=stop, on_claim=say)
             except Interrupted:
                 return 130
             if did:

@@ -58,7 +58,7 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
 
 @pytest.fixture
 def proposal(make_gpt, batches, backward, weights_of):
-    """A GPT after 30 steps of Adam in float32: (z as a function of the weights, the weights, the last step's direction)."""
+    """The 30th step of Adam on a GPT in float32: (z as a function of the weights, the weights, their update)."""
     model = make_gpt(width=32)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     data = batches(30)

@@ -1,0 +1,45 @@
+# Two commands are all the set-up there is: `make autopilot` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# a folder that holds tinyshakespeare.txt, where the text is at hand already
+ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
+export EBC_LAB_DATA ?= $(abspath ../shared/data)
+endif
+
+.PHONY: autopilot test test-slow lint wheel clean
+
+autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
+	$(BIN)/ebc-lab autopilot $(ARGS)
+
+test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/installed-dev  ## ruff, and mypy (strict on ebc_lab/ebc and ebc_lab/study)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
+
+# torch goes first: pinned, because left to itself it brings gigabytes of CUDA to a machine without a GPU; a torch that the
+# environment already has (a venv made with --system-site-packages on a GPU machine) is kept
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) -c constraints.txt torch
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) -c $(VENV)/constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -c $(VENV)/constraints.txt -e ".[dev]"
+	touch $@

@@ -1,0 +1,204 @@
+"""The command line: parse, call one function, print. What the commands do is written where they do it.
+
+Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed, 130 interrupted.
+Heavy imports stay inside the commands, so that `--help` and `status` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from .config import UserError
+
+OUTPUT_DIR = "outputs/ebc_ablation"
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")]
+Name = Annotated[str | None, typer.Argument(help="Study name or folder; the newest if left out.", show_default=False)]
+Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
+
+app = typer.Typer(
+    help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+@app.command()
+def autopilot(
+    overrides: Overrides = None,
+    multirun: Annotated[bool, typer.Option("-m", "--multirun", help="One study per combination of the overrides.")] = False,
+    force: Force = False,
+) -> int:
+    """Run the whole study, or carry on with it: sweep, calibrate, scale, finals, verdict."""
+    from .study.autopilot import configurations
+
+    worst = 0
+    for config in configurations(overrides or [], multirun=multirun):
+        worst = max(worst, _pilot(config, force, None))
+    return worst
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="lr_sweep, calibrate, lr_scale or finals.")],
+    overrides: Overrides = None,
+    force: Force = False,
+) -> int:
+    """Run one stage, with the decisions of the earlier ones."""
+    from .study.autopilot import configurations
+
+    [config] = configurations(overrides or [], stage=name)
+    return _pilot(config, force, [name])
+
+
+def _pilot(config: Any, force: bool, stages: list[str] | None) -> int:
+    from .report import terminal
+    from .study.autopilot import Listener, StageFailed
+    from .study.autopilot import autopilot as run
+    from .study.launch import WorkersFailed
+    from .study.store import STAGES
+
+    console = _console()
+    view = terminal.View(console)
+    listener = Listener(view.say, view.decided, view.watch)
+    try:
+        with view.following():
+            done = run(config, listener, stages=stages or STAGES, force=force)
+    except (StageFailed, WorkersFailed) as error:
+        typer.echo(f"stopped: {error}", err=True)
+        return 3
+    terminal.outcome(console, done)
+    return 4 if done.failed else 0
+
+
+@app.command(context_settings=PASS_ON)
+def train(context: typer.Context) -> None:
+    """Train one run. Everything Hydra's own command line offers works: -m optimizer.lr=1e-3,2e-3, --cfg job, --hydra-help."""
+    from . import hydra_entry
+
+    hydra_entry.train(context.args)
+
+
+@app.command()
+def plan(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Runs, steps, tokens and time of each stage (min, expected, max). Changes nothing."""
+    from .study.autopilot import configurations
+    from .study.inspect import planned
+
+    [config] = configurations(overrides or [])
+    found = planned(config)
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.plan(_console(), found)
+
+
+@app.command()
+def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> None:
+    """Where a study stands: stages, runs, progress, what failed and how to do it again. Strictly read-only."""
+    from .study import inspect
+
+    found = inspect.status(inspect.find(study, output_dir))
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.status(_console(), found)
+
+
+@app.command()
+def why(
+    study: Name = None,
+    stage: Annotated[
+        str | None, typer.Argument(help="One stage; all that are decided if left out.", show_default=False)
+    ] = None,
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> None:
+    """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
+    from .study import inspect
+    from .study.store import STAGES
+
+    if study in STAGES and stage is None:
+        study, stage = None, study
+    found = inspect.why(inspect.find(study, output_dir), stage)
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.why(_console(), found)
+
+
+@app.command()
+def report(study: Name = None, output_dir: Place = OUTPUT_DIR) -> None:
+    """Rebuild the tables and plots of a study from its runs."""
+    from .study.autopilot import Listener
+    from .study.autopilot import report as rebuild
+    from .study.inspect import find
+
+    found = find(study, output_dir)
+    rebuild(found, Listener(say=typer.echo))
+    typer.echo(f"rebuilt in {found.root}")
+
+
+@app.command()
+def data(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Where the corpus is, its checksum and its splits. Fetches it if it must."""
+    from .data import describe
+    from .study.autopilot import configurations
+
+    [config] = configurations(overrides or [])
+    found = describe(config.data)
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.corpus(_console(), found)
+
+
+@app.command()
+def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
+    """What this machine can do: cores, GPUs, measured speed by precision, corpus, output folder, Slurm."""
+    from .doctor import examine
+    from .study.autopilot import configurations
+
+    [config] = configurations(overrides or [])
+    found = examine(config)
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.doctor(_console(), found)
+
+
+def main() -> None:
+    """The `ebc-lab` command."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = 2
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command carries on from here", err=True)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

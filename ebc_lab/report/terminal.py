@@ -1,0 +1,221 @@
+"""What a person sees on the terminal: the live view, decisions, the verdict, status, plan and doctor, drawn with rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..study.inspect import clock, headline
+
+VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
+STATE_STYLE = {"running": "cyan", "finished": "green", "finished_with_failures": "yellow", "interrupted": "yellow"}
+OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", "open")
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; `>` right-aligns a column, `~` lets it wrap: only long words give way on a narrow terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        name = column.lstrip(">~")
+        table.add_column(name, justify="right" if column[0:1] == ">" else "left", overflow="fold", no_wrap=column[0:1] != "~")
+    return table
+
+
+class View:
+    """Follows a study: a live table on a terminal, plain lines elsewhere. Its three methods are the study's listener."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.live: Live | None = None
+        self.started = time.monotonic()
+
+    @contextmanager
+    def following(self) -> Iterator[View]:
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(console=self.console, refresh_per_second=4, transient=True) as self.live:
+            yield self
+        self.live = None
+
+    def say(self, text: str) -> None:
+        self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {text}"))
+
+    def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
+        for line in headline(stage, decision):
+            self.console.print(Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line))
+        for note in decision["notes"]:
+            self.console.print(Text(f"    note: {note}", style="yellow"))
+        self.newest = next(iter(headline(stage, decision)), "")
+
+    newest = ""
+
+    def watch(self, progress: Any) -> None:
+        if self.live is not None:
+            self.live.update(self._draw(progress))
+
+    def _draw(self, p: Any) -> RenderableType:
+        head = Text.assemble(
+            (f"{p.study} · {p.stage}", "bold"),
+            f"  {p.done}/{p.total} runs, {p.slots} at a time, stage ETA {clock(p.eta_s)}",
+        )
+        table = _table("run", "", ">step", ">steps/s")
+        for r in p.running:
+            bar = ProgressBar(total=r["steps"], completed=r["step"], width=24)
+            rate = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
+            table.add_row(f"{r['arm']} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate)
+        newest = Text(f"newest decision: {self.newest}", style="dim") if self.newest else Text("")
+        return Group(head, table, newest)
+
+
+def outcome(console: Console, done: Any) -> None:
+    """The end of a call: verdict, where everything lies, what failed."""
+    if done.acceptance:
+        console.print(verdict(done.acceptance))
+    root = done.study.root
+    console.print(f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}")
+    places = {
+        "decisions": "auto_decisions.json",
+        "verdict": "acceptance.json",
+        "results": "results_final.json",
+        "tables": "summary_*.csv",
+        "plots": "*.png",
+        "runs": "runs/",
+    }
+    for what, where in places.items():
+        if any(root.glob(where.rstrip("/"))):
+            console.print(Text(f"  {what:<10} {root / where}"))
+    if done.failed:
+        console.print(Text(f"{len(done.failed)} run(s) failed: `ebc-lab status {done.study.name}` says why.", style="red"))
+
+
+def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
+    table = _table("verdict", "~question", "~figure", title="Verdict")
+    tracks = {line["track"] for line in acceptance["lines"]}
+    for line in acceptance["lines"]:
+        lead = f"{line['track']}: " if len(tracks) > 1 else ""
+        table.add_row(Text(line["verdict"], style=VERDICT_STYLE[line["verdict"]]), lead + line["question"], line["figure"])
+    return table
+
+
+def status(console: Console, found: Mapping[str, Any]) -> None:
+    state = Text(found["state"].replace("_", " "), style=STATE_STYLE.get(found["state"], ""))
+    console.print(
+        Text.assemble((f"{found['study']} ", "bold"), state, f"  ({found['scale']} scale, {found['corpus']['title']})")
+    )
+    console.print(Text(found["root"], style="dim"))
+    if found["corpus"].get("warning"):
+        console.print(Text(f"warning: {found['corpus']['warning']}", style="yellow"))
+    if found["holder"] is not None:
+        h = found["holder"]
+        console.print(f"run by process {h.get('pid', '?')} on {h.get('host', '?')} since {h.get('since', '?')}")
+    table = _table("stage", "state", ">runs", "~outcomes", "~decided")
+    for s in found["stages"]:
+        outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])
+        table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, "\n".join(s["decided"]))
+    console.print(table)
+    for r in found["running"]:
+        p = r["progress"]
+        console.print(Text(f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"))
+    if found["state"] in ("running", "interrupted") and found["eta_s"] is not None:
+        console.print(f"about {clock(found['eta_s'])} of work left")
+    for f in found["failures"]:
+        console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
+        console.print(Text(f"  log {f['log']}\n  again: {f['command']}", overflow="fold"))
+    if found["state"] in ("interrupted", "empty"):
+        console.print("carry on with the command that began it")
+
+
+def why(console: Console, found: Mapping[str, Any]) -> None:
+    for stage, d in found.items():
+        console.print(Text(f"\n{stage}", style="bold"))
+        for line in d["headline"]:
+            console.print(Text(f"  {line}"))
+        console.print(Text(f"  rule: {d['rule']}", style="dim"))
+        if stage == "finals":
+            console.print(verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]}))
+        else:
+            margins = [f"{t}: {f['margin_sigma']:.1f} σ" for t, f in d["tracks"].items() if f["margin_sigma"] is not None]
+            console.print(Text(f"  margin to the runner-up: {', '.join(margins) or 'no runner-up'}"))
+            console.print(_candidates(d))
+        for line in d["flips"]:
+            console.print(Text(f"  what would have changed it — {line}"))
+        for note in d["notes"]:
+            console.print(Text(f"  note: {note}", style="yellow"))
+
+
+def _candidates(decision: Mapping[str, Any]) -> Table:
+    winners = {d["run_id"] for d in decision["tracks"].values()}
+    table = _table("", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped")
+
+    def number(x: float | None, form: str) -> str:
+        return "" if x is None else format(x, form)
+
+    for c in decision["candidates"]:
+        table.add_row(
+            "→" if c["run_id"] in winners else "",
+            c["arm"],
+            c["role"],
+            number(c["lr"], "g"),
+            number(c["delta_star"], "g"),
+            str(c["seed"]),
+            c["outcome"] or "",
+            number(c["val_loss"], ".4f"),
+            number(c["val_se"], ".4f"),
+            number(c["c_median"], ".2f"),
+            number(c["clip_rate"], ".0%"),
+        )
+    return table
+
+
+def plan(console: Console, found: Mapping[str, Any]) -> None:
+    about = f"{found['scale']} scale on {found['device']}, {found['slots']} run(s) at a time"
+    console.print(Text.assemble((f"{found['study']} ", "bold"), about, "; from the fewest runs to the most"))
+    table = _table("stage", ">runs", ">expected", ">max", ">steps", ">tokens", ">time", ">expected", ">max")
+    for stage, s in found["stages"].items():
+        e = s["expected"]
+        times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
+        counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")]
+        table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
+    console.print(table)
+    console.print(
+        Text(found["eta_from"] or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim")
+    )
+
+
+def doctor(console: Console, found: Mapping[str, Any]) -> None:
+    h = found["hardware"]
+    console.print(Text(f"machine    {h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}"))
+    console.print(Text("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())))
+    if "corpus" in found:
+        c = found["corpus"]
+        console.print(
+            Text(f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 {c['sha256'][:12]}…")
+        )
+    if "speed" in found:
+        s = found["speed"]
+        rates = ", ".join(f"{r:.1f} steps/s in {d}" for d, r in s["steps_per_s"].items())
+        console.print(
+            Text(
+                f"speed      {s['scale']} shape on {s['device']}, {s['threads_per_run']} thread(s): {rates}; uses {s['faster']}"
+            )
+        )
+    o = found["output"]
+    console.print(Text(f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB free"))
+    console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))
+    for problem in found["problems"]:
+        console.print(Text(f"problem    {problem}", style="red"))
+
+
+def corpus(console: Console, found: Mapping[str, Any]) -> None:
+    for key, value in found.items():
+        if value is not None:
+            console.print(Text(f"{key:<11} {value}"))

@@ -1,0 +1,289 @@
+"""Questions about a study, answered from its files alone: where it stands, why it decided, what it would run."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import Config, RunConfig, UserError, compose, from_dict, run_part, to_dict
+from ..doctor import cached_speeds, cores, visible_gpus
+from ..telemetry import read_json
+from . import plan
+from .store import FINISHED, STAGES, Study
+
+
+def find(name: str | None, output_dir: str) -> Study:
+    """A study by name or path; without one, the newest in `output_dir`. Raises UserError when there is none."""
+    base = Path(output_dir).expanduser()
+    if name:
+        path = Path(name).expanduser()
+        inside = path.parent == Path(".")
+        return Study(base / name) if inside and not (path / "study.json").exists() else Study(path)
+    headers = sorted(base.glob("*/study.json"), key=lambda p: p.stat().st_mtime)
+    if not headers:
+        raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
+    return Study(headers[-1].parent)
+
+
+# -- status ---------------------------------------------------------------------------------------------------------------
+
+
+def status(study: Study) -> dict[str, Any]:
+    """Where a study stands. Raises UserError when there is none.
+
+    `state` is `running` (somebody holds it), `finished`, `finished_with_failures`, `interrupted` (begun, nobody holds it) or
+    `empty` (nothing trained yet).
+    """
+    header = study.header()
+    config: Config = from_dict(Config, header["config"])
+    decisions = study.decisions()
+    holder = study.holder()
+    runs = [_run_status(study, p.parent) for p in sorted(study.runs.glob("*/spec.json"))]
+    failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    stages = []
+    for stage in STAGES:
+        own = [r for r in runs if r["stage"] == stage]
+        outcomes: dict[str, int] = {}
+        for r in own:
+            outcomes[r["outcome"] or "open"] = outcomes.get(r["outcome"] or "open", 0) + 1
+        state = "decided" if stage in decisions else "open" if own else "waiting"
+        found = headline(stage, decisions[stage]) if stage in decisions else []
+        stages.append({"stage": stage, "state": state, "runs": len(own), "outcomes": outcomes, "decided": found})
+    if holder is not None:
+        state = "running"
+    elif "finals" in decisions:
+        state = "finished_with_failures" if failures else "finished"
+    else:
+        state = "interrupted" if runs else "empty"
+    return {
+        "study": study.name,
+        "root": str(study.root),
+        "state": state,
+        "holder": holder,
+        "scale": config.scale,
+        "corpus": header["corpus"],
+        "stages": stages,
+        "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None else [],
+        "eta_s": _eta(config, runs, decisions),
+        "failures": failures,
+    }
+
+
+def _run_status(study: Study, directory: Path) -> dict[str, Any]:
+    spec = read_json(directory / "spec.json")
+    result = study.result(directory.name) or {}
+    return {
+        "run_id": directory.name,
+        "stage": spec["stage"],
+        "arm": spec["arm"],
+        "seed": spec["config"]["seed"],
+        "steps": spec["config"]["steps"],
+        "outcome": result.get("outcome"),
+        "cause": result.get("cause"),
+        "wall_s": result.get("wall_s"),
+        "progress": None if result else study.progress(directory.name),
+    }
+
+
+def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failed runs grouped by cause, with one command that does the first of them again."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for r in failed:
+        groups.setdefault((r["outcome"], r["cause"] or ""), []).append(r["run_id"])
+    return [
+        {
+            "outcome": outcome,
+            "cause": cause,
+            "runs": ids,
+            "log": str(study.run_dir(ids[0]) / "log.txt"),
+            "command": reproduce(config, study.read_spec(ids[0])[1]),
+        }
+        for (outcome, cause), ids in groups.items()
+    ]
+
+
+def reproduce(config: Config, run: RunConfig) -> str:
+    """A command line that trains exactly this run."""
+    base = _flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
+    changed = {k: v for k, v in _flat(to_dict(run)).items() if base[k] != v}
+    words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
+    return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for k, v in values.items():
+        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {prefix + k: v}
+    return out
+
+
+def _override_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_value, value))}]"
+    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
+
+
+def _eta(config: Config, runs: list[dict[str, Any]], decisions: Mapping[str, Any]) -> float | None:
+    """Seconds left, from the speed of the finished runs and the expected number of runs; None where nothing is known."""
+    if "finals" in decisions:
+        return 0.0
+    timed = [r for r in runs if r["outcome"] == "completed" and r["wall_s"]]
+    if not timed:
+        return None
+    rate = sum(r["steps"] for r in timed) / sum(r["wall_s"] for r in timed)
+    expected = plan.forecast(config, ("expected",))["expected"]
+    done = {s: sum(r["steps"] for r in runs if r["stage"] == s and r["outcome"]) for s in STAGES}
+    part = sum((r["progress"] or {}).get("step", 0) for r in runs if not r["outcome"])
+    left = sum(max(0, sum(s.run.steps for s in expected[st]) - done[st]) for st in STAGES if st not in decisions) - part
+    return float(max(0.0, left) / (rate * slots(config)))
+
+
+def slots(config: Config) -> int:
+    """How many runs go at a time under this configuration on this machine."""
+    if config.launcher.name == "inline":
+        return 1
+    gpus = visible_gpus() if config.device != "cpu" else []
+    return config.launcher.slots or len(gpus) or max(1, cores() // config.threads_per_run)
+
+
+# -- why ------------------------------------------------------------------------------------------------------------------
+
+
+def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
+    """A decision in one line a track."""
+    lines = []
+    for track, d in decision["tracks"].items():
+        if stage == "lr_sweep":
+            lines.append(
+                f"{track}: lr {d['lr']:g}, val {d['val_loss']:.4f}, σ {d['sigma']:.4f}; natural KL {d['natural_kl']:.4g} nats; "
+                f"fair control lr {d['control']['lr']:g} (×{d['control']['lr_scale']:g}), val {d['control']['val_loss']:.4f}"
+            )
+        elif stage == "calibrate":
+            lines.append(
+                f"{track}: δ* {d['delta_star']:g} nats ({d['times_natural']:.2f} × natural) by {d['budget']}, "
+                f"median c {d['c_median']:.2f}{'' if d['in_band'] else ' (outside the band)'}, val {d['val_loss']:.4f}"
+            )
+        elif stage == "lr_scale":
+            rooms = ", ".join(f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items())
+            note = " (LR inert under EBC, so its headroom is a tautology)" if d["headroom_is_tautology"] else ""
+            lines.append(
+                f"{track}: ×{d['lr_scale']:g}, median c {d['c_median']:.2f}, val {d['val_loss']:.4f}; headroom {rooms}{note}"
+            )
+        else:
+            counts = {v: sum(x["verdict"] == v for x in d["verdict"]) for v in ("pass", "fail", "undecided")}
+            lines.append(f"{track}: " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+    return lines
+
+
+def why(study: Study, stage: str | None) -> dict[str, Any]:
+    """Stage -> its decision with what would have changed it, for one stage or all. Raises UserError."""
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    study.header()
+    decisions = study.decisions()
+    asked = [stage] if stage else list(decisions)
+    if not asked or any(s not in decisions for s in asked):
+        raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
+    return {s: {**decisions[s], "headline": headline(s, decisions[s]), "flips": _flips(s, decisions[s])} for s in asked}
+
+
+def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
+    """What would have changed the decision, one sentence a track."""
+    out = []
+    for track, d in decision["tracks"].items():
+        if stage == "finals":
+            close = [x for x in d["verdict"] if x["verdict"] == "undecided"]
+            out.append(
+                f"{track}: more seeds could settle {', '.join(x['name'] for x in close)}"
+                if close
+                else f"{track}: nothing is open"
+            )
+            continue
+        rivals = [
+            c
+            for c in decision["candidates"]
+            if c["run_id"] != d["run_id"]
+            and c["role"] in ("grid", "ebc")
+            and c["arm"].startswith(track + "_")
+            and c["val_loss"] is not None
+            and c["seed"] == _seed(decision, d["run_id"])
+        ]
+        better = [c for c in rivals if c["val_loss"] < d["val_loss"]]
+        behind = [c for c in rivals if c["val_loss"] >= d["val_loss"]]
+        words = []
+        if behind:
+            second = min(behind, key=lambda c: c["val_loss"])
+            gap = second["val_loss"] - d["val_loss"]
+            sigma = f" ({gap / d['sigma']:.1f} σ)" if d.get("sigma") else ""
+            words.append(f"{second['arm']} at lr {second['lr']:g} would have had to be {gap:.4f} nats better{sigma}")
+        for c in better[:1]:
+            words.append(
+                f"{c['arm']} has the lower loss ({c['val_loss']:.4f}) and was passed over: median c {c['c_median']:.2f}"
+            )
+        out.append(f"{track}: " + ("; ".join(words) or "there was no other candidate"))
+    return out
+
+
+def _seed(decision: Mapping[str, Any], run_id: str) -> int | None:
+    return next((c["seed"] for c in decision["candidates"] if c["run_id"] == run_id), None)
+
+
+# -- plan -----------------------------------------------------------------------------------------------------------------
+
+
+def planned(config: Config) -> dict[str, Any]:
+    """Runs, steps, tokens and time per stage: min, expected and max, for sweeps may extend."""
+    device = ("cuda" if visible_gpus() else "cpu") if config.device == "auto" else config.device
+    shape = run_part(replace(config, device=device))
+    speed = cached_speeds(shape)
+    named = replace(
+        config,
+        device=device,
+        dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
+        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
+    )
+    scenarios = plan.forecast(named)
+    per_step = config.batch_size * config.model.context
+    stages: dict[str, Any] = {}
+    for stage in (*STAGES, "total"):
+        stages[stage] = {}
+        for scenario, played in scenarios.items():
+            specs = [s for st, ss in played.items() for s in ss if stage in (st, "total")]
+            steps = sum(s.run.steps for s in specs if s.kind == "train")
+            eta = None
+            if speed:
+                eta = steps / (speed["steps_per_s"][named.dtype] * slots(named))
+            stages[stage][scenario] = {
+                "runs": sum(s.kind == "train" for s in specs),
+                "steps": steps,
+                "tokens": steps * per_step,
+                "eta_s": eta,
+            }
+    return {
+        "study": config.study.name,
+        "scale": config.scale,
+        "device": device,
+        "dtype": named.dtype if speed or config.dtype != "auto" else "auto",
+        "slots": slots(named),
+        "stages": stages,
+        "eta_from": "steps/s measured on this machine, evaluations and start-up not counted" if speed else None,
+    }
+
+
+def clock(seconds: float | None) -> str:
+    """A duration a person reads at a glance."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes, s = divmod(whole, 60)
+    return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,95 @@
+"""The GPT: shapes, seeded weights, causality, precision."""
+
+import math
+
+import pytest
+import torch
+
+from ebc_lab.config import ModelConfig
+from ebc_lab.model import build, hidden_matrices
+
+CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)
+VOCABULARY = 23
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_tokens_to_logits(tokens):
+    model = build(CONFIG, VOCABULARY, seed=0)
+    assert model(tokens).shape == (3, 16, VOCABULARY)
+    assert model(tokens[:, :5]).shape == (3, 5, VOCABULARY)  # shorter than the context
+    assert model(tokens).dtype == torch.float32
+
+
+def test_weights_come_from_the_seed_alone():
+    first = build(CONFIG, VOCABULARY, seed=7)
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    second = build(CONFIG, VOCABULARY, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
+    assert same(first, second)
+    assert not same(first, build(CONFIG, VOCABULARY, seed=8))
+
+
+def test_initial_scales():
+    model = build(ModelConfig(blocks=2, width=128, heads=4), VOCABULARY, seed=0)
+    for name, p in model.named_parameters():
+        if p.ndim == 1:
+            assert torch.equal(p, torch.ones_like(p)), name
+        else:
+            into_the_stream = name.endswith((".o.weight", ".mlp_out.weight"))
+            want = 0.02 / math.sqrt(2 * 2) if into_the_stream else 0.02
+            assert p.std().item() == pytest.approx(want, rel=0.05), name
+
+
+def test_a_later_token_does_not_reach_back(tokens):
+    model = build(CONFIG, VOCABULARY, seed=0)
+    changed = tokens.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % VOCABULARY
+    with torch.no_grad():
+        moved = (model(changed) - model(tokens)).abs().amax(-1)  # (B, T)
+    assert moved[:, :9].max() < 1e-6
+    assert moved[:, 9:].min() > 1e-6
+
+
+def test_rows_do_not_see_one_another(tokens):
+    model = build(CONFIG, VOCABULARY, seed=0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[1], model(tokens[1:2])[0])
+
+
+def test_bfloat16_autocast_stays_close_to_float32(tokens):
+    model = build(CONFIG, VOCABULARY, seed=0)
+    full = model(tokens)
+    full.square().mean().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model(tokens)
+    low.float().square().mean().backward()
+    assert low.dtype == torch.bfloat16
+    assert (low.float() - full).norm() < 0.02 * full.norm()
+    for p, want in zip(model.parameters(), gradients, strict=True):
+        assert (p.grad - want).norm() < 0.05 * want.norm()
+
+
+def test_dropout_acts_in_training_only(tokens):
+    model = build(ModelConfig(blocks=2, width=32, heads=4, context=16, dropout=0.5), VOCABULARY, seed=0)
+    plain = build(CONFIG, VOCABULARY, seed=0)
+    assert not torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model.eval()(tokens), plain(tokens))
+
+
+def test_hidden_matrices_are_the_six_of_each_block():
+    model = build(CONFIG, VOCABULARY, seed=0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in hidden_matrices(model)] == [
+        f"blocks.{i}.{part}.weight" for i in range(2) for part in ("q", "k", "v", "o", "mlp_in", "mlp_out")
+    ]

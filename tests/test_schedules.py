@@ -1,0 +1,39 @@
+"""Learning-rate schedules: the factor on the peak at each step."""
+
+from itertools import pairwise
+
+import pytest
+
+from ebc_lab.config import LRScheduleConfig
+from ebc_lab.schedules import LR_SCHEDULES, lr_factor
+
+
+def factors(name, steps, warmup=20):
+    config = LRScheduleConfig(name, warmup_steps=warmup)
+    return [lr_factor(config, t, steps) for t in range(steps)]
+
+
+def test_constant():
+    assert factors("constant", 50) == [1.0] * 50
+
+
+def test_warmup_then_linear_decay_to_almost_zero():
+    got = factors("warmup_linear", 100, warmup=20)
+    assert got[:20] == pytest.approx([(t + 1) / 20 for t in range(20)])
+    assert got[20] == 1.0
+    falls = [a - b for a, b in pairwise(got[20:])]
+    assert falls == pytest.approx([1 / 80] * 79)
+    assert got[-1] == pytest.approx(1 / 80)
+    assert lr_factor(LRScheduleConfig("warmup_linear"), 100, 100) == 0
+
+
+def test_without_warmup_it_starts_at_the_peak():
+    assert factors("warmup_linear", 4, warmup=0) == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 21])
+@pytest.mark.parametrize("name", LR_SCHEDULES)
+def test_a_short_run_still_moves_at_every_step_and_reaches_the_peak(name, steps):
+    got = factors(name, steps, warmup=20)
+    assert all(0 < f <= 1 for f in got)
+    assert max(got) == 1
