@@ -15,6 +15,7 @@ import typer
 from .config import UserError
 
 OUTPUT_DIR = "outputs/ebc_ablation"
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
@@ -198,7 +199,10 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         code = 2
-    except KeyboardInterrupt:
+    except USAGE_ERROR as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted; the same command carries on from here", err=True)
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -100,7 +100,7 @@ def _download(target: Path, quiet: bool) -> Path:
             downloader=pooch.HTTPDownloader(progressbar=not quiet, timeout=20),
         )
     except Exception as error:
-        reason = str(error).splitlines()[0][:120] or type(error).__name__
+        reason = type(error).__name__
         raise UserError(
             f"tiny Shakespeare is not in EBC_LAB_DATA or {target.parent} and could not be downloaded ({reason}): "
             f"put {SHAKESPEARE_FILE} into a folder named by EBC_LAB_DATA, or use data=pydoc."

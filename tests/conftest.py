@@ -1,6 +1,7 @@
-"""What every test starts from: one thread, so that bits repeat, and a small text."""
+"""What every test starts from: one thread, so that bits repeat; a small made text; caches and state of its own."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,3 +15,59 @@ def small_text() -> str:
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "rain", "run", "down", "to", "sea", "under", "moon"]
     draw = random.Random(0)
     return "".join(" ".join(draw.choices(words, k=6)) + ".\n" for _ in range(170))
+
+
+@pytest.fixture(scope="session")
+def text_file(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text(small_text * 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(text_file: Path) -> list[str]:
+    """Overrides of a study so small that all of it takes seconds."""
+    return [
+        "scale=smoke",
+        "data=path",
+        f"data.file={text_file}",
+        "model.blocks=1",
+        "model.width=16",
+        "model.context=16",
+        "batch_size=10",
+        "budget.probe_sequences=2",
+        "eval_every=10",
+        "eval_windows=8",
+        "lr_sweep.steps=15",
+        "lr_sweep.grids.adam=[1e-2,2e-2,4e-2]",
+        "lr_sweep.max_extensions=0",
+        "calibrate.steps=15",
+        "calibrate.max_extra=1",
+        "lr_scale.steps=15",
+        "finals.steps=25",
+        "device=cpu",
+    ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_places(tmp_path_factory: pytest.TempPathFactory):
+    """The user's caches, state and corpora are neither used nor touched; a GPU, if there is one, is left alone."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+        patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.delenv("EBC_LAB_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_places):
+    """A finished study, trained once in this process, and everything it said. Tests must not change it."""
+    from ebc_lab.config import compose
+    from ebc_lab.study.autopilot import Listener, autopilot
+
+    said: list[str] = []
+    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"])
+    outcome = autopilot(config, Listener(say=said.append))
+    return config, outcome, said

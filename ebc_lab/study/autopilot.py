@@ -202,13 +202,16 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed, WorkersFailed, KeyboardInterrupt.
     """
     study = study_of(config)
-    if study.exists():
-        study.prepare()
-    else:
+    earlier = STAGES[: STAGES.index(stages[0])]
+    lacking = next((s for s in earlier if s not in study.decisions()), None)
+    if lacking:
+        raise UserError(
+            f"stage {stages[0]} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
+        )
+    if not study.exists():  # whatever is wrong leaves nothing behind
         _refuse_unwritable(study)
-        config_corpus = locate(config.data)  # a corpus that cannot be had leaves nothing behind
-        check_length(config_corpus, config.model.context)
-        study.prepare()
+        check_length(locate(config.data), config.model.context)
+    study.prepare()
     with study.held():
         config, corpus = begin(config, study, listener, force=force)
         if corpus.warning:
@@ -223,16 +226,9 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
         trained = 0
         with opened(config, study) as pool:
             for stage in STAGES:
+                if stage in earlier:
+                    decisions[stage] = study.decisions()[stage]
                 if stage not in stages:
-                    known = study.decisions().get(stage)
-                    if known is None and any(s in stages for s in STAGES[STAGES.index(stage) :]):
-                        wanted = next(s for s in STAGES if s in stages)
-                        raise UserError(
-                            f"stage {wanted} needs the decision of {stage}: run `ebc-lab stage {stage} "
-                            f"study.name={study.name}` first."
-                        )
-                    if known is not None:
-                        decisions[stage] = known
                     continue
                 specs, made = _stage(stage, config, study, decisions, pool, listener)
                 trained += made

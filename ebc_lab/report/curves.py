@@ -1,0 +1,99 @@
+"""The runs of an arm as arrays, seeds side by side: what the pictures are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..telemetry import read_columns, read_json
+
+SMOOTHED_SHARE = 1 / 40  # of a run, the half-width of the running mean: the eye needs a line, not the batches' noise
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of an arm. `steps` and `evals` are its streams by column; without rows where it has none."""
+
+    seed: str
+    result: Mapping[str, Any]  # empty while there is none
+    steps: Mapping[str, np.ndarray]
+    evals: Mapping[str, np.ndarray]
+
+    @property
+    def outcome(self) -> str:
+        return str(self.result.get("outcome", "missing"))
+
+
+def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
+    """The runs of an arm by seed; one that never started has no result and no rows."""
+    runs = []
+    for seed, run_id in arm["runs"].items():
+        folder = root / "runs" / run_id
+        result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
+        runs.append(Run(seed, result, _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
+    return runs
+
+
+def _stream(path: Path) -> dict[str, np.ndarray]:
+    columns = read_columns(path) if path.exists() and path.stat().st_size else {}
+    return columns if len(columns.get("step", ())) else {}
+
+
+def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ma.MaskedArray]:
+    """A column of several streams side by side. -> the steps that any of them has, and (streams, steps), masked where
+    a stream has no finite value: a run that ended early drops out of the mean instead of bending it."""
+    own = [s for s in streams if s]
+    steps = np.unique(np.concatenate([s["step"] for s in own])) if own else np.empty(0)
+    table = np.full((len(own), len(steps)), np.nan)
+    for row, stream in zip(table, own, strict=True):
+        row[np.searchsorted(steps, stream["step"])] = stream[column]
+    return steps, np.ma.masked_invalid(table)
+
+
+def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """Each row's centred running mean; the window narrows towards the first step, where the curve is steep."""
+    n = table.shape[1]
+    half = window(n) // 2
+    at = np.arange(n)
+    low, high = np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)
+    sums, counts = (
+        np.concatenate([np.zeros((len(table), 1)), np.cumsum(x, axis=1)], axis=1)
+        for x in (table.filled(0.0), 1.0 - np.ma.getmaskarray(table))
+    )
+    totals, seen = sums[:, high] - sums[:, low], counts[:, high] - counts[:, low]
+    return np.ma.masked_array(totals / np.maximum(seen, 1), mask=np.ma.getmaskarray(table) | (seen == 0))
+
+
+def window(steps: int) -> int:
+    """How many steps the running mean of a run of `steps` steps takes in."""
+    return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1
+
+
+def final_validation(runs: Sequence[Run]) -> list[float]:
+    """The last validation loss on the fixed windows of each run that completed."""
+    return [float(r.evals["val_loss"][-1]) for r in runs if r.outcome == "completed" and r.evals]
+
+
+def trouble(runs: Sequence[Run]) -> str:
+    """What the reader must know about runs that are not whole; empty when all completed."""
+    parts = []
+    for run in runs:
+        if run.outcome == "diverged":
+            parts.append(f"seed {run.seed} diverged ({run.result.get('cause') or 'no cause given'})")
+        elif run.outcome == "missing":
+            parts.append(f"seed {run.seed} has no result")
+        elif run.outcome != "completed":
+            parts.append(f"seed {run.seed} did not finish: {run.result.get('cause') or run.outcome}")
+    return "; ".join(parts)
+
+
+def audited(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The audited rows whose KL a log axis can show."""
+    if not steps:
+        return {}
+    rows = np.nan_to_num(steps["applied_kl"], nan=0.0, posinf=0.0) > 0
+    return {k: v[rows] for k, v in steps.items()} if rows.any() else {}

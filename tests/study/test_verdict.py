@@ -1,0 +1,111 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ebc_lab.study import verdict
+from ebc_lab.study.verdict import efficiency, not_worse, paired, show_difference
+
+
+def by_seed(*losses):
+    return {str(i): x for i, x in enumerate(losses)}
+
+
+def test_the_interval_is_the_paired_t_interval():
+    arm, reference = by_seed(2.0, 2.1, 1.9, 2.05), by_seed(2.05, 2.12, 1.97, 2.06)
+    found = paired(arm, reference)
+    differences = np.array(list(arm.values())) - np.array(list(reference.values()))
+    exact = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert found["mean"] == pytest.approx(differences.mean())
+    assert (found["low"], found["high"]) == (pytest.approx(exact.low), pytest.approx(exact.high))
+    assert found["detectable"] > found["high"] - found["mean"]
+
+
+def test_only_seeds_that_both_have_are_compared():
+    found = paired({"0": 2.0, "1": 2.1}, {"1": 2.0, "2": 9.0})
+    assert found["seeds"] == 1
+    assert found["mean"] == pytest.approx(0.1)
+    assert found["high"] is None
+    assert "no interval" in show_difference(found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(-0.05, 0.01, "pass"), (-0.05, 0.02, "undecided"), (0.011, 0.02, "fail"), (-0.05, -0.01, "pass"), (None, None, "undecided")],
+)
+def test_no_worse_needs_the_upper_limit_and_worse_the_lower(low, high, expected):
+    assert not_worse({"low": low, "high": high, "mean": 0.0}, 0.01) == expected
+
+
+def test_divergence_counts_against_the_arm_that_diverged():
+    assert not_worse(paired(by_seed(2.0, math.inf), by_seed(2.0, 2.0)), 0.01) == "fail"
+    assert not_worse(paired(by_seed(2.0, 2.0), by_seed(2.0, math.inf)), 0.01) == "undecided"
+    assert not_worse(paired(by_seed(math.inf), by_seed(math.inf)), 0.01) == "undecided"
+    assert "diverged" in show_difference(paired(by_seed(2.0, math.inf), by_seed(2.0, 2.0)))
+
+
+def test_no_pairs_is_undecided():
+    assert not_worse(paired({}, {}), 0.01) == "undecided"
+
+
+def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
+    curve = {"a": [[10, 3.0, 1.0], [20, 2.0, 2.0]], "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]], "never": [[10, 4.0, 1.0]]}
+    results = {k: {"curve": v} for k, v in curve.items()}
+    arms = {"base": {"runs": {"0": "a"}}, "fast": {"runs": {"0": "b"}}, "slow": {"runs": {"0": "never"}}}
+    found = efficiency(arms, "base", results, tokens_per_step=100)
+    assert found["base"]["steps"] == 20
+    assert found["fast"] == {"steps": 10, "tokens": 1000, "train_s": 1.5, "seeds": 1}
+    assert found["slow"] is None
+
+
+def lines_of(finished):
+    config, outcome, _ = finished
+    return {line["name"]: line for line in outcome.acceptance["lines"]}
+
+
+def test_every_line_has_a_verdict_and_a_figure(finished):
+    lines = lines_of(finished)
+    assert set(lines) == {
+        "kl_on_target",
+        "c_in_band",
+        "no_plateau",
+        "x2_no_worse_than_baseline",
+        "best_ebc_no_worse_than_control",
+        "overhead",
+    }
+    assert all(line["verdict"] in ("pass", "fail", "undecided") and line["figure"] for line in lines.values())
+    assert lines["overhead"]["overhead_pct"] is not None
+    assert "smallest detectable" in lines["x2_no_worse_than_baseline"]["figure"]
+
+
+def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
+    config, outcome, _ = finished
+    found = outcome.study.decisions()["finals"]["tracks"]["adam_none"]
+    val = {n: a["val_loss"] for n, a in found["arms"].items() if a["ebc"]}
+    assert found["best_ebc_by_val"] == min(val, key=val.get)
+    control = found["roles"]["control"]
+    best, reference = found["arms"][found["best_ebc_by_val"]], found["arms"][control]
+    difference = found["differences"]["control"][found["best_ebc_by_val"]]["mean"]
+    assert difference == pytest.approx(best["test_loss"] - reference["test_loss"])
+
+
+def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished):
+    config, outcome, _ = finished
+    from ebc_lab.study.autopilot import specs_of
+
+    decisions = outcome.study.decisions()
+    specs, results = specs_of("finals", outcome_config(outcome), outcome.study, decisions)
+    for s in specs:
+        if s.role in ("ebc_x2", "overhead"):
+            results[s.run_id] = {"outcome": "failed", "cause": "x"}
+    found = verdict.finals(config, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
+    assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
+    assert found["notes"]
+
+
+def outcome_config(outcome):
+    from ebc_lab.config import Config, from_dict
+
+    return from_dict(Config, outcome.study.header()["config"])

@@ -1,0 +1,104 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from ebc_lab import data
+from ebc_lab.config import DataConfig, UserError
+from ebc_lab.data import Batches, check_length, describe, locate, windows
+
+
+def test_path_splits_in_order_and_covers_the_text(text_file):
+    corpus = locate(DataConfig("path", str(text_file)))
+    tokens = corpus.tokens()
+    assert corpus.sha256 == hashlib.sha256(text_file.read_bytes()).hexdigest()
+    joined = np.concatenate([tokens[s] for s in ("train", "val", "test")])
+    assert "".join(np.array(corpus.vocabulary)[joined]) == corpus.text
+    n = len(corpus.text)
+    assert [len(tokens[s]) for s in ("train", "val")] == [int(0.9 * n), int(0.95 * n) - int(0.9 * n)]
+
+
+def test_pydoc_is_always_there():
+    found = describe(DataConfig("pydoc"))
+    assert found["characters"] > 300_000
+    assert found["warning"] is None
+
+
+def test_auto_falls_back_to_pydoc_with_a_warning(monkeypatch):
+    def offline(target, quiet):
+        raise UserError("could not be downloaded")
+
+    monkeypatch.setattr(data, "_download", offline)
+    corpus = locate(DataConfig("auto"))
+    assert corpus.name == "pydoc"
+    assert "NOT Shakespeare" in corpus.warning
+
+
+@pytest.mark.parametrize("name", ["auto", "shakespeare"])
+def test_a_wrong_checksum_is_an_error_even_under_auto(name, tmp_path, monkeypatch):
+    (tmp_path / "tinyshakespeare.txt").write_text("not Shakespeare")
+    monkeypatch.setenv("EBC_LAB_DATA", str(tmp_path))
+    with pytest.raises(UserError, match="tinyshakespeare.txt has sha256"):
+        locate(DataConfig(name))
+
+
+def test_the_pinned_text_is_taken_from_ebc_lab_data_and_nowhere_else_asked(tmp_path, monkeypatch):
+    text = b"To be, or not to be"
+    (tmp_path / "tinyshakespeare.txt").write_bytes(text)
+    monkeypatch.setenv("EBC_LAB_DATA", str(tmp_path))
+    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
+    assert locate(DataConfig("auto")).text == text.decode()
+
+
+def test_a_changed_corpus_is_refused(text_file):
+    with pytest.raises(UserError, match="has changed"):
+        locate(DataConfig("path", str(text_file), "0" * 64))
+
+
+@pytest.mark.parametrize(("content", "word"), [(b"\xff\xfe\x00bad", "UTF-8"), (None, "does not exist")])
+def test_unusable_files_are_named(tmp_path, content, word):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=word) as caught:
+        locate(DataConfig("path", str(path)))
+    assert str(path) in str(caught.value)
+
+
+def test_a_short_text_is_refused(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("abc" * 100)
+    with pytest.raises(UserError, match="too short"):
+        check_length(locate(DataConfig("path", str(path))), context=64)
+
+
+def test_windows_predict_every_token_exactly_once():
+    tokens = torch.arange(103)
+    pairs = windows(tokens, 10)
+    targets = torch.cat([y.flatten() for _, y in pairs])
+    assert torch.equal(targets, torch.arange(1, 103))
+    assert all(torch.equal(x + 1, y) for x, y in pairs)
+    assert [tuple(x.shape) for x, _ in pairs] == [(10, 10), (1, 2)]
+
+
+def test_fixed_windows_spread_over_the_split():
+    [(x, _)] = windows(torch.arange(1001), 10, count=4)
+    assert x[:, 0].tolist() == [0, 330, 660, 990]
+    [(x, _)] = windows(torch.arange(31), 10, count=64)
+    assert len(x) == 3
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    tokens = torch.arange(5000)
+    a, b = Batches(tokens, 4, 8, seed=3), Batches(tokens, 4, 8, seed=3)
+    straight = [a.at(step) for step in range(300)]
+    assert torch.equal(b.at(299)[0], straight[299][0])  # as a resumed run asks for it
+    assert torch.equal(b.at(0)[0], straight[0][0])
+    x, y = straight[0]
+    assert torch.equal(x + 1, y)
+    assert not torch.equal(Batches(tokens, 4, 8, seed=4).at(0)[0], x)
+    starts = torch.cat([x[:, 0] for x, _ in straight])
+    assert starts.min() >= 0
+    assert starts.max() <= 5000 - 9
+    assert len(starts.unique()) > 1000

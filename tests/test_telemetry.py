@@ -1,0 +1,114 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebc_lab.config import UserError
+from ebc_lab.telemetry import STEP_COLUMNS, Stream, longest_streak, read_columns, read_json, summarise, write_json, write_whole
+
+
+def rows(n=40, **columns):
+    base = {c: np.full(n, np.nan) for c in STEP_COLUMNS}
+    base |= {"step": np.arange(n, dtype=float), "loss": np.linspace(4, 2, n), "skipped": np.zeros(n), "c": np.ones(n)}
+    base["eta_eff"] = base["c"] * 1e-3
+    return base | {k: np.asarray(v, dtype=float) for k, v in columns.items()}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    write_json(path, {"a": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "half")
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, np.float64(2)], "c": np.int64(3)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 2.0], "c": 3}
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"x\.json is damaged"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_stream_is_cut_back_to_the_checkpoint(tmp_path):
+    path = tmp_path / "steps.csv"
+    stream = Stream(path, ("step", "loss"), 0)
+    for step in range(5):
+        stream.append({"step": step, "loss": 1 / (step + 1)})
+    stream.close()
+    with open(path, "a") as f:
+        f.write("5,0.1")  # a row that a killed run was still writing
+    again = Stream(path, ("step", "loss"), 3)
+    again.append({"step": 3, "loss": None})
+    again.close()
+    found = read_columns(path)
+    assert found["step"].tolist() == [0, 1, 2, 3]
+    assert np.isnan(found["loss"][3])
+
+
+def test_a_stream_with_other_columns_is_refused(tmp_path):
+    Stream(tmp_path / "s.csv", ("step", "x"), 0).close()
+    with pytest.raises(UserError, match="other columns"):
+        Stream(tmp_path / "s.csv", ("step", "y"), 1)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False))
+def test_float32_survives_the_file(tmp_path_factory, value):
+    path = tmp_path_factory.mktemp("s") / "s.csv"
+    stream = Stream(path, ("step", "x"), 0)
+    stream.append({"step": 0, "x": value})
+    stream.close()
+    assert np.float32(read_columns(path)["x"][0]) == np.float32(value)
+
+
+def test_kl_figures_use_audited_clipped_steps_and_leave_out_the_first_20():
+    applied, target, c = np.full(40, np.nan), np.full(40, 0.01), np.full(40, 0.5)
+    applied[[0, 10, 20, 30]] = [0.2, 0.012, 0.009, 0.02]
+    c[30] = 1.0  # audited but not clipped
+    found = summarise(rows(applied_kl=applied, target_kl=target, c=c))
+    assert found["kl_median"] == pytest.approx(0.0145)
+    assert found["kl_audits"] == 4
+    assert found["kl_clipped_audits"] == 3
+    assert found["kl_within_30pct"] == pytest.approx(2 / 3)
+    assert found["kl_ratio_median"] == pytest.approx(1.2)
+    assert found["clip_rate"] == pytest.approx(39 / 40)
+
+
+def test_an_unclipped_run_says_nothing_about_its_target():
+    found = summarise(rows())
+    assert found["kl_within_30pct"] is None
+    assert found["clip_rate"] == 0
+    assert found["kl_median"] is None
+
+
+def test_skipped_steps_do_not_count_as_clipped():
+    skipped = np.zeros(40)
+    skipped[:10] = 1
+    c = np.ones(40)
+    c[:10] = 0
+    found = summarise(rows(skipped=skipped, c=c))
+    assert found["skipped_steps"] == 10
+    assert found["c_mean"] == 1
+
+
+def test_last_loss_is_over_all_steps_of_a_short_run():
+    assert summarise(rows(n=20, loss=np.arange(20)))["last_loss"] == pytest.approx(9.5)
+    assert summarise(rows(n=100, loss=np.arange(100)))["last_loss"] == pytest.approx(74.5)
+
+
+@pytest.mark.parametrize(("flags", "longest"), [([], 0), ([0, 1, 1, 0, 1], 2), ([1, 1, 1], 3), ([0, 0], 0)])
+def test_longest_streak(flags, longest):
+    assert longest_streak(map(bool, flags)) == longest

@@ -1,0 +1,233 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ebc_lab import optimizers, stabilizers, training
+from ebc_lab.config import UserError, compose, run_part
+from ebc_lab.data import locate
+from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json
+from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
+
+
+@pytest.fixture
+def run(tiny):
+    config = compose([o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False)
+    return resolved(run_part(config))
+
+
+def resolved(run):
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def ebc(run, **budget):
+    return replace(run, stabilizer=replace(run.stabilizer, name="ebc"), budget=replace(run.budget, **budget))
+
+
+def plain(run):
+    return replace(run, stabilizer=replace(run.stabilizer, name="none"))
+
+
+def test_a_run_learns_and_records_every_step(run, tmp_path):
+    result = run_and_record(ebc(run, target_kl=0.005), tmp_path, "x")
+    steps, evals = read_columns(tmp_path / "steps.csv"), read_columns(tmp_path / "evals.csv")
+    assert result["outcome"] == "completed"
+    assert result["val_loss"] < steps["loss"][0] - 0.3
+    assert steps["step"].tolist() == list(range(30))
+    assert set(steps) == set(STEP_COLUMNS)
+    for column in ("loss", "lr", "c", "eta_eff", "delta", "target_kl", "trial", "trial_kl", "grad_norm", "skipped"):
+        assert not np.isnan(steps[column]).any(), column
+    assert np.flatnonzero(~np.isnan(steps["applied_kl"])).tolist() == [0, 10, 20]
+    assert evals["step"].tolist() == [10, 20, 30]
+    assert [p[:2] for p in result["curve"]] == [[s, v] for s, v in zip(evals["step"], evals["val_loss"], strict=True)]
+    assert not (tmp_path / "checkpoint.pt").exists()
+    assert read_json(tmp_path / "result.json")["val_loss"] == result["val_loss"]
+
+
+def test_the_same_run_gives_the_same_bits(run, tmp_path):
+    results = [run_and_record(ebc(run), tmp_path / str(i), "x") for i in range(2)]
+    assert (tmp_path / "0/steps.csv").read_bytes() == (tmp_path / "1/steps.csv").read_bytes()
+    assert results[0]["test_loss"] == results[1]["test_loss"]
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget):
+    run = ebc(run, name=budget, target_kl=0.005)
+    run = replace(run, optimizer=replace(run.optimizer, name=optimizer), model=replace(run.model, dropout=0.1))
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    for stop_at in (7, 23):
+        with pytest.raises(Interrupted):
+            broken = Training(run, made(tmp_path / "broken"))
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+        torch.manual_seed(99)  # whatever else happened in between
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
+    timing = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")
+    assert {k: v for k, v in whole.items() if k not in timing} == {k: v for k, v in resumed.items() if k not in timing}
+
+
+def made(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    killed = Training(run, made(tmp_path / "killed"))
+    for _ in range(12):
+        killed._one_step()
+    killed.save_checkpoint()
+    for _ in range(5):
+        killed._one_step()
+    killed.steps.close()  # what a kill leaves: rows past the checkpoint
+    assert run_and_record(run, tmp_path / "killed", "x")["val_loss"] == whole["val_loss"]
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "killed/steps.csv").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
+def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
+    training_ = Training(run, tmp_path)
+    training_._one_step()
+    training_.save_checkpoint()
+    path = tmp_path / "checkpoint.pt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "foreign":
+        run = replace(run, seed=run.seed + 1)
+    else:
+        torch.save({"identity": Evil()}, path)
+    with pytest.raises(UserError, match=r"checkpoint\.pt (is damaged|belongs to another run).*delete it"):
+        Training(run, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a pickle was executed')",))
+
+
+def test_a_non_finite_loss_ends_the_run_as_diverged(run, tmp_path):
+    huge = plain(replace(run, optimizer=replace(run.optimizer, name="sgd", lr=1e30, momentum=0.0)))
+    result = run_and_record(huge, tmp_path, "x")
+    assert result["outcome"] == "diverged"
+    assert result["steps"] < 30
+    assert result["val_loss"] is None
+    assert "step" in result["cause"]
+
+
+def test_a_loss_that_ends_above_its_start_is_diverged(run, tmp_path):
+    result = run_and_record(plain(replace(run, optimizer=replace(run.optimizer, lr=2.0))), tmp_path, "x")
+    assert result["outcome"] == "diverged"
+    assert "above the initial loss" in result["cause"]
+    assert result["steps"] == 30
+
+
+def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
+    original = stabilizers.build
+
+    def poisoned(model, bases, projection, run_):
+        for p in model.parameters():
+            p.register_hook(lambda grad: grad * math.nan)
+        return original(model, bases, projection, run_)
+
+    monkeypatch.setattr(stabilizers, "build", poisoned)
+    result = run_and_record(plain(run), tmp_path, "x")
+    assert (result["outcome"], result["steps"], result["skipped_steps"]) == ("diverged", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed"), (UserError("x"), "failed")],
+)
+def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
+    def crash(*_):
+        raise error
+
+    monkeypatch.setattr(optimizers, "build", crash)
+    result = run_and_record(run, tmp_path, "x")
+    assert result["outcome"] == outcome
+    assert type(error).__name__ in result["cause"]
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(optimizers, "build", full)
+    with pytest.raises(OSError, match="No space"):
+        run_and_record(run, tmp_path, "x")
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
+    first = run_and_record(run, tmp_path, "x")
+    monkeypatch.setattr(training, "Training", None)
+    assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]
+
+
+def test_arms_of_one_seed_share_initial_weights_and_data(run, tmp_path):
+    a = Training(plain(run), made(tmp_path / "a"))
+    b = Training(ebc(replace(run, optimizer=replace(run.optimizer, lr=2e-2))), made(tmp_path / "b"))
+    assert all(torch.equal(p, q) for p, q in zip(a.model.parameters(), b.model.parameters(), strict=True))
+    assert torch.equal(a.batches.at(5)[0], b.batches.at(5)[0])
+
+
+def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
+    """The baseline arm, audits included, against the base optimizer alone."""
+    lab = Training(plain(run), tmp_path)
+    bare = Training(plain(run), made(tmp_path / "bare"))
+    for step in range(12):
+        lab._one_step()
+        x, y = bare.batches.at(step)
+        training.token_losses(bare.model(x), y).mean().backward()
+        for base in bare.optimizer.bases:
+            base.step()
+            base.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(lab.model.parameters(), bare.model.parameters(), strict=True))
+
+
+def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_path, monkeypatch):
+    state = Training(run, tmp_path)
+    pairs = training.windows(state.tokens["val"], run.model.context)
+    found = evaluate(state.model, run, pairs)
+    monkeypatch.setattr(training, "EVAL_TOKENS", 1)
+    single = evaluate(state.model, run, pairs)
+    assert found["loss"] == pytest.approx(single["loss"], rel=1e-6)
+    assert found["tokens"] == len(state.tokens["val"]) - 1
+    losses = []
+    with torch.no_grad():
+        for x, y in pairs:
+            for row, target in zip(x, y, strict=True):
+                losses.append((len(row), training.token_losses(state.model(row[None]), target[None]).mean().item()))
+    full = [loss for n, loss in losses if n == run.model.context]
+    assert found["se"] == pytest.approx(np.std(full, ddof=1) / math.sqrt(len(full)), rel=0.1)
+
+
+@pytest.mark.parametrize("controller", ["fixed", "log_pi", "pi"])
+def test_surrogate_runs_record_contributions_where_measured(run, tmp_path, controller):
+    run = ebc(run, name="surrogate", target_kl=0.02)
+    run = replace(run, controller=replace(run.controller, name=controller))
+    result = run_and_record(run, tmp_path, "x")
+    steps = read_columns(tmp_path / "steps.csv")
+    shares = [c for c in steps if c.startswith("s_")]
+    assert shares == ["s_embeddings", "s_block0", "s_head"]
+    total = sum(steps[c] for c in shares)
+    assert np.allclose(total, steps["surrogate"], rtol=1e-6)
+    measured = ~np.isnan(steps["beta_block0"])
+    assert measured[0]
+    assert not measured[1]
+    assert result["tightness_median"] > 0
+
+
+def test_warmup_and_decay_reach_the_optimizer(run, tmp_path):
+    decayed = plain(replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=5)))
+    run_and_record(decayed, tmp_path, "x")
+    lr = read_columns(tmp_path / "steps.csv")["lr"]
+    assert lr[0] == pytest.approx(1e-2 / 5)
+    assert lr[5] == lr.max() == pytest.approx(1e-2)
+    assert lr[-1] == pytest.approx(1e-2 / 25)
