@@ -203,6 +203,7 @@ def main() -> None:
         error.show()
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; the same command carries on from here", err=True)
         code = 130
+    if code == 130:  # typer turns Ctrl-C into this code itself
+        typer.echo("interrupted; the same command carries on from here", err=True)
     sys.exit(code if isinstance(code, int) else 0)

@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..telemetry import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS, read_json, write_whole
 from .curves import Run, audited, by_step, final_validation, read_runs, running_mean, trouble, window
-from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, key, page, png, say_nothing_to_draw
+from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, fit, key, page, png, say_nothing_to_draw
 
 OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon", "sgd": "SGD"}
 FRAMED_FROM = 1 / 20  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
@@ -31,16 +31,27 @@ FRAMED_FROM = 1 / 20  # of a run: the steep first steps may leave the frame, or 
 def draw_study(root: Path) -> list[Path]:
     """Draw every picture of the study in folder `root` and write them there. -> the files, in the order drawn."""
     header, decisions = read_json(root / "study.json"), read_json(root / "auto_decisions.json")
-    config, corpus = header["config"], header["corpus"]
-    tokens = config["batch_size"] * config["model"]["context"]
-    low, high = config["study"]["band"]
-    facts = Facts(header["study"], corpus["title"], corpus["warning"], config["scale"], tokens, (low, high))
     written = []
     with matplotlib.rc_context(fname=STYLE):
-        for name, figure in pictures(root, facts, decisions):
+        for name, figure in pictures(root, facts_of(header), decisions):
             written.append(root / f"{name}.png")
             write_whole(written[-1], png(figure))
     return written
+
+
+def facts_of(header: Mapping[str, Any]) -> Facts:
+    """What study.json says that every picture repeats."""
+    config, corpus = header["config"], header["corpus"]
+    low, high = config["study"]["band"]
+    return Facts(
+        name=header["study"],
+        corpus=corpus["title"],
+        warning=corpus["warning"],
+        scale=config["scale"],
+        tokens_per_step=config["batch_size"] * config["model"]["context"],
+        windows=config["eval_windows"],
+        band=(low, high),
+    )
 
 
 def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
@@ -87,6 +98,10 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 
+def seeds_of(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
+
+
 def optimizer(track: str) -> str:
     """A track (optimizer_projection) in words."""
     name, _, projection = track.partition("_")
@@ -100,8 +115,8 @@ def arm_page(
     facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
 ) -> tuple[Figure, Axes]:
     """The page of one arm, its x axis the training steps."""
-    seeds = f"{len(runs)} seed{'s' * (len(runs) != 1)}"
-    figure, axes = page(facts, what, words(name, arm), finding, (seeds, f"lr {arm['lr']:g}", name), trouble(runs))
+    small = (name, f"lr {arm['lr']:g}", seeds_of(len(runs)))
+    figure, axes = page(facts, what, words(name, arm), finding, small, trouble(runs))
     axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     axes.set_xlim(-0.01 * last, 1.01 * last + 1)
@@ -165,7 +180,7 @@ def draw_loss(
     if len(at):
         mean = values.mean(0)
         bars = np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0)
-        label = "validation loss, 64 fixed windows (bars: seeds)"
+        label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
         axes.errorbar(at, mean, bars, color="black", marker="o", ms=4, lw=1.0, elinewidth=0.8, label=label)
         seen += [values]
     for run in runs:
@@ -189,7 +204,7 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     low, high = facts.band
     results = [r.result for r in runs if r.result.get("c_median") is not None]
     if not arm["ebc"]:
-        finding = "Nothing to see, as it should be: without EBC every update is applied whole, c = 1 throughout."
+        finding = "Without EBC every update is applied whole: c = 1 throughout."
     elif not results:
         finding = "No seed has a result."
     else:
@@ -199,7 +214,7 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         longest = max(r["plateau_steps"] for r in results)
         finding = f"Median c {c:.2f}, {where} the target band; {clipped:.0f}% of the steps are clipped; "
         finding += f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
-    figure, axes = arm_page(facts, name, arm, runs, "How much of each update EBC lets through", finding)
+    figure, axes = arm_page(facts, name, arm, runs, "How much of each update is applied", finding)
     axes.set(ylabel="clip coefficient c: applied share of the update", ylim=(-0.02, 1.06))
     steps, table = by_step((r.steps for r in runs), "c")
     if not len(steps):
@@ -207,7 +222,7 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         return figure
     table.mask = np.ma.getmaskarray(table) | (by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0)
     axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}")
-    axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line, {PLATEAU_C:g}: never under it for long")
+    axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault")
     colour, middle = colour_of(arm), np.ma.median(table, axis=0)
     seed_band(axes, steps, table, colour)
     axes.plot(steps, middle, color=colour, lw=0.6, alpha=0.6, label="median of the seeds, each step")
@@ -277,26 +292,29 @@ LR_ARMS = {  # role -> label, colour, marker, horizontal shift that keeps error 
 
 def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Figure:
     """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen scale."""
-    reach = {arm: f"×{s:g}" if s else "no scale" for arm, s in found["headroom"].items()}
-    finding = f"Within one σ of the baseline: up to {reach.get('ebc', '–')} with EBC, {reach.get('none', '–')} without."
+    reach = {arm: f"up to ×{s:g}" if s else "nowhere" for arm, s in found["headroom"].items()}
+    finding = f"Within 1σ of the baseline: with EBC {reach.get('ebc', '–')}, without {reach.get('none', '–')}."
     if found["headroom_is_tautology"]:
-        finding += " But hollow points are one run: there c < 1 cancels the learning rate."
+        finding += " At hollow points c < 1 cancels the learning rate."
     rows = [row for arm in found["arms"].values() for row in arm]
     seeds = sorted({str(row["seed"]) for row in rows})
     what = "How far can the learning rate rise?"
     whom = f"{optimizer(track)} with and without EBC; ×1 is its best learning rate without EBC, {best_lr:g}"
-    figure, axes = page(facts, what, whom, finding, (f"{len(seeds)} seed ({', '.join(seeds)})", "stage lr_scale"))
+    figure, axes = page(facts, what, whom, finding, ("stage lr_scale", f"{seeds_of(len(seeds))} ({', '.join(seeds)})"))
     base, sigma = found["baseline_val_loss"], found["sigma"]
     label = f"baseline ± 1σ (σ = {sigma:.3f} over seeds)"
     axes.axhspan(base - sigma, base + sigma, color=GOAL, alpha=0.15, lw=0, label=label)
     axes.axhline(base, color=GOAL, ls="--", lw=1.2)
-    scales = {row["lr_scale"]: row["lr"] for row in rows}
+    scales = {row["lr_scale"]: f"×{row['lr_scale']:g}\nlr {row['lr']:g}" for row in rows}
+    for row in found["arms"].get("ebc", []):
+        scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(scales), [f"×{s:g}\n{scales[s]:g}" for s in sorted(scales)])
+    axes.set_xticks(sorted(scales), [scales[s] for s in sorted(scales)])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(min(scales) / 1.12, max(scales) * 1.12)
+    axes.set_xlim(min(scales) / 1.15, max(scales) * 1.15)
     handles = axes.get_legend_handles_labels()[0]
     ring: list[Line2D] = []
+    rows_of_crosses = 0
     for role, arm in found["arms"].items():
         label, colour, marker, shift = LR_ARMS.get(role, (role, SPARE, "v", 1.0))
         whole = [r for r in arm if r["outcome"] == "completed" and r["val_loss"] is not None]
@@ -306,26 +324,23 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
         for at, row in zip(x, whole, strict=True):
             if row["inert"]:
                 axes.plot(at, row["val_loss"], marker, color=colour, mfc="white", mew=1.5, zorder=3)
-            if role != "none" and row["c_median"] is not None:
-                note = f"c {row['c_median']:.2f}"
-                axes.annotate(note, (at, row["val_loss"]), (7, 5), textcoords="offset points", color=colour, size=7.5)
             if row["run_id"] == found["run_id"]:
                 label = f"chosen for the finals: ×{found['lr_scale']:g}"
                 ring = axes.plot(at, row["val_loss"], "o", color=ALERT, ms=13, mfc="none", mew=1.6, label=label)
-        for row in (r for r in arm if r not in whole):
-            at, top = row["lr_scale"] * shift, axes.get_xaxis_transform()
-            axes.plot(at, 0.96, "x", color=colour, ms=9, mew=2.2, transform=top)
-            axes.text(at, 0.92, str(row["outcome"]), color=colour, size=8, transform=top, ha="center", va="top")
+        broken, height = [r for r in arm if r not in whole], 0.95 - 0.08 * rows_of_crosses
+        rows_of_crosses += bool(broken)
+        for row in broken:
+            at, top = row["lr_scale"], axes.get_xaxis_transform()
+            axes.plot(at, height, "x", color=colour, ms=9, mew=2.2, transform=top)
+            axes.text(1.02 * at, height, str(row["outcome"]), color=colour, size=8, transform=top, va="center")
     handles += ring
     if any(row["inert"] for row in rows):
         label = "LR inert: the same run up to rounding"
         handles.append(Line2D([], [], color=EBC, ls="", marker="o", mfc="white", label=label))
-    axes.margins(y=0.12)
-    axes.set_xlabel(
-        "learning rate: multiple of the best without EBC, and its value\n"
-        "(c: median clip coefficient; bars: standard error over the text)"
-    )
-    axes.set_ylabel("validation loss, whole split (nats per token)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.05 * (high - low), high + (0.05 + 0.12 * rows_of_crosses) * (high - low))
+    axes.set_xlabel("learning rate, as a multiple of the best without EBC; c: median clip coefficient of EBC there")
+    axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
     key(axes, handles)
     return figure
 
@@ -340,7 +355,7 @@ def draw_pareto(
     tracks = sorted({arm["track"] for arm in arms.values()})
 
     def label(name: str) -> str:
-        whose = f"{optimizer(arms[name]['track'])}, " if len(tracks) > 1 else ""
+        whose = f"{optimizer(arms[name]['track']).removesuffix(' projection')}, " if len(tracks) > 1 else ""
         return whose + short(name, arms[name])
 
     points = {n: (statistics.fmean(c), statistics.fmean(loss)) for n, (c, loss) in spreads.items() if loss}
@@ -349,8 +364,9 @@ def draw_pareto(
     gone = "; ".join(f"{label(n)}: no run completed" for n in arms if n not in points)
     seeds = max((len(arm["runs"]) for arm in arms.values()), default=0)
     what = "What does it cost to hold the updates back?"
-    whom = f"{', '.join(map(optimizer, tracks))}: every final arm's validation loss against its mean clip coefficient"
-    figure, axes = page(facts, what, whom, finding, (f"{seeds} seed{'s' * (seeds != 1)}",), gone)
+    whom = f"{optimizer(tracks[0])}: e" if len(tracks) == 1 else "E"
+    whom += "very final arm's validation loss against its mean clip coefficient"
+    figure, axes = page(facts, what, whom, finding, (seeds_of(seeds),), gone)
     axes.set_xlabel("mean clip coefficient c over all steps (1 = every update applied whole)")
     axes.set_ylabel("validation loss, whole split (nats per token)")
     handles = []
@@ -364,16 +380,18 @@ def draw_pareto(
     axes.margins(0.08)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
     key(axes, handles)
-    box = axes.get_position()
-    axes.set_position((box.x0, box.y0, 0.68 - box.x0, box.height))
+    box, column = axes.get_position(), 0.68 if len(tracks) == 1 else 0.6
+    axes.set_position((box.x0, box.y0, column - box.x0, box.height))
     ordered = sorted(points, key=lambda n: points[n][1])
     places = spread([float(axes.transLimits.transform(points[n])[1]) for n in ordered], 1 / max(len(ordered), 14))
     for name, place in zip(ordered, places, strict=True):
         arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
-        lost = len(arm["runs"]) - len(spreads[name][1])
-        text = f"{points[name][1]:.3f}  {label(name)}" + (f" [{lost} missing]" if lost else "")
+        done, all_of_them = len(spreads[name][1]), len(arm["runs"])
+        text = f"{points[name][1]:.3f}  {label(name)}"
+        text += f" [{done} of {all_of_them} runs]" if done < all_of_them else ""
         axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
-        axes.text(1.03, place, text, transform=axes.transAxes, va="center", size=8, color=colour_of(arm))
+        beside = axes.text(1.03, place, text, transform=axes.transAxes, va="center", size=8, color=colour_of(arm))
+        fit(beside, figure.bbox.width - beside.get_window_extent().x0)
     return figure
 
 

@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from matplotlib.text import Text
 STYLE = Path(__file__).with_name("style.mplstyle")
 EBC, PLAIN, GOAL, ALERT, OTHER, SPARE = "C0", "C1", "C2", "C3", "C5", "C6"  # places in the style's palette
 LEFT, RIGHT, EDGE = 0.085, 0.975, 8.0  # margins: shares of the width; points above and below
+WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Facts:
     warning: str | None
     scale: str
     tokens_per_step: int
+    windows: int  # of validation text, always the same, that evaluations during a run look at
     band: tuple[float, float]  # where the median c should lie
 
 
@@ -39,25 +42,24 @@ def page(
     """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings."""
     figure = Figure()
     FigureCanvasAgg(figure)
-    source = " · ".join(part for part in (f"study {facts.name}", facts.corpus, f"{facts.scale} scale", *small) if part)
+    source = " · ".join((*small, f"study {facts.name}", facts.corpus, f"{facts.scale} scale"))
     lines = [(what, 13.0, "bold", "black"), (whom, 11.0, "normal", "black"), (finding, 9.5, "normal", "#333333")]
     lines += [(source, 7.5, "normal", "#666666")]
     warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
-    lines += [(text, 8.5, "bold", ALERT) for text in warnings if text]
+    wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
+    lines += [(line, 8.5, "bold", ALERT) for line in wrapped]
     height = figure.get_figheight() * 72
     used = EDGE
     for text, size, weight, colour in lines:
         y = 1 - used / height
-        fit(figure.text(LEFT, y, " ".join(text.split()), size=size, weight=weight, color=colour, va="top"))
+        line = figure.text(LEFT, y, " ".join(text.split()), size=size, weight=weight, color=colour, va="top")
+        fit(line, (RIGHT - LEFT) * figure.bbox.width)
         used += 1.45 * size
     return figure, figure.add_axes((LEFT, 0.2, RIGHT - LEFT, 1 - (used + EDGE) / height - 0.2))
 
 
-def fit(text: Text) -> None:
-    """Shrink a line that is wider than the page by up to a fifth, and cut what still does not fit."""
-    figure = text.get_figure(root=True)
-    assert figure is not None
-    room = (RIGHT - LEFT) * figure.bbox.width
+def fit(text: Text, room: float) -> None:
+    """Shrink a line wider than `room` pixels by up to a fifth, and cut what still does not fit."""
     if (width := text.get_window_extent().width) <= room:
         return
     text.set_fontsize(max(0.8, 0.99 * room / width) * float(text.get_fontsize()))

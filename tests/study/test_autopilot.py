@@ -1,0 +1,239 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ebc_lab import training
+from ebc_lab.config import UserError, compose
+from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
+from ebc_lab.study.autopilot import Listener, StageFailed, autopilot, configurations, report
+from ebc_lab.study.store import STAGES
+from ebc_lab.telemetry import STEP_COLUMNS, read_columns
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+
+
+def without_timing(path: Path) -> str:
+    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
+
+
+def test_a_study_leaves_every_file_it_promises(finished):
+    _, outcome, _ = finished
+    root = outcome.study.root
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    assert list(decisions) == list(STAGES)
+    results = json.loads((root / "results_final.json").read_text())
+    arms = results["tracks"]["adam_none"]["arms"]
+    names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
+    expected = {"study.json", "auto_decisions.json", "results_final.json", "acceptance.json", "manifest.json", "runs"}
+    expected |= {f"summary_{s}.csv" for s in ("lr_sweep", "calibrate", "lr_scale", "final")}
+    expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "clip", "kl")} | {"lr_scale.png"}
+    assert expected <= names
+    for run in (root / "runs").iterdir():
+        kept = {p.name for p in run.iterdir() if not p.name.startswith(".")}
+        assert {"spec.json", "result.json"} <= kept
+        assert "progress.json" not in kept
+        if not run.name.startswith("overhead"):
+            assert {"steps.csv", "evals.csv", "log.txt"} <= kept
+            assert set(STEP_COLUMNS) <= set(read_columns(run / "steps.csv"))
+
+
+def test_the_summary_has_one_row_a_run_with_its_figures(finished):
+    config, outcome, _ = finished
+    table = pd.read_csv(outcome.study.root / "summary_final.csv")
+    assert list(table.columns) == list(COLUMNS)
+    assert set(table.outcome) == {"completed"}
+    assert sorted(set(table.seed)) == config.seeds
+    assert not table.duplicated(["arm", "seed"]).any()
+    assert not table.run_id.duplicated().any()
+    always = ["val_loss", "val_se", "test_loss", "test_se", "heldout_loss", "test_bits_per_char", "test_accuracy", "c_median"]
+    assert table[always].notna().all().all()
+    assert np.allclose(table.test_bits_per_char, table.test_loss / np.log(2))
+    between = np.minimum(table.val_loss, table.test_loss) <= table.heldout_loss
+    assert (between & (table.heldout_loss <= np.maximum(table.val_loss, table.test_loss))).all()
+    plain, ebc = table[table.stabilizer == "none"], table[table.stabilizer == "ebc"]
+    assert (plain.clip_rate == 0).all()
+    assert plain.delta_star.isna().all()
+    assert (ebc.budget == "shadow").all()
+    assert ebc.overhead_pct.notna().all()
+    sweep = pd.read_csv(outcome.study.root / "summary_lr_sweep.csv")
+    assert sweep.test_loss.isna().all()  # val decides
+
+
+def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatch):
+    config, outcome, _ = finished
+    root = outcome.study.root
+    before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    monkeypatch.setattr(training, "Training", None)
+    again = autopilot(config, Listener())
+    assert again.trained == 0
+    assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+
+
+def test_another_configuration_of_the_same_study_is_refused_unless_forced(finished, tiny):
+    config, outcome, _ = finished
+    other = replace(config, finals=replace(config.finals, steps=26))
+    with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
+        autopilot(other, Listener())
+    autopilot(replace(config, launcher=replace(config.launcher, slots=5)), Listener())  # not part of the study
+
+
+def test_report_rebuilds_what_was_deleted(finished):
+    _, outcome, _ = finished
+    root = outcome.study.root
+    gone = ["summary_final.csv", "lr_scale.png", "acceptance.json", "summary_lr_sweep.csv"]
+    before = {name: (root / name).read_bytes() for name in gone}
+    for name in gone:
+        (root / name).unlink()
+    report(outcome.study, Listener())
+    assert {name: (root / name).read_bytes() for name in gone} == before
+
+
+def study_command(tiny, out, name, *more):
+    return [*CLI, "autopilot", *tiny, f"output_dir={out}", f"study.name={name}", *more]
+
+
+def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp_path):
+    """Two real workers through submitit, from a shell, against the study trained in this process."""
+    _, outcome, _ = finished
+    done = subprocess.run(
+        study_command(tiny, tmp_path, "local", "launcher.slots=2"),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SLURM_JOB_ID": "7"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for shown in ("lr_sweep decided", "finals decided", "Verdict", "smallest detectable", str(tmp_path / "local")):
+        assert shown in done.stdout
+    for table in ("summary_final.csv", "summary_lr_sweep.csv"):
+        assert without_timing(tmp_path / "local" / table) == without_timing(outcome.study.root / table)
+
+
+def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished, tiny, tmp_path):
+    _, outcome, _ = finished
+    command = study_command(tiny, tmp_path, "killed", "launcher.slots=2", "launcher.checkpoint_every_s=0")
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in driver.stdout:
+        if "lr_scale" in line:
+            break
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver.stdout.close()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for table in ("summary_final.csv", "summary_calibrate.csv"):
+        assert without_timing(tmp_path / "killed" / table) == without_timing(outcome.study.root / table)
+
+
+def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tiny, tmp_path):
+    _, outcome, _ = finished
+    state = Path(os.environ["XDG_STATE_HOME"]) / "ebc-lab" / "local"
+    driver = subprocess.Popen(study_command(tiny, tmp_path, "orphan", "launcher.slots=1"), stdout=subprocess.PIPE, text=True)
+    killed = False
+    for line in driver.stdout:
+        if "calibrate: " in line and not killed:
+            [worker] = state.glob("orphan-*/session/worker-0.json")
+            os.kill(json.loads(worker.read_text())["pid"], signal.SIGKILL)
+            killed = True
+    assert driver.wait() == 0
+    driver.stdout.close()
+    assert killed
+    assert without_timing(tmp_path / "orphan" / "summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
+
+
+def test_an_interrupted_study_says_so_and_how_to_go_on(tiny, tmp_path):
+    command = study_command(tiny, tmp_path, "stopped", "launcher.slots=1", "finals.steps=400")
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in driver.stdout:
+        if "finals: " in line:
+            break
+    driver.send_signal(signal.SIGINT)
+    _, err = driver.communicate()
+    assert driver.returncode == 130
+    assert "carries on" in err
+    status = subprocess.run(
+        [*CLI, "status", "stopped", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True, check=True
+    )
+    found = json.loads(status.stdout)
+    assert found["state"] == "interrupted"
+    assert [s["state"] for s in found["stages"]] == ["decided", "decided", "decided", "open"]
+
+
+def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
+    from ebc_lab import optimizers
+
+    build = optimizers.build
+
+    def crash_at_one_lr(model, config):
+        if config.lr == 2e-2 and len({id(model)}) == 1 and not (tmp_path / "crashed").exists():
+            (tmp_path / "crashed").write_text("")
+            raise RuntimeError("a bug that strikes once")
+        return build(model, config)
+
+    monkeypatch.setattr(optimizers, "build", crash_at_one_lr)
+    outcome = autopilot(compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), Listener())
+    assert len(outcome.failed) == 1
+    decision = outcome.study.decisions()["lr_sweep"]
+    assert decision["tracks"]["adam_none"]["run_id"] not in outcome.failed
+    [failed] = [c for c in decision["candidates"] if c["outcome"] == "failed"]
+    assert "a bug that strikes once" in failed["cause"]
+
+
+def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, monkeypatch):
+    from ebc_lab import optimizers
+
+    def crash(*_):
+        raise RuntimeError("no kernel for this")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimizers, "build", crash)
+        config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+        with pytest.raises(StageFailed, match="first 2 runs all failed.*no kernel for this"):
+            autopilot(config, Listener())
+    assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 2
+    assert not autopilot(config, Listener()).failed  # mended: the failed runs are made again
+
+
+def test_a_diverging_arm_is_a_result(tiny, tmp_path):
+    overrides = [o for o in tiny if "grids" not in o]
+    config = compose(
+        [*overrides, "lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
+    )
+    outcome = autopilot(config, Listener(), stages=["lr_sweep"])
+    outcomes = {c["lr"]: c["outcome"] for c in outcome.study.decisions()["lr_sweep"]["candidates"] if c["role"] == "grid"}
+    assert outcomes[3.0] == "diverged"
+    assert outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] < 1
+    assert outcome.failed == []
+
+
+def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
+    _, outcome, _ = finished
+    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+    with pytest.raises(UserError, match="needs the decision of lr_sweep"):
+        autopilot(config, Listener(), stages=["calibrate"])
+    assert not (tmp_path / "x").exists()
+    for stage in STAGES:
+        autopilot(config, Listener(), stages=[stage])
+    assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
+
+
+def test_multirun_makes_one_named_study_per_combination():
+    made = configurations(["scale=smoke", "optimizer=adam,sgd", "seeds=[0],[1]"], multirun=True)
+    assert len({c.study.name for c in made}) == 4
+    assert {tuple(c.lr_sweep.optimizers) for c in made} == {("adam",), ("sgd",)}
+    assert all(c.study.name.startswith("smoke_optimizer_") for c in made)
+    with pytest.raises(UserError, match="adan"):
+        configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
+
+
+@pytest.mark.parametrize("module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect", "ebc_lab.report.tables"])
+def test_the_study_layer_never_imports_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,166 @@
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ebc_lab.telemetry import read_json, write_json
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+
+
+def call(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*CLI, *arguments], capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200", **env}
+    )
+
+
+@pytest.fixture(scope="module")
+def study(finished):
+    return finished[1].study
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["autopilot", "scal=smoke"], "did you mean scale"),
+        (["autopilot", "+scala=1"], "is not a setting"),
+        (["stage", "final"], "the stages are lr_sweep"),
+        (["stage", "finals", "scale=smoke", "data=pydoc"], "needs the decision of lr_sweep"),
+        (["autopilot", "scale=smoke", "data=path", "data.file=/nowhere.txt"], "does not exist"),
+        (["autopilot", "scale=smoke", "data=shakespeare"], "has sha256"),
+        (["autopilot", "scale=smoke", "data=pydoc", "output_dir=taken"], "cannot be written"),
+        (["autopilot", "scale=smoke", "data=pydoc", "study.name=../x"], "plain folder name"),
+        (["autopilot", "scale=smoke", "lr_sweep.grids.adam=[-1e-3]"], "> 0"),
+        (["train", "scale=smoke", "optimizer.lr=-1"], "> 0"),
+        (["train", "scale=smoke", "+nothing=1"], "is not a setting"),
+        (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], "> 0"),
+        (["plan", "scale=huge"], "laptop, paper or smoke"),
+        (["status", "nothing"], "there is no study"),
+        (["why"], "there is no study"),
+        (["autopilot", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, tmp_path):
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "tinyshakespeare.txt").write_text("not it")
+    before = sorted(tmp_path.rglob("*"))
+    done = call(*arguments, cwd=tmp_path, EBC_LAB_DATA=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    if "option" not in words:
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_help_lists_the_commands(tmp_path):
+    done = call("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ("autopilot", "stage", "train", "plan", "status", "why", "report", "data", "doctor"):
+        assert command in done.stdout
+
+
+def test_status_of_a_finished_study_is_read_only(study, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in study.root.rglob("*")}
+    done = call("status", str(study.root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "done finished" in done.stdout
+    found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
+    assert found["state"] == "finished"
+    assert [s["state"] for s in found["stages"]] == ["decided"] * 4
+    assert found["failures"] == []
+    assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
+
+
+def test_status_of_an_empty_study(tmp_path, study):
+    root = tmp_path / "outputs/ebc_ablation/fresh"
+    (root / "runs").mkdir(parents=True)
+    write_json(root / "study.json", study.header())
+    done = call("status", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "fresh empty" in done.stdout
+
+
+def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
+    """The command that status prints, run as it is, trains the same run: same first losses, same final loss."""
+    root = tmp_path / "outputs/ebc_ablation/broken"
+    (root / "runs").mkdir(parents=True)
+    write_json(root / "study.json", study.header())
+    spec = next(p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead"))
+    copy = root / "runs" / spec.name
+    copy.mkdir()
+    (copy / "spec.json").write_bytes((spec / "spec.json").read_bytes())
+    write_json(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
+    found = json.loads(call("status", "--json", cwd=tmp_path).stdout)
+    [failure] = found["failures"]
+    assert failure["cause"] == "RuntimeError: x"
+    words = shlex.split(failure["command"])
+    assert words[:2] == ["ebc-lab", "train"]
+    done = call(*words[1:], "hydra.run.dir=again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "again/result.json")["val_loss"] == read_json(spec / "result.json")["val_loss"]
+
+
+def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
+    done = call("why", str(study.root), "lr_sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for shown in ("rule:", "margin to the runner-up", "σ", "→", "what would have changed it", "replicate", "control"):
+        assert shown in done.stdout
+    found = json.loads(call("why", str(study.root), "--json", cwd=tmp_path).stdout)
+    assert list(found) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
+    assert all(d["flips"] and d["rule"] for d in found.values())
+    assert call("why", str(study.root), "nonsense", cwd=tmp_path).returncode == 2
+
+
+def test_plan_counts_every_stage_and_writes_nothing(tmp_path):
+    done = call("plan", "scale=laptop", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert list(found["stages"]) == ["lr_sweep", "calibrate", "lr_scale", "finals", "total"]
+    total = found["stages"]["total"]
+    assert total["min"]["runs"] <= total["expected"]["runs"] <= total["max"]["runs"]
+    assert total["expected"]["tokens"] == total["expected"]["steps"] * 16 * 64
+    assert "finals" in call("plan", "scale=smoke", cwd=tmp_path).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_describes_the_corpus(text_file, tmp_path):
+    found = json.loads(call("data", "data=path", f"data.file={text_file}", "--json", cwd=tmp_path).stdout)
+    assert found["source"] == str(text_file.resolve())
+    assert len(found["sha256"]) == 64
+    assert "train" in call("data", "data=pydoc", cwd=tmp_path).stdout
+
+
+def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
+    done = call("doctor", *tiny, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["hardware"]["cores"] >= 1
+    assert set(found["speed"]["steps_per_s"]) == {"float32", "bfloat16"}
+    assert found["problems"] == []
+    assert "speed" in call("doctor", *tiny, cwd=tmp_path).stdout
+    planned = json.loads(call("plan", *tiny, "--json", cwd=tmp_path).stdout)
+    assert planned["stages"]["total"]["expected"]["eta_s"] > 0
+
+
+SMALL_RUN = ["scale=smoke", "model.width=16", "model.context=16", "batch_size=10", "budget.probe_sequences=2", "steps=12"]
+
+
+def test_train_offers_what_hydra_offers(text_file, tmp_path):
+    run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "device=cpu", "eval_every=6"]
+    shown = call("train", *run, "--cfg", "job", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "steps: 12" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+    done = call("train", *run, "hydra.run.dir=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"completed after 12 steps; val \d\.\d+, test", done.stdout)
+    assert (tmp_path / "one/.hydra/config.yaml").exists()
+    swept = call("train", "-m", *run, "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=many", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    losses = {read_json(tmp_path / f"many/{i}/result.json")["val_loss"] for i in range(2)}
+    assert len(losses) == 2
