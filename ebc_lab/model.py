@@ -3,8 +3,9 @@
 * x + attention(norm(x)), then x + mlp(norm(x)); a last norm before the head
 * q, k, v and o are matrices of their own, so that each can be budgeted or projected by itself
 * weights ~ N(0, 0.02²), those that write into the residual stream divided by sqrt(2·blocks)
-* attention runs in float32 on a CPU even under bfloat16 autocast: the fused CPU kernel's bfloat16 backward is slower
-  than its float32 one by several times
+* q, k and v are applied as one matrix product
+* the fused CPU kernel's bfloat16 backward is several times slower than its float32 one, so bfloat16 attention on a CPU is
+  written out for short contexts and runs in float32 for long ones
 """
 
 from __future__ import annotations
@@ -16,6 +17,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+
+PLAIN_UP_TO = 128  # tokens
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """Causal attention, (B, heads, T, D) -> the same shape and dtype."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    B, H, T, D = q.shape
+    with torch.autocast("cpu", enabled=False):
+        if dropout or T > PLAIN_UP_TO:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True).to(
+                q.dtype
+            )
+        future = torch.full((T, T), -torch.inf, dtype=q.dtype).triu_(1)
+        q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
+        scores = torch.baddbmm(future.expand(B * H, T, T), q, k.mT, alpha=D**-0.5)
+        return torch.bmm(scores.softmax(-1), v).view(B, H, T, D)
 
 
 class Block(nn.Module):
@@ -35,13 +54,9 @@ class Block(nn.Module):
 
     def attend(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (m(x).view(B, T, self.heads, C // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
-        p = self.dropout if self.training else 0.0
-        if x.device.type == "cpu" and q.dtype == torch.bfloat16:
-            with torch.autocast("cpu", enabled=False):
-                y = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=p, is_causal=True).to(q.dtype)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)  # (B, heads, T, C/heads)
+        qkv = F.linear(x, torch.cat([self.q.weight, self.k.weight, self.v.weight]))  # (B, T, 3C)
+        q, k, v = qkv.view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, T, C/heads) each
+        y = attention(q, k, v, self.dropout if self.training else 0.0)
         return self.o(y.transpose(1, 2).reshape(B, T, C))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from .telemetry import (
 )
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
-EVAL_TOKENS = 8192  # tokens of one evaluation forward
+EVAL_TOKENS = 2048  # tokens of one evaluation forward
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 
 

@@ -71,3 +71,11 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_plac
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"])
     outcome = autopilot(config, Listener(say=said.append))
     return config, outcome, said
+
+
+@pytest.fixture
+def settled(finished):
+    """The finished study's configuration as study.json resolved it."""
+    from ebc_lab.config import Config, from_dict
+
+    return from_dict(Config, finished[1].study.header()["config"])

@@ -39,7 +39,7 @@ def test_auto_falls_back_to_pydoc_with_a_warning(monkeypatch):
 def test_a_wrong_checksum_is_an_error_even_under_auto(name, tmp_path, monkeypatch):
     (tmp_path / "tinyshakespeare.txt").write_text("not Shakespeare")
     monkeypatch.setenv("EBC_LAB_DATA", str(tmp_path))
-    with pytest.raises(UserError, match="tinyshakespeare.txt has sha256"):
+    with pytest.raises(UserError, match=r"tinyshakespeare\.txt has sha256"):
         locate(DataConfig(name))
 
 

@@ -67,11 +67,12 @@ def test_inside_it_touches_nothing():
     inside = [m.clone() for m in matrices]
     project()
     assert all(torch.equal(m, w) for m, w in zip(matrices, inside, strict=True))
-    matrices[1].mul_(2.0)
-    project()
-    assert torch.equal(matrices[0], inside[0])
-    assert torch.equal(matrices[2], inside[2])
-    torch.testing.assert_close(norms([matrices[1]]), 1.00005 * norms([inside[1]]), rtol=1e-5, atol=0)
+    for outside in (2.0, 1.001):
+        matrices[1].mul_(outside)
+        project()
+        assert torch.equal(matrices[0], inside[0])
+        assert torch.equal(matrices[2], inside[2])
+        torch.testing.assert_close(norms([matrices[1]]), 1.00005 * norms([inside[1]]), rtol=1e-5, atol=0)
 
 
 def test_each_matrix_has_a_limit_of_its_own():

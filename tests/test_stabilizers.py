@@ -76,6 +76,18 @@ def test_contract(name, projection, optimizer):
     assert stabilizer.step(tokens, logits).skipped
 
 
+@pytest.mark.parametrize("name", STABILIZERS)
+def test_the_runs_projection_is_applied(name):
+    run = replace(RUN, stabilizer=StabilizerConfig(name), projection=ProjectionConfig("spectral", bound=1.1))
+    model, _, stabilizer = prepare(run)
+    first = model.blocks[0].q.weight
+    limit = 1.1 * torch.linalg.matrix_norm(first.detach(), ord=2)
+    for step in range(6):
+        stabilizer.step(*gradients(model, step))
+        assert torch.linalg.matrix_norm(first.detach(), ord=2) <= limit * (1 + 1e-5)
+    assert torch.linalg.matrix_norm(first.detach(), ord=2) > 0.9 * limit
+
+
 def test_none_is_the_plain_optimizer():
     model, _, stabilizer = prepare(RUN)
     plain, bases, _ = prepare(RUN)

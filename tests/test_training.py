@@ -15,7 +15,9 @@ from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
 
 @pytest.fixture
 def run(tiny):
-    config = compose([o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False)
+    config = compose(
+        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False
+    )
     return resolved(run_part(config))
 
 
@@ -60,8 +62,8 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget
     run = replace(run, optimizer=replace(run.optimizer, name=optimizer), model=replace(run.model, dropout=0.1))
     whole = run_and_record(run, tmp_path / "whole", "x")
     for stop_at in (7, 23):
+        broken = Training(run, made(tmp_path / "broken"))
         with pytest.raises(Interrupted):
-            broken = Training(run, made(tmp_path / "broken"))
             broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
         torch.manual_seed(99)  # whatever else happened in between
     resumed = run_and_record(run, tmp_path / "broken", "x")
@@ -141,7 +143,12 @@ def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed"), (UserError("x"), "failed")],
+    [
+        (MemoryError("no"), "oom"),
+        (torch.OutOfMemoryError("no"), "oom"),
+        (RuntimeError("a bug"), "failed"),
+        (UserError("x"), "failed"),
+    ],
 )
 def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
     def crash(*_):

@@ -36,9 +36,7 @@ class Facts:
     band: tuple[float, float]  # where the median c should lie
 
 
-def page(
-    facts: Facts, what: str, whom: str, finding: str, small: Sequence[str], alert: str = ""
-) -> tuple[Figure, Axes]:
+def page(facts: Facts, what: str, whom: str, finding: str, small: Sequence[str], alert: str = "") -> tuple[Figure, Axes]:
     """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings."""
     figure = Figure()
     FigureCanvasAgg(figure)

@@ -20,7 +20,7 @@ from ..config import Config, UserError, compose, digest, from_dict, run_part, to
 from ..data import Corpus, check_length, locate
 from ..doctor import hardware, speeds, versions, visible_gpus
 from ..telemetry import read_json, write_json
-from . import verdict
+from . import plan, verdict
 from .decide import Decision, Undecidable
 from .launch import Pool, opened
 from .plan import DECIDE, STAGE_RUNS, distinct
@@ -223,15 +223,14 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
         from ..report import tables
 
         decisions: dict[str, Decision] = {}
-        trained = 0
+        before = _trained(study)
         with opened(config, study) as pool:
             for stage in STAGES:
                 if stage in earlier:
                     decisions[stage] = study.decisions()[stage]
                 if stage not in stages:
                     continue
-                specs, made = _stage(stage, config, study, decisions, pool, listener)
-                trained += made
+                specs = _stage(stage, stages, config, study, decisions, pool, listener)
                 results = study.results(specs)
                 decisions[stage] = _decide(stage, config, specs, results, decisions)
                 study.write_decision(stage, decisions[stage])
@@ -242,7 +241,7 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
         if "finals" in done:
             accepted = write_finals(config, study, corpus, decisions, listener)
         study.write_manifest()
-        return Outcome(study, trained, _failed(study), done, accepted)
+        return Outcome(study, len(_trained(study) - before), _failed(study), done, accepted)
 
 
 def _refuse_unwritable(study: Study) -> None:
@@ -265,23 +264,30 @@ def _decide(
 
 
 def _stage(
-    stage: str, config: Config, study: Study, decisions: dict[str, Decision], pool: Pool, listener: Listener
-) -> tuple[list[RunSpec], int]:
-    """Train until the stage asks for nothing more. -> its runs, and how many were trained now."""
-    trained = 0
+    stage: str,
+    stages: Sequence[str],
+    config: Config,
+    study: Study,
+    decisions: dict[str, Decision],
+    pool: Pool,
+    listener: Listener,
+) -> list[RunSpec]:
+    """Train until the stage asks for nothing more. -> its runs."""
     while True:
         specs, results = specs_of(stage, config, study, decisions)
         runs = distinct(specs)
         missing = [s for s in runs if s.run_id not in results]
         if not missing:
-            return specs, trained
+            return specs
         timed = [s for s in missing if s.kind != "train"]
         wave = [s for s in missing if s.kind == "train"] or timed[:1]  # a measurement of time runs alone
-        for spec in wave:
+        later = [s for s in stages if STAGES.index(s) > STAGES.index(stage)] if wave != timed[:1] else []
+        wanted = {s.run_id for s in runs}
+        spare = [s for s in distinct(plan.foreseen(config, decisions, later)) if s.run_id not in wanted]
+        for spec in [*wave, *spare]:
             study.write_spec(spec)
         listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
-        _train(stage, study, runs, wave, pool, listener)
-        trained += sum(s.kind == "train" for s in wave)
+        _train(stage, study, runs, wave, spare, pool, listener)
 
 
 def specs_of(
@@ -297,7 +303,15 @@ def specs_of(
         specs, results = grown, study.results(grown)
 
 
-def _train(stage: str, study: Study, specs: list[RunSpec], wave: list[RunSpec], pool: Pool, listener: Listener) -> None:
+def _train(
+    stage: str,
+    study: Study,
+    specs: list[RunSpec],
+    wave: list[RunSpec],
+    spare: list[RunSpec],
+    pool: Pool,
+    listener: Listener,
+) -> None:
     progress = Progress(study.name, stage, pool.slots, total=len(specs))
     by_id = {s.run_id: s for s in specs}
     seen: dict[str, dict[str, Any]] = {}
@@ -318,23 +332,29 @@ def _train(stage: str, study: Study, specs: list[RunSpec], wave: list[RunSpec], 
         progress.done = len(before) + len(seen)
         progress.running = [
             {"run_id": s.run_id, "arm": s.arm, "seed": s.run.seed, **now}
-            for s in wave
+            for s in [*wave, *spare]
             if s.run_id not in seen and (now := study.progress(s.run_id))
         ]
         progress.eta_s = _eta(progress, [by_id[s.run_id] for s in wave if s.run_id not in seen])
         listener.watch(progress)
 
-    pool.run(wave, check_in)
+    pool.run(wave, spare, check_in)
     check_in()
 
 
 def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
     """Seconds until the wave is done, from the speed of the runs in progress."""
     rates = [r["steps_per_s"] for r in progress.running if r["steps_per_s"] > 0]
-    if not rates:
+    if not rates or not left:
         return None
-    done = sum(r["step"] for r in progress.running)
+    ids = {s.run_id for s in left}
+    done = sum(r["step"] for r in progress.running if r["run_id"] in ids)
     return float(sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.slots, len(left)))
+
+
+def _trained(study: Study) -> set[str]:
+    """Ids of the training runs that have a result."""
+    return {p.parent.name for p in study.runs.glob("*/result.json") if not p.parent.name.startswith("overhead_")}
 
 
 def _failed(study: Study) -> list[str]:

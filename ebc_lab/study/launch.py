@@ -59,7 +59,7 @@ class InlinePool:
         self.config, self.study = config, study
         self.slots = 1
 
-    def run(self, specs: Sequence[RunSpec], check_in: CheckIn) -> None:
+    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn) -> None:
         from ..training import Interrupted
         from .worker import execute
 
@@ -119,11 +119,14 @@ class LocalPool:
             if slot not in self.jobs:
                 self._start(slot)
 
-    def run(self, specs: Sequence[RunSpec], check_in: CheckIn) -> None:
-        """Train `specs` to their results, longest first. Raises what `check_in` raises, and WorkersFailed."""
+    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn) -> None:
+        """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`.
+
+        Returns when `specs` are done, whatever of `spare` is. Raises what `check_in` raises, and WorkersFailed.
+        """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         by_id = {s.run_id: s for s in specs}
-        self._tasks(ordered, closed=False)
+        self._tasks([*ordered, *(s.run_id for s in spare)], closed=False)
         self.warm(len(ordered))
         while True:
             todo = [r for r in ordered if not (self.study.run_dir(r) / "result.json").exists()]

@@ -1,14 +1,14 @@
 """Which runs a stage needs, given what is known so far. Pure functions: nothing is read, run or written here.
 
-A stage's list grows as its results come in (an edge extends a grid, a bracket is bisected), so the same function serves the
-first call, a resumed study, and the forecast of how many runs there will be.
+A stage's list grows as its results come in (an edge extends a grid, a bracket is bisected) and as earlier stages decide, so
+the same functions serve the first call, a resumed study, idle workers, and the forecast of how many runs there will be.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,8 @@ from .decide import Decision, Results, band_distance, c_median, val_loss
 from .signature import RunSpec, arm_name, round3
 
 PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
-STATISTICAL_FLOOR = {"float32": 1e-6, "bfloat16": 1e-4}  # ten times what the precision can measure
+LEAST_DELTA = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times what `shadow` can see in that precision
+OVERHEAD_STEPS = 100  # steps a side of the overhead measurement
 
 
 def _run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float, **changes: Any) -> RunConfig:
@@ -106,10 +107,11 @@ def lr_sweep(config: Config, decisions: Mapping[str, Decision], results: Results
 def calibrate(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """The delta* grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
     specs: list[RunSpec] = []
-    for track in decisions["lr_sweep"]["tracks"].values():
+    for name in tracks_of(decisions, "calibrate"):
+        track = decisions["lr_sweep"]["tracks"][name]
         plain = _run(config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale)
         for budget in config.calibrate.budgets:
-            floor = STATISTICAL_FLOOR.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
+            floor = LEAST_DELTA.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
             if config.calibrate.delta_grid == "published":
                 deltas = list(PUBLISHED_DELTAS)
             else:
@@ -145,12 +147,15 @@ def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[floa
 def lr_scale(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median S of ×1."""
     specs: list[RunSpec] = []
-    for name, chosen in decisions["calibrate"]["tracks"].items():
+    for name in tracks_of(decisions, "lr_scale"):
         track = decisions["lr_sweep"]["tracks"][name]
         plain = {s: _run(config, track, config.lr_scale.steps, config.study.stage_seed, s) for s in config.lr_scale.scales}
-        budget, delta = chosen["budget"], chosen["delta_star"]
-        ebc = {s: _spec("lr_scale", "ebc", _with_ebc(run, budget, delta), s) for s, run in plain.items()}
         specs += [_spec("lr_scale", "none", run, s) for s, run in plain.items()]
+        if "calibrate" not in decisions:
+            continue
+        found = decisions["calibrate"]["tracks"][name]
+        budget, delta = found["budget"], found["delta_star"]
+        ebc = {s: _spec("lr_scale", "ebc", _with_ebc(run, budget, delta), s) for s, run in plain.items()}
         specs += ebc.values()
         surrogate = (results.get(ebc[1.0].run_id) or {}).get("surrogate_median")
         if budget == "surrogate" and surrogate:
@@ -164,34 +169,51 @@ def lr_scale(config: Config, decisions: Mapping[str, Decision], results: Results
 def finals(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every arm at full length over `seeds`, and one paired measurement of EBC's overhead at this shape."""
     specs: list[RunSpec] = []
-    for name in decisions["lr_scale"]["tracks"]:
+    for name in tracks_of(decisions, "finals"):
         for seed in config.seeds:
             specs += [_spec("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)]
-        run = next(s.run for s in specs if s.role == "ebc_x2" and decide.track_of(s) == name)
-        specs.append(RunSpec("finals", "overhead", arm_name(run, 2.0), 2.0, replace(run, steps=120), "overhead"))
+        twice = [s.run for s in specs if s.role == "ebc_x2" and decide.track_of(s) == name]
+        if "lr_scale" in decisions:
+            shape = replace(twice[0], steps=OVERHEAD_STEPS)
+            specs.append(RunSpec("finals", "overhead", arm_name(shape, 2.0), 2.0, shape, "overhead"))
     return specs
 
 
-def final_arms(config: Config, decisions: Mapping[str, Decision], name: str, seed: int) -> list[tuple[str, RunConfig, float]]:
-    """(role, run, LR scale) of each final arm of a track; two roles may turn out to be the same run."""
-    track, found = decisions["lr_sweep"]["tracks"][name], decisions["calibrate"]["tracks"][name]
-    scale, control = decisions["lr_scale"]["tracks"][name]["lr_scale"], track["control"]["lr_scale"]
-    budget, delta = found["budget"], found["delta_star"]
+def final_arms(
+    config: Config, decisions: Mapping[str, Decision], name: str, seed: int
+) -> Iterator[tuple[str, RunConfig, float]]:
+    """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the same run."""
+    track = decisions["lr_sweep"]["tracks"][name]
 
     def plain(s: float) -> RunConfig:
         return replace(_run(config, track, config.finals.steps, seed, s), evaluate=["val", "test"])
 
-    twice, falling = 2 * scale, round3(2 * delta)
-    linear = _with_ebc(plain(twice), budget, falling, "linear")
-    return [
-        ("baseline", plain(1.0), 1.0),
-        ("ebc_x2", _with_ebc(plain(2.0), budget, delta), 2.0),
-        ("ebc_chosen", _with_ebc(plain(scale), budget, delta), scale),
-        ("none_chosen", plain(scale), scale),
-        ("control", _with_decay(config, plain(control)), control),
-        ("ebc_lindelta", linear, twice),
-        ("ebc_lindelta_lrdecay", _with_decay(config, linear), twice),
-    ]
+    control = track["control"]["lr_scale"]
+    yield "baseline", plain(1.0), 1.0
+    yield "control", _with_decay(config, plain(control)), control
+    if "calibrate" not in decisions:
+        return
+    budget, delta = (decisions["calibrate"]["tracks"][name][k] for k in ("budget", "delta_star"))
+    yield "ebc_x2", _with_ebc(plain(2.0), budget, delta), 2.0
+    if "lr_scale" not in decisions:
+        return
+    scale = decisions["lr_scale"]["tracks"][name]["lr_scale"]
+    falling = _with_ebc(plain(2 * scale), budget, round3(2 * delta), "linear")
+    yield "ebc_chosen", _with_ebc(plain(scale), budget, delta), scale
+    yield "none_chosen", plain(scale), scale
+    yield "ebc_lindelta", falling, 2 * scale
+    yield "ebc_lindelta_lrdecay", _with_decay(config, falling), 2 * scale
+
+
+def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
+    """The tracks that the latest decision before `stage` left; none before the first."""
+    made = [s for s in list(STAGE_RUNS)[: list(STAGE_RUNS).index(stage)] if s in decisions]
+    return list(decisions[made[-1]]["tracks"]) if made else []
+
+
+def foreseen(config: Config, decisions: Mapping[str, Decision], stages: Sequence[str]) -> list[RunSpec]:
+    """Runs of stages still to come that the decisions so far already determine: what an idle worker may start on."""
+    return [s for stage in stages for s in STAGE_RUNS[stage](config, decisions, {}) if s.kind == "train"]
 
 
 def _waiting(specs: Sequence[RunSpec], results: Results) -> bool:

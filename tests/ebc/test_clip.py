@@ -116,8 +116,25 @@ def test_shadow_spends_its_budget(make_gpt, batches, train):
     assert all(s.clip_coefficient < 0.999 for s in steps)
     kls = torch.stack([s.applied_kl for s in steps])
     assert 0.7 < kls.median() / 0.01 < 1.3
-    assert max(s.measurements for s in steps[:20]) > 1
-    assert all(s.measurements == 1 for s in steps[20:])
+
+
+@pytest.mark.parametrize(("options", "refined"), [({}, 20), ({"refine_steps": 3}, 3), ({"refine_steps": 0}, 0)])
+def test_only_the_first_steps_measure_again(make_gpt, batches, train, options, refined):
+    model = make_gpt()
+    optimizer = adam_clip(model, **options)
+    measured = []
+    for batch in batches(23):
+        optimizer.trial = torch.tensor(1e-3, dtype=torch.float64)  # far off at every step
+        measured.append(train(model, optimizer, [batch])[0].measurements)
+    assert [m > 1 for m in measured] == [t < refined for t in range(23)]
+    assert max(measured) <= 3
+
+
+def test_an_applied_kl_is_never_negative(make_gpt, batches, train):
+    model = make_gpt()
+    sgd = torch.optim.SGD(model.parameters(), lr=1e-5)  # moves no further than float32 rounding does
+    steps = train(model, EllipsotopeClip(model, sgd, target_kl=math.inf, audit_every=1), batches(12))
+    assert all(0 <= s.applied_kl < 1e-7 for s in steps)
 
 
 @pytest.mark.parametrize("kind", ["l1", "sqrtl_l2"])
@@ -233,9 +250,7 @@ def test_a_gradient_that_is_not_finite_touches_nothing(make_gpt, batches, backwa
 
 
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])
-def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(
-    make_gpt, batches, train, weights_of, budget
-):
+def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(make_gpt, batches, train, weights_of, budget):
     model = make_gpt()
     optimizer = EllipsotopeClip(model, torch.optim.SGD(model.parameters(), lr=math.inf), target_kl=0.01, budget=budget)
     before = weights_of(model)

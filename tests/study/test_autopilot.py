@@ -77,8 +77,8 @@ def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatc
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
-def test_another_configuration_of_the_same_study_is_refused_unless_forced(finished, tiny):
-    config, outcome, _ = finished
+def test_another_configuration_of_the_same_study_is_refused(finished):
+    config, _, _ = finished
     other = replace(config, finals=replace(config.finals, steps=26))
     with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
         autopilot(other, Listener())
@@ -195,7 +195,7 @@ def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(optimizers, "build", crash)
         config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
-        with pytest.raises(StageFailed, match="first 2 runs all failed.*no kernel for this"):
+        with pytest.raises(StageFailed, match=r"first 2 runs all failed.*no kernel for this"):
             autopilot(config, Listener())
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 2
     assert not autopilot(config, Listener()).failed  # mended: the failed runs are made again

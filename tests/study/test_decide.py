@@ -86,7 +86,9 @@ def earlier(config):
 def test_calibration_takes_the_best_loss_inside_the_band_only(config):
     decisions = earlier(config)
     specs = STAGE_RUNS["calibrate"](config, decisions, {})
-    results = {s.run_id: complete(2 + i, c_median=c) for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))}
+    results = {
+        s.run_id: complete(2 + i, c_median=c) for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
+    }
     found = decide.calibrate(config, specs, results, decisions)["tracks"]["adam_none"]
     assert found["run_id"] == specs[2].run_id
     assert found["in_band"]

@@ -29,7 +29,7 @@ def settle(stage, config, decisions, answer):
 
 
 def swept(config, best_lr=4e-3):
-    waves, specs, results = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
+    _, specs, results = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
     return {"lr_sweep": DECIDE["lr_sweep"](config, specs, results, {})}
 
 
@@ -82,7 +82,9 @@ def test_calibration_stops_at_the_grid_when_a_median_c_is_in_the_band():
 
 def test_calibration_bisects_a_bracket_that_straddles_the_band():
     config = config_of("optimizer=adam")
-    _, specs, _ = settle("calibrate", config, swept(config), lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9))
+    _, specs, _ = settle(
+        "calibrate", config, swept(config), lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
+    )
     extra = [s.run.budget.target_kl for s in specs][5:]
     assert extra[0] == pytest.approx((0.0125 * 0.015) ** 0.5, rel=1e-2)
     assert len(extra) == 3

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ebc_lab.config import UserError
+from ebc_lab.study.plan import STAGE_RUNS
 from ebc_lab.study.store import Study, claimed
 from ebc_lab.telemetry import write_json
 
@@ -100,21 +101,12 @@ def test_an_edited_spec_is_refused(finished):
         path.write_text(original)
 
 
-def test_a_result_of_another_run_is_refused(study, finished):
-    from ebc_lab.study.plan import STAGE_RUNS
-
-    config = outcome_config(finished)
-    spec = STAGE_RUNS["lr_sweep"](config, {}, {})[0]
+def test_a_result_of_another_run_is_refused(study, settled):
+    spec = STAGE_RUNS["lr_sweep"](settled, {}, {})[0]
     study.write_spec(spec)
     write_json(study.run_dir(spec.run_id) / "result.json", {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
         study.results([spec])
-
-
-def outcome_config(finished):
-    from ebc_lab.config import Config, from_dict
-
-    return from_dict(Config, finished[1].study.header()["config"])
 
 
 def test_forget_removes_only_the_outcomes_it_is_told(study):

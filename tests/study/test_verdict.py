@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from ebc_lab.study import verdict
+from ebc_lab.study.autopilot import specs_of
 from ebc_lab.study.verdict import efficiency, not_worse, paired, show_difference
 
 
@@ -32,7 +33,13 @@ def test_only_seeds_that_both_have_are_compared():
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(-0.05, 0.01, "pass"), (-0.05, 0.02, "undecided"), (0.011, 0.02, "fail"), (-0.05, -0.01, "pass"), (None, None, "undecided")],
+    [
+        (-0.05, 0.01, "pass"),
+        (-0.05, 0.02, "undecided"),
+        (0.011, 0.02, "fail"),
+        (-0.05, -0.01, "pass"),
+        (None, None, "undecided"),
+    ],
 )
 def test_no_worse_needs_the_upper_limit_and_worse_the_lower(low, high, expected):
     assert not_worse({"low": low, "high": high, "mean": 0.0}, 0.01) == expected
@@ -60,7 +67,7 @@ def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
 
 
 def lines_of(finished):
-    config, outcome, _ = finished
+    _, outcome, _ = finished
     return {line["name"]: line for line in outcome.acceptance["lines"]}
 
 
@@ -80,7 +87,7 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
 
 
 def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
-    config, outcome, _ = finished
+    _, outcome, _ = finished
     found = outcome.study.decisions()["finals"]["tracks"]["adam_none"]
     val = {n: a["val_loss"] for n, a in found["arms"].items() if a["ebc"]}
     assert found["best_ebc_by_val"] == min(val, key=val.get)
@@ -90,22 +97,14 @@ def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
     assert difference == pytest.approx(best["test_loss"] - reference["test_loss"])
 
 
-def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished):
-    config, outcome, _ = finished
-    from ebc_lab.study.autopilot import specs_of
-
+def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, settled):
+    _, outcome, _ = finished
     decisions = outcome.study.decisions()
-    specs, results = specs_of("finals", outcome_config(outcome), outcome.study, decisions)
+    specs, results = specs_of("finals", settled, outcome.study, decisions)
     for s in specs:
         if s.role in ("ebc_x2", "overhead"):
             results[s.run_id] = {"outcome": "failed", "cause": "x"}
-    found = verdict.finals(config, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = verdict.finals(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
     lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
     assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
     assert found["notes"]
-
-
-def outcome_config(outcome):
-    from ebc_lab.config import Config, from_dict
-
-    return from_dict(Config, outcome.study.header()["config"])
