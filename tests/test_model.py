@@ -1,6 +1,7 @@
 """The GPT: shapes, seeded weights, causality, precision."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,14 +50,32 @@ def test_initial_scales():
             assert p.std().item() == pytest.approx(want, rel=0.05), name
 
 
-def test_a_later_token_does_not_reach_back(tokens):
-    model = build(CONFIG, VOCABULARY, seed=0)
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("length", [16, 200])
+def test_a_later_token_does_not_reach_back(bfloat16, length):
+    model = build(replace(CONFIG, context=length), VOCABULARY, seed=0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if ".q." in name or ".k." in name or ".v." in name or ".o." in name:
+                p.mul_(20)  # so that attention matters
+    tokens = torch.randint(VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % VOCABULARY
-    with torch.no_grad():
-        moved = (model(changed) - model(tokens)).abs().amax(-1)  # (B, T)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        moved = (model(changed) - model(tokens)).float().abs().amax(-1)  # (B, T)
     assert moved[:, :9].max() < 1e-6
-    assert moved[:, 9:].min() > 1e-6
+    assert moved[:, 9:].mean(0).min() > 1e-6
+
+
+def test_attention_is_the_textbook_one():
+    block = build(CONFIG, VOCABULARY, seed=0).double().blocks[0]
+    x = torch.randn(3, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    heads = []
+    for h in range(4):
+        q, k, v = (x @ m.weight[8 * h : 8 * h + 8].T for m in (block.q, block.k, block.v))  # (B, T, D)
+        scores = (q @ k.mT / math.sqrt(8)).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
+        heads.append(scores.softmax(-1) @ v)
+    torch.testing.assert_close(block.attend(x), torch.cat(heads, -1) @ block.o.weight.T)
 
 
 def test_rows_do_not_see_one_another(tokens):
@@ -65,8 +84,13 @@ def test_rows_do_not_see_one_another(tokens):
         torch.testing.assert_close(model(tokens)[1], model(tokens[1:2])[0])
 
 
-def test_bfloat16_autocast_stays_close_to_float32(tokens):
-    model = build(CONFIG, VOCABULARY, seed=0)
+@pytest.mark.parametrize("length", [16, 200])
+def test_bfloat16_autocast_stays_close_to_float32(length):
+    model = build(replace(CONFIG, context=length), VOCABULARY, seed=0)
+    with torch.no_grad():
+        for p in hidden_matrices(model):
+            p.mul_(5)
+    tokens = torch.randint(VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
     full = model(tokens)
     full.square().mean().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
