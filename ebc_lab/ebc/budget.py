@@ -74,7 +74,7 @@ def shadow_search(
         measure: trial scale -> KL of that part of the update, nats per token; both 0-dim.
         delta: the budget, nats per token.
         trial: the first scale to try, in (0, 1].
-        measurements: how many are allowed; with one, no value is read on the host.
+        measurements: how many are allowed; with one, the search itself reads no value on the host.
         floor: the smallest KL that means anything in the arithmetic at hand.
         ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
     """

@@ -8,9 +8,7 @@ controller moves delta. Formulas and failure rules: docs/method.md.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from .budget import CLIPPED_BELOW, FLOOR_BFLOAT16, FLOOR_FLOAT32, clip_coefficient, shadow_search, trust_radius
+from .budget import CLIPPED_BELOW, clip_coefficient, shadow_search, trust_radius
 from .controller import make_controller, schedule_multiplier
 from .grouping import group_parameters
 from .logits import centre, mean_kl, rms_norm
+from .probe import Batch, Prober
 from .sensitivity import SensitivityFilter, due_groups, probe_fd, probe_jvp
 from .surrogate import aggregate as aggregate_contributions
 
 BUDGETS = ("shadow", "surrogate")
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 class NonFiniteUpdateError(ArithmeticError):
-    """The base optimizer proposed a non-finite update from finite gradients. The weights were restored."""
+    """The base optimizer proposed a non-finite update from finite gradients. A budgeted step has restored the weights."""
 
 
 @dataclass
@@ -54,48 +52,6 @@ class StepStats:
     audit_tokens: int = 0
 
 
-def _rows(inputs: Any, start: int, stop: int) -> Any:
-    """Rows of a batch: of a tensor, or of each tensor in a mapping or sequence."""
-    if isinstance(inputs, Tensor):
-        return inputs[start:stop]
-    if isinstance(inputs, Mapping):
-        return {k: _rows(v, start, stop) for k, v in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(_rows(v, start, stop) for v in inputs)
-    return inputs
-
-
-def _call(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off; afterwards each module is in the mode it was in, also where the model's parts differ."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-class _Forward(nn.Module):
-    """The model and the user's forward as one module, so that `functional_call` can swap weights under both."""
-
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any]):
-        super().__init__()
-        self.model = model
-        self.call = forward
-
-    def forward(self, inputs: Any) -> Tensor:
-        out = self.call(self.model, inputs)
-        logits: Tensor = out.logits if hasattr(out, "logits") else out
-        return logits
-
-
 class EllipsotopeClip(torch.optim.Optimizer):
     """Scale each update of `optimizers` by one c <= 1 so that predictions move by about `target_kl` nats per token.
 
@@ -115,10 +71,11 @@ class EllipsotopeClip(torch.optim.Optimizer):
             `target_kl` is infinite.
         audit_tokens: how many tokens an audit needs at least; it uses rows that the probe left out.
         refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
-        floor: the smallest KL that means anything, nats per token. Default: by the logits' precision.
+        floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a forward that casts
+            low-precision logits up needs it told (1e-5).
         forward: (model, inputs) -> logits (B, ..., V), or an object with `.logits`. Default: call the model.
         project: called after the base step, sets the weights to their projection (a convex set).
-        fresh_logits: compute z(W) anew without dropout. Default: if the model holds dropout or batch norm.
+        fresh_logits: compute z(W) anew without dropout. Default: if the model holds dropout or batch-norm modules.
     Raises:
         ValueError: an unknown name, a target below ten floors, or parameters outside `model`.
     """
@@ -190,11 +147,7 @@ class EllipsotopeClip(torch.optim.Optimizer):
         self.refine_steps, self.measurements = refine_steps, measurements
         self.floor = floor
         self.project = project
-        self._forward = _Forward(model, forward or _call)
-        if fresh_logits is None:
-            kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-            fresh_logits = any(isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in model.modules())
-        self.fresh_logits = fresh_logits
+        self.prober = Prober(model, forward, fresh_logits)
 
         device = self.weights[0].device
         index = {name: i for i, name in enumerate(self.names)}
@@ -206,7 +159,6 @@ class EllipsotopeClip(torch.optim.Optimizer):
         self.controller = make_controller(controller, target_kl if self.active else 1.0, **gains).to(device)
         self.step_index = 0
         self.trial = torch.full((), 0.1, dtype=torch.float64, device=device)
-        self.probe_seconds = 0.0  # host time spent measuring, audits included
         self._old: list[Tensor] | None = None  # the two copies of the weights that are held
         self._new: list[Tensor] | None = None
         if floor is not None:
@@ -254,7 +206,7 @@ class EllipsotopeClip(torch.optim.Optimizer):
             logits: the training forward's own, (B, ..., V), so that z(W) need not be computed again.
             mask: (B, ...) bool, the token positions that count; all if None.
         Raises:
-            NonFiniteUpdateError: the base proposed a non-finite update (weights restored).
+            NonFiniteUpdateError: the base proposed a non-finite update (weights restored, unless the budget is infinite).
             ValueError: tokens are missing, or the batch has no row left for the audit.
         """
         t, self.step_index = self.step_index, self.step_index + 1
@@ -263,13 +215,14 @@ class EllipsotopeClip(torch.optim.Optimizer):
         if self.active:
             target = self.target_kl * schedule_multiplier(self.schedule, t, self.total_steps)
             self.controller.rescale(target)
-        grad_norm = get_total_norm([p.grad for p in self.weights if p.grad is not None])
-        if not torch.isfinite(grad_norm):
+        gradients = [p.grad for p in self.weights if p.grad is not None]
+        grad_norm = get_total_norm(gradients)
+        if not _all_finite(gradients, grad_norm):
             return StepStats(0 * one, grad_norm, skipped=True, delta=self._delta(), target_kl=target)
 
         audit = self.audit_every > 0 and t % self.audit_every == 0
         recording = self.sensitivity_every > 0 and t % self.sensitivity_every == 0
-        batch = _Batch(self, tokens, logits, mask, audit=audit) if self.active or audit else None
+        batch = self._batch(tokens, logits, mask, audit) if self.active or audit else None
         if self.active:
             self._old = self._copy(self._old)
         for base in self.bases:
@@ -296,6 +249,13 @@ class EllipsotopeClip(torch.optim.Optimizer):
     def _delta(self) -> Tensor | None:
         return self.controller.delta.clone() if self.active else None
 
+    def _batch(self, tokens: Any, logits: Tensor | None, mask: Tensor | None, audit: bool) -> Batch:
+        k = self.probe_sequences
+        batch = Batch(self.prober, tokens, logits, mask, self.weights[0], k=k, audit=audit, audit_tokens=self.audit_tokens)
+        if self.floor is None:
+            self._check_floor(batch.floor)
+        return batch
+
     def _copy(self, buffers: list[Tensor] | None) -> list[Tensor]:
         if buffers is None:
             return [p.detach().clone() for p in self.weights]
@@ -303,16 +263,17 @@ class EllipsotopeClip(torch.optim.Optimizer):
         return buffers
 
     def _refuse_non_finite(self) -> None:
-        if torch.isfinite(get_total_norm(self.weights)):
+        if _all_finite(self.weights, get_total_norm(self.weights)):
             return
         if self._old is not None:
             torch._foreach_copy_(self.weights, self._old)
         raise NonFiniteUpdateError(f"step {self.step_index - 1}: the optimizer proposed a non-finite update.")
 
-    def _clip_by_measurement(self, stats: StepStats, batch: _Batch, t: int) -> None:
+    def _clip_by_measurement(self, stats: StepStats, batch: Batch, t: int) -> None:
         old = self._old
         assert old is not None
         assert stats.delta is not None
+        assert self.floor is not None
         self._new = self._copy(self._new)
         new = self._new
 
@@ -321,14 +282,13 @@ class EllipsotopeClip(torch.optim.Optimizer):
             torch._foreach_lerp_(self.weights, new, float(trial))
             return mean_kl(batch.z_probe, batch.logits(batch.probe), batch.probe_mask)
 
-        with self._timed():
-            found = shadow_search(
-                measure,
-                stats.delta,
-                self.trial,
-                measurements=self.measurements if t < self.refine_steps else 1,
-                floor=batch.floor,
-            )
+        found = shadow_search(
+            measure,
+            stats.delta,
+            self.trial,
+            measurements=self.measurements if t < self.refine_steps else 1,
+            floor=self.floor,
+        )
         self.trial = found.next_trial
         stats.clip_coefficient, stats.trial, stats.trial_kl = found.c, found.trial, found.kl
         stats.measurements = found.measurements
@@ -338,7 +298,7 @@ class EllipsotopeClip(torch.optim.Optimizer):
         else:
             torch._foreach_lerp_(self.weights, new, float(found.c))
 
-    def _sense(self, stats: StepStats, batch: _Batch, t: int, *, everything: bool) -> None:
+    def _sense(self, stats: StepStats, batch: Batch, t: int, *, everything: bool) -> None:
         """Update the betas that are due and record the contributions; the weights are at W_new and stay there."""
         old = self._old
         assert old is not None
@@ -349,18 +309,17 @@ class EllipsotopeClip(torch.optim.Optimizer):
         due += [g for g in self.groups if self.filters[g].beta is None and g not in due]
         weights = {f"model.{n}": w for n, w in zip(self.names, old, strict=True)}
         measured = torch.full_like(norms, torch.nan)
-        with self._timed():
-            for i, (group, members) in enumerate(self.groups.items()):
-                if group not in due or not norms[i] > 0:
-                    continue
-                direction = {f"model.{self.names[j]}": deltas[j] / norms[i].to(deltas[j]) for j in members}
-                if self.probe == "jvp":
-                    observed = probe_jvp(batch.functional, weights, direction, batch.probe_mask)
-                else:
-                    known = self.filters[group].beta
-                    guess = 1.0 if known is None or not known > 0 else float(known)
-                    observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
-                measured[i] = self.filters[group].update(observed)
+        for i, (group, members) in enumerate(self.groups.items()):
+            if group not in due or not norms[i] > 0:
+                continue
+            direction = {f"model.{self.names[j]}": deltas[j] / norms[i].to(deltas[j]) for j in members}
+            if self.probe == "jvp":
+                observed = probe_jvp(batch.functional, weights, direction, batch.probe_mask)
+            else:
+                known = self.filters[group].beta
+                guess = 1.0 if known is None or not known > 0 else float(known)
+                observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
+            measured[i] = self.filters[group].update(observed)
         betas = [self.filters[g].beta for g in self.groups]
         beta = torch.stack([torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas])
         stats.contributions = torch.where(norms > 0, beta * norms, 0)  # a group at rest needs no beta
@@ -381,9 +340,8 @@ class EllipsotopeClip(torch.optim.Optimizer):
             torch._foreach_lerp_(self._old, self.weights, float(c))
             torch._foreach_copy_(self.weights, self._old)
 
-    def _audit(self, stats: StepStats, batch: _Batch) -> None:
-        with self._timed():
-            z_new = batch.logits(batch.held)
+    def _audit(self, stats: StepStats, batch: Batch) -> None:
+        z_new = batch.logits(batch.held)
         stats.applied_kl = mean_kl(batch.z_held, z_new, batch.held_mask).clamp(min=0)
         stats.movement = rms_norm(centre(z_new) - centre(batch.z_held), batch.held_mask)
         stats.audit_tokens = batch.held_tokens
@@ -399,79 +357,7 @@ class EllipsotopeClip(torch.optim.Optimizer):
             )
         self.floor = floor
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.probe_seconds += time.perf_counter() - start
 
-
-class _Batch:
-    """One batch split into the rows that choose c (`probe`) and the rows that audit it (`held`), with z(W) of both."""
-
-    def __init__(self, owner: EllipsotopeClip, tokens: Any, logits: Tensor | None, mask: Tensor | None, *, audit: bool):
-        if tokens is None:
-            raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
-        self.owner = owner
-        k = owner.probe_sequences
-        first = mask if mask is not None else logits if logits is not None else _first_tensor(tokens)
-        size = first.shape[0]
-        if size <= k and audit:
-            raise ValueError(f"a batch of {size} rows leaves none for the audit beside probe_sequences={k}.")
-        like = logits if logits is not None else owner.weights[0]
-        device, dtype = like.device.type, like.dtype
-        enclosing = torch.is_autocast_enabled(device)
-        cast = torch.get_autocast_dtype(device) if enclosing else dtype if dtype in LOW_PRECISION else None
-        low_weights = owner.weights[0].dtype in LOW_PRECISION
-        self.device = device
-        self.autocast = None if low_weights else cast
-        if owner.floor is None:
-            owner._check_floor(FLOOR_BFLOAT16 if cast or low_weights else FLOOR_FLOAT32)
-        assert owner.floor is not None
-        self.floor = owner.floor
-
-        z = None if logits is None or (owner.fresh_logits and owner.model.training) else logits.detach()
-        self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]
-        with owner._timed():
-            self.z_probe = self.logits(self.probe) if z is None else z[:k]
-        if not audit:
-            return
-        tokens_per_row = self.z_probe[0].numel() // self.z_probe.shape[-1]
-        if mask is None:
-            rows = min(size, k - (-owner.audit_tokens // tokens_per_row))
-            self.held_tokens = (rows - k) * tokens_per_row
-        else:
-            kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
-            rows = min(size, k + 1 + int((kept < owner.audit_tokens).sum()))
-            self.held_tokens = int(kept[rows - k - 1])
-        self.held, self.held_mask = _rows(tokens, k, rows), None if mask is None else mask[k:rows]
-        with owner._timed():
-            self.z_held = self.logits(self.held) if z is None else z[k:rows]
-
-    def logits(self, rows: Any) -> Tensor:
-        """The model's logits on `rows` at its present weights, without dropout, in the training forward's precision.
-
-        autocast may hold a low-precision copy of a weight that has changed in place since: its cache is emptied and off.
-        """
-        torch.clear_autocast_cache()
-        context = (
-            torch.autocast(self.device, self.autocast, cache_enabled=False) if self.autocast is not None else nullcontext()
-        )
-        with _evaluating(self.owner.model), torch.no_grad(), context:
-            out: Tensor = self.owner._forward(rows)
-            return out
-
-    def functional(self, weights: dict[str, Tensor]) -> Tensor:
-        """The logits of the probe rows at other weights, in the weights' own precision, outside autocast."""
-        with _evaluating(self.owner.model), torch.autocast(self.device, enabled=False):
-            out: Tensor = torch.func.functional_call(self.owner._forward, weights, (self.probe,))
-            return out
-
-
-def _first_tensor(inputs: Any) -> Tensor:
-    if isinstance(inputs, Tensor):
-        return inputs
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return _first_tensor(next(iter(values)))
+def _all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
+    """Whether every element is finite, given their joint norm; only a norm that overflowed needs a look at each."""
+    return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)

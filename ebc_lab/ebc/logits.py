@@ -39,7 +39,8 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
     Rounding can make it slightly negative; whoever divides by it clamps it.
     """
     log_p, log_q = _wide(z).log_softmax(-1), _wide(z_new).log_softmax(-1)
-    return token_mean((log_p.exp() * (log_p - log_q)).sum(-1), mask)
+    p = log_p.exp()
+    return token_mean(torch.where(p > 0, p * (log_p - log_q), 0).sum(-1), mask)  # p = 0 where the vocabulary is masked
 
 
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,7 +20,7 @@ from .signature import RunSpec, arm_name, round3
 
 PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
 LEAST_DELTA = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times what `shadow` can see in that precision
-OVERHEAD_STEPS = 100  # steps a side of the overhead measurement
+OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
 
 
 def _run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float, **changes: Any) -> RunConfig:

@@ -1,0 +1,150 @@
+"""One batch as the method sees it: the rows that choose c, the rows that audit it, and the model's logits on either.
+
+Probes are made with dropout off, in the training forward's precision; sensitivities in float32 outside autocast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .budget import FLOOR_BFLOAT16, FLOOR_FLOAT32
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+class Prober(nn.Module):
+    """A model and its user's forward as one module, so that `functional_call` can swap weights under both.
+
+    `fresh_logits`: whether the training forward's logits are not those of the model without dropout. `seconds` is the host
+    time spent measuring.
+    """
+
+    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None, fresh_logits: bool | None):
+        super().__init__()
+        self.model = model
+        self.call = forward or _call
+        if fresh_logits is None:
+            kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+            fresh_logits = any(isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in model.modules())
+        self.fresh_logits = fresh_logits
+        self.seconds = 0.0
+
+    def forward(self, inputs: Any) -> Tensor:
+        out = self.call(self.model, inputs)
+        logits: Tensor = out.logits if hasattr(out, "logits") else out
+        return logits
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Dropout off and the clock on; afterwards each module is in the mode it was in, where parts differ too."""
+        training = [module for module in self.model.modules() if module.training]
+        if training:
+            self.model.eval()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - start
+            for module in training:
+                module.training = True
+
+
+class Batch:
+    """The leading `k` rows (`probe`) choose c; when `audit` is asked for, enough of the others (`held`) to judge it.
+
+    Args:
+        tokens: the batch as the forward takes it, rows first.
+        logits: the training forward's, (B, ..., V); None to compute them.
+        mask: (B, ...) bool, the token positions that count.
+        weight: any of the trained weights, for device and precision.
+    Raises:
+        ValueError: no tokens, or no row is left for the audit.
+    """
+
+    def __init__(
+        self,
+        prober: Prober,
+        tokens: Any,
+        logits: Tensor | None,
+        mask: Tensor | None,
+        weight: Tensor,
+        *,
+        k: int,
+        audit: bool,
+        audit_tokens: int,
+    ):
+        if tokens is None:
+            raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
+        self.prober = prober
+        first = mask if mask is not None else logits if logits is not None else _first_tensor(tokens)
+        size = first.shape[0]
+        if size <= k and audit:
+            raise ValueError(f"a batch of {size} rows leaves none for the audit beside probe_sequences={k}.")
+        like = logits if logits is not None else weight
+        self.device = like.device.type
+        enclosing = torch.is_autocast_enabled(self.device)
+        cast = torch.get_autocast_dtype(self.device) if enclosing else like.dtype if like.dtype in LOW_PRECISION else None
+        low_weights = weight.dtype in LOW_PRECISION
+        self.autocast = None if low_weights else cast
+        self.floor = FLOOR_BFLOAT16 if cast or low_weights else FLOOR_FLOAT32
+
+        z = None if logits is None or (prober.fresh_logits and prober.model.training) else logits.detach()
+        self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]
+        self.z_probe = self.logits(self.probe) if z is None else z[:k]
+        if not audit:
+            return
+        tokens_per_row = self.z_probe[0].numel() // self.z_probe.shape[-1]
+        if mask is None:
+            rows = min(size, k - (-audit_tokens // tokens_per_row))
+            self.held_tokens = (rows - k) * tokens_per_row
+        else:
+            kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
+            rows = min(size, k + 1 + int((kept < audit_tokens).sum()))
+            self.held_tokens = int(kept[rows - k - 1])
+        self.held, self.held_mask = _rows(tokens, k, rows), None if mask is None else mask[k:rows]
+        self.z_held = self.logits(self.held) if z is None else z[k:rows]
+
+    def logits(self, rows: Any) -> Tensor:
+        """The model's logits on `rows` at its present weights, without dropout, in the training forward's precision.
+
+        autocast may hold a low-precision copy of a weight that has changed in place since: its cache is emptied and off.
+        """
+        torch.clear_autocast_cache()
+        context = torch.autocast(self.device, self.autocast, cache_enabled=False) if self.autocast else nullcontext()
+        with self.prober.measuring(), torch.no_grad(), context:
+            out: Tensor = self.prober(rows)
+            return out
+
+    def functional(self, weights: dict[str, Tensor]) -> Tensor:
+        """The logits of the probe rows at other weights (`model.<name>`), in those weights' precision, outside autocast."""
+        with self.prober.measuring(), torch.autocast(self.device, enabled=False):
+            out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe,))
+            return out
+
+
+def _rows(inputs: Any, start: int, stop: int) -> Any:
+    """Rows of a batch: of a tensor, or of each tensor in a mapping or sequence."""
+    if isinstance(inputs, Tensor):
+        return inputs[start:stop]
+    if isinstance(inputs, Mapping):
+        return {k: _rows(v, start, stop) for k, v in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(_rows(v, start, stop) for v in inputs)
+    return inputs
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _first_tensor(inputs: Any) -> Tensor:
+    if isinstance(inputs, Tensor):
+        return inputs
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return _first_tensor(next(iter(values)))
