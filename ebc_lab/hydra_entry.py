@@ -11,17 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import (
-    Config,
-    RunConfig,
-    UserError,
-    check_overrides,
-    compose,
-    conf_dir,
-    from_dict,
-    register_schema,
-    run_part,
-)
+from .config import Config, RunConfig, UserError, from_dict, run_part
+from .overrides import check_overrides, compose, conf_dir, register_schema
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -64,7 +64,7 @@ def own_places(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_places):
     """A finished study, trained once in this process, and everything it said. Tests must not change it."""
-    from ebc_lab.config import compose
+    from ebc_lab.overrides import compose
     from ebc_lab.study.autopilot import Listener, autopilot
 
     said: list[str] = []

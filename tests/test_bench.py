@@ -1,8 +1,9 @@
 from dataclasses import replace
 
 from ebc_lab.bench import overhead_and_record, paired_overhead
-from ebc_lab.config import compose, run_part
+from ebc_lab.config import run_part
 from ebc_lab.data import locate
+from ebc_lab.overrides import compose
 from ebc_lab.telemetry import read_json
 
 

@@ -10,7 +10,7 @@ import torch
 from ebc_lab.config import ModelConfig, OptimizerConfig
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices
-from ebc_lab.optimizers import OPTIMIZERS, build
+from ebc_lab.optimizers import OPTIMIZERS, StackedMuon, build
 
 LR = 1e-2
 CONFIGS = {
@@ -133,3 +133,32 @@ def test_muon_takes_the_hidden_matrices_at_adams_rms(model):
         values = torch.linalg.svdvals(p.detach() - old) / (0.2 * LR * math.sqrt(max(p.shape)))
         assert 0.7 < values.median() < 1.3  # nearly orthogonal: a few Newton-Schulz iterations
         assert values.max() < 1.3
+
+
+def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model):
+    plain, stacked = copy.deepcopy(model), copy.deepcopy(model)
+    settings = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    reference = torch.optim.Muon(hidden_matrices(plain), **settings)
+    fast = StackedMuon(hidden_matrices(stacked), **settings)
+    for i in range(4):
+        for p, q in zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+            q.grad = p.grad.clone()
+        reference.step()
+        fast.step()
+    start = dict(model.named_parameters())
+    for (name, p), q in zip(plain.named_parameters(), stacked.parameters(), strict=True):
+        moved = (p - start[name]).norm()
+        assert (p - q).norm() <= 0.01 * moved, name
+    assert all(torch.equal(fast.state[q]["momentum_buffer"], reference.state[p]["momentum_buffer"]) for p, q in
+               zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True))  # fmt: skip
+
+
+def test_muon_leaves_a_matrix_without_gradient_alone(model):
+    matrices = hidden_matrices(model)
+    before = [p.clone() for p in matrices]
+    for p in matrices[1:]:
+        p.grad = torch.ones_like(p)
+    StackedMuon(matrices, lr=LR).step()
+    assert torch.equal(matrices[0], before[0])
+    assert not torch.equal(matrices[1], before[1])

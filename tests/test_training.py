@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ebc_lab import optimizers, stabilizers, training
-from ebc_lab.config import UserError, compose, run_part
+from ebc_lab.config import UserError, run_part
 from ebc_lab.data import locate
+from ebc_lab.overrides import compose
 from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json
 from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
 

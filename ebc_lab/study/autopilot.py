@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Config, UserError, compose, digest, from_dict, run_part, to_dict
+from ..config import Config, UserError, digest, from_dict, run_part, to_dict
 from ..data import Corpus, check_length, locate
 from ..doctor import hardware, speeds, versions, visible_gpus
+from ..overrides import compose
 from ..telemetry import read_json, write_json
 from . import plan, verdict
 from .decide import Decision, Undecidable

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, RunConfig, UserError, compose, from_dict, run_part, to_dict
+from ..config import Config, RunConfig, UserError, from_dict, run_part, to_dict
 from ..doctor import cached_speeds, cores, visible_gpus
+from ..overrides import compose
 from ..telemetry import read_json
 from . import plan
 from .store import FINISHED, STAGES, Study

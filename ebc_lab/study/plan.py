@@ -13,7 +13,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from ..config import Config, OptimizerConfig, RunConfig, optimizer_defaults, run_part
+from ..config import Config, OptimizerConfig, RunConfig, run_part
+from ..overrides import optimizer_defaults
 from . import decide
 from .decide import Decision, Results, band_distance, c_median, val_loss
 from .signature import RunSpec, arm_name, round3

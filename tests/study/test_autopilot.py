@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from ebc_lab import training
-from ebc_lab.config import UserError, compose
+from ebc_lab.config import UserError
+from ebc_lab.overrides import compose
 from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
 from ebc_lab.study.autopilot import Listener, StageFailed, autopilot, configurations, report
 from ebc_lab.study.store import STAGES

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config import compose
+from ebc_lab.overrides import compose
 from ebc_lab.study import plan
 from ebc_lab.study.plan import DECIDE, STAGE_RUNS, distinct, forecast
 
