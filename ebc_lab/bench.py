@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import traceback
@@ -12,12 +13,14 @@ import torch
 
 from . import model as models
 from . import optimizers, projections, stabilizers
-from .config import RunConfig, digest, identity, resolve_controller
+from .config import RunConfig, resolve_controller
 from .data import Batches, locate
 from .telemetry import write_json
 from .training import autocast, set_up_torch, token_losses
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
+SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups
+PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 
 class _Side:
@@ -56,22 +59,25 @@ class _Side:
 def paired_overhead(run: RunConfig) -> dict[str, Any]:
     """What the run's stabilizer adds to a step, in per cent of the plain step, audits included.
 
-    Blocks of one audit interval, plain and stabilized in turn, the order swapped each time; `run.steps` steps a side. The
-    median over block pairs and its quartiles.
+    Blocks of whole audit and probe intervals, plain and stabilized in turn, the order swapped each time; `run.steps` steps a
+    side, the warm-up's many measurements left out. The median over block pairs and its quartiles.
     """
     run = resolve_controller(run)
     set_up_torch(run)
     corpus = locate(run.data, quiet=True)
     tokens = torch.from_numpy(corpus.tokens()["train"]).to(run.device)
     sides = [_Side(run, stabilized, tokens, len(corpus.vocabulary)) for stabilized in (False, True)]
+    probing = run.budget.name == "surrogate"
+    warm = SURROGATE_WARM_STEPS if probing else WARM_STEPS
+    block = math.lcm(run.audit_every, PROBE_INTERVAL) if probing else run.audit_every
     for side in sides:
-        side.steps(WARM_STEPS)
+        side.steps(warm)
     ratios, rates = [], []
-    for i in range(max(2, (run.steps - WARM_STEPS) // run.audit_every)):
+    for i in range(max(2, (run.steps - WARM_STEPS) // block)):
         order = (0, 1) if i % 2 else (1, 0)
-        took = {k: sides[k].steps(run.audit_every) for k in order}
+        took = {k: sides[k].steps(block) for k in order}
         ratios.append(100 * (took[1] / took[0] - 1))
-        rates.append(run.audit_every / took[0])
+        rates.append(block / took[0])
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
         "overhead_pct": statistics.median(ratios),
@@ -81,8 +87,8 @@ def paired_overhead(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def overhead_and_record(run: RunConfig, directory: Path, run_id: str) -> None:
-    """Measure and write `result.json`; a failure is recorded as one."""
+def overhead_and_record(run: RunConfig, directory: Path, run_id: str, identity: str) -> None:
+    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one."""
     started = time.time()
     try:
         result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run)}
@@ -90,8 +96,5 @@ def overhead_and_record(run: RunConfig, directory: Path, run_id: str) -> None:
         with open(directory / "log.txt", "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    full = {"kind": "overhead", "run": identity(run)}
-    write_json(
-        directory / "result.json",
-        {"run_id": run_id, "identity": digest(full), "steps": run.steps, "wall_s": time.time() - started, **result},
-    )
+    about = {"run_id": run_id, "identity": identity, "steps": run.steps, "wall_s": time.time() - started}
+    write_json(directory / "result.json", {**about, **result})

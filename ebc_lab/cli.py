@@ -199,6 +199,10 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         code = 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}: mend that, or choose another folder, and try again", err=True)
+        code = 2
     except USAGE_ERROR as error:
         error.show()
         code = 2

@@ -15,6 +15,12 @@ from typing import Any
 
 NUMERICS_VERSION = 1  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
+OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
+    "adam": ("beta1", "beta2", "eps"),
+    "adamw": ("beta1", "beta2", "eps"),
+    "sgd": ("momentum",),
+    "muon": ("beta1", "beta2", "eps", "momentum"),
+}
 
 
 class UserError(Exception):
@@ -115,7 +121,6 @@ class RunConfig:
 @dataclass
 class StudyConfig:
     name: str = "${scale}"
-    kind: str = "default"
     stage_seed: int = 100  # of the stage runs; replicates follow it; the finals have seeds of their own
     band: list[float] = field(default_factory=lambda: [0.5, 0.7])  # where the median c should lie
 
@@ -223,9 +228,20 @@ def identity(run: RunConfig) -> dict[str, Any]:
         raise UserError("dtype, device and corpus must be resolved before a run can be named.")
     kept = to_dict(run)
     kept["data"] = {"sha256": run.data.sha256}
+    unused = set(kept["optimizer"]) - {
+        "name",
+        "lr",
+        "weight_decay",
+        *OPTIMIZER_SETTINGS.get(run.optimizer.name, kept["optimizer"]),
+    }
+    for key in unused:
+        del kept["optimizer"][key]
     if run.stabilizer.name == "none":
         kept.pop("controller")
         kept["budget"] = {"probe_sequences": run.budget.probe_sequences}  # the audit leaves these rows out
+    elif run.budget.name == "shadow" and not run.budget.sensitivity_every:
+        for key in ("aggregate", "grouping", "probe", "cadence", "beta_init"):
+            del kept["budget"][key]
     if run.lr_schedule.name == "constant":
         kept["lr_schedule"] = {"name": "constant"}
     if run.projection.name == "none":

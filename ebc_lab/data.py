@@ -25,6 +25,10 @@ SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 BOUNDARIES = (0.90, 0.95)  # of train | val | test
 
 
+class CorpusUnavailable(UserError):
+    """The text is nowhere on this machine and cannot be downloaded."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A text and where it came from. `warning` says what a reader of the results must know, if anything."""
@@ -101,7 +105,7 @@ def _download(target: Path, quiet: bool) -> Path:
         )
     except Exception as error:
         reason = type(error).__name__
-        raise UserError(
+        raise CorpusUnavailable(
             f"tiny Shakespeare is not in EBC_LAB_DATA or {target.parent} and could not be downloaded ({reason}): "
             f"put {SHAKESPEARE_FILE} into a folder named by EBC_LAB_DATA, or use data=pydoc."
         ) from None
@@ -119,9 +123,7 @@ def _pydoc(config: DataConfig, quiet: bool) -> Corpus:
 def _auto(config: DataConfig, quiet: bool) -> Corpus:
     try:
         return _shakespeare(config, quiet)
-    except UserError as error:
-        if "could not be downloaded" not in str(error):
-            raise
+    except CorpusUnavailable:
         found = _pydoc(config, quiet)
         warning = "NOT Shakespeare: it could not be had, so this is the text of Python's own documentation"
         return Corpus(found.name, found.title, found.source, found.text, found.sha256, warning)

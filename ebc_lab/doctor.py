@@ -6,6 +6,7 @@ without it. What was measured is kept in the user's cache, by machine, torch ver
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -38,13 +39,20 @@ def cores() -> int:
 
 def visible_gpus() -> list[str]:
     """The ids that `CUDA_VISIBLE_DEVICES` would take, one a GPU; an inherited setting is respected."""
+    names = gpu_names()
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if inherited is not None:
-        return [g.strip() for g in inherited.split(",") if g.strip() and g.strip() != "-1"]
+    if inherited is None or not names:
+        return [str(i) for i in range(len(names))]
+    return [g.strip() for g in inherited.split(",") if g.strip() not in ("", "-1", "NoDevFiles")]
+
+
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """The models of this machine's GPUs, as nvidia-smi lists them; empty without it."""
     if not shutil.which("nvidia-smi"):
-        return []
+        return ()
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(i) for i, _ in enumerate(x for x in listed.stdout.splitlines() if x.startswith("GPU "))]
+    return tuple(x.split("(")[0].partition(":")[2].strip() for x in listed.stdout.splitlines() if x.startswith("GPU "))
 
 
 def versions() -> dict[str, str]:
@@ -64,7 +72,7 @@ def hardware() -> dict[str, Any]:
         "system": platform.platform(),
         "cpu": model,
         "cores": cores(),
-        "gpus": visible_gpus(),
+        "gpus": list(gpu_names()),
     }
 
 
@@ -76,6 +84,7 @@ def _speed_file(run: RunConfig) -> Path:
 
     shape = {"model": to_dict(run.model), "batch": run.batch_size, "threads": run.threads_per_run, "device": run.device}
     about = {**shape, "torch": metadata.version("torch"), "cpu": hardware()["cpu"], "optimizer": run.optimizer.name}
+    about["gpus"] = gpu_names() if run.device == "cuda" else ()
     return cache_dir() / f"speed-{digest(about)[:16]}.json"
 
 

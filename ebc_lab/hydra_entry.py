@@ -12,17 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from .config import Config, RunConfig, UserError, from_dict, run_part
-from .overrides import check_overrides, compose, conf_dir, register_schema
+from .data import check_length, locate
+from .overrides import check_overrides, check_run, compose, conf_dir, groups, register_schema
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises UserError."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    check_overrides(overrides, hydra_keys=True)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    return [list(combination) for combination in BasicSweeper.split_arguments(parsed, None)[0]]
+    try:
+        plain = [_listed(o) for o in OverridesParser.create().parse_overrides(list(overrides))]
+        check_overrides(plain, hydra_keys=True, sweeps=True)
+        parsed = OverridesParser.create().parse_overrides(plain)
+        return [list(combination) for combination in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException as error:
+        raise UserError(f"this sweep cannot be expanded: {str(error).splitlines()[0]}") from None
+
+
+def _listed(override: Any) -> str:
+    """An override as it was written, `glob(…)` over a group replaced by the choices it matches."""
+    from hydra.core.override_parser.types import Glob
+
+    value = override.value()
+    if not isinstance(value, Glob):
+        return str(override.input_line)
+    return f"{override.key_or_group}={','.join(value.filter(groups().get(override.key_or_group, [])))}"
 
 
 def _own(overrides: Sequence[str]) -> list[str]:
@@ -36,9 +52,13 @@ def train(arguments: Sequence[str]) -> None:
 
     given = get_args_parser().parse_args(list(arguments))
     if not given.hydra_help and not given.help:
-        for combination in expand(given.overrides) if given.multirun else [given.overrides]:
+        combinations = expand(given.overrides) if given.multirun else [given.overrides]
+        for combination in combinations:
             check_overrides(combination, hydra_keys=True)
-            compose(_own(combination), study=False)
+        configs = [compose(_own(combination), study=False) for combination in combinations]
+        for data, context in {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}.values():
+            if given.cfg is None:
+                check_length(locate(data), context)
     register_schema()
     scale = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [_default_scale()]
     sys.argv = ["ebc-lab train", *arguments, *scale]
@@ -59,8 +79,9 @@ def task(composed: Any) -> float | None:
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     try:
         result = train_one(run_part(config), Path(HydraConfig.get().runtime.output_dir), config.launcher.checkpoint_every_s)
-    except UserError as error:
-        sys.exit(_complain(str(error)))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except (Interrupted, KeyboardInterrupt):
         print("interrupted; the same command with the same hydra.run.dir carries on from the checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -70,24 +91,19 @@ def task(composed: Any) -> float | None:
     return result.get("val_loss")
 
 
-def _complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
-
-
 def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and say what came out."""
     import signal
 
     from .config import digest, identity, to_dict
-    from .data import check_length, locate
     from .doctor import speeds, visible_gpus
     from .telemetry import read_json, write_json
     from .training import run_and_record
 
     known = directory / "spec.json"
-    if known.exists():  # carry on with what was chosen the first time
-        begun: RunConfig = from_dict(RunConfig, read_json(known)["config"])
+    before = read_json(known) if known.exists() else None
+    if before:  # carry on with what was chosen the first time
+        begun: RunConfig = from_dict(RunConfig, before["config"])
         run.dtype = begun.dtype if run.dtype == "auto" else run.dtype
         run.device = begun.device if run.device == "auto" else run.device
     corpus = locate(run.data)
@@ -95,7 +111,10 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
     run.device = ("cuda" if visible_gpus() else "cpu") if run.device == "auto" else run.device
     run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
+    check_run(run)
     run_id = digest(identity(run))[:10]
+    if before and before["run_id"] != run_id:
+        raise UserError(f"{directory} holds another run ({before['run_id']}): choose another hydra.run.dir, or delete it.")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(known, {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)})
     asked: list[int] = []

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import SPLITS, Config, OptimizerConfig, UserError
+from .config import SPLITS, Config, OptimizerConfig, RunConfig, UserError
 
 STAGES_WITH_STEPS = ("lr_sweep", "calibrate", "lr_scale", "finals")
 
@@ -77,10 +77,10 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False) -> dict[str, Any]:
+def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False) -> dict[str, Any]:
     """Refuse unknown groups, choices and keys; return {key: value as written}.
 
-    `hydra_keys` lets `hydra.…` and `hydra/…` pass, for `train`. Raises UserError.
+    `hydra_keys` lets `hydra.…` and `hydra/…` pass, for `train`; `sweeps` lets several values a key pass. Raises UserError.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -96,6 +96,8 @@ def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False) -> di
         key = override.key_or_group
         if hydra_keys and (key == "hydra" or key.startswith(("hydra.", "hydra/"))):
             continue
+        if override.is_sweep_override() and not sweeps:
+            raise UserError(f"{text!r} names several values: that needs -m, one study or run for each.")
         if override.is_delete():
             raise UserError(f"{text!r}: settings cannot be deleted; give {key} another value.")
         if key in known_groups:
@@ -149,6 +151,7 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "budget.schedule": "the finals' linear arms",
     "lr_schedule": "lr_sweep.control_scales",
     "lr_schedule.name": "lr_sweep.control_scales",
+    "lr_schedule.warmup_steps": "lr_sweep.control_warmup",
     "projection.name": "projection=NAME or lr_sweep.projections",
     "stabilizer.name": "the stages",
     "seed": "seeds and study.stage_seed",
@@ -229,6 +232,12 @@ def validate(config: Config) -> None:
     for key in ("beta1", "beta2"):
         need(0 <= getattr(config.optimizer, key) < 1, f"optimizer.{key} must lie in [0, 1).")
     positive("lr_schedule.warmup_steps", config.lr_schedule.warmup_steps, zero=True)
+    positive("lr_sweep.control_warmup", config.lr_sweep.control_warmup, zero=True)
+    for key in ("kp", "ki"):
+        gain = getattr(config.controller, key)
+        if gain is not None:
+            positive(f"controller.{key}", gain, zero=True)
+            need(config.controller.name in ("pi", "log_pi"), f"controller.{key} goes with controller=pi or log_pi.")
     positive("projection.bound", config.projection.bound)
     positive("budget.target_kl", config.budget.target_kl)
     positive("budget.sensitivity_every", config.budget.sensitivity_every, zero=True)
@@ -242,6 +251,13 @@ def validate(config: Config) -> None:
         f"data.file goes with data=path, not data={config.data.name}.",
     )
 
+    if config.device == "cuda":
+        from .doctor import visible_gpus
+
+        need(bool(visible_gpus()), "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).")
+    check_run(config)
+
+    need(bool(config.output_dir.strip()), "output_dir must name a folder.")
     name = config.study.name
     need(
         bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
@@ -283,6 +299,19 @@ def validate(config: Config) -> None:
     positive("launcher.slots", config.launcher.slots, zero=True)
     positive("launcher.checkpoint_every_s", config.launcher.checkpoint_every_s, zero=True)
     positive("launcher.max_lost", config.launcher.max_lost, zero=True)
+
+
+LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
+
+
+def check_run(run: RunConfig) -> None:
+    """Refuse a KL target that the run's precision cannot measure. Raises UserError."""
+    least = LEAST_KL.get(run.dtype, min(LEAST_KL.values()))
+    if run.stabilizer.name == "ebc" and run.budget.name == "shadow" and run.budget.target_kl < least:
+        raise UserError(
+            f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, ten times the smallest KL that "
+            f"dtype={run.dtype} can show: raise it, or use budget=surrogate."
+        )
 
 
 @functools.cache

@@ -148,8 +148,9 @@ def _median(values: np.ndarray) -> float | None:
 def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One run's figures, from every step of `steps.csv`; None where nothing was measured.
 
-    `kl_median` and `natural_kl` leave out the first 20 steps where the run is longer; `kl_within_30pct` is the share of
-    audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not skipped.
+    `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps where the run is longer; `kl_within_30pct` is
+    the share of audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not
+    skipped.
     """
     done = steps["skipped"] == 0
     c = steps["c"][done]

@@ -301,12 +301,13 @@ class Training:
             cause = (
                 f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
             )
+        evaluated: dict[str, dict[str, float]] = {}
+        if cause is None:
+            for split in run.evaluate:
+                evaluated[split] = evaluate(self.model, run, windows(self.tokens[split], run.model.context))
+            if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
+                cause, evaluated = "the loss is not finite on held-out text", {}
         result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": self.step}
-        evaluated = (
-            {}
-            if cause
-            else {split: evaluate(self.model, run, windows(self.tokens[split], run.model.context)) for split in run.evaluate}
-        )
         for split in ("val", "test"):
             found = evaluated.get(split)
             result[f"{split}_loss"] = found["loss"] if found else None
@@ -339,11 +340,16 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     """Carry one run to an outcome and write its `result.json`; a result that is already there is returned as it is.
 
     `hooks` go to `Training.run`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
-    `log.txt`. Raises Interrupted, and OSError when the folder itself cannot be written.
+    `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is; and
+    OSError when the folder itself cannot be written.
     """
     path = directory / "result.json"
+    name = digest(identity(run))
     if path.exists():
-        return dict(read_json(path))
+        found = dict(read_json(path))
+        if found.get("identity") != name:
+            raise UserError(f"{path} is another run's result: choose another folder, or delete this one.")
+        return found
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.txt"
     started = time.time()
@@ -351,7 +357,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
     try:
         result = Training(run, directory).run(**hooks)
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
         full_disk = isinstance(error, OSError) and error.errno in (28, 30, 122)
@@ -362,9 +368,10 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         kind = "oom" if is_oom(error) else "failed"
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.time() - started}
-    result = {"run_id": run_id, "identity": digest(identity(run)), **result}
+    result = {"run_id": run_id, "identity": name, **result}
     write_json(path, result)
-    (directory / "checkpoint.pt").unlink(missing_ok=True)
+    if result["outcome"] in ("completed", "diverged"):
+        (directory / "checkpoint.pt").unlink(missing_ok=True)
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {result['outcome']} {result.get('cause') or ''}\n")
     return result

@@ -22,6 +22,6 @@ def test_overhead_is_measured_in_pairs_of_audit_intervals(tiny):
 
 def test_a_failed_measurement_is_recorded_as_failed(tiny, tmp_path):
     run = shape(tiny)
-    overhead_and_record(replace(run, optimizer=replace(run.optimizer, name="nothing")), tmp_path, "x")
+    overhead_and_record(replace(run, optimizer=replace(run.optimizer, name="nothing")), tmp_path, "x", "0" * 64)
     assert read_json(tmp_path / "result.json")["outcome"] == "failed"
     assert "KeyError" in (tmp_path / "log.txt").read_text()

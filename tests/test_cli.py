@@ -39,6 +39,10 @@ def study(finished):
         (["train", "scale=smoke", "optimizer.lr=-1"], "> 0"),
         (["train", "scale=smoke", "+nothing=1"], "is not a setting"),
         (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], "> 0"),
+        (["train", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
+        (["train", "scale=smoke", "data=shakespeare"], "has sha256"),
+        (["plan", "optimizer=adam,sgd"], "needs -m"),
+        (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
         (["plan", "scale=huge"], "laptop, paper or smoke"),
         (["status", "nothing"], "there is no study"),
         (["why"], "there is no study"),
@@ -160,6 +164,9 @@ def test_train_offers_what_hydra_offers(text_file, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.search(r"completed after 12 steps; val \d\.\d+, test", done.stdout)
     assert (tmp_path / "one/.hydra/config.yaml").exists()
+    other = call("train", *run, "optimizer.lr=9e-3", "hydra.run.dir=one", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "holds another run" in other.stderr
     swept = call("train", "-m", *run, "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=many", cwd=tmp_path)
     assert swept.returncode == 0, swept.stderr
     losses = {read_json(tmp_path / f"many/{i}/result.json")["val_loss"] for i in range(2)}

@@ -30,6 +30,9 @@ def test_settings_without_effect_do_not_split_a_run_in_two():
     plain = resolved("stabilizer=none")
     assert identity(plain) == identity(resolved("stabilizer=none", "budget.target_kl=0.5", "controller=pi"))
     assert identity(plain) == identity(resolved("stabilizer=none", "lr_schedule.warmup_steps=7", "projection.bound=9"))
+    assert identity(plain) == identity(resolved("stabilizer=none", "optimizer.momentum=0.5"))
+    assert identity(resolved()) == identity(resolved("budget.aggregate=l2", "budget.probe=fd", "budget.cadence=published"))
+    assert identity(resolved("budget=surrogate")) != identity(resolved("budget=surrogate", "budget.aggregate=l2"))
 
 
 def test_pi_audits_every_20_steps_and_auto_follows_the_budget():

@@ -27,7 +27,7 @@ def test_pydoc_is_always_there():
 
 def test_auto_falls_back_to_pydoc_with_a_warning(monkeypatch):
     def offline(target, quiet):
-        raise UserError("could not be downloaded")
+        raise data.CorpusUnavailable("no network")
 
     monkeypatch.setattr(data, "_download", offline)
     corpus = locate(DataConfig("auto"))

@@ -31,6 +31,13 @@ from ebc_lab.overrides import compose, groups
         (["lr_scale.scales=[2.0]"], ["must contain 1"]),
         (["study.band=[0.7,0.5]"], ["study.band"]),
         (["lr_sweep.optimizers=[lion]"], ["lion"]),
+        (["optimizer=adam,sgd"], ["needs -m"]),
+        (["controller.kp=0.1"], ["controller=pi or log_pi"]),
+        (["controller=pi", "controller.kp=nan"], ["controller.kp", "finite"]),
+        (["budget.target_kl=1e-9"], ["target_kl", "1e-06"]),
+        (["device=cuda"], ["no GPU"]),
+        (["output_dir=''"], ["output_dir"]),
+        (["lr_sweep.control_warmup=-5"], ["control_warmup"]),
     ],
 )
 def test_a_mistake_is_refused_in_one_sentence_that_names_it(overrides, words):

@@ -104,8 +104,9 @@ def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_p
     else:
         torch.save({"identity": Evil()}, path)
     with pytest.raises(UserError, match=r"checkpoint\.pt (is damaged|belongs to another run).*delete it"):
-        Training(run, tmp_path)
-    assert not (tmp_path / "ran").exists()
+        run_and_record(run, tmp_path, "x")
+    assert path.exists()
+    assert not (tmp_path / "result.json").exists()
 
 
 class Evil:
@@ -148,7 +149,6 @@ def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
         (MemoryError("no"), "oom"),
         (torch.OutOfMemoryError("no"), "oom"),
         (RuntimeError("a bug"), "failed"),
-        (UserError("x"), "failed"),
     ],
 )
 def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
@@ -170,6 +170,18 @@ def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         run_and_record(run, tmp_path, "x")
     assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0})
+    result = run_and_record(plain(run), tmp_path, "x")
+    assert (result["outcome"], result["val_loss"]) == ("diverged", None)
+
+
+def test_another_runs_result_is_not_taken_for_ones_own(run, tmp_path):
+    run_and_record(run, tmp_path, "x")
+    with pytest.raises(UserError, match="another run's result"):
+        run_and_record(replace(run, seed=run.seed + 1), tmp_path, "x")
 
 
 def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):

@@ -79,8 +79,7 @@ class SensitivityFilter:
         observed = torch.as_tensor(observed)
         if not torch.isfinite(observed):
             return observed if self.beta is None else self.beta
-        if self.beta is None:
-            self.beta = torch.zeros_like(observed)
+        self.beta = torch.zeros_like(observed) if self.beta is None else self.beta.to(observed.device)
         n = self.count + 1
         weight, limited = 1 - self.decay, n >= 2
         if self.init == "zero":

@@ -17,7 +17,6 @@ AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
     "sqrtl_l2": _sqrtl_l2,
     "l2": lambda s: s.square().sum().sqrt(),
 }
-IS_BOUND = {"l1": True, "sqrtl_l2": True, "l2": False}  # l2 is kept because the earlier study used it
 
 
 def aggregate(contributions: Tensor, kind: str) -> Tensor:

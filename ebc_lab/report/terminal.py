@@ -71,7 +71,7 @@ class View:
         for r in p.running:
             bar = ProgressBar(total=r["steps"], completed=r["step"], width=24)
             rate = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
-            table.add_row(f"{r['arm']} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate)
+            table.add_row(f"{r['arm']} lr {r['lr']:g} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate)
         newest = Text(f"newest decision: {self.newest}", style="dim") if self.newest else Text("")
         return Group(head, table, newest)
 
@@ -80,6 +80,8 @@ def outcome(console: Console, done: Any) -> None:
     """The end of a call: verdict, where everything lies, what failed."""
     if done.acceptance:
         console.print(verdict(done.acceptance))
+    if done.warning:
+        console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
     console.print(f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}")
     places = {
@@ -129,7 +131,8 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         console.print(f"about {clock(found['eta_s'])} of work left")
     for f in found["failures"]:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
-        console.print(Text(f"  log {f['log']}\n  again: {f['command']}", overflow="fold"))
+        again = f"\n  again: {f['command']}" if f["command"] else ""
+        console.print(Text(f"  log {f['log']}{again}", overflow="fold"))
     if found["state"] in ("interrupted", "empty"):
         console.print("carry on with the command that began it")
 

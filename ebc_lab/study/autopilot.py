@@ -5,30 +5,26 @@ Everything it does is a function of the configuration and of the results on disk
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..config import Config, UserError, digest, from_dict, run_part, to_dict
+from ..config import Config, UserError, digest, from_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import hardware, speeds, versions, visible_gpus
 from ..overrides import compose
 from ..telemetry import read_json, write_json
 from . import plan, verdict
 from .decide import Decision, Undecidable
 from .launch import Pool, opened
 from .plan import DECIDE, STAGE_RUNS, distinct
+from .resolve import resolve_study
 from .signature import RunSpec
 from .store import FINISHED, RETRIED, STAGES, Study
 
-NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
 SAME_FAILURE = 2  # the first runs of a stage failing alike stop it
 
 
@@ -56,7 +52,6 @@ class Progress:
     total: int = 0
     running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
     eta_s: float | None = None
-    newest: str = ""
 
 
 @dataclass
@@ -67,6 +62,7 @@ class Outcome:
     trained: int
     failed: list[str]
     stages: list[str]
+    warning: str | None = None
     acceptance: dict[str, Any] | None = None
 
 
@@ -102,98 +98,6 @@ def study_of(config: Config) -> Study:
     return Study(Path(config.output_dir).expanduser() / config.study.name)
 
 
-# -- study.json: what is chosen automatically is chosen once --------------------------------------------------------------
-
-
-def begin(config: Config, study: Study, listener: Listener, *, force: bool) -> tuple[Config, Corpus]:
-    """Resolve the configuration, or take up the resolution of the study that is already there.
-
-    Raises UserError: the corpus, another configuration than the study was begun with (unless `force`).
-    """
-    requested = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
-    known = study.header() if study.exists() else None
-    if known and known["requested"] != requested:
-        changed = _differences(known["requested"], requested)
-        if not force:
-            shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
-            raise UserError(
-                f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add --force to "
-                "change this one (runs that are still the same are kept)."
-            )
-    if known:
-        config = _take_up(config, known)
-    corpus = locate(config.data)
-    check_length(corpus, config.model.context)
-    config = _resolve(config, corpus, listener)
-    if not known or known["requested"] != requested:
-        study.prepare()
-        header = {
-            "study": study.name,
-            "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "ebc_lab": __version__,
-            "requested": requested,
-            "config": to_dict(config),
-            "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
-            "versions": versions(),
-            "git": _git_revision(),
-            "hardware": hardware(),
-        }
-        write_json(study.root / "study.json", header)
-    return config, corpus
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(set(old) | set(new))
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    return [] if old == new else [(path, old, new)]
-
-
-def _take_up(config: Config, known: dict[str, Any]) -> Config:
-    """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
-    resolved: Config = from_dict(Config, known["config"])
-    if config.data.name in ("auto", resolved.data.name) and not config.data.sha256:
-        config = replace(config, data=resolved.data)
-    dtype = resolved.dtype if config.dtype == "auto" else config.dtype
-    device = resolved.device if config.device == "auto" else config.device
-    return replace(config, dtype=dtype, device=device)
-
-
-def _resolve(config: Config, corpus: Corpus, listener: Listener) -> Config:
-    data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
-    if corpus.name == "path":
-        data.file = corpus.source
-    device = config.device
-    if device == "auto":
-        device = "cuda" if visible_gpus() else "cpu"
-    config = replace(config, data=data, device=device)
-    if config.dtype == "auto":
-        listener.say("measuring float32 against bfloat16 autocast at this study's shape …")
-        found = speeds(run_part(config))
-        rate = found["steps_per_s"]
-        listener.say(
-            f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
-        )
-        config = replace(config, dtype=found["faster"])
-    return config
-
-
-def _git_revision() -> str | None:
-    here = Path(__file__).parent
-    if not shutil.which("git"):
-        return None
-    found = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tracked = subprocess.run(
-        ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
-
-
 # -- the stages -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,53 +106,55 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
 
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed, WorkersFailed, KeyboardInterrupt.
     """
+    from ..report import tables
+
     study = study_of(config)
     earlier = STAGES[: STAGES.index(stages[0])]
-    lacking = next((s for s in earlier if s not in study.decisions()), None)
-    if lacking:
-        raise UserError(
-            f"stage {stages[0]} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
-        )
+    _refuse_lacking(stages[0], study.decisions(), earlier)
     if not study.exists():  # whatever is wrong leaves nothing behind
         _refuse_unwritable(study)
         check_length(locate(config.data), config.model.context)
     study.prepare()
     with study.held():
-        config, corpus = begin(config, study, listener, force=force)
+        config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
         finished = "finals" in study.decisions()
-        retried = study.forget(RETRIED if finished else (*RETRIED, "failed", "oom"))
+        retried = study.forget(RETRIED if finished else (*RETRIED, "failed", "oom"), stages)
         if retried:
             listener.say(f"{len(retried)} run(s) that were lost or failed are tried again")
-        from ..report import tables
-
         decisions: dict[str, Decision] = {}
+        for stage in earlier:  # decided again from their runs, so that a stale decision cannot be built on
+            _refuse_lacking(stages[0], study.decisions(), [stage])
+            specs, results = specs_of(stage, config, study, decisions)
+            if any(s.run_id not in results for s in specs):
+                raise UserError(f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first.")
+            decisions[stage] = _decide(stage, config, specs, results, decisions)
+            study.write_decision(stage, decisions[stage])
         before = _trained(study)
         with opened(config, study) as pool:
-            for stage in STAGES:
-                if stage in earlier:
-                    decisions[stage] = study.decisions()[stage]
-                if stage not in stages:
-                    continue
+            for stage in stages:
                 specs = _stage(stage, stages, config, study, decisions, pool, listener)
                 results = study.results(specs)
                 decisions[stage] = _decide(stage, config, specs, results, decisions)
                 study.write_decision(stage, decisions[stage])
                 listener.decided(stage, decisions[stage])
                 tables.write_summary(study.root, stage, specs, results)
-        done = [s for s in stages if s in decisions]
-        accepted = None
-        if "finals" in done:
-            accepted = write_finals(config, study, corpus, decisions, listener)
+        accepted = write_finals(config, study, corpus, decisions, listener) if "finals" in stages else None
         study.write_manifest()
-        return Outcome(study, len(_trained(study) - before), _failed(study), done, accepted)
+        return Outcome(study, len(_trained(study) - before), _failed(study), list(stages), corpus.warning, accepted)
+
+
+def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence[str]) -> None:
+    lacking = next((s for s in earlier if s not in known), None)
+    if lacking:
+        raise UserError(
+            f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
+        )
 
 
 def _refuse_unwritable(study: Study) -> None:
     """Refuse an output folder that cannot be made, before anything is written."""
-    import os
-
     existing = next(p for p in [study.root, *study.root.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{study.root} cannot be written ({existing} does not allow it): choose another output_dir.")
@@ -332,7 +238,7 @@ def _train(
             )
         progress.done = len(before) + len(seen)
         progress.running = [
-            {"run_id": s.run_id, "arm": s.arm, "seed": s.run.seed, **now}
+            {"run_id": s.run_id, "arm": s.arm, "lr": s.run.optimizer.lr, "seed": s.run.seed, **now}
             for s in [*wave, *spare]
             if s.run_id not in seen and (now := study.progress(s.run_id))
         ]
@@ -373,9 +279,12 @@ def write_finals(
     """results_final.json, acceptance.json and every plot."""
     from ..report import plots
 
-    accepted = verdict.acceptance(config, decisions["finals"])
+    accepted = {"corpus": corpus.title, "warning": corpus.warning, **verdict.acceptance(config, decisions["finals"])}
     write_json(study.root / "acceptance.json", accepted)
-    write_json(study.root / "results_final.json", {"study": study.name, "corpus": corpus.title, **decisions["finals"]})
+    write_json(
+        study.root / "results_final.json",
+        {"study": study.name, "corpus": corpus.title, "warning": corpus.warning, **decisions["finals"]},
+    )
     stamp = study.root / ".plotted"
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
@@ -399,5 +308,6 @@ def report(study: Study, listener: Listener) -> None:
             specs, results = specs_of(stage, config, study, decisions)
             tables.write_summary(study.root, stage, specs, results)
         if "finals" in decisions:
-            write_finals(config, study, locate(config.data), decisions, listener)
+            corpus = replace(locate(config.data), warning=study.header()["corpus"]["warning"])
+            write_finals(config, study, corpus, decisions, listener)
         study.write_manifest()

@@ -11,12 +11,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import Config, digest
+from ..config import Config, digest, to_dict
 from .signature import RunSpec
 
 Results = Mapping[str, Mapping[str, Any]]
 Decision = dict[str, Any]
 INERT_CLIP_RATE = 0.99
+TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a run: no decision rests on them
 INERT_NOTE = "LR inert: the same run up to rounding"
 
 
@@ -87,10 +88,14 @@ def sealed(
     stage: str, rule: str, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Any, **found: Any
 ) -> Decision:
     """A decision with its evidence and the hash of its inputs."""
-    candidates = [candidate(s, results) for s in specs if s.run_id in results]
-    settings = {"stage": getattr(config, stage).__dict__, "band": config.study.band, "seeds": config.seeds}
-    hashes = {s: d["inputs_sha256"] for s, d in earlier.items()}
-    inputs = {"settings": settings, "earlier": hashes, "candidates": candidates}
+    there = [s for s in specs if s.run_id in results]
+    candidates = [candidate(s, results) for s in there if s.kind == "train"]
+    settings = {"stage": to_dict(getattr(config, stage)), "scale": config.scale, "study": to_dict(config.study)}
+    inputs = {
+        "settings": {**settings, "seeds": config.seeds},
+        "earlier": {s: d["inputs_sha256"] for s, d in earlier.items()},
+        "runs": [[s.role, s.run_id, {k: v for k, v in results[s.run_id].items() if k not in TIMING}] for s in there],
+    }
     return {"stage": stage, "rule": rule, **found, "candidates": candidates, "inputs_sha256": digest(inputs)}
 
 
@@ -163,6 +168,7 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
             "val_loss": losses[track],
             "edge": edge_of(lrs, winner.run.optimizer.lr),
             "extensions": len(lrs) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
+            "ranked": [s.run_id for s in own if s.role == "grid"],
             "margin_sigma": margin_sigma([val_loss(results.get(s.run_id)) for s in own if s.role == "grid"], sigma),
             "sigma": sigma,
             "replicate_losses": noise,
@@ -185,15 +191,24 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
         }
         for t, w in winners.items()
     ]
+    names = dict.fromkeys(track_of(s) for s in grid)
+    pairs += [{"track": t, "lr": None, "val_loss": None, "triaged": True, "kept": False} for t in names if t not in winners]
     notes = [
+        f"{t}: the fair control's best scale, ×{d['control']['lr_scale']:g}, lies on its grid's {d['control']['edge']} edge: "
+        "it may be under-tuned"
+        for t, d in tracks.items()
+        if d["control"]["edge"]
+    ]
+    notes += [f"{t}: no grid run completed" for t in names if t not in winners]
+    notes += [
         f"{t}: the winner lr {d['lr']:g} lies on the grid's {d['edge']} edge even after {d['extensions']} extensions"
         for t, d in tracks.items()
         if d["edge"]
     ]
     notes += [
-        f"{p['track']}: triaged, {100 * config.lr_sweep.skip_threshold:g}% or more behind the best"
+        f"{p['track']}: triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
         for p in pairs
-        if p["triaged"]
+        if p["triaged"] and p["val_loss"] is not None
     ]
     rule = (
         "lowest validation loss on the grid; a winner on the edge extends the grid by a factor 2, at most "
@@ -203,6 +218,24 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
 
 
 # -- 2. calibrate -----------------------------------------------------------------------------------------------------------
+
+
+def _nearest(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> RunSpec:
+    """The lowest loss among those in the band; where none is, the nearest to it."""
+    return min(specs, key=lambda s: (band_distance(c_median(results[s.run_id]), band), val_loss(results[s.run_id])))
+
+
+def _bound(spec: RunSpec) -> str:
+    """What to say of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it is shown."""
+    aggregate = spec.run.budget.aggregate
+    if spec.run.budget.name != "surrogate":
+        return ""
+    return f" ({aggregate}, not a bound)" if aggregate == "l2" else f" ({aggregate})"
+
+
+def _best_by_budget(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> dict[str, RunSpec]:
+    budgets = dict.fromkeys(s.run.budget.name for s in specs)
+    return {b: _nearest([s for s in specs if s.run.budget.name == b], results, band) for b in budgets}
 
 
 def calibrate(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
@@ -216,14 +249,12 @@ def calibrate(config: Config, specs: Sequence[RunSpec], results: Results, earlie
             continue
         band = config.study.band
         inside = [s for s in usable if band_distance(c_median(results[s.run_id]), band) == 0]
-        if inside:
-            winner = best(inside, results)
-        else:
-            winner = min(usable, key=lambda s: (band_distance(c_median(results[s.run_id]), band), val_loss(results[s.run_id])))
+        winner = _nearest(usable, results, band)
+        if not inside:
             notes.append(f"{track}: no median c fell into {band[0]:g}–{band[1]:g}; the nearest was taken")
-        assert winner is not None
         tracks[track] = {
             "budget": winner.run.budget.name,
+            "bound": _bound(winner),
             "delta_star": winner.run.budget.target_kl,
             "times_natural": winner.run.budget.target_kl / swept["natural_kl"],
             "lr_scale": winner.lr_scale,
@@ -231,6 +262,8 @@ def calibrate(config: Config, specs: Sequence[RunSpec], results: Results, earlie
             "val_loss": val_loss(results[winner.run_id]),
             "c_median": c_median(results[winner.run_id]),
             "in_band": bool(inside),
+            "by_budget": {b: s.run.budget.target_kl for b, s in _best_by_budget(usable, results, band).items()},
+            "ranked": [s.run_id for s in inside],
             "margin_sigma": margin_sigma([val_loss(results[s.run_id]) for s in inside], swept["sigma"]),
             "sigma": swept["sigma"],
         }
@@ -289,7 +322,8 @@ def lr_scale(config: Config, specs: Sequence[RunSpec], results: Results, earlier
             "baseline_val_loss": reference,
             "headroom": headroom,
             "headroom_is_tautology": bool(inert),
-            "margin_sigma": margin_sigma([r["val_loss"] for r in (inside or candidates)], sigma),
+            "ranked": [r["run_id"] for r in inside],
+            "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
             "sigma": sigma,
             "arms": arms,
         }

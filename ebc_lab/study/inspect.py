@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, RunConfig, UserError, from_dict, run_part, to_dict
-from ..doctor import cached_speeds, cores, visible_gpus
+from ..doctor import cached_speeds, visible_gpus
 from ..overrides import compose
 from ..telemetry import read_json
 from . import plan
+from .launch import slots
 from .store import FINISHED, STAGES, Study
 
 
@@ -101,10 +102,16 @@ def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> lis
             "cause": cause,
             "runs": ids,
             "log": str(study.run_dir(ids[0]) / "log.txt"),
-            "command": reproduce(config, study.read_spec(ids[0])[1]),
+            "command": _again(study, config, ids[0]),
         }
         for (outcome, cause), ids in groups.items()
     ]
+
+
+def _again(study: Study, config: Config, run_id: str) -> str | None:
+    """The command for one failed run as its spec describes it; None for a measurement of time."""
+    spec = read_json(study.run_dir(run_id) / "spec.json")
+    return reproduce(config, from_dict(RunConfig, spec["config"])) if spec["kind"] == "train" else None
 
 
 def reproduce(config: Config, run: RunConfig) -> str:
@@ -147,14 +154,6 @@ def _eta(config: Config, runs: list[dict[str, Any]], decisions: Mapping[str, Any
     return float(max(0.0, left) / (rate * slots(config)))
 
 
-def slots(config: Config) -> int:
-    """How many runs go at a time under this configuration on this machine."""
-    if config.launcher.name == "inline":
-        return 1
-    gpus = visible_gpus() if config.device != "cpu" else []
-    return config.launcher.slots or len(gpus) or max(1, cores() // config.threads_per_run)
-
-
 # -- why ------------------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +168,7 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             )
         elif stage == "calibrate":
             lines.append(
-                f"{track}: δ* {d['delta_star']:g} nats ({d['times_natural']:.2f} × natural) by {d['budget']}, "
+                f"{track}: δ* {d['delta_star']:g} nats ({d['times_natural']:.2f} × natural) by {d['budget']}{d['bound']}, "
                 f"median c {d['c_median']:.2f}{'' if d['in_band'] else ' (outside the band)'}, val {d['val_loss']:.4f}"
             )
         elif stage == "lr_scale":
@@ -208,33 +207,30 @@ def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
                 else f"{track}: nothing is open"
             )
             continue
-        rivals = [
-            c
-            for c in decision["candidates"]
-            if c["run_id"] != d["run_id"]
-            and c["role"] in ("grid", "ebc")
-            and c["arm"].startswith(track + "_")
-            and c["val_loss"] is not None
-            and c["seed"] == _seed(decision, d["run_id"])
-        ]
-        better = [c for c in rivals if c["val_loss"] < d["val_loss"]]
-        behind = [c for c in rivals if c["val_loss"] >= d["val_loss"]]
+        others = [c for c in decision["candidates"] if c["run_id"] != d["run_id"] and c["val_loss"] is not None]
+        ranked = [c for c in others if c["run_id"] in d["ranked"]]
         words = []
-        if behind:
-            second = min(behind, key=lambda c: c["val_loss"])
+        if ranked:
+            second = min(ranked, key=lambda c: c["val_loss"])
             gap = second["val_loss"] - d["val_loss"]
-            sigma = f" ({gap / d['sigma']:.1f} σ)" if d.get("sigma") else ""
-            words.append(f"{second['arm']} at lr {second['lr']:g} would have had to be {gap:.4f} nats better{sigma}")
-        for c in better[:1]:
-            words.append(
-                f"{c['arm']} has the lower loss ({c['val_loss']:.4f}) and was passed over: median c {c['c_median']:.2f}"
-            )
+            sigma = f" ({gap / d['sigma']:.1f} σ)" if d["sigma"] else ""
+            which = f"δ* {second['delta_star']:g}" if stage == "calibrate" else f"lr {second['lr']:g}"
+            words.append(f"{second['arm']} at {which} would have had to be {gap:.4f} nats better{sigma}")
+        if stage != "lr_sweep":
+            passed = [
+                c for c in others if c["role"] == "ebc" and c["run_id"] not in d["ranked"] and c["val_loss"] < d["val_loss"]
+            ]
+            if passed:
+                low = min(passed, key=lambda c: c["val_loss"])
+                words.append(
+                    f"{low['arm']} has the lowest loss, {low['val_loss']:.4f}, but its median c, {low['c_median']:.2f}, did "
+                    "not qualify: another band would have chosen it"
+                )
+        for pair in decision.get("pairs", []):
+            if pair["track"] != track and pair["val_loss"] is not None:
+                words.append(f"{pair['track']} would have had to be {pair['val_loss'] - d['val_loss']:.4f} nats better")
         out.append(f"{track}: " + ("; ".join(words) or "there was no other candidate"))
     return out
-
-
-def _seed(decision: Mapping[str, Any], run_id: str) -> int | None:
-    return next((c["seed"] for c in decision["candidates"] if c["run_id"] == run_id), None)
 
 
 # -- plan -----------------------------------------------------------------------------------------------------------------

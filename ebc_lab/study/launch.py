@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..config import Config, UserError, digest
+from ..doctor import cores, visible_gpus
 from ..telemetry import read_json, write_json
 from .signature import RunSpec
 from .store import Study
@@ -68,8 +70,12 @@ class InlinePool:
         try:
             for spec in sorted(specs, key=lambda s: -s.cost):
                 every = self.config.launcher.checkpoint_every_s
+                directory = self.study.run_dir(spec.run_id)
                 try:
-                    execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
+                    while not (directory / "result.json").exists():
+                        done = execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
+                        if not done:  # a worker of a driver that has just died still holds it
+                            time.sleep(POLL_S)
                 except Interrupted:
                     raise KeyboardInterrupt from None
                 check_in()
@@ -86,9 +92,10 @@ class LocalPool:
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int):
         self.config, self.study, self.gpus, self.slots = config, study, list(gpus), slots
-        self.session = state_dir(study) / "session"
-        shutil.rmtree(self.session, ignore_errors=True)
-        self.session.mkdir(mode=0o700)
+        state = state_dir(study)
+        for old in state.glob("session-*"):  # a worker that is still in one takes its vanished lock for a free one
+            shutil.rmtree(old, ignore_errors=True)
+        self.session = Path(tempfile.mkdtemp(prefix="session-", dir=state))
         about = {"study": str(study.root.resolve()), "checkpoint_every_s": config.launcher.checkpoint_every_s}
         write_json(self.session / "session.json", about)
         self.lock = FileLock(self.session / "driver.lock")
@@ -182,18 +189,22 @@ class LocalPool:
 Pool = InlinePool | LocalPool
 
 
+def slots(config: Config) -> int:
+    """How many runs go at a time under a resolved configuration on this machine: one per GPU, or per core group."""
+    if config.launcher.name == "inline":
+        return 1
+    gpus = visible_gpus() if config.device == "cuda" else []
+    return config.launcher.slots or len(gpus) or max(1, cores() // config.threads_per_run)
+
+
 @contextmanager
 def opened(config: Config, study: Study) -> Iterator[Pool]:
     """The pool that `config.launcher` asks for; closed, with its workers gone, on the way out."""
-    from ..doctor import cores, visible_gpus
-
     pool: Pool
     if config.launcher.name == "inline":
         pool = InlinePool(config, study)
     else:
-        gpus = visible_gpus() if config.device == "cuda" else []
-        default = len(gpus) or max(1, cores() // config.threads_per_run)
-        pool = LocalPool(config, study, gpus, config.launcher.slots or default)
+        pool = LocalPool(config, study, visible_gpus() if config.device == "cuda" else [], slots(config))
     try:
         yield pool
     finally:

@@ -14,13 +14,12 @@ from itertools import pairwise
 from typing import Any
 
 from ..config import Config, OptimizerConfig, RunConfig, run_part
-from ..overrides import optimizer_defaults
+from ..overrides import LEAST_KL, optimizer_defaults
 from . import decide
 from .decide import Decision, Results, band_distance, c_median, val_loss
 from .signature import RunSpec, arm_name, round3
 
 PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
-LEAST_DELTA = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times what `shadow` can see in that precision
 OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
 
 
@@ -112,7 +111,7 @@ def calibrate(config: Config, decisions: Mapping[str, Decision], results: Result
         track = decisions["lr_sweep"]["tracks"][name]
         plain = _run(config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale)
         for budget in config.calibrate.budgets:
-            floor = LEAST_DELTA.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
+            floor = LEAST_KL.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
             if config.calibrate.delta_grid == "published":
                 deltas = list(PUBLISHED_DELTAS)
             else:
@@ -156,13 +155,19 @@ def lr_scale(config: Config, decisions: Mapping[str, Decision], results: Results
             continue
         found = decisions["calibrate"]["tracks"][name]
         budget, delta = found["budget"], found["delta_star"]
-        ebc = {s: _spec("lr_scale", "ebc", _with_ebc(run, budget, delta), s) for s, run in plain.items()}
-        specs += ebc.values()
-        surrogate = (results.get(ebc[1.0].run_id) or {}).get("surrogate_median")
-        if budget == "surrogate" and surrogate:
+        specs += [_spec("lr_scale", "ebc", _with_ebc(run, budget, delta), s) for s, run in plain.items()]
+        bound = found["by_budget"].get("surrogate")
+        if bound is None:
+            continue
+        measured = _spec("lr_scale", "surrogate_x1", _with_ebc(plain[1.0], "surrogate", bound), 1.0)
+        specs.append(measured)
+        surrogate = (results.get(measured.run_id) or {}).get("surrogate_median")
+        if surrogate:
             fixed = round3((0.6 * surrogate / 2) ** 2)
             for s, run in plain.items():
-                run = replace(_with_ebc(run, budget, fixed), controller=replace(run.controller, name="fixed", kp=None, ki=None))
+                run = replace(
+                    _with_ebc(run, "surrogate", fixed), controller=replace(run.controller, name="fixed", kp=None, ki=None)
+                )
                 specs.append(_spec("lr_scale", "fixed_tau", run, s, "_fixedtau"))
     return specs
 

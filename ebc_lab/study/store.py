@@ -20,6 +20,15 @@ from .signature import RunSpec, identity_of
 
 STAGES = ("lr_sweep", "calibrate", "lr_scale", "finals")
 FINISHED = ("completed", "diverged")  # outcomes that are results
+CONCLUSIONS = (
+    "auto_decisions.json",
+    "acceptance.json",
+    "results_final.json",
+    "summary_*.csv",
+    "*.png",
+    "manifest.json",
+    ".plotted",
+)
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
 
 
@@ -143,19 +152,29 @@ class Study:
             )
 
     def write_decision(self, stage: str, decision: dict[str, Any]) -> None:
-        """Record a decision. One made from other inputs than before takes the later stages' decisions with it."""
+        """Record a decision. One made from other inputs than before takes with it what was built on the old one."""
         known = self.decisions()
         before = known.get(stage)
         if before is not None and before["inputs_sha256"] == decision["inputs_sha256"]:
             return
+        if before is not None:
+            self.drop_conclusions()
         kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
         write_json(self.root / "auto_decisions.json", {**kept, stage: decision})
 
-    def forget(self, outcomes: Iterable[str]) -> list[str]:
-        """Remove the results with one of `outcomes`, so that those runs are made again. -> their ids."""
+    def drop_conclusions(self) -> None:
+        """Remove decisions, verdict, tables and plots: they are made again from the runs, which stay."""
+        for pattern in CONCLUSIONS:
+            for path in self.root.glob(pattern):
+                path.unlink()
+
+    def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
+        """Remove the results with one of `outcomes` among the runs of `stages`, so that they are made again. -> their ids."""
         gone = []
         for path in sorted(self.runs.glob("*/result.json")):
-            if read_json(path).get("outcome") in set(outcomes):
+            spec = path.with_name("spec.json")
+            stage = read_json(spec)["stage"] if spec.exists() else None
+            if stage in set(stages) and read_json(path).get("outcome") in set(outcomes):
                 path.unlink()
                 gone.append(path.parent.name)
         return gone

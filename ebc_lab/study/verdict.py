@@ -17,16 +17,6 @@ from . import decide
 from .decide import Decision, Results, Undecidable, band_distance
 from .signature import RunSpec
 
-ROLES = {
-    "baseline": "plain optimizer at its best constant LR",
-    "ebc_x2": "EBC at twice that LR",
-    "ebc_chosen": "EBC at the chosen LR scale",
-    "none_chosen": "plain optimizer at the chosen LR scale",
-    "control": "fair control: plain optimizer, 20-step warm-up and linear LR decay, its own LR",
-    "ebc_lindelta": "EBC, δ* falling linearly from twice the calibrated one, at twice the chosen LR scale",
-    "ebc_lindelta_lrdecay": "the same on the control's LR schedule",
-}
-EBC_ROLES = ("ebc_x2", "ebc_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
 OVERHEAD_LIMIT_PCT = {"laptop": 8.0}
 OVERHEAD_LIMIT_ELSEWHERE_PCT = 5.0
 CONFIDENCE = 0.95
@@ -129,11 +119,13 @@ def efficiency(arms: Mapping[str, Any], baseline: str, results: Results, tokens_
         reached: list[tuple[float, float]] = []
         seeds = 0
         for seed, run_id in arm["runs"].items():
-            target = (results.get(arms[baseline]["runs"].get(seed, ""), {}).get("curve") or [None])[-1]
+            final = results.get(arms[baseline]["runs"].get(seed, ""), {})
+            target = (final.get("curve") or [[0, None]])[-1][1] if final.get("outcome") == "completed" else None
             if target is None:
                 continue
             seeds += 1
-            hit = next((p for p in results.get(run_id, {}).get("curve") or [] if p[1] <= target[1]), None)
+            curve = results.get(run_id, {}).get("curve") or []
+            hit = next((p for p in curve if p[1] is not None and p[1] <= target), None)
             if hit:
                 reached.append((hit[0], hit[2]))
         if reached and 2 * len(reached) >= seeds:
@@ -189,8 +181,7 @@ def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
         f"test loss, paired by seed, {100 * CONFIDENCE:g}% t-intervals; no worse: upper limit ≤ "
         f"+{config.finals.margin:g} nats; KL, c, plateau and overhead on EBC ×2"
     )
-    made = [s for s in specs if s.kind == "train"]
-    return decide.sealed("finals", rule, config, made, results, earlier, tracks=tracks, notes=notes)
+    return decide.sealed("finals", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
 def _mean(values: Mapping[str, float]) -> float:
@@ -247,8 +238,8 @@ def _lines(
         line(
             "no_plateau",
             f"never {limit} steps in a row with c < {PLATEAU_C:g}",
-            "undecided" if longest is None else "pass" if longest < limit else "fail",
-            "–" if longest is None else f"longest {longest} steps",
+            "undecided" if longest is None or config.finals.steps < limit else "pass" if longest < limit else "fail",
+            "–" if longest is None else f"longest {longest} of {config.finals.steps} steps",
             longest=longest,
         )
     )

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..config import UserError, digest
 from ..telemetry import read_json, write_json
+from .signature import identity_of
 from .store import Study, claimed
 
 POLL_S = 0.1
@@ -42,11 +44,16 @@ def execute(
         if not mine or (directory / "result.json").exists():
             return False
         on_claim()
-        kind, run = study.read_spec(run_id)
+        try:
+            kind, run = study.read_spec(run_id)
+        except UserError as error:
+            _refuse(directory, run_id, error)
+            return True
+        name = digest(identity_of(kind, run))
         if kind == "overhead":
             from ..bench import overhead_and_record
 
-            overhead_and_record(run, directory, run_id)
+            overhead_and_record(run, directory, run_id, name)
             return True
 
         def report(step: int, steps_per_s: float) -> None:
@@ -54,11 +61,20 @@ def execute(
             write_json(directory / "progress.json", now, durable=False)
 
         report(0, 0.0)
-        run_and_record(
-            run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
-        )
+        try:
+            run_and_record(
+                run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
+            )
+        except UserError as error:
+            _refuse(directory, run_id, error, name)
         (directory / "progress.json").unlink(missing_ok=True)
         return True
+
+
+def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
+    """Record why this run cannot be made, in the words of the error; its files stay as they are."""
+    result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
+    write_json(directory / "result.json", result)
 
 
 class _Stop:

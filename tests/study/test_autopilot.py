@@ -86,6 +86,48 @@ def test_another_configuration_of_the_same_study_is_refused(finished):
     autopilot(replace(config, launcher=replace(config.launcher, slots=5)), Listener())  # not part of the study
 
 
+def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old_one(tiny, tmp_path):
+    def config(steps):
+        return compose([*tiny, f"finals.steps={steps}", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+
+    first = autopilot(config(20), Listener())
+    with pytest.raises(UserError, match="needs the decision of lr_sweep"):
+        autopilot(replace(config(20), audit_every=5), Listener(), stages=["finals"], force=True)
+    assert not (tmp_path / "x/acceptance.json").exists()
+    again = autopilot(config(22), Listener(), force=True)
+    assert 0 < again.trained < first.trained  # the stages' runs are still the same
+    assert set(pd.read_csv(tmp_path / "x/summary_final.csv").steps) == {22}
+
+
+def test_a_stage_decides_the_earlier_ones_again_from_their_runs(finished, tiny, tmp_path):
+    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+    autopilot(config, Listener(), stages=["lr_sweep"])
+    root = tmp_path / "x"
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    right = decisions["lr_sweep"]["tracks"]["adam_none"]["lr"]
+    decisions["lr_sweep"]["tracks"]["adam_none"]["lr"] = 99.0
+    decisions["lr_sweep"]["inputs_sha256"] = "edited"
+    (root / "auto_decisions.json").write_text(json.dumps(decisions))
+    autopilot(config, Listener(), stages=["calibrate"])
+    assert json.loads((root / "auto_decisions.json").read_text())["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
+
+
+def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
+    from ebc_lab import data
+
+    def offline(target, quiet):
+        raise data.CorpusUnavailable("no network")
+
+    monkeypatch.setattr(data, "_download", offline)
+    overrides = [o for o in tiny if not o.startswith("data")]
+    config = compose([*overrides, "data=auto", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+    for _ in range(2):
+        said: list[str] = []
+        outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
+        assert any("NOT Shakespeare" in line for line in said)
+        assert "NOT Shakespeare" in outcome.warning
+
+
 def test_report_rebuilds_what_was_deleted(finished):
     _, outcome, _ = finished
     root = outcome.study.root
@@ -140,7 +182,7 @@ def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tin
     killed = False
     for line in driver.stdout:
         if "calibrate: " in line and not killed:
-            [worker] = state.glob("orphan-*/session/worker-0.json")
+            [worker] = state.glob("orphan-*/session-*/worker-0.json")
             os.kill(json.loads(worker.read_text())["pid"], signal.SIGKILL)
             killed = True
     assert driver.wait() == 0
@@ -230,6 +272,8 @@ def test_multirun_makes_one_named_study_per_combination():
     assert len({c.study.name for c in made}) == 4
     assert {tuple(c.lr_sweep.optimizers) for c in made} == {("adam",), ("sgd",)}
     assert all(c.study.name.startswith("smoke_optimizer_") for c in made)
+    globbed = configurations(["scale=smoke", "optimizer=glob(adam*)"], multirun=True)
+    assert [c.lr_sweep.optimizers for c in globbed] == [["adam"], ["adamw"]]
     with pytest.raises(UserError, match="adan"):
         configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
 

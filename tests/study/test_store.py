@@ -82,7 +82,9 @@ def test_a_new_decision_takes_the_later_ones_with_it(study):
         study.write_decision(stage, {"inputs_sha256": "a"})
     study.write_decision("calibrate", {"inputs_sha256": "a"})
     assert list(study.decisions()) == ["lr_sweep", "calibrate", "lr_scale"]
+    (study.root / "acceptance.json").write_text("{}")
     study.write_decision("calibrate", {"inputs_sha256": "b"})
+    assert not (study.root / "acceptance.json").exists()
     assert list(study.decisions()) == ["lr_sweep", "calibrate"]
 
 
@@ -109,11 +111,18 @@ def test_a_result_of_another_run_is_refused(study, settled):
         study.results([spec])
 
 
-def test_forget_removes_only_the_outcomes_it_is_told(study):
-    for name, outcome in (("a", "lost"), ("b", "completed"), ("c", "failed")):
+def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study):
+    for name, outcome, stage in (
+        ("a", "lost", "finals"),
+        ("b", "completed", "finals"),
+        ("c", "failed", "finals"),
+        ("d", "lost", "x"),
+    ):
         study.run_dir(name).mkdir()
+        write_json(study.run_dir(name) / "spec.json", {"stage": stage})
         write_json(study.run_dir(name) / "result.json", {"outcome": outcome})
-    assert study.forget(["lost"]) == ["a"]
+    assert study.forget(["lost"], ["finals"]) == ["a"]
+    assert study.result("d")
     assert study.result("b")
     assert study.result("c")
     assert study.result("a") is None

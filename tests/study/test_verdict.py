@@ -58,12 +58,21 @@ def test_no_pairs_is_undecided():
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
     curve = {"a": [[10, 3.0, 1.0], [20, 2.0, 2.0]], "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]], "never": [[10, 4.0, 1.0]]}
-    results = {k: {"curve": v} for k, v in curve.items()}
-    arms = {"base": {"runs": {"0": "a"}}, "fast": {"runs": {"0": "b"}}, "slow": {"runs": {"0": "never"}}}
+    curve["nan"] = [[10, None, 1.0], [20, 1.9, 2.0]]
+    results = {k: {"curve": v, "outcome": "completed"} for k, v in curve.items()}
+    arms = {
+        "base": {"runs": {"0": "a"}},
+        "fast": {"runs": {"0": "b"}},
+        "slow": {"runs": {"0": "never"}},
+        "late": {"runs": {"0": "nan"}},
+    }
     found = efficiency(arms, "base", results, tokens_per_step=100)
     assert found["base"]["steps"] == 20
     assert found["fast"] == {"steps": 10, "tokens": 1000, "train_s": 1.5, "seeds": 1}
     assert found["slow"] is None
+    assert found["late"]["steps"] == 20
+    results["a"]["outcome"] = "diverged"
+    assert set(efficiency(arms, "base", results, tokens_per_step=100).values()) == {None}
 
 
 def lines_of(finished):

@@ -1,0 +1,118 @@
+"""study.json: a study's settings, its corpus, and what was chosen automatically, chosen once and kept.
+
+A later call on the same study takes up what the first one resolved (corpus, device, precision), so that a change of mind, of
+machine or of network never retrains what is finished.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import Config, UserError, from_dict, run_part, to_dict
+from ..data import Corpus, check_length, locate
+from ..doctor import hardware, speeds, versions, visible_gpus
+from ..overrides import check_run
+from ..telemetry import write_json
+from .store import Study
+
+NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
+
+
+def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, force: bool) -> tuple[Config, Corpus]:
+    """Resolve the configuration and write study.json, or take up the resolution of the study that is already there.
+
+    With `force` a study begun with other settings is changed: what was concluded from the old ones is removed, runs that are
+    still the same are kept. Raises UserError: the corpus, or other settings without `force`.
+    """
+    requested = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+    known = study.header() if study.exists() else None
+    changed = _differences(known["requested"], requested) if known else []
+    if changed and not force:
+        shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
+        raise UserError(
+            f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add --force to "
+            "change this one (runs that are still the same are kept)."
+        )
+    if known:
+        config = _take_up(config, known, same_data=known["requested"]["data"] == requested["data"])
+    corpus = locate(config.data)
+    check_length(corpus, config.model.context)
+    if known and known["corpus"]["sha256"] == corpus.sha256:
+        corpus = replace(corpus, warning=known["corpus"]["warning"])  # the fallback is named only when it is made
+    config = _resolve(config, corpus, say)
+    check_run(config)
+    if not known or changed:
+        if changed:
+            study.drop_conclusions()
+        header = {
+            "study": study.name,
+            "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "ebc_lab": __version__,
+            "requested": requested,
+            "config": to_dict(config),
+            "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
+            "versions": versions(),
+            "git": _git_revision(),
+            "hardware": hardware(),
+        }
+        write_json(study.root / "study.json", header)
+    return config, corpus
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [(path, old, new)]
+
+
+def _take_up(config: Config, known: dict[str, Any], *, same_data: bool) -> Config:
+    """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
+    resolved: Config = from_dict(Config, known["config"])
+    if same_data:
+        config = replace(config, data=resolved.data)
+    dtype = resolved.dtype if config.dtype == "auto" else config.dtype
+    device = resolved.device if config.device == "auto" else config.device
+    return replace(config, dtype=dtype, device=device)
+
+
+def _resolve(config: Config, corpus: Corpus, say: Callable[[str], None]) -> Config:
+    data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
+    if corpus.name == "path":
+        data.file = corpus.source
+    device = config.device
+    if device == "auto":
+        device = "cuda" if visible_gpus() else "cpu"
+    config = replace(config, data=data, device=device)
+    if config.dtype == "auto":
+        say("measuring float32 against bfloat16 autocast at this study's shape …")
+        found = speeds(run_part(config))
+        rate = found["steps_per_s"]
+        say(
+            f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
+        )
+        config = replace(config, dtype=found["faster"])
+    return config
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).parent
+    if not shutil.which("git"):
+        return None
+    found = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    tracked = subprocess.run(
+        ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
