@@ -32,7 +32,7 @@ clean:
 
 # torch goes first: pinned, because left to itself it brings gigabytes of CUDA to a machine without a GPU; a torch that the
 # environment already has (a venv made with --system-site-packages on a GPU machine) is kept
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) -c constraints.txt torch

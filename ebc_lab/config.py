@@ -165,7 +165,7 @@ class FinalsConfig:
 class LauncherConfig:
     name: str = "local"  # local: one worker process per slot | inline: this process
     slots: int = 0  # workers at a time; 0: one per GPU, or per core group
-    checkpoint_every_s: float = 20.0  # seconds
+    checkpoint_every_s: float = 10.0  # seconds
     max_lost: int = 2  # times a run may lose its worker before it is given up
 
 

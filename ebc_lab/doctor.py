@@ -117,7 +117,7 @@ def speeds(run: RunConfig) -> dict[str, Any]:
     return found
 
 
-def measure(run: RunConfig, seconds: float = 1.2) -> dict[str, Any]:
+def measure(run: RunConfig, seconds: float = 0.6) -> dict[str, Any]:
     """Median steps/s by dtype, the two interleaved; random tokens, a vocabulary of 65."""
     import dataclasses
 

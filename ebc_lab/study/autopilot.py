@@ -190,7 +190,7 @@ def _stage(
         wave = [s for s in missing if s.kind == "train"] or timed[:1]  # a measurement of time runs alone
         later = [s for s in stages if STAGES.index(s) > STAGES.index(stage)] if wave != timed[:1] else []
         wanted = {s.run_id for s in runs}
-        spare = [s for s in distinct(plan.foreseen(config, decisions, later)) if s.run_id not in wanted]
+        spare = [s for s in distinct(plan.foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
         for spec in [*wave, *spare]:
             study.write_spec(spec)
         listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")

@@ -217,9 +217,26 @@ def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
-def foreseen(config: Config, decisions: Mapping[str, Decision], stages: Sequence[str]) -> list[RunSpec]:
-    """Runs of stages still to come that the decisions so far already determine: what an idle worker may start on."""
-    return [s for stage in stages for s in STAGE_RUNS[stage](config, decisions, {}) if s.kind == "train"]
+def foreseen(
+    config: Config, decisions: Mapping[str, Decision], waiting: Sequence[RunSpec], stages: Sequence[str]
+) -> list[RunSpec]:
+    """What an idle worker may start on: runs of later `stages` that the decisions so far already determine, and, while a grid
+    is being extended, its next extension (the only one of these that may turn out not to be needed).
+    """
+    certain = [s for stage in stages for s in STAGE_RUNS[stage](config, decisions, {}) if s.kind == "train"]
+    return certain + [further for s in waiting if (further := _next_extension(config, s))]
+
+
+def _next_extension(config: Config, spec: RunSpec) -> RunSpec | None:
+    """The grid point that would follow if this extension wins, unless it is the last one allowed."""
+    if spec.role != "grid":
+        return None
+    grid, lr = config.lr_sweep.grids[spec.run.optimizer.name], spec.run.optimizer.lr
+    reach = 2.0**config.lr_sweep.max_extensions * (1 + 1e-6)
+    further = 2 * lr if lr > max(grid) else lr / 2 if lr < min(grid) else None
+    if further is None or not min(grid) / reach <= further <= max(grid) * reach:
+        return None
+    return replace(spec, run=replace(spec.run, optimizer=replace(spec.run.optimizer, lr=float(f"{further:.6g}"))))
 
 
 def _waiting(specs: Sequence[RunSpec], results: Results) -> bool:

@@ -184,3 +184,22 @@ def test_a_run_id_is_readable_and_hangs_on_its_identity():
     assert other.run_id == first.run_id
     assert replace(first, run=replace(first.run, seed=101)).run_id != first.run_id
     assert plan.distinct([first, other]) == [first]
+
+
+def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
+    config = config_of("optimizer=adam")
+    decisions, _ = scaled(config)
+    first = {"lr_sweep": decisions["lr_sweep"]}
+    certain = plan.foreseen(config, first, [], ["lr_scale", "finals"])
+    assert {s.role for s in certain} == {"none", "baseline", "control"}
+    needed = {s.run_id for stage in ("lr_scale", "finals") for s in STAGE_RUNS[stage](config, decisions, {})}
+    assert {s.run_id for s in certain} <= needed
+    grid = STAGE_RUNS["lr_sweep"](config, {}, {})
+    assert plan.foreseen(config, {}, grid, []) == []
+    results = {s.run_id: done(2 - s.run.optimizer.lr) for s in grid}
+    extension = [s for s in STAGE_RUNS["lr_sweep"](config, {}, results) if s.run_id not in results]
+    assert [s.run.optimizer.lr for s in extension] == [16e-3]
+    [guess] = plan.foreseen(config, {}, extension, [])
+    results[extension[0].run_id] = done(1.9)
+    assert guess.run_id in {s.run_id for s in STAGE_RUNS["lr_sweep"](config, {}, results)}
+    assert plan.foreseen(config, {}, [guess], []) == []
