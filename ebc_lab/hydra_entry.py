@@ -14,6 +14,7 @@ from typing import Any
 from .config import Config, RunConfig, UserError, from_dict, run_part
 from .data import check_length, locate
 from .overrides import check_overrides, check_run, compose, conf_dir, groups, register_schema
+from .study.store import refuse_unwritable
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -59,10 +60,22 @@ def train(arguments: Sequence[str]) -> None:
         for data, context in {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}.values():
             if given.cfg is None:
                 check_length(locate(data), context)
+        if given.cfg is None:
+            refuse_unwritable(Path(_output_dir(given.overrides, "sweep" if given.multirun else "run")))
     register_schema()
     scale = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [_default_scale()]
     sys.argv = ["ebc-lab train", *arguments, *scale]
     hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
+
+
+def _output_dir(overrides: Sequence[str], kind: str) -> str:
+    """Where Hydra will put a `run` or a `sweep`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
+        single = [o for o in overrides if o.startswith("hydra.")]
+        return str(hydra_compose("config", single, return_hydra_config=True).hydra[kind].dir)
 
 
 def _default_scale() -> str:

@@ -41,6 +41,8 @@ def study(finished):
         (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], "> 0"),
         (["train", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["train", "scale=smoke", "data=shakespeare"], "has sha256"),
+        (["train", "scale=smoke", "data=pydoc", "hydra.run.dir=taken/x"], "cannot be written"),
+        (["train", "-m", "scale=smoke", "data=pydoc", "seed=1,2", "hydra.sweep.dir=taken"], "cannot be written"),
         (["plan", "optimizer=adam,sgd"], "needs -m"),
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
         (["plan", "scale=huge"], "laptop, paper or smoke"),

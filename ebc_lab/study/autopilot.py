@@ -5,7 +5,6 @@ Everything it does is a function of the configuration and of the results on disk
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from .launch import Pool, opened
 from .plan import DECIDE, STAGE_RUNS, distinct
 from .resolve import resolve_study
 from .signature import RunSpec
-from .store import FINISHED, RETRIED, STAGES, Study
+from .store import FINISHED, RETRIED, STAGES, Study, refuse_unwritable
 
 SAME_FAILURE = 2  # the first runs of a stage failing alike stop it
 
@@ -112,7 +111,7 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
     earlier = STAGES[: STAGES.index(stages[0])]
     _refuse_lacking(stages[0], study.decisions(), earlier)
     if not study.exists():  # whatever is wrong leaves nothing behind
-        _refuse_unwritable(study)
+        refuse_unwritable(study.root)
         check_length(locate(config.data), config.model.context)
     study.prepare()
     with study.held():
@@ -151,13 +150,6 @@ def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence
         raise UserError(
             f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
         )
-
-
-def _refuse_unwritable(study: Study) -> None:
-    """Refuse an output folder that cannot be made, before anything is written."""
-    existing = next(p for p in [study.root, *study.root.resolve().parents] if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{study.root} cannot be written ({existing} does not allow it): choose another output_dir.")
 
 
 def _decide(
