@@ -181,8 +181,9 @@ def _candidates(decision: Mapping[str, Any]) -> Table:
 
 def plan(console: Console, found: Mapping[str, Any]) -> None:
     about = f"{found['scale']} scale on {found['device']}, {found['slots']} run(s) at a time"
-    console.print(Text.assemble((f"{found['study']} ", "bold"), about, "; from the fewest runs to the most"))
-    table = _table("stage", ">runs", ">expected", ">max", ">steps", ">tokens", ">time", ">expected", ">max")
+    console.print(Text.assemble((f"{found['study']} ", "bold"), about))
+    columns = ("runs min", "exp.", "max", "steps exp.", "tokens exp.", "time min", "exp.", "max")
+    table = _table("stage", *(f">{c}" for c in columns))
     for stage, s in found["stages"].items():
         e = s["expected"]
         times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
