@@ -275,7 +275,13 @@ def _lines(
         line(
             "overhead",
             f"EBC's overhead ≤ {limit_pct:g}% of the step time",
-            "undecided" if measured is None else "pass" if measured <= limit_pct else "fail",
+            "undecided"
+            if not spread
+            else "pass"
+            if spread[1] <= limit_pct
+            else "fail"
+            if spread[0] > limit_pct
+            else "undecided",
             "not measured"
             if measured is None
             else f"{measured:.1f}%" + (f" (quartiles {spread[0]:.1f} to {spread[1]:.1f})" if spread else ""),

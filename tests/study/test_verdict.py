@@ -95,6 +95,17 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
     assert "smallest detectable" in lines["x2_no_worse_than_baseline"]["figure"]
 
 
+@pytest.mark.parametrize(("quartiles", "expected"), [([1.0, 4.9], "pass"), ([4.0, 6.0], "undecided"), ([5.1, 9.0], "fail")])
+def test_the_overhead_is_judged_by_its_quartiles(finished, settled, quartiles, expected):
+    _, outcome, _ = finished
+    decisions = outcome.study.decisions()
+    specs, results = specs_of("finals", settled, outcome.study, decisions)
+    [measurement] = [s.run_id for s in specs if s.kind == "overhead"]
+    results[measurement] |= {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
+    found = verdict.finals(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    assert {x["name"]: x["verdict"] for x in found["tracks"]["adam_none"]["verdict"]}["overhead"] == expected
+
+
 def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
     _, outcome, _ = finished
     found = outcome.study.decisions()["finals"]["tracks"]["adam_none"]
