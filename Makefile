@@ -31,13 +31,15 @@ clean:
 	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 # torch goes first: pinned, because left to itself it brings gigabytes of CUDA to a machine without a GPU; a torch that the
-# environment already has (a venv made with --system-site-packages on a GPU machine) is kept
+# environment already has (a venv made with --system-site-packages on a GPU machine) is kept; pip would spend half a minute on
+# byte-compiling everything: what the quick commands import is compiled here, the rest at its first import
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) -c constraints.txt torch
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PIP) -c $(VENV)/constraints.txt -e .
+	$(BIN)/python -m compileall -q -j 0 ebc_lab $(addprefix $(VENV)/lib/python*/site-packages/,typer rich numpy filelock)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
