@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import typing
@@ -246,9 +247,15 @@ def identity(run: RunConfig) -> dict[str, Any]:
         kept["lr_schedule"] = {"name": "constant"}
     if run.projection.name == "none":
         kept["projection"] = {"name": "none"}
-    kept["torch"] = ".".join(metadata.version("torch").split(".")[:2])
+    kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept
+
+
+@functools.cache
+def _torch_version() -> str:
+    """major.minor of the installed torch, without importing it."""
+    return ".".join(metadata.version("torch").split(".")[:2])
 
 
 def canonical_json(value: Any) -> str:

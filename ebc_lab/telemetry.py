@@ -12,11 +12,12 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from .config import UserError
+
+if TYPE_CHECKING:  # `status` reads and writes JSON only, and answers sooner without numpy
+    import numpy as np
 
 STEP_COLUMNS = (
     "step",
@@ -72,7 +73,7 @@ def _finite(value: Any) -> Any:
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
-    if isinstance(value, np.generic):
+    if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -124,6 +125,8 @@ class Stream:
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """A stream as float arrays by column, NaN where empty. A last line that is still being written is left out."""
+    import numpy as np
+
     with open(path, newline="") as f:
         rows = list(csv.reader(f))
     header, body = rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]
@@ -142,6 +145,8 @@ def longest_streak(flags: Iterable[bool]) -> int:
 
 
 def _median(values: np.ndarray) -> float | None:
+    import numpy as np
+
     return float(np.median(values)) if len(values) else None
 
 
@@ -152,6 +157,8 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     the share of audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not
     skipped.
     """
+    import numpy as np
+
     done = steps["skipped"] == 0
     c = steps["c"][done]
     audited = ~np.isnan(steps["applied_kl"])

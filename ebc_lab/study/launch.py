@@ -29,6 +29,7 @@ from .signature import RunSpec
 from .store import Study
 
 POLL_S = 0.1
+WORKER_NICENESS = 5
 STARTS_TO_GIVE_UP = 3  # workers that die before they took a run
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")
 CheckIn = Callable[[], None]  # called at every poll: draws the view, raises to stop the wave
@@ -47,11 +48,16 @@ class WorkerCommand:
     def __call__(self) -> int:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
         command = [sys.executable, "-m", "ebc_lab.study.worker", self.session, str(self.slot)]
-        # its own process group: Ctrl-C reaches the driver, whose freed lock lets the worker end with a checkpoint
-        worker = subprocess.Popen(command, env={**inherited, **self.env}, start_new_session=True)
+        # its own process group: Ctrl-C reaches the driver, whose freed lock lets the worker end with a checkpoint;
+        # a lower priority: whoever asks for `status` meanwhile does not wait in line
+        worker = subprocess.Popen(command, env={**inherited, **self.env}, start_new_session=True, preexec_fn=_step_back)
         for sig in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sig, lambda number, _: worker.send_signal(number))
         return worker.wait()
+
+
+def _step_back() -> None:
+    os.nice(WORKER_NICENESS)
 
 
 class InlinePool:
