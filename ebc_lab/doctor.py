@@ -46,6 +46,11 @@ def visible_gpus() -> list[str]:
     return [g.strip() for g in inherited.split(",") if g.strip() not in ("", "-1", "NoDevFiles")]
 
 
+def chosen_device(device: str) -> str:
+    """`auto` is a GPU where one is visible."""
+    return ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
+
+
 @functools.cache
 def gpu_names() -> tuple[str, ...]:
     """The models of this machine's GPUs, as nvidia-smi lists them; empty without it."""
@@ -179,7 +184,7 @@ def examine(config: Config) -> dict[str, Any]:
     except UserError as error:
         problems.append(str(error))
     run = run_part(config)
-    run.device = ("cuda" if visible_gpus() else "cpu") if run.device == "auto" else run.device
+    run.device = chosen_device(run.device)
     try:
         found["speed"] = {
             "scale": config.scale,

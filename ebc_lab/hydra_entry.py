@@ -13,7 +13,7 @@ from typing import Any
 
 from .config import Config, RunConfig, UserError, from_dict, run_part
 from .data import check_length, locate
-from .overrides import check_overrides, check_run, compose, conf_dir, groups, register_schema
+from .overrides import check_overrides, check_run, compose, conf_dir, default_scale, groups, register_schema
 from .study.store import refuse_unwritable
 
 
@@ -57,13 +57,12 @@ def train(arguments: Sequence[str]) -> None:
         for combination in combinations:
             check_overrides(combination, hydra_keys=True)
         configs = [compose(_own(combination), study=False) for combination in combinations]
-        for data, context in {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}.values():
-            if given.cfg is None:
-                check_length(locate(data), context)
         if given.cfg is None:
+            for data, context in {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}.values():
+                check_length(locate(data), context)
             refuse_unwritable(Path(_output_dir(given.overrides, "sweep" if given.multirun else "run")))
     register_schema()
-    scale = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [_default_scale()]
+    scale = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [default_scale()]
     sys.argv = ["ebc-lab train", *arguments, *scale]
     hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
 
@@ -76,10 +75,6 @@ def _output_dir(overrides: Sequence[str], kind: str) -> str:
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
         single = [o for o in overrides if o.startswith("hydra.")]
         return str(hydra_compose("config", single, return_hydra_config=True).hydra[kind].dir)
-
-
-def _default_scale() -> str:
-    return f"scale={compose([], study=False).scale}"
 
 
 def task(composed: Any) -> float | None:
@@ -109,7 +104,7 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     import signal
 
     from .config import digest, identity, to_dict
-    from .doctor import speeds, visible_gpus
+    from .doctor import chosen_device, speeds
     from .telemetry import read_json, write_json
     from .training import run_and_record
 
@@ -122,7 +117,7 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     corpus = locate(run.data)
     check_length(corpus, run.model.context)
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
-    run.device = ("cuda" if visible_gpus() else "cpu") if run.device == "auto" else run.device
+    run.device = chosen_device(run.device)
     run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
     check_run(run)
     run_id = digest(identity(run))[:10]

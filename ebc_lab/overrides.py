@@ -53,9 +53,7 @@ def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
     if study:
         overrides += _narrow(parsed)
     if "scale" not in parsed:
-        from .doctor import visible_gpus
-
-        overrides.append("scale=paper" if visible_gpus() else "scale=laptop")
+        overrides.append(default_scale())
     register_schema()
     GlobalHydra.instance().clear()
     try:
@@ -68,6 +66,13 @@ def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
         raise UserError(f"{key + ': ' if key else ''}{first}") from None
     validate(config)
     return config
+
+
+def default_scale() -> str:
+    """The override for the scale that suits this machine: `paper` where there is a GPU, else `laptop`."""
+    from .doctor import visible_gpus
+
+    return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
 def register_schema() -> None:

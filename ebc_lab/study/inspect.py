@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, RunConfig, UserError, from_dict, run_part, to_dict
-from ..doctor import cached_speeds, visible_gpus
+from ..doctor import cached_speeds, chosen_device
 from ..overrides import compose
 from ..telemetry import read_json
 from . import plan
@@ -238,7 +238,7 @@ def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
 
 def planned(config: Config) -> dict[str, Any]:
     """Runs, steps, tokens and time per stage: min, expected and max, for sweeps may extend."""
-    device = ("cuda" if visible_gpus() else "cpu") if config.device == "auto" else config.device
+    device = chosen_device(config.device)
     shape = run_part(replace(config, device=device))
     speed = cached_speeds(shape)
     named = replace(

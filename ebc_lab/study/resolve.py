@@ -17,7 +17,7 @@ from typing import Any
 from .. import __version__
 from ..config import Config, UserError, from_dict, run_part, to_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import hardware, speeds, versions, visible_gpus
+from ..doctor import chosen_device, hardware, speeds, versions
 from ..overrides import check_run
 from ..telemetry import write_json
 from .store import Study
@@ -87,10 +87,7 @@ def _resolve(config: Config, corpus: Corpus, say: Callable[[str], None]) -> Conf
     data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
         data.file = corpus.source
-    device = config.device
-    if device == "auto":
-        device = "cuda" if visible_gpus() else "cpu"
-    config = replace(config, data=data, device=device)
+    config = replace(config, data=data, device=chosen_device(config.device))
     if config.dtype == "auto":
         say("measuring float32 against bfloat16 autocast at this study's shape …")
         found = speeds(run_part(config))
