@@ -45,7 +45,7 @@ class _Side:
                 logits = self.model(inputs)
             token_losses(logits, targets).mean().backward()
             if self.stabilizer is not None:
-                self.stabilizer.step(inputs, logits)
+                self.stabilizer.step(inputs, logits, targets=targets)
             else:
                 for base in self.bases:
                     base.step()
@@ -67,7 +67,7 @@ def paired_overhead(run: RunConfig) -> dict[str, Any]:
     corpus = locate(run.data, quiet=True)
     tokens = torch.from_numpy(corpus.tokens()["train"]).to(run.device)
     sides = [_Side(run, stabilized, tokens, len(corpus.vocabulary)) for stabilized in (False, True)]
-    probing = run.budget.name == "surrogate"
+    probing = run.budget.name in ("surrogate", "calibrated")
     warm = SURROGATE_WARM_STEPS if probing else WARM_STEPS
     block = math.lcm(run.audit_every, PROBE_INTERVAL) if probing else run.audit_every
     for side in sides:

@@ -60,7 +60,7 @@ def autopilot(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="lr_sweep, calibrate, lr_scale or finals.")],
+    name: Annotated[str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")],
     overrides: Overrides = None,
     force: Force = False,
 ) -> int:
@@ -76,14 +76,13 @@ def _pilot(config: Any, force: bool, stages: list[str] | None) -> int:
     from .study.autopilot import Listener, StageFailed
     from .study.autopilot import autopilot as run
     from .study.launch import WorkersFailed
-    from .study.store import STAGES
 
     console = _console()
     view = terminal.View(console)
     listener = Listener(view.say, view.decided, view.watch)
     try:
         with view.following():
-            done = run(config, listener, stages=stages or STAGES, force=force)
+            done = run(config, listener, stages=stages, force=force)
     except (StageFailed, WorkersFailed) as error:
         typer.echo(f"stopped: {error}", err=True)
         return 3
@@ -137,8 +136,8 @@ def why(
     as_json: Json = False,
 ) -> None:
     """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
+    from .config import STAGES
     from .study import inspect
-    from .study.store import STAGES
 
     if study in STAGES and stage is None:
         study, stage = None, study

@@ -16,11 +16,17 @@ from typing import Any
 
 NUMERICS_VERSION = 1  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
+STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
     "sgd": ("momentum",),
     "muon": ("beta1", "beta2", "eps", "momentum"),
+    "lion": ("beta1", "beta2"),
+    "adafactor": (),
+    "soap": ("beta1", "beta2", "eps"),
+    "schedule_free": ("beta1", "beta2", "eps"),
+    "adam_uncorrected": ("beta1", "beta2", "eps"),
 }
 
 
@@ -58,40 +64,56 @@ class OptimizerConfig:
 
 @dataclass
 class LRScheduleConfig:
-    name: str = "constant"  # constant | warmup_linear
+    name: str = "constant"  # constant | warmup_linear | replay
     warmup_steps: int = 20
+    source: str | None = None  # replay: the run (its id, or its folder) whose recorded c·lr is this run's learning rate
 
 
 @dataclass
 class ProjectionConfig:
-    name: str = "none"  # none | spectral
-    bound: float = 2.0  # times the largest initial singular value
+    name: str = "none"  # none | spectral | stiefel
+    bound: float = 2.0  # of spectral, times the largest initial singular value
 
 
 @dataclass
 class StabilizerConfig:
-    name: str = "none"  # none | ebc
+    name: str = "none"  # none | ebc | the rivals in conf/stabilizer
+    strength: float | None = None  # a rival's own threshold; its meaning and unit stand in its file
+    schedule: str = "constant"  # m(t), the square root of which scales the radius of trust_region
 
 
 @dataclass
 class BudgetConfig:
-    name: str = "shadow"  # shadow | surrogate
+    name: str = "shadow"  # shadow | surrogate | fisher | calibrated
     target_kl: float = 0.01  # delta*, nats per token
-    schedule: str = "constant"  # of delta*: constant | linear
-    probe_sequences: int = 2  # rows of the batch that choose c
+    schedule: str = "constant"  # of delta*: constant | linear | cosine | lr_squared
+    probe_sequences: int = 2  # rows that choose c
+    probe_tokens: str = "train"  # where those rows are from: train (the batch) | held (training text held back for it)
     aggregate: str = "l1"  # l1 | sqrtl_l2 | l2 (l2 is not a bound)
-    grouping: str = "block"
+    grouping: str = "block"  # block | tensor | type | matrices (the rest moves freely) | global
+    guard: str = "none"  # of the surrogate: none | shrink | shrink_inflate
     probe: str = "jvp"  # how beta is measured: jvp | fd
-    cadence: str = "warm"  # warm | published
-    beta_init: str = "first"  # first | zero
-    sensitivity_every: int = 0  # steps between recordings of S under shadow; 0 never
+    cadence: str = "warm"  # warm | published | dense | sweep
+    beta_init: str = "first"  # first | zero (forensic)
+    units: str = "logits"  # of S: logits | per_lr (forensic: the learning rate left out)
+    sensitivity_every: int = 0  # steps between recordings of S under shadow and fisher; 0 never
 
 
 @dataclass
 class ControllerConfig:
-    name: str = "auto"  # auto | fixed | pi | log_pi
+    name: str = "auto"  # auto | fixed | pi | log_pi | rsl | agreement | energy
     kp: float | None = None  # None: the kind's own gain
     ki: float | None = None
+    a: float | None = None  # energy: nats of KL per nat of predicted decrease; a study takes the baseline's
+
+
+@dataclass
+class ShockConfig:
+    """One disturbance at one step, to see how a run recovers."""
+
+    name: str = "none"  # none | label_noise | lr_spike | corrupt_gradient
+    step: int | None = None  # None: half-way
+    size: float = 1.0  # share of wrong targets | factor on the learning rate | noise over the gradient's norm
 
 
 @dataclass
@@ -101,12 +123,14 @@ class RunConfig:
     seed: int = 0
     steps: int = 600
     batch_size: int = 16  # B, sequences
-    dtype: str = "auto"  # of the autocast: auto | float32 | bfloat16; parameters are always float32
+    dtype: str = "auto"  # of the autocast: auto | float32 | bfloat16
+    param_dtype: str = "float32"  # of the parameters: float32 | bfloat16 (forensic)
     device: str = "auto"  # auto | cpu | cuda
     threads_per_run: int = 1  # CPU threads; changes bits
     eval_every: int = 40  # steps between evaluations on the fixed windows
     eval_windows: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["val", "test"])  # splits evaluated whole at the end
+    final_windows: int = 0  # forensic: so many overlapping windows at the end instead of the whole splits
     audit_every: int = 10  # steps between measurements of the applied KL
     audit_tokens: int = 512
     data: DataConfig = field(default_factory=DataConfig)
@@ -117,11 +141,13 @@ class RunConfig:
     stabilizer: StabilizerConfig = field(default_factory=StabilizerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    shock: ShockConfig = field(default_factory=ShockConfig)
 
 
 @dataclass
 class StudyConfig:
     name: str = "${scale}"
+    stages: list[str] = field(default_factory=lambda: ["lr_sweep", "calibrate", "lr_scale", "finals"])
     stage_seed: int = 100  # of the stage runs; replicates follow it; the finals have seeds of their own
     band: list[float] = field(default_factory=lambda: [0.5, 0.7])  # where the median c should lie
 
@@ -151,6 +177,13 @@ class CalibrateConfig:
 
 
 @dataclass
+class ControllerSearchConfig:
+    steps: int = 200
+    # name -> settings of a run (controller, budget …) that it changes
+    candidates: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class LRScaleConfig:
     steps: int = 200
     scales: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0, 4.0])
@@ -160,6 +193,52 @@ class LRScaleConfig:
 class FinalsConfig:
     steps: int = 600
     margin: float = 0.01  # nats: how much worse than the baseline still counts as no worse
+
+
+@dataclass
+class TuneConfig:
+    """The ablation's arms that have a grid, each at its own best point of it."""
+
+    steps: int = 600
+
+
+@dataclass
+class ArmConfig:
+    """One arm of an ablation: the best baseline with some settings changed."""
+
+    about: str = ""  # what it is, in a few words
+    settings: dict[str, Any] = field(default_factory=dict)  # of a run, e.g. {stabilizer: {name: agc}}
+    lr_scale: float = 1.0  # times the best baseline learning rate
+    delta: float | None = None  # delta*: times the calibrated one, or the natural KL where nothing was calibrated
+    tune: dict[str, list[Any]] = field(default_factory=dict)  # grid over lr_scale, delta or strength, its own best taken
+    replay: str | None = None  # an arm whose recorded c·lr this one replays without measuring anything
+    replay_seed: str = "own"  # own: the record of the same seed | next: of the next one
+    matched: str | None = (
+        None  # an arm whose clip rate the strength matches: the gradient norm that as many of its steps exceed
+    )
+    versus: str | None = None  # the arm it is paired with, instead of the suite's reference
+
+
+@dataclass
+class AblationConfig:
+    """Named arms over `seeds`, each compared with one of them, paired by seed."""
+
+    question: str = ""  # what the suite asks, in a sentence
+    steps: int = 600
+    reference: str = ""  # the arm that every other is paired with
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    shocks: list[str] = field(default_factory=list)  # each arm also under each of these, paired with its undisturbed runs
+
+    def all_arms(self) -> dict[str, ArmConfig]:
+        """The arms, and after each its shocked versions, `<arm>_<shock>`."""
+        out: dict[str, ArmConfig] = {}
+        for name, arm in self.arms.items():
+            out[name] = arm
+            for shock in self.shocks:
+                shocked = {**arm.settings, "shock": {"name": shock}}
+                about = f"{arm.about or name}, {shock.replace('_', ' ')}"
+                out[f"{name}_{shock}"] = dataclasses.replace(arm, about=about, settings=shocked, versus=name)
+        return out
 
 
 @dataclass
@@ -180,8 +259,11 @@ class Config(RunConfig):
     study: StudyConfig = field(default_factory=StudyConfig)
     lr_sweep: LRSweepConfig = field(default_factory=LRSweepConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
+    controller_search: ControllerSearchConfig = field(default_factory=ControllerSearchConfig)
     lr_scale: LRScaleConfig = field(default_factory=LRScaleConfig)
     finals: FinalsConfig = field(default_factory=FinalsConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    ablation: AblationConfig = field(default_factory=AblationConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
 
 
@@ -203,10 +285,16 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
         raise UserError(f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version.")
     made = {}
     for key, value in values.items():
-        kind = hints[key]
-        nested = dataclasses.is_dataclass(kind) and isinstance(value, dict)
-        made[key] = from_dict(typing.cast(type, kind), value) if nested else value
+        made[key] = _of_kind(hints[key], value)
     return cls(**made)
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value)
+    if isinstance(value, dict) and typing.get_origin(kind) is dict:
+        return {k: _of_kind(typing.get_args(kind)[1], v) for k, v in value.items()}
+    return value
 
 
 def resolve_controller(run: RunConfig) -> RunConfig:
@@ -237,16 +325,21 @@ def identity(run: RunConfig) -> dict[str, Any]:
     }
     for key in unused:
         del kept["optimizer"][key]
-    if run.stabilizer.name == "none":
+    if run.stabilizer.name != "ebc":
         kept.pop("controller")
         kept["budget"] = {"probe_sequences": run.budget.probe_sequences}  # the audit leaves these rows out
-    elif run.budget.name == "shadow" and not run.budget.sensitivity_every:
-        for key in ("aggregate", "grouping", "probe", "cadence", "beta_init"):
+    elif run.budget.name in ("shadow", "fisher") and not run.budget.sensitivity_every:
+        without = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
+        for key in without if run.budget.grouping == "matrices" else (*without, "grouping"):
             del kept["budget"][key]
-    if run.lr_schedule.name == "constant":
-        kept["lr_schedule"] = {"name": "constant"}
-    if run.projection.name == "none":
-        kept["projection"] = {"name": "none"}
+    if run.stabilizer.name in ("none", "ebc"):
+        kept["stabilizer"] = {"name": run.stabilizer.name}
+    if run.shock.name == "none":
+        del kept["shock"]
+    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": ("source",)}.get(run.lr_schedule.name, ())
+    kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
+    if run.projection.name != "spectral":
+        kept["projection"] = {"name": run.projection.name}
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .choices import conf_dir, groups
 from .config import Config, RunConfig, UserError, from_dict, run_part
 from .data import check_length, locate
-from .overrides import check_overrides, check_run, compose, conf_dir, default_scale, groups, register_schema
+from .overrides import check_overrides, compose, default_scale, register_schema
 from .study.store import refuse_unwritable
+from .validation import check_run
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -120,6 +122,10 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     run.device = chosen_device(run.device)
     run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
     check_run(run)
+    if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
+        raise UserError(
+            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study finds it."
+        )
     run_id = digest(identity(run))[:10]
     if before and before["run_id"] != run_id:
         raise UserError(f"{directory} holds another run ({before['run_id']}): choose another hydra.run.dir, or delete it.")

@@ -1,4 +1,12 @@
-"""Base optimizers: a name -> the torch optimizers that share out a model's parameters."""
+"""Base optimizers: a name -> the torch optimizers that share out a model's parameters.
+
+They come from torch and from `pytorch_optimizer`. A subclass stands where one of these does not keep the contract that the rest
+of the lab relies on: every step takes the learning rate of its parameter group as it is, moves the weights from the first step
+on, leaves `p.grad` as it was, and has all of its state in `state_dict()`.
+
+An optimizer whose state holds copies of the weights names their state keys in `weight_copies`; whoever scales an update has to
+scale them too. One that evaluates other weights than it trains has `eval()` and `train()`, which swap them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pytorch_optimizer import SOAP, Lion, ScheduleFreeAdamW
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -86,11 +95,134 @@ def muon(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     ]
 
 
+class UncorrectedAdam(torch.optim.Adam):
+    """Adam without bias correction: the first step is lr·(1-b1)·g/(sqrt(1-b2)·|g| + eps), 3.2 times Adam's at its defaults.
+
+    The state starts at step 10^6, where b^step is below half a float64 ulp of 1 for every b below 0.99996, so that both
+    corrections are 1 exactly, in every implementation that torch may pick.
+    """
+
+    STEP = 1e6
+
+    def __init__(self, params: Params, **settings: Any):
+        super().__init__(params, **settings)
+        for group in self.param_groups:
+            on_device = group["fused"] or group["capturable"]  # where these implementations look for their step
+            for p in group["params"]:
+                self.state[p] = {
+                    "step": torch.tensor(self.STEP, dtype=torch.float32, device=p.device if on_device else "cpu"),
+                    "exp_avg": torch.zeros_like(p, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
+                }
+
+
+def adam_uncorrected(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """Adam whose moments start at zero and are never corrected for it: a trap of the earlier study, kept as an arm."""
+    return [
+        UncorrectedAdam(
+            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True
+        )
+    ]
+
+
+def lion(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """Lion: every weight moves by lr·sign(b1·m + (1-b1)·g), then m follows the gradient with b2; decoupled weight decay."""
+    return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
+
+
+class UncappedAdafactor(torch.optim.Adafactor):
+    """torch's Adafactor without its cap of the learning rate at 1/sqrt(step); decoupled weight decay.
+
+    lr is relative, as in torch: a tensor moves by lr·max(1e-3, rms(W)) times an update whose rms is at most 1. Where torch caps
+    lr the movement is stretched back afterwards, which costs a copy of the tensor on those steps only.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        capped = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    step = 1 + float(self.state[p].get("step", 0))
+                    stretch = group["lr"] * math.sqrt(step)
+                    if stretch > 1:
+                        capped.append((p, p * (1 - group["lr"] * group["weight_decay"]), stretch))
+        super().step()
+        for p, decayed, stretch in capped:
+            p.copy_(decayed.lerp_(p, stretch))
+
+
+def adafactor(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """Adafactor: second moments by rows and columns, no momentum, lr relative to the rms of each tensor.
+
+    eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose gradients have an rms
+    below 3e-4, as most have here, would lose its second moments. Squared it stands beside g², as the paper's 1e-30 does.
+    """
+    return [UncappedAdafactor(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, eps=(1e-15, 1e-3))]
+
+
+class PromptSOAP(SOAP):
+    """SOAP that moves the weights at its first step too.
+
+    The library spends the first gradient on the eigenbases alone, and a step that proposes nothing has no KL to measure. Here
+    the bases are made of the first gradient and the same gradient is then applied in them. What the library added to the
+    preconditioners while it made the bases is taken out, for `step` adds the same gradient once more.
+    """
+
+    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
+        fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
+        super().init_group(group, **kwargs)
+        group["step"] = max(group["step"], 1)  # the library applies nothing while this is 0
+        for p in fresh:
+            for gram in self.state[p]["GG"]:
+                if len(gram):  # an empty list stands for a side without preconditioner
+                    gram.zero_()
+
+
+def soap(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled weight decay."""
+    return [PromptSOAP(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay)]
+
+
+class ScheduleFree(ScheduleFreeAdamW):
+    """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
+
+    The model holds y in training and x after `eval()`; `train()` brings y back up to rounding. The library divides the
+    gradients by their root mean squares in place, so it is given copies. It adds 1e-15 to the second moments, too: an eps below
+    3e-8 has no effect.
+    """
+
+    weight_copies = ("z",)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if not all(group["train_mode"] for group in self.param_groups):
+            raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
+        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            for p, gradient in held:
+                p.grad = gradient.clone()
+            super().step()
+        finally:
+            for p, gradient in held:
+                p.grad = gradient
+
+
+def schedule_free(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """Schedule-Free AdamW; `weight_decay` acts at y."""
+    return [ScheduleFree(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay)]
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], list[Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
     "muon": muon,
+    "lion": lion,
+    "adafactor": adafactor,
+    "soap": soap,
+    "schedule_free": schedule_free,
+    "adam_uncorrected": adam_uncorrected,
 }
 
 

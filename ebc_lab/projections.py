@@ -1,14 +1,35 @@
-"""Projections of the weights onto a convex set, applied inside the proposal: dW becomes P(W + dW) - W."""
+"""Where the hidden matrices may be: a convex set (`spectral`) or a manifold (`stiefel`).
+
+On a convex set the projection acts inside the proposal: dW becomes P(W + dW) - W, and W + c·dW lies in the set for every c.
+A manifold is left by scaling, so the retraction acts on W + c·dW, after c is known. `retracts` says which of the two.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .config import ProjectionConfig
 from .model import hidden_matrices
+
+
+class Projection(Protocol):
+    retracts: ClassVar[bool]  # whether it acts after the update was scaled
+
+    def __call__(self) -> None:
+        """Put the weights back, in place."""
+
+
+def by_shape(matrices: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The matrices of one shape together, in their order, so that each list can be stacked."""
+    shapes: dict[tuple[int, ...], list[Tensor]] = {}
+    for m in matrices:
+        shapes.setdefault(tuple(m.shape), []).append(m)
+    return list(shapes.values())
 
 
 def norm_bound(stack: Tensor, squarings: int = 5) -> Tensor:
@@ -36,11 +57,10 @@ class Spectral:
     does not already clear.
     """
 
+    retracts: ClassVar[bool] = False
+
     def __init__(self, matrices: Sequence[Tensor], bound: float):
-        shapes: dict[tuple[int, ...], list[Tensor]] = {}
-        for m in matrices:
-            shapes.setdefault(tuple(m.shape), []).append(m)
-        self.stacks = list(shapes.values())
+        self.stacks = by_shape(matrices)
         with torch.no_grad():
             self.limits = [bound * torch.linalg.matrix_norm(torch.stack(ms), ord=2) for ms in self.stacks]
 
@@ -54,20 +74,97 @@ class Spectral:
                     matrices[i].copy_((u * s.clamp(max=limits[i])) @ vh)
 
 
+def svd_polar(matrix: Tensor) -> Tensor:
+    """U V^T of an SVD: the matrix with orthonormal rows or columns nearest to `matrix` (a, b) of at least float32."""
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    return u @ vh
+
+
+def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Tensor]:
+    """The polar factors of `stack` (n, a, b), float32 or wider, by X <- 1.5 X - 0.5 X X^T X.
+
+    The iteration takes a singular value x to 1.5 x - 0.5 x^3: towards 1 for 0 < x < sqrt(3), a small one by a factor 1.5 at a
+    time, and close to 1 the error is squared. So a matrix whose largest may be above 1.2 is divided by its bound first, which
+    changes no polar factor, and the iterations end with the first whose squared error is below rounding: twelve bring values
+    from 0.03 of the largest up to 1.
+
+    Returns: the factors (n, a, b), and max|X^T X - I| on the short side (n,): an upper estimate where they ended early.
+    """
+    bound = norm_bound(stack)
+    x = stack / torch.where(bound > 1.2, bound, 1.0).to(stack)[:, None, None]
+    flip = x.shape[-2] > x.shape[-1]
+    x = x.mT if flip else x  # (n, short, long)
+    eye = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    tolerance = math.sqrt(torch.finfo(x.dtype).eps)
+    residual = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        residual = torch.linalg.matrix_norm(gram - eye)  # of Frobenius, so no singular value is further from 1
+        x = torch.baddbmm(x, gram, x, beta=1.5, alpha=-0.5)
+        if bool((residual <= tolerance).all()):
+            break
+    else:
+        residual = (x @ x.mT - eye).abs().amax((-2, -1))
+    return (x.mT if flip else x), residual
+
+
+class Stiefel:
+    """Each hidden matrix W (a, b) on its scaled Stiefel manifold: all singular values s = ||W_initial||_F / sqrt(min(a, b)).
+
+    The initial weights are put there when this is made, with their Frobenius norm kept; a call retracts W to s times its polar
+    factor, the nearest point of the manifold, which agrees with W + t·xi to first order in t for tangent xi. A matrix on which
+    Newton-Schulz does not settle, because it is nearly singular, gets an SVD. Low-precision weights are computed in float32.
+    """
+
+    retracts: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def __init__(self, matrices: Sequence[Tensor]):
+        self.stacks = by_shape(matrices)
+        self.sizes = []  # s of each matrix, (n, 1, 1)
+        for ms in self.stacks:
+            stack = _at_least_float32(ms)
+            s = torch.linalg.matrix_norm(stack, keepdim=True) / math.sqrt(min(stack.shape[1:]))
+            self.sizes.append(s)
+            torch._foreach_copy_(ms, list(s * svd_polar(stack)))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for matrices, s in zip(self.stacks, self.sizes, strict=True):
+            stack = _at_least_float32(matrices)
+            polar, residual = newton_schulz_polar(stack / s)
+            unsettled = ~(residual <= 1e-3) & stack.isfinite().all(-1).all(-1)  # non-finite weights are the caller's to refuse
+            for i in unsettled.nonzero().flatten().tolist():
+                polar[i] = svd_polar(stack[i])
+            torch._foreach_copy_(matrices, list(s * polar))
+
+
+def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(matrices)).to(torch.promote_types(matrices[0].dtype, torch.float32))
+
+
 def none(model: nn.Module, config: ProjectionConfig) -> None:
     return None
 
 
-def spectral(model: nn.Module, config: ProjectionConfig) -> Callable[[], None]:
+def spectral(model: nn.Module, config: ProjectionConfig) -> Projection:
     return Spectral(hidden_matrices(model), config.bound)
 
 
-PROJECTIONS: dict[str, Callable[[nn.Module, ProjectionConfig], Callable[[], None] | None]] = {
+def stiefel(model: nn.Module, config: ProjectionConfig) -> Projection:
+    return Stiefel(hidden_matrices(model))
+
+
+PROJECTIONS: dict[str, Callable[[nn.Module, ProjectionConfig], Projection | None]] = {
     "none": none,
     "spectral": spectral,
+    "stiefel": stiefel,
 }
 
 
-def build(model: nn.Module, config: ProjectionConfig) -> Callable[[], None] | None:
-    """The projection of `model`, to be built while it holds its initial weights; None for `none`."""
+def build(model: nn.Module, config: ProjectionConfig) -> Projection | None:
+    """The projection of `model`, to be built while it holds its initial weights; None for `none`.
+
+    `stiefel` moves them onto its manifold, so whatever copies the weights is to be built later.
+    """
     return PROJECTIONS[config.name](model, config)

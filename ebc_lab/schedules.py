@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a name -> the factor on the peak learning rate at a step.
+"""Learning rates: a name -> the learning rate at every step of a run.
 
 The schedules of delta* belong to the method: `ebc_lab.ebc.schedule_multiplier`.
 """
@@ -6,8 +6,10 @@ The schedules of delta* belong to the method: `ebc_lab.ebc.schedule_multiplier`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from .config import LRScheduleConfig
+from .config import LRScheduleConfig, UserError
+from .telemetry import read_columns
 
 
 def constant(step: int, steps: int, config: LRScheduleConfig) -> float:
@@ -31,3 +33,20 @@ LR_SCHEDULES: dict[str, Callable[[int, int, LRScheduleConfig], float]] = {
 def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
     """The factor on the peak learning rate at `step` (0-based) of `steps`."""
     return LR_SCHEDULES[config.name](step, steps, config)
+
+
+def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path) -> Callable[[int], float]:
+    """step (0-based) -> learning rate. `replay` is the c·lr that another run recorded, its folder given or `beside` this one's.
+
+    Raises UserError when that record is not there or shorter than `steps`.
+    """
+    if config.name != "replay":
+        return lambda step: peak * lr_factor(config, step, steps)
+    named = Path(config.source or "").expanduser()
+    folder = named if (named / "steps.csv").exists() else beside / named
+    if not (folder / "steps.csv").exists():
+        raise UserError(f"lr_schedule.source={config.source}: there is no {folder / 'steps.csv'} to replay.")
+    rates = [float(rate) for rate in read_columns(folder / "steps.csv")["eta_eff"]]
+    if len(rates) < steps:
+        raise UserError(f"{folder / 'steps.csv'} records {len(rates)} steps, fewer than the {steps} of this run.")
+    return lambda step: rates[step]

@@ -1,37 +1,272 @@
 """Everything that may act between backward and the applied update, on one contract.
 
-A stabilizer is a torch optimizer around the base optimizers whose `step(tokens, logits)` returns `StepStats`. `none` is the
-method's own wrapper with an infinite budget: bit-equal to the plain optimizer, with the same audits and the same rules for
-failing steps.
+A stabilizer is a `StabilizedOptimizer`: a torch optimizer around the base optimizers whose `step(tokens, logits)` returns
+`StepStats`, with the same audits and the same rules for failing steps for all. A new one is a subclass that limits the
+gradient or the update, one line in `STABILIZERS`, and one file in `conf/stabilizer`. The classes take a model and optimizers
+and know nothing of the lab's configuration.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from pytorch_optimizer.optimizer.agc import agc
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from .config import RunConfig
-from .ebc import EllipsotopeClip
+from .ebc import EllipsotopeClip, StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
+from .ebc.probe import Batch
+from .energy import EnergyBudget, tensor_norms
 
 Projection = Callable[[], None] | None
+Build = Callable[..., StabilizedOptimizer]
 
 
-def none(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig) -> EllipsotopeClip:
-    return EllipsotopeClip(
-        model,
-        bases,
-        target_kl=math.inf,
-        probe_sequences=run.budget.probe_sequences,
-        audit_every=run.audit_every,
-        audit_tokens=run.audit_tokens,
-        project=projection,
-    )
+class Rival(StabilizedOptimizer):
+    """One that has a threshold, `strength` > 0, in the unit that its class states; None takes the class's `default`.
+
+    `common`: see `StabilizedOptimizer`. Raises ValueError where strength is not > 0.
+    """
+
+    default: ClassVar[float]
+
+    def __init__(
+        self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], *, strength: float | None = None, **common: Any
+    ):
+        self.strength = self.default if strength is None else strength
+        if not self.strength > 0:
+            raise ValueError(f"strength must be > 0, not {self.strength}.")
+        super().__init__(model, optimizers, **common)
+
+    def _rates(self) -> list[float]:
+        """The learning rate of each weight's parameter group."""
+        rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
+        return [rates[id(p)] for p in self.weights]
+
+    def _scale_update(self, stats: StepStats, c: Tensor) -> None:
+        """Apply c·dW, or nothing where c is not finite."""
+        if not torch.isfinite(c):
+            self._give_up(stats)
+            return
+        stats.clip_coefficient = c
+        self._apply(c)
 
 
-def ebc(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig) -> EllipsotopeClip:
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """part/whole, float64; 1 where the whole is zero."""
+    return torch.where(whole > 0, part.double() / whole.double(), 1.0)
+
+
+# -- what limits the gradient ----------------------------------------------------------------------------------------------
+
+
+class NormClip(Rival):
+    """The global L2 norm of the gradient is at most `strength` (Pascanu, Mikolov & Bengio 2013).
+
+    torch's own: g · min(1, strength/(||g|| + 1e-6)).
+    """
+
+    default = 1.0
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        clip_grads_with_norm_(self.weights, self.strength, stats.grad_norm)
+        applied = (self.strength / (stats.grad_norm + 1e-6)).clamp(max=1)
+        stats.gradient_scale = torch.where(stats.grad_norm > 0, applied, 1.0).double()
+
+
+class ValueClip(Rival):
+    """Every element of the gradient lies within ±`strength`, so that its direction changes too."""
+
+    default = 0.01
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        if gradients:  # torch's fails on none
+            clip_grad_value_(self.weights, self.strength)
+        stats.gradient_scale = share(get_total_norm(gradients), stats.grad_norm)
+
+
+class AdaptiveGradientClip(Rival):
+    """Unit by unit, ||g|| is at most `strength` · max(||w||, 1e-3) (Brock, De, Smith & Simonyan 2021).
+
+    A unit is what feeds one output: a row of a matrix (torch keeps outputs first; of an embedding, one token's vector), a
+    filter of a convolution, a vector as a whole. The paper leaves the last layer out; here all are limited.
+    """
+
+    default = 0.01
+    eps = 1e-3  # so that units initialised to zero can learn
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        for w in self.weights:
+            if w.grad is not None:
+                # The library takes a 3-dim weight's norm over one axis only, hence flat filters, and raises small gradient
+                # norms to 1e-6 before it compares them, hence another floor.
+                g, flat = (t.flatten(1) if t.ndim > 2 else t for t in (w.grad, w))
+                clipped = agc(flat, g, self.eps, self.strength, eps=torch.finfo(g.dtype).tiny)
+                w.grad.copy_(clipped.view_as(w.grad))
+        stats.gradient_scale = share(get_total_norm(gradients), stats.grad_norm)
+
+
+class ZClip(Rival):
+    """Gradient norms that stick out of their own running distribution are pulled back (ZClip: Kumar et al. 2025).
+
+    z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out, the nearer to the
+    mean. Mean and variance are running averages (`alpha`) of the norms after that; the first `warm_up` steps only collect
+    norms, of which both start. As in the authors' code the variance is taken around the new mean; their fixed ceiling on the
+    norm, which is `NormClip`, and their 1e-6 beside std, which is no scale of anybody's gradients, are left out.
+    """
+
+    default = 2.5  # standard deviations
+    alpha = 0.97
+    warm_up = 25  # steps
+
+    def __init__(
+        self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], *, strength: float | None = None, **common: Any
+    ):
+        super().__init__(model, optimizers, strength=strength, **common)
+        device = self.weights[0].device
+        self.seen = 0  # norms collected in the warm-up
+        self.collected = torch.zeros(self.warm_up, dtype=torch.float64, device=device)
+        self.mean = torch.zeros((), dtype=torch.float64, device=device)
+        self.variance = torch.zeros((), dtype=torch.float64, device=device)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {
+            "seen": torch.tensor(self.seen),
+            "collected": self.collected.clone(),
+            "mean": self.mean.clone(),
+            "variance": self.variance.clone(),
+        }
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self.seen = int(state["seen"])
+        for name in ("collected", "mean", "variance"):
+            setattr(self, name, state[name].to(self.mean.device, copy=True))
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        norm = stats.grad_norm.nan_to_num().double()  # one that overflowed is large, and still a number
+        stats.gradient_scale = torch.ones_like(norm)
+        if self.seen < self.warm_up:
+            self.collected[self.seen] = norm
+            self.seen += 1
+            if self.seen == self.warm_up:
+                self.mean, self.variance = self.collected.mean(), self.collected.var(correction=0)
+            return
+        std = self.variance.sqrt()
+        z = (norm - self.mean) / std
+        limited = torch.where(z > self.strength, self.mean + self.strength**2 / z * std, norm)
+        self.mean = self.alpha * self.mean + (1 - self.alpha) * limited
+        self.variance = self.alpha * self.variance + (1 - self.alpha) * (limited - self.mean).square()
+        stats.gradient_scale = share(limited, norm)
+        if gradients:
+            torch._foreach_mul_(gradients, stats.gradient_scale)
+
+
+# -- what limits the update ------------------------------------------------------------------------------------------------
+
+
+class TrustRegion(Rival):
+    """The whole update's Frobenius norm is at most w = `strength`·sqrt(m(t)); c = min(1, w/||dW||).
+
+    It is EBC with a global surrogate whose sensitivity is 1 for ever and target_kl = strength²/4: how far weights move, blind
+    to what that does to predictions. `strength` is in units of weight norm.
+
+    Args:
+        schedule: m(t): `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
+    """
+
+    default = 1.0
+    keeps_old = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        strength: float | None = None,
+        schedule: str = "constant",
+        total_steps: int | None = None,
+        **common: Any,
+    ):
+        schedule_multiplier(schedule, 0, total_steps, 1.0)
+        super().__init__(model, optimizers, strength=strength, **common)
+        self.schedule, self.total_steps = schedule, total_steps
+        self.peak_lr = float(self.param_groups[0]["lr"])
+
+    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
+        assert self._old is not None
+        ratio = float(self.param_groups[0]["lr"]) / self.peak_lr if self.peak_lr else 1.0
+        multiplier = max(schedule_multiplier(self.schedule, t, self.total_steps, ratio), 1e-12)
+        moved = torch.linalg.vector_norm(tensor_norms(torch._foreach_sub(self.weights, self._old)))
+        self._scale_update(stats, clip_coefficient(self.strength * multiplier**0.5, moved))
+
+
+class KLClip(Rival):
+    """K-FAC's clip of the update by its predicted KL (Ba, Grosse & Martens 2017; the usual K-FAC codes' `kl_clip`).
+
+    c = min(1, sqrt(strength/(lr²·Σ V·g))) with the direction V = -dW/lr, that is sqrt(strength/(lr·|<g, dW>|)). For a natural
+    gradient V·g is V'FV and lr²·V'FV/2 the update's KL in nats; other optimizers' V·g is only their promise to the loss, so
+    `strength` is in nats for K-FAC alone. g is the gradient, lr that of each weight's parameter group.
+    """
+
+    default = 1e-3
+    keeps_old = True
+
+    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
+        assert self._old is not None
+        moved = zip(self.weights, self._old, self._rates(), strict=True)
+        parts = [
+            lr * torch.dot(p.grad.flatten().float(), (p - w).flatten().float()) for p, w, lr in moved if p.grad is not None
+        ]
+        if parts:
+            self._scale_update(stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt()))
+
+
+class RMSClip(Rival):
+    """Tensor by tensor, the update in units of the learning rate, u = dW/lr, is divided by max(1, rms(u)/`strength`).
+
+    The clip of Adafactor (Shazeer & Stern 2018) on whatever an optimizer proposes. StableAdamW (Wortsman et al. 2023; also in
+    `pytorch_optimizer`) is Adam with the same formula on rms(g/sqrt(v)): it looks at the gradient of the step alone, not at
+    the momentum that is applied, and weight decay is added after it, not clipped with it. No unit: an update of Adam has an
+    rms of about 1 while gradients agree.
+    """
+
+    default = 1.0
+    keeps_old = True
+
+    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
+        assert self._old is not None
+        norms = tensor_norms(torch._foreach_sub(self.weights, self._old))
+        largest = [self.strength * lr * p.numel() ** 0.5 for p, lr in zip(self.weights, self._rates(), strict=True)]
+        allowed = torch.tensor(largest, dtype=torch.float64, device=norms.device)
+        c = torch.where(norms > allowed, allowed / norms, 1.0)
+        stats.clip_coefficient = share(torch.linalg.vector_norm(c * norms), torch.linalg.vector_norm(norms))
+        if not torch.isfinite(stats.clip_coefficient):
+            self._give_up(stats)
+            return
+        scales = c.tolist()
+        clipped = [i for i, scale in enumerate(scales) if scale < 1]
+        for i, state, key, old in self._old_copies:
+            if scales[i] < 1:
+                state[key].copy_(torch.lerp(old, state[key], scales[i]))
+        if clipped:
+            weights, kept = [self.weights[i] for i in clipped], [self._old[i] for i in clipped]
+            torch._foreach_lerp_(kept, weights, [scales[i] for i in clipped])
+            torch._foreach_copy_(weights, kept)
+
+
+# -- by name ---------------------------------------------------------------------------------------------------------------
+
+
+def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
+    """The plain optimizer, audited."""
+    return StabilizedOptimizer(model, bases, **common)
+
+
+def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> EllipsotopeClip:
     b, c = run.budget, run.controller
     return EllipsotopeClip(
         model,
@@ -41,26 +276,52 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, ru
         aggregate=b.aggregate,
         grouping=b.grouping,
         controller=c.name,
-        gains={k: v for k, v in (("kp", c.kp), ("ki", c.ki)) if v is not None},
+        gains={k: v for k, v in (("kp", c.kp), ("ki", c.ki), ("a", c.a)) if v is not None},
         schedule=b.schedule,
         total_steps=run.steps,
-        probe_sequences=b.probe_sequences,
+        guard=b.guard,
         probe=b.probe,
         cadence=b.cadence,
         beta_init=b.beta_init,
+        units=b.units,
         sensitivity_every=b.sensitivity_every,
-        audit_every=run.audit_every,
-        audit_tokens=run.audit_tokens,
-        project=projection,
+        **common,
     )
 
 
-STABILIZERS: dict[str, Callable[[nn.Module, Sequence[Optimizer], Projection, RunConfig], EllipsotopeClip]] = {
+def rival(cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] | None = None) -> Build:
+    """What builds a class from a run: with the run's strength, and whatever else `of_run` reads from it."""
+
+    def build(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
+        return cls(model, bases, strength=run.stabilizer.strength, **(of_run(run) if of_run else {}), **common)
+
+    return build
+
+
+STABILIZERS: dict[str, Build] = {
     "none": none,
     "ebc": ebc,
+    "norm_clip": rival(NormClip),
+    "value_clip": rival(ValueClip),
+    "agc": rival(AdaptiveGradientClip),
+    "zclip": rival(ZClip),
+    "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
+    "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
+    "trust_region": rival(TrustRegion, lambda run: {"schedule": run.stabilizer.schedule, "total_steps": run.steps}),
+    "kl_clip": rival(KLClip),
+    "rms_clip": rival(RMSClip),
 }
 
 
-def build(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig) -> EllipsotopeClip:
-    """The run's stabilizer around its base optimizers. Raises ValueError for a combination the method refuses."""
-    return STABILIZERS[run.stabilizer.name](model, bases, projection, run)
+def build(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig) -> StabilizedOptimizer:
+    """The run's stabilizer around its base optimizers. Raises ValueError for a combination that it refuses."""
+    when = "retract" if getattr(projection, "retracts", False) else "project"
+    return STABILIZERS[run.stabilizer.name](
+        model,
+        bases,
+        run,
+        probe_sequences=run.budget.probe_sequences,
+        audit_every=run.audit_every,
+        audit_tokens=run.audit_tokens,
+        **{when: projection},
+    )

@@ -27,15 +27,21 @@ STEP_COLUMNS = (
     "eta_eff",  # c·lr
     "delta",  # KL budget, nats per token
     "target_kl",  # delta* at this step
+    "radius",  # tau = 2·sqrt(delta), logits per token
+    "guard",  # g, the factor on tau
     "trial",  # last shadow trial scale
     "trial_kl",  # KL measured there, on the tokens that choose c
     "measurements",
+    "predicted_kl",  # q of the whole proposal, nats per token
+    "slope",  # <gradient, dW> of the whole proposal, nats per token
+    "agreement",  # r: what the loss fell by over what was predicted
     "applied_kl",  # on tokens that did not choose c
     "audit_tokens",
     "movement",  # T, logits per token
     "surrogate",  # S, logits per token
     "tightness",  # T/(c·S)
-    "grad_norm",
+    "grad_norm",  # before anything limits it
+    "grad_scale",  # the limited gradient's norm over it
     "skipped",
 )
 EVAL_COLUMNS = ("step", "val_loss", "val_se", "tokens", "train_s")
@@ -43,6 +49,9 @@ CLIPPED_BELOW = 0.999
 WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
 KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
+LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose clip statistics came from those steps alone
+SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
+RECOVERY_WINDOW = 10  # steps whose mean must be back there
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -150,12 +159,42 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(values)) if len(values) else None
 
 
+def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
+    """What a disturbance at step `shock` did to the training loss, and how long it took to pass.
+
+    Before: mean and spread of the 20 steps until it. `shock_peak`: how far the mean of any 10 later steps rose above that;
+    `shock_recovery_steps`: steps until such a mean is back within two standard errors, None if it never is.
+    """
+    import numpy as np
+
+    before, after = losses[max(0, shock - SHOCK_WINDOW) : shock], losses[shock + 1 :]
+    if len(before) < 2 or len(after) < RECOVERY_WINDOW:
+        return {"shock_peak": None, "shock_recovery_steps": None}
+    means = np.convolve(after, np.full(RECOVERY_WINDOW, 1 / RECOVERY_WINDOW), mode="valid")
+    level, error = before.mean(), before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
+    back = np.flatnonzero(means <= level + 2 * error)
+    return {"shock_peak": float(means.max() - level), "shock_recovery_steps": int(back[0]) if len(back) else None}
+
+
+def _drift(values: np.ndarray, step: np.ndarray) -> tuple[float | None, float | None]:
+    """Median of what was measured early (a tenth of the run from step 20 on, half of a short run) and in its last tenth."""
+    import numpy as np
+
+    n = len(step)
+    span = max(n // 10, 1)
+    first = min(WARM_STEPS, n // 2)
+    seen = ~np.isnan(values)
+    early, late = seen & (step >= first) & (step < first + span), seen & (step >= n - span)
+    return _median(values[early]), _median(values[late])
+
+
 def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One run's figures, from every step of `steps.csv`; None where nothing was measured.
 
     `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps where the run is longer; `kl_within_30pct` is
     the share of audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not
-    skipped.
+    skipped; `_early` and `_late` are medians near the two ends of the run; `c_median_logged` is the median of every 20th step
+    alone.
     """
     import numpy as np
 
@@ -170,6 +209,20 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     surrogate = steps["surrogate"][~np.isnan(steps["surrogate"])]
     quantile = (lambda q: float(np.quantile(c, q))) if len(c) else (lambda q: None)
     losses = steps["loss"]
+    warm = steps["step"] >= WARM_STEPS
+    descent = -steps["slope"][warm & ~np.isnan(steps["slope"])]
+    norms = steps["grad_norm"][done]
+    scales = steps["grad_scale"][~np.isnan(steps["grad_scale"])]
+    betas = np.array([v for k, v in steps.items() if k.startswith("beta_")])
+    logged = c[steps["step"][done] % LOGGED_EVERY == 0]
+    drifts = {"c": steps["c"], "surrogate": steps["surrogate"]}
+    if len(betas):
+        measured = (~np.isnan(betas)).any(0)
+        drifts["beta"] = np.full(len(losses), math.nan)
+        drifts["beta"][measured] = np.nanmean(betas[:, measured], axis=0)
+    drift = {
+        f"{k}_{when}": v for k, x in drifts.items() for when, v in zip(("early", "late"), _drift(x, steps["step"]), strict=True)
+    }
     return {
         "initial_loss": float(losses[0]) if len(losses) else None,
         "last_loss": float(losses[-min(50, len(losses)) :].mean()) if len(losses) else None,
@@ -187,6 +240,10 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "kl_clipped_audits": int(clipped.sum()),
         "surrogate_median": _median(surrogate),
         "tightness_median": _median(tightness),
-        "guard_count": 0,
+        "descent_median": _median(descent),
+        "c_median_logged": _median(logged),
+        **drift,
+        "grad_clip_rate": float((scales < CLIPPED_BELOW).mean()) if len(scales) else None,
+        "grad_norm_quantiles": [float(q) for q in np.quantile(norms, np.linspace(0, 1, 41))] if len(norms) else None,
         "skipped_steps": int((~done).sum()),
     }

@@ -22,17 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import model as models
-from . import optimizers, projections, stabilizers
+from . import optimizers, projections, shocks, stabilizers
 from .config import RunConfig, UserError, digest, identity, resolve_controller
-from .data import Batches, check_length, locate, windows
-from .ebc import EllipsotopeClip, NonFiniteUpdateError, StepStats
-from .schedules import lr_factor
+from .data import Batches, check_length, locate, overlapping_windows, windows
+from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
+from .schedules import lr_schedule
 from .telemetry import (
     EVAL_COLUMNS,
     STEP_COLUMNS,
     Stream,
     read_columns,
     read_json,
+    recovery,
     summarise,
     write_json,
     write_whole,
@@ -40,6 +41,7 @@ from .telemetry import (
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 EVAL_TOKENS = 2048  # tokens of one evaluation forward
+HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 
 
@@ -113,19 +115,24 @@ class Training:
         check_length(corpus, run.model.context)
         device = torch.device(run.device)
         self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
-        self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device)
+        self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
         bases = optimizers.build(self.model, run.optimizer)
         projection = projections.build(self.model, run.projection)
-        self.optimizer: EllipsotopeClip = stabilizers.build(self.model, bases, projection, run)
-        self.batches = Batches(self.tokens["train"], run.batch_size, run.model.context, run.seed)
+        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run)
+        self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
+        text, self.probe_batches = self.tokens["train"], None
+        if run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held":
+            cut = round((1 - HELD_SHARE) * len(text))
+            text, held = text[:cut], text[cut:]
+            self.probe_batches = Batches(held, run.budget.probe_sequences, run.model.context, run.seed)
+        self.batches = Batches(text, run.batch_size, run.model.context, run.seed)
         self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
+        self.vocabulary = len(corpus.vocabulary)
         self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
-        budgeted = run.stabilizer.name == "ebc"
-        self.groups = (
-            list(self.optimizer.groups) if budgeted and (run.budget.name == "surrogate" or run.budget.sensitivity_every) else []
-        )
+        sensing = run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every
+        self.groups = list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
         self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
         self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
@@ -223,10 +230,12 @@ class Training:
     def _one_step(self) -> str | None:
         """One training step; returns the cause if the run has diverged."""
         run, step = self.run_config, self.step
-        lr = run.optimizer.lr * lr_factor(run.lr_schedule, step, run.steps)
+        shock = run.shock if shocks.strikes(run, step) else None
+        lr = shocks.learning_rate(shock, self.lr_at(step))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         inputs, targets = self.batches.at(step)
+        targets = shocks.targets(shock, targets, self.vocabulary, run.seed)
         with autocast(run):
             logits = self.model(inputs)
         loss = token_losses(logits, targets).mean()
@@ -236,8 +245,10 @@ class Training:
             self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
             return f"the loss is {value} at step {step}"
         loss.backward()
+        shocks.gradients(shock, self.model, run.seed)
         try:
-            stats = self.optimizer.step(inputs, logits)
+            probe = self.probe_batches.at(step) if self.probe_batches else None
+            stats = self.optimizer.step(inputs, logits, targets=targets, probe=probe)
         except NonFiniteUpdateError as error:
             self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
             return str(error)
@@ -261,15 +272,21 @@ class Training:
             "eta_eff": c * lr,
             "delta": number(stats.delta),
             "target_kl": stats.target_kl,
+            "radius": number(stats.radius),
+            "guard": number(stats.guard),
             "trial": number(stats.trial),
             "trial_kl": number(stats.trial_kl),
             "measurements": stats.measurements or None,
+            "predicted_kl": number(stats.predicted_kl),
+            "slope": number(stats.slope),
+            "agreement": number(stats.agreement),
             "applied_kl": number(stats.applied_kl),
             "audit_tokens": stats.audit_tokens or None,
             "movement": number(stats.movement),
             "surrogate": number(stats.surrogate),
             "tightness": number(stats.tightness),
             "grad_norm": number(stats.grad_norm),
+            "grad_scale": number(stats.gradient_scale),
             "skipped": stats.skipped,
         }
         for kind, values in (("s", stats.contributions), ("beta", stats.sensitivities)):
@@ -279,7 +296,7 @@ class Training:
 
     def _record_evaluation(self) -> None:
         run = self.run_config
-        found = evaluate(self.model, run, self.fixed_windows)
+        found = self._evaluate(self.fixed_windows)
         tokens = self.step * run.batch_size * run.model.context
         self.evals.append(
             {
@@ -290,6 +307,14 @@ class Training:
                 "train_s": self.train_s,
             }
         )
+
+    def _evaluate(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """`evaluate` at the weights that the optimizer is judged by."""
+        self.optimizer.eval()
+        try:
+            return evaluate(self.model, self.run_config, pairs)
+        finally:
+            self.optimizer.train()
 
     def _finish(self, cause: str | None) -> dict[str, Any]:
         run = self.run_config
@@ -304,7 +329,10 @@ class Training:
         evaluated: dict[str, dict[str, float]] = {}
         if cause is None:
             for split in run.evaluate:
-                evaluated[split] = evaluate(self.model, run, windows(self.tokens[split], run.model.context))
+                whole = windows(self.tokens[split], run.model.context)
+                few = run.final_windows
+                pairs = overlapping_windows(self.tokens[split], run.model.context, few) if few else whole
+                evaluated[split] = self._evaluate(pairs)
             if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
                 cause, evaluated = "the loss is not finite on held-out text", {}
         result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": self.step}
@@ -319,6 +347,9 @@ class Training:
         result["test_bits_per_char"] = test["loss"] / math.log(2) if test else None
         result["test_accuracy"] = test["accuracy"] if test else None
         result |= figures
+        result["guard_count"] = self.optimizer.guard.count if isinstance(self.optimizer, EllipsotopeClip) else 0
+        if run.shock.name != "none":
+            result |= recovery(read_columns(self.directory / "steps.csv")["loss"], shocks.step_of(run))
         curve = read_columns(self.directory / "evals.csv")
         result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
         trained = self.step * run.batch_size * run.model.context

@@ -1,6 +1,7 @@
 """The base optimizers, on one contract, and what each of them does in one step."""
 
 import copy
+import io
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from ebc_lab.config import ModelConfig, OptimizerConfig
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices
-from ebc_lab.optimizers import OPTIMIZERS, StackedMuon, build
+from ebc_lab.optimizers import OPTIMIZERS, ScheduleFree, StackedMuon, UncappedAdafactor, UncorrectedAdam, build
 
 LR = 1e-2
 CONFIGS = {
@@ -18,6 +19,11 @@ CONFIGS = {
     "adamw": OptimizerConfig("adamw", lr=LR, weight_decay=0.1),
     "sgd": OptimizerConfig("sgd", lr=LR, momentum=0.9),
     "muon": OptimizerConfig("muon", lr=LR, momentum=0.95),
+    "lion": OptimizerConfig("lion", lr=LR, beta2=0.99, weight_decay=0.1),
+    "adafactor": OptimizerConfig("adafactor", lr=LR, weight_decay=0.1),
+    "soap": OptimizerConfig("soap", lr=LR, beta1=0.95, beta2=0.95, weight_decay=0.1),
+    "schedule_free": OptimizerConfig("schedule_free", lr=LR, weight_decay=0.1),
+    "adam_uncorrected": OptimizerConfig("adam_uncorrected", lr=LR),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
 
@@ -48,9 +54,10 @@ def test_every_parameter_belongs_to_exactly_one_optimizer(model, name):
 
 
 @every
-def test_it_moves_every_parameter_and_keeps_its_kind(model, name):
+@pytest.mark.parametrize("steps", [1, 2])
+def test_it_moves_every_parameter_and_keeps_its_kind(model, name, steps):
     before = copy.deepcopy(model)
-    take_steps(model, build(model, CONFIGS[name]), 2)
+    take_steps(model, build(model, CONFIGS[name]), steps)
     for (key, p), q in zip(model.named_parameters(), before.parameters(), strict=True):
         assert p.shape == q.shape
         assert p.dtype == q.dtype
@@ -70,15 +77,91 @@ def test_a_zero_gradient_moves_nothing_but_decay(model, name):
 
 
 @every
-def test_state_round_trip_is_exact(model, name):
+def test_a_step_leaves_the_gradients_as_they_were(model, name):
     bases = build(model, CONFIGS[name])
-    take_steps(model, bases, 3)
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.arange(8)[None]).logsumexp(-1).mean().backward()
+        held = [p.grad for p in model.parameters()]
+        values = [g.clone() for g in held]
+        for base in bases:
+            base.step()
+        assert all(p.grad is g for p, g in zip(model.parameters(), held, strict=True))
+        assert all(torch.equal(g, v) for g, v in zip(held, values, strict=True))
+
+
+@every
+def test_a_frozen_parameter_is_untouched(model, name):
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(False)
+    before = copy.deepcopy(model)
+    take_steps(model, build(model, CONFIGS[name]), 2)
+    for p, q in zip(model.blocks[0].parameters(), before.blocks[0].parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert not torch.equal(model.head.weight, before.head.weight)
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"sgd"}))  # torch 2.13's fused SGD with momentum raises here
+def test_a_first_gradient_may_come_late(model, name):
+    bases = build(model, CONFIGS[name])
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(False)
+    take_steps(model, bases, 2)
+    before = copy.deepcopy(model)
+    for p in model.blocks[0].parameters():
+        p.requires_grad_(True)
+    take_steps(model, bases, 1, start=2)
+    for p, q in zip(model.blocks[0].parameters(), before.blocks[0].parameters(), strict=True):
+        assert p.isfinite().all()
+        assert not torch.equal(p, q)
+
+
+@every
+def test_no_gradient_at_all_is_no_error(model, name):
+    before = copy.deepcopy(model)
+    for base in build(model, CONFIGS[name]):
+        base.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before.parameters(), strict=True))
+
+
+@every
+def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
+    """At twice the rate a step is twice as long, also where the rate is large and the run is not at its beginning."""
+    bases = build(model, replace(CONFIGS[name], weight_decay=0.0))
+    take_steps(model, bases, 12)
+    lengths = []
+    for lr in (0.25, 0.5):
+        before, stepped = copy.deepcopy(model), copy.deepcopy(model)
+        others = build(stepped, replace(CONFIGS[name], weight_decay=0.0))
+        for p in stepped.parameters():
+            p.grad = torch.ones_like(p)
+        for base, other in zip(bases, others, strict=True):
+            other.load_state_dict(copy.deepcopy(base.state_dict()))
+            for group in other.param_groups:
+                group["lr"] = lr
+            old = {p: other.state[p]["z"].clone() for p in stepped.parameters()} if name == "schedule_free" else {}
+            other.step()
+        # a mean that weighs terms by their rates depends on them otherwise too: there the newest term is looked at
+        ends = [others[0].state[p]["z"] if old else p for p in stepped.parameters()]
+        starts = [old.get(p, q) for p, q in zip(stepped.parameters(), before.parameters(), strict=True)]
+        lengths.append([(a - b).detach().norm() for a, b in zip(ends, starts, strict=True)])
+    torch.testing.assert_close(lengths[1], [2 * n for n in lengths[0]], rtol=1e-3, atol=0)
+
+
+@every
+def test_state_round_trip_is_exact(model, name):
+    """Through a file, as a checkpoint does it."""
+    bases = build(model, CONFIGS[name])
+    take_steps(model, bases, 11)
     twin = copy.deepcopy(model)
     others = build(twin, CONFIGS[name])
     for base, other in zip(bases, others, strict=True):
-        other.load_state_dict(copy.deepcopy(base.state_dict()))
-    take_steps(model, bases, 3, start=3)
-    take_steps(twin, others, 3, start=3)
+        file = io.BytesIO()
+        torch.save(base.state_dict(), file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+    take_steps(model, bases, 11, start=11)
+    take_steps(twin, others, 11, start=11)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
@@ -162,3 +245,141 @@ def test_muon_leaves_a_matrix_without_gradient_alone(model):
     StackedMuon(matrices, lr=LR).step()
     assert torch.equal(matrices[0], before[0])
     assert not torch.equal(matrices[1], before[1])
+
+
+def step_with(bases, model, gradient):
+    """One step from gradients that `gradient` makes of each parameter."""
+    for p in model.parameters():
+        p.grad = gradient(p)
+    for base in bases:
+        base.step()
+
+
+def test_uncorrected_adam_starts_too_fast(model):
+    config = OptimizerConfig("adam_uncorrected", lr=LR, beta1=0.9, beta2=0.999, eps=1e-6)
+    for g, old, new in updates(model, config):
+        torch.testing.assert_close(new, old - LR * 0.1 * g / (math.sqrt(0.001) * g.abs() + 1e-6))
+
+
+@pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"foreach": False}])
+def test_uncorrected_adam_corrects_in_no_implementation(implementation):
+    """Bit for bit where both corrections are 1: the moments by hand, over several steps."""
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    adam = UncorrectedAdam([p], lr=LR, betas=(0.9, 0.999), eps=1e-8, **implementation)
+    w, m, v = p.detach().clone(), torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for i in range(5):
+        p.grad = torch.tensor([1.0, -0.5, 0.1 * i], dtype=torch.float64)
+        adam.step()
+        m = 0.9 * m + 0.1 * p.grad
+        v = 0.999 * v + 0.001 * p.grad**2
+        w = w - LR * m / (v.sqrt() + 1e-8)
+    torch.testing.assert_close(p.detach(), w, rtol=1e-14, atol=0)
+    assert 1 - 0.99996**UncorrectedAdam.STEP == 1
+
+
+def test_lion_moves_every_weight_by_the_learning_rate(model):
+    """Two steps: the signs of 0.1·g1, then of 0.9·(0.01·g1) + 0.1·g2; decay on the weights."""
+    bases = build(model, OptimizerConfig("lion", lr=LR, beta1=0.9, beta2=0.99, weight_decay=0.1))
+    old = [p.detach().clone() for p in model.parameters()]
+    first = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) for i, p in enumerate(old)]
+    for p, g in zip(model.parameters(), first, strict=True):
+        p.grad = g.clone()
+    bases[0].step()
+    expected = [p * (1 - 0.1 * LR) - LR * g.sign() for p, g in zip(old, first, strict=True)]
+    torch.testing.assert_close([p.detach() for p in model.parameters()], expected)
+    step_with(bases, model, lambda p: torch.full_like(p, 0.05))
+    for p, w, g in zip(model.parameters(), expected, first, strict=True):
+        torch.testing.assert_close(p.detach(), w * (1 - 0.1 * LR) - LR * (0.9 * 0.01 * g + 0.1 * 0.05).sign())
+
+
+def test_adafactor_is_relative_to_the_weights_and_factors_their_moments(model):
+    """Gradients of rank one are factored exactly, so the first update is lr·max(1e-3, rms(W))·sign(g)."""
+    bases = build(model, OptimizerConfig("adafactor", lr=LR))
+    generator = torch.Generator().manual_seed(0)
+    old = [p.detach().clone() for p in model.parameters()]
+
+    def rank_one(p):  # as small as they are deep in a large model: no floor may act
+        sides = [torch.randn(n, generator=generator) for n in p.shape]
+        return 1e-6 * (torch.outer(*sides) if p.ndim == 2 else sides[0])
+
+    step_with(bases, model, rank_one)
+    for p, w in zip(model.parameters(), old, strict=True):
+        rms = max(1e-3, w.square().mean().sqrt().item())
+        torch.testing.assert_close(p.detach(), w - LR * rms * p.grad.sign(), rtol=1e-4, atol=1e-7)
+    state = bases[0].state[model.head.weight]
+    assert state["row_var"].numel() + state["col_var"].numel() == sum(model.head.weight.shape)
+
+
+def test_adafactors_rate_is_not_capped_and_below_the_cap_it_is_torchs():
+    for lr, agrees in ((0.1, True), (0.9, False)):  # torch's cap is 1/sqrt(4) at the last step
+        p, q = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+        ours, torchs = UncappedAdafactor([p], lr=lr, weight_decay=0.1), torch.optim.Adafactor([q], lr=lr, weight_decay=0.1)
+        for _ in range(4):
+            before = p.detach().clone()
+            p.grad, q.grad = -torch.ones(4, 3), -torch.ones(4, 3)
+            ours.step()
+            torchs.step()
+        torch.testing.assert_close(p.detach(), before * (1 - 0.1 * lr + lr))  # all elements alike: their rms is their size
+        assert torch.equal(p, q) == agrees
+
+
+def test_soap_is_adam_in_the_eigenbases_of_its_gradient(model):
+    """At the first step m/sqrt(v) is the sign of the gradient in its own singular bases, so a matrix moves by lr·U V^T.
+
+    One of full rank does: elsewhere the sign of rounding errors is taken. A vector has no bases: there SOAP is Adam.
+    """
+    bases = build(model, OptimizerConfig("soap", lr=LR, beta1=0.95, beta2=0.95, eps=1e-12))
+    matrix, vector = model.blocks[0].q.weight, model.norm.weight
+    old = matrix.detach().clone(), vector.detach().clone()
+    u, _, vh = torch.linalg.svd(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
+    matrix.grad = u @ torch.diag(torch.linspace(1, 3, 16)) @ vh
+    vector.grad = torch.randn(16, generator=torch.Generator().manual_seed(1))
+    bases[0].step()
+    moved = (old[0] - matrix.detach()) / LR
+    in_bases = u.T @ moved @ vh.T
+    torch.testing.assert_close(in_bases.diagonal(), torch.ones(16), rtol=1e-3, atol=0)
+    torch.testing.assert_close(old[1] - LR * vector.grad.sign(), vector.detach())
+    gram = bases[0].state[matrix]["GG"][0]
+    torch.testing.assert_close(gram, 0.05 * matrix.grad @ matrix.grad.T)  # the first gradient is counted once
+
+
+def test_schedule_free_evaluates_the_mean_and_returns(model):
+    """z takes Adam's steps without momentum, x is the mean of the z, and y = 0.9 x + 0.1 z is what trains."""
+    base = build(model, OptimizerConfig("schedule_free", lr=LR, beta1=0.9, beta2=0.99))[0]
+    assert isinstance(base, ScheduleFree)
+    weights = list(model.parameters())
+    start = [p.detach().clone() for p in weights]
+    path = []
+    for i in range(4):
+        take_steps(model, [base], 1, start=i)
+        assert all(set(base.weight_copies) <= set(base.state[p]) for p in weights)
+        path.append([base.state[p]["z"].clone() for p in weights])
+        if i == 0:
+            for p, w, z in zip(weights, start, path[0], strict=True):
+                torch.testing.assert_close(z, w - LR * p.grad / ((p.grad**2 + 1e-15).sqrt() + 1e-8))
+                torch.testing.assert_close(p.detach(), z)
+    y = [p.detach().clone() for p in weights]
+    mean = [torch.stack(zs).mean(0) for zs in zip(*path, strict=True)]
+    torch.testing.assert_close(y, [0.9 * x + 0.1 * z for x, z in zip(mean, path[-1], strict=True)], rtol=1e-5, atol=1e-6)
+    base.eval()
+    torch.testing.assert_close([p.detach() for p in weights], mean, rtol=1e-5, atol=1e-6)
+    base.eval()  # again is nothing
+    with pytest.raises(RuntimeError, match="train"):
+        base.step()
+    base.train()
+    torch.testing.assert_close([p.detach() for p in weights], y, rtol=1e-6, atol=1e-7)
+
+
+def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
+    """What moves them between construction and the first step, a retraction say, is no step back."""
+    base = build(model, OptimizerConfig("schedule_free", lr=LR))[0]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    moved = [p.detach().clone() for p in model.parameters()]
+    base.eval()
+    base.train()
+    step_with([base], model, torch.zeros_like)
+    for p, w in zip(model.parameters(), moved, strict=True):
+        assert torch.equal(p, w)
+        assert torch.equal(base.state[p]["z"], w)

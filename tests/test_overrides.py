@@ -1,7 +1,8 @@
 import pytest
 
+from ebc_lab.choices import groups
 from ebc_lab.config import UserError
-from ebc_lab.overrides import compose, groups
+from ebc_lab.overrides import compose
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,6 @@ from ebc_lab.overrides import compose, groups
         (["data=path"], ["data.file"]),
         (["data.file=x"], ["data=path"]),
         (["lr_sweep.grids.adam=[2e-3,1e-3]"], ["increasing"]),
-        (["lr_scale.scales=[2.0]"], ["must contain 1"]),
         (["study.band=[0.7,0.5]"], ["study.band"]),
         (["lr_sweep.optimizers=[lion]"], ["lion"]),
         (["optimizer=adam,sgd"], ["needs -m"]),

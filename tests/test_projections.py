@@ -1,4 +1,7 @@
-"""The spectral projection: exact, untouched inside, and a cheap bound that never clears a matrix wrongly."""
+"""The spectral projection: exact, untouched inside, and a cheap bound that never clears a matrix wrongly.
+
+The Stiefel retraction: on the manifold, where an SVD would put it, and as good as the straight line to first order.
+"""
 
 import math
 
@@ -7,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebc_lab.config import ModelConfig, ProjectionConfig
+from ebc_lab import projections
+from ebc_lab.config import DataConfig, ModelConfig, ProjectionConfig, RunConfig, identity
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices
-from ebc_lab.projections import Spectral, build, norm_bound
+from ebc_lab.projections import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
 
 fixed = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -111,3 +115,173 @@ def test_a_run_stays_inside(target_kl, budget):
 def test_none_is_no_projection():
     model = build_model(ModelConfig(blocks=1, width=8, heads=2, context=8), 11, seed=0)
     assert build(model, ProjectionConfig("none")) is None
+
+
+# -- the Stiefel retraction ----------------------------------------------------------------------------------------------
+
+shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))  # tall, wide and square
+seeds = st.integers(0, 2**31)
+
+
+def svd(matrix):
+    return torch.linalg.svd(matrix.double(), full_matrices=False)
+
+
+def with_values(shape, low, high, seed, dtype=torch.float32):
+    """A matrix whose singular values are spread evenly over [low, high]."""
+    u, _, vh = svd(normal(*shape, seed=seed, dtype=torch.float64))
+    return ((u * torch.linspace(low, high, min(shape), dtype=torch.float64)) @ vh).to(dtype)
+
+
+def radius(matrix):
+    """s: what all singular values are, given the Frobenius norm."""
+    return (matrix.double().norm() / math.sqrt(min(matrix.shape))).item()
+
+
+@fixed
+@given(shapes, seeds, st.floats(1e-3, 1e3))
+def test_stiefel_puts_the_initial_weights_there_with_their_norm(shape, seed, size):
+    start = size * normal(*shape, seed=seed)
+    matrix = start.clone()
+    Stiefel([matrix])
+    values = torch.linalg.svdvals(matrix.double())
+    torch.testing.assert_close(values, torch.full_like(values, radius(start)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(matrix.norm(), start.norm())
+    inner = (matrix.double() * start.double()).sum()  # the nearest such matrix has the largest inner product
+    torch.testing.assert_close(inner, radius(start) * svd(start)[1].sum(), rtol=1e-5, atol=0)
+
+
+@fixed
+@given(shapes, seeds, st.floats(0.3, 1.0), st.floats(1.0, 2.0), st.floats(1e-3, 1e3))
+def test_a_retracted_matrix_is_the_polar_factor(shape, seed, low, high, size):
+    matrix = size * with_values(shape, 1, 1, seed)
+    retract = Stiefel([matrix])
+    s = radius(matrix)
+    far = with_values(shape, low * s, high * s, seed + 1)
+    matrix.copy_(far)
+    retract()
+    assert ((torch.linalg.svdvals(matrix.double()) / s - 1).abs() <= 1e-5).all()
+    u, _, vh = svd(far)
+    torch.testing.assert_close(matrix.double(), s * u @ vh, rtol=0, atol=1e-5 * s)
+    again = matrix.clone()
+    retract()
+    torch.testing.assert_close(matrix, again, rtol=0, atol=3e-6 * s)  # there already: rounding only
+
+
+@fixed
+@given(shapes, seeds)
+def test_on_the_manifold_it_moves_by_rounding_only(shape, seed):
+    matrix = normal(*shape, seed=seed)
+    retract = Stiefel([matrix])
+    there = matrix.clone()
+    for _ in range(20):
+        retract()
+    torch.testing.assert_close(matrix, there, rtol=0, atol=2e-6 * radius(there))  # and it does not drift
+
+
+@fixed
+@given(shapes, seeds)
+def test_along_a_tangent_it_agrees_to_first_order(shape, seed):
+    """W = sQ with orthonormal columns, xi with Q^T xi skew: retract(W + t xi) = W + t xi - t^2/(2 s^2) W xi^T xi + O(t^3)."""
+    w = normal(*shape, seed=seed, dtype=torch.float64)
+    retract = Stiefel([w])
+    start, s = w.clone(), radius(w)
+    flip = shape[0] < shape[1]
+    q = (start.T if flip else start) / s
+    free = normal(*q.shape, seed=seed + 1, dtype=torch.float64)
+    xi = free - q @ (q.T @ free + free.T @ q) / 2  # the part normal to the manifold taken out
+    xi = s * xi / xi.norm().clamp(min=1.0)
+    tangent = xi.T if flip else xi
+    for t in (1e-2, 1e-3, 1e-4):
+        w.copy_(start + t * tangent)
+        retract()
+        curve = q @ (xi.T @ xi) / (2 * s)
+        expected = start + t * tangent - t**2 * (curve.T if flip else curve)
+        assert (w - expected).norm() <= (t**3 + 1e-13) * s
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
+def test_a_nearly_singular_matrix_is_left_to_an_svd(shape, monkeypatch):
+    asked = []
+    exact = projections.svd_polar
+    monkeypatch.setattr(projections, "svd_polar", lambda m: asked.append(m.shape) or exact(m))
+    good, bad = normal(*shape), normal(*shape, seed=1)
+    retract = Stiefel([good, bad])
+    s = radius(good), radius(bad)
+    asked.clear()
+    good.copy_(with_values(shape, 0.3 * s[0], 2 * s[0], 2))
+    bad.copy_(with_values(shape, 1e-3 * s[1], 2 * s[1], 3))
+    target = svd(bad)
+    retract()
+    assert asked == [shape]  # the other of the stack settles without
+    torch.testing.assert_close(bad.double(), s[1] * target[0] @ target[2], rtol=0, atol=1e-3 * s[1])
+    for m, size in zip((good, bad), s, strict=True):
+        values = torch.linalg.svdvals(m.double())
+        torch.testing.assert_close(values, torch.full_like(values, size), rtol=1e-5, atol=0)
+    bad.zero_()
+    retract()
+    assert bad.isfinite().all()
+
+
+def test_non_finite_weights_stay_non_finite_and_spoil_no_other():
+    """Refusing them is the optimizer's part; here they must neither raise nor spread."""
+    good, bad = normal(8, 8), normal(8, 8, seed=1)
+    retract = Stiefel([good, bad])
+    there = good.clone()
+    bad[0, 0] = math.nan
+    retract()
+    assert not bad.isfinite().all()
+    torch.testing.assert_close(good, there)
+
+
+def test_newton_schulz_reports_what_it_did_not_reach():
+    stack = torch.stack([with_values((6, 9), 0.3, 2.0, 0), with_values((6, 9), 1e-4, 1.0, 1)])
+    assert newton_schulz_polar(stack[:1])[1] <= 1e-3
+    torch.testing.assert_close(torch.linalg.svdvals(newton_schulz_polar(stack[:1])[0][0]), torch.ones(6), rtol=0, atol=1e-5)
+    polar, residual = newton_schulz_polar(stack)
+    assert residual[0] < 1e-5
+    assert residual[1] > 1e-2
+    assert polar.shape == stack.shape
+
+
+def test_bfloat16_weights_are_computed_in_float32():
+    matrix = normal(48, 16).bfloat16()
+    retract = Stiefel([matrix])
+    s = radius(matrix)
+    far = (matrix + 0.3 * s * normal(48, 16, seed=1) / 4).bfloat16()
+    matrix.copy_(far)
+    retract()
+    u, _, vh = svd(far)
+    assert matrix.dtype == torch.bfloat16
+    exact = s * u @ vh
+    assert ((matrix.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6 * s).all()  # one rounding of the exact result
+
+
+@pytest.mark.parametrize(("name", "retracts"), [("spectral", False), ("stiefel", True)])
+def test_each_says_when_it_acts(name, retracts):
+    model = build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), 11, seed=0)
+    others = {n: p.detach().clone() for n, p in model.named_parameters()}
+    projection = build(model, ProjectionConfig(name))
+    assert projection.retracts is retracts
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1e-2 * torch.ones_like(p))
+        moved = {n: p.detach().clone() for n, p in model.named_parameters()}
+    projection()
+    hidden = {id(p) for p in hidden_matrices(model)}
+    for n, p in model.named_parameters():
+        assert id(p) in hidden or torch.equal(p, moved[n]), n
+        if id(p) in hidden and retracts:
+            assert radius(p.detach()) == pytest.approx(radius(others[n]), rel=1e-5)
+            values = torch.linalg.svdvals(p.detach())
+            assert values.max() <= values.min() * (1 + 1e-5)
+
+
+def test_only_spectral_is_named_by_its_bound():
+    def named(name, bound):
+        run = RunConfig(dtype="float32", device="cpu", data=DataConfig(sha256="0" * 64))
+        run.projection = ProjectionConfig(name, bound)
+        return identity(run)["projection"]
+
+    assert named("spectral", 2.0) != named("spectral", 3.0)
+    assert named("stiefel", 2.0) == named("stiefel", 3.0) == {"name": "stiefel"}

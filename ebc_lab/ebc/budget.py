@@ -1,4 +1,5 @@
-"""How c is found: from the bound S (`surrogate`), or by measuring the KL of a trial step (`shadow`).
+"""How c is found: from the bound S (`surrogate`), by measuring the KL of a trial step (`shadow`), from its second-order
+prediction q (`fisher`: c = min(1, sqrt(delta/q))), or from k·S² with k fitted to q at every probe (`calibrated`).
 
 delta is the budget in nats per token. Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
 """
@@ -30,6 +31,16 @@ def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tenso
     return torch.where(torch.isfinite(surrogate), c, torch.full_like(c, torch.nan))
 
 
+def fitted_log_k(log_k: Tensor, predicted_kl: Tensor, surrogate: Tensor) -> Tensor:
+    """ln k of `calibrated`, KL = k·S²: ln(q/S²) at the first probe (`log_k` NaN), half-way to it at each later one. 0-dim.
+
+    A probe without a finite, positive q and S says nothing.
+    """
+    seen = (predicted_kl / surrogate.square()).log()
+    moved = torch.where(log_k.isnan(), seen, log_k + 0.5 * (seen - log_k))
+    return torch.where(seen.isfinite(), moved, log_k)
+
+
 @dataclass(frozen=True)
 class ShadowResult:
     """What a shadow search found. All 0-dim tensors.
@@ -55,7 +66,8 @@ def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple
     low = finite & (kl < floor)
     scaled = (trial * (delta / kl.clamp(min=floor)).sqrt()).clamp(max=1)
     c = torch.where(low, trial, torch.where(finite, scaled, torch.zeros_like(trial)))
-    following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, scaled, trial / 10))
+    positive = torch.where(scaled > 0, scaled, trial)  # a budget of 0 leaves the last positive scale to start from
+    following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, positive, trial / 10))
     return c, following, ~finite
 
 

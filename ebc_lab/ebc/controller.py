@@ -1,37 +1,59 @@
-"""How the budget delta evolves from audit to audit, and how its target delta* is scheduled over a run.
+"""How the budget delta evolves from audit to audit, and how its target delta* is scheduled over a run (METHOD.md 6).
 
-A controller holds delta, a 0-dim float64 tensor on the model's device, and moves it in `update(kl, clipped)` at each audit.
+A controller holds delta, a 0-dim float64 tensor on the model's device, and moves it in `update(kl, clipped, **signals)` at
+each audit. Nothing here looks at a tensor's value on the host: every rule is branch-free.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+SCHEDULES = ("constant", "linear", "cosine", "lr_squared")
+_OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
+    "linear": lambda x: max(0.05, 1 - x),
+    "cosine": lambda x: 0.05 + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
+}
+STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
+REACH = 12.0  # |ln delta - ln delta*| at most
+SMALLEST_TARGET = 1e-30  # nats per token: a schedule at 0 keeps delta/delta*, so that it can come back
 
-def schedule_multiplier(kind: str, step: int, total_steps: int | None) -> float:
-    """m(t), the factor on delta* at `step` (0-based) of `total_steps`: `constant` 1; `linear` max(0.05, 1 - t/n)."""
-    if kind == "constant":
-        return 1.0
-    if kind == "linear":
+
+def schedule_multiplier(kind: str, step: int, total_steps: int | None, lr_ratio: float | None = None) -> float:
+    """m(t), the factor on delta* at `step` t (0-based) of `total_steps` n; `lr_ratio` is lr_t / lr_peak.
+
+    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end; `lr_squared`
+    lr_ratio². Raises ValueError on an unknown kind, or where what the kind needs is not given.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"schedule={kind!r} is unknown; it takes {', '.join(SCHEDULES)}.")
+    if kind in _OF_PROGRESS:
         if not total_steps or total_steps < 1:
-            raise ValueError("schedule='linear' needs total_steps, the length of the run.")
-        return max(0.05, 1 - step / total_steps)
-    raise ValueError(f"schedule={kind!r} is unknown; it takes constant or linear.")
+            raise ValueError(f"schedule={kind!r} needs total_steps, the length of the run.")
+        return _OF_PROGRESS[kind](step / total_steps)
+    if kind == "lr_squared":
+        if lr_ratio is None:
+            raise ValueError("schedule='lr_squared' needs lr_ratio, the learning rate over its peak.")
+        return lr_ratio**2
+    return 1.0
 
 
 class Fixed:
-    """delta = delta*."""
+    """delta = delta*. The other rules are subclasses that say how `_rule` moves delta."""
 
     gains: ClassVar[dict[str, float]] = {}
+    needs: ClassVar[tuple[str, ...]] = ()  # the signals that `update` must be given
 
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         unknown = set(gains) - set(self.gains)
         if unknown:
             raise ValueError(f"{type(self).__name__} has no gain {', '.join(sorted(unknown))}.")
+        if not target > 0:
+            raise ValueError(f"a controller's target must be > 0 nats per token, not {target}.")
         self.gain = {**self.gains, **gains}
         self.target = torch.tensor(target, dtype=torch.float64)
         self.delta = torch.tensor(target if initial is None else initial, dtype=torch.float64)
@@ -43,25 +65,46 @@ class Fixed:
         return self
 
     def rescale(self, target: float) -> None:
-        """Move delta* along its schedule; delta moves by the same factor."""
+        """Move delta* (nats per token) along its schedule; delta moves by the same factor."""
+        target = max(target, SMALLEST_TARGET)
         self.delta = self.delta * (target / self.target)
         self.target = torch.full_like(self.target, target)
 
-    def update(self, kl: Tensor | float, clipped: Tensor | bool, **signals: Tensor | float) -> Tensor:
+    def update(self, kl: Tensor | float, clipped: Tensor | bool, **signals: Tensor | float | None) -> Tensor:
         """One audit: the applied KL (nats per token) and whether the step was clipped -> delta, nats per token.
 
-        A KL that is not finite says nothing about delta: it changes nothing.
+        Signals, all in nats per token; those in `needs` must be given, the others may be:
+            loss_drop: loss(W) - loss(W + c·dW).
+            slope: <grad loss, dW> of the whole proposal, unscaled.
+            q: the predicted KL of the whole proposal, unscaled.
+            c: the scale of the update that was applied, no unit; 1 if not given.
+        A KL or a signal in use that is not finite says nothing about delta: it changes nothing. Raises ValueError on a
+        missing signal.
         """
-        kl = torch.as_tensor(kl, dtype=torch.float64, device=self.delta.device)
-        usable = torch.isfinite(kl)
+        missing = [name for name in self.needs if signals.get(name) is None]
+        if missing:
+            raise ValueError(f"{type(self).__name__}.update needs the signal {', '.join(missing)}.")
+        kl = self._number(kl)
+        given = {name: self._number(signals.get(name)) for name in self.needs}
+        if self.needs:
+            given["c"] = self._number(signals.get("c"))
+        usable = torch.stack([kl, *given.values()]).isfinite().all()
         before = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
-        self._rule(kl, torch.as_tensor(clipped, device=self.delta.device))
+        self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), given)
         for name, value in before.items():
             setattr(self, name, torch.where(usable, getattr(self, name), value))
         return self.delta
 
-    def _rule(self, kl: Tensor, clipped: Tensor) -> None:
+    def _number(self, value: Tensor | float | None) -> Tensor:
+        return torch.as_tensor(1.0 if value is None else value, dtype=torch.float64, device=self.delta.device)
+
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         return
+
+    def _step(self, down: Tensor, up: Tensor) -> None:
+        """delta/1.5 where `down`, else 1.5·delta where `up`; within `REACH` of delta*."""
+        moved = torch.where(down, self.delta / STEP, torch.where(up, STEP * self.delta, self.delta))
+        self.delta = moved.clamp(self.target * math.exp(-REACH), self.target * math.exp(REACH))
 
     def state_dict(self) -> dict[str, Any]:
         return {k: v.clone() for k, v in vars(self).items() if isinstance(v, Tensor)}
@@ -90,7 +133,7 @@ class PI(Fixed):
         super().__init__(target, initial, **gains)
         self.ema = torch.tensor(math.nan, dtype=torch.float64)
 
-    def _rule(self, kl: Tensor, clipped: Tensor) -> None:
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         g = self.gain
         error = self.target - kl
         weight = 1 - 0.5 ** (g["audit_every"] / g["half_life"])
@@ -107,23 +150,83 @@ class LogPI(Fixed):
         super().__init__(target, initial, **gains)
         self.previous = torch.tensor(math.nan, dtype=torch.float64)
 
-    def _rule(self, kl: Tensor, clipped: Tensor) -> None:
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         error = (self.target / kl.clamp(min=1e-12)).log()
         previous = torch.where(self.previous.isnan(), error, self.previous)
         move = self.gain["kp"] * (error - previous) + self.gain["ki"] * error
         moved = (self.delta / self.target).log() + move
         active = clipped | (error <= 0)
-        self.delta = torch.where(active, self.target * moved.clamp(-12, 12).exp(), self.delta)
+        self.delta = torch.where(active, self.target * moved.clamp(-REACH, REACH).exp(), self.delta)
         self.previous = error
 
 
-CONTROLLERS: dict[str, type[Fixed]] = {"fixed": Fixed, "pi": PI, "log_pi": LogPI}
+class RSL(Fixed):
+    """KL > 2·delta* -> delta/1.5; KL < delta*/2 and clipped -> 1.5·delta.
+
+    METHOD.md sets no bound; delta is kept within a factor e^12 of delta*, as under `log_pi`, so that it cannot overflow.
+    """
+
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
+        self._step(down=kl > 2 * self.target, up=clipped & (kl < self.target / 2))
+
+
+class Agreement(Fixed):
+    """r = loss_drop / (-c·slope - c²·q), the loss's real fall over its predicted one: the classical trust-region ratio.
+
+    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta. METHOD.md sets no bound;
+    delta is kept within a factor e^12 of delta*, as under `log_pi`, so that it cannot overflow. `ratio` is the last r,
+    0-dim, no unit: NaN before the first, and where no fall was predicted.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("loss_drop", "slope", "q")
+
+    def __init__(self, target: float, initial: float | None = None, **gains: float):
+        super().__init__(target, initial, **gains)
+        self.ratio = torch.tensor(math.nan, dtype=torch.float64)
+
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
+        c = signals["c"]
+        predicted = -c * signals["slope"] - c.square() * signals["q"]
+        falls = predicted > 0
+        self.ratio = torch.where(falls, signals["loss_drop"] / predicted, math.nan)
+        self._step(down=~falls | (self.ratio < 1 / 4), up=clipped & (self.ratio > 3 / 4))
+
+
+class Energy(Fixed):
+    """delta = m·a·max(-slope, 0): the budget follows the fall of the loss that the proposal promises; it may be 0.
+
+    The gain `a` has no default: nats of KL per nat of promised fall, natural KL / median(-slope) of the baseline. m is how
+    far the schedule has moved delta* since construction. Raises ValueError if `a` is missing or not a positive number.
+    """
+
+    gains: ClassVar[dict[str, float]] = {"a": math.nan}
+    needs: ClassVar[tuple[str, ...]] = ("slope",)
+
+    def __init__(self, target: float, initial: float | None = None, **gains: float):
+        super().__init__(target, initial, **gains)
+        if not 0 < self.gain["a"] < math.inf:
+            raise ValueError("controller='energy' needs the gain a > 0: natural KL / median(-slope) of the baseline.")
+        self.first_target = self.target.clone()
+
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
+        self.delta = self.target / self.first_target * self.gain["a"] * (-signals["slope"]).clamp(min=0)
+
+
+CONTROLLERS: dict[str, type[Fixed]] = {
+    "fixed": Fixed,
+    "pi": PI,
+    "log_pi": LogPI,
+    "rsl": RSL,
+    "agreement": Agreement,
+    "energy": Energy,
+}
 
 
 def make_controller(kind: str, target: float, initial: float | None = None, **gains: float) -> Fixed:
     """A controller of delta around `target`, starting from `initial` (default: the target), both nats per token.
 
-    Kinds: `fixed`, `pi` (as published), `log_pi`. Gains left out take the kind's own. Raises ValueError.
+    Kinds: `fixed`, `pi` (as published), `log_pi`, `rsl`, `agreement`, `energy`. Gains left out take the kind's own.
+    Raises ValueError on an unknown kind or gain, and where `energy` is not given its gain.
     """
     if kind not in CONTROLLERS:
         raise ValueError(f"controller={kind!r} is unknown; it takes {', '.join(CONTROLLERS)}.")

@@ -1,11 +1,42 @@
-"""Which parameters are budgeted together. A grouping is one function from a parameter's name to its group's name."""
+"""Which parameters are budgeted together (METHOD.md 3), told from their names: this project's and Hugging Face's usual ones."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?|h)\.(\d+)\.")
+
+# The modules that hold the hidden matrices, by the end of their names. Some names serve both attention and mlp (c_proj, wo,
+# output.dense): they stand under mlp, and an `attention` in front of them decides otherwise.
+_ATTENTION = (
+    *("q", "q_proj", "q_lin", "query", "wq", "q_attn"),
+    *("k", "k_proj", "k_lin", "key", "wk"),
+    *("v", "v_proj", "v_lin", "value", "wv"),
+    *("qkv", "qkv_proj", "query_key_value", "Wqkv", "c_attn", "in_proj"),
+    *("o", "o_proj", "out_proj", "out_lin", r"(?:self_)?(?:attention|attn)\.dense"),
+)
+_MLP = (
+    *("mlp_in", "fc1", "fc_in", "c_fc", "lin1", "linear1", "gate_proj", "up_proj", "gate_up_proj"),
+    *("w1", "w3", "wi", "wi_0", "wi_1", "dense_h_to_4h", r"intermediate\.dense"),
+    *("mlp_out", "fc2", "fc_out", "c_proj", "lin2", "linear2", "down_proj"),
+    *("w2", "wo", "dense_4h_to_h", r"output\.dense"),
+)
+
+
+def _held_by(modules: Sequence[str]) -> str:
+    """The pattern of the parameters of these modules; in `in_proj_weight` the module has no name of its own."""
+    return rf"(?:^|\.)(?:{'|'.join(modules)})[._](?:weight|bias)$"
+
+
+_TYPES = {  # the first pattern that is found decides
+    "norm": re.compile(r"norm|(?:^|\.)ln\w*\.", re.IGNORECASE),
+    "head": re.compile(r"(?:^|\.)(?:head|lm_head|embed_out|cls|classifier|score|pooler)\.|^output\."),
+    "embedding": re.compile(r"embed|(?:^|\.)w[tp]e\."),
+    "attention": re.compile(rf"attn|attention|{_held_by(_ATTENTION)}", re.IGNORECASE),
+    "mlp": re.compile(rf"mlp|ffn|feed_?forward|{_held_by(_MLP)}", re.IGNORECASE),
+}
+_HIDDEN = re.compile(_held_by(_ATTENTION + _MLP))
 
 
 def _by_block(names: list[str]) -> list[str]:
@@ -19,18 +50,47 @@ def _by_block(names: list[str]) -> list[str]:
     return groups
 
 
-GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {"block": _by_block}
+def _type(name: str) -> str:
+    return next((kind for kind, pattern in _TYPES.items() if pattern.search(name)), "other")
 
 
-def group_parameters(names: Iterable[str], kind: str = "block") -> dict[str, list[str]]:
+def _is_hidden_matrix(name: str) -> bool:
+    return name.endswith("weight") and bool(_HIDDEN.search(name)) and _type(name) in ("attention", "mlp")
+
+
+GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
+    "block": _by_block,
+    "tensor": list,
+    "type": lambda names: [_type(name) for name in names],
+    "matrices": list,  # of those that `group_parameters` leaves
+    "global": lambda names: ["all"] * len(names),
+}
+
+
+def group_parameters(
+    names: Iterable[str], kind: str = "block", shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[str]]:
     """Parameter names, in the model's order, -> {group: its names}, in order of first appearance.
 
-    `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is `blockN`, the rest
-    is `head`. Raises ValueError on an unknown kind.
+    * `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is `blockN`, the rest
+      is `head`
+    * `tensor`: each its own
+    * `type`: `attention`, `mlp`, `norm`, `embedding`, `head`; what is none of them is `other`
+    * `matrices`: each of q, k, v, o, mlp-in and mlp-out is its own group; everything else is left out. With `shapes`
+      (name -> shape) only the two-dimensional ones count
+    * `global`: one group, `all`
+
+    Raises ValueError on an unknown kind, and where `matrices` finds none.
     """
     if kind not in GROUPINGS:
         raise ValueError(f"grouping={kind!r} is unknown; it takes {', '.join(GROUPINGS)}.")
     names = list(names)
+    if kind == "matrices":
+        names = [name for name in names if _is_hidden_matrix(name) and (shapes is None or len(shapes[name]) == 2)]
+        if not names:
+            raise ValueError(
+                "grouping='matrices' found no hidden matrix (q, k, v, o, mlp-in, mlp-out) by name; take grouping='tensor'."
+            )
     groups: dict[str, list[str]] = {}
     for name, group in zip(names, GROUPINGS[kind](names), strict=True):
         groups.setdefault(group, []).append(name)

@@ -11,9 +11,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .budget import FLOOR_BFLOAT16, FLOOR_FLOAT32
+from .logits import token_mean
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -63,6 +65,8 @@ class Batch:
         logits: the training forward's, (B, ..., V); None to compute them.
         mask: (B, ...) bool, the token positions that count.
         weight: any of the trained weights, for device and precision.
+        targets: (B, ...) class indices of the batch.
+        probe: (rows, targets) of held-back text that choose c instead of the leading rows, which the audit still leaves out.
     Raises:
         ValueError: no tokens, or no row is left for the audit.
     """
@@ -78,6 +82,8 @@ class Batch:
         k: int,
         audit: bool,
         audit_tokens: int,
+        targets: Tensor | None = None,
+        probe: tuple[Any, Tensor | None] | None = None,
     ):
         if tokens is None:
             raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
@@ -96,10 +102,14 @@ class Batch:
 
         z = None if logits is None or (prober.fresh_logits and prober.model.training) else logits.detach()
         self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]
-        self.z_probe = self.logits(self.probe) if z is None else z[:k]
+        self.probe_targets = None if targets is None else targets[:k]
+        if probe is not None:
+            self.probe, self.probe_mask = _rows(probe[0], 0, k), None
+            self.probe_targets = None if probe[1] is None else probe[1][:k]
+        self.z_probe = self.logits(self.probe) if z is None or probe is not None else z[:k]
         if not audit:
             return
-        tokens_per_row = self.z_probe[0].numel() // self.z_probe.shape[-1]
+        tokens_per_row = (z if z is not None else self.z_probe)[0, ..., 0].numel()
         if mask is None:
             rows = min(size, k - (-audit_tokens // tokens_per_row))
             self.held_tokens = (rows - k) * tokens_per_row
@@ -122,10 +132,21 @@ class Batch:
             return out
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
-        """The logits of the probe rows at other weights (`model.<name>`), in those weights' precision, outside autocast."""
+        """The logits of the probe rows at other weights (`model.<name>`), in those weights' precision, outside autocast.
+
+        Weights that are not given are the model's own.
+        """
         with self.prober.measuring(), torch.autocast(self.device, enabled=False):
             out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe,))
             return out
+
+    def probe_loss(self, z: Tensor) -> Tensor:
+        """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token. Needs targets."""
+        if self.probe_targets is None:
+            raise ValueError("this rule compares losses: give step(tokens, logits, targets=...).")
+        wide = z if z.dtype == torch.float64 else z.float()
+        losses = F.cross_entropy(wide.flatten(0, -2), self.probe_targets.flatten(), reduction="none")
+        return token_mean(losses.view(self.probe_targets.shape), self.probe_mask)
 
 
 def _rows(inputs: Any, start: int, stop: int) -> Any:

@@ -16,18 +16,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .logits import centre, rms_norm
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
+CADENCES = ("warm", "published", "dense", "sweep")
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
 
 
-def probe_jvp(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None) -> Tensor:
-    """rms(centre(J·direction)) by forward mode; `direction` names the moving tensors. -> 0-dim, logits.
+def linearised(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(z, J·direction) at `weights` by forward mode, (..., V) each; `direction` names the moving tensors.
 
     Fused attention has no forward-mode rule, so the plain attention path is taken.
     """
     moving = {name: weights[name] for name in direction}
     with sdpa_kernel(SDPBackend.MATH):
-        dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))[1]
-    return rms_norm(centre(dz), mask)
+        z, dz = torch.func.jvp(lambda part: forward({**weights, **part}), (moving,), (direction,))[:2]
+    return z, dz
+
+
+def probe_jvp(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+    """rms(centre(J·direction)) by forward mode. -> 0-dim, logits."""
+    return rms_norm(centre(linearised(forward, weights, direction)[1]), mask)
 
 
 def probe_fd(
@@ -58,13 +64,13 @@ class SensitivityFilter:
     """A robust running mean of the observations of one group's beta.
 
     `cadence="warm"`: the n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to
-    ±huber·beta. `"published"`: weight 1-decay and the limit from the second on. `init="first"`: the first observation is
-    taken whole; `"zero"` (forensic): an EMA from 0 without a limit, which stays far too small for hundreds of steps.
+    ±huber·beta; `"dense"` and `"sweep"` filter alike. `"published"`: weight 1-decay and the limit from the second on.
+    `init="first"`: the first observation is taken whole; `"zero"` (forensic): an EMA from 0 without a limit, which stays
+    far too small for hundreds of steps. Raises ValueError on another name.
     """
 
     def __init__(self, decay: float = 0.95, huber: float = 0.5, cadence: str = "warm", init: str = "first"):
-        if cadence not in ("warm", "published"):
-            raise ValueError(f"cadence={cadence!r} is unknown; it takes warm or published.")
+        _check_cadence(cadence)
         if init not in ("first", "zero"):
             raise ValueError(f"beta_init={init!r} is unknown; it takes first or zero.")
         self.decay, self.huber, self.cadence, self.init = decay, huber, cadence, init
@@ -86,7 +92,7 @@ class SensitivityFilter:
             limited = False
         elif n == 1:
             weight = 1.0
-        elif self.cadence == "warm":
+        elif self.cadence != "published":
             weight, limited = max(weight, 1 / n), n >= 4
         residual = observed - self.beta
         if limited:
@@ -96,6 +102,11 @@ class SensitivityFilter:
         self.count = n
         return self.beta
 
+    def inflate(self, factor: Tensor | float) -> None:
+        """beta <- factor·beta, in beta's own dtype; nothing before the first observation."""
+        if self.beta is not None:
+            self.beta = self.beta * torch.as_tensor(factor, dtype=self.beta.dtype, device=self.beta.device)
+
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "beta": None if self.beta is None else self.beta.clone()}
 
@@ -103,20 +114,31 @@ class SensitivityFilter:
         self.count, self.beta = state["count"], state["beta"]
 
 
+def _check_cadence(cadence: str) -> None:
+    if cadence not in CADENCES:
+        raise ValueError(f"cadence={cadence!r} is unknown; it takes {', '.join(CADENCES)}.")
+
+
+def _sweeps(step: int, cadence: str) -> bool:
+    """Whether every group is measured at `step`."""
+    if cadence in ("published", "sweep"):
+        return step % (200 if cadence == "published" else 20) == 0
+    hundreds = step // 100
+    return step in (0, 10, 20, 50) or (step % 100 == 0 and hundreds & (hundreds - 1) == 0)
+
+
 def due_groups(step: int, groups: Sequence[str], cadence: str = "warm") -> list[str]:
     """Which groups are measured at `step` (0-based).
 
     `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps.
-    `published`: all every 200 steps, two in turn every 20.
+    `dense`: the same, with two groups in turn every 5 steps. `published`: all every 200 steps, two in turn every 20.
+    `sweep`: all every 20 steps. A turn that falls on a sweep is part of it. Raises ValueError on another cadence.
     """
-    if cadence == "published":
-        sweep = step % 200 == 0
-    else:
-        hundreds = step // 100
-        sweep = step in (0, 10, 20, 50) or (step % 100 == 0 and hundreds & (hundreds - 1) == 0)
-    if sweep:
+    _check_cadence(cadence)
+    if _sweeps(step, cadence):
         return list(groups)
-    if step % 20:
+    every = 5 if cadence == "dense" else 20
+    if step % every:
         return []
-    turn = 2 * (step // 20 - 1)
+    turn = 2 * (step // every - 1)
     return list(dict.fromkeys(groups[(turn + i) % len(groups)] for i in range(2)))

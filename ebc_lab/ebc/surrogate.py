@@ -1,11 +1,18 @@
-"""S, the predicted movement of the logits, from the groups' contributions s_g = beta_g * ||dW_g|| (the ellipsotope bound)."""
+"""S, the predicted movement of the logits, from the groups' contributions s_g = beta_g * ||dW_g|| (the ellipsotope bound).
+
+And the guard: a factor g <= 1 on the trust radius that gives way when an audit finds that S was too small (METHOD.md 3, 6).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+GUARDS = ("none", "shrink", "shrink_inflate")
+RECOVERY = 200.0  # steps in which ln g halves
 
 
 def _sqrtl_l2(s: Tensor) -> Tensor:
@@ -28,3 +35,56 @@ def aggregate(contributions: Tensor, kind: str) -> Tensor:
     if kind not in AGGREGATES:
         raise ValueError(f"aggregate={kind!r} is unknown; it takes {', '.join(AGGREGATES)}.")
     return AGGREGATES[kind](torch.as_tensor(contributions))
+
+
+class Guard:
+    """g in c = min(1, g·tau/S), moved at each audit by rho = T/(c·S), above 1 where the surrogate under-estimated.
+
+    `shrink`: ln g recovers by half in 200 steps, and ln g <- ln g - ln rho where rho > 1. `shrink_inflate`: the betas are
+    to be multiplied by rho too. `none`: g = 1, always. Raises ValueError on another kind.
+    """
+
+    def __init__(self, kind: str = "none"):
+        if kind not in GUARDS:
+            raise ValueError(f"guard={kind!r} is unknown; it takes {', '.join(GUARDS)}.")
+        self.kind = kind
+        self.log_factor = torch.zeros((), dtype=torch.float64)
+        self.last: int | None = None  # the step of the last audit
+        self._count = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def factor(self) -> Tensor:
+        """g, 0-dim, no unit."""
+        return self.log_factor.exp()
+
+    @property
+    def count(self) -> int:
+        """At how many audits it shrank. Reading it waits for the device."""
+        return int(self._count)
+
+    def audit(self, rho: Tensor | float, step: int) -> Tensor:
+        """One audit at `step` (0-based) -> the factor by which beta is to be inflated, 0-dim, no unit.
+
+        The recovery since the audit before comes first. A rho that is not finite shrinks nothing; time passes all the same.
+        """
+        rho = torch.as_tensor(rho, dtype=torch.float64, device=self.log_factor.device)
+        if self.kind == "none":
+            return torch.ones_like(rho)
+        excess = torch.where(rho.isfinite(), rho, 1.0).clamp(min=1)
+        elapsed = 0 if self.last is None else step - self.last
+        self.log_factor = self.log_factor * 0.5 ** (elapsed / RECOVERY) - excess.log()
+        self._count = self._count + (excess > 1)
+        self.last = step
+        return excess if self.kind == "shrink_inflate" else torch.ones_like(excess)
+
+    def to(self, device: torch.device | str) -> Guard:
+        self.log_factor, self._count = self.log_factor.to(device), self._count.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log_factor": self.log_factor.clone(), "count": self._count.clone(), "last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.log_factor.device
+        self.log_factor, self._count = state["log_factor"].to(device), state["count"].to(device)
+        self.last = state["last"]

@@ -75,8 +75,8 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
         if spec.kind != "train" or spec.run_id in rows:
             continue
         run, result = resolve_controller(spec.run), results.get(spec.run_id, {})
-        ebc = run.stabilizer.name != "none"
-        bound = ebc and (run.budget.name == "surrogate" or run.budget.sensitivity_every > 0)
+        ebc = run.stabilizer.name == "ebc"
+        bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
         rows[spec.run_id] = {
             **{k: result.get(k) for k in COLUMNS},
             "arm": spec.arm,
@@ -94,6 +94,44 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
             "run_id": spec.run_id,
         }
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
+
+
+def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test loss."""
+    import pandas as pd
+
+    rows = []
+    for track, found in decision["tracks"].items():
+        for label, arm in found["arms"].items():
+            d = arm["difference"] or {}
+            rows.append(
+                {
+                    "track": track,
+                    "arm": label,
+                    "about": arm["about"],
+                    "lr": arm["lr"],
+                    "lr_scale": arm["lr_scale"],
+                    "delta_star": arm["delta_star"],
+                    **{f"tuned_{k}": v for k, v in (arm["point"] or {}).items()},
+                    "seeds": len(arm["runs"]),
+                    "completed": arm["outcomes"].get("completed", 0),
+                    "diverged": arm["outcomes"].get("diverged", 0),
+                    **arm["figures"],
+                    "versus": arm["versus"],
+                    "difference": d.get("mean"),  # test loss, arm minus reference, nats per token
+                    "low": d.get("low"),  # 95% t-interval over the paired seeds
+                    "high": d.get("high"),
+                    "detectable": d.get("detectable"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write_ablation(root: Path, decision: Mapping[str, Any]) -> None:
+    """ablation.csv of a suite. Figures carry nine significant digits."""
+    buffer = io.StringIO()
+    ablation(decision).to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
+    write_whole(root / "ablation.csv", buffer.getvalue())
 
 
 def write_summary(root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:

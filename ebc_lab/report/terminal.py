@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ def outcome(console: Console, done: Any) -> None:
     """The end of a call: verdict, where everything lies, what failed."""
     if done.acceptance:
         console.print(verdict(done.acceptance))
+    if done.ablation:
+        console.print(ablation(done.ablation))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
@@ -89,6 +92,7 @@ def outcome(console: Console, done: Any) -> None:
         "verdict": "acceptance.json",
         "results": "results_final.json",
         "tables": "summary_*.csv",
+        "arms": "ablation.csv",
         "plots": "*.png",
         "runs": "runs/",
     }
@@ -106,6 +110,47 @@ def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
         lead = f"{line['track']}: " if len(tracks) > 1 else ""
         table.add_row(Text(line["verdict"], style=VERDICT_STYLE[line["verdict"]]), lead + line["question"], line["figure"])
     return table
+
+
+def ablation(decision: Mapping[str, Any]) -> RenderableType:
+    """A suite's arms, best first: what each did to the losses, to c and to the KL."""
+    title = "Arms (means over seeds; difference in test loss, paired, with its 95% interval)"
+    columns = ("arm", ">val", ">test", "~difference", ">c", ">c early→late", ">KL", ">KL/δ*", ">within", "outcomes")
+    table = _table(*columns, title=title)
+
+    def show(x: float | None, form: str) -> str:
+        return "" if x is None else format(x, form)
+
+    for found in decision["tracks"].values():
+        order = sorted(found["arms"].items(), key=lambda item: item[1]["figures"]["test_loss"] or math.inf)
+        for label, arm in order:
+            f, d = arm["figures"], arm["difference"]
+            drift = f"{f['c_early']:.2f}→{f['c_late']:.2f}" if f["c_early"] is not None and arm["ebc"] else ""
+            outcomes = ", ".join(f"{n} {o}" for o, n in arm["outcomes"].items())
+            table.add_row(
+                label,
+                show(f["val_loss"], ".4f"),
+                show(f["test_loss"], ".4f"),
+                "reference"
+                if d is None
+                else difference(d) + ("" if arm["versus"] == found["reference"] else f" vs {arm['versus']}"),
+                show(f["c_median"], ".2f") if arm["ebc"] else "",
+                drift,
+                show(f["kl_median"], ".2g"),
+                show(f["kl_ratio_median"], ".2g"),
+                show(f["kl_within_30pct"], ".0%"),
+                outcomes,
+            )
+    return table
+
+
+def difference(d: Mapping[str, Any]) -> str:
+    """A paired difference and its interval, short."""
+    if d.get("diverged"):
+        return f"diverged: {d['diverged']['arm']} of its, {d['diverged']['reference']} of the reference's"
+    if d["mean"] is None:
+        return "no pair"
+    return f"{d['mean']:+.3f}" + ("" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]")
 
 
 def status(console: Console, found: Mapping[str, Any]) -> None:
@@ -143,7 +188,11 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
         for line in d["headline"]:
             console.print(Text(f"  {line}"))
         console.print(Text(f"  rule: {d['rule']}", style="dim"))
-        if stage == "finals":
+        if stage == "ablation":
+            console.print(ablation(d))
+        elif stage == "tune":
+            console.print(_tuned(d))
+        elif stage == "finals":
             console.print(verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]}))
         else:
             margins = [f"{t}: {f['margin_sigma']:.1f} σ" for t, f in d["tracks"].items() if f["margin_sigma"] is not None]
@@ -153,6 +202,16 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
             console.print(Text(f"  what would have changed it — {line}"))
         for note in d["notes"]:
             console.print(Text(f"  note: {note}", style="yellow"))
+
+
+def _tuned(decision: Mapping[str, Any]) -> Table:
+    table = _table("arm", "best point", ">val loss", ">runs", "~edge")
+    for found in decision["tracks"].values():
+        for label, arm in found["arms"].items():
+            point = ", ".join(f"{k} {v:g}" for k, v in arm["point"].items())
+            loss = "" if arm["val_loss"] is None else f"{arm['val_loss']:.4f}"
+            table.add_row(label, point, loss, str(arm["runs"]), ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()))
+    return table
 
 
 def _candidates(decision: Mapping[str, Any]) -> Table:

@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, UserError, digest, from_dict
+from ..config import STAGES, Config, UserError, digest, from_dict
 from ..data import Corpus, check_length, locate
 from ..overrides import compose
 from ..telemetry import read_json, write_json
-from . import plan, verdict
+from . import verdict
+from .arms import distinct
 from .decide import Decision, Undecidable
 from .launch import Pool, opened
-from .plan import DECIDE, STAGE_RUNS, distinct
 from .resolve import resolve_study
 from .signature import RunSpec
-from .store import FINISHED, RETRIED, STAGES, Study, refuse_unwritable
+from .stages import STAGES_OF, foreseen
+from .store import FINISHED, RETRIED, Study, refuse_unwritable
 
 SAME_FAILURE = 2  # the first runs of a stage failing alike stop it
 
@@ -63,6 +64,7 @@ class Outcome:
     stages: list[str]
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
+    ablation: Decision | None = None
 
 
 def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None) -> list[Config]:
@@ -100,15 +102,19 @@ def study_of(config: Config) -> Study:
 # -- the stages -----------------------------------------------------------------------------------------------------------
 
 
-def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STAGES, force: bool = False) -> Outcome:
-    """Run `stages` of the study in order, or carry on with them.
+def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] | None = None, force: bool = False) -> Outcome:
+    """Run `stages` of the study in order (all of `study.stages` by default), or carry on with them.
 
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed, WorkersFailed, KeyboardInterrupt.
     """
     from ..report import tables
 
     study = study_of(config)
-    earlier = STAGES[: STAGES.index(stages[0])]
+    order = config.study.stages
+    stages = order if stages is None else stages
+    if stages[0] not in order:
+        raise UserError(f"study {study.name} has no stage {stages[0]}; its stages are {', '.join(order)}.")
+    earlier = order[: order.index(stages[0])]
     _refuse_lacking(stages[0], study.decisions(), earlier)
     if not study.exists():  # whatever is wrong leaves nothing behind
         refuse_unwritable(study.root)
@@ -118,7 +124,7 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
         config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
-        finished = "finals" in study.decisions()
+        finished = order[-1] in study.decisions()
         retried = study.forget(RETRIED if finished else (*RETRIED, "failed", "oom"), stages)
         if retried:
             listener.say(f"{len(retried)} run(s) that were lost or failed are tried again")
@@ -139,9 +145,10 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] = STA
                 study.write_decision(stage, decisions[stage])
                 listener.decided(stage, decisions[stage])
                 tables.write_summary(study.root, stage, specs, results)
-        accepted = write_finals(config, study, corpus, decisions, listener) if "finals" in stages else None
+        accepted = write_conclusions(config, study, corpus, decisions, listener) if order[-1] in stages else None
         study.write_manifest()
-        return Outcome(study, len(_trained(study) - before), _failed(study), list(stages), corpus.warning, accepted)
+        trained, failed = len(_trained(study) - before), _failed(study)
+        return Outcome(study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation"))
 
 
 def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence[str]) -> None:
@@ -155,9 +162,8 @@ def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence
 def _decide(
     stage: str, config: Config, specs: Sequence[RunSpec], results: dict[str, Any], decisions: dict[str, Decision]
 ) -> Decision:
-    decide = verdict.finals if stage == "finals" else DECIDE[stage]
     try:
-        return decide(config, specs, results, decisions)
+        return STAGES_OF[stage].decide(config, specs, results, decisions)
     except Undecidable as error:
         raise StageFailed(str(error)) from None
 
@@ -180,9 +186,9 @@ def _stage(
             return specs
         timed = [s for s in missing if s.kind != "train"]
         wave = [s for s in missing if s.kind == "train"] or timed[:1]  # a measurement of time runs alone
-        later = [s for s in stages if STAGES.index(s) > STAGES.index(stage)] if wave != timed[:1] else []
+        later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] else []
         wanted = {s.run_id for s in runs}
-        spare = [s for s in distinct(plan.foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
+        spare = [s for s in distinct(foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
         for spec in [*wave, *spare]:
             study.write_spec(spec)
         listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
@@ -196,7 +202,7 @@ def specs_of(
     specs: list[RunSpec] = []
     results: dict[str, dict[str, Any]] = {}
     while True:
-        grown = STAGE_RUNS[stage](config, decisions, results)
+        grown = STAGES_OF[stage].runs(config, decisions, results)
         if len(grown) == len(specs):
             return specs, results
         specs, results = grown, study.results(grown)
@@ -265,18 +271,20 @@ def _failed(study: Study) -> list[str]:
 # -- what a study leaves behind ---------------------------------------------------------------------------------------------
 
 
-def write_finals(
+def write_conclusions(
     config: Config, study: Study, corpus: Corpus, decisions: dict[str, Decision], listener: Listener
-) -> dict[str, Any]:
-    """results_final.json, acceptance.json and every plot."""
-    from ..report import plots
+) -> dict[str, Any] | None:
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, and every plot."""
+    from ..report import plots, tables
 
-    accepted = {"corpus": corpus.title, "warning": corpus.warning, **verdict.acceptance(config, decisions["finals"])}
-    write_json(study.root / "acceptance.json", accepted)
-    write_json(
-        study.root / "results_final.json",
-        {"study": study.name, "corpus": corpus.title, "warning": corpus.warning, **decisions["finals"]},
-    )
+    about = {"study": study.name, "corpus": corpus.title, "warning": corpus.warning}
+    accepted = None
+    if "finals" in decisions:
+        accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
+        write_json(study.root / "acceptance.json", accepted)
+    if "ablation" in decisions:
+        tables.write_ablation(study.root, decisions["ablation"])
+    write_json(study.root / "results_final.json", {**about, **decisions[config.study.stages[-1]]})
     stamp = study.root / ".plotted"
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
@@ -299,7 +307,7 @@ def report(study: Study, listener: Listener) -> None:
         for stage in decisions:
             specs, results = specs_of(stage, config, study, decisions)
             tables.write_summary(study.root, stage, specs, results)
-        if "finals" in decisions:
+        if config.study.stages[-1] in decisions:
             corpus = replace(locate(config.data), warning=study.header()["corpus"]["warning"])
-            write_finals(config, study, corpus, decisions, listener)
+            write_conclusions(config, study, corpus, decisions, listener)
         study.write_manifest()

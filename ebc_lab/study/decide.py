@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import Config, digest, to_dict
+from ..telemetry import KL_BAND
 from .signature import RunSpec
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -78,7 +79,7 @@ def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
         "arm": spec.arm,
         "lr": run.optimizer.lr,
         "lr_scale": spec.lr_scale,
-        "delta_star": run.budget.target_kl if run.stabilizer.name != "none" else None,
+        "delta_star": run.budget.target_kl if run.stabilizer.name == "ebc" else None,
         "seed": run.seed,
         **{k: result.get(k) for k in shown},
     }
@@ -112,13 +113,9 @@ def sweep_winners(config: Config, grid: Sequence[RunSpec], results: Results) -> 
     """Track (optimizer_projection) -> its best grid run, best track first; pairs without a completed run are absent."""
     tracks: dict[str, list[RunSpec]] = {}
     for spec in grid:
-        tracks.setdefault(track_of(spec), []).append(spec)
+        tracks.setdefault(spec.track, []).append(spec)
     winners = {t: w for t, specs in tracks.items() if (w := best(specs, results))}
     return dict(sorted(winners.items(), key=lambda item: val_loss(results[item[1].run_id])))
-
-
-def track_of(spec: RunSpec) -> str:
-    return f"{spec.run.optimizer.name}_{spec.run.projection.name}"
 
 
 def kept_tracks(config: Config, winners: Mapping[str, RunSpec], results: Results) -> list[str]:
@@ -142,7 +139,7 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
     tracks: dict[str, Any] = {}
     for track in kept_tracks(config, winners, results):
         winner = winners[track]
-        own = [s for s in specs if track_of(s) == track]
+        own = [s for s in specs if s.track == track]
         lrs = [s.run.optimizer.lr for s in own if s.role == "grid"]
         replicates = [s for s in own if s.role == "replicate"]
         noise = [val_loss(results.get(s.run_id)) for s in replicates]
@@ -173,6 +170,7 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
             "sigma": sigma,
             "replicate_losses": noise,
             "natural_kl": statistics.median(natural),
+            "descent_median": _descent(replicates, results),
             "control": {
                 "lr": control.run.optimizer.lr,
                 "lr_scale": control.lr_scale,
@@ -191,7 +189,7 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
         }
         for t, w in winners.items()
     ]
-    names = dict.fromkeys(track_of(s) for s in grid)
+    names = dict.fromkeys(s.track for s in grid)
     pairs += [{"track": t, "lr": None, "val_loss": None, "triaged": True, "kept": False} for t in names if t not in winners]
     notes = [
         f"{t}: the fair control's best scale, ×{d['control']['lr_scale']:g}, lies on its grid's {d['control']['edge']} edge: "
@@ -215,6 +213,12 @@ def lr_sweep(config: Config, specs: Sequence[RunSpec], results: Results, earlier
         f"{config.lr_sweep.max_extensions} times; sigma is the standard deviation of the winner's fresh replicate seeds"
     )
     return sealed("lr_sweep", rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes)
+
+
+def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
+    """What the baseline's proposals promise the loss to fall by, nats a step: the unit of the `energy` controller."""
+    found = [d for s in replicates if (d := results.get(s.run_id, {}).get("descent_median"))]
+    return statistics.median(found) if found else None
 
 
 # -- 2. calibrate -----------------------------------------------------------------------------------------------------------
@@ -243,7 +247,7 @@ def calibrate(config: Config, specs: Sequence[RunSpec], results: Results, earlie
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     for track, swept in earlier["lr_sweep"]["tracks"].items():
-        own = [s for s in specs if track_of(s) == track]
+        own = [s for s in specs if s.track == track]
         usable = [s for s in own if c_median(results.get(s.run_id)) is not None]
         if not usable:
             continue
@@ -276,7 +280,46 @@ def calibrate(config: Config, specs: Sequence[RunSpec], results: Results, earlie
     return sealed("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-# -- 3. lr_scale ------------------------------------------------------------------------------------------------------------
+# -- 3. controller_search -----------------------------------------------------------------------------------------------------
+
+
+def controller_search(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+    """The controller of each track: best validation loss among those that hold the KL on its target, else the nearest to it."""
+    tracks: dict[str, Any] = {}
+    notes: list[str] = []
+    for track, calibrated in earlier["calibrate"]["tracks"].items():
+        own = [s for s in specs if s.track == track and math.isfinite(val_loss(results.get(s.run_id)))]
+        ratios = {s.run_id: results[s.run_id].get("kl_ratio_median") for s in own}
+        usable = [s for s in own if ratios[s.run_id]]
+        if not usable:
+            continue
+        off = {s.run_id: abs(math.log(float(ratios[s.run_id] or 1))) for s in usable}
+        inside = [s for s in usable if abs(float(ratios[s.run_id] or 0) - 1) <= KL_BAND]
+        winner = best(inside, results) or min(usable, key=lambda s: off[s.run_id])
+        if not inside:
+            notes.append(f"{track}: no candidate held the KL within ±{100 * KL_BAND:g}% of δ*; the nearest was taken")
+        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+        tracks[track] = {
+            "candidate": winner.role,
+            "settings": config.controller_search.candidates[winner.role],
+            "delta_star": calibrated["delta_star"],
+            "run_id": winner.run_id,
+            "val_loss": val_loss(results[winner.run_id]),
+            "kl_ratio": ratios[winner.run_id],
+            "kl_ratios": {s.role: ratios[s.run_id] for s in own},
+            "ranked": [s.run_id for s in inside],
+            "margin_sigma": margin_sigma([val_loss(results[s.run_id]) for s in inside], sigma),
+            "sigma": sigma,
+        }
+    _only_with(tracks, "controller_search", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs])
+    rule = (
+        f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the candidates whose median "
+        f"applied KL, over audited clipped steps, is within ±{100 * KL_BAND:g}% of δ*; none: the nearest to it"
+    )
+    return sealed("controller_search", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+# -- 4. lr_scale ------------------------------------------------------------------------------------------------------------
 
 
 def lr_scale(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
@@ -285,7 +328,7 @@ def lr_scale(config: Config, specs: Sequence[RunSpec], results: Results, earlier
     notes: list[str] = []
     for track in earlier["calibrate"]["tracks"]:
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        own = [s for s in specs if track_of(s) == track]
+        own = [s for s in specs if s.track == track]
         arms: dict[str, list[dict[str, Any]]] = {}
         for spec in sorted(own, key=lambda s: s.lr_scale):
             row = candidate(spec, results)

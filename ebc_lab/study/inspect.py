@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, RunConfig, UserError, from_dict, run_part, to_dict
+from ..config import STAGES, Config, RunConfig, UserError, from_dict, run_part, to_dict
 from ..doctor import cached_speeds, chosen_device
 from ..overrides import compose
 from ..telemetry import read_json
-from . import plan
+from .forecast import forecast
 from .launch import slots
-from .store import FINISHED, STAGES, Study
+from .store import FINISHED, Study
 
 
 def find(name: str | None, output_dir: str) -> Study:
@@ -47,7 +47,7 @@ def status(study: Study) -> dict[str, Any]:
     runs = [_run_status(study, p.parent) for p in sorted(study.runs.glob("*/spec.json"))]
     failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     stages = []
-    for stage in STAGES:
+    for stage in config.study.stages:
         own = [r for r in runs if r["stage"] == stage]
         outcomes: dict[str, int] = {}
         for r in own:
@@ -57,7 +57,7 @@ def status(study: Study) -> dict[str, Any]:
         stages.append({"stage": stage, "state": state, "runs": len(own), "outcomes": outcomes, "decided": found})
     if holder is not None:
         state = "running"
-    elif "finals" in decisions:
+    elif config.study.stages[-1] in decisions:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
@@ -141,16 +141,17 @@ def _override_value(value: Any) -> str:
 
 def _eta(config: Config, runs: list[dict[str, Any]], decisions: Mapping[str, Any]) -> float | None:
     """Seconds left, from the speed of the finished runs and the expected number of runs; None where nothing is known."""
-    if "finals" in decisions:
+    stages = config.study.stages
+    if stages[-1] in decisions:
         return 0.0
     timed = [r for r in runs if r["outcome"] == "completed" and r["wall_s"]]
     if not timed:
         return None
     rate = sum(r["steps"] for r in timed) / sum(r["wall_s"] for r in timed)
-    expected = plan.forecast(config, ("expected",))["expected"]
-    done = {s: sum(r["steps"] for r in runs if r["stage"] == s and r["outcome"]) for s in STAGES}
+    expected = forecast(config, ("expected",))["expected"]
+    done = {s: sum(r["steps"] for r in runs if r["stage"] == s and r["outcome"]) for s in stages}
     part = sum((r["progress"] or {}).get("step", 0) for r in runs if not r["outcome"])
-    left = sum(max(0, sum(s.run.steps for s in expected[st]) - done[st]) for st in STAGES if st not in decisions) - part
+    left = sum(max(0, sum(s.run.steps for s in expected[st]) - done[st]) for st in stages if st not in decisions) - part
     return float(max(0.0, left) / (rate * slots(config)))
 
 
@@ -170,6 +171,20 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{track}: δ* {d['delta_star']:g} nats ({d['times_natural']:.2f} × natural) by {d['budget']}{d['bound']}, "
                 f"median c {d['c_median']:.2f}{'' if d['in_band'] else ' (outside the band)'}, val {d['val_loss']:.4f}"
+            )
+        elif stage == "controller_search":
+            lines.append(
+                f"{track}: {d['candidate']} of {len(d['kl_ratios'])}, median KL/δ* {d['kl_ratio']:.2f}, val {d['val_loss']:.4f}"
+            )
+        elif stage == "tune":
+            best = {a: f for a, f in d["arms"].items() if f["val_loss"] is not None}
+            first = min(best, key=lambda a: best[a]["val_loss"], default="none")
+            lines.append(f"{track}: {len(d['arms'])} arms tuned; the best is {first}")
+        elif stage == "ablation":
+            done = {a: f["figures"]["val_loss"] for a, f in d["arms"].items() if f["figures"]["val_loss"] is not None}
+            lines.append(
+                f"{track}: {len(d['arms'])} arms; lowest validation loss {min(done, key=lambda a: done[a])}, "
+                f"{min(done.values()):.4f}"
             )
         elif stage == "lr_scale":
             rooms = ", ".join(f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items())
@@ -207,6 +222,8 @@ def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
                 else f"{track}: nothing is open"
             )
             continue
+        if stage in ("tune", "ablation"):
+            continue  # a table, not one winner
         others = [c for c in decision["candidates"] if c["run_id"] != d["run_id"] and c["val_loss"] is not None]
         ranked = [c for c in others if c["run_id"] in d["ranked"]]
         words = []
@@ -247,10 +264,10 @@ def planned(config: Config) -> dict[str, Any]:
         dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
         data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
     )
-    scenarios = plan.forecast(named)
+    scenarios = forecast(named)
     per_step = config.batch_size * config.model.context
     stages: dict[str, Any] = {}
-    for stage in (*STAGES, "total"):
+    for stage in (*config.study.stages, "total"):
         stages[stage] = {}
         for scenario, played in scenarios.items():
             specs = [s for st, ss in played.items() for s in ss if stage in (st, "total")]

@@ -18,8 +18,8 @@ from .. import __version__
 from ..config import Config, UserError, from_dict, run_part, to_dict
 from ..data import Corpus, check_length, locate
 from ..doctor import chosen_device, hardware, speeds, versions
-from ..overrides import check_run
 from ..telemetry import write_json
+from ..validation import check_run
 from .store import Study
 
 NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study

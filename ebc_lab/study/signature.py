@@ -25,13 +25,15 @@ def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
 
 
 def _stem(run: RunConfig) -> str:
-    plain = run.stabilizer.name == "none"
-    stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if plain else run.stabilizer.name}"
-    return stem if plain else f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
+    name, strength = run.stabilizer.name, run.stabilizer.strength
+    stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
+    if name == "ebc":
+        return f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
+    return stem if name == "none" or strength is None else f"{stem}_{number(strength)}"
 
 
 def _tail(run: RunConfig) -> str:
-    lindelta = run.stabilizer.name != "none" and run.budget.schedule == "linear"
+    lindelta = run.stabilizer.name == "ebc" and run.budget.schedule == "linear"
     return ("_lindelta" if lindelta else "") + ("_lrdecay" if run.lr_schedule.name != "constant" else "")
 
 
@@ -45,6 +47,12 @@ class RunSpec:
     lr_scale: float  # times the track's best baseline learning rate
     run: RunConfig
     kind: str = "train"  # train | overhead
+    of_track: str = ""  # the track it belongs to, where its own settings do not say
+
+    @property
+    def track(self) -> str:
+        """The (optimizer, projection) it belongs to, as `<optimizer>_<projection>`."""
+        return self.of_track or f"{self.run.optimizer.name}_{self.run.projection.name}"
 
     @cached_property
     def identity(self) -> dict[str, Any]:

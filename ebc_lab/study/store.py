@@ -14,17 +14,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config import RunConfig, UserError, digest, from_dict, to_dict
+from ..config import STAGES, RunConfig, UserError, digest, from_dict, to_dict
 from ..telemetry import read_json, write_json
 from .signature import RunSpec, identity_of
 
-STAGES = ("lr_sweep", "calibrate", "lr_scale", "finals")
 FINISHED = ("completed", "diverged")  # outcomes that are results
 CONCLUSIONS = (
     "auto_decisions.json",
     "acceptance.json",
     "results_final.json",
     "summary_*.csv",
+    "ablation.csv",
     "*.png",
     "manifest.json",
     ".plotted",

@@ -72,11 +72,11 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, A
             spec.arm,
             {
                 "roles": [],
-                "track": decide.track_of(spec),
+                "track": spec.track,
                 "lr": spec.run.optimizer.lr,
                 "lr_scale": spec.lr_scale,
-                "ebc": spec.run.stabilizer.name != "none",
-                "delta_star": spec.run.budget.target_kl if spec.run.stabilizer.name != "none" else None,
+                "ebc": spec.run.stabilizer.name == "ebc",
+                "delta_star": spec.run.budget.target_kl if spec.run.stabilizer.name == "ebc" else None,
                 "runs": {},
             },
         )
@@ -159,7 +159,7 @@ def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
                 if n != role["control"]
             },
         }
-        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and decide.track_of(s) == track), {})
+        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == track), {})
         best_ebc = min(
             (n for n, a in own.items() if a["ebc"]),
             key=lambda n: (_mean(losses(own[n], results, "val_loss")), n),

@@ -84,7 +84,7 @@ def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train,
 
 def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
     surrogate = {"budget": "surrogate"}
-    for copies, options in ((2, {}), (2, {"sensitivity_every": 1}), (1, surrogate), (0, {"target_kl": math.inf})):
+    for copies, options in ((2, {}), (2, {"sensitivity_every": 1}), (1, surrogate), (1, {"target_kl": math.inf})):
         model = make_gpt()
         optimizer = adam_clip(model, audit_every=1, **options)
         train(model, optimizer, batches(3))

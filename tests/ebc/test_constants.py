@@ -1,6 +1,6 @@
 """Two rules stand twice, because the study must not import torch and the method must not import the study."""
 
-from ebc_lab import overrides, telemetry
+from ebc_lab import validation, telemetry
 from ebc_lab.ebc import budget
 
 
@@ -9,4 +9,4 @@ def test_both_sides_call_the_same_steps_clipped():
 
 
 def test_both_sides_refuse_the_same_targets():
-    assert overrides.LEAST_KL == {"float32": 10 * budget.FLOOR_FLOAT32, "bfloat16": 10 * budget.FLOOR_BFLOAT16}
+    assert validation.LEAST_KL == {"float32": 10 * budget.FLOOR_FLOAT32, "bfloat16": 10 * budget.FLOOR_BFLOAT16}

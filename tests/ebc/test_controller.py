@@ -1,20 +1,31 @@
 """How delta evolves, and how its target is scheduled."""
 
+import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import make_controller, schedule_multiplier
+from ebc_lab.ebc.controller import CONTROLLERS, SCHEDULES
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 kls = st.lists(st.tuples(st.floats(0, 10.0), st.booleans()), min_size=1, max_size=30)
-KINDS = ("fixed", "pi", "log_pi")
+KINDS = tuple(CONTROLLERS)
+numbers = st.floats(-1e300, 1e300)
+SIGNALS = {"loss_drop": 0.08, "slope": -0.1, "q": 0.01}  # r = 8/9
+GAINS = {"energy": {"a": 0.3}}
 
 
-@pytest.mark.parametrize(("kind", "series"), [("pi", "pi"), ("log_pi", "log_pi"), ("log_pi", "log_pi_always_clipped")])
+def make(kind, target=0.05):
+    return make_controller(kind, target, **GAINS.get(kind, {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "series"), [("pi", "pi"), ("log_pi", "log_pi"), ("log_pi", "log_pi_always_clipped"), ("rsl", "rsl")]
+)
 def test_golden(golden, kind, series):
     values = golden["controllers"]
     controller = make_controller(kind, values[series]["target"])
@@ -25,9 +36,27 @@ def test_golden(golden, kind, series):
 
 def test_golden_schedule(golden):
     values = golden["schedules"]
-    got = [schedule_multiplier("linear", t, values["total_steps"]) for t in values["step"]]
-    assert got == pytest.approx(values["linear"], rel=1e-6)
+    for kind in ("linear", "cosine"):
+        got = [schedule_multiplier(kind, t, values["total_steps"]) for t in values["step"]]
+        assert got == pytest.approx(values[kind], rel=1e-6)
     assert [schedule_multiplier("constant", t, None) for t in values["step"]] == [1.0] * 4
+
+
+@fixed
+@given(st.integers(1, 1000), st.sampled_from(("linear", "cosine")))
+def test_a_schedule_over_a_run_only_falls_from_1_to_5_per_cent(total, kind):
+    values = [schedule_multiplier(kind, t, total) for t in range(total + 20)]
+    assert values[0] == pytest.approx(1)
+    assert all(a >= b for a, b in itertools.pairwise(values))
+    assert values[total:] == pytest.approx([0.05] * 20)
+
+
+@fixed
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_lr_squared_follows_the_learning_rate_alone(ratio, factor):
+    m = schedule_multiplier("lr_squared", 0, None, ratio)
+    assert m == pytest.approx(ratio**2)
+    assert schedule_multiplier("lr_squared", 70, 100, factor * ratio) == pytest.approx(factor**2 * m)
 
 
 @fixed
@@ -69,11 +98,123 @@ def test_log_pi_waits_while_nothing_is_clipped():
     assert controller.update(0.5, False) < 0.05  # too far is too far, clipped or not
 
 
+@fixed
+@given(st.floats(1e-6, 10), st.booleans(), st.floats(0.6, 1.6), st.floats(1e-4, 1))
+def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, target):
+    def moved(kl, clipped):
+        return make("rsl", target).update(kl, clipped).item() / target
+
+    assert moved(2.1 * target + kl, clipped) == pytest.approx(1 / 1.5)
+    assert moved(inside * target, clipped) == 1
+    assert moved(0.4 * target, True) == pytest.approx(1.5)
+    assert moved(0.4 * target, False) == 1
+
+
+@fixed
+@given(kls, st.lists(st.tuples(numbers, numbers, numbers), min_size=30, max_size=30), st.floats(1e-9, 1e3))
+def test_rsl_and_agreement_keep_within_their_reach(audits, signals, target):
+    rsl, agreement = make("rsl", target), make("agreement", target)
+    for (kl, clipped), (drop, slope, q) in zip(audits, signals, strict=False):
+        for controller in (rsl, agreement):
+            delta = controller.update(kl, clipped, loss_drop=drop, slope=slope, q=q)
+            assert abs(math.log(delta / target)) <= 12 + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["rsl", "agreement"])
+@pytest.mark.parametrize(("good", "end"), [(True, 12), (False, -12)])
+def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
+    controller = make(kind)
+    for _ in range(40):  # 1.5^40 > e^12
+        controller.update(0.0 if good else 9.0, True, **{**SIGNALS, "loss_drop": 0.1 if good else -0.1})
+    assert math.log(controller.delta / controller.target) == pytest.approx(end)
+
+
+def quadratic(seed, c, curvature):
+    """The signals of a step c·dW on loss = g·w + curvature·½·w'Hw, whose predicted KL is q = ½·dW'H dW, and r by hand."""
+    draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
+    root, w, dw, g = torch.randn(4, 4, **draw), *(torch.randn(4, **draw) for _ in range(3))
+    h = root @ root.T
+
+    def loss(w):
+        return g @ w + curvature * 0.5 * w @ h @ w
+
+    w.requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(w), w)
+    dw = dw * -torch.sign(gradient @ dw)  # downhill
+    w.requires_grad_(False)
+    q = 0.5 * dw @ h @ dw
+    dw = dw * (-(gradient @ dw) / (2 * q))  # a proposal as long as it may promise most: -slope = 2q
+    slope, q = gradient @ dw, 0.5 * dw @ h @ dw
+    r = (2 - c * curvature) / (2 - c)
+    return {"loss_drop": loss(w) - loss(w + c * dw), "slope": slope, "q": q, "c": c}, r
+
+
+@fixed
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.floats(-1, 30))
+def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
+    signals, r = quadratic(seed, c, curvature)
+    assume(min(abs(r - 0.25), abs(r - 0.75)) > 1e-6)
+    for clipped in (True, False):
+        controller = make("agreement")
+        assert controller.ratio.isnan()
+        moved = controller.update(0.05, clipped, **signals).item() / 0.05
+        assert controller.ratio.item() == pytest.approx(r, rel=1e-6, abs=1e-6)
+        assert moved == pytest.approx(1 / 1.5 if r < 0.25 else 1.5 if r > 0.75 and clipped else 1)
+
+
+def test_agreement_takes_a_whole_step_unless_told():
+    told, untold = make("agreement"), make("agreement")
+    assert torch.equal(told.update(0.05, True, **SIGNALS, c=1.0), untold.update(0.05, True, **SIGNALS))
+    assert untold.ratio.item() == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize(("slope", "q"), [(0.1, 0.0), (0.0, 0.0), (-0.1, 0.2)])
+@pytest.mark.parametrize("drop", [-0.5, 0.5])
+def test_agreement_shrinks_where_no_fall_was_predicted(slope, q, drop):
+    controller = make("agreement")
+    assert controller.update(0.05, True, loss_drop=drop, slope=slope, q=q).item() == pytest.approx(0.05 / 1.5)
+    assert controller.ratio.isnan()
+
+
+@fixed
+@given(st.floats(1e-6, 10), st.floats(1e-3, 1e3), st.floats(1e-6, 1), st.floats(1e-3, 1))
+def test_energy_is_proportional_to_the_slope_and_to_the_schedule(fall, factor, gain, m):
+    controller = make_controller("energy", 0.05, a=gain)
+    delta = controller.update(0.01, True, slope=-fall).item()
+    assert delta == pytest.approx(gain * fall)
+    assert controller.update(0.01, False, slope=-factor * fall).item() == pytest.approx(factor * delta)
+    controller.rescale(0.05 * m)
+    assert controller.delta.item() == pytest.approx(m * factor * delta)  # at once
+    assert controller.update(0.01, True, slope=-fall).item() == pytest.approx(m * delta)  # and from then on
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+def test_energy_gives_nothing_to_a_proposal_that_climbs(slope):
+    controller = make("energy")
+    assert controller.update(0.01, True, slope=slope) == 0
+    controller.rescale(0.025)
+    assert controller.delta == 0
+    assert controller.update(0.01, True, slope=-0.1).item() == pytest.approx(0.5 * 0.3 * 0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_schedule_may_touch_zero(kind):
+    controller, never = make(kind), make(kind)
+    for c in (controller, never):
+        c.update(0.02, True, **SIGNALS)
+    controller.rescale(0.0)
+    assert controller.delta < 1e-20
+    controller.rescale(0.05)
+    assert controller.delta.item() == pytest.approx(never.delta.item())
+    after = [c.update(0.02, True, **SIGNALS).item() for c in (controller, never)]
+    assert after[0] == pytest.approx(after[1])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_moves_delta_and_its_target_together(kind):
-    controller = make_controller(kind, 0.05)
+    controller = make(kind)
     for kl in (0.02, 0.09):
-        controller.update(kl, True)
+        controller.update(kl, True, **SIGNALS)
     before = controller.delta.item()
     controller.rescale(0.05 * 0.5)
     assert controller.delta.item() == pytest.approx(0.5 * before)
@@ -82,22 +223,47 @@ def test_a_schedule_moves_delta_and_its_target_together(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_round_trip_is_exact(kind):
-    first, second = make_controller(kind, 0.05), make_controller(kind, 0.05)
+    first, second = make(kind), make(kind)
     for kl in (0.02, 0.09, 0.03):
-        first.update(kl, True)
+        first.update(kl, True, **SIGNALS)
     second.load_state_dict(first.state_dict())
     for kl in (0.01, 0.2):
-        assert torch.equal(first.update(kl, True), second.update(kl, True))
+        assert torch.equal(first.update(kl, True, **SIGNALS), second.update(kl, True, **SIGNALS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kl_that_is_not_finite_says_nothing(kind):
-    told, untold = make_controller(kind, 0.05), make_controller(kind, 0.05)
+    told, untold = make(kind), make(kind)
     for kl in (0.02, math.nan, math.inf, 0.08):
-        told.update(kl, True)
+        told.update(kl, True, **SIGNALS)
     for kl in (0.02, 0.08):
-        untold.update(kl, True)
+        untold.update(kl, True, **SIGNALS)
     assert torch.equal(told.delta, untold.delta)
+
+
+@pytest.mark.parametrize("kind", ["agreement", "energy"])
+@pytest.mark.parametrize("signal", [*SIGNALS, "c"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_signal_that_is_not_finite_says_nothing(kind, signal, value):
+    controller = make(kind)
+    controller.update(0.02, True, **SIGNALS)
+    before = controller.state_dict()
+    controller.update(0.02, True, **{**SIGNALS, "loss_drop": -1.0, "slope": -0.4, signal: value})
+    used = signal in (*controller.needs, "c")
+    assert all(torch.equal(v, controller.state_dict()[k]) for k, v in before.items()) == used
+
+
+@pytest.mark.parametrize(("kind", "signal"), [(kind, name) for kind in KINDS for name in CONTROLLERS[kind].needs])
+def test_a_missing_signal_is_named(kind, signal):
+    given = {**SIGNALS, "c": 0.5}
+    for lacking in ({k: v for k, v in given.items() if k != signal}, {**given, signal: None}):
+        with pytest.raises(ValueError, match=f"needs the signal {signal}"):
+            make(kind).update(0.05, True, **lacking)
+
+
+def test_which_signals_are_needed():
+    needed = {kind: CONTROLLERS[kind].needs for kind in KINDS if CONTROLLERS[kind].needs}
+    assert needed == {"agreement": ("loss_drop", "slope", "q"), "energy": ("slope",)}
 
 
 def test_gains_and_start_can_be_chosen():
@@ -106,11 +272,27 @@ def test_gains_and_start_can_be_chosen():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="controller='pid' is unknown; it takes fixed, pi, log_pi"):
+    with pytest.raises(ValueError, match="controller='pid' is unknown; it takes fixed, pi, log_pi, rsl, agreement, energy"):
         make_controller("pid", 0.05)
     with pytest.raises(ValueError, match="no gain kd"):
         make_controller("log_pi", 0.05, kd=1.0)
-    with pytest.raises(ValueError, match="schedule='step' is unknown"):
+    with pytest.raises(ValueError, match="schedule='step' is unknown; it takes constant, linear, cosine, lr_squared"):
         schedule_multiplier("step", 0, 10)
-    with pytest.raises(ValueError, match="needs total_steps"):
-        schedule_multiplier("linear", 0, None)
+
+
+def test_what_a_kind_cannot_do_without_is_asked_for():
+    for kind in ("linear", "cosine"):
+        with pytest.raises(ValueError, match=f"schedule='{kind}' needs total_steps"):
+            schedule_multiplier(kind, 0, None)
+    with pytest.raises(ValueError, match="needs lr_ratio"):
+        schedule_multiplier("lr_squared", 0, 10)
+    for gains in ({}, {"a": 0.0}, {"a": math.nan}):
+        with pytest.raises(ValueError, match="controller='energy' needs the gain a"):
+            make_controller("energy", 0.05, **gains)
+    for target in (0.0, math.nan):
+        with pytest.raises(ValueError, match="target must be > 0"):
+            make_controller("fixed", target)
+
+
+def test_every_schedule_starts_whole():
+    assert [schedule_multiplier(kind, 0, 10, 1.0) for kind in SCHEDULES] == pytest.approx([1.0] * 4)

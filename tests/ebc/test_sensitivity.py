@@ -1,5 +1,6 @@
 """beta_g: measured by both probes, smoothed, and when."""
 
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ebc_lab.ebc import SensitivityFilter
-from ebc_lab.ebc.sensitivity import due_groups, probe_fd, probe_jvp
+from ebc_lab.ebc.sensitivity import CADENCES, due_groups, probe_fd, probe_jvp
 
 fixed = settings(derandomize=True, deadline=None, max_examples=40)
 PROBES = {"jvp": probe_jvp, "fd": probe_fd}
@@ -90,6 +91,26 @@ def test_golden_filter(golden, cadence):
     assert betas == pytest.approx(values[cadence], rel=1e-6)
 
 
+@pytest.mark.parametrize("cadence", ["dense", "sweep"])
+def test_other_cadences_filter_as_warm_does(golden, cadence):
+    values = golden["beta_filter"]
+    tracked = SensitivityFilter(cadence=cadence)
+    assert [tracked.update(o).item() for o in values["observed"]] == pytest.approx(values["warm"], rel=1e-5)
+
+
+@fixed
+@given(st.floats(1e-3, 1e3), st.floats(1, 10), st.sampled_from([torch.float32, torch.float64]))
+def test_inflation_multiplies_beta_and_nothing_else(observed, factor, dtype):
+    tracked = SensitivityFilter()
+    tracked.inflate(factor)
+    assert tracked.beta is None
+    tracked.update(torch.tensor(observed, dtype=dtype))
+    tracked.inflate(torch.tensor(factor, dtype=torch.float64))
+    assert tracked.beta.dtype == dtype
+    assert tracked.beta.item() == pytest.approx(factor * observed, rel=1e-6 if dtype == torch.float32 else 1e-14)
+    assert tracked.count == 1
+
+
 def test_a_filter_from_zero_stays_small():
     zero, first = SensitivityFilter(cadence="published", init="zero"), SensitivityFilter(cadence="published")
     for _ in range(20):
@@ -98,7 +119,7 @@ def test_a_filter_from_zero_stays_small():
     assert at_once == 2
 
 
-@pytest.mark.parametrize("cadence", ["warm", "published"])
+@pytest.mark.parametrize("cadence", CADENCES)
 @pytest.mark.parametrize("init", ["first", "zero"])
 @pytest.mark.parametrize("when", [0, 1, 5])
 def test_an_observation_that_is_not_finite_changes_nothing(cadence, init, when):
@@ -122,8 +143,9 @@ def test_filter_state_round_trip_is_exact():
 GROUPS = ["embeddings", "block0", "block1", "block2", "head"]
 
 
-def test_warm_cadence_sweeps_early_then_ever_more_rarely():
-    sweeps = [t for t in range(2000) if due_groups(t, GROUPS) == GROUPS]
+@pytest.mark.parametrize("cadence", ["warm", "dense"])
+def test_warm_and_dense_cadences_sweep_early_then_ever_more_rarely(cadence):
+    sweeps = [t for t in range(2000) if due_groups(t, GROUPS, cadence) == GROUPS]
     assert sweeps == [0, 10, 20, 50, 100, 200, 400, 800, 1600]
 
 
@@ -132,15 +154,36 @@ def test_published_cadence_sweeps_every_200():
     assert sweeps == [0, 200, 400, 600, 800]
 
 
-@pytest.mark.parametrize("cadence", ["warm", "published"])
-def test_between_sweeps_two_groups_take_turns(cadence):
-    turns = [due_groups(t, GROUPS, cadence) for t in range(201, 400)]
-    partial = [due for due in turns if due]
-    assert len(partial) == 9  # every 20 steps
-    assert all(len(due) == 2 for due in partial)
-    in_order = [g for due in partial for g in due]
-    start = GROUPS.index(in_order[0])
-    assert in_order == [GROUPS[(start + i) % 5] for i in range(18)]
+def test_sweep_cadence_measures_all_every_20_steps_and_nothing_between():
+    due = [due_groups(t, GROUPS, "sweep") for t in range(1000)]
+    assert due == [[] if t % 20 else GROUPS for t in range(1000)]
+
+
+@pytest.mark.parametrize(("cadence", "every"), [("warm", 20), ("published", 20), ("dense", 5)])
+def test_between_sweeps_two_groups_take_turns(cadence, every):
+    turns = {t: due_groups(t, GROUPS, cadence) for t in range(1000)}
+    due = {t: groups for t, groups in turns.items() if groups}
+    sweeps = [t for t, groups in due.items() if len(groups) == 5] + [1000]
+    assert set(due) == set(range(0, 1000, every)) | set(sweeps[:-1])
+    for begin, end in itertools.pairwise(sweeps):
+        in_order = [g for t in due if begin < t < end for g in due[t]]
+        assert len(in_order) == 2 * sum(begin < t < end for t in due)
+        start = GROUPS.index(in_order[0]) if in_order else 0
+        assert in_order == [GROUPS[(start + i) % 5] for i in range(len(in_order))]
+
+
+@fixed
+@given(st.integers(1, 30), st.sampled_from(CADENCES))
+def test_no_group_is_forgotten(n, cadence):
+    groups = [f"block{i}" for i in range(n)]
+    every = 5 if cadence == "dense" else 20
+    longest = every * (math.ceil(n / 2) + 1)  # steps: a whole round, and a turn that falls on a sweep
+    seen = dict.fromkeys(groups, 0)
+    for t in range(1000):
+        due = due_groups(t, groups, cadence)
+        assert len(set(due)) == len(due)
+        seen.update(dict.fromkeys(due, t))
+        assert t - min(seen.values()) <= longest
 
 
 def test_one_group_is_due_once():
@@ -148,7 +191,9 @@ def test_one_group_is_due_once():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="cadence='daily' is unknown"):
+    with pytest.raises(ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"):
         SensitivityFilter(cadence="daily")
+    with pytest.raises(ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"):
+        due_groups(0, GROUPS, "daily")
     with pytest.raises(ValueError, match="beta_init='one' is unknown"):
         SensitivityFilter(init="one")

@@ -1,0 +1,86 @@
+"""The choices in `conf/`: where they lie, what they set, and how a mistaken name is answered."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import OptimizerConfig, RunConfig, UserError
+
+
+def conf_dir() -> Path:
+    """Folder of the Hydra groups: beside this file in an installed wheel, at the root of a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+@functools.cache
+def groups() -> dict[str, list[str]]:
+    """Each configuration group and its choices, from the files in `conf`."""
+    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()}
+
+
+@functools.cache
+def settings_of(group: str, name: str) -> dict[str, Any]:
+    """What the file of a choice sets, e.g. `settings_of("optimizer", "adam")`. Raises UserError for an unknown one."""
+    from omegaconf import OmegaConf
+
+    if name not in groups()[group]:
+        known = groups()[group]
+        raise UserError(f"{group}={name} is unknown{nearest(name, known)}; {group} takes {any_of(known)}.")
+    loaded = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+    return typing.cast(dict[str, Any], loaded)
+
+
+def optimizer_defaults(name: str) -> OptimizerConfig:
+    """An optimizer's settings as its file in `conf/optimizer` gives them."""
+    return typing.cast(OptimizerConfig, _changed(OptimizerConfig(), settings_of("optimizer", name), "optimizer."))
+
+
+def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
+
+    A group's `name` brings what its file in `conf` sets, as on the command line; an optimizer's learning rate stays the run's.
+    Raises UserError for a setting that a run does not have.
+    """
+    whole: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and "name" in value and key in groups():
+            own = {k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")}
+            value = {**own, **value}
+        whole[key] = value
+    return typing.cast(RunConfig, _changed(run, whole, ""))
+
+
+def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    out = {}
+    for key, value in settings.items():
+        if key not in hints:
+            raise UserError(f"{path}{key} is not a setting of a run{nearest(key, list(hints))}.")
+        now = getattr(config, key)
+        if dataclasses.is_dataclass(now):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path}{key} holds several settings: write {{{key}: {{name: {value}}}}}.")
+            out[key] = _changed(now, value, f"{path}{key}.")
+        else:
+            number = isinstance(value, int) and not isinstance(value, bool)
+            out[key] = float(value) if number and float in (hints[key], *typing.get_args(hints[key])) else value
+    return dataclasses.replace(config, **out)
+
+
+def any_of(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """` (did you mean …?)`, or nothing when nothing is near; a dotted path is also matched by its last part."""
+    tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
+    by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
+    near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
+    return f" (did you mean {any_of(near)}?)" if near else ""

@@ -1,0 +1,313 @@
+"""Energy budgets: each layer's gradient is limited to a share of the norm of that layer's output at the same step.
+
+For any training loop three lines, and nothing else of this project:
+
+    clip = energy_budget_clip(model)
+    ...
+    loss.backward(); clip(); optimizer.step()
+
+`monitor_ebc_ratio` measures the same ratios and changes nothing; `EnergyBudget` is the limit as a stabilizer of the lab.
+`ActivationRecord` is what all three share: forward hooks, one number a layer, read on the device without waiting for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .ebc import StabilizedOptimizer, StepStats
+from .ebc.probe import LOW_PRECISION
+from .ebc.stabilized import all_finite
+
+NORMS = ("raw", "rms")
+NON_FINITE = ("skip", "zero", "raise")
+RATIO = 0.1  # gradient norm over output norm
+
+
+def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of each tensor, (n,) float64, summed up in float32 at least."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
+    wide = [t.float() if t.dtype in LOW_PRECISION else t for t in tensors]
+    return torch.stack(torch._foreach_norm(wide)).double()
+
+
+def output_norm(output: Tensor, norm: str) -> Tensor:
+    """The size of a layer's output (..., features), 0-dim, float32 or better.
+
+    `raw` is the Frobenius norm of all of it, as published: it grows with the square root of the number of tokens, and so does
+    the budget. `rms` is the root of the mean over tokens (every position but the last axis) of the squared L2 norm over
+    features, and does not depend on the batch's size.
+    """
+    wide = torch.float32 if output.dtype in LOW_PRECISION else None
+    whole = torch.linalg.vector_norm(output, dtype=wide)
+    if norm == "raw":
+        return whole
+    tokens = output.numel() // max(output.shape[-1], 1) if output.ndim else 1
+    return whole / max(tokens, 1) ** 0.5
+
+
+class Reading(NamedTuple):
+    """The layers that hold gradients, L of them, in the model's order."""
+
+    layers: list[str]
+    gradients: list[list[Tensor]]
+    norms: Tensor  # (L,) float64, of each layer's gradients taken together
+    energies: Tensor  # (L,) float64, norms of their outputs; inf where none was recorded
+    recorded: list[bool]
+
+
+class ActivationRecord:
+    """Forward hooks that keep the norm of every layer's output, and a reading of the gradients beside them.
+
+    A layer is a module with parameters of its own, by its path in `model` (`""` is the model itself): leaf modules, and also
+    others that own some directly. A parameter of two modules belongs to the first; parametrised weights (weight norm …) belong
+    to the module that they are the weights of. Only forwards in training mode and with gradients enabled count, so that no
+    probe or evaluation overwrites them, and of several the last one.
+
+    Some modules are never called because the module around them reads their weights (`out_proj` of `nn.MultiheadAttention`,
+    q, k and v of this lab's model): for them the output of the nearest enclosing module that was called stands in. A layer for
+    which there is none either is not limited.
+
+    Args:
+        model: watched until `remove`. A deep copy of it is watched by a copy of this record.
+        norm: `raw` or `rms`, see `output_norm`.
+        parameters: those that count; all if None.
+    """
+
+    def __init__(self, model: nn.Module, norm: str = "rms", parameters: Sequence[nn.Parameter] | None = None):
+        if norm not in NORMS:
+            raise ValueError(f"norm={norm!r} is unknown; it takes {', '.join(NORMS)}.")
+        self.model, self.norm = model, norm
+        self.layers: dict[str, list[nn.Parameter]] = {}
+        self.energies: dict[str, Tensor] = {}  # 0-dim, by module
+        unclaimed = {id(p) for p in (model.parameters() if parameters is None else parameters)}
+        modules = dict(model.named_modules())
+        for name, module in modules.items():
+            own = [p for p in module.parameters(recurse=False) if id(p) in unclaimed]
+            unclaimed.difference_update(map(id, own))
+            if own:
+                layer = f".{name}".partition(".parametrizations.")[0][1:]
+                self.layers.setdefault(layer, []).extend(own)
+        self.inside = {m: [n for n in self.layers if m in _enclosing(n)] for m in modules}
+        self.handles = [
+            module.register_forward_hook(functools.partial(self._keep, name))
+            for name, module in modules.items()
+            if name in self.layers or self.inside[name]
+        ]
+
+    def _keep(self, name: str, module: nn.Module, _: Any, output: Any) -> None:
+        if not torch.is_grad_enabled() or not (module.training or self.model.training):
+            return
+        # what is called inside a module has been recorded before it
+        open_layers = [name] if name in self.layers else [n for n in self.inside[name] if n not in self.energies]
+        if not any(p.requires_grad for n in open_layers for p in self.layers[n]):
+            return
+        found = _first_floating(output)
+        if found is not None:
+            self.energies[name] = output_norm(found.detach(), self.norm)
+
+    def _energy(self, layer: str) -> Tensor | None:
+        return next((self.energies[n] for n in (layer, *_enclosing(layer)) if n in self.energies), None)
+
+    def read(self) -> Reading | None:
+        """What the layers' gradients and outputs measure now; None if there is no gradient at all."""
+        held = {n: [p.grad for p in own if p.grad is not None] for n, own in self.layers.items()}
+        held = {n: gradients for n, gradients in held.items() if gradients}
+        if not held:
+            return None
+        squares = tensor_norms([g for gradients in held.values() for g in gradients]).square()
+        norms = torch.stack([s.sum() for s in squares.split([len(gradients) for gradients in held.values()])]).sqrt()
+        energies = [self._energy(n) for n in held]
+        limitless = torch.full_like(norms[0], torch.inf)
+        stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
+        return Reading(list(held), list(held.values()), norms, stacked, [e is not None for e in energies])
+
+    def remove(self) -> None:
+        """Stop watching."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+
+def limit(reading: Reading, budgets: Tensor) -> Tensor:
+    """Scale each layer's gradients in place to a joint norm of at most its budget, (L,) -> the factors, (L,) float64."""
+    factors = torch.where(reading.norms > budgets, budgets / reading.norms, 1.0)
+    each = [f for f, gradients in zip(factors.unbind(), reading.gradients, strict=True) for _ in gradients]
+    torch._foreach_mul_([g for gradients in reading.gradients for g in gradients], each)
+    return factors
+
+
+class EnergyBudget(StabilizedOptimizer):
+    """Each layer's joint gradient norm is at most `strength` times the norm of its output, layer by layer and step by step.
+
+    The budget has no unit that both sides share: what gradients measure against outputs depends on the loss's scale. A layer
+    whose output is exactly zero gets no gradient at all, so that a layer initialised to zero stays there. Layers as in
+    `ActivationRecord`.
+
+    Args:
+        strength: gradient norm over output norm, > 0; None: 0.1.
+        norm: of the output: `rms`, or `raw` as published, which grows with the square root of the number of tokens.
+        common: see `StabilizedOptimizer`.
+    Raises:
+        ValueError: strength <= 0 or an unknown norm.
+    """
+
+    default = RATIO
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        strength: float | None = None,
+        norm: str = "rms",
+        **common: Any,
+    ):
+        self.strength = self.default if strength is None else strength
+        _check_ratio("strength", self.strength)
+        super().__init__(model, optimizers, **common)
+        self.record = ActivationRecord(model, norm, self.weights)
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        reading = self.record.read()
+        if reading is None:
+            stats.gradient_scale = torch.ones_like(stats.clip_coefficient)
+            return
+        factors = limit(reading, self.strength * reading.energies)
+        whole = torch.linalg.vector_norm(reading.norms)
+        stats.gradient_scale = torch.where(whole > 0, torch.linalg.vector_norm(factors * reading.norms) / whole, 1.0)
+
+
+class EnergyClip:
+    """What `energy_budget_clip` returns: call it between backward and the optimizer's step."""
+
+    def __init__(self, model: nn.Module, ratio: float | Mapping[str, float], norm: str, non_finite: str):
+        if non_finite not in NON_FINITE:
+            raise ValueError(f"non_finite={non_finite!r} is unknown; it takes {', '.join(NON_FINITE)}.")
+        self.record = ActivationRecord(model, norm)
+        self.model, self.ratio, self.non_finite = model, ratio, non_finite
+        self.skipped = 0  # calls that met a non-finite gradient and left none
+        try:
+            self._check()
+        except ValueError:
+            self.remove()
+            raise
+
+    def _check(self) -> None:
+        if not isinstance(self.ratio, Mapping):
+            _check_ratio("ratio", self.ratio)
+            return
+        for layer, ratio in self.ratio.items():
+            _check_ratio(f"ratio of {layer!r}", ratio)
+            if layer not in self.record.layers:
+                raise ValueError(f"ratio names {layer!r}, which is no layer; those are {', '.join(self.record.layers)}.")
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, Tensor]:
+        """Limit the gradients in place -> {layer: ||gradient|| / (ratio·||output||) before that}, 0-dim, above 1 where limited.
+
+        Layers without a gradient, a recorded output or a ratio are left out. Raises FloatingPointError under `raise`.
+        """
+        reading = self.record.read()
+        if reading is None:
+            return {}
+        budgets, limited = reading.energies, reading.recorded
+        if isinstance(self.ratio, Mapping):
+            ratios = [self.ratio.get(layer, torch.inf) for layer in reading.layers]
+            budgets = budgets * torch.tensor(ratios, dtype=torch.float64).to(budgets.device)
+            limited = [known and layer in self.ratio for known, layer in zip(limited, reading.layers, strict=True)]
+        else:
+            budgets = budgets * self.ratio
+        shares = torch.where(reading.norms == 0, 0.0, reading.norms / budgets).unbind()
+        measured = {n: s for n, s, use in zip(reading.layers, shares, limited, strict=True) if use}
+
+        if self.non_finite == "zero":
+            bad = ~reading.norms.isfinite()
+            for b, gradients in zip(bad.unbind(), reading.gradients, strict=True):
+                for g in gradients:
+                    g.masked_fill_(b, 0)
+            reading = reading._replace(norms=torch.where(bad, 0.0, reading.norms))
+        elif not all_finite([g for gradients in reading.gradients for g in gradients], reading.norms.sum()):
+            if self.non_finite == "raise":
+                raise FloatingPointError(f"non-finite gradient in {', '.join(_non_finite_layers(reading))}.")
+            self.skipped += 1
+            self.model.zero_grad(set_to_none=True)
+            return measured
+        limit(reading, budgets)
+        return measured
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.record.remove()
+
+
+class RatioMonitor:
+    """What `monitor_ebc_ratio` returns: call it after backward."""
+
+    def __init__(self, model: nn.Module, norm: str):
+        self.record = ActivationRecord(model, norm)
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, Tensor]:
+        """{layer: ||gradient|| / ||output||}, 0-dim, of the layers that have both."""
+        reading = self.record.read()
+        if reading is None:
+            return {}
+        ratios = torch.where(reading.norms == 0, 0.0, reading.norms / reading.energies).unbind()
+        return {n: r for n, r, known in zip(reading.layers, ratios, reading.recorded, strict=True) if known}
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self.record.remove()
+
+
+def energy_budget_clip(
+    model: nn.Module, ratio: float | Mapping[str, float] = RATIO, norm: str = "rms", non_finite: str = "skip"
+) -> EnergyClip:
+    """Limit every layer's gradient to `ratio` times the norm of its output: `clip = energy_budget_clip(model)`, then
+    `loss.backward(); clip(); optimizer.step()`. Under a GradScaler unscale first. `clip.remove()` ends it.
+
+    Args:
+        model: any module; its layers are `ActivationRecord`'s.
+        ratio: gradient norm over output norm, > 0, or one by layer (those not named are not limited).
+        norm: of the output: `rms` or `raw`, see `output_norm`.
+        non_finite: what a NaN or infinite gradient does. `skip`: all gradients become None, so that the optimizer's step does
+            nothing, and `clip.skipped` counts it. `zero`: all of that layer's gradient becomes zero (a gradient whose norm
+            overflows float32 too), the others are limited. `raise`: FloatingPointError naming the layers, nothing is touched.
+    Raises:
+        ValueError: a ratio that is not > 0 or is no layer's, an unknown norm or policy.
+    """
+    return EnergyClip(model, ratio, norm, non_finite)
+
+
+def monitor_ebc_ratio(model: nn.Module, norm: str = "rms") -> RatioMonitor:
+    """Measure what `energy_budget_clip` would limit: `monitor = monitor_ebc_ratio(model)`, and after backward `monitor()`."""
+    return RatioMonitor(model, norm)
+
+
+def _enclosing(name: str) -> list[str]:
+    """The paths of the modules around one, nearest first: `a.b.c` -> `a.b`, `a`, ``."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
+
+
+def _first_floating(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((t for t in map(_first_floating, values) if t is not None), None)
+
+
+def _non_finite_layers(reading: Reading) -> list[str]:
+    pairs = zip(reading.layers, reading.gradients, strict=True)
+    return [n or "the model itself" for n, gradients in pairs if not all(bool(g.isfinite().all()) for g in gradients)]
+
+
+def _check_ratio(name: str, ratio: float) -> None:
+    if not ratio > 0:
+        raise ValueError(f"{name} must be > 0, the gradient's norm over the output's, not {ratio}.")

@@ -1,0 +1,50 @@
+"""The stages in their order: which runs each asks for, and how it decides. A new stage is one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..config import Config
+from . import ablation, decide, plan, verdict
+from .decide import Decision, Results
+from .signature import RunSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    runs: Callable[[Config, Mapping[str, Decision], Results], list[RunSpec]]
+    decide: Callable[[Config, Sequence[RunSpec], Results, Mapping[str, Decision]], Decision]
+
+
+STAGES_OF = {
+    "lr_sweep": Stage(plan.lr_sweep, decide.lr_sweep),
+    "calibrate": Stage(plan.calibrate, decide.calibrate),
+    "controller_search": Stage(plan.controller_search, decide.controller_search),
+    "lr_scale": Stage(plan.lr_scale, decide.lr_scale),
+    "finals": Stage(plan.finals, verdict.finals),
+    "tune": Stage(ablation.tune, ablation.decide_tune),
+    "ablation": Stage(ablation.ablation, ablation.decide_ablation),
+}
+
+
+def foreseen(
+    config: Config, decisions: Mapping[str, Decision], waiting: Sequence[RunSpec], stages: Sequence[str]
+) -> list[RunSpec]:
+    """What an idle worker may start on: runs of later `stages` that the decisions so far already determine, and, while a grid
+    is being extended, its next extension (the only one of these that may turn out not to be needed).
+    """
+    certain = [s for stage in stages for s in STAGES_OF[stage].runs(config, decisions, {}) if s.kind == "train"]
+    return certain + [further for s in waiting if (further := _next_extension(config, s))]
+
+
+def _next_extension(config: Config, spec: RunSpec) -> RunSpec | None:
+    """The grid point that would follow if this extension wins, unless it is the last one allowed."""
+    if spec.role != "grid":
+        return None
+    grid, lr = config.lr_sweep.grids[spec.run.optimizer.name], spec.run.optimizer.lr
+    reach = 2.0**config.lr_sweep.max_extensions * (1 + 1e-6)
+    further = 2 * lr if lr > max(grid) else lr / 2 if lr < min(grid) else None
+    if further is None or not min(grid) / reach <= further <= max(grid) * reach:
+        return None
+    return replace(spec, run=replace(spec.run, optimizer=replace(spec.run.optimizer, lr=float(f"{further:.6g}"))))

@@ -1,0 +1,278 @@
+"""What is refused before anything is written: impossible or contradictory settings, each in one sentence."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from .choices import any_of, changed, groups, nearest
+from .config import SPLITS, STAGES, ArmConfig, Config, RunConfig, UserError, run_part
+
+CHOICES = {  # of a run's settings, where no folder of conf says it
+    "dtype": ("auto", "float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "stabilizer.schedule": ("constant", "linear", "cosine", "lr_squared"),
+    "budget.schedule": ("constant", "linear", "cosine", "lr_squared"),
+    "budget.probe_tokens": ("train", "held"),
+    "budget.aggregate": ("l1", "sqrtl_l2", "l2"),
+    "budget.grouping": ("block", "tensor", "type", "matrices", "global"),
+    "budget.guard": ("none", "shrink", "shrink_inflate"),
+    "budget.probe": ("jvp", "fd"),
+    "budget.cadence": ("warm", "published", "dense", "sweep"),
+    "budget.beta_init": ("first", "zero"),
+    "budget.units": ("logits", "per_lr"),
+}
+STUDY_CHOICES = {"lr_sweep.keep": ("best", "all"), "calibrate.delta_grid": ("natural", "published")}
+RUN_GROUPS = ("data", "model", "optimizer", "lr_schedule", "projection", "stabilizer", "budget", "controller", "shock")
+STAGE_NEEDS = {
+    "calibrate": ("lr_sweep",),
+    "controller_search": ("calibrate",),
+    "lr_scale": ("lr_sweep", "calibrate"),
+    "finals": ("lr_scale",),
+    "tune": ("lr_sweep", "ablation"),
+    "ablation": ("lr_sweep",),
+}
+TUNABLE = ("lr_scale", "delta", "strength")
+LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
+
+
+def need(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def choice(key: str, value: str, allowed: Sequence[str]) -> None:
+    need(value in allowed, f"{key}={value} is unknown{nearest(value, allowed)}; it takes {any_of(allowed)}.")
+
+
+def _at(config: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def positive(key: str, value: float, *, zero: bool = False) -> None:
+    ok = math.isfinite(value) and (value >= 0 if zero else value > 0)
+    need(ok, f"{key} must be a finite number {'>= 0' if zero else '> 0'}, not {value}.")
+
+
+def validate(config: Config, *, study: bool) -> None:
+    """Refuse what cannot be meant, of one run or, with `study`, of runs whose budget the stages choose. Raises UserError."""
+    _validate_study(config)
+    budgets = config.calibrate.budgets
+    named = "surrogate" if "surrogate" in budgets else budgets[0]
+    validate_run(replace(run_part(config), budget=replace(config.budget, name=named)) if study else config)
+
+
+def validate_run(run: RunConfig) -> None:
+    """Refuse impossible or contradictory settings of one run. Raises UserError."""
+    for group in RUN_GROUPS:
+        choice(group, getattr(run, group).name, groups()[group])
+    for key, allowed in CHOICES.items():
+        choice(key, _at(run, key), allowed)
+    for split in run.evaluate:
+        choice("evaluate", split, SPLITS[1:])
+
+    for key in ("steps", "batch_size", "threads_per_run", "eval_every", "eval_windows", "audit_every", "audit_tokens"):
+        positive(key, getattr(run, key))
+    for key in ("blocks", "width", "heads", "context"):
+        positive(f"model.{key}", getattr(run.model, key))
+    need(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
+    need(0 <= run.model.dropout < 1, f"model.dropout must lie in [0, 1), not {run.model.dropout}.")
+    positive("optimizer.lr", run.optimizer.lr)
+    for key in ("weight_decay", "momentum", "eps"):
+        positive(f"optimizer.{key}", getattr(run.optimizer, key), zero=True)
+    for key in ("beta1", "beta2"):
+        need(0 <= getattr(run.optimizer, key) < 1, f"optimizer.{key} must lie in [0, 1).")
+    positive("lr_schedule.warmup_steps", run.lr_schedule.warmup_steps, zero=True)
+    for key, kinds in (("kp", ("pi", "log_pi")), ("ki", ("pi", "log_pi")), ("a", ("energy",))):
+        gain = getattr(run.controller, key)
+        if gain is not None:
+            positive(f"controller.{key}", gain, zero=True)
+            need(run.controller.name in kinds, f"controller.{key} goes with controller={any_of(kinds)}.")
+    if run.stabilizer.strength is not None:
+        positive("stabilizer.strength", run.stabilizer.strength)
+    need(
+        run.budget.guard == "none" or run.budget.name == "surrogate",
+        f"budget.guard={run.budget.guard} corrects a bound: it goes with budget=surrogate, not {run.budget.name}.",
+    )
+    need(
+        run.param_dtype == "float32" or run.projection.name != "spectral",
+        "param_dtype=bfloat16 does not go with projection=spectral: there is no singular value decomposition in bfloat16.",
+    )
+    positive("final_windows", run.final_windows, zero=True)
+    positive("shock.step", run.shock.step or 0, zero=True)
+    positive("shock.size", run.shock.size)
+    need(
+        run.shock.name != "label_noise" or run.shock.size <= 1,
+        f"shock.size is the share of wrong targets under shock=label_noise: at most 1, not {run.shock.size}.",
+    )
+    positive("projection.bound", run.projection.bound)
+    positive("budget.target_kl", run.budget.target_kl)
+    positive("budget.sensitivity_every", run.budget.sensitivity_every, zero=True)
+    need(
+        0 < run.budget.probe_sequences < run.batch_size,
+        f"budget.probe_sequences must leave rows of the batch for the audit: 1 to {run.batch_size - 1}.",
+    )
+    need(run.data.name != "path" or bool(run.data.file), "data=path needs data.file=FILE, a UTF-8 text.")
+    need(
+        run.data.name == "path" or not run.data.file,
+        f"data.file goes with data=path, not data={run.data.name}.",
+    )
+    need(
+        run.lr_schedule.name != "replay" or bool(run.lr_schedule.source),
+        "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
+    )
+    if run.device == "cuda":
+        from .doctor import visible_gpus
+
+        need(bool(visible_gpus()), "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).")
+    check_run(run)
+
+
+def check_run(run: RunConfig) -> None:
+    """Refuse what only a resolved run shows: a KL target its precision cannot measure, an open gain. Raises UserError."""
+    low = "bfloat16" in (run.dtype, run.param_dtype)
+    least = LEAST_KL["bfloat16" if low else "float32"]
+    if run.stabilizer.name == "ebc" and run.budget.name == "shadow" and run.budget.target_kl < least:
+        raise UserError(
+            f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, ten times the smallest KL that "
+            f"{'bfloat16' if low else 'float32'} can show: raise it, or use budget=surrogate."
+        )
+
+
+def _validate_study(config: Config) -> None:
+    for group, named in (("launcher", config.launcher.name), ("scale", config.scale)):
+        choice(group, named, groups()[group])
+    for key, names, group in (
+        ("lr_sweep.optimizers", config.lr_sweep.optimizers, "optimizer"),
+        ("lr_sweep.projections", config.lr_sweep.projections, "projection"),
+        ("calibrate.budgets", config.calibrate.budgets, "budget"),
+    ):
+        need(bool(names), f"{key} must name at least one {group}.")
+        need(len(set(names)) == len(names), f"{key} names one {group} twice: {names}.")
+        for name in names:
+            choice(key, name, groups()[group])
+    for key, allowed in STUDY_CHOICES.items():
+        choice(key, _at(config, key), allowed)
+    need(bool(config.output_dir.strip()), "output_dir must name a folder.")
+    name = config.study.name
+    need(
+        bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
+        f"study.name={name!r} must be one plain folder name: letters, digits, '.', '_' and '-', at most 80.",
+    )
+    need(bool(config.seeds), "seeds must name at least one seed.")
+    need(len(set(config.seeds)) == len(config.seeds), f"seeds names a seed twice: {config.seeds}.")
+    need(all(s >= 0 for s in [*config.seeds, config.seed, config.study.stage_seed]), "a seed must be >= 0.")
+    for stage in STAGES:
+        positive(f"{stage}.steps", getattr(config, stage).steps)
+    _stages(config)
+    low, high = config.study.band if len(config.study.band) == 2 else (1.0, 0.0)
+    need(0 < low < high <= 1, f"study.band must be two numbers 0 < low < high <= 1, not {config.study.band}.")
+    for optimizer in config.lr_sweep.optimizers:
+        need(
+            bool(config.lr_sweep.grids.get(optimizer)),
+            f"lr_sweep.grids.{optimizer} is missing: give its learning rates.",
+        )
+    for optimizer, grid in config.lr_sweep.grids.items():
+        for lr in grid:
+            positive(f"lr_sweep.grids.{optimizer}", lr)
+        need(sorted(set(grid)) == grid, f"lr_sweep.grids.{optimizer} must be increasing, without repeats: {grid}.")
+    for key, values in (
+        ("lr_sweep.control_scales", config.lr_sweep.control_scales),
+        ("calibrate.multiples", config.calibrate.multiples),
+        ("lr_scale.scales", config.lr_scale.scales),
+    ):
+        need(bool(values), f"{key} must not be empty.")
+        for value in values:
+            positive(key, value)
+        need(sorted(set(values)) == values, f"{key} must be increasing, without repeats: {values}.")
+    positive("calibrate.lr_scale", config.calibrate.lr_scale)
+    positive("lr_sweep.control_warmup", config.lr_sweep.control_warmup, zero=True)
+    need(config.lr_sweep.replicates >= 2, "lr_sweep.replicates must be at least 2: they measure the noise.")
+    for key in ("lr_sweep.max_extensions", "calibrate.max_extra"):
+        stage, _, attribute = key.partition(".")
+        positive(key, getattr(getattr(config, stage), attribute), zero=True)
+    positive("lr_sweep.skip_threshold", config.lr_sweep.skip_threshold)
+    positive("finals.margin", config.finals.margin, zero=True)
+    positive("launcher.slots", config.launcher.slots, zero=True)
+    positive("launcher.checkpoint_every_s", config.launcher.checkpoint_every_s, zero=True)
+    positive("launcher.max_lost", config.launcher.max_lost, zero=True)
+
+
+def _stages(config: Config) -> None:
+    """The stages are known, in order, and each has what it needs; the arms of an ablation can all be run."""
+    stages = config.study.stages
+    for stage in stages:
+        choice("study.stages", stage, STAGES)
+    order = [s for s in STAGES if s in stages]
+    need(stages == order, f"study.stages must be in the order {', '.join(order)}, each once.")
+    for stage in stages:
+        for before in STAGE_NEEDS.get(stage, ()):
+            need(before in stages, f"study.stages: {stage} needs {before} as well.")
+    base = replace(run_part(config), stabilizer=replace(config.stabilizer, name="ebc"))
+    if "controller_search" in stages:
+        need(bool(config.controller_search.candidates), "controller_search.candidates must name at least one.")
+        for name, settings in config.controller_search.candidates.items():
+            _as_run(f"controller_search.candidates.{name}", base, settings)
+    if "ablation" not in stages:
+        return
+    for shock in config.ablation.shocks:
+        choice("ablation.shocks", shock, [s for s in groups()["shock"] if s != "none"])
+    arms = config.ablation.all_arms()
+    need(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
+    need(
+        config.ablation.reference in arms,
+        f"ablation.reference={config.ablation.reference} is none of the arms{nearest(config.ablation.reference, list(arms))}.",
+    )
+    for name, arm in arms.items():
+        _arm(name, arm, config)
+    sizes = {name: math.prod(map(len, arm.tune.values())) for name, arm in arms.items() if arm.tune}
+    need(not (sizes and config.ablation.shocks), "ablation.shocks goes with arms that have nothing to tune.")
+    need(not sizes or "tune" in stages, "study.stages: arms with a grid to tune need the stage tune.")
+    need(
+        len(set(sizes.values())) <= 1,
+        f"every tuned arm must get the same number of runs: {', '.join(f'{n} {k}' for n, k in sizes.items())}.",
+    )
+
+
+def _arm(name: str, arm: ArmConfig, config: Config) -> None:
+    path = f"ablation.arms.{name}"
+    need(bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)), f"{path}: an arm's name is lower-case letters, digits and _.")
+    run = _as_run(path, run_part(config), {"stabilizer": {"name": "none"}, **arm.settings})
+    positive(f"{path}.lr_scale", arm.lr_scale)
+    if arm.delta is not None:
+        positive(f"{path}.delta", arm.delta)
+        need(run.stabilizer.name == "ebc", f"{path}.delta goes with stabilizer ebc.")
+    for key, values in arm.tune.items():
+        choice(f"{path}.tune", key, TUNABLE)
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        need(
+            bool(values) and numbers and sorted(set(values)) == list(values),
+            f"{path}.tune.{key} must be numbers, increasing, without repeats: {list(values)}.",
+        )
+        for value in values:
+            positive(f"{path}.tune.{key}", value)
+    choice(f"{path}.replay_seed", arm.replay_seed, ("own", "next"))
+    others = {n: a for n, a in config.ablation.all_arms().items() if n != name}
+    recorded = [n for n, a in others.items() if not a.replay and not a.matched]
+    for key, other, allowed in (
+        ("replay", arm.replay, recorded),
+        ("matched", arm.matched, recorded),
+        ("versus", arm.versus, list(others)),
+    ):
+        if other is not None:
+            choice(f"{path}.{key}", other, allowed)
+
+
+def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfig:
+    """The run these settings make of `base`, validated; the arm is named in the error."""
+    try:
+        run = changed(base, settings)
+        validate_run(run)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return run
