@@ -147,7 +147,7 @@ class ZClip(Rival):
             setattr(self, name, state[name].to(self.mean.device, copy=True))
 
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
-        norm = stats.grad_norm.nan_to_num().double()  # one that overflowed is large, and still a number
+        norm = stats.grad_norm.double()
         stats.gradient_scale = torch.ones_like(norm)
         if self.seen < self.warm_up:
             self.collected[self.seen] = norm

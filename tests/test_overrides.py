@@ -30,7 +30,7 @@ from ebc_lab.overrides import compose
         (["data.file=x"], ["data=path"]),
         (["lr_sweep.grids.adam=[2e-3,1e-3]"], ["increasing"]),
         (["study.band=[0.7,0.5]"], ["study.band"]),
-        (["lr_sweep.optimizers=[lion]"], ["lion"]),
+        (["lr_sweep.optimizers=[lyon]"], ["lyon", "did you mean lion?"]),
         (["optimizer=adam,sgd"], ["needs -m"]),
         (["controller.kp=0.1"], ["controller=pi or log_pi"]),
         (["controller=pi", "controller.kp=nan"], ["controller.kp", "finite"]),
@@ -73,5 +73,5 @@ def test_scales_hold_what_their_table_says():
 def test_every_choice_of_every_group_composes():
     for group, choices in groups().items():
         for choice in choices:
-            extra = ["data.file=README.md"] if choice == "path" else []
+            extra = {"path": ["data.file=README.md"], "replay": ["lr_schedule.source=x"]}.get(choice, [])
             compose(["scale=smoke", f"{group}={choice}", *extra] if group != "scale" else [f"scale={choice}"], study=False)

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from ebc_lab.config import LRScheduleConfig
-from ebc_lab.schedules import LR_SCHEDULES, lr_factor
+from ebc_lab.config import LRScheduleConfig, UserError
+from ebc_lab.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 
 
 def factors(name, steps, warmup=20):
@@ -37,3 +37,31 @@ def test_a_short_run_still_moves_at_every_step_and_reaches_the_peak(name, steps)
     got = factors(name, steps, warmup=20)
     assert all(0 < f <= 1 for f in got)
     assert max(got) == 1
+
+
+def test_a_rate_is_the_peak_times_its_factor(tmp_path):
+    config = LRScheduleConfig("warmup_linear", warmup_steps=2)
+    rate = lr_schedule(config, 0.5, 10, tmp_path)
+    assert [rate(t) for t in range(10)] == [0.5 * lr_factor(config, t, 10) for t in range(10)]
+
+
+def record(folder, rates):
+    folder.mkdir()
+    rows = [f"{t},{rate}" for t, rate in enumerate(rates)]
+    (folder / "steps.csv").write_text("\n".join(["step,eta_eff", *rows]) + "\n")
+
+
+def test_a_replay_is_what_another_run_applied_whatever_the_peak(tmp_path):
+    record(tmp_path / "source", [0.1, 0.0, 0.3])
+    beside = lr_schedule(LRScheduleConfig("replay", source="source"), 99.0, 3, tmp_path)
+    named = lr_schedule(LRScheduleConfig("replay", source=str(tmp_path / "source")), 99.0, 2, tmp_path / "elsewhere")
+    assert [beside(t) for t in range(3)] == [0.1, 0.0, 0.3]
+    assert [named(t) for t in range(2)] == [0.1, 0.0]
+
+
+def test_a_replay_without_a_long_enough_record_is_refused(tmp_path):
+    record(tmp_path / "source", [0.1, 0.2])
+    with pytest.raises(UserError, match="records 2 steps, fewer than the 3"):
+        lr_schedule(LRScheduleConfig("replay", source="source"), 1.0, 3, tmp_path)
+    with pytest.raises(UserError, match="to replay"):
+        lr_schedule(LRScheduleConfig("replay", source="nothing"), 1.0, 3, tmp_path)

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.config import UserError
-from ebc_lab.telemetry import STEP_COLUMNS, Stream, longest_streak, read_columns, read_json, summarise, write_json, write_whole
+from ebc_lab.telemetry import (
+    STEP_COLUMNS,
+    Stream,
+    longest_streak,
+    read_columns,
+    read_json,
+    recovery,
+    summarise,
+    write_json,
+    write_whole,
+)
 
 
 def rows(n=40, **columns):
@@ -112,3 +122,47 @@ def test_last_loss_is_over_all_steps_of_a_short_run():
 @pytest.mark.parametrize(("flags", "longest"), [([], 0), ([0, 1, 1, 0, 1], 2), ([1, 1, 1], 3), ([0, 0], 0)])
 def test_longest_streak(flags, longest):
     assert longest_streak(map(bool, flags)) == longest
+
+
+def test_drift_compares_the_two_ends_of_a_run_where_something_was_measured():
+    c, bound, beta = np.linspace(1.0, 0.0, 200), np.full(200, np.nan), np.full(200, np.nan)
+    bound[::2] = np.arange(0, 200, 2)
+    beta[[30, 190]] = [3.0, 6.0]
+    twice = np.full(200, np.nan)
+    twice[30] = 5.0
+    found = summarise(rows(n=200, c=c, surrogate=bound, beta_a=beta, beta_b=twice))
+    assert found["c_early"] == pytest.approx(np.median(c[20:40]))
+    assert found["c_late"] == pytest.approx(np.median(c[180:]))
+    assert (found["surrogate_early"], found["surrogate_late"]) == (29, 189)
+    assert (found["beta_early"], found["beta_late"]) == (4, 6)  # over the groups measured at that step
+
+
+def test_statistics_from_logged_steps_alone_can_differ_from_the_truth():
+    c = np.full(100, 0.9)
+    c[::20] = 0.1  # what is measured every 20th step is not like the rest
+    found = summarise(rows(n=100, c=c))
+    assert (found["c_median"], found["c_median_logged"]) == (0.9, 0.1)
+
+
+def test_the_norms_quantiles_and_the_promised_decrease():
+    slope = np.full(40, np.nan)
+    slope[[0, 10, 20, 30]] = [-9.0, -8.0, -0.2, -0.4]
+    scale = np.ones(40)
+    scale[:10] = 0.5
+    found = summarise(rows(grad_norm=np.arange(40), slope=slope, grad_scale=scale))
+    assert found["descent_median"] == pytest.approx(0.3)  # from step 20 on
+    assert found["grad_norm_quantiles"] == pytest.approx(list(np.arange(41) * 39 / 40))
+    assert found["grad_clip_rate"] == 0.25
+    assert summarise(rows(grad_norm=np.arange(40)))["grad_clip_rate"] is None
+
+
+def test_recovery_counts_the_steps_until_the_loss_is_back():
+    losses = np.full(100, 2.0)
+    losses[30:50] = np.resize([1.9, 2.1], 20)
+    losses[51:61] = 5.0
+    found = recovery(losses, 50)
+    assert found["shock_peak"] == pytest.approx(3.0)
+    assert found["shock_recovery_steps"] == 10
+    losses[51:] = 5.0
+    assert recovery(losses, 50)["shock_recovery_steps"] is None
+    assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}

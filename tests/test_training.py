@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ebc_lab import optimizers, stabilizers, training
+from ebc_lab.choices import changed
 from ebc_lab.config import UserError, run_part
-from ebc_lab.data import locate
+from ebc_lab.data import locate, windows
 from ebc_lab.overrides import compose
 from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json
 from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
@@ -251,3 +252,95 @@ def test_warmup_and_decay_reach_the_optimizer(run, tmp_path):
     assert lr[0] == pytest.approx(1e-2 / 5)
     assert lr[5] == lr.max() == pytest.approx(1e-2)
     assert lr[-1] == pytest.approx(1e-2 / 25)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"budget": {"name": "fisher"}},
+        {"budget": {"name": "calibrated", "grouping": "type"}},
+        {"budget": {"name": "surrogate", "guard": "shrink_inflate", "aggregate": "l2"}, "controller": {"name": "rsl"}},
+        {"budget": {"probe_tokens": "held"}, "controller": {"name": "agreement"}},
+        {"budget": {"grouping": "matrices", "schedule": "cosine"}, "controller": {"name": "energy", "a": 0.05}},
+        {"param_dtype": "bfloat16", "budget": {"target_kl": 0.01}},
+        {"optimizer": {"name": "schedule_free"}, "projection": {"name": "stiefel"}},
+        {"stabilizer": {"name": "zclip"}, "optimizer": {"name": "soap"}},
+    ],
+    ids=str,
+)
+def test_every_new_part_resumes_bit_for_bit(run, tmp_path, settings):
+    run = changed(ebc(run, target_kl=0.005), settings)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    assert whole["outcome"] == "completed"
+    broken = Training(run, made(tmp_path / "broken"))
+    with pytest.raises(Interrupted):
+        broken.run(should_stop=lambda: broken.step == 23)
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
+    assert whole["test_loss"] == resumed["test_loss"]
+
+
+def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
+    columns = {}
+    for name, settings in {
+        "shadow": {"budget": {"target_kl": 0.005}},
+        "fisher": {"budget": {"name": "fisher", "target_kl": 0.005}},
+        "surrogate": {"budget": {"name": "surrogate", "target_kl": 0.005, "grouping": "tensor"}},
+        "agreement": {"controller": {"name": "agreement"}},
+        "norm_clip": {"stabilizer": {"name": "norm_clip", "strength": 0.1}},
+    }.items():
+        run_and_record(changed(ebc(run), settings), tmp_path / name, "x")
+        steps = read_columns(tmp_path / name / "steps.csv")
+        columns[name] = {c for c, values in steps.items() if not np.isnan(values).all()}
+        if name == "surrogate":
+            measured = [c for c in steps if c.startswith("beta_")]
+            at = np.flatnonzero(~np.isnan(steps["beta_head.weight"]))
+            assert {0, 10, 20} >= set(at) >= {0, 10, 20}
+            assert len(measured) == len([c for c in steps if c.startswith("s_")]) > 10
+            assert np.nansum([steps[c.replace("beta_", "s_")] for c in measured], axis=0) == pytest.approx(
+                steps["surrogate"], rel=1e-6
+            )
+    assert columns["fisher"] - columns["shadow"] == {"predicted_kl"}
+    assert {"guard", "surrogate", "radius"} <= columns["surrogate"]
+    assert {"agreement", "predicted_kl"} <= columns["agreement"]
+    assert columns["norm_clip"] & {"delta", "radius", "trial", "guard", "slope"} == set()
+    assert "grad_scale" in columns["norm_clip"]
+    assert "slope" in columns["shadow"]
+
+
+def test_held_back_text_is_neither_trained_on_nor_validation(run, tmp_path):
+    training_run = Training(ebc(run, probe_tokens="held"), made(tmp_path / "a"))
+    train = Training(ebc(run), made(tmp_path / "b")).batches.tokens
+    used, held = training_run.batches.tokens, training_run.probe_batches.tokens
+    assert len(used) + len(held) == len(train)
+    assert torch.equal(torch.cat([used, held]), train)
+    assert len(held) == pytest.approx(0.02 * len(train), abs=1)
+
+
+def test_bfloat16_parameters_are_bfloat16_and_lose_small_steps(run, tmp_path):
+    made_of = {}
+    for kind in ("float32", "bfloat16"):
+        r = replace(ebc(run, name="surrogate", target_kl=1e-4), param_dtype=kind)
+        fixed = replace(r, controller=replace(r.controller, name="fixed"))
+        training_run = Training(fixed, made(tmp_path / kind))
+        assert {p.dtype for p in training_run.model.parameters()} == {getattr(torch, kind)}
+        training_run.run()
+        made_of[kind] = np.nanmedian(read_columns(tmp_path / kind / "steps.csv")["applied_kl"])
+    assert made_of["bfloat16"] < made_of["float32"]
+
+
+def test_a_few_overlapping_windows_are_another_judgement_of_the_same_run(run, tmp_path):
+    whole = run_and_record(plain(run), tmp_path / "whole", "x")
+    few = run_and_record(replace(plain(run), final_windows=5), tmp_path / "few", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "few/steps.csv").read_bytes()
+    assert few["val_loss"] != whole["val_loss"]
+
+
+def test_schedule_free_is_judged_at_its_average(run, tmp_path):
+    training_run = Training(changed(plain(run), {"optimizer": {"name": "schedule_free"}}), made(tmp_path / "x"))
+    result = training_run.run()
+    at_y = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
+    training_run.optimizer.eval()
+    at_x = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
+    assert result["val_loss"] == pytest.approx(at_x, rel=1e-6)
+    assert abs(at_x - at_y) > 1e-4

@@ -33,9 +33,17 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     runs = []
     for seed, run_id in arm["runs"].items():
         folder = root / "runs" / run_id
-        result = read_json(folder / "result.json") if (folder / "result.json").exists() else {}
-        runs.append(Run(seed, result, _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
+        runs.append(Run(seed, _known(folder / "result.json"), _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
     return runs
+
+
+def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> dict[str, dict[str, Any]]:
+    """Seed -> the result of an arm's run, or its spec; empty where there is none."""
+    return {seed: _known(root / "runs" / run_id / f"{name}.json") for seed, run_id in arm["runs"].items()}
+
+
+def _known(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.exists() else {}
 
 
 def _stream(path: Path) -> dict[str, np.ndarray]:
@@ -71,6 +79,14 @@ def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
 def window(steps: int) -> int:
     """How many steps the running mean of a run of `steps` steps takes in."""
     return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1
+
+
+def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
+    """The clip coefficients of all but skipped steps. -> the steps, and (runs, steps)."""
+    steps, table = by_step((r.steps for r in runs), "c")
+    if len(steps):
+        table.mask = np.ma.getmaskarray(table) | (by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0)
+    return steps, table
 
 
 def final_validation(runs: Sequence[Run]) -> list[float]:

@@ -1,31 +1,28 @@
 """The pictures of a study (DESIGN: files of a study), each to be read without knowing the method or this program.
 
-For every final arm its loss, its clip coefficient and its KL; for the study the LR scales and val loss against mean c.
+For every final arm its loss, its clip coefficient and its KL; for the study the LR scales and val loss against mean c; for a
+suite what `suites` draws.
 A picture says in its header what it shows, of which arm, what was found, and which runs are missing. Drawn from the
 study's files alone, so that equal files give equal bytes. Import this module late: matplotlib costs half a second.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from ..telemetry import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS, read_json, write_whole
-from .curves import Run, audited, by_step, final_validation, read_runs, running_mean, trouble, window
-from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, fit, key, page, png, say_nothing_to_draw
-
-OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "muon": "Muon", "sgd": "SGD"}
-FRAMED_FROM = 1 / 20  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
+from ..telemetry import read_json, write_whole
+from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, optimizer, seeds_of, short
+from .curves import read_runs
+from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, fit, key, page, png, spread
+from .suites import suite_pictures
 
 
 def draw_study(root: Path) -> list[Path]:
@@ -51,234 +48,44 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         tokens_per_step=config["batch_size"] * config["model"]["context"],
         windows=config["eval_windows"],
         band=(low, high),
+        question=(config.get("ablation") or {}).get("question") or "",
+        arms=tuple((config.get("ablation") or {}).get("arms") or ()),
     )
 
 
 def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     """(file name without its ending, figure), one after the other, so that only one arm's runs are in memory."""
-    scaled, finals = decisions["lr_scale"]["tracks"], decisions["finals"]["tracks"]
+    scaled = decisions["lr_scale"]["tracks"] if "lr_scale" in decisions else {}
     for track, found in scaled.items():
         best_lr = decisions["lr_sweep"]["tracks"][track]["lr"]
         yield "lr_scale" + f"_{track}" * (len(scaled) > 1), draw_lr_scale(facts, track, found, best_lr)
+    if "finals" in decisions:
+        yield from final_pictures(root, facts, decisions)
+    if "ablation" in decisions:
+        yield from suite_pictures(root, facts, decisions)
+
+
+def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+    """Those of every final arm, and all of them together."""
     arms: dict[str, Mapping[str, Any]] = {}
     spreads: dict[str, tuple[list[float], list[float]]] = {}
-    for track, found in finals.items():
+    for track, found in decisions["finals"]["tracks"].items():
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         baseline = read_runs(root, found["arms"][found["roles"]["baseline"]])
         for name, arm in found["arms"].items():
             runs = read_runs(root, arm)
             reached = found["efficiency"].get(name)
-            yield f"{name}_loss", draw_loss(facts, name, arm, runs, baseline, reached)
+            there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}" if reached else ""
+            rival = Rival(
+                "the baseline", baseline, f"; {there or 'most seeds do not get there'}", itself="baseline" in arm["roles"]
+            )
+            yield f"{name}_loss", draw_loss(facts, name, arm, runs, rival)
             yield f"{name}_clip", draw_clip(facts, name, arm, runs)
             yield f"{name}_kl", draw_kl(facts, name, arm, runs, natural_kl)
             arms[name] = arm
             done = [r.result for r in runs if r.outcome == "completed" and r.result["val_loss"] is not None]
             spreads[name] = ([r["c_mean"] for r in done], [r["val_loss"] for r in done])
     yield "pareto", draw_pareto(facts, arms, spreads)
-
-
-# -- an arm in words --------------------------------------------------------------------------------------------------
-
-
-def short(name: str, arm: Mapping[str, Any]) -> str:
-    """An arm as a label: `EBC ×4, falling δ*`."""
-    text = f"{'EBC' if arm['ebc'] else 'plain'} ×{arm['lr_scale']:g}"
-    text += ", falling δ*" if "_lindelta" in name else ""
-    text += ", LR decay" if name.endswith("_lrdecay") else ""
-    return text + {"baseline": " (baseline)", "control": " (fair control)"}.get(arm["roles"][0], "")
-
-
-def words(name: str, arm: Mapping[str, Any]) -> str:
-    """An arm in plain words, for a title."""
-    rate = "the best plain learning rate" if arm["lr_scale"] != 1 else "its best learning rate"
-    text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, "
-    text += rate if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× {rate}"
-    text += ", KL target falling to 5%" if "_lindelta" in name else ""
-    text += ", warm-up and decay" if name.endswith("_lrdecay") else ""
-    return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
-
-
-def seeds_of(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
-
-
-def optimizer(track: str) -> str:
-    """A track (optimizer_projection) in words."""
-    name, _, projection = track.partition("_")
-    return OPTIMIZERS.get(name, name) + (f" + {projection} projection" if projection not in ("", "none") else "")
-
-
-# -- one arm ----------------------------------------------------------------------------------------------------------
-
-
-def arm_page(
-    facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
-) -> tuple[Figure, Axes]:
-    """The page of one arm, its x axis the training steps."""
-    small = (name, f"lr {arm['lr']:g}", seeds_of(len(runs)))
-    figure, axes = page(facts, what, words(name, arm), finding, small, trouble(runs))
-    axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
-    last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
-    axes.set_xlim(-0.01 * last, 1.01 * last + 1)
-    return figure, axes
-
-
-def seed_band(axes: Axes, steps: np.ndarray, table: np.ma.MaskedArray, colour: str) -> None:
-    """The seeds' range, step by step."""
-    low, high = table.min(axis=0), table.max(axis=0)
-    axes.fill_between(steps, low, high, color=colour, alpha=0.16, lw=0, label="seeds, lowest to highest")
-
-
-def colour_of(arm: Mapping[str, Any]) -> str:
-    return EBC if arm["ebc"] else PLAIN
-
-
-def draw_loss(
-    facts: Facts,
-    name: str,
-    arm: Mapping[str, Any],
-    runs: Sequence[Run],
-    baseline: Sequence[Run],
-    reached: Mapping[str, Any] | None,
-) -> Figure:
-    """Training loss (running mean, seeds as a band) and validation loss on the fixed windows, with the baseline's."""
-    is_baseline = "baseline" in arm["roles"]
-    target, own = final_validation(baseline), final_validation(runs)
-    finding = "No seed completed" if not own else f"Validation loss ends at {statistics.fmean(own):.3f}"
-    if len(own) > 1:
-        finding += f" (seeds {min(own):.3f} to {max(own):.3f})"
-    if own and target and not is_baseline:
-        gap = statistics.fmean(own) - statistics.fmean(target)
-        finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} the baseline; "
-        finding += (
-            f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
-            if reached
-            else "most seeds do not get there"
-        )
-    figure, axes = arm_page(facts, name, arm, runs, "Is it learning? Training and validation loss", f"{finding}.")
-    axes.set_ylabel("loss (nats per token; lower is better)")
-    steps, table = by_step((r.steps for r in runs), "loss")
-    if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
-    colour = colour_of(arm)
-    smooth = running_mean(table)
-    for row in smooth:
-        axes.plot(steps, row, color=colour, alpha=0.35, lw=0.6)
-    seed_band(axes, steps, smooth, colour)
-    label = f"training loss, mean of the seeds over {window(len(steps))} steps"
-    axes.plot(steps, smooth.mean(0), color=colour, label=label)
-    seen = [smooth[:, steps >= FRAMED_FROM * steps[-1]]]
-    if not is_baseline and target:
-        at, values = by_step((r.evals for r in baseline if r.outcome == "completed"), "val_loss")
-        axes.plot(at, values.mean(0), color=PLAIN, lw=1.0, ls=":", label="baseline, validation")
-    if target:
-        label = f"target: the baseline's final validation loss, {statistics.fmean(target):.3f}"
-        axes.axhline(statistics.fmean(target), color=ALERT, ls="--", lw=1.2, label=label)
-        seen.append(np.ma.array(target))
-    at, values = by_step((r.evals for r in runs), "val_loss")
-    if len(at):
-        mean = values.mean(0)
-        bars = np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0)
-        label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
-        axes.errorbar(at, mean, bars, color="black", marker="o", ms=4, lw=1.0, elinewidth=0.8, label=label)
-        seen += [values]
-    for run in runs:
-        if run.outcome == "diverged" and run.steps:
-            axes.plot(run.steps["step"][-1], 0.97, "x", color=ALERT, ms=9, mew=2, transform=axes.get_xaxis_transform())
-    frame(axes, seen, float(table[:, 0].max()) if table[:, 0].count() else math.inf)
-    key(axes)
-    return figure
-
-
-def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None:
-    """Limit y to what matters: what was seen after the first steps, and never far above the initial loss."""
-    low = min((float(x.min()) for x in seen if x.count()), default=0.0)
-    high = min(max((float(x.max()) for x in seen if x.count()), default=1.0), 1.1 * ceiling)
-    room = 0.06 * (high - low) or 0.1
-    axes.set_ylim(low - room, high + room)
-
-
-def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Figure:
-    """The clip coefficient of every step: median over the seeds, the seeds as a band, and where it should lie."""
-    low, high = facts.band
-    results = [r.result for r in runs if r.result.get("c_median") is not None]
-    if not arm["ebc"]:
-        finding = "Without EBC every update is applied whole: c = 1 throughout."
-    elif not results:
-        finding = "No seed has a result."
-    else:
-        c = statistics.median(r["c_median"] for r in results)
-        where = "inside" if low <= c <= high else "below" if c < low else "above"
-        clipped = 100 * statistics.fmean(r["clip_rate"] for r in results)
-        longest = max(r["plateau_steps"] for r in results)
-        finding = f"Median c {c:.2f}, {where} the target band; {clipped:.0f}% of the steps are clipped; "
-        finding += f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
-    figure, axes = arm_page(facts, name, arm, runs, "How much of each update is applied", finding)
-    axes.set(ylabel="clip coefficient c: applied share of the update", ylim=(-0.02, 1.06))
-    steps, table = by_step((r.steps for r in runs), "c")
-    if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
-    table.mask = np.ma.getmaskarray(table) | (by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0)
-    axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}")
-    axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault")
-    colour, middle = colour_of(arm), np.ma.median(table, axis=0)
-    seed_band(axes, steps, table, colour)
-    axes.plot(steps, middle, color=colour, lw=0.6, alpha=0.6, label="median of the seeds, each step")
-    smooth = running_mean(np.ma.masked_array(middle)[None])[0]
-    axes.plot(steps, smooth, color=colour, lw=2.2, label=f"the same, mean over {window(len(steps))} steps")
-    key(axes)
-    return figure
-
-
-def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Figure:
-    """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's natural KL."""
-    results = [r.result for r in runs if r.result.get("kl_median") is not None]
-    clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)
-    if not results:
-        finding = "No seed has an audited step."
-    elif not arm["ebc"]:
-        median = statistics.median(r["kl_median"] for r in results)
-        finding = f"Without EBC nothing holds the KL; its median from step {WARM_STEPS} on is {median:.2g}."
-    elif not clipped:
-        finding = "No audited step was clipped, so the target never acted."
-    else:
-        within = sum((r["kl_within_30pct"] or 0) * (r["kl_clipped_audits"] or 0) for r in results) / clipped
-        ratio = statistics.median(r["kl_ratio_median"] for r in results if r["kl_ratio_median"] is not None)
-        finding = f"Of {clipped} audited, clipped steps {100 * within:.0f}% lie within ±{100 * KL_BAND:g}% "
-        finding += f"of the target; median KL / target {ratio:.2f}."
-    figure, axes = arm_page(facts, name, arm, runs, "How far each step moves the predictions (KL divergence)", finding)
-    axes.set_ylabel("applied KL (nats per token, log scale)")
-    audits = [audited(r.steps) for r in runs]
-    steps, table = by_step(audits, "applied_kl")
-    if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    colour = colour_of(arm)
-    if arm["ebc"]:
-        at, targets = by_step((r.steps for r in runs), "target_kl")
-        target = targets.mean(0)
-        around = (target * (1 - KL_BAND), target * (1 + KL_BAND))
-        axes.fill_between(at, *around, color=GOAL, alpha=0.2, lw=0, label=f"within ±{100 * KL_BAND:g}% of the target")
-        axes.plot(at, target, color=GOAL, lw=1.4, ls="--", label="target δ* of that step")
-    else:
-        label = f"natural KL: median of the unclipped baseline, {natural_kl:.2g}"
-        axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
-    seed_band(axes, steps, table, colour)
-    axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")
-    # What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
-    for face, wanted, label in ((colour, True, "audited step, clipped"), ("white", False, "audited step, not clipped")):
-        chosen = [(a["step"][m], a["applied_kl"][m]) for a in audits if a for m in [(a["c"] < CLIPPED_BELOW) == wanted]]
-        if arm["ebc"] and any(len(x) for x, _ in chosen):
-            x, y = (np.concatenate(part) for part in zip(*chosen, strict=True))
-            axes.plot(x, y, "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label)
-    key(axes)
-    return figure
 
 
 # -- the study --------------------------------------------------------------------------------------------------------
@@ -393,13 +200,3 @@ def draw_pareto(
         beside = axes.text(1.03, place, text, transform=axes.transAxes, va="center", size=8, color=colour_of(arm))
         fit(beside, figure.bbox.width - beside.get_window_extent().x0)
     return figure
-
-
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Ascending places in [0, 1], at least `gap` apart, near those wanted."""
-    places = list(wanted)
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], 1.0 if i == len(places) - 1 else places[i + 1] - gap)
-    return places

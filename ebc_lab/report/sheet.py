@@ -12,9 +12,11 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 STYLE = Path(__file__).with_name("style.mplstyle")
@@ -34,11 +36,25 @@ class Facts:
     tokens_per_step: int
     windows: int  # of validation text, always the same, that evaluations during a run look at
     band: tuple[float, float]  # where the median c should lie
+    question: str = ""  # what a suite asks
+    arms: tuple[str, ...] = ()  # of a suite, as asked for
 
 
-def page(facts: Facts, what: str, whom: str, finding: str, small: Sequence[str], alert: str = "") -> tuple[Figure, Axes]:
-    """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings."""
-    figure = Figure()
+def page(
+    facts: Facts,
+    what: str,
+    whom: str,
+    finding: str,
+    small: Sequence[str],
+    alert: str = "",
+    size: tuple[float, float] | None = None,
+    left: float = LEFT,
+) -> tuple[Figure, Axes]:
+    """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings.
+
+    `size`: inches, where not the style's; `left`: the margin, as a share of the width.
+    """
+    figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
     source = " · ".join((*small, f"study {facts.name}", facts.corpus, f"{facts.scale} scale"))
     lines = [(what, 13.0, "bold", "black"), (whom, 11.0, "normal", "black"), (finding, 9.5, "normal", "#333333")]
@@ -48,12 +64,12 @@ def page(facts: Facts, what: str, whom: str, finding: str, small: Sequence[str],
     lines += [(line, 8.5, "bold", ALERT) for line in wrapped]
     height = figure.get_figheight() * 72
     used = EDGE
-    for text, size, weight, colour in lines:
+    for text, points, weight, colour in lines:
         y = 1 - used / height
-        line = figure.text(LEFT, y, " ".join(text.split()), size=size, weight=weight, color=colour, va="top")
-        fit(line, (RIGHT - LEFT) * figure.bbox.width)
-        used += 1.45 * size
-    return figure, figure.add_axes((LEFT, 0.2, RIGHT - LEFT, 1 - (used + EDGE) / height - 0.2))
+        line = figure.text(left, y, " ".join(text.split()), size=points, weight=weight, color=colour, va="top")
+        fit(line, (RIGHT - left) * figure.bbox.width)
+        used += 1.45 * points
+    return figure, figure.add_axes((left, 0.2, RIGHT - left, 1 - (used + EDGE) / height - 0.2))
 
 
 def fit(text: Text, room: float) -> None:
@@ -66,7 +82,14 @@ def fit(text: Text, room: float) -> None:
         text.set_text(whole[: min(len(whole) - 1, int(len(whole) * room / width))].rstrip() + "…")
 
 
-def key(axes: Axes, handles: Sequence[Any] | None = None) -> None:
+def another(axes: Axes) -> Axes:
+    """A further panel in the place of this one, to be told apart from it by `stack`."""
+    figure, box = axes.get_figure(root=True), axes.get_position()
+    assert figure is not None
+    return figure.add_axes((box.x0, box.y0, box.width, box.height))
+
+
+def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) -> None:
     """The legend under the axes, where it hides nothing, in as many columns as the page holds."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
@@ -74,16 +97,16 @@ def key(axes: Axes, handles: Sequence[Any] | None = None) -> None:
     height, edge = figure.bbox.height, EDGE * figure.dpi / 72
     for columns in (4, 3, 2, 1):
         legend = figure.legend(
-            handles=shown, loc="lower left", bbox_to_anchor=(LEFT, edge / height), borderaxespad=0, ncols=columns
+            handles=shown, loc="lower left", bbox_to_anchor=(left, edge / height), borderaxespad=0, ncols=columns
         )
         box = legend.get_window_extent()
-        if columns == 1 or box.width <= (RIGHT - LEFT) * figure.bbox.width:
+        if columns == 1 or box.width <= (RIGHT - left) * figure.bbox.width:
             break
         legend.remove()
     labels = axes.xaxis.get_tightbbox()
     assert labels is not None
     bottom = (box.height + 2.2 * edge + axes.bbox.y0 - labels.y0) / height
-    axes.set_position((LEFT, bottom, RIGHT - LEFT, axes.get_position().y1 - bottom))
+    axes.set_position((left, bottom, RIGHT - left, axes.get_position().y1 - bottom))
 
 
 def say_nothing_to_draw(axes: Axes) -> None:
@@ -97,3 +120,42 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Ascending places in [0, 1], at least `gap` apart, near those wanted."""
+    places = list(wanted)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], 1.0 if i == len(places) - 1 else places[i + 1] - gap)
+    return places
+
+
+def stack(axes: Sequence[Axes], heights: Sequence[float], gap: float, right: float = RIGHT) -> None:
+    """Panels under one another in the place of the last one, from the top: their shares of it, `gap` points between them."""
+    figure, box = axes[-1].get_figure(root=True), axes[-1].get_position()
+    assert isinstance(figure, Figure)
+    between = gap / 72 / figure.get_figheight()
+    room, top = box.height - between * (len(axes) - 1), box.y1
+    for panel, share in zip(axes, heights, strict=True):
+        height = room * share / sum(heights)
+        panel.set_position((box.x0, top - height, right - box.x0, height))
+        top -= height + between
+
+
+def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+    """A label for each line, right of the axes in the order of their last points: (x, y, label, colour)."""
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
+    to_share = axes.transData + axes.transAxes.inverted()
+    placed = sorted(((to_share.transform((x, y)), label, colour) for x, y, label, colour in ends), key=lambda e: float(e[0][1]))
+    gap = min(11 / 72 * figure.dpi / axes.bbox.height, 1 / max(len(placed), 1))
+    places = spread([float(np.clip(at[1], 0.0, 1.0)) for at, _, _ in placed], gap)
+    for (at, label, colour), place in zip(placed, places, strict=True):
+        leader = Line2D([at[0], 1.02], [np.clip(at[1], 0, 1), place], color="#AAAAAA", lw=0.6, transform=axes.transAxes)
+        leader.set_clip_on(False)
+        axes.add_artist(leader)
+        text = axes.text(1.025, place, label, transform=axes.transAxes, va="center", size=8, color=colour)
+        fit(text, figure.bbox.width - text.get_window_extent().x0 - 2)

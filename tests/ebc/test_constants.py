@@ -1,6 +1,6 @@
 """Two rules stand twice, because the study must not import torch and the method must not import the study."""
 
-from ebc_lab import validation, telemetry
+from ebc_lab import telemetry, validation
 from ebc_lab.ebc import budget
 
 

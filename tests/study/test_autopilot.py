@@ -15,7 +15,6 @@ from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
 from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
 from ebc_lab.study.autopilot import Listener, StageFailed, autopilot, configurations, report
-from ebc_lab.study.store import STAGES
 from ebc_lab.telemetry import STEP_COLUMNS, read_columns
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -26,10 +25,10 @@ def without_timing(path: Path) -> str:
 
 
 def test_a_study_leaves_every_file_it_promises(finished):
-    _, outcome, _ = finished
+    config, outcome, _ = finished
     root = outcome.study.root
     decisions = json.loads((root / "auto_decisions.json").read_text())
-    assert list(decisions) == list(STAGES)
+    assert list(decisions) == config.study.stages
     results = json.loads((root / "results_final.json").read_text())
     arms = results["tracks"]["adam_none"]["arms"]
     names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
@@ -262,7 +261,7 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
         autopilot(config, Listener(), stages=["calibrate"])
     assert not (tmp_path / "x").exists()
-    for stage in STAGES:
+    for stage in config.study.stages:
         autopilot(config, Listener(), stages=[stage])
     assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
 

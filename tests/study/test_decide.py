@@ -6,7 +6,7 @@ import pytest
 from ebc_lab.overrides import compose
 from ebc_lab.study import decide
 from ebc_lab.study.decide import Undecidable, band_distance, best, edge_of, margin_sigma, val_loss
-from ebc_lab.study.plan import STAGE_RUNS
+from ebc_lab.study.stages import STAGES_OF
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +20,8 @@ def complete(loss, **more):
 
 
 def sweep_specs(config):
-    results = {s.run_id: complete(2 + abs(s.run.optimizer.lr - 4e-3)) for s in STAGE_RUNS["lr_sweep"](config, {}, {})}
-    specs = STAGE_RUNS["lr_sweep"](config, {}, results)
+    results = {s.run_id: complete(2 + abs(s.run.optimizer.lr - 4e-3)) for s in STAGES_OF["lr_sweep"].runs(config, {}, {})}
+    specs = STAGES_OF["lr_sweep"].runs(config, {}, results)
     for i, s in enumerate(specs):
         results.setdefault(s.run_id, complete(2 + 0.01 * i))
     return specs, results
@@ -41,7 +41,7 @@ def sweep_specs(config):
 )
 def test_nothing_but_a_completed_finite_loss_can_win(config, result):
     assert val_loss(result) == math.inf
-    specs = STAGE_RUNS["lr_sweep"](config, {}, {})
+    specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
     results = {s.run_id: result or {} for s in specs}
     assert best(specs, results) is None
     results[specs[2].run_id] = complete(9.0)
@@ -72,7 +72,7 @@ def test_one_bad_replicate_is_survived_two_are_not(config):
 
 
 def test_a_stage_without_a_completed_run_says_why(config):
-    specs = STAGE_RUNS["lr_sweep"](config, {}, {})
+    specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
     results = {s.run_id: {"outcome": "failed", "cause": "ImportError: no module"} for s in specs}
     with pytest.raises(Undecidable, match="ImportError"):
         decide.lr_sweep(config, specs, results, {})
@@ -85,7 +85,7 @@ def earlier(config):
 
 def test_calibration_takes_the_best_loss_inside_the_band_only(config):
     decisions = earlier(config)
-    specs = STAGE_RUNS["calibrate"](config, decisions, {})
+    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {
         s.run_id: complete(2 + i, c_median=c) for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
     }
@@ -97,7 +97,7 @@ def test_calibration_takes_the_best_loss_inside_the_band_only(config):
 
 def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
     decisions = earlier(config)
-    specs = STAGE_RUNS["calibrate"](config, decisions, {})
+    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {s.run_id: complete(2.0, c_median=c) for s, c in zip(specs, (0.1, 0.2, 0.3, 0.45, 0.9), strict=True)}
     decision = decide.calibrate(config, specs, results, decisions)
     assert decision["tracks"]["adam_none"]["run_id"] == specs[3].run_id
@@ -107,10 +107,10 @@ def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
 
 def scale_stage(config, cs, clip_rates, losses, none_losses):
     decisions = earlier(config)
-    specs = STAGE_RUNS["calibrate"](config, decisions, {})
+    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {s.run_id: complete(2.0, c_median=0.6) for s in specs}
     decisions["calibrate"] = decide.calibrate(config, specs, results, decisions)
-    specs = STAGE_RUNS["lr_scale"](config, decisions, {})
+    specs = STAGES_OF["lr_scale"].runs(config, decisions, {})
     results = {}
     for s in specs:
         i = config.lr_scale.scales.index(s.lr_scale)

@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.overrides import compose
-from ebc_lab.study import plan
-from ebc_lab.study.plan import DECIDE, STAGE_RUNS, distinct, forecast
+from ebc_lab.study import stages
+from ebc_lab.study.arms import distinct
+from ebc_lab.study.forecast import forecast
+from ebc_lab.study.stages import STAGES_OF
 
 
 def config_of(*overrides, scale="laptop"):
@@ -20,7 +22,7 @@ def settle(stage, config, decisions, answer):
     """Ask for runs and answer them until the stage asks for nothing more; the waves it took, and its last list."""
     results, waves = {}, []
     while True:
-        specs = STAGE_RUNS[stage](config, decisions, results)
+        specs = STAGES_OF[stage].runs(config, decisions, results)
         new = [s for s in distinct(specs) if s.run_id not in results]
         if not new:
             return waves, specs, results
@@ -30,7 +32,7 @@ def settle(stage, config, decisions, answer):
 
 def swept(config, best_lr=4e-3):
     _, specs, results = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
-    return {"lr_sweep": DECIDE["lr_sweep"](config, specs, results, {})}
+    return {"lr_sweep": STAGES_OF["lr_sweep"].decide(config, specs, results, {})}
 
 
 def test_the_sweep_covers_the_grid_then_replicates_and_controls_of_the_winner():
@@ -59,7 +61,7 @@ def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
         "lr_sweep", config, {}, lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0)
     )
     assert max(s.run.optimizer.lr for s in specs if s.role == "grid" and s.run.optimizer.name == "adam") == 8e-3
-    decision = DECIDE["lr_sweep"](config, specs, results, {})
+    decision = STAGES_OF["lr_sweep"].decide(config, specs, results, {})
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("triaged" in note for note in decision["notes"])
 
@@ -68,7 +70,7 @@ def test_keep_all_carries_every_pair_that_is_close():
     config = config_of("lr_sweep.keep=all")
     decisions = swept(config)
     assert set(decisions["lr_sweep"]["tracks"]) == {"adam_none", "muon_none"}
-    specs = STAGE_RUNS["calibrate"](config, decisions, {})
+    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     assert {s.run.optimizer.name for s in specs} == {"adam", "muon"}
 
 
@@ -110,11 +112,11 @@ def test_failed_runs_neither_extend_nor_stall_a_stage():
 def scaled(config, chosen=2.0):
     decisions = swept(config)
     _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0, 0.6))
-    decisions["calibrate"] = DECIDE["calibrate"](config, specs, results, decisions)
+    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
     _, specs, results = settle(
         "lr_scale", config, decisions, lambda s: done(2.0, 0.6 if s.lr_scale == chosen else 0.1, surrogate_median=1.0)
     )
-    decisions["lr_scale"] = DECIDE["lr_scale"](config, specs, results, decisions)
+    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
     return decisions, specs
 
 
@@ -141,7 +143,7 @@ def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
 def test_finals_pair_every_arm_by_seed_and_merge_what_is_the_same(chosen, runs):
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config, chosen)
-    specs = STAGE_RUNS["finals"](config, decisions, {})
+    specs = STAGES_OF["finals"].runs(config, decisions, {})
     train = [s for s in specs if s.kind == "train"]
     assert len({s.role for s in train}) == 7
     assert len({s.run_id for s in train}) == runs * 3
@@ -160,7 +162,7 @@ def test_finals_pair_every_arm_by_seed_and_merge_what_is_the_same(chosen, runs):
 def test_arm_names_follow_their_pattern():
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config)
-    arms = {s.role: s.arm for s in STAGE_RUNS["finals"](config, decisions, {}) if s.kind == "train"}
+    arms = {s.role: s.arm for s in STAGES_OF["finals"].runs(config, decisions, {}) if s.kind == "train"}
     delta = arms["ebc_x2"].split("_d")[1].split("_")[0]
     assert arms["baseline"] == "adam_none_baseline_x1"
     assert arms["ebc_x2"] == f"adam_none_ebc_d{delta}_shadow_x2"
@@ -178,28 +180,28 @@ def test_the_forecast_is_ordered(scale):
 
 def test_a_run_id_is_readable_and_hangs_on_its_identity():
     config = config_of("optimizer=adam")
-    first = STAGE_RUNS["lr_sweep"](config, {}, {})[0]
+    first = STAGES_OF["lr_sweep"].runs(config, {}, {})[0]
     assert first.run_id.startswith("adam_none_baseline_lr0p001_n200_s100-")
     other = replace(first, role="other", stage="elsewhere", arm="x")
     assert other.run_id == first.run_id
     assert replace(first, run=replace(first.run, seed=101)).run_id != first.run_id
-    assert plan.distinct([first, other]) == [first]
+    assert distinct([first, other]) == [first]
 
 
 def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config)
     first = {"lr_sweep": decisions["lr_sweep"]}
-    certain = plan.foreseen(config, first, [], ["lr_scale", "finals"])
+    certain = stages.foreseen(config, first, [], ["lr_scale", "finals"])
     assert {s.role for s in certain} == {"none", "baseline", "control"}
-    needed = {s.run_id for stage in ("lr_scale", "finals") for s in STAGE_RUNS[stage](config, decisions, {})}
+    needed = {s.run_id for stage in ("lr_scale", "finals") for s in STAGES_OF[stage].runs(config, decisions, {})}
     assert {s.run_id for s in certain} <= needed
-    grid = STAGE_RUNS["lr_sweep"](config, {}, {})
-    assert plan.foreseen(config, {}, grid, []) == []
+    grid = STAGES_OF["lr_sweep"].runs(config, {}, {})
+    assert stages.foreseen(config, {}, grid, []) == []
     results = {s.run_id: done(2 - s.run.optimizer.lr) for s in grid}
-    extension = [s for s in STAGE_RUNS["lr_sweep"](config, {}, results) if s.run_id not in results]
+    extension = [s for s in STAGES_OF["lr_sweep"].runs(config, {}, results) if s.run_id not in results]
     assert [s.run.optimizer.lr for s in extension] == [16e-3]
-    [guess] = plan.foreseen(config, {}, extension, [])
+    [guess] = stages.foreseen(config, {}, extension, [])
     results[extension[0].run_id] = done(1.9)
-    assert guess.run_id in {s.run_id for s in STAGE_RUNS["lr_sweep"](config, {}, results)}
-    assert plan.foreseen(config, {}, [guess], []) == []
+    assert guess.run_id in {s.run_id for s in STAGES_OF["lr_sweep"].runs(config, {}, results)}
+    assert stages.foreseen(config, {}, [guess], []) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ebc_lab.config import UserError
-from ebc_lab.study.plan import STAGE_RUNS
+from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study, claimed
 from ebc_lab.telemetry import write_json
 
@@ -104,7 +104,7 @@ def test_an_edited_spec_is_refused(finished):
 
 
 def test_a_result_of_another_run_is_refused(study, settled):
-    spec = STAGE_RUNS["lr_sweep"](settled, {}, {})[0]
+    spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
     study.write_spec(spec)
     write_json(study.run_dir(spec.run_id) / "result.json", {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):

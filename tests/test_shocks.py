@@ -1,0 +1,74 @@
+"""One disturbance at one step: what it changes, that nothing else is, and that paired runs get the same one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import get_total_norm
+
+from ebc_lab import shocks
+from ebc_lab.config import ShockConfig, run_part
+from ebc_lab.data import locate
+from ebc_lab.overrides import compose
+from ebc_lab.telemetry import read_columns
+from ebc_lab.training import run_and_record
+
+
+@pytest.fixture
+def run(tiny):
+    shared = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
+    run = run_part(compose([*shared, "optimizer.lr=1e-2", "steps=40", "stabilizer=none"], study=False))
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def shocked(run, name, **settings):
+    return replace(run, shock=ShockConfig(name, **settings))
+
+
+def test_half_the_labels_become_random_ones_the_same_for_every_arm():
+    targets = torch.zeros(40, 50, dtype=torch.int64)
+    noisy = shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3)
+    assert (noisy != 0).double().mean() == pytest.approx(0.5 * 0.9, abs=0.03)  # a tenth of the draws is the old label
+    assert noisy.max() == 9
+    assert torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3))
+    assert not torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=4))
+    assert shocks.targets(None, targets, 10, seed=3) is targets
+
+
+def test_a_corrupted_gradient_is_off_by_so_many_times_its_norm():
+    model = nn.Linear(30, 40)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    shocks.gradients(ShockConfig("corrupt_gradient", size=5.0), model, seed=0)
+    off = [p.grad - 1 for p in model.parameters()]
+    assert get_total_norm(off) == pytest.approx(5 * (31 * 40) ** 0.5, rel=1e-5)
+
+
+def test_other_steps_and_other_shocks_change_nothing(run):
+    model = nn.Linear(3, 4)
+    model.weight.grad = torch.ones_like(model.weight)
+    for shock in (None, ShockConfig("lr_spike")):
+        shocks.gradients(shock, model, seed=0)
+    assert (model.weight.grad == 1).all()
+    assert shocks.learning_rate(ShockConfig("label_noise"), 0.1) == 0.1
+    assert shocks.learning_rate(ShockConfig("lr_spike", size=7.0), 0.1) == pytest.approx(0.7)
+    assert [t for t in range(40) if shocks.strikes(shocked(run, "lr_spike"), t)] == [20]  # half-way
+    assert [t for t in range(40) if shocks.strikes(shocked(run, "lr_spike", step=7), t)] == [7]
+    assert not any(shocks.strikes(run, t) for t in range(40))
+
+
+@pytest.mark.parametrize(("name", "size"), [("label_noise", 1.0), ("lr_spike", 30.0), ("corrupt_gradient", 1000.0)])
+def test_a_run_is_undisturbed_until_the_shock_and_says_how_it_recovered(run, tmp_path, name, size):
+    run_and_record(run, tmp_path / "calm", "x")
+    result = run_and_record(shocked(run, name, size=size, step=20), tmp_path / "hit", "x")
+    calm, hit = (read_columns(tmp_path / kind / "steps.csv") for kind in ("calm", "hit"))
+    assert hit["loss"][:20].tolist() == calm["loss"][:20].tolist()
+    assert hit["loss"][21] != calm["loss"][21]
+    assert hit["lr"][20] == pytest.approx(calm["lr"][20] * (size if name == "lr_spike" else 1))
+    assert np.delete(hit["lr"], 20).tolist() == np.delete(calm["lr"], 20).tolist()
+    assert set(result) >= {"shock_peak", "shock_recovery_steps"}
+    assert result["outcome"] == "completed"
+    if name == "lr_spike":
+        assert result["shock_peak"] > 0.1  # thirty times the learning rate is felt
