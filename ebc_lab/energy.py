@@ -231,7 +231,6 @@ class EnergyClip:
             for b, gradients in zip(bad.unbind(), reading.gradients, strict=True):
                 for g in gradients:
                     g.masked_fill_(b, 0)
-            reading = reading._replace(norms=torch.where(bad, 0.0, reading.norms))
         elif not all_finite([g for gradients in reading.gradients for g in gradients], reading.norms.sum()):
             if self.non_finite == "raise":
                 raise FloatingPointError(f"non-finite gradient in {', '.join(_non_finite_layers(reading))}.")

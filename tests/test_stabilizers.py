@@ -1,144 +1,324 @@
-"""What may stand between backward and the applied update: one contract, two entries."""
+"""The contract of everything that may stand between backward and the applied update, on every optimizer and projection.
 
+One table: a new optimizer, stabilizer or projection is in it as soon as it is in its registry.
+"""
+
+import copy
+import io
+import itertools
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from ebc_lab import choices, overrides, stabilizers
+from ebc_lab.choices import conf_dir, groups, optimizer_defaults, settings_of
 from ebc_lab.config import (
     BudgetConfig,
     ControllerConfig,
     ModelConfig,
-    OptimizerConfig,
     ProjectionConfig,
     RunConfig,
     StabilizerConfig,
     resolve_controller,
 )
 from ebc_lab.model import build as build_model
+from ebc_lab.model import hidden_matrices
+from ebc_lab.optimizers import OPTIMIZERS
 from ebc_lab.optimizers import build as build_optimizers
+from ebc_lab.overrides import compose
+from ebc_lab.projections import PROJECTIONS
 from ebc_lab.projections import build as build_projection
-from ebc_lab.stabilizers import STABILIZERS, build
+from ebc_lab.stabilizers import STABILIZERS, Rival, build, rival
 
+VOCABULARY = 11
 RUN = RunConfig(
     steps=12,
     audit_every=4,
-    audit_tokens=32,
-    model=ModelConfig(blocks=2, width=16, heads=2, context=8),
-    optimizer=OptimizerConfig("adam", lr=0.05),
+    audit_tokens=16,
+    model=ModelConfig(blocks=1, width=8, heads=2, context=8),
+    budget=BudgetConfig(target_kl=2e-3),
 )
+CONTRACT = list(itertools.product(OPTIMIZERS, STABILIZERS, PROJECTIONS))
+every = pytest.mark.parametrize(("optimizer", "stabilizer", "projection"), CONTRACT)
 
 
-def prepare(run):
-    """-> the model, its plain base optimizers and the stabilizer around them."""
-    run = resolve_controller(run)
-    model = build_model(run.model, 11, run.seed)
+def run_of(optimizer, stabilizer, projection, **changes):
+    own = replace(optimizer_defaults(optimizer), lr=0.02, weight_decay=0.0)
+    run = replace(RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection))
+    return resolve_controller(replace(run, **changes))
+
+
+def prepare(run, prepare_model=lambda model: None, prepare_base=lambda base: None):
+    """-> the model and the stabilizer around its base optimizers."""
+    model = build_model(run.model, VOCABULARY, run.seed)
+    prepare_model(model)
     bases = build_optimizers(model, run.optimizer)
-    return model, bases, build(model, bases, build_projection(model, run.projection), run)
+    for base in bases:
+        prepare_base(base)
+    return model, build(model, bases, build_projection(model, run.projection), run)
 
 
 def gradients(model, step):
-    tokens = torch.randint(11, (8, 8), generator=torch.Generator().manual_seed(step))
+    tokens = torch.randint(VOCABULARY, (6, 8), generator=torch.Generator().manual_seed(step))
     model.zero_grad()
     logits = model(tokens)
     F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
     return tokens, logits
 
 
-def ebc(**options):
-    return replace(RUN, stabilizer=StabilizerConfig("ebc"), **options)
+def take(model, stabilizer, steps):
+    return [stabilizer.step(*gradients(model, step)) for step in steps]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "muon"])
-@pytest.mark.parametrize("projection", ["none", "spectral"])
-@pytest.mark.parametrize("name", STABILIZERS)
-def test_contract(name, projection, optimizer):
-    run = replace(
-        RUN,
-        stabilizer=StabilizerConfig(name),
-        projection=ProjectionConfig(projection),
-        optimizer=OptimizerConfig(optimizer, lr=0.05),
-    )
-    model, _, stabilizer = prepare(run)
-    assert isinstance(stabilizer, torch.optim.Optimizer)
-    for step in range(6):
-        tokens, logits = gradients(model, step)
-        stats = stabilizer.step(tokens, logits)
-        assert 0 < stats.clip_coefficient <= 1
-        assert stats.grad_norm > 0
-        assert (stats.applied_kl is not None) == (step % 4 == 0)
-        assert stats.audit_tokens == (32 if step % 4 == 0 else 0)
-    stabilizer.load_state_dict(stabilizer.state_dict())
-    gradients(model, 6)
-    next(model.parameters()).grad[0, 0] = math.nan
-    assert stabilizer.step(tokens, logits).skipped
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def saved(stabilizer):
+    """What a checkpoint keeps of it: through a file, as data only."""
+    buffer = io.BytesIO()
+    torch.save(stabilizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@every
+def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, stabilizer, projection):
+    run = run_of(optimizer, stabilizer, projection)
+    model, wrapped = prepare(run)
+    assert isinstance(wrapped, torch.optim.Optimizer)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    stats = take(model, wrapped, range(5))
+    for t, s in enumerate(stats):
+        assert not s.skipped
+        assert 0 < s.clip_coefficient <= 1
+        assert s.grad_norm > 0
+        assert s.gradient_scale is None or 0 < s.gradient_scale <= 1
+        assert (s.applied_kl is not None) == (t % 4 == 0)
+        assert s.applied_kl is None or s.applied_kl >= 0
+        assert s.audit_tokens == (16 if t % 4 == 0 else 0)
+    for name, p in model.named_parameters():
+        assert p.isfinite().all()
+        assert (p.shape, p.dtype) == (before[name].shape, before[name].dtype)
+        assert not torch.equal(p, before[name]), name
+
+    twin, other = prepare(run)
+    take(twin, other, range(3))
+    kept, state = copy.deepcopy(twin.state_dict()), saved(other)
+    take(twin, other, range(3, 5))
+    assert equal(model.parameters(), twin.parameters())  # the same from the start
+
+    third, resumed = prepare(run)
+    third.load_state_dict(kept)
+    resumed.load_state_dict(state)
+    take(third, resumed, range(3, 5))
+    assert equal(model.parameters(), third.parameters())  # the same from a checkpoint
+
+
+@every
+def test_frozen_and_tied_parameters_and_two_parameter_groups(optimizer, stabilizer, projection):
+    def freeze_and_tie(model):
+        model.position_embedding.weight.requires_grad_(False)
+        model.head.weight = model.token_embedding.weight
+
+    def split(base):
+        [group] = base.param_groups
+        half = len(group["params"]) // 2
+        base.param_groups.append({**group, "params": group["params"][half:], "lr": 0.0})
+        group["params"] = group["params"][:half]
+
+    model, wrapped = prepare(run_of(optimizer, stabilizer, projection), freeze_and_tie, split)
+    assert len(wrapped.param_groups) == 2 * len(wrapped.bases)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    take(model, wrapped, range(3))
+    assert torch.equal(model.position_embedding.weight, start["position_embedding.weight"])
+    assert model.head.weight is model.token_embedding.weight
+    still = {id(p) for group in wrapped.param_groups if group["lr"] == 0 for p in group["params"]}
+    projected = {id(p) for p in hidden_matrices(model)} if projection == "stiefel" else set()
+    for name, p in model.named_parameters():
+        if id(p) in still:
+            tolerance = 1e-5 if id(p) in projected else 0.0
+            torch.testing.assert_close(p.detach(), start[name], rtol=0, atol=tolerance, msg=name)
+    moving = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in still]
+    assert moving
+    assert all(not torch.equal(dict(model.named_parameters())[n], start[n]) for n in moving)
+
+
+@every
+def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabilizer, projection):
+    model, wrapped = prepare(run_of(optimizer, stabilizer, projection))
+    start = weights(model)
+    tokens, logits = gradients(model, 0)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    stats = wrapped.step(tokens, logits)
+    assert not stats.skipped
+    assert stats.grad_norm == 0
+    for p, old in zip(model.parameters(), start, strict=True):
+        torch.testing.assert_close(p.detach(), old, rtol=0, atol=1e-5 if projection == "stiefel" else 0.0)
+
+    take(model, wrapped, range(1, 3))
+    for bad in (math.nan, math.inf):
+        before, state = weights(model), saved(wrapped)["bases"]
+        tokens, logits = gradients(model, 3)
+        model.head.weight.grad[0, 0] = bad
+        stats = wrapped.step(tokens, logits)
+        assert stats.skipped
+        assert stats.clip_coefficient == 0
+        assert equal(model.parameters(), before)
+        flat, kept = (torch.utils._pytree.tree_leaves(s) for s in (saved(wrapped)["bases"], state))
+        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(flat, kept, strict=True))
+    assert not take(model, wrapped, [4])[0].skipped
+
+
+# -- one new stabilizer: one class, one file, one line ----------------------------------------------------------------------
+
+
+class Halve(Rival):
+    """Half of every update."""
+
+    default = 0.5
+    keeps_old = True
+
+    def _limit_update(self, stats, batch, t):
+        self._scale_update(stats, torch.tensor(self.strength))
+
+
+@pytest.fixture
+def with_a_toy(tmp_path, monkeypatch):
+    conf = tmp_path / "conf"
+    shutil.copytree(conf_dir(), conf)
+    (conf / "stabilizer/halve.yaml").write_text("name: halve\nstrength: 0.5\n")
+    monkeypatch.setitem(STABILIZERS, "halve", rival(Halve))
+    for module in (choices, overrides):
+        monkeypatch.setattr(module, "conf_dir", lambda: conf)
+    for cached in (groups, settings_of):
+        cached.cache_clear()
+    yield
+    monkeypatch.undo()
+    for cached in (groups, settings_of):
+        cached.cache_clear()
+
+
+def test_a_stabilizer_is_one_class_one_file_and_one_line(with_a_toy):
+    run = compose(["scale=smoke", "stabilizer=halve", "device=cpu"], study=False)
+    assert run.stabilizer == StabilizerConfig("halve", 0.5)
+    for optimizer in OPTIMIZERS:
+        test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, "halve", "none")
+        test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, "halve", "spectral")
+    model, wrapped = prepare(run_of("sgd", "halve", "none"))
+    [before, p] = [model.head.weight.detach().clone(), model.head.weight]
+    take(model, wrapped, [0])
+    torch.testing.assert_close(p.detach(), before - 0.01 * p.grad)
+
+
+# -- how a run becomes a stabilizer -----------------------------------------------------------------------------------------
+
+
+def test_every_stabilizer_has_its_file_and_the_other_way_round():
+    assert set(STABILIZERS) == set(groups()["stabilizer"])
+    for name in set(STABILIZERS) - {"none", "ebc"}:
+        _, wrapped = prepare(run_of("adam", name, "none"))
+        assert settings_of("stabilizer", name) == {"name": name, "strength": wrapped.strength}, name
 
 
 @pytest.mark.parametrize("name", STABILIZERS)
 def test_the_runs_projection_is_applied(name):
-    run = replace(RUN, stabilizer=StabilizerConfig(name), projection=ProjectionConfig("spectral", bound=1.1))
-    model, _, stabilizer = prepare(run)
+    run = replace(run_of("adam", name, "none"), projection=ProjectionConfig("spectral", bound=1.1))
+    model, wrapped = prepare(replace(run, budget=replace(run.budget, target_kl=0.05)))
     first = model.blocks[0].q.weight
     limit = 1.1 * torch.linalg.matrix_norm(first.detach(), ord=2)
     for step in range(6):
-        stabilizer.step(*gradients(model, step))
+        take(model, wrapped, [step])
         assert torch.linalg.matrix_norm(first.detach(), ord=2) <= limit * (1 + 1e-5)
     assert torch.linalg.matrix_norm(first.detach(), ord=2) > 0.9 * limit
 
 
-def test_none_is_the_plain_optimizer():
-    model, _, stabilizer = prepare(RUN)
-    plain, bases, _ = prepare(RUN)
+@pytest.mark.parametrize("name", STABILIZERS)
+def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
+    model, wrapped = prepare(run_of("adam", name, "stiefel"))
+    take(model, wrapped, range(4))
+    for matrix in hidden_matrices(model):
+        values = torch.linalg.svdvals(matrix.detach())
+        assert values.max() / values.min() < 1 + 1e-4
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_none_is_the_plain_optimizer(optimizer):
+    run = run_of(optimizer, "none", "none")
+    model, wrapped = prepare(run)
+    plain = build_model(run.model, VOCABULARY, run.seed)
+    bases = build_optimizers(plain, run.optimizer)
     for step in range(6):
-        stabilizer.step(*gradients(model, step))
+        take(model, wrapped, [step])
         gradients(plain, step)
         for base in bases:
             base.step()
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), plain.parameters(), strict=True))
+    assert equal(model.parameters(), plain.parameters())
 
 
 def test_ebc_is_built_as_the_run_says():
-    run = ebc(
-        steps=100,
-        budget=BudgetConfig(
-            "surrogate",
-            target_kl=0.02,
-            schedule="linear",
-            probe_sequences=3,
-            aggregate="sqrtl_l2",
-            probe="fd",
-            cadence="published",
-            beta_init="zero",
-        ),
-        controller=ControllerConfig("log_pi", kp=0.5),
+    budget = BudgetConfig(
+        "surrogate",
+        target_kl=0.02,
+        schedule="linear",
+        probe_sequences=3,
+        aggregate="sqrtl_l2",
+        grouping="type",
+        guard="shrink",
+        probe="fd",
+        cadence="published",
+        beta_init="zero",
+        units="per_lr",
+        sensitivity_every=7,
     )
-    model, bases, stabilizer = prepare(run)
-    assert (stabilizer.target_kl, stabilizer.budget, stabilizer.aggregate) == (0.02, "surrogate", "sqrtl_l2")
-    assert (stabilizer.schedule, stabilizer.total_steps, stabilizer.probe_sequences) == ("linear", 100, 3)
-    assert (stabilizer.probe, stabilizer.cadence, stabilizer.audit_every) == ("fd", "published", 4)
-    assert all(f.init == "zero" for f in stabilizer.filters.values())
-    assert stabilizer.controller.gain == {"kp": 0.5, "ki": 0.3}  # what is not given is the kind's own
-    assert stabilizer.bases == bases
-    assert sum(len(members) for members in stabilizer.groups.values()) == len(list(model.parameters()))
+    controller = ControllerConfig("log_pi", kp=0.5)
+    model, wrapped = prepare(run_of("adam", "ebc", "none", budget=budget, controller=controller, steps=100))
+    assert (wrapped.target_kl, wrapped.budget, wrapped.aggregate) == (0.02, "surrogate", "sqrtl_l2")
+    assert (wrapped.schedule, wrapped.total_steps, wrapped.probe_sequences) == ("linear", 100, 3)
+    assert (wrapped.probe, wrapped.cadence, wrapped.audit_every) == ("fd", "published", 4)
+    assert (wrapped.units, wrapped.guard.kind, wrapped.sensitivity_every) == ("per_lr", "shrink", 7)
+    assert set(wrapped.groups) == {"embedding", "norm", "attention", "mlp", "head"}
+    assert all(f.init == "zero" for f in wrapped.filters.values())
+    assert wrapped.controller.gain == {"kp": 0.5, "ki": 0.3}  # what is not given is the kind's own
+    assert sum(len(members) for members in wrapped.groups.values()) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize(
-    ("budget", "controller", "kind", "every"),
+    ("budget", "controller", "kind", "audit_every"),
     [
-        ("shadow", "auto", "Fixed", 4),
-        ("surrogate", "auto", "LogPI", 4),
-        ("surrogate", "pi", "PI", 20),
-        ("shadow", "log_pi", "LogPI", 4),
+        ("shadow", ControllerConfig("auto"), "Fixed", 4),
+        ("surrogate", ControllerConfig("auto"), "LogPI", 4),
+        ("calibrated", ControllerConfig("auto"), "Fixed", 4),
+        ("surrogate", ControllerConfig("pi"), "PI", 20),
+        ("shadow", ControllerConfig("log_pi"), "LogPI", 4),
+        ("surrogate", ControllerConfig("rsl"), "RSL", 4),
+        ("fisher", ControllerConfig("agreement"), "Agreement", 4),
+        ("shadow", ControllerConfig("energy", a=0.1), "Energy", 4),
     ],
 )
-def test_controllers(budget, controller, kind, every):
-    _, _, stabilizer = prepare(ebc(budget=BudgetConfig(budget), controller=ControllerConfig(controller)))
-    assert type(stabilizer.controller).__name__ == kind
-    assert stabilizer.audit_every == every
+def test_controllers(budget, controller, kind, audit_every):
+    _, wrapped = prepare(run_of("adam", "ebc", "none", budget=BudgetConfig(budget), controller=controller))
+    assert type(wrapped.controller).__name__ == kind
+    assert wrapped.audit_every == audit_every
 
 
 def test_a_refused_combination_says_why():
-    with pytest.raises(ValueError, match="Fixed has no gain kp"):
-        prepare(ebc(controller=ControllerConfig("fixed", kp=0.5)))
+    for changes, words in (
+        ({"controller": ControllerConfig("fixed", kp=0.5)}, "Fixed has no gain kp"),
+        ({"controller": ControllerConfig("energy")}, "needs the gain a"),
+        ({"budget": BudgetConfig("shadow", guard="shrink")}, "goes with budget='surrogate'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            prepare(run_of("adam", "ebc", "none", **changes))
+    with pytest.raises(ValueError, match="strength must be > 0"):
+        prepare(replace(run_of("adam", "agc", "none"), stabilizer=StabilizerConfig("agc", strength=-1.0)))
+    assert stabilizers.build is build

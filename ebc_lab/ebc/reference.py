@@ -282,11 +282,11 @@ class ReferenceClip:
         self.beta[g] = beta + weight * residual
 
     def _derivative(self, proposal: Proposal, members: Sequence[str] | set[str]) -> tuple[Tensor, Tensor]:
-        """(z, J·dW) with dW of these tensors alone, by a central difference a ten-thousandth long."""
+        """(z, J·dW) with dW of these tensors alone, by a central difference 1e-5 long on either side."""
         z, norm = self._z(proposal.before, proposal.tokens), self._norm(proposal, members)
         if norm == 0:
             return z, torch.zeros_like(z)
-        eps = 1e-4 / norm
+        eps = 1e-5 / norm
         sides = []
         for sign in (+1, -1):
             moved = copy.deepcopy(proposal.before)

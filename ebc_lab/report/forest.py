@@ -24,6 +24,7 @@ WIDTH, LEFT = 11.0, 0.02  # inches; the left margin, a share of it
 NAMES, PLOT = (LEFT, 0.322), (0.335, 0.7)  # where the labels and the axes lie
 COLUMNS = ((0.845, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge of each, and its heading
 LINE = 11.0  # points from one line of a row's words to the next
+OWN = 34  # characters of a label that is followed by another
 WORDS = 62  # characters of them that a line holds
 OFF_SCALE = 4.0  # times the rows' median reach: an axis that went further would leave no room to tell the others apart
 
@@ -61,7 +62,11 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.label}  (vs {self.arm['versus']})" if self.elsewhere else self.label
+        """The label, and the arm it is compared with where that is not the suite's reference."""
+        if not self.elsewhere:
+            return self.label
+        own = self.label if len(self.label) <= OWN else f"{self.label[: OWN - 1]}…"  # so that the other name stays on the page
+        return f"{own}  (vs {self.arm['versus']})"
 
     @property
     def words(self) -> list[str]:
@@ -141,7 +146,7 @@ def finding(rows: Sequence[Row]) -> str:
     text += f" (95%: {signed(low)} to {signed(high)}). Of {len(compared)} intervals "
     worse, better = (sum(test(row) for row in compared) for test in (lambda r: r.limits[0] > 0, lambda r: r.limits[1] < 0))
     text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {len(compared) - better - worse} hold it"
-    return f"{text}; nothing corrects for their number." if len(compared) > 1 else f"{text}."
+    return f"{text} (each 95% by itself)." if len(compared) > 1 else f"{text}."
 
 
 def frame(rows: Sequence[Row]) -> tuple[float, float]:

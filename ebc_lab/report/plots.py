@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from ..config import AblationConfig, from_dict
 from ..telemetry import read_json, write_whole
 from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, optimizer, seeds_of, short
 from .curves import read_runs
@@ -39,6 +40,7 @@ def draw_study(root: Path) -> list[Path]:
 def facts_of(header: Mapping[str, Any]) -> Facts:
     """What study.json says that every picture repeats."""
     config, corpus = header["config"], header["corpus"]
+    suite = from_dict(AblationConfig, config.get("ablation") or {})
     low, high = config["study"]["band"]
     return Facts(
         name=header["study"],
@@ -48,8 +50,8 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         tokens_per_step=config["batch_size"] * config["model"]["context"],
         windows=config["eval_windows"],
         band=(low, high),
-        question=(config.get("ablation") or {}).get("question") or "",
-        arms=tuple((config.get("ablation") or {}).get("arms") or ()),
+        question=suite.question,
+        arms=tuple(suite.all_arms()),
     )
 
 

@@ -71,6 +71,23 @@ def test_golden_shadow_step(golden, measurements, case):
     assert stats.applied_kl.item() == pytest.approx(shadow["applied_kl"], rel=1e-6)
 
 
+def test_golden_fisher_step(golden):
+    values = golden["linear_model"]
+    stats = golden_step(values, budget="fisher")
+    assert stats.predicted_kl.item() == pytest.approx(values["q"], rel=1e-6)
+    assert stats.clip_coefficient.item() == pytest.approx(values["fisher_c"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2", "l2"])
+def test_golden_calibrated_step(golden, kind):
+    """At its first probe k is fitted to q, so that S does not matter."""
+    values = golden["linear_model"]
+    stats = golden_step(values, budget="calibrated", aggregate=kind)
+    assert stats.surrogate.item() == pytest.approx(values["S"][kind], rel=1e-6)
+    assert stats.predicted_kl.item() == pytest.approx(values["q"], rel=1e-6)
+    assert stats.clip_coefficient.item() == pytest.approx(values["calibrated_c_first_probe"], rel=1e-6)
+
+
 @pytest.mark.parametrize("audit_every", [0, 2])
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon"])
 def test_without_a_budget_it_is_the_plain_optimizer_bit_for_bit(

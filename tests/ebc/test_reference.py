@@ -1,7 +1,7 @@
 """The fast path against the slow plain transcription, step by step, on a real GPT in float64.
 
 Tolerances: `shadow` is the same arithmetic in another order. The other budgets meet the reference's central differences, good
-to about 1e-8 a step. `energy` meets a slope that the fast path sums up in float32.
+to about 1e-9. `energy` meets a slope that the fast path sums up in float32.
 """
 
 import math
@@ -12,13 +12,12 @@ import torch
 from ebc_lab.ebc import EllipsotopeClip, group_parameters
 from ebc_lab.ebc.reference import ReferenceClip
 from ebc_lab.model import hidden_matrices
-from ebc_lab.projections import Stiefel
 
-STEPS = 44  # past the 20 steps that may measure three times, and the sweeps at 0, 10, 20 and 40
+STEPS = 44  # past the 20 steps that may measure three times, the sweeps at 0, 10 and 20, and the turn at 40
 LR = 2e-2
 EXACT = 1e-11
-DIFFERENCES = 1e-6
-SLOPES = 1e-5
+DIFFERENCES = 2e-8
+SLOPES = 3e-6
 SHADOW = {
     "fixed": {},
     "fixed-linear": {"schedule": "linear"},
@@ -28,26 +27,26 @@ SHADOW = {
     "energy": {"controller": "energy", "gain": 0.05},
     "matrices-log_pi": {"grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
     "held-rsl": {"held": True, "controller": "rsl"},
-    "retracted": {"retracted": True, "target_kl": 0.006},
-    "retracted-matrices-held": {"retracted": True, "grouping": "matrices", "held": True, "target_kl": 0.004},
+    "retracted": {"retracted": True, "target_kl": 0.004},
+    "retracted-matrices-held": {"retracted": True, "grouping": "matrices", "held": True, "target_kl": 0.0002},
 }
 JUDGED = {  # one derivative at the audits
-    "agreement": {"controller": "agreement"},
-    "agreement-matrices-held": {"controller": "agreement", "grouping": "matrices", "held": True, "target_kl": 0.005},
+    "agreement": {"controller": "agreement", "target_kl": 0.002},
+    "agreement-matrices-held": {"controller": "agreement", "grouping": "matrices", "held": True, "target_kl": 0.001},
 }
 SURROGATE = {
     "l1": {"target_kl": 0.05},
-    "l1-pi-published": {"controller": "pi", "cadence": "published", "target_kl": 0.05},
+    "l1-pi-published": {"controller": "pi", "cadence": "published", "target_kl": 0.02},
     "l1-log_pi-linear-dense": {"controller": "log_pi", "schedule": "linear", "cadence": "dense"},
     "l1-energy": {"controller": "energy", "gain": 0.2},
     "l1-lr_squared-global": {"schedule": "lr_squared", "grouping": "global", "target_kl": 0.1},
     "l1-per_lr-log_pi": {"units": "per_lr", "controller": "log_pi"},
-    "l1-agreement-retracted": {"controller": "agreement", "retracted": True, "target_kl": 0.05},
+    "l1-agreement-retracted": {"controller": "agreement", "retracted": True, "target_kl": 0.005},
     "sqrtl_l2-rsl-shrink-sweep": {
         "aggregate": "sqrtl_l2", "controller": "rsl", "guard": "shrink", "cadence": "sweep", "target_kl": 0.02,
     },
     "sqrtl_l2-linear-type": {"aggregate": "sqrtl_l2", "schedule": "linear", "grouping": "type", "target_kl": 0.3},
-    "l2-pi-matrices": {"aggregate": "l2", "controller": "pi", "grouping": "matrices", "target_kl": 0.02},
+    "l2-log_pi-matrices": {"aggregate": "l2", "controller": "log_pi", "grouping": "matrices", "target_kl": 0.001},
     "l2-shrink": {"aggregate": "l2", "guard": "shrink", "grouping": "tensor", "target_kl": 0.02},
     "l2-shrink_inflate-log_pi": {"aggregate": "l2", "guard": "shrink_inflate", "controller": "log_pi"},
 }  # fmt: skip
@@ -55,11 +54,11 @@ PREDICTED = {
     "fisher": {"budget": "fisher"},
     "fisher-matrices-log_pi": {"budget": "fisher", "grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
     "fisher-energy-cosine": {"budget": "fisher", "controller": "energy", "gain": 0.05, "schedule": "cosine"},
-    "fisher-agreement-held": {"budget": "fisher", "controller": "agreement", "held": True},
+    "fisher-agreement-held": {"budget": "fisher", "controller": "agreement", "held": True, "target_kl": 0.002},
     "fisher-retracted": {"budget": "fisher", "retracted": True},
     "calibrated-type-linear": {"budget": "calibrated", "grouping": "type", "schedule": "linear"},
     "calibrated-l2-dense-rsl": {"budget": "calibrated", "aggregate": "l2", "cadence": "dense", "controller": "rsl"},
-    "calibrated-sweep-agreement": {"budget": "calibrated", "cadence": "sweep", "controller": "agreement"},
+    "calibrated-sweep-agreement": {"budget": "calibrated", "cadence": "sweep", "controller": "agreement", "target_kl": 0.001},
     "calibrated-matrices-held": {"budget": "calibrated", "grouping": "matrices", "held": True, "target_kl": 0.004},
 }
 
@@ -69,7 +68,7 @@ def cases(table):
 
 
 def polar(sizes):
-    """The retraction once more, by an SVD: each hidden matrix to its polar factor, all singular values `sizes`."""
+    """The exact retraction, by an SVD: each hidden matrix to its polar factor, all singular values `sizes`."""
 
     def retract(model):
         for w, size in zip(hidden_matrices(model), sizes, strict=True):
@@ -88,13 +87,14 @@ def run_both(make_gpt, batches, backward, options, broken=()):
     if retracted:
         sizes = [(w.norm() / math.sqrt(min(w.shape))).item() for w in hidden_matrices(slow_model)]
         with torch.no_grad():
-            polar(sizes)(slow_model)
+            for model in (fast_model, slow_model):
+                polar(sizes)(model)
     fast = EllipsotopeClip(
         fast_model,
         torch.optim.Adam(fast_model.parameters(), lr=LR),
         grouping=grouping,
         gains={"a": gain} if options.get("controller") == "energy" else None,
-        retract=Stiefel(hidden_matrices(fast_model)) if retracted else None,
+        retract=(lambda: polar(sizes)(fast_model)) if retracted else None,
         **options,
     )
     groups = list(group_parameters([n for n, _ in slow_model.named_parameters()], grouping).values())

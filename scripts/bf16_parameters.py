@@ -1,0 +1,63 @@
+"""What bfloat16 parameters do to a small update: the KL of W + c·dW, kept in float32 and kept in bfloat16, at the same W and dW.
+
+    python scripts/bf16_parameters.py [scale=laptop steps=300 optimizer.lr=4e-3 …]
+
+Trains a plain run with the given overrides, then takes one more proposal of its optimizer and applies shares of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import torch
+
+from ebc_lab import model as models
+from ebc_lab import optimizers
+from ebc_lab.config import run_part
+from ebc_lab.data import Batches, locate
+from ebc_lab.ebc import mean_kl
+from ebc_lab.overrides import compose
+from ebc_lab.training import set_up_torch, token_losses
+
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
+
+
+def main(overrides: list[str]) -> None:
+    run = run_part(compose(["stabilizer=none", "dtype=float32", *overrides], study=False))
+    set_up_torch(run)
+    corpus = locate(run.data)
+    model = models.build(run.model, len(corpus.vocabulary), run.seed)
+    bases = optimizers.build(model, run.optimizer)
+    batches = Batches(torch.from_numpy(corpus.tokens()["train"]), run.batch_size, run.model.context, run.seed)
+    for step in range(run.steps + 1):
+        if step == run.steps:
+            before = {n: p.detach().bfloat16().float() for n, p in model.named_parameters()}  # both start from the same W
+            model.load_state_dict(before, strict=False)
+        inputs, targets = batches.at(step)
+        model.zero_grad()
+        token_losses(model(inputs), targets).mean().backward()
+        for base in bases:
+            base.step()
+    proposal = {n: p.detach() - before[n] for n, p in model.named_parameters()}
+
+    twin = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def logits(share: float, low: bool) -> torch.Tensor:
+        for n, p in twin.named_parameters():
+            moved = before[n] + share * proposal[n]
+            p.copy_(moved.bfloat16().float() if low else moved)
+        out: torch.Tensor = twin(inputs)
+        return out
+
+    z = logits(0.0, low=False)
+    print(f"after {run.steps} steps at lr {run.optimizer.lr:g}, KL of W + c·dW in nats per token")
+    print("     c      float32     bfloat16    ratio")
+    for share in SHARES:
+        exact, rounded = (float(mean_kl(z, logits(share, low))) for low in (False, True))
+        print(f"{share:6g} {exact:12.3g} {rounded:12.3g} {exact / rounded:8.2f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
