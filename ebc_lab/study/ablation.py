@@ -156,12 +156,13 @@ def _copies(
         result = results.get(source.run_id) if source else None
         if source is None or result is None or result.get("outcome") != "completed":
             continue
-        run, _ = run_of(config, decisions, track, arm, config.ablation.steps, seed, {"lr_scale": source.lr_scale})
+        point = {"lr_scale": source.lr_scale} if arm.replay else {}
+        run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
         if arm.replay:
             run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
         else:
             run = replace(run, stabilizer=replace(run.stabilizer, strength=_quantile(result, 1 - result["clip_rate"])))
-        yield _spec(track, label, run, source.lr_scale)
+        yield _spec(track, label, run, scale)
 
 
 def _quantile(result: Mapping[str, Any], share: float) -> float:

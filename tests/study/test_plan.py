@@ -205,3 +205,76 @@ def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     results[extension[0].run_id] = done(1.9)
     assert guess.run_id in {s.run_id for s in STAGES_OF["lr_sweep"].runs(config, {}, results)}
     assert stages.foreseen(config, {}, [guess], []) == []
+
+
+SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
+
+
+def searched(config, ratios):
+    """Decisions up to a controller search whose candidates reach these shares of their target; equal losses."""
+    decisions = swept(config)
+    for stage in ("calibrate", "controller_search"):
+
+        def answer(s):
+            return done(2.0, kl_ratio_median=ratios.get(s.role), surrogate_median=1.0)
+
+        _, specs, results = settle(stage, config, decisions, answer)
+        decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+    return decisions, specs
+
+
+def test_a_controller_search_tries_every_candidate_where_delta_was_calibrated():
+    config = config_of("optimizer=adam", SEARCH)
+    decisions, specs = searched(config, {"rsl": 1.1, "log_pi": 0.5})
+    calibrated = decisions["calibrate"]["tracks"]["adam_none"]
+    assert {s.role for s in specs} == set(config.controller_search.candidates)
+    assert {s.run.budget.target_kl for s in specs} == {calibrated["delta_star"]}
+    assert {s.lr_scale for s in specs} == {config.calibrate.lr_scale}
+    assert len({s.run_id for s in specs}) == len(specs)
+
+
+def test_the_controller_that_holds_its_target_is_used_from_then_on():
+    config = config_of("optimizer=adam", SEARCH)
+    decisions, _ = searched(config, {"rsl": 1.1, "log_pi": 0.5, "log_pi_often": 1.5})
+    found = decisions["controller_search"]["tracks"]["adam_none"]
+    assert (found["candidate"], found["settings"]) == ("rsl", {"controller": {"name": "rsl"}})
+    _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
+    ebc = [s for s in specs if s.role == "ebc"]
+    assert {s.run.controller.name for s in ebc} == {"rsl"}
+    assert all(s.run.stabilizer.name == "none" for s in specs if s.role == "none")
+    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
+    finals = STAGES_OF["finals"].runs(config, decisions, {})
+    assert {s.run.controller.name for s in finals if s.run.stabilizer.name == "ebc"} == {"rsl"}
+
+
+def test_a_search_in_which_none_holds_its_target_takes_the_nearest_and_says_so():
+    config = config_of("optimizer=adam", SEARCH)
+    decisions, _ = searched(config, {"rsl": 4.0, "log_pi": 0.5, "fixed": 0.1})
+    assert decisions["controller_search"]["tracks"]["adam_none"]["candidate"] == "log_pi"
+    assert "no candidate held the KL" in decisions["controller_search"]["notes"][0]
+
+
+def test_without_a_search_nothing_waits_for_one():
+    config = config_of("optimizer=adam")
+    decisions = swept(config)
+    _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0))
+    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
+    assert any(s.role == "ebc" for s in STAGES_OF["lr_scale"].runs(config, decisions, {}))
+    config = config_of("optimizer=adam", SEARCH)
+    assert {s.role for s in STAGES_OF["lr_scale"].runs(config, decisions, {})} == {"none"}
+
+
+def test_the_published_recipe_to_the_letter():
+    config = config_of("study=published")
+    decisions = swept(config)
+    _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0))
+    assert [s.run.budget.target_kl for s in specs] == [0.03, 0.05, 0.07]
+    run = specs[0].run
+    assert (run.budget.name, run.budget.aggregate, run.budget.grouping) == ("surrogate", "l1", "matrices")
+    assert (run.budget.cadence, run.budget.guard, run.budget.beta_init) == ("published", "shrink", "first")
+    assert (run.controller.name, run.controller.kp, run.controller.ki) == ("pi", 0.15, 0.02)
+    assert specs[0].lr_scale == 1
+    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
+    scales = STAGES_OF["lr_scale"].runs(config, decisions, {})
+    assert [s.lr_scale for s in scales if s.role == "ebc"] == [1.5, 2, 3, 4]
+    assert [s.lr_scale for s in scales if s.role == "none"] == [1, 1.5, 2, 3, 4]  # the plain run that all are judged by

@@ -1,0 +1,378 @@
+"""What each option of a budgeted step does: matrices, copies of the weights, retraction, held-back text, controllers, guard."""
+
+import copy
+import io
+import itertools
+import math
+
+import pytest
+import torch
+
+from ebc_lab.ebc import EllipsotopeClip
+from ebc_lab.ebc.clip import BUDGETS
+from ebc_lab.ebc.controller import CONTROLLERS
+from ebc_lab.ebc.surrogate import GUARDS
+from ebc_lab.model import hidden_matrices
+from ebc_lab.optimizers import ScheduleFree
+from ebc_lab.projections import Stiefel
+
+LR = 0.02
+GAINS = {"energy": {"a": 0.1}}
+every_budget = pytest.mark.parametrize("budget", BUDGETS)
+
+
+def clip(model, base=None, **options):
+    options = {"target_kl": 0.002, "gains": GAINS.get(options.get("controller")), **options}
+    return EllipsotopeClip(model, base or torch.optim.Adam(model.parameters(), lr=LR), **options)
+
+
+def go(model, optimizer, batch, backward, **given):
+    """One step on `batch`, (rows, 17) characters."""
+    logits = backward(model, batch)
+    return optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:], **given)
+
+
+def snapshot(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def proposal_of(model, optimizer, kind, **settings):
+    """Where the base optimizer alone would take the weights from here, by name; gradients are in place."""
+    twin = copy.deepcopy(model)
+    base = kind(twin.parameters(), **settings)
+    base.load_state_dict(copy.deepcopy(optimizer.bases[0].state_dict()))
+    for p, q in zip(twin.parameters(), model.parameters(), strict=True):
+        p.grad = q.grad.clone()
+    base.step()
+    return snapshot(twin), {name: base.state[p] for name, p in twin.named_parameters()}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# -- matrices: what is not budgeted moves freely -----------------------------------------------------------------------
+
+
+def is_hidden(name):
+    return name.startswith("blocks.") and "norm" not in name
+
+
+@pytest.mark.parametrize("controller", ["fixed", "agreement"])
+@every_budget
+def test_what_is_not_budgeted_goes_where_the_base_sends_it(make_gpt, batches, backward, budget, controller):
+    model = make_gpt()
+    optimizer = clip(model, budget=budget, controller=controller, grouping="matrices", target_kl=5e-4, audit_every=2)
+    for batch in batches(5):
+        logits = backward(model, batch)
+        before, (proposal, _) = snapshot(model), proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:])
+        c = stats.clip_coefficient.item()
+        assert 0 < c < 1
+        for name, p in model.named_parameters():
+            assert torch.equal(p, torch.lerp(before[name], proposal[name], c) if is_hidden(name) else proposal[name]), name
+
+
+def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward):
+    model, at_trials = make_gpt(), []
+
+    def forward(model, inputs):
+        at_trials.append(snapshot(model))
+        return model(inputs)
+
+    optimizer = clip(model, grouping="matrices", forward=forward, audit_every=0)
+    for batch in batches(3):
+        at_trials.clear()
+        before = snapshot(model)
+        stats = go(model, optimizer, batch, backward)
+        assert len(at_trials) == stats.measurements
+        for trial in at_trials:
+            assert {n for n in before if torch.equal(trial[n], before[n])} == {n for n in before if not is_hidden(n)}
+
+
+@pytest.mark.parametrize("grouping", ["block", "matrices"])
+@every_budget
+def test_a_step_without_a_usable_c_leaves_everything_where_it_was(make_gpt, batches, backward, budget, grouping):
+    model, broken = make_gpt(), [False]
+    forward = lambda m, x: m(x) * (math.nan if broken[0] else 1)  # noqa: E731
+    optimizer = clip(
+        model,
+        ScheduleFree(model.parameters(), lr=LR),
+        budget=budget,
+        grouping=grouping,
+        forward=forward,
+        cadence="sweep",
+        guard="shrink" if budget == "surrogate" else "none",
+    )
+    data = batches(3)
+    if budget in ("surrogate", "calibrated"):  # betas of the past would do: none is known at the first step
+        data = data[2:]
+    else:
+        for batch in data[:2]:
+            assert not go(model, optimizer, batch, backward).skipped
+    before = snapshot(model)
+    copies = {p: optimizer.bases[0].state[p]["z"].clone() for p in model.parameters() if len(data) > 1}
+    broken[0] = True
+    stats = go(model, optimizer, data[-1], backward)
+    assert (stats.skipped, stats.clip_coefficient, stats.applied_kl) == (True, 0, None)
+    assert same(snapshot(model), before)
+    for name, p in model.named_parameters():
+        assert torch.equal(optimizer.bases[0].state[p]["z"], copies.get(p, before[name]))
+    broken[0] = False
+    assert not go(model, optimizer, data[0], backward).skipped
+
+
+# -- optimizers whose state holds a copy of the weights ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouping", ["block", "matrices"])
+@every_budget
+def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backward, budget, grouping):
+    model = make_gpt()
+    optimizer = clip(model, ScheduleFree(model.parameters(), lr=LR), budget=budget, grouping=grouping, target_kl=2e-5)
+    for t, batch in enumerate(batches(4)):
+        logits = backward(model, batch)
+        before = snapshot(model)
+        copies = {n: optimizer.bases[0].state[p]["z"].clone() if t else before[n] for n, p in model.named_parameters()}
+        proposal, states = proposal_of(model, optimizer, ScheduleFree, lr=LR)
+        stats = optimizer.step(batch[:, :-1], logits)
+        c = stats.clip_coefficient.item()
+        assert 0 < c < 1
+        for name, p in model.named_parameters():
+            share = 1.0 if grouping == "matrices" and not is_hidden(name) else c
+            assert torch.equal(p, torch.lerp(before[name], proposal[name], share))
+            z = optimizer.bases[0].state[p]["z"]
+            assert torch.equal(z, torch.lerp(copies[name], states[name]["z"], share))
+            assert not torch.equal(z, copies[name])
+
+
+# -- retraction --------------------------------------------------------------------------------------------------------
+
+
+def off_manifold(model, sizes):
+    """The largest relative error of a singular value of a hidden matrix."""
+    values = [torch.linalg.svdvals(w.detach()) / s for w, s in zip(hidden_matrices(model), sizes, strict=True)]
+    return max((v - 1).abs().max().item() for v in values)
+
+
+@pytest.mark.parametrize("options", [*({"budget": b} for b in BUDGETS), {"target_kl": 1e3}, {"target_kl": math.inf}], ids=str)
+def test_weights_are_on_their_manifold_at_every_step_and_every_trial(make_gpt, batches, backward, options):
+    model, at_trials = make_gpt(), []
+    retract = Stiefel(hidden_matrices(model))
+    sizes = [w.norm().item() / math.sqrt(min(w.shape)) for w in hidden_matrices(model)]
+
+    def forward(model, inputs):
+        at_trials.append(off_manifold(model, sizes))
+        return model(inputs)
+
+    base = torch.optim.Adam(model.parameters(), lr=LR)
+    optimizer = clip(model, base, retract=retract, forward=forward, audit_every=2, **options)
+    for batch in batches(4):
+        logits = backward(model, batch)
+        proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        moved = copy.deepcopy(model)
+        moved.load_state_dict(proposal)
+        assert off_manifold(moved, sizes) > 0.1
+        c = optimizer.step(batch[:, :-1], logits).clip_coefficient
+        assert (c == 1) == ("budget" not in options)
+        assert off_manifold(model, sizes) < 1e-3
+    assert len(at_trials) > 1
+    assert max(at_trials) < 1e-3
+
+
+# -- held-back text ----------------------------------------------------------------------------------------------------
+
+
+@every_budget
+def test_held_back_text_chooses_c_and_the_batch_is_left_to_the_audit(make_gpt, batches, backward, budget):
+    (batch, other, held, changed), seen = batches(4), []
+
+    def forward(model, inputs):
+        seen.append(inputs)
+        return model(inputs)
+
+    def step(leading, probe):
+        """A step with the gradients of `batch`, though its first two rows are replaced; -> c and r."""
+        model = make_gpt()
+        backward(model, batch)
+        rows = torch.cat([leading[:2], batch[2:]])
+        optimizer = clip(model, budget=budget, controller="agreement", forward=forward)
+        seen.clear()
+        stats = optimizer.step(
+            rows[:, :-1],
+            model(rows[:, :-1]),
+            targets=rows[:, 1:],
+            probe=(probe[:, :-1], probe[:, 1:]) if probe is not None else None,
+        )
+        chose, audited = [s for s in seen if len(s) == 2], [s for s in seen if len(s) > 2]
+        assert len(audited) == 1
+        assert torch.equal(audited[0], batch[2:, :-1])
+        assert all(torch.equal(s, (leading if probe is None else probe)[:2, :-1]) for s in chose)
+        assert len(chose) > 0
+        return stats.clip_coefficient.item(), stats.agreement.item()
+
+    with_held = step(batch, held)
+    assert step(other, held) == with_held  # what the batch's leading rows hold is of no account
+    assert step(batch, changed)[0] != with_held[0]
+    assert step(batch, changed)[1] != with_held[1]  # nor do the batch's own targets judge it
+    assert step(batch, None)[0] != step(other, None)[0]
+
+
+# -- controllers that look at the loss ---------------------------------------------------------------------------------
+
+
+@every_budget
+def test_agreement_asks_for_targets(make_gpt, batches, backward, budget):
+    (batch,) = batches(1)
+    for given in ({}, {"targets": batch[:, 1:], "probe": (batch[:, :-1], None)}):
+        model = make_gpt()
+        logits = backward(model, batch)
+        with pytest.raises(ValueError, match=r"compares losses: give step\(tokens, logits, targets=\.\.\.\)"):
+            clip(model, budget=budget, controller="agreement").step(batch[:, :-1], logits, **given)
+
+
+@every_budget
+def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(make_gpt, batches, backward, budget):
+    model = make_gpt()
+    optimizer = clip(model, budget=budget, controller="agreement", target_kl=1e-4, audit_every=3)
+    deltas, ratios = [], []
+    for t, batch in enumerate(batches(7)):
+        logits = backward(model, batch)
+        stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:] if t % 3 == 0 else None)
+        deltas.append(stats.delta.item())
+        ratios += [stats.agreement.item()] if stats.agreement is not None else []
+    assert ratios == pytest.approx([1, 1, 1], abs=0.2)  # small steps: the linear prediction holds
+    assert deltas == pytest.approx([1e-4] + 3 * [1.5e-4] + 3 * [2.25e-4])
+
+
+@every_budget
+def test_energy_rests_while_the_proposal_climbs_and_recovers(make_gpt, batches, backward, budget):
+    model = make_gpt()
+    uphill = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)
+    optimizer = clip(model, uphill, budget=budget, controller="energy", audit_every=4)
+    data = batches(12)
+    assert go(model, optimizer, data[0], backward).slope > 0
+    before = snapshot(model)
+    for batch in data[1:4]:
+        stats = go(model, optimizer, batch, backward)
+        assert (stats.skipped, stats.clip_coefficient, stats.delta) == (False, 0, 0)
+        assert same(snapshot(model), before)
+    uphill.param_groups[0]["maximize"] = False
+    stats = go(model, optimizer, data[4], backward)  # an audit: delta is 0 still, and the slope is seen to be good
+    assert (stats.skipped, stats.clip_coefficient) == (False, 0)
+    assert stats.slope < 0
+    slope = stats.slope.item()
+    for batch in data[5:8]:
+        stats = go(model, optimizer, batch, backward)
+        assert stats.delta.item() == pytest.approx(-0.1 * slope)
+        assert not stats.skipped
+        assert stats.clip_coefficient > 0
+    assert not same(snapshot(model), before)
+
+
+def test_the_slope_is_that_of_the_whole_proposal(make_gpt, batches, backward):
+    model = make_gpt()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.5)
+    stats = go(model, clip(model, sgd, target_kl=1e-4), batches(1)[0], backward)
+    assert stats.clip_coefficient < 0.9
+    assert stats.slope.item() == pytest.approx(-0.5 * stats.grad_norm.item() ** 2, rel=1e-5)
+
+
+# -- guards and units --------------------------------------------------------------------------------------------------
+
+
+def guarded(make_gpt, batches, backward, guard):
+    """Audits of 200 steps whose surrogate is l2 over tensors, not a bound: -> tightness, and T over the radius."""
+    model = make_gpt()
+    optimizer = clip(model, budget="surrogate", aggregate="l2", grouping="tensor", guard=guard)
+    steps = [go(model, optimizer, batch, backward) for batch in batches(200)]
+    audited = [s for s in steps[100:] if s.tightness is not None]
+    return torch.stack([s.tightness for s in audited]), torch.stack([s.movement / s.radius for s in audited])
+
+
+def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward):
+    tightness, overshoot = guarded(make_gpt, batches, backward, "none")
+    assert tightness.median() > 3
+    assert overshoot.median() > 3
+    tightness, overshoot = guarded(make_gpt, batches, backward, "shrink_inflate")
+    assert 0.5 < tightness.median() < 1.5
+    assert overshoot.median() <= 1
+    _, overshoot = guarded(make_gpt, batches, backward, "shrink")  # c changes, S does not: the tightness stays
+    assert overshoot.median() <= 1
+
+
+@pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])
+@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
+def test_a_guard_goes_with_a_bound(make_gpt, budget, guard):
+    with pytest.raises(ValueError, match=f"guard='{guard}' corrects a bound: it goes with budget='surrogate'"):
+        clip(make_gpt(), budget=budget, guard=guard)
+
+
+@pytest.mark.parametrize("lr", [0.5, 0.02])
+def test_units_per_lr_divide_by_the_learning_rate(make_gpt, batches, backward, lr):
+    seen = {}
+    for units in ("logits", "per_lr"):
+        model = make_gpt(dtype=torch.float64)
+        optimizer = clip(model, torch.optim.Adam(model.parameters(), lr=lr), budget="surrogate", units=units)
+        seen[units] = go(model, optimizer, batches(1)[0], backward)
+    plain, per_lr = seen["logits"], seen["per_lr"]
+    assert per_lr.surrogate.item() == pytest.approx(plain.surrogate.item() / lr)
+    assert per_lr.contributions.tolist() == pytest.approx((plain.contributions / lr).tolist())
+    assert per_lr.clip_coefficient.item() == pytest.approx(plain.clip_coefficient.item() * lr)
+
+
+# -- low precision and checkpoints -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouping", ["block", "matrices"])
+@every_budget
+def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
+    model = make_gpt(dtype=torch.bfloat16)
+    options = {"target_kl": 0.01 if grouping == "block" else 1e-3, "controller": "agreement", "sensitivity_every": 1}
+    optimizer = clip(model, budget=budget, grouping=grouping, audit_every=3, **options)
+    steps = [go(model, optimizer, batch, backward) for batch in batches(7)]
+    assert not any(step.skipped for step in steps)
+    assert all(0 < step.clip_coefficient <= 1 for step in steps)
+    assert steps[0].clip_coefficient < 1
+    assert all(torch.isfinite(step.surrogate) and step.surrogate > 0 for step in steps)
+    assert all(step.agreement.isfinite() for step in steps[::3])
+    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in model.parameters())
+
+
+COMBINATIONS = [
+    (budget, controller, guard)
+    for budget, controller, guard in itertools.product(BUDGETS, CONTROLLERS, GUARDS)
+    if guard == "none" or budget == "surrogate"
+]
+
+
+@pytest.mark.parametrize(("budget", "controller", "guard"), COMBINATIONS)
+def test_a_checkpoint_restores_every_rule_bit_for_bit(make_gpt, batches, backward, budget, controller, guard):
+    def build():
+        model = make_gpt(blocks=1, width=8)
+        options = {"budget": budget, "controller": controller, "guard": guard, "aggregate": "l2", "cadence": "dense"}
+        schedule = {"schedule": "cosine", "total_steps": 30, "audit_every": 4, "target_kl": 0.005}
+        return model, clip(model, **options, **schedule)
+
+    data = batches(20)
+    model, optimizer = build()
+    for batch in data[:10]:
+        go(model, optimizer, batch, backward)
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    expected = [go(model, optimizer, batch, backward) for batch in data[10:]]
+
+    saved = torch.load(file, weights_only=True)
+    resumed, optimizer = build()
+    resumed.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    steps = [go(resumed, optimizer, batch, backward) for batch in data[10:]]
+    assert same(snapshot(resumed), snapshot(model))
+    for got, want in zip(steps, expected, strict=True):
+        for key, value in vars(want).items():
+            other = getattr(got, key)
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(other.nan_to_num(-1), value.nan_to_num(-1)), key
+            else:
+                assert other == value, key
