@@ -56,7 +56,7 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
                 natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
                 yield f"{label}{tail}_clip", draw_clip(facts, label, arm, runs)
                 yield f"{label}{tail}_kl", draw_kl(facts, label, arm, runs, natural_kl)
-                courses[label] = course_of(arm, runs)
+                courses[label] = course_of(runs)
             recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
         if courses:
             yield f"ablation_steps{tail}", draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
@@ -78,16 +78,15 @@ def in_words(arm: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Course:
-    """An EBC arm over the run. `moved`: the log of how far its c drifted, or its KL lies from the target, if further."""
+    """An EBC arm over the run."""
 
     steps: np.ndarray
     c: np.ma.MaskedArray  # median of the seeds, running mean
     audits: np.ndarray
     ratio: np.ma.MaskedArray  # applied KL over its target, median of the seeds, running geometric mean
-    moved: float
 
 
-def course_of(arm: Mapping[str, Any], runs: Sequence[Run]) -> Course:
+def course_of(runs: Sequence[Run]) -> Course:
     steps, table = applied_c(runs)
     c = running_mean(np.ma.masked_array(np.ma.median(table, axis=0))[None])[0] if len(steps) else np.ma.masked_all(0)
     streams = [audited(run.steps) for run in runs]
@@ -96,7 +95,7 @@ def course_of(arm: Mapping[str, Any], runs: Sequence[Run]) -> Course:
     if len(at):
         middle = np.ma.median(applied / np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0), axis=0)
         ratio = np.ma.exp(running_mean(np.ma.log(np.ma.masked_array(middle))[None])[0])
-    return Course(steps, c, at, ratio, max(drift(arm), distance(arm)))
+    return Course(steps, c, at, ratio)
 
 
 def drift(arm: Mapping[str, Any]) -> float:
@@ -113,8 +112,10 @@ def distance(arm: Mapping[str, Any]) -> float:
 
 def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Figure:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
-    far = sorted(courses, key=lambda label: -courses[label].moved)
-    shown = [label for label in courses if len(courses) <= MOST or label in far[:HIGHLIGHTED]]
+    far = [
+        x for pair in zip(*(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True) for x in pair
+    ]
+    shown = [label for label in courses if len(courses) <= MOST or label in list(dict.fromkeys(far))[:HIGHLIGHTED]]
     most, farthest = max(arms, key=lambda x: drift(arms[x])), max(arms, key=lambda x: distance(arms[x]))
     parts = []
     if drift(arms[most]):

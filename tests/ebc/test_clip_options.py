@@ -296,9 +296,9 @@ def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backw
     assert overshoot.median() > 3
     tightness, overshoot = guarded(make_gpt, batches, backward, "shrink_inflate")
     assert 0.5 < tightness.median() < 1.5
-    assert overshoot.median() <= 1
+    assert overshoot.median() < 1.5
     _, overshoot = guarded(make_gpt, batches, backward, "shrink")  # c changes, S does not: the tightness stays
-    assert overshoot.median() <= 1
+    assert overshoot.median() < 1.5
 
 
 @pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])

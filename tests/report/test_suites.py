@@ -233,7 +233,12 @@ def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
     root = write_suite(tmp_path, gains=gains, versus={}, outcomes={}, ebc=[label for label in gains if label != PLAIN])
     figures = drawn(root)
     named = {text.get_text().split("  ")[0] for text in figures["ablation_steps"].axes[1].texts}
-    assert named == {f"arm{i}" for i in range(16, 22)}
+    assert {
+        "arm19",
+        "arm20",
+        "arm21",
+    } < named  # the farthest from their targets; as many for the drift of c, the same for all here
+    assert len(named) == 6
     assert any(text.startswith("15 other arms") for text in words_of(figures["ablation_steps"]))
     figure = figures["ablation"]
     figure.draw_without_rendering()
