@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .budget import CLIPPED_BELOW, clip_coefficient, fitted_log_k, shadow_search, trust_radius
 from .controller import make_controller, schedule_multiplier
 from .grouping import group_parameters
-from .logits import half_fisher, mean_kl, token_mean
+from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
 from .probe import LOW_PRECISION, Batch
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
 from .stabilized import StabilizedOptimizer, StepStats
@@ -127,6 +127,7 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         return {
+            "peak_lr": self.peak_lr,
             "trial": self.trial.clone(),
             "log_k": self.log_k.clone(),
             "controller": self.controller.state_dict(),
@@ -135,6 +136,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
+        self.peak_lr = state["peak_lr"]
         self.trial = state["trial"].to(self.trial)
         self.log_k = state["log_k"].to(self.log_k)
         self.controller.load_state_dict(state["controller"])
@@ -148,7 +150,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         if not self.active:
             return
         group = self.param_groups[0]
-        peak = float(group.get("initial_lr", self.peak_lr))  # a torch scheduler keeps it there
+        peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))  # torch's schedulers keep it there
         ratio = float(group["lr"]) / peak if peak else 1.0
         multiplier = schedule_multiplier(self.schedule, t, self.total_steps, ratio)
         stats.target_kl = self.target_kl * max(multiplier, 1e-12)
@@ -163,6 +165,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         batch = super()._batch(*arguments)
         if self.floor is None:
             self._check_floor(batch.floor)
+        if batch.audit and "loss_drop" in self.controller.needs and batch.probe_targets is None:
+            raise ValueError("controller='agreement' compares losses: give step(tokens, logits, targets=...).")
         return batch
 
     def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
@@ -254,7 +258,8 @@ class EllipsotopeClip(StabilizedOptimizer):
             loss = batch.probe_loss(z)
             targets = batch.probe_targets
             assert targets is not None
-            rise = (z.softmax(-1) * dz).sum(-1) - dz.gather(-1, targets[..., None])[..., 0]
+            rise = (z.softmax(-1) * dz).sum(-1) - dz.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+            rise = torch.where(targets >= 0, rise, 0)  # negative: positions that the loss ignores
             self._judged = loss.double(), token_mean(rise, batch.probe_mask).double()
 
     def _sense(self, stats: StepStats, batch: Batch, due: list[str]) -> None:
@@ -266,7 +271,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         norms = torch.stack([squares[members].sum() for members in self.groups.values()]).sqrt()
         due = due + [g for g in self.groups if self.filters[g].beta is None and g not in due]
         weights = self._functional_weights(old)
-        measured = torch.full_like(norms, torch.nan)
+        measured, probed = torch.full_like(norms, torch.nan), False
         for i, (group, members) in enumerate(self.groups.items()):
             if group not in due or not norms[i] > 0:
                 continue
@@ -278,21 +283,23 @@ class EllipsotopeClip(StabilizedOptimizer):
                 known = self.filters[group].beta
                 guess = 1.0 if known is None or not known > 0 else float(known)
                 observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
-            measured[i] = self.filters[group].update(observed)
+            measured[i], probed = self.filters[group].update(observed), True
         betas = [self.filters[g].beta for g in self.groups]
         beta = torch.stack([torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas])
         if self.units == "per_lr":
             beta = beta / self.param_groups[0]["lr"]
         stats.contributions = torch.where(norms > 0, beta * norms, 0)  # a group at rest needs no beta
-        stats.sensitivities = measured if due else None
+        stats.sensitivities = measured if probed else None
         stats.surrogate = aggregate_contributions(stats.contributions, self.aggregate)
 
     def _audited(self, stats: StepStats, batch: Batch, t: int) -> None:
         if not self.active:
             return
         assert stats.applied_kl is not None
-        if self.guard.kind != "none" and stats.tightness is not None:
-            inflation = self.guard.audit(stats.tightness, t)
+        if stats.surrogate is not None:
+            stats.tightness = self._budgeted_movement(stats, batch) / (stats.clip_coefficient * stats.surrogate)
+        if self.guard.kind != "none" and stats.tightness is not None and stats.guard is not None:
+            inflation = self.guard.audit(stats.tightness * stats.guard, t)
             for group in self.filters.values():
                 group.inflate(inflation)
         signals: dict[str, Tensor] = {}
@@ -303,6 +310,19 @@ class EllipsotopeClip(StabilizedOptimizer):
             signals = {"slope": stats.slope}
         self.controller.update(stats.applied_kl, stats.clip_coefficient < CLIPPED_BELOW, **signals)
         stats.agreement = getattr(self.controller, "ratio", None)
+
+    def _budgeted_movement(self, stats: StepStats, batch: Batch) -> Tensor:
+        """T of what the budget covers: under `matrices` the rest, which moves freely, is put back for one forward."""
+        assert stats.movement is not None
+        assert self._old is not None
+        rest = [i for i in range(len(self.weights)) if i not in self.scaled]
+        if not rest:
+            return stats.movement
+        free, now = [self.weights[i] for i in rest], [self.weights[i].clone() for i in rest]
+        torch._foreach_copy_(free, [self._old[i] for i in rest])
+        moved = rms_norm(centre(batch.logits(batch.held)) - centre(batch.z_held), batch.held_mask)
+        torch._foreach_copy_(free, now)
+        return moved
 
     def _judge(self, stats: StepStats, batch: Batch) -> dict[str, Tensor]:
         """What the loss did on the probe rows, against what slope and q of the proposal promised."""

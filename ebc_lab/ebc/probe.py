@@ -87,7 +87,7 @@ class Batch:
     ):
         if tokens is None:
             raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
-        self.prober = prober
+        self.prober, self.audit = prober, audit
         first = mask if mask is not None else logits if logits is not None else _first_tensor(tokens)
         size = first.shape[0]
         if size <= k and audit:
@@ -109,7 +109,7 @@ class Batch:
         self.z_probe = self.logits(self.probe) if z is None or probe is not None else z[:k]
         if not audit:
             return
-        tokens_per_row = (z if z is not None else self.z_probe)[0, ..., 0].numel()
+        tokens_per_row = (logits if logits is not None else self.z_probe)[0, ..., 0].numel()
         if mask is None:
             rows = min(size, k - (-audit_tokens // tokens_per_row))
             self.held_tokens = (rows - k) * tokens_per_row

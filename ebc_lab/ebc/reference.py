@@ -97,6 +97,7 @@ class ReferenceStep:
     q: float | None = None
     r: float | None = None  # of `agreement`
     slope: float | None = None
+    tightness: float | None = None  # T/(c·S) of the budgeted part
     applied_kl: float | None = None
     T: float | None = None
 
@@ -190,6 +191,11 @@ class ReferenceClip:
             last = min(len(tokens), k + math.ceil(self.audit_tokens / tokens.shape[1]))
             z, z_new = self._z(before, tokens[k:last]), self._z(self.model, tokens[k:last])
             done.applied_kl, done.T, done.slope = max(0.0, mean_kl(z, z_new)), movement(z_new - z), slope
+            if done.S is not None:
+                budgeted = copy.deepcopy(before)  # what is not budgeted stays where it was: its movement is not S's
+                self._set(budgeted, proposal, done.c, free=0.0)
+                T = movement(self._z(budgeted, tokens[k:last]) - z)
+                done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
             self._guard(done, t)
             self._control(done, proposal)
         return done
@@ -311,11 +317,10 @@ class ReferenceClip:
     def _guard(self, done: ReferenceStep, t: int) -> None:
         if self.guard == "none":
             return
-        assert done.S is not None
-        assert done.T is not None
+        assert done.tightness is not None
         self.log_g *= 0.5 ** ((t - self.last_audit) / 200)
         self.last_audit = t
-        rho = done.T / (done.c * done.S)
+        rho = done.guard * done.tightness  # what is left of the under-estimate: T/tau on a clipped step
         if rho > 1:
             self.log_g -= math.log(rho)
             if self.guard == "shrink_inflate":

@@ -47,7 +47,7 @@ class StepStats:
     agreement: Tensor | None = None  # r, what the loss fell by over what was predicted
     applied_kl: Tensor | None = None  # on tokens that did not choose c, nats per token
     movement: Tensor | None = None  # T, logits per token, on the same tokens
-    tightness: Tensor | None = None  # T/(c·S)
+    tightness: Tensor | None = None  # T/(c·S), T of the budgeted part
     audit_tokens: int = 0
 
 
@@ -209,11 +209,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         audit = self.audit_every > 0 and t % self.audit_every == 0
         batch = self._batch(tokens, logits, mask, targets, probe, audit) if audit or self._measures(t) else None
         self._limit_gradients(stats, gradients)
-        if self.keeps_old or audit:
+        kept = self.keeps_old or audit
+        if kept:
             self._save()
         for base in self.bases:
             base.step()
-        self._refuse_non_finite()
+        self._refuse_non_finite(kept)
         if self.project is not None:
             self.project()
         if audit and stats.gradient_scale is None:
@@ -268,18 +269,19 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if p.grad is not None and (i := self._index.get(id(p))) is not None
         ]
 
-    def _refuse_non_finite(self) -> None:
+    def _refuse_non_finite(self, kept: bool) -> None:
         if all_finite(self.weights, get_total_norm(self.weights)):
             return
-        if self.keeps_old and self._old is not None:
+        if kept and self._old is not None:
             torch._foreach_copy_(self.weights, self._old)
         raise NonFiniteUpdateError(f"step {self.step_index - 1}: the optimizer proposed a non-finite update.")
 
     def _slope(self) -> Tensor:
         """<gradient, dW> of the proposal that the weights are at, float64."""
         assert self._old is not None
-        moved = [(p.grad, p, w) for p, w in zip(self.weights, self._old, strict=True) if p.grad is not None]
-        parts = [torch.dot(g.flatten().float(), (p - w).flatten().float()) for g, p, w in moved]
+        moved = [(p.grad, p - w) for p, w in zip(self.weights, self._old, strict=True) if p.grad is not None]
+        wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
+        parts = [torch.dot(g.flatten().to(wide), d.flatten().to(wide)) for g, d in moved]
         return torch.stack(parts).double().sum() if parts else torch.zeros((), dtype=torch.float64)
 
     def _apply(self, c: Tensor) -> None:
@@ -313,8 +315,6 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         stats.applied_kl = mean_kl(batch.z_held, z_new, batch.held_mask).clamp(min=0)
         stats.movement = rms_norm(centre(z_new) - centre(batch.z_held), batch.held_mask)
         stats.audit_tokens = batch.held_tokens
-        if stats.surrogate is not None:
-            stats.tightness = stats.movement / (stats.clip_coefficient * stats.surrogate)
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:

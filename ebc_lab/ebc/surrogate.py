@@ -38,10 +38,13 @@ def aggregate(contributions: Tensor, kind: str) -> Tensor:
 
 
 class Guard:
-    """g in c = min(1, g·tau/S), moved at each audit by rho = T/(c·S), above 1 where the surrogate under-estimated.
+    """g in c = min(1, g·tau/S), moved at each audit by rho, above 1 where S under-estimates what the guard has left of it.
 
     `shrink`: ln g recovers by half in 200 steps, and ln g <- ln g - ln rho where rho > 1. `shrink_inflate`: the betas are
     to be multiplied by rho too. `none`: g = 1, always. Raises ValueError on another kind.
+
+    rho is g·T/(c·S), on a clipped step T/tau: the tightness alone does not depend on g, so that a guard fed with it would
+    shrink again at every audit, without end, however small the step has become.
     """
 
     def __init__(self, kind: str = "none"):
