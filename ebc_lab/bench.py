@@ -29,8 +29,8 @@ class _Side:
     def __init__(self, run: RunConfig, stabilized: bool, tokens: torch.Tensor, vocabulary: int):
         self.run = run
         self.model = models.build(run.model, vocabulary, run.seed).to(run.device)
-        self.bases = optimizers.build(self.model, run.optimizer)
         projection = projections.build(self.model, run.projection)
+        self.bases = optimizers.build(self.model, run.optimizer)
         self.stabilizer = stabilizers.build(self.model, self.bases, projection, run) if stabilized else None
         self.batches = Batches(tokens, run.batch_size, run.model.context, run.seed)
         self.step_index = 0

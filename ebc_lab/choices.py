@@ -10,7 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import OptimizerConfig, RunConfig, UserError
+from .config import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig, UserError
+
+FRESH = {
+    "controller": ControllerConfig,
+    "stabilizer": StabilizerConfig,
+}  # groups whose settings mean nothing under another name
 
 
 def conf_dir() -> Path:
@@ -45,14 +50,16 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
-    A group's `name` brings what its file in `conf` sets, as on the command line; an optimizer's learning rate stays the run's.
+    A group's `name` brings what its file in `conf` sets; a controller or stabilizer is then that file's alone, in other groups
+    the run's own settings stay where the file says nothing. An optimizer's learning rate stays the run's.
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "name" in value and key in groups():
             own = {k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")}
-            value = {**own, **value}
+            fresh = dataclasses.asdict(FRESH[key]()) if key in FRESH else {}
+            value = {**fresh, **own, **value}
         whole[key] = value
     return typing.cast(RunConfig, _changed(run, whole, ""))
 

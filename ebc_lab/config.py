@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-NUMERICS_VERSION = 1  # bump by hand when a change of code changes a run's numbers
+NUMERICS_VERSION = 2  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
 STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
@@ -67,6 +67,7 @@ class LRScheduleConfig:
     name: str = "constant"  # constant | warmup_linear | replay
     warmup_steps: int = 20
     source: str | None = None  # replay: the run (its id, or its folder) whose recorded c·lr is this run's learning rate
+    sha256: str | None = None  # of that record; filled for a single run, whose source is a folder that may change
 
 
 @dataclass
@@ -334,9 +335,14 @@ def identity(run: RunConfig) -> dict[str, Any]:
             del kept["budget"][key]
     if run.stabilizer.name in ("none", "ebc"):
         kept["stabilizer"] = {"name": run.stabilizer.name}
+    elif run.stabilizer.name != "trust_region":
+        del kept["stabilizer"]["schedule"]
+    if run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated"):
+        del kept["budget"]["sensitivity_every"]  # they record S at every step
     if run.shock.name == "none":
         del kept["shock"]
-    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": ("source",)}.get(run.lr_schedule.name, ())
+    record = "sha256" if run.lr_schedule.sha256 else "source"
+    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": (record,)}.get(run.lr_schedule.name, ())
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
     if run.projection.name != "spectral":
         kept["projection"] = {"name": run.projection.name}

@@ -185,14 +185,19 @@ def check_length(corpus: Corpus, context: int) -> None:
 
 
 class Batches:
-    """Training batches by step: a pure function of (seed, step), the same for every arm and after every resume."""
+    """Training batches by step: a pure function of (seed, step), the same for every arm and after every resume.
+
+    `of`: the length of the text that starts are drawn for, where `tokens` is only its head: batches are then those of the whole
+    text but for the rows that would start in its tail.
+    """
 
     BLOCK = 256  # steps drawn at a time
 
-    def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int):
+    def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int, *, of: int | None = None):
         import torch
 
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.of = of or len(tokens)
         self.window = torch.arange(context + 1, device=tokens.device)
         self.block = -1
 
@@ -203,7 +208,8 @@ class Batches:
         block, row = divmod(step, self.BLOCK)
         if block != self.block:
             draw = np.random.Generator(np.random.Philox(key=[self.seed, block]))
-            starts = draw.integers(0, len(self.tokens) - len(self.window) + 1, (self.BLOCK, self.batch_size))
+            starts = draw.integers(0, self.of - len(self.window) + 1, (self.BLOCK, self.batch_size))
+            starts %= len(self.tokens) - len(self.window) + 1
             self.starts, self.block = torch.from_numpy(starts).to(self.tokens.device), block
         rows = self.tokens[self.starts[row][:, None] + self.window]
         return rows[:, :-1], rows[:, 1:]

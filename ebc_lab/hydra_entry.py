@@ -122,6 +122,10 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     run.device = chosen_device(run.device)
     run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
     check_run(run)
+    if run.lr_schedule.name == "replay":
+        from .schedules import recorded_rates, source_folder
+
+        run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
         raise UserError(
             "controller=energy needs controller.a, natural KL over the median predicted decrease; a study finds it."

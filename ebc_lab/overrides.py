@@ -6,6 +6,7 @@ What is wrong is refused in one sentence, with the nearest valid spelling, befor
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -117,8 +118,9 @@ def schema_keys() -> dict[str, Any]:
 
 
 def _in_mapping(key: str, keys: dict[str, Any]) -> bool:
-    parent = key.rpartition(".")[0]
-    return typing.get_origin(keys.get(parent)) is dict
+    """Whether a key lies inside a setting that is a mapping, at any depth."""
+    parents = itertools.accumulate(key.split(".")[:-1], lambda a, b: f"{a}.{b}")
+    return any(typing.get_origin(keys.get(parent)) is dict for parent in parents)
 
 
 STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's setting that governs it
@@ -132,6 +134,8 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "lr_schedule.warmup_steps": "lr_sweep.control_warmup",
     "projection.name": "projection=NAME or lr_sweep.projections",
     "stabilizer.name": "the stages",
+    "stabilizer.strength": "the arms of a suite",
+    "stabilizer.schedule": "the arms of a suite",
     "seed": "seeds and study.stage_seed",
     "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
     "evaluate": "the stages: val decides, test judges",
@@ -142,7 +146,10 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
     for key, governor in STUDY_DECIDES.items():
         if key in parsed:
             raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
-    if parsed.get("stabilizer", "ebc") == "none":
-        raise UserError("stabilizer=none leaves nothing to study: the plain optimizer is always run beside it.")
+    if parsed.get("stabilizer", "ebc") != "ebc":
+        raise UserError(
+            f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the plain optimizer, "
+            "study=stabilizers the rivals, `ebc-lab train` any one of them."
+        )
     covers = {"optimizer": "lr_sweep.optimizers", "projection": "lr_sweep.projections", "budget": "calibrate.budgets"}
     return [f"{field_}=[{parsed[group]}]" for group, field_ in covers.items() if group in parsed and field_ not in parsed]

@@ -35,6 +35,23 @@ def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
     return LR_SCHEDULES[config.name](step, steps, config)
 
 
+def source_folder(config: LRScheduleConfig, beside: Path) -> Path:
+    """The folder of the run to replay: as it is written, or `beside` this run's. Raises UserError where there is no record."""
+    named = Path(config.source or "").expanduser()
+    folder = named if (named / "steps.csv").exists() else beside / named
+    if not (folder / "steps.csv").exists():
+        raise UserError(f"lr_schedule.source={config.source}: there is no {folder / 'steps.csv'} to replay.")
+    return folder
+
+
+def recorded_rates(folder: Path) -> list[float]:
+    """The c·lr of every step that the run in `folder` recorded. Raises UserError where its steps.csv is no such record."""
+    try:
+        return [float(rate) for rate in read_columns(folder / "steps.csv")["eta_eff"]]
+    except (KeyError, IndexError, ValueError, OSError):
+        raise UserError(f"{folder / 'steps.csv'} is no record of a run: lr_schedule.source must be a run's folder.") from None
+
+
 def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path) -> Callable[[int], float]:
     """step (0-based) -> learning rate. `replay` is the c·lr that another run recorded, its folder given or `beside` this one's.
 
@@ -42,11 +59,8 @@ def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path)
     """
     if config.name != "replay":
         return lambda step: peak * lr_factor(config, step, steps)
-    named = Path(config.source or "").expanduser()
-    folder = named if (named / "steps.csv").exists() else beside / named
-    if not (folder / "steps.csv").exists():
-        raise UserError(f"lr_schedule.source={config.source}: there is no {folder / 'steps.csv'} to replay.")
-    rates = [float(rate) for rate in read_columns(folder / "steps.csv")["eta_eff"]]
+    folder = source_folder(config, beside)
+    rates = recorded_rates(folder)
     if len(rates) < steps:
         raise UserError(f"{folder / 'steps.csv'} records {len(rates)} steps, fewer than the {steps} of this run.")
     return lambda step: rates[step]

@@ -194,12 +194,10 @@ class TrustRegion(Rival):
         schedule_multiplier(schedule, 0, total_steps, 1.0)
         super().__init__(model, optimizers, strength=strength, **common)
         self.schedule, self.total_steps = schedule, total_steps
-        self.peak_lr = float(self.param_groups[0]["lr"])
 
     def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
         assert self._old is not None
-        ratio = float(self.param_groups[0]["lr"]) / self.peak_lr if self.peak_lr else 1.0
-        multiplier = max(schedule_multiplier(self.schedule, t, self.total_steps, ratio), 1e-12)
+        multiplier = max(schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio()), 1e-12)
         moved = torch.linalg.vector_norm(tensor_norms(torch._foreach_sub(self.weights, self._old)))
         self._scale_update(stats, clip_coefficient(self.strength * multiplier**0.5, moved))
 

@@ -33,6 +33,7 @@ STEP_COLUMNS = (
     "trial_kl",  # KL measured there, on the tokens that choose c
     "measurements",
     "predicted_kl",  # q of the whole proposal, nats per token
+    "calibration",  # k of `calibrated`: KL over S^2
     "slope",  # <gradient, dW> of the whole proposal, nats per token
     "agreement",  # r: what the loss fell by over what was predicted
     "applied_kl",  # on tokens that did not choose c
@@ -188,13 +189,21 @@ def _drift(values: np.ndarray, step: np.ndarray) -> tuple[float | None, float | 
     return _median(values[early]), _median(values[late])
 
 
+def _carried(rows: np.ndarray) -> np.ndarray:
+    """Each row with its last known value carried forward, NaN before the first."""
+    import numpy as np
+
+    known = np.where(np.isnan(rows), 0, np.arange(rows.shape[1]))
+    return np.take_along_axis(rows, np.maximum.accumulate(known, axis=1), axis=1)
+
+
 def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """One run's figures, from every step of `steps.csv`; None where nothing was measured.
 
     `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps where the run is longer; `kl_within_30pct` is
     the share of audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not
-    skipped; `_early` and `_late` are medians near the two ends of the run; `c_median_logged` is the median of every 20th step
-    alone.
+    skipped; `_early` and `_late` are medians near the two ends of the run (of beta: the groups' mean, each as last measured);
+    `c_median_logged` is the median of every 20th step alone.
     """
     import numpy as np
 
@@ -217,9 +226,7 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     logged = c[steps["step"][done] % LOGGED_EVERY == 0]
     drifts = {"c": steps["c"], "surrogate": steps["surrogate"]}
     if len(betas):
-        measured = (~np.isnan(betas)).any(0)
-        drifts["beta"] = np.full(len(losses), math.nan)
-        drifts["beta"][measured] = np.nanmean(betas[:, measured], axis=0)
+        drifts["beta"] = _carried(betas).mean(0)
     drift = {
         f"{k}_{when}": v for k, x in drifts.items() for when, v in zip(("early", "late"), _drift(x, steps["step"]), strict=True)
     }

@@ -116,16 +116,22 @@ class Training:
         device = torch.device(run.device)
         self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
         self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
+        projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)
-        projection = projections.build(self.model, run.projection)
         self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run)
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         text, self.probe_batches = self.tokens["train"], None
+        whole = len(text)
         if run.stabilizer.name == "ebc" and run.budget.probe_tokens == "held":
             cut = round((1 - HELD_SHARE) * len(text))
             text, held = text[:cut], text[cut:]
+            if len(held) < run.model.context + 1:
+                raise UserError(
+                    f"the corpus is too short for budget.probe_tokens=held: {len(held)} characters would be held back and a "
+                    f"window takes {run.model.context + 1}; use a longer text, or probe_tokens=train."
+                )
             self.probe_batches = Batches(held, run.budget.probe_sequences, run.model.context, run.seed)
-        self.batches = Batches(text, run.batch_size, run.model.context, run.seed)
+        self.batches = Batches(text, run.batch_size, run.model.context, run.seed, of=whole)
         self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
         self.vocabulary = len(corpus.vocabulary)
         self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
@@ -278,6 +284,7 @@ class Training:
             "trial_kl": number(stats.trial_kl),
             "measurements": stats.measurements or None,
             "predicted_kl": number(stats.predicted_kl),
+            "calibration": number(stats.calibration),
             "slope": number(stats.slope),
             "agreement": number(stats.agreement),
             "applied_kl": number(stats.applied_kl),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from .choices import any_of, changed, groups, nearest
-from .config import SPLITS, STAGES, ArmConfig, Config, RunConfig, UserError, run_part
+from .config import SPLITS, STAGES, ArmConfig, Config, RunConfig, ShockConfig, UserError, run_part
 
 CHOICES = {  # of a run's settings, where no folder of conf says it
     "dtype": ("auto", "float32", "bfloat16"),
@@ -39,6 +39,7 @@ STAGE_NEEDS = {
 }
 TUNABLE = ("lr_scale", "delta", "strength")
 LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
+LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier on delta*, where it is known beforehand
 
 
 def need(ok: bool, message: str) -> None:
@@ -105,6 +106,10 @@ def validate_run(run: RunConfig) -> None:
     )
     positive("final_windows", run.final_windows, zero=True)
     positive("shock.step", run.shock.step or 0, zero=True)
+    need(
+        run.shock.name == "none" or run.shock.step is None or run.shock.step < run.steps,
+        f"shock.step={run.shock.step} lies beyond the run's {run.steps} steps (counted from 0).",
+    )
     positive("shock.size", run.shock.size)
     need(
         run.shock.name != "label_noise" or run.shock.size <= 1,
@@ -135,13 +140,21 @@ def validate_run(run: RunConfig) -> None:
 
 def check_run(run: RunConfig) -> None:
     """Refuse what only a resolved run shows: a KL target its precision cannot measure, an open gain. Raises UserError."""
-    low = "bfloat16" in (run.dtype, run.param_dtype)
-    least = LEAST_KL["bfloat16" if low else "float32"]
-    if run.stabilizer.name == "ebc" and run.budget.name == "shadow" and run.budget.target_kl < least:
+    least = least_target_kl(run)
+    if run.stabilizer.name == "ebc" and run.budget.target_kl < least:
+        precision = "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"
         raise UserError(
-            f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, ten times the smallest KL that "
-            f"{'bfloat16' if low else 'float32'} can show: raise it, or use budget=surrogate."
+            f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, where its schedule ends below ten times the "
+            f"smallest KL that {precision} can show: raise it, or use budget=surrogate."
         )
+
+
+def least_target_kl(run: RunConfig) -> float:
+    """The smallest delta* that the run's budget can hold in its precision and on its schedule, nats per token; 0: any."""
+    if run.budget.name != "shadow":
+        return 0.0
+    low = "bfloat16" in (run.dtype, run.param_dtype)
+    return LEAST_KL["bfloat16" if low else "float32"] / LOWEST.get(run.budget.schedule, 1.0)
 
 
 def _validate_study(config: Config) -> None:
@@ -167,6 +180,11 @@ def _validate_study(config: Config) -> None:
     need(bool(config.seeds), "seeds must name at least one seed.")
     need(len(set(config.seeds)) == len(config.seeds), f"seeds names a seed twice: {config.seeds}.")
     need(all(s >= 0 for s in [*config.seeds, config.seed, config.study.stage_seed]), "a seed must be >= 0.")
+    first, last = config.study.stage_seed, config.study.stage_seed + config.lr_sweep.replicates
+    need(
+        not any(first <= s <= last for s in config.seeds),
+        f"seeds must not contain {first} to {last}: decisions are made on those, and none is judged on the seed that made it.",
+    )
     for stage in STAGES:
         positive(f"{stage}.steps", getattr(config, stage).steps)
     _stages(config)
@@ -220,6 +238,8 @@ def _stages(config: Config) -> None:
             _as_run(f"controller_search.candidates.{name}", base, settings)
     if "ablation" not in stages:
         return
+    calm = ShockConfig(step=config.shock.step)
+    need(not config.ablation.shocks or config.shock == calm, "this suite brings its own shocks: only shock.step can be set.")
     for shock in config.ablation.shocks:
         choice("ablation.shocks", shock, [s for s in groups()["shock"] if s != "none"])
     arms = config.ablation.all_arms()
@@ -242,11 +262,20 @@ def _stages(config: Config) -> None:
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     path = f"ablation.arms.{name}"
     need(bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)), f"{path}: an arm's name is lower-case letters, digits and _.")
-    run = _as_run(path, run_part(config), {"stabilizer": {"name": "none"}, **arm.settings})
+    base = replace(run_part(config), steps=config.ablation.steps)
+    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings})
     positive(f"{path}.lr_scale", arm.lr_scale)
+    said = "target_kl" in arm.settings.get("budget", {})
+    for key in ("delta", "tune.delta"):
+        if arm.delta is not None if key == "delta" else "delta" in arm.tune:
+            need(run.stabilizer.name == "ebc", f"{path}.{key} goes with stabilizer ebc.")
+            need(not said, f"{path}.{key} and settings.budget.target_kl both say what δ* is: leave one out.")
     if arm.delta is not None:
         positive(f"{path}.delta", arm.delta)
-        need(run.stabilizer.name == "ebc", f"{path}.delta goes with stabilizer ebc.")
+    rival = run.stabilizer.name not in ("none", "ebc")
+    need("strength" not in arm.tune or rival, f"{path}.tune.strength goes with a stabilizer that has one.")
+    need(not arm.matched or run.stabilizer.name == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
+    need(not (arm.tune and (arm.replay or arm.matched)), f"{path}: an arm that copies another has nothing to tune.")
     for key, values in arm.tune.items():
         choice(f"{path}.tune", key, TUNABLE)
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

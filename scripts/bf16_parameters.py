@@ -8,6 +8,7 @@ Trains a plain run with the given overrides, then takes one more proposal of its
 from __future__ import annotations
 
 import copy
+import math
 import sys
 
 import torch
@@ -56,7 +57,8 @@ def main(overrides: list[str]) -> None:
     print("     c      float32     bfloat16    ratio")
     for share in SHARES:
         exact, rounded = (float(mean_kl(z, logits(share, low))) for low in (False, True))
-        print(f"{share:6g} {exact:12.3g} {rounded:12.3g} {exact / rounded:8.2f}")
+        ratio = exact / rounded if rounded > 0 else math.inf  # nothing arrived at all
+        print(f"{share:6g} {exact:12.3g} {rounded:12.3g} {ratio:8.2f}")
 
 
 if __name__ == "__main__":

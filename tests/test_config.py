@@ -65,3 +65,35 @@ json_values = st.recursive(
 def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     backwards = dict(reversed(list(value.items())))
     assert canonical_json(value) == canonical_json(backwards)
+
+
+CHANGED = ["shock=lr_spike", "param_dtype=bfloat16", "final_windows=5", "budget.probe_tokens=held", "budget.grouping=matrices"]
+SURROGATE = ["budget.units=per_lr", "budget.guard=shrink", "budget.cadence=dense", "budget.grouping=tensor", "controller=rsl"]
+
+
+def test_every_new_setting_that_changes_numbers_changes_the_name():
+    names = {digest(identity(resolved(c))) for c in ("seed=0", *CHANGED)}
+    assert len(names) == 1 + len(CHANGED)
+    names = {digest(identity(resolved("budget=surrogate", c))) for c in ("seed=0", *SURROGATE)}
+    assert len(names) == 1 + len(SURROGATE)
+    rivals = (["agc"], ["zclip"], ["agc", "stabilizer.strength=0.5"], ["trust_region"])
+    rivals += (["trust_region", "stabilizer.schedule=linear"],)
+    names = {digest(identity(resolved(f"stabilizer={first}", *more))) for first, *more in rivals}
+    assert len(names) == len(rivals)
+    shocks = (["lr_spike"], ["lr_spike", "shock.size=3"], ["lr_spike", "shock.step=3"], ["label_noise"])
+    assert len({digest(identity(resolved(f"shock={first}", *more))) for first, *more in shocks}) == len(shocks)
+
+
+def test_new_settings_without_effect_do_not_split_a_run_in_two():
+    assert identity(resolved("stabilizer=agc")) == identity(resolved("stabilizer=agc", "stabilizer.schedule=linear"))
+    assert identity(resolved("shock.size=3")) == identity(resolved())
+    assert identity(resolved("budget=fisher")) == identity(resolved("budget=fisher", "budget.units=per_lr"))
+    every = identity(resolved("budget=surrogate", "budget.sensitivity_every=5"))
+    assert every == identity(resolved("budget=surrogate"))  # it records S at every step anyway
+
+
+def test_a_replay_is_named_by_its_record_where_that_is_known():
+    by_id = resolved("lr_schedule=replay", "lr_schedule.source=x")
+    assert identity(by_id) != identity(resolved("lr_schedule=replay", "lr_schedule.source=y"))
+    known = [resolved("lr_schedule=replay", f"lr_schedule.source={s}", "lr_schedule.sha256=abc") for s in ("x", "y")]
+    assert identity(known[0]) == identity(known[1]) != identity(by_id)

@@ -1,7 +1,7 @@
 import pytest
 
-from ebc_lab.choices import groups
-from ebc_lab.config import UserError
+from ebc_lab.choices import changed, groups, settings_of
+from ebc_lab.config import UserError, run_part
 from ebc_lab.overrides import compose
 
 
@@ -74,4 +74,65 @@ def test_every_choice_of_every_group_composes():
     for group, choices in groups().items():
         for choice in choices:
             extra = {"path": ["data.file=README.md"], "replay": ["lr_schedule.source=x"]}.get(choice, [])
-            compose(["scale=smoke", f"{group}={choice}", *extra] if group != "scale" else [f"scale={choice}"], study=False)
+            named = ["scale=smoke", f"{group}={choice}", *extra] if group != "scale" else [f"scale={choice}"]
+            compose(named, study=group == "study")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stabilizer=norm_clip"], ["study=stabilizers", "ebc-lab train"]),
+        (["stabilizer.strength=0.1"], ["the arms of a suite"]),
+        (["seeds=[7,101]"], ["100 to 103"]),
+        (["study=shocks", "shock.size=3"], ["only shock.step"]),
+        (["study=shocks", "shock.step=60"], ["beyond the run's 60 steps"]),
+        (["study=stabilizers", "study.stages=[lr_sweep,ablation]"], ["need the stage tune"]),
+        (["study.stages=[calibrate,lr_sweep,lr_scale,finals]"], ["in the order lr_sweep, calibrate"]),
+        (["study.stages=[lr_sweep,finals]"], ["finals needs lr_scale"]),
+        (["study.stages=[lr_sweep,ablation]"], ["study=NAME"]),
+        (["study.stages=[lr_sweep,finale]"], ["did you mean finals"]),
+        (["ablation.arms.l1_none.lr_skale=3", "study=guard"], ["lr_skale"]),
+        (["ablation.arms.x.lr_scale=3", "study=guard"], ["ablation.arms.x"]),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
+    with pytest.raises(UserError) as caught:
+        compose(["scale=smoke", *overrides])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["shock=lr_spike", "shock.step=60"], "beyond the run's 60 steps"),
+        (["shock=label_noise", "shock.size=2"], "at most 1"),
+        (["lr_schedule=replay"], "needs lr_schedule.source"),
+        (["budget.guard=shrink"], "goes with budget=surrogate"),
+        (["param_dtype=bfloat16", "projection=spectral"], "no singular value decomposition"),
+        (["param_dtype=bfloat16", "budget.target_kl=5e-5"], "bfloat16 can show"),
+        (["budget.schedule=linear", "budget.target_kl=1e-5"], "where its schedule ends"),
+        (["controller=pi", "controller.a=0.1"], "controller.a goes with controller=energy"),
+        (["stabilizer=agc", "stabilizer.strength=0"], "stabilizer.strength must be"),
+        (["final_windows=-1"], "final_windows"),
+    ],
+)
+def test_a_run_that_cannot_be_meant_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        compose(["scale=smoke", "dtype=float32", *overrides], study=False)
+
+
+def test_an_arm_can_be_changed_on_the_command_line():
+    config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
+    assert config.ablation.arms["shadow"].lr_scale == 3
+    config = compose(["scale=smoke", "study=stabilizers", "ablation.arms.agc.tune.strength=[0.3,3]"])
+    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 3]
+
+
+def test_a_named_choice_in_an_arm_is_what_its_file_says():
+    """Gains of another controller, or another stabilizer's strength, do not come along."""
+    base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))
+    run = changed(base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}})
+    assert (run.controller.kp, run.controller.ki) == (None, None)
+    assert run.stabilizer.strength == settings_of("stabilizer", "agc")["strength"]
+    assert (run.optimizer.name, run.optimizer.beta2, run.optimizer.lr) == ("lion", 0.99, base.optimizer.lr)
+    assert changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences

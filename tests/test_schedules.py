@@ -65,3 +65,11 @@ def test_a_replay_without_a_long_enough_record_is_refused(tmp_path):
         lr_schedule(LRScheduleConfig("replay", source="source"), 1.0, 3, tmp_path)
     with pytest.raises(UserError, match="to replay"):
         lr_schedule(LRScheduleConfig("replay", source="nothing"), 1.0, 3, tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "step,loss\n0,1.0\n", "step,eta_eff\n0,much\n"])
+def test_a_file_that_is_no_record_is_refused(tmp_path, content):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/steps.csv").write_text(content)
+    with pytest.raises(UserError, match="is no record of a run"):
+        lr_schedule(LRScheduleConfig("replay", source="source"), 1.0, 1, tmp_path)

@@ -14,3 +14,14 @@ def test_the_example_loop_learns_and_holds_its_budget():
     losses, applied = [line[0] for line in lines], [line[2] for line in lines]
     assert losses[-1] < losses[0] - 1
     assert all(0.003 < kl < 0.03 for kl in applied)
+
+
+def test_small_updates_do_not_reach_bfloat16_parameters():
+    overrides = ["scale=smoke", "data=pydoc", "steps=20", "optimizer.lr=3e-3", "device=cpu"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "bf16_parameters.py"), *overrides], capture_output=True, text=True, check=True
+    )
+    rows = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[2:]]
+    ratio = {row[0]: row[3] for row in rows}
+    assert ratio[1.0] < 1.5
+    assert ratio[0.01] > 3 * ratio[1.0]

@@ -25,6 +25,7 @@ from .surrogate import aggregate as aggregate_contributions
 
 BUDGETS = ("shadow", "surrogate", "fisher", "calibrated")
 UNITS = ("logits", "per_lr")
+LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier, where it is known beforehand
 
 
 class EllipsotopeClip(StabilizedOptimizer):
@@ -106,7 +107,6 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.probe, self.cadence, self.units = probe, cadence, units
         self.sensitivity_every = sensitivity_every
         self.refine_steps, self.measurements = refine_steps, measurements
-        self.peak_lr = float(self.param_groups[0]["lr"])
 
         device = self.weights[0].device
         index = {name: i for i, name in enumerate(self.names)}
@@ -127,7 +127,6 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "peak_lr": self.peak_lr,
             "trial": self.trial.clone(),
             "log_k": self.log_k.clone(),
             "controller": self.controller.state_dict(),
@@ -136,7 +135,6 @@ class EllipsotopeClip(StabilizedOptimizer):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.peak_lr = state["peak_lr"]
         self.trial = state["trial"].to(self.trial)
         self.log_k = state["log_k"].to(self.log_k)
         self.controller.load_state_dict(state["controller"])
@@ -149,10 +147,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _begin(self, stats: StepStats, t: int) -> None:
         if not self.active:
             return
-        group = self.param_groups[0]
-        peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))  # torch's schedulers keep it there
-        ratio = float(group["lr"]) / peak if peak else 1.0
-        multiplier = schedule_multiplier(self.schedule, t, self.total_steps, ratio)
+        multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
         stats.target_kl = self.target_kl * max(multiplier, 1e-12)
         self.controller.rescale(stats.target_kl)
         stats.delta = self.controller.delta.clone()
@@ -200,6 +195,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             if stats.predicted_kl is not None and probed:
                 self.log_k = fitted_log_k(self.log_k, stats.predicted_kl, stats.surrogate)
             k = self.log_k.nan_to_num(math.log(0.25)).exp()  # before the first probe: the bound, KL <= S²/4
+            stats.calibration = k
             c = clip_coefficient(stats.delta.sqrt(), k.sqrt() * stats.surrogate)
         if not torch.isfinite(c):
             self._give_up(stats)
@@ -336,8 +332,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         return {"loss_drop": before - after, "slope": slope, "q": stats.predicted_kl, "c": stats.clip_coefficient}
 
     def _check_floor(self, floor: float) -> None:
-        if self.active and self.budget == "shadow" and self.target_kl < 10 * floor:
+        least = self.target_kl * LOWEST.get(self.schedule, 1.0)
+        if self.active and self.budget == "shadow" and least < 10 * floor * (1 - 1e-9):
             raise ValueError(
-                f"target_kl={self.target_kl:g} is below ten times {floor:g}, the smallest KL this precision can see."
+                f"target_kl={self.target_kl:g} on schedule={self.schedule!r} falls to {least:g}, below ten times {floor:g}, "
+                "the smallest KL this precision can see."
             )
         self.floor = floor

@@ -40,6 +40,7 @@ class StepStats:
     trial_kl: Tensor | None = None  # the KL measured there, nats per token
     measurements: int = 0
     predicted_kl: Tensor | None = None  # q of the whole proposal, nats per token
+    calibration: Tensor | None = None  # k of `calibrated`, KL over S²
     surrogate: Tensor | None = None  # S, logits per token
     contributions: Tensor | None = None  # s_g, logits per token
     sensitivities: Tensor | None = None  # beta_g, where measured at this step
@@ -107,6 +108,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.project, self.retract = project, retract
         self.prober = Prober(model, forward, fresh_logits)
         self.step_index = 0
+        self.peak_lr = float(self.param_groups[0]["lr"])
+        self._trained_at: list[Tensor] | None = None
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         self._index = {id(p): i for i, p in enumerate(self.weights)}
         self._old: list[Tensor] | None = None  # the two copies of the weights that are held
@@ -126,13 +129,18 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the bases' states included; loads with `weights_only=True`."""
-        return {"bases": [base.state_dict() for base in self.bases], "step_index": self.step_index, **self._own_state()}
+        return {
+            "bases": [base.state_dict() for base in self.bases],
+            "step_index": self.step_index,
+            "peak_lr": self.peak_lr,
+            **self._own_state(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for base, state in zip(self.bases, state_dict["bases"], strict=True):
             base.load_state_dict(state)
         self._share_groups()
-        self.step_index = state_dict["step_index"]
+        self.step_index, self.peak_lr = state_dict["step_index"], state_dict["peak_lr"]
         self._load_own_state(state_dict)
 
     def _own_state(self) -> dict[str, Any]:
@@ -142,15 +150,37 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         return
 
+    @torch.no_grad()
     def eval(self) -> None:
-        """Set the weights for evaluation, for bases that train at other weights than they are judged by (Schedule-Free)."""
-        for base in self.bases:
-            getattr(base, "eval", lambda: None)()
+        """Set the weights for evaluation, for bases that train at other weights than they are judged by (Schedule-Free).
 
+        What they are judged by is put on the projection's set or manifold too.
+        """
+        swapping = [base for base in self.bases if hasattr(base, "eval")]
+        if not swapping or self._trained_at is not None:
+            return
+        self._trained_at = [p.detach().clone() for p in self.weights]
+        for base in swapping:
+            base.eval()
+        for constrain in (self.project, self.retract):
+            if constrain is not None:
+                constrain()
+
+    @torch.no_grad()
     def train(self) -> None:
-        """Undo `eval`."""
+        """Undo `eval`, bit for bit."""
+        if self._trained_at is None:
+            return
         for base in self.bases:
             getattr(base, "train", lambda: None)()
+        torch._foreach_copy_(self.weights, self._trained_at)
+        self._trained_at = None
+
+    def _lr_ratio(self) -> float:
+        """The learning rate over its peak, at most 1: torch's schedulers keep the peak in the group, else it is the first."""
+        group = self.param_groups[0]
+        peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))
+        return min(1.0, float(group["lr"]) / peak) if peak else 1.0
 
     # -- what a stabilizer overrides -----------------------------------------------------------------------------------
 

@@ -134,12 +134,13 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """The best arm, and how many intervals exclude zero."""
-    compared = [row for row in rows if row.arm["versus"] and row.mean is not None]
+    """The best arm against the suite's reference, and how many intervals exclude zero; without arms judged on another text."""
+    compared = [row for row in rows if row.arm["versus"] and row.mean is not None and row.arm.get("comparable", True)]
     if not compared:
         return "No arm can be compared with its reference."
-    best = compared[0]
-    text = f"Lowest against its reference: {best.label}, {signed(best.mean or 0.0)}"
+    suites_own = next((row.label for row in rows if row.arm["versus"] is None), None)
+    best = next((row for row in compared if row.arm["versus"] == suites_own), compared[0])
+    text = f"Lowest against {best.arm['versus']}: {best.label}, {signed(best.mean or 0.0)}"
     low, high = best.limits
     if low == high:
         return f"{text} (one seed: no interval)."

@@ -113,11 +113,13 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
                     "lr_scale": arm["lr_scale"],
                     "delta_star": arm["delta_star"],
                     **{f"tuned_{k}": v for k, v in (arm["point"] or {}).items()},
+                    "strength": arm["strength"],
                     "seeds": len(arm["runs"]),
                     "completed": arm["outcomes"].get("completed", 0),
                     "diverged": arm["outcomes"].get("diverged", 0),
                     **arm["figures"],
                     "versus": arm["versus"],
+                    "pairs": d.get("seeds"),
                     "difference": d.get("mean"),  # test loss, arm minus reference, nats per token
                     "low": d.get("low"),  # 95% t-interval over the paired seeds
                     "high": d.get("high"),

@@ -113,35 +113,52 @@ def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
 
 
 def ablation(decision: Mapping[str, Any]) -> RenderableType:
-    """A suite's arms, best first: what each did to the losses, to c and to the KL."""
-    title = "Arms (means over seeds; difference in test loss, paired, with its 95% interval)"
-    columns = ("arm", ">val", ">test", "~difference", ">c", ">c early→late", ">KL", ">KL/δ*", ">within", "outcomes")
-    table = _table(*columns, title=title)
-
-    def show(x: float | None, form: str) -> str:
-        return "" if x is None else format(x, form)
-
+    """A suite's arms, best first: what each did to the losses, to c, S and beta, and to the KL. Empty columns are left out."""
+    rows = []
     for found in decision["tracks"].values():
-        order = sorted(found["arms"].items(), key=lambda item: item[1]["figures"]["test_loss"] or math.inf)
-        for label, arm in order:
-            f, d = arm["figures"], arm["difference"]
-            drift = f"{f['c_early']:.2f}→{f['c_late']:.2f}" if f["c_early"] is not None and arm["ebc"] else ""
-            outcomes = ", ".join(f"{n} {o}" for o, n in arm["outcomes"].items())
-            table.add_row(
-                label,
-                show(f["val_loss"], ".4f"),
-                show(f["test_loss"], ".4f"),
-                "reference"
-                if d is None
-                else difference(d) + ("" if arm["versus"] == found["reference"] else f" vs {arm['versus']}"),
-                show(f["c_median"], ".2f") if arm["ebc"] else "",
-                drift,
-                show(f["kl_median"], ".2g"),
-                show(f["kl_ratio_median"], ".2g"),
-                show(f["kl_within_30pct"], ".0%"),
-                outcomes,
-            )
+        ranked = sorted(found["arms"].items(), key=lambda item: item[1]["figures"]["test_loss"] or math.inf)
+        rows += [_arm_row(label, arm, found["reference"]) for label, arm in ranked if arm["comparable"]]
+        rows += [_arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]]
+    used = [c for c in rows[0] if any(row[c] for row in rows)] if rows else []
+    title = (
+        "Arms (means over seeds; difference in test loss, paired, with its 95% interval; in brackets: judged on another text)"
+    )
+    table = _table(*used, title=title)
+    for row in rows:
+        table.add_row(*(row[c] for c in used))
     return table
+
+
+def _arm_row(label: str, arm: Mapping[str, Any], reference: str) -> dict[str, str]:
+    """Column -> cell; the column's alignment stands before its name."""
+    f, d = arm["figures"], arm["difference"]
+
+    def show(key: str, form: str) -> str:
+        return "" if f.get(key) is None else format(f[key], form)
+
+    def drift(key: str, form: str) -> str:
+        early, late = f.get(f"{key}_early"), f.get(f"{key}_late")
+        return "" if early is None or late is None else f"{early:{form}}→{late:{form}}"
+
+    whole = arm["outcomes"].get("completed") == len(arm["runs"])
+    gap = "reference" if d is None else difference(d) + ("" if arm["versus"] == reference else f" vs {arm['versus']}")
+    return {
+        "arm": label,
+        ">val": show("val_loss", ".4f"),
+        ">test": show("test_loss", ".4f"),
+        "~difference": gap,
+        ">c": show("c_median", ".2f") if arm["ebc"] else "",
+        ">c early→late": drift("c", ".2g") if arm["ebc"] else "",
+        ">S early→late": drift("surrogate", ".2g"),
+        ">β early→late": drift("beta", ".2g"),
+        ">KL": show("kl_median", ".2g"),
+        ">KL/δ*": show("kl_ratio_median", ".2g"),
+        ">within": show("kl_within_30pct", ".0%"),
+        ">peak": show("shock_peak", ".2g"),
+        ">recovery": show("shock_recovery_steps", ".0f"),
+        ">recovered": show("shock_recovered", ".0%"),
+        "outcomes": "" if whole else ", ".join(f"{n} {o}" for o, n in arm["outcomes"].items()),
+    }
 
 
 def difference(d: Mapping[str, Any]) -> str:

@@ -15,11 +15,10 @@ from typing import Any
 
 from ..choices import changed
 from ..config import ArmConfig, Config, RunConfig
-from ..validation import LEAST_KL
 from . import decide, verdict
-from .arms import completed, plain_run, searched, tracks_of
+from .arms import completed, plain_run, searched, tracks_of, with_decay, with_target
 from .decide import Decision, Results, val_loss
-from .signature import RunSpec, number, round3
+from .signature import RunSpec, number
 
 Point = dict[str, float]
 FIGURES = (  # of a run, averaged over an arm's completed seeds
@@ -60,12 +59,13 @@ def run_of(
     scale = point.get("lr_scale", arm.lr_scale)
     run = changed(plain_run(config, swept, steps, seed, scale), searched(decisions, track) | arm.settings)
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
-        known = decisions.get("calibrate")
-        unit = known["tracks"][track]["delta_star"] if known else swept["natural_kl"]
-        low = "bfloat16" in (run.dtype, run.param_dtype)
-        least = LEAST_KL["bfloat16" if low else "float32"] if run.budget.name == "shadow" else 0.0
-        delta = round3(max(unit * point.get("delta", arm.delta or 1.0), least))
-        run = replace(run, budget=replace(run.budget, target_kl=delta))
+        unit = swept["natural_kl"]
+        if "calibrate" in decisions:
+            found = decisions["calibrate"]["tracks"][track]
+            unit = found["by_budget"].get(run.budget.name, found["delta_star"])
+        run = with_target(run, unit * point.get("delta", arm.delta or 1.0))
+    if run.lr_schedule.name == "warmup_linear" and "warmup_steps" not in arm.settings.get("lr_schedule", {}):
+        run = with_decay(config, run)
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
     return completed(run, swept), scale
@@ -186,6 +186,9 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
             arm["about"] = about.about or label
             arm["point"] = earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point") if "tune" in earlier else None
             arm["figures"] = _figures(arm, results)
+            settings = {s.run.stabilizer.strength for s in own if s.arm == label}
+            arm["strength"] = statistics.median(known) if (known := [x for x in settings if x is not None]) else None
+            arm["comparable"] = not any(s.run.final_windows for s in own if s.arm == label)
             arm["versus"] = reference if reference != label else None
             arm["difference"] = (
                 verdict.paired(verdict.losses(arm, results), verdict.losses(arms[reference], results))
@@ -213,8 +216,9 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
 
 
 def _best_of(arms: Mapping[str, Any], results: Results, seed: str) -> str | None:
-    """The arm with the lowest test loss of this seed alone."""
-    found = {label: loss for label, arm in arms.items() if (loss := verdict.losses(arm, results).get(seed)) is not None}
+    """The arm with the lowest test loss of this seed alone, among those judged on the whole split."""
+    usable = {label: arm for label, arm in arms.items() if arm["comparable"]}
+    found = {label: loss for label, arm in usable.items() if (loss := verdict.losses(arm, results).get(seed)) is not None}
     return min(found, key=lambda label: found[label], default=None)
 
 
@@ -225,4 +229,8 @@ def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, float | None
     for key in FIGURES:
         values = [float(r[key]) for r in done if r.get(key) is not None]
         found[key] = statistics.fmean(values) if values else None
+    shocked = [r.get("shock_recovery_steps") for r in done if r.get("shock_peak") is not None]
+    found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
+    if None in shocked:
+        found["shock_recovery_steps"] = None  # a mean over those that came back would flatter those that did not
     return found

@@ -11,8 +11,9 @@ from typing import Any
 
 from ..choices import changed, optimizer_defaults
 from ..config import STAGES, Config, OptimizerConfig, RunConfig, resolve_controller, run_part
+from ..validation import least_target_kl
 from .decide import Decision, Results
-from .signature import RunSpec, arm_name
+from .signature import RunSpec, arm_name, round3
 
 
 def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
@@ -48,12 +49,22 @@ def with_ebc(
     return completed(changed(run, settings), track)
 
 
+def with_target(run: RunConfig, delta: float) -> RunConfig:
+    """The run at delta* = `delta`, or the least that its budget can hold in its precision, to three digits."""
+    least = least_target_kl(run)
+    return replace(run, budget=replace(run.budget, target_kl=round3(delta) if round3(delta) >= least else least))
+
+
 def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
-    """The gain of `energy` from the baseline where it is open, and no guard where there is no bound to guard."""
+    """The gain of `energy` from the baseline where it is open, a delta* that can be held, and no guard without a bound."""
+    if run.stabilizer.name == "ebc":
+        run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
         run = replace(run, budget=replace(run.budget, guard="none"))
-    if run.stabilizer.name == "ebc" and resolve_controller(run).controller.name == "energy" and run.controller.a is None:
-        run = replace(run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / track['descent_median']:.4g}")))
+    energy = run.stabilizer.name == "ebc" and resolve_controller(run).controller.name == "energy"
+    descent = track.get("descent_median") or 0.0
+    if energy and run.controller.a is None and descent > 0:  # else the run itself says that the gain is missing
+        run = replace(run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / descent:.4g}")))
     return run
 
 

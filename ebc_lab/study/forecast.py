@@ -70,6 +70,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict
         "val_loss": loss,
         "c_median": c,
         "kl_median": 0.01,
+        "kl_ratio_median": 1.0,
         "clip_rate": 0.5,
         "surrogate_median": 1.0,
         "descent_median": 0.1,

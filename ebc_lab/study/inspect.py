@@ -111,7 +111,10 @@ def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> lis
 def _again(study: Study, config: Config, run_id: str) -> str | None:
     """The command for one failed run as its spec describes it; None for a measurement of time."""
     spec = read_json(study.run_dir(run_id) / "spec.json")
-    return reproduce(config, from_dict(RunConfig, spec["config"])) if spec["kind"] == "train" else None
+    run = from_dict(RunConfig, spec["config"])
+    if run.lr_schedule.source:  # beside this run in the study, and nowhere near a new one
+        run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
+    return reproduce(config, run) if spec["kind"] == "train" else None
 
 
 def reproduce(config: Config, run: RunConfig) -> str:
@@ -181,11 +184,11 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             first = min(best, key=lambda a: best[a]["val_loss"], default="none")
             lines.append(f"{track}: {len(d['arms'])} arms tuned; the best is {first}")
         elif stage == "ablation":
-            done = {a: f["figures"]["val_loss"] for a, f in d["arms"].items() if f["figures"]["val_loss"] is not None}
-            lines.append(
-                f"{track}: {len(d['arms'])} arms; lowest validation loss {min(done, key=lambda a: done[a])}, "
-                f"{min(done.values()):.4f}"
-            )
+            known = {a: f["figures"]["val_loss"] for a, f in d["arms"].items() if f["comparable"]}
+            done = {a: x for a, x in known.items() if x is not None}
+            first = sorted(done, key=lambda a: done[a])[:1]
+            lowest = f"; lowest validation loss {first[0]}, {done[first[0]]:.4f}" if first else ""
+            lines.append(f"{track}: {len(d['arms'])} arms{lowest}")
         elif stage == "lr_scale":
             rooms = ", ".join(f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items())
             note = " (LR inert under EBC, so its headroom is a tautology)" if d["headroom_is_tautology"] else ""

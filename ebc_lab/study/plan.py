@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from ..config import Config, RunConfig
-from ..validation import LEAST_KL
+from ..validation import least_target_kl
 from . import decide
 from .arms import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
 from .decide import Decision, Results, band_distance, c_median, val_loss
@@ -72,7 +72,7 @@ def calibrate(config: Config, decisions: Mapping[str, Decision], results: Result
         track = decisions["lr_sweep"]["tracks"][name]
         plain = plain_run(config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale)
         for budget in config.calibrate.budgets:
-            floor = LEAST_KL.get(plain.dtype, 0.0) if budget == "shadow" else 0.0
+            floor = least_target_kl(replace(plain, budget=replace(plain.budget, name=budget)))
             if config.calibrate.delta_grid == "published":
                 deltas = list(PUBLISHED_DELTAS)
             else:

@@ -34,7 +34,8 @@ def _stem(run: RunConfig) -> str:
 
 def _tail(run: RunConfig) -> str:
     lindelta = run.stabilizer.name == "ebc" and run.budget.schedule == "linear"
-    return ("_lindelta" if lindelta else "") + ("_lrdecay" if run.lr_schedule.name != "constant" else "")
+    schedule = {"constant": "", "replay": "_replay"}.get(run.lr_schedule.name, "_lrdecay")
+    return ("_lindelta" if lindelta else "") + schedule
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,15 @@ def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
 
 def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
-    calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": {"delta_star": 0.5}}}}
+    found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
+    calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
     run, _ = ablation.run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
     assert run.budget.target_kl == 0.25
     run, _ = ablation.run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
     assert run.budget.target_kl == 0.002  # said outright
+    bound = ArmConfig(settings={**EBC, "budget": {"name": "surrogate"}})
+    run, _ = ablation.run_of(config, calibrated, "adam_none", bound, 30, 3, {})
+    assert run.budget.target_kl == 0.8  # each budget by its own calibration, where it has one
 
 
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
@@ -143,12 +147,32 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
             "same number of runs: plain 2, b 3",
         ),
         ({"plain": ArmConfig(), "B b": ArmConfig()}, "lower-case"),
+        ({"plain": ArmConfig(), "b": ArmConfig(tune={"strength": [1, 2]})}, "goes with a stabilizer that has one"),
+        ({"plain": ArmConfig(), "b": ArmConfig(tune={"delta": [1, 2]})}, "goes with stabilizer ebc"),
+        ({"plain": ArmConfig(), "b": ArmConfig(matched="plain")}, "goes with stabilizer norm_clip"),
+        ({"plain": ArmConfig(), "b": ArmConfig(replay="plain", tune={"lr_scale": [1, 2]})}, "nothing to tune"),
+        ({"plain": ArmConfig(), "b": ArmConfig(delta=2, settings={**EBC, "budget": {"target_kl": 0.1}})}, "leave one out"),
         ({"plain": ArmConfig(), "b": ArmConfig(settings={**EBC, "budget": {"guard": "shrink"}})}, "corrects a bound"),
     ],
 )
 def test_an_arm_that_cannot_be_meant_is_refused(tiny, arms, words):
     with pytest.raises(UserError, match=words):
         suite(tiny, arms)
+
+
+def test_a_decaying_arm_warms_up_as_the_control_does(tiny):
+    config = named(tiny, ARMS, "lr_sweep.control_warmup=7")
+    for settings, steps in (({"name": "warmup_linear"}, 7), ({"name": "warmup_linear", "warmup_steps": 3}, 3)):
+        run, _ = ablation.run_of(config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {})
+        assert run.lr_schedule.warmup_steps == steps
+
+
+def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tiny):
+    arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
+    for descent in (None, -0.1):
+        uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
+        run, _ = ablation.run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        assert run.controller.a is None  # the run then fails and says what is missing
 
 
 def test_every_suite_that_is_shipped_can_be_planned():
@@ -302,3 +326,27 @@ def test_a_matched_strength_is_the_quantile(tiny):
     decisions, results = invented(config, lambda s: 2.0, clip_rate=0.25)
     matched = [s for s in ablation.ablation(config, decisions, results) if s.role == "matched"]
     assert {s.run.stabilizer.strength for s in matched} == {0.75}
+
+
+def test_an_arm_judged_on_another_text_is_never_the_best(tiny):
+    arms = {**ARMS, "few": ArmConfig(settings={"final_windows": 4})}
+    config = named(tiny, arms)
+    decisions, _ = invented(config, lambda s: 1.0 if s.role == "few" else 2.0 + s.run.optimizer.lr)
+    found = decisions["ablation"]["tracks"]["adam_none"]
+    assert not found["arms"]["few"]["comparable"]
+    assert "few" not in found["best_by_seed"].values()
+
+
+def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
+    arms = {"plain": ARMS["plain"], "ebc": ARMS["ebc"]}
+    config = named(tiny, arms, shocks=["lr_spike"])
+    results = {}
+    for s in ablation.ablation(config, DECIDED, {}):
+        back = None if s.run.seed == 5 and s.role == "plain_lr_spike" else 4
+        shocked = {"shock_peak": 0.5, "shock_recovery_steps": back} if s.run.shock.name != "none" else {}
+        results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0, "clip_rate": 0.5, **shocked}
+    decision = ablation.decide_ablation(config, ablation.ablation(config, DECIDED, results), results, DECIDED)
+    found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
+    assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (None, 0.5)
+    assert (found["ebc_lr_spike"]["shock_recovery_steps"], found["ebc_lr_spike"]["shock_recovered"]) == (4, 1)
+    assert found["plain"]["shock_recovered"] is None

@@ -278,3 +278,12 @@ def test_the_published_recipe_to_the_letter():
     scales = STAGES_OF["lr_scale"].runs(config, decisions, {})
     assert [s.lr_scale for s in scales if s.role == "ebc"] == [1.5, 2, 3, 4]
     assert [s.lr_scale for s in scales if s.role == "none"] == [1, 1.5, 2, 3, 4]  # the plain run that all are judged by
+
+
+def test_a_study_with_a_controller_search_can_be_planned():
+    from ebc_lab.study.inspect import planned
+
+    found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
+    assert found["controller_search"]["expected"]["runs"] == 5  # six candidates; `fixed` is the calibrated run itself
+    for more in ("controller=log_pi", "study=published"):
+        assert planned(compose(["scale=smoke", "device=cpu", SEARCH, more]))["stages"]["finals"]["max"]["runs"] > 0
