@@ -63,9 +63,14 @@ def positive(key: str, value: float, *, zero: bool = False) -> None:
 def validate(config: Config, *, study: bool) -> None:
     """Refuse what cannot be meant, of one run or, with `study`, of runs whose budget the stages choose. Raises UserError."""
     _validate_study(config)
+    validate_run(_stage_run(config) if study else config)
+
+
+def _stage_run(config: Config) -> RunConfig:
+    """A run as the stages make it: of a budget that they calibrate, the one with most settings if there are several."""
     budgets = config.calibrate.budgets
     named = "surrogate" if "surrogate" in budgets else budgets[0]
-    validate_run(replace(run_part(config), budget=replace(config.budget, name=named)) if study else config)
+    return replace(run_part(config), budget=replace(config.budget, name=named))
 
 
 def validate_run(run: RunConfig) -> None:
@@ -231,7 +236,7 @@ def _stages(config: Config) -> None:
     for stage in stages:
         for before in STAGE_NEEDS.get(stage, ()):
             need(before in stages, f"study.stages: {stage} needs {before} as well.")
-    base = replace(run_part(config), stabilizer=replace(config.stabilizer, name="ebc"))
+    base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
         need(bool(config.controller_search.candidates), "controller_search.candidates must name at least one.")
         for name, settings in config.controller_search.candidates.items():

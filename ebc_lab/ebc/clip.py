@@ -334,8 +334,8 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _check_floor(self, floor: float) -> None:
         least = self.target_kl * LOWEST.get(self.schedule, 1.0)
         if self.active and self.budget == "shadow" and least < 10 * floor * (1 - 1e-9):
+            falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
             raise ValueError(
-                f"target_kl={self.target_kl:g} on schedule={self.schedule!r} falls to {least:g}, below ten times {floor:g}, "
-                "the smallest KL this precision can see."
+                f"target_kl={self.target_kl:g}{falling} is below ten times {floor:g}, the smallest KL this precision can see."
             )
         self.floor = floor
