@@ -3,59 +3,25 @@
 import copy
 import io
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebc_lab.config import ModelConfig, RunConfig, StabilizerConfig
-from ebc_lab.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio, output_norm
-from ebc_lab.model import build as build_model
-from ebc_lab.optimizers import build as build_optimizers
-from ebc_lab.stabilizers import build
+from ebc_lab.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
 
 LAYERS = ["0", "2"]
-
-
-def small_model(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4))
-
-
-def batch(seed=0, rows=6):
-    draw = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 5, generator=draw), torch.randint(4, (rows,), generator=draw)
-
-
-def backward(model, x, y, factor=1.0):
-    (factor * F.cross_entropy(model(x), y)).backward()
-
-
-def joint(parameters):
-    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))
-
-
-def gradients(model):
-    return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
-
-
-def same(one, other):
-    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def outputs(model, x):
     """What the two layers of `small_model` give."""
     first = model[0](x)
     return [first.detach(), model[2](first.tanh()).detach()]
-
-
-def floats(measured):
-    return {layer: float(value) for layer, value in measured.items()}
 
 
 # -- how an output is measured -----------------------------------------------------------------------------------------------
@@ -86,7 +52,7 @@ def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, 
         monitor = monitor_ebc_ratio(model, norm)
         for n in (1, 2):
             model.zero_grad()
-            backward(model, x.repeat(n, 1), y.repeat(n))  # the mean loss, so the gradient stays
+            backward_on(model, x.repeat(n, 1), y.repeat(n))  # the mean loss, so the gradient stays
             measured[norm, n] = floats(monitor())
         monitor.remove()
     assert measured["rms", 2] == pytest.approx(measured["rms", 1], rel=1e-4)
@@ -101,7 +67,7 @@ def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, 
 def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
     model, (x, y) = small_model(seed), batch(seed)
     clip = energy_budget_clip(model, ratio, norm)
-    backward(model, x, y, factor)
+    backward_on(model, x, y, factor)
     before = gradients(model)
     whole = [joint(model[0].parameters()), joint(model[2].parameters())]
     measured = clip()
@@ -118,7 +84,7 @@ def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
 def test_a_ratio_for_each_layer():
     model, (x, y) = small_model(), batch()
     clip = energy_budget_clip(model, {"2": 1e-3})
-    backward(model, x, y)
+    backward_on(model, x, y)
     before = gradients(model)
     assert list(clip()) == ["2"]
     assert same(gradients(model)[:2], before[:2])
@@ -146,12 +112,12 @@ def test_impossible_settings_are_refused_and_leave_no_hooks(options, why):
 def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
     model, (x, y) = small_model(), batch()
     clip, monitor = energy_budget_clip(model), monitor_ebc_ratio(model)
-    backward(model, x, y, factor=0.0)
+    backward_on(model, x, y, factor=0.0)
     assert floats(clip()) == floats(monitor()) == {"0": 0, "2": 0}
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
     model.zero_grad()
-    backward(model, x, y)
+    backward_on(model, x, y)
     assert floats(clip())["2"] == math.inf
     assert joint(model[2].parameters()) == 0  # a layer that gives nothing is allowed nothing
 
@@ -178,7 +144,7 @@ def test_in_a_plain_loop():
 def test_evaluations_and_probes_do_not_count():
     model, (x, y) = small_model(), batch()
     monitor = monitor_ebc_ratio(model)
-    backward(model, x, y)
+    backward_on(model, x, y)
     measured = floats(monitor())
     with torch.no_grad():
         model(100 * x)
@@ -192,7 +158,7 @@ def test_a_layer_that_stays_in_eval_mode_is_still_trained():
     model, (x, y) = small_model(), batch()
     model[0].eval()
     monitor = monitor_ebc_ratio(model)
-    backward(model, x, y)
+    backward_on(model, x, y)
     assert float(monitor()["0"]) == pytest.approx(
         joint(model[0].parameters()) / float(output_norm(outputs(model, x)[0], "rms"))
     )
@@ -249,7 +215,7 @@ def test_frozen_layers_and_layers_out_of_reach():
     for p in spare["spare"].parameters():
         p.grad = torch.full_like(p, 1e3)
     clip = energy_budget_clip(spare, ratio=1e-4)
-    backward(model, x, y)
+    backward_on(model, x, y)
     assert list(clip()) == ["used.2"]
     assert spare["spare"].weight.grad[0, 0] == 1e3
     assert model[0].weight.grad is None
@@ -292,7 +258,7 @@ def test_parametrised_weights_belong_to_their_layer():
     model, (x, y) = small_model(), batch()
     nn.utils.parametrizations.weight_norm(model[0])
     clip = energy_budget_clip(model, ratio=1e-3)
-    backward(model, x, y)
+    backward_on(model, x, y)
     assert list(clip()) == LAYERS
     limit = 1e-3 * float(output_norm(outputs(model, x)[0], "rms"))
     assert joint(model[0].parameters()) == pytest.approx(limit, rel=1e-5)
@@ -310,7 +276,7 @@ def test_skip_leaves_nothing_for_the_optimizer(value):
     for bad in (False, True, True, False):
         old = [p.detach().clone() for p in model.parameters()]
         optimizer.zero_grad()
-        backward(model, x, y)
+        backward_on(model, x, y)
         if bad:
             model[0].bias.grad[1] = value
         assert list(clip()) == LAYERS
@@ -323,7 +289,7 @@ def test_skip_leaves_nothing_for_the_optimizer(value):
 def test_a_norm_that_overflows_is_not_a_bad_gradient():
     model, (x, y) = small_model(), batch()
     clip = energy_budget_clip(model, non_finite="raise")
-    backward(model, x, y)
+    backward_on(model, x, y)
     model[0].weight.grad.fill_(1e30)
     clip()
     assert joint(model.parameters()) < math.inf
@@ -333,7 +299,7 @@ def test_a_norm_that_overflows_is_not_a_bad_gradient():
 def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
     model, (x, y) = small_model(), batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="zero")
-    backward(model, x, y)
+    backward_on(model, x, y)
     model[0].weight.grad[0, 0] = value
     measured = floats(clip())
     assert not math.isfinite(measured["0"])
@@ -345,7 +311,7 @@ def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
 def test_raise_names_the_layer_and_touches_nothing():
     model, (x, y) = small_model(), batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="raise")
-    backward(model, x, y)
+    backward_on(model, x, y)
     model[2].bias.grad[0] = math.inf
     before = gradients(model)
     with pytest.raises(FloatingPointError, match="non-finite gradient in 2\\."):
@@ -360,8 +326,8 @@ def test_the_monitor_changes_nothing():
     model, plain, (x, y) = small_model(), small_model(), batch()
     monitor = monitor_ebc_ratio(model)
     assert monitor() == {}
-    backward(model, x, y)
-    backward(plain, x, y)
+    backward_on(model, x, y)
+    backward_on(plain, x, y)
     expected = [joint(plain[2 * i].parameters()) / float(output_norm(z, "rms")) for i, z in enumerate(outputs(plain, x))]
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
     assert floats(monitor()) == floats(monitor())
@@ -374,7 +340,7 @@ def test_remove_takes_the_hooks_off():
     clip.remove()
     monitor.remove()
     assert not any(module._forward_hooks for module in model.modules())
-    backward(model, x, y)
+    backward_on(model, x, y)
     before = gradients(model)
     assert clip() == monitor() == {}
     assert same(gradients(model), before)
@@ -385,19 +351,19 @@ def test_a_watched_model_can_be_copied_and_pickled(used):
     model, (x, y) = small_model(), batch()
     clip = energy_budget_clip(model)
     if used:
-        backward(model, x, y)
+        backward_on(model, x, y)
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     measured = floats(clip())
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         other.zero_grad()
-        backward(other, 50 * x, y)
+        backward_on(other, 50 * x, y)
         assert floats(clip()) == (measured if not used else pytest.approx(floats(clip())))
         assert set(clip.record.energies) == (set(LAYERS) if used else set())  # the copy's forward is not the model's
     pair, copied = copy.deepcopy((model, clip))
     pair.zero_grad()
-    backward(pair, x, y)
+    backward_on(pair, x, y)
     assert list(copied()) == LAYERS
 
 
@@ -416,81 +382,10 @@ def test_the_host_does_not_wait_for_each_layer(non_finite, waits):
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(9)))
     clip = energy_budget_clip(model, {"0": 1e-3, "5": 1e-4}, non_finite=non_finite)
-    backward(model, *batch())
+    backward_on(model, *batch())
     with Waits() as mode:
         clip()
     assert mode.count == waits
     with Waits() as mode, torch.no_grad():
         model(torch.ones(1, 5))
     assert mode.count == 0
-
-
-# -- in the lab --------------------------------------------------------------------------------------------------------------
-
-RUN = RunConfig(audit_every=2, audit_tokens=32, model=ModelConfig(blocks=2, width=16, heads=2, context=8))
-
-
-def lab(strength, norm="rms", **options):
-    run = replace(RUN, stabilizer=StabilizerConfig(f"energy_{norm}", strength), **options)
-    model = build_model(run.model, 11, 0)
-    return model, build(model, build_optimizers(model, run.optimizer), None, run)
-
-
-def lab_step(model, step, dtype=None):
-    tokens = torch.randint(11, (8, 8), generator=torch.Generator().manual_seed(step))
-    model.zero_grad()
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        logits = model(tokens)
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return tokens, logits
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("norm", ["raw", "rms"])
-def test_every_layer_of_the_labs_model_is_limited(norm, dtype):
-    model, stabilizer = lab(1e-6, norm)
-    monitor = monitor_ebc_ratio(model, norm)
-    for step in range(3):
-        tokens, logits = lab_step(model, step, dtype)
-        stats = stabilizer.step(tokens, logits)
-        measured = floats(monitor())
-        assert len(measured) == len(list(model.parameters()))
-        assert max(measured.values()) <= 1e-6 * (1 + 1e-4)
-        assert min(measured.values()) >= 1e-6 * (1 - 1e-4)
-        assert stats.clip_coefficient == 1
-        assert 0 < stats.gradient_scale < 1
-        assert all(e.dtype == torch.float32 for e in stabilizer.record.energies.values())
-
-
-def test_the_labs_audits_do_not_overwrite_what_training_recorded():
-    model, stabilizer = lab(0.1)
-    tokens, logits = lab_step(model, 0)
-    before = {layer: e.clone() for layer, e in stabilizer.record.energies.items()}
-    assert stabilizer.step(tokens, logits).applied_kl > 0  # audited: forwards were made
-    assert {layer: float(e) for layer, e in stabilizer.record.energies.items()} == floats(before)
-
-
-def test_the_stabilizer_is_the_three_line_clip():
-    model, plain = small_model(), small_model()
-    stabilizer = EnergyBudget(model, torch.optim.Adam(model.parameters(), lr=0.1), strength=0.01, audit_every=0)
-    base, clip = torch.optim.Adam(plain.parameters(), lr=0.1), energy_budget_clip(plain, 0.01)
-    for step in range(4):
-        x, y = batch(step)
-        for m in (model, plain):
-            m.zero_grad()
-            backward(m, x, y)
-        stabilizer.step()
-        clip()
-        base.step()
-    assert same(list(model.parameters()), list(plain.parameters()))
-
-
-def test_only_what_the_optimizer_trains_is_limited():
-    model, (x, y) = small_model(), batch()
-    stabilizer = EnergyBudget(model, torch.optim.SGD(model[2].parameters(), lr=0.1), strength=1e-3, audit_every=0)
-    backward(model, x, y)
-    before = gradients(model)
-    stats = stabilizer.step()
-    assert same(gradients(model)[:2], before[:2])
-    assert float(stats.gradient_scale) == pytest.approx(joint(model[2].parameters()) / float(stats.grad_norm), rel=1e-5)
-    assert stats.gradient_scale < 1
