@@ -49,6 +49,9 @@ def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
         lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [repr(error)]
         first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
         key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+        if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and ("struct" in first or "subclass" in first):
+            first = "an arm that the suite does not have goes into a file of conf/study; here those it has can be changed"
+            key = "ablation.arms"
         raise UserError(f"{key + ': ' if key else ''}{first}") from None
     validate(config, study=study)
     return config
