@@ -289,7 +289,8 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
 def told(recovery: Recovery) -> str:
     """The arm with its peak, and after how many steps its loss was back."""
     back = [steps for steps in recovery.back if steps is not None]
-    text = f"{recovery.label}  peak {signed(statistics.fmean(recovery.peaks))}, "
+    label = recovery.label.removesuffix(f"_{recovery.kind}")  # the panel says which shock it was
+    text = f"{label}  peak {signed(statistics.fmean(recovery.peaks))}, "
     after = round(statistics.fmean(back)) if back else 0
     text += f"back after {after} step{'s' * (after != 1)}" if after else "back at once" if back else "not back"
     return text + (f" ({len(back)} of {len(recovery.back)} seeds)" if 0 < len(back) < len(recovery.back) else "")
