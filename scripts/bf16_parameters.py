@@ -1,4 +1,4 @@
-"""What bfloat16 parameters do to a small update: the KL of W + c·dW, kept in float32 and kept in bfloat16, at the same W and dW.
+"""What bfloat16 parameters do to a small update: the KL of W + c·dW kept in float32 and in bfloat16, at the same W and dW.
 
     python scripts/bf16_parameters.py [scale=laptop steps=300 optimizer.lr=4e-3 …]
 
