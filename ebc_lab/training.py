@@ -327,7 +327,8 @@ class Training:
         run = self.run_config
         self.steps.sync()
         self.evals.sync()
-        figures = summarise(read_columns(self.directory / "steps.csv"))
+        steps = read_columns(self.directory / "steps.csv")
+        figures = summarise(steps)
         initial, last = figures["initial_loss"], figures["last_loss"]
         if cause is None and last is not None and last > initial:
             cause = (
@@ -356,7 +357,7 @@ class Training:
         result |= figures
         result["guard_count"] = self.optimizer.guard.count if isinstance(self.optimizer, EllipsotopeClip) else 0
         if run.shock.name != "none":
-            result |= recovery(read_columns(self.directory / "steps.csv")["loss"], shocks.step_of(run))
+            result |= recovery(steps["loss"], shocks.step_of(run))
         curve = read_columns(self.directory / "evals.csv")
         result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
         trained = self.step * run.batch_size * run.model.context

@@ -271,8 +271,8 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings})
     positive(f"{path}.lr_scale", arm.lr_scale)
     said = "target_kl" in arm.settings.get("budget", {})
-    for key in ("delta", "tune.delta"):
-        if arm.delta is not None if key == "delta" else "delta" in arm.tune:
+    for key, given in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
+        if given:
             need(run.stabilizer.name == "ebc", f"{path}.{key} goes with stabilizer ebc.")
             need(not said, f"{path}.{key} and settings.budget.target_kl both say what δ* is: leave one out.")
     if arm.delta is not None:

@@ -142,8 +142,7 @@ class Batch:
 
     def probe_loss(self, z: Tensor) -> Tensor:
         """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token. Needs targets."""
-        if self.probe_targets is None:
-            raise ValueError("this rule compares losses: give step(tokens, logits, targets=...).")
+        assert self.probe_targets is not None
         wide = z if z.dtype == torch.float64 else z.float()
         losses = F.cross_entropy(wide.flatten(0, -2), self.probe_targets.flatten(), reduction="none")
         return token_mean(losses.view(self.probe_targets.shape), self.probe_mask)

@@ -130,14 +130,17 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def write_ablation(root: Path, decision: Mapping[str, Any]) -> None:
-    """ablation.csv of a suite. Figures carry nine significant digits."""
-    buffer = io.StringIO()
-    ablation(decision).to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
-    write_whole(root / "ablation.csv", buffer.getvalue())
+    """ablation.csv of a suite."""
+    _write(root / "ablation.csv", ablation(decision))
 
 
 def write_summary(root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
-    """summary_<stage>.csv, or summary_final.csv. Figures carry nine significant digits."""
+    """summary_<stage>.csv, or summary_final.csv."""
+    _write(summary_path(root, stage), summary(specs, results))
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    """Figures carry nine significant digits."""
     buffer = io.StringIO()
-    summary(specs, results).to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
-    write_whole(summary_path(root, stage), buffer.getvalue())
+    table.to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
+    write_whole(path, buffer.getvalue())

@@ -177,25 +177,26 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
     """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
+    asked = config.ablation.all_arms()
     for track in ready(config, earlier, "ablation"):
         own = [s for s in specs if s.track == track]
         arms = verdict.arms_of(own, results)
         for label, arm in arms.items():
-            about = config.ablation.all_arms()[label]
-            reference = about.versus or config.ablation.reference
-            arm["about"] = about.about or label
+            mine = [s.run for s in own if s.arm == label]
+            reference = asked[label].versus or config.ablation.reference
+            arm["about"] = asked[label].about or label
             arm["point"] = earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point") if "tune" in earlier else None
             arm["figures"] = _figures(arm, results)
-            settings = {s.run.stabilizer.strength for s in own if s.arm == label}
-            arm["strength"] = statistics.median(known) if (known := [x for x in settings if x is not None]) else None
-            arm["comparable"] = not any(s.run.final_windows for s in own if s.arm == label)
+            strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
+            arm["strength"] = statistics.median(strengths) if strengths else None
+            arm["comparable"] = not any(run.final_windows for run in mine)
             arm["versus"] = reference if reference != label else None
             arm["difference"] = (
                 verdict.paired(verdict.losses(arm, results), verdict.losses(arms[reference], results))
                 if reference in arms and reference != label
                 else None
             )
-        missing = [label for label in config.ablation.all_arms() if label not in arms]
+        missing = [label for label in asked if label not in arms]
         notes += [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
         notes += [
             f"{track}: {label}: {arm['outcomes']['diverged']} of {len(arm['runs'])} seeds diverged"
