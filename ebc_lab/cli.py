@@ -15,6 +15,7 @@ import typer
 from .config import UserError
 
 OUTPUT_DIR = "outputs/ebc_ablation"
+CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 Overrides = Annotated[
@@ -22,6 +23,11 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")]
+MaxRuns = Annotated[int | None, typer.Option("--max-runs", help="Train at most so many runs in this call.", show_default=False)]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", help="Stop before the workers, all together, exceed so many hours.", show_default=False),
+]
 Name = Annotated[str | None, typer.Argument(help="Study name or folder; the newest if left out.", show_default=False)]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
@@ -48,13 +54,16 @@ def autopilot(
     overrides: Overrides = None,
     multirun: Annotated[bool, typer.Option("-m", "--multirun", help="One study per combination of the overrides.")] = False,
     force: Force = False,
+    max_runs: MaxRuns = None,
+    max_hours: MaxHours = None,
 ) -> int:
     """Run the whole study, or carry on with it: sweep, calibrate, scale, finals, verdict."""
     from .study.autopilot import configurations
+    from .study.guards import Limits
 
-    worst = 0
+    worst, limits = 0, Limits(max_runs, max_hours)
     for config in configurations(overrides or [], multirun=multirun):
-        worst = max(worst, _pilot(config, force, None))
+        worst = max(worst, _pilot(config, force, None, limits))
     return worst
 
 
@@ -63,18 +72,22 @@ def stage(
     name: Annotated[str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")],
     overrides: Overrides = None,
     force: Force = False,
+    max_runs: MaxRuns = None,
+    max_hours: MaxHours = None,
 ) -> int:
     """Run one stage, with the decisions of the earlier ones."""
     from .study.autopilot import configurations
+    from .study.guards import Limits
 
     [config] = configurations(overrides or [], stage=name)
-    return _pilot(config, force, [name])
+    return _pilot(config, force, [name], Limits(max_runs, max_hours))
 
 
-def _pilot(config: Any, force: bool, stages: list[str] | None) -> int:
+def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> int:
     from .report import terminal
-    from .study.autopilot import Listener, StageFailed
+    from .study.autopilot import Listener
     from .study.autopilot import autopilot as run
+    from .study.guards import Cancelled, StageFailed
     from .study.launch import WorkersFailed
 
     console = _console()
@@ -82,7 +95,10 @@ def _pilot(config: Any, force: bool, stages: list[str] | None) -> int:
     listener = Listener(view.say, view.decided, view.watch)
     try:
         with view.following():
-            done = run(config, listener, stages=stages, force=force)
+            done = run(config, listener, stages=stages, force=force, limits=limits)
+    except Cancelled as error:
+        typer.echo(f"cancelled: {error}", err=True)
+        return CANCELLED
     except (StageFailed, WorkersFailed) as error:
         typer.echo(f"stopped: {error}", err=True)
         return 3
@@ -159,6 +175,20 @@ def report(study: Name = None, output_dir: Place = OUTPUT_DIR) -> None:
     found = find(study, output_dir)
     rebuild(found, Listener(say=typer.echo))
     typer.echo(f"rebuilt in {found.root}")
+
+
+@app.command()
+def cancel(
+    study: Annotated[str, typer.Argument(help="Study name or folder.")], output_dir: Place = OUTPUT_DIR, as_json: Json = False
+) -> None:
+    """Stop a study's driver, workers and Slurm jobs, and see them gone. What is trained stays; autopilot carries on."""
+    from .study.cancel import cancel as end
+    from .study.inspect import find
+
+    found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
+    if as_json:
+        return _json(found)
+    typer.echo(f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left under way")
 
 
 @app.command()

@@ -244,10 +244,28 @@ class AblationConfig:
 
 @dataclass
 class LauncherConfig:
-    name: str = "local"  # local: one worker process per slot | inline: this process
+    name: str = "local"  # local: worker processes here | slurm: array jobs | inline: this process
     slots: int = 0  # workers at a time; 0: one per GPU, or per core group
+    workers_per_gpu: int = 1  # of launcher=local, while slots is 0
     checkpoint_every_s: float = 10.0  # seconds
     max_lost: int = 2  # times a run may lose its worker before it is given up
+    heartbeat_s: float = 300.0  # seconds without a step after which a worker counts as hung, and is killed
+    run_timeout_s: float = 0.0  # seconds that one attempt at a run may take; 0: any
+    # launcher=slurm: what each job asks for
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 240  # minutes; a worker is requeued before they are over
+    signal_delay_s: int = 90  # seconds before the end at which it writes its checkpoint
+    cpus_per_task: int = 0  # 0: threads_per_run
+    gpus_per_node: int | None = None  # None: one under device=cuda, else none
+    mem_gb: float | None = None
+    setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load …
+    sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, e.g. {reservation: mine}
+    srun_args: list[str] = field(default_factory=list)
+    queue_every_s: float = 10.0  # seconds between two looks at the queue
+    idle_s: float = 120.0  # seconds without work after which a job gives its GPU back
 
 
 @dataclass

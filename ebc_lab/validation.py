@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from .choices import any_of, changed, groups, nearest
-from .config import SPLITS, STAGES, ArmConfig, Config, RunConfig, ShockConfig, UserError, run_part
+from .config import SPLITS, STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig, UserError, run_part
 
 CHOICES = {  # of a run's settings, where no folder of conf says it
     "dtype": ("auto", "float32", "bfloat16"),
@@ -36,6 +36,34 @@ STAGE_NEEDS = {
     "finals": ("lr_scale",),
     "tune": ("lr_sweep", "ablation"),
     "ablation": ("lr_sweep",),
+}
+SLURM_SETTINGS = (  # launcher.… that only launcher=slurm reads
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "timeout_min",
+    "signal_delay_s",
+    "cpus_per_task",
+    "gpus_per_node",
+    "mem_gb",
+    "setup",
+    "sbatch",
+    "srun_args",
+    "queue_every_s",
+    "idle_s",
+)
+SBATCH_OURS = {
+    "array",
+    "job-name",
+    "output",
+    "error",
+    "signal",
+    "requeue",
+    "no-requeue",
+    "open-mode",
+    "nodes",
+    "ntasks-per-node",
 }
 TUNABLE = ("lr_scale", "delta", "strength")
 LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
@@ -221,9 +249,27 @@ def _validate_study(config: Config) -> None:
         positive(key, getattr(getattr(config, stage), attribute), zero=True)
     positive("lr_sweep.skip_threshold", config.lr_sweep.skip_threshold)
     positive("finals.margin", config.finals.margin, zero=True)
-    positive("launcher.slots", config.launcher.slots, zero=True)
-    positive("launcher.checkpoint_every_s", config.launcher.checkpoint_every_s, zero=True)
-    positive("launcher.max_lost", config.launcher.max_lost, zero=True)
+    _launcher(config.launcher)
+
+
+def _launcher(launcher: LauncherConfig) -> None:
+    """Numbers in their ranges, and nothing asked of a launcher that it would ignore."""
+    for key in ("slots", "checkpoint_every_s", "max_lost", "run_timeout_s", "cpus_per_task", "idle_s"):
+        positive(f"launcher.{key}", getattr(launcher, key), zero=True)
+    for key in ("workers_per_gpu", "heartbeat_s", "timeout_min", "signal_delay_s", "queue_every_s"):
+        positive(f"launcher.{key}", getattr(launcher, key))
+    default = LauncherConfig()
+    asked = [k for k in SLURM_SETTINGS if getattr(launcher, k) != getattr(default, k)]
+    need(launcher.name == "slurm" or not asked, f"launcher.{''.join(asked[:1])} is a setting of launcher=slurm.")
+    if launcher.name == "slurm":
+        need(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
+        need(launcher.workers_per_gpu == 1, "launcher.workers_per_gpu is a setting of launcher=local.")
+        ours = sorted(SBATCH_OURS & {k.replace("_", "-") for k in launcher.sbatch})
+        need(not ours, f"launcher.sbatch.{''.join(ours[:1])} is set by the launcher itself: see docs/slurm.md.")
+        need(
+            60 * launcher.timeout_min > launcher.signal_delay_s,
+            "launcher.timeout_min must be longer than launcher.signal_delay_s.",
+        )
 
 
 def _stages(config: Config) -> None:

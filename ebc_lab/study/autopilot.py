@@ -19,17 +19,12 @@ from ..telemetry import read_json, write_json
 from . import verdict
 from .arms import distinct
 from .decide import Decision, Undecidable
+from .guards import Breaker, Cancelled, Limits, StageFailed, cancel_mark
 from .launch import Pool, opened
 from .resolve import resolve_study
 from .signature import RunSpec
 from .stages import STAGES_OF, foreseen
 from .store import FINISHED, RETRIED, Study, refuse_unwritable
-
-SAME_FAILURE = 2  # the first runs of a stage failing alike stop it
-
-
-class StageFailed(Exception):
-    """A stage was stopped, or could not decide. Exit code 3."""
 
 
 @dataclass
@@ -102,10 +97,18 @@ def study_of(config: Config) -> Study:
 # -- the stages -----------------------------------------------------------------------------------------------------------
 
 
-def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] | None = None, force: bool = False) -> Outcome:
+def autopilot(
+    config: Config,
+    listener: Listener,
+    *,
+    stages: Sequence[str] | None = None,
+    force: bool = False,
+    limits: Limits | None = None,
+) -> Outcome:
     """Run `stages` of the study in order (all of `study.stages` by default), or carry on with them.
 
-    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed, WorkersFailed, KeyboardInterrupt.
+    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits` are used up),
+    WorkersFailed, Cancelled, KeyboardInterrupt.
     """
     from ..report import tables
 
@@ -121,6 +124,7 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] | Non
         check_length(locate(config.data), config.model.context)
     study.prepare()
     with study.held():
+        cancel_mark(study).unlink(missing_ok=True)
         config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
@@ -137,9 +141,9 @@ def autopilot(config: Config, listener: Listener, *, stages: Sequence[str] | Non
             decisions[stage] = _decide(stage, config, specs, results, decisions)
             study.write_decision(stage, decisions[stage])
         before = _trained(study)
-        with opened(config, study) as pool:
+        with opened(config, study, listener.say) as pool:
             for stage in stages:
-                specs = _stage(stage, stages, config, study, decisions, pool, listener)
+                specs = _stage(stage, stages, config, study, decisions, pool, listener, limits or Limits())
                 results = study.results(specs)
                 decisions[stage] = _decide(stage, config, specs, results, decisions)
                 study.write_decision(stage, decisions[stage])
@@ -176,6 +180,7 @@ def _stage(
     decisions: dict[str, Decision],
     pool: Pool,
     listener: Listener,
+    limits: Limits,
 ) -> list[RunSpec]:
     """Train until the stage asks for nothing more. -> its runs."""
     while True:
@@ -185,14 +190,17 @@ def _stage(
         if not missing:
             return specs
         timed = [s for s in missing if s.kind != "train"]
-        wave = [s for s in missing if s.kind == "train"] or timed[:1]  # a measurement of time runs alone
-        later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] else []
+        wave = limits.admitted([s for s in missing if s.kind == "train"])
+        if not wave and len(timed) < len(missing):
+            raise StageFailed(limits.message(f"{len(missing)} run(s) of {stage} are still to be trained"))
+        wave = wave or timed[:1]  # a measurement of time runs alone
+        later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] and not limits.any else []
         wanted = {s.run_id for s in runs}
         spare = [s for s in distinct(foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
         for spec in [*wave, *spare]:
             study.write_spec(spec)
         listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
-        _train(stage, study, runs, wave, spare, pool, listener)
+        _train(stage, study, runs, wave, spare, pool, listener, limits)
 
 
 def specs_of(
@@ -216,35 +224,36 @@ def _train(
     spare: list[RunSpec],
     pool: Pool,
     listener: Listener,
+    limits: Limits,
 ) -> None:
     progress = Progress(study.name, stage, pool.slots, total=len(specs))
-    by_id = {s.run_id: s for s in specs}
-    seen: dict[str, dict[str, Any]] = {}
-    before = {s.run_id for s in specs} - {s.run_id for s in wave}
+    by_id = {s.run_id: s for s in [*spare, *wave]}
+    left = {s.run_id: s for s in wave}
+    known = [found for s in specs if s.run_id not in left and (found := study.result(s.run_id))]
+    breaker = Breaker(stage, study, proven=any(found["outcome"] in FINISHED for found in known))
+    mark = cancel_mark(study)
 
-    def check_in() -> None:
-        for spec in wave:
-            if spec.run_id not in seen and (found := study.result(spec.run_id)) is not None:
-                seen[spec.run_id] = found
-                if found["outcome"] not in FINISHED:
-                    listener.say(f"{stage}: {spec.run_id} {found['outcome']}: {found.get('cause')}")
-        causes = [r.get("cause") for r in seen.values() if r["outcome"] in ("failed", "oom")]
-        if len(causes) >= SAME_FAILURE and len(causes) == len(seen) and len(set(causes)) == 1 and len(wave) > len(causes):
-            raise StageFailed(
-                f"{stage} was stopped: its first {len(causes)} runs all failed with {causes[0]!r}; "
-                f"read {study.run_dir(next(iter(seen))) / 'log.txt'}, mend it, and give the same command again."
-            )
-        progress.done = len(before) + len(seen)
+    def check_in(done: Sequence[str], busy: Sequence[str]) -> None:
+        if mark.exists():
+            raise Cancelled(f"study {study.name} was cancelled; the same command carries on from here")
+        limits.tick(len(busy))
+        for run_id in done:
+            spec, found = left.pop(run_id), study.result(run_id)
+            assert found is not None
+            limits.ended(spec, found)
+            if found["outcome"] not in FINISHED:
+                listener.say(f"{stage}: {run_id} {found['outcome']}: {found.get('cause')}")
+            breaker.saw(run_id, found, len(left))
+        progress.done = len(specs) - len(left)
         progress.running = [
             {"run_id": s.run_id, "arm": s.arm, "lr": s.run.optimizer.lr, "seed": s.run.seed, **now}
-            for s in [*wave, *spare]
-            if s.run_id not in seen and (now := study.progress(s.run_id))
+            for run_id in busy
+            if (s := by_id.get(run_id)) and (now := study.progress(run_id))
         ]
-        progress.eta_s = _eta(progress, [by_id[s.run_id] for s in wave if s.run_id not in seen])
+        progress.eta_s = _eta(progress, list(left.values()))
         listener.watch(progress)
 
-    pool.run(wave, spare, check_in)
-    check_in()
+    pool.run(wave, spare, check_in, canary=not breaker.proven and wave[0].kind == "train")
 
 
 def _eta(progress: Progress, left: list[RunSpec]) -> float | None:

@@ -1,63 +1,109 @@
-"""Who trains: a pool of local worker processes started through submitit, or this process (DESIGN: launching).
+"""Who trains: worker processes through submitit, here or on Slurm, or this process (DESIGN: launching).
 
-A pool is opened once a study and fed stage after stage, so that `import torch` is paid once a worker. submitit starts and
-watches the processes; what they do travels as JSON, and what they found is read from the runs' own files. submitit keeps
-pickles of its own: its folder lies in a per-user 0700 state directory, outside the study.
+A pool is opened once a study and fed stage after stage, so that `import torch` is paid once a worker. What workers do travels
+as JSON (`session.py`), and what they found is read from the runs' own files. Workers take runs from one list, so what a lost
+one leaves is shared by the others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from ..config import Config, UserError, digest
 from ..doctor import cores, visible_gpus
 from ..telemetry import read_json, write_json
+from . import attempts
+from .session import Session
 from .signature import RunSpec
-from .store import Study
+from .store import FINISHED, Study
 
-POLL_S = 0.1
 WORKER_NICENESS = 5
 STARTS_TO_GIVE_UP = 3  # workers that die before they took a run
-SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")
-CheckIn = Callable[[], None]  # called at every poll: draws the view, raises to stop the wave
+WATCH_S = 1.0  # between two looks at the heartbeats
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's
+CheckIn = Callable[[Sequence[str], Sequence[str]], None]  # (newly done, being trained), at every poll; raises to stop the wave
+Say = Callable[[str], None]
 
 
 class WorkersFailed(Exception):
-    """Workers die before they do anything; names the log."""
+    """Workers die before they do anything, or all were cancelled; says where to read why."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that is no more. `clean`: it ended by itself, with nothing left to do."""
+
+    worker: str
+    cause: str
+    log: Path
+    clean: bool = False
 
 
 class WorkerCommand:
     """What submitit runs: one worker as a subprocess of its own, in an environment of its own."""
 
-    def __init__(self, session: str, slot: int, env: dict[str, str]):
-        self.session, self.slot, self.env = session, slot, env
+    def __init__(self, session: str, worker: str | None, env: Mapping[str, str]):
+        self.session, self.worker, self.env = session, worker, dict(env)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process": None}
 
     def __call__(self) -> int:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
-        command = [sys.executable, "-m", "ebc_lab.study.worker", self.session, str(self.slot)]
-        # its own process group: Ctrl-C reaches the driver, whose freed lock lets the worker end with a checkpoint;
-        # a lower priority: whoever asks for `status` meanwhile does not wait in line
-        worker = subprocess.Popen(command, env={**inherited, **self.env}, start_new_session=True, preexec_fn=_step_back)
-        for sig in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(sig, lambda number, _: worker.send_signal(number))
-        return worker.wait()
+        import submitit
+
+        local = self.worker is not None
+        name = self.worker or submitit.JobEnvironment().job_id
+        drop = SCRUBBED if local else ("SUBMITIT_",)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
+        command = [sys.executable, "-m", "ebc_lab.study.worker", self.session, name]
+        # here: a process group of its own, so that Ctrl-C reaches the driver, whose freed lock lets the worker end with a
+        # checkpoint. In a Slurm job: the job's own, so that Slurm finds it
+        prepare = _step_back if local else _deaf_to_usr2
+        self.process = subprocess.Popen(
+            command, env={**inherited, **self.env}, start_new_session=local, preexec_fn=prepare, stdin=subprocess.DEVNULL
+        )
+        if local:
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(sig, lambda number, _: self._tell(number))
+        code = self.process.wait()
+        write_json(Path(self.session) / f"exit-{name}.json", {"code": code}, durable=False)
+        if code and not local:
+            raise RuntimeError(f"the worker ended with exit code {code}")  # so that Slurm counts the job as failed
+        return code
+
+    def _tell(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def checkpoint(self) -> Any:
+        """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the job."""
+        import submitit
+
+        if self.process is not None:
+            self._tell(signal.SIGINT)
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` above holds Popen's own lock
+        return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
 
 
 def _step_back() -> None:
+    """A lower priority: whoever asks for `status` meanwhile does not wait in line."""
     os.nice(WORKER_NICENESS)
+
+
+def _deaf_to_usr2() -> None:
+    """Slurm sends its warning to every process of the job, and the default answer to it is to die."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 class InlinePool:
@@ -67,16 +113,18 @@ class InlinePool:
         self.config, self.study = config, study
         self.slots = 1
 
-    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn) -> None:
+    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
         from ..training import Interrupted
-        from .worker import execute
+        from .worker import POLL_S, execute
 
         asked: list[int] = []
-        previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
         try:
             for spec in sorted(specs, key=lambda s: -s.cost):
                 every = self.config.launcher.checkpoint_every_s
                 directory = self.study.run_dir(spec.run_id)
+                check_in([], [])
                 try:
                     while not (directory / "result.json").exists():
                         done = execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
@@ -84,7 +132,7 @@ class InlinePool:
                             time.sleep(POLL_S)
                 except Interrupted:
                     raise KeyboardInterrupt from None
-                check_in()
+                check_in([spec.run_id], [])
         finally:
             for sig, handler in previous.items():
                 signal.signal(sig, handler)
@@ -92,141 +140,203 @@ class InlinePool:
     def close(self) -> None:
         return
 
+    def leave(self) -> None:
+        return
 
-class LocalPool:
-    """One worker process a slot, each on its own GPU or core group."""
 
-    def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int):
-        self.config, self.study, self.gpus, self.slots = config, study, list(gpus), slots
-        state = state_dir(study)
-        for old in state.glob("session-*"):  # a worker that is still in one takes its vanished lock for a free one
-            shutil.rmtree(old, ignore_errors=True)
-        self.session = Path(tempfile.mkdtemp(prefix="session-", dir=state))
-        about = {"study": str(study.root.resolve()), "checkpoint_every_s": config.launcher.checkpoint_every_s}
-        write_json(self.session / "session.json", about)
-        self.lock = FileLock(self.session / "driver.lock")
-        self.lock.acquire(timeout=0)
-        self._tasks([], closed=False)
-        self.jobs: dict[int, Any] = {}
+class WorkerPool(ABC):
+    """Worker processes that share a list of runs; what is common to those on this machine and those in Slurm jobs."""
+
+    poll_s = 0.1
+
+    def __init__(self, config: Config, study: Study, session: Session, slots: int, say: Say):
+        self.config, self.study, self.session, self.slots, self.say = config, study, session, slots, say
         self.lost: dict[str, int] = {}
+        self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.stillborn = 0
+        self.watched = 0.0
+        self.beats: dict[str, tuple[Any, float, str, float]] = {}  # worker -> (sign of life, since, run, since)
 
-    def _tasks(self, runs: Sequence[str], *, closed: bool) -> None:
-        write_json(self.session / "tasks.json", {"closed": closed, "runs": list(runs)})
+    @abstractmethod
+    def _staff(self, wanted: int) -> None:
+        """Have as many workers as that, and no more than slots."""
 
-    def _start(self, slot: int) -> None:
-        import submitit
+    @abstractmethod
+    def _deaths(self) -> list[Death]:
+        """Workers that have died since the last call."""
 
-        executor = submitit.LocalExecutor(folder=self.session / "submitit")
-        executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
-        threads = str(self.config.threads_per_run)
-        env = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        (self.session / f"worker-{slot}.json").unlink(missing_ok=True)
-        self.jobs[slot] = executor.submit(WorkerCommand(str(self.session), slot, env))
+    @abstractmethod
+    def _running(self, worker: str) -> bool:
+        """Whether a worker is known to be at work, rather than queued or gone."""
 
-    def warm(self, runs: int) -> None:
-        """Start workers before there is anything to do: torch is imported while the driver still plans."""
-        for slot in range(min(self.slots, runs)):
-            if slot not in self.jobs:
-                self._start(slot)
+    @abstractmethod
+    def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
+        """End a worker that no longer answers."""
 
-    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn) -> None:
+    @abstractmethod
+    def close(self) -> None:
+        """Let the workers bring what they are on to a checkpoint, and see them gone."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """The driver is interrupted: close, or leave the workers to whoever comes back."""
+
+    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
         """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`.
 
-        Returns when `specs` are done, whatever of `spare` is. Raises what `check_in` raises, and WorkersFailed.
+        With `canary` the first run goes alone until it has taken a step; where it fails, another one alone.
+        Returns when `specs` are done, whatever of `spare` is. Raises what `check_in` raises, WorkersFailed, and UserError
+        (a worker cannot write).
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         by_id = {s.run_id: s for s in specs}
-        self._tasks([*ordered, *(s.run_id for s in spare)], closed=False)
-        self.warm(len(ordered))
+        spares = [s.run_id for s in spare]
+        tried = 1 if canary else len(ordered)
+        left = {r: str(self.study.run_dir(r) / "result.json") for r in ordered}
+        self.session.publish([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
-            todo = [r for r in ordered if not (self.study.run_dir(r) / "result.json").exists()]
-            check_in()
-            if not todo:
+            done = [r for r, path in left.items() if os.path.exists(path)]
+            for run_id in done:
+                del left[run_id]
+            notes = self.session.notes()
+            check_in(done, [n["run_id"] for n in notes.values() if n.get("run_id")])
+            if not left:
                 return
-            for slot, job in list(self.jobs.items()):
-                if job.done():
-                    self._bury(slot, job, by_id)
-                    if len(todo) > slot or not any(not j.done() for j in self.jobs.values()):
-                        self._start(slot)
-            time.sleep(POLL_S)
+            if tried < len(ordered):
+                if any(self._flies(r) for r in ordered[:tried]):
+                    tried = len(ordered)
+                    self.session.publish([*ordered, *spares])
+                elif not any(r in left for r in ordered[:tried]):
+                    tried += 1
+                    self.session.publish(ordered[:tried])
+            self._look_after(notes, by_id)
+            self._staff(len(left))
+            time.sleep(self.poll_s)
 
-    def _bury(self, slot: int, job: Any, specs: dict[str, RunSpec]) -> None:
+    def _flies(self, run_id: str) -> bool:
+        """Whether a canary has come through: a step taken, or a result."""
+        result = self.study.result(run_id)
+        if result is not None:
+            return result["outcome"] in FINISHED
+        return bool((self.study.progress(run_id) or {}).get("step"))
+
+    def _look_after(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
+        for note in notes.values():
+            if note.get("error"):
+                raise UserError(f"{note['error']}; free or mend that, and give the same command again.")
+        for death in self._deaths():
+            self._bury(death, notes.get(death.worker) or self.session.notes().get(death.worker) or {}, specs)
+        if time.monotonic() - self.watched >= min(WATCH_S, self.config.launcher.heartbeat_s / 4):
+            self.watched = time.monotonic()
+            for worker, note in notes.items():
+                self._feel_pulse(worker, note)
+
+    def _feel_pulse(self, worker: str, note: Mapping[str, Any]) -> None:
+        """Kill a worker whose run shows no sign of life, or takes longer than allowed. Our own clock, so that none can jump."""
+        run_id, now = note.get("run_id"), time.monotonic()
+        if not run_id or worker in self.killed or not self._running(worker):
+            self.beats.pop(worker, None)
+            return
+        beat = (run_id, self.study.progress(run_id))
+        known = self.beats.get(worker, (None, now, "", now))
+        begun = known[3] if known[2] == run_id else now
+        since = known[1] if known[0] == beat else now
+        self.beats[worker] = (beat, since, run_id, begun)
+        allowed = self.config.launcher
+        if now - since > allowed.heartbeat_s:
+            why = f"no sign of life for {allowed.heartbeat_s:g} s"
+        elif allowed.run_timeout_s and now - begun > allowed.run_timeout_s:
+            why = f"longer than launcher.run_timeout_s, {allowed.run_timeout_s:g} s"
+        else:
+            return
+        self.say(f"worker {worker} on {run_id}: {why}; it is killed")
+        self.killed[worker] = why
+        self._kill(worker, note)
+
+    def _bury(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
         """A worker has died: charge the run it was on; give the run up once it has cost too many workers."""
-        try:
-            run_id = read_json(self.session / f"worker-{slot}.json")["run_id"]
-        except (FileNotFoundError, UserError):
-            run_id = None
-        del self.jobs[slot]
+        cause = self.killed.pop(death.worker, death.cause)
+        run_id = note.get("run_id")
+        self.session.forget(death.worker)
+        self.beats.pop(death.worker, None)
+        if death.clean:
+            return
         if run_id is None:
-            self.stillborn += 1
+            if not note:
+                self.stillborn += 1
             if self.stillborn >= STARTS_TO_GIVE_UP:
-                raise WorkersFailed(f"workers die before they take a run: read {job.paths.stdout}.")
+                raise WorkersFailed(f"workers die before they take a run ({cause}): read {death.log}.")
             return
         directory = self.study.run_dir(run_id)
-        if run_id not in specs or (directory / "result.json").exists():
+        if (directory / "result.json").exists():
+            return
+        attempts.note(directory, "lost", worker=death.worker, cause=cause)
+        self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
+        if run_id not in specs:
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
         if self.lost[run_id] > self.config.launcher.max_lost:
-            cause = f"its worker died {self.lost[run_id]} times; last log: {job.paths.stdout}"
-            result = {
-                "run_id": run_id,
-                "identity": digest(specs[run_id].identity),
-                "outcome": "lost",
-                "cause": cause,
-                "steps": 0,
-            }
+            cause = f"its worker died {self.lost[run_id]} times, the last time: {cause}; its log: {death.log}"
+            identity = digest(specs[run_id].identity)
+            result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
             write_json(directory / "result.json", result)
 
-    def close(self) -> None:
-        """Let the workers finish what they are on to a checkpoint, and go."""
-        self._tasks([], closed=True)
-        self.lock.release()
-        deadline = time.monotonic() + 15
-        while any(not job.done() for job in self.jobs.values()) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        for job in self.jobs.values():
-            if not job.done():
-                job.cancel()
 
-
-Pool = InlinePool | LocalPool
+Pool = InlinePool | WorkerPool
 
 
 def slots(config: Config) -> int:
-    """How many runs go at a time under a resolved configuration on this machine: one per GPU, or per core group."""
-    if config.launcher.name == "inline":
+    """How many runs go at a time under a resolved configuration: jobs, or here one (or more) per GPU, or per core group."""
+    launcher = config.launcher
+    if launcher.name == "inline":
         return 1
+    if launcher.name == "slurm" or launcher.slots:
+        return launcher.slots
     gpus = visible_gpus() if config.device == "cuda" else []
-    return config.launcher.slots or len(gpus) or max(1, cores() // config.threads_per_run)
+    return len(gpus) * launcher.workers_per_gpu or max(1, cores() // config.threads_per_run)
+
+
+def worker_env(config: Config) -> dict[str, str]:
+    """What every worker's environment says, wherever it runs."""
+    threads = str(config.threads_per_run)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager
-def opened(config: Config, study: Study) -> Iterator[Pool]:
-    """The pool that `config.launcher` asks for; closed, with its workers gone, on the way out."""
+def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
+    """The pool that `config.launcher` asks for; on the way out closed, or left to its own if the driver was interrupted."""
     pool: Pool
     if config.launcher.name == "inline":
         pool = InlinePool(config, study)
+    elif config.launcher.name == "slurm":
+        from .slurm import SlurmPool
+
+        pool = SlurmPool(config, study, slots(config), say)
     else:
-        pool = LocalPool(config, study, visible_gpus() if config.device == "cuda" else [], slots(config))
+        from .local import LocalPool
+
+        pool = LocalPool(config, study, visible_gpus() if config.device == "cuda" else [], slots(config), say)
     try:
         yield pool
-    finally:
+    except KeyboardInterrupt:
+        pool.leave()
+        raise
+    except BaseException:
         pool.close()
+        raise
+    pool.close()
 
 
-def state_dir(study: Study) -> Path:
-    """A private folder for this study's launcher, outside the study."""
-    from platformdirs import user_state_path
-
-    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
-    path = user_state_path("ebc-lab") / "local" / name
+def exit_cause(session: Session, worker: str) -> str:
+    """How a worker process ended, in words."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        for level in (path, path.parent, path.parent.parent):
-            level.chmod(0o700)
-    except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own.") from None
-    return path
+        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
+    except (FileNotFoundError, UserError):
+        return "killed together with what had started it"
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

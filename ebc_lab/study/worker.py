@@ -1,8 +1,8 @@
-"""One worker: `python -m ebc_lab.study.worker SESSION SLOT`. It trains the session's runs, one after the other.
+"""One worker: `python -m ebc_lab.study.worker SESSION NAME`. It trains the session's runs, one after the other.
 
-The session folder holds `session.json` (where the study is) and `tasks.json` (run ids in order, and whether more may come).
-A worker claims a run by its lock, so no run is ever trained twice at once. It ends when the list is closed and done, or when
-the driver's lock is free: the driver is gone, however it went.
+A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends when the list is
+closed and done, or when the driver's lock is free: the driver is gone, however it went. In a Slurm job it lives on without its
+driver, until the list is done and it has been idle for `idle_s`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, digest
-from ..telemetry import read_json, write_json
+from ..telemetry import write_json
+from . import attempts
+from .session import Session
 from .signature import identity_of
 from .store import Study, claimed
 
 POLL_S = 0.1
-DRIVER_POLL_S = 1.0
+WATCH_S = 1.0
+GRACE_S = 60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
+PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what it announced
+CANNOT_WRITE = 74  # exit code, of sysexits.h
 
 
 def execute(
@@ -35,15 +40,16 @@ def execute(
 ) -> bool:
     """Carry one planned run to its result, unless somebody else has it. -> whether this call did.
 
-    Raises Interrupted (with a checkpoint written) once `should_stop()`.
+    Raises Interrupted (with a checkpoint written) once `should_stop()`, and OSError where the folder cannot be written.
     """
-    from ..training import run_and_record
+    from ..training import Interrupted, run_and_record
 
     directory = study.run_dir(run_id)
     with claimed(directory) as mine:
         if not mine or (directory / "result.json").exists():
             return False
         on_claim()
+        attempts.note(directory, "begin", **attempts.surroundings())
         try:
             kind, run = study.read_spec(run_id)
         except UserError as error:
@@ -54,6 +60,7 @@ def execute(
             from ..bench import overhead_and_record
 
             overhead_and_record(run, directory, run_id, name)
+            attempts.note(directory, "end")
             return True
 
         def report(step: int, steps_per_s: float) -> None:
@@ -62,11 +69,15 @@ def execute(
 
         report(0, 0.0)
         try:
-            run_and_record(
+            result = run_and_record(
                 run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
             )
+            attempts.note(directory, "end", outcome=result["outcome"])
         except UserError as error:
             _refuse(directory, run_id, error, name)
+        except Interrupted:
+            attempts.note(directory, "stopped")
+            raise
         (directory / "progress.json").unlink(missing_ok=True)
         return True
 
@@ -75,22 +86,45 @@ def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None
     """Record why this run cannot be made, in the words of the error; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
     write_json(directory / "result.json", result)
+    attempts.note(directory, "end", outcome="failed")
 
 
 class _Stop:
-    """Becomes true on SIGINT or SIGTERM, or once the driver's lock is free."""
+    """Whether to leave the run that this worker is on, and whether to end as well.
 
-    def __init__(self, driver_lock: Path):
-        self.event = threading.Event()
-        self.driver_lock = driver_lock
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, lambda *_: self.event.set())
+    SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted and requeued, or
+    killed; the run is left with a checkpoint, and taken up again if nothing happens.
+    """
+
+    def __init__(self, session: Session, *, bound: bool):
+        self.session, self.bound = session, bound
+        self.event, self.final = threading.Event(), threading.Event()
+        signal.signal(signal.SIGINT, lambda *_: self._end())
+        signal.signal(signal.SIGHUP, lambda *_: self._end())
+        signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; the one above this answers
         threading.Thread(target=self._watch, daemon=True).start()
 
+    def _end(self) -> None:
+        self.final.set()
+        self.event.set()
+
     def _watch(self) -> None:
-        while not self.event.wait(DRIVER_POLL_S):
-            if driver_gone(self.driver_lock):
-                self.event.set()
+        while not self.final.wait(WATCH_S):
+            if self._dismissed():
+                self._end()
+        time.sleep(GRACE_S)
+        os._exit(1)
+
+    def _dismissed(self) -> bool:
+        if self.bound and driver_gone(self.session.lock_path):
+            return True
+        try:
+            return bool(self.session.tasks()["stop"])
+        except FileNotFoundError:
+            return True
+        except (OSError, UserError):
+            return False
 
     def __call__(self) -> bool:
         return self.event.is_set()
@@ -110,37 +144,54 @@ def driver_gone(path: Path) -> bool:
     return True
 
 
-def work(session: Path, slot: int) -> int:
-    """Train until nothing is left. -> exit code: 0 done, 130 stopped."""
-    about: dict[str, Any] = read_json(session / "session.json")
+def work(root: Path, name: str) -> int:
+    """Train until nothing is left. -> exit code: 0 done, 74 the study cannot be written, 130 stopped."""
+    session = Session(root)
+    about: dict[str, Any] = session.about()
     study = Study(Path(about["study"]))
-    stop = _Stop(session / "driver.lock")
-    mine = session / f"worker-{slot}.json"
+    stop = _Stop(session, bound=about["bound"])
     # torch is imported while the driver is still busy: one import a worker, not one a run
     from ..training import Interrupted
 
-    while not stop():
-        tasks = read_json(session / "tasks.json")
-        todo = [r for r in tasks["runs"] if not (study.run_dir(r) / "result.json").exists()]
+    seen = attempts.surroundings()
+    done: set[str] = set()
+    worked = time.monotonic()
+    while not stop.final.is_set():
+        if stop():
+            stop.final.wait(PAUSE_S)
+            stop.event.clear()
+            continue
+        tasks = session.tasks()
+        todo = [r for r in tasks["runs"] if r not in done]
         did = False
         for run_id in todo:
+            if (study.run_dir(run_id) / "result.json").exists():
+                done.add(run_id)
+                continue
 
             def say(run_id: str | None = run_id) -> None:
-                write_json(mine, {"pid": os.getpid(), "run_id": run_id}, durable=False)
+                session.note(name, run_id=run_id, **seen)
 
             try:
                 did = execute(study, run_id, checkpoint_every_s=about["checkpoint_every_s"], should_stop=stop, on_claim=say)
             except Interrupted:
-                return 130
-            if did:
                 say(None)
                 break
+            except OSError as error:
+                session.note(name, run_id=None, error=f"{error.filename or study.root}: {error.strerror or error}", **seen)
+                return CANNOT_WRITE
+            if did:
+                say(None)
+                worked = time.monotonic()
+                break
         if not did:
-            if tasks["closed"] and not todo:
+            if tasks["closed"] and done.issuperset(tasks["runs"]):
+                return 0
+            if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
                 return 0
             stop.event.wait(POLL_S)
     return 130
 
 
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(work(Path(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,117 @@
+"""What stops a study early: the same failure again and again, a budget that is used up, a request to cancel."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import UserError
+from .signature import RunSpec
+from .store import FINISHED, Study
+
+ALIKE_FIRST = 2  # failures alike that stop a stage in which nothing has finished yet
+ALIKE_LATER = 3  # in a row, that stop it later on
+FEWEST_TIMED = 1  # finished runs from which the time of others is foretold
+
+
+class StageFailed(Exception):
+    """A stage was stopped, or could not decide. Exit code 3."""
+
+
+class Cancelled(Exception):
+    """Somebody asked for an end with `ebc-lab cancel`."""
+
+
+def cause_class(outcome: str, cause: str | None) -> str:
+    """Causes that differ in numbers and addresses only are one cause."""
+    return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause or "")
+
+
+class Breaker:
+    """Stops a stage whose runs fail alike: its first ones, or several in a row later on."""
+
+    def __init__(self, stage: str, study: Study, *, proven: bool):
+        self.stage, self.study, self.proven = stage, study, proven
+        self.row: list[str] = []  # runs that failed alike, in a row
+        self.kind = ""
+
+    def saw(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
+        """A run has ended, `left` others are still to come. Raises StageFailed."""
+        if result["outcome"] in FINISHED:
+            self.proven, self.row = True, []
+            return
+        kind = cause_class(result["outcome"], result.get("cause"))
+        self.row = [*self.row, run_id] if kind == self.kind else [run_id]
+        self.kind = kind
+        if left and len(self.row) >= (ALIKE_LATER if self.proven else ALIKE_FIRST):
+            which = "its last" if self.proven else "its first"
+            raise StageFailed(
+                f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with {result.get('cause')!r}; "
+                f"read {self.study.run_dir(self.row[0]) / 'log.txt'}, mend it, and give the same command again."
+            )
+
+
+class Limits:
+    """`--max-runs` and `--max-hours`: what this call may train, and the hours of its workers taken together."""
+
+    def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
+        for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
+            if value is not None and not value > 0:
+                raise UserError(f"{name} must be > 0, not {value}.")
+        self.runs_left = max_runs
+        self.max_s = None if max_hours is None else 3600 * max_hours
+        self.spent_s = 0.0
+        self.rate: float | None = None  # seconds a unit of RunSpec.cost
+        self._timed: list[tuple[float, float]] = []
+        self._last = time.monotonic()
+
+    @property
+    def any(self) -> bool:
+        return self.runs_left is not None or self.max_s is not None
+
+    def admitted(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
+        """As much of the wave, in its order of work, as fits. Hours are foretold from the runs that this call has finished;
+        before the first, one run alone is let through to learn from."""
+        chosen = sorted(wave, key=lambda s: -s.cost)
+        if self.runs_left is not None:
+            chosen = chosen[: self.runs_left]
+        if self.max_s is not None:
+            if self.rate is None:
+                return chosen[:1] if self.spent_s < self.max_s else []
+            left, fitting = self.max_s - self.spent_s, []
+            for spec in chosen:
+                left -= self.rate * spec.cost
+                if left < 0:
+                    break
+                fitting.append(spec)
+            chosen = fitting
+        return chosen
+
+    def ended(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
+        """A run of this call has ended."""
+        if self.runs_left is not None:
+            self.runs_left -= 1
+        if result["outcome"] in FINISHED and result.get("wall_s"):
+            done = spec.cost * result["steps"] / spec.run.steps
+            self._timed.append((float(result["wall_s"]), done))
+            if len(self._timed) >= FEWEST_TIMED:
+                self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
+
+    def tick(self, busy: int) -> None:
+        """So many workers have been training since the last call. Raises StageFailed once the hours are used up."""
+        now = time.monotonic()
+        self.spent_s += busy * (now - self._last)
+        self._last = now
+        if self.max_s is not None and self.spent_s >= self.max_s:
+            raise StageFailed(self.message("the hours of --max-hours are over"))
+
+    def message(self, what: str) -> str:
+        return f"the budget is used up, {what}; the same command carries on from here, with a new budget."
+
+
+def cancel_mark(study: Study) -> Path:
+    """The file by which `ebc-lab cancel` reaches the driver, on whichever machine it runs."""
+    return study.root / ".cancel"

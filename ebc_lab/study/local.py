@@ -1,0 +1,88 @@
+"""Workers on this machine: one process a slot, each on its own GPU or core group, started and watched through submitit.
+
+submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are ours to set. A worker ends
+when its driver's lock is free, however the driver went.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ..config import Config
+from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, worker_env
+from .session import Session
+from .store import Study
+
+CLOSE_S = 15.0  # for a checkpoint, before workers are killed
+
+
+class LocalPool(WorkerPool):
+    """One worker process a slot."""
+
+    def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
+        every = config.launcher.checkpoint_every_s
+        session = Session.begin(study, "local", bound=True, checkpoint_every_s=every, idle_s=None)
+        super().__init__(config, study, session, slots, say)
+        self.gpus = list(gpus)
+        self.lock = FileLock(session.lock_path)
+        self.lock.acquire(timeout=0)
+        self.jobs: dict[int, Any] = {}
+
+    def _staff(self, wanted: int) -> None:
+        for slot in range(min(self.slots, wanted)):
+            if slot not in self.jobs:
+                self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        import submitit
+
+        executor = submitit.LocalExecutor(folder=self.session.root / "submitit")
+        executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
+        env = worker_env(self.config)
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
+
+    def _running(self, worker: str) -> bool:
+        return int(worker) in self.jobs
+
+    def _deaths(self) -> list[Death]:
+        gone = [slot for slot, job in self.jobs.items() if job.done()]
+        deaths = []
+        for slot in gone:
+            job = self.jobs.pop(slot)
+            deaths.append(Death(str(slot), exit_cause(self.session, str(slot)), Path(job.paths.stdout)))
+            (self.session.root / f"exit-{slot}.json").unlink(missing_ok=True)
+        return deaths
+
+    def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
+        _end(note)
+
+    def close(self) -> None:
+        self.session.publish([], closed=True, stop=True)
+        self.lock.release()
+        deadline = time.monotonic() + CLOSE_S
+        while any(not job.done() for job in self.jobs.values()) and time.monotonic() < deadline:
+            time.sleep(self.poll_s)
+        left = [slot for slot, job in self.jobs.items() if not job.done()]
+        for slot in left:
+            _end(self.session.notes().get(str(slot), {}))
+            self.jobs[slot].cancel()
+
+    def leave(self) -> None:
+        self.close()
+
+
+def _end(note: Mapping[str, Any]) -> None:
+    """Kill a worker that does not answer, with whatever it started."""
+    try:
+        os.killpg(int(note["pid"]), signal.SIGKILL)
+    except (KeyError, ProcessLookupError, PermissionError):
+        return

@@ -1,0 +1,94 @@
+"""Where a driver and its workers meet: a private folder outside the study, read and written as JSON.
+
+`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, `worker-<name>.json`
+what each worker is on. The folder lies in the user's state directory with mode 0700, because submitit keeps pickles beside;
+results never travel through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import UserError
+from ..telemetry import read_json, write_json
+from .store import Study
+
+
+def state_dir(study: Study, launcher: str) -> Path:
+    """A private folder for this study's launcher, outside the study. Raises UserError where it cannot be made."""
+    path = _state_path(study, launcher)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for level in (path, path.parent, path.parent.parent):
+            level.chmod(0o700)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own.") from None
+    return path
+
+
+def _state_path(study: Study, launcher: str) -> Path:
+    from platformdirs import user_state_path
+
+    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
+    return user_state_path("ebc-lab") / launcher / name
+
+
+class Session:
+    """One folder of this kind."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.lock_path = root / "driver.lock"
+
+    @classmethod
+    def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
+        """A new one, in place of any that an earlier driver left behind."""
+        state = state_dir(study, launcher)
+        for old in state.glob("session-*"):  # a worker that is still in one takes its vanished lock for a free one
+            shutil.rmtree(old, ignore_errors=True)
+        session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
+        write_json(session.root / "session.json", {"study": str(study.root.resolve()), **about})
+        session.publish([])
+        return session
+
+    @classmethod
+    def of(cls, study: Study, launcher: str) -> Iterator[Session]:
+        """Those that are there; reading only."""
+        for root in sorted(_state_path(study, launcher).glob("session-*")):
+            if (root / "session.json").exists():
+                yield cls(root)
+
+    def about(self) -> dict[str, Any]:
+        return dict(read_json(self.root / "session.json"))
+
+    # -- the driver's side ---------------------------------------------------------------------------------------------
+
+    def publish(self, runs: Sequence[str], *, closed: bool = False, stop: bool = False) -> None:
+        """What is to be trained. `closed`: no more will come; `stop`: leave what you are on, with a checkpoint."""
+        write_json(self.root / "tasks.json", {"closed": closed, "stop": stop, "runs": list(runs)}, durable=False)
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """Worker -> what it last said."""
+        out = {}
+        for path in self.root.glob("worker-*.json"):
+            try:
+                out[path.stem.removeprefix("worker-")] = dict(read_json(path))
+            except (FileNotFoundError, UserError):
+                continue
+        return out
+
+    def forget(self, worker: str) -> None:
+        (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
+
+    # -- a worker's side -----------------------------------------------------------------------------------------------
+
+    def tasks(self) -> dict[str, Any]:
+        return dict(read_json(self.root / "tasks.json"))
+
+    def note(self, worker: str, **about: Any) -> None:
+        write_json(self.root / f"worker-{worker}.json", about, durable=False)
