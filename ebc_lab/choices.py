@@ -64,8 +64,14 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)  # slow, and a study asks once a run
+
+
 def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
-    hints = typing.get_type_hints(type(config))
+    kind: Any = type(config)
+    hints = _hints(kind)
     out = {}
     for key, value in settings.items():
         if key not in hints:

@@ -1,0 +1,128 @@
+"""Hydra's submitit launchers under `ebc-lab train -m`: settings that suit runs with checkpoints, plain words on failure.
+
+The launchers themselves are the plugin's, hydra-submitit-launcher: its pickles lie in `.submitit` inside the sweep folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from .choices import nearest
+from .config import UserError
+from .study.launch import SCRUBBED
+from .study.slurm import KEPT, LIVE
+
+PLUGIN = "hydra_plugins.hydra_submitit_launcher."
+DEFAULTS = {  # where the plugin's own would end a run that can go on from its checkpoint
+    "SlurmLauncher": {"max_num_timeout": 1000},
+    "LocalLauncher": {"timeout_min": 60 * 24 * 365},
+}
+
+
+class JobFailed(Exception):
+    """A run ended badly in a job of a launcher: what to say about it, and the exit code. Travels back in submitit's pickle."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message, code)
+        self.message, self.code = message, code
+
+
+def is_submitit(launcher: Any) -> bool:
+    """Whether a composed `hydra.launcher` is one of the plugin's."""
+    return str(launcher.get("_target_")).startswith(PLUGIN)
+
+
+def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
+    """Overrides that give a launcher of the plugin our defaults where the user says nothing. Raises UserError."""
+    from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
+    from submitit.slurm.slurm import SlurmExecutor
+
+    kind = launcher._target_.rpartition(".")[2]
+    schema = SlurmQueueConf if kind == "SlurmLauncher" else LocalQueueConf
+    # what the plugin has no setting for can be added: +hydra.launcher.mail_user=me
+    known = [f.name for f in fields(schema)] + [k for k in SlurmExecutor._valid_parameters() if schema is SlurmQueueConf]
+    for key in (k for k in launcher if k not in known):
+        raise UserError(f"hydra.launcher.{key} is not a setting of {kind}{nearest(key, known)}.")
+    if kind == "SlurmLauncher":
+        if 60 * launcher.timeout_min <= launcher.signal_delay_s:
+            raise UserError(
+                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told to write their "
+                f"checkpoint hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end."
+            )
+        missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
+        if missing:
+            raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH.")
+    given = {o.lstrip("+").partition("=")[0] for o in overrides}
+    ours = {f"hydra.launcher.{key}": value for key, value in DEFAULTS[kind].items()}
+    return [f"{key}={value}" for key, value in ours.items() if key not in given]
+
+
+@contextmanager
+def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
+    """Around a sweep of the plugin's: a clean environment for its jobs; SystemExit with a sentence when one fails."""
+    from submitit.core.utils import UncompletedJobError
+
+    slurm = launcher._target_.endswith("SlurmLauncher")
+    # of a job that this command itself runs in: sizes that would clash with those of the jobs it submits
+    for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")]:
+        del os.environ[name]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; what fails is ours to say
+    if slurm and not _accounting():
+        _watch_the_queue()
+    again = f"the same command with hydra.sweep.dir={sweep_dir}"
+    try:
+        yield
+    except JobFailed as failed:
+        _leave(f"{failed.message}\nthe sweep's other runs are in {sweep_dir}", failed.code)
+    except UncompletedJobError as error:
+        if "sbatch: error: " in str(error):
+            _leave(f"error: sbatch refuses the jobs: {str(error).strip().rpartition('sbatch: error: ')[2]}", 2)
+        dead = re.match(r"Job (\S+) .*?\(state: (.*?)\)", str(error), re.DOTALL)
+        what = f"job {dead[1]} ended without a result, {dead[2]}" if dead else str(error).splitlines()[0]
+        _leave(f"{what}; the logs are in {sweep_dir}/.submitit, and {again} carries on from the checkpoints", 4)
+    except KeyboardInterrupt:
+        if slurm:
+            _leave(f"interrupted; the jobs go on without it, and once they are over {again} finds what they did", 130)
+        _leave(f"interrupted; {again} carries on from the checkpoints", 130)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _accounting() -> bool:
+    """Whether sacct answers: without it submitit waits forever for a job that was cancelled or killed."""
+    try:
+        return subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def _watch_the_queue() -> None:
+    """Have submitit ask squeue for its jobs' states instead of sacct."""
+    from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+    class QueueWatcher(SlurmInfoWatcher):
+        def _make_command(self) -> list[str]:
+            return ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F|%K|%T"]
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            text = string if isinstance(string, str) else string.decode()
+            found = {}
+            for array_id, task, state in (line.split("|") for line in text.splitlines()):
+                job = f"{array_id}_{task}" if task.isdigit() else array_id
+                # submitit takes words that it does not know for an end
+                found[job] = {"State": "RUNNING" if state in LIVE else state}
+            # the queue forgets a job some minutes after its end
+            return {job: found.get(job, {"State": "ENDED"}) for job in self._registered}
+
+    SlurmJob.watcher = QueueWatcher(delay_s=60)

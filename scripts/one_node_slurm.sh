@@ -1,0 +1,213 @@
+#!/usr/bin/env bash
+# A real Slurm on this one machine, for the tests: no systemd, no cgroups, GPUs in name only.
+#   one_node_slurm.sh up            start it and leave it up; a usable Slurm that answers already is left as it is
+#   one_node_slurm.sh down          stop what `up` started, jobs included, and nothing else
+#   one_node_slurm.sh run COMMAND…  up, COMMAND, down (unless it was up before); exits with COMMAND's code
+# Partitions: main, and high, which pre-empts main (user signal at once, requeue after 20 s).
+# ONE_NODE_SLURM_GPUS=2 ONE_NODE_SLURM_CPUS=8  what to offer; may exceed what there is, since nothing is bound or limited
+# ONE_NODE_SLURM_ACCOUNTING=0                  1: with MariaDB and slurmdbd, so that sacct answers
+# Exit code 69: no Slurm can be had here (not root, not Debian, no packages, another Slurm's configuration).
+set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin
+gpus=${ONE_NODE_SLURM_GPUS:-2} cpus=${ONE_NODE_SLURM_CPUS:-8} accounting=${ONE_NODE_SLURM_ACCOUNTING:-0}
+etc=/etc/slurm run=/run/one-node-slurm log=/var/log/one-node-slurm state=/var/spool/one-node-slurm
+mark='# written by one_node_slurm.sh, removed by its down'
+node=$(hostname -s)
+
+say() { echo "one_node_slurm: $*" >&2; }
+usage() { sed -n '3,5s/^# *//p' "$0" >&2; exit 2; }
+unavailable() { say "$*"; exit 69; }
+
+broken() { # LOG MESSAGE
+  [ ! -e "$1" ] || tail -n 20 "$1" >&2
+  say "$2"
+  exit 1
+}
+
+until_true() { # SECONDS COMMAND…
+  local end=$((SECONDS + $1))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || return 1
+    sleep 0.2
+  done
+}
+
+daemon_pid() { # NAME: the process of its pidfile, if it is that daemon: pids are used again
+  local pid
+  pid=$(cat "$run/$1.pid" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] && echo "$pid"
+}
+
+gone() { ! daemon_pid "$1"; }
+no_jobs() { [ -z "$(timeout 5 squeue -h)" ]; }
+munge_answers() { munge -n | unmunge; }
+
+usable() { # both partitions have a node that takes jobs
+  local partition
+  command -v sinfo >/dev/null || return 1
+  for partition in main high; do
+    timeout 5 sinfo -h -p $partition -o '%a %T' 2>/dev/null | grep -Eqx 'up (idle|mixed|allocated)' || return 1
+  done
+}
+
+offer() { sinfo -o '%9P %6a %10n %9T %c CPUs, %m MB, %G'; }
+
+need_packages() {
+  local commands=(munged munge slurmctld slurmd sbatch) packages=(munge slurmctld slurmd slurm-client)
+  if [ "$accounting" = 1 ]; then
+    commands+=(slurmdbd mariadbd) packages+=(slurmdbd mariadb-server)
+  fi
+  [ "$(for c in "${commands[@]}"; do command -v "$c" || true; done | wc -l)" -lt ${#commands[@]} ] || return 0
+  command -v apt-get >/dev/null || unavailable "Slurm is not installed, and this is no Debian to install it on"
+  say "installing ${packages[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >/dev/null ||
+    unavailable "apt-get cannot install ${packages[*]}"
+}
+
+start_munge() {
+  ! munge_answers >/dev/null 2>&1 || return 0
+  [ -s /etc/munge/munge.key ] || runuser -u munge -- mungekey --create || broken "" "there is no munge key"
+  install -d -o munge -g munge -m 0755 /run/munge
+  { runuser -u munge -- munged && until_true 10 munge_answers; } ||
+    broken /var/log/munge/munged.log "munged did not start"
+  cp /run/munge/munged.pid $run/munged.pid
+}
+
+start_accounting() {
+  if ! mariadb-admin ping >/dev/null 2>&1; then
+    install -d -o mysql -g mysql -m 0755 /run/mysqld
+    setsid mariadbd --user=mysql --skip-networking --pid-file=/run/mysqld/one-node-slurm.pid \
+      >$log/mariadbd.log 2>&1 </dev/null &
+    until_true 60 mariadb-admin ping || broken $log/mariadbd.log "MariaDB did not start"
+    cp /run/mysqld/one-node-slurm.pid $run/mariadbd.pid
+  fi
+  # root reaches the database over its socket: no password to keep; slurmdbd insists on a private file all the same
+  (umask 077 && cat >$etc/slurmdbd.conf) <<END
+$mark
+DbdHost=localhost
+SlurmUser=root
+PidFile=$run/slurmdbd.pid
+LogFile=$log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=one_node_slurm
+END
+  { slurmdbd && until_true 60 sacctmgr -n show cluster; } || broken $log/slurmdbd.log "slurmdbd did not start"
+  [ -n "$(sacctmgr -n show cluster onenode)" ] || sacctmgr -i add cluster onenode >/dev/null
+}
+
+configure() {
+  local i gres=''
+  echo "$mark" >$etc/gres.conf
+  if [ "$gpus" -gt 0 ]; then
+    for ((i = 0; i < gpus; i++)); do # slurmd wants device nodes, and takes the index from the name's end
+      [ -c $run/gpu$i ] || mknod $run/gpu$i c 1 3 || unavailable "no device nodes here: try ONE_NODE_SLURM_GPUS=0"
+    done
+    printf 'AutoDetect=off\nNodeName=%s Name=gpu File=%s/gpu[0-%d] Flags=nvidia_gpu_env\n' \
+      "$node" $run $((gpus - 1)) >>$etc/gres.conf
+    gres=Gres=gpu:$gpus
+  fi
+  cat >$etc/slurm.conf <<END
+$mark
+ClusterName=onenode
+SlurmctldHost=$node(127.0.0.1)
+SlurmUser=root
+SlurmctldPidFile=$run/slurmctld.pid
+SlurmdPidFile=$run/slurmd.pid
+SlurmctldLogFile=$log/slurmctld.log
+SlurmdLogFile=$log/slurmd.log
+StateSaveLocation=$state/slurmctld
+SlurmdSpoolDir=$state/slurmd
+ReturnToService=2
+# no cgroups, no binding, no measuring; the CPUs are as many as this file says
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+# GPUs by --gpus-per-node and the like need cons_tres
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+# a requeued job waits until its old credential has expired, two minutes unless told
+AuthInfo=cred_expire=5
+KillWait=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+NodeName=$node NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=$(awk '/^MemTotal/ {print int($2 / 1200)}' /proc/meminfo) $gres
+PartitionName=main Nodes=$node Default=YES PriorityTier=1 GraceTime=20
+PartitionName=high Nodes=$node PriorityTier=10 PreemptMode=OFF
+END
+  [ "$accounting" != 1 ] || echo AccountingStorageType=accounting_storage/slurmdbd >>$etc/slurm.conf
+}
+
+up() {
+  if usable; then
+    say "a Slurm with main and high answers already: it is used as it is"
+    offer
+    return
+  fi
+  [ "$(id -u)" = 0 ] || unavailable "only root can start a Slurm here"
+  [ ! -e $etc/slurm.conf ] || grep -qxF "$mark" $etc/slurm.conf || unavailable "$etc/slurm.conf is another Slurm's"
+  getent hosts "$node" >/dev/null || unavailable "$node does not resolve: put '127.0.0.1 $node' into /etc/hosts"
+  need_packages
+  mkdir -p $etc $run $log $state/slurmctld $state/slurmd
+  start_munge
+  configure
+  [ "$accounting" != 1 ] || daemon_pid slurmdbd >/dev/null || start_accounting
+  daemon_pid slurmctld >/dev/null || slurmctld || broken $log/slurmctld.log "slurmctld did not start"
+  daemon_pid slurmd >/dev/null || slurmd || broken $log/slurmd.log "slurmd did not start"
+  until_true 60 usable || broken $log/slurmctld.log "the node did not become idle"
+  offer
+}
+
+down() {
+  local name pid
+  [ -d $run ] || return 0 # what is up, if anything, is somebody else's
+  [ "$(id -u)" = 0 ] || unavailable "only root can stop it"
+  if daemon_pid slurmctld >/dev/null; then # jobs would outlive the daemons
+    timeout 20 squeue -h -o %A | sort -u | xargs -r timeout 20 scancel || true
+    until_true 30 no_jobs || say "there are jobs that do not end"
+  fi
+  for name in slurmd slurmctld slurmdbd mariadbd munged; do
+    if pid=$(daemon_pid $name); then
+      kill "$pid"
+      until_true 30 gone $name || broken "$log/$name.log" "$name ($pid) does not stop"
+    fi
+  done
+  # a configuration without a controller behind it would let sinfo and sbatch hang; the job numbers in $state go on
+  for name in slurm.conf gres.conf slurmdbd.conf; do
+    ! grep -qxF "$mark" $etc/$name 2>/dev/null || rm $etc/$name
+  done
+  rm -rf $run
+}
+
+run_in() { # COMMAND…
+  local child code
+  if ! usable; then
+    trap 'code=$?; trap "" INT TERM HUP; down; exit $code' EXIT
+  fi
+  up
+  # bash starts a background command deaf to Ctrl-C; in the foreground, though, it would itself be deaf to a TERM until the end
+  env --default-signal=INT,QUIT "$@" <&0 &
+  child=$!
+  trap 'kill -TERM $child 2>/dev/null || true' TERM
+  trap : INT
+  while
+    code=0
+    wait $child || code=$?
+    kill -0 $child 2>/dev/null
+  do :; done
+  return $code
+}
+
+case ${1-}:$# in
+  up:1 | down:1) "$1" ;;
+  run:1) usage ;;
+  run:*) run_in "${@:2}" ;;
+  *) usage ;;
+esac

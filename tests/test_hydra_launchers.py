@@ -1,0 +1,175 @@
+"""`ebc-lab train -m hydra/launcher=submitit_…` as a user types it; the Slurm is a real one (make test-slurm)."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ebc_lab.telemetry import read_columns, read_json
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+LOCAL = ["hydra/launcher=submitit_local"]
+SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.timeout_min=15"]
+OTHERS = {  # what a job that this one runs in would have left; srun refuses two of them together
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "7",
+    "SLURM_MEM_PER_CPU": "1",
+    "SLURM_MEM_PER_NODE": "99",
+    "SUBMITIT_EXECUTOR": "local",
+}
+
+
+@pytest.fixture(scope="module")
+def run(text_file):
+    """Overrides of a run that takes a second."""
+    small = ["model.blocks=1", "model.width=16", "model.context=16", "batch_size=10", "budget.probe_sequences=2"]
+    return ["scale=smoke", *small, "data=path", f"data.file={text_file}", "device=cpu", "eval_every=1000", "steps=200"]
+
+
+def start(*words: str, cwd: Path, **env: str) -> subprocess.Popen:
+    driver = subprocess.Popen(
+        [*CLI, "train", "-m", *words],
+        cwd=cwd,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    threading.Thread(target=driver.wait, daemon=True).start()  # to tail --pid an end that nobody has waited for is none
+    return driver
+
+
+def train(*words: str, cwd: Path, **env: str) -> tuple[int, str]:
+    """-> exit code, and what was said on stderr."""
+    driver = start(*words, cwd=cwd, **env)
+    _, said = driver.communicate()
+    return driver.returncode, said
+
+
+def growing(path: Path, driver: subprocess.Popen) -> subprocess.Popen:
+    """A process whose output is what is in the file and what is appended, for as long as the driver lives."""
+    follow = ["tail", "--bytes=+1", "-F", "--sleep-interval=0.1", f"--pid={driver.pid}", str(path)]
+    return subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+def losses(directory: Path) -> list[float]:
+    return list(read_columns(directory / "steps.csv")["loss"])
+
+
+@pytest.fixture(scope="module")
+def swept(run, tmp_path_factory):
+    """A sweep over two seeds through submitit_local: (folder, exit code, what was said)."""
+    cwd = tmp_path_factory.mktemp("local")
+    return cwd / "sweep", *train(*run, "seed=0,1", *LOCAL, "hydra.sweep.dir=sweep", cwd=cwd, **OTHERS)
+
+
+def test_local_jobs_train_the_runs_of_a_sweep(swept):
+    folder, code, said = swept
+    assert code == 0, said
+    assert {read_json(folder / f"{i}/result.json")["outcome"] for i in range(2)} == {"completed"}
+    assert losses(folder / "0") != losses(folder / "1")
+    pickles = sorted(folder.rglob("*.pkl"))
+    assert pickles
+    assert all(p.is_relative_to(folder / ".submitit") for p in pickles)
+
+
+def test_a_run_that_fails_in_its_job_is_a_sentence_and_the_others_are_done(run, tmp_path):
+    words = [*run, "steps=20", "controller=energy,log_pi", *LOCAL, "hydra.sweep.dir=sweep"]
+    code, said = train(*words, cwd=tmp_path)
+    assert code == 2
+    assert "sweep/0: error: controller=energy needs controller.a" in said
+    assert "Traceback" not in said
+    assert read_json(tmp_path / "sweep/1/result.json")["outcome"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["hydra/launcher=submitit_slrum"], "Could not find 'hydra/launcher/submitit_slrum'"),
+        ([*SLURM, "hydra.launcher.partitoin=main"], "Could not override 'hydra.launcher.partitoin'"),
+        ([*LOCAL, "+hydra.launcher.partition=main"], "is not a setting of LocalLauncher"),
+        ([*SLURM, "+hydra.launcher.partitoin=main"], "(did you mean partition?)"),
+        ([*SLURM, "hydra.launcher.timeout_min=long"], "could not be converted to Integer"),
+        ([*SLURM, "hydra.launcher.timeout_min=2"], "leaves no time to train"),
+        ([*SLURM, "stesp=3"], "did you mean steps"),
+        (SLURM, "needs Slurm, and sbatch is not on the PATH"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, words, answer):
+    code, said = train(*run, *words, cwd=tmp_path, PATH="")
+    assert code == 2, said
+    assert answer in said
+    assert len(said.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_without_m_is_refused(run, tmp_path):
+    done = subprocess.run([*CLI, "train", *run, *LOCAL], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "it needs -m" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_do_not_train_in_one_folder(run, tmp_path):
+    from ebc_lab.study.store import claimed
+
+    (tmp_path / "sweep/0").mkdir(parents=True)
+    with claimed(tmp_path / "sweep/0") as mine:
+        assert mine
+        code, said = train(*run, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert code == 2
+    assert "another process is training in" in said
+
+
+@pytest.mark.slurm
+def test_slurm_jobs_train_the_same_runs(run, swept, tmp_path):
+    code, said = train(*run, "seed=0,1", *SLURM, "hydra.sweep.dir=sweep", cwd=tmp_path, **OTHERS)
+    assert code == 0, said
+    for i in ("0", "1"):
+        assert losses(tmp_path / "sweep" / i) == losses(swept[0] / i)
+
+
+@pytest.mark.slurm
+def test_a_job_that_slurm_warns_writes_its_checkpoint_and_goes_on_from_it_when_requeued(run, tmp_path):
+    long = [*run, "steps=3000", "launcher.checkpoint_every_s=1e6"]
+    name = f"warned-{os.getpid()}"
+    driver = start(*long, *SLURM, "hydra.sweep.dir=sweep", f"hydra.launcher.name={name}", cwd=tmp_path)
+    directory = tmp_path / "sweep/0"
+    checkpoint = growing(directory / "checkpoint.pt", driver)
+    with growing(directory / "steps.csv", driver) as steps:
+        for _ in range(30):
+            steps.stdout.readline()
+        steps.terminate()
+    subprocess.run(["scancel", "--signal=USR2", f"--name={name}"], check=True)  # what pre-emption and a time-out send
+    with checkpoint:
+        assert checkpoint.stdout.read(1), "no checkpoint"  # the only one: none is due before
+        checkpoint.terminate()
+    _, said = driver.communicate()
+    assert driver.returncode == 0, said
+    assert read_json(directory / "result.json")["outcome"] == "completed"
+    assert (directory / "log.txt").read_text().count("begins or resumes") == 2
+    assert len(losses(directory)) == 3000
+    assert train(*long, "hydra.sweep.dir=at_once", cwd=tmp_path)[0] == 0
+    assert losses(directory) == losses(tmp_path / "at_once/0")
+
+
+@pytest.mark.slurm
+def test_a_partition_that_does_not_exist_is_a_sentence(run, tmp_path):
+    code, said = train(*run, *SLURM, "hydra.launcher.partition=nowhere", cwd=tmp_path)
+    assert code == 2
+    assert "sbatch refuses the jobs" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_a_job_that_dies_is_noticed(run, tmp_path):
+    """Also without accounting, where submitit by itself would wait forever."""
+    code, said = train(*run, *SLURM, "hydra.launcher.setup=['kill -9 $$']", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert code == 4
+    assert "ended without a result" in said
+    assert "the same command with hydra.sweep.dir=sweep carries on" in said
+    assert "Traceback" not in said
