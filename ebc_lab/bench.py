@@ -15,7 +15,7 @@ from . import model as models
 from . import optimizers, projections, stabilizers
 from .config import RunConfig, resolve_controller
 from .data import Batches, locate
-from .telemetry import write_json
+from .telemetry import write_sealed
 from .training import autocast, set_up_torch, token_losses
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
@@ -97,4 +97,4 @@ def overhead_and_record(run: RunConfig, directory: Path, run_id: str, identity: 
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
     about = {"run_id": run_id, "identity": identity, "steps": run.steps, "wall_s": time.time() - started}
-    write_json(directory / "result.json", {**about, **result})
+    write_sealed(directory / "result.json", {**about, **result})

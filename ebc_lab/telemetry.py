@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .config import UserError
+from .config import UserError, digest
 
 if TYPE_CHECKING:  # `status` reads and writes JSON only, and answers sooner without numpy
     import numpy as np
@@ -75,14 +75,15 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> No
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_whole` of readable JSON. NaN and infinities become null: JSON has none."""
-    write_whole(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", durable=durable)
+    write_whole(path, json.dumps(as_read(value), indent=1, allow_nan=False) + "\n", durable=durable)
 
 
-def _finite(value: Any) -> Any:
+def as_read(value: Any) -> Any:
+    """A value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
+        return {str(k): as_read(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [as_read(v) for v in value]
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -94,6 +95,38 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the next run makes it anew.") from None
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum of everything else in it, by which `read_sealed` notices an edit."""
+    write_json(path, with_checksum(value))
+
+
+def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
+    """The value as it is read back, and under `key` the digest of all the rest of it."""
+    rest = {k: v for k, v in as_read(value).items() if k != key}
+    return {**rest, key: digest(rest)}
+
+
+def checksum_holds(value: Any, key: str = "checksum") -> bool:
+    """Whether what `with_checksum` made is still what it was; one without is not."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
+    except ValueError:  # a NaN, which we never write
+        return False
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` was given. Raises UserError, with the remedy, when the file was truncated or edited since."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not text
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+    if not checksum_holds(value):
+        raise UserError(f"{path} was edited after it was written: {remedy}.")
+    return {k: v for k, v in value.items() if k != "checksum"}
 
 
 def _cell(value: Any) -> str:

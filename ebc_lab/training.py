@@ -32,10 +32,10 @@ from .telemetry import (
     STEP_COLUMNS,
     Stream,
     read_columns,
-    read_json,
+    read_sealed,
     recovery,
     summarise,
-    write_json,
+    write_sealed,
     write_whole,
 )
 
@@ -371,8 +371,9 @@ OOM = (MemoryError, torch.OutOfMemoryError)
 
 
 def is_oom(error: BaseException) -> bool:
-    """An exhausted device or host allocator; torch's CPU allocator says so only in words."""
-    return isinstance(error, OOM) or (isinstance(error, RuntimeError) and "not enough memory" in str(error))
+    """An exhausted device or host allocator; torch's CPU allocator says so only in words, which differ by system."""
+    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+    return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words))
 
 
 def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
@@ -385,7 +386,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     path = directory / "result.json"
     name = digest(identity(run))
     if path.exists():
-        found = dict(read_json(path))
+        found = read_sealed(path, f"delete {directory}, and the same command trains the run again")
         if found.get("identity") != name:
             raise UserError(f"{path} is another run's result: choose another folder, or delete this one.")
         return found
@@ -408,7 +409,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.time() - started}
     result = {"run_id": run_id, "identity": name, **result}
-    write_json(path, result)
+    write_sealed(path, result)
     if result["outcome"] in ("completed", "diverged"):
         (directory / "checkpoint.pt").unlink(missing_ok=True)
     with open(log, "a") as f:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ..config import UserError, digest
-from ..telemetry import read_json, write_json
+from ..telemetry import read_json, write_sealed
 from . import attempts
 from .guards import cancel_mark
 from .launch import Say, WorkersFailed
@@ -60,7 +60,7 @@ def _record(study: Study) -> list[str]:
         spec = read_json(directory / "spec.json")
         now = study.progress(directory.name) or {}
         result = {"run_id": directory.name, "identity": digest(spec["identity"]), "outcome": "cancelled"}
-        write_json(directory / "result.json", {**result, "cause": "ebc-lab cancel", "steps": now.get("step", 0)})
+        write_sealed(directory / "result.json", {**result, "cause": "ebc-lab cancel", "steps": now.get("step", 0)})
         attempts.note(directory, "cancelled")
         (directory / "progress.json").unlink(missing_ok=True)
         runs.append(directory.name)

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..config import Config, UserError, digest
 from ..doctor import cores, visible_gpus
-from ..telemetry import read_json, write_json
+from ..telemetry import read_json, write_json, write_sealed
 from . import attempts
 from .session import Session
 from .signature import RunSpec
@@ -155,7 +155,7 @@ class WorkerPool(ABC):
         self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.stillborn = 0
         self.watched = 0.0
-        self.beats: dict[str, tuple[Any, float, str, float]] = {}  # worker -> (sign of life, since, run, since)
+        self.beats: dict[str, tuple[Any, float, str | None, float]] = {}  # worker -> (sign of life, since, run, since)
 
     @abstractmethod
     def _staff(self, wanted: int) -> None:
@@ -166,8 +166,8 @@ class WorkerPool(ABC):
         """Workers that have died since the last call."""
 
     @abstractmethod
-    def _running(self, worker: str) -> bool:
-        """Whether a worker is known to be at work, rather than queued or gone."""
+    def _at_work(self) -> list[str]:
+        """The workers that should show signs of life: started, rather than queued or gone."""
 
     @abstractmethod
     def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
@@ -228,28 +228,33 @@ class WorkerPool(ABC):
             self._bury(death, notes.get(death.worker) or self.session.notes().get(death.worker) or {}, specs)
         if time.monotonic() - self.watched >= min(WATCH_S, self.config.launcher.heartbeat_s / 4):
             self.watched = time.monotonic()
-            for worker, note in notes.items():
-                self._feel_pulse(worker, note)
+            at_work = self._at_work()
+            for worker in set(self.beats) - set(at_work):
+                del self.beats[worker]
+            for worker in at_work:
+                self._feel_pulse(worker, notes.get(worker, {}))
 
     def _feel_pulse(self, worker: str, note: Mapping[str, Any]) -> None:
-        """Kill a worker whose run shows no sign of life, or takes longer than allowed. Our own clock, so that none can jump."""
+        """Kill a worker that shows no sign of life, or takes longer for a run than allowed.
+
+        Signs are its run's progress, or where it has none the beat in its note. Time is our own clock's: none can jump.
+        """
         run_id, now = note.get("run_id"), time.monotonic()
-        if not run_id or worker in self.killed or not self._running(worker):
-            self.beats.pop(worker, None)
-            return
-        beat = (run_id, self.study.progress(run_id))
-        known = self.beats.get(worker, (None, now, "", now))
+        beat = (run_id, self.study.progress(run_id) if run_id else note.get("beat"))
+        known = self.beats.get(worker, (None, now, None, now))
         begun = known[3] if known[2] == run_id else now
         since = known[1] if known[0] == beat else now
         self.beats[worker] = (beat, since, run_id, begun)
         allowed = self.config.launcher
+        if worker in self.killed:
+            return
         if now - since > allowed.heartbeat_s:
             why = f"no sign of life for {allowed.heartbeat_s:g} s"
-        elif allowed.run_timeout_s and now - begun > allowed.run_timeout_s:
+        elif run_id and allowed.run_timeout_s and now - begun > allowed.run_timeout_s:
             why = f"longer than launcher.run_timeout_s, {allowed.run_timeout_s:g} s"
         else:
             return
-        self.say(f"worker {worker} on {run_id}: {why}; it is killed")
+        self.say(f"worker {worker}{' on ' + run_id if run_id else ''}: {why}; it is killed")
         self.killed[worker] = why
         self._kill(worker, note)
 
@@ -262,7 +267,7 @@ class WorkerPool(ABC):
         if death.clean:
             return
         if run_id is None:
-            if not note:
+            if not note.get("ran"):
                 self.stillborn += 1
             if self.stillborn >= STARTS_TO_GIVE_UP:
                 raise WorkersFailed(f"workers die before they take a run ({cause}): read {death.log}.")
@@ -276,10 +281,11 @@ class WorkerPool(ABC):
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
         if self.lost[run_id] > self.config.launcher.max_lost:
-            cause = f"its worker died {self.lost[run_id]} times, the last time: {cause}; its log: {death.log}"
+            times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
+            cause = f"its worker died {times}, at last: {cause}; its log: {death.log}"
             identity = digest(specs[run_id].identity)
             result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
-            write_json(directory / "result.json", result)
+            write_sealed(directory / "result.json", result)
 
 
 Pool = InlinePool | WorkerPool
@@ -294,6 +300,12 @@ def slots(config: Config) -> int:
         return launcher.slots
     gpus = visible_gpus() if config.device == "cuda" else []
     return len(gpus) * launcher.workers_per_gpu or max(1, cores() // config.threads_per_run)
+
+
+def habits(config: Config) -> dict[str, Any]:
+    """What session.json tells every worker, wherever it runs."""
+    asked = config.launcher
+    return {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10}
 
 
 def worker_env(config: Config) -> dict[str, str]:

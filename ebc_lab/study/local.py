@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..config import Config
-from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, worker_env
+from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, habits, worker_env
 from .session import Session
 from .store import Study
 
@@ -27,8 +27,7 @@ class LocalPool(WorkerPool):
     """One worker process a slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        every = config.launcher.checkpoint_every_s
-        session = Session.begin(study, "local", bound=True, checkpoint_every_s=every, idle_s=None)
+        session = Session.begin(study, "local", bound=True, idle_s=None, **habits(config))
         super().__init__(config, study, session, slots, say)
         self.gpus = list(gpus)
         self.lock = FileLock(session.lock_path)
@@ -50,8 +49,8 @@ class LocalPool(WorkerPool):
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
 
-    def _running(self, worker: str) -> bool:
-        return int(worker) in self.jobs
+    def _at_work(self) -> list[str]:
+        return [str(slot) for slot in self.jobs]
 
     def _deaths(self) -> list[Death]:
         gone = [slot for slot, job in self.jobs.items() if job.done()]

@@ -7,19 +7,21 @@ most every `launcher.queue_every_s`; no accounting is needed. What runs find is 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, LauncherConfig, UserError
+from ..config import Config, LauncherConfig, UserError, run_part, to_dict
 from ..telemetry import read_json, write_json
-from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, worker_env
-from .session import Session
+from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, habits, worker_env
+from .session import Session, state_dir
 from .store import Study
 
 POLL_S = 0.5
@@ -133,10 +135,7 @@ class SlurmPool(WorkerPool):
     def __init__(self, config: Config, study: Study, slots: int, say: Say):
         session, jobs = self._adopted(study)
         if session is None:
-            about = config.launcher
-            session = Session.begin(
-                study, "slurm", bound=False, checkpoint_every_s=about.checkpoint_every_s, idle_s=about.idle_s
-            )
+            session = Session.begin(study, "slurm", bound=False, idle_s=config.launcher.idle_s, **habits(config))
         super().__init__(config, study, session, slots, say)
         self.jobs = jobs
         self.submitted = dict.fromkeys(jobs, time.monotonic())
@@ -169,24 +168,15 @@ class SlurmPool(WorkerPool):
             self._submit(missing)
 
     def _submit(self, count: int) -> None:
-        import submitit
-
-        executor = submitit.SlurmExecutor(folder=self.session.root / "submitit", max_num_timeout=NEVER)
         command = WorkerCommand(str(self.session.root), None, worker_env(self.config))
-        try:
-            executor.update_parameters(**_sbatch(self.config, job_name(self.session), count))
-            with _own_environment(), executor.batch():
-                jobs = [executor.submit(command) for _ in range(count)]
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError) as error:
-            lines = [x.strip() for x in str(error).splitlines() if "error" in x.lower()] or str(error).splitlines()[-1:]
-            raise UserError(f"Slurm refuses the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
+        jobs = submitted(self.config, self.session.root / "submitit", job_name(self.session), [command] * count)
         for job in jobs:
             self.jobs[job.job_id] = Job("PENDING", "submitted")
             self.submitted[job.job_id] = time.monotonic()
         self.say(f"submitted {count} Slurm job(s): {', '.join(job.job_id for job in jobs)}")
 
-    def _running(self, worker: str) -> bool:
-        return worker in self.jobs and self.jobs[worker].state == "RUNNING"
+    def _at_work(self) -> list[str]:
+        return [key for key, job in self.jobs.items() if job.state == "RUNNING"]
 
     def _deaths(self) -> list[Death]:
         if time.monotonic() - self.looked >= self.config.launcher.queue_every_s:
@@ -243,6 +233,46 @@ class SlurmPool(WorkerPool):
                 f"{len(self.jobs)} Slurm job(s) go on without this driver: the same command adopts them, "
                 f"`ebc-lab cancel {self.study.name}` ends them"
             )
+
+
+def submitted(config: Config, folder: Path, name: str, commands: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Submit one job, or an array of them. -> submitit's jobs. Raises UserError with what sbatch said."""
+    import submitit
+
+    errors = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError, RuntimeError)
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
+        executor.update_parameters(**_sbatch(config, name, len(commands)))
+        with _own_environment(), executor.batch():
+            return [executor.submit(command) for command in commands]
+    except errors as error:
+        said = str(error).splitlines()
+        lines = [x.strip() for x in said if "error" in x.lower()] or said[-1:]
+        raise UserError(f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
+
+
+def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
+    """What `doctor.speeds` finds on a node, by a job of its own: the driver's machine may have other cores, or no GPU."""
+    name = f"ebc-{study.name[:40]}-speed"
+    [job] = submitted(config, state_dir(study, "slurm") / "speed", name, [_Measurement(json.dumps(to_dict(run_part(config))))])
+    result = Path(job.paths.result_pickle)
+    while not result.exists():
+        state = queue(name).get(job.job_id)
+        if state is not None and not state.live and not result.exists():
+            raise UserError(f"measuring the speed on a node failed ({state.state}): read {job.paths.stdout}, or give dtype=….")
+        time.sleep(2 * POLL_S)
+    return dict(json.loads(job.result()))
+
+
+class _Measurement:
+    """What submitit runs on the node for `speeds_on_node`."""
+
+    def __init__(self, run: str):
+        self.run = run
+
+    def __call__(self) -> str:
+        command = [sys.executable, "-m", "ebc_lab.doctor"]
+        return subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _sbatch(config: Config, name: str, count: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, digest
-from ..telemetry import write_json
+from ..telemetry import write_json, write_sealed
 from . import attempts
 from .session import Session
 from .signature import identity_of
@@ -85,7 +85,7 @@ def execute(
 def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
     """Record why this run cannot be made, in the words of the error; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
-    write_json(directory / "result.json", result)
+    write_sealed(directory / "result.json", result)
     attempts.note(directory, "end", outcome="failed")
 
 
@@ -149,16 +149,18 @@ def work(root: Path, name: str) -> int:
     session = Session(root)
     about: dict[str, Any] = session.about()
     study = Study(Path(about["study"]))
+    seen = attempts.surroundings()
+    ran = 0
+    session.note(name, run_id=None, ran=ran, **seen)
     stop = _Stop(session, bound=about["bound"])
     # torch is imported while the driver is still busy: one import a worker, not one a run
     from ..training import Interrupted
 
-    seen = attempts.surroundings()
     done: set[str] = set()
-    worked = time.monotonic()
+    worked = beat = time.monotonic()
     while not stop.final.is_set():
         if stop():
-            stop.final.wait(PAUSE_S)
+            stop.final.wait(min(PAUSE_S, about["beat_s"]))
             stop.event.clear()
             continue
         tasks = session.tasks()
@@ -169,8 +171,8 @@ def work(root: Path, name: str) -> int:
                 done.add(run_id)
                 continue
 
-            def say(run_id: str | None = run_id) -> None:
-                session.note(name, run_id=run_id, **seen)
+            def say(run_id: str | None = run_id, ran: int = ran + 1) -> None:
+                session.note(name, run_id=run_id, ran=ran, **seen)
 
             try:
                 did = execute(study, run_id, checkpoint_every_s=about["checkpoint_every_s"], should_stop=stop, on_claim=say)
@@ -178,10 +180,12 @@ def work(root: Path, name: str) -> int:
                 say(None)
                 break
             except OSError as error:
-                session.note(name, run_id=None, error=f"{error.filename or study.root}: {error.strerror or error}", **seen)
+                what = f"{error.filename or study.root}: {error.strerror or error}"
+                session.note(name, run_id=None, ran=ran + 1, error=what, **seen)
                 return CANNOT_WRITE
             if did:
                 say(None)
+                ran += 1
                 worked = time.monotonic()
                 break
         if not did:
@@ -189,6 +193,9 @@ def work(root: Path, name: str) -> int:
                 return 0
             if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
                 return 0
+            if time.monotonic() - beat > about["beat_s"]:
+                beat = time.monotonic()
+                session.note(name, run_id=None, ran=ran, beat=beat, **seen)
             stop.event.wait(POLL_S)
     return 130
 

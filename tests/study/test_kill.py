@@ -1,0 +1,85 @@
+"""kill -9 of driver and workers at random moments, then the same command again: the same bytes as an undisturbed study."""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ebc_lab.report.tables import TIMING_COLUMNS
+from ebc_lab.study import attempts
+from ebc_lab.study.session import Session
+from ebc_lab.study.store import Study
+
+TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
+
+
+def command(tiny: list[str], out: Path) -> list[str]:
+    """A study of plain Adam and EBC that takes seconds, on two workers that write a checkpoint at every step."""
+    smaller = ["seeds=[0]", "lr_sweep.grids.adam=[2e-2]", "lr_sweep.control_scales=[1]", "calibrate.multiples=[1]"]
+    launcher = ["launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0", "launcher.max_lost=9"]
+    return [*CLI, "autopilot", *tiny, *smaller, *launcher, f"output_dir={out}", "study.name=s"]
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    return {t: pd.read_csv(root / t).drop(columns=list(TIMING_COLUMNS)).to_csv().encode() for t in TABLES}
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def workers(study: Study) -> list[int]:
+    return [note["pid"] for session in Session.of(study, "local") for note in session.notes().values()]
+
+
+def disturbed(command: list[str], study: Study, draw: random.Random) -> str:
+    """Run the command, kill one of its processes at a random moment, and let the rest go on. -> what was killed."""
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        driver.wait(timeout=draw.uniform(0.3, 9.0))
+        return "nothing"
+    except subprocess.TimeoutExpired:
+        pass
+    victim = draw.choice(["driver", "worker", "workers", "both", "group"])
+    at_work = workers(study)
+    if victim in ("worker", "workers", "both"):
+        for pid in at_work if victim != "worker" else at_work[:1]:
+            kill(pid)
+    if victim == "group":  # the driver and what submitit started, as the kernel or an impatient user would
+        os.killpg(driver.pid, signal.SIGKILL)
+    elif victim in ("driver", "both"):
+        driver.kill()
+    driver.wait()
+    return victim if victim in ("driver", "group") or at_work else "nothing"
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
+    whole = subprocess.run(command(tiny, tmp_path / "whole"), capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    expected = bytes_of(tmp_path / "whole" / "s")
+    counts: dict[str, int] = {}
+    wrong = []
+    for trial in range(TRIALS):
+        draw, again = random.Random(trial), command(tiny, tmp_path / str(trial))
+        study = Study(tmp_path / str(trial) / "s")
+        for _ in range(draw.choice([1, 1, 2, 3])):
+            victim = disturbed(again, study, draw)
+            counts[victim] = counts.get(victim, 0) + 1
+        done = subprocess.run(again, capture_output=True, text=True)
+        if done.returncode != 0 or bytes_of(study.root) != expected:
+            wrong.append((trial, done.returncode, done.stdout + done.stderr))
+        begun = [e for d in study.runs.iterdir() for e in attempts.log(d) if e["event"] == "begin"]
+        assert len(begun) >= len(list(study.runs.iterdir())), "an attempt went unrecorded"
+    print(f"\n{TRIALS} trials, {TRIALS - len(wrong)} byte-identical; killed: {counts}")
+    assert not wrong, wrong
+    assert {"driver", "worker", "workers", "both", "group"} <= set(counts) or TRIALS < 50

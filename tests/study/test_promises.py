@@ -1,0 +1,149 @@
+"""What a study survives: real memory limits, full and read-only disks, jumping clocks, a second driver."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ebc_lab.report.tables import TIMING_COLUMNS
+from ebc_lab.study.store import Study
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+JUMPING = """
+import random, time
+_true, _draw = time.time, random.Random(0)
+time.time = lambda: _true() + _draw.uniform(-86400, 86400)  # a day forth or back, at every look
+"""
+
+
+def without_timing(path: Path) -> str:
+    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
+
+
+def autopilot(tiny, out, *more, **how) -> subprocess.CompletedProcess:
+    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
+    return subprocess.run(command, capture_output=True, text=True, **how)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own: `disk(size)` mounts it; taken away after the test."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(*options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(place)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk):
+    place = disk("-o", "size=700k")
+    done = autopilot(tiny, place)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr
+    assert str(place) in done.stderr
+    assert "Traceback" not in done.stderr
+    study = Study(place / "s")
+    outcomes = [json.loads(p.read_text())["outcome"] for p in study.runs.glob("*/result.json")]
+    assert set(outcomes) <= {"completed"}, "a run was blamed for the disk"
+    subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
+    done = autopilot(tiny, place)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert without_timing(place / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+
+
+def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
+    place = disk("-o", "size=50m")
+    shutil.copytree(finished[1].study.root, place / "s")
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    for command in (["autopilot", *tiny, f"output_dir={place}", "study.name=s"], ["report", "s", "--output-dir", str(place)]):
+        done = subprocess.run([*CLI, *command], capture_output=True, text=True)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert str(place) in done.stderr
+        assert "Traceback" not in done.stderr
+    for command in (["status", "s"], ["why", "s"], ["verify", "s"], ["why", "s", "--replay"]):
+        done = subprocess.run([*CLI, *command, "--output-dir", str(place)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_works_as_pasted(tiny, tmp_path):
+    """A real allocation that the system refuses: an address-space limit on the driver and all it starts."""
+    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + ["model.width=8192", "model.blocks=4"]
+    limited = ["prlimit", f"--as={6 << 30}"]
+    command = [*limited, *CLI, "autopilot", *big, "launcher.slots=1", f"output_dir={tmp_path}", "study.name=s"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "its first 2 runs all failed" in done.stderr
+    status = subprocess.run([*CLI, "status", "s", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True)
+    [failure] = json.loads(status.stdout)["failures"]
+    assert failure["outcome"] == "oom", failure
+    assert len(failure["runs"]) == 2, "runs that fail alike are one cause"
+    ebc_lab = Path(sys.executable).with_name("ebc-lab")
+    if not ebc_lab.exists():
+        pytest.skip("the ebc-lab command is not installed beside this Python")
+    again = subprocess.run(
+        f"prlimit --as={6 << 30} {failure['command']}",
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{ebc_lab.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 4, again.stdout + again.stderr
+    assert "oom" in again.stderr
+    assert shlex.split(failure["command"])[:2] == ["ebc-lab", "train"]
+
+
+def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(JUMPING)
+    path = os.pathsep.join([str(tmp_path / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    timings = pd.read_csv(tmp_path / "s/summary_final.csv").wall_s
+    assert timings.between(0, 600).all(), "a duration was taken from a clock that jumps"
+
+
+def test_a_second_driver_says_who_holds_the_study_and_leaves(finished, tiny, tmp_path):
+    first = subprocess.Popen(
+        [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert any("calibrate: " in line for line in first.stdout)
+    second = autopilot(tiny, tmp_path)
+    first.communicate()
+    assert second.returncode == 2
+    assert f"is being run by process {first.pid} on" in second.stderr
+    assert first.returncode == 0
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+
+
+def test_two_workers_never_train_one_run_at_once(tiny, tmp_path):
+    """Three workers on two runs: each run begins once."""
+    done = autopilot(tiny, tmp_path, "launcher.slots=3", "study.stages=[lr_sweep]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for log in tmp_path.glob("s/runs/*/attempts.jsonl"):
+        assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["begin", "end"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "with space", "-rf", "a/b", ""])
+def test_a_name_that_would_leave_its_folder_is_refused(tiny, tmp_path, name):
+    done = subprocess.run(
+        [*CLI, "autopilot", *tiny, f"output_dir={tmp_path}", f"study.name={name!r}"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "study.name" in done.stderr
+    assert not list(tmp_path.iterdir())

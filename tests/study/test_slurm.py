@@ -1,0 +1,248 @@
+"""Against a real Slurm (make test-slurm): what happens to a study there, and that it ends as it does in one process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from ebc_lab.report.tables import TIMING_COLUMNS
+from ebc_lab.study import attempts, slurm
+from ebc_lab.study.session import Session
+from ebc_lab.study.store import Study
+
+pytestmark = pytest.mark.slurm
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 3"]
+
+
+def without_timing(path: Path) -> str:
+    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
+
+
+@pytest.fixture
+def study(tiny, tmp_path):
+    """A study on two jobs of one (fake) GPU each, that leaves nothing in the queue whatever becomes of the test."""
+    made = SlurmStudy(tiny, tmp_path)
+    yield made
+    for session in Session.of(made.study, "slurm"):
+        slurm.scancel(slurm.job_name(session))
+
+
+class SlurmStudy:
+    def __init__(self, tiny, out):
+        self.out = out
+        asked = ["launcher=slurm", "launcher.slots=2", "launcher.gpus_per_node=1", "launcher.queue_every_s=1"]
+        self.command = [*CLI, "autopilot", *tiny, *asked, f"output_dir={out}", "study.name=s"]
+        self.study = Study(out / "s")
+
+    def start(self, *more: str) -> subprocess.Popen:
+        return subprocess.Popen([*self.command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, *more: str) -> str:
+        done = subprocess.run([*self.command, *more], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def call(self, *words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*CLI, *words, "--output-dir", str(self.out)], capture_output=True, text=True)
+
+    def jobs(self) -> dict[str, slurm.Job]:
+        [session] = Session.of(self.study, "slurm")
+        return slurm.queue(slurm.job_name(session))
+
+    def live(self) -> list[str]:
+        return [key for key, job in self.jobs().items() if job.live]
+
+    def events(self) -> list[dict]:
+        return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
+
+
+def until(process: subprocess.Popen, *texts: str) -> str:
+    """Read a driver's lines until one holds each of the texts, in this order. -> all that was read."""
+    read = []
+    for text in texts:
+        for line in process.stdout:
+            read.append(line)
+            if text in line:
+                break
+        else:
+            raise AssertionError(f"never said {text!r}:\n{''.join(read)}")
+    return "".join(read)
+
+
+def rest(process: subprocess.Popen) -> str:
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    return out
+
+
+def same_as(finished, study: SlurmStudy) -> None:
+    for table in ("summary_final.csv", "summary_lr_sweep.csv"):
+        assert without_timing(study.study.root / table) == without_timing(finished[1].study.root / table)
+    assert study.live() == []
+
+
+def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_queue(finished, study):
+    said = study.finish()
+    assert "submitted 2 Slurm job(s)" in said
+    same_as(finished, study)
+    assert {job.state for job in study.jobs().values()} == {"COMPLETED"}
+
+
+def test_each_worker_sees_the_one_gpu_that_slurm_gave_its_job(study):
+    study.finish("launcher.idle_s=600")
+    begun = [e for e in study.events() if e["event"] == "begin"]
+    seen = {(e["slurm_array_task_id"], e["cuda_visible_devices"]) for e in begun}
+    assert {gpu for _, gpu in seen} <= {"0", "1"}
+    assert len(seen) == len({task for task, _ in seen}), "a job saw two devices"
+
+
+def test_kill_9_of_the_driver_leaves_the_jobs_at_work_and_the_next_call_adopts_them(finished, study):
+    driver = study.start()
+    until(driver, "submitted", "calibrate: ")
+    driver.kill()
+    driver.communicate()
+    before = set(study.live())
+    assert before
+    said = study.finish()
+    assert "of an earlier call are still there" in said
+    assert set(re.findall(r"\d+_\d", said.partition("adopted")[0])) <= before
+    same_as(finished, study)
+
+
+def test_ctrl_c_says_what_goes_on_and_how_to_end_it(study):
+    driver = study.start("calibrate.steps=20000")
+    until(driver, "calibrate: ")
+    driver.send_signal(signal.SIGINT)
+    out, _ = driver.communicate()
+    assert driver.returncode == 130
+    assert "go on without this driver" in out
+    assert "ebc-lab cancel s" in out
+    assert study.live()
+    done = study.call("cancel", "s", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["jobs"] > 0
+    assert study.live() == []
+
+
+def test_cancel_ends_driver_and_jobs_and_the_same_command_carries_on(finished, study, tiny):
+    driver = study.start()
+    until(driver, "submitted", "calibrate: ")
+    done = study.call("cancel", "s", "--json")
+    out, _ = driver.communicate()
+    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + out
+    assert "cancelled" in out
+    assert study.live() == []
+    assert study.study.holder() is None
+    status = json.loads(study.call("status", "s", "--json").stdout)
+    assert status["state"] == "interrupted"
+    study.finish()
+    same_as(finished, study)
+
+
+def test_scancel_of_one_array_task_leaves_its_runs_to_the_other(finished, study):
+    driver = study.start()
+    until(driver, "submitted", "2 job(s) running", "calibrate: ")
+    victim = study.live()[0]
+    subprocess.run(["scancel", victim], check=True)
+    out = rest(driver)
+    assert re.search(rf"job {victim} was cancelled from outside; 1 job\(s\) share", out) or "finals decided" in out
+    assert study.jobs()[victim].state == "CANCELLED"
+    same_as(finished, study)
+
+
+def test_scancel_of_all_its_jobs_stops_the_study_which_carries_on_with_the_same_command(finished, study):
+    driver = study.start("launcher.slots=1")
+    until(driver, "submitted", "1 job(s) running", "calibrate: ")
+    subprocess.run(["scancel", *study.live()], check=True)
+    out, _ = driver.communicate()
+    assert driver.returncode == 3, out
+    assert "cancelled from outside" in out
+    study.finish()
+    same_as(finished, study)
+
+
+def test_preemption_is_a_checkpoint_and_a_requeue(finished, study):
+    driver = study.start()
+    until(driver, "submitted", "2 job(s) running", "calibrate: ")
+    jobs = study.live()
+    bigger = subprocess.run(WHOLE_NODE, capture_output=True, text=True, check=True).stdout.strip()
+    rest(driver)
+    same_as(finished, study)
+    shown = [subprocess.run(["scontrol", "show", "job", j], capture_output=True, text=True).stdout for j in [*jobs, bigger]]
+    assert any("Restarts=1" in text for text in shown), shown
+    assert not [e for e in study.events() if e["event"] == "lost"]
+
+
+def test_a_requeue_by_hand_starts_again_from_the_last_checkpoint(finished, study):
+    driver = study.start("launcher.slots=1", "launcher.checkpoint_every_s=0")
+    until(driver, "submitted", "1 job(s) running", "lr_scale: ")
+    subprocess.run(["scontrol", "requeue", *study.live()], check=True)
+    rest(driver)
+    same_as(finished, study)
+
+
+def test_a_partition_that_is_not_there_is_named_and_nothing_is_left(study):
+    done = subprocess.run([*study.command, "launcher.partition=nope"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "invalid partition" in done.stderr
+    assert "launcher.partition" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert study.live() == []
+
+
+def test_settings_reach_sbatch(study, tmp_path):
+    study.finish(
+        "study.stages=[lr_sweep]",
+        "launcher.partition=high",
+        "launcher.slots=1",
+        "launcher.mem_gb=0.5",
+        "launcher.timeout_min=7",
+        "+launcher.sbatch.comment=from-a-test",
+        f"launcher.setup=['touch {tmp_path}/set-up']",
+    )
+    [key] = study.jobs()
+    shown = subprocess.run(["scontrol", "show", "job", key], capture_output=True, text=True, check=True).stdout
+    for expected in ("Partition=high", "TimeLimit=00:07:00", "MinMemoryNode=512M", "Comment=from-a-test", "Requeue=1"):
+        assert expected in shown, shown
+    assert (tmp_path / "set-up").exists()
+
+
+def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, monkeypatch):
+    driver = study.start("calibrate.steps=20000")
+    until(driver, "2 job(s) running", "calibrate: ")
+    driver.kill()
+    driver.communicate()
+    asked = tmp_path / "asked"
+    fake = tmp_path / "bin" / "squeue"
+    fake.parent.mkdir()
+    real = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
+    fake.write_text(f'#!/bin/sh\necho x >> {asked}\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    [session] = Session.of(study.study, "slurm")
+    (session.root / "queue.json").unlink()
+    for _ in range(3):
+        found = json.loads(study.call("status", "s", "--json").stdout)
+        assert found["queue"]["RUNNING"] == 2
+    assert asked.read_text().count("x") == 1
+
+
+@pytest.mark.slow
+def test_a_time_out_is_a_checkpoint_and_a_requeue(study, tiny, tmp_path):
+    """Slurm's shortest time-outs are minutes: runs long enough to meet one."""
+    longer = ["finals.steps=12000", "seeds=[0]", "study.stages=[lr_sweep,calibrate,lr_scale,finals]"]
+    said = study.finish(*longer, "launcher.slots=1", "launcher.timeout_min=2", "launcher.signal_delay_s=60")
+    [key] = [k for k in study.jobs() if k.endswith("_0")] or list(study.jobs())
+    shown = subprocess.run(["scontrol", "show", "job", key], capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Restarts=[1-9]", shown), shown + said
+    assert not [e for e in study.events() if e["event"] == "lost"]
+    inline = [*CLI, "autopilot", *tiny, *longer, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
+    subprocess.run(inline, check=True, capture_output=True)
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(tmp_path / "inline/summary_final.csv")
