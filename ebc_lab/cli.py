@@ -1,12 +1,14 @@
 """The command line: parse, call one function, print. What the commands do is written where they do it.
 
-Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed, 130 interrupted.
+Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed (or a
+check found something wrong), 130 interrupted.
 Heavy imports stay inside the commands, so that `--help` and `status` answer at once.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -118,7 +120,7 @@ def train(context: typer.Context) -> None:
 def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     """Runs, steps, tokens and time of each stage (min, expected, max). Changes nothing."""
     from .study.autopilot import configurations
-    from .study.inspect import planned
+    from .study.forecast import planned
 
     [config] = configurations(overrides or [])
     found = planned(config)
@@ -148,21 +150,73 @@ def why(
     stage: Annotated[
         str | None, typer.Argument(help="One stage; all that are decided if left out.", show_default=False)
     ] = None,
+    again: Annotated[bool, typer.Option("--replay", help="Make the decisions again from the results, and compare.")] = False,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
-) -> None:
+) -> int:
     """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
     from .config import STAGES
     from .study import inspect
 
     if study in STAGES and stage is None:
         study, stage = None, study
-    found = inspect.why(inspect.find(study, output_dir), stage)
+    where = inspect.find(study, output_dir)
+    if again:
+        return _replayed(where, stage, as_json)
+    found = inspect.why(where, stage)
+    if as_json:
+        _json(found)
+        return 0
+    from .report import terminal
+
+    terminal.why(_console(), found)
+    return 0
+
+
+def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
+    from .study.replay import in_words, replay
+
+    found = replay(study, stage)
+    if as_json:
+        _json(found)
+    else:
+        typer.echo("\n".join(in_words(found)))
+    return 0 if found["same"] else 4
+
+
+@app.command()
+def verify(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> int:
+    """Check every file of a study against its recorded sha256, and every run against its name. Exit code 4: some are bad."""
+    from .study.inspect import find
+    from .study.verify import verify as check
+
+    found = check(find(study, output_dir))
+    if as_json:
+        _json(found)
+    else:
+        from .report import terminal
+
+        terminal.verified(_console(), found)
+    return 0 if found["ok"] else 4
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="Study name or folder.")],
+    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> None:
+    """Compare two studies: settings, corpus, machine, runs in common, decisions, verdicts, arms."""
+    from .study.compare import compare
+    from .study.inspect import find
+
+    found = compare(find(a, output_dir), find(b, output_dir))
     if as_json:
         return _json(found)
     from .report import terminal
 
-    terminal.why(_console(), found)
+    terminal.compared(_console(), found)
 
 
 @app.command()
@@ -223,6 +277,9 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
 
 def main() -> None:
     """The `ebc-lab` command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
     except UserError as error:

@@ -79,3 +79,16 @@ def settled(finished):
     from ebc_lab.config import Config, from_dict
 
     return from_dict(Config, finished[1].study.header()["config"])
+
+
+@pytest.fixture
+def own_copy(finished, tmp_path: Path):
+    """(configuration, study) of the finished study, copied for a test that changes it."""
+    import shutil
+    from dataclasses import replace
+
+    from ebc_lab.study.store import Study
+
+    config, outcome, _ = finished
+    shutil.copytree(outcome.study.root, tmp_path / "done")
+    return replace(config, output_dir=str(tmp_path)), Study(tmp_path / "done")

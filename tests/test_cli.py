@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.telemetry import read_json, write_json
+from ebc_lab.telemetry import read_json, write_sealed
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -67,7 +67,7 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
 def test_help_lists_the_commands(tmp_path):
     done = call("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("autopilot", "stage", "train", "plan", "status", "why", "report", "data", "doctor"):
+    for command in ("autopilot", "stage", "train", "plan", "status", "why", "report", "data", "doctor", "verify", "diff"):
         assert command in done.stdout
 
 
@@ -86,7 +86,7 @@ def test_status_of_a_finished_study_is_read_only(study, tmp_path):
 def test_status_of_an_empty_study(tmp_path, study):
     root = tmp_path / "outputs/ebc_ablation/fresh"
     (root / "runs").mkdir(parents=True)
-    write_json(root / "study.json", study.header())
+    write_sealed(root / "study.json", study.header())
     done = call("status", cwd=tmp_path)
     assert done.returncode == 0
     assert "fresh empty" in done.stdout
@@ -96,12 +96,12 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
     """The command that status prints, run as it is, trains the same run: same first losses, same final loss."""
     root = tmp_path / "outputs/ebc_ablation/broken"
     (root / "runs").mkdir(parents=True)
-    write_json(root / "study.json", study.header())
+    write_sealed(root / "study.json", study.header())
     spec = next(p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead"))
     copy = root / "runs" / spec.name
     copy.mkdir()
     (copy / "spec.json").write_bytes((spec / "spec.json").read_bytes())
-    write_json(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
+    write_sealed(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
     found = json.loads(call("status", "--json", cwd=tmp_path).stdout)
     [failure] = found["failures"]
     assert failure["cause"] == "RuntimeError: x"
@@ -121,6 +121,103 @@ def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, 
     assert list(found) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
     assert all(d["flips"] and d["rule"] for d in found.values())
     assert call("why", str(study.root), "nonsense", cwd=tmp_path).returncode == 2
+
+
+def test_verify_says_as_recorded_or_names_the_file_and_what_to_do(own_copy, tmp_path):
+    _, study = own_copy
+    good = call("verify", str(study.root), cwd=tmp_path)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "as recorded" in good.stdout
+    (study.root / "summary_final.csv").write_text("mine")
+    bad = call("verify", str(study.root), cwd=tmp_path)
+    assert bad.returncode == 4
+    assert "summary_final.csv: changed since it was recorded" in bad.stdout
+    assert "ebc-lab report done" in bad.stdout
+    found = call("verify", str(study.root), "--json", cwd=tmp_path)
+    assert found.returncode == 4
+    assert [b["file"] for b in json.loads(found.stdout)["bad"]] == ["summary_final.csv"]
+    (study.root / "manifest.json").unlink()
+    none = call("verify", str(study.root), cwd=tmp_path)
+    assert none.returncode == 2
+    assert "has no manifest.json" in none.stderr
+
+
+def test_why_replay_compares_and_its_exit_code_says_so(own_copy, tmp_path):
+    _, study = own_copy
+    good = call("why", str(study.root), "--replay", cwd=tmp_path)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.splitlines() == [f"{s}: the same" for s in ("lr_sweep", "calibrate", "lr_scale", "finals")]
+    decisions = read_json(study.root / "auto_decisions.json")
+    decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] = 5.0
+    (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
+    bad = call("why", str(study.root), "calibrate", "--replay", cwd=tmp_path)
+    assert bad.returncode == 4
+    assert "tracks.adam_none.delta_star: 5.0 → 0." in bad.stdout
+    assert json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)["same"] is False
+    refused = call("why", str(study.root), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "auto_decisions.json was edited (calibrate)" in refused.stderr
+
+
+def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):
+    done = call("diff", str(study.root), str(own_copy[1].root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        "settings: the same",
+        "with equal results",
+        "natural_kl",
+        "Mean test loss",
+        "adam_none_baseline_x1",
+        "+0.0000",
+    ):
+        assert shown in done.stdout
+    found = json.loads(call("diff", str(study.root), str(own_copy[1].root), "--json", cwd=tmp_path).stdout)
+    assert found["runs"]["common"] == found["runs"]["equal"]
+
+
+def test_an_edited_result_is_named_by_every_command_that_reads_it(own_copy, tiny, tmp_path):
+    _, study = own_copy
+    won = study.decisions()["lr_sweep"]["tracks"]["adam_none"]["run_id"]
+    path = study.run_dir(won) / "result.json"
+    path.write_text(re.sub(r'"val_loss": [^,]*', '"val_loss": 0.5', path.read_text()))
+    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
+    root = str(study.root)
+    for command, code in (
+        (["autopilot", *own], 2),
+        (["report", root], 2),
+        (["plan", *own], 2),
+        (["diff", root, root], 2),
+        (["status", root], 0),
+        (["verify", root], 4),
+        (["why", root], 0),
+        (["why", root, "--replay"], 4),
+    ):
+        done = call(*command, cwd=tmp_path)
+        assert done.returncode == code, (command, done.stdout, done.stderr)
+        assert won in done.stdout + done.stderr, command
+        assert "edited" in done.stdout + done.stderr or command[0] == "verify", command
+
+
+def test_status_says_what_is_stale_why_and_what_would_be_trained(own_copy, tmp_path):
+    _, study = own_copy
+    gone = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
+    (study.run_dir(gone) / "result.json").unlink()
+    done = call("status", str(study.root), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "done stale" in done.stdout
+    assert re.search(rf"calibrate is stale: 1 of its \d+ runs is missing \({gone}\); 1 run\(s\) would be trained", done.stdout)
+    assert "finals is stale: it builds on lr_scale" in done.stdout
+    found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
+    assert [s["would_train"] for s in found["stages"]] == [None, 1, None, None]
+
+
+def test_plan_of_a_study_that_has_begun_counts_what_is_done(own_copy, tiny, tmp_path):
+    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
+    found = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)
+    assert found["stages"]["total"]["expected"]["done"] == found["stages"]["total"]["expected"]["runs"]
+    shown = call("plan", *own, cwd=tmp_path).stdout
+    assert "done" in shown
+    assert "finished run(s) of this study" in shown
 
 
 def test_plan_counts_every_stage_and_writes_nothing(tmp_path):

@@ -8,10 +8,10 @@ import torch
 
 from ebc_lab import optimizers, stabilizers, training
 from ebc_lab.choices import changed
-from ebc_lab.config import UserError, run_part
+from ebc_lab.config import UserError, digest, identity, run_part
 from ebc_lab.data import locate, windows
 from ebc_lab.overrides import compose
-from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json
+from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json, write_sealed
 from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
 
 
@@ -49,6 +49,14 @@ def test_a_run_learns_and_records_every_step(run, tmp_path):
     assert [p[:2] for p in result["curve"]] == [[s, v] for s, v in zip(evals["step"], evals["val_loss"], strict=True)]
     assert not (tmp_path / "checkpoint.pt").exists()
     assert read_json(tmp_path / "result.json")["val_loss"] == result["val_loss"]
+
+
+def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
+    write_sealed(tmp_path / "result.json", {"identity": digest(identity(run)), "outcome": "completed", "val_loss": 2.0})
+    assert run_and_record(run, tmp_path, "x")["val_loss"] == 2.0
+    (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text().replace("2.0", "1.0"))
+    with pytest.raises(UserError, match=rf"result\.json was edited.*delete {tmp_path}, and the same command trains the run"):
+        run_and_record(run, tmp_path, "x")
 
 
 def test_the_same_run_gives_the_same_bits(run, tmp_path):

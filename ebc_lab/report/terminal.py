@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,13 @@ from rich.text import Text
 from ..study.inspect import clock, headline
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
-STATE_STYLE = {"running": "cyan", "finished": "green", "finished_with_failures": "yellow", "interrupted": "yellow"}
+STATE_STYLE = {
+    "running": "cyan",
+    "finished": "green",
+    "finished_with_failures": "yellow",
+    "interrupted": "yellow",
+    "stale": "yellow",
+}
 OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", "open")
 
 
@@ -191,12 +197,23 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text(f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"))
     if found["state"] in ("running", "interrupted") and found["eta_s"] is not None:
         console.print(f"about {clock(found['eta_s'])} of work left")
+    for s in found["stages"]:
+        if s["stale_because"]:
+            console.print(Text(f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}", style="yellow"))
+    for problem in found["problems"]:
+        console.print(Text(f"problem: {problem}", style="red"))
     for f in found["failures"]:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}", overflow="fold"))
-    if found["state"] in ("interrupted", "empty"):
+    if found["state"] in ("interrupted", "empty", "stale"):
         console.print("carry on with the command that began it")
+
+
+def _retrained(runs: int | None) -> str:
+    if runs is None:
+        return "it is decided again after that"
+    return f"{runs} run(s) would be trained" if runs else "it would be decided again, from the runs that are there"
 
 
 def why(console: Console, found: Mapping[str, Any]) -> None:
@@ -205,6 +222,8 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
         for line in d["headline"]:
             console.print(Text(f"  {line}"))
         console.print(Text(f"  rule: {d['rule']}", style="dim"))
+        if d["stale_because"]:
+            console.print(Text(f"  stale: {d['stale_because']}", style="yellow"))
         if stage == "ablation":
             console.print(ablation(d))
         elif stage == "tune":
@@ -258,17 +277,80 @@ def _candidates(decision: Mapping[str, Any]) -> Table:
 def plan(console: Console, found: Mapping[str, Any]) -> None:
     about = f"{found['scale']} scale on {found['device']}, {found['slots']} run(s) at a time"
     console.print(Text.assemble((f"{found['study']} ", "bold"), about))
-    columns = ("runs min", "exp.", "max", "steps exp.", "tokens exp.", "time min", "exp.", "max")
+    if found["changed"]:
+        others = "; ".join(found["changed"][:4])
+        console.print(Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow"))
+    done = ["done"] if found["begun"] else []
+    left = "left " if found["begun"] else ""
+    columns = ("runs min", "exp.", "max", *done, "steps exp.", "tokens exp.", f"time {left}min", "exp.", "max")
     table = _table("stage", *(f">{c}" for c in columns))
     for stage, s in found["stages"].items():
         e = s["expected"]
         times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
-        counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")]
+        counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")] + [str(e["done"]) for _ in done]
         table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
     console.print(table)
-    console.print(
-        Text(found["eta_from"] or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim")
-    )
+    known = f"times from {found['eta_from']}" if found["eta_from"] else None
+    console.print(Text(known or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim"))
+
+
+def verified(console: Console, found: Mapping[str, Any]) -> None:
+    for bad in found["bad"]:
+        console.print(Text(f"{bad['file']}: {bad['what']}", style="red"))
+        console.print(Text(f"  {bad['remedy']}", overflow="fold"))
+    if found["under_way"]:
+        console.print(f"under way or interrupted: {found['unrecorded']} file(s) are not recorded yet")
+    if found["growing"]:
+        console.print(f"{found['growing']} file(s) of runs without a result: not recorded before they have one")
+    word = "as recorded" if found["ok"] else f"checked, {len(found['bad'])} wrong"
+    console.print(Text(f"{found['study']}: {found['files']} file(s) {word}", style="green" if found["ok"] else "red"))
+
+
+def compared(console: Console, found: Mapping[str, Any]) -> None:
+    """Two studies side by side, what is equal in a few words and what is not in tables."""
+    a, b = found["studies"]
+    corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in found["corpus"]]
+    console.print(Text(f"corpus: {'the same, ' + corpora[0] if found['same_corpus'] else ' | '.join(corpora)}"))
+    for what in ("settings", "resolved", "machine"):
+        if found[what]:
+            console.print(_pairs(what, a, b, [(k, *pair) for k, pair in found[what].items()]))
+        else:
+            console.print(f"{what}: the same")
+    runs = found["runs"]
+    equal = f"{runs['common']} in common, of which {runs['equal']} with equal results"
+    console.print(f"runs: {runs['counts'][0]} and {runs['counts'][1]}, {equal}")
+    for run_id, keys in runs["different"].items():
+        console.print(Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}"))
+    rows = [
+        (f"{stage} {track}: {figure}", *pair)
+        for stage, tracks in found["decisions"].items()
+        for track, figures in tracks.items()
+        for figure, pair in figures.items()
+    ]
+    if rows:
+        console.print(_pairs("decision", a, b, rows))
+    if found["verdict"]:
+        table = _table("verdict", a, "", b, "", "", title="Verdict")
+        for line in found["verdict"]:
+            cells = [Text(v or "–", style=VERDICT_STYLE.get(v or "", "")) for v in line["verdict"]]
+            (x, y), flip = line["figure"], Text("flipped" if line["flipped"] else "", style="bold")
+            table.add_row(f"{line['track']}: {line['name']}", cells[0], x or "", cells[1], y or "", flip)
+        console.print(table)
+    if found["arms"]:
+        table = _table("~arm", f">{a}", f">{b}", ">difference", title="Mean test loss")
+        for arm, f in found["arms"].items():
+            losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
+            table.add_row(arm, *losses, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
+        console.print(table)
+
+
+def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> Table:
+    """(name, in a, in b), what differs in bold."""
+    table = _table(f"~{what}", f"~{a}", f"~{b}")
+    for name, *pair in rows:
+        shown = [f"{x:.6g}" if isinstance(x, float) else "–" if x is None else str(x) for x in pair]
+        table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")
+    return table
 
 
 def doctor(console: Console, found: Mapping[str, Any]) -> None:

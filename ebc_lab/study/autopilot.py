@@ -15,16 +15,16 @@ from typing import Any
 from ..config import STAGES, Config, UserError, digest, from_dict
 from ..data import Corpus, check_length, locate
 from ..overrides import compose
-from ..telemetry import read_json, write_json
-from . import verdict
+from ..telemetry import write_json
+from . import manifest, verdict
 from .arms import distinct
 from .decide import Decision, Undecidable
 from .guards import Breaker, Cancelled, Limits, StageFailed, cancel_mark
 from .launch import Pool, opened
 from .resolve import resolve_study
 from .signature import RunSpec
-from .stages import STAGES_OF, foreseen
-from .store import FINISHED, RETRIED, Study, refuse_unwritable
+from .stages import STAGES_OF, foreseen, specs_of
+from .store import FINISHED, RETRIED, RETRIED_UNFINISHED, Study, refuse_unwritable
 
 
 @dataclass
@@ -110,8 +110,6 @@ def autopilot(
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits` are used up),
     WorkersFailed, Cancelled, KeyboardInterrupt.
     """
-    from ..report import tables
-
     study = study_of(config)
     order = config.study.stages
     stages = order if stages is None else stages
@@ -128,29 +126,30 @@ def autopilot(
         config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
+        manifest.begin(study.root)
         finished = order[-1] in study.decisions()
-        retried = study.forget(RETRIED if finished else (*RETRIED, "failed", "oom"), stages)
+        retried = study.forget(RETRIED if finished else RETRIED_UNFINISHED, stages)
         if retried:
             listener.say(f"{len(retried)} run(s) that were lost or failed are tried again")
         decisions: dict[str, Decision] = {}
         for stage in earlier:  # decided again from their runs, so that a stale decision cannot be built on
             _refuse_lacking(stages[0], study.decisions(), [stage])
-            specs, results = specs_of(stage, config, study, decisions)
+            specs, results = specs_of(stage, config, decisions, study.results)
             if any(s.run_id not in results for s in specs):
                 raise UserError(f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first.")
             decisions[stage] = _decide(stage, config, specs, results, decisions)
-            study.write_decision(stage, decisions[stage])
+            _record(study, stage, decisions[stage], listener)
         before = _trained(study)
         with opened(config, study, listener.say) as pool:
             for stage in stages:
                 specs = _stage(stage, stages, config, study, decisions, pool, listener, limits or Limits())
                 results = study.results(specs)
                 decisions[stage] = _decide(stage, config, specs, results, decisions)
-                study.write_decision(stage, decisions[stage])
+                _record(study, stage, decisions[stage], listener)
                 listener.decided(stage, decisions[stage])
-                tables.write_summary(study.root, stage, specs, results)
+                _write_table(study, stage, specs, results)
         accepted = write_conclusions(config, study, corpus, decisions, listener) if order[-1] in stages else None
-        study.write_manifest()
+        manifest.complete(study.root)
         trained, failed = len(_trained(study) - before), _failed(study)
         return Outcome(study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation"))
 
@@ -160,6 +159,15 @@ def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence
     if lacking:
         raise UserError(
             f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
+        )
+
+
+def _record(study: Study, stage: str, decision: Decision, listener: Listener) -> None:
+    """Write a decision, and say it when it takes the place of another one."""
+    if study.write_decision(stage, decision):
+        listener.say(
+            f"{stage}: the recorded decision does not follow from the runs that are there now; it is replaced, and what was "
+            "built on it is decided again"
         )
 
 
@@ -184,7 +192,7 @@ def _stage(
 ) -> list[RunSpec]:
     """Train until the stage asks for nothing more. -> its runs."""
     while True:
-        specs, results = specs_of(stage, config, study, decisions)
+        specs, results = specs_of(stage, config, decisions, study.results)
         runs = distinct(specs)
         missing = [s for s in runs if s.run_id not in results]
         if not missing:
@@ -197,23 +205,13 @@ def _stage(
         later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] and not limits.any else []
         wanted = {s.run_id for s in runs}
         spare = [s for s in distinct(foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
+        if stage in study.decisions():  # a deleted run, or one whose name changed with the code
+            listener.say(f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained again")
+        manifest.strike(study.root, runs=[s.run_id for s in [*wave, *spare] if not study.has_result(s.run_id)])
         for spec in [*wave, *spare]:
             study.write_spec(spec)
         listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
         _train(stage, study, runs, wave, spare, pool, listener, limits)
-
-
-def specs_of(
-    stage: str, config: Config, study: Study, decisions: dict[str, Decision]
-) -> tuple[list[RunSpec], dict[str, dict[str, Any]]]:
-    """The runs that a stage asks for, and their results on disk: its list grows with the results that are there."""
-    specs: list[RunSpec] = []
-    results: dict[str, dict[str, Any]] = {}
-    while True:
-        grown = STAGES_OF[stage].runs(config, decisions, results)
-        if len(grown) == len(specs):
-            return specs, results
-        specs, results = grown, study.results(grown)
 
 
 def _train(
@@ -273,11 +271,17 @@ def _trained(study: Study) -> set[str]:
 
 def _failed(study: Study) -> list[str]:
     """Run ids whose outcome is no result."""
-    paths = sorted(study.runs.glob("*/result.json"))
-    return [p.parent.name for p in paths if read_json(p).get("outcome") not in FINISHED]
+    return [r.run_id for r in study.records() if r.result is not None and r.result["outcome"] not in FINISHED]
 
 
 # -- what a study leaves behind ---------------------------------------------------------------------------------------------
+
+
+def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
+    from ..report import tables
+
+    manifest.strike(study.root, tables.summary_path(study.root, stage).name)
+    tables.write_summary(study.root, stage, specs, results)
 
 
 def write_conclusions(
@@ -288,6 +292,7 @@ def write_conclusions(
 
     about = {"study": study.name, "corpus": corpus.title, "warning": corpus.warning}
     accepted = None
+    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json")
     if "finals" in decisions:
         accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
         write_json(study.root / "acceptance.json", accepted)
@@ -298,6 +303,7 @@ def write_conclusions(
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
         listener.say("drawing the plots …")
+        manifest.strike(study.root, "*.png")
         plots.draw_study(study.root)
         stamp.write_text(inputs)
     return accepted
@@ -306,17 +312,16 @@ def write_conclusions(
 def report(study: Study, listener: Listener) -> None:
     """Rebuild tables and plots of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
     config: Config = from_dict(Config, study.header()["config"])
-    decisions = study.decisions()
+    decisions = study.true_decisions()
     if not decisions:
         raise UserError(f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands.")
-    from ..report import tables
-
     with study.held():
+        manifest.begin(study.root)
         (study.root / ".plotted").unlink(missing_ok=True)
         for stage in decisions:
-            specs, results = specs_of(stage, config, study, decisions)
-            tables.write_summary(study.root, stage, specs, results)
+            specs, results = specs_of(stage, config, decisions, study.results)
+            _write_table(study, stage, specs, results)
         if config.study.stages[-1] in decisions:
             corpus = replace(locate(config.data), warning=study.header()["corpus"]["warning"])
             write_conclusions(config, study, corpus, decisions, listener)
-        study.write_manifest()
+        manifest.complete(study.root)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import Config, digest, to_dict
-from ..telemetry import KL_BAND
+from ..telemetry import KL_BAND, with_checksum
 from .signature import RunSpec
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -88,16 +88,35 @@ def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
 def sealed(
     stage: str, rule: str, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Any, **found: Any
 ) -> Decision:
-    """A decision with its evidence and the hash of its inputs."""
+    """A decision with its evidence, the hash of its inputs, and the hash of itself."""
     there = [s for s in specs if s.run_id in results]
-    candidates = [candidate(s, results) for s in there if s.kind == "train"]
+    decision: Decision = {
+        "stage": stage,
+        "rule": rule,
+        **found,
+        "candidates": [candidate(s, results) for s in there if s.kind == "train"],
+        "measurements": [{"run_id": s.run_id, "role": s.role} for s in there if s.kind != "train"],
+    }
+    decision["inputs_sha256"] = inputs_digest(config, stage, inputs_of(decision), results, earlier)
+    return with_checksum(decision, "decision_sha256")
+
+
+def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(role, run id) of every run that a decision was made from."""
+    return [(c["role"], c["run_id"]) for c in (*decision["candidates"], *decision["measurements"])]
+
+
+def inputs_digest(
+    config: Config, stage: str, runs: Sequence[tuple[str, str]], results: Results, earlier: Mapping[str, Any]
+) -> str:
+    """The hash of all that a decision rests on: settings, earlier decisions, results; timing figures aside."""
     settings = {"stage": to_dict(getattr(config, stage)), "scale": config.scale, "study": to_dict(config.study)}
     inputs = {
         "settings": {**settings, "seeds": config.seeds},
         "earlier": {s: d["inputs_sha256"] for s, d in earlier.items()},
-        "runs": [[s.role, s.run_id, {k: v for k, v in results[s.run_id].items() if k not in TIMING}] for s in there],
+        "runs": [[role, run_id, {k: v for k, v in results[run_id].items() if k not in TIMING}] for role, run_id in runs],
     }
-    return {"stage": stage, "rule": rule, **found, "candidates": candidates, "inputs_sha256": digest(inputs)}
+    return digest(inputs)
 
 
 def _only_with(tracks: Mapping[str, Any], stage: str, causes: Sequence[str]) -> None:

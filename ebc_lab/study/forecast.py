@@ -1,18 +1,27 @@
-"""How many runs a study will make, before any of them: invented results are played to the stages."""
+"""How many runs a study will make, and how long they will take, before any of them: invented results are played to the stages.
+
+Where the study has begun, what it has found so far is played instead.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ..config import Config, UserError, run_part
+from ..doctor import cached_speeds, chosen_device
 from .arms import distinct
-from .decide import Decision
+from .decide import Decision, Undecidable, val_loss
+from .launch import slots
+from .pace import Pace, learned, of_siblings
 from .plan import PUBLISHED_DELTAS
+from .reuse import ResultsOf, kept
 from .signature import RunSpec
 from .stages import STAGES_OF
+from .store import Study
 
 
 @dataclass(frozen=True)
@@ -32,34 +41,48 @@ SCENARIOS = (
 )
 
 
-def forecast(config: Config, names: Sequence[str] = ("min", "expected", "max")) -> dict[str, dict[str, list[RunSpec]]]:
-    """Scenario -> stage -> the distinct runs it would make, found by playing invented results to the stages above."""
-    return {s.name: _play(config, s) for s in SCENARIOS if s.name in names}
+def forecast(
+    config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
+) -> dict[str, dict[str, list[RunSpec]]]:
+    """Scenario -> stage -> the distinct runs it would make, found by playing results to the stages: known or invented ones."""
+    return {s.name: _play(config, s, known) for s in SCENARIOS if s.name in names}
 
 
-def _play(config: Config, scenario: Scenario) -> dict[str, list[RunSpec]]:
+def _play(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
     decisions: dict[str, Decision] = {}
     results: dict[str, dict[str, Any]] = {}
     played: dict[str, list[RunSpec]] = {}
     for stage in config.study.stages:
         before = set(results)
+        lowest = math.inf  # of the known losses
         while True:
             specs = STAGES_OF[stage].runs(config, decisions, results)
             new = [s for s in specs if s.run_id not in results]
             if not new:
                 break
+            there = known(new)
+            results |= there
+            lowest = min([lowest, *map(val_loss, there.values())])
+            best = 0.99 * lowest if math.isfinite(lowest) else 2.0
             for spec in new:
-                results[spec.run_id] = _invent(config, scenario, spec, len(results) - len(before))
+                if spec.run_id not in results:
+                    results[spec.run_id] = _invent(config, scenario, spec, len(results) - len(before), best)
+            if not STAGES_OF[stage].grows:
+                break
         if stage not in ("finals", "ablation"):  # the last: nothing is built on them
-            decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+            try:
+                decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+            except Undecidable:  # what is known will stop the study here; what it would be otherwise is the better answer
+                return _play(config, scenario, lambda specs: {})
         played[stage] = [s for s in distinct(specs) if s.run_id not in before]
     return played
 
 
-def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> dict[str, Any]:
+    """A result as the scenario has it; its losses start from `best`, so that they fit in with those that are known."""
     lr, grid = spec.run.optimizer.lr, config.lr_sweep.grids[spec.run.optimizer.name]
     middle = grid[len(grid) // 2] if len(grid) > 2 and not scenario.edge else math.inf
-    loss = 2.0 + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr)) + 1e-6 * spec.run.seed
+    loss = best + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr)) + 1e-6 * spec.run.seed
     base_points = len(config.calibrate.multiples if config.calibrate.delta_grid == "natural" else PUBLISHED_DELTAS)
     hit = nth >= base_points - 1 + scenario.extra if spec.stage == "calibrate" else scenario.merged == (spec.lr_scale == 2)
     c = 0.6 if hit else 0.1 if spec.stage == "calibrate" else 0.3
@@ -76,3 +99,68 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
     }
+
+
+def planned(config: Config) -> dict[str, Any]:
+    """Runs, steps, tokens and time per stage: min, expected and max, for sweeps may extend.
+
+    Of a study that has begun, `done` runs are counted and left out of the time. Raises UserError when a result was edited.
+    """
+    from .resolve import changes, take_up  # needs the corpora's numpy, which `status` does without
+
+    study = Study(Path(config.output_dir).expanduser() / config.study.name)
+    header = study.header() if study.exists() else None
+    changed = changes(config, header) if header else []
+    config = take_up(config, header) if header else config
+    records = study.records()
+    for problem in (r.problem for r in records if r.problem):
+        raise UserError(problem)
+    device = chosen_device(config.device)
+    speed = cached_speeds(run_part(replace(config, device=device)))
+    named = replace(
+        config,
+        device=device,
+        dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
+        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
+    )
+    finished = header is not None and not changed and config.study.stages[-1] in study.decisions()
+    known = kept(records, finished=finished)
+    rate = learned(records) or of_siblings(named, study)
+    stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
+    for scenario, played in forecast(named, known=known).items():
+        for stage, figures in stages.items():
+            specs = [s for st, ss in played.items() for s in ss if stage in (st, "total") and s.kind == "train"]
+            done = known(specs)
+            steps = sum(s.run.steps for s in specs)
+            left = [s for s in specs if s.run_id not in done]
+            figures[scenario] = {
+                "runs": len(specs),
+                "done": len(done),
+                "steps": steps,
+                "tokens": steps * config.batch_size * config.model.context,
+                "eta_s": _seconds(left, named, rate, speed),
+            }
+    for figures in stages.values():  # what is known may turn the scenarios' order around
+        for key in ("runs", "steps", "tokens", "eta_s"):
+            found = [f[key] for f in figures.values() if f[key] is not None]
+            figures["min"][key], figures["max"][key] = min(found, default=None), max(found, default=None)
+    measured = "steps/s measured on this machine, evaluations and start-up not counted" if speed else None
+    return {
+        "study": config.study.name,
+        "scale": config.scale,
+        "device": device,
+        "dtype": named.dtype if speed or config.dtype != "auto" else "auto",
+        "slots": slots(named),
+        "begun": header is not None,
+        "changed": [f"{k}: {a!r} → {b!r}" for k, a, b in changed],
+        "stages": stages,
+        "eta_from": rate.source if rate else measured,
+    }
+
+
+def _seconds(left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Mapping[str, Any] | None) -> float | None:
+    if rate is not None:
+        return sum(map(rate.seconds, left)) / slots(config)
+    if speed is not None:
+        return float(sum(s.run.steps for s in left) / (speed["steps_per_s"][config.dtype] * slots(config)))
+    return None

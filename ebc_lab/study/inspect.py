@@ -1,21 +1,21 @@
-"""Questions about a study, answered from its files alone: where it stands, why it decided, what it would run."""
+"""Questions about a study, answered from its files alone: where it stands, and why it decided."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import STAGES, Config, RunConfig, UserError, from_dict, run_part, to_dict
-from ..doctor import cached_speeds, chosen_device
 from ..overrides import compose
-from ..telemetry import read_json
+from ..telemetry import checksum_holds, read_json
+from . import pace, reuse
 from .forecast import forecast
 from .launch import slots
-from .store import FINISHED, Study
+from .reuse import ResultsOf
+from .store import FINISHED, Record, Study
 
 
 def find(name: str | None, output_dir: str) -> Study:
@@ -35,32 +35,66 @@ def find(name: str | None, output_dir: str) -> Study:
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Where a study stands. Raises UserError when there is none.
+    """Where a study stands. Raises UserError when there is none, or its study.json cannot be read at all.
 
-    `state` is `running` (somebody holds it), `finished`, `finished_with_failures`, `interrupted` (begun, nobody holds it) or
-    `empty` (nothing trained yet).
+    `state` is `running` (somebody holds it), `finished`, `finished_with_failures`, `stale` (decided, but a decision no longer
+    follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing trained yet). `problems` names damaged
+    files. A stage is `decided`, `stale`, `open` or `waiting`; `would_train` counts the runs that the same command would train
+    again for a stale one, None where that hangs on how an earlier stage decides.
     """
-    header = study.header()
+    problems: list[str] = []
+    try:
+        header = study.header()
+    except UserError as error:
+        header = study.header(checked=False)
+        if not isinstance(header.get("config"), dict) or "corpus" not in header:
+            raise
+        problems.append(str(error))
     config: Config = from_dict(Config, header["config"])
-    decisions = study.decisions()
+    try:
+        decisions = study.decisions()
+    except UserError as error:
+        decisions = {}
+        problems.append(str(error))
     holder = study.holder()
-    runs = [_run_status(study, p.parent) for p in sorted(study.runs.glob("*/spec.json"))]
+    records = study.records()
+    problems += [r.problem for r in records if r.problem]
+    runs = [_run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    sound = [s for s, d in decisions.items() if checksum_holds(d, "decision_sha256")]  # the others may lack anything
+    because = reuse.stale(config, header, decisions, records)
+    known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
+    looks = {look.stage: look.missing for look in reuse.outlook(config, known)} if because else {}
     stages = []
     for stage in config.study.stages:
         own = [r for r in runs if r["stage"] == stage]
         outcomes: dict[str, int] = {}
         for r in own:
             outcomes[r["outcome"] or "open"] = outcomes.get(r["outcome"] or "open", 0) + 1
-        state = "decided" if stage in decisions else "open" if own else "waiting"
-        found = headline(stage, decisions[stage]) if stage in decisions else []
-        stages.append({"stage": stage, "state": state, "runs": len(own), "outcomes": outcomes, "decided": found})
+        state = "stale" if stage in because else "decided" if stage in decisions else "open" if own else "waiting"
+        stages.append(
+            {
+                "stage": stage,
+                "state": state,
+                "runs": len(own),
+                "outcomes": outcomes,
+                "decided": headline(stage, decisions[stage]) if stage in sound else [],
+                "stale_because": because.get(stage),
+                "would_train": looks[stage] if stage in because else None,
+            }
+        )
     if holder is not None:
         state = "running"
+    elif because:
+        state = "stale"
     elif config.study.stages[-1] in decisions:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
+    if state.startswith("finished"):
+        eta: float | None = 0.0
+    else:
+        eta = _eta(config, records, runs, known) if state != "stale" else None  # it hangs on what is decided again
     return {
         "study": study.name,
         "root": str(study.root),
@@ -70,24 +104,23 @@ def status(study: Study) -> dict[str, Any]:
         "corpus": header["corpus"],
         "stages": stages,
         "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None else [],
-        "eta_s": _eta(config, runs, decisions),
+        "eta_s": eta,
         "failures": failures,
+        "problems": problems,
     }
 
 
-def _run_status(study: Study, directory: Path) -> dict[str, Any]:
-    spec = read_json(directory / "spec.json")
-    result = study.result(directory.name) or {}
+def _run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        "run_id": directory.name,
+        "run_id": run_id,
         "stage": spec["stage"],
         "arm": spec["arm"],
         "seed": spec["config"]["seed"],
         "steps": spec["config"]["steps"],
-        "outcome": result.get("outcome"),
-        "cause": result.get("cause"),
-        "wall_s": result.get("wall_s"),
-        "progress": None if result else study.progress(directory.name),
+        "outcome": result["outcome"] if result else None,
+        "cause": result.get("cause") if result else None,
+        "wall_s": result.get("wall_s") if result else None,
+        "progress": None if result else study.progress(run_id),
     }
 
 
@@ -142,20 +175,16 @@ def _override_value(value: Any) -> str:
     return str(value)
 
 
-def _eta(config: Config, runs: list[dict[str, Any]], decisions: Mapping[str, Any]) -> float | None:
-    """Seconds left, from the speed of the finished runs and the expected number of runs; None where nothing is known."""
-    stages = config.study.stages
-    if stages[-1] in decisions:
-        return 0.0
-    timed = [r for r in runs if r["outcome"] == "completed" and r["wall_s"]]
-    if not timed:
+def _eta(config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf) -> float | None:
+    """Seconds left, at the pace of the finished runs, for the runs to be expected; None where nothing is known."""
+    rate = pace.learned(records)
+    if rate is None:
         return None
-    rate = sum(r["steps"] for r in timed) / sum(r["wall_s"] for r in timed)
-    expected = forecast(config, ("expected",))["expected"]
-    done = {s: sum(r["steps"] for r in runs if r["stage"] == s and r["outcome"]) for s in stages}
-    part = sum((r["progress"] or {}).get("step", 0) for r in runs if not r["outcome"])
-    left = sum(max(0, sum(s.run.steps for s in expected[st]) - done[st]) for st in stages if st not in decisions) - part
-    return float(max(0.0, left) / (rate * slots(config)))
+    expected = [s for specs in forecast(config, ("expected",), known)["expected"].values() for s in specs if s.kind == "train"]
+    done = known(expected)
+    part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+    left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
+    return float(left / slots(config))
 
 
 # -- why ------------------------------------------------------------------------------------------------------------------
@@ -205,12 +234,16 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     """Stage -> its decision with what would have changed it, for one stage or all. Raises UserError."""
     if stage is not None and stage not in STAGES:
         raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
-    study.header()
-    decisions = study.decisions()
+    header, decisions, records = study.header(), study.true_decisions(), study.records()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):
         raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
-    return {s: {**decisions[s], "headline": headline(s, decisions[s]), "flips": _flips(s, decisions[s])} for s in asked}
+    because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
+    found = {}
+    for s in asked:
+        told = {"headline": headline(s, decisions[s]), "flips": _flips(s, decisions[s]), "stale_because": because.get(s)}
+        found[s] = {**decisions[s], **told}
+    return found
 
 
 def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
@@ -251,48 +284,6 @@ def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
                 words.append(f"{pair['track']} would have had to be {pair['val_loss'] - d['val_loss']:.4f} nats better")
         out.append(f"{track}: " + ("; ".join(words) or "there was no other candidate"))
     return out
-
-
-# -- plan -----------------------------------------------------------------------------------------------------------------
-
-
-def planned(config: Config) -> dict[str, Any]:
-    """Runs, steps, tokens and time per stage: min, expected and max, for sweeps may extend."""
-    device = chosen_device(config.device)
-    shape = run_part(replace(config, device=device))
-    speed = cached_speeds(shape)
-    named = replace(
-        config,
-        device=device,
-        dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
-        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
-    )
-    scenarios = forecast(named)
-    per_step = config.batch_size * config.model.context
-    stages: dict[str, Any] = {}
-    for stage in (*config.study.stages, "total"):
-        stages[stage] = {}
-        for scenario, played in scenarios.items():
-            specs = [s for st, ss in played.items() for s in ss if stage in (st, "total")]
-            steps = sum(s.run.steps for s in specs if s.kind == "train")
-            eta = None
-            if speed:
-                eta = steps / (speed["steps_per_s"][named.dtype] * slots(named))
-            stages[stage][scenario] = {
-                "runs": sum(s.kind == "train" for s in specs),
-                "steps": steps,
-                "tokens": steps * per_step,
-                "eta_s": eta,
-            }
-    return {
-        "study": config.study.name,
-        "scale": config.scale,
-        "device": device,
-        "dtype": named.dtype if speed or config.dtype != "auto" else "auto",
-        "slots": slots(named),
-        "stages": stages,
-        "eta_from": "steps/s measured on this machine, evaluations and start-up not counted" if speed else None,
-    }
 
 
 def clock(seconds: float | None) -> str:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Config, UserError, from_dict, run_part, to_dict
+from ..config import Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
 from ..doctor import chosen_device, hardware, speeds, versions
-from ..telemetry import write_json
+from ..telemetry import write_sealed
 from ..validation import check_run
+from . import manifest
+from .reuse import environment_changes, in_words, kept, outlook
+from .signature import environment
+from .slurm import speeds_on_node
 from .store import Study
 
 NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
@@ -28,28 +32,30 @@ NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between c
 def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, force: bool) -> tuple[Config, Corpus]:
     """Resolve the configuration and write study.json, or take up the resolution of the study that is already there.
 
-    With `force` a study begun with other settings is changed: what was concluded from the old ones is removed, runs that are
-    still the same are kept. Raises UserError: the corpus, or other settings without `force`.
+    With `force` a study begun with other settings, or under another torch, is changed: what was concluded from the old ones is
+    removed, runs that are still the same are kept. Raises UserError: the corpus, or such a difference without `force`; it says
+    what would be trained again.
     """
-    requested = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+    requested = _requested(config)
     known = study.header() if study.exists() else None
-    changed = _differences(known["requested"], requested) if known else []
+    changed = changes(config, known) if known else []
+    if known:
+        config = take_up(config, known)
+    shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
     if changed and not force:
-        shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add --force to "
-            "change this one (runs that are still the same are kept)."
+            f"change this one; runs that are still the same are kept ({_again(config, study)})."
         )
-    if known:
-        config = _take_up(config, known, same_data=known["requested"]["data"] == requested["data"])
     corpus = locate(config.data)
     check_length(corpus, config.model.context)
     if known and known["corpus"]["sha256"] == corpus.sha256:
         corpus = replace(corpus, warning=known["corpus"]["warning"])  # the fallback is named only when it is made
-    config = _resolve(config, corpus, say)
+    config = _resolve(config, corpus, study, say)
     check_run(config)
     if not known or changed:
         if changed:
+            say(f"other settings than before ({shown}): {_again(config, study)}")
             study.drop_conclusions()
         header = {
             "study": study.name,
@@ -57,40 +63,63 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
             "ebc_lab": __version__,
             "requested": requested,
             "config": to_dict(config),
+            "environment": environment(identity(config)),
             "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
             "versions": versions(),
             "git": _git_revision(),
             "hardware": hardware(),
         }
-        write_json(study.root / "study.json", header)
+        manifest.strike(study.root, "study.json")
+        write_sealed(study.root / "study.json", header)
     return config, corpus
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+def _requested(config: Config) -> dict[str, Any]:
+    """The settings that make a study what it is, as they were asked for."""
+    return {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
+
+
+def changes(config: Config, known: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(what, in study.json, now) of all that makes this another study than the one that is there: settings, torch, numerics."""
+    settings = differences(known["requested"], _requested(config))
+    return settings + environment_changes(from_dict(Config, known["config"]), known)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted path, old, new) of every setting that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
     return [] if old == new else [(path, old, new)]
 
 
-def _take_up(config: Config, known: dict[str, Any], *, same_data: bool) -> Config:
+def take_up(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
     resolved: Config = from_dict(Config, known["config"])
-    if same_data:
+    if known["requested"]["data"] == to_dict(config.data):
         config = replace(config, data=resolved.data)
     dtype = resolved.dtype if config.dtype == "auto" else config.dtype
     device = resolved.device if config.device == "auto" else config.device
     return replace(config, dtype=dtype, device=device)
 
 
-def _resolve(config: Config, corpus: Corpus, say: Callable[[str], None]) -> Config:
+def _again(config: Config, study: Study) -> str:
+    """What this call would train, in words."""
+    if not config.data.sha256:
+        return "on another corpus none is"
+    records = study.records()
+    problem = next((r.problem for r in records if r.problem), None)
+    return f"which ones is not known: {problem}" if problem else in_words(outlook(config, kept(records, finished=False)))
+
+
+def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]) -> Config:
     data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
         data.file = corpus.source
     config = replace(config, data=data, device=chosen_device(config.device))
     if config.dtype == "auto":
         say("measuring float32 against bfloat16 autocast at this study's shape …")
-        found = speeds(run_part(config))
+        found = speeds_on_node(config, study) if config.launcher.name == "slurm" else speeds(run_part(config))
         rate = found["steps_per_s"]
         say(
             f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"

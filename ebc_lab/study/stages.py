@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..config import Config
 from . import ablation, decide, plan, verdict
@@ -15,17 +16,36 @@ from .signature import RunSpec
 class Stage:
     runs: Callable[[Config, Mapping[str, Decision], Results], list[RunSpec]]
     decide: Callable[[Config, Sequence[RunSpec], Results, Mapping[str, Decision]], Decision]
+    grows: bool = True  # with its own results; where it does not, asking once is enough
 
 
 STAGES_OF = {
     "lr_sweep": Stage(plan.lr_sweep, decide.lr_sweep),
     "calibrate": Stage(plan.calibrate, decide.calibrate),
-    "controller_search": Stage(plan.controller_search, decide.controller_search),
+    "controller_search": Stage(plan.controller_search, decide.controller_search, grows=False),
     "lr_scale": Stage(plan.lr_scale, decide.lr_scale),
-    "finals": Stage(plan.finals, verdict.finals),
-    "tune": Stage(ablation.tune, ablation.decide_tune),
+    "finals": Stage(plan.finals, verdict.finals, grows=False),
+    "tune": Stage(ablation.tune, ablation.decide_tune, grows=False),
     "ablation": Stage(ablation.ablation, ablation.decide_ablation),
 }
+
+
+def specs_of(
+    stage: str,
+    config: Config,
+    decisions: Mapping[str, Decision],
+    results_of: Callable[[list[RunSpec]], dict[str, dict[str, Any]]],
+) -> tuple[list[RunSpec], dict[str, dict[str, Any]]]:
+    """The runs that a stage asks for, and their results: its list grows with the results that are there."""
+    specs: list[RunSpec] = []
+    results: dict[str, dict[str, Any]] = {}
+    while True:
+        grown = STAGES_OF[stage].runs(config, decisions, results)
+        if len(grown) == len(specs):
+            return specs, results
+        specs, results = grown, results_of(grown)
+        if not STAGES_OF[stage].grows:
+            return specs, results
 
 
 def foreseen(

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import json
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config import STAGES, RunConfig, UserError, digest, from_dict, to_dict
-from ..telemetry import read_json, write_json
-from .signature import RunSpec, identity_of
+from ..config import STAGES, RunConfig, UserError, from_dict, to_dict
+from ..telemetry import as_read, checksum_holds, read_json, read_sealed, write_json
+from . import manifest
+from .signature import RunSpec, describes
 
 FINISHED = ("completed", "diverged")  # outcomes that are results
-CONCLUSIONS = (
-    "auto_decisions.json",
-    "acceptance.json",
-    "results_final.json",
-    "summary_*.csv",
-    "ablation.csv",
-    "*.png",
-    "manifest.json",
-    ".plotted",
-)
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
+RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study that has not come to its end
+
+
+@dataclass(frozen=True)
+class Record:
+    """A planned run as its files tell it. `problem`: why its spec or its result cannot be believed, which is then None."""
+
+    run_id: str
+    spec: dict[str, Any] | None
+    result: dict[str, Any] | None
+    problem: str | None = None
 
 
 class Study:
@@ -48,35 +51,90 @@ class Study:
     def exists(self) -> bool:
         return (self.root / "study.json").exists()
 
-    def header(self) -> dict[str, Any]:
-        """study.json. Raises UserError when there is no study here."""
+    def must_exist(self) -> None:
+        """Raises UserError when there is no study here."""
         if not self.exists():
             raise UserError(f"there is no study at {self.root}: start one with `ebc-lab autopilot study.name={self.name}`.")
-        return dict(read_json(self.root / "study.json"))
+
+    def header(self, *, checked: bool = True) -> dict[str, Any]:
+        """study.json. Raises UserError when there is no study here, or the file was truncated or (`checked`) edited."""
+        self.must_exist()
+        if not checked:
+            return dict(read_json(self.root / "study.json"))
+        remedy = (
+            "undo that (settings are changed on the command line, with --force), or delete it: the study's command writes it "
+            "anew, and keeps the runs that are still the same"
+        )
+        return read_sealed(self.root / "study.json", remedy)
 
     def decisions(self) -> dict[str, Any]:
-        """Stage -> decision, in the order of the stages; empty before the first."""
+        """Stage -> decision, in the order of the stages; empty before the first. A call of the study makes each anew.
+
+        Raises UserError when the file was truncated.
+        """
         path = self.root / "auto_decisions.json"
-        return dict(read_json(path)) if path.exists() else {}
+        found = read_json(path) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise UserError(f"{path} was edited: delete it, and the study's command decides anew from the runs.")
+        return found
+
+    def true_decisions(self) -> dict[str, Any]:
+        """`decisions`, for those who do not make them anew. Raises UserError when one was edited."""
+        found = self.decisions()
+        edited = [stage for stage, decision in found.items() if not checksum_holds(decision, "decision_sha256")]
+        if edited:
+            raise UserError(
+                f"{self.root / 'auto_decisions.json'} was edited ({', '.join(edited)}): give the study's command again, which "
+                "decides anew from the runs."
+            )
+        return found
 
     def run_dir(self, run_id: str) -> Path:
         return self.runs / run_id
 
     def result(self, run_id: str) -> dict[str, Any] | None:
-        path = self.run_dir(run_id) / "result.json"
-        return dict(read_json(path)) if path.exists() else None
+        """A run's result, if it has one. Raises UserError when it was truncated or edited."""
+        path = self.run_dir(run_id)
+        try:
+            return read_sealed(path / "result.json", f"delete {path}, and the study's command trains the run again")
+        except FileNotFoundError:
+            return None
+
+    def has_result(self, run_id: str) -> bool:
+        return (self.run_dir(run_id) / "result.json").exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, dict[str, Any]]:
-        """The results that exist among `specs`, by run id. Raises UserError when one belongs to another run."""
+        """The results that exist among `specs`, by run id. Raises UserError when one was edited or belongs to another run."""
         found = {}
         for spec in specs:
             result = self.result(spec.run_id)
             if result is None:
                 continue
-            if result.get("identity") != digest(spec.identity):
+            if result.get("identity") != spec.identity_sha256:
                 path = self.run_dir(spec.run_id)
                 raise UserError(f"{path / 'result.json'} was not written by this run: delete {path} to train it again.")
             found[spec.run_id] = result
+        return found
+
+    def records(self) -> list[Record]:
+        """Every planned run, each file read once; what is wrong with one is said in it, not raised."""
+        found = []
+        for run_id in sorted(os.listdir(self.runs)) if self.runs.is_dir() else []:
+            directory, problem = self.run_dir(run_id), None
+            try:
+                spec = json.loads((directory / "spec.json").read_bytes())
+                spec["config"]["seed"], spec["stage"], spec["role"], spec["arm"], spec["kind"], spec["identity"]
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (ValueError, KeyError, TypeError) as error:
+                spec, problem = None, f"{directory / 'spec.json'} is damaged ({error}): delete {directory}"
+            try:
+                result = self.result(run_id)
+            except UserError as error:
+                result, problem = None, str(error)
+            if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
+                result, problem = None, f"{directory / 'result.json'} is another run's: delete {directory} to train it again."
+            found.append(Record(run_id, spec, result, problem))
         return found
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
@@ -84,7 +142,7 @@ class Study:
         path = self.run_dir(run_id) / "spec.json"
         spec = read_json(path)
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        if not run_id.endswith(digest(identity_of(spec["kind"], run))[:10]):
+        if not describes(spec["kind"], run, run_id):
             raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
         return spec["kind"], run
 
@@ -135,6 +193,9 @@ class Study:
         try:
             write_json(self.root / ".driver.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
             yield
+        except OSError as error:
+            error.filename = error.filename or str(self.root)  # a full disk says no name where it strikes in mid-file
+            raise
         finally:
             (self.root / ".driver.json").unlink(missing_ok=True)
             lock.release()
@@ -151,42 +212,38 @@ class Study:
                 {**about, "lr_scale": spec.lr_scale, "identity": spec.identity, "config": config},
             )
 
-    def write_decision(self, stage: str, decision: dict[str, Any]) -> None:
-        """Record a decision. One made from other inputs than before takes with it what was built on the old one."""
+    def write_decision(self, stage: str, decision: dict[str, Any]) -> bool:
+        """Record a decision. Another one than before takes with it what was built on the old one. -> whether there was one."""
         known = self.decisions()
         before = known.get(stage)
-        if before is not None and before["inputs_sha256"] == decision["inputs_sha256"]:
-            return
+        if before is not None and before == as_read(decision):
+            return False
         if before is not None:
             self.drop_conclusions()
         kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
+        manifest.strike(self.root, "auto_decisions.json")
         write_json(self.root / "auto_decisions.json", {**kept, stage: decision})
+        return before is not None
 
     def drop_conclusions(self) -> None:
         """Remove decisions, verdict, tables and plots: they are made again from the runs, which stay."""
-        for pattern in CONCLUSIONS:
+        manifest.strike(self.root, *manifest.CONCLUSIONS)
+        for pattern in (*manifest.CONCLUSIONS, ".plotted"):
             for path in self.root.glob(pattern):
                 path.unlink()
 
     def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
         """Remove the results with one of `outcomes` among the runs of `stages`, so that they are made again. -> their ids."""
-        gone = []
-        for path in sorted(self.runs.glob("*/result.json")):
-            spec = path.with_name("spec.json")
-            stage = read_json(spec)["stage"] if spec.exists() else None
-            if stage in set(stages) and read_json(path).get("outcome") in set(outcomes):
-                path.unlink()
-                gone.append(path.parent.name)
+        asked, meant = set(outcomes), set(stages)
+        gone = [
+            r.run_id
+            for r in self.records()
+            if r.result is not None and r.result["outcome"] in asked and r.spec is not None and r.spec["stage"] in meant
+        ]
+        manifest.strike(self.root, runs=gone)
+        for run_id in gone:
+            (self.run_dir(run_id) / "result.json").unlink()
         return gone
-
-    def write_manifest(self) -> None:
-        """sha256 of every file of the study but the manifest itself and hidden ones."""
-        hashes = {}
-        for path in sorted(self.root.rglob("*")):
-            hidden = any(part.startswith(".") for part in path.relative_to(self.root).parts)
-            if path.is_file() and not hidden and path.name != "manifest.json":
-                hashes[str(path.relative_to(self.root))] = hashlib.sha256(path.read_bytes()).hexdigest()
-        write_json(self.root / "manifest.json", hashes)
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -176,7 +176,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
 
 
 def test_every_suite_that_is_shipped_can_be_planned():
-    from ebc_lab.study.inspect import planned
+    from ebc_lab.study.forecast import planned
 
     for name in groups()["study"]:
         config = compose(["scale=smoke", f"study={name}", "device=cpu"])

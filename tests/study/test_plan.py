@@ -281,9 +281,23 @@ def test_the_published_recipe_to_the_letter():
 
 
 def test_a_study_with_a_controller_search_can_be_planned():
-    from ebc_lab.study.inspect import planned
+    from ebc_lab.study.forecast import planned
 
     found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
     assert found["controller_search"]["expected"]["runs"] == 5  # six candidates; `fixed` is the calibrated run itself
     for more in ("controller=log_pi", "study=published"):
         assert planned(compose(["scale=smoke", "device=cpu", SEARCH, more]))["stages"]["finals"]["max"]["runs"] > 0
+
+
+def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_results():
+    """Of those that may be asked once only; a suite's `tune` is pinned by the suites' own tests."""
+    config = config_of("optimizer=adam", SEARCH)
+    decisions, _ = searched(config, {"rsl": 1.1})
+    _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
+    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
+    fixed = {name for name, stage in STAGES_OF.items() if not stage.grows}
+    assert fixed == {"controller_search", "finals", "tune"}
+    for stage in fixed - {"tune"}:
+        first = STAGES_OF[stage].runs(config, decisions, {})
+        answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}
+        assert [s.run_id for s in STAGES_OF[stage].runs(config, decisions, answered)] == [s.run_id for s in first]

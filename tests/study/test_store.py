@@ -1,15 +1,19 @@
 import json
+import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ebc_lab.config import UserError
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study, claimed
-from ebc_lab.telemetry import write_json
+from ebc_lab.telemetry import write_json, write_sealed
 
 HOLD = """
 import sys, time
@@ -106,12 +110,13 @@ def test_an_edited_spec_is_refused(finished):
 def test_a_result_of_another_run_is_refused(study, settled):
     spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
     study.write_spec(spec)
-    write_json(study.run_dir(spec.run_id) / "result.json", {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
+    write_sealed(study.run_dir(spec.run_id) / "result.json", {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
         study.results([spec])
 
 
-def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study):
+def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, settled):
+    spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
     for name, outcome, stage in (
         ("a", "lost", "finals"),
         ("b", "completed", "finals"),
@@ -119,8 +124,9 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study):
         ("d", "lost", "x"),
     ):
         study.run_dir(name).mkdir()
-        write_json(study.run_dir(name) / "spec.json", {"stage": stage})
-        write_json(study.run_dir(name) / "result.json", {"outcome": outcome})
+        about = {"stage": stage, "role": "grid", "arm": name, "kind": "train", "identity": spec.identity}
+        write_json(study.run_dir(name) / "spec.json", {**about, "config": {"seed": 0}})
+        write_sealed(study.run_dir(name) / "result.json", {"outcome": outcome})
     assert study.forget(["lost"], ["finals"]) == ["a"]
     assert study.result("d")
     assert study.result("b")
@@ -128,12 +134,45 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study):
     assert study.result("a") is None
 
 
-def test_the_manifest_covers_every_file_of_the_study(finished):
-    import hashlib
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text.replace('"steps": 15', '"steps": 16'), "was edited after it was written"),
+        (lambda text: text.replace('"checksum"', '"sum"'), "was edited after it was written"),
+        (lambda text: text[: len(text) // 2], "is damaged"),
+        (lambda text: text.replace('"val_loss": ', '"val_loss": -'), "was edited"),
+        (lambda text: re.sub(r'"val_loss": [^,]*', '"val_loss": NaN', text), "was edited"),
+        (lambda text: "[]", "was edited"),
+        (lambda text: "", "is damaged"),
+    ],
+)
+def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, tmp_path, damage, words):
+    shutil.copytree(finished[1].study.root, tmp_path / "s")
+    study = Study(tmp_path / "s")
+    run_id = next(p.name for p in sorted(study.runs.iterdir()) if "_n15_" in p.name)
+    path = study.run_dir(run_id) / "result.json"
+    damaged = damage(path.read_text())
+    assert damaged != path.read_text()
+    path.write_text(damaged)
+    with pytest.raises(UserError) as error:
+        study.result(run_id)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert f"delete {path.parent}, and the study's command trains the run again" in str(error.value)
+    assert [r.problem for r in study.records() if r.problem] == [str(error.value)]
 
-    _, outcome, _ = finished
-    root = outcome.study.root
-    manifest = json.loads((root / "manifest.json").read_text())
-    files = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")}
-    assert set(manifest) == files - {"manifest.json"}
-    assert all(hashlib.sha256((root / p).read_bytes()).hexdigest() == h for p, h in manifest.items())
+
+def test_what_json_does_not_have_survives_the_checksum(study):
+    study.run_dir("a").mkdir()
+    write_sealed(study.run_dir("a") / "result.json", {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf})
+    assert study.result("a") == {"loss": None, "curve": [[1, 0.1]], "3": None}
+
+
+def test_a_hand_edited_study_json_is_noticed_and_can_be_made_anew(finished, tmp_path):
+    shutil.copytree(finished[1].study.root, tmp_path / "s")
+    path = tmp_path / "s" / "study.json"
+    header = json.loads(path.read_text())
+    header["config"]["finals"]["steps"] += 1
+    path.write_text(json.dumps(header))
+    with pytest.raises(UserError, match=r"study\.json was edited.*delete it: the study's command writes it anew"):
+        Study(tmp_path / "s").header()

@@ -1,0 +1,91 @@
+"""What the orchestration costs: the driver's own time per run, `status` on a large study, the share of a study not spent training.
+
+    python scripts/orchestration.py many [RUNS]              a study of 1,000 trivial runs over two slots, in a temporary folder
+    python scripts/orchestration.py share [OVERRIDES…]       an autopilot (default: scale=laptop), and what its slots did meanwhile
+
+The driver's own cost is the processor time of the process that plans, launches, decides and summarises; workers are others.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ebc_lab.overrides import compose
+from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.launch import slots
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+TRIVIAL = [
+    "scale=smoke",
+    "data=path",
+    "model.blocks=1",
+    "model.width=8",
+    "model.context=8",
+    "batch_size=2",
+    "budget.probe_sequences=1",
+    "eval_windows=2",
+    "device=cpu",
+    "study.stages=[lr_sweep]",
+    "lr_sweep.steps=2",
+    "lr_sweep.max_extensions=0",
+    "launcher.slots=2",
+    "study.name=many",
+]
+
+
+def many(runs: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        draw = random.Random(0)
+        text = Path(folder) / "text.txt"
+        text.write_text("".join(draw.choices("abcdefgh \n", k=2000)))
+        others = 6  # the winner's replicates and decaying controls
+        grid = ",".join(f"{1e-4 * (1 + i / 100):.6g}" for i in range(runs - others))
+        asked = [*TRIVIAL, f"data.file={text}", f"output_dir={folder}/out", f"lr_sweep.grids.adam=[{grid}]"]
+        config = compose(asked)
+        cpu, wall = time.process_time(), time.perf_counter()
+        done = autopilot(config, Listener())
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        trained = done.trained
+        results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
+        print(f"{trained} runs in {wall:.1f} s; the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run")
+        print(f"training took the two workers {sum(r['wall_s'] for r in results):.1f} s")
+        cpu = time.process_time()
+        again = autopilot(config, Listener())
+        print(f"a second call, which trains {again.trained}: {time.process_time() - cpu:.1f} s")
+        for command in (["status"], ["status", "--json"], ["why"], ["verify"], ["why", "--replay"]):
+            taken = []
+            for _ in range(3):
+                begun = time.perf_counter()
+                subprocess.run(
+                    [*CLI, *command[:1], "many", *command[1:], "--output-dir", f"{folder}/out"], check=True, capture_output=True
+                )
+                taken.append(time.perf_counter() - begun)
+            print(f"ebc-lab {' '.join(command):<14} {sorted(taken)[1]:.2f} s (median of three)")
+
+
+def share(overrides: list[str]) -> None:
+    config = compose(overrides or ["scale=laptop"])
+    begun = time.perf_counter()
+    done = autopilot(config, Listener(say=print))
+    wall = time.perf_counter() - begun
+    results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
+    trained = sum(r.get("wall_s") or 0.0 for r in results)
+    n = slots(config)
+    print(f"{wall:.1f} s of wall time on {n} slots; training and its evaluations {trained:.1f} s, {trained / n:.1f} s a slot")
+    print(f"not spent training: {100 * (1 - trained / (n * wall)):.1f}% of the slots' time")
+
+
+if __name__ == "__main__":
+    kind = sys.argv[1] if len(sys.argv) > 1 else ""
+    if kind == "many":
+        many(int(sys.argv[2]) if len(sys.argv) > 2 else 1000)
+    elif kind == "share":
+        share(sys.argv[2:])
+    else:
+        sys.exit(__doc__)

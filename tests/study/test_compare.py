@@ -1,0 +1,85 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab.config import UserError
+from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.compare import compare
+from ebc_lab.study.store import Study
+from ebc_lab.telemetry import read_sealed, with_checksum, write_sealed
+
+
+@pytest.fixture
+def pair(finished, own_copy):
+    """The finished study, and a copy of it to be changed."""
+    return finished[1].study, own_copy[1]
+
+
+def test_a_study_is_equal_to_its_copy(pair):
+    found = compare(*pair)
+    assert (found["settings"], found["resolved"], found["machine"]) == ({}, {}, {})
+    assert found["same_corpus"]
+    runs = found["runs"]
+    assert runs["counts"][0] == runs["common"] == runs["equal"] > 0
+    assert list(found["decisions"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
+    assert all(x == y for tracks in found["decisions"].values() for t in tracks.values() for x, y in t.values())
+    assert {"lr", "natural_kl"} <= set(found["decisions"]["lr_sweep"]["adam_none"])
+    assert "delta_star" in found["decisions"]["calibrate"]["adam_none"]
+    assert len(found["verdict"]) == 6
+    assert not any(line["flipped"] for line in found["verdict"])
+    assert all(arm["difference"] == 0 for arm in found["arms"].values())
+    assert "adam_none_baseline_x1" in found["arms"]
+
+
+def test_what_differs_is_named_and_timing_is_not(pair):
+    a, b = pair
+    first, second = [r.run_id for r in b.records() if "_n25_" in r.run_id][:2]
+    path = b.run_dir(first) / "result.json"
+    result = read_sealed(path, "")
+    write_sealed(path, {**result, "test_loss": result["test_loss"] + 1, "wall_s": 9.0})
+    other = b.run_dir(second) / "result.json"
+    write_sealed(other, {**read_sealed(other, ""), "wall_s": 9.0, "curve": []})
+    decisions = b.decisions()
+    finals = decisions["finals"]["tracks"]["adam_none"]
+    line = finals["verdict"][0]
+    line["verdict"] = "fail" if line["verdict"] != "fail" else "pass"
+    name = finals["roles"]["baseline"]
+    finals["arms"][name]["test_loss"] += 0.5
+    decisions["finals"] = with_checksum(decisions["finals"], "decision_sha256")
+    (b.root / "auto_decisions.json").write_text(json.dumps(decisions))
+    header = b.header()
+    header["hardware"]["cpu"] = "another one"
+    write_sealed(b.root / "study.json", header)
+    found = compare(a, b)
+    assert list(found["runs"]["different"]) == [first]
+    assert set(found["runs"]["different"][first]) == {"test_loss"}
+    assert found["runs"]["equal"] == found["runs"]["common"] - 1
+    assert [x["name"] for x in found["verdict"] if x["flipped"]] == [line["name"]]
+    assert found["arms"][name]["difference"] == pytest.approx(0.5)
+    assert found["machine"] == {"cpu": [a.header()["hardware"]["cpu"], "another one"]}
+
+
+def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tmp_path):
+    config, outcome, _ = finished
+    sweep = replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [2e-2, 4e-2]})
+    other = replace(config, output_dir=str(tmp_path), lr_sweep=sweep, study=replace(config.study, name="other"))
+    autopilot(other, Listener(), stages=["lr_sweep"])
+    found = compare(outcome.study, Study(tmp_path / "other"))
+    assert list(found["settings"]) == ["lr_sweep.grids.adam"]
+    assert found["settings"]["lr_sweep.grids.adam"] == [[1e-2, 2e-2, 4e-2], [2e-2, 4e-2]]
+    assert found["runs"]["equal"] == found["runs"]["common"] == found["runs"]["counts"][1]
+    assert found["decided"] == [config.study.stages, ["lr_sweep"]]
+    assert list(found["decisions"]) == ["lr_sweep"]
+    assert [line["verdict"][1] for line in found["verdict"]] == [None] * 6
+    assert found["arms"] == {}
+
+
+def test_an_edited_file_of_either_is_refused(pair):
+    a, b = pair
+    path = next(b.runs.glob("*_n25_*")) / "result.json"
+    path.write_text(path.read_text().replace('"steps": 25', '"steps": 26'))
+    with pytest.raises(UserError, match=str(path)):
+        compare(a, b)
+    with pytest.raises(UserError, match=str(path)):
+        compare(b, a)

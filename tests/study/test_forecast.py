@@ -1,0 +1,137 @@
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab.config import UserError
+from ebc_lab.study import pace
+from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.forecast import forecast, planned
+from ebc_lab.study.inspect import status
+from ebc_lab.telemetry import read_sealed, write_sealed
+
+COLUMNS = ("runs", "steps", "tokens", "eta_s")
+
+
+def files(root):
+    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def ordered(found):
+    return all(s["min"][k] <= s["expected"][k] <= s["max"][k] for s in found["stages"].values() for k in COLUMNS)
+
+
+def test_a_finished_study_has_nothing_left(own_copy):
+    config, study = own_copy
+    before = files(study.root)
+    found = planned(config)
+    trained = sum("overhead" not in p.name for p in study.runs.iterdir())
+    for scenario in ("min", "expected", "max"):
+        total = found["stages"]["total"][scenario]
+        assert total["done"] == total["runs"] == trained
+        assert total["eta_s"] == 0
+    assert found["begun"]
+    assert found["changed"] == []
+    assert files(study.root) == before
+
+
+def test_what_is_known_is_played_and_only_the_rest_costs_time(own_copy):
+    config, study = own_copy
+    whole = planned(replace(config, study=replace(config.study, name="fresh")))  # from the sibling's runs
+    assert "done, of the same shape on this machine" in whole["eta_from"]
+    assert whole["stages"]["total"]["expected"]["done"] == 0
+    late = [p for p in sorted(study.runs.iterdir()) if "_n25_" in p.name][4:]
+    for folder in late:
+        shutil.rmtree(folder)
+    found = planned(config)
+    assert "finished run(s) of this study" in found["eta_from"]
+    assert found["stages"]["finals"]["expected"]["done"] == 4
+    assert found["stages"]["finals"]["max"]["runs"] == 4 + len(late)
+    assert found["stages"]["lr_sweep"]["expected"]["eta_s"] == 0
+    assert 0 < found["stages"]["total"]["expected"]["eta_s"] < whole["stages"]["total"]["expected"]["eta_s"]
+    assert ordered(found)
+
+
+@pytest.mark.parametrize("kept", [1, 2, 5, 8, 11])
+def test_min_expected_and_max_stay_in_order_whatever_is_known(own_copy, kept):
+    config, study = own_copy
+    (study.root / "auto_decisions.json").unlink()
+    for folder in sorted(study.runs.iterdir())[kept:]:
+        shutil.rmtree(folder)
+    assert ordered(planned(config))
+
+
+def test_failed_runs_of_an_unfinished_study_are_still_to_do(own_copy):
+    config, study = own_copy
+    (study.root / "auto_decisions.json").unlink()
+    path = next(study.runs.glob("*_n15_*")) / "result.json"
+    write_sealed(path, {**read_sealed(path, ""), "outcome": "failed"})
+    total = planned(config)["stages"]["total"]["expected"]
+    assert total["eta_s"] > 0
+    assert total["done"] < total["runs"]
+
+
+def test_known_results_that_decide_nothing_leave_the_plan_as_without_them(settled):
+    def diverged(specs):
+        return {s.run_id: {"outcome": "diverged", "val_loss": None} for s in specs if s.stage == "lr_sweep"}
+
+    names = [[s.run_id for s in specs] for specs in forecast(settled, ("expected",), diverged)["expected"].values()]
+    assert names == [[s.run_id for s in specs] for specs in forecast(settled, ("expected",))["expected"].values()]
+
+
+def test_other_settings_are_said_and_the_runs_that_stay_the_same_are_counted(own_copy):
+    config, _ = own_copy
+    found = planned(replace(config, finals=replace(config.finals, steps=26)))
+    assert found["changed"] == ["finals.steps: 25 → 26"]
+    assert found["stages"]["finals"]["expected"]["done"] == 0
+    assert found["stages"]["lr_sweep"]["expected"]["done"] == found["stages"]["lr_sweep"]["expected"]["runs"]
+
+
+def test_an_edited_result_is_named(own_copy):
+    config, study = own_copy
+    path = next(study.runs.glob("*_n15_*")) / "result.json"
+    path.write_text(path.read_text()[:60])
+    with pytest.raises(UserError, match=str(path)):
+        planned(config)
+
+
+def test_each_kind_of_run_has_its_own_pace_once_enough_are_finished(own_copy):
+    _, study = own_copy
+    for record in study.records():
+        path = study.run_dir(record.run_id) / "result.json"
+        if record.spec["kind"] == "train":
+            ebc = record.spec["config"]["stabilizer"]["name"] == "ebc"
+            write_sealed(path, {**record.result, "wall_s": (2.0 if ebc else 1.0) * record.result["steps"]})
+    found = pace.learned(study.records())
+    tokens = 10 * 16
+    assert found.of_kind["adam", "none"] * tokens == pytest.approx(1.0)
+    assert found.of_kind["adam", "ebc"] * tokens * 1.1 == pytest.approx(2.0)
+    assert found.of_kind["adam", "none"] < found.overall < found.of_kind["adam", "ebc"] * 1.1
+    assert pace.learned([]) is None
+    plain = [r for r in study.records() if "_baseline_" in r.run_id][:1]
+    assert pace.learned(plain).of_kind == {}  # one run is no pace of a kind
+    assert pace.learned(plain).overall > 0
+
+
+def test_siblings_of_another_shape_or_machine_say_nothing(own_copy):
+    config, study = own_copy
+    fresh = replace(config, study=replace(config.study, name="fresh"))
+    elsewhere = replace(fresh, model=replace(config.model, width=32))
+    assert not (planned(elsewhere)["eta_from"] or "").endswith("of the same shape on this machine")
+    header = study.header()
+    header["hardware"]["host"] = "another"
+    write_sealed(study.root / "study.json", header)
+    assert not (planned(fresh)["eta_from"] or "").endswith("of the same shape on this machine")
+
+
+def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy):
+    config, study = own_copy
+    (study.root / "auto_decisions.json").unlink()
+    path = next(p for p in sorted(study.runs.glob("*_n25_*")))
+    (path / "result.json").unlink()
+    whole = status(study)["eta_s"]
+    assert whole == pytest.approx(planned(config)["stages"]["total"]["expected"]["eta_s"])
+    (path / "progress.json").write_text('{"step": 5, "steps": 25, "steps_per_s": 1.0}')
+    assert status(study)["eta_s"] == pytest.approx(0.8 * whole)
+    assert autopilot(config, Listener()).trained == 1
+    assert status(study)["eta_s"] == 0

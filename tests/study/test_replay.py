@@ -1,0 +1,113 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ebc_lab.config import UserError
+from ebc_lab.study.replay import in_words, replay
+from ebc_lab.telemetry import read_sealed, write_sealed
+
+
+def rewrite(path, change):
+    """Change a result as its own writer would: with a checksum that holds."""
+    result = read_sealed(path, "")
+    change(result)
+    write_sealed(path, result)
+
+
+def a_run(study, stage):
+    decision = study.decisions()[stage]
+    return study.run_dir(decision["tracks"]["adam_none"]["run_id"])
+
+
+def test_the_recorded_decisions_follow_from_the_results(finished):
+    study = finished[1].study
+    before = {p: p.stat().st_mtime_ns for p in study.root.rglob("*")}
+    found = replay(study)
+    assert found["same"]
+    assert list(found["stages"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
+    assert list(in_words(found)) == [f"{stage}: the same" for stage in found["stages"]]
+    assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
+
+
+@pytest.mark.parametrize("stage", ["lr_sweep", "calibrate", "lr_scale", "finals"])
+def test_an_edited_decision_is_shown_leaf_by_leaf(own_copy, stage):
+    _, study = own_copy
+    path = study.root / "auto_decisions.json"
+    decisions = json.loads(path.read_text())
+    decisions[stage]["candidates"][0]["lr"] = 99.0
+    decisions[stage]["notes"] = ["mine"]
+    path.write_text(json.dumps(decisions))
+    found = replay(study)
+    assert not found["same"]
+    assert [s for s, f in found["stages"].items() if not f["same"]] == [stage]
+    shown = {d["path"]: (d["recorded"], d["recomputed"]) for d in found["stages"][stage]["differences"]}
+    assert shown["candidates[0].lr"][0] == 99.0
+    assert shown["notes"][0] == ["mine"]
+    assert len(shown) == 2
+    assert replay(study, "lr_sweep")["same"] == (stage != "lr_sweep")
+    assert any("candidates[0].lr: 99.0 → 0.0" in line for line in in_words(found))
+
+
+def test_another_result_changes_the_decision_and_what_was_built_on_it(own_copy):
+    _, study = own_copy
+    rewrite(a_run(study, "lr_sweep") / "result.json", lambda r: r.update(val_loss=r["val_loss"] - 0.125))
+    found = replay(study)["stages"]
+    changed = {d["path"]: d["recomputed"] for d in found["lr_sweep"]["differences"]}
+    assert {"inputs_sha256", "tracks.adam_none.val_loss"} <= set(changed)
+    recorded = study.decisions()["lr_sweep"]["tracks"]["adam_none"]["val_loss"]
+    assert changed["tracks.adam_none.val_loss"] == recorded - 0.125
+    assert {d["path"] for d in found["finals"]["differences"]} == {"inputs_sha256", "decision_sha256"}  # of other ancestors
+
+
+def test_a_result_that_changes_the_winner_asks_for_runs_that_are_not_there(own_copy):
+    _, study = own_copy
+    rewrite(a_run(study, "lr_sweep") / "result.json", lambda r: r.update(val_loss=9.0))
+    found = replay(study)["stages"]
+    assert "are missing" in found["lr_sweep"]["problem"]  # the replicates of the one that would have won
+    assert found["calibrate"]["problem"] == "builds on lr_sweep, which could not be made again"
+
+
+def test_a_missing_run_and_an_edited_result_are_named(own_copy):
+    _, study = own_copy
+    run = a_run(study, "calibrate")
+    text = (run / "result.json").read_text()
+    (run / "result.json").write_text(text.replace('"val_loss": ', '"val_loss": 1'))
+    found = replay(study)["stages"]
+    assert found["lr_sweep"]["same"]
+    assert str(run / "result.json") in found["calibrate"]["problem"]
+    assert found["finals"]["problem"] == "builds on calibrate, which could not be made again"
+    shutil.rmtree(run)
+    found = replay(study)["stages"]
+    assert run.name in found["calibrate"]["problem"]
+    assert not any(found[s]["same"] for s in ("calibrate", "lr_scale", "finals"))
+
+
+def test_a_replay_needs_neither_torch_nor_the_corpus_nor_the_same_torch(own_copy, tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from ebc_lab import config
+config._torch_version = lambda: "99.0"
+from ebc_lab.study.replay import replay
+from ebc_lab.study.store import Study
+found = replay(Study(Path({str(own_copy[1].root)!r})))
+assert found["same"], found
+sys.exit("torch" in sys.modules)
+"""
+    header = own_copy[1].header()
+    header["config"]["data"]["file"] = str(tmp_path / "gone.txt")
+    write_sealed(own_copy[1].root / "study.json", header)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_not_decided_cannot_be_replayed(own_copy):
+    _, study = own_copy
+    with pytest.raises(UserError, match="tune of study done is not decided yet"):
+        replay(study, "tune")
+    (study.root / "auto_decisions.json").unlink()
+    with pytest.raises(UserError, match="no stage of study done is decided yet"):
+        replay(study)

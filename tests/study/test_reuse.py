@@ -1,0 +1,177 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab import config as schema
+from ebc_lab.config import UserError
+from ebc_lab.study import reuse
+from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.inspect import status, why
+from ebc_lab.study.reuse import Outlook, in_words, kept, outlook
+from ebc_lab.telemetry import read_sealed, write_sealed
+
+LATER = ["calibrate", "lr_scale", "finals"]
+
+
+def stages(study):
+    return {s["stage"]: s for s in status(study)["stages"]}
+
+
+def won(study, stage):
+    return study.run_dir(study.decisions()[stage]["tracks"]["adam_none"]["run_id"])
+
+
+def test_a_finished_study_is_kept_whole(finished, settled):
+    study = finished[1].study
+    found = outlook(settled, kept(study.records(), finished=True))
+    assert [look.missing for look in found] == [0, 0, 0, 0]
+    assert in_words(found).startswith(f"lr_sweep: all {found[0].runs} kept; calibrate: all ")
+    assert reuse.stale(settled, study.header(), study.decisions(), study.records()) == {}
+
+
+def test_the_words_for_what_would_be_trained():
+    looks = [Outlook("lr_sweep", 8, 0), Outlook("calibrate", 5, 3), Outlook("lr_scale"), Outlook("finals")]
+    assert in_words(looks) == (
+        "lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that"
+    )
+    assert in_words([Outlook("lr_sweep", 8, 8)]) == "lr_sweep: all 8 would be trained"
+    assert "cannot be decided" in in_words([Outlook("lr_sweep", 8, 0, undecidable=True)])
+
+
+def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
+    _, study = own_copy
+    gone = won(study, "lr_sweep")
+    shutil.rmtree(gone)
+    found = stages(study)
+    assert [found[s]["state"] for s in ("lr_sweep", *LATER)] == ["stale"] * 4
+    assert f"is missing ({gone.name})" in found["lr_sweep"]["stale_because"]
+    assert found["lr_sweep"]["would_train"] == 1
+    assert "it builds on lr_sweep" in found["calibrate"]["stale_because"]
+    assert [found[s]["would_train"] for s in LATER] == [None, None, None]
+    assert status(study)["state"] == "stale"
+    assert why(study, "calibrate")["calibrate"]["stale_because"] == found["calibrate"]["stale_because"]
+
+
+def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided(own_copy):
+    config, study = own_copy
+    gone = [p for p in sorted(study.runs.iterdir()) if "_n25_" in p.name][:3]
+    for folder in gone:
+        shutil.rmtree(folder)
+    found = stages(study)
+    assert [found[s]["state"] for s in ("lr_sweep", *LATER)] == ["decided", "decided", "decided", "stale"]
+    assert found["finals"]["would_train"] == 3
+    assert autopilot(config, Listener()).trained == 3  # as foretold
+    assert stages(study)["finals"]["state"] == "decided"
+
+
+def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(own_copy):
+    _, study = own_copy
+    path = won(study, "calibrate") / "result.json"
+    path.write_text(path.read_text().replace('"val_loss": ', '"val_loss": 1'))
+    [problem] = status(study)["problems"]
+    assert str(path) in problem
+    assert "delete" in problem
+    found = stages(study)
+    assert found["lr_sweep"]["state"] == "decided"
+    assert f"is edited ({path.parent.name})" in found["calibrate"]["stale_because"]
+    assert found["calibrate"]["would_train"] == 1
+    path.write_text(path.read_text()[:100])
+    assert "is damaged" in status(study)["problems"][0]
+
+
+def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy):
+    config, study = own_copy
+    path = won(study, "lr_sweep") / "result.json"
+    before = read_sealed(path, "")
+    write_sealed(path, {**before, "val_loss": before["val_loss"] - 0.125})
+    found = stages(study)
+    assert "other results" in found["lr_sweep"]["stale_because"]
+    assert {found[s]["state"] for s in LATER} == {"stale"}
+    assert [s["would_train"] for s in found.values()] == [0, 0, 0, 0]  # the same one wins
+    write_sealed(path, {**before, "val_loss": 9.0})
+    assert stages(study)["lr_sweep"]["would_train"] == 4  # controls and replicates of another winner
+    said: list[str] = []
+    assert autopilot(config, Listener(say=said.append), stages=["lr_sweep"]).trained == 4
+    assert any("lr_sweep was decided, but 4 of its" in line for line in said)
+    assert any("lr_sweep: the recorded decision does not follow" in line for line in said)
+    assert list(study.decisions()) == ["lr_sweep"]
+
+
+def test_other_timings_make_nothing_stale(own_copy):
+    _, study = own_copy
+    for record in study.records():
+        if record.result and "tokens_per_s" in record.result:
+            timed = {"wall_s": 1.0, "tokens_per_s": 2.0, "train_s": 3.0, "probe_pct": 4.0, "curve": []}
+            write_sealed(study.run_dir(record.run_id) / "result.json", record.result | timed)
+    assert {s["state"] for s in stages(study).values()} == {"decided"}
+
+
+def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
+    _, study = own_copy
+    decisions = study.decisions()
+    decisions["lr_scale"]["tracks"]["adam_none"]["lr_scale"] = 77.0
+    (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
+    found = stages(study)
+    assert found["lr_scale"]["stale_because"] == "its record in auto_decisions.json was edited"
+    assert found["lr_scale"]["decided"] == []
+    with pytest.raises(UserError, match=r"auto_decisions\.json was edited \(lr_scale\)"):
+        why(study, None)
+    for nonsense in ({**decisions, "lr_sweep": {}}, {**decisions, "lr_sweep": 3}, []):
+        (study.root / "auto_decisions.json").write_text(json.dumps(nonsense))
+        assert status(study)["state"] in ("stale", "interrupted")
+    assert (found["lr_scale"]["would_train"], found["calibrate"]["state"]) == (0, "decided")
+
+
+@pytest.mark.parametrize("name", ["auto_decisions.json", "spec.json"])
+def test_the_status_survives_a_truncated_file_and_names_it(own_copy, name):
+    _, study = own_copy
+    path = study.root / name if name != "spec.json" else won(study, "lr_sweep") / name
+    path.write_text(path.read_text()[:50])
+    assert any(str(path) in problem for problem in status(study)["problems"])
+
+
+def test_the_status_survives_an_edited_study_json(own_copy):
+    _, study = own_copy
+    header = json.loads((study.root / "study.json").read_text())
+    header["config"]["study"]["band"] = [0.4, 0.8]
+    (study.root / "study.json").write_text(json.dumps(header))
+    found = status(study)
+    assert "study.json was edited" in found["problems"][0]
+    assert found["stages"][0]["state"] == "stale"  # decided with another band
+    (study.root / "study.json").write_text("{}")
+    with pytest.raises(UserError, match=r"study\.json was edited"):
+        status(study)
+
+
+def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too(own_copy, monkeypatch):
+    config, study = own_copy
+    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    found = stages(study)
+    assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
+    assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest hangs on its winner
+    with pytest.raises(
+        UserError, match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s"
+    ):
+        autopilot(config, Listener())
+    said: list[str] = []
+    outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"], force=True)
+    assert any("lr_sweep: all 3 would be trained" in line for line in said)
+    assert outcome.trained > 3
+    assert study.header()["environment"]["torch"] == "99.0"
+
+
+def test_other_settings_are_refused_with_what_they_would_train(own_copy):
+    config, _ = own_copy
+    other = replace(config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples]))
+    runs = len(config.calibrate.multiples)
+    words = rf"lr_sweep: all \d+ kept; calibrate: 1 of {runs + 1} would be trained; lr_scale, finals: decided again after that"
+    with pytest.raises(UserError, match=words):
+        autopilot(other, Listener())
+    grid = replace(config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]}))
+    with pytest.raises(UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"):
+        autopilot(grid, Listener())
+    again = replace(config, finals=replace(config.finals, margin=0.5))
+    with pytest.raises(UserError, match=r"finals: all \d+ kept"):
+        autopilot(again, Listener())

@@ -1,0 +1,248 @@
+import hashlib
+import json
+import shutil
+
+import pytest
+
+from ebc_lab.config import UserError
+from ebc_lab.study import manifest
+from ebc_lab.study.autopilot import Listener, autopilot, report
+from ebc_lab.study.verify import verify
+
+
+def files_of(study):
+    return sorted(str(p.relative_to(study.root)) for p in study.root.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+def flip_a_byte(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def bad(study):
+    return [b["file"] for b in verify(study)["bad"]]
+
+
+def a_run(study, stage_steps=15):
+    return next(p.name for p in sorted(study.runs.iterdir()) if f"_n{stage_steps}_" in p.name)
+
+
+def test_a_finished_study_is_as_recorded(finished):
+    study = finished[1].study
+    found = verify(study)
+    assert found["ok"]
+    assert found["bad"] == []
+    assert not found["under_way"]
+    assert found["files"] == len(files_of(study)) - 1  # the manifest itself
+    recorded = manifest.read(study.root)["files"]
+    assert all(hashlib.sha256((study.root / p).read_bytes()).hexdigest() == h for p, h in recorded.items())
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("study.json", "delete it and give the study's command again"),
+        ("auto_decisions.json", "give the study's command again"),
+        ("acceptance.json", "`ebc-lab report done`"),
+        ("results_final.json", "`ebc-lab report done`"),
+        ("summary_final.csv", "`ebc-lab report done`"),
+        ("summary_lr_sweep.csv", "`ebc-lab report done`"),
+        ("lr_scale.png", "`ebc-lab report done`"),
+        ("runs/{run}/spec.json", "the run is trained anew"),
+        ("runs/{run}/result.json", "the run is trained anew"),
+        ("runs/{run}/steps.csv", "the run is trained anew"),
+        ("runs/{run}/evals.csv", "the run is trained anew"),
+        ("runs/{run}/log.txt", "the run is trained anew"),
+        ("runs/{run}/attempts.jsonl", "the run is trained anew"),
+    ],
+)
+def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(own_copy, file, remedy):
+    _, study = own_copy
+    file = file.format(run=a_run(study))
+    flip_a_byte(study.root / file)
+    [found] = verify(study)["bad"]
+    assert found["file"] == file
+    assert "changed" in found["what"]
+    assert remedy in found["remedy"]
+    if file == "study.json":
+        return  # there is no study without it
+    (study.root / file).unlink()
+    [found] = [b for b in verify(study)["bad"] if b["file"] == file]
+    assert found["what"] == "missing"
+
+
+def test_a_file_that_nobody_recorded_is_named(own_copy):
+    _, study = own_copy
+    (study.root / "notes.txt").write_text("mine")
+    (study.run_dir(a_run(study)) / "more.csv").write_text("mine")
+    found = verify(study)
+    assert [b["file"] for b in found["bad"]] == ["notes.txt", f"runs/{a_run(study)}/more.csv"]
+    assert all("not in the manifest" in b["what"] for b in found["bad"])
+    report(study, Listener())
+    assert bad(study) == ["notes.txt", f"runs/{a_run(study)}/more.csv"]
+
+
+def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(own_copy):
+    """Somebody who edits a run and records the study anew: the run's own name and checksum still tell."""
+    _, study = own_copy
+    one, two = [p.name for p in sorted(study.runs.iterdir()) if "_n15_" in p.name][:2]
+    spec = json.loads((study.run_dir(one) / "spec.json").read_text())
+    spec["config"]["optimizer"]["lr"] *= 2
+    (study.run_dir(one) / "spec.json").write_text(json.dumps(spec))
+    shutil.copy(study.run_dir(one) / "result.json", study.run_dir(two) / "result.json")
+    (study.root / "manifest.json").unlink()
+    manifest.complete(study.root)
+    wrong = {b["file"]: b["what"] for b in verify(study)["bad"]}
+    assert wrong == {
+        f"runs/{one}/spec.json": "does not describe the run it is named after",
+        f"runs/{two}/result.json": "was not written by the run it is named after",
+    }
+
+
+def test_no_later_call_blesses_an_edit(own_copy):
+    config, study = own_copy
+    for name in ("steps.csv", "evals.csv"):
+        flip_a_byte(study.run_dir(a_run(study)) / name)
+    (study.run_dir(a_run(study, 25)) / "log.txt").unlink()
+    tampered = [
+        f"runs/{a_run(study)}/evals.csv",
+        f"runs/{a_run(study)}/steps.csv",
+        f"runs/{a_run(study, 25)}/log.txt",
+    ]
+    assert bad(study) == sorted(tampered)
+    autopilot(config, Listener())
+    assert bad(study) == sorted(tampered)
+    report(study, Listener())
+    assert bad(study) == sorted(tampered)
+    assert autopilot(config, Listener(), stages=["lr_sweep"]).trained == 0
+    assert bad(study) == sorted(tampered)
+
+
+def test_a_call_that_does_not_draw_does_not_bless_a_plot_and_report_draws_it_anew(own_copy):
+    config, study = own_copy
+    before = (study.root / "lr_scale.png").read_bytes()
+    flip_a_byte(study.root / "lr_scale.png")
+    flip_a_byte(study.root / "summary_final.csv")
+    autopilot(config, Listener(), stages=["lr_sweep"])
+    assert bad(study) == ["lr_scale.png", "summary_final.csv"]
+    autopilot(config, Listener())  # writes the tables, has no reason to draw
+    assert bad(study) == ["lr_scale.png"]
+    report(study, Listener())
+    assert bad(study) == []
+    assert (study.root / "lr_scale.png").read_bytes() == before
+
+
+def test_the_remedy_works_and_leaves_nothing_wrong(own_copy):
+    config, study = own_copy
+    run = a_run(study)
+    before = json.loads((study.run_dir(run) / "result.json").read_text())
+    flip_a_byte(study.run_dir(run) / "steps.csv")
+    shutil.rmtree(study.run_dir(run))
+    assert f"runs/{run}/result.json" in bad(study)
+    said: list[str] = []
+    assert autopilot(config, Listener(say=said.append)).trained == 1
+    assert any("was decided, but 1 of its" in line for line in said)
+    assert verify(study)["ok"]
+    assert json.loads((study.run_dir(run) / "result.json").read_text())["val_loss"] == before["val_loss"]
+
+
+def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
+    config, study = own_copy
+    path = study.root / "auto_decisions.json"
+    before = path.read_bytes()
+    decisions = json.loads(before)
+    decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] *= 2  # its hash of the inputs still holds
+    path.write_text(json.dumps(decisions))
+    assert bad(study) == ["auto_decisions.json"]
+    with pytest.raises(UserError, match=r"auto_decisions\.json was edited \(calibrate\): give the study's command again"):
+        report(study, Listener())
+    said: list[str] = []
+    autopilot(config, Listener(say=said.append))
+    assert any("calibrate: the recorded decision does not follow" in line for line in said)
+    assert path.read_bytes() == before
+    assert verify(study)["ok"]
+
+
+def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, monkeypatch):
+    from ebc_lab.study import autopilot as module
+
+    config, study = own_copy
+    shutil.rmtree(study.run_dir(a_run(study)))
+    states = []
+
+    def stop(*_, **__):
+        states.append(verify(study))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_conclusions", stop)
+        with pytest.raises(KeyboardInterrupt):
+            autopilot(config, Listener())
+    states.append(verify(study))  # cut off between the runs and the manifest
+    for found in states:
+        assert found["ok"], found["bad"]
+        assert found["under_way"]
+        assert found["unrecorded"] > 0
+    flip_a_byte(study.run_dir(a_run(study, 25)) / "steps.csv")
+    assert bad(study) == [f"runs/{a_run(study, 25)}/steps.csv"]  # what is recorded is checked all the same
+    autopilot(config, Listener())
+    found = verify(study)
+    assert not found["under_way"]
+    assert [b["file"] for b in found["bad"]] == [f"runs/{a_run(study, 25)}/steps.csv"]
+
+
+def test_a_study_that_has_not_come_to_its_end_may_hold_what_is_not_recorded_yet(own_copy):
+    """Slurm jobs that outlive their driver go on after `ebc-lab report` has recorded what was there."""
+    _, study = own_copy
+    decisions = study.decisions()
+    decisions.pop("finals")
+    (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
+    manifest.strike(study.root, "auto_decisions.json", runs=[a_run(study, 25)])
+    report(study, Listener())
+    assert verify(study)["ok"]
+    manifest.strike(study.root, runs=[a_run(study, 25)])
+    found = verify(study)
+    assert found["ok"]
+    assert found["under_way"]
+
+
+def test_a_run_without_a_result_may_grow(own_copy):
+    _, study = own_copy
+    folder = study.runs / "planned-0123456789"
+    folder.mkdir()
+    for name in ("attempts.jsonl", "log.txt", "checkpoint.pt"):
+        (folder / name).write_text("one line\n")
+    found = verify(study)
+    assert found["ok"]
+    assert found["growing"] == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_text(path.read_text()[:-40]), r"manifest\.json is damaged"),
+        (flip_a_byte, r"manifest\.json (was edited|is damaged)"),
+        (lambda path: path.write_text(path.read_text().replace('"lr_scale.png"', '"lr_scala.png"')), "was edited"),
+        (lambda path: path.unlink(), r"has no manifest\.json: it is written when a call ends"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_said_at_once(own_copy, damage, words):
+    config, study = own_copy
+    damage(study.root / "manifest.json")
+    with pytest.raises(UserError, match=words):
+        verify(study)
+    if (study.root / "manifest.json").exists():
+        with pytest.raises(UserError, match=words):
+            autopilot(config, Listener())
+        (study.root / "manifest.json").unlink()
+    report(study, Listener())  # the remedy that the error names
+    assert verify(study)["ok"]
+
+
+def test_a_study_moved_to_another_torch_is_still_verified(own_copy, monkeypatch):
+    from ebc_lab import config as schema
+
+    _, study = own_copy
+    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    assert verify(study)["ok"]
