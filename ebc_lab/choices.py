@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig, UserError
+from .config import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig, UserError, type_hints
 
 FRESH = {
     "controller": ControllerConfig,
@@ -64,14 +64,9 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)  # slow, and a study asks once a run
-
-
 def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
     kind: Any = type(config)
-    hints = _hints(kind)
+    hints = type_hints(kind)
     out = {}
     for key, value in settings.items():
         if key not in hints:

@@ -296,9 +296,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+@functools.cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """Field -> its type, looked up once: it is slow, and a study asks for every run."""
+    return typing.get_type_hints(cls)
+
+
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """The inverse of `to_dict`, types enforced. Raises UserError on an unknown key or a wrong type."""
-    hints = typing.get_type_hints(cls)
+    hints = type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
         raise UserError(f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version.")

@@ -1,7 +1,7 @@
-"""What the orchestration costs: the driver's own time per run, `status` on a large study, the share of a study not spent training.
+"""What the orchestration costs: the driver's own time per run, `status` on a large study, the share of time not spent training.
 
-    python scripts/orchestration.py many [RUNS]              a study of 1,000 trivial runs over two slots, in a temporary folder
-    python scripts/orchestration.py share [OVERRIDES…]       an autopilot (default: scale=laptop), and what its slots did meanwhile
+    python scripts/orchestration.py many [RUNS]            a study of 1,000 trivial runs over two slots, in a temporary folder
+    python scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots did meanwhile
 
 The driver's own cost is the processor time of the process that plans, launches, decides and summarises; workers are others.
 """
@@ -27,12 +27,12 @@ TRIVIAL = [
     "model.blocks=1",
     "model.width=8",
     "model.context=8",
-    "batch_size=2",
+    "batch_size=4",
     "budget.probe_sequences=1",
     "eval_windows=2",
     "device=cpu",
     "study.stages=[lr_sweep]",
-    "lr_sweep.steps=2",
+    "lr_sweep.steps=12",
     "lr_sweep.max_extensions=0",
     "launcher.slots=2",
     "study.name=many",
@@ -43,9 +43,9 @@ def many(runs: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw = random.Random(0)
         text = Path(folder) / "text.txt"
-        text.write_text("".join(draw.choices("abcdefgh \n", k=2000)))
+        text.write_text("".join(draw.choices(["the ", "cat ", "sat\n"], k=600)))
         others = 6  # the winner's replicates and decaying controls
-        grid = ",".join(f"{1e-4 * (1 + i / 100):.6g}" for i in range(runs - others))
+        grid = ",".join(f"{1e-2 * (1 + i / 1000):.6g}" for i in range(runs - others))
         asked = [*TRIVIAL, f"data.file={text}", f"output_dir={folder}/out", f"lr_sweep.grids.adam=[{grid}]"]
         config = compose(asked)
         cpu, wall = time.process_time(), time.perf_counter()

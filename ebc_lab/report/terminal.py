@@ -187,6 +187,10 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     if found["holder"] is not None:
         h = found["holder"]
         console.print(f"run by process {h.get('pid', '?')} on {h.get('host', '?')} since {h.get('since', '?')}")
+    if found["queue"]:
+        jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
+        alone = "" if found["holder"] is not None else "; nobody drives them: the command that began the study adopts them"
+        console.print(Text(f"Slurm jobs: {jobs}{alone}"))
     table = _table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in found["stages"]:
         outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])

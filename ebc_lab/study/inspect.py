@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 from ..config import STAGES, Config, RunConfig, UserError, from_dict, run_part, to_dict
 from ..overrides import compose
 from ..telemetry import checksum_holds, read_json
-from . import pace, reuse
+from . import pace, reuse, slurm
 from .forecast import forecast
+from .guards import cause_class
 from .launch import slots
 from .reuse import ResultsOf
+from .session import Session
 from .store import FINISHED, Record, Study
 
 
@@ -57,6 +60,7 @@ def status(study: Study) -> dict[str, Any]:
         decisions = {}
         problems.append(str(error))
     holder = study.holder()
+    queue = _queue(study, config.launcher.queue_every_s)
     records = study.records()
     problems += [r.problem for r in records if r.problem]
     runs = [_run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
@@ -103,7 +107,8 @@ def status(study: Study) -> dict[str, Any]:
         "scale": config.scale,
         "corpus": header["corpus"],
         "stages": stages,
-        "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None else [],
+        "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None or queue else [],
+        "queue": queue,
         "eta_s": eta,
         "failures": failures,
         "problems": problems,
@@ -126,19 +131,31 @@ def _run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapp
 
 def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Failed runs grouped by cause, with one command that does the first of them again."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
-        groups.setdefault((r["outcome"], r["cause"] or ""), []).append(r["run_id"])
+        groups.setdefault(cause_class(r["outcome"], r["cause"]), []).append(r)
     return [
         {
-            "outcome": outcome,
-            "cause": cause,
-            "runs": ids,
-            "log": str(study.run_dir(ids[0]) / "log.txt"),
-            "command": _again(study, config, ids[0]),
+            "outcome": alike[0]["outcome"],
+            "cause": alike[0]["cause"] or "",
+            "runs": [r["run_id"] for r in alike],
+            "log": str(study.run_dir(alike[0]["run_id"]) / "log.txt"),
+            "command": _again(study, config, alike[0]["run_id"]),
         }
-        for (outcome, cause), ids in groups.items()
+        for alike in groups.values()
     ]
+
+
+def _queue(study: Study, every_s: float) -> dict[str, int] | None:
+    """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. None without."""
+    found: Counter[str] = Counter()
+    sessions = list(Session.of(study, "slurm"))
+    for session in sessions:
+        try:
+            found.update(job.state for job in slurm.looked_up(session, every_s).values() if job.live)
+        except slurm.QueueSilent:
+            found["UNKNOWN"] += 1
+    return dict(found) if sessions else None
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
