@@ -1,7 +1,7 @@
 """What the orchestration costs: the driver's own time per run, `status` on a large study, the share of time not spent training.
 
     python scripts/orchestration.py many [RUNS]            a study of 1,000 trivial runs over two slots, in a temporary folder
-    python scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots did meanwhile
+    python scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots did
 
 The driver's own cost is the processor time of the process that plans, launches, decides and summarises; workers are others.
 """

@@ -232,14 +232,52 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
 
 
 @pytest.mark.slow
-def test_a_time_out_is_a_checkpoint_and_a_requeue(study, tiny, tmp_path):
-    """Slurm's shortest time-outs are minutes: runs long enough to meet one."""
-    longer = ["finals.steps=12000", "seeds=[0]", "study.stages=[lr_sweep,calibrate,lr_scale,finals]"]
-    said = study.finish(*longer, "launcher.slots=1", "launcher.timeout_min=2", "launcher.signal_delay_s=60")
-    [key] = [k for k in study.jobs() if k.endswith("_0")] or list(study.jobs())
-    shown = subprocess.run(["scontrol", "show", "job", key], capture_output=True, text=True, check=True).stdout
-    assert re.search(r"Restarts=[1-9]", shown), shown + said
-    assert not [e for e in study.events() if e["event"] == "lost"]
-    inline = [*CLI, "autopilot", *tiny, *longer, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
+def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
+    """All of it in one study, whose finals are long enough for Slurm's shortest time-outs, which are minutes."""
+    asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=3000"]
+    study = SlurmStudy(asked, tmp_path)
+    short = ["launcher.timeout_min=2", "launcher.signal_delay_s=60"]
+    driver = study.start(*short)
+    until(driver, "submitted", "2 job(s) running", "calibrate: ")
+    first = set(study.live())
+    subprocess.run(WHOLE_NODE, check=True, capture_output=True)
+    until(driver, "waiting", "2 job(s) running", "finals: ")
+    driver.kill()
+    driver.communicate()
+    driver = study.start(*short)
+    assert "adopted" in until(driver, "finals: ")
+    victim, survivor = sorted(study.live())
+    subprocess.run(["scancel", victim], check=True)
+    out = rest(driver)
+    assert f"job {victim} was cancelled from outside; 1 job(s) share what is left" in out
+    assert study.live() == []
+    shown = subprocess.run(["scontrol", "show", "job", survivor], capture_output=True, text=True, check=True).stdout
+    assert survivor in first
+    assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
+    inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
     subprocess.run(inline, check=True, capture_output=True)
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(tmp_path / "inline/summary_final.csv")
+    for table in ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv"):
+        assert without_timing(tmp_path / "s" / table) == without_timing(tmp_path / "inline" / table)
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
+    """docs/slurm.md, every line with a $, in order, in a folder as a user has it after the set-up."""
+    here = Path(__file__).parents[2]
+    (tmp_path / "scripts").symlink_to(here / "scripts")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    command = tmp_path / ".venv" / "bin" / "ebc-lab"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ebc_lab.cli import main; main()" "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    lines = [x[2:] for x in (here / "docs" / "slurm.md").read_text().splitlines() if x.startswith("$ ")]
+    assert len(lines) >= 8
+    said = {}
+    for line in lines:
+        done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+        said[line] = done.stdout + done.stderr
+        assert done.returncode == 0, f"{line}\n{said[line]}"
+    assert "0 run(s) trained in this call" in said[[x for x in lines if "study.name=first" in x][-1]]
+    assert (tmp_path / "outputs/ebc_ablation/second/acceptance.json").exists()
+    assert len(list((tmp_path / "outputs/multirun").glob("*/*/*/result.json"))) == 2
