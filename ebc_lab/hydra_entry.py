@@ -65,7 +65,8 @@ def train(arguments: Sequence[str]) -> None:
         combinations = expand(given.overrides) if multirun else [given.overrides]
         for combination in combinations:
             check_overrides(combination, hydra_keys=True)
-        configs = [compose(_own(combination), study=False) for combination in combinations]
+        here = "hydra/launcher=submitit_slurm" not in given.overrides
+        configs = [compose(_own(combination), study=False, here=here) for combination in combinations]
         settings = _hydra_settings([*combinations[0], *extra])
         chosen = any(o.startswith("hydra/launcher=") for o in given.overrides)
         if chosen and not multirun:

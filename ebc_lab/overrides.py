@@ -16,13 +16,14 @@ from .config import Config, UserError
 from .validation import validate
 
 
-def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
+def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) -> Config:
     """Compose and validate the configuration.
 
     Args:
         overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`.
         study: the overrides are a study's, not one run's: `optimizer=`, `projection=` and `budget=` then choose what
             the sweep covers, and settings that a stage decides are refused.
+        here: this machine trains, so that it must have the device asked for.
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a value of the wrong type or out of range.
     """
@@ -53,7 +54,7 @@ def compose(overrides: Sequence[str], *, study: bool = True) -> Config:
             first = "an arm that the suite does not have goes into a file of conf/study; here those it has can be changed"
             key = "ablation.arms"
         raise UserError(f"{key + ': ' if key else ''}{first}") from None
-    validate(config, study=study)
+    validate(config, study=study, here=here)
     return config
 
 

@@ -7,6 +7,7 @@ the seed, everything else that the next step depends on is in the checkpoint.
 from __future__ import annotations
 
 import ctypes
+import errno
 import io
 import math
 import time
@@ -47,6 +48,10 @@ FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can f
 
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
+
+
+class DeviceFailed(Exception):
+    """The GPU under a run is gone or broken; says how. Another process may carry the run on."""
 
 
 def set_up_torch(run: RunConfig) -> None:
@@ -367,6 +372,7 @@ class Training:
         return result
 
 
+STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
 OOM = (MemoryError, torch.OutOfMemoryError)
 
 
@@ -376,12 +382,18 @@ def is_oom(error: BaseException) -> bool:
     return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words))
 
 
+def is_device_failure(error: BaseException) -> bool:
+    """A GPU that vanished, or whose context is broken: nothing more can be done with it in this process."""
+    words = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+
+
 def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
     """Carry one run to an outcome and write its `result.json`; a result that is already there is returned as it is.
 
     `hooks` go to `Training.run`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
-    `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is; and
-    OSError when the folder itself cannot be written.
+    `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is;
+    OSError when the folder itself cannot be written; and DeviceFailed when the GPU is gone, which says nothing about the run.
     """
     path = directory / "result.json"
     name = digest(identity(run))
@@ -392,7 +404,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         return found
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / "log.txt"
-    started = time.time()
+    started = time.perf_counter()
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
     try:
@@ -400,14 +412,15 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
-        full_disk = isinstance(error, OSError) and error.errno in (28, 30, 122)
-        if full_disk:
+        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             raise
         with open(log, "a") as f:
             f.write(traceback.format_exc())
-        kind = "oom" if is_oom(error) else "failed"
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.time() - started}
+        if is_device_failure(error) and not is_oom(error):
+            raise DeviceFailed(cause) from error
+        kind = "oom" if is_oom(error) else "failed"
+        result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.perf_counter() - started}
     result = {"run_id": run_id, "identity": name, **result}
     write_sealed(path, result)
     if result["outcome"] in ("completed", "diverged"):

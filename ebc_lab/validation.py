@@ -88,9 +88,14 @@ def positive(key: str, value: float, *, zero: bool = False) -> None:
     need(ok, f"{key} must be a finite number {'>= 0' if zero else '> 0'}, not {value}.")
 
 
-def validate(config: Config, *, study: bool) -> None:
-    """Refuse what cannot be meant, of one run or, with `study`, of runs whose budget the stages choose. Raises UserError."""
+def validate(config: Config, *, study: bool, here: bool = True) -> None:
+    """Refuse what cannot be meant, of one run or, with `study`, of runs whose budget the stages choose. Raises UserError.
+
+    `here`: what trains is this machine, unless the launcher says otherwise, so it must have the device.
+    """
     _validate_study(config)
+    if config.device == "cuda" and here and config.launcher.name != "slurm":
+        need_gpu()
     validate_run(_stage_run(config) if study else config)
 
 
@@ -164,11 +169,14 @@ def validate_run(run: RunConfig) -> None:
         run.lr_schedule.name != "replay" or bool(run.lr_schedule.source),
         "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
     )
-    if run.device == "cuda":
-        from .doctor import visible_gpus
-
-        need(bool(visible_gpus()), "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).")
     check_run(run)
+
+
+def need_gpu() -> None:
+    """Refuse a GPU's work where none is. Raises UserError."""
+    from .doctor import visible_gpus
+
+    need(bool(visible_gpus()), "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).")
 
 
 def check_run(run: RunConfig) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from ..config import Config, UserError, digest
 from ..doctor import cores, visible_gpus
 from ..telemetry import read_json, write_json, write_sealed
+from ..validation import need_gpu
 from . import attempts
 from .session import Session
 from .signature import RunSpec
@@ -114,7 +115,7 @@ class InlinePool:
         self.slots = 1
 
     def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
-        from ..training import Interrupted
+        from ..training import DeviceFailed, Interrupted
         from .worker import POLL_S, execute
 
         asked: list[int] = []
@@ -132,6 +133,8 @@ class InlinePool:
                             time.sleep(POLL_S)
                 except Interrupted:
                     raise KeyboardInterrupt from None
+                except DeviceFailed as error:
+                    raise WorkersFailed(f"the GPU is gone ({error}); the same command carries on from here.") from None
                 check_in([spec.run_id], [])
         finally:
             for sig, handler in previous.items():
@@ -260,7 +263,7 @@ class WorkerPool(ABC):
 
     def _bury(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
         """A worker has died: charge the run it was on; give the run up once it has cost too many workers."""
-        cause = self.killed.pop(death.worker, death.cause)
+        cause = self.killed.pop(death.worker, None) or note.get("cause") or death.cause
         run_id = note.get("run_id")
         self.session.forget(death.worker)
         self.beats.pop(death.worker, None)
@@ -318,6 +321,8 @@ def worker_env(config: Config) -> dict[str, str]:
 def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
     """The pool that `config.launcher` asks for; on the way out closed, or left to its own if the driver was interrupted."""
     pool: Pool
+    if config.device == "cuda" and config.launcher.name != "slurm":
+        need_gpu()  # a study that was begun on one may be carried on without
     if config.launcher.name == "inline":
         pool = InlinePool(config, study)
     elif config.launcher.name == "slurm":

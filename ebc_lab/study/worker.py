@@ -27,7 +27,7 @@ POLL_S = 0.1
 WATCH_S = 1.0
 GRACE_S = 60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what it announced
-CANNOT_WRITE = 74  # exit code, of sysexits.h
+CANNOT_WRITE, DEVICE_FAILED = 74, 75  # exit codes, of sysexits.h: an I/O error; a temporary failure
 
 
 def execute(
@@ -145,7 +145,7 @@ def driver_gone(path: Path) -> bool:
 
 
 def work(root: Path, name: str) -> int:
-    """Train until nothing is left. -> exit code: 0 done, 74 the study cannot be written, 130 stopped."""
+    """Train until nothing is left. -> exit code: 0 done, 74 the study cannot be written, 75 the GPU is gone, 130 stopped."""
     session = Session(root)
     about: dict[str, Any] = session.about()
     study = Study(Path(about["study"]))
@@ -154,7 +154,7 @@ def work(root: Path, name: str) -> int:
     session.note(name, run_id=None, ran=ran, **seen)
     stop = _Stop(session, bound=about["bound"])
     # torch is imported while the driver is still busy: one import a worker, not one a run
-    from ..training import Interrupted
+    from ..training import DeviceFailed, Interrupted
 
     done: set[str] = set()
     worked = beat = time.monotonic()
@@ -179,6 +179,9 @@ def work(root: Path, name: str) -> int:
             except Interrupted:
                 say(None)
                 break
+            except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
+                session.note(name, run_id=run_id, ran=ran + 1, cause=str(error), **seen)
+                return DEVICE_FAILED
             except OSError as error:
                 what = f"{error.filename or study.root}: {error.strerror or error}"
                 session.note(name, run_id=None, ran=ran + 1, error=what, **seen)

@@ -6,12 +6,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from ebc_lab.config import UserError
+from ebc_lab.overrides import compose
 from ebc_lab.report.tables import TIMING_COLUMNS
+from ebc_lab.study.launch import opened
 from ebc_lab.study.store import Study
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -114,6 +118,57 @@ def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
     assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
     timings = pd.read_csv(tmp_path / "s/summary_final.csv").wall_s
     assert timings.between(0, 600).all(), "a duration was taken from a clock that jumps"
+
+
+VANISHING = """
+import os, sys
+if "ebc_lab.study.worker" in " ".join(sys.orig_argv):
+    import importlib.abc, importlib.machinery
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "ebc_lab.training":
+                return None
+            sys.meta_path.remove(self)
+            import ebc_lab.optimizers as optimizers
+            build = optimizers.build
+
+            def broken(model, config):
+                if not os.path.exists({mark!r}):
+                    open({mark!r}, "w").close()
+                    raise RuntimeError("CUDA error: unspecified launch failure")
+                return build(model, config)
+
+            optimizers.build = broken
+            return None
+
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(finished, tiny, tmp_path):
+    """No GPU here: the error that CUDA gives then is raised in the first run of a real worker, once."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(VANISHING.format(mark=str(tmp_path / "struck")))
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
+    assert (tmp_path / "struck").exists()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has lost its worker" in done.stdout
+    assert "CUDA error: unspecified launch failure" in done.stdout
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+
+
+def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(settled, tmp_path):
+    with pytest.raises(UserError, match="nvidia-smi shows no GPU here"):
+        compose(["scale=smoke", "device=cuda"])
+    with (
+        pytest.raises(UserError, match="nvidia-smi shows no GPU here"),
+        opened(replace(settled, device="cuda"), Study(tmp_path)),
+    ):
+        pass  # begun on a GPU, carried on without
+    assert compose(["scale=smoke", "device=cuda", "launcher=slurm"]).device == "cuda"
+    assert compose(["scale=smoke", "device=cuda"], study=False, here=False).device == "cuda"
 
 
 def test_a_second_driver_says_who_holds_the_study_and_leaves(finished, tiny, tmp_path):
