@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class _Side:
         return time.perf_counter() - start
 
 
-def paired_overhead(run: RunConfig) -> dict[str, Any]:
+def paired_overhead(run: RunConfig, on_progress: Callable[[int, float], None] = lambda step, rate: None) -> dict[str, Any]:
     """What the run's stabilizer adds to a step, in per cent of the plain step, audits included.
 
     Blocks of whole audit and probe intervals, plain and stabilized in turn, the order swapped each time; `run.steps` steps a
@@ -74,6 +75,7 @@ def paired_overhead(run: RunConfig) -> dict[str, Any]:
         side.steps(warm)
     ratios, rates = [], []
     for i in range(max(2, (run.steps - WARM_STEPS) // block)):
+        on_progress(i * block, 0.0)
         order = (0, 1) if i % 2 else (1, 0)
         took = {k: sides[k].steps(block) for k in order}
         ratios.append(100 * (took[1] / took[0] - 1))
@@ -87,14 +89,20 @@ def paired_overhead(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def overhead_and_record(run: RunConfig, directory: Path, run_id: str, identity: str) -> None:
+def overhead_and_record(
+    run: RunConfig,
+    directory: Path,
+    run_id: str,
+    identity: str,
+    on_progress: Callable[[int, float], None] = lambda step, rate: None,
+) -> None:
     """Measure and write `result.json` under the measurement's identity; a failure is recorded as one."""
-    started = time.time()
+    started = time.perf_counter()
     try:
-        result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run)}
+        result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run, on_progress)}
     except Exception as error:
         with open(directory / "log.txt", "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    about = {"run_id": run_id, "identity": identity, "steps": run.steps, "wall_s": time.time() - started}
+    about = {"run_id": run_id, "identity": identity, "steps": run.steps, "wall_s": time.perf_counter() - started}
     write_sealed(directory / "result.json", {**about, **result})

@@ -64,6 +64,19 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
 
 
+@functools.cache
+def git_revision() -> str | None:
+    """Of the checkout that this package runs from; None where it is installed without one."""
+    here = Path(__file__).parent
+    if not shutil.which("git"):
+        return None
+    found, tracked = (
+        subprocess.run(["git", "-C", str(here), *asked], capture_output=True, text=True, check=False)
+        for asked in (["describe", "--always", "--dirty", "--abbrev=12"], ["ls-files", "--error-unmatch", __file__])
+    )
+    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
+
+
 def hardware() -> dict[str, Any]:
     """The machine in a few words, without torch."""
     model = platform.processor() or platform.machine()

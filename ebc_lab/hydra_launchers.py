@@ -17,8 +17,9 @@ from typing import Any, NoReturn
 
 from .choices import nearest
 from .config import UserError
+from .study.jobs import LIVE
 from .study.launch import SCRUBBED
-from .study.slurm import KEPT, LIVE
+from .study.slurm import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
 DEFAULTS = {  # where the plugin's own would end a run that can go on from its checkpoint

@@ -43,6 +43,7 @@ from .telemetry import (
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 EVAL_TOKENS = 2048  # tokens of one evaluation forward
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
+REPORT_S = 0.5  # seconds between reports of progress
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 
 
@@ -86,8 +87,13 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count."""
+def evaluate(
+    model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count.
+
+    `alive` is called now and then: a whole split may take a while.
+    """
     sums, counts, hits = [], [], 0
     model.eval()
     for inputs, targets in pairs:
@@ -99,6 +105,7 @@ def evaluate(model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Ten
             sums.append(token_losses(logits, y).view(y.shape).double().sum(1).cpu())
             counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
             hits += int((logits.argmax(-1) == y).sum())
+            alive()
     model.train()
     total, n = torch.cat(sums), torch.cat(counts)
     tokens, k = float(n.sum()), len(n)
@@ -140,6 +147,7 @@ class Training:
         self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
         self.vocabulary = len(corpus.vocabulary)
         self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
+        self.alive: Callable[[], None] = lambda: None
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
         sensing = run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every
@@ -208,6 +216,15 @@ class Training:
         begun = saved = reported = time.perf_counter()
         before, first, reported_step = self.wall_s, self.step, self.step
         cause: str | None = None
+
+        def alive() -> None:
+            nonlocal reported, reported_step
+            now = time.perf_counter()
+            if now - reported >= REPORT_S:
+                on_progress(self.step, (self.step - reported_step) / (now - reported))
+                reported, reported_step = now, self.step
+
+        self.alive = alive
         try:
             while self.step < run.steps:
                 started = time.perf_counter()
@@ -221,9 +238,7 @@ class Training:
                 if self.step % FLUSH_STEPS == 0:
                     self.steps.file.flush()
                     self.evals.file.flush()
-                if now - reported >= 0.5:
-                    on_progress(self.step, (self.step - reported_step) / (now - reported))
-                    reported, reported_step = now, self.step
+                alive()
                 stop = should_stop() and self.step < run.steps
                 self.wall_s = before + time.perf_counter() - begun
                 if (stop or now - saved >= checkpoint_every_s) and self.step > first:
@@ -324,7 +339,7 @@ class Training:
         """`evaluate` at the weights that the optimizer is judged by."""
         self.optimizer.eval()
         try:
-            return evaluate(self.model, self.run_config, pairs)
+            return evaluate(self.model, self.run_config, pairs, self.alive)
         finally:
             self.optimizer.train()
 
@@ -373,6 +388,7 @@ class Training:
 
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
+OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")  # CUDA errors that a run's code makes
 OOM = (MemoryError, torch.OutOfMemoryError)
 
 
@@ -393,7 +409,8 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
 
     `hooks` go to `Training.run`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
     `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is;
-    OSError when the folder itself cannot be written; and DeviceFailed when the GPU is gone, which says nothing about the run.
+    OSError when the folder itself cannot be written; and DeviceFailed when the GPU can do no more in this process (with no
+    result, unless the run's own code has broken it).
     """
     path = directory / "result.json"
     name = digest(identity(run))
@@ -407,6 +424,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     started = time.perf_counter()
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
+    broken = False
     try:
         result = Training(run, directory).run(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
@@ -417,7 +435,8 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         with open(log, "a") as f:
             f.write(traceback.format_exc())
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        if is_device_failure(error) and not is_oom(error):
+        broken = is_device_failure(error) and not is_oom(error)
+        if broken and not any(w in cause for w in OWN_FAULT):
             raise DeviceFailed(cause) from error
         kind = "oom" if is_oom(error) else "failed"
         result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.perf_counter() - started}
@@ -427,4 +446,6 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         (directory / "checkpoint.pt").unlink(missing_ok=True)
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {result['outcome']} {result.get('cause') or ''}\n")
+    if broken:  # the run is to blame, and no other can be trained in this process any more
+        raise DeviceFailed(result["cause"])
     return result

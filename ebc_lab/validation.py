@@ -53,18 +53,7 @@ SLURM_SETTINGS = (  # launcher.… that only launcher=slurm reads
     "queue_every_s",
     "idle_s",
 )
-SBATCH_OURS = {
-    "array",
-    "job-name",
-    "output",
-    "error",
-    "signal",
-    "requeue",
-    "no-requeue",
-    "open-mode",
-    "nodes",
-    "ntasks-per-node",
-}
+SBATCH_OURS = ("array", "error", "job_name", "nodes", "ntasks_per_node", "open_mode", "output", "requeue", "signal", "time")
 TUNABLE = ("lr_scale", "delta", "strength")
 LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
 LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier on delta*, where it is known beforehand
@@ -94,6 +83,10 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     `here`: what trains is this machine, unless the launcher says otherwise, so it must have the device.
     """
     _validate_study(config)
+    need(
+        config.device != "auto" or config.launcher.name != "slurm" or not study,
+        "launcher=slurm needs device=cuda or device=cpu: what this machine has says nothing about the nodes.",
+    )
     if config.device == "cuda" and here and config.launcher.name != "slurm":
         need_gpu()
     validate_run(_stage_run(config) if study else config)
@@ -272,7 +265,7 @@ def _launcher(launcher: LauncherConfig) -> None:
     if launcher.name == "slurm":
         need(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
         need(launcher.workers_per_gpu == 1, "launcher.workers_per_gpu is a setting of launcher=local.")
-        ours = sorted(SBATCH_OURS & {k.replace("_", "-") for k in launcher.sbatch})
+        ours = [k for k in launcher.sbatch if k.replace("-", "_") in SBATCH_OURS]
         need(not ours, f"launcher.sbatch.{''.join(ours[:1])} is set by the launcher itself: see docs/slurm.md.")
         need(
             60 * launcher.timeout_min > launcher.signal_delay_s,

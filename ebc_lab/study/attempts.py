@@ -20,9 +20,11 @@ SEEN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_ARRAY_
 def note(directory: Path, event: str, **about: Any) -> None:
     """Append one happening; a single write, so that lines of two processes never mix."""
     line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **about}) + "\n"
-    descriptor = os.open(directory / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(directory / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line.encode())
+        size = os.fstat(descriptor).st_size
+        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a crash cut the last line off
+        os.write(descriptor, (b"\n" if torn else b"") + line.encode())
     finally:
         os.close(descriptor)
 

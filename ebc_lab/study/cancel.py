@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ..config import UserError, digest
 from ..telemetry import read_json, write_sealed
-from . import attempts
+from . import attempts, jobs
 from .guards import cancel_mark
-from .launch import Say, WorkersFailed
-from .session import Session
-from .store import Study
+from .launch import Say
+from .store import Study, claimed
+from .worker import GRACE_S
 
-DRIVER_S = 45.0  # for a driver to close its workers
+DRIVER_S = 180.0  # for a driver to close its workers, or to come back from drawing and measuring
 POLL_S = 0.2
 
 
@@ -23,8 +24,6 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     They are tried again, from their checkpoints, by the command that began the study. Raises UserError: no study, a driver
     that does not answer, a queue that cannot be asked.
     """
-    from . import slurm
-
     study.header()
     holder = study.holder()
     if holder is not None:
@@ -34,20 +33,23 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
         while study.holder() is not None:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"process {holder.get('pid', '?')} on {holder.get('host', '?')} still holds study {study.name}: kill it "
-                    "(its workers end by themselves), then cancel again."
+                    f"process {holder.get('pid', '?')} on {holder.get('host', '?')} still holds study {study.name}: kill it, "
+                    "then cancel again, which ends its Slurm jobs; workers on its own machine end by themselves."
                 )
             time.sleep(POLL_S)
-    jobs = 0
-    for session in Session.of(study, "slurm"):
+    ended, session = 0, jobs.session_of(study)
+    if session is not None:
         try:
-            jobs += slurm.dismiss(session, say)
-        except (slurm.QueueSilent, WorkersFailed) as error:
-            raise UserError(f"the jobs named {slurm.job_name(session)} cannot be ended: {error}") from None
+            ended, left = jobs.dismiss(session)
+        except jobs.QueueSilent as error:
+            raise UserError(f"the jobs named {jobs.job_name(session)} cannot be ended ({error}): try again.") from None
+        if left:
+            raise UserError(f"Slurm still shows {', '.join(left)}, though cancelled: look with squeue, and cancel again later.")
     with study.held():
         runs = _record(study)
+        jobs.forget(study)
         cancel_mark(study).unlink(missing_ok=True)
-    return {"study": study.name, "driver": holder, "jobs": jobs, "runs": runs}
+    return {"study": study.name, "driver": holder, "jobs": ended, "runs": runs}
 
 
 def _record(study: Study) -> list[str]:
@@ -55,13 +57,28 @@ def _record(study: Study) -> list[str]:
     runs = []
     for path in sorted(study.runs.glob(f"*/{attempts.FILE}")):
         directory = path.parent
-        if (directory / "result.json").exists():
-            continue
-        spec = read_json(directory / "spec.json")
-        now = study.progress(directory.name) or {}
-        result = {"run_id": directory.name, "identity": digest(spec["identity"]), "outcome": "cancelled"}
-        write_sealed(directory / "result.json", {**result, "cause": "ebc-lab cancel", "steps": now.get("step", 0)})
-        attempts.note(directory, "cancelled")
-        (directory / "progress.json").unlink(missing_ok=True)
-        runs.append(directory.name)
+        if not (directory / "result.json").exists() and _give_up(study, directory):
+            runs.append(directory.name)
     return runs
+
+
+def _give_up(study: Study, directory: Path) -> bool:
+    """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last checkpoint.
+
+    Raises UserError when the worker does not let go.
+    """
+    deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
+    while True:
+        with claimed(directory) as mine:
+            if (directory / "result.json").exists():
+                return False
+            if mine:
+                spec, now = read_json(directory / "spec.json"), study.progress(directory.name) or {}
+                about = {"run_id": directory.name, "identity": digest(spec["identity"]), "outcome": "cancelled"}
+                write_sealed(directory / "result.json", {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)})
+                attempts.note(directory, "cancelled")
+                (directory / "progress.json").unlink(missing_ok=True)
+                return True
+        if time.monotonic() > deadline:
+            raise UserError(f"a worker still trains in {directory}: see {directory / attempts.FILE} for where, and end it.")
+        time.sleep(POLL_S)

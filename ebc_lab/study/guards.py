@@ -14,7 +14,6 @@ from .store import FINISHED, Study
 
 ALIKE_FIRST = 2  # failures alike that stop a stage in which nothing has finished yet
 ALIKE_LATER = 3  # in a row, that stop it later on
-FEWEST_TIMED = 1  # finished runs from which the time of others is foretold
 
 
 class StageFailed(Exception):
@@ -97,8 +96,7 @@ class Limits:
         if result["outcome"] in FINISHED and result.get("wall_s"):
             done = spec.cost * result["steps"] / spec.run.steps
             self._timed.append((float(result["wall_s"]), done))
-            if len(self._timed) >= FEWEST_TIMED:
-                self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
+            self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
 
     def tick(self, busy: int) -> None:
         """So many workers have been training since the last call. Raises StageFailed once the hours are used up."""

@@ -12,12 +12,11 @@ from typing import Any
 from ..config import STAGES, Config, RunConfig, UserError, from_dict, run_part, to_dict
 from ..overrides import compose
 from ..telemetry import checksum_holds, read_json
-from . import pace, reuse, slurm
+from . import jobs, pace, reuse
 from .forecast import forecast
 from .guards import cause_class
 from .launch import slots
 from .reuse import ResultsOf
-from .session import Session
 from .store import FINISHED, Record, Study
 
 
@@ -60,9 +59,9 @@ def status(study: Study) -> dict[str, Any]:
         decisions = {}
         problems.append(str(error))
     holder = study.holder()
-    queue = _queue(study, config.launcher.queue_every_s)
+    queue, silent = _queue(study, config.launcher.queue_every_s)
     records = study.records()
-    problems += [r.problem for r in records if r.problem]
+    problems += [*silent, *(r.problem for r in records if r.problem)]
     runs = [_run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     sound = [s for s, d in decisions.items() if checksum_holds(d, "decision_sha256")]  # the others may lack anything
@@ -146,16 +145,14 @@ def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> lis
     ]
 
 
-def _queue(study: Study, every_s: float) -> dict[str, int] | None:
-    """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. None without."""
-    found: Counter[str] = Counter()
-    sessions = list(Session.of(study, "slurm"))
-    for session in sessions:
-        try:
-            found.update(job.state for job in slurm.looked_up(session, every_s).values() if job.live)
-        except slurm.QueueSilent:
-            found["UNKNOWN"] += 1
-    return dict(found) if sessions else None
+def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
+    """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. And problems."""
+    try:
+        session = jobs.session_of(study)
+        known = jobs.looked_up(session, every_s) if session else {}
+    except (UserError, jobs.QueueSilent) as error:
+        return {}, [str(error)]
+    return dict(Counter(job.state for job in known.values() if job.live)), []
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:

@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, UserError, digest
-from ..doctor import cores, visible_gpus
+from .. import __version__
+from ..config import NUMERICS_VERSION, Config, UserError, digest
+from ..doctor import cores, git_revision, versions, visible_gpus
 from ..telemetry import read_json, write_json, write_sealed
 from ..validation import need_gpu
 from . import attempts
 from .session import Session
 from .signature import RunSpec
-from .store import FINISHED, Study
+from .store import FINISHED, Study, claimed
 
 WORKER_NICENESS = 5
-STARTS_TO_GIVE_UP = 3  # workers that die before they took a run
+STARTS_TO_GIVE_UP = 3  # workers in a row that die, or give up waiting, before they took a run
+RUNS_TO_AVOID = 2  # different runs that lost their worker in one place, one after the other, before it is avoided
 WATCH_S = 1.0  # between two looks at the heartbeats
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's
 CheckIn = Callable[[Sequence[str], Sequence[str]], None]  # (newly done, being trained), at every poll; raises to stop the wave
@@ -42,12 +44,14 @@ class WorkersFailed(Exception):
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that is no more. `clean`: it ended by itself, with nothing left to do."""
+    """A worker that is no more. `clean`: it ended by itself, with nothing left that it could do; `counts`: its start was ours,
+    so that failing at it says something."""
 
     worker: str
     cause: str
     log: Path
     clean: bool = False
+    counts: bool = True
 
 
 class WorkerCommand:
@@ -74,6 +78,7 @@ class WorkerCommand:
         self.process = subprocess.Popen(
             command, env={**inherited, **self.env}, start_new_session=local, preexec_fn=prepare, stdin=subprocess.DEVNULL
         )
+        write_json(Path(self.session) / f"process-{name}.json", {"pid": self.process.pid}, durable=False)
         if local:
             for sig in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(sig, lambda number, _: self._tell(number))
@@ -129,7 +134,10 @@ class InlinePool:
                 try:
                     while not (directory / "result.json").exists():
                         done = execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
-                        if not done:  # a worker of a driver that has just died still holds it
+                        if not done:  # a worker of a driver that has died still holds it
+                            if asked:
+                                raise KeyboardInterrupt
+                            check_in([], [])
                             time.sleep(POLL_S)
                 except Interrupted:
                     raise KeyboardInterrupt from None
@@ -157,6 +165,7 @@ class WorkerPool(ABC):
         self.lost: dict[str, int] = {}
         self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.stillborn = 0
+        self.deaths_at: dict[str, set[str | None]] = {}  # place -> runs that lost their worker there, one after the other
         self.watched = 0.0
         self.beats: dict[str, tuple[Any, float, str | None, float]] = {}  # worker -> (sign of life, since, run, since)
 
@@ -175,6 +184,14 @@ class WorkerPool(ABC):
     @abstractmethod
     def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
         """End a worker that no longer answers."""
+
+    @abstractmethod
+    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+        """Where a worker ran: what may be broken when workers keep dying there."""
+
+    @abstractmethod
+    def _avoid(self, place: str) -> None:
+        """Start no more workers there."""
 
     @abstractmethod
     def close(self) -> None:
@@ -202,7 +219,7 @@ class WorkerPool(ABC):
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            check_in(done, [n["run_id"] for n in notes.values() if n.get("run_id")])
+            check_in(done, [run for worker in self._at_work() if (run := notes.get(worker, {}).get("run_id"))])
             if not left:
                 return
             if tried < len(ordered):
@@ -267,13 +284,17 @@ class WorkerPool(ABC):
         run_id = note.get("run_id")
         self.session.forget(death.worker)
         self.beats.pop(death.worker, None)
+        if note.get("ran"):
+            self.stillborn = 0
+        elif death.counts:
+            self.stillborn += 1
+        if self.stillborn >= STARTS_TO_GIVE_UP:
+            what = "find no run that they can claim" if death.clean else "die before they take a run"
+            raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
         if death.clean:
             return
+        self._blame(self._place(death.worker, note), run_id, int(note.get("ran") or 0))
         if run_id is None:
-            if not note.get("ran"):
-                self.stillborn += 1
-            if self.stillborn >= STARTS_TO_GIVE_UP:
-                raise WorkersFailed(f"workers die before they take a run ({cause}): read {death.log}.")
             return
         directory = self.study.run_dir(run_id)
         if (directory / "result.json").exists():
@@ -284,9 +305,29 @@ class WorkerPool(ABC):
             return
         self.lost[run_id] = self.lost.get(run_id, 0) + 1
         if self.lost[run_id] > self.config.launcher.max_lost:
+            self._give_up(specs[run_id], death, cause)
+
+    def _blame(self, place: str | None, run_id: str | None, ran: int) -> None:
+        """Avoid a place where workers die on one run after the other, without having finished any between."""
+        if place is None:
+            return
+        runs = self.deaths_at.setdefault(place, set())
+        if ran > 1:
+            runs.clear()
+        runs.add(run_id)
+        if len(runs) >= RUNS_TO_AVOID:
+            del self.deaths_at[place]
+            self._avoid(place)
+
+    def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
+        """Record a run as lost, unless another worker has taken it up meanwhile."""
+        run_id, directory = spec.run_id, self.study.run_dir(spec.run_id)
+        with claimed(directory) as mine:
+            if not mine or (directory / "result.json").exists():
+                return
             times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
             cause = f"its worker died {times}, at last: {cause}; its log: {death.log}"
-            identity = digest(specs[run_id].identity)
+            identity = digest(spec.identity)
             result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
             write_sealed(directory / "result.json", result)
 
@@ -306,9 +347,10 @@ def slots(config: Config) -> int:
 
 
 def habits(config: Config) -> dict[str, Any]:
-    """What session.json tells every worker, wherever it runs."""
+    """What session.json tells every worker, wherever it runs, and which code is meant."""
     asked = config.launcher
-    return {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10}
+    code = {"ebc_lab": __version__, "git": git_revision(), "torch": versions()["torch"], "numerics_version": NUMERICS_VERSION}
+    return {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10, "code": code}
 
 
 def worker_env(config: Config) -> dict[str, str]:
@@ -345,11 +387,11 @@ def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterat
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """How a worker process ended, in words."""
+    """How a worker process ended, in words; empty when nobody was there to say."""
     try:
         code = int(read_json(session.root / f"exit-{worker}.json")["code"])
-    except (FileNotFoundError, UserError):
-        return "killed together with what had started it"
+    except (OSError, UserError):
+        return ""
     if code >= 0:
         return f"it ended with exit code {code}"
     try:

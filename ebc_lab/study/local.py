@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..config import Config
-from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, habits, worker_env
+from ..config import Config, UserError
+from ..telemetry import read_json
+from .launch import Death, Say, WorkerCommand, WorkerPool, WorkersFailed, exit_cause, habits, worker_env
 from .session import Session
 from .store import Study
 
@@ -30,12 +31,14 @@ class LocalPool(WorkerPool):
         session = Session.begin(study, "local", bound=True, idle_s=None, **habits(config))
         super().__init__(config, study, session, slots, say)
         self.gpus = list(gpus)
-        self.lock = FileLock(session.lock_path)
+        self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.jobs: dict[int, Any] = {}
+        self.retired: set[int] = set()
 
     def _staff(self, wanted: int) -> None:
-        for slot in range(min(self.slots, wanted)):
+        usable = [slot for slot in range(self.slots) if slot not in self.retired]
+        for slot in usable[:wanted]:
             if slot not in self.jobs:
                 self._start(slot)
 
@@ -56,13 +59,33 @@ class LocalPool(WorkerPool):
         gone = [slot for slot, job in self.jobs.items() if job.done()]
         deaths = []
         for slot in gone:
-            job = self.jobs.pop(slot)
-            deaths.append(Death(str(slot), exit_cause(self.session, str(slot)), Path(job.paths.stdout)))
-            (self.session.root / f"exit-{slot}.json").unlink(missing_ok=True)
+            job, cause = self.jobs.pop(slot), exit_cause(self.session, str(slot))
+            if not cause:  # what had started it was killed: the worker itself may live on
+                self._end(str(slot))
+            deaths.append(Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout)))
+            for left in ("exit", "process"):
+                (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
         return deaths
 
     def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
-        _end(note)
+        self._end(worker)
+
+    def _end(self, worker: str) -> None:
+        """Kill a worker that does not answer, with whatever it started."""
+        try:
+            os.killpg(int(read_json(self.session.root / f"process-{worker}.json")["pid"]), signal.SIGKILL)
+        except (OSError, UserError):
+            return
+
+    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+        return worker
+
+    def _avoid(self, place: str) -> None:
+        self.retired.add(int(place))
+        gpu = f" (GPU {self.gpus[int(place) % len(self.gpus)]})" if self.gpus else ""
+        self.say(f"workers keep dying in slot {place}{gpu}: it is not used any more")
+        if len(self.retired) == self.slots:
+            raise WorkersFailed("workers keep dying in every slot: `ebc-lab status` shows the runs, whose logs say why.")
 
     def close(self) -> None:
         self.session.publish([], closed=True, stop=True)
@@ -72,16 +95,8 @@ class LocalPool(WorkerPool):
             time.sleep(self.poll_s)
         left = [slot for slot, job in self.jobs.items() if not job.done()]
         for slot in left:
-            _end(self.session.notes().get(str(slot), {}))
+            self._end(str(slot))
             self.jobs[slot].cancel()
 
     def leave(self) -> None:
         self.close()
-
-
-def _end(note: Mapping[str, Any]) -> None:
-    """Kill a worker that does not answer, with whatever it started."""
-    try:
-        os.killpg(int(note["pid"]), signal.SIGKILL)
-    except (KeyError, ProcessLookupError, PermissionError):
-        return

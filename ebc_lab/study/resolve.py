@@ -6,18 +6,15 @@ machine or of network never retrains what is finished.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..config import Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import chosen_device, hardware, speeds, versions
+from ..doctor import chosen_device, git_revision, hardware, speeds, versions
 from ..telemetry import write_sealed
 from ..validation import check_run
 from . import manifest
@@ -66,7 +63,7 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
             "environment": environment(identity(config)),
             "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
             "versions": versions(),
-            "git": _git_revision(),
+            "git": git_revision(),
             "hardware": hardware(),
         }
         manifest.strike(study.root, "study.json")
@@ -126,19 +123,3 @@ def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], 
         )
         config = replace(config, dtype=found["faster"])
     return config
-
-
-def _git_revision() -> str | None:
-    here = Path(__file__).parent
-    if not shutil.which("git"):
-        return None
-    found = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    tracked = subprocess.run(
-        ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None

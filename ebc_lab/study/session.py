@@ -58,7 +58,7 @@ class Session:
 
     @classmethod
     def of(cls, study: Study, launcher: str) -> Iterator[Session]:
-        """Those that are there; reading only."""
+        """Those in this user's state directory; reading only."""
         for root in sorted(_state_path(study, launcher).glob("session-*")):
             if (root / "session.json").exists():
                 yield cls(root)
@@ -78,7 +78,7 @@ class Session:
         for path in self.root.glob("worker-*.json"):
             try:
                 out[path.stem.removeprefix("worker-")] = dict(read_json(path))
-            except (FileNotFoundError, UserError):
+            except (OSError, UserError):  # being replaced; on NFS also stale for a moment
                 continue
         return out
 
@@ -87,8 +87,12 @@ class Session:
 
     # -- a worker's side -----------------------------------------------------------------------------------------------
 
-    def tasks(self) -> dict[str, Any]:
-        return dict(read_json(self.root / "tasks.json"))
+    def tasks(self) -> dict[str, Any] | None:
+        """None while it cannot be read: gone, or on NFS stale for a moment."""
+        try:
+            return dict(read_json(self.root / "tasks.json"))
+        except (OSError, UserError):
+            return None
 
     def note(self, worker: str, **about: Any) -> None:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -150,20 +151,17 @@ class Study:
         path = self.run_dir(run_id) / "progress.json"
         try:
             return dict(read_json(path))
-        except (FileNotFoundError, UserError):
+        except (OSError, UserError):  # none, or being replaced; on NFS also stale for a moment
             return None
 
     def holder(self) -> dict[str, Any] | None:
         """Who drives the study now, or None. A look at the lock, which takes and writes nothing."""
-        try:
-            with open(self.root / ".lock", "rb") as f:
-                fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
+        if not locked(self.root / ".lock"):
             return None
-        except OSError:
-            who = self.root / ".driver.json"
-            return dict(read_json(who)) if who.exists() else {}
-        return None
+        try:
+            return dict(read_json(self.root / ".driver.json"))
+        except (OSError, UserError):
+            return {}
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class Study:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Be the only driver of this study. Raises UserError, naming the holder, when somebody else is."""
-        lock = FileLock(self.root / ".lock")
+        lock = FileLock(self.root / ".lock", fallback_to_soft=False)
         try:
             lock.acquire(timeout=2)  # a reader's look may hold it for a moment
         except Timeout:
@@ -253,10 +251,25 @@ def refuse_unwritable(path: Path) -> None:
         raise UserError(f"{path} cannot be written ({existing} does not allow it): choose another output folder.")
 
 
+def locked(path: Path) -> bool:
+    """Whether somebody holds this lock file; the look takes and writes nothing. Raises UserError where there are no locks."""
+    try:
+        with open(path, "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return True
+        remedy = "mount its file system with locks, or choose another"
+        raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}.") from None
+    return False
+
+
 @contextmanager
 def claimed(directory: Path) -> Iterator[bool]:
     """Try to be the only one who trains in this run's folder; yields whether it worked. Freed by the kernel on death."""
-    lock = FileLock(directory / ".lock")
+    lock = FileLock(directory / ".lock", fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

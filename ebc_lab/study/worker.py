@@ -21,9 +21,10 @@ from ..telemetry import write_json, write_sealed
 from . import attempts
 from .session import Session
 from .signature import identity_of
-from .store import Study, claimed
+from .store import Study, claimed, locked
 
 POLL_S = 0.1
+POLL_SHARED_S = 1.0  # in a Slurm job: the folder is every worker's, and its server is everybody's
 WATCH_S = 1.0
 GRACE_S = 60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what it announced
@@ -48,26 +49,27 @@ def execute(
     with claimed(directory) as mine:
         if not mine or (directory / "result.json").exists():
             return False
-        on_claim()
         attempts.note(directory, "begin", **attempts.surroundings())
+        on_claim()
         try:
             kind, run = study.read_spec(run_id)
         except UserError as error:
             _refuse(directory, run_id, error)
             return True
         name = digest(identity_of(kind, run))
-        if kind == "overhead":
-            from ..bench import overhead_and_record
-
-            overhead_and_record(run, directory, run_id, name)
-            attempts.note(directory, "end")
-            return True
 
         def report(step: int, steps_per_s: float) -> None:
-            now = {"step": step, "steps": run.steps, "steps_per_s": steps_per_s, "at": time.time()}
+            now = {"step": step, "steps": run.steps, "steps_per_s": steps_per_s, "at": time.monotonic()}
             write_json(directory / "progress.json", now, durable=False)
 
         report(0, 0.0)
+        if kind == "overhead":
+            from ..bench import overhead_and_record
+
+            overhead_and_record(run, directory, run_id, name, on_progress=report)
+            attempts.note(directory, "end")
+            (directory / "progress.json").unlink(missing_ok=True)
+            return True
         try:
             result = run_and_record(
                 run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
@@ -117,31 +119,13 @@ class _Stop:
         os._exit(1)
 
     def _dismissed(self) -> bool:
-        if self.bound and driver_gone(self.session.lock_path):
+        if not self.session.root.exists() or (self.bound and not locked(self.session.lock_path)):
             return True
-        try:
-            return bool(self.session.tasks()["stop"])
-        except FileNotFoundError:
-            return True
-        except (OSError, UserError):
-            return False
+        tasks = self.session.tasks()
+        return tasks is not None and tasks["stop"]
 
     def __call__(self) -> bool:
         return self.event.is_set()
-
-
-def driver_gone(path: Path) -> bool:
-    """Whether nobody holds the driver's lock any more."""
-    import fcntl
-
-    try:
-        with open(path, "rb") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def work(root: Path, name: str) -> int:
@@ -156,6 +140,7 @@ def work(root: Path, name: str) -> int:
     # torch is imported while the driver is still busy: one import a worker, not one a run
     from ..training import DeviceFailed, Interrupted
 
+    offered: list[str] = []
     done: set[str] = set()
     worked = beat = time.monotonic()
     while not stop.final.is_set():
@@ -163,8 +148,10 @@ def work(root: Path, name: str) -> int:
             stop.final.wait(min(PAUSE_S, about["beat_s"]))
             stop.event.clear()
             continue
-        tasks = session.tasks()
-        todo = [r for r in tasks["runs"] if r not in done]
+        tasks = session.tasks() or {"runs": [], "closed": False}
+        if tasks["runs"] != offered:  # what was done may have been taken back meanwhile
+            offered, done = tasks["runs"], set()
+        todo = [r for r in offered if r not in done]
         did = False
         for run_id in todo:
             if (study.run_dir(run_id) / "result.json").exists():
@@ -192,14 +179,14 @@ def work(root: Path, name: str) -> int:
                 worked = time.monotonic()
                 break
         if not did:
-            if tasks["closed"] and done.issuperset(tasks["runs"]):
+            if tasks["closed"] and done.issuperset(offered):
                 return 0
             if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
                 return 0
             if time.monotonic() - beat > about["beat_s"]:
                 beat = time.monotonic()
                 session.note(name, run_id=None, ran=ran, beat=beat, **seen)
-            stop.event.wait(POLL_S)
+            stop.event.wait(POLL_S if about["bound"] else POLL_SHARED_S)
     return 130
 
 

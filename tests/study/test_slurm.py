@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from ebc_lab.report.tables import TIMING_COLUMNS
-from ebc_lab.study import attempts, slurm
+from ebc_lab.study import attempts, jobs
 from ebc_lab.study.session import Session
 from ebc_lab.study.store import Study
 
@@ -31,7 +31,7 @@ def study(tiny, tmp_path):
     made = SlurmStudy(tiny, tmp_path)
     yield made
     for session in Session.of(made.study, "slurm"):
-        slurm.scancel(slurm.job_name(session))
+        jobs.scancel(jobs.job_name(session))
 
 
 class SlurmStudy:
@@ -52,9 +52,9 @@ class SlurmStudy:
     def call(self, *words: str) -> subprocess.CompletedProcess:
         return subprocess.run([*CLI, *words, "--output-dir", str(self.out)], capture_output=True, text=True)
 
-    def jobs(self) -> dict[str, slurm.Job]:
+    def jobs(self) -> dict[str, jobs.Job]:
         [session] = Session.of(self.study, "slurm")
-        return slurm.queue(slurm.job_name(session))
+        return jobs.queue(jobs.job_name(session))
 
     def live(self) -> list[str]:
         return [key for key, job in self.jobs().items() if job.live]
@@ -227,14 +227,71 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
     (session.root / "queue.json").unlink()
     for _ in range(3):
         found = json.loads(study.call("status", "s", "--json").stdout)
-        assert found["queue"]["RUNNING"] == 2
+        assert found["queue"] == {"RUNNING": 2}
     assert asked.read_text().count("x") == 1
+
+
+def test_a_worker_killed_on_its_node_is_replaced_and_the_run_charged(finished, study):
+    driver = study.start("launcher.slots=1")
+    until(driver, "1 job(s) running", "calibrate: ")
+    [session] = Session.of(study.study, "slurm")
+    [note] = session.notes().values()
+    os.kill(note["pid"], signal.SIGKILL)
+    out = rest(driver)
+    assert out.count("submitted 1 Slurm job(s)") == 2
+    same_as(finished, study)
+
+
+def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study):
+    done = subprocess.run([*study.command, "launcher.setup=['exit 3']"], capture_output=True, text=True)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert re.search(r"workers die before they take a run \(its job was FAILED.*read /", done.stderr)
+    assert study.live() == []
+
+
+def test_a_queue_that_falls_silent_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
+    silent = tmp_path / "bin" / "squeue"
+    silent.parent.mkdir()
+    real = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
+    count = f"echo x >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 4 ]"
+    silent.write_text(
+        f'#!/bin/sh\n{{ {count}; }} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}\nexec {real} "$@"\n'
+    )
+    silent.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{silent.parent}:{os.environ['PATH']}")
+    said = study.finish()
+    assert "the queue does not answer (slurm_load_jobs error: timed out); asking again" in said
+    same_as(finished, study)
+
+
+@pytest.mark.slow
+def test_precision_is_measured_on_a_node(study):
+    overrides = [o for o in study.command if not o.startswith("dtype")]
+    done = subprocess.run([*overrides, "dtype=auto", "study.stages=[lr_sweep]"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"(float32|bfloat16) it is: [\d.]+ steps/s under bfloat16", done.stdout)
+
+
+@pytest.mark.slow
+def test_cancel_finds_the_jobs_whatever_the_state_folder_of_the_one_who_asks(study, tmp_path):
+    driver = study.start("calibrate.steps=20000")
+    until(driver, "calibrate: ")
+    driver.kill()
+    driver.communicate()
+    elsewhere = subprocess.run(
+        [*CLI, "cancel", "s", "--output-dir", str(study.out)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "other")},
+    )
+    assert elsewhere.returncode == 0, elsewhere.stderr  # the study itself remembers where its jobs meet
+    assert study.live() == []
 
 
 @pytest.mark.slow
 def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
     """All of it in one study, whose finals are long enough for Slurm's shortest time-outs, which are minutes."""
-    asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=3000"]
+    asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
     study = SlurmStudy(asked, tmp_path)
     short = ["launcher.timeout_min=2", "launcher.signal_delay_s=60"]
     driver = study.start(*short)
