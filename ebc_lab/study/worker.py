@@ -100,7 +100,7 @@ class _Stop:
 
     def __init__(self, session: Session, *, bound: bool):
         self.session, self.bound = session, bound
-        self.event, self.final = threading.Event(), threading.Event()
+        self.event, self.final, self.dismissed = threading.Event(), threading.Event(), False
         signal.signal(signal.SIGINT, lambda *_: self._end())
         signal.signal(signal.SIGHUP, lambda *_: self._end())
         signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
@@ -114,6 +114,7 @@ class _Stop:
     def _watch(self) -> None:
         while not self.final.wait(WATCH_S):
             if self._dismissed():
+                self.dismissed = True
                 self._end()
         time.sleep(GRACE_S)
         os._exit(1)
@@ -129,7 +130,7 @@ class _Stop:
 
 
 def work(root: Path, name: str) -> int:
-    """Train until nothing is left. -> exit code: 0 done, 74 the study cannot be written, 75 the GPU is gone, 130 stopped."""
+    """Train until nothing is left. -> exit code: 0 done or dismissed, 74 the study cannot be written, 75 no GPU, 130 stopped."""
     session = Session(root)
     about: dict[str, Any] = session.about()
     study = Study(Path(about["study"]))
@@ -187,7 +188,7 @@ def work(root: Path, name: str) -> int:
                 beat = time.monotonic()
                 session.note(name, run_id=None, ran=ran, beat=beat, **seen)
             stop.event.wait(POLL_S if about["bound"] else POLL_SHARED_S)
-    return 130
+    return 0 if stop.dismissed else 130
 
 
 if __name__ == "__main__":
