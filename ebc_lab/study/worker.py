@@ -130,7 +130,7 @@ class _Stop:
 
 
 def work(root: Path, name: str) -> int:
-    """Train until nothing is left. -> exit code: 0 done or dismissed, 74 the study cannot be written, 75 no GPU, 130 stopped."""
+    """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
     session = Session(root)
     about: dict[str, Any] = session.about()
     study = Study(Path(about["study"]))
