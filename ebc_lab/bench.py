@@ -57,7 +57,7 @@ class _Side:
         return time.perf_counter() - start
 
 
-def paired_overhead(run: RunConfig, on_progress: Callable[[int, float], None] = lambda step, rate: None) -> dict[str, Any]:
+def paired_overhead(run: RunConfig, on_progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
     """What the run's stabilizer adds to a step, in per cent of the plain step, audits included.
 
     Blocks of whole audit and probe intervals, plain and stabilized in turn, the order swapped each time; `run.steps` steps a
@@ -75,7 +75,7 @@ def paired_overhead(run: RunConfig, on_progress: Callable[[int, float], None] = 
         side.steps(warm)
     ratios, rates = [], []
     for i in range(max(2, (run.steps - WARM_STEPS) // block)):
-        on_progress(i * block, 0.0)
+        on_progress(i * block)
         order = (0, 1) if i % 2 else (1, 0)
         took = {k: sides[k].steps(block) for k in order}
         ratios.append(100 * (took[1] / took[0] - 1))
@@ -94,7 +94,7 @@ def overhead_and_record(
     directory: Path,
     run_id: str,
     identity: str,
-    on_progress: Callable[[int, float], None] = lambda step, rate: None,
+    on_progress: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Measure and write `result.json` under the measurement's identity; a failure is recorded as one."""
     started = time.perf_counter()

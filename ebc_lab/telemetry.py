@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ STEP_COLUMNS = (
     "skipped",
 )
 EVAL_COLUMNS = ("step", "val_loss", "val_se", "tokens", "train_s")
+REPORT_S = 0.5  # seconds between two signs of life of a run
 CLIPPED_BELOW = 0.999
 WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
 KL_BAND = 0.30  # "within ±30% of the target"
@@ -137,6 +139,26 @@ def _cell(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:.9g}"
+
+
+class Pulse:
+    """A run's sign of life: progress.json, written at most every REPORT_S seconds however often it is called."""
+
+    def __init__(self, path: Path, steps: int):
+        self.path, self.steps, self.at = path, steps, time.monotonic()
+        self.step: int | None = None  # where this attempt began, or what was written last
+        self._write(0, 0.0)
+
+    def __call__(self, step: int) -> None:
+        now = time.monotonic()
+        self.step = step if self.step is None else self.step
+        if now - self.at >= REPORT_S:
+            self._write(step, (step - self.step) / (now - self.at))
+            self.at, self.step = now, step
+
+    def _write(self, step: int, steps_per_s: float) -> None:
+        now = {"step": step, "steps": self.steps, "steps_per_s": steps_per_s, "at": time.monotonic()}
+        write_json(self.path, now, durable=False)
 
 
 class Stream:

@@ -43,7 +43,6 @@ from .telemetry import (
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 EVAL_TOKENS = 2048  # tokens of one evaluation forward
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
-REPORT_S = 0.5  # seconds between reports of progress
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 
 
@@ -206,25 +205,17 @@ class Training:
         *,
         checkpoint_every_s: float = math.inf,
         should_stop: Callable[[], bool] = lambda: False,
-        on_progress: Callable[[int, float], None] = lambda step, steps_per_s: None,
+        on_progress: Callable[[int], None] = lambda step: None,
     ) -> dict[str, Any]:
         """Train to the end and return the result.
 
         Raises Interrupted, with a checkpoint written, once `should_stop()` is true.
         """
         run = self.run_config
-        begun = saved = reported = time.perf_counter()
-        before, first, reported_step = self.wall_s, self.step, self.step
+        begun = saved = time.perf_counter()
+        before, first = self.wall_s, self.step
         cause: str | None = None
-
-        def alive() -> None:
-            nonlocal reported, reported_step
-            now = time.perf_counter()
-            if now - reported >= REPORT_S:
-                on_progress(self.step, (self.step - reported_step) / (now - reported))
-                reported, reported_step = now, self.step
-
-        self.alive = alive
+        self.alive = lambda: on_progress(self.step)
         try:
             while self.step < run.steps:
                 started = time.perf_counter()
@@ -238,7 +229,7 @@ class Training:
                 if self.step % FLUSH_STEPS == 0:
                     self.steps.file.flush()
                     self.evals.file.flush()
-                alive()
+                self.alive()
                 stop = should_stop() and self.step < run.steps
                 self.wall_s = before + time.perf_counter() - begun
                 if (stop or now - saved >= checkpoint_every_s) and self.step > first:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import UserError, digest
-from ..telemetry import write_json, write_sealed
+from ..telemetry import Pulse, write_sealed
 from . import attempts
 from .session import Session
 from .signature import identity_of
@@ -58,11 +58,7 @@ def execute(
             return True
         name = digest(identity_of(kind, run))
 
-        def report(step: int, steps_per_s: float) -> None:
-            now = {"step": step, "steps": run.steps, "steps_per_s": steps_per_s, "at": time.monotonic()}
-            write_json(directory / "progress.json", now, durable=False)
-
-        report(0, 0.0)
+        report = Pulse(directory / "progress.json", run.steps)
         if kind == "overhead":
             from ..bench import overhead_and_record
 
