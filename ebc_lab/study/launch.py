@@ -166,6 +166,8 @@ class WorkerPool(ABC):
         self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.stillborn = 0
         self.deaths_at: dict[str, set[str | None]] = {}  # place -> runs that lost their worker there, one after the other
+        self.places: set[str] = set()
+        self.avoided: set[str] = set()
         self.watched = 0.0
         self.beats: dict[str, tuple[Any, float, str | None, float]] = {}  # worker -> (sign of life, since, run, since)
 
@@ -187,11 +189,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        """Where a worker ran: what may be broken when workers keep dying there."""
-
-    @abstractmethod
-    def _avoid(self, place: str) -> None:
-        """Start no more workers there."""
+        """Where a worker ran, as `avoided` names it: what may be broken when workers keep dying there."""
 
     @abstractmethod
     def close(self) -> None:
@@ -244,6 +242,7 @@ class WorkerPool(ABC):
         for note in notes.values():
             if note.get("error"):
                 raise UserError(f"{note['error']}; free or mend that, and give the same command again.")
+        self.places.update(place for worker, note in notes.items() if (place := self._place(worker, note)))
         for death in self._deaths():
             self._bury(death, notes.get(death.worker) or self.session.notes().get(death.worker) or {}, specs)
         if time.monotonic() - self.watched >= min(WATCH_S, self.config.launcher.heartbeat_s / 4):
@@ -308,16 +307,16 @@ class WorkerPool(ABC):
             self._give_up(specs[run_id], death, cause)
 
     def _blame(self, place: str | None, run_id: str | None, ran: int) -> None:
-        """Avoid a place where workers die on one run after the other, without having finished any between."""
+        """Avoid a place where workers die on one run after the other, finishing none between, while others do not."""
         if place is None:
             return
         runs = self.deaths_at.setdefault(place, set())
         if ran > 1:
             runs.clear()
         runs.add(run_id)
-        if len(runs) >= RUNS_TO_AVOID:
-            del self.deaths_at[place]
-            self._avoid(place)
+        if len(runs) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
+            self.avoided.add(place)
+            self.say(f"workers keep dying in {place}, and not elsewhere: no more are started there")
 
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
         """Record a run as lost, unless another worker has taken it up meanwhile."""

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ..config import Config, UserError
 from ..telemetry import read_json
-from .launch import Death, Say, WorkerCommand, WorkerPool, WorkersFailed, exit_cause, habits, worker_env
+from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, habits, worker_env
 from .session import Session
 from .store import Study
 
@@ -34,10 +34,9 @@ class LocalPool(WorkerPool):
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.jobs: dict[int, Any] = {}
-        self.retired: set[int] = set()
 
     def _staff(self, wanted: int) -> None:
-        usable = [slot for slot in range(self.slots) if slot not in self.retired]
+        usable = [slot for slot in range(self.slots) if f"slot {slot}" not in self.avoided]
         for slot in usable[:wanted]:
             if slot not in self.jobs:
                 self._start(slot)
@@ -78,14 +77,7 @@ class LocalPool(WorkerPool):
             return
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        return worker
-
-    def _avoid(self, place: str) -> None:
-        self.retired.add(int(place))
-        gpu = f" (GPU {self.gpus[int(place) % len(self.gpus)]})" if self.gpus else ""
-        self.say(f"workers keep dying in slot {place}{gpu}: it is not used any more")
-        if len(self.retired) == self.slots:
-            raise WorkersFailed("workers keep dying in every slot: `ebc-lab status` shows the runs, whose logs say why.")
+        return f"slot {worker}"
 
     def close(self) -> None:
         self.session.publish([], closed=True, stop=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from .store import Study
 
 def state_dir(study: Study, launcher: str) -> Path:
     """A private folder for this study's launcher, outside the study. Raises UserError where it cannot be made."""
-    path = _state_path(study, launcher)
+    from platformdirs import user_state_path
+
+    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
+    path = user_state_path("ebc-lab") / launcher / name
     try:
         path.mkdir(parents=True, exist_ok=True)
         for level in (path, path.parent, path.parent.parent):
@@ -29,13 +32,6 @@ def state_dir(study: Study, launcher: str) -> Path:
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own.") from None
     return path
-
-
-def _state_path(study: Study, launcher: str) -> Path:
-    from platformdirs import user_state_path
-
-    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
-    return user_state_path("ebc-lab") / launcher / name
 
 
 class Session:
@@ -55,13 +51,6 @@ class Session:
         write_json(session.root / "session.json", {"study": str(study.root.resolve()), **about})
         session.publish([])
         return session
-
-    @classmethod
-    def of(cls, study: Study, launcher: str) -> Iterator[Session]:
-        """Those in this user's state directory; reading only."""
-        for root in sorted(_state_path(study, launcher).glob("session-*")):
-            if (root / "session.json").exists():
-                yield cls(root)
 
     def about(self) -> dict[str, Any]:
         return dict(read_json(self.root / "session.json"))

@@ -51,7 +51,6 @@ class SlurmPool(WorkerPool):
         self.since = dict.fromkeys(live, time.monotonic())  # submitted or adopted
         self.ending: dict[str, float] = {}
         self.fresh: list[Death] = []
-        self.avoided: set[str] = set()  # hosts
         self.refused, self.again = 0, 0.0
         self.looked = time.monotonic()
         self.shown = ""
@@ -163,10 +162,6 @@ class SlurmPool(WorkerPool):
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
         return note.get("host")
-
-    def _avoid(self, place: str) -> None:
-        self.avoided.add(place)
-        self.say(f"workers keep dying on {place}: new jobs avoid it")
 
     def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
         try:

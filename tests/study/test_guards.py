@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
+from drivers import CLI
 
 from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
@@ -14,7 +14,6 @@ from ebc_lab.study.guards import Breaker, Cancelled, Limits, StageFailed, cancel
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study
 
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 GOOD = {"outcome": "completed", "cause": None}
 
 

@@ -5,19 +5,17 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from drivers import CLI, sessions
 
 from ebc_lab.report.tables import TIMING_COLUMNS
 from ebc_lab.study import attempts
-from ebc_lab.study.session import Session
 from ebc_lab.study.store import Study
 
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
 
 
@@ -38,7 +36,7 @@ def kill(pid: int) -> None:
 
 
 def workers(study: Study) -> list[int]:
-    return [note["pid"] for session in Session.of(study, "local") for note in session.notes().values()]
+    return [note["pid"] for session in sessions(study, "local") for note in session.notes().values()]
 
 
 def disturbed(command: list[str], study: Study, draw: random.Random) -> str:

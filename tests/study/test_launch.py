@@ -9,23 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from drivers import CLI, sessions, until, without_timing
 
 from ebc_lab.config import Config
-from ebc_lab.report.tables import TIMING_COLUMNS
 from ebc_lab.study import attempts, launch
 from ebc_lab.study.local import LocalPool
-from ebc_lab.study.session import Session
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study
 
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 PATIENCE_S = 60
-
-
-def without_timing(path: Path) -> str:
-    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
 
 
 def begin(tiny, out, *more, **how) -> tuple[subprocess.Popen, Study]:
@@ -33,12 +26,8 @@ def begin(tiny, out, *more, **how) -> tuple[subprocess.Popen, Study]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how), Study(out / "s")
 
 
-def until(driver: subprocess.Popen, text: str) -> None:
-    assert any(text in line for line in driver.stdout), f"never said {text!r}"
-
-
 def notes(study: Study) -> dict[str, dict]:
-    [session] = Session.of(study, "local")
+    [session] = sessions(study, "local")
     return session.notes()
 
 

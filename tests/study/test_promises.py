@@ -11,23 +11,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from drivers import CLI, without_timing
 
 from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
-from ebc_lab.report.tables import TIMING_COLUMNS
 from ebc_lab.study.launch import opened
 from ebc_lab.study.store import Study
 
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 JUMPING = """
 import random, time
 _true, _draw = time.time, random.Random(0)
 time.time = lambda: _true() + _draw.uniform(-86400, 86400)  # a day forth or back, at every look
 """
-
-
-def without_timing(path: Path) -> str:
-    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
 
 
 def autopilot(tiny, out, *more, **how) -> subprocess.CompletedProcess:
@@ -83,8 +78,8 @@ def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
 
 def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_works_as_pasted(tiny, tmp_path):
     """A real allocation that the system refuses: an address-space limit on the driver and all it starts."""
-    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + ["model.width=8192", "model.blocks=4"]
-    limited = ["prlimit", f"--as={6 << 30}"]
+    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + ["model.width=8192", "model.blocks=1"]
+    limited = ["prlimit", f"--as={3 << 30}"]
     command = [*limited, *CLI, "autopilot", *big, "launcher.slots=1", f"output_dir={tmp_path}", "study.name=s"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -97,7 +92,7 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     if not ebc_lab.exists():
         pytest.skip("the ebc-lab command is not installed beside this Python")
     again = subprocess.run(
-        f"prlimit --as={6 << 30} {failure['command']}",
+        f"prlimit --as={3 << 30} {failure['command']}",
         shell=True,
         cwd=tmp_path,
         env={**os.environ, "PATH": f"{ebc_lab.parent}:{os.environ['PATH']}"},

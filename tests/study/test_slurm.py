@@ -8,21 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from drivers import CLI, sessions, until, without_timing
 
-from ebc_lab.report.tables import TIMING_COLUMNS
 from ebc_lab.study import attempts, jobs
-from ebc_lab.study.session import Session
 from ebc_lab.study.store import Study
 
 pytestmark = pytest.mark.slurm
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 3"]
-
-
-def without_timing(path: Path) -> str:
-    return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
 
 
 @pytest.fixture
@@ -30,7 +23,7 @@ def study(tiny, tmp_path):
     """A study on two jobs of one (fake) GPU each, that leaves nothing in the queue whatever becomes of the test."""
     made = SlurmStudy(tiny, tmp_path)
     yield made
-    for session in Session.of(made.study, "slurm"):
+    for session in sessions(made.study, "slurm"):
         jobs.scancel(jobs.job_name(session))
 
 
@@ -53,7 +46,7 @@ class SlurmStudy:
         return subprocess.run([*CLI, *words, "--output-dir", str(self.out)], capture_output=True, text=True)
 
     def jobs(self) -> dict[str, jobs.Job]:
-        [session] = Session.of(self.study, "slurm")
+        [session] = sessions(self.study, "slurm")
         return jobs.queue(jobs.job_name(session))
 
     def live(self) -> list[str]:
@@ -61,19 +54,6 @@ class SlurmStudy:
 
     def events(self) -> list[dict]:
         return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
-
-
-def until(process: subprocess.Popen, *texts: str) -> str:
-    """Read a driver's lines until one holds each of the texts, in this order. -> all that was read."""
-    read = []
-    for text in texts:
-        for line in process.stdout:
-            read.append(line)
-            if text in line:
-                break
-        else:
-            raise AssertionError(f"never said {text!r}:\n{''.join(read)}")
-    return "".join(read)
 
 
 def rest(process: subprocess.Popen) -> str:
@@ -223,7 +203,7 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
     fake.write_text(f'#!/bin/sh\necho x >> {asked}\nexec {real} "$@"\n')
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    [session] = Session.of(study.study, "slurm")
+    [session] = sessions(study.study, "slurm")
     (session.root / "queue.json").unlink()
     for _ in range(3):
         found = json.loads(study.call("status", "s", "--json").stdout)
@@ -234,7 +214,7 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
 def test_a_worker_killed_on_its_node_is_replaced_and_the_run_charged(finished, study):
     driver = study.start("launcher.slots=1")
     until(driver, "1 job(s) running", "calibrate: ")
-    [session] = Session.of(study.study, "slurm")
+    [session] = sessions(study.study, "slurm")
     [note] = session.notes().values()
     os.kill(note["pid"], signal.SIGKILL)
     out = rest(driver)
