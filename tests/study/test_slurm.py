@@ -15,7 +15,7 @@ from ebc_lab.study import attempts, jobs
 from ebc_lab.study.store import Study
 
 pytestmark = pytest.mark.slurm
-WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 3"]
+WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=true"]
 
 
 @pytest.fixture
