@@ -122,6 +122,7 @@ def test_cancel_ends_driver_and_jobs_and_the_same_command_carries_on(finished, s
     same_as(finished, study)
 
 
+@pytest.mark.slow
 def test_scancel_of_one_array_task_leaves_its_runs_to_the_other(finished, study):
     driver = study.start()
     until(driver, "submitted", "2 job(s) running", "calibrate: ")
@@ -211,6 +212,7 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
     assert asked.read_text().count("x") == 1
 
 
+@pytest.mark.slow
 def test_a_worker_killed_on_its_node_is_replaced_and_the_run_charged(finished, study):
     driver = study.start("launcher.slots=1")
     until(driver, "1 job(s) running", "calibrate: ")
@@ -229,6 +231,7 @@ def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study
     assert study.live() == []
 
 
+@pytest.mark.slow
 def test_a_queue_that_falls_silent_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
     silent = tmp_path / "bin" / "squeue"
     silent.parent.mkdir()
