@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -294,6 +295,14 @@ def run_part(config: RunConfig) -> RunConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dicts, ready for JSON."""
     return dataclasses.asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots; an empty one stays as it is."""
+    out: dict[str, Any] = {}
+    for k, v in values.items():
+        out |= flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {prefix + k: v}
+    return out
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from .choices import nearest
 from .config import UserError
-from .study.jobs import LIVE
+from .study.jobs import listed, squeue
 from .study.launch import SCRUBBED
 from .study.slurm import KEPT
 
@@ -114,15 +114,12 @@ def _watch_the_queue() -> None:
 
     class QueueWatcher(SlurmInfoWatcher):
         def _make_command(self) -> list[str]:
-            return ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F|%K|%T"]
+            return squeue()
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
-            found = {}
-            for array_id, task, state in (line.split("|") for line in text.splitlines()):
-                job = f"{array_id}_{task}" if task.isdigit() else array_id
-                # submitit takes words that it does not know for an end
-                found[job] = {"State": "RUNNING" if state in LIVE else state}
+            # submitit takes words that it does not know for an end
+            found = {key: {"State": "RUNNING" if job.live else job.state} for key, job in listed(text).items()}
             # the queue forgets a job some minutes after its end
             return {job: found.get(job, {"State": "ENDED"}) for job in self._registered}
 

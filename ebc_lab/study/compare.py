@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import UserError
+from ..config import UserError, flat
 from .decide import TIMING
 from .store import Study
 
@@ -25,8 +25,8 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     Raises UserError when one is not there, or a file of one was edited.
     """
     heads = a.header(), b.header()
-    settings = _leaves(heads[0]["requested"]), _leaves(heads[1]["requested"])
-    machine = [{**_leaves(h["versions"]), **h["environment"], "git": h["git"], **_leaves(h["hardware"])} for h in heads]
+    settings = flat(heads[0]["requested"]), flat(heads[1]["requested"])
+    machine = [{**flat(h["versions"]), **h["environment"], "git": h["git"], **flat(h["hardware"])} for h in heads]
     decisions = a.true_decisions(), b.true_decisions()
     stages = [s for s in decisions[0] if s in decisions[1]]
     return {
@@ -43,13 +43,6 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         "verdict": _verdict(*(d.get("finals") for d in decisions)),
         "arms": _arms(*decisions),
     }
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for k, v in values.items():
-        out |= _leaves(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {prefix + k: v}
-    return out
 
 
 def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] = ()) -> dict[str, list[Any]]:

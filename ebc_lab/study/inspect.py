@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, RunConfig, UserError, from_dict, run_part, to_dict
+from ..config import STAGES, Config, RunConfig, UserError, flat, from_dict, run_part, to_dict
 from ..overrides import compose
 from ..telemetry import checksum_holds, read_json
 from . import jobs, pace, reuse
@@ -166,17 +166,10 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
 
 def reproduce(config: Config, run: RunConfig) -> str:
     """A command line that trains exactly this run."""
-    base = _flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
-    changed = {k: v for k, v in _flat(to_dict(run)).items() if base[k] != v}
+    base = flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
+    changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
     words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for k, v in values.items():
-        out |= _flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) else {prefix + k: v}
-    return out
 
 
 def _override_value(value: Any) -> str:

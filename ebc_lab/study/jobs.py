@@ -73,12 +73,21 @@ def _ask(*command: str) -> str:
 
 def queue(name: str) -> dict[str, Job]:
     """Job key (`<array>_<task>`) -> the job, of all with this name that Slurm still knows. Raises QueueSilent."""
-    asked = ("--noheader", "--array", "--states=all", f"--user={os.getuid()}", f"--name={name}", "--format=%F|%K|%T|%r")
-    jobs = {}
-    for line in _ask("squeue", *asked).splitlines():
+    return listed(_ask(*squeue(), f"--name={name}"))
+
+
+def squeue() -> list[str]:
+    """The command whose answer `listed` reads: all of this user's jobs that Slurm still knows."""
+    return ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F|%K|%T|%r"]
+
+
+def listed(text: str) -> dict[str, Job]:
+    """Job key -> the job, from what `squeue` says."""
+    found = {}
+    for line in text.splitlines():
         array, task, state, reason = line.split("|", 3)
-        jobs[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
-    return jobs
+        found[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
+    return found
 
 
 def scancel(name: str, *options: str) -> None:

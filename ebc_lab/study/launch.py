@@ -184,7 +184,7 @@ class WorkerPool(ABC):
         """The workers that should show signs of life: started, rather than queued or gone."""
 
     @abstractmethod
-    def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
+    def _kill(self, worker: str) -> None:
         """End a worker that no longer answers."""
 
     @abstractmethod
@@ -275,7 +275,7 @@ class WorkerPool(ABC):
             return
         self.say(f"worker {worker}{' on ' + run_id if run_id else ''}: {why}; it is killed")
         self.killed[worker] = why
-        self._kill(worker, note)
+        self._kill(worker)
 
     def _bury(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
         """A worker has died: charge the run it was on; give the run up once it has cost too many workers."""

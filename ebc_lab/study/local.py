@@ -60,16 +60,13 @@ class LocalPool(WorkerPool):
         for slot in gone:
             job, cause = self.jobs.pop(slot), exit_cause(self.session, str(slot))
             if not cause:  # what had started it was killed: the worker itself may live on
-                self._end(str(slot))
+                self._kill(str(slot))
             deaths.append(Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout)))
             for left in ("exit", "process"):
                 (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
         return deaths
 
-    def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
-        self._end(worker)
-
-    def _end(self, worker: str) -> None:
+    def _kill(self, worker: str) -> None:
         """Kill a worker that does not answer, with whatever it started."""
         try:
             os.killpg(int(read_json(self.session.root / f"process-{worker}.json")["pid"]), signal.SIGKILL)
@@ -85,10 +82,10 @@ class LocalPool(WorkerPool):
         deadline = time.monotonic() + CLOSE_S
         while any(not job.done() for job in self.jobs.values()) and time.monotonic() < deadline:
             time.sleep(self.poll_s)
-        left = [slot for slot, job in self.jobs.items() if not job.done()]
-        for slot in left:
-            self._end(str(slot))
-            self.jobs[slot].cancel()
+        for slot, job in self.jobs.items():
+            if not job.done():
+                self._kill(str(slot))
+                job.cancel()
 
     def leave(self) -> None:
         self.close()

@@ -163,7 +163,7 @@ class SlurmPool(WorkerPool):
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
         return note.get("host")
 
-    def _kill(self, worker: str, note: Mapping[str, Any]) -> None:
+    def _kill(self, worker: str) -> None:
         try:
             jobs.scancel_one(worker)
         except QueueSilent as error:
