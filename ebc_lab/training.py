@@ -12,7 +12,7 @@ import io
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 EVAL_TOKENS = 2048  # tokens of one evaluation forward
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
+
+
+Progress = Generator[None, None, dict[str, Any]]  # of a run: it yields between blocks of steps, and its value is the result
 
 
 class Interrupted(Exception):
@@ -200,14 +203,18 @@ class Training:
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
-    def run(
+    def run(self, **hooks: Any) -> dict[str, Any]:
+        """Train to the end and return the result; `hooks` are those of `blocks`."""
+        return to_the_end(self.blocks(**hooks))
+
+    def blocks(
         self,
         *,
         checkpoint_every_s: float = math.inf,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[int], None] = lambda step: None,
-    ) -> dict[str, Any]:
-        """Train to the end and return the result.
+    ) -> Progress:
+        """Train to the end, giving way (`yield`) where another run may go on; the generator's value is the result.
 
         Raises Interrupted, with a checkpoint written, once `should_stop()` is true.
         """
@@ -237,6 +244,7 @@ class Training:
                     saved = now
                 if stop:
                     raise Interrupted
+                yield
             result = self._finish(cause)
             result["wall_s"] = before + time.perf_counter() - begun
             return result
@@ -395,10 +403,26 @@ def is_device_failure(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
 
 
+def to_the_end(progress: Progress) -> dict[str, Any]:
+    """The value of a run that has nobody to give way to."""
+    while True:
+        try:
+            next(progress)
+        except StopIteration as end:
+            return dict(end.value)
+
+
 def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """`recorded_run` by itself, to its end."""
+    return to_the_end(recorded_run(run, directory, run_id, **hooks))
+
+
+def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
     """Carry one run to an outcome and write its `result.json`; a result that is already there is returned as it is.
 
-    `hooks` go to `Training.run`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
+    A generator that gives way between blocks of steps, so that one process can carry several runs in turn.
+
+    `hooks` go to `Training.blocks`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
     `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is;
     OSError when the folder itself cannot be written; and DeviceFailed when the GPU can do no more in this process (with no
     result, unless the run's own code has broken it).
@@ -417,7 +441,7 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
     broken = False
     try:
-        result = Training(run, directory).run(**hooks)
+        result = yield from Training(run, directory).blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
