@@ -16,8 +16,10 @@ from . import model as models
 from . import optimizers, projections, stabilizers
 from .config import RunConfig, resolve_controller
 from .data import Batches, locate
+from .ebc.segments import lay_flat
+from .evaluation import autocast, token_losses
 from .telemetry import write_sealed
-from .training import autocast, set_up_torch, token_losses
+from .training import set_up_torch
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
 SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups
@@ -30,6 +32,8 @@ class _Side:
     def __init__(self, run: RunConfig, stabilized: bool, tokens: torch.Tensor, vocabulary: int):
         self.run = run
         self.model = models.build(run.model, vocabulary, run.seed).to(run.device)
+        if stabilized:
+            lay_flat(self.model.parameters())
         projection = projections.build(self.model, run.projection)
         self.bases = optimizers.build(self.model, run.optimizer)
         self.stabilizer = stabilizers.build(self.model, self.bases, projection, run) if stabilized else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
-NUMERICS_VERSION = 2  # bump by hand when a change of code changes a run's numbers
+NUMERICS_VERSION = 3  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
 STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
@@ -98,6 +98,7 @@ class BudgetConfig:
     cadence: str = "warm"  # warm | published | dense | sweep
     beta_init: str = "first"  # first | zero (forensic)
     units: str = "logits"  # of S: logits | per_lr (forensic: the learning rate left out)
+    measure_every: int = 1  # of shadow: one step in so many measures, the others go by what it found
     sensitivity_every: int = 0  # steps between recordings of S under shadow and fisher; 0 never
 
 
@@ -370,6 +371,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
         kept["stabilizer"] = {"name": run.stabilizer.name}
     elif run.stabilizer.name != "trust_region":
         del kept["stabilizer"]["schedule"]
+    if run.stabilizer.name == "ebc" and run.budget.name != "shadow":
+        del kept["budget"]["measure_every"]
     if run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated"):
         del kept["budget"]["sensitivity_every"]  # they record S at every step
     if run.shock.name == "none":

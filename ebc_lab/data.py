@@ -203,6 +203,10 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and next-token targets of `step`, (B, T) int64 each, on the tokens' device."""
+        return self.rows(self.starts_at(step))
+
+    def starts_at(self, step: int) -> Tensor:
+        """Where the windows of `step` begin in the text, (B,) int64, on the tokens' device."""
         import torch
 
         block, row = divmod(step, self.BLOCK)
@@ -210,8 +214,15 @@ class Batches:
             draw = np.random.Generator(np.random.Philox(key=[self.seed, block]))
             starts = draw.integers(0, self.of - len(self.window) + 1, (self.BLOCK, self.batch_size))
             starts %= len(self.tokens) - len(self.window) + 1
-            self.starts, self.block = torch.from_numpy(starts).to(self.tokens.device), block
-        rows = self.tokens[self.starts[row][:, None] + self.window]
+            drawn = torch.from_numpy(starts)
+            if self.tokens.is_cuda:  # from pinned memory the copy does not wait
+                drawn = drawn.pin_memory().to(self.tokens.device, non_blocking=True)
+            self.starts, self.block = drawn, block
+        return self.starts[row]
+
+    def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""
+        rows = self.tokens[starts[:, None] + self.window]
         return rows[:, :-1], rows[:, 1:]
 
 

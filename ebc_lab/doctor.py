@@ -143,7 +143,8 @@ def measure(run: RunConfig, seconds: float = 0.6) -> dict[str, Any]:
 
     from . import model as models
     from . import optimizers
-    from .training import autocast, set_up_torch, token_losses
+    from .evaluation import autocast, token_losses
+    from .training import set_up_torch
 
     set_up_torch(run)
     device = torch.device(run.device)

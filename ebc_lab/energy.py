@@ -158,6 +158,7 @@ class EnergyBudget(StabilizedOptimizer):
     """
 
     default = RATIO
+    capturable = False
 
     def __init__(
         self,

@@ -135,7 +135,7 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     from .config import digest, identity, to_dict
     from .doctor import chosen_device, speeds
     from .telemetry import read_json, write_json
-    from .training import run_and_record
+    from .outcome import run_and_record
 
     known = directory / "spec.json"
     earlier = read_json(known) if known.exists() else None

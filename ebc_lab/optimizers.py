@@ -11,7 +11,7 @@ scale them too. One that evaluates other weights than it trains has `eval()` and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,22 +25,24 @@ from .model import hidden_matrices
 Params = Iterable[nn.Parameter]
 
 
-def _adam(params: Params, c: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adam(params, lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True)
+def _fused(params: Iterable[nn.Parameter], c: OptimizerConfig) -> dict[str, Any]:
+    """What the Adams share: one kernel for all tensors, and on a GPU a step that a CUDA graph can hold."""
+    settings = {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
+    return settings | {"fused": True, "capturable": any(p.is_cuda for p in params)}
+
+
+def _adam(params: Sequence[nn.Parameter], c: OptimizerConfig) -> Optimizer:
+    return torch.optim.Adam(params, **_fused(params, c))
 
 
 def adam(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """Adam with bias correction; `weight_decay` is added to the gradient."""
-    return [_adam(model.parameters(), c)]
+    return [_adam(list(model.parameters()), c)]
 
 
 def adamw(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """Adam with decoupled weight decay."""
-    return [
-        torch.optim.AdamW(
-            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True
-        )
-    ]
+    return [torch.optim.AdamW(model.parameters(), **_fused(model.parameters(), c))]
 
 
 def sgd(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -58,30 +60,57 @@ class StackedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        bad = getattr(self, "found_inf", None)  # as torch's fused optimizers: where it is 1, nothing may change
         for group in self.param_groups:
             stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for p in group["params"]:
                 if p.grad is not None:
                     stacks.setdefault(tuple(sorted(p.shape)), []).append(p)
             for (_, long), matrices in stacks.items():
-                updates = self._orthogonal(matrices, group)
+                updates = orthogonal(self._momenta(matrices, group, bad), group)
                 rate = group["lr"] * 0.2 * math.sqrt(long)
+                decay = group["lr"] * group["weight_decay"]
+                if bad is not None:
+                    rate, decay = rate * (1 - bad), decay * (1 - bad)
+                if group["weight_decay"]:
+                    torch._foreach_mul_(matrices, 1 - decay)
                 for p, u in zip(matrices, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u if u.shape == p.shape else u.T, alpha=-rate)
+                    turned = u if u.shape == p.shape else u.T
+                    if isinstance(rate, Tensor):
+                        p.addcmul_(turned.to(p.dtype), rate, value=-1)
+                    else:
+                        p.add_(turned, alpha=-rate)
 
-    def _orthogonal(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> Tensor:
-        """The orthogonalised momenta, each lying on its long side, (n, short, long) bfloat16."""
+    def _momenta(self, matrices: list[nn.Parameter], group: dict[str, Any], bad: Tensor | None) -> Tensor:
+        """The Nesterov momenta after this step's gradients, each lying on its long side, (n, short, long)."""
         gradients = [p.grad for p in matrices if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        momenta = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
-        x = torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in momenta]).bfloat16()
-        x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=group["eps"])
-        a, b, c = group["ns_coefficients"]
-        for _ in range(group["ns_steps"]):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        return x
+        weight = 1 - group["momentum"]
+        if bad is None:
+            torch._foreach_lerp_(buffers, gradients, weight)
+            return _lying(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+        held, new = _lying(buffers), _lying(gradients)
+        new = torch.where(bad > 0, held, new)
+        held = held.lerp(new, weight)
+        back = [h if h.shape == b.shape else h.T for h, b in zip(held, buffers, strict=True)]
+        torch._foreach_copy_(buffers, back)
+        return new.lerp(held, group["momentum"])
+
+
+def _lying(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of one shape or its transpose, each on its long side, (n, short, long)."""
+    return torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in matrices])
+
+
+def orthogonal(momenta: Tensor, group: dict[str, Any]) -> Tensor:
+    """Matrices (n, short, long) orthogonalised by Newton–Schulz, bfloat16."""
+    x = momenta.bfloat16()
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=group["eps"])
+    a, b, c = group["ns_coefficients"]
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def muon(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -118,11 +147,7 @@ class UncorrectedAdam(torch.optim.Adam):
 
 def adam_uncorrected(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """Adam whose moments start at zero and are never corrected for it: a trap of the earlier study, kept as an arm."""
-    return [
-        UncorrectedAdam(
-            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay, fused=True
-        )
-    ]
+    return [UncorrectedAdam(model.parameters(), **_fused(model.parameters(), c))]
 
 
 def lion(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -224,6 +249,9 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], list[Optimizer]]] =
     "schedule_free": schedule_free,
     "adam_uncorrected": adam_uncorrected,
 }
+
+
+CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")  # on a GPU: take `lr` as a tensor and heed `found_inf`
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:

@@ -33,6 +33,7 @@ class Rival(StabilizedOptimizer):
     """
 
     default: ClassVar[float]
+    capturable = False  # some keep a count or read a value on the host
 
     def __init__(
         self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], *, strength: float | None = None, **common: Any
@@ -46,14 +47,6 @@ class Rival(StabilizedOptimizer):
         """The learning rate of each weight's parameter group."""
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
         return [rates[id(p)] for p in self.weights]
-
-    def _scale_update(self, stats: StepStats, c: Tensor) -> None:
-        """Apply c·dW, or nothing where c is not finite."""
-        if not torch.isfinite(c):
-            self._give_up(stats)
-            return
-        stats.clip_coefficient = c
-        self._apply(c)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -199,7 +192,7 @@ class TrustRegion(Rival):
         assert self._old is not None
         multiplier = max(schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio()), 1e-12)
         moved = torch.linalg.vector_norm(tensor_norms(torch._foreach_sub(self.weights, self._old)))
-        self._scale_update(stats, clip_coefficient(self.strength * multiplier**0.5, moved))
+        self._apply(stats, clip_coefficient(self.strength * multiplier**0.5, moved))
 
 
 class KLClip(Rival):
@@ -220,7 +213,7 @@ class KLClip(Rival):
             lr * torch.dot(p.grad.flatten().float(), (p - w).flatten().float()) for p, w, lr in moved if p.grad is not None
         ]
         if parts:
-            self._scale_update(stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt()))
+            self._apply(stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt()))
 
 
 class RMSClip(Rival):
@@ -283,6 +276,7 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: 
         beta_init=b.beta_init,
         units=b.units,
         sensitivity_every=b.sensitivity_every,
+        measure_every=b.measure_every,
         **common,
     )
 

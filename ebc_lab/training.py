@@ -7,11 +7,9 @@ the seed, everything else that the next step depends on is in the checkpoint.
 from __future__ import annotations
 
 import ctypes
-import errno
 import io
 import math
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,42 +17,49 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import model as models
 from . import optimizers, projections, shocks, stabilizers
-from .config import RunConfig, UserError, digest, identity, resolve_controller
-from .data import Batches, check_length, locate, overlapping_windows, windows
-from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
+from .config import RunConfig, ShockConfig, UserError, digest, identity, resolve_controller
+from .data import Batches, Corpus, check_length, locate, overlapping_windows, windows
+from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer
+from .ebc.segments import lay_flat
+from .evaluation import autocast, evaluate, token_losses
+from .graphs import StepGraphs
+from .pending import Packed, PendingSteps, Values
 from .schedules import lr_schedule
 from .telemetry import (
     EVAL_COLUMNS,
     STEP_COLUMNS,
     Stream,
     read_columns,
-    read_sealed,
     recovery,
     summarise,
-    write_sealed,
     write_whole,
 )
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
-EVAL_TOKENS = 2048  # tokens of one evaluation forward
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
+BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
+KEPT_OF_FAILED = ("loss",)  # of the record of a step that ended the run
+KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 
 
 Progress = Generator[None, None, dict[str, Any]]  # of a run: it yields between blocks of steps, and its value is the result
 
 
+COUNTED = ("measurements", "audit_tokens")
+RECORDED = {  # column of steps.csv -> name in StepStats
+    name: {"grad_scale": "gradient_scale"}.get(name, name)
+    for name in STEP_COLUMNS
+    if name not in ("step", "lr", "c", "eta_eff", "skipped")
+}
+
+
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
-
-
-class DeviceFailed(Exception):
-    """The GPU under a run is gone or broken; says how. Another process may carry the run on."""
 
 
 def set_up_torch(run: RunConfig) -> None:
@@ -78,43 +83,13 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
-def autocast(run: RunConfig) -> Any:
-    """A fresh context for one forward: float32, or bfloat16 autocast with float32 parameters."""
-    return torch.autocast(run.device, torch.bfloat16) if run.dtype == "bfloat16" else nullcontext()
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each token in float32; (B, T, V) and (B, T) -> (B·T,), nats."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None] = lambda: None
-) -> dict[str, float]:
-    """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count.
-
-    `alive` is called now and then: a whole split may take a while.
-    """
-    sums, counts, hits = [], [], 0
-    model.eval()
-    for inputs, targets in pairs:
-        rows = max(1, EVAL_TOKENS // inputs.shape[1])
-        for start in range(0, len(inputs), rows):
-            x, y = inputs[start : start + rows], targets[start : start + rows]
-            with autocast(run):
-                logits = model(x)
-            sums.append(token_losses(logits, y).view(y.shape).double().sum(1).cpu())
-            counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
-            hits += int((logits.argmax(-1) == y).sum())
-            alive()
-    model.train()
-    total, n = torch.cat(sums), torch.cat(counts)
-    tokens, k = float(n.sum()), len(n)
-    mean = float(total.sum()) / tokens
-    spread = float((total - n * mean).square().sum())
-    se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
-    return {"loss": mean, "se": se, "accuracy": hits / tokens, "tokens": tokens}
+def to_the_end(progress: Progress) -> dict[str, Any]:
+    """The value of a run that has nobody to give way to."""
+    while True:
+        try:
+            next(progress)
+        except StopIteration as end:
+            return dict(end.value)
 
 
 class Training:
@@ -128,8 +103,19 @@ class Training:
         corpus = locate(run.data, quiet=True)
         check_length(corpus, run.model.context)
         device = torch.device(run.device)
+        # each run of a process works on a stream of its own, so that several share the GPU
+        self.stream = torch.cuda.Stream() if run.device == "cuda" else None
+        with self._on_stream():
+            self._build(run, corpus, device)
+
+    def _on_stream(self) -> Any:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+    def _build(self, run: RunConfig, corpus: Corpus, device: torch.device) -> None:
+        directory = self.directory
         self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
         self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
+        lay_flat(self.model.parameters())
         projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)
         self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run)
@@ -149,11 +135,18 @@ class Training:
         self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
         self.vocabulary = len(corpus.vocabulary)
         self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
+        self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
+        self.rates: list[float] = []  # the learning rate of each pending step
+        self.failure: str | None = None  # an update refused at the last pending step
+        self.rate = torch.zeros((), device=device)  # where a graph looks for the learning rate
+        self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)  # … and for the batch
+        capturable = run.optimizer.name in optimizers.CAPTURABLE and run.model.dropout == 0 and self.probe_batches is None
+        self.graphs = StepGraphs() if self.stream is not None and capturable else None
         self.alive: Callable[[], None] = lambda: None
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
         sensing = run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every
-        self.groups = list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
+        self.groups: list[str] = list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
         self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
         self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
@@ -176,7 +169,8 @@ class Training:
             "cuda_rng": torch.cuda.get_rng_state() if self.run_config.device == "cuda" else None,
         }
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        with self._on_stream():
+            torch.save(state, buffer)
         write_whole(self.directory / "checkpoint.pt", buffer.getvalue())
 
     def _load_checkpoint(self) -> None:
@@ -226,14 +220,18 @@ class Training:
         try:
             while self.step < run.steps:
                 started = time.perf_counter()
-                cause = self._one_step()
+                begin = self.step
+                self.take_steps(run.eval_every - begin % run.eval_every)
+                if self.stream is not None:
+                    yield  # the device is busy: another run's turn to fill it
+                cause = self.record_steps()
                 now = time.perf_counter()
                 self.train_s += now - started
                 if cause:
                     break
                 if self.step % run.eval_every == 0 or self.step == run.steps:
                     self._record_evaluation()
-                if self.step % FLUSH_STEPS == 0:
+                if self.step // FLUSH_STEPS > begin // FLUSH_STEPS:
                     self.steps.file.flush()
                     self.evals.file.flush()
                 self.alive()
@@ -244,7 +242,8 @@ class Training:
                     saved = now
                 if stop:
                     raise Interrupted
-                yield
+                if self.stream is None:
+                    yield
             result = self._finish(cause)
             result["wall_s"] = before + time.perf_counter() - begun
             return result
@@ -252,72 +251,93 @@ class Training:
             self.steps.close()
             self.evals.close()
 
-    def _one_step(self) -> str | None:
-        """One training step; returns the cause if the run has diverged."""
-        run, step = self.run_config, self.step
+    def take_steps(self, most: int) -> None:
+        """Have the device take up to `most` steps, a block at the most; `record_steps` reads what they were."""
+        with self._on_stream():
+            while len(self.pending) < min(most, self.pending.capacity, self.run_config.steps - self.step) and not self.failure:
+                self._take_step(self.step + len(self.pending))
+
+    def _take_step(self, step: int) -> None:
+        run = self.run_config
         shock = run.shock if shocks.strikes(run, step) else None
         lr = shocks.learning_rate(shock, self.lr_at(step))
+        t = self.optimizer.begin_step()
+        kind = self.optimizer.kind(t) if self.graphs and not shock else None
+        graphed = self.graphs is not None and self.graphs.wants(kind)
+        self.optimizer.deferred = graphed
+        self.rates.append(lr)
+        if self.graphs is not None:
+            self.rate.fill_(lr)
+            lr = self.rate  # type: ignore[assignment]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        if graphed:
+            assert self.graphs is not None
+            self.starts.copy_(self.batches.starts_at(step))
+            self.pending.add(self.graphs.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.starts)))))
+            return
         inputs, targets = self.batches.at(step)
         targets = shocks.targets(shock, targets, self.vocabulary, run.seed)
+        self.pending.add(self._computed(t, inputs, targets, shock))
+
+    def _computed(self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None) -> Values:
+        """Forward, backward and update of step `t` -> all that is to be recorded of it, on the device."""
+        run = self.run_config
         with autocast(run):
             logits = self.model(inputs)
         loss = token_losses(logits, targets).mean()
-        value = loss.item()
-        self.step += 1
-        if not math.isfinite(value):
-            self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
-            return f"the loss is {value} at step {step}"
         loss.backward()
         shocks.gradients(shock, self.model, run.seed)
+        values = {"loss": loss.detach()}
         try:
-            probe = self.probe_batches.at(step) if self.probe_batches else None
-            stats = self.optimizer.step(inputs, logits, targets=targets, probe=probe)
+            probe = self.probe_batches.at(t) if self.probe_batches else None
+            stats = self.optimizer.take_step(t, inputs, logits, targets=targets, probe=probe)
         except NonFiniteUpdateError as error:
-            self.steps.append({"step": step, "loss": value, "lr": lr, "c": 0.0, "eta_eff": 0.0, "skipped": True})
-            return str(error)
-        self.optimizer.zero_grad()
-        self._record_step(step, value, lr, stats)
-        self.skips = self.skips + 1 if stats.skipped else 0
-        if self.skips >= SKIPS_TO_DIVERGE:
-            return f"{SKIPS_TO_DIVERGE} steps in a row were skipped, the last at step {step}"
+            self.failure = str(error)
+            return values
+        finally:
+            self.optimizer.zero_grad()
+        found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
+        counted = {"measurements": stats.measurements, "audit_tokens": stats.audit_tokens}
+        return values | found | {k: torch.full((), n, device=loss.device) for k, n in counted.items() if n}
+
+    def record_steps(self) -> str | None:
+        """Read and record the steps that were taken; returns the cause if the run has diverged at one of them."""
+        with self._on_stream():
+            taken = self.pending.take()
+        rates, failure = self.rates, self.failure
+        self.rates, self.failure = [], None
+        for i, (found, lr) in enumerate(zip(taken, rates, strict=True)):
+            step, loss = self.step, found["loss"]
+            self.step += 1
+            assert isinstance(loss, float)
+            cause = failure if i == len(taken) - 1 else None
+            if found.get("failed"):
+                cause = f"step {step}: the optimizer proposed a non-finite update."
+            if not math.isfinite(loss):
+                cause = f"the loss is {loss} at step {step}"
+            self._record_step(step, lr, found, failed=cause is not None)
+            if cause:
+                return cause
+            self.skips = self.skips + 1 if found["skipped"] else 0
+            if self.skips >= SKIPS_TO_DIVERGE:
+                return f"{SKIPS_TO_DIVERGE} steps in a row were skipped, the last at step {step}"
         return None
 
-    def _record_step(self, step: int, loss: float, lr: float, stats: StepStats) -> None:
-        def number(x: Tensor | None) -> float | None:
-            return None if x is None else float(x)
-
-        c = float(stats.clip_coefficient)
-        row: dict[str, Any] = {
-            "step": step,
-            "loss": loss,
-            "lr": lr,
-            "c": c,
-            "eta_eff": c * lr,
-            "delta": number(stats.delta),
-            "target_kl": stats.target_kl,
-            "radius": number(stats.radius),
-            "guard": number(stats.guard),
-            "trial": number(stats.trial),
-            "trial_kl": number(stats.trial_kl),
-            "measurements": stats.measurements or None,
-            "predicted_kl": number(stats.predicted_kl),
-            "calibration": number(stats.calibration),
-            "slope": number(stats.slope),
-            "agreement": number(stats.agreement),
-            "applied_kl": number(stats.applied_kl),
-            "audit_tokens": stats.audit_tokens or None,
-            "movement": number(stats.movement),
-            "surrogate": number(stats.surrogate),
-            "tightness": number(stats.tightness),
-            "grad_norm": number(stats.grad_norm),
-            "grad_scale": number(stats.gradient_scale),
-            "skipped": stats.skipped,
-        }
-        for kind, values in (("s", stats.contributions), ("beta", stats.sensitivities)):
+    def _record_step(self, step: int, lr: float, found: dict[str, Any], *, failed: bool) -> None:
+        c = 0.0 if failed else found["clip_coefficient"]
+        skipped = failed or bool(found["skipped"])
+        if failed or found["bad_gradient"]:
+            kept = KEPT_OF_FAILED if failed else KEPT_OF_BAD_GRADIENT
+            found = {name: found[name] for name in kept if name in found}
+        row: dict[str, Any] = {"step": step, "lr": lr, "c": c, "eta_eff": c * lr, "skipped": skipped}
+        for column, name in RECORDED.items():
+            value = found.get(name)
+            if value is not None and (value == value or name == "loss"):  # NaN: not measured
+                row[column] = int(value) if column in COUNTED else value
+        for kind, values in (("s", found.get("contributions")), ("beta", found.get("sensitivities"))):
             if values is not None:
-                row |= {f"{kind}_{g}": v for g, v in zip(self.groups, values.tolist(), strict=True) if not math.isnan(v)}
+                row |= {f"{kind}_{g}": v for g, v in zip(self.groups, values, strict=True) if not math.isnan(v)}
         self.steps.append(row)
 
     def _record_evaluation(self) -> None:
@@ -336,11 +356,12 @@ class Training:
 
     def _evaluate(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
         """`evaluate` at the weights that the optimizer is judged by."""
-        self.optimizer.eval()
-        try:
-            return evaluate(self.model, self.run_config, pairs, self.alive)
-        finally:
-            self.optimizer.train()
+        with self._on_stream():
+            self.optimizer.eval()
+            try:
+                return evaluate(self.model, self.run_config, pairs, self.alive)
+            finally:
+                self.optimizer.train()
 
     def _finish(self, cause: str | None) -> dict[str, Any]:
         run = self.run_config
@@ -384,83 +405,3 @@ class Training:
         result["probe_pct"] = 100 * self.optimizer.prober.seconds / self.train_s if self.train_s else None
         result["train_s"] = self.train_s
         return result
-
-
-STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
-OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")  # CUDA errors that a run's code makes
-OOM = (MemoryError, torch.OutOfMemoryError)
-
-
-def is_oom(error: BaseException) -> bool:
-    """An exhausted device or host allocator; torch's CPU allocator says so only in words, which differ by system."""
-    words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words))
-
-
-def is_device_failure(error: BaseException) -> bool:
-    """A GPU that vanished, or whose context is broken: nothing more can be done with it in this process."""
-    words = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
-    return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
-
-
-def to_the_end(progress: Progress) -> dict[str, Any]:
-    """The value of a run that has nobody to give way to."""
-    while True:
-        try:
-            next(progress)
-        except StopIteration as end:
-            return dict(end.value)
-
-
-def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """`recorded_run` by itself, to its end."""
-    return to_the_end(recorded_run(run, directory, run_id, **hooks))
-
-
-def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
-    """Carry one run to an outcome and write its `result.json`; a result that is already there is returned as it is.
-
-    A generator that gives way between blocks of steps, so that one process can carry several runs in turn.
-
-    `hooks` go to `Training.blocks`. A crash of the run becomes its outcome (`oom` or `failed`), with the traceback in
-    `log.txt`. Raises Interrupted; UserError when the folder holds another run or a damaged file, which is left as it is;
-    OSError when the folder itself cannot be written; and DeviceFailed when the GPU can do no more in this process (with no
-    result, unless the run's own code has broken it).
-    """
-    path = directory / "result.json"
-    name = digest(identity(run))
-    if path.exists():
-        found = read_sealed(path, f"delete {directory}, and the same command trains the run again")
-        if found.get("identity") != name:
-            raise UserError(f"{path} is another run's result: choose another folder, or delete this one.")
-        return found
-    directory.mkdir(parents=True, exist_ok=True)
-    log = directory / "log.txt"
-    started = time.perf_counter()
-    with open(log, "a") as f:
-        f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
-    broken = False
-    try:
-        result = yield from Training(run, directory).blocks(**hooks)
-    except (Interrupted, KeyboardInterrupt, UserError):
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-            raise
-        with open(log, "a") as f:
-            f.write(traceback.format_exc())
-        cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        broken = is_device_failure(error) and not is_oom(error)
-        if broken and not any(w in cause for w in OWN_FAULT):
-            raise DeviceFailed(cause) from error
-        kind = "oom" if is_oom(error) else "failed"
-        result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.perf_counter() - started}
-    result = {"run_id": run_id, "identity": name, **result}
-    write_sealed(path, result)
-    if result["outcome"] in ("completed", "diverged"):
-        (directory / "checkpoint.pt").unlink(missing_ok=True)
-    with open(log, "a") as f:
-        f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {result['outcome']} {result.get('cause') or ''}\n")
-    if broken:  # the run is to blame, and no other can be trained in this process any more
-        raise DeviceFailed(result["cause"])
-    return result

@@ -189,7 +189,7 @@ class Halve(Rival):
     keeps_old = True
 
     def _limit_update(self, stats, batch, t):
-        self._scale_update(stats, torch.tensor(self.strength))
+        self._apply(stats, torch.tensor(self.strength))
 
 
 @pytest.fixture

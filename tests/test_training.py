@@ -12,7 +12,9 @@ from ebc_lab.config import UserError, digest, identity, run_part
 from ebc_lab.data import locate, windows
 from ebc_lab.overrides import compose
 from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json, write_sealed
-from ebc_lab.training import Interrupted, Training, evaluate, run_and_record
+from ebc_lab.evaluation import evaluate, token_losses
+from ebc_lab.outcome import run_and_record
+from ebc_lab.training import Interrupted, Training
 
 
 @pytest.fixture
@@ -213,7 +215,7 @@ def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
     for step in range(12):
         lab._one_step()
         x, y = bare.batches.at(step)
-        training.token_losses(bare.model(x), y).mean().backward()
+        token_losses(bare.model(x), y).mean().backward()
         for base in bare.optimizer.bases:
             base.step()
             base.zero_grad()
@@ -232,7 +234,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_
     with torch.no_grad():
         for x, y in pairs:
             for row, target in zip(x, y, strict=True):
-                losses.append((len(row), training.token_losses(state.model(row[None]), target[None]).mean().item()))
+                losses.append((len(row), token_losses(state.model(row[None]), target[None]).mean().item()))
     full = [loss for n, loss in losses if n == run.model.context]
     assert found["se"] == pytest.approx(np.std(full, ddof=1) / math.sqrt(len(full)), rel=0.1)
 

@@ -12,7 +12,8 @@ from .controller import make_controller, schedule_multiplier
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm
 from .sensitivity import SensitivityFilter
-from .stabilized import NonFiniteUpdateError, StabilizedOptimizer, StepStats
+from .stabilized import StabilizedOptimizer
+from .stats import NonFiniteUpdateError, StepStats
 from .surrogate import Guard, aggregate
 
 __all__ = [

@@ -18,12 +18,15 @@ from .controller import make_controller, schedule_multiplier
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
 from .probe import LOW_PRECISION, Batch
+from .segments import Copy
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
-from .stabilized import StabilizedOptimizer, StepStats
+from .stabilized import StabilizedOptimizer
+from .stats import StepStats
 from .surrogate import Guard
 from .surrogate import aggregate as aggregate_contributions
 
 BUDGETS = ("shadow", "surrogate", "fisher", "calibrated")
+BOUNDED = ("surrogate", "calibrated")  # by S, at every step
 UNITS = ("logits", "per_lr")
 LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier, where it is known beforehand
 
@@ -50,6 +53,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0 never.
         audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 20 under `pi`; 0 if
             `target_kl` is infinite.
+        measure_every: of `shadow`: one step in so many measures. In between the KL is taken to be what the last measurement
+            found for each unit of ||dW||², and c follows from that without a forward.
         refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a forward that casts
             low-precision logits up needs it told (1e-5).
@@ -78,6 +83,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         units: str = "logits",
         sensitivity_every: int = 0,
         audit_every: int | None = None,
+        measure_every: int = 1,
         refine_steps: int = 20,
         measurements: int = 3,
         floor: float | None = None,
@@ -92,6 +98,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         ):
             if value not in allowed:
                 raise ValueError(f"{key}={value!r} is unknown; it takes {', '.join(allowed)}.")
+        if measure_every < 1:
+            raise ValueError(f"measure_every must be at least 1, not {measure_every}.")
         if guard != "none" and budget != "surrogate":
             raise ValueError(f"guard={guard!r} corrects a bound: it goes with budget='surrogate', not {budget!r}.")
         aggregate_contributions(torch.ones(1), aggregate)
@@ -105,7 +113,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.target_kl, self.budget, self.aggregate = target_kl, budget, aggregate
         self.schedule, self.total_steps = schedule, total_steps
         self.probe, self.cadence, self.units = probe, cadence, units
-        self.sensitivity_every = sensitivity_every
+        self.sensitivity_every, self.measure_every = sensitivity_every, measure_every
         self.refine_steps, self.measurements = refine_steps, measurements
 
         device = self.weights[0].device
@@ -113,6 +121,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
         self.groups = {g: [index[n] for n in ns] for g, ns in group_parameters(self.names, grouping, shapes).items()}
         self.scaled = sorted(i for members in self.groups.values() for i in members)
+        self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
         self.filters = {g: SensitivityFilter(cadence=cadence, init=beta_init) for g in self.groups}
         gains = dict(gains or {})
         if controller == "pi":
@@ -120,6 +129,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.controller = make_controller(controller, target_kl if self.active else 1.0, **gains).to(device)
         self.guard = Guard(guard).to(device)
         self.trial = torch.full((), 0.1, dtype=torch.float64, device=device)
+        self.kl_rate = torch.zeros((), dtype=torch.float64, device=device)  # KL over ||c·dW||², as last measured
         self.log_k = torch.full((), math.nan, dtype=torch.float64, device=device)
         self.floor = floor
         if floor is not None:
@@ -128,6 +138,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _own_state(self) -> dict[str, Any]:
         return {
             "trial": self.trial.clone(),
+            "kl_rate": self.kl_rate.clone(),
             "log_k": self.log_k.clone(),
             "controller": self.controller.state_dict(),
             "guard": self.guard.state_dict(),
@@ -135,8 +146,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.trial = state["trial"].to(self.trial)
-        self.log_k = state["log_k"].to(self.log_k)
+        for name in ("trial", "kl_rate", "log_k"):
+            getattr(self, name).copy_(state[name])
         self.controller.load_state_dict(state["controller"])
         self.guard.load_state_dict(state["guard"])
         for g, f in self.filters.items():
@@ -144,14 +155,26 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, stats: StepStats, t: int) -> None:
-        if not self.active:
-            return
-        multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
-        stats.target_kl = self.target_kl * max(multiplier, 1e-12)
-        self.controller.rescale(stats.target_kl)
-        stats.delta = self.controller.delta.clone()
-        stats.radius = trust_radius(stats.delta)
+    def _prepare(self, t: int) -> None:
+        if self.active and self.schedule != "constant":
+            multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
+            self.controller.rescale(self.target_kl * max(multiplier, 1e-12))
+
+    def _begin(self, stats: StepStats) -> None:
+        if self.active:
+            stats.target_kl = self.controller.target.clone()
+            stats.delta = self.controller.delta.clone()
+            stats.radius = trust_radius(stats.delta)
+
+    def kind(self, t: int) -> tuple[str, ...] | None:
+        kind = super().kind(t)
+        if kind is None or not self.active:
+            return kind
+        unsensed = self.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
+        unlike = self._judges(t) or self._due(t) or unsensed or self.schedule == "lr_squared"
+        if unlike or (self.budget == "shadow" and t < self.refine_steps) or (self._audits(t) and self.guard.kind != "none"):
+            return None
+        return kind if self._measures_kl(t) else (*kind, "carried")
 
     def _measures(self, t: int) -> bool:
         return self.active
@@ -170,11 +193,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert batch is not None
         assert stats.delta is not None
         assert stats.radius is not None
-        judging = self.audit_every > 0 and t % self.audit_every == 0 and "loss_drop" in self.controller.needs
-        recording = self.sensitivity_every > 0 and t % self.sensitivity_every == 0
-        bounded = self.budget in ("surrogate", "calibrated")
-        due = due_groups(t, list(self.groups), self.cadence) if bounded else list(self.groups) if recording else []
-        if bounded or recording:
+        judging = self._judges(t)
+        due = self._due(t)
+        if due or self.budget in BOUNDED:
             self._sense(stats, batch, due)
         probed = stats.sensitivities is not None
         if self.budget == "fisher" or judging or (self.budget == "calibrated" and probed):
@@ -193,28 +214,45 @@ class EllipsotopeClip(StabilizedOptimizer):
         else:
             assert stats.surrogate is not None
             if stats.predicted_kl is not None and probed:
-                self.log_k = fitted_log_k(self.log_k, stats.predicted_kl, stats.surrogate)
+                self.log_k.copy_(fitted_log_k(self.log_k, stats.predicted_kl, stats.surrogate))
             k = self.log_k.nan_to_num(math.log(0.25)).exp()  # before the first probe: the bound, KL <= S²/4
             stats.calibration = k
             c = clip_coefficient(stats.delta.sqrt(), k.sqrt() * stats.surrogate)
-        if not torch.isfinite(c):
-            self._give_up(stats)
-            return
-        stats.clip_coefficient = c
-        self._apply(c)
+        self._apply(stats, c)
+
+    def _judges(self, t: int) -> bool:
+        return self._audits(t) and "loss_drop" in self.controller.needs
+
+    def _due(self, t: int) -> list[str]:
+        """The groups whose sensitivity is measured at step `t`."""
+        if self.budget in BOUNDED:
+            return due_groups(t, list(self.groups), self.cadence)
+        return list(self.groups) if self.sensitivity_every > 0 and t % self.sensitivity_every == 0 else []
+
+    def _measures_kl(self, t: int) -> bool:
+        """Whether `shadow` measures at step `t`: one step in `measure_every`, in an order that audits do not favour."""
+        k = self.measure_every
+        shifted = t // math.lcm(k, self.audit_every or 1)
+        return self.budget != "shadow" or t < self.refine_steps or (t + shifted) % k == 0
 
     def _clip_by_measurement(self, stats: StepStats, batch: Batch, t: int) -> None:
-        old = self._old
-        assert old is not None
+        assert self._kept is not None
         assert stats.delta is not None
         assert self.floor is not None
-        self._new = self._copy(self._new)
-        new = self._scaled(self._new)
-        moving = self._scaled(self.weights)
+        old = self._kept.parts
+        if not self._measures_kl(t):
+            predicted = self.kl_rate * self._moved(None).square()
+            self._apply(stats, clip_coefficient(stats.delta.sqrt(), predicted.sqrt()))
+            self._start_from(stats.clip_coefficient)
+            return
+        self._proposed = proposed = self._proposed or Copy(self.weights, self._segments)
+        proposed.store()
+        resting = [i for i in range(len(old)) if i not in {j for _, j in self._moving()}]
 
         def measure(trial: Tensor) -> Tensor:
-            torch._foreach_copy_(self.weights, old)
-            torch._foreach_lerp_(moving, new, float(trial))
+            for i in resting:
+                self._segments[i].tensor.copy_(old[i])
+            self._interpolate(trial, proposed.parts)
             if self.retract is not None:
                 self.retract()
             return mean_kl(batch.z_probe, batch.logits(batch.probe), batch.probe_mask)
@@ -222,21 +260,27 @@ class EllipsotopeClip(StabilizedOptimizer):
         found = shadow_search(
             measure,
             stats.delta,
-            self.trial,
+            self.trial.clone(),
             measurements=self.measurements if t < self.refine_steps else 1,
             floor=self.floor,
         )
-        self.trial = found.next_trial
         stats.trial, stats.trial_kl, stats.measurements = found.trial, found.kl, found.measurements
-        if found.skipped:
-            self._give_up(stats)
-            return
-        stats.clip_coefficient = found.c
-        torch._foreach_copy_(self.weights, old if len(moving) == len(self.weights) else self._new)
-        if len(moving) < len(self.weights):
-            torch._foreach_copy_(moving, self._scaled(old))
-        torch._foreach_lerp_(moving, new, float(found.c))
-        self._scale_copies(found.c, self.scaled)
+        self._start_from(found.next_trial)
+        if self.measure_every > 1:
+            rate = found.kl.clamp(min=self.floor) / (found.trial * self._moved(proposed)).square()
+            self.kl_rate.copy_(torch.where(self._sound & rate.isfinite(), rate, self.kl_rate))
+        self._apply(stats, torch.where(found.skipped, torch.nan, found.c), proposed)
+
+    def _start_from(self, trial: Tensor) -> None:
+        """Where the next measurement begins, if `trial` is a positive scale of a sound step."""
+        self.trial.copy_(torch.where(self._sound & (trial > 0), trial, self.trial))
+
+    def _moved(self, proposed: Copy | None) -> Tensor:
+        """||dW|| of what c scales, 0-dim float64; W_new is in `proposed`, or where the weights are."""
+        assert self._kept is not None
+        new = [(w if proposed is None else proposed.parts[i], self._kept.parts[i]) for w, i in self._moving()]
+        total: Tensor = torch.linalg.vector_norm(torch.stack([torch.dist(a, b) for a, b in new]).double())
+        return total
 
     def _functional_weights(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """One list a weight as the probes take it: by name, float32 at least."""
@@ -264,7 +308,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert old is not None
         deltas = torch._foreach_sub(self.weights, old)
         squares = torch.stack(torch._foreach_norm(deltas)).double().square()
-        norms = torch.stack([squares[members].sum() for members in self.groups.values()]).sqrt()
+        norms = torch.stack([squares[members].sum() for members in self._members]).sqrt()
         due = due + [g for g in self.groups if self.filters[g].beta is None and g not in due]
         weights = self._functional_weights(old)
         measured, probed = torch.full_like(norms, torch.nan), False
@@ -305,7 +349,8 @@ class EllipsotopeClip(StabilizedOptimizer):
             assert stats.slope is not None
             signals = {"slope": stats.slope}
         self.controller.update(stats.applied_kl, stats.clip_coefficient < CLIPPED_BELOW, **signals)
-        stats.agreement = getattr(self.controller, "ratio", None)
+        ratio: Tensor | None = getattr(self.controller, "ratio", None)
+        stats.agreement = None if ratio is None else ratio.clone()
 
     def _budgeted_movement(self, stats: StepStats, batch: Batch) -> Tensor:
         """T of what the budget covers: under `matrices` the rest, which moves freely, is put back for one forward."""

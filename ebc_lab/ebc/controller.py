@@ -67,8 +67,8 @@ class Fixed:
     def rescale(self, target: float) -> None:
         """Move delta* (nats per token) along its schedule; delta moves by the same factor."""
         target = max(target, SMALLEST_TARGET)
-        self.delta = self.delta * (target / self.target)
-        self.target = torch.full_like(self.target, target)
+        self.delta.mul_(target / self.target)
+        self.target.fill_(target)
 
     def update(self, kl: Tensor | float, clipped: Tensor | bool, **signals: Tensor | float | None) -> Tensor:
         """One audit: the applied KL (nats per token) and whether the step was clipped -> delta, nats per token.
@@ -91,9 +91,10 @@ class Fixed:
         usable = torch.stack([kl, *given.values()]).isfinite().all()
         before = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), given)
-        for name, value in before.items():
-            setattr(self, name, torch.where(usable, getattr(self, name), value))
-        return self.delta
+        for name, value in before.items():  # in place: a CUDA graph keeps to the memory it has seen
+            value.copy_(torch.where(usable, getattr(self, name), value))
+            setattr(self, name, value)
+        return self.delta.clone()
 
     def _number(self, value: Tensor | float | None) -> Tensor:
         return torch.as_tensor(1.0 if value is None else value, dtype=torch.float64, device=self.delta.device)
@@ -111,7 +112,7 @@ class Fixed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
-            setattr(self, name, value.to(self.delta.device))
+            getattr(self, name).copy_(value)
 
 
 class PI(Fixed):

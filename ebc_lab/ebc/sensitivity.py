@@ -84,7 +84,7 @@ class SensitivityFilter:
         """
         observed = torch.as_tensor(observed)
         if not torch.isfinite(observed):
-            return observed if self.beta is None else self.beta
+            return observed if self.beta is None else self.beta.clone()
         self.beta = torch.zeros_like(observed) if self.beta is None else self.beta.to(observed.device)
         n = self.count + 1
         weight, limited = 1 - self.decay, n >= 2
@@ -98,14 +98,14 @@ class SensitivityFilter:
         if limited:
             bound = self.huber * self.beta
             residual = torch.minimum(torch.maximum(residual, -bound), bound)
-        self.beta = self.beta + weight * residual
+        self.beta.add_(weight * residual)  # in place: a CUDA graph keeps to the memory it has seen
         self.count = n
-        return self.beta
+        return self.beta.clone()
 
     def inflate(self, factor: Tensor | float) -> None:
         """beta <- factor·beta, in beta's own dtype; nothing before the first observation."""
         if self.beta is not None:
-            self.beta = self.beta * torch.as_tensor(factor, dtype=self.beta.dtype, device=self.beta.device)
+            self.beta.mul_(torch.as_tensor(factor, dtype=self.beta.dtype, device=self.beta.device))
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "beta": None if self.beta is None else self.beta.clone()}

@@ -9,7 +9,6 @@ for every stabilizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,38 +17,8 @@ from torch.nn.utils import get_total_norm
 
 from .logits import centre, mean_kl, rms_norm
 from .probe import Batch, Prober
-
-
-class NonFiniteUpdateError(ArithmeticError):
-    """The base optimizer proposed a non-finite update from finite gradients. The weights are restored where they were kept."""
-
-
-@dataclass
-class StepStats:
-    """What one step did. 0-dim tensors (`contributions` and `sensitivities`: (L,)); None where not measured."""
-
-    clip_coefficient: Tensor  # c, in [0, 1]: the applied update's norm over the proposal's
-    grad_norm: Tensor  # global L2 norm of the gradient, before anything limits it
-    skipped: bool = False  # weights and, for a bad gradient, optimizer state untouched
-    gradient_scale: Tensor | None = None  # the limited gradient's norm over the gradient's
-    delta: Tensor | None = None  # the budget used, nats per token
-    target_kl: float | None = None  # delta*, scheduled, nats per token
-    radius: Tensor | None = None  # tau = 2·sqrt(delta), logits per token
-    guard: Tensor | None = None  # g, the factor on tau
-    trial: Tensor | None = None  # the last shadow trial scale
-    trial_kl: Tensor | None = None  # the KL measured there, nats per token
-    measurements: int = 0
-    predicted_kl: Tensor | None = None  # q of the whole proposal, nats per token
-    calibration: Tensor | None = None  # k of `calibrated`, KL over S²
-    surrogate: Tensor | None = None  # S, logits per token
-    contributions: Tensor | None = None  # s_g, logits per token
-    sensitivities: Tensor | None = None  # beta_g, where measured at this step
-    slope: Tensor | None = None  # <grad loss, dW> of the whole proposal, nats per token
-    agreement: Tensor | None = None  # r, what the loss fell by over what was predicted
-    applied_kl: Tensor | None = None  # on tokens that did not choose c, nats per token
-    movement: Tensor | None = None  # T, logits per token, on the same tokens
-    tightness: Tensor | None = None  # T/(c·S), T of the budgeted part
-    audit_tokens: int = 0
+from .segments import Copy, Segment, addresses, segments
+from .stats import NonFiniteUpdateError, StepStats
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):
@@ -71,6 +40,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     """
 
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
+    capturable = True  # whether a step without host reads exists at all, see `kind`
 
     def __init__(
         self,
@@ -112,8 +82,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._trained_at: list[Tensor] | None = None
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         self._index = {id(p): i for i, p in enumerate(self.weights)}
-        self._old: list[Tensor] | None = None  # the two copies of the weights that are held
-        self._new: list[Tensor] | None = None
+        self.deferred = False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
+        self._where: list[tuple[int, int]] = []
+        self._segments: list[Segment] = []
+        self._kept: Copy | None = None  # W: the two copies of the weights that are held
+        self._proposed: Copy | None = None  # W + dW
         self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []
 
     # -- a torch optimizer to schedulers, scalers and checkpoints ------------------------------------------------------
@@ -184,8 +157,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     # -- what a stabilizer overrides -----------------------------------------------------------------------------------
 
-    def _begin(self, stats: StepStats, t: int) -> None:
-        """Before anything else at step `t`: schedules."""
+    def _prepare(self, t: int) -> None:
+        """On the host, before anything else at step `t`: schedules."""
+
+    def _begin(self, stats: StepStats) -> None:
+        """On the device, before anything else: what the step's record begins with."""
 
     def _measures(self, t: int) -> bool:
         """Whether choosing the update at step `t` takes a forward on the batch."""
@@ -197,7 +173,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
         """The weights are at the proposal, `_old` holds W (with `keeps_old`): leave what is to be applied.
 
-        `_apply(c)` does so; `_give_up(stats)` restores W where no update is usable.
+        `_apply(stats, c)` does so; `_give_up(stats)` restores W where no update is usable.
         """
 
     def _audited(self, stats: StepStats, batch: Batch, t: int) -> None:
@@ -227,37 +203,97 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             NonFiniteUpdateError: the base proposed a non-finite update.
             ValueError: tokens are missing, or the batch has no row left for the audit.
         """
+        return self.take_step(self.begin_step(), tokens, logits, mask, targets=targets, probe=probe)
+
+    @torch.no_grad()
+    def begin_step(self) -> int:
+        """The host's part of `step`: count it, and put what depends on its number where the device's part finds it. -> t."""
         t, self.step_index = self.step_index, self.step_index + 1
-        one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
+        self._prepare(t)
+        return t
+
+    def kind(self, t: int) -> tuple[str, ...] | None:
+        """What step `t` does beside the usual: steps of one kind launch the same work, so that a graph of one serves all.
+
+        None where the step reads values on the host, or is like no other.
+        """
+        if not self.capturable or self.project is not None or self.retract is not None:
+            return None
+        return ("audit",) if self._audits(t) else ()
+
+    @torch.no_grad()
+    def take_step(
+        self,
+        t: int,
+        tokens: Any = None,
+        logits: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        targets: Tensor | None = None,
+        probe: tuple[Any, Tensor | None] | None = None,
+    ) -> StepStats:
+        """The device's part of `step`, after `begin_step` has returned `t`; arguments and errors as there.
+
+        With `deferred` it reads nothing on the host, at steps that have a `kind`: a bad gradient or update shows in the
+        StepStats alone, and the weights are as if it had been noticed.
+        """
+        self._arrange()
         gradients = [p.grad for p in self.weights if p.grad is not None]
-        stats = StepStats(one, get_total_norm(gradients))
-        self._begin(stats, t)
-        if not all_finite(gradients, stats.grad_norm):
-            stats.clip_coefficient, stats.skipped = 0 * one, True
+        grad_norm = get_total_norm(gradients)
+        sound = all_finite(gradients, grad_norm)
+        one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
+        stats = StepStats(one, grad_norm, ~sound, ~sound, torch.zeros_like(sound))
+        self._begin(stats)
+        if not self.deferred and not sound:
+            stats.clip_coefficient = 0 * one
             return stats
 
-        audit = self.audit_every > 0 and t % self.audit_every == 0
+        audit = self._audits(t)
         batch = self._batch(tokens, logits, mask, targets, probe, audit) if audit or self._measures(t) else None
         self._limit_gradients(stats, gradients)
         kept = self.keeps_old or audit
         if kept:
             self._save()
         for base in self.bases:
+            if self.deferred:
+                base.found_inf = stats.bad_gradient.float()  # type: ignore[attr-defined]
             base.step()
-        self._refuse_non_finite(kept)
+            if self.deferred:
+                base.found_inf = None  # type: ignore[attr-defined]
+        parts = [s.tensor for s in self._segments]
+        finite = all_finite(parts, get_total_norm(parts))
+        if not self.deferred and not finite:
+            if kept:
+                self._restore()
+            raise NonFiniteUpdateError(f"step {t}: the optimizer proposed a non-finite update.")
+        stats.failed = ~finite
+        self._sound = sound & finite
         if self.project is not None:
             self.project()
         if audit and stats.gradient_scale is None:
             stats.slope = self._slope()
+        if self.deferred:
+            stats.clip_coefficient = torch.where(self._sound, one, 0.0)
         self._limit_update(stats, batch, t)
         if self.retract is not None and not stats.skipped:
             self.retract()
-        if audit and not stats.skipped:
+        if audit and (self.deferred or not stats.skipped):
             assert batch is not None
             self._audit(stats, batch)
             self._audited(stats, batch, t)
         torch.clear_autocast_cache()
         return stats
+
+    def _audits(self, t: int) -> bool:
+        return self.audit_every > 0 and t % self.audit_every == 0
+
+    def _arrange(self) -> None:
+        """See how the weights lie in memory, at first and after somebody has moved them."""
+        where = addresses(self.weights)
+        if where != self._where:
+            scaled = set(self.scaled)
+            self._where, self._kept, self._proposed = where, None, None
+            self._segments = segments(self.weights, [i in scaled for i in range(len(self.weights))])
 
     def _batch(
         self,
@@ -281,15 +317,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             probe=probe,
         )
 
-    def _copy(self, buffers: list[Tensor] | None) -> list[Tensor]:
-        if buffers is None:
-            return [p.detach().clone() for p in self.weights]
-        torch._foreach_copy_(buffers, self.weights)
-        return buffers
+    @property
+    def _old(self) -> list[Tensor] | None:
+        """W, one tensor a weight, where it was kept."""
+        return None if self._kept is None else self._kept.views
 
     def _save(self) -> None:
         """Keep W, and what the bases' states hold of it."""
-        self._old = self._copy(self._old)
+        self._kept = self._kept or Copy(self.weights, self._segments)
+        self._kept.store()
         self._old_copies = [
             (i, base.state[p], key, base.state[p].get(key, p).detach().clone())
             for base in self.bases
@@ -299,12 +335,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if p.grad is not None and (i := self._index.get(id(p))) is not None
         ]
 
-    def _refuse_non_finite(self, kept: bool) -> None:
-        if all_finite(self.weights, get_total_norm(self.weights)):
-            return
-        if kept and self._old is not None:
-            torch._foreach_copy_(self.weights, self._old)
-        raise NonFiniteUpdateError(f"step {self.step_index - 1}: the optimizer proposed a non-finite update.")
+    def _restore(self) -> None:
+        assert self._kept is not None
+        torch._foreach_copy_([s.tensor for s in self._segments], self._kept.parts)
 
     def _slope(self) -> Tensor:
         """<gradient, dW> of the proposal that the weights are at, float64."""
@@ -312,41 +345,75 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         moved = [(p.grad, p - w) for p, w in zip(self.weights, self._old, strict=True) if p.grad is not None]
         wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
         parts = [torch.dot(g.flatten().to(wide), d.flatten().to(wide)) for g, d in moved]
-        return torch.stack(parts).double().sum() if parts else torch.zeros((), dtype=torch.float64)
+        return torch.stack(parts).double().sum() if parts else torch.zeros_like(self._sound, dtype=torch.float64)
 
-    def _apply(self, c: Tensor) -> None:
-        """From W + dW, at which the weights are, to W + c·dW: lerp(W, W_new, c), exact at 0 and 1; states' copies alike."""
-        assert self._old is not None
-        if c >= 1:
+    def _moving(self) -> list[tuple[Tensor, int]]:
+        """(segment's memory, its place in every `Copy`) of what c scales."""
+        scaled = set(self.scaled)
+        return [(s.tensor, i) for i, s in enumerate(self._segments) if s.members[0] in scaled]
+
+    def _interpolate(self, c: Tensor, proposed: Sequence[Tensor] | None = None) -> None:
+        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, from `proposed`; if None the weights are at W + dW."""
+        assert self._kept is not None
+        for w, i in self._moving():
+            new = w if proposed is None else proposed[i]
+            torch.lerp(self._kept.parts[i], new, c.to(w.dtype), out=w)
+
+    def _apply(self, stats: StepStats, c: Tensor, proposed: Copy | None = None) -> None:
+        """Apply c·dW: lerp(W, W_new, c), states' copies of the weights alike; where c is not finite nothing, a skipped step.
+
+        `proposed` holds W_new; if None the weights are at it.
+        """
+        usable = torch.isfinite(c) & self._sound
+        if not self.deferred and not usable:
+            self._give_up(stats)
             return
-        self._scale_copies(c, self.scaled)
-        weights, old = self._scaled(self.weights), self._scaled(self._old)
-        torch._foreach_lerp_(old, weights, float(c))
-        torch._foreach_copy_(weights, old)
+        stats.clip_coefficient = c = torch.where(usable, c, 0.0)
+        stats.skipped = ~usable
+        if self.deferred or proposed is not None or c < 1:
+            self._scale_copies(c, self.scaled)
+            self._interpolate(c, None if proposed is None else proposed.parts)
+        if proposed is not None:
+            scaled = set(self.scaled)
+            for s, new in zip(self._segments, proposed.parts, strict=True):
+                if s.members[0] not in scaled:
+                    s.tensor.copy_(new)
+        if self.deferred:
+            assert self._kept is not None
+            for s, old in zip(self._segments, self._kept.parts, strict=True):
+                torch.where(usable, s.tensor, old, out=s.tensor)
 
     def _scale_copies(self, c: Tensor, scaled: Sequence[int]) -> None:
         for i, state, key, old in self._old_copies:
             if i in scaled:
-                state[key].copy_(torch.lerp(old, state[key], float(c)))
+                state[key].copy_(torch.lerp(old, state[key], c.to(old.dtype)))
 
     def _give_up(self, stats: StepStats) -> None:
         """No usable update: restore the weights by copy and count the step as skipped. The bases' finite state stays."""
-        assert self._old is not None
-        stats.skipped, stats.clip_coefficient = True, torch.zeros_like(stats.clip_coefficient)
+        stats.skipped = torch.ones_like(stats.skipped)
+        stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
         self._scale_copies(stats.clip_coefficient, range(len(self.weights)))
-        torch._foreach_copy_(self.weights, self._old)
-
-    def _scaled(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Those of one list a weight that c scales."""
-        return [tensors[i] for i in self.scaled]
+        self._restore()
 
     def _audit(self, stats: StepStats, batch: Batch) -> None:
         z_new = batch.logits(batch.held)
         stats.applied_kl = mean_kl(batch.z_held, z_new, batch.held_mask).clamp(min=0)
         stats.movement = rms_norm(centre(z_new) - centre(batch.z_held), batch.held_mask)
+        if self.deferred:  # nobody has looked whether the step was skipped, and a skipped one is not audited
+            stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
+            stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
         stats.audit_tokens = batch.held_tokens
 
 
-def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
-    """Whether every element is finite, given their joint norm; only a norm that overflowed needs a look at each."""
-    return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)
+def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+    """Whether every element is finite, given their joint norm; 0-dim bool on the norm's device.
+
+    A norm may overflow where no element does. On a CPU, where reading it costs nothing, only then each is looked at; elsewhere
+    the norm is taken again in float64, whose range no float32 can leave.
+    """
+    finite = torch.isfinite(norm)
+    if norm.device.type == "cpu":
+        return finite if finite else torch.tensor(all(bool(torch.isfinite(t).all()) for t in tensors))
+    if not tensors or tensors[0].dtype == torch.float64:
+        return finite
+    return torch.isfinite(torch.stack(torch._foreach_norm(tensors, 2, torch.float64))).all()

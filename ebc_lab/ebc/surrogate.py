@@ -75,8 +75,8 @@ class Guard:
             return torch.ones_like(rho)
         excess = torch.where(rho.isfinite(), rho, 1.0).clamp(min=1)
         elapsed = 0 if self.last is None else step - self.last
-        self.log_factor = self.log_factor * 0.5 ** (elapsed / RECOVERY) - excess.log()
-        self._count = self._count + (excess > 1)
+        self.log_factor.mul_(0.5 ** (elapsed / RECOVERY)).sub_(excess.log())
+        self._count.add_(excess > 1)
         self.last = step
         return excess if self.kind == "shrink_inflate" else torch.ones_like(excess)
 
@@ -88,6 +88,6 @@ class Guard:
         return {"log_factor": self.log_factor.clone(), "count": self._count.clone(), "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device = self.log_factor.device
-        self.log_factor, self._count = state["log_factor"].to(device), state["count"].to(device)
+        self.log_factor.copy_(state["log_factor"])
+        self._count.copy_(state["count"])
         self.last = state["last"]

@@ -120,7 +120,8 @@ class InlinePool:
         self.slots = 1
 
     def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
-        from ..training import DeviceFailed, Interrupted
+        from ..outcome import DeviceFailed
+        from ..training import Interrupted
         from .worker import POLL_S, execute
 
         asked: list[int] = []

@@ -43,7 +43,8 @@ def execute(
 
     Raises Interrupted (with a checkpoint written) once `should_stop()`, and OSError where the folder cannot be written.
     """
-    from ..training import Interrupted, run_and_record
+    from ..outcome import run_and_record
+    from ..training import Interrupted
 
     directory = study.run_dir(run_id)
     with claimed(directory) as mine:
@@ -135,7 +136,8 @@ def work(root: Path, name: str) -> int:
     session.note(name, run_id=None, ran=ran, **seen)
     stop = _Stop(session, bound=about["bound"])
     # torch is imported while the driver is still busy: one import a worker, not one a run
-    from ..training import DeviceFailed, Interrupted
+    from ..outcome import DeviceFailed
+    from ..training import Interrupted
 
     offered: list[str] = []
     done: set[str] = set()
