@@ -134,8 +134,8 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dic
     """Resolve what is left to choose, train in `directory`, and say what came out."""
     from .config import digest, identity, to_dict
     from .doctor import chosen_device, speeds
-    from .telemetry import read_json, write_json
     from .outcome import run_and_record
+    from .telemetry import read_json, write_json
 
     known = directory / "spec.json"
     earlier = read_json(known) if known.exists() else None

@@ -3,13 +3,14 @@
 * x + attention(norm(x)), then x + mlp(norm(x)); a last norm before the head
 * q, k, v and o are matrices of their own, so that each can be budgeted or projected by itself
 * weights ~ N(0, 0.02²), those that write into the residual stream divided by sqrt(2·blocks)
-* q, k and v are applied as one matrix product
+* q, k and v are applied as one matrix product; tokens of all sequences lie in one axis but in attention
 * the fused CPU kernel's bfloat16 backward is several times slower than its float32 one, so bfloat16 attention on a CPU is
   written out for short contexts and runs in float32 for long ones
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -21,20 +22,30 @@ from .config import ModelConfig
 PLAIN_UP_TO = 128  # tokens
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Causal attention, (B, heads, T, D) -> the same shape and dtype."""
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-    B, H, T, D = q.shape
-    with torch.autocast("cpu", enabled=False):
-        if dropout or T > PLAIN_UP_TO:
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), dropout_p=dropout, is_causal=True).to(
-                q.dtype
-            )
-        future = torch.full((T, T), -torch.inf, dtype=q.dtype).triu_(1)
-        q, k, v = (x.reshape(B * H, T, D) for x in (q, k, v))
-        scores = torch.baddbmm(future.expand(B * H, T, T), q, k.mT, alpha=D**-0.5)
-        return torch.bmm(scores.softmax(-1), v).view(B, H, T, D)
+@functools.lru_cache(maxsize=8)
+def _future(T: int) -> Tensor:
+    """-inf above the diagonal, 0 elsewhere, (T, T) bfloat16 on the CPU."""
+    return torch.full((T, T), -torch.inf, dtype=torch.bfloat16).triu_(1)
+
+
+def attention(qkv: Tensor, B: int, heads: int, dropout: float) -> Tensor:
+    """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) -> (B·T, C), same dtype."""
+    N, width = qkv.shape
+    T, D = N // B, width // (3 * heads)
+    parted = qkv.view(B, T, 3, heads, D).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, D)
+    if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
+        q, k, v = parted
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    elif dropout or T > PLAIN_UP_TO:
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = parted.float()
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).to(qkv.dtype)
+    else:
+        q, k, v = parted.reshape(3, B * heads, T, D)
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.baddbmm(_future(T).expand(B * heads, T, T), q, k.mT, alpha=D**-0.5)
+            y = torch.bmm(scores.softmax(-1), v).view(B, heads, T, D)
+    return y.transpose(1, 2).reshape(N, heads * D)
 
 
 class Block(nn.Module):
@@ -50,17 +61,12 @@ class Block(nn.Module):
         self.mlp_norm = nn.LayerNorm(d, bias=False)
         self.mlp_in = nn.Linear(d, 4 * d, bias=False)
         self.mlp_out = nn.Linear(4 * d, d, bias=False)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
-    def attend(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
-        qkv = F.linear(x, torch.cat([self.q.weight, self.k.weight, self.v.weight]))  # (B, T, 3C)
-        q, k, v = qkv.view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, heads, T, C/heads) each
-        y = attention(q, k, v, self.dropout if self.training else 0.0)
-        return self.o(y.transpose(1, 2).reshape(B, T, C))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop(self.attend(self.attention_norm(x)))
+    def forward(self, x: Tensor, B: int) -> Tensor:  # x: (B·T, C)
+        dropout = self.dropout if self.training else 0.0
+        qkv = F.linear(self.attention_norm(x), torch.cat([self.q.weight, self.k.weight, self.v.weight]))  # (B·T, 3C)
+        x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout)))
         return x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 
 
@@ -71,7 +77,7 @@ class GPT(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.context, config.width)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
@@ -81,10 +87,12 @@ class GPT(nn.Module):
                 nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * config.blocks) if writes else 0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.drop(self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]])  # (B, T, C)
+        B, T = tokens.shape
+        x = (self.token_embedding(tokens) + self.position_embedding.weight[:T]).view(B * T, -1)  # (B·T, C)
+        x = self.drop(x)
         for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
+            x = block(x, B)
+        return self.head(self.norm(x)).view(B, T, -1)
 
 
 MODELS = {"gpt": GPT}

@@ -73,7 +73,7 @@ class StackedMuon(torch.optim.Muon):
                 if bad is not None:
                     rate, decay = rate * (1 - bad), decay * (1 - bad)
                 if group["weight_decay"]:
-                    torch._foreach_mul_(matrices, 1 - decay)
+                    torch._foreach_mul_(tuple(matrices), 1 - decay)
                 for p, u in zip(matrices, updates, strict=True):
                     turned = u if u.shape == p.shape else u.T
                     if isinstance(rate, Tensor):

@@ -251,6 +251,14 @@ class Training:
             self.steps.close()
             self.evals.close()
 
+    def advance(self, count: int) -> str | None:
+        """Take and record `count` steps, without evaluations; returns the cause if the run has diverged."""
+        end, cause = min(self.step + count, self.run_config.steps), None
+        while self.step < end and not cause:
+            self.take_steps(end - self.step)
+            cause = self.record_steps()
+        return cause
+
     def take_steps(self, most: int) -> None:
         """Have the device take up to `most` steps, a block at the most; `record_steps` reads what they were."""
         with self._on_stream():

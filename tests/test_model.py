@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebc_lab.config import ModelConfig
-from ebc_lab.model import build, hidden_matrices
+from ebc_lab.model import attention, build, hidden_matrices
 
 CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)
 VOCABULARY = 23
@@ -75,7 +75,8 @@ def test_attention_is_the_textbook_one():
         q, k, v = (x @ m.weight[8 * h : 8 * h + 8].T for m in (block.q, block.k, block.v))  # (B, T, D)
         scores = (q @ k.mT / math.sqrt(8)).masked_fill(torch.ones(16, 16).triu(1).bool(), -math.inf)
         heads.append(scores.softmax(-1) @ v)
-    torch.testing.assert_close(block.attend(x), torch.cat(heads, -1) @ block.o.weight.T)
+    qkv = torch.cat([x @ m.weight.T for m in (block.q, block.k, block.v)], -1)
+    torch.testing.assert_close(attention(qkv.flatten(0, 1), 3, 4, 0.0).view(3, 16, 32), torch.cat(heads, -1))
 
 
 def test_rows_do_not_see_one_another(tokens):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ebc_lab import optimizers, stabilizers, training
+from ebc_lab import evaluation, optimizers, outcome, stabilizers
 from ebc_lab.choices import changed
 from ebc_lab.config import UserError, digest, identity, run_part
 from ebc_lab.data import locate, windows
-from ebc_lab.overrides import compose
-from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json, write_sealed
 from ebc_lab.evaluation import evaluate, token_losses
 from ebc_lab.outcome import run_and_record
+from ebc_lab.overrides import compose
+from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json, write_sealed
 from ebc_lab.training import Interrupted, Training
 
 
@@ -93,10 +93,10 @@ def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = Training(run, made(tmp_path / "killed"))
     for _ in range(12):
-        killed._one_step()
+        killed.advance(1)
     killed.save_checkpoint()
     for _ in range(5):
-        killed._one_step()
+        killed.advance(1)
     killed.steps.close()  # what a kill leaves: rows past the checkpoint
     assert run_and_record(run, tmp_path / "killed", "x")["val_loss"] == whole["val_loss"]
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "killed/steps.csv").read_bytes()
@@ -105,7 +105,7 @@ def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
 def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
     training_ = Training(run, tmp_path)
-    training_._one_step()
+    training_.advance(1)
     training_.save_checkpoint()
     path = tmp_path / "checkpoint.pt"
     if damage == "truncated":
@@ -197,7 +197,7 @@ def test_another_runs_result_is_not_taken_for_ones_own(run, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
     first = run_and_record(run, tmp_path, "x")
-    monkeypatch.setattr(training, "Training", None)
+    monkeypatch.setattr(outcome, "Training", None)
     assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]
 
 
@@ -213,7 +213,7 @@ def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
     lab = Training(plain(run), tmp_path)
     bare = Training(plain(run), made(tmp_path / "bare"))
     for step in range(12):
-        lab._one_step()
+        lab.advance(1)
         x, y = bare.batches.at(step)
         token_losses(bare.model(x), y).mean().backward()
         for base in bare.optimizer.bases:
@@ -224,9 +224,9 @@ def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
 
 def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_path, monkeypatch):
     state = Training(run, tmp_path)
-    pairs = training.windows(state.tokens["val"], run.model.context)
+    pairs = windows(state.tokens["val"], run.model.context)
     found = evaluate(state.model, run, pairs)
-    monkeypatch.setattr(training, "EVAL_TOKENS", 1)
+    monkeypatch.setitem(evaluation.EVAL_TOKENS, "cpu", 1)
     single = evaluate(state.model, run, pairs)
     assert found["loss"] == pytest.approx(single["loss"], rel=1e-6)
     assert found["tokens"] == len(state.tokens["val"]) - 1

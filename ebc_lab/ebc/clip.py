@@ -128,6 +128,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             gains.setdefault("audit_every", float(self.audit_every))
         self.controller = make_controller(controller, target_kl if self.active else 1.0, **gains).to(device)
         self.guard = Guard(guard).to(device)
+        self._trial: Copy | None = None  # the other copy of the weights: those at which the KL is measured
         self.trial = torch.full((), 0.1, dtype=torch.float64, device=device)
         self.kl_rate = torch.zeros((), dtype=torch.float64, device=device)  # KL over ||c·dW||², as last measured
         self.log_k = torch.full((), math.nan, dtype=torch.float64, device=device)
@@ -239,23 +240,22 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert self._kept is not None
         assert stats.delta is not None
         assert self.floor is not None
-        old = self._kept.parts
         if not self._measures_kl(t):
-            predicted = self.kl_rate * self._moved(None).square()
+            predicted = self.kl_rate * self._moved().square()
             self._apply(stats, clip_coefficient(stats.delta.sqrt(), predicted.sqrt()))
             self._start_from(stats.clip_coefficient)
             return
-        self._proposed = proposed = self._proposed or Copy(self.weights, self._segments)
-        proposed.store()
-        resting = [i for i in range(len(old)) if i not in {j for _, j in self._moving()}]
+        self._trial = tried = self._trial or Copy(self.weights, self._segments)
+        resting = set(range(len(self._segments))) - {i for _, i in self._moving()}
+        for i in resting:
+            tried.parts[i].copy_(self._kept.parts[i])
 
         def measure(trial: Tensor) -> Tensor:
-            for i in resting:
-                self._segments[i].tensor.copy_(old[i])
-            self._interpolate(trial, proposed.parts)
-            if self.retract is not None:
-                self.retract()
-            return mean_kl(batch.z_probe, batch.logits(batch.probe), batch.probe_mask)
+            self._interpolate(trial, tried.parts)
+            with tried.standing_in(self.weights):
+                if self.retract is not None:
+                    self.retract()
+                return mean_kl(batch.z_probe, batch.logits(batch.probe), batch.probe_mask)
 
         found = shadow_search(
             measure,
@@ -267,20 +267,24 @@ class EllipsotopeClip(StabilizedOptimizer):
         stats.trial, stats.trial_kl, stats.measurements = found.trial, found.kl, found.measurements
         self._start_from(found.next_trial)
         if self.measure_every > 1:
-            rate = found.kl.clamp(min=self.floor) / (found.trial * self._moved(proposed)).square()
+            rate = found.kl.clamp(min=self.floor) / (found.trial * self._moved()).square()
             self.kl_rate.copy_(torch.where(self._sound & rate.isfinite(), rate, self.kl_rate))
-        self._apply(stats, torch.where(found.skipped, torch.nan, found.c), proposed)
+        self._apply(stats, torch.where(found.skipped, torch.nan, found.c))
 
     def _start_from(self, trial: Tensor) -> None:
         """Where the next measurement begins, if `trial` is a positive scale of a sound step."""
         self.trial.copy_(torch.where(self._sound & (trial > 0), trial, self.trial))
 
-    def _moved(self, proposed: Copy | None) -> Tensor:
-        """||dW|| of what c scales, 0-dim float64; W_new is in `proposed`, or where the weights are."""
+    def _moved(self) -> Tensor:
+        """||dW|| of what c scales, 0-dim float64, while the weights are at W + dW."""
         assert self._kept is not None
-        new = [(w if proposed is None else proposed.parts[i], self._kept.parts[i]) for w, i in self._moving()]
-        total: Tensor = torch.linalg.vector_norm(torch.stack([torch.dist(a, b) for a, b in new]).double())
+        parts = [torch.dist(w, self._kept.parts[i]) for w, i in self._moving()]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
         return total
+
+    def _forget_copies(self) -> None:
+        super()._forget_copies()
+        self._trial = None
 
     def _functional_weights(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """One list a weight as the probes take it: by name, float32 at least."""

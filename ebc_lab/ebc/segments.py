@@ -6,7 +6,8 @@ them that lies alike. Weights that lie anyhow work too, only slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +51,7 @@ def lay_flat(weights: Iterable[nn.Parameter]) -> None:
 
 def addresses(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
     """Where each weight lies; it changes when somebody moves it."""
-    return [(p.untyped_storage()._cdata, p.storage_offset()) for p in weights]
+    return [(p.untyped_storage()._cdata, int(p.storage_offset())) for p in weights]
 
 
 def segments(weights: Sequence[Tensor], marks: Sequence[bool]) -> list[Segment]:
@@ -94,3 +95,15 @@ class Copy:
     def store(self) -> None:
         """Copy the weights as they are now."""
         torch._foreach_copy_(self.parts, [s.tensor for s in self.segments])
+
+    @contextmanager
+    def standing_in(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+        """The model computes with this copy: no weight is copied to that end, each only points here for the while."""
+        own = [p.data for p in weights]
+        try:
+            for p, view in zip(weights, self.views, strict=True):
+                p.data = view
+            yield
+        finally:
+            for p, data in zip(weights, own, strict=True):
+                p.data = data

@@ -85,8 +85,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.deferred = False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
         self._where: list[tuple[int, int]] = []
         self._segments: list[Segment] = []
-        self._kept: Copy | None = None  # W: the two copies of the weights that are held
-        self._proposed: Copy | None = None  # W + dW
+        self._kept: Copy | None = None  # W: one of the two copies of the weights that are held
         self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []
 
     # -- a torch optimizer to schedulers, scalers and checkpoints ------------------------------------------------------
@@ -240,7 +239,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._arrange()
         gradients = [p.grad for p in self.weights if p.grad is not None]
         grad_norm = get_total_norm(gradients)
-        sound = all_finite(gradients, grad_norm)
+        sound = all_finite(gradients, grad_norm, reading=not self.deferred)
         one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
         stats = StepStats(one, grad_norm, ~sound, ~sound, torch.zeros_like(sound))
         self._begin(stats)
@@ -261,7 +260,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if self.deferred:
                 base.found_inf = None  # type: ignore[attr-defined]
         parts = [s.tensor for s in self._segments]
-        finite = all_finite(parts, get_total_norm(parts))
+        norm = get_total_norm(parts) if len(parts) > 1 else torch.linalg.vector_norm(parts[0])
+        finite = all_finite(parts, norm, reading=not self.deferred)
         if not self.deferred and not finite:
             if kept:
                 self._restore()
@@ -287,12 +287,16 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
 
+    def _forget_copies(self) -> None:
+        self._kept = None
+
     def _arrange(self) -> None:
         """See how the weights lie in memory, at first and after somebody has moved them."""
         where = addresses(self.weights)
         if where != self._where:
             scaled = set(self.scaled)
-            self._where, self._kept, self._proposed = where, None, None
+            self._where = where
+            self._forget_copies()
             self._segments = segments(self.weights, [i in scaled for i in range(len(self.weights))])
 
     def _batch(
@@ -352,17 +356,16 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         scaled = set(self.scaled)
         return [(s.tensor, i) for i, s in enumerate(self._segments) if s.members[0] in scaled]
 
-    def _interpolate(self, c: Tensor, proposed: Sequence[Tensor] | None = None) -> None:
-        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, from `proposed`; if None the weights are at W + dW."""
+    def _interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
+        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`; the weights are at W + dW."""
         assert self._kept is not None
         for w, i in self._moving():
-            new = w if proposed is None else proposed[i]
-            torch.lerp(self._kept.parts[i], new, c.to(w.dtype), out=w)
+            torch.lerp(self._kept.parts[i], w, c.to(w.dtype), out=out[i])
 
-    def _apply(self, stats: StepStats, c: Tensor, proposed: Copy | None = None) -> None:
-        """Apply c·dW: lerp(W, W_new, c), states' copies of the weights alike; where c is not finite nothing, a skipped step.
+    def _apply(self, stats: StepStats, c: Tensor) -> None:
+        """From W + dW, at which the weights are, to W + c·dW, states' copies of the weights alike.
 
-        `proposed` holds W_new; if None the weights are at it.
+        Where c is not finite: to W, and the step counts as skipped.
         """
         usable = torch.isfinite(c) & self._sound
         if not self.deferred and not usable:
@@ -370,14 +373,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             return
         stats.clip_coefficient = c = torch.where(usable, c, 0.0)
         stats.skipped = ~usable
-        if self.deferred or proposed is not None or c < 1:
+        if self.deferred or c < 1:
             self._scale_copies(c, self.scaled)
-            self._interpolate(c, None if proposed is None else proposed.parts)
-        if proposed is not None:
-            scaled = set(self.scaled)
-            for s, new in zip(self._segments, proposed.parts, strict=True):
-                if s.members[0] not in scaled:
-                    s.tensor.copy_(new)
+            self._interpolate(c, [s.tensor for s in self._segments])
         if self.deferred:
             assert self._kept is not None
             for s, old in zip(self._segments, self._kept.parts, strict=True):
@@ -405,15 +403,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         stats.audit_tokens = batch.held_tokens
 
 
-def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
-    """Whether every element is finite, given their joint norm; 0-dim bool on the norm's device.
+def all_finite(tensors: Sequence[Tensor], norm: Tensor, *, reading: bool = True) -> Tensor:
+    """Whether every element is finite, given their joint norm; 0-dim bool.
 
-    A norm may overflow where no element does. On a CPU, where reading it costs nothing, only then each is looked at; elsewhere
-    the norm is taken again in float64, whose range no float32 can leave.
+    A norm may overflow where no element does: only then each is looked at. Without `reading` nobody can know beforehand, so the
+    norm is taken again in float64, whose range no float32 can leave.
     """
     finite = torch.isfinite(norm)
-    if norm.device.type == "cpu":
-        return finite if finite else torch.tensor(all(bool(torch.isfinite(t).all()) for t in tensors))
+    if reading:
+        return finite if finite else torch.tensor(all(bool(torch.isfinite(t).all()) for t in tensors), device=norm.device)
     if not tensors or tensors[0].dtype == torch.float64:
         return finite
-    return torch.isfinite(torch.stack(torch._foreach_norm(tensors, 2, torch.float64))).all()
+    return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))).all()
