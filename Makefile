@@ -8,16 +8,19 @@ ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
 export EBC_LAB_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: autopilot test test-slow test-slurm test-slurm-quick lint wheel clean
+.PHONY: autopilot test test-slow test-cuda test-slurm test-slurm-quick lint wheel clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
 test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm and not cuda" $(ARGS)
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not slurm and not cuda" $(ARGS)
+
+test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
+	$(BIN)/python -m pytest -m cuda $(ARGS)
 
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow

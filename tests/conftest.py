@@ -50,13 +50,14 @@ def tiny(text_file: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_places(tmp_path_factory: pytest.TempPathFactory):
-    """The user's caches, state and corpora are neither used nor touched; a GPU, if there is one, is left alone."""
+def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    """The user's caches, state and corpora are neither used nor touched; nor is a GPU, but by `-m cuda`."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        if request.config.option.markexpr != "cuda":
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.delenv("EBC_LAB_DATA", raising=False)
         yield
 

@@ -57,6 +57,8 @@ class _Recording(TorchDispatchMode):
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if name_of(op) in READS:
             raise RuntimeError(f"{op} reads a value on the host")
+        if name_of(op) in ("lift_fresh", "lift"):
+            raise RuntimeError("a tensor is made of Python numbers, which a GPU would have to wait for")
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
         # the memory, as a graph would: a weight may point elsewhere by the time of the replay

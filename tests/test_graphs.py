@@ -117,7 +117,7 @@ def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, 
 
 
 def test_a_resumed_run_warms_up_and_captures_anew(run, tmp_path):
-    _, whole, rows = trained(run, tmp_path / "whole", StepGraphs(Tape))
+    _, whole, _ = trained(run, tmp_path / "whole", StepGraphs(Tape))
     (tmp_path / "broken").mkdir()
     first = Training(run, tmp_path / "broken")
     first.graphs = StepGraphs(Tape)

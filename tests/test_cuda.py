@@ -1,0 +1,80 @@
+"""What only a GPU can show, `make test-cuda`: no synchronisation, graphs and packing that change nothing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ebc_lab.choices import changed
+from ebc_lab.config import run_part
+from ebc_lab.data import locate
+from ebc_lab.graphs import StepGraphs
+from ebc_lab.overrides import compose
+from ebc_lab.telemetry import read_columns
+from ebc_lab.training import Training
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+ARMS = {
+    "plain": {"stabilizer": {"name": "none"}},
+    "shadow": {"stabilizer": {"name": "ebc"}, "budget": {"target_kl": 0.01, "schedule": "linear"}},
+    "shadow under muon": {"stabilizer": {"name": "ebc"}, "optimizer": {"name": "muon", "momentum": 0.9}},
+    "surrogate": {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate", "target_kl": 0.01}},
+}
+
+
+class Eager(StepGraphs):
+    def wants(self, kind):
+        return False
+
+
+@pytest.fixture
+def run(text_file):
+    shape = ["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "batch_size=16", "model.context=64"]
+    run = run_part(compose([*shape, "data=path", f"data.file={text_file}", "steps=90", "eval_every=30"], study=False))
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def made(run, directory, graphs=None):
+    directory.mkdir()
+    training = Training(run, directory)
+    training.graphs = graphs or training.graphs
+    return training
+
+
+@pytest.mark.parametrize("settings", ARMS.values(), ids=ARMS)
+def test_a_graphed_run_has_the_eager_losses(run, tmp_path, settings):
+    run = changed(run, settings)
+    for name, graphs in (("graphed", None), ("eager", Eager())):
+        made(run, tmp_path / name, graphs).run()
+    graphed, eager = (read_columns(tmp_path / k / "steps.csv")["loss"] for k in ("graphed", "eager"))
+    assert graphed == pytest.approx(eager, rel=1e-3)
+
+
+@pytest.mark.parametrize("settings", ARMS.values(), ids=ARMS)
+def test_packed_runs_are_bit_equal_to_single_ones(run, tmp_path, settings):
+    runs = [changed(replace(run, seed=seed), settings) for seed in range(3)]
+    for i, each in enumerate(runs):
+        made(each, tmp_path / f"single{i}").run()
+    under_way = [made(each, tmp_path / f"packed{i}").blocks() for i, each in enumerate(runs)]
+    while under_way:
+        for progress in list(under_way):
+            if next(progress, "done") == "done":
+                under_way.remove(progress)
+    for i in range(3):
+        single, packed = ((tmp_path / f"{k}{i}" / "steps.csv").read_bytes() for k in ("single", "packed"))
+        assert packed == single
+
+
+@pytest.mark.parametrize("settings", ARMS.values(), ids=ARMS)
+def test_the_hot_path_never_waits_for_the_device(run, tmp_path, settings):
+    run = changed(run, {**settings, "steps": 400})
+    training = made(run, tmp_path / "run")
+    training.advance(230)  # past warm-up, captures and the sweeps of all groups
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.take_steps(9)  # 230 to 238: no groups are due
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.record_steps() is None
