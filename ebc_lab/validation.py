@@ -149,6 +149,7 @@ def validate_run(run: RunConfig) -> None:
     positive("projection.bound", run.projection.bound)
     positive("budget.target_kl", run.budget.target_kl)
     positive("budget.sensitivity_every", run.budget.sensitivity_every, zero=True)
+    positive("budget.measure_every", run.budget.measure_every)
     need(
         0 < run.budget.probe_sequences < run.batch_size,
         f"budget.probe_sequences must leave rows of the batch for the audit: 1 to {run.batch_size - 1}.",

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebc_lab import evaluation, optimizers, outcome, stabilizers
-from ebc_lab import training as training_module
+from ebc_lab import evaluation, optimizers, outcome, stabilizers, training
 from ebc_lab.choices import changed
 from ebc_lab.config import UserError, digest, identity, run_part
 from ebc_lab.data import locate, windows
@@ -185,9 +184,7 @@ def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        training_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0}
-    )
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0})
     result = run_and_record(plain(run), tmp_path, "x")
     assert (result["outcome"], result["val_loss"]) == ("diverged", None)
 
