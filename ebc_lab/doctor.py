@@ -1,7 +1,7 @@
 """What this machine can do: cores, GPUs, precision, corpus, places to write. Measured figures come from a subprocess.
 
-`visible_gpus` and `cores` need no torch; `measure` and `measure_packing` do, and are run as `python -m ebc_lab.doctor WHAT` so that
-the driver stays without it. What was measured is kept in the user's cache, by machine, torch version and shape.
+`visible_gpus` and `cores` need no torch; `measure` and `measure_packing` do, and run as `python -m ebc_lab.doctor WHAT`: the
+driver stays without it. What was measured is kept in the user's cache, by machine, torch version and shape.
 """
 
 from __future__ import annotations

@@ -100,6 +100,7 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
     cuda = replace(settled, device="cuda")
     assert on(cuda) == 3
     assert on(cuda, workers_per_gpu=2) == 6
+    assert launch.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4))) == 12
     assert on(settled) == 8
     assert on(replace(settled, threads_per_run=3)) == 2
     assert launch.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
