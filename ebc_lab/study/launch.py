@@ -26,7 +26,7 @@ from typing import Any
 from .. import __version__
 from ..config import NUMERICS_VERSION, Config, UserError, digest
 from ..doctor import cores, git_revision, versions, visible_gpus
-from ..telemetry import read_json, write_json, write_sealed
+from ..telemetry import write_json, write_sealed
 from ..validation import need_gpu
 from . import attempts
 from .session import Session
@@ -171,6 +171,7 @@ class WorkerPool(ABC):
         self.offered: list[str] = []
         self.alone: set[str] = set()  # runs that may share no worker any more
         self.published: tuple[Any, ...] = ()
+        self.seen: set[str] = set()  # runs whose results stand
         self.lost: dict[str, int] = {}
         self.killed: dict[str, tuple[str, list[str]]] = {}  # worker -> why we killed it, and which of its runs are to blame
         self.stillborn = 0
@@ -223,7 +224,8 @@ class WorkerPool(ABC):
         left = {r: str(self.study.run_dir(r) / "result.json") for r in ordered}
         self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
-            done = [r for r, path in left.items() if os.path.exists(path)]
+            self._take_back()
+            done = [r for r, path in left.items() if os.path.exists(path) and self._stands(r)]
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
@@ -238,7 +240,7 @@ class WorkerPool(ABC):
                     tried += 1
                     self._offer(ordered[:tried])
             self._look_after(notes, by_id)
-            self._offer(self.offered)
+            self._offer(self.offered)  # before a new worker looks
             self._staff(len(left))
             time.sleep(self.poll_s)
 
@@ -249,6 +251,24 @@ class WorkerPool(ABC):
         if now != self.published:
             self.published = now
             self.session.publish(now[0], alone=now[1], slots=now[2])
+
+    def _take_back(self) -> None:
+        """A run that has run out of memory where several share a worker may have lacked only what the others took: its result
+        is taken back, once, and it goes alone."""
+        for run_id in self.offered:
+            if self._stands(run_id) or not (result := self.study.result(run_id)):
+                continue
+            if result["outcome"] != "oom":
+                self.seen.add(run_id)
+                continue
+            self.say(f"{run_id} has run out of memory, maybe for what ran beside it: it is tried again alone")
+            self.alone.add(run_id)
+            self._offer(self.offered)  # first, so that nobody takes it in company again
+            (self.study.run_dir(run_id) / "result.json").unlink()
+
+    def _stands(self, run_id: str) -> bool:
+        """Whether a result of this run would be kept, whatever it is."""
+        return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.seen
 
     def _flies(self, run_id: str) -> bool:
         """Whether a canary has come through: a step taken, or a result."""
@@ -421,18 +441,3 @@ def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterat
         pool.close()
         raise
     pool.close()
-
-
-def exit_cause(session: Session, worker: str) -> str:
-    """How a worker process ended, in words; empty when nobody was there to say."""
-    try:
-        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
-    except (OSError, UserError):
-        return ""
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

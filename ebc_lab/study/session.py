@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,3 +96,18 @@ class Session:
 
     def note(self, worker: str, **about: Any) -> None:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)
+
+
+def exit_cause(session: Session, worker: str) -> str:
+    """How a worker process ended, in words; empty when nobody was there to say."""
+    try:
+        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
+    except (OSError, UserError):
+        return ""
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

@@ -24,8 +24,8 @@ from ..telemetry import read_json, write_json
 from . import jobs
 from .guards import Cancelled, cancel_mark
 from .jobs import ENDING, Job, QueueSilent, job_name
-from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, exit_cause, habits, worker_env
-from .session import Session, state_dir
+from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, habits, worker_env
+from .session import Session, exit_cause, state_dir
 from .store import Study
 
 POLL_S = 0.5

@@ -148,8 +148,7 @@ class Worker:
         self.turns: dict[str, Turns] = {}  # run id -> the run, one of those under way
         self.with_whom: dict[str, int | None] = {}  # of the runs under way: their `company`
         self.taken = 0
-        self.offered: list[str] = []
-        self.done: set[str] = set()
+        self.left: list[str] = []  # of the runs on the list those without a result, when it was last looked at
         self.leaving = False  # every run goes to a checkpoint, because one of them cannot write
         self.look_at = 0.0  # while runs are under way: when to look for another one
         self.say()
@@ -169,7 +168,7 @@ class Worker:
             for turns in self.turns.values():
                 with suppress(Exception):  # on a device that is gone nothing can be saved
                     turns.close()
-            own_fault = [r for r in self.turns if self._has_result(r)]
+            own_fault = [r for r in self.turns if self.study.has_result(r)]
             self.say(cause=str(error), **({"guilty": own_fault} if own_fault else {}))
             return DEVICE_FAILED
         except OSError as error:
@@ -196,7 +195,7 @@ class Worker:
                     self._advance(run_id)
                 worked = time.monotonic()
                 continue
-            if tasks["closed"] and self.done.issuperset(self.offered):
+            if tasks["closed"] and not self.left:
                 return 0
             if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
                 return 0
@@ -220,13 +219,10 @@ class Worker:
         No worker hoards: it carries no more than its share, what is left over the slots. A run that has to go alone is not
         passed by: nothing behind it on the list is begun until those under way are done, and then it is its turn.
         """
-        if tasks["runs"] != self.offered:  # what was done may have been taken back meanwhile
-            self.offered, self.done = tasks["runs"], set()
-        self.done |= {r for r in self.offered if r not in self.done and self._has_result(r)}
-        left = [r for r in self.offered if r not in self.done]
-        if len(self.turns) >= min(self.about["runs_per_worker"], math.ceil(len(left) / tasks["slots"])):
+        self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]  # a result may be taken back: looked up anew
+        if len(self.turns) >= min(self.about["runs_per_worker"], math.ceil(len(self.left) / tasks["slots"])):
             return False
-        for run_id in left:
+        for run_id in self.left:
             if run_id in self.turns:
                 continue
             company = None if run_id in tasks["alone"] else self.company(run_id)
@@ -265,9 +261,6 @@ class Worker:
             return None if alone else int(spec["config"]["threads_per_run"])
         except (OSError, UserError, KeyError, TypeError, ValueError):
             return None  # what is wrong with it is said when its turn comes
-
-    def _has_result(self, run_id: str) -> bool:
-        return self.study.has_result(run_id)
 
     # -- the runs under way --------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from drivers import CLI, sessions, without_timing
+from drivers import CLI, sessions, struck_once, without_timing
 
 from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
@@ -125,6 +125,17 @@ def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_goes_on_alo
         assert [e["event"] for e in events] == ["begin", "lost", "begin", "end"]
         assert events[2]["beside"] == 0
     assert "which of the 3 is to blame is not known" in "\n".join(packed.said)
+    same_as_alone(packed, specs, tmp_path)
+
+
+def test_memory_that_lacks_in_company_is_no_result(packed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, 'MemoryError("what the neighbours took")'))
+    specs = [packed.spec(steps=40, seed=s) for s in (5, 6, 7)]
+    packed.pool().run(specs, [], lambda done, busy: None, canary=False)
+    assert (tmp_path / "struck").exists()
+    first = packed.events(specs[0])
+    assert [(e["event"], e.get("outcome")) for e in first][:2] == [("begin", None), ("end", "oom")]
+    assert (first[2]["beside"], first[3]["outcome"], len(first)) == (0, "completed", 4)
     same_as_alone(packed, specs, tmp_path)
 
 
