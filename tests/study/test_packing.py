@@ -12,7 +12,7 @@ from drivers import CLI, sessions, struck_once, without_timing
 
 from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
-from ebc_lab.study import attempts, launch, resolve
+from ebc_lab.study import attempts, launch, resolve, slurm
 from ebc_lab.study.inspect import status
 from ebc_lab.study.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
@@ -250,6 +250,16 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
     monkeypatch.setattr(resolve, "packing", fail)
     assert chosen(slots=2) == 1
     assert "one run at a time" in said[-1]
+
+
+def test_on_slurm_it_is_measured_on_a_node_and_not_again(settled, tmp_path, monkeypatch):
+    asked, said = [], []
+    found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}}
+    monkeypatch.setattr(slurm, "on_node", lambda what, *_: (asked.append(what), found)[1])
+    on = replace(settled, device="cuda", launcher=replace(settled.launcher, name="slurm", slots=4))
+    assert [resolve._runs_per_worker(on, Study(tmp_path / "s"), said.append) for _ in range(2)] == [2, 2]
+    assert asked == ["packing"]
+    assert len(said) == 2
 
 
 def test_the_number_is_no_part_of_what_a_study_is(finished):
