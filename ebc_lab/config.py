@@ -249,6 +249,7 @@ class LauncherConfig:
     name: str = "local"  # local: worker processes here | slurm: array jobs | inline: this process
     slots: int = 0  # workers at a time; 0: one per GPU, or per core group
     workers_per_gpu: int = 1  # of launcher=local, while slots is 0
+    runs_per_worker: int = 0  # runs that one worker carries in turn, on a GPU as streams; 0: measured on a GPU, 1 on a CPU
     checkpoint_every_s: float = 10.0  # seconds
     max_lost: int = 2  # times a run may lose its worker before it is given up
     heartbeat_s: float = 300.0  # seconds without a step after which a worker counts as hung, and is killed

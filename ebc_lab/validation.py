@@ -256,10 +256,14 @@ def _validate_study(config: Config) -> None:
 
 def _launcher(launcher: LauncherConfig) -> None:
     """Numbers in their ranges, and nothing asked of a launcher that it would ignore."""
-    for key in ("slots", "checkpoint_every_s", "max_lost", "run_timeout_s", "cpus_per_task", "idle_s"):
+    for key in ("slots", "runs_per_worker", "checkpoint_every_s", "max_lost", "run_timeout_s", "cpus_per_task", "idle_s"):
         positive(f"launcher.{key}", getattr(launcher, key), zero=True)
     for key in ("workers_per_gpu", "heartbeat_s", "timeout_min", "signal_delay_s", "queue_every_s"):
         positive(f"launcher.{key}", getattr(launcher, key))
+    need(
+        launcher.name != "inline" or launcher.runs_per_worker <= 1,
+        "launcher.runs_per_worker is a setting of launcher=local and launcher=slurm: launcher=inline trains one run at a time.",
+    )
     default = LauncherConfig()
     asked = [k for k in SLURM_SETTINGS if getattr(launcher, k) != getattr(default, k)]
     need(launcher.name == "slurm" or not asked, f"launcher.{''.join(asked[:1])} is a setting of launcher=slurm.")

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..doctor import packing_in_words
 from ..study.inspect import clock, headline
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
@@ -72,7 +73,7 @@ class View:
     def _draw(self, p: Any) -> RenderableType:
         head = Text.assemble(
             (f"{p.study} · {p.stage}", "bold"),
-            f"  {p.done}/{p.total} runs, {p.slots} at a time, stage ETA {clock(p.eta_s)}",
+            f"  {p.done}/{p.total} runs, {p.at_a_time} at a time, stage ETA {clock(p.eta_s)}",
         )
         table = _table("run", "", ">step", ">steps/s")
         for r in p.running:
@@ -374,6 +375,8 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
                 f"speed      {s['scale']} shape on {s['device']}, {s['threads_per_run']} thread(s): {rates}; uses {s['faster']}"
             )
         )
+    if "packing" in found:
+        console.print(Text(f"packing    {packing_in_words(found['packing'])}"))
     o = found["output"]
     console.print(Text(f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB free"))
     console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))

@@ -42,7 +42,7 @@ class Progress:
 
     study: str
     stage: str
-    slots: int
+    at_a_time: int  # runs
     done: int = 0
     total: int = 0
     running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
@@ -224,14 +224,14 @@ def _train(
     listener: Listener,
     limits: Limits,
 ) -> None:
-    progress = Progress(study.name, stage, pool.slots, total=len(specs))
+    progress = Progress(study.name, stage, pool.at_a_time, total=len(specs))
     by_id = {s.run_id: s for s in [*spare, *wave]}
     left = {s.run_id: s for s in wave}
     known = [found for s in specs if s.run_id not in left and (found := study.result(s.run_id))]
     breaker = Breaker(stage, study, proven=any(found["outcome"] in FINISHED for found in known))
     mark = cancel_mark(study)
 
-    def check_in(done: Sequence[str], busy: Sequence[str]) -> None:
+    def check_in(done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
         if mark.exists():
             raise Cancelled(f"study {study.name} was cancelled; the same command carries on from here")
         limits.tick(len(busy))
@@ -245,7 +245,8 @@ def _train(
         progress.done = len(specs) - len(left)
         progress.running = [
             {"run_id": s.run_id, "arm": s.arm, "lr": s.run.optimizer.lr, "seed": s.run.seed, **now}
-            for run_id in busy
+            for run_ids in busy
+            for run_id in run_ids
             if (s := by_id.get(run_id)) and (now := study.progress(run_id))
         ]
         progress.eta_s = _eta(progress, list(left.values()))
@@ -261,7 +262,7 @@ def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
         return None
     ids = {s.run_id for s in left}
     done = sum(r["step"] for r in progress.running if r["run_id"] in ids)
-    return float(sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.slots, len(left)))
+    return float(sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.at_a_time, len(left)))
 
 
 def _trained(study: Study) -> set[str]:

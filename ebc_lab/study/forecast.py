@@ -15,7 +15,7 @@ from ..config import Config, UserError, run_part
 from ..doctor import cached_speeds, chosen_device
 from .arms import distinct
 from .decide import Decision, Undecidable, val_loss
-from .launch import slots
+from .launch import at_a_time, slots
 from .pace import Pace, learned, of_siblings
 from .plan import PUBLISHED_DELTAS
 from .reuse import ResultsOf, kept
@@ -117,8 +117,10 @@ def planned(config: Config) -> dict[str, Any]:
         raise UserError(problem)
     device = chosen_device(config.device)
     speed = cached_speeds(run_part(replace(config, device=device)))
+    begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1  # as it was measured then
     named = replace(
         config,
+        launcher=replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with),
         device=device,
         dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
         data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
@@ -150,7 +152,7 @@ def planned(config: Config) -> dict[str, Any]:
         "scale": config.scale,
         "device": device,
         "dtype": named.dtype if speed or config.dtype != "auto" else "auto",
-        "slots": slots(named),
+        "slots": at_a_time(named),
         "begun": header is not None,
         "changed": [f"{k}: {a!r} → {b!r}" for k, a, b in changed],
         "stages": stages,
@@ -160,7 +162,7 @@ def planned(config: Config) -> dict[str, Any]:
 
 def _seconds(left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Mapping[str, Any] | None) -> float | None:
     if rate is not None:
-        return sum(map(rate.seconds, left)) / slots(config)
+        return sum(map(rate.seconds, left)) / at_a_time(config)
     if speed is not None:
         return float(sum(s.run.steps for s in left) / (speed["steps_per_s"][config.dtype] * slots(config)))
     return None

@@ -15,7 +15,7 @@ from ..telemetry import checksum_holds, read_json
 from . import jobs, pace, reuse
 from .forecast import forecast
 from .guards import cause_class
-from .launch import slots
+from .launch import at_a_time
 from .reuse import ResultsOf
 from .store import FINISHED, Record, Study
 
@@ -191,7 +191,7 @@ def _eta(config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, 
     done = known(expected)
     part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
     left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
-    return float(left / slots(config))
+    return float(left / at_a_time(config))
 
 
 # -- why ------------------------------------------------------------------------------------------------------------------

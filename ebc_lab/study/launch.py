@@ -3,6 +3,10 @@
 A pool is opened once a study and fed stage after stage, so that `import torch` is paid once a worker. What workers do travels
 as JSON (`session.py`), and what they found is read from the runs' own files. Workers take runs from one list, so what a lost
 one leaves is shared by the others.
+
+A worker may carry several runs at a time. When it dies, which of them is to blame is known only of one that took too long or
+broke the device itself: that one is charged, and no other. Else none is: each goes alone from then on, and a run that loses
+its worker alone is charged, so that `max_lost` counts what a run did by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 from .. import __version__
 from ..config import NUMERICS_VERSION, Config, UserError, digest
 from ..doctor import cores, git_revision, versions, visible_gpus
-from ..telemetry import read_json, write_json, write_sealed
+from ..telemetry import write_json, write_sealed
 from ..validation import need_gpu
 from . import attempts
 from .session import Session
@@ -34,7 +38,8 @@ STARTS_TO_GIVE_UP = 3  # workers in a row that die, or give up waiting, before t
 RUNS_TO_AVOID = 2  # different runs that lost their worker in one place, one after the other, before it is avoided
 WATCH_S = 1.0  # between two looks at the heartbeats
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's
-CheckIn = Callable[[Sequence[str], Sequence[str]], None]  # (newly done, being trained), at every poll; raises to stop the wave
+# (newly done, what each busy worker is on), at every poll; raises to stop the wave
+CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], None]
 Say = Callable[[str], None]
 
 
@@ -117,7 +122,7 @@ class InlinePool:
 
     def __init__(self, config: Config, study: Study):
         self.config, self.study = config, study
-        self.slots = 1
+        self.at_a_time = 1
 
     def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
         from ..outcome import DeviceFailed
@@ -163,14 +168,20 @@ class WorkerPool(ABC):
 
     def __init__(self, config: Config, study: Study, session: Session, slots: int, say: Say):
         self.config, self.study, self.session, self.slots, self.say = config, study, session, slots, say
+        self.at_a_time = at_a_time(config)
+        self.offered: list[str] = []
+        self.alone: set[str] = set()  # runs that may share no worker any more
+        self.published: tuple[Any, ...] = ()
+        self.seen: set[str] = set()  # runs whose results stand
         self.lost: dict[str, int] = {}
-        self.killed: dict[str, str] = {}  # worker -> why we killed it
+        self.killed: dict[str, tuple[str, list[str]]] = {}  # worker -> why we killed it, and which of its runs are to blame
         self.stillborn = 0
-        self.deaths_at: dict[str, set[str | None]] = {}  # place -> runs that lost their worker there, one after the other
+        # place -> for each of the workers that died there, one after the other, which runs may be to blame
+        self.deaths_at: dict[str, list[set[str | None]]] = {}
         self.places: set[str] = set()
         self.avoided: set[str] = set()
         self.watched = 0.0
-        self.beats: dict[str, tuple[Any, float, str | None, float]] = {}  # worker -> (sign of life, since, run, since)
+        self.beats: dict[str, tuple[Any, float, dict[str, float]]] = {}  # worker -> (sign of life, since, run -> since)
 
     @abstractmethod
     def _staff(self, wanted: int) -> None:
@@ -212,25 +223,53 @@ class WorkerPool(ABC):
         spares = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
         left = {r: str(self.study.run_dir(r) / "result.json") for r in ordered}
-        self.session.publish([*ordered[:tried], *(spares if tried == len(ordered) else [])])
+        self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
-            done = [r for r, path in left.items() if os.path.exists(path)]
+            self._take_back()
+            done = [r for r, path in left.items() if os.path.exists(path) and self._stands(r)]
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            check_in(done, [run for worker in self._at_work() if (run := notes.get(worker, {}).get("run_id"))])
+            check_in(done, [runs for worker in self._at_work() if (runs := notes.get(worker, {}).get("run_ids"))])
             if not left:
                 return
             if tried < len(ordered):
                 if any(self._flies(r) for r in ordered[:tried]):
                     tried = len(ordered)
-                    self.session.publish([*ordered, *spares])
+                    self._offer([*ordered, *spares])
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
-                    self.session.publish(ordered[:tried])
+                    self._offer(ordered[:tried])
             self._look_after(notes, by_id)
+            self._offer(self.offered)  # before a new worker looks
             self._staff(len(left))
             time.sleep(self.poll_s)
+
+    def _offer(self, runs: Sequence[str]) -> None:
+        """Have this list published, with which of it go alone, and over how many workers it is to be shared."""
+        self.offered = list(runs)
+        now = (self.offered, [r for r in runs if r in self.alone], max(1, self.slots))
+        if now != self.published:
+            self.published = now
+            self.session.publish(now[0], alone=now[1], slots=now[2])
+
+    def _take_back(self) -> None:
+        """A run that has run out of memory where several share a worker may have lacked only what the others took: its result
+        is taken back, once, and it goes alone."""
+        for run_id in self.offered:
+            if self._stands(run_id) or not (result := self.study.result(run_id)):
+                continue
+            if result["outcome"] != "oom":
+                self.seen.add(run_id)
+                continue
+            self.say(f"{run_id} has run out of memory, maybe for what ran beside it: it is tried again alone")
+            self.alone.add(run_id)
+            self._offer(self.offered)  # first, so that nobody takes it in company again
+            (self.study.run_dir(run_id) / "result.json").unlink()
+
+    def _stands(self, run_id: str) -> bool:
+        """Whether a result of this run would be kept, whatever it is."""
+        return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.seen
 
     def _flies(self, run_id: str) -> bool:
         """Whether a canary has come through: a step taken, or a result."""
@@ -257,31 +296,35 @@ class WorkerPool(ABC):
     def _feel_pulse(self, worker: str, note: Mapping[str, Any]) -> None:
         """Kill a worker that shows no sign of life, or takes longer for a run than allowed.
 
-        Signs are its run's progress, or where it has none the beat in its note. Time is our own clock's: none can jump.
+        Signs are its runs' progress, or where it has none the beat in its note. Time is our own clock's: none can jump.
         """
-        run_id, now = note.get("run_id"), time.monotonic()
-        beat = (run_id, self.study.progress(run_id) if run_id else note.get("beat"))
-        known = self.beats.get(worker, (None, now, None, now))
-        begun = known[3] if known[2] == run_id else now
+        run_ids, now = note.get("run_ids") or [], time.monotonic()
+        beat = (run_ids, [self.study.progress(r) for r in run_ids] or note.get("beat"))
+        known = self.beats.get(worker, (None, now, {}))
+        begun = {r: known[2].get(r, now) for r in run_ids}
         since = known[1] if known[0] == beat else now
-        self.beats[worker] = (beat, since, run_id, begun)
+        self.beats[worker] = (beat, since, begun)
         allowed = self.config.launcher
         if worker in self.killed:
             return
+        late = [r for r in run_ids if allowed.run_timeout_s and now - begun[r] > allowed.run_timeout_s]
         if now - since > allowed.heartbeat_s:
-            why = f"no sign of life for {allowed.heartbeat_s:g} s"
-        elif run_id and allowed.run_timeout_s and now - begun > allowed.run_timeout_s:
-            why = f"longer than launcher.run_timeout_s, {allowed.run_timeout_s:g} s"
+            why, on, late = f"no sign of life for {allowed.heartbeat_s:g} s", run_ids, []
+        elif late:
+            why, on = f"longer than launcher.run_timeout_s, {allowed.run_timeout_s:g} s", late
         else:
             return
-        self.say(f"worker {worker}{' on ' + run_id if run_id else ''}: {why}; it is killed")
-        self.killed[worker] = why
+        self.say(f"worker {worker}{' on ' + ', '.join(on) if on else ''}: {why}; it is killed")
+        self.killed[worker] = why, late
         self._kill(worker)
 
     def _bury(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
-        """A worker has died: charge the run it was on; give the run up once it has cost too many workers."""
-        cause = self.killed.pop(death.worker, None) or note.get("cause") or death.cause
-        run_id = note.get("run_id")
+        """A worker has died: charge the run that is to blame, and give it up once it has cost too many workers; where it may
+        have been any of several, let each go alone from now on."""
+        why, guilty = self.killed.pop(death.worker, ("", []))
+        cause = why or note.get("cause") or death.cause
+        guilty = guilty or note.get("guilty") or []
+        run_ids = note.get("run_ids") or []
         self.session.forget(death.worker)
         self.beats.pop(death.worker, None)
         if note.get("ran"):
@@ -293,29 +336,38 @@ class WorkerPool(ABC):
             raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
         if death.clean:
             return
-        self._blame(self._place(death.worker, note), run_id, int(note.get("ran") or 0))
-        if run_id is None:
+        self._blame(self._place(death.worker, note), guilty or run_ids, int(note.get("ran") or 0) - len(run_ids))
+        lost = [r for r in run_ids if not self.study.has_result(r)]
+        for run_id in lost:
+            attempts.note(self.study.run_dir(run_id), "lost", worker=death.worker, cause=cause)
+            self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
+        if len(lost) > 1 and not guilty:
+            self.say(f"which of the {len(lost)} is to blame is not known: each goes alone from now on, and none is charged")
+            self.alone.update(lost)
             return
-        directory = self.study.run_dir(run_id)
-        if (directory / "result.json").exists():
-            return
-        attempts.note(directory, "lost", worker=death.worker, cause=cause)
-        self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
-        if run_id not in specs:
-            return
-        self.lost[run_id] = self.lost.get(run_id, 0) + 1
-        if self.lost[run_id] > self.config.launcher.max_lost:
-            self._give_up(specs[run_id], death, cause)
+        for run_id in lost:
+            if run_id not in specs or (guilty and run_id not in guilty):
+                continue
+            self.lost[run_id] = self.lost.get(run_id, 0) + 1
+            if self.lost[run_id] > self.config.launcher.max_lost:
+                self._give_up(specs[run_id], death, cause)
 
-    def _blame(self, place: str | None, run_id: str | None, ran: int) -> None:
-        """Avoid a place where workers die on one run after the other, finishing none between, while others do not."""
+    def _blame(self, place: str | None, run_ids: Sequence[str], finished: int) -> None:
+        """Avoid a place where workers die on one run after the other, finishing none between, while others do not.
+
+        Deaths that one run may explain, because it was there at each, count as one.
+        """
         if place is None:
             return
-        runs = self.deaths_at.setdefault(place, set())
-        if ran > 1:
-            runs.clear()
-        runs.add(run_id)
-        if len(runs) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
+        deaths, suspects = self.deaths_at.setdefault(place, []), set[str | None](run_ids) or {None}
+        if finished > 0:
+            deaths.clear()
+        alike = next((d for d in deaths if d & suspects), None)
+        if alike is None:
+            deaths.append(suspects)
+        else:
+            alike &= suspects
+        if len(deaths) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
             self.avoided.add(place)
             self.say(f"workers keep dying in {place}, and not elsewhere: no more are started there")
 
@@ -336,7 +388,7 @@ Pool = InlinePool | WorkerPool
 
 
 def slots(config: Config) -> int:
-    """How many runs go at a time under a resolved configuration: jobs, or here one (or more) per GPU, or per core group."""
+    """How many workers go at a time under a resolved configuration: jobs, or here one (or more) per GPU, or per core group."""
     launcher = config.launcher
     if launcher.name == "inline":
         return 1
@@ -346,11 +398,17 @@ def slots(config: Config) -> int:
     return len(gpus) * launcher.workers_per_gpu or max(1, cores() // config.threads_per_run)
 
 
+def at_a_time(config: Config) -> int:
+    """How many runs go at a time under a resolved configuration: so many a worker."""
+    return slots(config) * max(1, config.launcher.runs_per_worker)
+
+
 def habits(config: Config) -> dict[str, Any]:
     """What session.json tells every worker, wherever it runs, and which code is meant."""
     asked = config.launcher
     code = {"ebc_lab": __version__, "git": git_revision(), "torch": versions()["torch"], "numerics_version": NUMERICS_VERSION}
-    return {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10, "code": code}
+    about = {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10, "code": code}
+    return {**about, "runs_per_worker": max(1, asked.runs_per_worker)}  # 0 is resolved by now, or nobody has a GPU
 
 
 def worker_env(config: Config) -> dict[str, str]:
@@ -384,18 +442,3 @@ def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterat
         pool.close()
         raise
     pool.close()
-
-
-def exit_cause(session: Session, worker: str) -> str:
-    """How a worker process ended, in words; empty when nobody was there to say."""
-    try:
-        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
-    except (OSError, UserError):
-        return ""
-    if code >= 0:
-        return f"it ended with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

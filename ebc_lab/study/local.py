@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from ..config import Config, UserError
 from ..telemetry import read_json
-from .launch import Death, Say, WorkerCommand, WorkerPool, exit_cause, habits, worker_env
-from .session import Session
+from .launch import Death, Say, WorkerCommand, WorkerPool, habits, worker_env
+from .session import Session, exit_cause
 from .store import Study
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed

@@ -6,6 +6,7 @@ machine or of network never retrains what is finished.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,13 +15,24 @@ from typing import Any
 from .. import __version__
 from ..config import Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import chosen_device, git_revision, hardware, speeds, versions
+from ..doctor import (
+    cached_packing,
+    chosen_device,
+    git_revision,
+    hardware,
+    packing,
+    packing_in_words,
+    speeds,
+    versions,
+    visible_gpus,
+)
 from ..telemetry import write_sealed
 from ..validation import check_run
 from . import manifest
+from .launch import slots
 from .reuse import environment_changes, in_words, kept, outlook
 from .signature import environment
-from .slurm import speeds_on_node
+from .slurm import on_node, packing_on_node
 from .store import Study
 
 NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
@@ -116,10 +128,34 @@ def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], 
     config = replace(config, data=data, device=chosen_device(config.device))
     if config.dtype == "auto":
         say("measuring float32 against bfloat16 autocast at this study's shape …")
-        found = speeds_on_node(config, study) if config.launcher.name == "slurm" else speeds(run_part(config))
+        found = on_node("speed", config, study, "dtype=…") if config.launcher.name == "slurm" else speeds(run_part(config))
         rate = found["steps_per_s"]
         say(
             f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
         )
         config = replace(config, dtype=found["faster"])
-    return config
+    each = config.launcher.runs_per_worker or _runs_per_worker(config, study, say)
+    return replace(config, launcher=replace(config.launcher, runs_per_worker=each))
+
+
+def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -> int:
+    """How many runs a worker carries at a time: as many as measured on a GPU, fewer where it has several workers; else 1.
+
+    It changes no number, so where it cannot be measured the study goes on with 1. Raises Cancelled.
+    """
+    run, name = run_part(config), config.launcher.name
+    if run.device != "cuda" or name == "inline":
+        return 1
+    try:
+        if name == "slurm":
+            return int(packing_on_node(config, study, say)["runs_per_worker"])
+        found = cached_packing(run)
+        if found is None:
+            say("measuring how many runs of this shape should share a GPU …")
+            found = packing(run)
+            say(packing_in_words(found))
+    except UserError as error:
+        say(f"{error} A worker carries one run at a time: launcher.runs_per_worker=… sets another number.")
+        return 1
+    workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
+    return max(1, int(found["runs_per_worker"]) // workers_per_gpu)

@@ -1,14 +1,15 @@
 """Where a driver and its workers meet: a private folder outside the study, read and written as JSON.
 
 `session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, `worker-<name>.json`
-what each worker is on. The folder lies in the user's state directory with mode 0700, because submitit keeps pickles beside;
-results never travel through it.
+which of them each worker is on. The folder lies in the user's state directory with mode 0700, because submitit keeps pickles
+beside; results never travel through it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,12 +58,22 @@ class Session:
 
     # -- the driver's side ---------------------------------------------------------------------------------------------
 
-    def publish(self, runs: Sequence[str], *, closed: bool = False, stop: bool = False) -> None:
-        """What is to be trained. `closed`: no more will come; `stop`: leave what you are on, with a checkpoint."""
-        write_json(self.root / "tasks.json", {"closed": closed, "stop": stop, "runs": list(runs)}, durable=False)
+    def publish(
+        self,
+        runs: Sequence[str],
+        *,
+        alone: Sequence[str] = (),
+        slots: int = 1,
+        closed: bool = False,
+        stop: bool = False,
+    ) -> None:
+        """What is to be trained, by `slots` workers. `alone`: runs of these that may share no worker; `closed`: no more will
+        come; `stop`: leave what you are on, with a checkpoint."""
+        about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
+        write_json(self.root / "tasks.json", about, durable=False)
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Worker -> what it last said."""
+        """Worker -> what it last said: `run_ids` (the runs it is on), `ran` (how many it has begun, these included) …"""
         out = {}
         for path in self.root.glob("worker-*.json"):
             try:
@@ -85,3 +96,18 @@ class Session:
 
     def note(self, worker: str, **about: Any) -> None:
         write_json(self.root / f"worker-{worker}.json", about, durable=False)
+
+
+def exit_cause(session: Session, worker: str) -> str:
+    """How a worker process ended, in words; empty when nobody was there to say."""
+    try:
+        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
+    except (OSError, UserError):
+        return ""
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

@@ -18,13 +18,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, LauncherConfig, UserError, run_part, to_dict
+from ..config import Config, LauncherConfig, UserError, digest, run_part, to_dict
+from ..doctor import packing_in_words, versions
 from ..telemetry import read_json, write_json
 from . import jobs
 from .guards import Cancelled, cancel_mark
 from .jobs import ENDING, Job, QueueSilent, job_name
-from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, exit_cause, habits, worker_env
-from .session import Session, state_dir
+from .launch import SCRUBBED, Death, Say, WorkerCommand, WorkerPool, WorkersFailed, habits, worker_env
+from .session import Session, exit_cause, state_dir
 from .store import Study
 
 POLL_S = 0.5
@@ -207,15 +208,28 @@ def submitted(
         raise UserError(f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
 
 
-def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
-    """What `doctor.speeds` finds on a node, by a job of its own: the driver's machine may have other cores, or no GPU.
+def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
+    """What `doctor.packing` finds on a node; kept beside the study's sessions, for its later calls. Raises as `on_node`."""
+    about = [to_dict(run_part(config)), config.launcher.partition, config.launcher.constraint, versions()["torch"]]
+    kept = state_dir(study, "slurm") / f"packing-{digest(about)[:16]}.json"
+    if not kept.exists():
+        say("measuring on a node how many runs of this shape should share a GPU …")
+        found = on_node("packing", config, study, "launcher.runs_per_worker=…")
+        write_json(kept, found)
+        say(packing_in_words(found))
+    return dict(read_json(kept))
+
+
+def on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[str, Any]:
+    """What `doctor` measures (`speed` or `packing`) on a node, by a job of its own: the driver's machine may have other cores,
+    or no GPU. `otherwise`: the setting that makes it needless.
 
     Raises UserError when the job or the queue fails, Cancelled.
     """
-    folder = Path(tempfile.mkdtemp(prefix="speed-", dir=state_dir(study, "slurm")))
-    name, out = f"ebc-{study.name[:40]}-{folder.name}", folder / "speeds.json"
-    [job] = submitted(config, folder, name, [_Measurement(json.dumps(to_dict(run_part(config))), str(out))])
-    remedy = f"read {job.paths.stdout}, or give dtype=…"
+    folder = Path(tempfile.mkdtemp(prefix=f"{what}-", dir=state_dir(study, "slurm")))
+    name, out = f"ebc-{study.name[:40]}-{folder.name}", folder / "found.json"
+    [job] = submitted(config, folder, name, [_Measurement(what, json.dumps(to_dict(run_part(config))), str(out))])
+    remedy = f"read {job.paths.stdout}, or give {otherwise}"
     looked = seen = time.monotonic()
     try:
         while not out.exists():
@@ -227,24 +241,24 @@ def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
                 seen = looked if found is not None else seen
                 ended = looked - seen > GONE_S if found is None else not found.live
                 if ended and not out.exists():
-                    raise UserError(f"measuring the speed on a node failed ({found.state if found else 'gone'}): {remedy}.")
+                    raise UserError(f"measuring the {what} on a node failed ({found.state if found else 'gone'}): {remedy}.")
             time.sleep(POLL_S)
         return dict(read_json(out))
     except QueueSilent as error:
-        raise UserError(f"the Slurm queue cannot be asked ({error}): mend that, or give dtype=….") from None
+        raise UserError(f"the Slurm queue cannot be asked ({error}): mend that, or give {otherwise}.") from None
     finally:
         with suppress(QueueSilent):
             jobs.scancel(name)
 
 
 class _Measurement:
-    """What submitit runs on the node for `speeds_on_node`."""
+    """What submitit runs on the node for `on_node`."""
 
-    def __init__(self, run: str, out: str):
-        self.run, self.out = run, out
+    def __init__(self, what: str, run: str, out: str):
+        self.what, self.run, self.out = what, run, out
 
     def __call__(self) -> None:
-        command = [sys.executable, "-m", "ebc_lab.doctor"]
+        command = [sys.executable, "-m", "ebc_lab.doctor", self.what]
         found = subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
         write_json(Path(self.out), json.loads(found))
 

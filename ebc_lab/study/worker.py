@@ -1,4 +1,7 @@
-"""One worker: `python -m ebc_lab.study.worker SESSION NAME`. It trains the session's runs, one after the other.
+"""One worker: `python -m ebc_lab.study.worker SESSION NAME`. It carries the session's runs, up to `runs_per_worker` at a time.
+
+Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its own (DESIGN: speed).
+Which runs share one changes no bit of any. Those for which it would go alone: see `Worker.company`.
 
 A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends when the list is
 closed and done, or when the driver's lock is free: the driver is gone, however it went. In a Slurm job it lives on without its
@@ -7,17 +10,19 @@ driver, until the list is done and it has been idle for `idle_s`.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..config import UserError, digest
-from ..telemetry import Pulse, write_sealed
+from ..telemetry import Pulse, read_json, write_sealed
 from . import attempts
 from .session import Session
 from .signature import identity_of
@@ -31,27 +36,25 @@ PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what
 CANNOT_WRITE, DEVICE_FAILED = 74, 75  # exit codes, of sysexits.h: an I/O error; a temporary failure
 
 
-def execute(
-    study: Study,
-    run_id: str,
-    *,
-    checkpoint_every_s: float,
-    should_stop: Callable[[], bool],
-    on_claim: Callable[[], None] = lambda: None,
-) -> bool:
-    """Carry one planned run to its result, unless somebody else has it. -> whether this call did.
+Turns = Generator[None, None, bool]  # of a run that gives way between blocks of steps
 
-    Raises Interrupted (with a checkpoint written) once `should_stop()`, and OSError where the folder cannot be written.
+
+def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool], beside: int = 0) -> Turns:
+    """Carry one planned run to its result, unless somebody else has it, giving way between blocks of steps.
+
+    The first `yield` says that the run is claimed; the value is whether this call carried it. `beside`: how many other runs
+    the same worker is on, for the log. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError where the
+    folder cannot be written, and DeviceFailed.
     """
-    from ..outcome import run_and_record
+    from ..outcome import recorded_run
     from ..training import Interrupted
 
     directory = study.run_dir(run_id)
     with claimed(directory) as mine:
         if not mine or (directory / "result.json").exists():
             return False
-        attempts.note(directory, "begin", **attempts.surroundings())
-        on_claim()
+        attempts.note(directory, "begin", beside=beside, **attempts.surroundings())
+        yield
         try:
             kind, run = study.read_spec(run_id)
         except UserError as error:
@@ -68,7 +71,7 @@ def execute(
             (directory / "progress.json").unlink(missing_ok=True)
             return True
         try:
-            result = run_and_record(
+            result = yield from recorded_run(
                 run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
             )
             attempts.note(directory, "end", outcome=result["outcome"])
@@ -81,6 +84,16 @@ def execute(
         return True
 
 
+def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
+    """`carried` by itself, to its end. -> whether this call carried the run."""
+    turns = carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return bool(end.value)
+
+
 def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
     """Record why this run cannot be made, in the words of the error; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
@@ -89,10 +102,10 @@ def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None
 
 
 class _Stop:
-    """Whether to leave the run that this worker is on, and whether to end as well.
+    """Whether to leave the runs that this worker is on, and whether to end as well.
 
     SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted and requeued, or
-    killed; the run is left with a checkpoint, and taken up again if nothing happens.
+    killed; the runs are left with a checkpoint each, and taken up again if nothing happens.
     """
 
     def __init__(self, session: Session, *, bound: bool):
@@ -126,67 +139,157 @@ class _Stop:
         return self.event.is_set()
 
 
-def work(root: Path, name: str) -> int:
-    """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
-    session = Session(root)
-    about: dict[str, Any] = session.about()
-    study = Study(Path(about["study"]))
-    seen = attempts.surroundings()
-    ran = 0
-    session.note(name, run_id=None, ran=ran, **seen)
-    stop = _Stop(session, bound=about["bound"])
-    # torch is imported while the driver is still busy: one import a worker, not one a run
-    from ..outcome import DeviceFailed
-    from ..training import Interrupted
+class Worker:
+    """What this process is on, and what it tells the driver about that."""
 
-    offered: list[str] = []
-    done: set[str] = set()
-    worked = beat = time.monotonic()
-    while not stop.final.is_set():
-        if stop():
-            stop.final.wait(min(PAUSE_S, about["beat_s"]))
-            stop.event.clear()
-            continue
-        tasks = session.tasks() or {"runs": [], "closed": False}
-        if tasks["runs"] != offered:  # what was done may have been taken back meanwhile
-            offered, done = tasks["runs"], set()
-        todo = [r for r in offered if r not in done]
-        did = False
-        for run_id in todo:
-            if (study.run_dir(run_id) / "result.json").exists():
-                done.add(run_id)
+    def __init__(self, session: Session, name: str):
+        self.session, self.name, self.about = session, name, session.about()
+        self.study = Study(Path(self.about["study"]))
+        self.seen = attempts.surroundings()
+        self.turns: dict[str, Turns] = {}  # run id -> the run, one of those under way
+        self.with_whom: dict[str, int | None] = {}  # of the runs under way: their `company`
+        self.taken = 0
+        self.left: list[str] = []  # of the runs on the list those without a result, when it was last looked at
+        self.leaving = False  # every run goes to a checkpoint, because one of them cannot write
+        self.look_at = 0.0  # while runs are under way: when to look for another one
+        self.say()
+        self.stop = _Stop(session, bound=self.about["bound"])
+
+    def say(self, **more: Any) -> None:
+        self.session.note(self.name, run_ids=list(self.turns), ran=self.taken, **self.seen, **more)
+
+    def work(self) -> int:
+        """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
+        # torch is imported while the driver is still busy: one import a worker, not one a run
+        from ..outcome import DeviceFailed
+
+        try:
+            return self._work()
+        except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
+            for turns in self.turns.values():
+                with suppress(Exception):  # on a device that is gone nothing can be saved
+                    turns.close()
+            own_fault = [r for r in self.turns if self.study.has_result(r)]
+            self.say(cause=str(error), **({"guilty": own_fault} if own_fault else {}))
+            return DEVICE_FAILED
+        except OSError as error:
+            what = f"{error.filename or self.study.root}: {error.strerror or error}"
+            self._leave()
+            self.say(error=what)
+            return CANNOT_WRITE
+
+    def _work(self) -> int:
+        stop, about = self.stop, self.about
+        poll_s = POLL_S if about["bound"] else POLL_SHARED_S
+        worked = beat = time.monotonic()
+        while self.turns or not stop.final.is_set():
+            if stop() and not self.turns:
+                stop.final.wait(min(PAUSE_S, about["beat_s"]))
+                stop.event.clear()
                 continue
-
-            def say(run_id: str | None = run_id, ran: int = ran + 1) -> None:
-                session.note(name, run_id=run_id, ran=ran, **seen)
-
-            try:
-                did = execute(study, run_id, checkpoint_every_s=about["checkpoint_every_s"], should_stop=stop, on_claim=say)
-            except Interrupted:
-                say(None)
-                break
-            except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
-                session.note(name, run_id=run_id, ran=ran + 1, cause=str(error), **seen)
-                return DEVICE_FAILED
-            except OSError as error:
-                what = f"{error.filename or study.root}: {error.strerror or error}"
-                session.note(name, run_id=None, ran=ran + 1, error=what, **seen)
-                return CANNOT_WRITE
-            if did:
-                say(None)
-                ran += 1
+            tasks: dict[str, Any] = {"closed": False}
+            if not stop() and self._may_look():
+                tasks = self.session.tasks() or {"runs": [], "alone": [], "slots": 1, "closed": False}
+                self.look_at = 0.0 if self._take(tasks) else time.monotonic() + poll_s
+            if self.turns:
+                for run_id in list(self.turns):
+                    self._advance(run_id)
                 worked = time.monotonic()
-                break
-        if not did:
-            if tasks["closed"] and done.issuperset(offered):
+                continue
+            if tasks["closed"] and not self.left:
                 return 0
             if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
                 return 0
             if time.monotonic() - beat > about["beat_s"]:
                 beat = time.monotonic()
-                session.note(name, run_id=None, ran=ran, beat=beat, **seen)
-            stop.event.wait(POLL_S if about["bound"] else POLL_SHARED_S)
-    return 0 if stop.dismissed else 130
+                self.say(beat=beat)
+            stop.event.wait(poll_s)
+        return 0 if stop.dismissed else 130
+
+    # -- which runs ----------------------------------------------------------------------------------------------------
+
+    def _may_look(self) -> bool:
+        """Whether this worker could carry another run; while some are under way it looks no oftener than an idle one."""
+        if not self.turns:
+            return True
+        return len(self.turns) < self.about["runs_per_worker"] and time.monotonic() >= self.look_at
+
+    def _take(self, tasks: dict[str, Any]) -> bool:
+        """Claim the next run on the list, if it goes with those under way. -> whether one was claimed.
+
+        No worker hoards: it carries no more than its share, what is left over the slots. A run that has to go alone is not
+        passed by: nothing behind it on the list is begun until those under way are done, and then it is its turn.
+        """
+        self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]  # a result may be taken back: looked up anew
+        if len(self.turns) >= min(self.about["runs_per_worker"], math.ceil(len(self.left) / tasks["slots"])):
+            return False
+        for run_id in self.left:
+            if run_id in self.turns:
+                continue
+            company = None if run_id in tasks["alone"] else self.company(run_id)
+            if self.turns and (company is None or any(c != company for c in self.with_whom.values())):
+                if locked(self.study.run_dir(run_id) / ".lock"):  # another worker's
+                    continue
+                return False
+            turns = carried(
+                self.study,
+                run_id,
+                checkpoint_every_s=self.about["checkpoint_every_s"],
+                should_stop=lambda: self.leaving or self.stop(),
+                beside=len(self.turns),
+            )
+            try:
+                next(turns)
+            except StopIteration:  # somebody else has it
+                continue
+            self.turns[run_id], self.with_whom[run_id] = turns, company
+            self.taken += 1
+            self.say()
+            return True
+        return False
+
+    def company(self, run_id: str) -> int | None:
+        """Which runs a run may share this worker with: those of the same company; None: it goes alone.
+
+        Alone go measurements of time, and runs with dropout, which draw from the device's one generator. Threads are the
+        process's, and their number changes bits on a CPU: runs share a worker with runs of as many.
+        """
+        if self.about["runs_per_worker"] == 1:
+            return None
+        try:
+            spec = read_json(self.study.run_dir(run_id) / "spec.json")
+            alone = spec["kind"] != "train" or spec["config"]["model"]["dropout"] > 0
+            return None if alone else int(spec["config"]["threads_per_run"])
+        except (OSError, UserError, KeyError, TypeError, ValueError):
+            return None  # what is wrong with it is said when its turn comes
+
+    # -- the runs under way --------------------------------------------------------------------------------------------
+
+    def _advance(self, run_id: str) -> None:
+        """One block of steps of one run. Raises DeviceFailed, and OSError where its folder cannot be written."""
+        from ..training import Interrupted
+
+        try:
+            next(self.turns[run_id])
+            return
+        except (StopIteration, Interrupted):
+            del self.turns[run_id], self.with_whom[run_id]
+        self.look_at = 0.0
+        self.say()
+
+    def _leave(self) -> None:
+        """Bring every run to a checkpoint, as far as they can still write."""
+        self.leaving = True
+        for turns in self.turns.values():
+            with suppress(Exception):
+                while True:
+                    next(turns)
+        self.turns = {}
+
+
+def work(root: Path, name: str) -> int:
+    """`Worker.work` in the session that lies in `root`."""
+    return Worker(Session(root), name).work()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Real drivers in processes of their own, for the tests of what happens to them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,36 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
         else:
             raise AssertionError(f"never said {text!r}:\n{''.join(read)}")
     return "".join(read)
+
+
+STRIKING = """
+import os, sys
+if "ebc_lab.study.worker" in " ".join(sys.orig_argv):
+    import importlib.abc, importlib.machinery
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "ebc_lab.training":
+                return None
+            sys.meta_path.remove(self)
+            import ebc_lab.optimizers as optimizers
+            build = optimizers.build
+
+            def broken(model, config):
+                if not os.path.exists({mark!r}):
+                    open({mark!r}, "w").close()
+                    raise {error}
+                return build(model, config)
+
+            optimizers.build = broken
+            return None
+
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def struck_once(folder: Path, error: str) -> str:
+    """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then `folder`/struck is there."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(STRIKING.format(mark=str(folder / "struck"), error=error))
+    return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])

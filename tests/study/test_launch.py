@@ -100,6 +100,7 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
     cuda = replace(settled, device="cuda")
     assert on(cuda) == 3
     assert on(cuda, workers_per_gpu=2) == 6
+    assert launch.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4))) == 12
     assert on(settled) == 8
     assert on(replace(settled, threads_per_run=3)) == 2
     assert launch.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
@@ -147,13 +148,14 @@ def test_a_worker_that_hangs_is_killed_and_its_run_trained_again(tiny, tmp_path)
     """A stopped process is as deaf as one that hangs in a driver call."""
     driver, study = begin(tiny, tmp_path, "launcher.heartbeat_s=8", "launcher.slots=1", "calibrate.steps=400")
     until(driver, "calibrate: ")
-    while not (note := notes(study)["0"])["run_id"]:
+    while not (note := notes(study)["0"])["run_ids"]:
         pass
+    [run_id] = note["run_ids"]
     os.kill(note["pid"], signal.SIGSTOP)
     out, _ = driver.communicate()
     assert driver.returncode == 0, out
-    assert f"worker 0 on {note['run_id']}: no sign of life for 8 s; it is killed" in out
-    kinds = [e["event"] for e in attempts.log(study.run_dir(note["run_id"]))]
+    assert f"worker 0 on {run_id}: no sign of life for 8 s; it is killed" in out
+    kinds = [e["event"] for e in attempts.log(study.run_dir(run_id))]
     assert kinds == ["begin", "lost", "begin", "end"]
 
 
@@ -190,7 +192,7 @@ def test_a_run_that_loses_every_worker_is_given_up_as_lost(pool_of):
     spec = specs[0]
     for _ in range(2):
         attempts.note(study.run_dir(spec.run_id), "begin")
-        pool._bury(launch.Death("0", "killed by SIGKILL", Path("log")), {"run_id": spec.run_id}, {spec.run_id: spec})
+        pool._bury(launch.Death("0", "killed by SIGKILL", Path("log")), {"run_ids": [spec.run_id]}, {spec.run_id: spec})
     result = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
     assert result["outcome"] == "lost"
     assert "2 times" in result["cause"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drivers import CLI, without_timing
+from drivers import CLI, struck_once, without_timing
 
 from ebc_lab.config import UserError
 from ebc_lab.overrides import compose
@@ -115,37 +115,9 @@ def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
     assert timings.between(0, 600).all(), "a duration was taken from a clock that jumps"
 
 
-VANISHING = """
-import os, sys
-if "ebc_lab.study.worker" in " ".join(sys.orig_argv):
-    import importlib.abc, importlib.machinery
-
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != "ebc_lab.training":
-                return None
-            sys.meta_path.remove(self)
-            import ebc_lab.optimizers as optimizers
-            build = optimizers.build
-
-            def broken(model, config):
-                if not os.path.exists({mark!r}):
-                    open({mark!r}, "w").close()
-                    raise RuntimeError("CUDA error: unspecified launch failure")
-                return build(model, config)
-
-            optimizers.build = broken
-            return None
-
-    sys.meta_path.insert(0, Finder())
-"""
-
-
 def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(finished, tiny, tmp_path):
     """No GPU here: the error that CUDA gives then is raised in the first run of a real worker, once."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(VANISHING.format(mark=str(tmp_path / "struck")))
-    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = struck_once(tmp_path, 'RuntimeError("CUDA error: unspecified launch failure")')
     done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert (tmp_path / "struck").exists()
     assert done.returncode == 0, done.stdout + done.stderr
