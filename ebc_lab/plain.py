@@ -138,6 +138,7 @@ class PlainProcess:
         if not answer:
             assert self.process.stderr is not None
             said = self.process.stderr.read().strip().splitlines()
+            self.process.wait()
             raise UserError(f"the plain loop's process ended: {said[-1] if said else 'it left no message'}")
         return answer
 

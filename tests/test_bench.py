@@ -68,7 +68,9 @@ def found(called):
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
     assert list(found) == ["about", "throughput", "overhead", "shares", "fixed", "compute", "memory"]
-    assert "overhead of ebc shadow" in called[0].stderr
+    said = called[0].stderr.splitlines()
+    assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
+    assert not [line for line in said if "profiler" in line]
     for side in ("lab", "plain", "plain_defaults"):
         assert found["throughput"][side]["tokens_per_s"]["median"] > 0
         assert found["throughput"][side]["threads"] >= 1
@@ -141,6 +143,9 @@ def test_the_tables_show_what_was_measured(found):
     speed.benchmark(Console(file=out, width=160), found)
     for words in (*VARIANTS, *speed.SIDES.values(), *speed.PARTS.values(), *speed.COSTS.values(), "share of it", "copies"):
         assert words in out.getvalue()
+    machine = {**found["about"]["machine"], "cores": 2, "load_before": [3.5, 0.0, 0.0]}
+    speed.benchmark(Console(file=out, width=160), {**found, "about": {**found["about"], "machine": machine}})
+    assert "load average was 3.5 on 2 cores" in out.getvalue()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):

@@ -5,12 +5,14 @@ Counted in tensors, not in the process's resident pages: those depend on the all
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +65,24 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.untyped_storage().nbytes()}
 
 
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """The profiler's C++ part tells the terminal of its start, its end, and of every scalar that is freed meanwhile."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _peak_on_cpu(step: Callable[[], None]) -> int:
     """The most bytes that `step` had allocated at a time, beyond what was there before it, as torch's allocator reports."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would report its start and end on the terminal
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with _without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

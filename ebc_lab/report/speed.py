@@ -64,6 +64,10 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     )
     if a["quick"]:
         console.print(Text("--quick: too few steps for figures to go by", style="yellow"))
+    load = machine["load_before"]
+    if load and load[0] > machine["cores"] / 2:
+        busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores as it began: expect wide quartiles"
+        console.print(Text(busy, style="yellow"))
     for section in (_throughput, _overhead, _shares, _fixed, _compute, _memory):
         title, table = section(found)
         console.print(Text(f"\n{title}", style="bold"))
@@ -117,7 +121,7 @@ def _fixed(found: Mapping[str, Any]) -> tuple[str, Table]:
 def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
     c = found["compute"]
     title = f"Arithmetic of forward and backward in {c['dtype']}, {c['threads']} thread(s)"
-    table = plain_table("", ">")
+    table = plain_table("what", ">figure")
     flops = c["flops_per_step"]
     n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
     achieved = {k: [x / 1e9 for x in v] if isinstance(v, list) else v / 1e9 for k, v in c["achieved_flops_per_s"].items()}
