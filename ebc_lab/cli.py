@@ -275,6 +275,24 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     terminal.doctor(_console(), found)
 
 
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tokens/s against a plain loop, what each stabilizer adds to a step, where time and memory go. Overrides as for train."""
+    from .bench.measure import bench as measure
+
+    found = measure(overrides or [], quick=quick, record=record, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        return _json(found)
+    from .report import speed
+
+    speed.benchmark(_console(), found)
+
+
 def main() -> None:
     """The `ebc-lab` command."""
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored

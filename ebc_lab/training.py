@@ -23,7 +23,7 @@ from . import model as models
 from . import optimizers, projections, shocks, stabilizers
 from .config import RunConfig, ShockConfig, UserError, digest, identity, resolve_controller
 from .data import Batches, Corpus, check_length, locate, overlapping_windows, windows
-from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer
+from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
 from .ebc.segments import lay_flat
 from .evaluation import autocast, evaluate, token_losses
 from .graphs import StepGraphs
@@ -90,6 +90,13 @@ def to_the_end(progress: Progress) -> dict[str, Any]:
             next(progress)
         except StopIteration as end:
             return dict(end.value)
+
+
+def recorded(stats: StepStats) -> Values:
+    """What is to be recorded of a step's StepStats, by their names, not yet read."""
+    counted = {name: getattr(stats, name) for name in COUNTED}
+    found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
+    return found | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
 
 
 class Training:
@@ -305,9 +312,7 @@ class Training:
             return values
         finally:
             self.optimizer.zero_grad()
-        found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
-        counted = {"measurements": stats.measurements, "audit_tokens": stats.audit_tokens}
-        return values | found | {k: torch.full((), n, device=loss.device) for k, n in counted.items() if n}
+        return {**values, **recorded(stats)}
 
     def record_steps(self) -> str | None:
         """Read and record the steps that were taken; returns the cause if the run has diverged at one of them."""

@@ -43,6 +43,9 @@ def study(finished):
         (["train", "scale=smoke", "data=shakespeare"], "has sha256"),
         (["train", "scale=smoke", "data=pydoc", "hydra.run.dir=taken/x"], "cannot be written"),
         (["train", "-m", "scale=smoke", "data=pydoc", "seed=1,2", "hydra.sweep.dir=taken"], "cannot be written"),
+        (["bench", "scal=smoke"], "did you mean scale"),
+        (["bench", "scale=smoke", "optimizer.lr=-1"], "> 0"),
+        (["bench", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["plan", "optimizer=adam,sgd"], "needs -m"),
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
         (["plan", "scale=huge"], "laptop, paper or smoke"),
@@ -67,7 +70,20 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
 def test_help_lists_the_commands(tmp_path):
     done = call("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for command in ("autopilot", "stage", "train", "plan", "status", "why", "report", "data", "doctor", "verify", "diff"):
+    for command in (
+        "autopilot",
+        "stage",
+        "train",
+        "plan",
+        "status",
+        "why",
+        "report",
+        "data",
+        "doctor",
+        "verify",
+        "diff",
+        "bench",
+    ):
         assert command in done.stdout
 
 

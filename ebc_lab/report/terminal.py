@@ -28,7 +28,7 @@ STATE_STYLE = {
 OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", "open")
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def plain_table(*columns: str, title: str | None = None) -> Table:
     """A plain table; `>` right-aligns a column, `~` lets it wrap: only long words give way on a narrow terminal."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
     for column in columns:
@@ -75,7 +75,7 @@ class View:
             (f"{p.study} · {p.stage}", "bold"),
             f"  {p.done}/{p.total} runs, {p.at_a_time} at a time, stage ETA {clock(p.eta_s)}",
         )
-        table = _table("run", "", ">step", ">steps/s")
+        table = plain_table("run", "", ">step", ">steps/s")
         for r in p.running:
             bar = ProgressBar(total=r["steps"], completed=r["step"], width=24)
             rate = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
@@ -111,7 +111,7 @@ def outcome(console: Console, done: Any) -> None:
 
 
 def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
-    table = _table("verdict", "~question", "~figure", title="Verdict")
+    table = plain_table("verdict", "~question", "~figure", title="Verdict")
     tracks = {line["track"] for line in acceptance["lines"]}
     for line in acceptance["lines"]:
         lead = f"{line['track']}: " if len(tracks) > 1 else ""
@@ -130,7 +130,7 @@ def ablation(decision: Mapping[str, Any]) -> RenderableType:
     title = (
         "Arms (means over seeds; difference in test loss, paired, with its 95% interval; in brackets: judged on another text)"
     )
-    table = _table(*used, title=title)
+    table = plain_table(*used, title=title)
     for row in rows:
         table.add_row(*(row[c] for c in used))
     return table
@@ -192,7 +192,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
         alone = "" if found["holder"] is not None else "; nobody drives them: the command that began the study adopts them"
         console.print(Text(f"Slurm jobs: {jobs}{alone}"))
-    table = _table("stage", "state", ">runs", "~outcomes", "~decided")
+    table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in found["stages"]:
         outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])
         table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, "\n".join(s["decided"]))
@@ -246,7 +246,7 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _tuned(decision: Mapping[str, Any]) -> Table:
-    table = _table("arm", "best point", ">val loss", ">runs", "~edge")
+    table = plain_table("arm", "best point", ">val loss", ">runs", "~edge")
     for found in decision["tracks"].values():
         for label, arm in found["arms"].items():
             point = ", ".join(f"{k} {v:g}" for k, v in arm["point"].items())
@@ -257,7 +257,7 @@ def _tuned(decision: Mapping[str, Any]) -> Table:
 
 def _candidates(decision: Mapping[str, Any]) -> Table:
     winners = {d["run_id"] for d in decision["tracks"].values()}
-    table = _table("", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped")
+    table = plain_table("", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped")
 
     def number(x: float | None, form: str) -> str:
         return "" if x is None else format(x, form)
@@ -288,7 +288,7 @@ def plan(console: Console, found: Mapping[str, Any]) -> None:
     done = ["done"] if found["begun"] else []
     left = "left " if found["begun"] else ""
     columns = ("runs min", "exp.", "max", *done, "steps exp.", "tokens exp.", f"time {left}min", "exp.", "max")
-    table = _table("stage", *(f">{c}" for c in columns))
+    table = plain_table("stage", *(f">{c}" for c in columns))
     for stage, s in found["stages"].items():
         e = s["expected"]
         times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
@@ -335,14 +335,14 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
     if rows:
         console.print(_pairs("decision", a, b, rows))
     if found["verdict"]:
-        table = _table("verdict", a, "", b, "", "", title="Verdict")
+        table = plain_table("verdict", a, "", b, "", "", title="Verdict")
         for line in found["verdict"]:
             cells = [Text(v or "–", style=VERDICT_STYLE.get(v or "", "")) for v in line["verdict"]]
             (x, y), flip = line["figure"], Text("flipped" if line["flipped"] else "", style="bold")
             table.add_row(f"{line['track']}: {line['name']}", cells[0], x or "", cells[1], y or "", flip)
         console.print(table)
     if found["arms"]:
-        table = _table("~arm", f">{a}", f">{b}", ">difference", title="Mean test loss")
+        table = plain_table("~arm", f">{a}", f">{b}", ">difference", title="Mean test loss")
         for arm, f in found["arms"].items():
             losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
             table.add_row(arm, *losses, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
@@ -351,7 +351,7 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
 
 def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> Table:
     """(name, in a, in b), what differs in bold."""
-    table = _table(f"~{what}", f"~{a}", f"~{b}")
+    table = plain_table(f"~{what}", f"~{a}", f"~{b}")
     for name, *pair in rows:
         shown = [f"{x:.6g}" if isinstance(x, float) else "–" if x is None else str(x) for x in pair]
         table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")

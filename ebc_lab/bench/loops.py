@@ -1,0 +1,123 @@
+"""The lab's own loops as the benchmark drives them. All that it knows of a `Training`'s inner life is in this file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig, UserError
+from ..evaluation import autocast, token_losses
+from ..training import Training, recorded
+
+WARM_STEPS = 20  # EBC may measure three times a step in its first 20
+SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups
+PROBE_INTERVAL = 20  # steps between the surrogate's probes
+
+
+@contextlib.contextmanager
+def opened(run: RunConfig) -> Iterator[Training]:
+    """A run at its first step, in a folder that goes when it is done with. Raises what building it raises."""
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
+        training = Training(run, Path(folder))
+        try:
+            yield training
+        finally:
+            for stream in (training.steps, training.evals):
+                if not stream.file.closed:
+                    stream.close()
+
+
+def take_steps(training: Training, count: int) -> None:
+    """`count` steps as a run takes them: checked, audited, recorded. Raises UserError where the run diverges."""
+    cause = training.advance(count)
+    if cause:
+        raise UserError(f"the run diverged while it was measured ({cause}): choose a smaller optimizer.lr.")
+
+
+def record_step(training: Training, loss: Tensor, stats: Any) -> None:
+    """The recording of one step alone: `stats` are what `optimizer.step` returned."""
+    training.pending.add({"loss": loss, **recorded(stats)})
+    training.rates.append(float(training.optimizer.param_groups[0]["lr"]))
+    training.record_steps()
+
+
+def probes(run: RunConfig) -> bool:
+    """Whether the run's stabilizer measures sensitivities now and then, so that its steps differ over a longer interval."""
+    return run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated")
+
+
+def warm_steps(run: RunConfig) -> int:
+    """Steps after which the run's steps cost what they will go on to cost."""
+    return SURROGATE_WARM_STEPS if probes(run) else WARM_STEPS
+
+
+def interval(run: RunConfig) -> int:
+    """Steps that hold a whole number of audits and of probes, so that any two such blocks cost alike."""
+    return math.lcm(run.audit_every, PROBE_INTERVAL) if probes(run) else run.audit_every
+
+
+def synchronise(run: RunConfig) -> None:
+    """Wait for the GPU, so that a clock read now counts what was asked of it."""
+    if run.device == "cuda":
+        torch.cuda.synchronize()
+
+
+class Loop:
+    """A loop over a Training's model, batches and optimizer that records nothing.
+
+    `bare` leaves the stabilizer out and steps the base optimizers themselves: no audit, no check.
+    """
+
+    def __init__(self, training: Training, *, bare: bool = False):
+        self.training, self.bare = training, bare
+        self.run = training.run_config
+        self.step_index = 0
+
+    def steps(self, count: int) -> float:
+        """Seconds for the next `count` steps."""
+        start = time.perf_counter()
+        for _ in range(count):
+            inputs, targets = self.batch()
+            logits, _ = self.forward_backward(inputs, targets)
+            self.update(inputs, logits, targets)
+            self.zero_grad()
+        synchronise(self.run)
+        return time.perf_counter() - start
+
+    def recorded_steps(self, count: int) -> float:
+        """Seconds for the next `count` steps as a run takes them, whatever this loop leaves out."""
+        start = time.perf_counter()
+        take_steps(self.training, count)
+        synchronise(self.run)
+        return time.perf_counter() - start
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        self.step_index += 1
+        return self.training.batches.at(self.step_index - 1)
+
+    def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place."""
+        with autocast(self.run):
+            logits = self.training.model(inputs)
+        loss = token_losses(logits, targets).mean()
+        loss.backward()
+        return logits, loss.detach()
+
+    def update(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Any:
+        if not self.bare:
+            return self.training.optimizer.step(inputs, logits, targets=targets)
+        for base in self.training.optimizer.bases:
+            base.step()
+        return None
+
+    def zero_grad(self) -> None:
+        for base in self.training.optimizer.bases:
+            base.zero_grad()

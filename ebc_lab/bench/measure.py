@@ -1,0 +1,143 @@
+"""`ebc-lab bench`: one run's settings, everything measured about them, and a record of it that names no host."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config, RunConfig, UserError, run_part, to_dict
+from ..data import check_length, locate
+from ..doctor import chosen_device, git_revision, hardware, speeds
+from ..overrides import compose
+from ..study.store import refuse_unwritable
+from ..telemetry import as_read, write_json
+from ..validation import check_run
+from .compute import compute
+from .costs import fixed_costs
+from .memory import memory
+from .pairs import overheads, throughput
+from .shares import shares
+
+FOLDER = "benchmarks"
+FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
+DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  # in a processor's name
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured: block pairs of the paired figures, blocks of the shares, steps and repeats of the rest."""
+
+    pairs: int
+    turns_s: float  # seconds after which the three sides of the throughput take no further turn
+    pairs_s: float  # the same of a stabilizer's pairs
+    share_blocks: int
+    passes: int  # forward and backward passes for FLOP/s
+    steps: int  # of the run whose fixed costs are taken
+    repeats: int
+
+
+FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, steps=40, repeats=3)
+QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, steps=3, repeats=1)
+
+
+def resolved(config: Config) -> RunConfig:
+    """The run that the overrides describe, with its device, precision and corpus chosen as `train` chooses them.
+
+    Raises UserError: no corpus, one that is too short, a combination that cannot be trained, a schedule that replays a run.
+    """
+    run = run_part(config)
+    corpus = locate(run.data, quiet=True)
+    check_length(corpus, run.model.context)
+    run.data.name, run.data.sha256 = corpus.name, corpus.sha256
+    run.device = chosen_device(run.device)
+    if run.lr_schedule.name == "replay":
+        raise UserError("lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out.")
+    run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
+    check_run(run)
+    return run
+
+
+def bench(
+    overrides: Sequence[str], *, quick: bool = False, record: bool = False, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Everything that `ebc-lab bench` reports of the run that `overrides` describe. docs/speed.md says what each figure is.
+
+    Args:
+        quick: seconds instead of minutes; the figures then show that it works, not how fast.
+        record: also write it to `benchmarks/<date>-<machine>-<scale>.json` of the project around the current folder.
+        say: told what is being measured, as it begins.
+    Raises:
+        UserError: settings that are refused, or a folder that cannot be written, before anything is measured.
+    """
+    config = compose(overrides, study=False)
+    folder = project() / FOLDER
+    if record:
+        refuse_unwritable(folder)
+    run = resolved(config)
+    effort = QUICK if quick else FULL
+    begun, threads = time.perf_counter(), torch.get_num_threads()
+    found: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
+    try:
+        found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
+        found["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
+        found["shares"] = shares(run, effort.share_blocks, say)
+        found["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
+        found["compute"] = compute(run, effort.passes, quick, say)
+        found["memory"] = memory(run, say)
+    finally:
+        torch.set_num_threads(threads)
+    found["about"]["took_s"] = time.perf_counter() - begun
+    found = as_read(found)
+    if record:
+        folder.mkdir(exist_ok=True)
+        path = vacant(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")
+        write_json(path, found)
+        found["about"]["recorded"] = str(path)
+    return found
+
+
+def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:
+    """When, on what machine and of which run: no host, no user, no path."""
+    machine = {k: v for k, v in hardware().items() if k in ("cpu", "cores", "gpus")}
+    settings = to_dict(run)
+    settings["data"] = {"name": run.data.name, "sha256": run.data.sha256}
+    return {
+        "format": FORMAT,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "quick": quick,
+        "scale": config.scale,
+        "overrides": [o for o in overrides if not o.lstrip("+").startswith("data.file=")],
+        "machine": {**machine, "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None},
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git": git_revision(),
+        "run": settings,
+    }
+
+
+def slug(run: RunConfig) -> str:
+    """The machine in a few words that fit into a file's name: its GPU if the run uses one, else its processor and cores."""
+    machine = hardware()
+    on_gpu = run.device == "cuda" and machine["gpus"]
+    name = machine["gpus"][0] if on_gpu else f"{DECORATION.sub('', machine['cpu'])} {machine['cores']} cores"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def project() -> Path:
+    """The nearest folder from here upwards that holds a project, else this one."""
+    here = Path.cwd()
+    return next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists() or (p / ".git").exists()), here)
+
+
+def vacant(folder: Path, stem: str) -> Path:
+    """A name that no record has yet: a second one of a day gets a number."""
+    names = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.json" for n in range(1, 1_000_000))
+    return next(p for p in names if not p.exists())

@@ -1,0 +1,168 @@
+"""What is held in memory between steps and at the height of one, by what it is held for.
+
+Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on everything imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig, StabilizerConfig, UserError, resolve_controller
+from ..training import Training
+from .loops import Loop, opened
+from .pairs import variants
+
+CPU = 0  # the device type of the profiler's memory events
+
+
+def reachable(root: Any) -> list[Tensor]:
+    """Every tensor that an object leads to: through attributes, containers, closures and bound methods."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        x = left.pop()
+        if id(x) in seen or isinstance(x, str | bytes | int | float | type | types.ModuleType):
+            continue
+        seen.add(id(x))
+        if isinstance(x, Tensor):
+            found.append(x)
+        if isinstance(x, Mapping):
+            left += [*x.keys(), *x.values()]
+        elif isinstance(x, list | tuple | set | frozenset):
+            left += x
+        elif isinstance(x, types.MethodType):
+            left += [x.__self__, x.__func__]
+        elif isinstance(x, types.FunctionType):
+            left += [cell.cell_contents for cell in x.__closure__ or () if cell_is_full(cell)]
+        elif hasattr(x, "__dict__") and not isinstance(x, Tensor):
+            left += list(vars(x).values())
+    return found
+
+
+def cell_is_full(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Address -> bytes of the memory behind tensors; views of one memory count once."""
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.untyped_storage().nbytes()}
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """The profiler's C++ part tells the terminal of its start, its end, and of every scalar that is freed meanwhile."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _peak_on_cpu(step: Callable[[], None]) -> int:
+    """The most bytes that `step` had allocated at a time, beyond what was there before it, as torch's allocator reports."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with _without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    changes = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == CPU]
+    now = peak = 0
+    for e in sorted(changes, key=lambda e: e["ts"]):
+        now += e["args"]["Bytes"]
+        peak = max(peak, now)
+    return int(peak)
+
+
+def _peak_on_cuda(step: Callable[[], None]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated() - before)
+
+
+def _held(training: Training, loop: Loop) -> dict[str, int]:
+    """Bytes held by the parameters, the gradients (while there are any), the base optimizers and the stabilizer itself."""
+    inputs, targets = loop.batch()
+    logits, _ = loop.forward_backward(inputs, targets)
+    parameters = storages([*training.model.parameters(), *training.model.buffers()])
+    gradients = storages(p.grad for p in training.model.parameters() if p.grad is not None)
+    loop.update(inputs, logits, targets)
+    loop.zero_grad()
+    state = storages(t for base in training.optimizer.bases for t in reachable(base.state))
+    own = {} if loop.bare else storages(reachable(training.optimizer))
+    counted = parameters.keys() | gradients.keys() | state.keys()
+    return {
+        "parameters": sum(parameters.values()),
+        "gradients": sum(gradients.values()),
+        "optimizer_state": sum(n for at, n in state.items() if at not in parameters),
+        "stabilizer": sum(n for at, n in own.items() if at not in counted),
+    }
+
+
+def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
+    """Bytes held between steps, by what for, and `peak`: the most that one step with its audit adds to that at a time."""
+    with opened(run) as training:
+        loop = Loop(training, bare=bare)
+        loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
+        held = _held(training, loop)
+        peak = _peak_on_cuda if run.device == "cuda" else _peak_on_cpu
+
+        def step() -> None:
+            loop.steps(1)
+
+        return {**held, "peak": peak(step)}
+
+
+def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
+    """Bytes of the bare step and of every variant.
+
+    `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at most);
+    `peak_extra_copies` how much higher than the bare step's its height is, in the same unit.
+    """
+    say("memory")
+    bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
+    rows: list[dict[str, Any]] = []
+    for name, variant in variants(run):
+        try:
+            found = of_run(resolve_controller(variant))
+        except (UserError, ValueError) as error:
+            rows.append({"stabilizer": name, "refused": str(error)})
+            continue
+        rows.append(
+            {
+                "stabilizer": name,
+                "refused": None,
+                "held_bytes": found["stabilizer"],
+                "peak_bytes": found["peak"],
+                "extra_copies": found["stabilizer"] / found["parameters"],
+                "peak_extra_copies": (found["peak"] + found["stabilizer"] - bare["peak"]) / found["parameters"],
+            }
+        )
+    tensors = {k: bare[k] for k in ("parameters", "gradients", "optimizer_state")}
+    method = "torch.cuda.max_memory_allocated" if run.device == "cuda" else "torch.profiler, allocations on the CPU"
+    return {"bare_bytes": {**tensors, "peak": bare["peak"]}, "peak_by": method, "stabilizers": rows}

@@ -1,0 +1,136 @@
+"""Where a step's time goes: a loop written out, with a clock around each part."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..config import RunConfig, UserError, resolve_controller
+from ..ebc import StabilizedOptimizer
+from ..training import Training
+from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
+from .pairs import variants
+
+PARTS = {
+    "data": "drawing the batch",
+    "forward_backward": "forward, loss, backward, zeroing the gradients",
+    "base": "the base optimizer's step",
+    "probe": "the model on the tokens that choose c",
+    "audit": "the model on the tokens that judge, and what is computed from it",
+    "other": "everything else in the stabilizer: checks, copies, norms, the search for c",
+    "recording": "reading the step's figures and writing its row",
+}
+
+
+class Clock:
+    """Seconds by part. A part inside another counts for itself alone; the GPU is waited for wherever parts meet."""
+
+    def __init__(self, run: RunConfig):
+        self.run = run
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.entered = dict.fromkeys(PARTS, 0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    def _turn(self) -> None:
+        synchronise(self.run)
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def on(self, part: str) -> Iterator[None]:
+        self._turn()
+        self._open.append(part)
+        self.entered[part] += 1
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with the clock on this part while it runs."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.on(part):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def clocked(optimizer: StabilizedOptimizer, clock: Clock) -> None:
+    """Put the clock inside one stabilizer: on its base optimizers, its audits and its measurements."""
+
+    def measuring(original: Callable[[], Any] = optimizer.prober.measuring) -> Any:
+        # an audit measures too, and stays one
+        stack = contextlib.ExitStack()
+        stack.enter_context(clock.on("audit" if "audit" in clock._open else "probe"))
+        stack.enter_context(original())
+        return stack
+
+    for base in optimizer.bases:
+        base.step = clock.around("base", base.step)  # type: ignore[method-assign]
+    optimizer._audit = clock.around("audit", optimizer._audit)  # type: ignore[method-assign]
+    optimizer.prober.measuring = measuring  # type: ignore[method-assign]
+
+
+def block(loop: Loop, clock: Clock, count: int) -> None:
+    """`count` recorded steps of the loop, every part on the clock."""
+    training: Training = loop.training
+    for _ in range(count):
+        with clock.on("data"):
+            inputs, targets = loop.batch()
+        with clock.on("forward_backward"):
+            logits, loss = loop.forward_backward(inputs, targets)
+        with clock.on("other"):
+            stats = loop.update(inputs, logits, targets)
+        with clock.on("forward_backward"):
+            loop.zero_grad()
+        with clock.on("recording"):
+            record_step(training, loss, stats)
+
+
+def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
+    """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
+
+    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU every part is waited for, so that what would
+    overlap with the host counts in full: the sum is then longer than a free-running step.
+    """
+    with opened(run) as training:
+        loop, clock = Loop(training), Clock(run)
+        loop.steps(warm_steps(run))
+        clocked(training.optimizer, clock)
+        count = interval(run)
+        taken: dict[str, list[float]] = {part: [] for part in PARTS}
+        for _ in range(rounds):
+            clock.seconds = dict.fromkeys(PARTS, 0.0)
+            block(loop, clock, count)
+            for part, seconds in clock.seconds.items():
+                taken[part].append(1e3 * seconds / count)
+    ms = {part: statistics.median(values) for part, values in taken.items()}
+    total = sum(ms.values())
+    return {
+        "share_pct": {part: 100 * x / total for part, x in ms.items()},
+        "ms": ms,
+        "step_ms": total,
+        "times_entered": {part: clock.entered[part] for part in PARTS},
+        "steps": rounds * count,
+    }
+
+
+def shares(run: RunConfig, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """`of_run` for the baseline and for EBC under each budget, by name; one that cannot be built says why in `refused`."""
+    found: dict[str, Any] = {}
+    for name, variant in variants(run):
+        if name == "none" or name.startswith("ebc "):
+            say(f"shares of a step of {name}")
+            try:
+                found[name] = {"refused": None, **of_run(resolve_controller(variant), rounds)}
+            except (UserError, ValueError) as error:
+                found[name] = {"refused": str(error)}
+    return found

@@ -1,0 +1,102 @@
+"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, Adam at its defaults.
+
+    python scripts/plain_loop.py --batch 16 --context 64 --steps 200
+
+Prints the loss, nats per character, and tokens/s. Reads the file given by `--text`, else Python's own documentation. Nothing
+of the lab is used; `ebc-lab bench` keeps the same loop in ebc_lab/plain.py, and a test holds the two together.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width, bias=False)
+        self.o = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, T, C = x.shape
+        y = self.attention_norm(x)
+        q, k, v = (f(y).view(B, T, self.heads, C // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(y.transpose(1, 2).reshape(B, T, C))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+
+
+class GPT(nn.Module):
+    def __init__(self, vocabulary: int, blocks: int, width: int, heads: int, context: int):
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.position_embedding = nn.Embedding(context, width)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                writes = name.endswith(("o.weight", "mlp_out.weight"))
+                nn.init.normal_(p, 0.0, 0.02 / (2 * blocks) ** 0.5 if writes else 0.02)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
+        return self.head(self.norm(self.blocks(x)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A character GPT in plain PyTorch.")
+    parser.add_argument("--text", type=Path, help="a UTF-8 file; its first 90% are trained on")
+    parser.add_argument("--batch", type=int, default=16, help="sequences")
+    parser.add_argument("--context", type=int, default=64, help="tokens")
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--print-every", type=int, default=20, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    o = parser.parse_args()
+
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    text = o.text.read_bytes().decode() if o.text else "\n".join(topics[name] for name in sorted(topics))
+    characters = sorted(set(text))
+    index = {c: i for i, c in enumerate(characters)}
+    data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
+
+    torch.manual_seed(o.seed)
+    model = GPT(len(characters), o.blocks, o.width, o.heads, o.context).to(o.device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=o.lr)
+    started = time.perf_counter()
+    for step in range(o.steps):
+        starts = torch.randint(len(data) - o.context, (o.batch,)).tolist()
+        inputs = torch.stack([data[i : i + o.context] for i in starts]).to(o.device)
+        targets = torch.stack([data[i + 1 : i + 1 + o.context] for i in starts]).to(o.device)
+        logits = model(inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % o.print_every == 0 or step == o.steps - 1:
+            print(f"step {step:4d}  loss {loss.item():.6f}")
+    seconds = time.perf_counter() - started  # the last loss was read, so the device is done
+    print(f"{o.steps * o.batch * o.context / seconds:.0f} tokens/s on {o.device}, {torch.get_num_threads()} thread(s)")
+
+
+if __name__ == "__main__":
+    main()
