@@ -49,14 +49,14 @@ def lay_flat(weights: Iterable[nn.Parameter]) -> None:
             at += _room(p)
 
 
-def addresses(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Where each weight lies; it changes when somebody moves it."""
-    return [(p.untyped_storage()._cdata, int(p.storage_offset())) for p in weights]
+def addresses(weights: Sequence[Tensor]) -> list[int]:
+    """Where each weight lies; it changes when somebody moves it. (Whoever holds a `Segment` keeps its memory from reuse.)"""
+    return [p.data_ptr() for p in weights]
 
 
 def segments(weights: Sequence[Tensor], marks: Sequence[bool]) -> list[Segment]:
     """The weights as maximal runs of neighbours that bear the same mark."""
-    where = addresses(weights)
+    where = [(p.untyped_storage()._cdata, int(p.storage_offset())) for p in weights]
     runs: list[list[int]] = []
     for i, w in enumerate(weights):
         if runs and w.is_contiguous():

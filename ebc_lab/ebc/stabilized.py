@@ -83,7 +83,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         self._index = {id(p): i for i, p in enumerate(self.weights)}
         self.deferred = False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
-        self._where: list[tuple[int, int]] = []
+        self._where: list[int] = []
         self._segments: list[Segment] = []
         self._kept: Copy | None = None  # W: one of the two copies of the weights that are held
         self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []

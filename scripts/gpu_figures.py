@@ -1,0 +1,151 @@
+"""Everything that only a GPU can show, in one call of less than eight minutes: python scripts/gpu_figures.py [FILE]
+
+At the paper study's shape (64 x 256 tokens). Prints, and writes to FILE, one JSON: whether graphs and packing change results,
+whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed runs, the overhead of EBC's budgets, the
+share of the matrix peak, and the wall time of a whole `paper` autopilot, or how far it came in the time that was left.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ebc_lab.bench.compute import compute
+from ebc_lab.bench.pairs import paired_overhead, throughput
+from ebc_lab.choices import changed
+from ebc_lab.config import RunConfig, run_part
+from ebc_lab.data import locate
+from ebc_lab.doctor import hardware, packing
+from ebc_lab.graphs import StepGraphs
+from ebc_lab.overrides import compose
+from ebc_lab.telemetry import read_columns
+from ebc_lab.training import Training, to_the_end
+
+MINUTES = 7.5
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"stabilizer": {"name": "none"}},
+    "shadow": {"stabilizer": {"name": "ebc"}},
+    "shadow, muon": {"stabilizer": {"name": "ebc"}, "optimizer": {"name": "muon"}},
+    "surrogate": {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}},
+}
+
+
+class Eager(StepGraphs):
+    """No step comes from a graph."""
+
+    def wants(self, kind: Any) -> bool:
+        return False
+
+
+def losses(run: RunConfig, folder: Path, graphs: StepGraphs | None = None) -> Any:
+    """The training losses of a run of its own, by step."""
+    folder.mkdir(parents=True)
+    training = Training(run, folder)
+    training.graphs = graphs or training.graphs
+    to_the_end(training.blocks())
+    return read_columns(folder / "steps.csv")["loss"]
+
+
+def packed_losses(runs: list[RunConfig], folder: Path) -> list[Any]:
+    """The same of runs that take turns in this process."""
+    under_way = []
+    for i, run in enumerate(runs):
+        (folder / str(i)).mkdir(parents=True)
+        under_way.append(Training(run, folder / str(i)).blocks())
+    while under_way:
+        under_way = [progress for progress in under_way if next(progress, "done") != "done"]
+    return [read_columns(folder / str(i) / "steps.csv")["loss"] for i in range(len(runs))]
+
+
+def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
+    """Graphed against eager losses (largest relative difference), packed against single ones (equal or not), by arm."""
+    found = {}
+    for name, settings in ARMS.items():
+        runs = [changed(replace(run, steps=150, eval_every=50, evaluate=[], seed=seed), settings) for seed in range(3)]
+        place = folder / name.replace(", ", "_")
+        graphed = [losses(r, place / f"graphed{i}") for i, r in enumerate(runs)]
+        eager = losses(runs[0], place / "eager", Eager())
+        packed = packed_losses(runs, place / "packed")
+        found[name] = {
+            "graphed_vs_eager": float(abs(graphed[0] / eager - 1).max()),
+            "packed_equals_single": all(bool((a == b).all()) for a, b in zip(graphed, packed, strict=True)),
+        }
+    return found
+
+
+def waits(run: RunConfig, folder: Path) -> dict[str, str]:
+    """What `torch.cuda.set_sync_debug_mode` says of nine steps past the warm-up, by arm."""
+    found = {}
+    for name, settings in ARMS.items():
+        place = folder / name.replace(", ", "_")
+        place.mkdir(parents=True)
+        training = Training(changed(replace(run, steps=400), settings), place)
+        training.advance(230)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            training.take_steps(9)
+            found[name] = f"never; graphs of {len(training.graphs.graphs) if training.graphs else 0} kinds"
+        except RuntimeError as error:
+            found[name] = str(error)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return found
+
+
+def study(folder: Path, seconds: float) -> dict[str, Any]:
+    """The wall time of `ebc-lab autopilot scale=paper`, or how far it came in `seconds`."""
+    command = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+    begun = time.perf_counter()
+    with open(folder / "autopilot.log", "w") as log:
+        try:
+            asked = ["autopilot", "scale=paper", f"output_dir={folder}", "study.name=paper"]
+            code = subprocess.run([*command, *asked], stdout=log, stderr=log, timeout=seconds, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    said = (folder / "autopilot.log").read_text().splitlines()
+    finished = len(list(folder.glob("paper/runs/*/result.json")))
+    return {"exit_code": code, "wall_s": time.perf_counter() - begun, "runs_finished": finished, "said": said[-12:]}
+
+
+def main() -> None:
+    begun = time.perf_counter()
+    run = run_part(compose(["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1"], study=False))
+    run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    found: dict[str, Any] = {"machine": hardware(), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        measurements = {
+            "results_change": lambda: sameness(run, folder / "same"),
+            "the_hot_path_waits": lambda: waits(run, folder / "waits"),
+            "packing": lambda: packing(run),
+            "against_the_plain_loop": lambda: throughput(run, 5, 20, lambda text: None),
+            "overhead": lambda: {
+                name: paired_overhead(replace(changed(run, settings), steps=600), limit_s=15) for name, settings in ARMS.items()
+            },
+            "compute": lambda: compute(run, 30, False, lambda text: None),
+            "paper_autopilot": lambda: study(folder, 60 * MINUTES - (time.perf_counter() - begun)),
+        }
+        for name, measure in measurements.items():
+            started = time.perf_counter()
+            try:
+                found[name] = measure()
+            except Exception as error:  # the others are still worth having
+                found[name] = f"{type(error).__name__}: {error}"
+            print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    text = json.dumps(found, indent=1, default=str)
+    print(text)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
