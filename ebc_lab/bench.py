@@ -17,7 +17,7 @@ from . import optimizers, projections, stabilizers
 from .config import RunConfig, resolve_controller
 from .data import Batches, locate
 from .telemetry import write_sealed
-from .training import autocast, set_up_torch, token_losses
+from .training import autocast, forward_of, set_up_torch, token_losses
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
 SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups
@@ -32,7 +32,8 @@ class _Side:
         self.model = models.build(run.model, vocabulary, run.seed).to(run.device)
         projection = projections.build(self.model, run.projection)
         self.bases = optimizers.build(self.model, run.optimizer)
-        self.stabilizer = stabilizers.build(self.model, self.bases, projection, run) if stabilized else None
+        self.forward = forward_of(self.model, run)
+        self.stabilizer = stabilizers.build(self.model, self.bases, projection, run, self.forward) if stabilized else None
         self.batches = Batches(tokens, run.batch_size, run.model.context, run.seed)
         self.step_index = 0
 
@@ -43,7 +44,7 @@ class _Side:
             inputs, targets = self.batches.at(self.step_index)
             self.step_index += 1
             with autocast(self.run):
-                logits = self.model(inputs)
+                logits = self.forward(inputs)
             token_losses(logits, targets).mean().backward()
             if self.stabilizer is not None:
                 self.stabilizer.step(inputs, logits, targets=targets)

@@ -43,6 +43,7 @@ from .telemetry import (
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 EVAL_TOKENS = 2048  # tokens of one evaluation forward
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
+COMPILED_SHAPES = 256  # and modes, that one process may compile a model for
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 
 
@@ -81,6 +82,19 @@ def keep_freed_memory() -> None:
 def autocast(run: RunConfig) -> Any:
     """A fresh context for one forward: float32, or bfloat16 autocast with float32 parameters."""
     return torch.autocast(run.device, torch.bfloat16) if run.dtype == "bfloat16" else nullcontext()
+
+
+def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
+    """What training calls: the model, or under `compile=on` the model compiled, anew for each shape it meets.
+
+    Those are the step's, the probe rows' and the audited rows' (some seconds each, once a process); evaluations, whose last
+    batches have shapes of their own, call the model.
+    """
+    if run.compile != "on":
+        return model
+    # beyond this limit it would go back to eager in silence: what a run computes would hang on the runs before it
+    torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
@@ -132,7 +146,8 @@ class Training:
         self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
         projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)
-        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run)
+        self.forward = forward_of(self.model, run)
+        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run, self.forward)
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         text, self.probe_batches = self.tokens["train"], None
         whole = len(text)
@@ -262,7 +277,7 @@ class Training:
         inputs, targets = self.batches.at(step)
         targets = shocks.targets(shock, targets, self.vocabulary, run.seed)
         with autocast(run):
-            logits = self.model(inputs)
+            logits = self.forward(inputs)
         loss = token_losses(logits, targets).mean()
         value = loss.item()
         self.step += 1

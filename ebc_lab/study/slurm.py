@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, LauncherConfig, UserError, run_part, to_dict
+from ..speeds import Choice
 from ..telemetry import read_json, write_json
 from . import jobs
 from .guards import Cancelled, cancel_mark
@@ -207,8 +208,8 @@ def submitted(
         raise UserError(f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
 
 
-def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
-    """What `doctor.speeds` finds on a node, by a job of its own: the driver's machine may have other cores, or no GPU.
+def choice_on_node(config: Config, study: Study) -> Choice:
+    """What `speeds.settle` chooses on a node, by a job of its own: the driver's machine may have other cores, or no GPU.
 
     Raises UserError when the job or the queue fails, Cancelled.
     """
@@ -229,7 +230,7 @@ def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
                 if ended and not out.exists():
                     raise UserError(f"measuring the speed on a node failed ({found.state if found else 'gone'}): {remedy}.")
             time.sleep(POLL_S)
-        return dict(read_json(out))
+        return Choice(**read_json(out))
     except QueueSilent as error:
         raise UserError(f"the Slurm queue cannot be asked ({error}): mend that, or give dtype=….") from None
     finally:
@@ -238,13 +239,13 @@ def speeds_on_node(config: Config, study: Study) -> dict[str, Any]:
 
 
 class _Measurement:
-    """What submitit runs on the node for `speeds_on_node`."""
+    """What submitit runs on the node for `choice_on_node`."""
 
     def __init__(self, run: str, out: str):
         self.run, self.out = run, out
 
     def __call__(self) -> None:
-        command = [sys.executable, "-m", "ebc_lab.doctor"]
+        command = [sys.executable, "-m", "ebc_lab.speeds"]
         found = subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
         write_json(Path(self.out), json.loads(found))
 
