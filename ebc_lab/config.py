@@ -129,7 +129,7 @@ class RunConfig:
     param_dtype: str = "float32"  # of the parameters: float32 | bfloat16 (forensic)
     device: str = "auto"  # auto | cpu | cuda
     threads_per_run: int = 0  # CPU threads; changes bits; 0: chosen by measurement
-    compile: str = "auto"  # the training forward through torch.compile: auto | on | off; changes bits
+    compile: str = "auto"  # the training forward by torch.compile: auto | on | off; changes bits
     eval_every: int = 40  # steps between evaluations on the fixed windows
     eval_windows: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["val", "test"])  # splits evaluated whole at the end

@@ -10,13 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -32,9 +29,6 @@ TIE = 1.05  # what is not faster by more than this is not chosen over the plaine
 LEAST_COMPILED_S = 120.0  # of training, eagerly, below which a run cannot pay for compiling
 PAYS = 2.0  # times the seconds of compiling that compiling must save
 COMPILER_S = 900.0  # after which a measurement of compiling is given up
-BLOCK_S = 0.4  # of one measurement
-ROUNDS = 3  # measurements of each case, all cases in turn
-ENOUGH_S = 8.0  # after which no further round is begun
 GIVE = "give dtype=…, threads_per_run=… and compile=off"
 RULES = {  # as `ebc-lab doctor` prints them
     "dtype": "bfloat16 autocast where it is more than 5% faster than float32",
@@ -242,7 +236,7 @@ class Known:
     def read(self) -> dict[str, Any]:
         try:
             return {"rates": [], "compile": {}, **read_json(self.path)}
-        except (FileNotFoundError, UserError):
+        except (OSError, UserError):
             return {"rates": [], "compile": {}}
 
     def rates(self, cases: Sequence[Case]) -> dict[Case, float]:
@@ -273,62 +267,18 @@ class Known:
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Steps/s of each case, all its processes together: medians of rounds in which all cases take turns. Kept in the cache.
-
-    Raises UserError when a process fails.
-    """
-    taken: dict[Case, list[float]] = {case: [] for case in cases}
-    with _timing_processes(run, max(n for _, n, _ in cases)) as ask:
-        begun = time.monotonic()
-        for nth in range(ROUNDS):
-            if nth and time.monotonic() - begun > ENOUGH_S:
-                break
-            for case in cases:
-                threads, processes, dtype = case
-                ask(processes, {"threads": threads, "dtype": dtype})
-                seconds = ask(processes, {"seconds": BLOCK_S})
-                taken[case].append(sum(1 / float(s) for s in seconds))
-    rates = {case: statistics.median(found) for case, found in taken.items()}
+    """Steps/s of each case, all its processes together; kept in the cache. Raises UserError when that fails."""
+    done = _timed({"run": to_dict(run), "cases": cases})
+    if done.returncode != 0:
+        raise UserError(f"measuring the speed failed ({_last_line(done.stderr)}): {GIVE}.")
+    rates = dict(zip(cases, json.loads(done.stdout), strict=True))
     Known(run).keep_rates(rates)
     return rates
 
 
-@contextmanager
-def _timing_processes(run: RunConfig, count: int) -> Iterator[Callable[[int, Mapping[str, Any]], list[str]]]:
-    """So many processes of `timing.py`; yields a function that asks the first few of them at once and waits for all answers."""
-    with tempfile.TemporaryFile("w+") as errors:
-        processes = []
-        try:
-            for _ in range(count):
-                command = [sys.executable, "-m", "ebc_lab.timing"]
-                pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-                processes.append(subprocess.Popen(command, text=True, **pipes))
-            for process in processes:
-                _tell(process, to_dict(run))
-
-            def ask(first: int, what: Mapping[str, Any]) -> list[str]:
-                for process in processes[:first]:
-                    _tell(process, what)
-                answers = [process.stdout.readline().strip() for process in processes[:first] if process.stdout]
-                if not all(answers):
-                    errors.seek(0)
-                    raise UserError(f"measuring the speed failed ({_last_line(errors.read())}): {GIVE}.")
-                return answers
-
-            yield ask
-        finally:
-            for process in processes:
-                process.kill()
-                process.communicate()
-
-
-def _tell(process: subprocess.Popen[str], what: Mapping[str, Any]) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(json.dumps(what) + "\n")
-        process.stdin.flush()
-    except BrokenPipeError:
-        pass  # it is gone: its answer will be missing
+def _timed(asked: Mapping[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ebc_lab.timing"]
+    return subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, **options)
 
 
 def _last_line(text: str) -> str:
@@ -343,12 +293,8 @@ def compiling(run: RunConfig, *, measure: bool = True, say: Say = lambda text: N
         return found or "what compiling costs is not known yet"
     say("measuring what torch.compile costs and gains at this shape: a minute or so …")
     with tempfile.TemporaryDirectory() as cold:
-        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cold}
-        command = [sys.executable, "-m", "ebc_lab.timing", "compile"]
         try:
-            done = subprocess.run(
-                command, input=json.dumps(to_dict(run)) + "\n", capture_output=True, text=True, env=env, timeout=COMPILER_S
-            )
+            done = _timed({"run": to_dict(run)}, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cold}, timeout=COMPILER_S)
         except subprocess.TimeoutExpired:
             return f"compiling takes more than {COMPILER_S:.0f} s here"
     if done.returncode != 0:

@@ -296,6 +296,7 @@ def rival(cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], d
     return build
 
 
+HOOKED = ("energy_raw", "energy_rms")  # they listen to layers by forward hooks, which compiled code may leave out unasked
 STABILIZERS: dict[str, Build] = {
     "none": none,
     "ebc": ebc,

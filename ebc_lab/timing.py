@@ -1,19 +1,21 @@
-"""What a training step takes, in a process made for it: `python -m ebc_lab.timing`, as `speeds.py` starts it (DESIGN: speed).
+"""What a training step takes, measured in a process made for it: `python -m ebc_lab.timing`, for `speeds.py` (DESIGN: speed).
 
-Random tokens of a vocabulary of 65; the plain optimizer. The first line of the standard input is the run. Then, for each
-measurement, a line with threads and dtype, answered with `ready` after a step that is not counted, and a line with how long,
-answered with the median seconds of a step: so that several such processes can be let off together. With the argument
-`compile` there is one answer, what `torch.compile` costs and gains.
+Random tokens of a vocabulary of 65; the plain optimizer. The standard input holds `run` and either `cases`, answered with the
+steps/s of each, or nothing else, answered with what `torch.compile` costs and gains.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -23,8 +25,12 @@ from . import optimizers
 from .config import RunConfig, from_dict
 from .training import autocast, forward_of, set_up_torch, token_losses
 
+Case = tuple[int, int, str]  # threads of each process, processes at once, dtype
 VOCABULARY = 65
-MOST_STEPS = 40  # of a measurement, however short a step is
+BLOCK_S = 0.4  # of one measurement
+MOST_STEPS = 40  # of one measurement, however short a step is
+ROUNDS = 3  # measurements of each case
+ENOUGH_S = 8.0  # after which no further round is begun
 COMPILED_PAIRS = 12  # steps each way, in turn
 
 
@@ -62,21 +68,51 @@ class Stand:
         return statistics.median(taken)
 
 
-def serve(run: RunConfig) -> None:
-    """Measure as the lines of the standard input ask, until it closes."""
+def rates(run: RunConfig, cases: Sequence[Case]) -> list[float]:
+    """Steps/s of each case, its processes together: medians of rounds in which all cases take turns.
+
+    The processes are forks of this one, which has imported torch and computed nothing. Raises EOFError when one dies.
+    """
+    forks = multiprocessing.get_context("fork" if hasattr(os, "fork") else None)
+    count = max(processes for _, processes, _ in cases)
+    pipes = [forks.Pipe() for _ in range(count)]
+    children = [forks.Process(target=_serve, args=(pipe[1], run, os.getpid()), daemon=True) for pipe in pipes]
+    for child, pipe in zip(children, pipes, strict=True):
+        child.start()
+        pipe[1].close()
+    taken: list[list[float]] = [[] for _ in cases]
+    begun = time.perf_counter()
+    for nth in range(ROUNDS):
+        if nth and time.perf_counter() - begun > ENOUGH_S:
+            break
+        for case, found in zip(cases, taken, strict=True):
+            asked = [pipe[0] for pipe in pipes[: case[1]]]
+            for order in ((case[0], case[2]), BLOCK_S):  # a step that is not counted, then all let off together
+                for connection in asked:
+                    connection.send(order)
+                answers = [connection.recv() for connection in asked]
+            found.append(sum(1 / seconds for seconds in answers))
+    return [statistics.median(found) for found in taken]
+
+
+def _serve(connection: Connection, run: RunConfig, parent: int) -> None:
+    """Measure as asked, while the process that asks lives."""
     stands: dict[str, Stand] = {}
-    for line in sys.stdin:
-        asked = json.loads(line)
-        if "threads" in asked:
-            shape = dataclasses.replace(run, threads_per_run=asked["threads"], dtype=asked["dtype"])
-            if shape.dtype not in stands:
-                stands[shape.dtype] = Stand(shape)
-            stand = stands[shape.dtype]
+    stand: Stand | None = None
+    while True:
+        while not connection.poll(1.0):
+            if os.getppid() != parent:
+                return
+        order = connection.recv()
+        if isinstance(order, tuple):
+            shape = dataclasses.replace(run, threads_per_run=order[0], dtype=order[1])
+            stand = stands[shape.dtype] = stands.get(shape.dtype) or Stand(shape)
             set_up_torch(shape)
             stand.step()
-            print("ready", flush=True)
+            connection.send(None)
         else:
-            print(json.dumps(stand.block(asked["seconds"])), flush=True)
+            assert stand is not None
+            connection.send(stand.block(order))
 
 
 def compiling(run: RunConfig) -> dict[str, Any]:
@@ -107,8 +143,9 @@ def compiling(run: RunConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    asked_run: RunConfig = from_dict(RunConfig, json.loads(sys.stdin.readline()))
-    if sys.argv[1:] == ["compile"]:
-        print(json.dumps(compiling(asked_run)))
-    else:
-        serve(asked_run)
+    asked = json.load(sys.stdin)
+    shape: RunConfig = from_dict(RunConfig, asked["run"])
+    try:
+        print(json.dumps(rates(shape, asked["cases"]) if "cases" in asked else compiling(shape)))
+    except EOFError:
+        sys.exit(1)  # the process that died has said why

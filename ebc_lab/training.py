@@ -88,9 +88,9 @@ def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
     """What training calls: the model, or under `compile=on` the model compiled, anew for each shape it meets.
 
     Those are the step's, the probe rows' and the audited rows' (some seconds each, once a process); evaluations, whose last
-    batches have shapes of their own, call the model.
+    batches have shapes of their own, call the model, and so does a run whose stabilizer listens to layers.
     """
-    if run.compile != "on":
+    if run.compile != "on" or run.stabilizer.name in stabilizers.HOOKED:
         return model
     # beyond this limit it would go back to eager in silence: what a run computes would hang on the runs before it
     torch._dynamo.config.recompile_limit = COMPILED_SHAPES
