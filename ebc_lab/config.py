@@ -260,7 +260,7 @@ class LauncherConfig:
     constraint: str | None = None
     timeout_min: int = 240  # minutes; a worker is requeued before they are over
     signal_delay_s: int = 90  # seconds before the end at which it writes its checkpoint
-    cpus_per_task: int = 0  # 0: threads_per_run
+    cpus_per_task: int = 0  # 0: threads_per_run, or 1
     gpus_per_node: int | None = None  # None: one under device=cuda, else none
     mem_gb: float | None = None
     setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load …

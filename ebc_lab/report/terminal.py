@@ -377,7 +377,7 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
 
 def _speed(console: Console, s: Mapping[str, Any]) -> None:
     table = _table(
-        ">runs at once", ">threads each", "~dtype", ">steps/s together", title=f"{s['scale']} shape on {s['device']}"
+        ">runs at once", ">threads each", "~dtype", ">steps/s together", title=f"speed: {s['scale']} shape on {s['device']}"
     )
     for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
         table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")
