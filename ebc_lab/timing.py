@@ -27,7 +27,7 @@ from .training import autocast, forward_of, set_up_torch, token_losses
 
 Case = tuple[int, int, str]  # threads of each process, processes at once, dtype
 VOCABULARY = 65
-BLOCK_S = 0.4  # of one measurement
+BLOCK_S = 0.3  # of one measurement
 MOST_STEPS = 40  # of one measurement, however short a step is
 ROUNDS = 3  # measurements of each case
 ENOUGH_S = 8.0  # after which no further round is begun
