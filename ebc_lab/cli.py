@@ -262,7 +262,7 @@ def data(overrides: Overrides = None, as_json: Json = False) -> None:
 
 @app.command()
 def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
-    """What this machine can do: cores, GPUs, measured speed by precision, corpus, output folder, Slurm."""
+    """What this machine can do: cores, GPUs, measured speeds and what they choose, corpus, output folder, Slurm."""
     from .doctor import examine
     from .study.autopilot import configurations
 

@@ -129,7 +129,8 @@ class RunConfig:
     dtype: str = "auto"  # of the autocast: auto | float32 | bfloat16
     param_dtype: str = "float32"  # of the parameters: float32 | bfloat16 (forensic)
     device: str = "auto"  # auto | cpu | cuda
-    threads_per_run: int = 1  # CPU threads; changes bits
+    threads_per_run: int = 0  # CPU threads; changes bits; 0: chosen by measurement
+    compile: str = "auto"  # the training forward by torch.compile: auto | on | off; changes bits
     eval_every: int = 40  # steps between evaluations on the fixed windows
     eval_windows: int = 64
     evaluate: list[str] = field(default_factory=lambda: ["val", "test"])  # splits evaluated whole at the end
@@ -261,7 +262,7 @@ class LauncherConfig:
     constraint: str | None = None
     timeout_min: int = 240  # minutes; a worker is requeued before they are over
     signal_delay_s: int = 90  # seconds before the end at which it writes its checkpoint
-    cpus_per_task: int = 0  # 0: threads_per_run
+    cpus_per_task: int = 0  # 0: threads_per_run, or 1
     gpus_per_node: int | None = None  # None: one under device=cuda, else none
     mem_gb: float | None = None
     setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load …
@@ -345,13 +346,15 @@ def resolve_controller(run: RunConfig) -> RunConfig:
 def identity(run: RunConfig) -> dict[str, Any]:
     """All that can change a run's numbers, and nothing that cannot.
 
-    Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule), so that
-    equal computations get equal names. Raises UserError if something is still to be resolved.
+    Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule, compiling that
+    is off), so that equal computations get equal names. Raises UserError if something is still to be resolved.
     """
     run = resolve_controller(run_part(run))
-    if run.dtype == "auto" or run.device == "auto" or not run.data.sha256:
-        raise UserError("dtype, device and corpus must be resolved before a run can be named.")
+    if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
+        raise UserError("dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named.")
     kept = to_dict(run)
+    if run.compile == "off":
+        del kept["compile"]
     kept["data"] = {"sha256": run.data.sha256}
     unused = set(kept["optimizer"]) - {
         "name",

@@ -115,7 +115,9 @@ def task(composed: Any) -> float | None:
     message, code = None, 0
     folder = "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
     try:
-        result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s)
+        launcher = HydraConfig.get().launcher
+        cores = int(launcher.get("cpus_per_task") or 1) if is_submitit(launcher) else None
+        result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
         if result["outcome"] not in ("completed", "diverged"):
             message, code = f"the run {result['outcome']}: {result['cause']}; {directory / 'log.txt'}", 4
     except (UserError, OSError) as error:
@@ -130,24 +132,30 @@ def task(composed: Any) -> float | None:
     return result.get("val_loss")
 
 
-def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float) -> dict[str, Any]:
-    """Resolve what is left to choose, train in `directory`, and say what came out."""
+def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None) -> dict[str, Any]:
+    """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
     from .config import digest, identity, to_dict
-    from .doctor import chosen_device, speeds
+    from .doctor import chosen_device
     from .outcome import run_and_record
+    from .speeds import is_open, settle, take
     from .telemetry import read_json, write_json
 
     known = directory / "spec.json"
     earlier = read_json(known) if known.exists() else None
     if earlier:  # carry on with what was chosen the first time
         begun: RunConfig = from_dict(RunConfig, earlier["config"])
-        run.dtype = begun.dtype if run.dtype == "auto" else run.dtype
-        run.device = begun.device if run.device == "auto" else run.device
+        for key in ("dtype", "threads_per_run", "compile", "device"):
+            if is_open(run, key):
+                setattr(run, key, getattr(begun, key))
     corpus = locate(run.data)
     check_length(corpus, run.model.context)
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
     run.device = chosen_device(run.device)
-    run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
+    if any(is_open(run, k) for k in ("dtype", "threads_per_run", "compile")):
+        choice = settle(run, steps=run.steps, at_once=1, job_cores=job_cores, say=print)
+        assert choice is not None
+        print("\n".join(choice.said(run)))
+        run = take(run, choice)
     check_run(run)
     if run.lr_schedule.name == "replay":
         from .schedules import recorded_rates, source_folder

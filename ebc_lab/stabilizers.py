@@ -290,6 +290,7 @@ def rival(cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], d
     return build
 
 
+HOOKED = ("energy_raw", "energy_rms")  # they listen to layers by forward hooks, which compiled code may leave out unasked
 STABILIZERS: dict[str, Build] = {
     "none": none,
     "ebc": ebc,
@@ -305,8 +306,13 @@ STABILIZERS: dict[str, Build] = {
 }
 
 
-def build(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig) -> StabilizedOptimizer:
-    """The run's stabilizer around its base optimizers. Raises ValueError for a combination that it refuses."""
+def build(
+    model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig, compiled: nn.Module | None = None
+) -> StabilizedOptimizer:
+    """The run's stabilizer around its base optimizers; `compiled` is what training calls in the model's place, if it does.
+
+    Raises ValueError for a combination that it refuses.
+    """
     when = "retract" if getattr(projection, "retracts", False) else "project"
     return STABILIZERS[run.stabilizer.name](
         model,
@@ -315,5 +321,6 @@ def build(model: nn.Module, bases: Sequence[Optimizer], projection: Projection, 
         probe_sequences=run.budget.probe_sequences,
         audit_every=run.audit_every,
         audit_tokens=run.audit_tokens,
+        compiled=compiled,
         **{when: projection},
     )

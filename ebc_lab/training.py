@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import model as models
 from . import optimizers, projections, shocks, stabilizers
@@ -41,6 +41,7 @@ from .telemetry import (
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
+COMPILED_SHAPES = 256  # and modes, that one process may compile a model for
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
 KEPT_OF_FAILED = ("loss",)  # of the record of a step that ended the run
@@ -92,6 +93,19 @@ def to_the_end(progress: Progress) -> dict[str, Any]:
             return dict(end.value)
 
 
+def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
+    """What training calls: the model, or under `compile=on` the model compiled, anew for each shape it meets.
+
+    Those are the step's, the probe rows' and the audited rows' (some seconds each, once a process); evaluations, whose last
+    batches have shapes of their own, call the model, and so does a run whose stabilizer listens to layers.
+    """
+    if run.compile != "on" or run.stabilizer.name in stabilizers.HOOKED:
+        return model
+    # beyond this limit it would go back to eager in silence: what a run computes would hang on the runs before it
+    torch._dynamo.config.recompile_limit = COMPILED_SHAPES
+    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
+
+
 def recorded(stats: StepStats) -> Values:
     """What is to be recorded of a step's StepStats, by their names, not yet read."""
     counted = {name: getattr(stats, name) for name in COUNTED}
@@ -125,7 +139,8 @@ class Training:
         lay_flat(self.model.parameters())
         projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)
-        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run)
+        self.forward = forward_of(self.model, run)
+        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run, self.forward)
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         text, self.probe_batches = self.tokens["train"], None
         whole = len(text)
@@ -299,7 +314,7 @@ class Training:
         """Forward, backward and update of step `t` -> all that is to be recorded of it, on the device."""
         run = self.run_config
         with autocast(run):
-            logits = self.model(inputs)
+            logits = self.forward(inputs)
         loss = token_losses(logits, targets).mean()
         loss.backward()
         shocks.gradients(shock, self.model, run.seed)

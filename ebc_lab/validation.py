@@ -16,6 +16,7 @@ CHOICES = {  # of a run's settings, where no folder of conf says it
     "dtype": ("auto", "float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
+    "compile": ("auto", "on", "off"),
     "stabilizer.schedule": ("constant", "linear", "cosine", "lr_squared"),
     "budget.schedule": ("constant", "linear", "cosine", "lr_squared"),
     "budget.probe_tokens": ("train", "held"),
@@ -108,7 +109,8 @@ def validate_run(run: RunConfig) -> None:
     for split in run.evaluate:
         choice("evaluate", split, SPLITS[1:])
 
-    for key in ("steps", "batch_size", "threads_per_run", "eval_every", "eval_windows", "audit_every", "audit_tokens"):
+    positive("threads_per_run", run.threads_per_run, zero=True)
+    for key in ("steps", "batch_size", "eval_every", "eval_windows", "audit_every", "audit_tokens"):
         positive(key, getattr(run, key))
     for key in ("blocks", "width", "heads", "context"):
         positive(f"model.{key}", getattr(run.model, key))

@@ -26,7 +26,7 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 def main(overrides: list[str]) -> None:
-    run = run_part(compose(["stabilizer=none", "dtype=float32", *overrides], study=False))
+    run = run_part(compose(["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off", *overrides], study=False))
     set_up_torch(run)
     corpus = locate(run.data)
     model = models.build(run.model, len(corpus.vocabulary), run.seed)

@@ -23,9 +23,10 @@ from ebc_lab.bench.pairs import paired_overhead, throughput
 from ebc_lab.choices import changed
 from ebc_lab.config import RunConfig, run_part
 from ebc_lab.data import locate
-from ebc_lab.doctor import hardware, packing
+from ebc_lab.doctor import hardware
 from ebc_lab.graphs import StepGraphs
 from ebc_lab.overrides import compose
+from ebc_lab.packing import packing
 from ebc_lab.telemetry import read_columns
 from ebc_lab.training import Training, to_the_end
 

@@ -259,7 +259,13 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["hardware"]["cores"] >= 1
-    assert set(found["speed"]["steps_per_s"]) == {"float32", "bfloat16"}
+    speed = found["speed"]
+    assert set(speed["steps_per_s"]) == {"float32", "bfloat16"}
+    cores = found["hardware"]["cores"]
+    assert {(r["threads"], r["processes"]) for r in speed["rates"]} == {(1, 1), (1, cores)}
+    assert all(r["steps_per_s"] > 0 for r in speed["rates"])
+    assert speed["study"]["why"]["dtype"] == "as given"
+    assert set(speed["rules"]) == {"dtype", "threads_per_run", "compile", "optimizers"}
     assert found["problems"] == []
     assert "speed" in call("doctor", *tiny, cwd=tmp_path).stdout
     planned = json.loads(call("plan", *tiny, "--json", cwd=tmp_path).stdout)

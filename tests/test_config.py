@@ -18,7 +18,7 @@ def test_identity_keeps_what_changes_numbers_and_nothing_else():
     name = digest(identity(base))
     for change in ("launcher=inline", "output_dir=elsewhere", "study.name=other", "seeds=[7]", "lr_sweep.steps=99"):
         assert digest(identity(resolved(change))) == name, change
-    changes = ["seed=1", "steps=61", "optimizer.lr=1e-3", "batch_size=25", "threads_per_run=2", "dtype=bfloat16"]
+    changes = ["seed=1", "steps=61", "optimizer.lr=1e-3", "batch_size=25", "threads_per_run=2", "dtype=bfloat16", "compile=on"]
     changes += ["budget.target_kl=0.02", "stabilizer=none", "projection=spectral", "lr_schedule=warmup_linear"]
     names = {digest(identity(resolved(c))) for c in changes}
     assert len(names) == len(changes)
@@ -42,8 +42,9 @@ def test_pi_audits_every_20_steps_and_auto_follows_the_budget():
 
 
 def test_identity_wants_everything_resolved():
-    with pytest.raises(UserError):
-        identity(compose(["scale=laptop"], study=False))
+    for still_open in ("threads_per_run=0", "dtype=auto", "compile=auto", "device=auto"):
+        with pytest.raises(UserError, match="must be resolved before a run can be named"):
+            identity(resolved(still_open))
 
 
 def test_dict_round_trip_and_unknown_key():

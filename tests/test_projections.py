@@ -279,7 +279,7 @@ def test_each_says_when_it_acts(name, retracts):
 
 def test_only_spectral_is_named_by_its_bound():
     def named(name, bound):
-        run = RunConfig(dtype="float32", device="cpu", data=DataConfig(sha256="0" * 64))
+        run = RunConfig(dtype="float32", threads_per_run=1, compile="off", device="cpu", data=DataConfig(sha256="0" * 64))
         run.projection = ProjectionConfig(name, bound)
         return identity(run)["projection"]
 

@@ -1,4 +1,5 @@
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 from ebc_lab import evaluation, optimizers, outcome, stabilizers, training
+from ebc_lab import model as models
 from ebc_lab.choices import changed
-from ebc_lab.config import UserError, digest, identity, run_part
+from ebc_lab.config import UserError, digest, identity, resolve_controller, run_part
 from ebc_lab.data import locate, windows
 from ebc_lab.evaluation import evaluate, token_losses
 from ebc_lab.outcome import run_and_record
@@ -144,10 +146,10 @@ def test_a_loss_that_ends_above_its_start_is_diverged(run, tmp_path):
 def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
     original = stabilizers.build
 
-    def poisoned(model, bases, projection, run_):
+    def poisoned(model, *others):
         for p in model.parameters():
             p.register_hook(lambda grad: grad * math.nan)
-        return original(model, bases, projection, run_)
+        return original(model, *others)
 
     monkeypatch.setattr(stabilizers, "build", poisoned)
     result = run_and_record(plain(run), tmp_path, "x")
@@ -354,3 +356,54 @@ def test_schedule_free_is_judged_at_its_average(run, tmp_path):
     at_x = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
     assert result["val_loss"] == pytest.approx(at_x, rel=1e-6)
     assert abs(at_x - at_y) > 1e-4
+
+
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+def test_stabilizers_that_hook_into_layers_are_known(run):
+    """Compiled code may leave hooks out without a word."""
+    for name in stabilizers.STABILIZERS:
+        shape = replace(run, stabilizer=replace(run.stabilizer, name=name))
+        model = models.build(shape.model, 20, 0)
+        stabilizers.build(model, optimizers.build(model, shape.optimizer), None, resolve_controller(shape))
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert hooked == (name in stabilizers.HOOKED), name
+        assert (training.forward_of(model, replace(shape, compile="on")) is model) == hooked
+
+
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run, tmp_path, budget):
+    run = ebc(run, name=budget, target_kl=0.005)
+    eager = run_and_record(run, tmp_path / "eager", "x")
+    compiled = [run_and_record(replace(run, compile="on"), tmp_path / str(i), "x") for i in range(2)]
+    assert compiled[0]["outcome"] == "completed"
+    assert compiled[0]["val_loss"] == pytest.approx(eager["val_loss"], abs=2e-3)
+    assert compiled[0]["kl_median"] == pytest.approx(eager["kl_median"], rel=0.05)
+    assert (tmp_path / "0/steps.csv").read_bytes() == (tmp_path / "1/steps.csv").read_bytes()
+
+
+@COMPILER
+@pytest.mark.slow
+def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not(run, tmp_path, monkeypatch):
+    original, called = training.forward_of, []
+
+    class Counted(torch.nn.Module):
+        def __init__(self, model, run_):
+            super().__init__()
+            self.inner = original(model, run_)
+
+        def forward(self, x):
+            called.append((len(x), torch.is_grad_enabled()))
+            return self.inner(x)
+
+    monkeypatch.setattr(training, "forward_of", Counted)
+    trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
+    trained.advance(1)
+    audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
+    assert called == [(run.batch_size, True), (audited, False)]  # the step, the audit; its sensitivities took the model itself
+    called.clear()
+    trained.advance(1)
+    assert called == [(run.batch_size, True)]

@@ -106,7 +106,7 @@ class Loop:
     def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place."""
         with autocast(self.run):
-            logits = self.training.model(inputs)
+            logits = self.training.forward(inputs)
         loss = token_losses(logits, targets).mean()
         loss.backward()
         return logits, loss.detach()

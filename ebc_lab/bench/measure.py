@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -15,8 +16,9 @@ import torch
 
 from ..config import Config, RunConfig, UserError, run_part, to_dict
 from ..data import check_length, locate
-from ..doctor import chosen_device, git_revision, hardware, speeds
+from ..doctor import chosen_device, git_revision, hardware
 from ..overrides import compose
+from ..speeds import settle_study, take
 from ..study.store import refuse_unwritable
 from ..telemetry import as_read, write_json
 from ..validation import check_run
@@ -49,7 +51,7 @@ QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, ste
 
 
 def resolved(config: Config) -> RunConfig:
-    """The run that the overrides describe, with its device, precision and corpus chosen as `train` chooses them.
+    """The run that the overrides describe, with its device, precision and corpus chosen as a study of such runs chooses them.
 
     Raises UserError: no corpus, one that is too short, a combination that cannot be trained, a schedule that replays a run.
     """
@@ -60,7 +62,9 @@ def resolved(config: Config) -> RunConfig:
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
         raise UserError("lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out.")
-    run.dtype = speeds(run)["faster"] if run.dtype == "auto" else run.dtype
+    choice = settle_study(dataclasses.replace(config, device=run.device, data=run.data))
+    assert choice is not None
+    run = take(run, choice)
     check_run(run)
     return run
 

@@ -58,7 +58,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a forward that casts
             low-precision logits up needs it told (1e-5).
-        options: `audit_tokens`, `forward`, `project`, `retract`, `fresh_logits`: see `StabilizedOptimizer`.
+        options: `audit_tokens`, `forward`, `compiled`, `project`, `retract`, `fresh_logits`: see `StabilizedOptimizer`.
     Raises:
         ValueError: an unknown name, a target below ten floors, or parameters outside `model`.
     """

@@ -25,11 +25,20 @@ class Prober(nn.Module):
 
     `fresh_logits`: whether the training forward's logits are not those of the model without dropout. `seconds` is the host
     time spent measuring.
+    `compiled`, where training calls that in the model's place, is called by `as_trained` alone: rounding that differs between
+    z(W) and z(W + c·dW) would count as KL. Under `functional_call` and transforms the model itself is called.
     """
 
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Any], Any] | None, fresh_logits: bool | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[[nn.Module, Any], Any] | None,
+        fresh_logits: bool | None,
+        compiled: nn.Module | None = None,
+    ):
         super().__init__()
         self.model = model
+        self._called = (model if compiled is None else compiled,)  # in a tuple: not a second owner of the weights
         self.call = forward or _call
         if fresh_logits is None:
             kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -38,9 +47,11 @@ class Prober(nn.Module):
         self.seconds = 0.0
 
     def forward(self, inputs: Any) -> Tensor:
-        out = self.call(self.model, inputs)
-        logits: Tensor = out.logits if hasattr(out, "logits") else out
-        return logits
+        return _logits(self.call(self.model, inputs))
+
+    def as_trained(self, inputs: Any) -> Tensor:
+        """The logits by the same code as the training forward's."""
+        return _logits(self.call(self._called[0], inputs))
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -128,8 +139,7 @@ class Batch:
         torch.clear_autocast_cache()
         context = torch.autocast(self.device, self.autocast, cache_enabled=False) if self.autocast else nullcontext()
         with self.prober.measuring(), torch.no_grad(), context:
-            out: Tensor = self.prober(rows)
-            return out
+            return self.prober.as_trained(rows)
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The logits of the probe rows at other weights (`model.<name>`), in those weights' precision, outside autocast.
@@ -157,6 +167,11 @@ def _rows(inputs: Any, start: int, stop: int) -> Any:
     if isinstance(inputs, tuple | list):
         return type(inputs)(_rows(v, start, stop) for v in inputs)
     return inputs
+
+
+def _logits(out: Any) -> Tensor:
+    logits: Tensor = out.logits if hasattr(out, "logits") else out
+    return logits
 
 
 def _call(model: nn.Module, inputs: Any) -> Any:

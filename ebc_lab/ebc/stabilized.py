@@ -32,6 +32,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         audit_every: steps between measurements of the applied KL; 0 never.
         audit_tokens: how many tokens an audit needs at least.
         forward: (model, inputs) -> logits (B, ..., V), or an object with `.logits`. Default: call the model.
+        compiled: `torch.compile(model)` where training calls that: measurements of the KL call it as well. It goes through
+            `forward` in the model's place; sensitivities, which swap weights, keep to `model`.
         project: called after the base step, sets the weights to their projection on a convex set.
         retract: called after the update was limited, puts the weights back on their manifold.
         fresh_logits: compute z(W) anew without dropout. Default: if the model holds dropout or batch-norm modules.
@@ -51,6 +53,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         audit_every: int = 10,
         audit_tokens: int = 512,
         forward: Callable[[nn.Module, Any], Any] | None = None,
+        compiled: nn.Module | None = None,
         project: Callable[[], None] | None = None,
         retract: Callable[[], None] | None = None,
         fresh_logits: bool | None = None,
@@ -76,7 +79,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.model = model
         self.probe_sequences, self.audit_every, self.audit_tokens = probe_sequences, audit_every, audit_tokens
         self.project, self.retract = project, retract
-        self.prober = Prober(model, forward, fresh_logits)
+        self.prober = Prober(model, forward, fresh_logits, compiled)
         self.step_index = 0
         self.peak_lr = float(self.param_groups[0]["lr"])
         self._trained_at: list[Tensor] | None = None

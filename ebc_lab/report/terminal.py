@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..doctor import packing_in_words
+from ..packing import packing_in_words
 from ..study.inspect import clock, headline
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
@@ -368,13 +368,7 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
             Text(f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 {c['sha256'][:12]}…")
         )
     if "speed" in found:
-        s = found["speed"]
-        rates = ", ".join(f"{r:.1f} steps/s in {d}" for d, r in s["steps_per_s"].items())
-        console.print(
-            Text(
-                f"speed      {s['scale']} shape on {s['device']}, {s['threads_per_run']} thread(s): {rates}; uses {s['faster']}"
-            )
-        )
+        _speed(console, found["speed"])
     if "packing" in found:
         console.print(Text(f"packing    {packing_in_words(found['packing'])}"))
     o = found["output"]
@@ -382,6 +376,23 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
     console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))
     for problem in found["problems"]:
         console.print(Text(f"problem    {problem}", style="red"))
+
+
+def _speed(console: Console, s: Mapping[str, Any]) -> None:
+    table = plain_table(
+        ">runs at once", ">threads each", "~dtype", ">steps/s together", title=f"speed: {s['scale']} shape on {s['device']}"
+    )
+    for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
+        table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")
+    console.print(table)
+    for c in s["compile"]:
+        steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
+        console.print(f"compiling at {c['threads']} thread(s) in {c['dtype']}: {c['compile_s']:.0f} s, then {steps}")
+    for what, name in (("study", "a study takes"), ("single_run", "one run takes")):
+        for setting, reason in s[what]["why"].items():
+            console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))
+    for setting, rule in s["rules"].items():
+        console.print(Text(f"rule       {setting}: {rule}", style="dim", overflow="fold"))
 
 
 def corpus(console: Console, found: Mapping[str, Any]) -> None:

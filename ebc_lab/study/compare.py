@@ -16,6 +16,7 @@ FIGURES = {  # of a stage's decision, for each track
     "lr_scale": ("lr_scale", "c_median", "val_loss", "headroom.ebc", "headroom.none"),
     "finals": ("best_ebc_by_val", "overhead_pct"),
 }
+RESOLVED = ("device", "dtype", "threads_per_run", "compile")
 OF_A_PLACE = ("study.name", "created")
 
 
@@ -33,7 +34,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         "studies": [a.name, b.name],
         "roots": [str(a.root), str(b.root)],
         "settings": _unequal(*settings, leave=OF_A_PLACE),
-        "resolved": {k: v for k, v in _unequal(heads[0]["config"], heads[1]["config"]).items() if k in ("device", "dtype")},
+        "resolved": {k: v for k, v in _unequal(heads[0]["config"], heads[1]["config"]).items() if k in RESOLVED},
         "corpus": [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads],
         "same_corpus": heads[0]["corpus"]["sha256"] == heads[1]["corpus"]["sha256"],
         "machine": _unequal(machine[0], machine[1]),

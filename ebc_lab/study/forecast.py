@@ -6,13 +6,14 @@ Where the study has begun, what it has found so far is played instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import Config, UserError, run_part
-from ..doctor import cached_speeds, chosen_device
+from ..doctor import chosen_device, cores
+from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from .arms import distinct
 from .decide import Decision, Undecidable, val_loss
 from .launch import at_a_time, slots
@@ -116,15 +117,12 @@ def planned(config: Config) -> dict[str, Any]:
     for problem in (r.problem for r in records if r.problem):
         raise UserError(problem)
     device = chosen_device(config.device)
-    speed = cached_speeds(run_part(replace(config, device=device)))
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1  # as it was measured then
-    named = replace(
-        config,
-        launcher=replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with),
-        device=device,
-        dtype=(speed["faster"] if speed else "float32") if config.dtype == "auto" else config.dtype,
-        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
-    )
+    launcher = replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with)
+    data = replace(config.data, sha256=config.data.sha256 or "0" * 64)
+    placed = replace(config, device=device, data=data, launcher=launcher)
+    speed = settle_study(placed, measure=False)
+    named = take(placed, speed or _plainest(placed))
     finished = header is not None and not changed and config.study.stages[-1] in study.decisions()
     known = kept(records, finished=finished)
     rate = learned(records) or of_siblings(named, study)
@@ -146,12 +144,13 @@ def planned(config: Config) -> dict[str, Any]:
         for key in ("runs", "steps", "tokens", "eta_s"):
             found = [f[key] for f in figures.values() if f[key] is not None]
             figures["min"][key], figures["max"][key] = min(found, default=None), max(found, default=None)
-    measured = "steps/s measured on this machine, evaluations and start-up not counted" if speed else None
+    measured = "steps/s measured on this machine, evaluations and start-up not counted" if speed and speed.rate else None
     return {
         "study": config.study.name,
         "scale": config.scale,
         "device": device,
-        "dtype": named.dtype if speed or config.dtype != "auto" else "auto",
+        "dtype": named.dtype if speed else config.dtype,
+        "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
         "slots": at_a_time(named),
         "begun": header is not None,
         "changed": [f"{k}: {a!r} → {b!r}" for k, a, b in changed],
@@ -160,9 +159,18 @@ def planned(config: Config) -> dict[str, Any]:
     }
 
 
-def _seconds(left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Mapping[str, Any] | None) -> float | None:
+def _seconds(left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None) -> float | None:
     if rate is not None:
         return sum(map(rate.seconds, left)) / at_a_time(config)
-    if speed is not None:
-        return float(sum(s.run.steps for s in left) / (speed["steps_per_s"][config.dtype] * slots(config)))
+    if speed is not None and speed.rate is not None:
+        steps_per_s = speed.rate[-1]  # on a CPU here, of all slots together
+        alone = config.device == "cuda" or config.launcher.name == "slurm"
+        return sum(s.run.steps for s in left) / (steps_per_s * (slots(config) if alone else 1))
     return None
+
+
+def _plainest(config: Config) -> Choice:
+    """What an estimate takes for settings that are still to be measured: float32, one thread, not compiled."""
+    run, why = unmeasured(run_part(config), cores(), job_cores(config.launcher))
+    dtype = "float32" if is_open(run, "dtype") else run.dtype
+    return Choice(dtype, run.threads_per_run or 1, "off" if is_open(run, "compile") else run.compile, why)

@@ -395,7 +395,7 @@ def slots(config: Config) -> int:
     if launcher.name == "slurm" or launcher.slots:
         return launcher.slots
     gpus = visible_gpus() if config.device == "cuda" else []
-    return len(gpus) * launcher.workers_per_gpu or max(1, cores() // config.threads_per_run)
+    return len(gpus) * launcher.workers_per_gpu or max(1, cores() // max(1, config.threads_per_run))
 
 
 def at_a_time(config: Config) -> int:

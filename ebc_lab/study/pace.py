@@ -17,7 +17,8 @@ from .store import FINISHED, Record, Study
 
 ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
 SIBLINGS = 3  # other studies that are asked at most, the newest first
-SHAPE = ("model", "batch_size", "threads_per_run", "device", "dtype", "param_dtype")  # settings that a step's time hangs on
+# settings that a step's time hangs on
+SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
 
 
 @dataclass(frozen=True)

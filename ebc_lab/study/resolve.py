@@ -1,7 +1,7 @@
 """study.json: a study's settings, its corpus, and what was chosen automatically, chosen once and kept.
 
-A later call on the same study takes up what the first one resolved (corpus, device, precision), so that a change of mind, of
-machine or of network never retrains what is finished.
+A later call on the same study takes up what the first one resolved (corpus, device, precision, threads, compiling), so that a
+change of mind, of machine or of network never retrains what is finished.
 """
 
 from __future__ import annotations
@@ -15,26 +15,19 @@ from typing import Any
 from .. import __version__
 from ..config import Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import (
-    cached_packing,
-    chosen_device,
-    git_revision,
-    hardware,
-    packing,
-    packing_in_words,
-    speeds,
-    versions,
-    visible_gpus,
-)
+from ..doctor import chosen_device, cores, git_revision, hardware, versions, visible_gpus
+from ..packing import cached_packing, packing, packing_in_words
+from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from ..telemetry import write_sealed
 from ..validation import check_run
 from . import manifest
 from .launch import slots
 from .reuse import environment_changes, in_words, kept, outlook
 from .signature import environment
-from .slurm import on_node, packing_on_node
+from .slurm import choice_on_node, packing_on_node
 from .store import Study
 
+CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
 
 
@@ -60,7 +53,7 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
     check_length(corpus, config.model.context)
     if known and known["corpus"]["sha256"] == corpus.sha256:
         corpus = replace(corpus, warning=known["corpus"]["warning"])  # the fallback is named only when it is made
-    config = _resolve(config, corpus, study, say)
+    config, why = _resolve(config, corpus, study, say)
     check_run(config)
     if not known or changed:
         if changed:
@@ -73,6 +66,7 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
             "requested": requested,
             "config": to_dict(config),
             "environment": environment(identity(config)),
+            "chosen": {**(known or {}).get("chosen", {}), **why},
             "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
             "versions": versions(),
             "git": git_revision(),
@@ -107,9 +101,8 @@ def take_up(config: Config, known: Mapping[str, Any]) -> Config:
     resolved: Config = from_dict(Config, known["config"])
     if known["requested"]["data"] == to_dict(config.data):
         config = replace(config, data=resolved.data)
-    dtype = resolved.dtype if config.dtype == "auto" else config.dtype
-    device = resolved.device if config.device == "auto" else config.device
-    return replace(config, dtype=dtype, device=device)
+    left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
+    return replace(config, **left_open)
 
 
 def _again(config: Config, study: Study) -> str:
@@ -121,21 +114,22 @@ def _again(config: Config, study: Study) -> str:
     return f"which ones is not known: {problem}" if problem else in_words(outlook(config, kept(records, finished=False)))
 
 
-def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]) -> Config:
+def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]) -> tuple[Config, dict[str, str]]:
+    """The configuration with nothing left open, and why each setting that was is as it is."""
     data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
         data.file = corpus.source
     config = replace(config, data=data, device=chosen_device(config.device))
-    if config.dtype == "auto":
-        say("measuring float32 against bfloat16 autocast at this study's shape …")
-        found = on_node("speed", config, study, "dtype=…") if config.launcher.name == "slurm" else speeds(run_part(config))
-        rate = found["steps_per_s"]
-        say(
-            f"{found['faster']} it is: {rate['bfloat16']:.1f} steps/s under bfloat16 autocast, {rate['float32']:.1f} in float32"
-        )
-        config = replace(config, dtype=found["faster"])
+    chosen: dict[str, str] = {}
+    if any(is_open(config, k) for k in CHOSEN):
+        choice = _on_node(config, study, say) if config.launcher.name == "slurm" else settle_study(config, say=say)
+        assert choice is not None
+        for line in choice.said(config):
+            say(line)
+        chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
+        config = take(config, choice)
     each = config.launcher.runs_per_worker or _runs_per_worker(config, study, say)
-    return replace(config, launcher=replace(config.launcher, runs_per_worker=each))
+    return replace(config, launcher=replace(config.launcher, runs_per_worker=each)), chosen
 
 
 def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -> int:
@@ -159,3 +153,14 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
         return 1
     workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
     return max(1, int(found["runs_per_worker"]) // workers_per_gpu)
+
+
+def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
+    """What Slurm jobs take: the precision is measured on a node, unless it is given."""
+    run, why = unmeasured(run_part(config), cores(), job_cores(config.launcher))
+    if not is_open(run, "dtype"):
+        return Choice(run.dtype, run.threads_per_run, run.compile, why)
+    say("measuring float32 against bfloat16 autocast on a node …")
+    asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
+    found = choice_on_node(asked, study)
+    return replace(found, why={**why, "dtype": found.why["dtype"]})

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, LauncherConfig, UserError, digest, run_part, to_dict
-from ..doctor import packing_in_words, versions
+from ..doctor import versions
+from ..packing import packing_in_words
+from ..speeds import Choice
 from ..telemetry import read_json, write_json
 from . import jobs
 from .guards import Cancelled, cancel_mark
@@ -209,20 +211,25 @@ def submitted(
 
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
-    """What `doctor.packing` finds on a node; kept beside the study's sessions, for its later calls. Raises as `on_node`."""
+    """What `packing` finds on a node; kept beside the study's sessions, for its later calls. Raises as `_on_node`."""
     about = [to_dict(run_part(config)), config.launcher.partition, config.launcher.constraint, versions()["torch"]]
     kept = state_dir(study, "slurm") / f"packing-{digest(about)[:16]}.json"
     if not kept.exists():
         say("measuring on a node how many runs of this shape should share a GPU …")
-        found = on_node("packing", config, study, "launcher.runs_per_worker=…")
+        found = _on_node("packing", config, study, "launcher.runs_per_worker=…")
         write_json(kept, found)
         say(packing_in_words(found))
     return dict(read_json(kept))
 
 
-def on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[str, Any]:
-    """What `doctor` measures (`speed` or `packing`) on a node, by a job of its own: the driver's machine may have other cores,
-    or no GPU. `otherwise`: the setting that makes it needless.
+def choice_on_node(config: Config, study: Study) -> Choice:
+    """What `speeds.settle` chooses on a node. Raises as `_on_node`."""
+    return Choice(**_on_node("speeds", config, study, "dtype=…"))
+
+
+def _on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[str, Any]:
+    """What the module `ebc_lab.<what>` measures on a node, in a job of its own: the driver's machine may have other
+    cores, or no GPU. `otherwise`: the setting that makes it needless.
 
     Raises UserError when the job or the queue fails, Cancelled.
     """
@@ -252,13 +259,13 @@ def on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[str
 
 
 class _Measurement:
-    """What submitit runs on the node for `on_node`."""
+    """What submitit runs on the node for `_on_node`."""
 
     def __init__(self, what: str, run: str, out: str):
         self.what, self.run, self.out = what, run, out
 
     def __call__(self) -> None:
-        command = [sys.executable, "-m", "ebc_lab.doctor", self.what]
+        command = [sys.executable, "-m", f"ebc_lab.{self.what}"]
         found = subprocess.run(command, input=self.run, stdout=subprocess.PIPE, text=True, check=True).stdout
         write_json(Path(self.out), json.loads(found))
 

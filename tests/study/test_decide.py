@@ -11,7 +11,7 @@ from ebc_lab.study.stages import STAGES_OF
 
 @pytest.fixture(scope="module")
 def config():
-    config = compose(["scale=laptop", "optimizer=adam", "dtype=float32", "device=cpu"])
+    config = compose(["scale=laptop", "optimizer=adam", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"])
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 

@@ -10,7 +10,7 @@ from ebc_lab.study.stages import STAGES_OF
 
 
 def config_of(*overrides, scale="laptop"):
-    config = compose([f"scale={scale}", "dtype=float32", "device=cpu", *overrides])
+    config = compose([f"scale={scale}", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu", *overrides])
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 

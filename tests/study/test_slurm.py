@@ -252,7 +252,7 @@ def test_precision_is_measured_on_a_node(study):
     overrides = [o for o in study.command if not o.startswith("dtype")]
     done = subprocess.run([*overrides, "dtype=auto", "study.stages=[lr_sweep]"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"(float32|bfloat16) it is: [\d.]+ steps/s under bfloat16", done.stdout)
+    assert re.search(r"dtype=(float32|bfloat16): steps/s [\d.]+ in float32 and [\d.]+ in bfloat16, one run of 1", done.stdout)
 
 
 @pytest.mark.slow

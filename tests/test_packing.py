@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import doctor
+from ebc_lab import packing
 from ebc_lab.config import run_part
 from ebc_lab.overrides import compose
 
@@ -15,16 +15,16 @@ def run(tiny):
 
 
 def test_the_smallest_number_near_the_best_is_chosen():
-    assert doctor.smallest_near_best({1: 100.0, 2: 180.0, 4: 300.0, 8: 310.0}) == 4
-    assert doctor.smallest_near_best({1: 100.0, 2: 104.0}) == 1
-    assert doctor.smallest_near_best({1: 100.0, 2: 90.0}) == 1
+    assert packing.smallest_near_best({1: 100.0, 2: 180.0, 4: 300.0, 8: 310.0}) == 4
+    assert packing.smallest_near_best({1: 100.0, 2: 104.0}) == 1
+    assert packing.smallest_near_best({1: 100.0, 2: 90.0}) == 1
 
 
 @pytest.mark.parametrize("stabilizer", ["none", "ebc"])
 def test_packing_is_measured_with_whole_runs(run, stabilizer):
     """On a CPU here, where nobody asks for it: the same code as on a GPU."""
     shape = replace(run, stabilizer=replace(run.stabilizer, name=stabilizer))
-    found = doctor.measure_packing(shape, counts=(1, 2), steps=3)
+    found = packing.measure_packing(shape, counts=(1, 2), steps=3)
     assert list(found["tokens_per_s"]) == ["1", "2"]
     assert all(rate > 0 for rate in found["tokens_per_s"].values())
     assert found["runs_per_worker"] in (1, 2)
@@ -42,18 +42,18 @@ def test_a_number_of_runs_that_memory_does_not_hold_is_left_out(run, monkeypatch
         return build(model, config)
 
     monkeypatch.setattr(optimizers, "build", full_at_the_third)
-    assert list(doctor.measure_packing(run, counts=(1, 2, 4), steps=3)["tokens_per_s"]) == ["1", "2"]
+    assert list(packing.measure_packing(run, counts=(1, 2, 4), steps=3)["tokens_per_s"]) == ["1", "2"]
 
 
 def test_a_cpu_carries_one_run_a_worker_without_being_asked(run, monkeypatch):
-    monkeypatch.setattr(doctor.subprocess, "run", None)
-    assert doctor.packing(run) == doctor.cached_packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}}
+    monkeypatch.setattr(packing.subprocess, "run", None)
+    assert packing.packing(run) == packing.cached_packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}}
 
 
 def test_what_a_subprocess_measured_is_kept(run, monkeypatch):
-    measured = doctor._measured("packing", run)
-    assert set(measured["tokens_per_s"]) == {str(k) for k in doctor.PACKED}
-    monkeypatch.setattr(doctor.subprocess, "run", None)
-    assert doctor._measured("packing", run) == measured
+    measured = packing._measured(run)
+    assert set(measured["tokens_per_s"]) == {str(k) for k in packing.PACKED}
+    monkeypatch.setattr(packing.subprocess, "run", None)
+    assert packing._measured(run) == measured
     other = replace(run, dtype="bfloat16")
-    assert doctor._cached("packing", other) is None, "another shape's is not taken"
+    assert packing._cached(other) is None, "another shape's is not taken"

@@ -1,0 +1,221 @@
+"""The rules that choose precision, threads and compiling, on made-up measurements; and real ones of a tiny shape."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab import doctor, speeds
+from ebc_lab.config import LauncherConfig, RunConfig, UserError, run_part
+from ebc_lab.overrides import compose
+from ebc_lab.speeds import (
+    Known,
+    cases_of,
+    compile_rule,
+    fastest,
+    is_open,
+    processes_at_once,
+    settle,
+    settle_study,
+    thread_candidates,
+    unmeasured,
+)
+
+OPEN = RunConfig(device="cpu")
+GIVEN = replace(OPEN, dtype="float32", threads_per_run=2, compile="off")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """Four cores, a cache of its own, and nothing measured unless a test says what would be found."""
+
+    def unexpected(*_, **__):
+        raise AssertionError("this should not be measured")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "cores", lambda: 4)
+    for name in ("measured_rates", "compiling"):
+        monkeypatch.setattr(speeds, name, unexpected)
+    return monkeypatch
+
+
+def would_measure(machine, rates, compiling=None):
+    """Have measurements find these figures. -> the cases that were asked for, call by call."""
+    asked = []
+
+    def measured(run, cases):
+        asked.append(list(cases))
+        found = {c: rates[c] for c in cases}
+        Known(run).keep_rates(found)
+        return found
+
+    machine.setattr(speeds, "measured_rates", measured)
+    if compiling:
+        machine.setattr(speeds, "compiling", lambda run, **_: compiling)
+    return asked
+
+
+# -- the rules ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])])
+def test_thread_counts_are_powers_of_two_up_to_the_cores(cores, tried):
+    assert thread_candidates(cores) == tried
+
+
+def test_runs_at_once_fill_the_cores_unless_fewer_are_allowed():
+    assert [processes_at_once(t, 6, 0) for t in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    assert [processes_at_once(t, 6, 2) for t in (1, 2, 4)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({(1, 2, "float32"): 60, (2, 1, "float32"): 44}, (1, 2, "float32")),
+        ({(1, 2, "float32"): 60, (2, 1, "float32"): 64}, (2, 1, "float32")),
+        ({(1, 2, "float32"): 60, (2, 1, "float32"): 62}, (1, 2, "float32")),  # within 5%: fewer threads
+        ({(1, 2, "float32"): 60, (1, 2, "bfloat16"): 62}, (1, 2, "float32")),  # within 5%: float32
+        ({(1, 2, "bfloat16"): 70, (1, 2, "float32"): 60}, (1, 2, "bfloat16")),
+        ({(1, 2, "float32"): 60, (1, 2, "bfloat16"): 50, (2, 1, "float32"): 40, (2, 1, "bfloat16"): 80}, (2, 1, "bfloat16")),
+        ({(1, 4, "float32"): 100, (2, 2, "float32"): 104, (4, 1, "float32"): 108}, (2, 2, "float32")),  # of the best, 5%
+    ],
+)
+def test_the_fastest_wins_and_the_plainer_wins_ties(rates, chosen):
+    assert fastest(rates) == chosen
+
+
+@pytest.mark.parametrize(
+    ("planned_s", "steps", "figures", "chosen", "words"),
+    [
+        (119, 600, None, "off", "119 s, and below 120 s"),
+        (121, 600, {"compile_s": 27, "eager_ms": 200, "compiled_ms": 188}, "off", "saved in the longest run's 600"),
+        (900, 10_000, {"compile_s": 27, "eager_ms": 90, "compiled_ms": 84.7}, "off", r"\+53 s"),  # less than twice 27 s
+        (900, 10_000, {"compile_s": 27, "eager_ms": 90, "compiled_ms": 84.5}, "on", r"\+55 s"),
+        (900, 10_000, {"compile_s": 5, "eager_ms": 90, "compiled_ms": 95}, "off", "-50 s"),
+        (900, 10_000, "torch.compile fails here (no g++)", "off", "no g"),
+    ],
+)
+def test_compiling_must_pay_twice_over_and_is_not_measured_for_short_runs(planned_s, steps, figures, chosen, words):
+    def asked():
+        assert figures is not None, "compiling was measured for nothing"
+        return figures
+
+    found, why = compile_rule(planned_s, steps, asked)
+    assert found == chosen
+    assert re.search(words, why), why
+
+
+def test_a_gpu_and_a_slurm_job_need_no_measurement_of_threads_or_compiling():
+    for run, job_cores, threads in ((replace(OPEN, device="cuda"), None, 1), (OPEN, 3, 3), (OPEN, 1, 1)):
+        fixed, why = unmeasured(run, 8, job_cores)
+        assert (fixed.threads_per_run, fixed.compile, fixed.dtype) == (threads, "off", "auto")
+        assert "compile=on asks for it" in why["compile"]
+    assert unmeasured(OPEN, 1)[0].threads_per_run == 1  # one core
+    assert unmeasured(OPEN, 8) == (OPEN, {})
+    asked = replace(OPEN, device="cuda", compile="on", threads_per_run=5)
+    assert unmeasured(asked, 8, 3)[0] == asked
+    assert speeds.job_cores(LauncherConfig(name="slurm", slots=4)) == 1
+    assert speeds.job_cores(LauncherConfig(name="slurm", slots=4, cpus_per_task=6)) == 6
+    assert speeds.job_cores(LauncherConfig(name="local")) is None
+
+
+def test_only_what_is_open_is_tried():
+    assert cases_of(OPEN, 2, 0) == [(t, n, d) for t, n in ((1, 2), (2, 1)) for d in ("float32", "bfloat16")]
+    assert cases_of(OPEN, 2, 1)[0] == (1, 1, "float32")
+    assert cases_of(replace(OPEN, dtype="bfloat16", threads_per_run=2), 8, 0) == [(2, 4, "bfloat16")]
+    assert cases_of(replace(OPEN, device="cuda", threads_per_run=1), 8, 0) == [(1, 1, "float32"), (1, 1, "bfloat16")]
+
+
+# -- from measurements to a choice ----------------------------------------------------------------------------------------
+
+RATES = {(1, 4, "float32"): 100.0, (2, 2, "float32"): 60.0, (4, 1, "float32"): 30.0}
+RATES |= {(t, n, "bfloat16"): 1.2 * r for (t, n, _), r in RATES.items()}
+RATES |= {(1, 1, "float32"): 26.0, (2, 1, "float32"): 29.0, (1, 1, "bfloat16"): 20.0, (2, 1, "bfloat16"): 20.0}
+
+
+def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine):
+    asked = would_measure(machine, RATES)
+    study = settle(OPEN, steps=600)
+    assert (study.dtype, study.threads_per_run, study.compile) == ("bfloat16", 1, "off")
+    assert study.rate == (1, 4, "bfloat16", 120.0)
+    assert "120.0 by 4 runs of 1 thread at once, 72.0 by 2 runs of 2 threads at once" in study.why["threads_per_run"]
+    assert "trains for 20 s" in study.why["compile"]  # 600 steps of a run that has a quarter of 120 steps/s
+    alone = settle(OPEN, steps=600, at_once=1)
+    assert (alone.dtype, alone.threads_per_run) == ("bfloat16", 4)
+    assert len(asked) == 2
+    assert settle(OPEN, steps=600) == study  # from the cache
+    assert settle(OPEN, steps=600, measure=False) == study
+    assert len(asked) == 2
+    said = study.said(replace(OPEN, dtype="float32"))  # only of what was left open
+    assert [line.partition(":")[0] for line in said] == ["threads_per_run=1", "compile=off"]
+
+
+def test_what_is_given_is_kept_and_costs_no_measurement():
+    assert settle(GIVEN, steps=10**9).why == dict.fromkeys(("dtype", "threads_per_run", "compile"), "as given")
+    assert settle(OPEN, steps=600, measure=False) is None
+    cuda = settle(replace(OPEN, device="cuda", dtype="float32"), steps=10**9)
+    assert (cuda.threads_per_run, cuda.compile) == (1, "off")
+
+
+def test_a_long_run_asks_what_compiling_costs_at_what_was_chosen(machine):
+    would_measure(machine, RATES, {"compile_s": 20.0, "eager_ms": 33.0, "compiled_ms": 30.0})
+    assert settle(OPEN, steps=100_000).compile == "on"
+    assert settle(OPEN, steps=10_000).compile == "off"  # 30 s saved, 20 s paid
+
+
+def test_a_study_is_as_long_as_its_longest_stage_and_as_wide_as_its_launcher(machine):
+    asked = would_measure(machine, RATES, "not known")
+    config = compose(["scale=laptop", "device=cpu"])
+    assert "trains for 20 s" in settle_study(config).why["compile"]
+    longer = replace(config, lr_scale=replace(config.lr_scale, steps=6000))
+    assert settle_study(longer).why["compile"] == "not known"
+    inline = replace(config, launcher=replace(config.launcher, name="inline"))
+    assert settle_study(inline).threads_per_run == 4
+    assert {n for _, n, _ in asked[-1]} == {1}
+
+
+def test_another_shape_machine_or_torch_is_not_taken_for_this_one(machine):
+    Known(OPEN).keep_rates(RATES)
+    assert Known(replace(OPEN, seed=5, steps=7, dtype="float32")).rates(list(RATES)) == RATES
+    assert Known(replace(OPEN, batch_size=8)).rates(list(RATES)) == {}
+    assert Known(OPEN).rates([*RATES, (8, 1, "float32")]) == {}  # all or nothing: what was measured together compares
+    machine.setattr(doctor, "hardware", lambda: {"cpu": "another", "cores": 4})
+    assert Known(OPEN).rates(list(RATES)) == {}
+
+
+def test_a_cache_that_cannot_be_written_costs_seconds_only(machine, tmp_path):
+    (tmp_path / "file").touch()
+    machine.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    Known(OPEN).keep_rates(RATES)
+    assert Known(OPEN).rates(list(RATES)) == {}
+
+
+# -- real measurements ----------------------------------------------------------------------------------------------------
+
+
+def test_a_measurement_that_fails_says_what_to_give_instead(machine):
+    machine.undo()
+    machine.setattr(subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 1, "", "Traceback …\nMemoryError: no\n"))
+    with pytest.raises(UserError, match=r"measuring the speed failed \(MemoryError: no\): give dtype="):
+        speeds.measured_rates(OPEN, [(1, 1, "float32")])
+    assert speeds.compiling(GIVEN) == "torch.compile fails here (MemoryError: no)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_what_compiling_costs_is_measured_cold_and_kept(tiny, machine, tmp_path):
+    machine.undo()
+    machine.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = run_part(compose(tiny))
+    found = speeds.compiling(run)
+    assert not isinstance(found, str), found
+    assert found["compile_s"] > 0.5
+    assert found["eager_ms"] > 0 < found["compiled_ms"]
+    assert Known(run).compiling(run) == found
+    assert isinstance(speeds.compiling(replace(run, batch_size=9), measure=False), str)
+
+
+def test_smoke_scale_leaves_nothing_open(tiny):
+    assert not any(is_open(compose(o), k) for o in (tiny, ["scale=smoke"]) for k in ("dtype", "threads_per_run", "compile"))
