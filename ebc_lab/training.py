@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
@@ -67,7 +68,20 @@ def set_up_torch(run: RunConfig) -> None:
     """Threads as the run's identity says: the thread count changes bits on a CPU."""
     if torch.get_num_threads() != run.threads_per_run:
         torch.set_num_threads(run.threads_per_run)
+    if run.device == "cuda":
+        repeat_bits()
     keep_freed_memory()
+
+
+def repeat_bits() -> None:
+    """Have a GPU give the same bits whatever else it is doing, so that packed runs equal single ones.
+
+    Left alone, attention's backward adds in the order in which blocks happen to finish, and cuBLAS picks its way by the
+    workspace that a stream was given; the latter has to be said before its first call.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each buffer written twice
 
 
 def keep_freed_memory() -> None:
