@@ -119,7 +119,7 @@ def study(folder: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     begun = time.perf_counter()
-    run = run_part(compose(["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1"], study=False))
+    run = run_part(compose(["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "compile=off"], study=False))
     run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
     found: dict[str, Any] = {"machine": hardware(), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as temporary:

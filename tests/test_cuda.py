@@ -30,7 +30,15 @@ class Eager(StepGraphs):
 
 @pytest.fixture
 def run(text_file):
-    shape = ["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "batch_size=16", "model.context=64"]
+    shape = [
+        "scale=paper",
+        "device=cuda",
+        "dtype=bfloat16",
+        "threads_per_run=1",
+        "compile=off",
+        "batch_size=16",
+        "model.context=64",
+    ]
     run = run_part(compose([*shape, "data=path", f"data.file={text_file}", "steps=90", "eval_every=30"], study=False))
     return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
 

@@ -242,7 +242,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._arrange()
         gradients = [p.grad for p in self.weights if p.grad is not None]
         grad_norm = get_total_norm(gradients)
-        sound = all_finite(gradients, grad_norm, reading=not self.deferred)
+        sound = self._finite(gradients, grad_norm)
         one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
         stats = StepStats(one, grad_norm, ~sound, ~sound, torch.zeros_like(sound))
         self._begin(stats)
@@ -264,7 +264,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
                 base.found_inf = None  # type: ignore[attr-defined]
         parts = [s.tensor for s in self._segments]
         norm = get_total_norm(parts) if len(parts) > 1 else torch.linalg.vector_norm(parts[0])
-        finite = all_finite(parts, norm, reading=not self.deferred)
+        finite = self._finite(parts, norm)
         if not self.deferred and not finite:
             if kept:
                 self._restore()
@@ -286,6 +286,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             self._audited(stats, batch, t)
         torch.clear_autocast_cache()
         return stats
+
+    def _finite(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+        if self.deferred:
+            return finite_flag(tensors, norm)
+        return torch.full((), all_finite(tensors, norm), dtype=torch.bool, device=norm.device)
 
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
@@ -406,15 +411,16 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         stats.audit_tokens = batch.held_tokens
 
 
-def all_finite(tensors: Sequence[Tensor], norm: Tensor, *, reading: bool = True) -> Tensor:
-    """Whether every element is finite, given their joint norm; 0-dim bool.
+def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
+    """Whether every element is finite, given their joint norm; only a norm that overflowed needs a look at each."""
+    return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
-    A norm may overflow where no element does: only then each is looked at. Without `reading` nobody can know beforehand, so the
-    norm is taken again in float64, whose range no float32 can leave.
+
+def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+    """`all_finite` as a 0-dim bool tensor that nobody has read.
+
+    Since nobody can know whether the norm overflowed, it is taken again in float64, whose range no float32 can leave.
     """
-    finite = torch.isfinite(norm)
-    if reading:
-        return finite if finite else torch.tensor(all(bool(torch.isfinite(t).all()) for t in tensors), device=norm.device)
     if not tensors or tensors[0].dtype == torch.float64:
-        return finite
+        return torch.isfinite(norm)
     return torch.isfinite(torch.stack(torch._foreach_norm(list(tensors), 2, torch.float64))).all()
