@@ -388,3 +388,53 @@ def test_a_checkpoint_restores_every_rule_bit_for_bit(make_gpt, batches, backwar
                 assert torch.equal(other.nan_to_num(-1), value.nan_to_num(-1)), key
             else:
                 assert other == value, key
+
+
+# -- measuring one step in k -----------------------------------------------------------------------------------------------
+
+
+def test_between_measurements_c_follows_from_the_last_kl_per_squared_norm(make_gpt, batches, backward):
+    model = make_gpt()
+    optimizer = clip(model, measure_every=2, refine_steps=0, audit_every=0)
+    measured, carried = None, 0
+    for batch in batches(12):
+        logits, before = backward(model, batch), snapshot(model)
+        proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        norm = math.sqrt(sum((proposal[n] - before[n]).double().square().sum().item() for n in before))
+        stats = optimizer.step(batch[:, :-1], logits)
+        if stats.measurements:
+            measured = stats.trial_kl.item() / (stats.trial.item() * norm) ** 2
+        else:
+            carried += 1
+            assert stats.clip_coefficient.item() == pytest.approx(min(1, math.sqrt(0.002 / measured) / norm), rel=1e-3)
+    assert carried == 6
+
+
+def test_a_proposal_that_suddenly_grows_is_held_without_a_measurement(make_gpt, batches, backward):
+    model = make_gpt()
+    optimizer = clip(model, measure_every=2, refine_steps=0, audit_every=0)
+    for i, batch in enumerate(batches(10)):
+        if i == 9:
+            optimizer.param_groups[0]["lr"] = 10 * LR
+        stats = go(model, optimizer, batch, backward)
+        if i == 7:
+            usual = stats.clip_coefficient.item()
+    assert stats.measurements == 0
+    assert stats.clip_coefficient.item() == pytest.approx(usual / 10, rel=0.5)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("audit_every", [1, 4, 10])
+def test_audits_fall_on_measured_and_carried_steps_alike(make_gpt, k, audit_every):
+    optimizer = clip(make_gpt(), measure_every=k, refine_steps=0, audit_every=audit_every)
+    steps = range(60 * audit_every)
+    assert sum(optimizer._measures_kl(t) for t in steps) == pytest.approx(len(steps) / k, rel=0.05)
+    audited = [optimizer._measures_kl(t) for t in steps if t % audit_every == 0]
+    assert sum(audited) / len(audited) == pytest.approx(1 / k, abs=0.05)
+
+
+def test_every_step_is_measured_by_default_and_never_none(make_gpt, batches, train):
+    model = make_gpt()
+    assert all(s.measurements for s in train(model, clip(model), batches(8)))
+    with pytest.raises(ValueError, match="measure_every must be at least 1"):
+        clip(make_gpt(), measure_every=0)

@@ -1,0 +1,75 @@
+"""Weights side by side: the same values, fewer operations, whoever moves them."""
+
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.ebc import EllipsotopeClip
+from ebc_lab.ebc.segments import ALIGNMENT, Copy, lay_flat, segments
+
+
+def weights_of(*shapes, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(s, generator=draw).to(dtype)) for s in shapes]
+
+
+def test_weights_laid_flat_keep_their_values_and_become_one_segment():
+    weights = weights_of((3, 5), (7,), (2, 2, 2))
+    before = [w.clone() for w in weights]
+    lay_flat(weights)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
+    assert all(w.data_ptr() % ALIGNMENT == weights[0].data_ptr() % ALIGNMENT for w in weights)
+    (segment,) = segments(weights, [True] * 3)
+    segment.tensor.zero_()
+    assert all(not w.any() for w in weights)
+
+
+def test_a_mark_parts_neighbours_and_scattered_weights_stay_alone():
+    weights = weights_of((3, 5), (7,), (4,), (2, 2))
+    assert [s.members for s in segments(weights, [True] * 4)] == [(0,), (1,), (2,), (3,)]
+    lay_flat(weights)
+    assert [s.members for s in segments(weights, [True, True, False, True])] == [(0, 1), (2,), (3,)]
+    weights[1].data = weights[1].data.clone()
+    assert [s.members for s in segments(weights, [True] * 4)] == [(0,), (1,), (2, 3)]
+
+
+def test_one_dtype_does_not_lie_among_another():
+    weights = [*weights_of((3,), (4,)), *weights_of((5,), dtype=torch.bfloat16)]
+    lay_flat(weights)
+    assert [s.members for s in segments(weights, [True] * 3)] == [(0, 1), (2,)]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_copy_stands_in_for_the_weights_and_gives_way_even_after_an_error(flat):
+    weights = weights_of((3, 5), (7,))
+    if flat:
+        lay_flat(weights)
+    copy = Copy(weights, segments(weights, [True, True]))
+    copy.store()
+    assert all(torch.equal(v, w) for v, w in zip(copy.views, weights, strict=True))
+    copy.views[0].add_(1)
+    places = [w.data_ptr() for w in weights]
+    with pytest.raises(RuntimeError, match="stop"), copy.standing_in(weights):
+        assert torch.equal(weights[0], copy.views[0])
+        raise RuntimeError("stop")
+    assert [w.data_ptr() for w in weights] == places
+    assert not torch.equal(weights[0], copy.views[0])
+
+
+@pytest.mark.parametrize("grouping", ["block", "matrices"])
+def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, train, grouping):
+    losses = {}
+    for layout in ("scattered", "flat", "flat, then moved"):
+        model = make_gpt()
+        if layout != "scattered":
+            lay_flat(model.parameters())
+        adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+        optimizer = EllipsotopeClip(model, adam, target_kl=0.01, grouping=grouping)
+        train(model, optimizer, batches(6))
+        if layout == "flat, then moved":
+            for p in model.parameters():
+                p.data = p.data.clone()
+        train(model, optimizer, batches(12)[6:])
+        losses[layout] = [p.detach().clone() for p in model.parameters()]
+    for other in ("flat", "flat, then moved"):
+        assert all(torch.equal(a, b) for a, b in zip(losses["scattered"], losses[other], strict=True))
