@@ -49,9 +49,14 @@ def test_a_copy_stands_in_for_the_weights_and_gives_way_even_after_an_error(flat
     assert all(torch.equal(v, w) for v, w in zip(copy.views, weights, strict=True))
     copy.views[0].add_(1)
     places = [w.data_ptr() for w in weights]
-    with pytest.raises(RuntimeError, match="stop"), copy.standing_in(weights):
-        assert torch.equal(weights[0], copy.views[0])
-        raise RuntimeError("stop")
+
+    def interrupted():
+        with copy.standing_in(weights):
+            assert torch.equal(weights[0], copy.views[0])
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        interrupted()
     assert [w.data_ptr() for w in weights] == places
     assert not torch.equal(weights[0], copy.views[0])
 
