@@ -25,8 +25,6 @@ class Graph(Protocol):
 class CudaGraph:
     """A captured step. Capturing computes nothing; `replay` does, on the current stream, and returns the graph's own output."""
 
-    pool: tuple[int, int] | None = None
-
     def __init__(self, compute: Compute, beside: Graph | None):
         self.graph = torch.cuda.CUDAGraph()
         # the graphs of one run are never under way at once, so that they can share their memory; other runs of this process
@@ -41,9 +39,9 @@ class CudaGraph:
 
 
 class StepGraphs:
-    """Graphs by kind of step, captured when a kind first comes up; None while steps are still to be taken eagerly."""
+    """Graphs by kind of step, captured when a kind first comes up. With `capture=None` every step is taken eagerly."""
 
-    def __init__(self, capture: Callable[[Compute, Graph | None], Graph] = CudaGraph):
+    def __init__(self, capture: Callable[[Compute, Graph | None], Graph] | None = CudaGraph):
         self.capture = capture
         self.graphs: dict[Hashable, Graph] = {}
         self.seen = 0
@@ -51,10 +49,11 @@ class StepGraphs:
     def wants(self, kind: Hashable | None) -> bool:
         """Whether this step is to come from a graph; every step is to be asked for, once."""
         self.seen += 1
-        return kind is not None and self.seen > WARM
+        return self.capture is not None and kind is not None and self.seen > WARM
 
     def run(self, kind: Hashable, compute: Compute) -> Packed:
         """The step's values, from the graph of its kind."""
         if kind not in self.graphs:
+            assert self.capture is not None
             self.graphs[kind] = self.capture(compute, next(iter(self.graphs.values()), None))
         return self.graphs[kind].replay()

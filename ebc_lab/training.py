@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from . import optimizers, projections, shocks, stabilizers
 from .config import RunConfig, ShockConfig, UserError, digest, identity, resolve_controller
 from .data import Batches, Corpus, check_length, locate, overlapping_windows, windows
 from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
+from .ebc.clip import BOUNDED
 from .ebc.segments import lay_flat
 from .evaluation import autocast, evaluate, token_losses
 from .graphs import StepGraphs
@@ -49,6 +50,7 @@ KEPT_OF_FAILED = ("loss",)  # of the record of a step that ended the run
 KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 
 
+T = TypeVar("T")
 Progress = Generator[None, None, dict[str, Any]]  # of a run: it yields between blocks of steps, and its value is the result
 
 
@@ -98,13 +100,14 @@ def keep_freed_memory() -> None:
         mallopt(parameter, value)
 
 
-def to_the_end(progress: Progress) -> dict[str, Any]:
+def to_the_end(progress: Generator[None, None, T]) -> T:
     """The value of a run that has nobody to give way to."""
     while True:
         try:
             next(progress)
         except StopIteration as end:
-            return dict(end.value)
+            value: T = end.value
+            return value
 
 
 def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
@@ -181,7 +184,7 @@ class Training:
         self.alive: Callable[[], None] = lambda: None
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
-        sensing = run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every
+        sensing = run.budget.name in BOUNDED or run.budget.sensitivity_every
         self.groups: list[str] = list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
         self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)

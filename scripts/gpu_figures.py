@@ -39,13 +39,6 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-class Eager(StepGraphs):
-    """No step comes from a graph."""
-
-    def wants(self, kind: Any) -> bool:
-        return False
-
-
 def losses(run: RunConfig, folder: Path, graphs: StepGraphs | None = None) -> Any:
     """The training losses of a run of its own, by step."""
     folder.mkdir(parents=True)
@@ -73,7 +66,7 @@ def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
         runs = [changed(replace(run, steps=150, eval_every=50, evaluate=[], seed=seed), settings) for seed in range(3)]
         place = folder / name.replace(", ", "_")
         graphed = [losses(r, place / f"graphed{i}") for i, r in enumerate(runs)]
-        eager = losses(runs[0], place / "eager", Eager())
+        eager = losses(runs[0], place / "eager", StepGraphs(None))
         packed = packed_losses(runs, place / "packed")
         found[name] = {
             "graphed_vs_eager": float(abs(graphed[0] / eager - 1).max()),

@@ -15,13 +15,6 @@ from ebc_lab.training import Training
 from tests.tapes import Tape
 
 
-class Eager(StepGraphs):
-    """The learning rate is a tensor as it is with graphs, but no step comes from one."""
-
-    def wants(self, kind):
-        return False
-
-
 @pytest.fixture
 def run(tiny):
     chosen = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
@@ -55,7 +48,7 @@ SHAPES = {
 @pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 def test_a_graphed_run_is_the_eager_one_bit_for_bit(run, tmp_path, settings):
     run = changed(run, settings)
-    eager, expected, rows = trained(run, tmp_path / "eager", Eager(Tape))
+    eager, expected, rows = trained(run, tmp_path / "eager", StepGraphs(None))
     taped, result, taped_rows = trained(run, tmp_path / "taped", StepGraphs(Tape))
     assert taped_rows == rows
     assert taped.graphs.graphs.keys() >= {()} if run.audit_every > 1 else True
@@ -82,7 +75,7 @@ def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
 def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, tmp_path, name, optimizer):
     run = changed(run, {"stabilizer": {"name": name}, "optimizer": {"name": optimizer}, "steps": 24})
     recorded = {}
-    for kind, graphs in (("eager", Eager(Tape)), ("taped", StepGraphs(Tape))):
+    for kind, graphs in (("eager", StepGraphs(None)), ("taped", StepGraphs(Tape))):
         (tmp_path / kind).mkdir()
         training = Training(run, tmp_path / kind)
         training.graphs = graphs
@@ -105,7 +98,7 @@ def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, 
 def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, tmp_path):
     run = changed(run, {"lr_schedule": {"name": "constant"}, "steps": 60})
     outcomes = []
-    for kind, graphs in (("eager", Eager(Tape)), ("taped", StepGraphs(Tape))):
+    for kind, graphs in (("eager", StepGraphs(None)), ("taped", StepGraphs(Tape))):
         (tmp_path / kind).mkdir()
         training = Training(run, tmp_path / kind)
         training.graphs, training.pending.capacity = graphs, 20

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import RunConfig, UserError
+from ..ebc.clip import BOUNDED
 from ..evaluation import autocast, token_losses
 from ..training import Training, recorded
 
@@ -51,7 +52,7 @@ def record_step(training: Training, loss: Tensor, stats: Any) -> None:
 
 def probes(run: RunConfig) -> bool:
     """Whether the run's stabilizer measures sensitivities now and then, so that its steps differ over a longer interval."""
-    return run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated")
+    return run.stabilizer.name == "ebc" and run.budget.name in BOUNDED
 
 
 def warm_steps(run: RunConfig) -> int:

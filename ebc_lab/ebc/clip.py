@@ -246,7 +246,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             self._start_from(stats.clip_coefficient)
             return
         self._trial = tried = self._trial or Copy(self.weights, self._segments)
-        resting = set(range(len(self._segments))) - {i for _, i in self._moving()}
+        resting = set(range(len(self._segments))) - {i for _, i in self._moving}
         for i in resting:
             tried.parts[i].copy_(self._kept.parts[i])
 
@@ -278,7 +278,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _moved(self) -> Tensor:
         """||dW|| of what c scales, 0-dim float64, while the weights are at W + dW."""
         assert self._kept is not None
-        parts = [torch.dist(w, self._kept.parts[i]) for w, i in self._moving()]
+        parts = [torch.dist(w, self._kept.parts[i]) for w, i in self._moving]
         total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
         return total
 

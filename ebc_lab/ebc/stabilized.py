@@ -88,6 +88,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.deferred = False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
         self._where: list[int] = []
         self._segments: list[Segment] = []
+        self._moving: list[tuple[Tensor, int]] = []  # of what c scales: a segment's memory, its place in every `Copy`
         self._kept: Copy | None = None  # W: one of the two copies of the weights that are held
         self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []
 
@@ -306,6 +307,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             self._where = where
             self._forget_copies()
             self._segments = segments(self.weights, [i in scaled for i in range(len(self.weights))])
+            self._moving = [(s.tensor, i) for i, s in enumerate(self._segments) if s.members[0] in scaled]
 
     def _batch(
         self,
@@ -359,15 +361,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         parts = [torch.dot(g.flatten().to(wide), d.flatten().to(wide)) for g, d in moved]
         return torch.stack(parts).double().sum() if parts else torch.zeros_like(self._sound, dtype=torch.float64)
 
-    def _moving(self) -> list[tuple[Tensor, int]]:
-        """(segment's memory, its place in every `Copy`) of what c scales."""
-        scaled = set(self.scaled)
-        return [(s.tensor, i) for i, s in enumerate(self._segments) if s.members[0] in scaled]
-
     def _interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
         """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`; the weights are at W + dW."""
         assert self._kept is not None
-        for w, i in self._moving():
+        for w, i in self._moving:
             torch.lerp(self._kept.parts[i], w, c.to(w.dtype), out=out[i])
 
     def _apply(self, stats: StepStats, c: Tensor) -> None:

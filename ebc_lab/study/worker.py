@@ -86,12 +86,9 @@ def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
 
 def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
     """`carried` by itself, to its end. -> whether this call carried the run."""
-    turns = carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            return bool(end.value)
+    from ..training import to_the_end
+
+    return to_the_end(carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
 
 
 def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
