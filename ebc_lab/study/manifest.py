@@ -27,7 +27,11 @@ CONCLUSIONS = (  # made from the runs, and made again when they change
     "results_final.json",
     "summary_*.csv",
     "ablation.csv",
+    "*.md",
+    "*.tex",
     "*.png",
+    "*.svg",
+    "report.html",
 )
 OWN = ("study.json", *CONCLUSIONS)  # of the study's own folder
 
