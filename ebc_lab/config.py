@@ -197,6 +197,8 @@ class LRScaleConfig:
 class FinalsConfig:
     steps: int = 600
     margin: float = 0.01  # nats: how much worse than the baseline still counts as no worse
+    max_seeds: int = 0  # more seeds while the verdict's comparisons are undecided, up to so many; 0: `seeds` and no more
+    seeds_per_look: int = 2  # added at a time; the intervals are corrected for every look
 
 
 @dataclass

@@ -253,6 +253,11 @@ def _validate_study(config: Config) -> None:
         positive(key, getattr(getattr(config, stage), attribute), zero=True)
     positive("lr_sweep.skip_threshold", config.lr_sweep.skip_threshold)
     positive("finals.margin", config.finals.margin, zero=True)
+    positive("finals.seeds_per_look", config.finals.seeds_per_look)
+    need(
+        config.finals.max_seeds == 0 or 2 <= len(config.seeds) < config.finals.max_seeds,
+        f"finals.max_seeds={config.finals.max_seeds} adds to `seeds`: two at least, and fewer, not {len(config.seeds)}.",
+    )
     _launcher(config.launcher)
 
 

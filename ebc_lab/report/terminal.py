@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..packing import packing_in_words
-from ..study.inspect import clock, headline
+from ..study.inspect import clock, headline, noise_in_words
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {
@@ -128,7 +128,8 @@ def ablation(decision: Mapping[str, Any]) -> RenderableType:
         rows += [_arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]]
     used = [c for c in rows[0] if any(row[c] for row in rows)] if rows else []
     title = (
-        "Arms (means over seeds; difference in test loss, paired, with its 95% interval; in brackets: judged on another text)"
+        "Arms (means over seeds; difference in test loss, paired, with its own 95% interval; judged by the interval that holds "
+        "for all comparisons at once; in brackets: measured on another text)"
     )
     table = plain_table(*used, title=title)
     for row in rows:
@@ -154,6 +155,8 @@ def _arm_row(label: str, arm: Mapping[str, Any], reference: str) -> dict[str, st
         ">val": show("val_loss", ".4f"),
         ">test": show("test_loss", ".4f"),
         "~difference": gap,
+        ">detectable": "" if d is None or d["detectable"] is None else f"{d['detectable']:.3f}",
+        "judged": "" if d is None else d["judged"],
         ">c": show("c_median", ".2f") if arm["ebc"] else "",
         ">c early→late": drift("c", ".2g") if arm["ebc"] else "",
         ">S early→late": drift("surrogate", ".2g"),
@@ -172,7 +175,7 @@ def difference(d: Mapping[str, Any]) -> str:
     """A paired difference and its interval, short."""
     if d.get("diverged"):
         return f"diverged: {d['diverged']['arm']} of its, {d['diverged']['reference']} of the reference's"
-    if d["mean"] is None:
+    if d["method"] is None:
         return "no pair"
     return f"{d['mean']:+.3f}" + ("" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]")
 
@@ -236,9 +239,9 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
         elif stage == "finals":
             console.print(verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]}))
         else:
-            margins = [f"{t}: {f['margin_sigma']:.1f} σ" for t, f in d["tracks"].items() if f["margin_sigma"] is not None]
-            console.print(Text(f"  margin to the runner-up: {', '.join(margins) or 'no runner-up'}"))
             console.print(_candidates(d))
+        for track, floor in d["noise"].items():
+            console.print(Text(f"  noise of {track}: {noise_in_words(floor)}"))
         for line in d["flips"]:
             console.print(Text(f"  what would have changed it — {line}"))
         for note in d["notes"]:
@@ -246,12 +249,13 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _tuned(decision: Mapping[str, Any]) -> Table:
-    table = plain_table("arm", "best point", ">val loss", ">runs", "~edge")
+    table = plain_table("arm", "best point", ">val loss", ">margin", ">runs", "~edge")
     for found in decision["tracks"].values():
         for label, arm in found["arms"].items():
             point = ", ".join(f"{k} {v:g}" for k, v in arm["point"].items())
             loss = "" if arm["val_loss"] is None else f"{arm['val_loss']:.4f}"
-            table.add_row(label, point, loss, str(arm["runs"]), ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()))
+            margin = "" if arm["margin_sigma"] is None else f"{arm['margin_sigma']:.1f} σ"
+            table.add_row(label, point, loss, margin, str(arm["runs"]), ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()))
     return table
 
 

@@ -18,6 +18,7 @@ from ..config import ArmConfig, Config, RunConfig
 from . import decide, verdict
 from .arms import completed, plain_run, searched, tracks_of, with_decay, with_target
 from .decide import Decision, Results, val_loss
+from .inference import paired
 from .signature import RunSpec, number
 
 Point = dict[str, float]
@@ -94,6 +95,7 @@ def decide_tune(config: Config, specs: Sequence[RunSpec], results: Results, earl
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     for track in ready(config, earlier, "tune"):
+        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, Any] = {}
         for label, arm in config.ablation.all_arms().items():
             own = [s for s in specs if s.role == label and s.track == track]
@@ -111,8 +113,9 @@ def decide_tune(config: Config, specs: Sequence[RunSpec], results: Results, earl
                 "val_loss": val_loss(results.get(winner.run_id)) if winner else None,
                 "runs": len(own),
                 "edges": edges,
+                "margin_sigma": decide.margin_sigma([val_loss(results.get(s.run_id)) for s in own], sigma),
             }
-        tracks[track] = {"arms": arms}
+        tracks[track] = {"arms": arms, "sigma": sigma}
     rule = (
         f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, one seed, as many runs for every arm"
     )
@@ -191,11 +194,6 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
             arm["strength"] = statistics.median(strengths) if strengths else None
             arm["comparable"] = not any(run.final_windows for run in mine)
             arm["versus"] = reference if reference != label else None
-            arm["difference"] = (
-                verdict.paired(verdict.losses(arm, results), verdict.losses(arms[reference], results))
-                if reference in arms and reference != label
-                else None
-            )
         missing = [label for label in asked if label not in arms]
         notes += [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
         notes += [
@@ -207,13 +205,35 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
         if len(set(by_seed.values())) > 1:
             found = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
             notes.append(f"{track}: one seed alone would have named different best arms: {found}")
-        tracks[track] = {"reference": config.ablation.reference, "arms": arms, "best_by_seed": by_seed}
-    compared = max((sum(a["difference"] is not None for a in t["arms"].values()) for t in tracks.values()), default=0)
+        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+        tracks[track] = {"reference": config.ablation.reference, "arms": arms, "best_by_seed": by_seed, "sigma": sigma}
+    compared = _differences(config, tracks, results, earlier)
     if all(not math.isfinite(val_loss(results.get(s.run_id))) for s in specs):
         raise decide.Undecidable("ablation could not be judged: no run completed.")
-    notes.append(f"each interval is a 95% one by itself: nothing corrects for {compared} comparisons")
-    rule = f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% t-intervals"
+    rule = (
+        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% intervals; an arm beats "
+        f"its reference by the interval that holds for all {compared} comparisons at once"
+    )
     return decide.sealed("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def _differences(config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]) -> int:
+    """Give every arm its difference in test loss from its reference, None where it has none. -> how many there are."""
+    pairs = []
+    for name, track in tracks.items():
+        for arm in track["arms"].values():
+            arm["difference"] = None
+            if arm["versus"] in track["arms"]:
+                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, track["arms"][arm["versus"]]))
+    for swept, arm, reference in pairs:
+        arm["difference"] = paired(
+            verdict.losses(arm, results),
+            verdict.losses(reference, results),
+            margin=config.finals.margin,
+            comparisons=len(pairs),
+            replicates=swept["replicate_losses"],
+        )
+    return len(pairs)
 
 
 def _best_of(arms: Mapping[str, Any], results: Results, seed: str) -> str | None:

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config import Config, digest, to_dict
-from ..telemetry import KL_BAND, with_checksum
+from ..telemetry import KL_BAND, checksum_holds, with_checksum
 from .signature import RunSpec
 
 Results = Mapping[str, Mapping[str, Any]]
 Decision = dict[str, Any]
+FORM = 2  # of a recorded decision; raised by hand when what it holds changes
 INERT_CLIP_RATE = 0.99
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a run: no decision rests on them
 INERT_NOTE = "LR inert: the same run up to rounding"
@@ -92,6 +93,7 @@ def sealed(
     there = [s for s in specs if s.run_id in results]
     decision: Decision = {
         "stage": stage,
+        "form": FORM,
         "rule": rule,
         **found,
         "candidates": [candidate(s, results) for s in there if s.kind == "train"],
@@ -99,6 +101,13 @@ def sealed(
     }
     decision["inputs_sha256"] = inputs_digest(config, stage, inputs_of(decision), results, earlier)
     return with_checksum(decision, "decision_sha256")
+
+
+def fault(decision: Mapping[str, Any]) -> str | None:
+    """Why a recorded decision cannot be read as it stands; None when it can."""
+    if not checksum_holds(decision, "decision_sha256"):
+        return "its record in auto_decisions.json was edited"
+    return None if decision.get("form") == FORM else "it was recorded by another version of ebc-lab"
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:

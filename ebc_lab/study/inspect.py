@@ -11,10 +11,12 @@ from typing import Any
 
 from ..config import STAGES, Config, RunConfig, UserError, flat, from_dict, run_part, to_dict
 from ..overrides import compose
-from ..telemetry import checksum_holds, read_json
+from ..telemetry import read_json
 from . import jobs, pace, reuse
+from .decide import fault
 from .forecast import forecast
 from .guards import cause_class
+from .inference import noise
 from .launch import at_a_time
 from .reuse import ResultsOf
 from .store import FINISHED, Record, Study
@@ -64,7 +66,7 @@ def status(study: Study) -> dict[str, Any]:
     problems += [*silent, *(r.problem for r in records if r.problem)]
     runs = [_run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
-    sound = [s for s, d in decisions.items() if checksum_holds(d, "decision_sha256")]  # the others may lack anything
+    sound = [s for s, d in decisions.items() if not fault(d)]  # the others may lack anything
     because = reuse.stale(config, header, decisions, records)
     known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
     looks = {look.stage: look.missing for look in reuse.outlook(config, known)} if because else {}
@@ -218,7 +220,9 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
         elif stage == "tune":
             best = {a: f for a, f in d["arms"].items() if f["val_loss"] is not None}
             first = min(best, key=lambda a: best[a]["val_loss"], default="none")
-            lines.append(f"{track}: {len(d['arms'])} arms tuned; the best is {first}")
+            margins = [f["margin_sigma"] for f in d["arms"].values() if f["margin_sigma"] is not None]
+            least = f"; margins of {min(margins):.1f} to {max(margins):.1f} σ" if margins else ""
+            lines.append(f"{track}: {len(d['arms'])} arms tuned; the best is {first}{least}")
         elif stage == "ablation":
             known = {a: f["figures"]["val_loss"] for a, f in d["arms"].items() if f["comparable"]}
             done = {a: x for a, x in known.items() if x is not None}
@@ -233,7 +237,11 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             )
         else:
             counts = {v: sum(x["verdict"] == v for x in d["verdict"]) for v in ("pass", "fail", "undecided")}
-            lines.append(f"{track}: " + ", ".join(f"{n} {v}" for v, n in counts.items()))
+            gap = "" if d["margin_sigma"] is None else f"; best EBC arm from the fair control {d['margin_sigma']:+.1f} σ"
+            lines.append(f"{track}: " + ", ".join(f"{n} {v}" for v, n in counts.items()) + gap)
+        if "ranked" in d:  # one winner
+            margin = d["margin_sigma"]
+            lines[-1] += "; no runner-up" if margin is None else f"; margin {margin:.1f} σ"
     return lines
 
 
@@ -248,9 +256,29 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
     found = {}
     for s in asked:
-        told = {"headline": headline(s, decisions[s]), "flips": _flips(s, decisions[s]), "stale_because": because.get(s)}
-        found[s] = {**decisions[s], **told}
+        found[s] = {
+            **decisions[s],
+            "headline": headline(s, decisions[s]),
+            "flips": _flips(s, decisions[s]),
+            "stale_because": because.get(s),
+            "noise": noise_floor(decisions),
+        }
     return found
+
+
+def noise_floor(decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Track -> the noise that margins are counted in: see `inference.noise`."""
+    return {track: noise(d["replicate_losses"]) for track, d in decisions.get("lr_sweep", {"tracks": {}})["tracks"].items()}
+
+
+def noise_in_words(floor: Mapping[str, Any]) -> str:
+    """The noise floor in a line: σ, its interval, and what two single runs could show."""
+    if floor["sigma"] is None:
+        return "σ unknown"
+    return (
+        f"σ {floor['sigma']:.4f} nats (95%: {floor['low']:.4f} to {floor['high']:.4f}, {floor['seeds']} replicate seeds); "
+        f"smallest detectable difference of two single runs {floor['detectable']:.4f}"
+    )
 
 
 def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
@@ -260,7 +288,7 @@ def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
         if stage == "finals":
             close = [x for x in d["verdict"] if x["verdict"] == "undecided"]
             out.append(
-                f"{track}: more seeds could settle {', '.join(x['name'] for x in close)}"
+                f"{track}: more seeds (`seeds`, or `finals.max_seeds`) could settle {', '.join(x['name'] for x in close)}"
                 if close
                 else f"{track}: nothing is open"
             )

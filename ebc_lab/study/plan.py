@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ..config import Config, RunConfig
 from ..validation import least_target_kl
-from . import decide
+from . import decide, verdict
 from .arms import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
 from .decide import Decision, Results, band_distance, c_median, val_loss
 from .signature import RunSpec, arm_name, round3
@@ -151,10 +151,26 @@ def lr_scale(config: Config, decisions: Mapping[str, Decision], results: Results
 
 
 def finals(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm at full length over `seeds`, and one paired measurement of EBC's overhead at this shape."""
+    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one paired
+    measurement of EBC's overhead at this shape.
+    """
+    seeds = list(config.seeds)
+    while True:
+        specs = _finals(config, decisions, seeds)
+        if "lr_scale" not in decisions or len(verdict.looks(config)) == 1:
+            return specs
+        if waiting([s for s in specs if s.kind == "train"], results):
+            return specs
+        more = verdict.next_seeds(config, specs, results, decisions)
+        if not more:
+            return specs
+        seeds += more
+
+
+def _finals(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int]) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "finals"):
-        for seed in config.seeds:
+        for seed in seeds:
             specs += [spec_of("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)]
         twice = [s.run for s in specs if s.role == "ebc_x2" and s.track == name]
         if "lr_scale" in decisions:

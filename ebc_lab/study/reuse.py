@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Config, identity
-from ..telemetry import checksum_holds
 from .arms import distinct
-from .decide import Decision, Undecidable, inputs_digest, inputs_of
+from .decide import Decision, Undecidable, fault, inputs_digest, inputs_of
 from .signature import RunSpec, environment
 from .stages import STAGES_OF, specs_of
 from .store import RETRIED, RETRIED_UNFINISHED, Record
@@ -90,8 +89,8 @@ def stale(
     sound: dict[str, Decision] = {}
     for stage in (s for s in config.study.stages if s in decisions):
         decision, reasons = decisions[stage], list(elsewhere)
-        if not checksum_holds(decision, "decision_sha256"):
-            reasons.append("its record in auto_decisions.json was edited")
+        if why := fault(decision):
+            reasons.append(why)
         else:
             runs = inputs_of(decision)
             ids = list(dict.fromkeys(run_id for _, run_id in runs))

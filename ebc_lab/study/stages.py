@@ -24,7 +24,7 @@ STAGES_OF = {
     "calibrate": Stage(plan.calibrate, decide.calibrate),
     "controller_search": Stage(plan.controller_search, decide.controller_search, grows=False),
     "lr_scale": Stage(plan.lr_scale, decide.lr_scale),
-    "finals": Stage(plan.finals, verdict.finals, grows=False),
+    "finals": Stage(plan.finals, verdict.finals),
     "tune": Stage(ablation.tune, ablation.decide_tune, grows=False),
     "ablation": Stage(ablation.ablation, ablation.decide_ablation),
 }

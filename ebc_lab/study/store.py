@@ -17,8 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..config import STAGES, RunConfig, UserError, from_dict, to_dict
-from ..telemetry import as_read, checksum_holds, read_json, read_sealed, write_json
+from ..telemetry import as_read, read_json, read_sealed, write_json
 from . import manifest
+from .decide import fault
 from .signature import RunSpec, describes
 
 FINISHED = ("completed", "diverged")  # outcomes that are results
@@ -80,13 +81,14 @@ class Study:
         return found
 
     def true_decisions(self) -> dict[str, Any]:
-        """`decisions`, for those who do not make them anew. Raises UserError when one was edited."""
+        """`decisions`, for those who do not make them anew. Raises UserError when one was edited, or is another version's."""
         found = self.decisions()
-        edited = [stage for stage, decision in found.items() if not checksum_holds(decision, "decision_sha256")]
-        if edited:
+        faults = {stage: why for stage, decision in found.items() if (why := fault(decision))}
+        if faults:
+            what = "; ".join(f"{stage}: {why}" for stage, why in faults.items())
             raise UserError(
-                f"{self.root / 'auto_decisions.json'} was edited ({', '.join(edited)}): give the study's command again, which "
-                "decides anew from the runs."
+                f"{self.root / 'auto_decisions.json'} cannot be used ({what}): give the study's command again, which decides "
+                "anew from the runs."
             )
         return found
 

@@ -1,13 +1,17 @@
 """The finals: arms, paired differences between them, and the verdict. Pure functions; only here does the test loss decide.
 
 Each line of the verdict is pass, fail or undecided, with its figure. With few seeds most comparisons are undecided, and the
-smallest difference that so many seeds could have shown stands beside them.
+smallest difference that so many seeds could have shown stands beside them. EBC at ×2 against the baseline is named beforehand
+and judged by its own interval; the best EBC arm is picked from several by the runs that it is then judged by, so its interval
+is the one that holds for all of them at once, and so is every claim that an arm beats another.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,53 +19,11 @@ from ..config import Config
 from ..telemetry import KL_BAND, PLATEAU_C
 from . import decide
 from .decide import Decision, Results, Undecidable, band_distance
+from .inference import CONFIDENCE, POWER, VERDICT_OF, paired, show_difference
 from .signature import RunSpec
 
 OVERHEAD_LIMIT_PCT = {"laptop": 8.0}
 OVERHEAD_LIMIT_ELSEWHERE_PCT = 5.0
-CONFIDENCE = 0.95
-POWER = 0.80
-
-
-def paired(arm: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, Any]:
-    """Arm minus reference over the seeds both have: mean, 95% t-interval, smallest detectable difference.
-
-    Losses in nats by seed, infinite where a run diverged. With an infinite pair there is no mean: `worse` or `better` then
-    says whose runs diverged more often.
-    """
-    from scipy import stats
-
-    seeds = sorted(set(arm) & set(reference))
-    both = [(arm[s], reference[s]) for s in seeds]
-    out: dict[str, Any] = {"seeds": len(seeds), "mean": None, "low": None, "high": None, "detectable": None}
-    lost, gained = (sum(math.isinf(x[i]) and not math.isinf(x[1 - i]) for x in both) for i in (0, 1))
-    if lost or gained or any(math.isinf(a) for a, _ in both):
-        out["diverged"] = {"arm": lost, "reference": gained}
-        return out
-    differences = [a - b for a, b in both]
-    if not differences:
-        return out
-    out["mean"] = statistics.fmean(differences)
-    if len(differences) > 1:
-        n, spread = len(differences), statistics.stdev(differences)
-        t = stats.t(n - 1)
-        half = t.ppf((1 + CONFIDENCE) / 2) * spread / math.sqrt(n)
-        out |= {"low": out["mean"] - half, "high": out["mean"] + half}
-        out["detectable"] = (t.ppf((1 + CONFIDENCE) / 2) + t.ppf(POWER)) * spread / math.sqrt(n)
-    return out
-
-
-def not_worse(difference: Mapping[str, Any], margin: float) -> str:
-    """pass: the upper limit is at most `margin`; fail: the lower limit is above it; else undecided.
-
-    An arm that diverged where its reference did not has failed.
-    """
-    diverged = difference.get("diverged")
-    if diverged:
-        return "fail" if diverged["arm"] > diverged["reference"] else "undecided"
-    if difference["high"] is None:
-        return "undecided"
-    return "pass" if difference["high"] <= margin else "fail" if difference["low"] > margin else "undecided"
 
 
 def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, Any]]:
@@ -137,66 +99,109 @@ def efficiency(arms: Mapping[str, Any], baseline: str, results: Results, tokens_
     return out
 
 
-def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
-    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
+def compare(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> dict[str, dict[str, Any]]:
+    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by: every other arm's from
+    the baseline's, every EBC arm's from the control's. Raises Undecidable where a baseline has no run to compare with.
+    """
     arms = arms_of(specs, results)
     tracks: dict[str, Any] = {}
-    notes: list[str] = []
+    pairs: list[tuple[str, str, str, str]] = []  # track, family, arm, its reference
     for track in earlier["lr_scale"]["tracks"]:
         own = {n: a for n, a in arms.items() if a["track"] == track}
         role = {r: n for n, a in own.items() for r in a["roles"]}
-        baseline = role["baseline"]
+        baseline, control = role["baseline"], role["control"]
         if not any(math.isfinite(x) for x in losses(own[baseline], results).values()):
             causes = {str(results.get(r, {}).get("cause")) for r in own[baseline]["runs"].values()}
             raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({'; '.join(sorted(causes))}).")
-        against = {
-            "baseline": {
-                n: paired(losses(a, results), losses(own[baseline], results)) for n, a in own.items() if n != baseline
-            },
-            "control": {
-                n: paired(losses(a, results), losses(own[role["control"]], results))
-                for n, a in own.items()
-                if n != role["control"]
-            },
-        }
-        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == track), {})
-        best_ebc = min(
-            (n for n, a in own.items() if a["ebc"]),
-            key=lambda n: (_mean(losses(own[n], results, "val_loss")), n),
+        pairs += [(track, "baseline", n, baseline) for n in own if n != baseline]
+        pairs += [(track, "control", n, control) for n, a in own.items() if a["ebc"]]
+        best = min((n for n, a in own.items() if a["ebc"]), key=lambda n: (_mean(losses(own[n], results, "val_loss")), n))
+        differences: dict[str, dict[str, Any]] = {"baseline": {}, "control": {}}
+        tracks[track] = {"roles": role, "arms": own, "best_ebc_by_val": best, "differences": differences}
+    many = Counter(family for _, family, _, _ in pairs)
+    for track, family, name, reference in pairs:
+        tracks[track]["differences"][family][name] = paired(
+            losses(arms[name], results),
+            losses(arms[reference], results),
+            margin=config.finals.margin,
+            comparisons=many[family],
+            looks=len(looks(config)),
+            replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
         )
-        lines = _lines(config, own, role, results, against, best_ebc, overhead)
+    return tracks
+
+
+def looks(config: Config) -> list[int]:
+    """After how many seeds the finals are looked at: once, or again whenever seeds are added, up to `max_seeds`."""
+    first, most = len(config.seeds), config.finals.max_seeds
+    return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
+
+
+def next_seeds(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> list[int]:
+    """The seeds that the finals of `specs` go on with: none once the verdict's comparisons are decided, or at the last look."""
+    used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
+    at = looks(config)
+    if len(used) >= at[-1] or _settled(config, specs, results, earlier):
+        return []
+    wanted = next(n for n in at if n > len(used)) - len(used)
+    taken = {*used, *range(config.study.stage_seed, config.study.stage_seed + config.lr_sweep.replicates + 1)}
+    return list(itertools.islice((s for s in itertools.count(max(used) + 1) if s not in taken), wanted))
+
+
+def _settled(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> bool:
+    try:
+        found = compare(config, specs, results, earlier)
+    except Undecidable:
+        return True  # more seeds of what does not train would not help
+    return all("undecided" not in _claims(track) for track in found.values())
+
+
+def _claims(track: Mapping[str, Any]) -> tuple[str, str]:
+    """What the verdict's two comparisons of the test loss are judged to be."""
+    against = track["differences"]
+    return against["baseline"][track["roles"]["ebc_x2"]]["alone"], against["control"][track["best_ebc_by_val"]]["judged"]
+
+
+def finals(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
+    tracks = compare(config, specs, results, earlier)
+    notes: list[str] = []
+    for name, track in tracks.items():
+        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == name), {})
         tokens = config.batch_size * config.model.context
-        tracks[track] = {
-            "roles": role,
-            "arms": own,
-            "best_ebc_by_val": best_ebc,
-            "differences": against,
+        track |= {
+            "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
+            "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
             "overhead_pct": overhead.get("overhead_pct"),
-            "efficiency": efficiency(own, baseline, results, tokens),
-            "verdict": lines,
+            "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens),
+            "verdict": _lines(config, track, results, overhead),
         }
         if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
-            notes.append(f"{track}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
+            notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
+    at = looks(config)
     rule = (
-        f"test loss, paired by seed, {100 * CONFIDENCE:g}% t-intervals; no worse: upper limit ≤ "
-        f"+{config.finals.margin:g} nats; KL, c, plateau and overhead on EBC ×2"
+        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is picked from several; "
+        f"no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau and overhead on EBC ×2"
     )
-    return decide.sealed("finals", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+    sequential = None
+    if len(at) > 1:
+        seeds = len({s.run.seed for s in specs if s.kind == "train"})
+        undecided = any("undecided" in _claims(track) for track in tracks.values())
+        stopped = f"still undecided at {seeds} seeds, the most allowed" if undecided else "both comparisons are decided"
+        sequential = {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
+        rule += f"; looked at after {', '.join(map(str, at))} seeds, the error shared out over the looks"
+    return decide.sealed("finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes)
 
 
 def _mean(values: Mapping[str, float]) -> float:
     return statistics.fmean(values.values()) if values else math.inf
 
 
-def _lines(
-    config: Config,
-    arms: Mapping[str, Any],
-    role: Mapping[str, str],
-    results: Results,
-    against: Mapping[str, Any],
-    best_ebc: str,
-    overhead: Mapping[str, Any],
-) -> list[dict[str, Any]]:
+def _lines(config: Config, track: Mapping[str, Any], results: Results, overhead: Mapping[str, Any]) -> list[dict[str, Any]]:
+    arms, role, against, best_ebc = (track[k] for k in ("arms", "roles", "differences", "best_ebc_by_val"))
+    alone, joint = _claims(track)
     twice = arms[role["ebc_x2"]]
     runs = [results[r] for r in twice["runs"].values() if results.get(r, {}).get("outcome") in ("completed", "diverged")]
 
@@ -248,25 +253,25 @@ def _lines(
         line(
             "x2_no_worse_than_baseline",
             f"test loss of EBC at LR ×2 ≤ baseline + {config.finals.margin:g}",
-            not_worse(versus, config.finals.margin),
-            show_difference(versus),
+            VERDICT_OF[alone],
+            show_difference(versus) + (" — beats it" if versus["judged"] == "beats" else ""),
             arm=role["ebc_x2"],
             reference=role["baseline"],
             difference=versus,
+            beats=versus["judged"] == "beats",
         )
     )
     fair = against["control"][best_ebc]
-    beats = fair["high"] is not None and fair["high"] < 0
     lines.append(
         line(
             "best_ebc_no_worse_than_control",
             f"test loss of the best EBC arm by val ≤ fair control + {config.finals.margin:g}",
-            not_worse(fair, config.finals.margin),
-            show_difference(fair) + (" — beats it" if beats else ""),
+            VERDICT_OF[joint],
+            show_difference(fair, joint=True) + (" — beats it" if joint == "beats" else ""),
             arm=best_ebc,
             reference=role["control"],
             difference=fair,
-            beats=beats,
+            beats=joint == "beats",
         )
     )
     limit_pct = OVERHEAD_LIMIT_PCT.get(config.scale, OVERHEAD_LIMIT_ELSEWHERE_PCT)
@@ -291,20 +296,6 @@ def _lines(
     return lines
 
 
-def show_difference(d: Mapping[str, Any]) -> str:
-    """A paired difference in one line: mean, interval, what could have been seen."""
-    if d.get("diverged"):
-        return f"diverged: {d['diverged']['arm']} of the arm's, {d['diverged']['reference']} of the reference's runs"
-    if d["mean"] is None:
-        return "no pair of completed runs"
-    if d["high"] is None:
-        return f"{d['mean']:+.4f} nats from one seed: no interval"
-    return (
-        f"{d['mean']:+.4f} nats [{d['low']:+.4f}, {d['high']:+.4f}], {d['seeds']} seeds; "
-        f"smallest detectable {d['detectable']:.4f}"
-    )
-
-
 def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
     """acceptance.json: every line, and how many passed, failed or stayed undecided."""
     lines = [{"track": t, **line} for t, found in decision["tracks"].items() for line in found["verdict"]]
@@ -314,5 +305,6 @@ def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
         "lines": lines,
         "confidence": CONFIDENCE,
         "power_of_detectable": POWER,
-        "seeds": config.seeds,
+        "seeds": sorted({int(s) for found in decision["tracks"].values() for a in found["arms"].values() for s in a["runs"]}),
+        "sequential": decision["sequential"],
     }

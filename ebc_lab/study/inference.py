@@ -1,0 +1,171 @@
+"""What paired seeds can show: differences with intervals, what they are judged to be, how much noise there is.
+
+Distributions and tests are scipy's; what is ours is only which of them is asked, and at which level:
+
+* The differences of an arm from its reference, seed by seed, get a t-interval. Where a run diverged there is no mean: its
+  loss ranks behind every other, and the median difference gets the distribution-free interval of order statistics.
+* Wherever several arms are compared with one reference, a second, wider interval holds for all of them at once (Bonferroni),
+  and what is claimed of an arm rests on that one.
+* A study that looks at its results more than once, adding seeds while they leave it open, shares its error out over the looks.
+
+Import scipy late: it costs half a second, and `status` does without.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CONFIDENCE = 0.95
+POWER = 0.80
+
+
+def paired(
+    arm: Mapping[str, float],
+    reference: Mapping[str, float],
+    *,
+    margin: float = 0.0,
+    comparisons: int = 1,
+    looks: int = 1,
+    replicates: Sequence[float] = (),
+) -> dict[str, Any]:
+    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where a run diverged.
+
+    `replicates`: losses of one configuration under several seeds, the noise floor. -> `seeds`; `method` (`t`, or `rank` where a
+    run diverged, None without a pair); `mean` (None by rank), `median`; `low`, `high`: the 95% interval of one or the other,
+    corrected for `looks`; `joint_low`, `joint_high`: the one that holds for all `comparisons` at once; `p`, `p_joint`: of no
+    difference, two-sided, likewise; `detectable`, `joint_detectable`: the smallest true difference that such an interval would
+    tell from 0, 4 times in 5; `sigmas`: the mean in units of the noise of one run; `alone`, `judged`: what `judge` says by the
+    interval by itself and by the joint one. A limit is None where it is infinite, or so few seeds have none.
+    """
+    seeds = sorted(set(arm) & set(reference))
+    both = [(arm[s], reference[s]) for s in seeds]
+    lost, gained = (sum(math.isinf(pair[i]) for pair in both) for i in (0, 1))
+    differences = [0.0 if a == b else a - b for a, b in both]  # two that diverged are alike
+    finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
+    level = (1 - CONFIDENCE) / looks
+    out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
+    out |= {"method": "t" if both else None, "mean": None, "median": _median(differences), "sigmas": None}
+    if lost or gained:
+        out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
+    elif both:
+        out["mean"] = statistics.fmean(differences)
+        out["sigmas"] = out["mean"] / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
+    found = _tested(out["method"], differences)
+    for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
+        low, high, p = (
+            (math.nan, math.nan, None) if found is None else (*found.confidence_interval(1 - level / k), found.pvalue)
+        )
+        out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
+        out["p_joint" if prefix else "p"] = None if p is None else min(1.0, float(p) * looks * k)
+        out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k)
+        out[name] = "misses" if lost > gained else judge(low, high, margin)
+    return out
+
+
+def judge(low: float, high: float, margin: float) -> str:
+    """`beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it: the lower limit is above.
+
+    Else, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its reference misses, whatever its
+    other seeds did.)
+    """
+    if high <= margin:
+        return "beats" if high < 0 else "meets"
+    return "misses" if low > margin else "undecided"
+
+
+@dataclass(frozen=True)
+class _Same:
+    """In the place of scipy's result where all differences are one number: the same runs under two names."""
+
+    value: float
+
+    @property
+    def pvalue(self) -> float:
+        return float(self.value == 0)
+
+    def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
+        return self.value, self.value
+
+
+def _tested(method: str | None, differences: Sequence[float]) -> Any:
+    """scipy's test of no difference, which also has the intervals; None where there is nothing to test."""
+    from scipy import stats
+
+    if method is None or (method == "t" and len(differences) < 2):
+        return None
+    if method == "t" and len(set(differences)) == 1:
+        return _Same(differences[0])
+    return stats.ttest_1samp(differences, 0.0) if method == "t" else stats.quantile_test(differences, q=0.0, p=0.5)
+
+
+def _median(differences: Sequence[float]) -> float | None:
+    middle = statistics.median(differences) if differences else math.nan
+    return _finite(middle)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _detectable(differences: Sequence[float], replicates: Sequence[float], level: float) -> float | None:
+    """From the spread of the differences; where there is none yet, from the replicates'."""
+    if len(differences) > 1:
+        return _factor(len(differences) - 1, level) * statistics.stdev(differences) / math.sqrt(len(differences))
+    if len(replicates) > 1:
+        return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
+    return None
+
+
+@functools.cache
+def _factor(freedom: int, level: float) -> float:
+    """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability POWER."""
+    from scipy import optimize, stats
+
+    critical = stats.t.ppf(1 - level / 2, freedom)
+    return float(optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - POWER, 0.0, 10 * critical + 10))
+
+
+VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "undecided"}
+
+
+def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
+    """A difference in one line: its estimate, its interval, how many seeds, and what so many could have shown."""
+    k = "joint_" if joint else ""  # named beforehand, or picked from several
+    detectable = d[f"{k}detectable"]
+    shown = f"smallest detectable {detectable:.4f}" if detectable is not None else "too few seeds to detect any difference"
+    if d["method"] is None:
+        return f"no pair of finished runs; {shown}"
+    words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""
+    if d["method"] == "rank":
+        lost = d["diverged"]
+        words = f"diverged: {lost['arm']} of the arm's, {lost['reference']} of the reference's runs; median difference "
+        words += f"{d['median']:+.4f} nats" if d["median"] is not None else "unbounded"
+    low, high = d[f"{k}low"], d[f"{k}high"]
+    if low is None and high is None:
+        words += " from one seed: no interval" if d["seeds"] == 1 else ": no finite interval"
+    else:
+        words += f" [{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
+        words += f" for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
+    return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
+
+
+def noise(losses: Sequence[float]) -> dict[str, Any]:
+    """The noise floor from replicate seeds: `sigma`, its 95% interval, and what a comparison of two single runs could show.
+
+    `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5. None from less
+    than two losses.
+    """
+    from scipy import stats
+
+    freedom = len(losses) - 1
+    if freedom < 1:
+        return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": len(losses)}
+    sigma = statistics.stdev(losses)
+    low, high = (sigma * math.sqrt(freedom / stats.chi2.ppf(p, freedom)) for p in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
+    detectable = _detectable((), losses, 1 - CONFIDENCE)
+    return {"sigma": sigma, "low": float(low), "high": float(high), "detectable": detectable, "seeds": len(losses)}

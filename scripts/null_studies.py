@@ -1,0 +1,122 @@
+"""How often do the finals claim what is not so? Their own decision, made for many invented studies whose truth is known.
+
+    python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g. seeds=[0,1,2,3,4]
+
+In each study every arm has the same true loss (or every EBC arm is truly worse by just the margin); seeds differ, runs differ,
+the validation loss by which the best arm is picked shares the run's luck with the test loss by which it is judged. Counted are the
+studies in which any arm is said to beat the baseline or the fair control; with a true difference, those that call it no worse.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ebc_lab.config import Config
+from ebc_lab.overrides import compose
+from ebc_lab.study import plan, verdict
+from ebc_lab.study.decide import Decision, Results
+from ebc_lab.study.signature import RunSpec
+
+SEEDS_SD, RUNS_SD, SPLIT_SD = 0.03, 0.02, 0.005  # nats: between seeds, between runs of a seed, between the splits of a run
+SETTINGS = (
+    "scale=laptop",
+    "optimizer=adam",
+    "dtype=float32",
+    "threads_per_run=1",
+    "compile=off",
+    "device=cpu",
+    "data.sha256=0",
+)
+
+
+def settings(overrides: Sequence[str] = ()) -> Config:
+    """A study's settings with nothing left to measure."""
+    return compose([*SETTINGS, *overrides])
+
+
+def decided(config: Config) -> dict[str, Decision]:
+    """What the finals build on: an lr, the noise, a delta* and a scale that merges with none of the other arms."""
+    control = {"lr": 4e-3, "lr_scale": 1.0}
+    swept = {"optimizer": "adam", "projection": "none", "lr": 4e-3, "natural_kl": 0.02, "sigma": 0.02, "control": control}
+    found = {
+        "lr_sweep": swept | {"replicate_losses": [2.0, 2.02, 2.04]},
+        "calibrate": {"budget": "shadow", "delta_star": 0.02, "by_budget": {"shadow": 0.02}},
+        "lr_scale": {"lr_scale": 4.0},
+    }
+    return {stage: {"inputs_sha256": stage, "tracks": {"adam_none": track}} for stage, track in found.items()}
+
+
+def invented(specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float) -> dict[str, dict[str, Any]]:
+    """Results of runs whose truth is known: EBC arms `worse` by so many nats, a share of all runs `diverging`."""
+    seeds = {s.run.seed: draw.gauss(2.0, SEEDS_SD) for s in specs}
+    results: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        loss = draw.gauss(seeds[spec.run.seed], RUNS_SD) + worse * (spec.run.stabilizer.name == "ebc")
+        whole = draw.random() >= diverging
+        figures = {f"{split}_loss": draw.gauss(loss, SPLIT_SD) if whole else None for split in ("val", "test")}
+        results[spec.run_id] = {"outcome": "completed" if whole else "diverged", **figures}
+    return results
+
+
+def judged(config: Config, decisions: dict[str, Decision], looks: Sequence[Sequence[RunSpec]], results: Results) -> Decision:
+    """The finals' decision at the look where they stop: each look has more seeds than the one before."""
+    specs = next((s for s in looks if not verdict.next_seeds(config, s, results, decisions)), looks[-1])
+    return verdict.finals(config, specs, results, decisions)
+
+
+def simulate(config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0) -> dict[str, float]:
+    """Shares of the studies: `beats` anything, `no_worse` by the first or the other line of the verdict; mean `seeds`."""
+    decisions, draw = decided(config), random.Random(seed)
+    looks = seeds_of(config, decisions)
+    found = {"beats": 0.0, "uncorrected": 0.0, "x2_no_worse": 0.0, "best_no_worse": 0.0, "seeds": 0.0}
+    for _ in range(studies):
+        results = invented(looks[-1], draw, worse, diverging)
+        decision = judged(config, decisions, looks, results)
+        [track] = decision["tracks"].values()
+        differences = [d for family in track["differences"].values() for d in family.values()]
+        lines = {line["name"]: line for line in track["verdict"]}
+        claims = [d["judged"] for d in differences] + ["beats" for line in lines.values() if line.get("beats")]
+        found["beats"] += "beats" in claims
+        found["uncorrected"] += any(d["alone"] == "beats" for d in differences)
+        found["x2_no_worse"] += lines["x2_no_worse_than_baseline"]["verdict"] == "pass"
+        found["best_no_worse"] += lines["best_ebc_no_worse_than_control"]["verdict"] == "pass"
+        found["seeds"] += len(next(iter(track["arms"].values()))["runs"])
+    return {k: v / studies for k, v in found.items()}
+
+
+def seeds_of(config: Config, decisions: dict[str, Decision]) -> list[list[RunSpec]]:
+    """The runs of the finals at each look."""
+    looks: list[list[RunSpec]] = []
+    results: dict[str, Any] = {}
+    while len(looks) < len(verdict.looks(config)):  # played with results that leave everything open
+        looks.append(plan.finals(config, decisions, results))
+        results |= {s.run_id: _open(s) for s in looks[-1]}
+    return looks
+
+
+def _open(spec: RunSpec) -> dict[str, Any]:
+    loss = 2.0 + (spec.run.seed % 2 if spec.run.stabilizer.name == "ebc" else 0.5)
+    return {"outcome": "completed", "val_loss": loss, "test_loss": loss}
+
+
+def main(studies: int, overrides: Sequence[str]) -> None:
+    kinds = {"fixed seeds": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
+    for kind, more in kinds.items():
+        config = settings([*overrides, *more])
+        for truth, how in {
+            "no effect": {},
+            "no effect, one run in 20 diverges": {"diverging": 0.05},
+            "EBC worse by the margin": {"worse": config.finals.margin},
+        }.items():
+            found = simulate(config, studies, **how)
+            shares = f"beats {found['beats']:.1%} (uncorrected {found['uncorrected']:.1%})"
+            passes = f"no worse: ×2 {found['x2_no_worse']:.1%}, best {found['best_no_worse']:.1%}"
+            print(f"{kind}, {truth}: {shares}; {passes}; {found['seeds']:.1f} seeds")
+
+
+if __name__ == "__main__":
+    number = [a for a in sys.argv[1:] if a.isdigit()]
+    main(int(number[0]) if number else 1000, [a for a in sys.argv[1:] if not a.isdigit()])
