@@ -3,8 +3,8 @@
     python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g. seeds=[0,1,2,3,4]
 
 In each study every arm has the same true loss (or every EBC arm is truly worse by just the margin); seeds differ, runs differ,
-the validation loss by which the best arm is picked shares the run's luck with the test loss by which it is judged. Counted are the
-studies in which any arm is said to beat the baseline or the fair control; with a true difference, those that call it no worse.
+the validation loss by which the best arm is picked shares the run's luck with the test loss by which it is judged. Counted are
+the studies in which any arm is said to beat the baseline or the fair control; and those that call EBC no worse.
 """
 
 from __future__ import annotations

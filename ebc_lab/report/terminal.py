@@ -123,7 +123,7 @@ def ablation(decision: Mapping[str, Any]) -> RenderableType:
     """A suite's arms, best first: what each did to the losses, to c, S and beta, and to the KL. Empty columns are left out."""
     rows = []
     for found in decision["tracks"].values():
-        ranked = sorted(found["arms"].items(), key=lambda item: item[1]["figures"]["test_loss"] or math.inf)
+        ranked = sorted(found["arms"].items(), key=lambda item: item[1]["test_median"] or math.inf)
         rows += [_arm_row(label, arm, found["reference"]) for label, arm in ranked if arm["comparable"]]
         rows += [_arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]]
     used = [c for c in rows[0] if any(row[c] for row in rows)] if rows else []

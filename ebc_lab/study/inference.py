@@ -99,7 +99,7 @@ def _tested(method: str | None, differences: Sequence[float]) -> Any:
     if method is None or (method == "t" and len(differences) < 2):
         return None
     if method == "t" and len(set(differences)) == 1:
-        return _Same(differences[0])
+        return _Same(statistics.fmean(differences))
     return stats.ttest_1samp(differences, 0.0) if method == "t" else stats.quantile_test(differences, q=0.0, p=0.5)
 
 

@@ -224,10 +224,10 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             least = f"; margins of {min(margins):.1f} to {max(margins):.1f} σ" if margins else ""
             lines.append(f"{track}: {len(d['arms'])} arms tuned; the best is {first}{least}")
         elif stage == "ablation":
-            known = {a: f["figures"]["val_loss"] for a, f in d["arms"].items() if f["comparable"]}
+            known = {a: f["val_median"] for a, f in d["arms"].items() if f["comparable"]}
             done = {a: x for a, x in known.items() if x is not None}
             first = sorted(done, key=lambda a: done[a])[:1]
-            lowest = f"; lowest validation loss {first[0]}, {done[first[0]]:.4f}" if first else ""
+            lowest = f"; lowest median validation loss {first[0]}, {done[first[0]]:.4f}" if first else ""
             lines.append(f"{track}: {len(d['arms'])} arms{lowest}")
         elif stage == "lr_scale":
             rooms = ", ".join(f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items())

@@ -27,7 +27,11 @@ OVERHEAD_LIMIT_ELSEWHERE_PCT = 5.0
 
 
 def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, Any]]:
-    """Arm -> roles, settings, run ids by seed, and mean and spread of its losses. Arms with the same runs are one."""
+    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the same runs are one.
+
+    `test_median` and `val_median` are over all finished seeds, one that diverged behind every other: None where it is the
+    median itself. By them arms are ranked.
+    """
     arms: dict[str, dict[str, Any]] = {}
     for spec in (s for s in specs if s.kind == "train"):
         arm = arms.setdefault(
@@ -56,6 +60,9 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, A
             arm[key] = statistics.fmean(values) if values else None
             if key == "test_loss":
                 arm["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
+        for key in ("val", "test"):
+            middle = statistics.median(losses(arm, results, f"{key}_loss").values() or [math.inf])
+            arm[f"{key}_median"] = middle if math.isfinite(middle) else None
     return arms
 
 
