@@ -93,3 +93,16 @@ def own_copy(finished, tmp_path: Path):
     config, outcome, _ = finished
     shutil.copytree(outcome.study.root, tmp_path / "done")
     return replace(config, output_dir=str(tmp_path)), Study(tmp_path / "done")
+
+
+@pytest.fixture(scope="session")
+def results_schema():
+    """What results_final.json may hold, and must."""
+    import json
+    from importlib import resources
+
+    import jsonschema
+
+    schema = json.loads((resources.files("ebc_lab") / "report" / "results_final.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)

@@ -190,7 +190,7 @@ def test_every_suite_that_is_shipped_can_be_planned():
 # -- a finished suite -----------------------------------------------------------------------------------------------------
 
 
-def test_a_suite_leaves_its_table_and_says_what_was_found(done):
+def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     config, outcome = done
     root = outcome.study.root
     assert outcome.failed == []
@@ -206,14 +206,17 @@ def test_a_suite_leaves_its_table_and_says_what_was_found(done):
     gaps = [a - b for a, b in zip(ebc, reference, strict=True)]
     assert table.loc["ebc", "difference"] == pytest.approx(sum(gaps) / 2)
     half = 12.706 * abs(gaps[0] - gaps[1]) / math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom at 97.5%
+    assert all(d["comparisons"] == 7 for a in arms.values() if (d := a["difference"]))
     assert table.loc["ebc", "high"] - table.loc["ebc", "low"] == pytest.approx(2 * half, rel=1e-3)
     assert pd.isna(table.loc["plain", "difference"])
     assert table.loc["traced", "versus"] == "ebc"
     assert table.loc["traced", "surrogate_late"] > 0
     assert pd.read_csv(root / "summary_ablation.csv").shape[0] == 16
-    assert json.loads((root / "results_final.json").read_text())["stage"] == "ablation"
+    results = json.loads((root / "results_final.json").read_text())
+    assert results["stage"] == "ablation"
+    results_schema.validate(results)
     assert not (root / "acceptance.json").exists()
-    assert "nothing corrects for 7 comparisons" in " ".join(outcome.study.decisions()["ablation"]["notes"])
+    assert "for all 7 comparisons at once" in outcome.study.decisions()["ablation"]["rule"]
     assert config.study.stages == list(outcome.study.decisions())
 
 
