@@ -30,6 +30,7 @@ ARMS = {
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
 SWEPT = {"lr": 1e-2, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "descent_median": 0.1, "sigma": 0.01}
+SWEPT |= {"replicate_losses": [2.0, 2.01, 2.02]}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 
 

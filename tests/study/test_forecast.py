@@ -135,3 +135,12 @@ def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy
     assert status(study)["eta_s"] == pytest.approx(0.8 * whole)
     assert autopilot(config, Listener()).trained == 1
     assert status(study)["eta_s"] == 0
+
+
+def test_seeds_that_may_be_added_are_foreseen(finished):
+    config, _, _ = finished
+    more = replace(config, finals=replace(config.finals, max_seeds=7), study=replace(config.study, name="fresh"))
+    least, most = (planned(more)["stages"]["finals"][k]["runs"] for k in ("min", "max"))
+    fixed = planned(replace(config, study=replace(config.study, name="fresh")))["stages"]["finals"]
+    assert least == fixed["min"]["runs"]
+    assert most * len(config.seeds) == fixed["max"]["runs"] * 7
