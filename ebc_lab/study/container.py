@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -139,8 +140,8 @@ def _odd(head: bytes) -> int:
 def read(path: Path, sink: Callable[[str], Put | None], expected: Callable[[], Sequence[str]]) -> Iterator[Wrong]:
     """What is not as `write` writes it: (file or part, what). Each file's contents go, in pieces, to what `sink` gives for it.
 
-    `expected`: the names that should follow the first; asked once that has been read. Raises Unreadable where nothing more can
-    be told apart.
+    `expected`: the names that should follow the first, sorted; asked once that has been read. Raises Unreadable where nothing
+    more can be told apart.
     """
     with open(path, "rb") as f:
         total = f.seek(0, 2)
@@ -177,8 +178,8 @@ def _following(entries: Sequence[Entry], names: Sequence[str]) -> str | None:
     """The name that should come next."""
     if not entries:
         return FIRST
-    last = entries[-1].name if len(entries) > 1 else ""
-    return next((n for n in names if n > last), None)
+    at = bisect_right(names, entries[-1].name) if len(entries) > 1 else 0
+    return names[at] if at < len(names) else None
 
 
 def _entry(
