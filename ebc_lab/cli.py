@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,7 +31,9 @@ MaxHours = Annotated[
     float | None,
     typer.Option("--max-hours", help="Stop before the workers, all together, exceed so many hours.", show_default=False),
 ]
-Name = Annotated[str | None, typer.Argument(help="Study name or folder; the newest if left out.", show_default=False)]
+Name = Annotated[
+    str | None, typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False)
+]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
 app = typer.Typer(
@@ -185,12 +188,42 @@ def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
 
 
 @app.command()
-def verify(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> int:
-    """Check every file of a study against its recorded sha256, and every run against its name. Exit code 4: some are bad."""
+def export(
+    study: Name = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False)
+    ] = None,
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> None:
+    """Pack a study into one .zip: settings, decisions, runs, telemetry, tables, pictures, and the sha256 of each file."""
+    from .study.bundle import export as pack
     from .study.inspect import find
-    from .study.verify import verify as check
 
-    found = check(find(study, output_dir))
+    found = pack(find(study, output_dir), output)
+    if as_json:
+        return _json(found)
+    from .report import terminal
+
+    terminal.exported(_console(), found)
+
+
+@app.command()
+def verify(
+    study: Name = None,
+    output_dir: Place = OUTPUT_DIR,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="Of a bundle: what `export` printed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check every file of a study against its recorded sha256, and every run against its name; of a bundle every byte.
+
+    Exit code 4: some are bad.
+    """
+    from .study.bundle import verify_named
+
+    found = verify_named(study, output_dir, sha256)
     if as_json:
         _json(found)
     else:
@@ -220,13 +253,22 @@ def diff(
 
 
 @app.command()
-def report(study: Name = None, output_dir: Place = OUTPUT_DIR) -> None:
-    """Rebuild the tables and plots of a study from its runs."""
+def report(
+    study: Name = None,
+    output_dir: Place = OUTPUT_DIR,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Of a bundle: the folder to unpack it into; beside it if left out.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Rebuild the tables and plots of a study from its runs; a bundle is unpacked for that, and stays as it is."""
     from .study.autopilot import Listener
     from .study.autopilot import report as rebuild
-    from .study.inspect import find
+    from .study.bundle import to_rebuild
 
-    found = find(study, output_dir)
+    found = to_rebuild(study, output_dir, output)
     rebuild(found, Listener(say=typer.echo))
     typer.echo(f"rebuilt in {found.root}")
 

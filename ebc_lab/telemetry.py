@@ -11,9 +11,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .config import UserError, digest
 
@@ -58,6 +59,13 @@ RECOVERY_WINDOW = 10  # steps whose mean must be back there
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file by way of `written_whole`."""
+    with written_whole(path, durable=durable) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written_whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename.
 
     `durable=False` leaves out the fsync, for what may be lost with the machine (progress).
@@ -65,7 +73,7 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> No
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(content.encode() if isinstance(content, str) else content)
+            yield f
             f.flush()
             if durable:
                 os.fsync(f.fileno())

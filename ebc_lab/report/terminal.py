@@ -313,6 +313,14 @@ def verified(console: Console, found: Mapping[str, Any]) -> None:
         console.print(f"{found['growing']} file(s) of runs without a result: not recorded before they have one")
     word = "as recorded" if found["ok"] else f"checked, {len(found['bad'])} wrong"
     console.print(Text(f"{found['study']}: {found['files']} file(s) {word}", style="green" if found["ok"] else "red"))
+    if "sha256" in found:
+        console.print(f"sha256 of the bundle: {found['sha256']}", soft_wrap=True)
+
+
+def exported(console: Console, found: Mapping[str, Any]) -> None:
+    console.print(Text(f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not in it"))
+    console.print(f"sha256: {found['sha256']}", soft_wrap=True)
+    console.print(f"`ebc-lab verify {found['bundle']}` checks it anywhere; `report` and `why --replay` read it", soft_wrap=True)
 
 
 def compared(console: Console, found: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import STAGES, Config, UserError, digest, from_dict
-from ..data import Corpus, check_length, locate
+from ..data import check_length, locate
 from ..overrides import compose
 from ..telemetry import write_json
 from . import manifest, verdict
@@ -148,7 +148,7 @@ def autopilot(
                 _record(study, stage, decisions[stage], listener)
                 listener.decided(stage, decisions[stage])
                 _write_table(study, stage, specs, results)
-        accepted = write_conclusions(config, study, corpus, decisions, listener) if order[-1] in stages else None
+        accepted = write_conclusions(config, study, decisions, listener) if order[-1] in stages else None
         manifest.complete(study.root)
         trained, failed = len(_trained(study) - before), _failed(study)
         return Outcome(study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation"))
@@ -286,12 +286,13 @@ def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Ma
 
 
 def write_conclusions(
-    config: Config, study: Study, corpus: Corpus, decisions: dict[str, Decision], listener: Listener
+    config: Config, study: Study, decisions: dict[str, Decision], listener: Listener
 ) -> dict[str, Any] | None:
     """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, and every plot."""
     from ..report import plots, tables
 
-    about = {"study": study.name, "corpus": corpus.title, "warning": corpus.warning}
+    header = study.header()  # not the corpus itself, which need not be here any more
+    about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     accepted = None
     manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json")
     if "finals" in decisions:
@@ -323,6 +324,5 @@ def report(study: Study, listener: Listener) -> None:
             specs, results = specs_of(stage, config, decisions, study.results)
             _write_table(study, stage, specs, results)
         if config.study.stages[-1] in decisions:
-            corpus = replace(locate(config.data), warning=study.header()["corpus"]["warning"])
-            write_conclusions(config, study, corpus, decisions, listener)
+            write_conclusions(config, study, decisions, listener)
         manifest.complete(study.root)

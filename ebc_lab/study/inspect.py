@@ -23,10 +23,14 @@ from .store import FINISHED, Record, Study
 
 
 def find(name: str | None, output_dir: str) -> Study:
-    """A study by name or path; without one, the newest in `output_dir`. Raises UserError when there is none."""
+    """A study by name or path, or a bundle of one; without a name, the newest in `output_dir`. Raises UserError."""
+    from .bundle import Bundled, is_bundle
+
     base = Path(output_dir).expanduser()
     if name:
         path = Path(name).expanduser()
+        if is_bundle(path):
+            return Bundled(path)
         inside = path.parent == Path(".")
         return Study(base / name) if inside and not (path / "study.json").exists() else Study(path)
     headers = sorted(base.glob("*/study.json"), key=lambda p: p.stat().st_mtime)

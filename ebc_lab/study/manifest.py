@@ -4,7 +4,7 @@ An entry is made once, at the end of the call that made the file, and then stays
 blesses an edit. Whoever is about to write a file anew (a run that is trained again, a table, a plot) strikes its entry out
 first, so a kill between the two leaves a file without an entry, never a wrong one. While a call is under way, or was cut off,
 `complete` is false: files without an entry are then no surprise. Runs without a result still grow, and are not recorded; nor is
-what no call of ours writes.
+what no call of ours writes, nor a checkpoint, which only a failed run keeps: it is no evidence.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..telemetry import read_sealed, write_sealed
 
 NAME = "manifest.json"
 RUNS = "runs"
+CHECKPOINT = "/checkpoint.pt"
 CONCLUSIONS = (  # made from the runs, and made again when they change
     "auto_decisions.json",
     "acceptance.json",
@@ -44,7 +45,9 @@ def read(root: Path) -> dict[str, Any]:
             f"`ebc-lab report {root.name}`."
         )
     remedy = f"bring back a copy, or delete it and let `ebc-lab report {root.name}` record the files as they are now"
-    return read_sealed(root / NAME, remedy)
+    found = read_sealed(root / NAME, remedy)
+    files = {path: sha256 for path, sha256 in found["files"].items() if not path.endswith(CHECKPOINT)}
+    return {**found, "files": files}
 
 
 def begin(root: Path) -> None:
@@ -82,7 +85,7 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """The study's files but the manifest and hidden ones; those of a run without a result only with `unfinished`."""
+    """All files but the manifest, checkpoints and hidden ones; those of a run without a result only with `unfinished`."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         inside = os.path.relpath(folder, root)
@@ -90,7 +93,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
             folders.clear()
             continue
         paths = (name if inside == "." else f"{inside}/{name}" for name in sorted(names) if not name.startswith("."))
-        yield from (path for path in paths if path != NAME)
+        yield from (path for path in paths if path != NAME and not path.endswith(CHECKPOINT))
 
 
 def run_of(path: str) -> str | None:
