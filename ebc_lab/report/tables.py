@@ -1,4 +1,6 @@
-"""The CSV tables of a study: stable columns, one row per run. Units stand beside the columns."""
+"""The CSV tables of a study: stable columns, one row per run, or per arm of a suite. Units and meanings are data: docs/files.md
+repeats them.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +17,99 @@ if TYPE_CHECKING:
 
     from ..study.signature import RunSpec
 
-COLUMNS = (
-    "arm",
-    "seed",
-    "lr",
-    "lr_scale",  # times the track's best baseline learning rate
-    "optimizer",
-    "projection",
-    "stabilizer",
-    "budget",
-    "aggregate",
-    "controller",
-    "delta_star",  # nats per token, before its schedule
-    "outcome",
-    "steps",
-    "val_loss",  # nats per token, whole split
-    "val_se",
-    "test_loss",
-    "test_se",
-    "heldout_loss",  # val and test together
-    "test_bits_per_char",
-    "test_accuracy",
-    "clip_rate",  # share of steps with c < 0.999
-    "c_mean",
-    "c_p10",
-    "c_median",
-    "c_p90",
-    "eta_eff_median",  # c·lr
-    "kl_median",  # applied KL, nats per token, steps >= 20
-    "kl_within_30pct",  # share of audited, clipped steps
-    "tightness_median",  # T/(c·S)
-    "guard_count",
-    "skipped_steps",
-    "tokens_per_s",
-    "overhead_pct",  # of EBC, from one paired measurement; EBC arms of the finals only
-    "probe_pct",  # of the run's training time
-    "wall_s",
-    "run_id",
-)
+NATS, SHARE, SCALE = "nats/token", "0–1", "×"
+COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
+    "arm": ("", "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>[_lindelta][_lrdecay]`"),
+    "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
+    "lr": ("", "learning rate at its peak"),
+    "lr_scale": (SCALE, "lr over the track's best plain learning rate"),
+    "optimizer": ("", "the base optimizer"),
+    "projection": ("", "of the weights"),
+    "stabilizer": ("", "what acts between backward and the update; `none` is the plain optimizer"),
+    "budget": ("", "how EBC finds c; empty without EBC"),
+    "aggregate": ("", "how contributions add up to S; empty where S is not measured"),
+    "controller": ("", "how EBC's δ moves; empty without EBC"),
+    "delta_star": (NATS, "δ*, the target KL of a step, before its schedule"),
+    "outcome": ("", "`completed`, `diverged`, `oom`, `failed`, `lost` or `cancelled`"),
+    "steps": ("steps", "taken"),
+    "val_loss": (NATS, "cross-entropy on the whole validation split; decisions look at this one"),
+    "val_se": (NATS, "its standard error over the split's windows"),
+    "test_loss": (NATS, "cross-entropy on the whole test split; the verdict looks at this one"),
+    "test_se": (NATS, "its standard error over the split's windows"),
+    "heldout_loss": (NATS, "validation and test split together"),
+    "test_bits_per_char": ("bits/character", "test_loss over ln 2"),
+    "test_accuracy": (SHARE, "next characters of the test split told right"),
+    "clip_rate": (SHARE, "steps with c < 0.999"),
+    "c_mean": (SHARE, "mean clip coefficient c, over steps that were not skipped, like its quantiles"),
+    "c_p10": (SHARE, "10% quantile of c"),
+    "c_median": (SHARE, "median of c"),
+    "c_p90": (SHARE, "90% quantile of c"),
+    "eta_eff_median": ("", "median of c·lr"),
+    "kl_median": (NATS, "median applied KL of the audited steps from step 20 on; of a plain run: its natural KL"),
+    "kl_within_30pct": (SHARE, "audited, clipped steps whose applied KL lies within ±30% of δ*"),
+    "tightness_median": ("", "median of T/(c·S); above 1 the bound was too small"),
+    "guard_count": ("audits", "at which the guard stepped in"),
+    "skipped_steps": ("steps", "without a usable gradient or update"),
+    "tokens_per_s": ("tokens/s", "of training, evaluations aside"),
+    "overhead_pct": ("%", "of a step's time that EBC adds, from one paired measurement; EBC arms of the finals only"),
+    "probe_pct": ("%", "of the training time that measuring took on the host"),
+    "wall_s": ("s", "of the run on the clock, evaluations and earlier attempts up to their checkpoint included"),
+    "run_id": ("", "its folder under runs/"),
+}
+COLUMNS = tuple(COLUMN_MEANINGS)
 TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
+TUNED = "tuned_"
+OF_A_DIFFERENCE = (
+    *("low", "high", "detectable"),
+    *("method", "median", "joint_low", "joint_high", "comparisons", "p", "p_joint", "sigmas", "judged"),
+)
+ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
+    "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
+    "arm": ("", "its name in the suite's file"),
+    "about": ("", "what it is, in words"),
+    "lr": COLUMN_MEANINGS["lr"],
+    "lr_scale": COLUMN_MEANINGS["lr_scale"],
+    "delta_star": COLUMN_MEANINGS["delta_star"],
+    f"{TUNED}lr_scale": (SCALE, "the best of its grid, where the arm has one: LR scale"),
+    f"{TUNED}delta": (SCALE, "the same: δ* over the calibrated (or natural) one"),
+    f"{TUNED}strength": ("", "the same: the stabilizer's strength"),
+    "strength": ("", "of the stabilizer: its own unit"),
+    "seeds": ("runs", "that the arm has"),
+    "completed": ("runs", "of them"),
+    "diverged": ("runs", "of them"),
+    **{k: COLUMN_MEANINGS[k] for k in ("val_loss", "test_loss", "heldout_loss", "c_median")},
+    "c_median_logged": (SHARE, "median of c at every 20th step alone"),
+    "c_early": (SHARE, "median c in a tenth of the run from step 20 on"),
+    "c_late": (SHARE, "median c in the run's last tenth"),
+    "clip_rate": COLUMN_MEANINGS["clip_rate"],
+    "grad_clip_rate": (SHARE, "steps whose gradient was scaled below 0.999"),
+    "kl_median": COLUMN_MEANINGS["kl_median"],
+    "kl_ratio_median": ("", "median of applied KL over δ*, audited, clipped steps"),
+    "kl_within_30pct": COLUMN_MEANINGS["kl_within_30pct"],
+    "surrogate_early": ("logits/token", "median S, when as for c"),
+    "surrogate_late": ("logits/token", "median S, when as for c"),
+    "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
+    "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
+    **{k: COLUMN_MEANINGS[k] for k in ("tightness_median", "guard_count", "skipped_steps")},
+    "shock_peak": (NATS, "how far the mean training loss of any 10 steps after a shock rose above that before it"),
+    "shock_recovery_steps": ("steps", "until such a mean was back; empty where a seed's never was"),
+    "shock_recovered": (SHARE, "seeds that came back"),
+    "versus": ("", "the arm that it is compared with"),
+    "pairs": ("seeds", "that both have"),
+    "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),
+    "low": (NATS, "lower end of its 95% interval by itself; empty: none, or infinite where method is `rank`"),
+    "high": (NATS, "upper end of it"),
+    "detectable": (NATS, "the smallest difference that so many seeds could have shown, with power 80%"),
+    "method": ("", "`t`, or `rank` where a run diverged"),
+    "median": (NATS, "of the paired differences"),
+    "joint_low": (NATS, "lower end of the interval that holds, at 95%, for all comparisons together"),
+    "joint_high": (NATS, "upper end of it"),
+    "comparisons": ("", "how many that is"),
+    "p": (SHARE, "of no difference, by itself"),
+    "p_joint": (SHARE, "corrected for the comparisons"),
+    "sigmas": ("σ", "the difference over the noise of replicate seeds"),
+    "judged": ("", "`beats`, `meets`, `misses` or `undecided`"),
+}
 FILE_OF_STAGE = {"finals": "summary_final.csv"}
 
 
@@ -108,11 +164,8 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
                 {
                     "track": track,
                     "arm": label,
-                    "about": arm["about"],
-                    "lr": arm["lr"],
-                    "lr_scale": arm["lr_scale"],
-                    "delta_star": arm["delta_star"],
-                    **{f"tuned_{k}": v for k, v in (arm["point"] or {}).items()},
+                    **{k: arm[k] for k in ("about", "lr", "lr_scale", "delta_star")},
+                    **{f"{TUNED}{k}": v for k, v in (arm["point"] or {}).items()},
                     "strength": arm["strength"],
                     "seeds": len(arm["runs"]),
                     "completed": arm["outcomes"].get("completed", 0),
@@ -120,10 +173,8 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
                     **arm["figures"],
                     "versus": arm["versus"],
                     "pairs": d.get("seeds"),
-                    "difference": d.get("mean"),  # test loss, arm minus reference, nats per token
-                    "low": d.get("low"),  # 95% t-interval over the paired seeds
-                    "high": d.get("high"),
-                    "detectable": d.get("detectable"),
+                    "difference": d.get("mean"),
+                    **{k: d.get(k) for k in OF_A_DIFFERENCE},
                 }
             )
     return pd.DataFrame(rows)

@@ -288,19 +288,20 @@ def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Ma
 def write_conclusions(
     config: Config, study: Study, decisions: dict[str, Decision], listener: Listener
 ) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, and every plot."""
-    from ..report import plots, tables
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, tables, every plot."""
+    from ..report import papers, plots, tables
 
     header = study.header()  # not the corpus itself, which need not be here any more
     about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     accepted = None
-    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json")
+    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json", "*.md", "*.tex")
     if "finals" in decisions:
         accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
         write_json(study.root / "acceptance.json", accepted)
     if "ablation" in decisions:
         tables.write_ablation(study.root, decisions["ablation"])
     write_json(study.root / "results_final.json", {**about, **decisions[config.study.stages[-1]]})
+    papers.write(study.root, config, about, decisions, accepted, study.result)
     stamp = study.root / ".plotted"
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
