@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..telemetry import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
 from .curves import Run, applied_c, audited, by_step, final_validation, running_mean, trouble, window
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, key, page, say_nothing_to_draw
+from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, page, say_nothing_to_draw
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -64,10 +63,6 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 
-def seeds_of(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
-
-
 def optimizer(track: str) -> str:
     """A track (optimizer_projection) in words."""
     name, _, projection = track.rpartition("_")
@@ -79,12 +74,12 @@ def optimizer(track: str) -> str:
 
 def arm_page(
     facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
-) -> tuple[Figure, Axes]:
+) -> tuple[Sheet, Axes]:
     """The page of one arm, its x axis the training steps."""
-    small = [name, f"lr {arm['lr']:g}", seeds_of(len(runs))]
+    small = [name, f"lr {arm['lr']:g}"]
     if "about" in arm:
         small = [optimizer(arm["track"]), *small[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
-    figure, axes = page(facts, what, words(name, arm), finding, small, trouble(runs))
+    figure, axes = page(facts, what, words(name, arm), finding, len(runs), small, trouble(runs))
     axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     axes.set_xlim(-0.01 * last, 1.01 * last + 1)
@@ -101,7 +96,7 @@ def colour_of(arm: Mapping[str, Any]) -> str:
     return EBC if arm["ebc"] else PLAIN
 
 
-def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Figure:
+def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
     """Training loss (running mean, seeds as a band) and validation loss on the fixed windows, with the rival's."""
     target, own = final_validation(rival.runs), final_validation(runs)
     finding = "No seed completed" if not own else f"Validation loss ends at {statistics.fmean(own):.3f}"
@@ -154,7 +149,7 @@ def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None
     axes.set_ylim(low - room, high + room)
 
 
-def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Figure:
+def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet:
     """The clip coefficient of every step: median over the seeds, the seeds as a band, and where it should lie."""
     low, high = facts.band
     results = [r.result for r in runs if r.result.get("c_median") is not None]
@@ -186,7 +181,7 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     return figure
 
 
-def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Figure:
+def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Sheet:
     """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's natural KL."""
     results = [r.result for r in runs if r.result.get("kl_median") is not None]
     clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)

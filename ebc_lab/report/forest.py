@@ -10,15 +10,14 @@ from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from .arm import colour_of, optimizer, seeds_of
+from .arm import colour_of, optimizer
 from .curves import read_results
-from .sheet import ALERT, EBC, GOAL, PLAIN, RIGHT, Facts, fit, key, page
+from .sheet import ALERT, EBC, GOAL, PLAIN, RIGHT, Facts, Sheet, fit, key, page, seeds_of
 
 WIDTH, LEFT = 11.0, 0.02  # inches; the left margin, a share of it
 NAMES, PLOT = (LEFT, 0.322), (0.335, 0.7)  # where the labels and the axes lie
@@ -107,16 +106,16 @@ def missing(arms: Mapping[str, Mapping[str, Any]], asked: Sequence[str] = ()) ->
     return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)
 
 
-def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequence[Row], rule: str) -> Figure:
+def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequence[Row], rule: str) -> Sheet:
     """One row per arm: its difference from its reference with the 95% interval, its seeds faint, its losses beside it."""
     arms, reference = found["arms"], found["reference"]
     tall = LINE * (1 + max((len(row.words) for row in rows), default=0)) + 5  # points of a row
     height = 2.6 + tall / 72 * max(len(rows), 2)
     what = "What does each change do to the test loss?"
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
-    seeds = seeds_of(max((len(arm["runs"]) for arm in arms.values()), default=0))
-    small = (optimizer(track), f"{len(rows)} arms", seeds, rule)
-    figure, axes = page(facts, what, whom, finding(rows), small, missing(arms, facts.arms), (WIDTH, height), LEFT)
+    seeds = max((len(arm["runs"]) for arm in arms.values()), default=0)
+    small = (optimizer(track), f"{len(rows)} arms", rule)
+    figure, axes = page(facts, what, whom, finding(rows), seeds, small, missing(arms, facts.arms), (WIDTH, height), LEFT)
     axes.set_xlabel("test loss minus its reference's (nats per token)\n← better        worse →")
     key(axes, handles_of(rows), LEFT)
     box, head = axes.get_position(), 22 / 72 / height
@@ -224,7 +223,7 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
 def write_row(axes: Axes, y: int, row: Row) -> None:
     """The row's label and words on the left, its figures on the right, on a strip of its own."""
     figure = axes.get_figure(root=True)
-    assert isinstance(figure, Figure)
+    assert isinstance(figure, Sheet)
     across = blended_transform_factory(figure.transFigure, axes.transData)
     if y % 2 == 0:
         strip = Rectangle((0.5 * LEFT, y - 0.5), 1 - LEFT, 1, transform=across, fc="#F4F4F4", lw=0, zorder=-1)

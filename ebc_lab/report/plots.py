@@ -14,27 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ..config import AblationConfig, from_dict
 from ..telemetry import read_json, write_whole
-from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, optimizer, seeds_of, short
+from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, optimizer, short
+from .catalogue import write_catalogue
 from .curves import read_runs
-from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, fit, key, page, png, spread
+from .render import png, svg
+from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, STYLE, Facts, Picture, Sheet, fit, key, page, spread
 from .suites import suite_pictures
 
 
 def draw_study(root: Path) -> list[Path]:
-    """Draw every picture of the study in folder `root` and write them there. -> the files, in the order drawn."""
+    """Draw every picture of the study in folder `root`, and write them and their list there. -> the files."""
     header, decisions = read_json(root / "study.json"), read_json(root / "auto_decisions.json")
-    written = []
+    written, entries = [], []
     with matplotlib.rc_context(fname=STYLE):
-        for name, figure in pictures(root, facts_of(header), decisions):
-            written.append(root / f"{name}.png")
-            write_whole(written[-1], png(figure))
-    return written
+        for picture in pictures(root, facts_of(header), decisions):
+            for ending, content in (("png", png(picture.sheet)), ("svg", svg(picture.sheet, picture.name))):
+                written.append(root / f"{picture.name}.{ending}")
+                write_whole(written[-1], content)
+            entries.append(picture.entry)
+    return [*written, write_catalogue(root, entries)]
 
 
 def facts_of(header: Mapping[str, Any]) -> Facts:
@@ -55,19 +58,19 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
     )
 
 
-def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """(file name without its ending, figure), one after the other, so that only one arm's runs are in memory."""
+def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
+    """One after the other, so that only one arm's runs are in memory."""
     scaled = decisions["lr_scale"]["tracks"] if "lr_scale" in decisions else {}
     for track, found in scaled.items():
         best_lr = decisions["lr_sweep"]["tracks"][track]["lr"]
-        yield "lr_scale" + f"_{track}" * (len(scaled) > 1), draw_lr_scale(facts, track, found, best_lr)
+        yield Picture("lr_scale" + f"_{track}" * (len(scaled) > 1), "headroom", draw_lr_scale(facts, track, found, best_lr))
     if "finals" in decisions:
         yield from final_pictures(root, facts, decisions)
     if "ablation" in decisions:
         yield from suite_pictures(root, facts, decisions)
 
 
-def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
+def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
     """Those of every final arm, and all of them together."""
     arms: dict[str, Mapping[str, Any]] = {}
     spreads: dict[str, tuple[list[float], list[float]]] = {}
@@ -81,13 +84,13 @@ def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
             rival = Rival(
                 "the baseline", baseline, f"; {there or 'most seeds do not get there'}", itself="baseline" in arm["roles"]
             )
-            yield f"{name}_loss", draw_loss(facts, name, arm, runs, rival)
-            yield f"{name}_clip", draw_clip(facts, name, arm, runs)
-            yield f"{name}_kl", draw_kl(facts, name, arm, runs, natural_kl)
+            yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
+            yield Picture(f"{name}_clip", "arms", draw_clip(facts, name, arm, runs), name)
+            yield Picture(f"{name}_kl", "arms", draw_kl(facts, name, arm, runs, natural_kl), name)
             arms[name] = arm
             done = [r.result for r in runs if r.outcome == "completed" and r.result["val_loss"] is not None]
             spreads[name] = ([r["c_mean"] for r in done], [r["val_loss"] for r in done])
-    yield "pareto", draw_pareto(facts, arms, spreads)
+    yield Picture("pareto", "finals", draw_pareto(facts, arms, spreads))
 
 
 # -- the study --------------------------------------------------------------------------------------------------------
@@ -99,7 +102,7 @@ LR_ARMS = {  # role -> label, colour, marker, horizontal shift that keeps error 
 }
 
 
-def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Figure:
+def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Sheet:
     """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen scale."""
     reach = {arm: f"up to ×{s:g}" if s else "nowhere" for arm, s in found["headroom"].items()}
     finding = f"Within 1σ of the baseline: with EBC {reach.get('ebc', '–')}, without {reach.get('none', '–')}."
@@ -109,7 +112,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
     seeds = sorted({str(row["seed"]) for row in rows})
     what = "How far can the learning rate rise?"
     whom = f"{optimizer(track)} with and without EBC; ×1 is its best learning rate without EBC, {best_lr:g}"
-    figure, axes = page(facts, what, whom, finding, ("stage lr_scale", f"{seeds_of(len(seeds))} ({', '.join(seeds)})"))
+    figure, axes = page(facts, what, whom, finding, len(seeds), (f"stage lr_scale, seed {', '.join(seeds)}",))
     base, sigma = found["baseline_val_loss"], found["sigma"]
     label = f"baseline ± 1σ (σ = {sigma:.3f} over seeds)"
     axes.axhspan(base - sigma, base + sigma, color=GOAL, alpha=0.15, lw=0, label=label)
@@ -156,7 +159,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
 
 def draw_pareto(
     facts: Facts, arms: Mapping[str, Mapping[str, Any]], spreads: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-) -> Figure:
+) -> Sheet:
     """Validation loss against mean c of the final arms; `spreads`: arm -> its completed runs' (mean c, val loss).
 
     Labels stand in a column beside the axes, in the order of the points, because plain arms share c = 1.
@@ -175,7 +178,7 @@ def draw_pareto(
     what = "What does it cost to hold the updates back?"
     whom = f"{optimizer(tracks[0])}: e" if len(tracks) == 1 else "E"
     whom += "very final arm's validation loss against its mean clip coefficient"
-    figure, axes = page(facts, what, whom, finding, (seeds_of(seeds),), gone)
+    figure, axes = page(facts, what, whom, finding, seeds, alert=gone)
     axes.set_xlabel("mean clip coefficient c over all steps (1 = every update applied whole)")
     axes.set_ylabel("validation loss, whole split (nats per token)")
     handles = []

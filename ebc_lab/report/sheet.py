@@ -5,7 +5,6 @@ The layout is computed here, once, from the measured text: matplotlib's own layo
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
 
 @dataclass(frozen=True)
 class Facts:
-    """What every picture of a study says about it."""
+    """What every picture of a study says about it, or is drawn with."""
 
     name: str
     corpus: str
@@ -40,25 +39,51 @@ class Facts:
     arms: tuple[str, ...] = ()  # of a suite, as asked for
 
 
+class Sheet(Figure):
+    """A figure that knows its own header: its title, and what can be said of it to somebody who cannot see it."""
+
+    title = ""
+    alt = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sheet with its place among a study's pictures. `name`: stem of its files; `arm`: whose it is, empty: of several."""
+
+    name: str
+    section: str
+    sheet: Sheet
+    arm: str = ""
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """Its line in the study's catalogue."""
+        about = {"title": self.sheet.title, "alt": self.sheet.alt}
+        return {"name": self.name, "section": self.section, **about, "arm": self.arm}
+
+
 def page(
     facts: Facts,
     what: str,
     whom: str,
     finding: str,
-    small: Sequence[str],
+    seeds: int,
+    small: Sequence[str] = (),
     alert: str = "",
     size: tuple[float, float] | None = None,
     left: float = LEFT,
-) -> tuple[Figure, Axes]:
-    """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings.
+) -> tuple[Sheet, Axes]:
+    """A figure with its header written: what it shows (bold), of whom, what was found, whence it comes, warnings.
 
     `size`: inches, where not the style's; `left`: the margin, as a share of the width.
     """
-    figure = Figure(figsize=size)
+    figure = Sheet(figsize=size)
     FigureCanvasAgg(figure)
-    source = " · ".join((*small, f"study {facts.name}", facts.corpus, f"{facts.scale} scale"))
+    source = " · ".join((seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small))
     lines = [(what, 13.0, "bold", "black"), (whom, 11.0, "normal", "black"), (finding, 9.5, "normal", "#333333")]
     lines += [(source, 7.5, "normal", "#666666")]
+    said = [whom.rstrip("."), finding.rstrip("."), alert.rstrip(".")]
+    figure.title, figure.alt = " ".join(what.split()), " ".join(". ".join((*filter(None, said), "")).split())
     warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
     wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
     lines += [(line, 8.5, "bold", ALERT) for line in wrapped]
@@ -70,6 +95,10 @@ def page(
         fit(line, (RIGHT - left) * figure.bbox.width)
         used += 1.45 * points
     return figure, figure.add_axes((left, 0.2, RIGHT - left, 1 - (used + EDGE) / height - 0.2))
+
+
+def seeds_of(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def fit(text: Text, room: float) -> None:
@@ -113,13 +142,6 @@ def say_nothing_to_draw(axes: Axes) -> None:
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "no run of this arm recorded a single step", ha="center", va="center", color=ALERT, size=12)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, without anything that changes from call to call."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..telemetry import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
-from .arm import Rival, draw_clip, draw_kl, draw_loss, optimizer, seeds_of
+from .arm import Rival, draw_clip, draw_kl, draw_loss, optimizer
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, window
 from .forest import draw_forest, missing, rows_of, signed
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, another, beside, key, page, stack
+from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Picture, Sheet, another, beside, key, page, stack
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC, WITHOUT = (EBC, GOAL, "C6", "black"), (PLAIN, "C4", "C5", ALERT)  # where both share a panel
@@ -38,12 +37,13 @@ SHOCKS = {
 }
 
 
-def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """(file name without its ending, figure) of every track's arms together, and of each arm."""
+def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
+    """Of every track's arms together, and of each arm."""
     decision = decisions["ablation"]
     for track, found in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
-        yield f"ablation{tail}", draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
+        forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
+        yield Picture(f"ablation{tail}", "suite", forest)
         references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
         courses: dict[str, Course] = {}
         recoveries: list[Recovery] = []
@@ -51,17 +51,19 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
             runs = references[label] if label in references else read_runs(root, arm)
             of = arm["versus"] or label
             rival = Rival(of, runs if of == label else references.get(of, []), in_words(arm), itself=of == label)
-            yield f"{label}{tail}_loss", draw_loss(facts, label, arm, runs, rival)
+            yield Picture(f"{label}{tail}_loss", "arms", draw_loss(facts, label, arm, runs, rival), label)
             if arm["ebc"]:
                 natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-                yield f"{label}{tail}_clip", draw_clip(facts, label, arm, runs)
-                yield f"{label}{tail}_kl", draw_kl(facts, label, arm, runs, natural_kl)
+                yield Picture(f"{label}{tail}_clip", "arms", draw_clip(facts, label, arm, runs), label)
+                yield Picture(f"{label}{tail}_kl", "arms", draw_kl(facts, label, arm, runs, natural_kl), label)
                 courses[label] = course_of(runs)
             recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
         if courses:
-            yield f"ablation_steps{tail}", draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
+            steps = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
+            yield Picture(f"ablation_steps{tail}", "suite", steps)
         if recoveries:
-            yield f"recovery{tail}", draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
+            drawn = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
+            yield Picture(f"recovery{tail}", "suite", drawn)
 
 
 def in_words(arm: Mapping[str, Any]) -> str:
@@ -110,7 +112,7 @@ def distance(arm: Mapping[str, Any]) -> float:
     return abs(math.log(ratio)) if ratio else 0.0
 
 
-def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Figure:
+def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Sheet:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
     far = [
         x for pair in zip(*(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True) for x in pair
@@ -124,9 +126,9 @@ def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], 
         parts.append(f"farthest from its target: {farthest}, median KL / δ* {arms[farthest]['figures']['kl_ratio_median']:.2f}")
     text = "; ".join(parts) or "Neither c nor the KL was measured"
     whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
-    small = (seeds_of(max(len(arm["runs"]) for arm in arms.values())), "c: median near the start → near the end of the run")
+    small, seeds = ("c: median near the start → near the end of the run",), max(len(arm["runs"]) for arm in arms.values())
     what = "What did the clip do over the run?"
-    figure, bottom = page(facts, what, whom, f"{text[0].upper()}{text[1:]}.", small, missing(arms), (10.4, 7.4))
+    figure, bottom = page(facts, what, whom, f"{text[0].upper()}{text[1:]}.", seeds, small, missing(arms), (10.4, 7.4))
     top = another(bottom)
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
     for axes in (top, bottom):
@@ -235,16 +237,16 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]) -> Figure:
+def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]) -> Sheet:
     """A panel for each kind of shock, a line for each arm that had it."""
     kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries))
     worst, least = (choose(recoveries, key=lambda r: statistics.fmean(r.peaks)) for choose in (max, min))
     text = f"Largest peak: {worst.label}, {signed(statistics.fmean(worst.peaks))}"
     text += f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}." if least is not worst else "."
     whom = f"{optimizer(track)}: training loss around a shock, minus its mean over the {SHOCK_WINDOW} steps before"
-    what, of = "How does a run recover from a shock?", seeds_of(max(len(arm["runs"]) for arm in arms.values()))
+    what, of = "How does a run recover from a shock?", max(len(arm["runs"]) for arm in arms.values())
     size = (10.4, 2.4 + 2.2 * len(kinds))
-    figure, last = page(facts, what, whom, text, (of, "peak: the highest mean of any 10 later steps"), missing(arms), size)
+    figure, last = page(facts, what, whom, text, of, ("peak: the highest mean of any 10 later steps",), missing(arms), size)
     panels = [*(another(last) for _ in kinds[1:]), last]
     last.set_xlabel("steps since the shock")
     handles = [
