@@ -5,8 +5,8 @@ The layout is computed here, once, from the measured text: matplotlib's own layo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -21,6 +21,7 @@ from matplotlib.text import Text
 STYLE = Path(__file__).with_name("style.mplstyle")
 EBC, PLAIN, GOAL, ALERT, OTHER, SPARE = "C0", "C1", "C2", "C3", "C5", "C6"  # places in the style's palette
 LEFT, RIGHT, EDGE = 0.085, 0.975, 8.0  # margins: shares of the width; points above and below
+ROWS_FROM = 0.38  # of the width: the names of rows end there at most
 WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
 
 
@@ -35,6 +36,8 @@ class Facts:
     tokens_per_step: int
     windows: int  # of validation text, always the same, that evaluations during a run look at
     band: tuple[float, float]  # where the median c should lie
+    margin: float | None = None  # nats of test loss that "no worse" allows
+    grids: Mapping[str, Sequence[float]] = field(default_factory=dict)  # optimizer -> the learning rates asked for
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
 
@@ -181,3 +184,18 @@ def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
         axes.add_artist(leader)
         text = axes.text(1.025, place, label, transform=axes.transAxes, va="center", size=8, color=colour)
         fit(text, figure.bbox.width - text.get_window_extent().x0 - 2)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One row for each name, from the top; the names stand left of the axes, which make room for them."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    labels = axes.get_yticklabels()
+    for label in labels:
+        fit(label, (ROWS_FROM - LEFT) * figure.bbox.width)
+    start = LEFT + max((label.get_window_extent().width for label in labels), default=0) / figure.bbox.width + 0.012
+    box = axes.get_position()
+    axes.set_position((start, box.y0, RIGHT - start, box.height))
