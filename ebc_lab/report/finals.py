@@ -66,7 +66,9 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
     finding = f"Lowest test loss: {points[best][1]:.3f}, {label(best)}. " if best else "No run completed."
     ahead = front(points)  # type: ignore[arg-type]
     if best:
-        finding += f"On the front: {'; '.join(label(n) for n in ahead)}." if len(ahead) > 1 else "No arm holds back less."
+        others = "; ".join(label(name) for name in ahead if name != best)
+        many = f"{len(ahead)} arms lie on the front, up to {label(ahead[-1])}."
+        finding += many if len(ahead) > 3 else f"On the front too: {others}." if others else "It is the front by itself."
     gone = "; ".join(f"{label(n)}: no run completed" for n in arms if n not in points)
     what = "What does it cost to hold the updates back?"
     whom = f"{optimizer(tracks[0])}: e" if len(tracks) == 1 else "E"
@@ -78,7 +80,7 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
         Line2D([], [], color=PLAIN, marker="o", mfc="white", mew=1.5, ls="", label="without EBC"),
         Line2D([], [], color=EBC, marker="o", ls="", label="with EBC"),
         Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed"),
-        Line2D([], [], color=GOAL, ls=":", lw=1.4, label="front: no arm has a lower loss at as high a c"),
+        Line2D([], [], color=GOAL, ls=":", lw=1.4, label="front (bold): no other arm has so low a loss at so high a c"),
     ]
     for name in points:
         colour, mark = colour_of(arms[name]), MARKS[tracks.index(arms[name]["track"]) % len(MARKS)]
@@ -105,7 +107,7 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
         beside = axes.text(
             1.03, place, text, transform=axes.transAxes, va="center", size=8, color=colour_of(arm), weight=weight
         )
-        fit(beside, figure.bbox.width - beside.get_window_extent().x0)
+        fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
     return figure
 
 
@@ -179,9 +181,9 @@ def draw_reached(
         some = f"  ({reached['seeds']} of {len(arm['runs'])} seeds)" if reached["seeds"] < len(arm["runs"]) else ""
         axes.annotate(told + some, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
     else:
-        axes.plot(0.02, y, "x", color=ALERT, ms=7, mew=2, transform=axes.get_yaxis_transform())
+        axes.plot(0.035, y, "x", color=ALERT, ms=7, mew=2, transform=axes.get_yaxis_transform())
         words = f"not reached by {len(arm['runs']) - len(seeds)} of {len(arm['runs'])} seeds"
-        axes.text(0.05, y, words, transform=axes.get_yaxis_transform(), va="center", size=8, color=ALERT)
+        axes.text(0.065, y, words, transform=axes.get_yaxis_transform(), va="center", size=8, color=ALERT)
 
 
 def efficiency_key(arms: Arms) -> list[Line2D]:
@@ -223,7 +225,10 @@ def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured
         finding += f", {'within' if value <= limit else 'above'} the limit of {limit:g}%."
     pairs = [str(result["pairs"]) for result in measured.values() if result.get("pairs")]
     small = (f"overhead: {' and '.join(pairs)} pairs of timed runs, with and without EBC",) if pairs else ()
-    whom = " and ".join(optimizer(track) for track in found)
+    whom = (
+        " and ".join(optimizer(track) for track in found)
+        + ": a step's time with EBC over one without, and the time in its probes"
+    )
     what = "What does EBC cost in time?"
     seeds = seeds_in({n: arm for decided in found.values() for n, arm in decided["arms"].items()})
     figure, axes = page(facts, what, whom, finding, seeds, small, size=(8.6, 2.4 + 0.36 * len(rows)))
@@ -239,7 +244,8 @@ def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured
         elif not whole:
             axes.plot(others, [y] * len(others), "o", color="#333333", ms=3.2, mew=0, alpha=0.6)
         end = max((value, *others))
-        axes.annotate(f"{value:.1f}%", (end, y), xytext=(8, 0), textcoords="offset points", va="center", size=8.5)
+        told = axes.annotate(f"{value:.1f}%", (end, y), xytext=(8, 0), textcoords="offset points", va="center", size=8.5)
+        told.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))
     axes.set_xlim(1.1 * low, 1.15 * max(limit, *(max((row[1], *row[2])) for row in rows)))
     key(axes, handles)

@@ -161,7 +161,7 @@ def draw_finals(
             for name, difference in found["differences"][role].items()
         ]
         loss = arms[reference]["test_loss"]
-        heading = f"against {words_of}: {short(reference, arms[reference])}"
+        heading = f"Against {words_of}\n{short(reference, arms[reference]).partition(' (')[0]}"
         groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = sorted(rows, key=lambda row: row.place)
         parts.append(f"against {words_of}, {counts(rows)}")
     rows = [row for own in groups.values() for row in own]

@@ -17,10 +17,12 @@ from .sheet import ALERT, EBC, GOAL, OTHER, PLAIN, SPARE, Facts, Sheet, another,
 LR_ARMS = {  # role -> label, colour, marker, line, horizontal shift that keeps error bars apart
     "none": ("without EBC", PLAIN, "s", "--", 0.985),
     "ebc": ("with EBC", EBC, "o", "-", 1.015),
+    "surrogate_x1": ("with EBC at ×1 (measures S)", SPARE, "v", ":", 1.0),
     "fixed_tau": ("with a fixed trust radius τ", OTHER, "D", "-.", 1.0),
 }
 UNKNOWN = ("v", ":")
 TRACKS = tuple(zip((PLAIN, ALERT, GOAL, "C5", "C4", "C6", EBC, "black"), "osDv^P*X", ("-", "--", "-.", ":") * 2, strict=True))
+LEAST_GAP = 0.06  # of the axis, between two ticks with labels
 RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 
 
@@ -41,6 +43,16 @@ def by_value(axes: Axes, name: str) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 4.0) if name == "x" else (1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def ticks_at(axes: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
+    """Ticks of a log x axis at the values that were tried, but for labels that would run into the one before."""
+    low, high = np.log(axes.get_xlim())
+    kept: list[int] = []
+    for i, value in enumerate(values):
+        if not kept or np.log(value / values[kept[-1]]) > LEAST_GAP * (high - low):
+            kept.append(i)
+    axes.set_xticks([values[i] for i in kept], [labels[i] for i in kept])
 
 
 def crosses(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, colour: str, height: float) -> bool:
@@ -68,7 +80,11 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     best = min(kept, key=lambda track: kept[track]["val_loss"])
     finding = f"Lowest: {optimizer(best)} at {kept[best]['lr']:g}, {kept[best]['val_loss']:.3f}"
     finding += f" (σ over fresh seeds {kept[best]['sigma']:.3f})" if kept[best].get("sigma") is not None else ""
-    edges = [f"{optimizer(t)}'s best lies on the {d['edge']} edge" for t, d in kept.items() if d.get("edge")]
+    edges = [
+        f"{optimizer(t)}'s best lies on the grid's {d['edge']} edge, extended as it is"
+        for t, d in kept.items()
+        if d.get("edge")
+    ]
     whom = f"{', '.join(optimizer(track) for track in own)}, without EBC"
     grid_seeds = sorted({str(row["seed"]) for row in rows if row["role"] == "grid"})
     seeds, small = len({row["seed"] for row in rows}), f"stage lr_sweep, grid with seed {', '.join(grid_seeds)}"
@@ -84,7 +100,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         lr, loss = [row["lr"] for row in done], [row["val_loss"] for row in done]
         label = optimizer(track) + ("" if track in kept else ", not kept")
         handles += axes.plot(lr, loss, color=colour, marker=marker, ls=dashes, label=label)
-        axes.errorbar(lr, loss, [row["val_se"] or 0 for row in done], fmt="none", ecolor=colour)
+        axes.errorbar(lr, loss, [row["val_se"] or 0 for row in done], fmt="none", ecolor=colour, elinewidth=1)
         asked = facts.grids.get(track.rpartition("_")[0], ())
         added = [row for row in done if asked and not any(np.isclose(row["lr"], x) for x in asked)]
         extended |= bool(added)
@@ -92,7 +108,9 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
             [r["lr"] for r in added], [r["val_loss"] for r in added], marker, color=colour, mfc="white", mew=1.5, zorder=3
         )
         again = [row for row in found if row["role"] == "replicate" and whole(row)]
-        axes.plot([r["lr"] for r in again], [r["val_loss"] for r in again], marker, color=colour, ms=3.2, mew=0, alpha=0.45)
+        axes.plot(
+            [1.03 * r["lr"] for r in again], [r["val_loss"] for r in again], marker, color=colour, ms=3.2, mew=0, alpha=0.45
+        )
         control = sorted((row for row in found if row["role"] == "control" and whole(row)), key=lambda row: row["lr"])
         fair |= bool(control)
         axes.plot(
@@ -117,6 +135,8 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
             Line2D([], [], color="#333333", ls=":", marker="+", ms=8, lw=1.2, label="with warm-up and decay (control)")
         )
     make_room(axes, rows_of_crosses)
+    rates = sorted({row["lr"] for row in rows})
+    ticks_at(axes, rates, [f"{rate:g}" for rate in rates])
     axes.set_xlabel("learning rate (log scale)")
     axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
     key(axes, handles)
@@ -156,7 +176,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
         done = [row for row in arm if whole(row)]
         x, loss = [row["lr_scale"] * shift for row in done], [row["val_loss"] for row in done]
         handles += axes.plot(x, loss, color=colour, marker=marker, ls=dashes, label=label)
-        axes.errorbar(x, loss, [row["val_se"] or 0 for row in done], fmt="none", ecolor=colour)
+        axes.errorbar(x, loss, [row["val_se"] or 0 for row in done], fmt="none", ecolor=colour, elinewidth=1)
         for at, row in zip(x, done, strict=True):
             if row["inert"]:
                 axes.plot(at, row["val_loss"], marker, color=colour, mfc="white", mew=1.5, zorder=3)
@@ -261,7 +281,9 @@ def draw_calibration(
         x = [row["delta_star"] for row in shown]
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
         handles += top.plot(x, [row["val_loss"] for row in shown], **style, label=f"budget {budget}")
-        top.errorbar(x, [r["val_loss"] for r in shown], [r["val_se"] or 0 for r in shown], fmt="none", ecolor=colour)
+        top.errorbar(
+            x, [r["val_loss"] for r in shown], [r["val_se"] or 0 for r in shown], fmt="none", ecolor=colour, elinewidth=1
+        )
         bottom.plot(x, [row["c_median"] for row in shown], **style)
         lost |= crosses(top, own, "delta_star", colour, 0.93)
         for row in shown:
@@ -271,9 +293,10 @@ def draw_calibration(
     handles.append(Line2D([], [], **RING, label="chosen"))
     make_room(top, int(lost))
     targets = sorted({row["delta_star"] for row in rows})
-    bottom.set_xticks(targets, [f"{delta:g}\n{delta / natural:.2g}×" for delta in targets])
-    top.set_xticks(targets, [""] * len(targets))
-    top.set_xlim(bottom.get_xlim())
+    for axes in (bottom, top):
+        axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
+        ticks_at(axes, targets, [f"{delta:g}\n{delta / natural:.2g}×" for delta in targets])
+    top.tick_params(labelbottom=False)
     top.set_ylabel("validation loss (nats per token)")
     bottom.set(ylabel="median c", ylim=(-0.02, 1.06))
     bottom.set_xlabel("KL target δ* (nats per token), and as a multiple of the natural KL (log scale)")

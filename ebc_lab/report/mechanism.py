@@ -53,7 +53,7 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     top = ranked if len(ranked) <= NAMED + 1 else ranked[:NAMED]
     finding = f"{ranked[0]} makes up most of it, {100 * share[ranked[0]]:.0f}% on median"
     finding += f"; {ranked[-1]} least, {100 * share[ranked[-1]]:.1g}%" if len(ranked) > 1 else ""
-    what = "Which groups of weights does the bound see moving?"
+    what = "Which groups of weights move the predictions?"
     figure, axes = arm_page(facts, name, arm, runs, what, f"{finding} (of {len(groups)} group{'s' * (len(groups) > 1)}).")
     axes.set_ylabel("contribution s_g (logits per token), stacked")
     at, stacked, ends = thinned(len(steps)), np.zeros(len(steps)), []
@@ -109,21 +109,22 @@ def draw_tightness(
 ) -> Sheet:
     """A row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint. `names`: in words."""
     every = np.concatenate([t.values for t in found.values()])
-    finding = f"The bound held (≤ 1) on {100 * float((every <= 1).mean()):.0f}% of {len(every)} measured steps; "
+    finding = f"At most as far (≤ 1) on {100 * float((every <= 1).mean()):.0f}% of {len(every)} measured steps; "
     middles = {name: float(np.median(t.values)) for name, t in found.items()}
     low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
     finding += f"median {middles[low]:.2g} ({names[low]})"
     finding += f" to {middles[high]:.2g} ({names[high]})." if low != high else "."
-    what, whom = "How tight is the bound?", f"{optimizer(track)}: measured movement T over its prediction c·S, at the audits"
+    what = "Does a step move the predictions as far as the groups' sum says?"
+    whom = f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     seeds = max(len(arms[name]["runs"]) for name in found)
     figure, axes = page(facts, what, whom, finding, seeds, size=(8.6, 2.5 + 0.34 * len(found)))
-    axes.set_xlabel("T / (c·S)  (log scale)      ← the bound is loose        it was broken →")
+    axes.set_xlabel("T / (c·S)  (log scale)      ← moved less than predicted        moved more →")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
-    handles: list[Any] = [Line2D([], [], color=GOAL, lw=1.4, ls="--", label="1: the prediction was exact")]
+    handles: list[Any] = [Line2D([], [], color=GOAL, lw=1.4, ls="--", label="1: exactly as predicted")]
     handles.append(
         Line2D([], [], color="#333333", marker="o", lw=3.0, label="median and quartiles over all seeds' measured steps")
     )
