@@ -10,12 +10,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..telemetry import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
-from .curves import Run, applied_c, audited, by_step, final_validation, running_mean, trouble, window
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, key, page, say_nothing_to_draw
+from .curves import (
+    Run,
+    applied_c,
+    audited,
+    by_step,
+    final_validation,
+    moving_quantiles,
+    running_mean,
+    thinned,
+    trouble,
+    window,
+)
+from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, page, say_nothing_to_draw
 
 OPTIMIZERS = {
     "adam": "Adam",
@@ -64,10 +74,6 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 
-def seeds_of(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
-
-
 def optimizer(track: str) -> str:
     """A track (optimizer_projection) in words."""
     name, _, projection = track.rpartition("_")
@@ -79,30 +85,35 @@ def optimizer(track: str) -> str:
 
 def arm_page(
     facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
-) -> tuple[Figure, Axes]:
+) -> tuple[Sheet, Axes]:
     """The page of one arm, its x axis the training steps."""
-    small = [name, f"lr {arm['lr']:g}", seeds_of(len(runs))]
+    small = [name, f"lr {arm['lr']:g}"]
     if "about" in arm:
         small = [optimizer(arm["track"]), *small[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
-    figure, axes = page(facts, what, words(name, arm), finding, small, trouble(runs))
+    figure, axes = page(facts, what, words(name, arm), finding, len(runs), small, trouble(runs))
     axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     axes.set_xlim(-0.01 * last, 1.01 * last + 1)
     return figure, axes
 
 
-def seed_band(axes: Axes, steps: np.ndarray, table: np.ma.MaskedArray, colour: str) -> None:
-    """The seeds' range, step by step."""
-    low, high = table.min(axis=0), table.max(axis=0)
-    axes.fill_between(steps, low, high, color=colour, alpha=0.16, lw=0, label="seeds, lowest to highest")
+def faint_seeds(axes: Axes, x: np.ndarray, rows: np.ma.MaskedArray, colour: str) -> None:
+    """A thin line for each seed, under the line that stands for all of them."""
+    for i, row in enumerate(rows):
+        axes.plot(x, row, color=colour, alpha=0.4, lw=0.7, label="each seed" if i == 0 and len(rows) > 1 else None)
 
 
 def colour_of(arm: Mapping[str, Any]) -> str:
     return EBC if arm["ebc"] else PLAIN
 
 
-def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Figure:
-    """Training loss (running mean, seeds as a band) and validation loss on the fixed windows, with the rival's."""
+def mark_of(arm: Mapping[str, Any]) -> str:
+    """Nothing is told by colour alone."""
+    return "o" if arm["ebc"] else "s"
+
+
+def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
+    """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the rival's."""
     target, own = final_validation(rival.runs), final_validation(runs)
     finding = "No seed completed" if not own else f"Validation loss ends at {statistics.fmean(own):.3f}"
     if len(own) > 1:
@@ -117,12 +128,11 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         say_nothing_to_draw(axes)
         return figure
     colour = colour_of(arm)
+    at = thinned(len(steps))
     smooth = running_mean(table)
-    for row in smooth:
-        axes.plot(steps, row, color=colour, alpha=0.35, lw=0.6)
-    seed_band(axes, steps, smooth, colour)
+    faint_seeds(axes, steps[at], smooth[:, at], colour)
     label = f"training loss, mean of the seeds over {window(len(steps))} steps"
-    axes.plot(steps, smooth.mean(0), color=colour, label=label)
+    axes.plot(steps[at], smooth.mean(0)[at], color=colour, label=label)
     seen = [smooth[:, steps >= FRAMED_FROM * steps[-1]]]
     if not rival.itself and target:
         at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
@@ -154,8 +164,8 @@ def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None
     axes.set_ylim(low - room, high + room)
 
 
-def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Figure:
-    """The clip coefficient of every step: median over the seeds, the seeds as a band, and where it should lie."""
+def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet:
+    """The clip coefficient over the steps: quantiles over the seeds and a moving window, and where it should lie."""
     low, high = facts.band
     results = [r.result for r in runs if r.result.get("c_median") is not None]
     if not arm["ebc"]:
@@ -177,16 +187,16 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         return figure
     axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}")
     axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault")
-    colour, middle = colour_of(arm), np.ma.median(table, axis=0)
-    seed_band(axes, steps, table, colour)
-    axes.plot(steps, middle, color=colour, lw=0.6, alpha=0.6, label="median of the seeds, each step")
-    smooth = running_mean(np.ma.masked_array(middle)[None])[0]
-    axes.plot(steps, smooth, color=colour, lw=2.2, label=f"the same, mean over {window(len(steps))} steps")
+    colour, at = colour_of(arm), thinned(len(steps))
+    below, middle, above = moving_quantiles(table, (0.1, 0.5, 0.9), at)
+    axes.fill_between(steps[at], below, above, color=colour, alpha=0.16, lw=0, label="10th to 90th percentile")
+    faint_seeds(axes, steps[at], np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table]), colour)
+    axes.plot(steps[at], middle, color=colour, lw=2.2, label=f"median, over the seeds and {window(len(steps))} steps")
     key(axes)
     return figure
 
 
-def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Figure:
+def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Sheet:
     """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's natural KL."""
     results = [r.result for r in runs if r.result.get("kl_median") is not None]
     clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)
@@ -216,14 +226,14 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
     colour = colour_of(arm)
     if arm["ebc"]:
         at, targets = by_step((r.steps for r in runs), "target_kl")
-        target = targets.mean(0)
+        at, target = at[thinned(len(at))], targets.mean(0)[thinned(len(at))]
         around = (target * (1 - KL_BAND), target * (1 + KL_BAND))
         axes.fill_between(at, *around, color=GOAL, alpha=0.2, lw=0, label=f"within ±{100 * KL_BAND:g}% of the target")
         axes.plot(at, target, color=GOAL, lw=1.4, ls="--", label="target δ* of that step")
     else:
         label = f"natural KL: median of the unclipped baseline, {natural_kl:.2g}"
         axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
-    seed_band(axes, steps, table, colour)
+    faint_seeds(axes, steps, table, colour)
     axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")
     # What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
     for face, wanted, label in ((colour, True, "audited step, clipped"), ("white", False, "audited step, not clipped")):

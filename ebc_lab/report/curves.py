@@ -11,7 +11,8 @@ import numpy as np
 
 from ..telemetry import read_columns, read_json
 
-SMOOTHED_SHARE = 1 / 40  # of a run, the half-width of the running mean: the eye needs a line, not the batches' noise
+SMOOTHED_SHARE = 1 / 40  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
+MOST_POINTS = 300  # of a smooth curve: two points apart on the page
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,18 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     runs = []
     for seed, run_id in arm["runs"].items():
         folder = root / "runs" / run_id
-        runs.append(Run(seed, _known(folder / "result.json"), _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
+        runs.append(Run(seed, known(root, run_id), _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
     return runs
 
 
 def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> dict[str, dict[str, Any]]:
     """Seed -> the result of an arm's run, or its spec; empty where there is none."""
-    return {seed: _known(root / "runs" / run_id / f"{name}.json") for seed, run_id in arm["runs"].items()}
+    return {seed: known(root, run_id, name) for seed, run_id in arm["runs"].items()}
 
 
-def _known(path: Path) -> dict[str, Any]:
+def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
+    """A run's result, or its spec; empty where there is none."""
+    path = root / "runs" / run_id / f"{name}.json"
     return dict(read_json(path)) if path.exists() else {}
 
 
@@ -62,12 +65,16 @@ def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[n
     return steps, np.ma.masked_invalid(table)
 
 
-def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """Each row's centred running mean; the window narrows towards the first step, where the curve is steep."""
-    n = table.shape[1]
+def spans(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the moving window of each of `n` steps begins and ends; it narrows towards the first, where curves are steep."""
     half = window(n) // 2
     at = np.arange(n)
-    low, high = np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)
+    return np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)
+
+
+def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
+    """Each row's mean over the moving window."""
+    low, high = spans(table.shape[1])
     sums, counts = (
         np.concatenate([np.zeros((len(table), 1)), np.cumsum(x, axis=1)], axis=1)
         for x in (table.filled(0.0), 1.0 - np.ma.getmaskarray(table))
@@ -76,8 +83,24 @@ def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
     return np.ma.masked_array(totals / np.maximum(seen, 1), mask=np.ma.getmaskarray(table) | (seen == 0))
 
 
+def moving_quantiles(table: np.ma.MaskedArray, shares: Sequence[float], at: np.ndarray) -> np.ma.MaskedArray:
+    """(shares, at): quantiles over all rows and the moving window around each of the columns `at`."""
+    low, high = (edge[at][:, None] for edge in spans(table.shape[1]))
+    columns = low + np.arange((high - low).max(initial=0))
+    values = np.where(columns < high, table.filled(np.nan)[:, np.minimum(columns, table.shape[1] - 1)], np.nan)
+    values = np.sort(values.transpose(1, 0, 2).reshape(len(at), -1), axis=1)  # what is not finite comes last
+    place = np.outer(shares, np.maximum(np.isfinite(values).sum(axis=1) - 1, 0))
+    under, over = (np.take_along_axis(values, edge.astype(int).T, axis=1).T for edge in (np.floor(place), np.ceil(place)))
+    return np.ma.masked_invalid(under + (place % 1) * (over - under))
+
+
+def thinned(n: int) -> np.ndarray:
+    """The columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells apart."""
+    return np.unique(np.linspace(0, n - 1, min(n, MOST_POINTS)).round().astype(int)) if n else np.arange(0)
+
+
 def window(steps: int) -> int:
-    """How many steps the running mean of a run of `steps` steps takes in."""
+    """How many steps the moving window of a run of `steps` steps takes in."""
     return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1
 
 

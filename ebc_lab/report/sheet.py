@@ -5,9 +5,8 @@ The layout is computed here, once, from the measured text: matplotlib's own layo
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -22,12 +21,13 @@ from matplotlib.text import Text
 STYLE = Path(__file__).with_name("style.mplstyle")
 EBC, PLAIN, GOAL, ALERT, OTHER, SPARE = "C0", "C1", "C2", "C3", "C5", "C6"  # places in the style's palette
 LEFT, RIGHT, EDGE = 0.085, 0.975, 8.0  # margins: shares of the width; points above and below
+ROWS_FROM = 0.38  # of the width: the names of rows end there at most
 WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What every picture of a study says about it."""
+    """What every picture of a study says about it, or is drawn with."""
 
     name: str
     corpus: str
@@ -36,8 +36,33 @@ class Facts:
     tokens_per_step: int
     windows: int  # of validation text, always the same, that evaluations during a run look at
     band: tuple[float, float]  # where the median c should lie
+    margin: float | None = None  # nats of test loss that "no worse" allows
+    grids: Mapping[str, Sequence[float]] = field(default_factory=dict)  # optimizer -> the learning rates asked for
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
+
+
+class Sheet(Figure):
+    """A figure that knows its own header: its title, and what can be said of it to somebody who cannot see it."""
+
+    title = ""
+    alt = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A sheet with its place among a study's pictures. `name`: stem of its files; `arm`: whose it is, empty: of several."""
+
+    name: str
+    section: str
+    sheet: Sheet
+    arm: str = ""
+
+    @property
+    def entry(self) -> dict[str, str]:
+        """Its line in the study's catalogue."""
+        about = {"title": self.sheet.title, "alt": self.sheet.alt}
+        return {"name": self.name, "section": self.section, **about, "arm": self.arm}
 
 
 def page(
@@ -45,20 +70,23 @@ def page(
     what: str,
     whom: str,
     finding: str,
-    small: Sequence[str],
+    seeds: int,
+    small: Sequence[str] = (),
     alert: str = "",
     size: tuple[float, float] | None = None,
     left: float = LEFT,
-) -> tuple[Figure, Axes]:
-    """A figure with its header written: what it shows (bold), of whom, what was found, the small print, warnings.
+) -> tuple[Sheet, Axes]:
+    """A figure with its header written: what it shows (bold), of whom, what was found, whence it comes, warnings.
 
     `size`: inches, where not the style's; `left`: the margin, as a share of the width.
     """
-    figure = Figure(figsize=size)
+    figure = Sheet(figsize=size)
     FigureCanvasAgg(figure)
-    source = " · ".join((*small, f"study {facts.name}", facts.corpus, f"{facts.scale} scale"))
+    source = " · ".join((seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small))
     lines = [(what, 13.0, "bold", "black"), (whom, 11.0, "normal", "black"), (finding, 9.5, "normal", "#333333")]
     lines += [(source, 7.5, "normal", "#666666")]
+    said = [whom.rstrip("."), finding.rstrip("."), alert.rstrip(".")]
+    figure.title, figure.alt = " ".join(what.split()), " ".join(". ".join((*filter(None, said), "")).split())
     warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
     wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
     lines += [(line, 8.5, "bold", ALERT) for line in wrapped]
@@ -70,6 +98,10 @@ def page(
         fit(line, (RIGHT - left) * figure.bbox.width)
         used += 1.45 * points
     return figure, figure.add_axes((left, 0.2, RIGHT - left, 1 - (used + EDGE) / height - 0.2))
+
+
+def seeds_of(number: int) -> str:
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def fit(text: Text, room: float) -> None:
@@ -115,13 +147,6 @@ def say_nothing_to_draw(axes: Axes) -> None:
     axes.text(0.5, 0.5, "no run of this arm recorded a single step", ha="center", va="center", color=ALERT, size=12)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, without anything that changes from call to call."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
     """Ascending places in [0, 1], at least `gap` apart, near those wanted."""
     places = list(wanted)
@@ -159,3 +184,18 @@ def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
         axes.add_artist(leader)
         text = axes.text(1.025, place, label, transform=axes.transAxes, va="center", size=8, color=colour)
         fit(text, figure.bbox.width - text.get_window_extent().x0 - 2)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """One row for each name, from the top; the names stand left of the axes, which make room for them."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    labels = axes.get_yticklabels()
+    for label in labels:
+        fit(label, (ROWS_FROM - LEFT) * figure.bbox.width)
+    start = LEFT + max((label.get_window_extent().width for label in labels), default=0) / figure.bbox.width + 0.012
+    box = axes.get_position()
+    axes.set_position((start, box.y0, RIGHT - start, box.height))

@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..telemetry import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
-from .arm import Rival, draw_clip, draw_kl, draw_loss, optimizer, seeds_of
-from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, window
+from .arm import Rival, draw_clip, draw_kl, draw_loss, optimizer
+from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .forest import draw_forest, missing, rows_of, signed
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, another, beside, key, page, stack
+from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Picture, Sheet, another, beside, key, page, stack
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC, WITHOUT = (EBC, GOAL, "C6", "black"), (PLAIN, "C4", "C5", ALERT)  # where both share a panel
+DASHES = ("-", "--", "-.")
 REST = "#BBBBBB"
 MOST, HIGHLIGHTED = 8, 6  # where there are more than so many EBC arms, so many are told apart
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
@@ -38,30 +39,41 @@ SHOCKS = {
 }
 
 
-def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
-    """(file name without its ending, figure) of every track's arms together, and of each arm."""
+def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
+    """Of every track's arms together, and of each arm."""
     decision = decisions["ablation"]
     for track, found in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
-        yield f"ablation{tail}", draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
+        forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
+        yield Picture(f"ablation{tail}", "suite", forest)
         references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
         courses: dict[str, Course] = {}
         recoveries: list[Recovery] = []
+        tight: dict[str, Tightness] = {}
         for label, arm in arms.items():
             runs = references[label] if label in references else read_runs(root, arm)
             of = arm["versus"] or label
             rival = Rival(of, runs if of == label else references.get(of, []), in_words(arm), itself=of == label)
-            yield f"{label}{tail}_loss", draw_loss(facts, label, arm, runs, rival)
+            yield Picture(f"{label}{tail}_loss", "arms", draw_loss(facts, label, arm, runs, rival), label)
             if arm["ebc"]:
                 natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-                yield f"{label}{tail}_clip", draw_clip(facts, label, arm, runs)
-                yield f"{label}{tail}_kl", draw_kl(facts, label, arm, runs, natural_kl)
+                yield Picture(f"{label}{tail}_clip", "arms", draw_clip(facts, label, arm, runs), label)
+                yield Picture(f"{label}{tail}_kl", "arms", draw_kl(facts, label, arm, runs, natural_kl), label)
+                if sheet := draw_groups(facts, label, arm, runs):
+                    yield Picture(f"{label}{tail}_groups", "arms", sheet, label)
+                if measured := tightness_of(runs):
+                    tight[label] = measured
                 courses[label] = course_of(runs)
             recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
         if courses:
-            yield f"ablation_steps{tail}", draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
+            steps = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
+            yield Picture(f"ablation_steps{tail}", "suite", steps)
+        if tight:
+            sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
+            yield Picture(f"tightness{tail}", "suite", sheet)
         if recoveries:
-            yield f"recovery{tail}", draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
+            drawn = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
+            yield Picture(f"recovery{tail}", "suite", drawn)
 
 
 def in_words(arm: Mapping[str, Any]) -> str:
@@ -84,18 +96,25 @@ class Course:
     c: np.ma.MaskedArray  # median of the seeds, running mean
     audits: np.ndarray
     ratio: np.ma.MaskedArray  # applied KL over its target, median of the seeds, running geometric mean
+    seeds: tuple[np.ma.MaskedArray, np.ma.MaskedArray]  # the same two of each seed
 
 
 def course_of(runs: Sequence[Run]) -> Course:
     steps, table = applied_c(runs)
-    c = running_mean(np.ma.masked_array(np.ma.median(table, axis=0))[None])[0] if len(steps) else np.ma.masked_all(0)
     streams = [audited(run.steps) for run in runs]
-    at, applied = by_step(streams, "applied_kl")
-    ratio = np.ma.masked_all(0)
-    if len(at):
-        middle = np.ma.median(applied / np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0), axis=0)
-        ratio = np.ma.exp(running_mean(np.ma.log(np.ma.masked_array(middle))[None])[0])
-    return Course(steps, c, at, ratio)
+    audits, applied = by_step(streams, "applied_kl")
+    ratios = np.ma.log(applied / np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0))
+    at, then = thinned(len(steps)), thinned(len(audits))
+    (c, own_c), (ratio, own_ratio) = middle_of(table), middle_of(ratios)
+    seeds = (own_c[:, at], np.ma.exp(own_ratio)[:, then])
+    return Course(steps[at], c[at], audits[then], np.ma.exp(ratio)[then], seeds)
+
+
+def middle_of(table: np.ma.MaskedArray) -> tuple[np.ma.MaskedArray, np.ma.MaskedArray]:
+    """The seeds' median, and each seed, as running means."""
+    if not table.shape[1]:
+        return np.ma.masked_all(0), table
+    return running_mean(np.ma.masked_array(np.ma.median(table, axis=0))[None])[0], running_mean(table)
 
 
 def drift(arm: Mapping[str, Any]) -> float:
@@ -110,7 +129,7 @@ def distance(arm: Mapping[str, Any]) -> float:
     return abs(math.log(ratio)) if ratio else 0.0
 
 
-def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Figure:
+def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Sheet:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
     far = [
         x for pair in zip(*(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True) for x in pair
@@ -124,9 +143,9 @@ def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], 
         parts.append(f"farthest from its target: {farthest}, median KL / δ* {arms[farthest]['figures']['kl_ratio_median']:.2f}")
     text = "; ".join(parts) or "Neither c nor the KL was measured"
     whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
-    small = (seeds_of(max(len(arm["runs"]) for arm in arms.values())), "c: median near the start → near the end of the run")
+    small, seeds = ("c: median near the start → near the end of the run",), max(len(arm["runs"]) for arm in arms.values())
     what = "What did the clip do over the run?"
-    figure, bottom = page(facts, what, whom, f"{text[0].upper()}{text[1:]}.", small, missing(arms), (10.4, 7.4))
+    figure, bottom = page(facts, what, whom, f"{text[0].upper()}{text[1:]}.", seeds, small, missing(arms), (10.4, 7.4))
     top = another(bottom)
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
     for axes in (top, bottom):
@@ -145,21 +164,22 @@ def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], 
     if len(shown) < len(courses):
         label = f"{len(courses) - len(shown)} other arms with EBC: the {len(shown)} whose c or KL / δ* moved most are named"
         handles.append(Line2D([], [], color=REST, lw=1.0, label=label))
-    over = window(max(len(c.steps) for c in courses.values()))
+    over = window(round(last) + 1)
     handles.append(Line2D([], [], color="#666666", label=f"running means: of c over {over} steps, of the KL over 3 audits"))
+    handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
     tops: list[tuple[float, float, str, str]] = []
     bottoms: list[tuple[float, float, str, str]] = []
     for label, course in courses.items():
         place = shown.index(label) if label in shown else None
-        colour, dashes = (
-            (REST, "-") if place is None else (PALETTE[place % len(PALETTE)], "--" if place >= len(PALETTE) else "-")
-        )
+        colour, dashes = (REST, "-") if place is None else (PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)])
         width, order = (1.0, 1.5) if place is None else (1.6, 2.5)
-        for axes, ends, x, y, words in (
-            (top, tops, course.steps, course.c, f"{label}  {course_in_words(arms[label])}"),
-            (bottom, bottoms, course.audits, course.ratio, f"{label}  {ratio_in_words(arms[label])}"),
+        for axes, ends, x, y, own, words in (
+            (top, tops, course.steps, course.c, course.seeds[0], f"{label}  {course_in_words(arms[label])}"),
+            (bottom, bottoms, course.audits, course.ratio, course.seeds[1], f"{label}  {ratio_in_words(arms[label])}"),
         ):
             axes.plot(x, y, color=colour, ls=dashes, lw=width, zorder=order)
+            if place is not None:
+                axes.plot(x, own.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
             seen = np.flatnonzero(~np.ma.getmaskarray(y))
             if place is not None and len(seen):
                 ends.append((float(x[seen[-1]]), float(y[seen[-1]]), words, colour))
@@ -195,6 +215,7 @@ class Recovery:
     size: float
     offset: np.ndarray
     loss: np.ndarray
+    seeds: np.ndarray  # the same of each seed
     peaks: Sequence[float]  # of the seeds
     back: Sequence[float | None]  # steps until the loss was back, None: never
 
@@ -218,7 +239,7 @@ def recovery_of(
     if not lines:
         return []
     mean = np.ma.masked_invalid(lines).mean(axis=0).filled(math.nan)
-    return [Recovery(label, shock["name"], shock["size"], offset, mean, peaks, back)]
+    return [Recovery(label, shock["name"], shock["size"], offset, mean, np.array(lines), peaks, back)]
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
@@ -235,16 +256,16 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]) -> Figure:
+def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]) -> Sheet:
     """A panel for each kind of shock, a line for each arm that had it."""
     kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries))
     worst, least = (choose(recoveries, key=lambda r: statistics.fmean(r.peaks)) for choose in (max, min))
     text = f"Largest peak: {worst.label}, {signed(statistics.fmean(worst.peaks))}"
     text += f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}." if least is not worst else "."
     whom = f"{optimizer(track)}: training loss around a shock, minus its mean over the {SHOCK_WINDOW} steps before"
-    what, of = "How does a run recover from a shock?", seeds_of(max(len(arm["runs"]) for arm in arms.values()))
+    what, of = "How does a run recover from a shock?", max(len(arm["runs"]) for arm in arms.values())
     size = (10.4, 2.4 + 2.2 * len(kinds))
-    figure, last = page(facts, what, whom, text, (of, "peak: the highest mean of any 10 later steps"), missing(arms), size)
+    figure, last = page(facts, what, whom, text, of, ("peak: the highest mean of any 10 later steps",), missing(arms), size)
     panels = [*(another(last) for _ in kinds[1:]), last]
     last.set_xlabel("steps since the shock")
     handles = [
@@ -258,6 +279,7 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
         for dashes, words, ebc in (("-", "with", True), ("--", "without", False))
         if any(bool(arm["ebc"]) == ebc for arm in arms.values())
     ]
+    handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
     handles.append(Line2D([], [], color=ALERT, ls=":", lw=1.2, label="the shock (its own step is left out)"))
     key(last, handles)
     box = last.get_position()
@@ -270,14 +292,15 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
         axes.axvline(0, color=ALERT, ls=":", lw=1.2)
         ends = []
         own = [r for r in recoveries if (r.kind, r.size) == (kind, strength)]
-        looks = {  # thinner when the colours come round again
-            ebc: itertools.cycle(itertools.product((1.8, 0.9), palette))
-            for ebc, palette in ((True, WITH_EBC), (False, WITHOUT))
+        looks = {  # thinner when the colours come round again, then dashed otherwise
+            ebc: itertools.cycle(itertools.product(dashes, (1.8, 0.9), palette))
+            for ebc, dashes, palette in ((True, ("-", "-."), WITH_EBC), (False, ("--", ":"), WITHOUT))
         }
         for recovery in own:
             ebc = bool(arms[recovery.label]["ebc"])
-            width, colour = next(looks[ebc])
-            axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls="-" if ebc else "--")
+            dashes, width, colour = next(looks[ebc])
+            axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
+            axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
             at = np.flatnonzero(np.isfinite(recovery.loss))
             ends.append((float(recovery.offset[at[-1]]), float(recovery.loss[at[-1]]), told(recovery), colour))
         reach = max(x for x, *_ in ends)

@@ -306,7 +306,7 @@ def write_conclusions(
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
         listener.say("drawing the plots …")
-        manifest.strike(study.root, "*.png")
+        manifest.strike(study.root, "*.png", "*.svg", "figures.json")
         plots.draw_study(study.root)
         stamp.write_text(inputs)
     return accepted

@@ -32,6 +32,7 @@ CONCLUSIONS = (  # made from the runs, and made again when they change
     "*.tex",
     "*.png",
     "*.svg",
+    "figures.json",
     "report.html",
 )
 OWN = ("study.json", *CONCLUSIONS)  # of the study's own folder

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from ebc_lab.report import plots
-from ebc_lab.report.sheet import STYLE
+from ebc_lab.report.render import png
+from ebc_lab.report.sheet import STYLE, spread
 from ebc_lab.telemetry import EVAL_COLUMNS, STEP_COLUMNS
 
 STEPS = 40
@@ -119,7 +120,8 @@ def drawn(root: Path) -> dict[str, Any]:
     """Every figure of a study by name, in the study's style, not yet rendered."""
     facts = plots.facts_of(json.loads((root / "study.json").read_text()))
     with matplotlib.rc_context(fname=STYLE):
-        return dict(plots.pictures(root, facts, json.loads((root / "auto_decisions.json").read_text())))
+        found = plots.pictures(root, facts, json.loads((root / "auto_decisions.json").read_text()))
+        return {picture.name: picture.sheet for picture in found}
 
 
 def expected_names(*tracks: str) -> set[str]:
@@ -130,10 +132,11 @@ def test_draws_three_pictures_an_arm_and_two_of_the_study_the_same_each_time(tmp
     root = write_study(tmp_path)
     before, settings = set(tmp_path.iterdir()), dict(matplotlib.rcParams)
     written = plots.draw_study(root)
-    assert {path.stem for path in written} == expected_names("adam_none") | {"lr_scale"}
+    names = expected_names("adam_none") | {"lr_scale"}
+    assert {path.name for path in written} == {f"{n}.{ending}" for n in names for ending in ("png", "svg")} | {"figures.json"}
     assert set(tmp_path.iterdir()) == before | set(written)
     first = {path: path.read_bytes() for path in written}
-    for path in written:
+    for path in (path for path in written if path.suffix == ".png"):
         image = matplotlib.image.imread(path)
         assert 500 < image.shape[0] < image.shape[1] < 1400
         assert 0.01 < (image[:, :, :3].min(axis=2) < 0.95).mean() < 0.6, f"{path.name} is blank, or all ink"
@@ -158,7 +161,7 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
             header = [text.get_text() for text in figures[f"adam_none_{arm}_{kind}"].texts]
             assert any(f"seed {seed} {said}" in line for line in header)
     for name in (f"adam_none_{FALLING}_loss", f"adam_none_{FALLING}_clip", f"adam_none_{FALLING}_kl", "pareto"):
-        image = matplotlib.image.imread(io.BytesIO(plots.png(figures[name])), format="png")
+        image = matplotlib.image.imread(io.BytesIO(png(figures[name])), format="png")
         assert image.shape[:2] == (round(figures[name].bbox.height), round(figures[name].bbox.width))
 
 
@@ -204,5 +207,5 @@ def test_needs_neither_torch_nor_pandas_nor_pyplot():
 
 
 def test_labels_are_spread_in_order_and_stay_on_the_page():
-    places = plots.spread([0.1, 0.11, 0.12, 0.98, 0.99], 0.05)
+    places = spread([0.1, 0.11, 0.12, 0.98, 0.99], 0.05)
     assert places == pytest.approx([0.1, 0.15, 0.2, 0.95, 1.0])

@@ -1,0 +1,30 @@
+"""figures.json: the pictures of a study in reading order, each with its title and what it says, for who cannot see it.
+
+Written when the pictures are drawn, read by the page. No matplotlib here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..telemetry import read_json, write_json
+
+NAME = "figures.json"
+SECTIONS = ("headroom", "calibration", "finals", "suite", "arms")  # in reading order
+
+
+def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
+    """`entries`: name (the files' stem), section, title, alt, arm (empty: of several), in the order drawn. -> the file."""
+    write_json(root / NAME, sorted(entries, key=lambda entry: SECTIONS.index(entry["section"])))
+    return root / NAME
+
+
+def catalogue(root: Path) -> list[dict[str, Any]]:
+    """The study's pictures in reading order; empty while none is drawn.
+
+    `name`: stem of its .png and .svg; `section`: one of SECTIONS; `title`; `alt`: what is seen and was found; `arm`: whose
+    picture it is, empty where it is of several arms.
+    """
+    return list(read_json(root / NAME)) if (root / NAME).exists() else []
