@@ -288,8 +288,8 @@ def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Ma
 def write_conclusions(
     config: Config, study: Study, corpus: Corpus, decisions: dict[str, Decision], listener: Listener
 ) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, and every plot."""
-    from ..report import plots, tables
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, every plot, and the page."""
+    from ..report import page, plots, tables
 
     about = {"study": study.name, "corpus": corpus.title, "warning": corpus.warning}
     accepted = None
@@ -307,11 +307,14 @@ def write_conclusions(
         manifest.strike(study.root, "*.png")
         plots.draw_study(study.root)
         stamp.write_text(inputs)
+    page.write_page(study.root)
     return accepted
 
 
 def report(study: Study, listener: Listener) -> None:
-    """Rebuild tables and plots of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    from ..report.page import write_page
+
     config: Config = from_dict(Config, study.header()["config"])
     decisions = study.true_decisions()
     if not decisions:
@@ -325,4 +328,6 @@ def report(study: Study, listener: Listener) -> None:
         if config.study.stages[-1] in decisions:
             corpus = replace(locate(config.data), warning=study.header()["corpus"]["warning"])
             write_conclusions(config, study, corpus, decisions, listener)
+        else:
+            write_page(study.root)
         manifest.complete(study.root)
