@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, UserError, flat, from_dict
+from ..config import STAGES, Config, UserError, flat, from_dict
 from ..study import inspect, manifest
 from ..study.again import study_command
 from ..study.store import FINISHED, Record, Study
@@ -31,8 +31,10 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     try:
         header = study.header()
     except UserError as error:
-        header = study.header(checked=False) if lenient else None
-        if not header or not isinstance(header.get("config"), dict):
+        if not lenient:
+            raise
+        header = study.header(checked=False)
+        if not isinstance(header.get("config"), dict):
             raise
         problems.append(str(error))
     config: Config = from_dict(Config, header["config"])
@@ -132,10 +134,7 @@ def _runs(trained: Iterable[Record]) -> list[dict[str, Any]]:
                 **{k: result.get(k) for k in ("cause", "val_loss", "test_loss", "c_median", "kl_median", "wall_s")},
             }
         )
-    order = {
-        s: i for i, s in enumerate(("lr_sweep", "calibrate", "controller_search", "lr_scale", "tune", "finals", "ablation"))
-    }
-    return sorted(rows, key=lambda r: (order.get(r["stage"], 9), r["arm"], r["lr"], r["seed"], r["run_id"]))
+    return sorted(rows, key=lambda r: (STAGES.index(r["stage"]), r["arm"], r["lr"], r["seed"], r["run_id"]))
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -239,7 +238,7 @@ def _candidates(decision: Mapping[str, Any], config: Config) -> list[dict[str, A
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
     sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
     low, high = config.study.band
-    rows = []
+    rows: list[dict[str, Any]] = []
     for c in decision["candidates"]:
         notes = []
         if c["run_id"] in controls:
@@ -375,7 +374,7 @@ def _suite(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
 
 
 class Ruler:
-    """Where paired differences lie on a drawn axis of width 240, zero in its middle; what lies beyond is cut off, and said so."""
+    """Where paired differences lie on a drawn axis of width 240, zero in its middle; what lies beyond is cut off."""
 
     WIDTH, EDGE = 240.0, 8.0
 

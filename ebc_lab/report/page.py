@@ -105,7 +105,7 @@ def pictures(root: Path, arms: Iterable[str]) -> list[Picture]:
         arm = next((a for a in longest_first if name.startswith(f"{a}_")), "")
         section, said = _told(name, arm)
         title = str(entry.get("title") or said)
-        section = entry.get("section") if entry.get("section") in SECTIONS else section
+        section = str(entry["section"]) if entry.get("section") in SECTIONS else section
         found.append(Picture(name, section, title, str(entry.get("alt") or f"{name}: {title}"), arm, path))
     return found
 

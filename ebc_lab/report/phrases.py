@@ -16,8 +16,8 @@ QUESTION = "Does bounding how far each update may move the model’s predictions
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, so that the model’s "
     "predictions move by no more than a chosen amount.",
-    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate can then rise, "
-    "and trains every arm again at full length over fresh seeds. Validation loss decides; test loss only judges.",
+    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate can then "
+    "rise, and trains every arm again at full length over fresh seeds. Validation loss decides; test loss only judges.",
 )
 TERMS = {
     "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions",
@@ -206,7 +206,7 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
         "beats": f"It beats {reference}: the whole interval lies below zero.",
         "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; that it beats it is not shown.",
         "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above {reference}.",
-        "undecided": f"Not settled: losing no more than {margin:g} nats to {reference} and losing more are both still possible.",
+        "undecided": f"Not settled: losing no more than {margin:g} nats to {reference} and losing more are both possible.",
     }[judgement(line)]
 
 
@@ -241,7 +241,7 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
     if twice is not None:
         then = {
             "beats": "At twice the best plain learning rate, EBC even beats the plain optimizer at its best one",
-            "meets": f"At twice the best plain learning rate, EBC stays within {margin:g} nats of the plain optimizer at its best",
+            "meets": f"At twice the best plain learning rate, EBC stays within {margin:g} nats of the plain one at its best",
             "misses": "At twice the best plain learning rate, EBC is worse than the plain optimizer at its best one",
             "undecided": "At twice the best plain learning rate, EBC against the plain optimizer at its best is undecided",
         }[judgement(twice)]

@@ -1,7 +1,7 @@
-"""`ebc-lab watch`: the page of a study while it runs, served to this machine alone and made of the study's files as they are.
+"""`ebc-lab watch`: the page of a study while it runs, served to this machine alone, made of the study's files as they are.
 
-Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the file system by what
-a request says. The page is made anew only when a file that it is made from has changed.
+Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the file system by
+what a request says. The page is made anew only when a file that it is made from has changed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LivePage:
         except UserError as error:
             return page.message(f"Study {self.study.name} cannot be shown", str(error))
         except (OSError, KeyError, TypeError, ValueError) as error:  # a file that vanishes, or holds what it never should
-            told = f"Its files could not be read as those of a study ({type(error).__name__}: {error}): `ebc-lab verify` names them."
+            told = f"Its files do not read as those of a study ({type(error).__name__}: {error}): see `ebc-lab verify`."
             return page.message(f"Study {self.study.name} cannot be shown", told)
 
     def _fingerprint(self) -> str:

@@ -288,7 +288,7 @@ def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Ma
 def write_conclusions(
     config: Config, study: Study, corpus: Corpus, decisions: dict[str, Decision], listener: Listener
 ) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, every plot, and the page."""
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, the plots, the page."""
     from ..report import page, plots, tables
 
     about = {"study": study.name, "corpus": corpus.title, "warning": corpus.warning}
