@@ -263,7 +263,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Rebuild the tables and plots of a study from its runs; a bundle is unpacked for that, and stays as it is."""
+    """Rebuild the tables, plots and page of a study from its runs; a bundle is unpacked for that, and stays as it is."""
     from .study.autopilot import Listener
     from .study.autopilot import report as rebuild
     from .study.bundle import to_rebuild
@@ -271,6 +271,28 @@ def report(
     found = to_rebuild(study, output_dir, output)
     rebuild(found, Listener(say=typer.echo))
     typer.echo(f"rebuilt in {found.root}")
+
+
+@app.command()
+def watch(
+    study: Name = None,
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)] = 0,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
+    output_dir: Place = OUTPUT_DIR,
+) -> None:
+    """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only."""
+    from .report.serve import address_of, server
+    from .study.inspect import find
+
+    found = find(study, output_dir)
+    with server(found, port) as made:
+        typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C ends the watching, not the study)")
+        if show:
+            typer.launch(address_of(made))
+        try:
+            made.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("no longer watching")
 
 
 @app.command()

@@ -95,6 +95,7 @@ def outcome(console: Console, done: Any) -> None:
     root = done.study.root
     console.print(f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}")
     places = {
+        "page": "report.html",
         "decisions": "auto_decisions.json",
         "verdict": "acceptance.json",
         "results": "results_final.json",

@@ -288,8 +288,8 @@ def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Ma
 def write_conclusions(
     config: Config, study: Study, decisions: dict[str, Decision], listener: Listener
 ) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite, tables, every plot."""
-    from ..report import papers, plots, tables
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
+    from ..report import page, papers, plots, tables
 
     header = study.header()  # not the corpus itself, which need not be here any more
     about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
@@ -309,11 +309,14 @@ def write_conclusions(
         manifest.strike(study.root, "*.png", "*.svg", "figures.json")
         plots.draw_study(study.root)
         stamp.write_text(inputs)
+    page.write_page(study.root)
     return accepted
 
 
 def report(study: Study, listener: Listener) -> None:
-    """Rebuild tables and plots of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    from ..report.page import write_page
+
     config: Config = from_dict(Config, study.header()["config"])
     decisions = study.true_decisions()
     if not decisions:
@@ -326,4 +329,6 @@ def report(study: Study, listener: Listener) -> None:
             _write_table(study, stage, specs, results)
         if config.study.stages[-1] in decisions:
             write_conclusions(config, study, decisions, listener)
+        else:
+            write_page(study.root)
         manifest.complete(study.root)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, RunConfig, UserError, flat, from_dict, run_part, to_dict
-from ..overrides import compose
+from ..config import STAGES, Config, RunConfig, UserError, from_dict
 from ..telemetry import read_json
 from . import jobs, pace, reuse
+from .again import reproduce
 from .decide import fault
 from .forecast import forecast
 from .guards import cause_class
@@ -68,8 +67,8 @@ def status(study: Study) -> dict[str, Any]:
     queue, silent = _queue(study, config.launcher.queue_every_s)
     records = study.records()
     problems += [*silent, *(r.problem for r in records if r.problem)]
-    runs = [_run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
-    failures = _failures(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
+    failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     sound = [s for s, d in decisions.items() if not fault(d)]  # the others may lack anything
     because = reuse.stale(config, header, decisions, records)
     known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
@@ -120,7 +119,8 @@ def status(study: Study) -> dict[str, Any]:
     }
 
 
-def _run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+def run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A planned run in a few words: what it is, and what became of it."""
     return {
         "run_id": run_id,
         "stage": spec["stage"],
@@ -134,7 +134,7 @@ def _run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapp
     }
 
 
-def _failures(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Failed runs grouped by cause, with one command that does the first of them again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
@@ -168,24 +168,6 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
     if run.lr_schedule.source:  # beside this run in the study, and nowhere near a new one
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
     return reproduce(config, run) if spec["kind"] == "train" else None
-
-
-def reproduce(config: Config, run: RunConfig) -> str:
-    """A command line that trains exactly this run."""
-    base = flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
-    changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
-    words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
-    return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
-
-
-def _override_value(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"[{','.join(map(_override_value, value))}]"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return str(value)
 
 
 def _eta(config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf) -> float | None:
@@ -263,7 +245,7 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
         found[s] = {
             **decisions[s],
             "headline": headline(s, decisions[s]),
-            "flips": _flips(s, decisions[s]),
+            "flips": flips(s, decisions[s]),
             "stale_because": because.get(s),
             "noise": noise_floor(decisions),
         }
@@ -285,7 +267,7 @@ def noise_in_words(floor: Mapping[str, Any]) -> str:
     )
 
 
-def _flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
+def flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
     """What would have changed the decision, one sentence a track."""
     out = []
     for track, d in decision["tracks"].items():

@@ -1,0 +1,76 @@
+"""The commands that do something again: one run exactly, or a whole study with the settings it was asked for."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..choices import groups, settings_of
+from ..config import Config, RunConfig, UserError, flat, run_part, to_dict
+from ..overrides import STUDY_DECIDES, compose
+from .resolve import NOT_THE_STUDY
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """`command` begins the study anew. `changed`: (setting, its default, here) of what departs from scale and suite.
+    `unsaid`: those of them that no command line can give, because they need a file in `conf/study`."""
+
+    command: str
+    changed: list[tuple[str, Any, Any]]
+    unsaid: list[str]
+
+
+def reproduce(config: Config, run: RunConfig) -> str:
+    """A command line that trains exactly this run."""
+    base = flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
+    changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
+    words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
+    return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
+
+
+def study_command(requested: Mapping[str, Any]) -> StudyCommand:
+    """The `ebc-lab autopilot` that asks for these settings, `requested` of a study.json."""
+    asked = flat(requested)
+    chosen = [f"scale={requested['scale']}"]
+    suite = _suite(asked)
+    chosen += [f"study={suite}"] if suite != "default" else []
+    base = flat({k: v for k, v in to_dict(compose(chosen, here=False)).items() if k not in NOT_THE_STUDY})
+    name = "study.name"
+    changed = [(k, base.get(k), asked.get(k)) for k in (*asked, *(b for b in base if b not in asked))]
+    changed = [(k, old, new) for k, old, new in changed if old != new]
+    unsaid = [k for k, _, _ in changed if k in STUDY_DECIDES or k not in asked or k not in base]
+    words = [f"{k}={_override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
+    named = [f"{name}={_override_value(v)}" for k, _, v in changed if k == name]
+    return StudyCommand(
+        shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]), [c for c in changed if c[0] != name], unsaid
+    )
+
+
+def _suite(asked: Mapping[str, Any]) -> str:
+    """The choice of `conf/study` that most of these settings agree with."""
+
+    def agreement(choice: str) -> int:
+        try:
+            own = {k: v for k, v in flat(settings_of("study", choice)).items() if k != "study.name"}
+        except UserError:
+            return 0
+        return sum(1 if _same(asked.get(k), v) else -1 for k, v in own.items() if v != {})
+
+    return max(["default", *groups()["study"]], key=agreement)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(a == b or (isinstance(a, int | float) and isinstance(b, int | float) and float(a) == float(b)))
+
+
+def _override_value(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(_override_value, value))}]"
+    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value)
