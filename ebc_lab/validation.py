@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from . import trackers
 from .choices import any_of, changed, groups, nearest
 from .config import SPLITS, STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig, UserError, run_part
 
@@ -254,6 +255,7 @@ def _validate_study(config: Config) -> None:
     positive("lr_sweep.skip_threshold", config.lr_sweep.skip_threshold)
     positive("finals.margin", config.finals.margin, zero=True)
     _launcher(config.launcher)
+    trackers.check(config.tracker)
 
 
 def _launcher(launcher: LauncherConfig) -> None:
