@@ -281,7 +281,7 @@ class Reader:
 
     def __init__(self, root: Path, name: str, to: str):
         self.root, self.path = root, root / PLACE / f"{name}.json"
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         state: Any = {}
         with suppress(OSError, UserError):
             state = read_json(self.path)

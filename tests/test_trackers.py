@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from ebc_lab import trackers
-from ebc_lab.config import TrackerConfig, UserError
+from ebc_lab.config import TrackerConfig, UserError, run_part, to_dict
+from ebc_lab.data import locate
+from ebc_lab.outcome import run_and_record
 from ebc_lab.overrides import compose
 from ebc_lab.study import manifest
 from ebc_lab.study.autopilot import Listener, autopilot, configurations
 from ebc_lab.study.verify import verify
-from ebc_lab.telemetry import read_columns, read_json
+from ebc_lab.telemetry import read_columns, read_json, write_json
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "checksum")
@@ -203,18 +205,26 @@ def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monk
 # -- down, broken, hanging -------------------------------------------------------------------------------------------------
 
 
-def one_run(folder: Path, text_file: Path, *overrides: str, **env: str) -> subprocess.CompletedProcess:
-    words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "threads_per_run=1", "compile=off"]
-    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", *overrides]
-    return subprocess.run([*CLI, *words], cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def small_run(tiny):
+    config = compose(
+        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False
+    )
+    run = run_part(config)
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def train(run, folder: Path) -> bytes:
+    """A run as `ebc-lab train` leaves it -> its steps.csv."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "spec.json", {"run_id": "x", "kind": "train", "config": to_dict(run)})
+    assert run_and_record(run, folder, "x")["outcome"] == "completed"
+    return (folder / "steps.csv").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def untracked(tmp_path_factory, text_file):
-    folder = tmp_path_factory.mktemp("untracked")
-    done = one_run(folder, text_file)
-    assert done.returncode == 0, done.stderr
-    return (folder / "run" / "steps.csv").read_bytes()
+def untracked(tmp_path_factory, small_run):
+    return train(small_run, tmp_path_factory.mktemp("untracked") / "run")
 
 
 def closed_port() -> int:
@@ -229,37 +239,52 @@ BROKEN, HANGING, KILLED = (
     HERE + "time.sleep(1000)\n",
     HERE + "os.kill(os.getpid(), 9)\n",
 )
-DOWN = {
-    "server_down": (["tracker=mlflow", "tracker.mlflow_uri=http://127.0.0.1:{port}"], "", "the runs go on without it"),
-    "server_hangs": (["tracker=mlflow", "tracker.mlflow_uri=http://127.0.0.1:{silent}", "tracker.wait_s=1"], "", "mlflow: "),
-    "store_is_a_folder": (["tracker=mlflow", "tracker.mlflow_uri=sqlite:///{taken}"], "", "the runs go on without it"),
-    "folder_below_a_file": (["tracker=mlflow", "tracker.folder={file}/below"], "", "NotADirectoryError"),
-    "folder_is_a_file": (["tracker=tensorboard", "tracker.folder={file}"], "", "FileExistsError"),
-    "broken_import": (["tracker=mlflow"], BROKEN, "Error"),
-    "hangs": (["tracker=tensorboard", "tracker.wait_s=1"], HANGING, "not done 1 s (tracker.wait_s) after the last run"),
-    "killed": (["tracker=tensorboard"], KILLED, "ended with exit code -9"),
+DOWN = {  # name -> the tracker's settings, what happens to its process, what is said
+    "server_down": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{port}"}, "", "the runs go on without it"),
+    "server_hangs": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0}, "", "tracker mlflow: "),
+    "store_is_a_folder": (["mlflow"], {"mlflow_uri": "sqlite:///{taken}"}, "", "the runs go on without it"),
+    "folder_below_a_file": (["mlflow"], {"folder": "{file}/below"}, "", "NotADirectoryError"),
+    "folder_is_a_file": (["tensorboard"], {"folder": "{file}"}, "", "FileExistsError"),
+    "broken_import": (["mlflow"], {}, BROKEN, "Error"),
+    "hangs": (["tensorboard"], {"wait_s": 1.0}, HANGING, "not done 1 s (tracker.wait_s) after the last run"),
+    "killed": (["tensorboard"], {}, KILLED, "ended with exit code -9"),
 }
 
 
-@pytest.mark.parametrize(("overrides", "site", "words"), DOWN.values(), ids=DOWN)
-def test_a_tracker_that_is_down_never_harms_a_run(untracked, tmp_path, text_file, overrides, site, words):
+@pytest.mark.parametrize(("names", "settings", "site", "words"), DOWN.values(), ids=DOWN)
+def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path, monkeypatch, names, settings, site, words):
     (tmp_path / "file").write_text("")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "site").mkdir()
+    for folder in ("taken", "site"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(site)
     path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    said: list[str] = []
     with socket.socket() as silent:  # takes connections and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         places = {"port": closed_port(), "silent": silent.getsockname()[1]}
         places |= {"taken": tmp_path / "taken", "file": tmp_path / "file"}
-        done = one_run(tmp_path, text_file, *(o.format(**places) for o in overrides), PYTHONPATH=path)
+        given = {k: v.format(**places) if isinstance(v, str) else v for k, v in settings.items()}
+        with trackers.following(TrackerConfig(names, **{"wait_s": 300.0, **given}), tmp_path / "run", said.append):
+            assert train(small_run, tmp_path / "run") == untracked
+    assert len(said) == 1, said
+    assert said[0].startswith(f"warning: tracker {names[0]}: ")
+    assert words in said[0]
+
+
+def test_ebc_lab_train_goes_on_without_a_tracker_that_is_down(tmp_path, text_file):
+    words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "threads_per_run=1", "compile=off"]
+    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]"]
+    words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
+    done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "completed after 30 steps" in done.stdout
-    assert (tmp_path / "run" / "steps.csv").read_bytes() == untracked
-    warnings = [line for line in done.stdout.splitlines() if line.startswith("warning: tracker")]
-    assert len(warnings) == 1, done.stdout
-    assert words in warnings[0]
+    assert len([line for line in done.stdout.splitlines() if line.startswith("warning: tracker mlflow")]) == 1
+    assert (
+        scalars(tmp_path / "run/.trackers/tensorboard/run" / read_json(tmp_path / "run/spec.json")["run_id"])["loss"][29][0]
+        == 29
+    )
 
 
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
