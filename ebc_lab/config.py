@@ -275,6 +275,16 @@ class LauncherConfig:
 
 
 @dataclass
+class TrackerConfig:
+    """Where runs are also shown while they go on; no part of a study, and of what it records."""
+
+    names: list[str] = field(default_factory=list)  # tensorboard | mlflow
+    folder: str | None = None  # for event files and MLflow's database; None: .trackers in the study's folder
+    mlflow_uri: str | None = None  # sqlite:///FILE | file:FOLDER | http://HOST:PORT; None: a database in the folder
+    wait_s: float = 30.0  # seconds that a tracker may take, after the last run, to show what is left
+
+
+@dataclass
 class Config(RunConfig):
     """A whole study: the run's settings, the stages' settings, and where and how to run them."""
 
@@ -290,6 +300,7 @@ class Config(RunConfig):
     tune: TuneConfig = field(default_factory=TuneConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
 def run_part(config: RunConfig) -> RunConfig:

@@ -19,6 +19,7 @@ from .data import check_length, locate
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 from .overrides import check_overrides, compose, default_scale, register_schema
 from .study.store import claimed, refuse_unwritable
+from .trackers import following
 from .validation import check_run
 
 
@@ -117,7 +118,8 @@ def task(composed: Any) -> float | None:
     try:
         launcher = HydraConfig.get().launcher
         cores = int(launcher.get("cpus_per_task") or 1) if is_submitit(launcher) else None
-        result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
+        with following(config.tracker, directory, print):
+            result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
         if result["outcome"] not in ("completed", "diverged"):
             message, code = f"the run {result['outcome']}: {result['cause']}; {directory / 'log.txt'}", 4
     except (UserError, OSError) as error:

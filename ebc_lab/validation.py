@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from . import trackers
 from .choices import any_of, changed, groups, nearest
 from .config import SPLITS, STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig, UserError, run_part
 
@@ -259,6 +260,7 @@ def _validate_study(config: Config) -> None:
         f"finals.max_seeds={config.finals.max_seeds} adds to `seeds`: two at least, and fewer, not {len(config.seeds)}.",
     )
     _launcher(config.launcher)
+    trackers.check(config.tracker)
 
 
 def _launcher(launcher: LauncherConfig) -> None:

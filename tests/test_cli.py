@@ -80,6 +80,7 @@ def test_help_lists_the_commands(tmp_path):
         "report",
         "data",
         "doctor",
+        "export",
         "verify",
         "diff",
         "bench",

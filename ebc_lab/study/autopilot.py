@@ -16,6 +16,7 @@ from ..config import STAGES, Config, UserError, digest, from_dict
 from ..data import check_length, locate
 from ..overrides import compose
 from ..telemetry import write_json
+from ..trackers import following
 from . import manifest, verdict
 from .arms import distinct
 from .decide import Decision, Undecidable
@@ -140,7 +141,7 @@ def autopilot(
             decisions[stage] = _decide(stage, config, specs, results, decisions)
             _record(study, stage, decisions[stage], listener)
         before = _trained(study)
-        with opened(config, study, listener.say) as pool:
+        with following(config.tracker, study.root, listener.say), opened(config, study, listener.say) as pool:
             for stage in stages:
                 specs = _stage(stage, stages, config, study, decisions, pool, listener, limits or Limits())
                 results = study.results(specs)

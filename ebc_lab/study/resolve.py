@@ -28,7 +28,7 @@ from .slurm import choice_on_node, packing_on_node
 from .store import Study
 
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
-NOT_THE_STUDY = ("launcher", "output_dir")  # settings that may differ between calls on one study
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 
 
 def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, force: bool) -> tuple[Config, Corpus]:
@@ -64,7 +64,7 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
             "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "ebc_lab": __version__,
             "requested": requested,
-            "config": to_dict(config),
+            "config": {k: v for k, v in to_dict(config).items() if k != "tracker"},  # whose address may hold a password
             "environment": environment(identity(config)),
             "chosen": {**(known or {}).get("chosen", {}), **why},
             "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},

@@ -1,0 +1,341 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ebc_lab import trackers
+from ebc_lab.config import TrackerConfig, UserError, run_part, to_dict
+from ebc_lab.data import locate
+from ebc_lab.outcome import run_and_record
+from ebc_lab.overrides import compose
+from ebc_lab.study import manifest
+from ebc_lab.study.autopilot import Listener, autopilot, configurations
+from ebc_lab.study.verify import verify
+from ebc_lab.telemetry import read_columns, read_json, write_json
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "checksum")
+
+
+class Kept:
+    """A tracker that keeps what it is shown, and fails as often as it is told to."""
+
+    def __init__(self, failures: int = 0):
+        self.rows: list[tuple[str, int, dict[str, float]]] = []
+        self.ends: list[tuple[str, str]] = []
+        self.failures = failures
+
+    def log(self, run, rows):
+        if self.failures:
+            self.failures -= 1
+            raise ConnectionError("the server is down")
+        self.rows += [(run.run_id, step, figures) for step, figures in rows]
+
+    def end(self, run, outcome, figures):
+        self.ends.append((run.run_id, outcome))
+
+    def flush(self, run):
+        pass
+
+
+def shown(study, tracker, name="kept"):
+    trackers.Reader(study.root, name, "here").show(tracker)
+    return tracker
+
+
+def trained(study):
+    return sorted(p.name for p in study.runs.iterdir() if not p.name.startswith("overhead"))
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Tag -> (step, value), as TensorBoard reads an event folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    found.Reload()
+    return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
+def as_measured(path: Path, column: str) -> list[tuple[int, float]]:
+    found = read_columns(path)
+    return [(int(s), pytest.approx(v)) for s, v in zip(found["step"], found[column], strict=True) if v == v]
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny, tmp_path_factory, own_places):
+    """A study with both trackers, told to the driver's listener."""
+    said: list[str] = []
+    out = tmp_path_factory.mktemp("tracked")
+    overrides = ["launcher=inline", f"output_dir={out}", "study.name=done", "tracker.names=[tensorboard,mlflow]"]
+    config = compose([*tiny, *overrides, "tracker.wait_s=120"])
+    return autopilot(config, Listener(say=said.append)).study, said
+
+
+def test_a_tracked_study_has_the_same_numbers_and_stays_clean(finished, tracked):
+    plain, (study, said) = finished[1].study, tracked
+    assert trained(study) == trained(plain)
+    for run_id in trained(study):
+        for name in ("steps.csv", "spec.json"):
+            assert (study.run_dir(run_id) / name).read_bytes() == (plain.run_dir(run_id) / name).read_bytes()
+        pair = [{k: v for k, v in s.result(run_id).items() if k not in TIMES} for s in (study, plain)]
+        assert pair[0] == pair[1]
+    assert verify(study)["ok"]
+    assert not any("warning: tracker" in line for line in said)
+    assert {p.name for p in study.root.iterdir()} - {".trackers"} == {p.name for p in plain.root.iterdir()}
+
+
+def test_tensorboard_reads_every_step_once_and_the_outcome(tracked):
+    study, _ = tracked
+    for run_id in trained(study):
+        found = scalars(study.root / ".trackers/tensorboard/done" / run_id)
+        for name in trackers.STEP_FIGURES:
+            assert found.get(name, []) == as_measured(study.run_dir(run_id) / "steps.csv", name), (run_id, name)
+        assert found["val_loss"] == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
+        assert found["final/val_loss"][0][1] == pytest.approx(study.result(run_id)["val_loss"])
+
+
+def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
+    from mlflow.tracking import MlflowClient
+
+    study, _ = tracked
+    client = MlflowClient(f"sqlite:///{study.root}/.trackers/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("done").experiment_id])
+    assert sorted(r.info.run_name for r in runs) == trained(study)
+    for run in runs:
+        run_id = run.info.run_name
+        spec = read_json(study.run_dir(run_id) / "spec.json")
+        for name in trackers.STEP_FIGURES:
+            history = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+            assert sorted(history) == as_measured(study.run_dir(run_id) / "steps.csv", name)
+        assert run.data.metrics["final/val_loss"] == pytest.approx(study.result(run_id)["val_loss"])
+        assert run.data.params["arm"] == spec["arm"]
+        assert float(run.data.params["lr"]) == spec["config"]["optimizer"]["lr"]
+        assert run.data.tags["outcome"] == "completed"
+        assert run.info.status == "FINISHED"
+    assert not (Path.cwd() / "mlruns").exists()
+
+
+def test_the_same_command_again_shows_nothing_twice_and_a_tracker_added_later_catches_up(finished, tracked, tmp_path):
+    study, _ = tracked
+    tracker = shown(study, Kept())
+    assert len(tracker.ends) == len(trained(study))
+    assert shown(study, Kept()).rows == []
+    again = trackers.Reader(study.root, "kept", "another place")
+    other = Kept()
+    again.show(other)
+    assert other.rows == tracker.rows
+    (study.root / ".trackers" / "kept.json").unlink()
+
+
+def test_a_run_that_goes_on_from_its_checkpoint_is_shown_without_repeats(own_copy):
+    _, study = own_copy
+    run = study.run_dir(trained(study)[0])
+    whole, result = (run / "steps.csv").read_text(), (run / "result.json").read_bytes()
+    for other in set(study.runs.iterdir()) - {run}:
+        (other / "spec.json").unlink()
+    (run / "result.json").unlink()
+    tracker = Kept()
+    lines = whole.splitlines(keepends=True)
+    for upto in (1, 9, 5, 12):  # at 5 it was cut back to its checkpoint
+        (run / "steps.csv").write_text("".join(lines[: upto + 1]))
+        shown(study, tracker)
+    (run / "steps.csv").write_text("".join(lines[:14]) + lines[14][:9])  # a row that is being written
+    shown(study, tracker)
+    assert tracker.ends == []
+    (run / "steps.csv").write_text(whole)
+    (run / "result.json").write_bytes(result)
+    shown(study, tracker)
+    steps = [step for _, step, figures in tracker.rows if "loss" in figures]
+    assert steps == list(range(len(lines) - 1))
+    assert tracker.ends == [(run.name, "completed")]
+
+
+def test_a_tracker_that_fails_is_said_once_and_loses_nothing(finished, own_copy, monkeypatch):
+    _, study = own_copy
+    monkeypatch.setattr(trackers, "POLL_S", 0.0)
+    tracker, over, said = Kept(failures=3), threading.Event(), []
+
+    def show_then_end(to):
+        trackers.Reader.show(reader, to)
+        over.set()
+
+    reader = trackers.Reader(study.root, "kept", "here")
+    monkeypatch.setattr(reader, "show", show_then_end)
+    assert trackers.follow(reader, lambda: tracker, over, said.append)
+    assert said == ["ConnectionError: the server is down"]
+    assert len(tracker.ends) == len(trained(study))
+    plain = shown(finished[1].study, Kept(), "compared")
+    assert tracker.rows == plain.rows
+    (finished[1].study.root / ".trackers" / "compared.json").unlink()
+    (finished[1].study.root / ".trackers").rmdir()
+
+
+def test_nothing_is_done_beside_a_measurement_of_time(own_copy):
+    _, study = own_copy
+    reader = trackers.Reader(study.root, "kept", "here")
+    assert not reader.measuring()
+    overhead = next(study.runs.glob("overhead_*"))
+    (overhead / "result.json").unlink()
+    (overhead / "progress.json").write_text("{}")
+    assert reader.measuring()
+
+
+def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
+    study, uri = finished[1].study, f"file:{tmp_path / 'store'}"
+    run_id = trained(study)[0]
+    run = trackers.Run(run_id, "done", {"arm": "x"})
+    tracker = trackers.MLflow(tmp_path, uri)
+    tracker.log(run, trackers.new_rows(study.run_dir(run_id) / "steps.csv", trackers.STEP_FIGURES, -1))
+    tracker.end(run, "failed", {"final/steps": 15.0})
+    client = MlflowClient(uri)
+    [found] = client.search_runs([client.get_experiment_by_name("done").experiment_id])
+    assert found.info.status == "FAILED"
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == 15
+
+
+# -- down, broken, hanging -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(tiny):
+    config = compose(
+        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False
+    )
+    run = run_part(config)
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def train(run, folder: Path) -> bytes:
+    """A run as `ebc-lab train` leaves it -> its steps.csv."""
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "spec.json", {"run_id": "x", "kind": "train", "config": to_dict(run)})
+    assert run_and_record(run, folder, "x")["outcome"] == "completed"
+    return (folder / "steps.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory, small_run):
+    return train(small_run, tmp_path_factory.mktemp("untracked") / "run")
+
+
+def closed_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+HERE = "import os, sys, time\nif 'ebc_lab.trackers' in sys.orig_argv:\n    "  # in the tracker's process alone
+BROKEN, HANGING, KILLED = (
+    HERE + "sys.modules['mlflow'] = None\n",
+    HERE + "time.sleep(1000)\n",
+    HERE + "os.kill(os.getpid(), 9)\n",
+)
+DOWN = {  # name -> the tracker's settings, what happens to its process, what is said
+    "server_down": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{port}"}, "", "the runs go on without it"),
+    "server_hangs": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0}, "", "tracker mlflow: "),
+    "store_is_a_folder": (["mlflow"], {"mlflow_uri": "sqlite:///{taken}"}, "", "the runs go on without it"),
+    "folder_below_a_file": (["mlflow"], {"folder": "{file}/below"}, "", "NotADirectoryError"),
+    "folder_is_a_file": (["tensorboard"], {"folder": "{file}"}, "", "FileExistsError"),
+    "broken_import": (["mlflow"], {}, BROKEN, "Error"),
+    "hangs": (["tensorboard"], {"wait_s": 1.0}, HANGING, "not done 1 s (tracker.wait_s) after the last run"),
+    "killed": (["tensorboard"], {}, KILLED, "ended with exit code -9"),
+}
+
+
+@pytest.mark.parametrize(("names", "settings", "site", "words"), DOWN.values(), ids=DOWN)
+def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path, monkeypatch, names, settings, site, words):
+    (tmp_path / "file").write_text("")
+    for folder in ("taken", "site"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(site)
+    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", path)
+    said: list[str] = []
+    with socket.socket() as silent:  # takes connections and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        places = {"port": closed_port(), "silent": silent.getsockname()[1]}
+        places |= {"taken": tmp_path / "taken", "file": tmp_path / "file"}
+        given = {k: v.format(**places) if isinstance(v, str) else v for k, v in settings.items()}
+        with trackers.following(TrackerConfig(names, **{"wait_s": 300.0, **given}), tmp_path / "run", said.append):
+            assert train(small_run, tmp_path / "run") == untracked
+    assert len(said) == 1, said
+    assert said[0].startswith(f"warning: tracker {names[0]}: ")
+    assert words in said[0]
+
+
+def test_ebc_lab_train_goes_on_without_a_tracker_that_is_down(tmp_path, text_file):
+    words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "threads_per_run=1", "compile=off"]
+    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]"]
+    words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
+    done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "completed after 30 steps" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line.startswith("warning: tracker mlflow")]) == 1
+    assert (
+        scalars(tmp_path / "run/.trackers/tensorboard/run" / read_json(tmp_path / "run/spec.json")["run_id"])["loss"][29][0]
+        == 29
+    )
+
+
+def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
+    """However it went: the end of its input is the end."""
+    about = {"name": "tensorboard", "root": str(finished[1].study.root), "folder": str(tmp_path / "out"), "uri": None}
+    done = subprocess.run(
+        [sys.executable, "-m", "ebc_lab.trackers"],
+        input=json.dumps({**about, "wait_s": 60.0}) + "\n",
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+    assert len(list((tmp_path / "out/tensorboard/done").iterdir())) == len(trained(finished[1].study))
+    (finished[1].study.root / ".trackers" / "tensorboard.json").unlink()
+    (finished[1].study.root / ".trackers").rmdir()
+
+
+# -- what is refused, and what is kept out of a study ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tracker.names=[wandb]", "takes tensorboard and mlflow, not wandb"),
+        ("tracker=tensorbored", "did you mean tensorboard"),
+        ("tracker.mlflow_uri=sqlite:///x", "is a setting of tracker=mlflow"),
+        ("tracker.wait_s=-1", "0 or more seconds"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(override, words):
+    with pytest.raises(UserError, match=words):
+        configurations(["scale=smoke", override])
+    with pytest.raises(UserError, match="is no URI"):
+        configurations(["scale=smoke", "tracker=mlflow", "tracker.mlflow_uri=/some/folder"])
+
+
+def test_a_missing_extra_is_refused_at_once_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"tracker=mlflow needs mlflow, sqlalchemy, alembic: .*pip install 'ebc-lab\[mlflow\]'"):
+        configurations(["scale=smoke", "tracker=mlflow"])
+
+
+def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own_copy):
+    config, study = own_copy
+    before = (study.root / "study.json").read_bytes()
+    uri = "http://me:secret@127.0.0.1:9"
+    tracker, said = TrackerConfig(names=["mlflow"], mlflow_uri=uri, wait_s=30.0), []
+    assert autopilot(replace(config, tracker=tracker), Listener(say=said.append)).trained == 0
+    assert (study.root / "study.json").read_bytes() == before
+    assert "tracker" not in study.header()["config"]
+    told = [line for line in said if line.startswith("warning: tracker mlflow")]
+    assert len(told) == 1
+    assert "secret" not in told[0]
+    assert not any(b"secret" in (study.root / name).read_bytes() for name in manifest.files(study.root, unfinished=True))
