@@ -22,6 +22,22 @@ def test_the_example_loop_learns_and_holds_its_budget():
     assert all(0.003 < kl < 0.03 for kl in applied)
 
 
+@pytest.mark.parametrize("options", ["--model gpt2 --budget shadow", "--model llama --budget fisher"])
+def test_a_transformers_model_is_held_to_its_budget_and_nothing_is_downloaded(options):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "transformers_loop.py"), "--steps", "41", *options.split()],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    *steps, median = done.stdout.splitlines()
+    losses = [float(re.search(r"loss (\d+\.\d+)", line)[1]) for line in steps]
+    assert losses[-1] < losses[0] - 1
+    assert "over 5 audited, clipped steps" in median
+    assert float(median.split()[-1]) == pytest.approx(1, abs=0.3)
+
+
 def test_small_updates_do_not_reach_bfloat16_parameters():
     overrides = ["scale=smoke", "data=pydoc", "steps=20", "optimizer.lr=3e-3", "device=cpu"]
     done = subprocess.run(

@@ -73,7 +73,7 @@ class Batch:
 
     Args:
         tokens: the batch as the forward takes it, rows first.
-        logits: the training forward's, (B, ..., V); None to compute them.
+        logits: the training forward's, (B, ..., V), or its output, which has them as `.logits`; None to compute them.
         mask: (B, ...) bool, the token positions that count.
         weight: any of the trained weights, for device and precision.
         targets: (B, ...) class indices of the batch.
@@ -86,7 +86,7 @@ class Batch:
         self,
         prober: Prober,
         tokens: Any,
-        logits: Tensor | None,
+        logits: Any,
         mask: Tensor | None,
         weight: Tensor,
         *,
@@ -99,6 +99,7 @@ class Batch:
         if tokens is None:
             raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
         self.prober, self.audit = prober, audit
+        logits = None if logits is None else _logits(logits)
         first = mask if mask is not None else logits if logits is not None else _first_tensor(tokens)
         size = first.shape[0]
         if size <= k and audit:

@@ -188,7 +188,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def step(  # type: ignore[override]
         self,
         tokens: Any = None,
-        logits: Tensor | None = None,
+        logits: Any = None,
         mask: Tensor | None = None,
         *,
         targets: Tensor | None = None,
@@ -198,8 +198,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         Args:
             tokens: the batch as `forward` takes it, batch first; may be None when nothing is to be measured.
-            logits: the training forward's own, (B, ..., V), so that z(W) need not be computed again.
-            mask: (B, ...) bool, the token positions that count; all if None.
+            logits: the training forward's own, (B, ..., V), or its output, which has them as `.logits`, so that z(W) need not
+                be computed again.
+            mask: (B, ...) of bools, or of ones and zeros, the token positions that count; all if None.
             targets: (B, ...) class indices, for the rules that need the loss of a trial step.
             probe: (tokens, targets) of held-back training text to choose c on, instead of the batch's leading rows.
         Raises:
@@ -229,7 +230,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self,
         t: int,
         tokens: Any = None,
-        logits: Tensor | None = None,
+        logits: Any = None,
         mask: Tensor | None = None,
         *,
         targets: Tensor | None = None,
@@ -312,7 +313,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _batch(
         self,
         tokens: Any,
-        logits: Tensor | None,
+        logits: Any,
         mask: Tensor | None,
         targets: Tensor | None,
         probe: tuple[Any, Tensor | None] | None,

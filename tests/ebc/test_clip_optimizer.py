@@ -257,9 +257,9 @@ def test_batches_by_name_and_outputs_with_logits(budget):
         (plain, (tokens, scale), {"forward": lambda m, x: m(x[0]) * x[1][..., None]}),
     ):
         optimizer = adam_clip(model, budget=budget, target_kl=1e-3, **options)
-        logits = model(**inputs).logits if model is named else model(tokens) * scale[..., None]
-        F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
-        results.append(optimizer.step(inputs, logits))
+        output = model(**inputs) if model is named else SimpleNamespace(logits=model(tokens) * scale[..., None])
+        F.cross_entropy(output.logits.flatten(0, 1), tokens.flatten()).backward()
+        results.append(optimizer.step(inputs, output if model is named else output.logits))
     assert identical(named, plain)
     assert 0 < results[0].clip_coefficient < 1
     assert torch.equal(results[0].applied_kl, results[1].applied_kl)

@@ -1,0 +1,169 @@
+"""What the documentation says is so: code runs, commands compose, links lead somewhere, tables are the program's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from ebc_lab import choices, overrides
+from ebc_lab.cli import app
+from ebc_lab.hydra_entry import expand
+from ebc_lab.overrides import compose
+from ebc_lab.report import tables
+from ebc_lab.study.autopilot import Listener, autopilot, configurations
+from ebc_lab.telemetry import EVAL_COLUMNS, STEP_COLUMNS, read_json
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+PREAMBLES = {"docs/suites.md": "from ebc_lab.stabilizers import *\n"}  # its block is an excerpt of that file
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall((ROOT / name).read_text()) if kind == language]
+
+
+# -- links -----------------------------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as links name them."""
+    text = FENCE.sub("", page.read_text())
+    headings = [re.sub(r"[`*\\]", "", h) for h in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", h.lower().strip()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", page.read_text())):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+# -- code ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text(PREAMBLES.get(name, "") + "\n".join(blocks(name, "python")))
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+# -- commands --------------------------------------------------------------------------------------------------------------
+
+
+def commands() -> list[str]:
+    """Every `ebc-lab` command line of the pages, in a block or in the text, without what explains it."""
+    found = []
+    for page in PAGES:
+        text = page.read_text()
+        lines = [line.removeprefix("$ ") for _, body in FENCE.findall(text) for line in body.splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+        found += [re.split(r"  | #", line)[0] for line in lines if line.startswith("ebc-lab ")]
+    return sorted(set(found))
+
+
+@pytest.fixture
+def conf_with_mine(tmp_path, monkeypatch):
+    """The configuration folder with the README's own suite in it."""
+    conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
+    [own] = blocks("README.md", "yaml")
+    (conf / "study" / "mine.yaml").write_text(own)
+    for module in (choices, overrides):
+        monkeypatch.setattr(module, "conf_dir", lambda: conf)
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_exist_and_their_settings_compose(line, conf_with_mine):
+    name, *words = shlex.split(line)[1:]
+    if name.startswith("-"):
+        return
+    known = typer.main.get_command(app).commands
+    assert name in known
+    options = {o for parameter in known[name].params for o in (*parameter.opts, *parameter.secondary_opts)}
+    if name != "train":  # which hands its options on to Hydra
+        assert {w for w in words if w.startswith("-")} <= options
+    settings = [w for w in words if re.search(r"=(?![A-Z]+$|…)", w) and not w.startswith(("-", "hydra"))]
+    if name == "train":
+        for combination in expand(settings):
+            compose(combination, study=False)
+    elif settings:
+        configurations(settings, multirun="-m" in words)
+
+
+def test_targets_of_make_are_there():
+    rules = re.findall(r"^([a-z][a-z -]*):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = {target for page in PAGES for target in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
+    assert {"autopilot", "test"} < named
+    assert named - {target for rule in rules for target in rule.split()} == set()
+
+
+def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
+    config = compose([*tiny, "study=mine", "ablation.steps=20", "launcher=inline", f"output_dir={tmp_path}"])
+    outcome = autopilot(config, Listener())
+    arms = outcome.ablation["tracks"]["adam_none"]["arms"]
+    assert set(arms) == {"plain", "ebc", "clipped"}
+    assert all(arm["outcomes"] == {"completed": 2} for arm in arms.values())
+    assert "norm clipping" in (tmp_path / "mine" / "ablation.csv").read_text()
+    assert "`clipped`" in (tmp_path / "mine" / "ablation.md").read_text()
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+
+
+def section(name: str, heading: str) -> str:
+    text = (ROOT / name).read_text()
+    return re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n#")[0]
+
+
+@pytest.mark.parametrize(
+    ("heading", "meanings"),
+    [("summary_*.csv", tables.COLUMN_MEANINGS), ("ablation.csv", tables.ABLATION_MEANINGS)],
+)
+def test_columns_units_and_meanings_are_the_programs(heading, meanings):
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", section("docs/files.md", heading), re.MULTILINE)
+    assert {name: (unit, meaning) for name, unit, meaning in rows} == meanings
+    assert [name for name, _, _ in rows] == list(meanings)
+
+
+@pytest.mark.parametrize(("heading", "columns"), [("steps.csv", STEP_COLUMNS), ("evals.csv", EVAL_COLUMNS)])
+def test_streams_have_the_documented_columns(heading, columns):
+    assert tuple(re.findall(r"^\| `(\w+)`", section("docs/files.md", heading), re.MULTILINE)) == columns
+
+
+def test_every_key_of_a_result_a_plan_and_a_decision_is_documented(finished):
+    _, outcome, _ = finished
+    text = (ROOT / "docs/files.md").read_text()
+    documented = set(re.findall(r"`(\w+)`", text))
+    found: set[str] = set()
+    for name in ("result", "spec"):
+        for path in outcome.study.runs.glob(f"*/{name}.json"):
+            found |= set(read_json(path))
+    for decision in outcome.study.decisions().values():
+        found |= set(decision)
+        for track in decision["tracks"].values():
+            found |= set(track)
+    found |= set(read_json(outcome.study.root / "acceptance.json"))
+    assert found - documented == set()
