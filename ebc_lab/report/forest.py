@@ -274,8 +274,7 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
     looks = {bool(row.arm["ebc"]): (colour_of(row.arm), mark_of(row.arm)) for row in rows}
     handles = [
         Line2D([], [], color=colour, marker=mark, lw=2.4, label=f"{said} EBC: mean and 95% interval over the paired seeds")
-        for ebc, said in ((True, "with"), (False, "without"))
-        for colour, mark in (looks[ebc],) * (ebc in looks)
+        for said, (colour, mark) in ((("without", "with")[ebc], looks[ebc]) for ebc in sorted(looks, reverse=True))
     ]
     low, high = framed
     if several := [n for row in rows if row.interval("joint_low", "joint_high") and (n := row.difference.get("comparisons"))]:

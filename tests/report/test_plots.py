@@ -33,7 +33,8 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
     if outcome == "missing":
         return
     rng = np.random.default_rng(seed)
-    rows, evals = [",".join(STEP_COLUMNS)], [",".join(EVAL_COLUMNS)]
+    columns = [*STEP_COLUMNS, "s_small", "s_large"] if ebc else STEP_COLUMNS
+    rows, evals = [",".join(columns)], [",".join(EVAL_COLUMNS)]
     for step in range(steps):
         audited = step % 10 == 0
         broken = outcome == "diverged" and step == steps - 1
@@ -45,7 +46,10 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
             "applied_kl": 0.008 + 0.004 * rng.random() if audited else "",
             "skipped": int(broken),
         }
-        rows.append(",".join(str(row.get(column, "")) for column in STEP_COLUMNS))
+        if ebc:
+            row |= {"s_small": 0.1, "s_large": 0.3, "surrogate": 0.4, "radius": 0.2}
+            row |= {"tightness": 0.5 + 0.1 * seed} if audited else {}
+        rows.append(",".join(str(row.get(column, "")) for column in columns))
         if (step + 1) % 10 == 0:
             evals.append(f"{step + 1},{2.1 + 1 / (step + 1)},0.01,{step * 100},{step / 100}")
     (folder / "steps.csv").write_text("\n".join(rows) + "\n")
@@ -54,6 +58,9 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
     if outcome in ("completed", "diverged"):
         found |= {
             "val_loss": 2.1 + 0.01 * seed if outcome == "completed" else None,
+            "test_loss": 2.2 + 0.01 * seed if outcome == "completed" else None,
+            "curve": [[step, 2.1 + 1 / step, step / 100] for step in range(10, steps + 1, 10)],
+            "probe_pct": 5.0 + seed if ebc else None,
             "c_mean": 0.6 if ebc else 1.0,
             "c_median": 0.62 if ebc else 1.0,
             "clip_rate": 0.95 if ebc else 0.0,
@@ -68,8 +75,8 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
 
 def scale_row(role: str, scale: float, **changed: Any) -> dict[str, Any]:
     row = {
-        "run_id": f"{role}_{scale:g}", "role": role, "lr": 0.004 * scale, "lr_scale": scale, "seed": 100,
-        "outcome": "completed", "val_loss": 2.0 + 0.1 * scale, "val_se": 0.01, "c_median": 0.6, "inert": False,
+        "run_id": f"{role}_{scale:g}", "role": role, "arm": f"adam_none_{role}_x{scale:g}", "lr": 0.004 * scale, "lr_scale": scale, "seed": 100,
+        "outcome": "completed", "val_loss": 2.0 + 0.1 * scale, "val_se": 0.01, "c_median": 0.6, "inert": False, "cause": None,
     }  # fmt: skip
     return row | changed
 
@@ -84,9 +91,27 @@ def write_study(
     warning: str | None = None,
 ) -> Path:
     """A finished study of three final arms and two seeds a track; `outcomes`: (arm, seed) -> what became of a run."""
-    decisions: dict[str, Any] = {stage: {"tracks": {}} for stage in ("lr_sweep", "lr_scale", "finals")}
+    decisions: dict[str, Any] = {stage: {"tracks": {}} for stage in ("lr_sweep", "calibrate", "lr_scale", "finals")}
+    decisions["lr_sweep"] |= {"pairs": [{"track": track, "triaged": False} for track in tracks], "candidates": []}
+    decisions["calibrate"]["candidates"] = []
+    decisions["finals"] |= {"rule": "test loss, paired by seed", "measurements": []}
     for track in tracks:
-        decisions["lr_sweep"]["tracks"][track] = {"lr": 0.004, "natural_kl": 0.009}
+        swept = {"lr": 0.004, "natural_kl": 0.009, "val_loss": 2.1, "sigma": 0.03, "edge": "high"}
+        decisions["lr_sweep"]["tracks"][track] = swept
+        plain = {"arm": f"{track}_baseline_x1"}
+        decisions["lr_sweep"]["candidates"] += [
+            *(scale_row("grid", scale, **plain) for scale in (0.5, 1.0, 2.0)),
+            scale_row("grid", 4.0, **plain, outcome="diverged", val_loss=None),
+            *(scale_row("replicate", 1.0, **plain, seed=seed) for seed in (101, 102)),
+            scale_row("control", 1.0, **plain),
+        ]
+        decisions["calibrate"]["tracks"][track] = {
+            "delta_star": 0.018, "lr_scale": 2.0, "run_id": "ebc_2", "c_median": 0.6, "val_loss": 2.2, "in_band": True,
+        }  # fmt: skip
+        decisions["calibrate"]["candidates"] += [
+            scale_row("ebc", scale, arm=f"{track}_ebc_d0p0{9 * scale:.0f}_shadow_x2", delta_star=0.009 * scale, **changed)
+            for scale, changed in ((1.0, {"c_median": 0.3}), (2.0, {}), (4.0, {"outcome": "oom", "val_loss": None}))
+        ]
         decisions["lr_scale"]["tracks"][track] = {
             "lr_scale": 2.0, "run_id": "ebc_2", "baseline_val_loss": 2.1, "sigma": 0.03,
             "headroom": {"none": None, "ebc": 2.0, "fixed_tau": 1.0}, "headroom_is_tautology": True,
@@ -96,19 +121,40 @@ def write_study(
                 "fixed_tau": [scale_row("fixed_tau", 1.0), scale_row("fixed_tau", 2.0, outcome="oom", val_loss=None)],
             },
         }  # fmt: skip
+        for run_id in ("none_1", "ebc_1", "ebc_2", "fixed_tau_1"):
+            (root / "runs" / run_id).mkdir(parents=True, exist_ok=True)
+            found = {"eta_eff_median": 0.003, "c_p10": 0.4, "c_p90": 0.9}
+            (root / "runs" / run_id / "result.json").write_text(json.dumps(found))
         arms = {}
         for tail, role in ARMS.items():
             arm, ebc = f"{track}_{tail}", "ebc" in tail
             runs = {str(seed): f"{arm}_s{seed}" for seed in (0, 1)}
             arms[arm] = {"roles": [role], "track": track, "lr": 0.004, "lr_scale": 2.0, "ebc": ebc, "runs": runs}
+            ends = [outcomes.get((tail, int(seed)), "completed") for seed in runs]
+            mean = 2.205 if "completed" in ends else None
+            arms[arm] |= {"test_loss": mean, "val_loss": mean, "outcomes": {o: ends.count(o) for o in {*ends} - {"missing"}}}
             for seed, run_id in runs.items():
                 outcome = outcomes.get((tail, int(seed)), "completed")
                 steps = STEPS if outcome == "completed" else STEPS // 2
                 write_run(root / "runs" / run_id, ebc=ebc, seed=int(seed), outcome=outcome, steps=steps)
-        reached = dict.fromkeys(arms) | {f"{track}_{FALLING}": {"steps": 30.0, "seeds": 1}}
+        reached = dict.fromkeys(arms) | {
+            f"{track}_{FALLING}": {"steps": 30.0, "tokens": 960.0, "train_s": 0.3, "seeds": 1}
+        }
         roles = {role: f"{track}_{tail}" for tail, role in ARMS.items()}
-        decisions["finals"]["tracks"][track] = {"roles": roles, "arms": arms, "efficiency": reached}
-    config = {"batch_size": 4, "model": {"context": 8}, "scale": "smoke", "eval_windows": 64}
+        difference = {"seeds": 2, "method": "t", "mean": 0.1, "low": 0.05, "high": 0.15, "detectable": 0.04}
+        differences = {
+            role: {arm: difference for arm in arms if arm != roles[role]} for role in ("baseline", "control")
+        }  # fmt: skip
+        decisions["finals"]["tracks"][track] = {
+            "roles": roles, "arms": arms, "efficiency": reached, "differences": differences,
+        }  # fmt: skip
+        overhead = f"overhead_{track}_ebc_x2_n80_s0"
+        decisions["finals"]["measurements"].append({"run_id": overhead, "role": "overhead"})
+        (root / "runs" / overhead).mkdir(parents=True)
+        measured = {"overhead_pct": 6.0, "overhead_iqr_pct": [5.0, 7.0], "pairs": 6}
+        (root / "runs" / overhead / "result.json").write_text(json.dumps(measured))
+    config = {"batch_size": 4, "model": {"context": 8}, "scale": "smoke", "eval_windows": 64, "finals": {"margin": 0.01}}
+    config["lr_sweep"] = {"grids": {"adam": [0.002, 0.004]}}
     config["study"] = {"band": [0.5, 0.7]}
     header = {"study": name, "config": config, "corpus": {"title": title, "warning": warning}}
     (root / "study.json").write_text(json.dumps(header))
@@ -124,21 +170,28 @@ def drawn(root: Path) -> dict[str, Any]:
         return {picture.name: picture.sheet for picture in found}
 
 
+OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "finals", "efficiency", "tightness")
+
+
 def expected_names(*tracks: str) -> set[str]:
-    return {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "clip", "kl")} | {"pareto"}
+    """The pictures of a finished study."""
+    arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "clip", "kl")}
+    arms |= {f"{t}_{FALLING}_groups" for t in tracks}
+    own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
+    return arms | own | {"lr_sweep", "pareto", "overhead"}
 
 
-def test_draws_three_pictures_an_arm_and_two_of_the_study_the_same_each_time(tmp_path):
+def test_draws_every_picture_of_a_study_the_same_each_time(tmp_path):
     root = write_study(tmp_path)
     before, settings = set(tmp_path.iterdir()), dict(matplotlib.rcParams)
     written = plots.draw_study(root)
-    names = expected_names("adam_none") | {"lr_scale"}
+    names = expected_names("adam_none")
     assert {path.name for path in written} == {f"{n}.{ending}" for n in names for ending in ("png", "svg")} | {"figures.json"}
     assert set(tmp_path.iterdir()) == before | set(written)
     first = {path: path.read_bytes() for path in written}
     for path in (path for path in written if path.suffix == ".png"):
         image = matplotlib.image.imread(path)
-        assert 500 < image.shape[0] < image.shape[1] < 1400
+        assert 300 < image.shape[0] < image.shape[1] < 1400
         assert 0.01 < (image[:, :, :3].min(axis=2) < 0.95).mean() < 0.6, f"{path.name} is blank, or all ink"
     assert {path: path.read_bytes() for path in plots.draw_study(root)} == first
     assert dict(matplotlib.rcParams) == settings
@@ -160,7 +213,8 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
         for kind in ("loss", "clip", "kl"):
             header = [text.get_text() for text in figures[f"adam_none_{arm}_{kind}"].texts]
             assert any(f"seed {seed} {said}" in line for line in header)
-    for name in (f"adam_none_{FALLING}_loss", f"adam_none_{FALLING}_clip", f"adam_none_{FALLING}_kl", "pareto"):
+    together = ("pareto", "efficiency", "finals", "overhead")
+    for name in (*(f"adam_none_{FALLING}_{kind}" for kind in ("loss", "clip", "kl")), *together):
         image = matplotlib.image.imread(io.BytesIO(png(figures[name])), format="png")
         assert image.shape[:2] == (round(figures[name].bbox.height), round(figures[name].bbox.width))
 
@@ -179,13 +233,14 @@ def awkward(tmp_path_factory):
     return drawn(root)
 
 
-def test_each_track_has_its_own_lr_scale_picture(awkward):
-    assert set(awkward) == expected_names(*AWKWARD) | {f"lr_scale_{track}" for track in AWKWARD}
+def test_each_track_has_pictures_of_its_own(awkward):
+    assert set(awkward) == expected_names(*AWKWARD)
 
 
 def test_no_text_leaves_the_page_or_covers_another(awkward):
     shown = [f"muon_spectral_{arm}_{kind}" for arm in (CONTROL, FALLING) for kind in ("loss", "clip", "kl")]
-    for name in (*shown, "lr_scale_muon_spectral", "pareto"):
+    shown += [f"{name}_muon_spectral" for name in OF_A_TRACK]
+    for name in (*shown, f"muon_spectral_{FALLING}_groups", "lr_sweep", "pareto", "overhead"):
         figure = awkward[name]
         figure.draw_without_rendering()
         used = figure.get_tightbbox()
@@ -193,10 +248,10 @@ def test_no_text_leaves_the_page_or_covers_another(awkward):
         assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
         header = [text.get_window_extent() for text in figure.texts]
         assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(header))
-        axes = figure.axes[0].get_tightbbox()
-        assert header[-1].y0 >= axes.y1, f"{name}: the header reaches into the axes"
+        boxes = [axes.get_tightbbox() for axes in figure.axes]
+        assert header[-1].y0 >= max(box.y1 for box in boxes), f"{name}: the header reaches into the axes"
         for legend in figure.legends:
-            assert legend.get_window_extent().y1 <= axes.y0, f"{name}: the key covers the axes"
+            assert legend.get_window_extent().y1 <= min(box.y0 for box in boxes), f"{name}: the key covers the axes"
 
 
 def test_needs_neither_torch_nor_pandas_nor_pyplot():

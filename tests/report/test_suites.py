@@ -117,15 +117,15 @@ def suite(tmp_path_factory) -> dict[str, Figure]:
 def test_a_suite_draws_its_arms_together_and_each_alone_the_same_each_time(tmp_path):
     root = write_suite(tmp_path)
     written = plots.draw_study(root)
-    kinds = {f"{arm}_loss" for arm in GAIN} | {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl")}
-    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps"}
+    kinds = {f"{arm}_loss" for arm in GAIN} | {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
+    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps", "tightness"}
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in plots.draw_study(root)} == first
 
 
 def test_a_study_with_finals_and_a_suite_draws_both(tmp_path):
     names = set(drawn(write_suite(tmp_path, finals=True)))
-    assert names >= expected_names("adam_none") | {"lr_scale", "ablation", "ablation_steps", f"{GOOD}_loss"}
+    assert names >= expected_names("adam_none") | {"ablation", "ablation_steps", f"{GOOD}_loss"}
 
 
 def test_the_forest_has_a_row_for_each_arm_best_first_diverged_last(suite):
@@ -153,7 +153,7 @@ def test_an_arm_compared_with_another_than_the_reference_says_so(suite):
 def test_the_reference_is_zero_and_zero_names_its_loss(suite):
     assert "0 = plain_arm, test loss 2.000" in words_of(suite["ablation"])
     y, words = row_of(suite["ablation"], PLAIN)
-    assert marks_of(suite["ablation"], y)["o"] == [0.0]
+    assert marks_of(suite["ablation"], y)["s"] == [0.0]
     assert "reference" in words
 
 
@@ -222,10 +222,14 @@ def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):
     for axes in (top, bottom):
         assert sorted(text.get_text().split("  ")[0] for text in axes.texts) == [GOOD, TRAP]
     assert bottom.get_yscale() == "log"
-    lines = [line for line in bottom.get_lines() if len(line.get_xdata()) == 4]  # audits of a run of 40 steps
-    assert len(lines) == 2
-    assert all(0.8 <= line.get_ydata()[0] <= 1.2 for line in lines)  # 0.008 to 0.012, of a target of 0.01
-    assert sum(len(line.get_xdata()) == 40 for line in top.get_lines()) == 2
+    for axes, points in ((bottom, 4), (top, 40)):  # audits and steps of the run
+        lines = [line for line in axes.get_lines() if len(line.get_xdata()) == points]
+        faint = [line for line in lines if line.get_alpha() is not None]
+        assert len(lines) - len(faint) == 2
+        assert len(faint) == 2 * len(SEEDS)
+        if axes is bottom:
+            assert all(0.8 <= line.get_ydata()[0] <= 1.2 for line in lines)  # 0.008 to 0.012, of a target of 0.01
+    assert len({line.get_linestyle() for line in lines if line.get_alpha() is None}) == 2
 
 
 def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
@@ -276,7 +280,9 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
     told = {text.get_text() for text in spike.texts}
     assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back at once"}
     assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
-    assert sum(len(line.get_xdata()) > 2 for line in spike.get_lines()) == 2
+    lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]
+    assert sum(line.get_alpha() is None for line in lines) == 2
+    assert sum(line.get_alpha() is not None for line in lines) == 2 * len(SEEDS)
 
 
 def test_a_suite_without_shocks_has_no_recovery_picture(suite):
