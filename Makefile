@@ -8,16 +8,16 @@ ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
 export EBC_LAB_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: autopilot test test-slow test-cuda test-slurm test-slurm-quick lint wheel clean
+.PHONY: autopilot test test-slow test-cuda test-browser test-slurm test-slurm-quick lint wheel clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
 test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not slurm and not cuda" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm and not cuda and not browser" $(ARGS)
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow and not slurm and not cuda" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not slurm and not cuda and not browser" $(ARGS)
 
 test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 	$(BIN)/python -m pytest -m cuda $(ARGS)
@@ -26,6 +26,10 @@ test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow
 test-slurm test-slurm-quick: $(VENV)/installed-dev  ## on a real one-node Slurm, brought up and taken down (root, Debian)
 	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
+
+test-browser: $(VENV)/installed-dev  ## the page in a real Chromium, with axe-core (installs what is missing, as root on Debian)
+	scripts/browser.sh
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 lint: $(VENV)/installed-dev  ## ruff, and mypy (strict on ebc_lab/ebc and ebc_lab/study)
 	$(BIN)/ruff check .

@@ -286,10 +286,10 @@ def watch(
 
     found = find(study, output_dir)
     with server(found, port) as made:
-        typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C ends the watching, not the study)")
-        if show:
-            typer.launch(address_of(made))
         try:
+            typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C ends the watching, not the study)")
+            if show:
+                typer.launch(address_of(made))
             made.serve_forever()
         except KeyboardInterrupt:
             typer.echo("no longer watching")

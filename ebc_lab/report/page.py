@@ -22,7 +22,8 @@ from . import evidence, phrases
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-SECTIONS = ("verdict", *evidence.DECIDED, "finals", "ablation")  # those that a figure may belong to
+SECTIONS = ("verdict", *evidence.DECIDED, "finals", "ablation", "arms")  # those that a figure may belong to
+PLACES = {"headroom": "lr_scale", "calibration": "calibrate", "suite": "ablation"}  # of figures.json -> ours
 EMBEDDED = 60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
 LARGE_SVG = 600_000  # bytes; above, the PNG is the quicker one to open
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -61,7 +62,7 @@ def write_page(root: Path) -> Path:
 def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The page of what `evidence.gather` found. `live`: what `inspect.status` says, for a page that follows a study."""
     shown, left_out = chosen_pictures(pictures(root, _arms(found)), _judged(found))
-    by_section: dict[str, list[Picture]] = {s: [] for s in (*SECTIONS, "arms")}
+    by_section: dict[str, list[Picture]] = {s: [] for s in SECTIONS}
     for picture in shown:
         by_section[picture.section].append(picture)
     style, script = _source("page.css"), _source("page.js")
@@ -102,10 +103,11 @@ def pictures(root: Path, arms: Iterable[str]) -> list[Picture]:
         path = _file(root, name)
         if path is None:
             continue
-        arm = next((a for a in longest_first if name.startswith(f"{a}_")), "")
+        arm = str(entry.get("arm") or next((a for a in longest_first if name.startswith(f"{a}_")), ""))
         section, said = _told(name, arm)
         title = str(entry.get("title") or said)
-        section = str(entry["section"]) if entry.get("section") in SECTIONS else section
+        asked = PLACES.get(entry.get("section", ""), entry.get("section"))
+        section = str(asked) if asked in SECTIONS and not (asked == "arms" and arm not in longest_first) else section
         found.append(Picture(name, section, title, str(entry.get("alt") or f"{name}: {title}"), arm, path))
     return found
 

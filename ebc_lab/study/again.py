@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class StudyCommand:
 
 def reproduce(config: Config, run: RunConfig) -> str:
     """A command line that trains exactly this run."""
-    base = flat(to_dict(run_part(compose([f"scale={config.scale}"], study=False))))
+    base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
     words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
@@ -37,7 +38,7 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     chosen = [f"scale={requested['scale']}"]
     suite = _suite(asked)
     chosen += [f"study={suite}"] if suite != "default" else []
-    base = flat({k: v for k, v in to_dict(compose(chosen, here=False)).items() if k not in NOT_THE_STUDY})
+    base = _defaults(tuple(chosen), study=True)
     name = "study.name"
     changed = [(k, base.get(k), asked.get(k)) for k in (*asked, *(b for b in base if b not in asked))]
     changed = [(k, old, new) for k, old, new in changed if old != new]
@@ -47,6 +48,13 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     return StudyCommand(
         shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]), [c for c in changed if c[0] != name], unsaid
     )
+
+
+@functools.cache
+def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
+    """Every setting that these choices give by themselves; composing is slow, and a page asks for each failed run."""
+    config = compose(chosen, study=study, here=False)
+    return flat({k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY})
 
 
 def _suite(asked: Mapping[str, Any]) -> str:

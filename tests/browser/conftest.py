@@ -1,0 +1,64 @@
+"""A real Chromium, and the pages it is shown: hundreds of invented runs, a suite, a study under way, and one really trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from invented import invent
+from reader import HOSTILE, Reader
+
+
+def unlucky(spec) -> dict[str, Any]:
+    """Some runs diverge, some fail, for a cause that tries to be markup."""
+    if spec.role == "ebc_lindelta" and spec.run.seed in (3, 5):
+        return {"outcome": "diverged", "cause": HOSTILE}
+    if spec.role == "none_chosen" and spec.run.seed == 4:
+        return {"outcome": "failed", "cause": HOSTILE}
+    return {}
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory: pytest.TempPathFactory, own_places, small_text: str) -> dict[str, Path]:
+    """Name -> a study's folder: `many` (500 runs, two tracks), `suite`, `smoke` (trained)."""
+    folder = tmp_path_factory.mktemp("shown")
+    text = folder / "words & <b>more.txt"
+    text.write_text(small_text * 3)
+    seeds = ",".join(map(str, range(41)))
+    corpus = ["data=path", f'data.file="{text}"']
+    many = [*corpus, "study.name=many", "lr_sweep.optimizers=[adam,muon]", "lr_sweep.keep=all", f"seeds=[{seeds}]"]
+    made = {
+        "many": invent(folder, many, fate=unlucky).root,
+        "suite": invent(folder, [*corpus, "study=controls", "study.name=suite"]).root,
+    }
+    overrides = ["scale=smoke", "data=pydoc", "study.name=smoke", f"output_dir={folder}", "device=cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", "from ebc_lab.cli import main; main()", "autopilot", *overrides], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return made | {"smoke": folder / "smoke"}
+
+
+@pytest.fixture(scope="session")
+def chromium(own_places):
+    """Raises where there is none: `make test-browser` sees to it."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.add_argument("--headless=new")
+    options.add_argument("--disable-dev-shm-usage")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService("/usr/bin/chromedriver"))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def reader(chromium) -> Reader:
+    return Reader(chromium)

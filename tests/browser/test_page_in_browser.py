@@ -1,0 +1,307 @@
+"""report.html as its reader meets it: quiet, whole, and with every control at work."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from reader import AXE, DESKTOP, HOSTILE, PHONE
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+pytestmark = pytest.mark.browser
+NAMES = ("many", "suite", "smoke")
+COLUMN = """
+const [id, column] = arguments;
+return [...document.getElementById(id).tBodies[0].rows].map((row) => {
+  const cell = row.cells[column];
+  return [cell.classList.contains("number"), cell.dataset.value ?? null, cell.textContent.trim()];
+});
+"""
+
+
+TABLES = """
+const named = (table) => [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim() !== "");
+return [...document.querySelectorAll("table")].map((table) => [table.id, named(table)]);
+"""
+HEADER = "document.getElementById(arguments[0]).tHead.rows[0].cells"
+SHOWN = "return [...document.querySelectorAll('#runs-table tbody tr')].filter((r) => r.offsetHeight).map((r) => r.innerText)"
+CONTROLS = """
+const controls = [...document.querySelectorAll("button, input, select, nav, dialog")];
+return controls.filter((e) => e.offsetHeight && !e.closest("th")).map((e) => e.outerHTML);
+"""
+CUT = """
+const cut = (box) => box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1;
+return [...document.querySelectorAll(".table")].filter(cut).map((box) => box.firstElementChild.id);
+"""
+COPIED = """
+const [button, done] = arguments;
+const look = () => (button.textContent === "Copy" ? setTimeout(look, 5) : done(button.textContent));
+look();
+"""
+
+
+def figure(cell: list) -> float | str | None:
+    """What a reader takes a cell for; None: nothing is known."""
+    number, value, text = cell
+    if value is not None:
+        return float(value)
+    if not number:
+        return None if text in ("", "–") else text
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def natural(values: list) -> list:
+    known = [v for v in values if v is not None]
+    assert values[: len(known)] == known, "what is not known stands last"
+    return known
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_is_quiet_and_asks_the_network_for_nothing(reader, studies, name):
+    reader.open(studies[name])
+    assert reader.complaints() == []
+    assert reader.asked_for() == [(studies[name] / "report.html").as_uri()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere_on_the_page(reader, studies, name):
+    reader.open(studies[name])
+    links = reader.run("return [...document.querySelectorAll('a[href]')].map((a) => a.getAttribute('href'))")
+    assert len(links) > 10
+    lost = reader.run("return arguments[0].filter((h) => !h.startsWith('#') || !document.getElementById(h.slice(1)))", links)
+    assert lost == []
+    ids = reader.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_link_of_the_contents_takes_the_reader_there(reader, studies, name):
+    reader.open(studies[name])
+    for link in reader.all("nav.toc a"):
+        if link.is_displayed():
+            target = link.get_attribute("href").partition("#")[2]
+            link.send_keys(Keys.ENTER)
+            top = reader.run("return document.getElementById(arguments[0]).getBoundingClientRect().top", target)
+            end = reader.run("return innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
+            assert -2 <= top < DESKTOP[1] / 2 or end, target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_study_says_of_itself_stays_text(reader, studies, name):
+    reader.open(studies[name])
+    assert len(reader.all("script")) == 1
+    assert "owned" not in reader.title
+    assert reader.all("b") == []
+    if name == "many":
+        assert HOSTILE in reader.one("#broken").text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_column_sorts_both_ways_by_what_its_cells_mean(reader, studies, name):
+    reader.open(studies[name])
+    tables = reader.run(TABLES)
+    assert len(tables) > 5
+    for table, columns in tables:
+        for column, named in enumerate(columns):
+            if not named:
+                continue
+            before = reader.run(COLUMN, table, column)
+            seen = {}
+            for direction in ("ascending", "descending"):
+                reader.run(f"{HEADER}[arguments[1]].querySelector('button').click()", table, column)
+                sorts = reader.run(f"return [...{HEADER}].map((c) => c.getAttribute('aria-sort'))", table)
+                assert sorts == [direction if i == column else None for i in range(len(columns))]
+                after = reader.run(COLUMN, table, column)
+                assert sorted(map(json.dumps, after)) == sorted(map(json.dumps, before))
+                seen[direction] = natural([figure(cell) for cell in after])
+            assert seen["ascending"] == seen["descending"][::-1] or len(set(seen["ascending"])) < len(seen["ascending"])
+            numbers = [v for v in seen["ascending"] if isinstance(v, float)]
+            if len(numbers) == len(seen["ascending"]):
+                assert numbers == sorted(numbers), (table, column)
+                assert seen["descending"] == sorted(numbers, reverse=True), (table, column)
+
+
+def test_a_header_sorts_by_keyboard_too(reader, studies):
+    reader.open(studies["many"])
+    header = reader.one("#runs-table thead th:nth-child(7)")
+    control = header.find_element(By.TAG_NAME, "button")
+    control.send_keys(Keys.ENTER)
+    assert header.get_attribute("aria-sort") == "ascending"
+    control.send_keys(Keys.SPACE)
+    assert header.get_attribute("aria-sort") == "descending"
+    control.click()
+    assert header.get_attribute("aria-sort") == "ascending"
+
+
+def test_filters_show_the_runs_that_fit_and_say_how_many(reader, studies):
+    reader.open(studies["many"])
+    total = len(reader.all("#runs-table tbody tr"))
+    assert total >= 500
+    count, find = reader.one("[data-filter-count]"), reader.one("[data-filter-text]")
+
+    def shown() -> list[str]:
+        return reader.run(SHOWN)
+
+    assert len(shown()) == total
+    Select(reader.one("[data-filter=outcome]")).select_by_visible_text("diverged")
+    assert len(shown()) == 4
+    assert count.text == f"4 of {total} runs shown"
+    assert all("diverged" in row for row in shown())
+    find.send_keys("muon <script>")
+    assert len(shown()) == 2
+    reader.one("[data-filter-clear]").click()
+    assert len(shown()) == total
+    Select(reader.one("[data-filter=stage]")).select_by_visible_text("calibrate")
+    assert shown()
+    assert all(row.startswith("calibrate") for row in shown())
+    find.send_keys("no such run at all")
+    assert count.text == f"0 of {total} runs shown"
+    reader.run("location.hash = arguments[0]", reader.all("#broken a")[0].get_attribute("href").partition("#")[2])
+    assert len(shown()) == total  # whoever follows a link to a run sees it
+
+
+def test_a_figure_enlarges_and_gives_the_focus_back(reader, studies):
+    reader.open(studies["smoke"])
+    buttons, viewer = reader.all("figure button"), reader.one("#viewer")
+    assert len(buttons) == len(reader.all("figure.figure")) > 5
+    assert not viewer.is_displayed()
+    buttons[1].send_keys(Keys.ENTER)
+    assert viewer.is_displayed()
+    large, title = reader.one("#viewer-image"), reader.one("#viewer-title")
+    small = reader.all("figure.figure img")
+    assert large.get_attribute("src") == small[1].get_attribute("src")
+    assert title.text == reader.all("figcaption")[1].get_attribute("data-title")
+    reader.one("[data-step='1']").click()
+    assert large.get_attribute("src") == small[2].get_attribute("src")
+    reader.one("[data-step='-1']").click()
+    viewer.send_keys(Keys.ARROW_LEFT)
+    assert large.get_attribute("src") == small[0].get_attribute("src")
+    viewer.send_keys(Keys.ARROW_LEFT)  # round the end
+    assert large.get_attribute("src") == small[-1].get_attribute("src")
+    viewer.send_keys(Keys.ESCAPE)
+    assert not viewer.is_displayed()
+    assert reader.switch_to.active_element == buttons[1]
+    reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", small[0])
+    small[0].click()
+    assert viewer.is_displayed()
+    reader.one("[data-close]").click()
+    assert not viewer.is_displayed()
+    assert reader.switch_to.active_element == buttons[0]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_theme_follows_the_system_and_the_toggle_and_is_remembered(reader, studies, dark):
+    def luminance() -> int:
+        return sum(map(int, reader.run("return getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3)")))
+
+    reader.open(studies["smoke"], dark=dark)
+    assert (luminance() < 200) is dark
+    toggle = reader.one("#theme")
+    toggle.click()
+    assert (luminance() < 200) is not dark
+    assert toggle.text == ("Dark" if dark else "Light")
+    reader.refresh()
+    assert (luminance() < 200) is not dark
+    reader.run("localStorage.clear()")
+
+
+def test_details_open_and_close_by_keyboard(reader, studies):
+    reader.open(studies["smoke"])
+    for details in reader.all("details"):
+        summary = details.find_element(By.TAG_NAME, "summary")
+        assert details.get_attribute("open") is None
+        summary.send_keys(Keys.ENTER)
+        assert details.get_attribute("open") is not None
+        summary.send_keys(Keys.ENTER)
+        assert details.get_attribute("open") is None
+
+
+def test_every_command_can_be_copied(reader, studies):
+    reader.open(studies["many"])
+    boxes = reader.all(".command")
+    assert len(boxes) == 5 + len(reader.all(".broken .command"))
+    for box in boxes:
+        control = box.find_element(By.TAG_NAME, "button")
+        reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", control)
+        control.click()
+        assert reader.execute_async_script(COPIED, control) in ("Copied", "Selected")
+
+
+@pytest.mark.parametrize("size", [PHONE, (390, 844), (768, 1024), DESKTOP])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_never_scrolls_sideways(reader, studies, name, size):
+    reader.open(studies[name], size)
+    reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    assert reader.run("return document.documentElement.scrollWidth") <= size[0]
+    assert reader.run("return [...document.querySelectorAll('.table')].filter((t) => t.tabIndex !== 0).length") == 0
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize("name", NAMES)
+def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
+    reader.open(studies[name], size, dark=dark)
+    reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    reader.run(AXE.read_text())
+    reader.set_script_timeout(120)
+    found = reader.execute_async_script(
+        "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(done)"
+    )
+    told = [f"{v['impact']}: {v['id']} ({len(v['nodes'])}×) {v['nodes'][0]['html'][:120]}" for v in found["violations"]]
+    with capsys.disabled():
+        for line in told:
+            print(f"\naxe {name} {size[0]} {'dark' if dark else 'light'}: {line}")
+    assert [line for line in told if line.startswith(("serious", "critical"))] == []
+    assert len(found["passes"]) > 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_enlarged_figure_is_accessible_too(reader, studies, name):
+    reader.open(studies[name])
+    reader.all("figure button")[0].send_keys(Keys.ENTER)
+    reader.run(AXE.read_text())
+    found = reader.execute_async_script("const done = arguments[0]; axe.run('#viewer').then(done)")
+    assert [v["id"] for v in found["violations"] if v["impact"] in ("serious", "critical")] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_of_it_is_there_without_scripts(reader, studies, name):
+    reader.open(studies[name], scripts=False)
+    assert reader.all("button#theme") == []
+    assert [b for b in reader.all("main button") if b.is_displayed()] == []  # no control that does nothing
+    for section in reader.all("main > section"):
+        assert section.is_displayed()
+        assert len(section.text) > 40
+    assert len(reader.all("#runs-table tbody tr")) > 10
+    assert all(t.is_displayed() for t in reader.all("table") if t.get_attribute("id") != "settings")
+    assert all(f.is_displayed() for f in reader.all("figure.figure"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_paper_shows_everything_and_no_controls(reader, studies, name):
+    reader.open(studies[name], (690, 1000), dark=True)
+    reader.media("print", dark=True)
+    assert reader.run(CONTROLS) == []
+    for inside in ("#settings", "#about dl"):  # of details that are closed on the screen
+        assert reader.run("return document.querySelector(arguments[0]).checkVisibility()", inside)
+    assert reader.run("return document.documentElement.scrollWidth") <= 690
+    assert reader.run(CUT) == []
+    assert reader.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    if name == "smoke":
+        paper = reader.cdp("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})["data"]
+        assert len(paper) > 500_000  # with its pictures
+    assert all(d.get_attribute("open") is None for d in reader.all("details"))
+
+
+def test_a_reader_of_the_keyboard_can_skip_to_the_contents(reader, studies):
+    reader.open(studies["smoke"])
+    reader.one("body").send_keys(Keys.TAB)
+    skip = reader.switch_to.active_element
+    assert skip.text == "Skip to the contents"
+    skip.send_keys(Keys.ENTER)
+    assert reader.switch_to.active_element.tag_name == "main"

@@ -1,0 +1,49 @@
+"""Commands that do something again are tried by composing them."""
+
+import shlex
+
+import pytest
+
+from ebc_lab.config import to_dict
+from ebc_lab.overrides import compose
+from ebc_lab.study.again import study_command
+from ebc_lab.study.resolve import NOT_THE_STUDY
+
+
+def requested(overrides):
+    return {k: v for k, v in to_dict(compose(overrides, here=False)).items() if k not in NOT_THE_STUDY}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["scale=laptop"],
+        ["scale=smoke", "study.name=other", "seeds=[3,4]"],
+        ["scale=smoke", "study=published", "calibrate.multiples=[0.5,1]"],
+        ["scale=smoke", "study=controls", "ablation.steps=40", "model.blocks=1"],
+        ["scale=paper", "optimizer=adam", "data=path", 'data.file="/a folder/it\'s, here & there.txt"'],
+        ["scale=smoke", "study=stabilizers", "lr_sweep.grids.adam=[1e-3,0.25]"],
+    ],
+)
+def test_the_command_of_a_study_asks_for_exactly_its_settings(overrides):
+    asked = requested(overrides)
+    found = study_command(asked)
+    program, command, *words = shlex.split(found.command)
+    assert (program, command) == ("ebc-lab", "autopilot")
+    assert requested(words) == asked
+    assert len(words) <= len(overrides)
+    assert found.unsaid == []
+
+
+def test_what_only_a_file_can_say_is_named():
+    asked = requested(["scale=smoke", "study=controls"])
+    asked["ablation"]["arms"]["mine"] = asked["ablation"]["arms"]["baseline"]
+    found = study_command(asked)
+    assert any(key.startswith("ablation.arms.mine.") for key in found.unsaid)
+    assert "mine" not in found.command
+    assert "study=controls" in found.command
+
+
+def test_what_departs_from_the_scale_is_listed_with_its_default():
+    found = study_command(requested(["scale=smoke", "batch_size=7", "study.name=x"]))
+    assert found.changed == [("batch_size", 24, 7)]
