@@ -111,9 +111,13 @@ def _facts(
         ("Model", f"{model.name.upper()}, {plural(model.blocks, 'block')}, width {model.width}, context {model.context}"),
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
-        ("Seeds", ", ".join(map(str, config.seeds))),
+        ("Seeds", _seeds(config.seeds)),
         ("Runs", f"{len(results)}, {inspect.clock(hours)} of training"),
     ]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
 
 
 def _runs(trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -368,7 +372,6 @@ def _suite(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return {
         "rule": decision["rule"],
         "notes": untracked(decision["notes"], decision["tracks"]),
-        "flips": untracked(inspect.flips("ablation", decision), decision["tracks"]),
         "tracks": tracks,
     }
 
@@ -387,7 +390,7 @@ class Ruler:
         """An axis that shows most intervals whole: one wild arm does not squash the others."""
         limits = ((abs(d[k]) for k in ("low", "high", "mean") if d.get(k) is not None) for d in differences)
         sizes = [m for own in limits if (m := max(own, default=0.0)) > 0]
-        reach = min(max(sizes), 3 * statistics.median(sizes)) if sizes else 1.0
+        reach = min(max(sizes), 1.5 * statistics.median(sizes)) if sizes else 1.0
         return cls(1.1 * max(reach, 2 * (margin or 0.0)), margin)
 
     def x(self, value: float) -> float:
@@ -405,7 +408,7 @@ class Ruler:
         return {
             "low": self.x(ends[0]),
             "high": self.x(ends[1]),
-            "middle": None if middle is None else self.x(middle),
+            "middle": None if middle is None or abs(middle) > self.reach else self.x(middle),
             "cut_low": ends[0] < -self.reach,
             "cut_high": ends[1] > self.reach,
             "side": side,

@@ -190,8 +190,9 @@ def breakable(name: str) -> Any:
 
 def judgement(line: Mapping[str, Any]) -> str:
     """beats, meets, misses or undecided, of a verdict line that compares two arms."""
-    told = line["difference"].get("judged")
-    return str(told or {"pass": "beats" if line.get("beats") else "meets", "fail": "misses"}.get(line["verdict"], "undecided"))
+    told, high = line["difference"].get("judged"), line["difference"].get("high")
+    beats = line.get("beats", high is not None and high < 0)
+    return str(told or {"pass": "beats" if beats else "meets", "fail": "misses"}.get(line["verdict"], "undecided"))
 
 
 def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence[float]) -> str:
@@ -250,13 +251,17 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
 
 
 def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
-    """A suite in a word and a sentence: its best arm, and how many arms beat what they are paired with."""
+    """A suite in a word and a sentence: its best arm, and how many arms beat what they are paired with.
+
+    An arm with a reference of its own (a shocked one) is not called the best: it answers another question.
+    """
     arms = {n: a for n, a in found["arms"].items() if a.get("comparable", True) and a.get("test_loss") is not None}
+    arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
         return {"judged": "undecided", "word": "No answer.", "text": "No arm completed a run that can be compared."}
     best = min(arms, key=lambda n: arms[n]["test_loss"])
     text = f"The lowest mean test loss is {best}’s, {fixed(arms[best]['test_loss'])} nats per token."
-    told = [d["judged"] for a in arms.values() if (d := a.get("difference")) and d.get("judged")]
+    told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
     if told:
         counts = [f"{told.count(j)} {what}" for j, what in _SUITE_COUNTS.items() if told.count(j)]
         text += f" Of {plural(len(told), 'arm')} paired with a reference, {', '.join(counts)}."
