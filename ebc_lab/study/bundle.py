@@ -174,6 +174,8 @@ def unpack(path: Path, into: Path) -> Study:
 class Bundled(Study):
     """A bundle as a study to read, in a folder that vanishes with this."""
 
+    goes_on = False
+
     def __init__(self, path: Path):
         _own_sha256(path)
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")

@@ -205,6 +205,8 @@ def _entry(
     seen, problem = _unpacked(f, told, sink(told.name))
     if problem:
         return told, [(told.name, f"bytes {start} to {start + packed - 1}, or its header before them: {problem}")]
+    if seen.seal != told.seal and (seen.crc, seen.size) != (told.crc, told.size):
+        return told, [(told.name, f"bytes {start} to {start + packed - 1}: its contents are not those that were packed")]
     byte = _first_difference(head + rest, seen.local())
     if byte is None:
         return seen, []

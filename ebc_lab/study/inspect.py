@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .guards import cause_class
 from .inference import noise
 from .launch import at_a_time
 from .reuse import ResultsOf
+from .signature import as_recorded
 from .store import FINISHED, Record, Study
 
 
@@ -36,6 +38,11 @@ def find(name: str | None, output_dir: str) -> Study:
     if not headers:
         raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
     return Study(headers[-1].parent)
+
+
+def _seen_from(study: Study, header: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Another torch makes decisions stale where a call may go on, and nowhere else."""
+    return nullcontext() if study.goes_on else as_recorded(header["environment"])
 
 
 # -- status ---------------------------------------------------------------------------------------------------------------
@@ -70,7 +77,8 @@ def status(study: Study) -> dict[str, Any]:
     runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
     sound = [s for s, d in decisions.items() if not fault(d)]  # the others may lack anything
-    because = reuse.stale(config, header, decisions, records)
+    with _seen_from(study, header):
+        because = reuse.stale(config, header, decisions, records)
     known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
     looks = {look.stage: look.missing for look in reuse.outlook(config, known)} if because else {}
     stages = []
@@ -239,7 +247,8 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):
         raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
-    because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
+    with _seen_from(study, header):
+        because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
     found = {}
     for s in asked:
         found[s] = {

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Config, identity
+from ..config import Config
 from .arms import distinct
 from .decide import Decision, Undecidable, fault, inputs_digest, inputs_of
-from .signature import RunSpec, environment
+from .signature import RunSpec, environment, identity_of
 from .stages import STAGES_OF, specs_of
 from .store import RETRIED, RETRIED_UNFINISHED, Record
 
@@ -115,6 +115,6 @@ def some(run_ids: Sequence[str], of: int, what: str) -> str:
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(what, recorded, now) of what the names of runs depend on beside settings."""
-    now = environment(identity(config))
+    now = environment(identity_of("train", config))
     recorded = header.get("environment", {})
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -40,6 +40,8 @@ class Record:
 class Study:
     """The files of one study under `output_dir/name`."""
 
+    goes_on = True  # a call may train in it; a bundle is only read
+
     def __init__(self, root: Path):
         self.root = root
         self.runs = root / "runs"

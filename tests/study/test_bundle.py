@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ebc_lab import config as schema
 from ebc_lab.config import UserError
 from ebc_lab.study import bundle, container, manifest
 from ebc_lab.study.autopilot import Listener, report
-from ebc_lab.study.inspect import find, why
+from ebc_lab.study.inspect import find, status, why
 from ebc_lab.study.replay import replay
 from ebc_lab.study.store import Study
 from ebc_lab.telemetry import with_checksum
@@ -178,6 +179,16 @@ def test_the_decisions_are_explained_and_made_again_from_a_bundle(finished, expo
     assert replay(study)["same"]
     assert why(study, "finals") == why(finished[1].study, "finals")
     assert not exported.with_suffix("").exists()
+
+
+def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
+    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    study = find(str(exported), "nowhere")
+    assert bundle.verify(exported)["ok"]
+    assert replay(study)["same"]
+    assert all(found["stale_because"] is None for found in why(study, None).values())
+    assert status(study)["state"] == "finished"
+    assert status(finished[1].study)["state"] == "stale"  # where a call would train again
 
 
 def test_a_report_is_rebuilt_beside_the_bundle_which_stays_as_it_is(exported, finished, tmp_path):

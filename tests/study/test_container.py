@@ -92,6 +92,17 @@ def test_a_byte_that_unpacks_to_the_same_is_noticed_all_the_same(path):
     assert said[0].startswith("report.html: bytes")
 
 
+def test_changed_contents_are_said_to_be_that(path):
+    raw = bytearray(packed(FILES))
+    with zipfile.ZipFile(io.BytesIO(raw)) as found:
+        at = found.start_dir - 100  # among bytes that do not compress, and are packed as they are
+    raw[at] ^= 1
+    path.write_bytes(raw)
+    [said] = told(path)[0]
+    assert said.startswith("runs/b/picture.png: bytes")
+    assert said.endswith("its contents are not those that were packed")
+
+
 @pytest.mark.parametrize("cut", range(1, 1500, 37))
 def test_a_file_that_is_cut_off_is_noticed(path, cut):
     raw = packed(FILES)
