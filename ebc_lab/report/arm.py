@@ -38,6 +38,7 @@ OPTIMIZERS = {
     "schedule_free": "schedule-free AdamW",
     "adam_uncorrected": "Adam without bias correction",
 }
+MOST_BARS, MOST_MARKS = 40, 400  # of a picture: more hide each other
 FRAMED_FROM = 1 / 20  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
 
 
@@ -146,7 +147,9 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         mean = values.mean(0)
         bars = np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0)
         label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
-        axes.errorbar(at, mean, bars, color="black", marker="o", ms=4, lw=1.0, elinewidth=0.8, label=label)
+        every = math.ceil(len(at) / MOST_BARS)
+        look: dict[str, Any] = {"color": "black", "marker": "o", "ms": 4, "lw": 1.0, "elinewidth": 0.8}
+        axes.errorbar(at, mean, bars, **look, errorevery=every, markevery=every, label=label)
         seen += [values]
     for run in runs:
         if run.outcome == "diverged" and run.steps:
@@ -236,10 +239,12 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
     faint_seeds(axes, steps, table, colour)
     axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")
     # What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
-    for face, wanted, label in ((colour, True, "audited step, clipped"), ("white", False, "audited step, not clipped")):
+    every = math.ceil(table.count() / MOST_MARKS)
+    some = f" (one in {every} marked)" if every > 1 else ""
+    for face, wanted, label in ((colour, True, f"audited step, clipped{some}"), ("white", False, "audited step, not clipped")):
         chosen = [(a["step"][m], a["applied_kl"][m]) for a in audits if a for m in [(a["c"] < CLIPPED_BELOW) == wanted]]
         if arm["ebc"] and any(len(x) for x, _ in chosen):
             x, y = (np.concatenate(part) for part in zip(*chosen, strict=True))
-            axes.plot(x, y, "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label)
+            axes.plot(x[::every], y[::every], "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label)
     key(axes)
     return figure

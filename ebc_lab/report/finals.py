@@ -92,15 +92,14 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
     axes.margins(0.08)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
     key(axes, handles)
-    box, column = axes.get_position(), 0.66 if len(tracks) == 1 else 0.58
+    box, column = axes.get_position(), 0.6 if len(tracks) == 1 else 0.52
     axes.set_position((box.x0, box.y0, column - box.x0, box.height))
     ordered = sorted(points, key=lambda n: points[n][1])
     places = spread([float(axes.transLimits.transform(points[n])[1]) for n in ordered], 1 / max(len(ordered), 14))
     for name, place in zip(ordered, places, strict=True):
         arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
-        text = f"{points[name][1]:.3f}  {label(name)}"
-        if arm.get("val_loss") is not None:
-            text += f", val {arm['val_loss']:.3f}"
+        val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
+        text = f"{points[name][1]:.3f}{val}  {label(name)}"
         text += f" [{len(done[name])} of {len(arm['runs'])} runs]" if len(done[name]) < len(arm["runs"]) else ""
         axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
         weight = "bold" if name in ahead else "normal"

@@ -259,9 +259,10 @@ def finding(rows: Sequence[Row]) -> str:
 def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, float]:
     """Limits of x: everything, unless a few rows would press the others together."""
     shown = [row for row in rows if row.arm["versus"] and row.mean is not None]
-    reaches = [max(abs(x) for x in (*row.limits, row.mean or 0.0) if math.isfinite(x)) for row in shown]
+    spans = [(*(row.interval("joint_low", "joint_high") or ()), *row.limits, row.mean or 0.0) for row in shown]
+    reaches = [max(abs(x) for x in span if math.isfinite(x)) for span in spans]
     most = OFF_SCALE * statistics.median(reaches) if reaches else 0.0
-    reached = [x for row in shown if abs(row.mean or 0.0) <= most for x in (*row.limits, *row.seeds)]
+    reached = [x for row, span in zip(shown, spans, strict=True) if abs(row.mean or 0.0) <= most for x in (*span, *row.seeds)]
     points = [x for x in (*reached, *((margin,) if margin is not None else ())) if math.isfinite(x)]
     low, high = max(min(points, default=0.0), -most), min(max(points, default=0.0), most)
     low, high = min(low, 0.0), max(high, 0.0)

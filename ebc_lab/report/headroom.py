@@ -61,7 +61,9 @@ def crosses(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, colour: str, 
     for row in broken:
         axes.plot(row[x], height, "x", color=colour, ms=9, mew=2.2, transform=top)
         side = -1 if row[x] == max(r[x] for r in rows) else 1  # the last one's words stay on the page
-        told = axes.annotate(str(row["outcome"]), (row[x], height), xycoords=top, xytext=(7 * side, 0), textcoords="offset points")
+        told = axes.annotate(
+            str(row["outcome"]), (row[x], height), xycoords=top, xytext=(7 * side, 0), textcoords="offset points"
+        )
         told.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
     return bool(broken)
 

@@ -40,6 +40,10 @@ def measured(runs: Sequence[Run], column: str) -> list[Mapping[str, np.ndarray]]
     return kept
 
 
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}%" if share >= 0.01 else f"{100 * share:.1g}%"
+
+
 def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:
     """The groups' contributions to S stacked over the steps, the largest by name; None where no run measured any."""
     streams, groups = measured(runs, "surrogate"), groups_of(runs)
@@ -52,7 +56,7 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     ranked = sorted(groups, key=lambda g: -share[g])
     top = ranked if len(ranked) <= NAMED + 1 else ranked[:NAMED]
     finding = f"{ranked[0]} makes up most of it, {100 * share[ranked[0]]:.0f}% on median"
-    finding += f"; {ranked[-1]} least, {100 * share[ranked[-1]]:.1g}%" if len(ranked) > 1 else ""
+    finding += f"; {ranked[-1]} least, {percent(share[ranked[-1]])}" if len(ranked) > 1 else ""
     what = "Which groups of weights move the predictions?"
     figure, axes = arm_page(facts, name, arm, runs, what, f"{finding} (of {len(groups)} group{'s' * (len(groups) > 1)}).")
     axes.set_ylabel("contribution s_g (logits per token), stacked")

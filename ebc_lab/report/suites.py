@@ -70,7 +70,7 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
             yield Picture(f"ablation_steps{tail}", "suite", steps)
         if tight:
             sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
-            yield Picture(f"tightness{tail}", "suite", sheet)
+            yield Picture(f"ablation_tightness{tail}", "suite", sheet)
         if recoveries:
             drawn = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
             yield Picture(f"recovery{tail}", "suite", drawn)

@@ -75,7 +75,8 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
 
 def scale_row(role: str, scale: float, **changed: Any) -> dict[str, Any]:
     row = {
-        "run_id": f"{role}_{scale:g}", "role": role, "arm": f"adam_none_{role}_x{scale:g}", "lr": 0.004 * scale, "lr_scale": scale, "seed": 100,
+        "run_id": f"{role}_{scale:g}", "role": role, "arm": f"adam_none_{role}_x{scale:g}",
+        "lr": 0.004 * scale, "lr_scale": scale, "seed": 100,
         "outcome": "completed", "val_loss": 2.0 + 0.1 * scale, "val_se": 0.01, "c_median": 0.6, "inert": False, "cause": None,
     }  # fmt: skip
     return row | changed
@@ -137,9 +138,7 @@ def write_study(
                 outcome = outcomes.get((tail, int(seed)), "completed")
                 steps = STEPS if outcome == "completed" else STEPS // 2
                 write_run(root / "runs" / run_id, ebc=ebc, seed=int(seed), outcome=outcome, steps=steps)
-        reached = dict.fromkeys(arms) | {
-            f"{track}_{FALLING}": {"steps": 30.0, "tokens": 960.0, "train_s": 0.3, "seeds": 1}
-        }
+        reached = dict.fromkeys(arms) | {f"{track}_{FALLING}": {"steps": 30.0, "tokens": 960.0, "train_s": 0.3, "seeds": 1}}
         roles = {role: f"{track}_{tail}" for tail, role in ARMS.items()}
         difference = {"seeds": 2, "method": "t", "mean": 0.1, "low": 0.05, "high": 0.15, "detectable": 0.04}
         differences = {

@@ -118,7 +118,7 @@ def test_a_suite_draws_its_arms_together_and_each_alone_the_same_each_time(tmp_p
     root = write_suite(tmp_path)
     written = plots.draw_study(root)
     kinds = {f"{arm}_loss" for arm in GAIN} | {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps", "tightness"}
+    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps", "ablation_tightness"}
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in plots.draw_study(root)} == first
 
