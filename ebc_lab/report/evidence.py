@@ -14,6 +14,7 @@ from typing import Any
 from ..config import STAGES, Config, UserError, flat, from_dict
 from ..study import inspect, manifest
 from ..study.again import study_command
+from ..study.inference import by_interval
 from ..study.store import FINISHED, Record, Study
 from . import phrases
 from .phrases import brief, fixed, plural
@@ -59,7 +60,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tracks": tracks,
         "verdict": [_verdict(t, f, config) for t, f in decisions["finals"]["tracks"].items()] if "finals" in decisions else [],
         "suite": _suite(decisions["ablation"], config) if "ablation" in decisions else None,
-        "decided": {s: _decision(s, decisions[s], config) for s in DECIDED if s in decisions},
+        "decided": {s: _decision(s, decisions[s], config, inspect.noise_floor(decisions)) for s in DECIDED if s in decisions},
         "open": [s for s in config.study.stages if s not in decisions],
         "finals": _finals(decisions["finals"], config) if "finals" in decisions else None,
         "broken": _broken(study, config, trained),
@@ -159,7 +160,9 @@ def _checksums(root: Path) -> list[tuple[str, str]]:
 # -- decisions -----------------------------------------------------------------------------------------------------------
 
 
-def _decision(stage: str, decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _decision(
+    stage: str, decision: Mapping[str, Any], config: Config, floors: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     title, about = phrases.STAGES[stage]
     return {
         "title": title,
@@ -168,28 +171,29 @@ def _decision(stage: str, decision: Mapping[str, Any], config: Config) -> dict[s
         "headline": untracked(inspect.headline(stage, decision), decision["tracks"]),
         "flips": untracked(inspect.flips(stage, decision), decision["tracks"]),
         "notes": untracked(decision["notes"], decision["tracks"]),
-        "tracks": [{"track": t, "name": optimizer(t), "chosen": _chosen(stage, f)} for t, f in decision["tracks"].items()],
+        "tracks": [
+            {"track": t, "name": optimizer(t), "chosen": _chosen(stage, f, floors[t])} for t, f in decision["tracks"].items()
+        ],
         "candidates": _candidates(decision, config) if stage != "tune" else [],
         "tuned": _tuned(decision) if stage == "tune" else [],
         "with_scale": stage == "lr_scale",
     }
 
 
-def _chosen(stage: str, d: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _chosen(stage: str, d: Mapping[str, Any], floor: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, remark) of what a stage chose for a track."""
     val = ("validation loss", fixed(d.get("val_loss")), "nats per token")
-    margin = _margin(d)
+    margin = _margin(d, floor)
     if stage == "lr_sweep":
         c = d["control"]
-        limits = d.get("sigma_low"), d.get("sigma_high")
-        spread = f"95% interval {fixed(limits[0])} to {fixed(limits[1])}" if limits[0] is not None else ""
-        replicates = plural(len(d["replicate_losses"]), "replicate seed") if "replicate_losses" in d else ""
+        spread = f"95% interval {fixed(floor['low'])} to {fixed(floor['high'])}"
+        replicates = plural(floor["seeds"], "replicate seed")
         return [
             ("optimizer", optimizer(f"{d['optimizer']}_{d['projection']}"), ""),
             ("learning rate", brief(d["lr"]), f"on the grid’s {d['edge']} edge" if d["edge"] else "inside its grid"),
             val,
             margin,
-            ("noise σ", fixed(d["sigma"]), "; ".join(x for x in (f"nats, {replicates}", spread) if x)),
+            ("noise σ", fixed(d["sigma"]), f"nats, {replicates}; {spread}"),
             ("natural KL", brief(d["natural_kl"]), "nats per step, without EBC"),
             (
                 "fair control",
@@ -223,13 +227,13 @@ def _chosen(stage: str, d: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return []
 
 
-def _margin(d: Mapping[str, Any]) -> tuple[str, str, str]:
+def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, str]:
     sigmas = d.get("margin_sigma")
     if sigmas is None:
         return ("margin", phrases.NOTHING, "no runner-up qualified")
-    remark = "less than the noise: the runner-up may be as good" if sigmas < 1 else "ahead of the runner-up"
-    least = d.get("detectable")
-    return ("margin", f"{sigmas:.1f} σ", remark + (f"; smallest detectable {fixed(least)} nats" if least is not None else ""))
+    within = floor["detectable"] is not None and sigmas * floor["sigma"] < floor["detectable"]
+    remark = "within the noise: another seed could have chosen otherwise" if within else "ahead of the runner-up"
+    return ("margin", f"{sigmas:.1f} σ", f"{remark}; smallest detectable {fixed(floor['detectable'])} nats")
 
 
 def _candidates(decision: Mapping[str, Any], config: Config) -> list[dict[str, Any]]:
@@ -282,12 +286,12 @@ def _tuned(decision: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, Any]:
     margin = config.finals.margin
-    differences = [line["difference"] for line in found["verdict"] if line.get("difference")]
+    differences = [by_interval(x["difference"], x["joint"]) for x in found["verdict"] if "difference" in x]
     ruler = Ruler.over(differences, margin)
     lines = []
     for line in found["verdict"]:
         title, asks, _ = phrases.CHECKS.get(line["name"], (line["question"], "", {}))
-        d = line.get("difference")
+        d = by_interval(line["difference"], line["joint"]) if "difference" in line else None
         reference = "the fair control" if line.get("reference") == found["roles"].get("control") else "the baseline"
         lines.append(
             {
@@ -297,7 +301,8 @@ def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, 
                 "means": phrases.means(line, margin, reference, config.study.band),
                 "judged": phrases.judgement(line) if d else None,
                 "drawn": ruler.drawn(d) if d else None,
-                "least": d.get("detectable") if d else None,
+                "least": d["detectable"] if d else None,
+                "at_once": d["comparisons"] if d and line["joint"] else 1,
                 "between": [label(n, found["arms"][n]) for n in (line["arm"], line["reference"])] if d else [],
             }
         )
@@ -344,9 +349,16 @@ def _compared(
     title: str, arms: Mapping[str, Any], pairs: Mapping[str, Mapping[str, Any]], margin: float | None
 ) -> dict[str, Any]:
     """Paired differences as rows with a drawn interval each, on one ruler."""
-    ruler = Ruler.over(list(pairs.values()), margin)
+    ruler = Ruler.over([by_interval(d, joint=True) for d in pairs.values()], margin)
     rows = [
-        {"name": n, "label": label(n, arms[n]), "versus": arms[n].get("versus"), **d, "drawn": ruler.drawn(d)}
+        {
+            "name": n,
+            "label": label(n, arms[n]),
+            "versus": arms[n].get("versus"),
+            **d,
+            "drawn": ruler.drawn(d),
+            "all": ruler.drawn(by_interval(d, joint=True)),
+        }
         for n, d in pairs.items()
     ]
     return {"title": title, "rows": rows, "ruler": ruler, "joint": any(r.get("joint_low") is not None for r in rows)}
@@ -355,7 +367,7 @@ def _compared(
 def _suite(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
     tracks = []
     for track, found in decision["tracks"].items():
-        ranked = sorted(found["arms"].items(), key=lambda item: (item[1]["test_loss"] is None, item[1]["test_loss"] or 0.0))
+        ranked = sorted(found["arms"].items(), key=lambda item: item[1]["test_median"] or math.inf)
         pairs = {n: a["difference"] for n, a in ranked if a["difference"]}
         arms = [{**a, "name": n, "label": n, "point": a.get("point") or {}} for n, a in ranked]
         tracks.append(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..study.inference import show_difference
+from ..study.inference import by_interval, show_difference
 
 NOTHING = "–"
 QUESTION = "Does bounding how far each update may move the model’s predictions help?"
@@ -190,9 +190,7 @@ def breakable(name: str) -> Any:
 
 def judgement(line: Mapping[str, Any]) -> str:
     """beats, meets, misses or undecided, of a verdict line that compares two arms."""
-    told, high = line["difference"].get("judged"), line["difference"].get("high")
-    beats = line.get("beats", high is not None and high < 0)
-    return str(told or {"pass": "beats" if beats else "meets", "fail": "misses"}.get(line["verdict"], "undecided"))
+    return {"pass": "beats" if line["beats"] else "meets", "fail": "misses"}.get(line["verdict"], "undecided")
 
 
 def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence[float]) -> str:
@@ -211,14 +209,18 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
     }[judgement(line)]
 
 
-def gap(d: Mapping[str, Any]) -> str:
-    """A paired difference in words, from the arm's side."""
-    if d.get("mean") is None:
-        return show_difference(d)
+def gap(difference: Mapping[str, Any], joint: bool) -> str:
+    """A paired difference in words, from the arm's side, with the interval that it is judged by."""
+    d = by_interval(difference, joint)
+    if d["mean"] is None:
+        return show_difference(difference, joint=joint)
     size = f"{abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
-    if d.get("low") is None and d.get("high") is None:
+    if d["low"] is None and d["high"] is None:
         return f"{size}, from one pair of runs"
-    return f"{size} (95% interval {interval(d.get('low'), d.get('high'), 3)}, {plural(d['seeds'], 'paired seed')})"
+    whose = f"for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
+    return (
+        f"{size} (95% interval {interval(d['low'], d['high'], 3)}{whose and f' {whose}'}, {plural(d['seeds'], 'paired seed')})"
+    )
 
 
 def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] | None:
@@ -236,9 +238,8 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
         "undecided": "Whether EBC’s best arm keeps up with the fair control is open",
     }[how]
     said += " (the same optimizer with warm-up and decay)"
-    text = f"{said}: its test loss is {gap(fair['difference'])}."
-    if fair["difference"].get("mean") is None:
-        text = f"{said}: {show_difference(fair['difference'])}."
+    lead = "its test loss is " if fair["difference"]["mean"] is not None else ""
+    text = f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
     if twice is not None:
         then = {
             "beats": "At twice the best plain learning rate, EBC even beats the plain optimizer at its best one",
@@ -246,7 +247,7 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
             "misses": "At twice the best plain learning rate, EBC is worse than the plain optimizer at its best one",
             "undecided": "At twice the best plain learning rate, EBC against the plain optimizer at its best is undecided",
         }[judgement(twice)]
-        text += f" {then}: {gap(twice['difference'])}."
+        text += f" {then}: {gap(twice['difference'], twice['joint'])}."
     return {"judged": how, "word": word, "text": text}
 
 
@@ -255,19 +256,19 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
 
     An arm with a reference of its own (a shocked one) is not called the best: it answers another question.
     """
-    arms = {n: a for n, a in found["arms"].items() if a.get("comparable", True) and a.get("test_loss") is not None}
+    arms = {n: a for n, a in found["arms"].items() if a["comparable"] and a["test_median"] is not None}
     arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
         return {"judged": "undecided", "word": "No answer.", "text": "No arm completed a run that can be compared."}
-    best = min(arms, key=lambda n: arms[n]["test_loss"])
-    text = f"The lowest mean test loss is {best}’s, {fixed(arms[best]['test_loss'])} nats per token."
+    best = min(arms, key=lambda n: arms[n]["test_median"])
+    text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
     told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
     if told:
         counts = [f"{told.count(j)} {what}" for j, what in _SUITE_COUNTS.items() if told.count(j)]
         text += f" Of {plural(len(told), 'arm')} paired with a reference, {', '.join(counts)}."
     difference = arms[best].get("difference")
     if difference:
-        text += f" Against {arms[best]['versus']}, {best} is {gap(difference)}."
+        text += f" Against {arms[best]['versus']}, {best} is {gap(difference, joint=True)}."
     return {"judged": "undecided", "word": "Best arm: " + best + ".", "text": text}
 
 

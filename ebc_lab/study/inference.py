@@ -130,13 +130,20 @@ def _factor(freedom: int, level: float) -> float:
     return float(optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - POWER, 0.0, 10 * critical + 10))
 
 
+def by_interval(difference: Mapping[str, Any], joint: bool) -> dict[str, Any]:
+    """The `low`, `high`, `detectable` and `judged` of one of the two intervals, and the rest as it is."""
+    k = "joint_" if joint else ""
+    own = {end: difference[k + end] for end in ("low", "high", "detectable")}
+    return {**difference, **own, "judged": difference["judged" if joint else "alone"]}
+
+
 VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "undecided"}
 
 
 def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
     """A difference in one line: its estimate, its interval, how many seeds, and what so many could have shown."""
-    k = "joint_" if joint else ""  # named beforehand, or picked from several
-    detectable = d[f"{k}detectable"]
+    d = by_interval(d, joint)
+    low, high, detectable = d["low"], d["high"], d["detectable"]
     shown = f"smallest detectable {detectable:.4f}" if detectable is not None else "too few seeds to detect any difference"
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
@@ -145,7 +152,6 @@ def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
         lost = d["diverged"]
         words = f"diverged: {lost['arm']} of the arm's, {lost['reference']} of the reference's runs; median difference "
         words += f"{d['median']:+.4f} nats" if d["median"] is not None else "unbounded"
-    low, high = d[f"{k}low"], d[f"{k}high"]
     if low is None and high is None:
         words += " from one seed: no interval" if d["seeds"] == 1 else ": no finite interval"
     else:

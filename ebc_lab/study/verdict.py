@@ -265,6 +265,7 @@ def _lines(config: Config, track: Mapping[str, Any], results: Results, overhead:
             arm=role["ebc_x2"],
             reference=role["baseline"],
             difference=versus,
+            joint=False,
             beats=versus["judged"] == "beats",
         )
     )
@@ -278,6 +279,7 @@ def _lines(config: Config, track: Mapping[str, Any], results: Results, overhead:
             arm=best_ebc,
             reference=role["control"],
             difference=fair,
+            joint=True,
             beats=joint == "beats",
         )
     )
