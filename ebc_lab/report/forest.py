@@ -206,7 +206,7 @@ def counts(rows: Sequence[Row]) -> str:
     """How the arms fared against one reference: by the decision's own word where it has one, else by their intervals."""
     judged = [row.difference.get("judged") for row in rows]
     if any(judged):
-        kinds = (("beats", "beat it"), ("meets", "are no worse"), ("misses", "are worse"), ("undecided", "undecided"))
+        kinds = (("beats", "better"), ("meets", "no worse"), ("misses", "worse"), ("undecided", "undecided"))
         found = [f"{judged.count(kind)} {said}" for kind, said in kinds if kind in judged]
         return f"of {len(rows)} arms {', '.join(found)}"
     below, above = (sum(test(row) for row in rows) for test in (lambda r: r.limits[1] < 0, lambda r: r.limits[0] > 0))

@@ -83,11 +83,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     best = min(kept, key=lambda track: kept[track]["val_loss"])
     finding = f"Lowest: {optimizer(best)} at {kept[best]['lr']:g}, {kept[best]['val_loss']:.3f}"
     finding += f" (σ over fresh seeds {kept[best]['sigma']:.3f})" if kept[best].get("sigma") is not None else ""
-    edges = [
-        f"{optimizer(t)}'s best lies on the grid's {d['edge']} edge, extended as it is"
-        for t, d in kept.items()
-        if d.get("edge")
-    ]
+    edges = [f"{optimizer(t)}'s best is its grid's {d['edge']} edge" for t, d in kept.items() if d.get("edge")]
     whom = f"{', '.join(optimizer(track) for track in own)}, without EBC"
     grid_seeds = sorted({str(row["seed"]) for row in rows if row["role"] == "grid"})
     seeds, small = len({row["seed"] for row in rows}), f"stage lr_sweep, grid with seed {', '.join(grid_seeds)}"

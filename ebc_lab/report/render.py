@@ -43,7 +43,7 @@ def svg(figure: Sheet, name: str) -> bytes:
     root = ElementTree.fromstring(buffer.getvalue())
     shrink(root)
     root.attrib |= {"role": "img", "aria-label": f"{figure.title} {figure.alt}"}
-    root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; font-family: {FACES}")
+    root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; white-space: pre; font-family: {FACES}")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 

@@ -28,10 +28,11 @@ PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC, WITHOUT = (EBC, GOAL, "C6", "black"), (PLAIN, "C4", "C5", ALERT)  # where both share a panel
 DASHES = ("-", "--", "-.")
 REST = "#BBBBBB"
-MOST, HIGHLIGHTED = 8, 6  # where there are more than so many EBC arms, so many are told apart
+MOST, HIGHLIGHTED = 8, 6  # where there are more than so many EBC arms, so many are told apart; of more, no seed is drawn
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
 AFTER_SHOCK = 150  # steps shown after a shock
+RECOVERY_POINTS = 100  # of a line
 SHOCKS = {
     "label_noise": "one batch with {:.0%} of its targets drawn at random",
     "lr_spike": "one step at {:g} times the learning rate",
@@ -226,6 +227,7 @@ def recovery_of(
     """The arm's recovery; none where it had no shock, or no run lasted long enough after it."""
     lines, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
+    offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]  # with the gap at the shock itself
     shock: Mapping[str, Any] = {}
     for run in runs:
         config = specs[run.seed].get("config", {})
@@ -279,7 +281,8 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
         for dashes, words, ebc in (("-", "with", True), ("--", "without", False))
         if any(bool(arm["ebc"]) == ebc for arm in arms.values())
     ]
-    handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
+    if any([(r.kind, r.size) for r in recoveries].count(kind) <= MOST for kind in kinds):
+        handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
     handles.append(Line2D([], [], color=ALERT, ls=":", lw=1.2, label="the shock (its own step is left out)"))
     key(last, handles)
     box = last.get_position()
@@ -300,7 +303,8 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
             ebc = bool(arms[recovery.label]["ebc"])
             dashes, width, colour = next(looks[ebc])
             axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
-            axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
+            if len(own) <= MOST:
+                axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
             at = np.flatnonzero(np.isfinite(recovery.loss))
             ends.append((float(recovery.offset[at[-1]]), float(recovery.loss[at[-1]]), told(recovery), colour))
         reach = max(x for x, *_ in ends)
