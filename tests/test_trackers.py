@@ -73,7 +73,7 @@ def tracked(tiny, tmp_path_factory, own_places):
     said: list[str] = []
     out = tmp_path_factory.mktemp("tracked")
     overrides = ["launcher=inline", f"output_dir={out}", "study.name=done", "tracker.names=[tensorboard,mlflow]"]
-    config = compose([*tiny, *overrides, "tracker.wait_s=120"])
+    config = compose([*tiny, *overrides, "tracker.wait_s=600"])
     return autopilot(config, Listener(say=said.append)).study, said
 
 
@@ -242,7 +242,7 @@ BROKEN, HANGING, KILLED = (
 DOWN = {  # name -> the tracker's settings, what happens to its process, what is said
     "server_down": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{port}"}, "", "the runs go on without it"),
     "server_hangs": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0}, "", "tracker mlflow: "),
-    "store_is_a_folder": (["mlflow"], {"mlflow_uri": "sqlite:///{taken}"}, "", "the runs go on without it"),
+    "store_is_a_folder": (["mlflow"], {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0}, "", "the runs go on without it"),
     "folder_below_a_file": (["mlflow"], {"folder": "{file}/below"}, "", "NotADirectoryError"),
     "folder_is_a_file": (["tensorboard"], {"folder": "{file}"}, "", "FileExistsError"),
     "broken_import": (["mlflow"], {}, BROKEN, "Error"),
@@ -275,7 +275,7 @@ def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path
 
 def test_ebc_lab_train_goes_on_without_a_tracker_that_is_down(tmp_path, text_file):
     words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "threads_per_run=1", "compile=off"]
-    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]"]
+    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]", "tracker.wait_s=300"]
     words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
     done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -292,7 +292,7 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
     about = {"name": "tensorboard", "root": str(finished[1].study.root), "folder": str(tmp_path / "out"), "uri": None}
     done = subprocess.run(
         [sys.executable, "-m", "ebc_lab.trackers"],
-        input=json.dumps({**about, "wait_s": 60.0}) + "\n",
+        input=json.dumps({**about, "wait_s": 600.0}) + "\n",
         capture_output=True,
         text=True,
     )
