@@ -136,7 +136,7 @@ def _with_spread(done: Sequence[Mapping[str, Any]], key: str) -> str:
 def _difference_row(arm: str, d: Mapping[str, Any]) -> tuple[str, ...]:
     ranked = d.get("method") == "rank"
     centre, mark = (d.get("median"), "median ") if d.get("mean") is None else (d["mean"], "")
-    lost, detectable = d.get("diverged"), d.get("detectable")
+    lost, detectable = d.get("diverged"), d.get("joint_detectable", d.get("detectable"))
     return (
         arm,
         str(d["seeds"]),
@@ -168,16 +168,19 @@ def _differences(
     shown = [i for i, column in enumerate(columns) if column not in SPARED or any(row[i] not in ("", DASH) for row in rows)]
     kept = [[row[i] for i in shown] for row in (columns, *rows)]
     family = max((d.get("comparisons") or 0 for d in found), default=0)
+    looks = max((d.get("looks") or 1 for d in found), default=1)
     margin = f"+{about.margin:g}"
     explained = {
         ">diverged": "diverged: runs of the arm / of the reference; the median and its interval are then by rank.",
-        ">joint": f"Joint: intervals that hold, at 95%, for all {family} comparisons together; by them an arm is judged.",
+        ">joint": f"Joint: intervals that hold, at 95%, for all {family} comparisons together (Bonferroni); by them an arm is "
+        "judged, and what is detectable is theirs.",
         "judged": f"beats: the upper limit is below 0; meets: at most {margin}; misses: the lower limit is above {margin}.",
     }
     caption = [
         "Arm minus reference in nats per token, paired by seed, negative where the arm is better: mean, 95% t-interval by "
-        "itself, the smallest difference that so many seeds could have shown with power 80%.",
+        "itself, and the smallest difference that so many seeds would have shown with power 80%.",
         *(words for column, words in explained.items() if column in kept[0]),
+        *([f"Every interval is corrected for {looks} looks at the results."] if looks > 1 else []),
         *([] if ">joint" in kept[0] else [f"Nothing corrects for the {len(rows)} comparisons."]),
         str(about),
     ]

@@ -61,7 +61,8 @@ TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
 TUNED = "tuned_"
 OF_A_DIFFERENCE = (
     *("low", "high", "detectable"),
-    *("method", "median", "joint_low", "joint_high", "comparisons", "p", "p_joint", "sigmas", "judged"),
+    *("method", "median", "joint_low", "joint_high", "joint_detectable", "comparisons", "p", "p_joint", "sigmas"),
+    *("alone", "judged"),
 )
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
@@ -99,16 +100,18 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),
     "low": (NATS, "lower end of its 95% interval by itself; empty: none, or infinite where method is `rank`"),
     "high": (NATS, "upper end of it"),
-    "detectable": (NATS, "the smallest difference that so many seeds could have shown, with power 80%"),
+    "detectable": (NATS, "the smallest difference that so many seeds would have shown, with power 80%"),
     "method": ("", "`t`, or `rank` where a run diverged"),
     "median": (NATS, "of the paired differences"),
     "joint_low": (NATS, "lower end of the interval that holds, at 95%, for all comparisons together"),
     "joint_high": (NATS, "upper end of it"),
+    "joint_detectable": (NATS, "the smallest difference that it could have told from none"),
     "comparisons": ("", "how many that is"),
     "p": (SHARE, "of no difference, by itself"),
     "p_joint": (SHARE, "corrected for the comparisons"),
     "sigmas": ("σ", "the difference over the noise of replicate seeds"),
-    "judged": ("", "`beats`, `meets`, `misses` or `undecided`"),
+    "alone": ("", "`beats`, `meets`, `misses` or `undecided`, by the interval by itself"),
+    "judged": ("", "the same by the joint interval, on which claims rest"),
 }
 FILE_OF_STAGE = {"finals": "summary_final.csv"}
 

@@ -36,7 +36,14 @@ def finals_of(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 JOINT = {
-    "good": {"joint_low": -0.14, "joint_high": -0.06, "comparisons": 2, "judged": "beats"},
+    "good": {
+        "joint_low": -0.14,
+        "joint_high": -0.06,
+        "joint_detectable": 0.05,
+        "comparisons": 2,
+        "looks": 3,
+        "judged": "beats",
+    },
     "broken": {
         "method": "rank",
         "median": -0.2,
@@ -96,9 +103,10 @@ def test_a_diverged_run_takes_the_mean_with_it_and_is_counted():
 
 def test_differences_show_both_intervals_and_how_they_were_judged():
     text = papers.markdown(papers.finals(ABOUT, *finals_of(**JOINT)))
-    assert cells(text, "good")[1] == [*("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.030", "beats")]
+    assert cells(text, "good")[1] == [*("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.050", "beats")]
     assert cells(text, "broken")[1][2:] == ["1 / 0", "median −0.200", "[−0.200, ∞)", "(−∞, ∞)", "–", "undecided"]
     assert "all 2 comparisons together" in text
+    assert "corrected for 3 looks" in text
     assert "Nothing corrects" not in text
 
 
