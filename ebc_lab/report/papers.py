@@ -19,6 +19,7 @@ from ..telemetry import write_whole
 Results = Mapping[str, Mapping[str, Any]]
 NAMES = {"baseline": "the baseline", "control": "the fair control"}
 DASH = "–"
+WIDE = 6  # columns that fit a page of LaTeX's article in a larger type
 SPARED = (">diverged", ">joint", "judged")  # columns that a table goes without where they say nothing
 
 
@@ -262,7 +263,7 @@ def latex(sheets: Sequence[Sheet], study: str) -> str:
         name = re.sub(r"[^A-Za-z0-9]+", "-", sheet.name).strip("-")
         lines = [
             r"\begin{table}",
-            r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+            rf"\centering\{'scriptsize' if len(sheet.columns) > WIDE else 'footnotesize'}\setlength{{\tabcolsep}}{{2pt}}",
             rf"\caption{{{escaped(sheet.title)}. {' '.join(map(escaped, sheet.caption))}}}",
             rf"\label{{tab:{label}-{name}}}",
             rf"\begin{{tabular}}{{@{{}}{''.join(map(_alignment, kinds))}@{{}}}}",
@@ -279,7 +280,7 @@ def latex(sheets: Sequence[Sheet], study: str) -> str:
 
 
 def _alignment(kind: str) -> str:
-    return {"`": r"p{0.26\linewidth}", ">": "r", "~": r"p{0.34\linewidth}"}.get(kind, "l")
+    return {"`": r"p{0.22\linewidth}", ">": "r", "~": r"p{0.34\linewidth}"}.get(kind, "l")
 
 
 def _latex_cell(kind: str, text: str) -> str:

@@ -200,18 +200,27 @@ def test_labels_hold_nothing_but_letters_digits_and_hyphens():
     assert r"\label{tab:my-study-2-1-adam-none-arms}" in made
 
 
+LONG = "muon_none_ebc_d0p0774_shadow_x4_lindelta_lrdecay"
+
+
+def long_named() -> list[papers.Sheet]:
+    """The finals with an arm of a name as long as they get."""
+    decision, results = finals_of(good=JOINT["good"])
+    [found] = decision["tracks"].values()
+    found["arms"] = {LONG: found["arms"]["good"]}
+    found["differences"] = {role: {LONG: {**DIFFERENCES["good"], **JOINT["good"]}} for role in found["differences"]}
+    return papers.finals(ABOUT, decision, results)
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
-def test_the_latex_compiles(finished, tmp_path):
-    _, outcome, _ = finished
-    (tmp_path / "nasty.tex").write_text(papers.latex([nasty_sheet(), *papers.finals(ABOUT, *finals_of(**JOINT))], "a_b"))
-    names = [tmp_path / "nasty.tex", *outcome.study.root.glob("*.tex")]
-    assert len(names) == 3
-    body = "\n".join(rf"\input{{{name}}}" for name in names)
-    (tmp_path / "p.tex").write_text(
-        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
-    )
+@pytest.mark.parametrize(("sheets", "fits"), [(long_named, True), (lambda: [nasty_sheet()], False)])
+def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_path):
+    (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b"))
+    body = r"\begin{document}\input{tables}\end{document}"
+    (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs}" + body)
     made = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"], cwd=tmp_path, capture_output=True, text=True
     )
     assert made.returncode == 0, made.stdout[-2000:]
     assert (tmp_path / "p.pdf").exists()
+    assert not fits or "Overfull" not in made.stdout
