@@ -43,7 +43,7 @@ def svg(figure: Sheet, name: str) -> bytes:
     root = ElementTree.fromstring(buffer.getvalue())
     shrink(root)
     root.attrib |= {"role": "img", "aria-label": f"{figure.title} {figure.alt}"}
-    root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; white-space: pre; font-family: {FACES}")
+    root.set("style", f"stroke-linejoin: round; stroke-linecap: butt; font-family: {FACES}")
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
@@ -66,6 +66,7 @@ def shrink(root: ElementTree.Element) -> None:
             own["style"] = own["style"].replace("font-family: 'DejaVu Sans'; ", "").replace("; font-family: 'DejaVu Sans'", "")
             if own.get("transform", "").startswith("rotate(-0 "):
                 del own["transform"]
+            element.text = (element.text or "").replace("  ", "\N{NO-BREAK SPACE}" * 2)  # plain ones would become one
         else:
             element.text = None
         element.tail = "\n"
