@@ -12,7 +12,7 @@ from typing import Any
 from ..telemetry import read_json, write_json
 
 NAME = "figures.json"
-SECTIONS = ("headroom", "calibration", "finals", "suite", "arms")  # in reading order
+SECTIONS = ("verdict", "lr_sweep", "calibrate", "lr_scale", "finals", "ablation", "arms")  # in reading order
 
 
 def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:

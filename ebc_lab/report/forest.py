@@ -288,7 +288,7 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
         handles.append(Line2D([], [], color="#333333", ls="", marker="D", label="diamond: compared with the arm its row names"))
     if any(row.mean is not None and not low <= row.mean <= high for row in rows):
         handles.append(Line2D([], [], color="#333333", ls="", marker=">", label="beyond the axis: see its figure"))
-    if any(row.mean is None and row.arm["outcomes"].get("diverged") for row in rows):
+    if any(row.arm["outcomes"].get("diverged") for row in rows):
         handles.append(Line2D([], [], color=ALERT, ls="", marker="x", mew=2, label="diverged"))
     return handles
 
@@ -321,23 +321,26 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
     colour, across = colour_of(row.arm), axes.get_yaxis_transform()
     low, high = axes.get_xlim()
     axes.plot(row.seeds, [y + 0.2] * len(row.seeds), "o", color=colour, ms=3.2, mew=0, alpha=0.45)
-    if row.mean is None:
-        n, of = row.arm["outcomes"].get("diverged", 0), len(row.arm["runs"])
+    n, of = row.arm["outcomes"].get("diverged", 0), len(row.arm["runs"])
+    if n:
+        axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
+        said = f"{n} of {seeds_of(of)} diverged"
+        axes.text(0.955, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
+    if row.mean is None and not n:
         other = arms.get(row.arm["versus"])
         said = "no pair of seeds to compare"
-        if n:
-            axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
-            said = f"{n} of {seeds_of(of)} diverged"
-        elif row.difference.get("diverged") and other:
+        if row.difference.get("diverged") and other:
             said = f"{row.arm['versus']} diverged in {other['outcomes'].get('diverged', 0)} of {seeds_of(len(other['runs']))}"
-        axes.text(0.955 if n else 0.985, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
+        axes.text(0.985, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
+    elif row.mean is None:
+        return
     elif not row.arm["versus"]:
         axes.plot(0.0, y, mark_of(row.arm), color=colour, mfc="white", mew=1.6, ms=6, zorder=3)
     elif not low <= row.mean <= high:
         over = row.mean > high
         axes.plot(0.985 if over else 0.015, y, ">" if over else "<", color=colour, ms=7, transform=across)
     else:
-        for limits, width in ((row.interval("joint_low", "joint_high"), 0.9), (row.limits, 2.4)):
+        for limits, width in ((row.interval("joint_low", "joint_high"), 0.9), (row.interval("low", "high"), 2.4)):
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
         mark = ("D" if row.arm["ebc"] else "d") if row.elsewhere else mark_of(row.arm)
@@ -369,7 +372,7 @@ def write_row(axes: Axes, y: int, row: Row) -> None:
         )
         fit(text, (NAMES[1] - NAMES[0]) * figure.bbox.width)
     beyond = f"{signed(row.mean)}" if row.mean is not None else "–"
-    if row.by_rank and row.mean is not None:
+    if row.by_rank and row.mean is not None and row.interval("low", "high"):
         beyond += " [{}, {}]".format(*(signed(x) if math.isfinite(x) else "−∞" if x < 0 else "∞" for x in row.limits))
     elif row.mean is not None and row.interval("low", "high"):
         beyond += f" ± {row.difference['high'] - row.mean:.3f}"

@@ -10,20 +10,18 @@ import base64
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..study import manifest
 from ..study.store import Study
-from ..telemetry import read_json, write_whole
-from . import evidence, phrases
+from ..telemetry import write_whole
+from . import catalogue, evidence, phrases
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-SECTIONS = ("verdict", *evidence.DECIDED, "finals", "ablation", "arms")  # those that a figure may belong to
-PLACES = {"headroom": "lr_scale", "calibration": "calibrate", "suite": "ablation"}  # of figures.json -> ours
 EMBEDDED = 60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
 LARGE_SVG = 600_000  # bytes; above, the PNG is the quicker one to open
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -61,8 +59,8 @@ def write_page(root: Path) -> Path:
 
 def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The page of what `evidence.gather` found. `live`: what `inspect.status` says, for a page that follows a study."""
-    shown, left_out = chosen_pictures(pictures(root, _arms(found)), _judged(found))
-    by_section: dict[str, list[Picture]] = {s: [] for s in SECTIONS}
+    shown, left_out = chosen_pictures(pictures(root), _judged(found))
+    by_section: dict[str, list[Picture]] = {s: [] for s in (*catalogue.SECTIONS, *evidence.DECIDED)}
     for picture in shown:
         by_section[picture.section].append(picture)
     style, script = _source("page.css"), _source("page.js")
@@ -93,29 +91,13 @@ def message(title: str, text: str) -> str:
 # -- figures ---------------------------------------------------------------------------------------------------------------
 
 
-def pictures(root: Path, arms: Iterable[str]) -> list[Picture]:
-    """The study's figures: those that figures.json lists, in its order; without one, every PNG."""
-    listed, found = root / "figures.json", []
-    entries = read_json(listed) if listed.exists() else [{"name": p.stem} for p in sorted(root.glob("*.png"), key=_kind)]
-    longest_first = sorted(arms, key=len, reverse=True)
-    for entry in entries:
-        name = str(entry["name"])
-        path = _file(root, name)
-        if path is None:
-            continue
-        arm = str(entry.get("arm") or next((a for a in longest_first if name.startswith(f"{a}_")), ""))
-        section, said = _told(name, arm)
-        title = str(entry.get("title") or said)
-        asked = PLACES.get(entry.get("section", ""), entry.get("section"))
-        section = str(asked) if asked in SECTIONS and not (asked == "arms" and arm not in longest_first) else section
-        found.append(Picture(name, section, title, str(entry.get("alt") or f"{name}: {title}"), arm, path))
-    return found
-
-
-def _kind(path: Path) -> tuple[int, str]:
-    """The order of an arm's figures where nothing tells it: its loss first."""
-    kinds = list(phrases.FIGURE_KINDS)
-    return next((i for i, kind in enumerate(kinds) if path.stem.endswith(f"_{kind}")), len(kinds)), path.name
+def pictures(root: Path) -> list[Picture]:
+    """The study's figures, in the order of figures.json; those whose files are not there are left out."""
+    return [
+        Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path)
+        for e in catalogue.catalogue(root)
+        if (path := _file(root, e["name"]))
+    ]
 
 
 def _file(root: Path, name: str) -> Path | None:
@@ -125,26 +107,12 @@ def _file(root: Path, name: str) -> Path | None:
     return png if svg is None or (png and svg.stat().st_size > LARGE_SVG) else svg
 
 
-def _told(name: str, arm: str) -> tuple[str, str]:
-    """(section, title) of a figure that nothing else is known of."""
-    kind = name.removeprefix(f"{arm}_")
-    if arm:
-        return "arms", phrases.FIGURE_KINDS.get(kind, kind.replace("_", " "))
-    own = next((k for k in phrases.FIGURE_KINDS if name == k or name.startswith(f"{k}_")), None)
-    section = {"lr_scale": "lr_scale", "ablation": "ablation"}.get(own or "", "finals")
-    return section, phrases.FIGURE_KINDS[own] if own else name.replace("_", " ")
-
-
 def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[Picture], list[Picture]]:
     """(those to embed, those left out): all of them while they are few, else the study's own and the judged arms'."""
     if len(all_of_them) <= EMBEDDED:
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
     return shown, [p for p in all_of_them if p not in shown]
-
-
-def _arms(found: Mapping[str, Any]) -> list[str]:
-    return [arm["name"] for part in (found["finals"], found["suite"]) if part for t in part["tracks"] for arm in t["arms"]]
 
 
 def _judged(found: Mapping[str, Any]) -> set[str]:

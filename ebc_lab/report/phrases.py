@@ -121,14 +121,6 @@ JUDGED = {  # of a paired difference -> badge, what it says
     "misses": ("fail", "misses the target"),
     "undecided": ("undecided", "undecided"),
 }
-FIGURE_KINDS = {
-    "loss": "Training and validation loss",
-    "clip": "Clip coefficient c",
-    "kl": "Applied KL",
-    "lr_scale": "Validation loss against the learning rate’s scale",
-    "pareto": "Validation loss against the mean clip coefficient",
-    "ablation": "Every arm’s paired difference from its reference",
-}
 
 
 # -- numbers --------------------------------------------------------------------------------------------------------------

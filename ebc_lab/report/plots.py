@@ -61,19 +61,19 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
 def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
     """One after the other, so that only one arm's runs are in memory."""
     if "candidates" in decisions.get("lr_sweep", {}):
-        yield Picture("lr_sweep", "headroom", headroom.draw_lr_sweep(facts, decisions["lr_sweep"]))
+        yield Picture("lr_sweep", "lr_sweep", headroom.draw_lr_sweep(facts, decisions["lr_sweep"]))
     scaled = decisions["lr_scale"]["tracks"] if "lr_scale" in decisions else {}
     for track, found in scaled.items():
         tail, best_lr = f"_{track}" * (len(scaled) > 1), decisions["lr_sweep"]["tracks"][track]["lr"]
-        yield Picture(f"lr_scale{tail}", "headroom", headroom.draw_lr_scale(facts, track, found, best_lr))
+        yield Picture(f"lr_scale{tail}", "lr_scale", headroom.draw_lr_scale(facts, track, found, best_lr))
         results = {row["run_id"]: known(root, row["run_id"]) for rows in found["arms"].values() for row in rows}
         if sheet := headroom.draw_eta_eff(facts, track, found, results):
-            yield Picture(f"eta_eff{tail}", "headroom", sheet)
+            yield Picture(f"eta_eff{tail}", "lr_scale", sheet)
     calibrated = decisions.get("calibrate", {})
     for track, rows in headroom.by_track(calibrated.get("candidates", ()), calibrated.get("tracks", ())).items():
         tail, natural_kl = f"_{track}" * (len(calibrated["tracks"]) > 1), decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         sheet = headroom.draw_calibration(facts, track, calibrated["tracks"][track], rows, natural_kl)
-        yield Picture(f"calibrate{tail}", "calibration", sheet)
+        yield Picture(f"calibrate{tail}", "calibrate", sheet)
     if "finals" in decisions:
         yield from final_pictures(root, facts, decisions)
     if "ablation" in decisions:
@@ -87,7 +87,7 @@ def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
     results = finals.results_of(root, arms)
     for track, found in tracks.items():
         tail, own = f"_{track}" * (len(tracks) > 1), {name: results[name] for name in found["arms"]}
-        yield Picture(f"finals{tail}", "finals", forest.draw_finals(facts, track, found, own, decisions["finals"]["rule"]))
+        yield Picture(f"finals{tail}", "verdict", forest.draw_finals(facts, track, found, own, decisions["finals"]["rule"]))
         yield Picture(f"efficiency{tail}", "finals", finals.draw_efficiency(facts, track, found, own))
     yield Picture("pareto", "finals", finals.draw_pareto(facts, arms, results))
     if sheet := finals.draw_overhead(facts, tracks, overheads_of(root, decisions["finals"]), results):

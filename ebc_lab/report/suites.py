@@ -46,7 +46,7 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
     for track, found in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
         forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
-        yield Picture(f"ablation{tail}", "suite", forest)
+        yield Picture(f"ablation{tail}", "verdict", forest)
         references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
         courses: dict[str, Course] = {}
         recoveries: list[Recovery] = []
@@ -68,13 +68,13 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
             recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
         if courses:
             steps = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
-            yield Picture(f"ablation_steps{tail}", "suite", steps)
+            yield Picture(f"ablation_steps{tail}", "ablation", steps)
         if tight:
             sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
-            yield Picture(f"ablation_tightness{tail}", "suite", sheet)
+            yield Picture(f"ablation_tightness{tail}", "ablation", sheet)
         if recoveries:
             drawn = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
-            yield Picture(f"recovery{tail}", "suite", drawn)
+            yield Picture(f"recovery{tail}", "ablation", drawn)
 
 
 def in_words(arm: Mapping[str, Any]) -> str:

@@ -283,7 +283,7 @@ def flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
         if stage == "finals":
             close = [x for x in d["verdict"] if x["verdict"] == "undecided"]
             out.append(
-                f"{track}: more seeds (`seeds`, or `finals.max_seeds`) could settle {', '.join(x['name'] for x in close)}"
+                f"{track}: more seeds (seeds=…, or finals.max_seeds=…) could settle {', '.join(x['name'] for x in close)}"
                 if close
                 else f"{track}: nothing is open"
             )

@@ -22,6 +22,7 @@ from ebc_lab.config import UserError
 from ebc_lab.report import evidence, page, phrases
 from ebc_lab.report.serve import LivePage, address_of, server
 from ebc_lab.study.autopilot import Listener, report
+from ebc_lab.study.inference import VERDICT_OF, paired
 from ebc_lab.study.inspect import status
 from ebc_lab.study.store import Study
 from ebc_lab.study.verify import verify
@@ -148,29 +149,23 @@ def test_a_study_of_another_version_of_the_statistics_is_told_too(own):
 
 
 @pytest.mark.parametrize(
-    ("line", "word", "saying"),
+    ("losses", "word", "saying"),
     [
-        ({"verdict": "pass", "beats": True}, "Yes.", "beats the fair control"),
-        ({"verdict": "pass", "beats": False}, "It keeps up, no more.", "not shown to beat it"),
-        ({"verdict": "fail", "beats": False}, "No.", "loses to the fair control"),
-        ({"verdict": "undecided", "beats": False}, "Not settled.", "is open"),
-        ({"verdict": "pass", "beats": False, "judged": "beats"}, "Yes.", "beats the fair control"),
+        ((1.97, 1.971, 1.972), "Yes.", "beats the fair control"),
+        ((2.003, 2.002, 2.001), "It keeps up, no more.", "not shown to beat it"),
+        ((2.03, 2.031, 2.032), "No.", "loses to the fair control"),
+        ((1.9, 2.1, 2.0), "Not settled.", "is open"),
     ],
 )
-def test_meeting_the_target_is_told_apart_from_beating(line, word, saying):
-    difference = {
-        "mean": -0.02,
-        "low": -0.03,
-        "high": -0.01,
-        "seeds": 3,
-        "detectable": 0.01,
-        "judged": line.pop("judged", None),
-    }
-    found = phrases.answer([{"name": "best_ebc_no_worse_than_control", "difference": difference, **line}], 0.01)
+def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
+    arm, control = ({str(s): x for s, x in enumerate(values)} for values in (losses, (2.0, 2.0, 2.0)))
+    d = paired(arm, control, margin=0.01, comparisons=3)
+    line = {"name": "best_ebc_no_worse_than_control", "verdict": VERDICT_OF[d["judged"]], "beats": d["judged"] == "beats"}
+    found = phrases.answer([{**line, "difference": d, "joint": True}], 0.01)
     assert found["word"] == word
     assert saying in found["text"]
-    assert "0.020 nats lower" in found["text"]
-    assert "−0.030 to −0.010" in found["text"]
+    assert phrases.interval(d["joint_low"], d["joint_high"], 3) in found["text"]
+    assert "3 comparisons at once" in found["text"]
 
 
 def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told):
@@ -207,23 +202,24 @@ def test_figures_are_embedded_as_svg_where_there_is_one(own):
     (own / "lr_scale.png").write_bytes(PNG)
     (own / "lr_scale.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (own / "pareto.png").write_bytes(PNG)
-    shown = {p.name: p for p in page.pictures(own, [])}
+    listed = [{"name": n, "section": "lr_scale", "title": n, "alt": n, "arm": ""} for n in ("lr_scale", "pareto")]
+    (own / "figures.json").write_text(json.dumps(listed))
+    shown = {p.name: p for p in page.pictures(own)}
     assert shown["lr_scale"].uri.startswith("data:image/svg+xml;base64,")
     assert shown["pareto"].uri.startswith("data:image/png;base64,")
-    assert (shown["lr_scale"].section, shown["pareto"].section) == ("lr_scale", "finals")
 
 
 def test_the_list_of_figures_says_their_order_place_and_words(own):
     for name in ("b", "a", "secret"):
         (own / f"{name}.png").write_bytes(PNG)
     listed = [
-        {"name": "b", "section": "headroom", "title": "How far?", "alt": "A line that rises."},
-        {"name": "a", "section": "finals", "title": 'A <b> "title"', "alt": ""},
-        {"name": "../told/secret", "section": "finals"},
-        {"name": "gone", "section": "finals"},
+        {"name": "b", "section": "lr_scale", "title": "How far?", "alt": "A line that rises.", "arm": ""},
+        {"name": "a", "section": "finals", "title": 'A <b> "title"', "alt": "", "arm": ""},
+        {"name": "../told/secret", "section": "finals", "title": "", "alt": "", "arm": ""},
+        {"name": "gone", "section": "finals", "title": "", "alt": "", "arm": ""},
     ]
     (own / "figures.json").write_text(json.dumps(listed))
-    shown = page.pictures(own, [])
+    shown = page.pictures(own)
     assert [(p.name, p.section, p.title) for p in shown] == [("b", "lr_scale", "How far?"), ("a", "finals", 'A <b> "title"')]
     page.write_page(own)
     html = (own / "report.html").read_text()

@@ -138,7 +138,7 @@ def test_a_row_shows_the_paired_difference_its_interval_and_each_seed(suite):
     marks = marks_of(suite["ablation"], y)
     half = 4.302652729911275 * 0.01 / 3**0.5  # t(2), 97.5%; the differences' deviation is 0.01
     assert marks["o"] == pytest.approx([-0.04])
-    assert marks["None"] == pytest.approx([-0.04 - half, -0.04 + half])
+    assert marks["None"] == pytest.approx(2 * [-0.04 - half, -0.04 + half])  # the joint interval of one comparison is its own
     assert marks["seeds"] == pytest.approx([-0.05, -0.04, -0.03])
     assert words == [GOOD, f"what {GOOD} is", f"−0.040 ± {half:.3f}", "1.960", "1.960"]
 
@@ -161,6 +161,8 @@ def test_a_diverged_arm_is_a_cross_at_the_right_edge_with_words(suite):
     y, words = row_of(suite["ablation"], BROKEN)
     marks = marks_of(suite["ablation"], y)
     assert marks["x"] == [0.985]
+    assert marks["s"] == pytest.approx([0.1])  # the median, by rank
+    assert "None" not in marks  # three seeds have no interval by rank
     assert "1 of 3 seeds diverged" in words
     assert marks["seeds"] == pytest.approx([0.1, 0.1])
     header = [text.get_text() for text in suite["ablation"].texts]
