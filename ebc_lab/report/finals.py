@@ -202,7 +202,7 @@ def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured
 
     `found`: the finals' tracks; `measured`: track -> its overhead's result. None where nothing was measured.
     """
-    limit = verdict.OVERHEAD_LIMIT_PCT.get(facts.scale, verdict.OVERHEAD_LIMIT_ELSEWHERE_PCT)
+    limit = verdict.overhead_limit(facts.scale)
     rows: list[tuple[str, float, Sequence[float], bool]] = []  # what, %, quartiles or seeds, whether it is the overhead
     for track, decided in found.items():
         whose = f"{optimizer(track)}, " if len(found) > 1 else ""

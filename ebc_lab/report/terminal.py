@@ -99,9 +99,9 @@ def outcome(console: Console, done: Any) -> None:
         "decisions": "auto_decisions.json",
         "verdict": "acceptance.json",
         "results": "results_final.json",
-        "tables": "summary_*.csv",
-        "arms": "ablation.csv",
-        "plots": "*.png",
+        "tables": "summary_*.*",
+        "arms": "ablation.*",
+        "plots": "*.svg",
         "runs": "runs/",
     }
     for what, where in places.items():

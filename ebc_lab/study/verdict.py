@@ -22,8 +22,10 @@ from .decide import Decision, Results, Undecidable, band_distance
 from .inference import CONFIDENCE, POWER, VERDICT_OF, paired, show_difference
 from .signature import RunSpec
 
-OVERHEAD_LIMIT_PCT = {"laptop": 8.0}
-OVERHEAD_LIMIT_ELSEWHERE_PCT = 5.0
+
+def overhead_limit(scale: str) -> float:
+    """What EBC may add to a step's time, in percent; where a step is a few thousand tokens, a probe costs more of it."""
+    return 8.0 if scale == "laptop" else 5.0
 
 
 def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, Any]]:
@@ -283,7 +285,7 @@ def _lines(config: Config, track: Mapping[str, Any], results: Results, overhead:
             beats=joint == "beats",
         )
     )
-    limit_pct = OVERHEAD_LIMIT_PCT.get(config.scale, OVERHEAD_LIMIT_ELSEWHERE_PCT)
+    limit_pct = overhead_limit(config.scale)
     measured, spread = overhead.get("overhead_pct"), overhead.get("overhead_iqr_pct")
     lines.append(
         line(
