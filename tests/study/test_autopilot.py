@@ -34,6 +34,7 @@ def test_a_study_leaves_every_file_it_promises(finished):
     arms = results["tracks"]["adam_none"]["arms"]
     names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
     expected = {"study.json", "auto_decisions.json", "results_final.json", "acceptance.json", "manifest.json", "runs"}
+    expected |= {"report.html"}
     expected |= {f"summary_{s}.csv" for s in ("lr_sweep", "calibrate", "lr_scale", "final")}
     expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "clip", "kl")} | {"lr_scale.png"}
     assert expected <= names
