@@ -32,7 +32,7 @@ def invent(
     study = study_of(config)
     study.prepare()
     with study.held():
-        config, corpus = resolve_study(config, study, lambda text: None, force=False)
+        config, _ = resolve_study(config, study, lambda text: None, force=False)
         decisions: dict[str, Any] = {}
 
         def results_of(specs: list[RunSpec]) -> dict[str, dict[str, Any]]:
@@ -49,7 +49,7 @@ def invent(
             study.write_decision(stage, decisions[stage])
             tables.write_summary(study.root, stage, specs, results)
         if config.study.stages[-1] in decisions and drawn:
-            write_conclusions(config, study, corpus, decisions, Listener())
+            write_conclusions(config, study, decisions, Listener())
         manifest.complete(study.root)
     return study
 
