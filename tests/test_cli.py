@@ -132,7 +132,7 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
     done = call("why", str(study.root), "lr_sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for shown in ("rule:", "margin to the runner-up", "σ", "→", "what would have changed it", "replicate", "control"):
+    for shown in ("rule:", "margin ", "σ", "smallest detectable", "→", "what would have changed it", "replicate", "control"):
         assert shown in done.stdout
     found = json.loads(call("why", str(study.root), "--json", cwd=tmp_path).stdout)
     assert list(found) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
@@ -173,7 +173,7 @@ def test_why_replay_compares_and_its_exit_code_says_so(own_copy, tmp_path):
     assert json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)["same"] is False
     refused = call("why", str(study.root), cwd=tmp_path)
     assert refused.returncode == 2
-    assert "auto_decisions.json was edited (calibrate)" in refused.stderr
+    assert "calibrate: its record in auto_decisions.json was edited" in refused.stderr
 
 
 def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):

@@ -91,8 +91,14 @@ def conf_with_mine(tmp_path, monkeypatch):
     conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
     [own] = blocks("README.md", "yaml")
     (conf / "study" / "mine.yaml").write_text(own)
+    cached = (choices.groups, choices.settings_of)
     for module in (choices, overrides):
         monkeypatch.setattr(module, "conf_dir", lambda: conf)
+    for known in cached:
+        known.cache_clear()
+    yield
+    for known in cached:
+        known.cache_clear()
 
 
 @pytest.mark.parametrize("line", commands())

@@ -131,7 +131,7 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
     zero = arms[reference]["test_loss"] if reference in arms else None
     said = f"0 = {reference}, test loss {zero:.3f}" if zero is not None else f"0 = {reference}, which has no test loss"
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
-    small = (optimizer(track), f"{len(rows)} arms", rule)
+    small = (optimizer(track), f"{len(rows)} arms", rule.partition(";")[0])
     what = "What does each change do to the test loss?"
     figure, axes, key_of = rows_page(facts, what, whom, finding(rows), small, missing(arms, facts.arms), rows, 0)
     key(axes, key_of, LEFT)
@@ -170,7 +170,7 @@ def draw_finals(
     what = "Is any arm better than the baseline, or the fair control?"
     headings = len(groups)
     figure, axes, key_of = rows_page(
-        facts, what, whom, f"{text[0].upper()}{text[1:]}.", (rule,), missing(arms), rows, headings, margin
+        facts, what, whom, f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(arms), rows, headings, margin
     )
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)

@@ -296,7 +296,7 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
     _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
     decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
     fixed = {name for name, stage in STAGES_OF.items() if not stage.grows}
-    assert fixed == {"controller_search", "finals", "tune"}
+    assert fixed == {"controller_search", "tune"}
     for stage in fixed - {"tune"}:
         first = STAGES_OF[stage].runs(config, decisions, {})
         answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}

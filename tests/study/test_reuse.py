@@ -116,7 +116,7 @@ def test_an_edited_decision_is_stale_and_nothing_would_be_trained(own_copy):
     found = stages(study)
     assert found["lr_scale"]["stale_because"] == "its record in auto_decisions.json was edited"
     assert found["lr_scale"]["decided"] == []
-    with pytest.raises(UserError, match=r"auto_decisions\.json was edited \(lr_scale\)"):
+    with pytest.raises(UserError, match=r"lr_scale: its record in auto_decisions\.json was edited"):
         why(study, None)
     for nonsense in ({**decisions, "lr_sweep": {}}, {**decisions, "lr_sweep": 3}, []):
         (study.root / "auto_decisions.json").write_text(json.dumps(nonsense))

@@ -155,7 +155,7 @@ def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
     decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] *= 2  # its hash of the inputs still holds
     path.write_text(json.dumps(decisions))
     assert bad(study) == ["auto_decisions.json"]
-    with pytest.raises(UserError, match=r"auto_decisions\.json was edited \(calibrate\): give the study's command again"):
+    with pytest.raises(UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): give the study's"):
         report(study, Listener())
     said: list[str] = []
     autopilot(config, Listener(say=said.append))
