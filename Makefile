@@ -13,8 +13,8 @@ endif
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
-test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
-	$(BIN)/python -m pytest -m "not slow and not slurm and not cuda and not browser" $(ARGS)
+test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores, a file of tests on each
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not cuda and not browser" $(ARGS)
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "slow and not slurm and not cuda and not browser" $(ARGS)
