@@ -1,12 +1,14 @@
-"""What every test starts from: one thread, so that bits repeat; a small made text; caches and state of its own."""
+"""What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small made text; caches of its own."""
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
 
 
 @pytest.fixture(scope="session")

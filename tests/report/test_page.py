@@ -373,9 +373,11 @@ def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_said(begun, tmp_
 def test_the_command_says_where_and_ends_with_ctrl_c(begun):
     command = [*CLI, "watch", "begun", "--output-dir", str(begun.root.parent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said = process.stdout.readline()
-    assert "http://127.0.0.1:" in said
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 0, err
     assert "no longer watching" in out
