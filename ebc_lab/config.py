@@ -18,6 +18,7 @@ from typing import Any
 NUMERICS_VERSION = 3  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
 STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),

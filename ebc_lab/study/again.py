@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..choices import groups, settings_of
-from ..config import Config, RunConfig, UserError, flat, run_part, to_dict
+from ..config import NOT_THE_STUDY, Config, RunConfig, UserError, flat, run_part, to_dict
 from ..overrides import STUDY_DECIDES, compose
-from .resolve import NOT_THE_STUDY
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import __version__
-from ..config import Config, UserError, from_dict, identity, run_part, to_dict
+from ..config import NOT_THE_STUDY, Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
 from ..doctor import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ..packing import cached_packing, packing, packing_in_words
@@ -28,7 +28,6 @@ from .slurm import choice_on_node, packing_on_node
 from .store import Study
 
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
-NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 
 
 def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, force: bool) -> tuple[Config, Corpus]:

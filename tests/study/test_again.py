@@ -4,10 +4,9 @@ import shlex
 
 import pytest
 
-from ebc_lab.config import to_dict
+from ebc_lab.config import NOT_THE_STUDY, to_dict
 from ebc_lab.overrides import compose
 from ebc_lab.study.again import study_command
-from ebc_lab.study.resolve import NOT_THE_STUDY
 
 
 def requested(overrides):

@@ -283,3 +283,10 @@ def test_multirun_makes_one_named_study_per_combination():
 def test_the_study_layer_never_imports_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_status_imports_nothing_that_it_does_not_need():
+    banned = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
+    code = f"import sys, ebc_lab.cli, ebc_lab.study.inspect; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
