@@ -233,10 +233,10 @@ def closed_port() -> int:
         return int(s.getsockname()[1])
 
 
-HERE = "import os, sys, time\nif 'ebc_lab.trackers' in sys.orig_argv:\n    "  # in the tracker's process alone
+HERE = "import os, signal, sys\nif 'ebc_lab.trackers' in sys.orig_argv:\n    "  # in the tracker's process alone
 BROKEN, HANGING, KILLED = (
     HERE + "sys.modules['mlflow'] = None\n",
-    HERE + "time.sleep(1000)\n",
+    HERE + "signal.pause()\n",
     HERE + "os.kill(os.getpid(), 9)\n",
 )
 DOWN = {  # name -> the tracker's settings, what happens to its process, what is said

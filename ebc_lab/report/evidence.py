@@ -16,6 +16,7 @@ from ..study import inspect, manifest
 from ..study.again import study_command
 from ..study.inference import by_interval
 from ..study.store import FINISHED, Record, Study
+from ..study.verdict import seeds_of
 from . import phrases
 from .phrases import brief, fixed, plural
 
@@ -49,6 +50,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     records = study.records()
     problems += [r.problem for r in records if r.problem]
     trained = [r for r in records if r.spec and r.spec["kind"] == "train"]
+    floors = inspect.noise_floor(decisions)
     tracks = next((list(d["tracks"]) for d in reversed(decisions.values())), [])
     return {
         "name": header["study"],
@@ -60,7 +62,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tracks": tracks,
         "verdict": [_verdict(t, f, config) for t, f in decisions["finals"]["tracks"].items()] if "finals" in decisions else [],
         "suite": _suite(decisions["ablation"], config) if "ablation" in decisions else None,
-        "decided": {s: _decision(s, decisions[s], config, inspect.noise_floor(decisions)) for s in DECIDED if s in decisions},
+        "decided": {s: _decision(s, decisions[s], config, floors) for s in DECIDED if s in decisions},
         "open": [s for s in config.study.stages if s not in decisions],
         "finals": _finals(decisions["finals"], config) if "finals" in decisions else None,
         "broken": _broken(study, config, trained),
@@ -112,7 +114,7 @@ def _facts(
         ("Model", f"{model.name.upper()}, {plural(model.blocks, 'block')}, width {model.width}, context {model.context}"),
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
-        ("Seeds", _seeds(config.seeds)),
+        ("Seeds", _seeds(seeds_of(decisions[last]) if last in decisions else config.seeds)),
         ("Runs", f"{len(results)}, {inspect.clock(hours)} of training"),
     ]
 

@@ -102,15 +102,16 @@ def signed(value: float) -> str:
 
 def rows_of(root: Path, found: Mapping[str, Any]) -> list[Row]:
     """The arms of a track, best first, with their differences seed by seed."""
-    losses = {}
-    for label, arm in found["arms"].items():
-        done = {s: r for s, r in read_results(root, arm).items() if r.get("outcome") == "completed"}
-        losses[label] = {s: float(r["test_loss"]) for s, r in done.items() if r.get("test_loss") is not None}
-    rows = []
-    for label, arm in found["arms"].items():
-        against = losses.get(arm["versus"], {})
-        seeds = [loss - against[s] for s, loss in losses[label].items() if s in against]
-        rows.append(Row(label, arm, seeds, arm["versus"] not in (None, found["reference"])))
+    results = {label: read_results(root, arm) for label, arm in found["arms"].items()}
+    rows = [
+        Row(
+            label,
+            arm,
+            seed_differences(results[label], results.get(arm["versus"], {})),
+            arm["versus"] not in (None, found["reference"]),
+        )
+        for label, arm in found["arms"].items()
+    ]
     return sorted(rows, key=lambda row: row.place)
 
 

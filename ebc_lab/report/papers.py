@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import Config
+from ..study.verdict import seeds_of
 from ..telemetry import write_whole
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -301,12 +302,11 @@ def write(
 
     `corpus`: its title and warning, under `corpus` and `warning`.
     """
-    about = About(
-        config.study.name, corpus["corpus"], corpus["warning"], config.scale, tuple(config.seeds), config.finals.margin
-    )
     made: dict[str, list[Sheet]] = {}
+    about = About(config.study.name, corpus["corpus"], corpus["warning"], config.scale, config.seeds, config.finals.margin)
     for stage, name, sheets in (("finals", "summary_final", finals), ("ablation", "ablation", suite)):
         if stage in decisions:
+            about = replace(about, seeds=seeds_of(decisions[stage]))
             arms = [arm for track in decisions[stage]["tracks"].values() for arm in track["arms"].values()]
             results = {run_id: result_of(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
             made[name] = sheets(about, decisions[stage], results)

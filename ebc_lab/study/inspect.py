@@ -249,14 +249,14 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
         raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
     with _seen_from(study, header):
         because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
-    found = {}
+    found, floors = {}, noise_floor(decisions)
     for s in asked:
         found[s] = {
             **decisions[s],
             "headline": headline(s, decisions[s]),
             "flips": flips(s, decisions[s]),
             "stale_because": because.get(s),
-            "noise": noise_floor(decisions),
+            "noise": floors,
         }
     return found
 

@@ -307,6 +307,11 @@ def _lines(config: Config, track: Mapping[str, Any], results: Results, overhead:
     return lines
 
 
+def seeds_of(decision: Mapping[str, Any]) -> list[int]:
+    """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those added."""
+    return sorted({int(s) for found in decision["tracks"].values() for arm in found["arms"].values() for s in arm["runs"]})
+
+
 def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
     """acceptance.json: every line, and how many passed, failed or stayed undecided."""
     lines = [{"track": t, **line} for t, found in decision["tracks"].items() for line in found["verdict"]]
@@ -316,6 +321,6 @@ def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
         "lines": lines,
         "confidence": CONFIDENCE,
         "power_of_detectable": POWER,
-        "seeds": sorted({int(s) for found in decision["tracks"].values() for a in found["arms"].values() for s in a["runs"]}),
+        "seeds": seeds_of(decision),
         "sequential": decision["sequential"],
     }

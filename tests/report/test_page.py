@@ -21,11 +21,13 @@ from invented import invent
 from ebc_lab.config import UserError
 from ebc_lab.report import evidence, page, phrases
 from ebc_lab.report.serve import LivePage, address_of, server
+from ebc_lab.study import verdict
 from ebc_lab.study.autopilot import Listener, report
 from ebc_lab.study.inference import VERDICT_OF, paired
 from ebc_lab.study.inspect import status
 from ebc_lab.study.store import Study
 from ebc_lab.study.verify import verify
+from ebc_lab.telemetry import read_sealed, write_sealed
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -166,6 +168,19 @@ def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
     assert saying in found["text"]
     assert phrases.interval(d["joint_low"], d["joint_high"], 3) in found["text"]
     assert "3 comparisons at once" in found["text"]
+
+
+def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own):
+    header = read_sealed(own / "study.json", "")
+    header.pop("checksum", None)
+    header["config"]["seeds"] = header["config"]["seeds"][:1]  # as if the others had been added at a later look
+    write_sealed(own / "study.json", header)
+    decision = json.loads((own / "auto_decisions.json").read_text())["finals"]
+    seeds = ", ".join(map(str, verdict.seeds_of(decision)))
+    assert len(verdict.seeds_of(decision)) > 1
+    assert ("Seeds", seeds) in evidence.gather(Study(own))["facts"]
+    report(Study(own), Listener())
+    assert f"seeds {seeds}." in (own / "summary_final.md").read_text()
 
 
 def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told):
