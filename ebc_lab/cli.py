@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .config import UserError
+from ebc_lab.config.errors import UserError
 
 OUTPUT_DIR = "outputs/ebc_ablation"
 CANCELLED = 130
@@ -158,7 +158,8 @@ def why(
     as_json: Json = False,
 ) -> int:
     """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
-    from .config import STAGES
+    from ebc_lab.config.schema import STAGES
+
     from .study import inspect
 
     if study in STAGES and stage is None:
@@ -327,7 +328,8 @@ def data(overrides: Overrides = None, as_json: Json = False) -> None:
 @app.command()
 def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     """What this machine can do: cores, GPUs, measured speeds and what they choose, corpus, output folder, Slurm."""
-    from .doctor import examine
+    from ebc_lab.bench.doctor import examine
+
     from .study.autopilot import configurations
 
     [config] = configurations(overrides or [])

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .config import SPLITS, DataConfig, UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import SPLITS, DataConfig
 
 if TYPE_CHECKING:
     from torch import Tensor

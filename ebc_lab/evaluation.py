@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import RunConfig
+from ebc_lab.config.schema import RunConfig
 
 EVAL_TOKENS = {"cpu": 2048, "cuda": 65536}  # of one evaluation forward
 

@@ -13,14 +13,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .choices import conf_dir, groups
-from .config import Config, RunConfig, UserError, from_dict, run_part
+from ebc_lab.config.checks import check_run
+from ebc_lab.config.choices import conf_dir, groups
+from ebc_lab.config.compose import check_overrides, compose, default_scale, register_schema
+from ebc_lab.config.dicts import from_dict, run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config, RunConfig
+
 from .data import check_length, locate
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
-from .overrides import check_overrides, compose, default_scale, register_schema
 from .study.store import claimed, refuse_unwritable
 from .trackers import following
-from .validation import check_run
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
@@ -136,11 +139,13 @@ def task(composed: Any) -> float | None:
 
 def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
-    from .config import digest, identity, to_dict
-    from .doctor import chosen_device
+    from ebc_lab.config.dicts import to_dict
+    from ebc_lab.config.identity import digest, identity
+    from ebc_lab.config.machine import chosen_device
+    from ebc_lab.records.sealed import read_json, write_json
+
     from .outcome import run_and_record
     from .speeds import is_open, settle, take
-    from .telemetry import read_json, write_json
 
     known = directory / "spec.json"
     earlier = read_json(known) if known.exists() else None

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from .choices import nearest
-from .config import UserError
+from ebc_lab.config.errors import UserError, nearest
+
 from .study.jobs import listed, squeue
 from .study.launch import SCRUBBED
 from .study.slurm import KEPT

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import ModelConfig
+from ebc_lab.config.schema import ModelConfig
 
 PLAIN_UP_TO = 128  # tokens
 

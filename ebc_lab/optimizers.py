@@ -19,7 +19,8 @@ from pytorch_optimizer import SOAP, Lion, ScheduleFreeAdamW
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .config import OptimizerConfig
+from ebc_lab.config.schema import OptimizerConfig
+
 from .model import hidden_matrices
 
 Params = Iterable[nn.Parameter]

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
-from .config import RunConfig, UserError, digest, identity
-from .telemetry import read_sealed, write_sealed
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.sealed import read_sealed, write_sealed
+
 from .training import Interrupted, Progress, Training, to_the_end
 
 

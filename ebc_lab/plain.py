@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import RunConfig, UserError, from_dict, to_dict
+from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
 
 
 class PlainBlock(nn.Module):

@@ -13,7 +13,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .config import ProjectionConfig
+from ebc_lab.config.schema import ProjectionConfig
+
 from .model import hidden_matrices
 
 

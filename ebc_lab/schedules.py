@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .config import LRScheduleConfig, UserError
-from .telemetry import read_columns
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import LRScheduleConfig
+from ebc_lab.records.streams import read_columns
 
 
 def constant(step: int, steps: int, config: LRScheduleConfig) -> float:

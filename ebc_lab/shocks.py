@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from .config import RunConfig, ShockConfig
+from ebc_lab.config.schema import RunConfig, ShockConfig
 
 
 def step_of(run: RunConfig) -> int:

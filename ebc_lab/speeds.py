@@ -19,9 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import doctor
-from .config import Config, LauncherConfig, RunConfig, UserError, digest, from_dict, run_part, to_dict
-from .telemetry import read_json, write_json
+from ebc_lab.config import machine
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
+from ebc_lab.records.sealed import read_json, write_json
 
 DTYPES = ("float32", "bfloat16")
 CANDIDATES = 4  # thread counts tried at most: 1, 2, 4, 8
@@ -176,7 +179,7 @@ def settle(
     `steps`: of the longest run that it stands for. `at_once`: how many such runs go together at most, 0 for one per core
     group. `job_cores`: see `unmeasured`. Raises UserError when a measurement fails.
     """
-    cores = doctor.cores()
+    cores = machine.cores()
     run, why = unmeasured(run, cores, job_cores)
     cases = cases_of(run, cores, at_once if job_cores is None else 1)
     undecided = [k for k in ("dtype", "threads_per_run", "compile") if is_open(run, k)]
@@ -226,11 +229,11 @@ class Known:
     def __init__(self, run: RunConfig):
         from .data import cache_dir
 
-        here = doctor.hardware()
+        here = machine.hardware()
         about = {"model": to_dict(run.model), "batch": run.batch_size, "device": run.device, "params": run.param_dtype}
         about |= {"torch": metadata.version("torch"), "optimizer": run.optimizer.name}
         about |= {k: here[k] for k in ("cpu", "cores")}
-        about["gpus"] = doctor.gpu_names() if run.device == "cuda" else ()
+        about["gpus"] = machine.gpu_names() if run.device == "cuda" else ()
         self.path: Path = cache_dir() / f"speed-{digest(about)[:16]}.json"
 
     def read(self) -> dict[str, Any]:
@@ -312,7 +315,7 @@ def report(config: Config, run: RunConfig) -> dict[str, Any]:
 
     Both dtypes are measured even where one is given. Raises UserError when a measurement fails.
     """
-    cores = doctor.cores()
+    cores = machine.cores()
     shape = replace(unmeasured(run, cores, job_cores(config.launcher))[0], dtype="auto")
     limits = (1, at_once(config.launcher) if job_cores(config.launcher) is None else 1)
     cases = list(dict.fromkeys(case for limit in limits for case in cases_of(shape, cores, limit)))

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from .config import RunConfig
+from ebc_lab.config.schema import RunConfig
+
 from .ebc import EllipsotopeClip, StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
 from .ebc.probe import Batch
 from .energy import EnergyBudget, tensor_norms

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+
 from . import model as models
 from . import optimizers
-from .config import RunConfig, from_dict
 from .evaluation import autocast, token_losses
 from .training import forward_of, set_up_torch
 

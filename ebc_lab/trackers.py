@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .config import TrackerConfig, UserError
-from .telemetry import read_columns, read_json, write_json
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.streams import read_columns
 
 NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}  # modules of the extra
 PLACE = ".trackers"  # beside the runs, hidden: no part of what a study records

@@ -20,9 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity, resolve_controller
+from ebc_lab.config.schema import RunConfig, ShockConfig
+from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.figures import recovery, summarise
+from ebc_lab.records.files import write_whole
+from ebc_lab.records.streams import Stream, read_columns
+
 from . import model as models
 from . import optimizers, projections, shocks, stabilizers
-from .config import RunConfig, ShockConfig, UserError, digest, identity, resolve_controller
 from .data import Batches, Corpus, check_length, locate, overlapping_windows, windows
 from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
 from .ebc.clip import BOUNDED
@@ -31,15 +38,6 @@ from .evaluation import autocast, evaluate, token_losses
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .schedules import lr_schedule
-from .telemetry import (
-    EVAL_COLUMNS,
-    STEP_COLUMNS,
-    Stream,
-    read_columns,
-    recovery,
-    summarise,
-    write_whole,
-)
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text

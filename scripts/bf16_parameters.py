@@ -15,11 +15,11 @@ import torch
 
 from ebc_lab import model as models
 from ebc_lab import optimizers
-from ebc_lab.config import run_part
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
 from ebc_lab.data import Batches, locate
 from ebc_lab.ebc import mean_kl
 from ebc_lab.evaluation import token_losses
-from ebc_lab.overrides import compose
 from ebc_lab.training import set_up_torch
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)

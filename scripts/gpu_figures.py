@@ -20,14 +20,15 @@ import torch
 
 from ebc_lab.bench.compute import compute
 from ebc_lab.bench.pairs import paired_overhead, throughput
-from ebc_lab.choices import changed
-from ebc_lab.config import RunConfig, run_part
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.machine import hardware
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.data import locate
-from ebc_lab.doctor import hardware
 from ebc_lab.graphs import StepGraphs
-from ebc_lab.overrides import compose
 from ebc_lab.packing import packing
-from ebc_lab.telemetry import read_columns
+from ebc_lab.records.streams import read_columns
 from ebc_lab.training import Training, to_the_end
 
 MINUTES = 7.5

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ebc_lab.config import Config
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.schema import Config
 from ebc_lab.study import plan, verdict
 from ebc_lab.study.decide import Decision, Results
 from ebc_lab.study.signature import RunSpec

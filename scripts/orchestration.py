@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.launch import slots
 

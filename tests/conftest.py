@@ -67,7 +67,7 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 @pytest.fixture(scope="session")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_places):
     """A finished study, trained once in this process, and everything it said. Tests must not change it."""
-    from ebc_lab.overrides import compose
+    from ebc_lab.config.compose import compose
     from ebc_lab.study.autopilot import Listener, autopilot
 
     said: list[str] = []
@@ -79,7 +79,8 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_plac
 @pytest.fixture
 def settled(finished):
     """The finished study's configuration as study.json resolved it."""
-    from ebc_lab.config import Config, from_dict
+    from ebc_lab.config.dicts import from_dict
+    from ebc_lab.config.schema import Config
 
     return from_dict(Config, finished[1].study.header()["config"])
 

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.sealed import write_sealed
 from ebc_lab.report import tables
 from ebc_lab.study import manifest
 from ebc_lab.study.autopilot import Listener, study_of, write_conclusions
@@ -17,7 +19,6 @@ from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.signature import RunSpec
 from ebc_lab.study.stages import STAGES_OF, specs_of
 from ebc_lab.study.store import Study
-from ebc_lab.telemetry import EVAL_COLUMNS, STEP_COLUMNS, write_sealed
 
 RESOLVED = ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off"]  # nothing is left to be measured
 BEST_LR = 4e-3

@@ -7,15 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ebc_lab.energy import EnergyBudget
-from ebc_lab.stabilizers import (
-    AdaptiveGradientClip,
-    KLClip,
-    NormClip,
-    RMSClip,
-    TrustRegion,
-    ValueClip,
-    ZClip,
-)
+from ebc_lab.stabilizers import AdaptiveGradientClip, KLClip, NormClip, RMSClip, TrustRegion, ValueClip, ZClip
 
 CLASSES = {
     "norm_clip": NormClip,

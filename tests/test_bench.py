@@ -20,14 +20,15 @@ from ebc_lab.bench.loops import Loop, opened, take_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overheads
 from ebc_lab.bench.shares import PARTS, Clock
-from ebc_lab.config import UserError, run_part
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
 from ebc_lab.data import locate
 from ebc_lab.ebc.clip import BUDGETS
-from ebc_lab.overrides import compose
 from ebc_lab.plain import PlainGPT, PlainLoop, PlainProcess
+from ebc_lab.records.sealed import read_json
 from ebc_lab.report import speed
 from ebc_lab.stabilizers import STABILIZERS
-from ebc_lab.telemetry import read_json
 
 SCRIPT = Path(__file__).parent.parent / "scripts/plain_loop.py"
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]

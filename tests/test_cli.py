@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.telemetry import read_json, write_sealed
+from ebc_lab.records.sealed import read_json, write_sealed
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 

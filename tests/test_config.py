@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebc_lab.config import Config, RunConfig, UserError, canonical_json, digest, from_dict, identity, run_part, to_dict
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import canonical_json, digest, identity
+from ebc_lab.config.schema import Config, RunConfig
 
 
 def resolved(*overrides: str, study: bool = False) -> Config:

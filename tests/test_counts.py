@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.choices import changed
-from ebc_lab.config import run_part
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
 from ebc_lab.data import locate
-from ebc_lab.overrides import compose
 from ebc_lab.training import Training
 from tests.tapes import Counting
 

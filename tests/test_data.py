@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from ebc_lab import data
-from ebc_lab.config import DataConfig, UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import DataConfig
 from ebc_lab.data import Batches, check_length, describe, locate, windows
 
 

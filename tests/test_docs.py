@@ -13,13 +13,15 @@ from pathlib import Path
 import pytest
 import typer
 
-from ebc_lab import choices, overrides
 from ebc_lab.cli import app
+from ebc_lab.config import choices
+from ebc_lab.config import compose as compose_module
+from ebc_lab.config.compose import compose
 from ebc_lab.hydra_entry import expand
-from ebc_lab.overrides import compose
+from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.sealed import read_json
 from ebc_lab.report import tables
 from ebc_lab.study.autopilot import Listener, autopilot, configurations
-from ebc_lab.telemetry import EVAL_COLUMNS, STEP_COLUMNS, read_json
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -92,7 +94,7 @@ def conf_with_mine(tmp_path, monkeypatch):
     [own] = blocks("README.md", "yaml")
     (conf / "study" / "mine.yaml").write_text(own)
     cached = (choices.groups, choices.settings_of)
-    for module in (choices, overrides):
+    for module in (choices, compose_module):
         monkeypatch.setattr(module, "conf_dir", lambda: conf)
     for known in cached:
         known.cache_clear()

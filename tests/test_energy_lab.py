@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 
-from ebc_lab.config import ModelConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
 from ebc_lab.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
 from ebc_lab.model import build as build_model
 from ebc_lab.optimizers import build as build_optimizers

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebc_lab.choices import changed
-from ebc_lab.config import run_part
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
 from ebc_lab.data import locate
 from ebc_lab.graphs import WARM, StepGraphs
-from ebc_lab.overrides import compose
-from ebc_lab.telemetry import read_columns
+from ebc_lab.records.streams import read_columns
 from ebc_lab.training import Training
 from tests.tapes import Tape
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.telemetry import read_columns, read_json
+from ebc_lab.records.sealed import read_json
+from ebc_lab.records.streams import read_columns
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 LOCAL = ["hydra/launcher=submitit_local"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebc_lab.config import ModelConfig, OptimizerConfig
+from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices
 from ebc_lab.optimizers import OPTIMIZERS, ScheduleFree, StackedMuon, UncappedAdafactor, UncorrectedAdam, build

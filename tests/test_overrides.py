@@ -1,8 +1,9 @@
 import pytest
 
-from ebc_lab.choices import changed, groups, settings_of
-from ebc_lab.config import UserError, run_part
-from ebc_lab.overrides import compose
+from ebc_lab.config.choices import changed, groups, settings_of
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab import packing
-from ebc_lab.config import run_part
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab import projections
-from ebc_lab.config import DataConfig, ModelConfig, ProjectionConfig, RunConfig, identity
+from ebc_lab.config.identity import identity
+from ebc_lab.config.schema import DataConfig, ModelConfig, ProjectionConfig, RunConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices

@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from ebc_lab.config import LRScheduleConfig, UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import LRScheduleConfig
 from ebc_lab.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 
 

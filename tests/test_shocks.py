@@ -9,11 +9,12 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ebc_lab import shocks
-from ebc_lab.config import ShockConfig, run_part
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.schema import ShockConfig
 from ebc_lab.data import locate
 from ebc_lab.outcome import run_and_record
-from ebc_lab.overrides import compose
-from ebc_lab.telemetry import read_columns
+from ebc_lab.records.streams import read_columns
 
 
 @pytest.fixture

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import doctor, speeds
-from ebc_lab.config import LauncherConfig, RunConfig, UserError, run_part
-from ebc_lab.overrides import compose
+from ebc_lab import speeds
+from ebc_lab.config import machine as machine_module
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import LauncherConfig, RunConfig
 from ebc_lab.speeds import (
     Known,
     cases_of,
@@ -35,7 +38,7 @@ def machine(monkeypatch, tmp_path):
         raise AssertionError("this should not be measured")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(doctor, "cores", lambda: 4)
+    monkeypatch.setattr(machine_module, "cores", lambda: 4)
     for name in ("measured_rates", "compiling"):
         monkeypatch.setattr(speeds, name, unexpected)
     return monkeypatch
@@ -181,7 +184,7 @@ def test_another_shape_machine_or_torch_is_not_taken_for_this_one(machine):
     assert Known(replace(OPEN, seed=5, steps=7, dtype="float32")).rates(list(RATES)) == RATES
     assert Known(replace(OPEN, batch_size=8)).rates(list(RATES)) == {}
     assert Known(OPEN).rates([*RATES, (8, 1, "float32")]) == {}  # all or nothing: what was measured together compares
-    machine.setattr(doctor, "hardware", lambda: {"cpu": "another", "cores": 4})
+    machine.setattr(machine_module, "hardware", lambda: {"cpu": "another", "cores": 4})
     assert Known(OPEN).rates(list(RATES)) == {}
 
 

@@ -14,22 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ebc_lab import choices, overrides, stabilizers
-from ebc_lab.choices import conf_dir, groups, optimizer_defaults, settings_of
-from ebc_lab.config import (
-    BudgetConfig,
-    ControllerConfig,
-    ModelConfig,
-    ProjectionConfig,
-    RunConfig,
-    StabilizerConfig,
-    resolve_controller,
-)
+from ebc_lab import stabilizers
+from ebc_lab.config import choices
+from ebc_lab.config import compose as compose_module
+from ebc_lab.config.choices import conf_dir, groups, optimizer_defaults, settings_of
+from ebc_lab.config.compose import compose
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.schema import BudgetConfig, ControllerConfig, ModelConfig, ProjectionConfig, RunConfig, StabilizerConfig
 from ebc_lab.model import build as build_model
 from ebc_lab.model import hidden_matrices
 from ebc_lab.optimizers import OPTIMIZERS
 from ebc_lab.optimizers import build as build_optimizers
-from ebc_lab.overrides import compose
 from ebc_lab.projections import PROJECTIONS
 from ebc_lab.projections import build as build_projection
 from ebc_lab.stabilizers import STABILIZERS, Rival, build, rival
@@ -198,7 +193,7 @@ def with_a_toy(tmp_path, monkeypatch):
     shutil.copytree(conf_dir(), conf)
     (conf / "stabilizer/halve.yaml").write_text("name: halve\nstrength: 0.5\n")
     monkeypatch.setitem(STABILIZERS, "halve", rival(Halve))
-    for module in (choices, overrides):
+    for module in (choices, compose_module):
         monkeypatch.setattr(module, "conf_dir", lambda: conf)
     for cached in (groups, settings_of):
         cached.cache_clear()

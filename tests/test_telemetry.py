@@ -6,18 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebc_lab.config import UserError
-from ebc_lab.telemetry import (
-    STEP_COLUMNS,
-    Stream,
-    longest_streak,
-    read_columns,
-    read_json,
-    recovery,
-    summarise,
-    write_json,
-    write_whole,
-)
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.columns import STEP_COLUMNS
+from ebc_lab.records.figures import longest_streak, recovery, summarise
+from ebc_lab.records.files import write_whole
+from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.streams import Stream, read_columns
 
 
 def rows(n=40, **columns):

@@ -9,13 +9,17 @@ import torch
 
 from ebc_lab import evaluation, optimizers, outcome, stabilizers, training
 from ebc_lab import model as models
-from ebc_lab.choices import changed
-from ebc_lab.config import UserError, digest, identity, resolve_controller, run_part
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity, resolve_controller
 from ebc_lab.data import locate, windows
 from ebc_lab.evaluation import evaluate, token_losses
 from ebc_lab.outcome import run_and_record
-from ebc_lab.overrides import compose
-from ebc_lab.telemetry import STEP_COLUMNS, read_columns, read_json, write_sealed
+from ebc_lab.records.columns import STEP_COLUMNS
+from ebc_lab.records.sealed import read_json, write_sealed
+from ebc_lab.records.streams import read_columns
 from ebc_lab.training import Interrupted, Training
 
 

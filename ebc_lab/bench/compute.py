@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import RunConfig, StabilizerConfig
+from ebc_lab.config.schema import RunConfig, StabilizerConfig
+
 from .loops import WARM_STEPS, Loop, opened, synchronise
 from .pairs import spread
 

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..config import RunConfig, StabilizerConfig, UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig, StabilizerConfig
+
 from ..data import windows
 from ..evaluation import evaluate
 from .loops import opened, synchronise, take_steps

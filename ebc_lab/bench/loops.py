@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
+
 from ..ebc.clip import BOUNDED
 from ..evaluation import autocast, token_losses
 from ..training import Training, recorded

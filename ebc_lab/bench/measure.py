@@ -14,14 +14,17 @@ from typing import Any
 
 import torch
 
-from ..config import Config, RunConfig, UserError, run_part, to_dict
+from ebc_lab.config.checks import check_run
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import chosen_device, git_revision, hardware
+from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.sealed import as_read, write_json
+
 from ..data import check_length, locate
-from ..doctor import chosen_device, git_revision, hardware
-from ..overrides import compose
 from ..speeds import settle_study, take
 from ..study.store import refuse_unwritable
-from ..telemetry import as_read, write_json
-from ..validation import check_run
 from .compute import compute
 from .costs import fixed_costs
 from .memory import memory

@@ -19,7 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, StabilizerConfig, UserError, resolve_controller
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.schema import RunConfig, StabilizerConfig
+
 from ..training import Training
 from .loops import Loop, opened
 from .pairs import variants

@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..config import RunConfig, UserError, resolve_controller
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.schema import RunConfig
+
 from ..ebc import StabilizedOptimizer
 from ..training import Training
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps

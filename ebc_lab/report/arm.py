@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..telemetry import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
+from ebc_lab.records.figures import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
+
 from .curves import (
     Run,
     applied_c,

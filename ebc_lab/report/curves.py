@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..telemetry import read_columns, read_json
+from ebc_lab.records.sealed import read_json
+from ebc_lab.records.streams import read_columns
 
 SMOOTHED_SHARE = 1 / 40  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
 MOST_POINTS = 300  # of a smooth curve: two points apart on the page

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, UserError, flat, from_dict
+from ebc_lab.config.dicts import flat, from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import STAGES, Config
+
 from ..study import inspect, manifest
 from ..study.again import study_command
 from ..study.inference import by_interval

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.records.files import write_whole
+
 from ..study import manifest
 from ..study.store import Study
-from ..telemetry import write_whole
 from . import catalogue, evidence, phrases
 
 NAME = "report.html"

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import Config
+from ebc_lab.config.schema import Config
+from ebc_lab.records.files import write_whole
+
 from ..study.verdict import seeds_of
-from ..telemetry import write_whole
 
 Results = Mapping[str, Mapping[str, Any]]
 NAMES = {"baseline": "the baseline", "control": "the fair control"}

@@ -14,8 +14,11 @@ from typing import Any
 
 import matplotlib
 
-from ..config import AblationConfig, from_dict
-from ..telemetry import read_json, write_whole
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import AblationConfig
+from ebc_lab.records.files import write_whole
+from ebc_lab.records.sealed import read_json
+
 from . import finals, forest, headroom, mechanism
 from .arm import Rival, draw_clip, draw_kl, draw_loss, short
 from .catalogue import write_catalogue

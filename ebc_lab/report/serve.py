@@ -17,7 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
+from ebc_lab.config.errors import UserError
+
 from ..study import inspect
 from ..study.store import Study
 from . import evidence, page

@@ -17,7 +17,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..telemetry import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
+from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
+
 from .arm import Rival, draw_clip, draw_kl, draw_loss, optimizer
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .forest import draw_forest, missing, rows_of, signed

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import resolve_controller
-from ..telemetry import write_whole
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.records.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

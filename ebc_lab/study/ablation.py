@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..choices import changed
-from ..config import ArmConfig, Config, RunConfig
+from ebc_lab.config.choices import changed
+from ebc_lab.config.schema import ArmConfig, Config, RunConfig
+
 from . import decide, verdict
 from .arms import completed, plain_run, searched, tracks_of, with_decay, with_target
 from .decide import Decision, Results, val_loss

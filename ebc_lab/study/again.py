@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..choices import groups, settings_of
-from ..config import NOT_THE_STUDY, Config, RunConfig, UserError, flat, run_part, to_dict
-from ..overrides import STUDY_DECIDES, compose
+from ebc_lab.config.choices import groups, settings_of
+from ebc_lab.config.compose import STUDY_DECIDES, compose
+from ebc_lab.config.dicts import flat, run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import NOT_THE_STUDY, Config, RunConfig
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..choices import changed, optimizer_defaults
-from ..config import STAGES, Config, OptimizerConfig, RunConfig, resolve_controller, run_part
-from ..validation import least_target_kl
+from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.choices import changed, optimizer_defaults
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
+
 from .decide import Decision, Results
 from .signature import RunSpec, arm_name, round3
 

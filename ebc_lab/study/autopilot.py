@@ -12,10 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, UserError, digest, from_dict
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.sealed import write_json
+
 from ..data import check_length, locate
-from ..overrides import compose
-from ..telemetry import write_json
 from ..trackers import following
 from . import manifest, verdict
 from .arms import distinct

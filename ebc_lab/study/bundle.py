@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from ..config import UserError
-from ..telemetry import written_whole
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.files import written_whole
+
 from . import container, manifest
 from .inspect import find
 from .store import Study, refuse_unwritable

@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError, digest
-from ..telemetry import read_json, write_sealed
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.records.sealed import read_json, write_sealed
+
 from . import attempts, jobs
 from .guards import cancel_mark
 from .launch import Say

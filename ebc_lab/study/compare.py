@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import UserError, flat
+from ebc_lab.config.dicts import flat
+from ebc_lab.config.errors import UserError
+
 from .decide import TIMING
 from .store import Study
 

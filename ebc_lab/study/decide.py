@@ -11,8 +11,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import Config, digest, to_dict
-from ..telemetry import KL_BAND, checksum_holds, with_checksum
+from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import KL_BAND
+from ebc_lab.records.sealed import checksum_holds, with_checksum
+
 from .signature import RunSpec
 
 Results = Mapping[str, Mapping[str, Any]]

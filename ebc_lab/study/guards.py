@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
+from ebc_lab.config.errors import UserError
+
 from .signature import RunSpec
 from .store import FINISHED, Study
 

@@ -9,8 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..config import STAGES, Config, RunConfig, UserError, from_dict
-from ..telemetry import read_json
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import STAGES, Config, RunConfig
+from ebc_lab.records.sealed import read_json
+
 from . import jobs, pace, reuse
 from .again import reproduce
 from .decide import fault

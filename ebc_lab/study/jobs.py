@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..telemetry import read_json, write_json
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_json, write_json
+
 from .session import Session
 from .store import Study
 

@@ -23,11 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config.checks import need_gpu
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import NUMERICS_VERSION, digest
+from ebc_lab.config.machine import cores, git_revision, versions, visible_gpus
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import write_json, write_sealed
+
 from .. import __version__
-from ..config import NUMERICS_VERSION, Config, UserError, digest
-from ..doctor import cores, git_revision, versions, visible_gpus
-from ..telemetry import write_json, write_sealed
-from ..validation import need_gpu
 from . import attempts
 from .session import Session
 from .signature import RunSpec

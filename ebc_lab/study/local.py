@@ -15,8 +15,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..config import Config, UserError
-from ..telemetry import read_json
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import read_json
+
 from .launch import Death, Say, WorkerCommand, WorkerPool, habits, worker_env
 from .session import Session, exit_cause
 from .store import Study

@@ -16,8 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..telemetry import read_sealed, write_sealed
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
 
 NAME = "manifest.json"
 RUNS = "runs"

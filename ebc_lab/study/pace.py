@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, UserError, run_part, to_dict
-from ..doctor import hardware
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import hardware
+from ebc_lab.config.schema import Config
+
 from .signature import RunSpec, cost_of
 from .store import FINISHED, Record, Study
 

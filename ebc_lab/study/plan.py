@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from ..config import Config, RunConfig
-from ..validation import least_target_kl
+from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.schema import Config, RunConfig
+
 from . import decide, verdict
 from .arms import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
 from .decide import Decision, Results, band_distance, c_median, val_loss

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..config import Config, UserError, from_dict
-from ..telemetry import as_read
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import as_read
+
 from .arms import distinct
 from .decide import Decision, Undecidable
 from .reuse import some

@@ -12,14 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.checks import check_run
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity
+from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
+from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.records.sealed import write_sealed
+
 from .. import __version__
-from ..config import NOT_THE_STUDY, Config, UserError, from_dict, identity, run_part, to_dict
 from ..data import Corpus, check_length, locate
-from ..doctor import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ..packing import cached_packing, packing, packing_in_words
 from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
-from ..telemetry import write_sealed
-from ..validation import check_run
 from . import manifest
 from .launch import slots
 from .reuse import environment_changes, in_words, kept, outlook

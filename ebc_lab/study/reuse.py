@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Config
+from ebc_lab.config.schema import Config
+
 from .arms import distinct
 from .decide import Decision, Undecidable, fault, inputs_digest, inputs_of
 from .signature import RunSpec, environment, identity_of

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError
-from ..telemetry import read_json, write_json
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_json, write_json
+
 from .store import Study
 
 

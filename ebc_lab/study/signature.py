@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..config import RunConfig, digest, identity
+from ebc_lab.config.identity import digest, identity
+from ebc_lab.config.schema import RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 

@@ -18,11 +18,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..config import Config, LauncherConfig, UserError, digest, run_part, to_dict
-from ..doctor import versions
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.machine import versions
+from ebc_lab.config.schema import Config, LauncherConfig
+from ebc_lab.records.sealed import read_json, write_json
+
 from ..packing import packing_in_words
 from ..speeds import Choice
-from ..telemetry import read_json, write_json
 from . import jobs
 from .guards import Cancelled, cancel_mark
 from .jobs import ENDING, Job, QueueSilent, job_name

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config import Config
+from ebc_lab.config.schema import Config
+
 from . import ablation, decide, plan, verdict
 from .decide import Decision, Results
 from .signature import RunSpec

@@ -16,8 +16,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..config import STAGES, RunConfig, UserError, from_dict, to_dict
-from ..telemetry import as_read, read_json, read_sealed, write_json
+from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import STAGES, RunConfig
+from ebc_lab.records.sealed import as_read, read_json, read_sealed, write_json
+
 from . import manifest
 from .decide import fault
 from .signature import RunSpec, describes

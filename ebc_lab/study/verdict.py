@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import Config
-from ..telemetry import KL_BAND, PLATEAU_C
+from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import KL_BAND, PLATEAU_C
+
 from . import decide
 from .decide import Decision, Results, Undecidable, band_distance
 from .inference import CONFIDENCE, POWER, VERDICT_OF, paired, show_difference

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig, UserError, digest, from_dict
-from ..telemetry import read_json
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.sealed import read_json
+
 from . import manifest
 from .signature import as_recorded, describes, environment, identity_of
 from .store import Study

@@ -21,8 +21,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..config import UserError, digest
-from ..telemetry import Pulse, read_json, write_sealed
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.records.sealed import read_json, write_sealed
+from ebc_lab.records.streams import Pulse
+
 from . import attempts
 from .session import Session
 from .signature import identity_of

@@ -10,9 +10,9 @@ from invented import invent
 from reader import AXE
 from selenium.webdriver.support.ui import WebDriverWait
 
+from ebc_lab.records.sealed import write_json
 from ebc_lab.report.serve import address_of, server
 from ebc_lab.study.store import Study
-from ebc_lab.telemetry import write_json
 
 pytestmark = pytest.mark.browser
 

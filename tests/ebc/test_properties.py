@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ebc_lab.config import ModelConfig, OptimizerConfig
+from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.clip import BUDGETS
 from ebc_lab.ebc.controller import CONTROLLERS

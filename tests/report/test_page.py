@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 import pytest
 from invented import invent
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
 from ebc_lab.report import evidence, page, phrases
 from ebc_lab.report.serve import LivePage, address_of, server
 from ebc_lab.study import verdict
@@ -27,7 +28,6 @@ from ebc_lab.study.inference import VERDICT_OF, paired
 from ebc_lab.study.inspect import status
 from ebc_lab.study.store import Study
 from ebc_lab.study.verify import verify
-from ebc_lab.telemetry import read_sealed, write_sealed
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -17,10 +17,10 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.report import plots
 from ebc_lab.report.render import png
 from ebc_lab.report.sheet import STYLE, spread
-from ebc_lab.telemetry import EVAL_COLUMNS, STEP_COLUMNS
 
 STEPS = 40
 BASELINE, CONTROL, FALLING = "baseline_x1", "baseline_x2_lrdecay", "ebc_d0p02_shadow_x4_lindelta"

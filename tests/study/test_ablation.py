@@ -7,15 +7,16 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from ebc_lab.choices import groups
-from ebc_lab.config import ArmConfig, UserError
-from ebc_lab.overrides import compose
+from ebc_lab.config.choices import groups
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ArmConfig
+from ebc_lab.config.study_checks import validate
+from ebc_lab.records.streams import read_columns
 from ebc_lab.study import ablation
 from ebc_lab.study.arms import distinct
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect import status, why
-from ebc_lab.telemetry import read_columns
-from ebc_lab.validation import validate
 
 EBC = {"stabilizer": {"name": "ebc"}}
 NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}

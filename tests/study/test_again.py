@@ -4,8 +4,9 @@ import shlex
 
 import pytest
 
-from ebc_lab.config import NOT_THE_STUDY, to_dict
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.schema import NOT_THE_STUDY
 from ebc_lab.study.again import study_command
 
 

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 
 from ebc_lab import training
-from ebc_lab.config import UserError
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.columns import STEP_COLUMNS
+from ebc_lab.records.streams import read_columns
 from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
 from ebc_lab.study.autopilot import Listener, autopilot, configurations, report
 from ebc_lab.study.guards import StageFailed
-from ebc_lab.telemetry import STEP_COLUMNS, read_columns
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab import config as schema
-from ebc_lab.config import UserError
+from ebc_lab.config import identity
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import with_checksum
 from ebc_lab.study import bundle, container, manifest
 from ebc_lab.study.autopilot import Listener, report
 from ebc_lab.study.inspect import find, status, why
 from ebc_lab.study.replay import replay
 from ebc_lab.study.store import Study
-from ebc_lab.telemetry import with_checksum
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -182,7 +182,7 @@ def test_the_decisions_are_explained_and_made_again_from_a_bundle(finished, expo
 
 
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
-    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     study = find(str(exported), "nowhere")
     assert bundle.verify(exported)["ok"]
     assert replay(study)["same"]

@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, with_checksum, write_sealed
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.compare import compare
 from ebc_lab.study.store import Study
-from ebc_lab.telemetry import read_sealed, with_checksum, write_sealed
 
 
 @pytest.fixture

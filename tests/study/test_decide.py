@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
 from ebc_lab.study import decide
 from ebc_lab.study.decide import Undecidable, band_distance, best, edge_of, margin_sigma, val_loss
 from ebc_lab.study.stages import STAGES_OF

@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
 from ebc_lab.study import pace
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.forecast import forecast, planned
 from ebc_lab.study.inspect import status
-from ebc_lab.telemetry import read_sealed, write_sealed
 
 COLUMNS = ("runs", "steps", "tokens", "eta_s")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from drivers import CLI
 
-from ebc_lab.config import UserError
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Breaker, Cancelled, Limits, StageFailed, cancel_mark, cause_class
 from ebc_lab.study.stages import STAGES_OF

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
 from ebc_lab.study import jobs, slurm
 from ebc_lab.study.jobs import Job, QueueSilent
 from ebc_lab.study.launch import Death

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from drivers import CLI, sessions, until, without_timing
 
-from ebc_lab.config import Config
+from ebc_lab.config.schema import Config
 from ebc_lab.study import attempts, launch
 from ebc_lab.study.local import LocalPool
 from ebc_lab.study.stages import STAGES_OF
@@ -51,7 +51,7 @@ def pool_of(tiny, tmp_path):
     """A pool without a driver, on the first runs of a study."""
     from dataclasses import replace
 
-    from ebc_lab.overrides import compose
+    from ebc_lab.config.compose import compose
     from ebc_lab.study.resolve import resolve_study
 
     opened = []
@@ -107,13 +107,13 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
 
 
 def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
-    from ebc_lab import doctor
+    from ebc_lab.config import machine
 
-    monkeypatch.setattr(doctor, "gpu_names", lambda: ("a", "b", "c", "d"))
+    monkeypatch.setattr(machine, "gpu_names", lambda: ("a", "b", "c", "d"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-3f")
-    assert doctor.visible_gpus() == ["2", "GPU-3f"]
+    assert machine.visible_gpus() == ["2", "GPU-3f"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert doctor.visible_gpus() == ["0", "1", "2", "3"]
+    assert machine.visible_gpus() == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
@@ -220,8 +220,8 @@ def test_a_log_cut_off_by_a_crash_is_still_read(tmp_path):
 
 
 def test_the_launcher_settings_of_another_launcher_are_refused():
-    from ebc_lab.config import UserError
-    from ebc_lab.overrides import compose
+    from ebc_lab.config.compose import compose
+    from ebc_lab.config.errors import UserError
 
     with pytest.raises(UserError, match=r"launcher\.partition is a setting of launcher=slurm"):
         compose(["scale=smoke", "launcher.partition=gpu"])

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
 from ebc_lab.study import stages
 from ebc_lab.study.arms import distinct
 from ebc_lab.study.forecast import forecast

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 from drivers import CLI, struck_once, without_timing
 
-from ebc_lab.config import UserError
-from ebc_lab.overrides import compose
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import opened
 from ebc_lab.study.store import Study
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
 from ebc_lab.study.replay import in_words, replay
-from ebc_lab.telemetry import read_sealed, write_sealed
 
 
 def rewrite(path, change):

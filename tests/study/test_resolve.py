@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import doctor, speeds, training
-from ebc_lab.config import Config, UserError, from_dict, identity
-from ebc_lab.overrides import compose
+from ebc_lab import speeds, training
+from ebc_lab.config import machine as machine_module
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity
+from ebc_lab.config.schema import Config
 from ebc_lab.speeds import Choice
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import Listener, autopilot
@@ -22,7 +26,7 @@ TWO_THREADS = {(1, 1): 100.0, (2, 1): 900.0}
 @pytest.fixture
 def config(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "cores", lambda: 2)
+    monkeypatch.setattr(machine_module, "cores", lambda: 2)
     return compose([*tiny, *OPEN, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
 
 
@@ -55,7 +59,7 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
     named = identity(from_dict(Config, outcome.study.header()["config"]))
     before = {p: p.read_bytes() for p in outcome.study.root.rglob("*") if p.is_file()}
     machine(monkeypatch, TWO_THREADS, bfloat16=5.0)
-    monkeypatch.setattr(doctor, "cores", lambda: 64)
+    monkeypatch.setattr(machine_module, "cores", lambda: 64)
     monkeypatch.setattr(training, "Training", None)
     again = autopilot(config, Listener(), stages=["lr_sweep"])
     assert again.trained == 0

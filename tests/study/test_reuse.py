@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import config as schema
-from ebc_lab.config import UserError
+from ebc_lab.config import identity
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
 from ebc_lab.study import reuse
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.reuse import Outlook, in_words, kept, outlook
-from ebc_lab.telemetry import read_sealed, write_sealed
 
 LATER = ["calibrate", "lr_scale", "finals"]
 
@@ -147,7 +147,7 @@ def test_the_status_survives_an_edited_study_json(own_copy):
 
 def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too(own_copy, monkeypatch):
     config, study = own_copy
-    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     found = stages(study)
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
     assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest hangs on its winner

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import write_json, write_sealed
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study, claimed
-from ebc_lab.telemetry import write_json, write_sealed
 
 HOLD = """
 import sys, time

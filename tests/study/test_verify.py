@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ebc_lab.config import UserError
+from ebc_lab.config.errors import UserError
 from ebc_lab.study import manifest
 from ebc_lab.study.autopilot import Listener, autopilot, report
 from ebc_lab.study.verify import verify
@@ -241,8 +241,8 @@ def test_a_manifest_that_cannot_be_trusted_is_said_at_once(own_copy, damage, wor
 
 
 def test_a_study_moved_to_another_torch_is_still_verified(own_copy, monkeypatch):
-    from ebc_lab import config as schema
+    from ebc_lab.config import identity
 
     _, study = own_copy
-    monkeypatch.setattr(schema, "_torch_version", lambda: "99.0")
+    monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     assert verify(study)["ok"]

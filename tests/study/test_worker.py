@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from drivers import CLI, sessions, struck_once, without_timing
 
-from ebc_lab.config import UserError
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
 from ebc_lab.outcome import run_and_record
-from ebc_lab.overrides import compose
 from ebc_lab.study import attempts, launch, resolve, slurm
 from ebc_lab.study.inspect import status
 from ebc_lab.study.local import LocalPool

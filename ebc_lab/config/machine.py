@@ -7,12 +7,9 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-from .config import Config, UserError, run_part
 
 PACKAGES = ("ebc-lab", "torch", "numpy", "hydra-core", "omegaconf", "submitit", "pandas", "scipy", "matplotlib")
 
@@ -84,46 +81,3 @@ def hardware() -> dict[str, Any]:
         "cores": cores(),
         "gpus": list(gpu_names()),
     }
-
-
-def examine(config: Config) -> dict[str, Any]:
-    """Everything `ebc-lab doctor` reports. Problems are listed, not raised."""
-    from .data import locate
-    from .packing import packing
-    from .speeds import report
-
-    problems: list[str] = []
-    found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
-    try:
-        corpus = locate(config.data, quiet=True)
-        found["corpus"] = {
-            "name": corpus.name,
-            "source": corpus.source,
-            "sha256": corpus.sha256,
-            "characters": len(corpus.text),
-        }
-        if corpus.warning:
-            problems.append(corpus.warning)
-    except UserError as error:
-        problems.append(str(error))
-    run = run_part(config)
-    run.device = chosen_device(run.device)
-    try:
-        found["speed"] = report(config, run)
-        if run.device == "cuda":
-            found["packing"] = packing(replace(run, dtype=found["speed"]["study"]["dtype"], threads_per_run=1, compile="off"))
-    except UserError as error:
-        problems.append(str(error))
-    output = Path(config.output_dir)
-    existing = next(p for p in [output, *output.resolve().parents] if p.exists())
-    writable = existing.is_dir() and os.access(existing, os.W_OK)
-    found["output"] = {
-        "path": str(output),
-        "writable": writable,
-        "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
-    }
-    if not writable:
-        problems.append(f"{output} cannot be written: choose another output_dir.")
-    found["slurm"] = shutil.which("sbatch") is not None
-    found["problems"] = problems
-    return found

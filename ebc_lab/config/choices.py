@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .config import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig, UserError, type_hints
+from .dicts import type_hints
+from .errors import UserError, any_of, nearest
+from .schema import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
 
 FRESH = {
     "controller": ControllerConfig,
@@ -19,9 +20,10 @@ FRESH = {
 
 
 def conf_dir() -> Path:
-    """Folder of the Hydra groups: beside this file in an installed wheel, at the root of a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+    """Folder of the Hydra groups: inside the package in an installed wheel, at the root of a checkout."""
+    package = Path(__file__).parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
 
 
 @functools.cache
@@ -80,15 +82,3 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
             number = isinstance(value, int) and not isinstance(value, bool)
             out[key] = float(value) if number and float in (hints[key], *typing.get_args(hints[key])) else value
     return dataclasses.replace(config, **out)
-
-
-def any_of(choices: Sequence[str]) -> str:
-    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing when nothing is near; a dotted path is also matched by its last part."""
-    tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
-    by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
-    near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
-    return f" (did you mean {any_of(near)}?)" if near else ""

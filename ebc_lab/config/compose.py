@@ -11,9 +11,10 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from .choices import any_of, conf_dir, groups, nearest
-from .config import Config, UserError
-from .validation import validate
+from .choices import conf_dir, groups
+from .errors import UserError, any_of, nearest
+from .schema import Config
+from .study_checks import validate
 
 
 def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) -> Config:
@@ -60,7 +61,7 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
 
 def default_scale() -> str:
     """The override for the scale that suits this machine: `paper` where there is a GPU, else `laptop`."""
-    from .doctor import visible_gpus
+    from .machine import visible_gpus
 
     return "scale=paper" if visible_gpus() else "scale=laptop"
 

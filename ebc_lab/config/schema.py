@@ -6,34 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import json
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
-NUMERICS_VERSION = 3  # bump by hand when a change of code changes a run's numbers
 SPLITS = ("train", "val", "test")
 STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
-OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
-    "adam": ("beta1", "beta2", "eps"),
-    "adamw": ("beta1", "beta2", "eps"),
-    "sgd": ("momentum",),
-    "muon": ("beta1", "beta2", "eps", "momentum"),
-    "lion": ("beta1", "beta2"),
-    "adafactor": (),
-    "soap": ("beta1", "beta2", "eps"),
-    "schedule_free": ("beta1", "beta2", "eps"),
-    "adam_uncorrected": ("beta1", "beta2", "eps"),
-}
-
-
-class UserError(Exception):
-    """A mistake the user can mend: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
 
 
 @dataclass
@@ -302,120 +280,3 @@ class Config(RunConfig):
     ablation: AblationConfig = field(default_factory=AblationConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-
-
-def run_part(config: RunConfig) -> RunConfig:
-    """The part of a study's configuration that one run needs."""
-    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dicts, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots; an empty one stays as it is."""
-    out: dict[str, Any] = {}
-    for k, v in values.items():
-        out |= flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {prefix + k: v}
-    return out
-
-
-@functools.cache
-def type_hints(cls: type) -> dict[str, Any]:
-    """Field -> its type, looked up once: it is slow, and a study asks for every run."""
-    return typing.get_type_hints(cls)
-
-
-def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """The inverse of `to_dict`, types enforced. Raises UserError on an unknown key or a wrong type."""
-    hints = type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise UserError(f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version.")
-    made = {}
-    for key, value in values.items():
-        made[key] = _of_kind(hints[key], value)
-    return cls(**made)
-
-
-def _of_kind(kind: Any, value: Any) -> Any:
-    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value)
-    if isinstance(value, dict) and typing.get_origin(kind) is dict:
-        return {k: _of_kind(typing.get_args(kind)[1], v) for k, v in value.items()}
-    return value
-
-
-def resolve_controller(run: RunConfig) -> RunConfig:
-    """Replace what depends on another choice: `controller=auto`, and the audit interval that `pi` sets."""
-    name = run.controller.name
-    if name == "auto":
-        name = "log_pi" if run.budget.name == "surrogate" else "fixed"
-    every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
-    return dataclasses.replace(run, controller=dataclasses.replace(run.controller, name=name), audit_every=every)
-
-
-def identity(run: RunConfig) -> dict[str, Any]:
-    """All that can change a run's numbers, and nothing that cannot.
-
-    Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule, compiling that
-    is off), so that equal computations get equal names. Raises UserError if something is still to be resolved.
-    """
-    run = resolve_controller(run_part(run))
-    if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
-        raise UserError("dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named.")
-    kept = to_dict(run)
-    if run.compile == "off":
-        del kept["compile"]
-    kept["data"] = {"sha256": run.data.sha256}
-    unused = set(kept["optimizer"]) - {
-        "name",
-        "lr",
-        "weight_decay",
-        *OPTIMIZER_SETTINGS.get(run.optimizer.name, kept["optimizer"]),
-    }
-    for key in unused:
-        del kept["optimizer"][key]
-    if run.stabilizer.name != "ebc":
-        kept.pop("controller")
-        kept["budget"] = {"probe_sequences": run.budget.probe_sequences}  # the audit leaves these rows out
-    elif run.budget.name in ("shadow", "fisher") and not run.budget.sensitivity_every:
-        without = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
-        for key in without if run.budget.grouping == "matrices" else (*without, "grouping"):
-            del kept["budget"][key]
-    if run.stabilizer.name in ("none", "ebc"):
-        kept["stabilizer"] = {"name": run.stabilizer.name}
-    elif run.stabilizer.name != "trust_region":
-        del kept["stabilizer"]["schedule"]
-    if run.stabilizer.name == "ebc" and run.budget.name != "shadow":
-        del kept["budget"]["measure_every"]
-    if run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated"):
-        del kept["budget"]["sensitivity_every"]  # they record S at every step
-    if run.shock.name == "none":
-        del kept["shock"]
-    record = "sha256" if run.lr_schedule.sha256 else "source"
-    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": (record,)}.get(run.lr_schedule.name, ())
-    kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
-    if run.projection.name != "spectral":
-        kept["projection"] = {"name": run.projection.name}
-    kept["torch"] = _torch_version()
-    kept["numerics_version"] = NUMERICS_VERSION
-    return kept
-
-
-@functools.cache
-def _torch_version() -> str:
-    """major.minor of the installed torch, without importing it."""
-    return ".".join(metadata.version("torch").split(".")[:2])
-
-
-def canonical_json(value: Any) -> str:
-    """One spelling for equal values: sorted keys, no spaces, NaN refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def digest(value: Any) -> str:
-    """sha256 of the canonical JSON, 64 hex digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""What `ebc-lab doctor` reports about this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import chosen_device, hardware, versions
+from ebc_lab.config.schema import Config
+
+
+def examine(config: Config) -> dict[str, Any]:
+    """Everything `ebc-lab doctor` reports. Problems are listed, not raised."""
+    from ebc_lab.data import locate
+    from ebc_lab.packing import packing
+    from ebc_lab.speeds import report
+
+    problems: list[str] = []
+    found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
+    try:
+        corpus = locate(config.data, quiet=True)
+        found["corpus"] = {
+            "name": corpus.name,
+            "source": corpus.source,
+            "sha256": corpus.sha256,
+            "characters": len(corpus.text),
+        }
+        if corpus.warning:
+            problems.append(corpus.warning)
+    except UserError as error:
+        problems.append(str(error))
+    run = run_part(config)
+    run.device = chosen_device(run.device)
+    try:
+        found["speed"] = report(config, run)
+        if run.device == "cuda":
+            found["packing"] = packing(replace(run, dtype=found["speed"]["study"]["dtype"], threads_per_run=1, compile="off"))
+    except UserError as error:
+        problems.append(str(error))
+    output = Path(config.output_dir)
+    existing = next(p for p in [output, *output.resolve().parents] if p.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK)
+    found["output"] = {
+        "path": str(output),
+        "writable": writable,
+        "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
+    }
+    if not writable:
+        problems.append(f"{output} cannot be written: choose another output_dir.")
+    found["slurm"] = shutil.which("sbatch") is not None
+    found["problems"] = problems
+    return found

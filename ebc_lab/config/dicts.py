@@ -1,0 +1,56 @@
+"""Configurations to and from nested plain dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import UserError
+from .schema import RunConfig
+
+
+def run_part(config: RunConfig) -> RunConfig:
+    """The part of a study's configuration that one run needs."""
+    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested plain dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined by dots; an empty one stays as it is."""
+    out: dict[str, Any] = {}
+    for k, v in values.items():
+        out |= flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {prefix + k: v}
+    return out
+
+
+@functools.cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """Field -> its type, looked up once: it is slow, and a study asks for every run."""
+    return typing.get_type_hints(cls)
+
+
+def from_dict(cls: type, values: dict[str, Any]) -> Any:
+    """The inverse of `to_dict`, types enforced. Raises UserError on an unknown key or a wrong type."""
+    hints = type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise UserError(f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version.")
+    made = {}
+    for key, value in values.items():
+        made[key] = _of_kind(hints[key], value)
+    return cls(**made)
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), value)
+    if isinstance(value, dict) and typing.get_origin(kind) is dict:
+        return {k: _of_kind(typing.get_args(kind)[1], v) for k, v in value.items()}
+    return value

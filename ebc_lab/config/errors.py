@@ -1,0 +1,22 @@
+"""The error for a user's mistake, and the words that error messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+class UserError(Exception):
+    """A mistake the user can mend: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
+
+
+def any_of(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """` (did you mean …?)`, or nothing when nothing is near; a dotted path is also matched by its last part."""
+    tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
+    by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
+    near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
+    return f" (did you mean {any_of(near)}?)" if near else ""

@@ -1,0 +1,70 @@
+"""JSON files, and JSON files with a checksum by which an edit is noticed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+
+from .files import write_whole
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """`write_whole` of readable JSON. NaN and infinities become null: JSON has none."""
+    write_whole(path, json.dumps(as_read(value), indent=1, allow_nan=False) + "\n", durable=durable)
+
+
+def as_read(value: Any) -> Any:
+    """A value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {str(k): as_read(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_read(v) for v in value]
+    if hasattr(value, "item"):  # a numpy scalar
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> Any:
+    """Raises UserError, naming the file, when it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the next run makes it anew.") from None
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum of everything else in it, by which `read_sealed` notices an edit."""
+    write_json(path, with_checksum(value))
+
+
+def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
+    """The value as it is read back, and under `key` the digest of all the rest of it."""
+    rest = {k: v for k, v in as_read(value).items() if k != key}
+    return {**rest, key: digest(rest)}
+
+
+def checksum_holds(value: Any, key: str = "checksum") -> bool:
+    """Whether what `with_checksum` made is still what it was; one without is not."""
+    if not isinstance(value, dict):
+        return False
+    try:
+        return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
+    except ValueError:  # a NaN, which we never write
+        return False
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_sealed` was given. Raises UserError, with the remedy, when the file was truncated or edited since."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not text
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+    if not checksum_holds(value):
+        raise UserError(f"{path} was edited after it was written: {remedy}.")
+    return {k: v for k, v in value.items() if k != "checksum"}
