@@ -313,7 +313,8 @@ def cancel(
 @app.command()
 def data(overrides: Overrides = None, as_json: Json = False) -> None:
     """Where the corpus is, its checksum and its splits. Fetches it if it must."""
-    from .data import describe
+    from ebc_lab.workloads.corpus import describe
+
     from .study.autopilot import configurations
 
     [config] = configurations(overrides or [])

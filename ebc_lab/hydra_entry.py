@@ -19,8 +19,8 @@ from ebc_lab.config.compose import check_overrides, compose, default_scale, regi
 from ebc_lab.config.dicts import from_dict, run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.workloads.corpus import check_length, locate
 
-from .data import check_length, locate
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 from .study.store import claimed, refuse_unwritable
 from .trackers import following
@@ -112,7 +112,7 @@ def task(composed: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from .training import Interrupted
+    from ebc_lab.training.run import Interrupted
 
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     directory = Path(HydraConfig.get().runtime.output_dir)
@@ -143,8 +143,8 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_co
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.config.machine import chosen_device
     from ebc_lab.records.sealed import read_json, write_json
+    from ebc_lab.training.outcome import run_and_record
 
-    from .outcome import run_and_record
     from .speeds import is_open, settle, take
 
     known = directory / "spec.json"
@@ -165,7 +165,7 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_co
         run = take(run, choice)
     check_run(run)
     if run.lr_schedule.name == "replay":
-        from .schedules import recorded_rates, source_folder
+        from ebc_lab.components.schedules import recorded_rates, source_folder
 
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
@@ -193,7 +193,7 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     submitit's handlers requeue the job on USR2 (time-out, pre-emption) and wave TERM through: what follows it, a kill or
     another start, is Slurm's affair, and until then the run goes on.
     """
-    from .training import Interrupted
+    from ebc_lab.training.run import Interrupted
 
     own: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
     heard = [s for s, handler in own.items() if callable(handler) or s in (signal.SIGINT, signal.SIGTERM)]

@@ -32,7 +32,7 @@ WARM_STEPS = 40  # EBC may measure three times a step in its first 20
 
 def _kept(run: RunConfig) -> Path:
     """Where the figure of this shape on this machine is kept."""
-    from .data import cache_dir
+    from ebc_lab.records.cache import cache_dir
 
     shape = {"model": to_dict(run.model), "batch": run.batch_size, "threads": run.threads_per_run, "device": run.device}
     about = {**shape, "torch": metadata.version("torch"), "cpu": hardware()["cpu"], "optimizer": run.optimizer.name}
@@ -100,9 +100,9 @@ def measure_packing(run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int
     Whole runs, evaluations and records included, each with its own seed, on the text that is always there. Numbers of runs that
     the device has no memory for are left out. Raises UserError when a run ends (diverges) before it is measured.
     """
-    from .data import locate
-    from .outcome import is_oom
-    from .training import Training
+    from ebc_lab.training.outcome import is_oom
+    from ebc_lab.training.run import Training
+    from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)
     run = replace(run, data=data, steps=10**6, evaluate=[], lr_schedule=LRScheduleConfig(), shock=ShockConfig())

@@ -44,7 +44,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainGPT(nn.Module):
-    """Tokens (B, T) -> logits (B, T, V); parameters named as in `ebc_lab.model`, so that either takes the other's weights."""
+    """Tokens (B, T) -> logits (B, T, V); parameters named as in `ebc_lab.workloads.gpt`, so that either takes the other's weights."""
 
     def __init__(self, vocabulary: int, blocks: int, width: int, heads: int, context: int):
         super().__init__()
@@ -157,7 +157,7 @@ class PlainProcess:
 
 def serve() -> None:
     """Read a run's settings, answer the number of threads; then for every count read, the seconds of so many steps."""
-    from .data import locate
+    from ebc_lab.workloads.corpus import locate
 
     run: RunConfig = from_dict(RunConfig, json.loads(sys.stdin.readline()))
     corpus = locate(run.data, quiet=True)

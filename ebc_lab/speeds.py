@@ -227,7 +227,7 @@ class Known:
     """The measurements of a shape on this machine, in the user's cache; one that cannot be written costs seconds only."""
 
     def __init__(self, run: RunConfig):
-        from .data import cache_dir
+        from ebc_lab.records.cache import cache_dir
 
         here = machine.hardware()
         about = {"model": to_dict(run.model), "batch": run.batch_size, "device": run.device, "params": run.param_dtype}

@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
+from ebc_lab.components import optimizers
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.schema import RunConfig
-
-from . import model as models
-from . import optimizers
-from .evaluation import autocast, token_losses
-from .training import forward_of, set_up_torch
+from ebc_lab.training.process import forward_of, set_up_torch
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads.losses import autocast, token_losses
 
 Case = tuple[int, int, str]  # threads of each process, processes at once, dtype
 VOCABULARY = 65
@@ -45,7 +44,7 @@ class Stand:
         self.device = torch.device(run.device)
         set_up_torch(run)
         self.tokens = torch.randint(0, VOCABULARY, (run.batch_size, run.model.context + 1), device=self.device)
-        self.model = models.build(run.model, VOCABULARY, 0).to(self.device, getattr(torch, run.param_dtype))
+        self.model = gpt.build(run.model, VOCABULARY, 0).to(self.device, getattr(torch, run.param_dtype))
         self.forward: torch.nn.Module = self.model
         self.bases = optimizers.build(self.model, run.optimizer)
 

@@ -13,14 +13,15 @@ import sys
 
 import torch
 
-from ebc_lab import model as models
-from ebc_lab import optimizers
+from ebc_lab.components import optimizers
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.data import Batches, locate
 from ebc_lab.ebc import mean_kl
-from ebc_lab.evaluation import token_losses
-from ebc_lab.training import set_up_torch
+from ebc_lab.training.process import set_up_torch
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads.batches import Batches
+from ebc_lab.workloads.corpus import locate
+from ebc_lab.workloads.losses import token_losses
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
@@ -29,7 +30,7 @@ def main(overrides: list[str]) -> None:
     run = run_part(compose(["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off", *overrides], study=False))
     set_up_torch(run)
     corpus = locate(run.data)
-    model = models.build(run.model, len(corpus.vocabulary), run.seed)
+    model = gpt.build(run.model, len(corpus.vocabulary), run.seed)
     bases = optimizers.build(model, run.optimizer)
     batches = Batches(torch.from_numpy(corpus.tokens()["train"]), run.batch_size, run.model.context, run.seed)
     for step in range(run.steps + 1):

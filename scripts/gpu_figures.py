@@ -25,11 +25,11 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.data import locate
-from ebc_lab.graphs import StepGraphs
 from ebc_lab.packing import packing
 from ebc_lab.records.streams import read_columns
-from ebc_lab.training import Training, to_the_end
+from ebc_lab.training.graphs import StepGraphs
+from ebc_lab.training.run import Training, to_the_end
+from ebc_lab.workloads.corpus import locate
 
 MINUTES = 7.5
 ARMS: dict[str, dict[str, Any]] = {

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ebc_lab.energy import EnergyBudget
-from ebc_lab.stabilizers import AdaptiveGradientClip, KLClip, NormClip, RMSClip, TrustRegion, ValueClip, ZClip
+from ebc_lab.components.stabilizers.energy import EnergyBudget
+from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, KLClip, NormClip, RMSClip, TrustRegion, ValueClip, ZClip
 
 CLASSES = {
     "norm_clip": NormClip,

@@ -1,6 +1,6 @@
 """What a CUDA graph would see, on a CPU: the operations of a step, recorded and repeated on the same memory.
 
-A `Tape` stands in for `ebc_lab.graphs.CudaGraph`. Whatever a step keeps in Python (a counter, a number read from a tensor, a
+A `Tape` stands in for `ebc_lab.training.graphs.CudaGraph`. Whatever a step keeps in Python (a counter, a number read from a tensor, a
 state that is replaced instead of changed in place) is frozen in it, as it would be in a graph.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ebc_lab.pending import Packed
+from ebc_lab.training.pending import Packed
 
 READS = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2")
 

@@ -14,21 +14,21 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebc_lab import model as models
 from ebc_lab.bench import compute, measure, overhead_and_record, paired_overhead
 from ebc_lab.bench.loops import Loop, opened, take_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overheads
 from ebc_lab.bench.shares import PARTS, Clock
+from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
-from ebc_lab.data import locate
 from ebc_lab.ebc.clip import BUDGETS
 from ebc_lab.plain import PlainGPT, PlainLoop, PlainProcess
 from ebc_lab.records.sealed import read_json
 from ebc_lab.report import speed
-from ebc_lab.stabilizers import STABILIZERS
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads.corpus import locate
 
 SCRIPT = Path(__file__).parent.parent / "scripts/plain_loop.py"
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -234,7 +234,7 @@ def test_the_plain_loop_is_the_script_s(text_file):
 
 def test_the_plain_model_is_the_lab_s(shape):
     m = shape.model
-    lab, plain = models.build(m, 20, 0), PlainGPT(20, m.blocks, m.width, m.heads, m.context)
+    lab, plain = gpt.build(m, 20, 0), PlainGPT(20, m.blocks, m.width, m.heads, m.context)
     plain.load_state_dict(lab.state_dict())
     tokens = torch.randint(20, (3, m.context))
     torch.testing.assert_close(plain(tokens), lab(tokens))
@@ -261,7 +261,7 @@ def test_a_part_inside_another_counts_for_itself_alone(shape, monkeypatch):
 
 
 def test_matrix_operations_are_those_that_torch_counts(shape):
-    m = models.build(shape.model, 20, 0)
+    m = gpt.build(shape.model, 20, 0)
     tokens = torch.randint(20, (shape.batch_size, shape.model.context))
     with FlopCounterMode(display=False) as counter:
         m(tokens).sum().backward()

@@ -11,8 +11,8 @@ import pytest
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.data import locate
-from ebc_lab.training import Training
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.corpus import locate
 from tests.tapes import Counting
 
 NONE = {"stabilizer": {"name": "none"}}

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ebc_lab import data
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import DataConfig
-from ebc_lab.data import Batches, check_length, describe, locate, windows
+from ebc_lab.workloads import corpus as corpus_module
+from ebc_lab.workloads.batches import Batches, windows
+from ebc_lab.workloads.corpus import check_length, describe, locate
 
 
 def test_path_splits_in_order_and_covers_the_text(text_file):
@@ -28,9 +29,9 @@ def test_pydoc_is_always_there():
 
 def test_auto_falls_back_to_pydoc_with_a_warning(monkeypatch):
     def offline(target, quiet):
-        raise data.CorpusUnavailable("no network")
+        raise corpus_module.CorpusUnavailable("no network")
 
-    monkeypatch.setattr(data, "_download", offline)
+    monkeypatch.setattr(corpus_module, "_download", offline)
     corpus = locate(DataConfig("auto"))
     assert corpus.name == "pydoc"
     assert "NOT Shakespeare" in corpus.warning
@@ -48,7 +49,7 @@ def test_the_pinned_text_is_taken_from_ebc_lab_data_and_nowhere_else_asked(tmp_p
     text = b"To be, or not to be"
     (tmp_path / "tinyshakespeare.txt").write_bytes(text)
     monkeypatch.setenv("EBC_LAB_DATA", str(tmp_path))
-    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
+    monkeypatch.setattr(corpus_module, "SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
     assert locate(DataConfig("auto")).text == text.decode()
 
 

@@ -26,7 +26,7 @@ from ebc_lab.study.autopilot import Listener, autopilot, configurations
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-PREAMBLES = {"docs/suites.md": "from ebc_lab.stabilizers import *\n"}  # its block is an excerpt of that file
+PREAMBLES = {"docs/suites.md": "from ebc_lab.components.stabilizers.rivals import *\n"}  # its block is an excerpt of that file
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -13,7 +13,7 @@ from perceptron import backward_on, batch, floats, gradients, joint, same, small
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ebc_lab.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
+from ebc_lab.components.stabilizers.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
 
 LAYERS = ["0", "2"]
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 
+from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.stabilizers import build
+from ebc_lab.components.stabilizers.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
 from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
-from ebc_lab.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
-from ebc_lab.model import build as build_model
-from ebc_lab.optimizers import build as build_optimizers
-from ebc_lab.stabilizers import build
+from ebc_lab.workloads.gpt import build as build_model
 
 RUN = RunConfig(audit_every=2, audit_tokens=32, model=ModelConfig(blocks=2, width=16, heads=2, context=8))
 

@@ -8,10 +8,10 @@ import torch
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.data import locate
-from ebc_lab.graphs import WARM, StepGraphs
 from ebc_lab.records.streams import read_columns
-from ebc_lab.training import Training
+from ebc_lab.training.graphs import WARM, StepGraphs
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.corpus import locate
 from tests.tapes import Tape
 
 

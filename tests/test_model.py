@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebc_lab.config.schema import ModelConfig
-from ebc_lab.model import attention, build, hidden_matrices
+from ebc_lab.workloads.gpt import attention, build, hidden_matrices
 
 CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)
 VOCABULARY = 23

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ebc_lab.components.optimizers import OPTIMIZERS, ScheduleFree, StackedMuon, UncappedAdafactor, UncorrectedAdam, build
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
-from ebc_lab.model import build as build_model
-from ebc_lab.model import hidden_matrices
-from ebc_lab.optimizers import OPTIMIZERS, ScheduleFree, StackedMuon, UncappedAdafactor, UncorrectedAdam, build
+from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 LR = 1e-2
 CONFIGS = {

@@ -2,7 +2,7 @@
 
 import torch
 
-from ebc_lab.pending import Packed, PendingSteps
+from ebc_lab.training.pending import Packed, PendingSteps
 
 CPU = torch.device("cpu")
 

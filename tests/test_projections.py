@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ebc_lab import projections
+from ebc_lab.components import projections
+from ebc_lab.components.projections import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
 from ebc_lab.config.identity import identity
 from ebc_lab.config.schema import DataConfig, ModelConfig, ProjectionConfig, RunConfig
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.model import build as build_model
-from ebc_lab.model import hidden_matrices
-from ebc_lab.projections import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
+from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 fixed = settings(derandomize=True, deadline=None, max_examples=40)
 

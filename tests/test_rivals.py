@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from perceptron import CLASSES, UPDATE, around, backward, equal, grads, norm, sgd, small_model, values
 from torch import nn
 
+from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.stabilizers import STABILIZERS, build
+from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip, ValueClip, ZClip
 from ebc_lab.config.choices import groups, settings_of
 from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
-from ebc_lab.model import build as build_model
-from ebc_lab.optimizers import build as build_optimizers
-from ebc_lab.stabilizers import STABILIZERS, AdaptiveGradientClip, NormClip, ValueClip, ZClip, build
+from ebc_lab.workloads.gpt import build as build_model
 
 # -- what holds for all ----------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from perceptron import UPDATE, around, backward, grads, norm, sgd, small_model, values
 from torch import nn
 
+from ebc_lab.components.stabilizers.rivals import KLClip, RMSClip, TrustRegion
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.stabilizers import KLClip, RMSClip, TrustRegion
 
 
 @pytest.mark.parametrize("strength", [0.01, 0.05, 100.0])

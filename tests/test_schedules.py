@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
+from ebc_lab.components.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import LRScheduleConfig
-from ebc_lab.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 
 
 def factors(name, steps, warmup=20):

@@ -14,20 +14,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ebc_lab import stabilizers
+from ebc_lab.components import stabilizers
+from ebc_lab.components.optimizers import OPTIMIZERS
+from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.projections import PROJECTIONS
+from ebc_lab.components.projections import build as build_projection
+from ebc_lab.components.stabilizers import STABILIZERS, build, rival
+from ebc_lab.components.stabilizers.rivals import Rival
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import conf_dir, groups, optimizer_defaults, settings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import BudgetConfig, ControllerConfig, ModelConfig, ProjectionConfig, RunConfig, StabilizerConfig
-from ebc_lab.model import build as build_model
-from ebc_lab.model import hidden_matrices
-from ebc_lab.optimizers import OPTIMIZERS
-from ebc_lab.optimizers import build as build_optimizers
-from ebc_lab.projections import PROJECTIONS
-from ebc_lab.projections import build as build_projection
-from ebc_lab.stabilizers import STABILIZERS, Rival, build, rival
+from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 VOCABULARY = 11
 RUN = RunConfig(

@@ -14,13 +14,13 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import TrackerConfig
-from ebc_lab.data import locate
-from ebc_lab.outcome import run_and_record
 from ebc_lab.records.sealed import read_json, write_json
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study import manifest
 from ebc_lab.study.autopilot import Listener, autopilot, configurations
 from ebc_lab.study.verify import verify
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.workloads.corpus import locate
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "checksum")

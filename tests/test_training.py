@@ -7,20 +7,25 @@ import numpy as np
 import pytest
 import torch
 
-from ebc_lab import evaluation, optimizers, outcome, stabilizers, training
-from ebc_lab import model as models
+from ebc_lab.components import optimizers, stabilizers
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, resolve_controller
-from ebc_lab.data import locate, windows
-from ebc_lab.evaluation import evaluate, token_losses
-from ebc_lab.outcome import run_and_record
 from ebc_lab.records.columns import STEP_COLUMNS
 from ebc_lab.records.sealed import read_json, write_sealed
 from ebc_lab.records.streams import read_columns
-from ebc_lab.training import Interrupted, Training
+from ebc_lab.training import outcome as outcome_module
+from ebc_lab.training import process
+from ebc_lab.training import run as run_module
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Interrupted, Training
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads import losses as losses_module
+from ebc_lab.workloads.batches import windows
+from ebc_lab.workloads.corpus import locate
+from ebc_lab.workloads.losses import evaluate, token_losses
 
 
 @pytest.fixture
@@ -190,7 +195,7 @@ def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0})
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0})
     result = run_and_record(plain(run), tmp_path, "x")
     assert (result["outcome"], result["val_loss"]) == ("diverged", None)
 
@@ -203,7 +208,7 @@ def test_another_runs_result_is_not_taken_for_ones_own(run, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
     first = run_and_record(run, tmp_path, "x")
-    monkeypatch.setattr(outcome, "Training", None)
+    monkeypatch.setattr(outcome_module, "Training", None)
     assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]
 
 
@@ -232,7 +237,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_
     state = Training(run, tmp_path)
     pairs = windows(state.tokens["val"], run.model.context)
     found = evaluate(state.model, run, pairs)
-    monkeypatch.setitem(evaluation.EVAL_TOKENS, "cpu", 1)
+    monkeypatch.setitem(losses_module.EVAL_TOKENS, "cpu", 1)
     single = evaluate(state.model, run, pairs)
     assert found["loss"] == pytest.approx(single["loss"], rel=1e-6)
     assert found["tokens"] == len(state.tokens["val"]) - 1
@@ -369,11 +374,11 @@ def test_stabilizers_that_hook_into_layers_are_known(run):
     """Compiled code may leave hooks out without a word."""
     for name in stabilizers.STABILIZERS:
         shape = replace(run, stabilizer=replace(run.stabilizer, name=name))
-        model = models.build(shape.model, 20, 0)
+        model = gpt.build(shape.model, 20, 0)
         stabilizers.build(model, optimizers.build(model, shape.optimizer), None, resolve_controller(shape))
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert hooked == (name in stabilizers.HOOKED), name
-        assert (training.forward_of(model, replace(shape, compile="on")) is model) == hooked
+        assert (process.forward_of(model, replace(shape, compile="on")) is model) == hooked
 
 
 @COMPILER
@@ -392,7 +397,7 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run
 @COMPILER
 @pytest.mark.slow
 def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not(run, tmp_path, monkeypatch):
-    original, called = training.forward_of, []
+    original, called = process.forward_of, []
 
     class Counted(torch.nn.Module):
         def __init__(self, model, run_):
@@ -403,7 +408,7 @@ def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not
             called.append((len(x), torch.is_grad_enabled()))
             return self.inner(x)
 
-    monkeypatch.setattr(training, "forward_of", Counted)
+    monkeypatch.setattr(process, "forward_of", Counted)
     trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
     trained.advance(1)
     audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))

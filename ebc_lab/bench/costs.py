@@ -11,15 +11,15 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.workloads.batches import windows
+from ebc_lab.workloads.losses import evaluate
 
-from ..data import windows
-from ..evaluation import evaluate
 from .loops import opened, synchronise, take_steps
 from .pairs import spread
 
 COMMANDS = {
     "help_s": ("from ebc_lab.cli import main; main()", "--help"),  # `ebc-lab --help`
-    "worker_import_s": ("import ebc_lab.study.worker, ebc_lab.training",),  # what a worker waits for before its first run
+    "worker_import_s": ("import ebc_lab.study.worker, ebc_lab.training.run",),  # what a worker waits for before its first run
 }
 
 

@@ -21,8 +21,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, git_revision, hardware
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.sealed import as_read, write_json
+from ebc_lab.workloads.corpus import check_length, locate
 
-from ..data import check_length, locate
 from ..speeds import settle_study, take
 from ..study.store import refuse_unwritable
 from .compute import compute

@@ -22,8 +22,8 @@ from torch import Tensor
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.training.run import Training
 
-from ..training import Training
 from .loops import Loop, opened
 from .pairs import variants
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
@@ -18,7 +19,6 @@ from ebc_lab.records.sealed import write_sealed
 
 from ..ebc.clip import BUDGETS
 from ..plain import PlainLoop, PlainProcess
-from ..stabilizers import STABILIZERS
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
 
 LEAST_ROUNDS = 3  # however slow the machine is

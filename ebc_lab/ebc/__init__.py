@@ -13,7 +13,7 @@ from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm
 from .sensitivity import SensitivityFilter
 from .stabilized import StabilizedOptimizer
-from .stats import NonFiniteUpdateError, StepStats
+from .step import NonFiniteUpdateError, StepStats
 from .surrogate import Guard, aggregate
 
 __all__ = [

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from .budget import CLIPPED_BELOW, clip_coefficient, fitted_log_k, shadow_search, trust_radius
 from .controller import make_controller, schedule_multiplier
+from .flat import Copy
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
 from .probe import LOW_PRECISION, Batch
-from .segments import Copy
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
 from .stabilized import StabilizedOptimizer
-from .stats import StepStats
+from .step import StepStats
 from .surrogate import Guard
 from .surrogate import aggregate as aggregate_contributions
 

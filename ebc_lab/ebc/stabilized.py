@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .flat import Copy, Segment, addresses, segments
 from .logits import centre, mean_kl, rms_norm
 from .probe import Batch, Prober
-from .segments import Copy, Segment, addresses, segments
-from .stats import NonFiniteUpdateError, StepStats
+from .step import NonFiniteUpdateError, StepStats
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):

@@ -18,8 +18,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.sealed import write_json
+from ebc_lab.workloads.corpus import check_length, locate
 
-from ..data import check_length, locate
 from ..trackers import following
 from . import manifest, verdict
 from .arms import distinct

@@ -128,8 +128,9 @@ class InlinePool:
         self.at_a_time = 1
 
     def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
-        from ..outcome import DeviceFailed
-        from ..training import Interrupted
+        from ebc_lab.training.outcome import DeviceFailed
+        from ebc_lab.training.run import Interrupted
+
         from .worker import POLL_S, execute
 
         asked: list[int] = []

@@ -19,9 +19,9 @@ from ebc_lab.config.identity import identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.sealed import write_sealed
+from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
 from .. import __version__
-from ..data import Corpus, check_length, locate
 from ..packing import cached_packing, packing, packing_in_words
 from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from . import manifest

@@ -49,8 +49,8 @@ def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
     the same worker is on, for the log. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError where the
     folder cannot be written, and DeviceFailed.
     """
-    from ..outcome import recorded_run
-    from ..training import Interrupted
+    from ebc_lab.training.outcome import recorded_run
+    from ebc_lab.training.run import Interrupted
 
     directory = study.run_dir(run_id)
     with claimed(directory) as mine:
@@ -89,7 +89,7 @@ def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
 
 def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
     """`carried` by itself, to its end. -> whether this call carried the run."""
-    from ..training import to_the_end
+    from ebc_lab.training.run import to_the_end
 
     return to_the_end(carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
 
@@ -161,7 +161,7 @@ class Worker:
     def work(self) -> int:
         """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
         # torch is imported while the driver is still busy: one import a worker, not one a run
-        from ..outcome import DeviceFailed
+        from ebc_lab.training.outcome import DeviceFailed
 
         try:
             return self._work()
@@ -267,7 +267,7 @@ class Worker:
 
     def _advance(self, run_id: str) -> None:
         """One block of steps of one run. Raises DeviceFailed, and OSError where its folder cannot be written."""
-        from ..training import Interrupted
+        from ebc_lab.training.run import Interrupted
 
         try:
             next(self.turns[run_id])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebc_lab.config.schema import ModelConfig
-from ebc_lab.model import build
+from ebc_lab.workloads.gpt import build
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
+from ebc_lab.components.optimizers import ScheduleFree
+from ebc_lab.components.projections import Stiefel
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.clip import BUDGETS
 from ebc_lab.ebc.controller import CONTROLLERS
 from ebc_lab.ebc.surrogate import GUARDS
-from ebc_lab.model import hidden_matrices
-from ebc_lab.optimizers import ScheduleFree
-from ebc_lab.projections import Stiefel
+from ebc_lab.workloads.gpt import hidden_matrices
 
 LR = 0.02
 GAINS = {"energy": {"a": 0.1}}

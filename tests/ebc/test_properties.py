@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ebc_lab.components.optimizers import OPTIMIZERS
+from ebc_lab.components.optimizers import build as build_bases
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.clip import BUDGETS
 from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.model import build as build_model
-from ebc_lab.optimizers import OPTIMIZERS
-from ebc_lab.optimizers import build as build_bases
+from ebc_lab.workloads.gpt import build as build_model
 
 VOCABULARY = 11
 seeds = st.integers(0, 2**32 - 1)

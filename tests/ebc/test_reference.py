@@ -11,7 +11,7 @@ import torch
 
 from ebc_lab.ebc import EllipsotopeClip, group_parameters
 from ebc_lab.ebc.reference import ReferenceClip
-from ebc_lab.model import hidden_matrices
+from ebc_lab.workloads.gpt import hidden_matrices
 
 STEPS = 44  # past the 20 steps that may measure three times, the sweeps at 0, 10 and 20, and the turn at 40
 LR = 2e-2

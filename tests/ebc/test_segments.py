@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.segments import ALIGNMENT, Copy, lay_flat, segments
+from ebc_lab.ebc.flat import ALIGNMENT, Copy, lay_flat, segments
 
 
 def weights_of(*shapes, dtype=torch.float32):

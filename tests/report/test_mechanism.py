@@ -12,12 +12,12 @@ from test_plots import BASELINE, FALLING, drawn, write_study
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.data import locate
-from ebc_lab.outcome import run_and_record
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report import mechanism
 from ebc_lab.report.curves import Run
 from ebc_lab.report.sheet import Facts
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.workloads.corpus import locate
 
 FACTS = Facts("tiny", "words", None, "smoke", 160, 8, (0.5, 0.7))
 ARM = {"roles": ["ebc"], "track": "adam_none", "lr": 0.01, "lr_scale": 1.0, "ebc": True}

@@ -44,10 +44,10 @@ if "ebc_lab.study.worker" in " ".join(sys.orig_argv):
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "ebc_lab.training":
+            if name != "ebc_lab.training.run":
                 return None
             sys.meta_path.remove(self)
-            import ebc_lab.optimizers as optimizers
+            import ebc_lab.components.optimizers as optimizers
             build = optimizers.build
 
             def broken(model, config):

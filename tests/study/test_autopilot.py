@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ebc_lab import training
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import STEP_COLUMNS
@@ -18,6 +17,7 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
 from ebc_lab.study.autopilot import Listener, autopilot, configurations, report
 from ebc_lab.study.guards import StageFailed
+from ebc_lab.training import run as run_module
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -74,7 +74,7 @@ def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatc
     config, outcome, _ = finished
     root = outcome.study.root
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    monkeypatch.setattr(training, "Training", None)
+    monkeypatch.setattr(run_module, "Training", None)
     again = autopilot(config, Listener())
     assert again.trained == 0
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
@@ -115,12 +115,12 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(finished, tiny, 
 
 
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
-    from ebc_lab import data
+    from ebc_lab.workloads import corpus
 
     def offline(target, quiet):
-        raise data.CorpusUnavailable("no network")
+        raise corpus.CorpusUnavailable("no network")
 
-    monkeypatch.setattr(data, "_download", offline)
+    monkeypatch.setattr(corpus, "_download", offline)
     overrides = [o for o in tiny if not o.startswith("data")]
     config = compose([*overrides, "data=auto", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_an_interrupted_study_says_so_and_how_to_go_on(tiny, tmp_path):
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
-    from ebc_lab import optimizers
+    from ebc_lab.components import optimizers
 
     build = optimizers.build
 
@@ -232,7 +232,7 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
 
 
 def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, monkeypatch):
-    from ebc_lab import optimizers
+    from ebc_lab.components import optimizers
 
     def crash(*_):
         raise RuntimeError("no kernel for this")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import speeds, training
+from ebc_lab import speeds
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict
@@ -17,6 +17,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.forecast import planned
 from ebc_lab.study.launch import slots
 from ebc_lab.study.store import Study
+from ebc_lab.training import run as run_module
 
 OPEN = ["dtype=auto", "threads_per_run=0", "compile=auto"]
 ONE_THREAD = {(1, 1): 300.0, (2, 1): 200.0}
@@ -60,7 +61,7 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
     before = {p: p.read_bytes() for p in outcome.study.root.rglob("*") if p.is_file()}
     machine(monkeypatch, TWO_THREADS, bfloat16=5.0)
     monkeypatch.setattr(machine_module, "cores", lambda: 64)
-    monkeypatch.setattr(training, "Training", None)
+    monkeypatch.setattr(run_module, "Training", None)
     again = autopilot(config, Listener(), stages=["lr_sweep"])
     assert again.trained == 0
     assert identity(from_dict(Config, again.study.header()["config"])) == named

@@ -12,13 +12,13 @@ from drivers import CLI, sessions, struck_once, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.outcome import run_and_record
 from ebc_lab.study import attempts, launch, resolve, slurm
 from ebc_lab.study.inspect import status
 from ebc_lab.study.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store import Study
+from ebc_lab.training.outcome import run_and_record
 
 
 class Seen(Exception):

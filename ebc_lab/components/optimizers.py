@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.schema import OptimizerConfig
-
-from .model import hidden_matrices
+from ebc_lab.workloads.gpt import hidden_matrices
 
 Params = Iterable[nn.Parameter]
 

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .ebc import StabilizedOptimizer, StepStats
-from .ebc.probe import LOW_PRECISION
-from .ebc.stabilized import all_finite
+from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc.probe import LOW_PRECISION
+from ebc_lab.ebc.stabilized import all_finite
 
 NORMS = ("raw", "rms")
 NON_FINITE = ("skip", "zero", "raise")

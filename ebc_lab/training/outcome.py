@@ -15,7 +15,7 @@ from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.sealed import read_sealed, write_sealed
 
-from .training import Interrupted, Progress, Training, to_the_end
+from .run import Interrupted, Progress, Training, to_the_end
 
 
 class DeviceFailed(Exception):

@@ -6,10 +6,8 @@ the seed, everything else that the next step depends on is in the checkpoint.
 
 from __future__ import annotations
 
-import ctypes
 import io
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
@@ -18,30 +16,32 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ebc_lab.components import optimizers, projections, shocks, stabilizers
+from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, resolve_controller
 from ebc_lab.config.schema import RunConfig, ShockConfig
+from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer
+from ebc_lab.ebc.clip import BOUNDED
+from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.files import write_whole
 from ebc_lab.records.streams import Stream, read_columns
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads.batches import Batches, overlapping_windows, windows
+from ebc_lab.workloads.corpus import Corpus, check_length, locate
+from ebc_lab.workloads.losses import autocast, evaluate, token_losses
 
-from . import model as models
-from . import optimizers, projections, shocks, stabilizers
-from .data import Batches, Corpus, check_length, locate, overlapping_windows, windows
-from .ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepStats
-from .ebc.clip import BOUNDED
-from .ebc.segments import lay_flat
-from .evaluation import autocast, evaluate, token_losses
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
-from .schedules import lr_schedule
+from .process import forward_of, set_up_torch
+from .recording import COUNTED, RECORDED, recorded
 
 SKIPS_TO_DIVERGE = 10  # consecutive skipped steps
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
-COMPILED_SHAPES = 256  # and modes, that one process may compile a model for
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
 KEPT_OF_FAILED = ("loss",)  # of the record of a step that ended the run
@@ -52,50 +52,8 @@ T = TypeVar("T")
 Progress = Generator[None, None, dict[str, Any]]  # of a run: it yields between blocks of steps, and its value is the result
 
 
-COUNTED = ("measurements", "audit_tokens")
-RECORDED = {  # column of steps.csv -> name in StepStats
-    name: {"grad_scale": "gradient_scale"}.get(name, name)
-    for name in STEP_COLUMNS
-    if name not in ("step", "lr", "c", "eta_eff", "skipped")
-}
-
-
 class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
-
-
-def set_up_torch(run: RunConfig) -> None:
-    """Threads as the run's identity says: the thread count changes bits on a CPU."""
-    if torch.get_num_threads() != run.threads_per_run:
-        torch.set_num_threads(run.threads_per_run)
-    if run.device == "cuda":
-        repeat_bits()
-    keep_freed_memory()
-
-
-def repeat_bits() -> None:
-    """Have a GPU give the same bits whatever else it is doing, so that packed runs equal single ones.
-
-    Left alone, attention's backward adds in the order in which blocks happen to finish, and cuBLAS picks its way by the
-    workspace that a stream was given; the latter has to be said before its first call.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each buffer written twice
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what a step frees for the next one.
-
-    Left alone it gives activations back to the system and takes page faults to get them again: thousands a step, a tenth of
-    the step's time, more or less by chance of the heap's layout. Elsewhere than on glibc this does nothing.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    for parameter, value in ((-1, 2**31 - 1), (-3, 32 << 20)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at its largest
-        mallopt(parameter, value)
 
 
 def to_the_end(progress: Generator[None, None, T]) -> T:
@@ -106,26 +64,6 @@ def to_the_end(progress: Generator[None, None, T]) -> T:
         except StopIteration as end:
             value: T = end.value
             return value
-
-
-def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
-    """What training calls: the model, or under `compile=on` the model compiled, anew for each shape it meets.
-
-    Those are the step's, the probe rows' and the audited rows' (some seconds each, once a process); evaluations, whose last
-    batches have shapes of their own, call the model, and so does a run whose stabilizer listens to layers.
-    """
-    if run.compile != "on" or run.stabilizer.name in stabilizers.HOOKED:
-        return model
-    # beyond this limit it would go back to eager in silence: what a run computes would hang on the runs before it
-    torch._dynamo.config.recompile_limit = COMPILED_SHAPES
-    return torch.compile(model, dynamic=False)  # type: ignore[return-value]
-
-
-def recorded(stats: StepStats) -> Values:
-    """What is to be recorded of a step's StepStats, by their names, not yet read."""
-    counted = {name: getattr(stats, name) for name in COUNTED}
-    found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
-    return found | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
 
 
 class Training:
@@ -150,7 +88,7 @@ class Training:
     def _build(self, run: RunConfig, corpus: Corpus, device: torch.device) -> None:
         directory = self.directory
         self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
-        self.model = models.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
+        self.model = gpt.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
         lay_flat(self.model.parameters())
         projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)

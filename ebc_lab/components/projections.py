@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.schema import ProjectionConfig
-
-from .model import hidden_matrices
+from ebc_lab.workloads.gpt import hidden_matrices
 
 
 class Projection(Protocol):
