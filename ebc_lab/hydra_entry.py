@@ -139,13 +139,12 @@ def task(composed: Any) -> float | None:
 
 def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
+    from ebc_lab.bench.speeds import is_open, settle, take
     from ebc_lab.config.dicts import to_dict
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.config.machine import chosen_device
     from ebc_lab.records.sealed import read_json, write_json
     from ebc_lab.training.outcome import run_and_record
-
-    from .speeds import is_open, settle, take
 
     known = directory / "spec.json"
     earlier = read_json(known) if known.exists() else None

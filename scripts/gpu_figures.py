@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from ebc_lab.bench.compute import compute
+from ebc_lab.bench.costs import compute
+from ebc_lab.bench.packing import packing
 from ebc_lab.bench.pairs import paired_overhead, throughput
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.packing import packing
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import StepGraphs
 from ebc_lab.training.run import Training, to_the_end

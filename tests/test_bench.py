@@ -14,17 +14,17 @@ import torch
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebc_lab.bench import compute, measure, overhead_and_record, paired_overhead
+from ebc_lab.bench import costs, measure
 from ebc_lab.bench.loops import Loop, opened, take_steps
 from ebc_lab.bench.memory import reachable
-from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overheads
+from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overhead_and_record, overheads, paired_overhead
+from ebc_lab.bench.plain_loop import PlainGPT, PlainLoop, PlainProcess
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.clip import BUDGETS
-from ebc_lab.plain import PlainGPT, PlainLoop, PlainProcess
 from ebc_lab.records.sealed import read_json
 from ebc_lab.report import speed
 from ebc_lab.workloads import gpt
@@ -267,9 +267,9 @@ def test_matrix_operations_are_those_that_torch_counts(shape):
         m(tokens).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in counts.items() if str(op).startswith("aten.mm"))
-    assert compute.step_flops(m, shape)["matrices"] == products
+    assert costs.step_flops(m, shape)["matrices"] == products
     squares = shape.batch_size * shape.model.context**2 * shape.model.width * shape.model.blocks
-    assert compute.step_flops(m, shape)["attention"] == 12 * squares
+    assert costs.step_flops(m, shape)["attention"] == 12 * squares
 
 
 def test_tensors_are_found_in_attributes_containers_closures_and_methods():

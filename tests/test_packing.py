@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import packing
+from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 

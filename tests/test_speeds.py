@@ -7,13 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import speeds
-from ebc_lab.config import machine as machine_module
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import LauncherConfig, RunConfig
-from ebc_lab.speeds import (
+from ebc_lab.bench import speeds
+from ebc_lab.bench.speeds import (
     Known,
     cases_of,
     compile_rule,
@@ -25,6 +20,11 @@ from ebc_lab.speeds import (
     thread_candidates,
     unmeasured,
 )
+from ebc_lab.config import machine as machine_module
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import LauncherConfig, RunConfig
 
 OPEN = RunConfig(device="cpu")
 GIVEN = replace(OPEN, dtype="float32", threads_per_run=2, compile="off")

@@ -16,9 +16,10 @@ from ebc_lab.config.schema import Config
 
 def examine(config: Config) -> dict[str, Any]:
     """Everything `ebc-lab doctor` reports. Problems are listed, not raised."""
-    from ebc_lab.packing import packing
-    from ebc_lab.speeds import report
     from ebc_lab.workloads.corpus import locate
+
+    from .packing import packing
+    from .speeds import report
 
     problems: list[str] = []
     found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}

@@ -23,13 +23,12 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.sealed import as_read, write_json
 from ebc_lab.workloads.corpus import check_length, locate
 
-from ..speeds import settle_study, take
 from ..study.store import refuse_unwritable
-from .compute import compute
-from .costs import fixed_costs
+from .costs import compute, fixed_costs
 from .memory import memory
 from .pairs import overheads, throughput
 from .shares import shares
+from .speeds import settle_study, take
 
 FOLDER = "benchmarks"
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place

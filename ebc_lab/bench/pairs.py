@@ -18,8 +18,8 @@ from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.records.sealed import write_sealed
 
 from ..ebc.clip import BUDGETS
-from ..plain import PlainLoop, PlainProcess
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
+from .plain_loop import PlainLoop, PlainProcess
 
 LEAST_ROUNDS = 3  # however slow the machine is
 Side = Callable[[int], float]  # steps to take -> seconds that they took

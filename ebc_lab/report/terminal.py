@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ..packing import packing_in_words
+from ebc_lab.bench.packing import packing_in_words
+
 from ..study.inspect import clock, headline, noise_in_words
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}

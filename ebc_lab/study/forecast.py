@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench.speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
 
-from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from .arms import distinct
 from .decide import Decision, Undecidable, val_loss
 from .launch import at_a_time, slots

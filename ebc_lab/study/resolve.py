@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.bench.packing import cached_packing, packing, packing_in_words
+from ebc_lab.bench.speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -22,8 +24,6 @@ from ebc_lab.records.sealed import write_sealed
 from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
 from .. import __version__
-from ..packing import cached_packing, packing, packing_in_words
-from ..speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from . import manifest
 from .launch import slots
 from .reuse import environment_changes, in_words, kept, outlook

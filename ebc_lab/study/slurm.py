@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.bench.packing import packing_in_words
+from ebc_lab.bench.speeds import Choice
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
@@ -25,8 +27,6 @@ from ebc_lab.config.machine import versions
 from ebc_lab.config.schema import Config, LauncherConfig
 from ebc_lab.records.sealed import read_json, write_json
 
-from ..packing import packing_in_words
-from ..speeds import Choice
 from . import jobs
 from .guards import Cancelled, cancel_mark
 from .jobs import ENDING, Job, QueueSilent, job_name

@@ -67,7 +67,7 @@ def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
 
         report = Pulse(directory / "progress.json", run.steps)
         if kind == "overhead":
-            from ..bench import overhead_and_record
+            from ..bench.pairs import overhead_and_record
 
             overhead_and_record(run, directory, run_id, name, on_progress=report)
             attempts.note(directory, "end")

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab import speeds
+from ebc_lab.bench import speeds
+from ebc_lab.bench.speeds import Choice
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 from ebc_lab.config.schema import Config
-from ebc_lab.speeds import Choice
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.forecast import planned

@@ -1,7 +1,7 @@
 """The plain loop that the lab is compared with: the same GPT, eager, float32, torch's Adam at its defaults.
 
 It is scripts/plain_loop.py, kept here because an installed package has no scripts, and knows nothing of the lab but the shape
-of a run. `python -m ebc_lab.plain` is that loop behind a pipe: a process as a user would have it, with torch's own
+of a run. `python -m ebc_lab.bench.plain_loop` is that loop behind a pipe: a process as a user would have it, with torch's own
 number of threads and the allocator as it comes. No dropout.
 """
 
@@ -120,7 +120,7 @@ class PlainProcess:
 
     def __init__(self, run: RunConfig):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ebc_lab.plain"],
+            [sys.executable, "-m", "ebc_lab.bench.plain_loop"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

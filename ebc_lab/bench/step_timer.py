@@ -1,4 +1,4 @@
-"""What a training step takes, measured in a process made for it: `python -m ebc_lab.timing`, for `speeds.py` (DESIGN: speed).
+"""What a training step takes, measured in a process made for it: `python -m ebc_lab.bench.step_timer`, for `speeds.py` (DESIGN: speed).
 
 Random tokens of a vocabulary of 65; the plain optimizer. The standard input holds `run` and either `cases`, answered with the
 steps/s of each, or nothing else, answered with what `torch.compile` costs and gains.

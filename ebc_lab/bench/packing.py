@@ -1,6 +1,6 @@
 """How many runs share one GPU: measured by packing them as a worker does, kept in the user's cache (DESIGN: speed).
 
-Only `measure_packing` needs torch, and runs as `python -m ebc_lab.packing`: the driver stays without it.
+Only `measure_packing` needs torch, and runs as `python -m ebc_lab.bench.packing`: the driver stays without it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _measured(run: RunConfig) -> dict[str, Any]:
     if known:
         return known
     env = {**os.environ, "OMP_NUM_THREADS": str(run.threads_per_run)}
-    command = [sys.executable, "-m", "ebc_lab.packing"]
+    command = [sys.executable, "-m", "ebc_lab.bench.packing"]
     done = subprocess.run(command, input=json.dumps(to_dict(run)), capture_output=True, text=True, env=env, check=False)
     if done.returncode != 0:
         raise UserError(f"measuring the packing failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")

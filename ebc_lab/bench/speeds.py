@@ -2,7 +2,7 @@
 
 The rules are pure functions of measured rates; `settle` applies them, measuring what is not known yet. Measurements are made
 in processes of their own (`timing.py`), so that the driver stays without torch, and are kept in the user's cache by machine,
-torch version and shape. `python -m ebc_lab.speeds` settles the run on its standard input: what a Slurm node is asked.
+torch version and shape. `python -m ebc_lab.bench.speeds` settles the run on its standard input: what a Slurm node is asked.
 """
 
 from __future__ import annotations
@@ -280,7 +280,7 @@ def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 
 
 def _timed(asked: Mapping[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ebc_lab.timing"]
+    command = [sys.executable, "-m", "ebc_lab.bench.step_timer"]
     return subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, **options)
 
 
