@@ -63,8 +63,8 @@ def autopilot(
     max_hours: MaxHours = None,
 ) -> int:
     """Run the whole study, or carry on with it: sweep, calibrate, scale, finals, verdict."""
-    from .study.autopilot import configurations
-    from .study.guards import Limits
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.guards import Limits
 
     worst, limits = 0, Limits(max_runs, max_hours)
     for config in configurations(overrides or [], multirun=multirun):
@@ -81,23 +81,25 @@ def stage(
     max_hours: MaxHours = None,
 ) -> int:
     """Run one stage, with the decisions of the earlier ones."""
-    from .study.autopilot import configurations
-    from .study.guards import Limits
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.guards import Limits
 
     [config] = configurations(overrides or [], stage=name)
     return _pilot(config, force, [name], Limits(max_runs, max_hours))
 
 
 def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> int:
+    from ebc_lab.study.autopilot import autopilot as run
+    from ebc_lab.study.guards import StageFailed
+    from ebc_lab.study.launch.pool import WorkersFailed
+    from ebc_lab.study.store.study import Cancelled
+
     from .report import terminal
-    from .study.autopilot import Listener
-    from .study.autopilot import autopilot as run
-    from .study.guards import Cancelled, StageFailed
-    from .study.launch import WorkersFailed
+    from .report.conclude import concluding
 
     console = _console()
     view = terminal.View(console)
-    listener = Listener(view.say, view.decided, view.watch)
+    listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
     try:
         with view.following():
             done = run(config, listener, stages=stages, force=force, limits=limits)
@@ -122,8 +124,8 @@ def train(context: typer.Context) -> None:
 @app.command()
 def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     """Runs, steps, tokens and time of each stage (min, expected, max). Changes nothing."""
-    from .study.autopilot import configurations
-    from .study.forecast import planned
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.inspect.forecast import planned
 
     [config] = configurations(overrides or [])
     found = planned(config)
@@ -137,9 +139,10 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
 @app.command()
 def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> None:
     """Where a study stands: stages, runs, progress, what failed and how to do it again. Strictly read-only."""
-    from .study import inspect
+    from ebc_lab.study.inspect import status as status_module
+    from ebc_lab.study.store import find as find_module
 
-    found = inspect.status(inspect.find(study, output_dir))
+    found = status_module.status(find_module.find(study, output_dir))
     if as_json:
         return _json(found)
     from .report import terminal
@@ -159,15 +162,15 @@ def why(
 ) -> int:
     """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
     from ebc_lab.config.schema import STAGES
-
-    from .study import inspect
+    from ebc_lab.study.inspect import why as why_module
+    from ebc_lab.study.store import find as find_module
 
     if study in STAGES and stage is None:
         study, stage = None, study
-    where = inspect.find(study, output_dir)
+    where = find_module.find(study, output_dir)
     if again:
         return _replayed(where, stage, as_json)
-    found = inspect.why(where, stage)
+    found = why_module.why(where, stage)
     if as_json:
         _json(found)
         return 0
@@ -178,7 +181,7 @@ def why(
 
 
 def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
-    from .study.replay import in_words, replay
+    from ebc_lab.study.store.replay import in_words, replay
 
     found = replay(study, stage)
     if as_json:
@@ -198,8 +201,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Pack a study into one .zip: settings, decisions, runs, telemetry, tables, pictures, and the sha256 of each file."""
-    from .study.bundle import export as pack
-    from .study.inspect import find
+    from ebc_lab.study.store.bundle import export as pack
+    from ebc_lab.study.store.find import find
 
     found = pack(find(study, output_dir), output)
     if as_json:
@@ -222,7 +225,7 @@ def verify(
 
     Exit code 4: some are bad.
     """
-    from .study.bundle import verify_named
+    from ebc_lab.study.store.find import verify_named
 
     found = verify_named(study, output_dir, sha256)
     if as_json:
@@ -242,8 +245,8 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Compare two studies: settings, corpus, machine, runs in common, decisions, verdicts, arms."""
-    from .study.compare import compare
-    from .study.inspect import find
+    from ebc_lab.study.inspect.compare import compare
+    from ebc_lab.study.store.find import find
 
     found = compare(find(a, output_dir), find(b, output_dir))
     if as_json:
@@ -265,12 +268,11 @@ def report(
     ] = None,
 ) -> None:
     """Rebuild the tables, plots and page of a study from its runs; a bundle is unpacked for that, and stays as it is."""
-    from .study.autopilot import Listener
-    from .study.autopilot import report as rebuild
-    from .study.bundle import to_rebuild
+    from ebc_lab.report.conclude import report as rebuild
+    from ebc_lab.study.store.find import to_rebuild
 
     found = to_rebuild(study, output_dir, output)
-    rebuild(found, Listener(say=typer.echo))
+    rebuild(found, typer.echo)
     typer.echo(f"rebuilt in {found.root}")
 
 
@@ -282,8 +284,9 @@ def watch(
     output_dir: Place = OUTPUT_DIR,
 ) -> None:
     """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only."""
+    from ebc_lab.study.store.find import find
+
     from .report.serve import address_of, server
-    from .study.inspect import find
 
     found = find(study, output_dir)
     with server(found, port) as made:
@@ -301,8 +304,8 @@ def cancel(
     study: Annotated[str, typer.Argument(help="Study name or folder.")], output_dir: Place = OUTPUT_DIR, as_json: Json = False
 ) -> None:
     """Stop a study's driver, workers and Slurm jobs, and see them gone. What is trained stays; autopilot carries on."""
-    from .study.cancel import cancel as end
-    from .study.inspect import find
+    from ebc_lab.study.launch.cancel import cancel as end
+    from ebc_lab.study.store.find import find
 
     found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
     if as_json:
@@ -313,9 +316,8 @@ def cancel(
 @app.command()
 def data(overrides: Overrides = None, as_json: Json = False) -> None:
     """Where the corpus is, its checksum and its splits. Fetches it if it must."""
+    from ebc_lab.config.compose import configurations
     from ebc_lab.workloads.corpus import describe
-
-    from .study.autopilot import configurations
 
     [config] = configurations(overrides or [])
     found = describe(config.data)
@@ -330,8 +332,7 @@ def data(overrides: Overrides = None, as_json: Json = False) -> None:
 def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     """What this machine can do: cores, GPUs, measured speeds and what they choose, corpus, output folder, Slurm."""
     from ebc_lab.bench.doctor import examine
-
-    from .study.autopilot import configurations
+    from ebc_lab.config.compose import configurations
 
     [config] = configurations(overrides or [])
     found = examine(config)

@@ -19,11 +19,12 @@ from ebc_lab.config.compose import check_overrides, compose, default_scale, regi
 from ebc_lab.config.dicts import from_dict, run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.files import refuse_unwritable
+from ebc_lab.records.locks import claimed
+from ebc_lab.study.trackers import following
 from ebc_lab.workloads.corpus import check_length, locate
 
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
-from .study.store import claimed, refuse_unwritable
-from .trackers import following
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:

@@ -16,10 +16,9 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
-
-from .study.jobs import listed, squeue
-from .study.launch import SCRUBBED
-from .study.slurm import KEPT
+from ebc_lab.study.launch.command import SCRUBBED
+from ebc_lab.study.launch.queue import listed, squeue
+from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
 DEFAULTS = {  # where the plugin's own would end a run that can go on from its checkpoint

@@ -16,9 +16,9 @@ from typing import Any
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
-from ebc_lab.study import plan, verdict
-from ebc_lab.study.decide import Decision, Results
-from ebc_lab.study.signature import RunSpec
+from ebc_lab.study.stages import compare_arms, finals
+from ebc_lab.study.stages.rules import Decision, Results
+from ebc_lab.study.stages.spec import RunSpec
 
 SEEDS_SD, RUNS_SD, SPLIT_SD = 0.03, 0.02, 0.005  # nats: between seeds, between runs of a seed, between the splits of a run
 SETTINGS = (
@@ -63,8 +63,8 @@ def invented(specs: Sequence[RunSpec], draw: random.Random, worse: float, diverg
 
 def judged(config: Config, decisions: dict[str, Decision], looks: Sequence[Sequence[RunSpec]], results: Results) -> Decision:
     """The finals' decision at the look where they stop: each look has more seeds than the one before."""
-    specs = next((s for s in looks if not verdict.next_seeds(config, s, results, decisions)), looks[-1])
-    return verdict.finals(config, specs, results, decisions)
+    specs = next((s for s in looks if not compare_arms.next_seeds(config, s, results, decisions)), looks[-1])
+    return finals.decide(config, specs, results, decisions)
 
 
 def simulate(config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0) -> dict[str, float]:
@@ -91,8 +91,8 @@ def seeds_of(config: Config, decisions: dict[str, Decision]) -> list[list[RunSpe
     """The runs of the finals at each look."""
     looks: list[list[RunSpec]] = []
     results: dict[str, Any] = {}
-    while len(looks) < len(verdict.looks(config)):  # played with results that leave everything open
-        looks.append(plan.finals(config, decisions, results))
+    while len(looks) < len(compare_arms.looks(config)):  # played with results that leave everything open
+        looks.append(finals.plan(config, decisions, results))
         results |= {s.run_id: _open(s) for s in looks[-1]}
     return looks
 

@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 
 from ebc_lab.config.compose import compose
-from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.launch import slots
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.launch.pool import slots
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 TRIVIAL = [
@@ -49,14 +50,14 @@ def many(runs: int) -> None:
         asked = [*TRIVIAL, f"data.file={text}", f"output_dir={folder}/out", f"lr_sweep.grids.adam=[{grid}]"]
         config = compose(asked)
         cpu, wall = time.process_time(), time.perf_counter()
-        done = autopilot(config, Listener())
+        done = autopilot(config, concluding())
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         trained = done.trained
         results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
         print(f"{trained} runs in {wall:.1f} s; the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run")
         print(f"training took the two workers {sum(r['wall_s'] for r in results):.1f} s")
         cpu = time.process_time()
-        again = autopilot(config, Listener())
+        again = autopilot(config, concluding())
         print(f"a second call, which trains {again.trained}: {time.process_time() - cpu:.1f} s")
         for command in (["status"], ["status", "--json"], ["why"], ["verify"], ["why", "--replay"]):
             taken = []
@@ -72,7 +73,7 @@ def many(runs: int) -> None:
 def share(overrides: list[str]) -> None:
     config = compose(overrides or ["scale=laptop"])
     begun = time.perf_counter()
-    done = autopilot(config, Listener(say=print))
+    done = autopilot(config, concluding(say=print))
     wall = time.perf_counter() - begun
     results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
     trained = sum(r.get("wall_s") or 0.0 for r in results)

@@ -68,11 +68,12 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_places):
     """A finished study, trained once in this process, and everything it said. Tests must not change it."""
     from ebc_lab.config.compose import compose
-    from ebc_lab.study.autopilot import Listener, autopilot
+    from ebc_lab.report.conclude import concluding
+    from ebc_lab.study.autopilot import autopilot
 
     said: list[str] = []
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"])
-    outcome = autopilot(config, Listener(say=said.append))
+    outcome = autopilot(config, concluding(say=said.append))
     return config, outcome, said
 
 
@@ -91,7 +92,7 @@ def own_copy(finished, tmp_path: Path):
     import shutil
     from dataclasses import replace
 
-    from ebc_lab.study.store import Study
+    from ebc_lab.study.store.study import Study
 
     config, outcome, _ = finished
     shutil.copytree(outcome.study.root, tmp_path / "done")

@@ -13,12 +13,13 @@ from ebc_lab.config.compose import compose
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.sealed import write_sealed
 from ebc_lab.report import tables
-from ebc_lab.study import manifest
-from ebc_lab.study.autopilot import Listener, study_of, write_conclusions
+from ebc_lab.report.conclude import write_conclusions
+from ebc_lab.study.autopilot import study_of
 from ebc_lab.study.resolve import resolve_study
-from ebc_lab.study.signature import RunSpec
 from ebc_lab.study.stages import STAGES_OF, specs_of
-from ebc_lab.study.store import Study
+from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
 
 RESOLVED = ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off"]  # nothing is left to be measured
 BEST_LR = 4e-3
@@ -50,7 +51,7 @@ def invent(
             study.write_decision(stage, decisions[stage])
             tables.write_summary(study.root, stage, specs, results)
         if config.study.stages[-1] in decisions and drawn:
-            write_conclusions(config, study, decisions, Listener())
+            write_conclusions(config, study, decisions, print)
         manifest.complete(study.root)
     return study
 

@@ -16,12 +16,13 @@ import typer
 from ebc_lab.cli import app
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
-from ebc_lab.config.compose import compose
+from ebc_lab.config.compose import compose, configurations
 from ebc_lab.hydra_entry import expand
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.sealed import read_json
 from ebc_lab.report import tables
-from ebc_lab.study.autopilot import Listener, autopilot, configurations
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -134,7 +135,7 @@ def test_targets_of_make_are_there():
 
 def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
     config = compose([*tiny, "study=mine", "ablation.steps=20", "launcher=inline", f"output_dir={tmp_path}"])
-    outcome = autopilot(config, Listener())
+    outcome = autopilot(config, concluding())
     arms = outcome.ablation["tracks"]["adam_none"]["arms"]
     assert set(arms) == {"plain", "ebc", "clipped"}
     assert all(arm["outcomes"] == {"completed": 2} for arm in arms.values())

@@ -115,7 +115,7 @@ def test_a_launcher_without_m_is_refused(run, tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, tmp_path):
-    from ebc_lab.study.store import claimed
+    from ebc_lab.records.locks import claimed
 
     (tmp_path / "sweep/0").mkdir(parents=True)
     with claimed(tmp_path / "sweep/0") as mine:

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import socket
@@ -9,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab import trackers
-from ebc_lab.config.compose import compose
+from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import TrackerConfig
 from ebc_lab.records.sealed import read_json, write_json
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study import manifest
-from ebc_lab.study.autopilot import Listener, autopilot, configurations
-from ebc_lab.study.verify import verify
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study import trackers
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.verify import verify
+from ebc_lab.study.trackers import backends, process
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.corpus import locate
 
@@ -48,7 +51,7 @@ class Kept:
 
 
 def shown(study, tracker, name="kept"):
-    trackers.Reader(study.root, name, "here").show(tracker)
+    process.Reader(study.root, name, "here").show(tracker)
     return tracker
 
 
@@ -77,7 +80,7 @@ def tracked(tiny, tmp_path_factory, own_places):
     out = tmp_path_factory.mktemp("tracked")
     overrides = ["launcher=inline", f"output_dir={out}", "study.name=done", "tracker.names=[tensorboard,mlflow]"]
     config = compose([*tiny, *overrides, "tracker.wait_s=600"])
-    return autopilot(config, Listener(say=said.append)).study, said
+    return autopilot(config, concluding(say=said.append)).study, said
 
 
 def test_a_tracked_study_has_the_same_numbers_and_stays_clean(finished, tracked):
@@ -97,7 +100,7 @@ def test_tensorboard_reads_every_step_once_and_the_outcome(tracked):
     study, _ = tracked
     for run_id in trained(study):
         found = scalars(study.root / ".trackers/tensorboard/done" / run_id)
-        for name in trackers.STEP_FIGURES:
+        for name in process.STEP_FIGURES:
             assert found.get(name, []) == as_measured(study.run_dir(run_id) / "steps.csv", name), (run_id, name)
         assert found["val_loss"] == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
         assert found["final/val_loss"][0][1] == pytest.approx(study.result(run_id)["val_loss"])
@@ -113,7 +116,7 @@ def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
     for run in runs:
         run_id = run.info.run_name
         spec = read_json(study.run_dir(run_id) / "spec.json")
-        for name in trackers.STEP_FIGURES:
+        for name in process.STEP_FIGURES:
             history = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
             assert sorted(history) == as_measured(study.run_dir(run_id) / "steps.csv", name)
         assert run.data.metrics["final/val_loss"] == pytest.approx(study.result(run_id)["val_loss"])
@@ -129,7 +132,7 @@ def test_the_same_command_again_shows_nothing_twice_and_a_tracker_added_later_ca
     tracker = shown(study, Kept())
     assert len(tracker.ends) == len(trained(study))
     assert shown(study, Kept()).rows == []
-    again = trackers.Reader(study.root, "kept", "another place")
+    again = process.Reader(study.root, "kept", "another place")
     other = Kept()
     again.show(other)
     assert other.rows == tracker.rows
@@ -161,16 +164,16 @@ def test_a_run_that_goes_on_from_its_checkpoint_is_shown_without_repeats(own_cop
 
 def test_a_tracker_that_fails_is_said_once_and_loses_nothing(finished, own_copy, monkeypatch):
     _, study = own_copy
-    monkeypatch.setattr(trackers, "POLL_S", 0.0)
+    monkeypatch.setattr(process, "POLL_S", 0.0)
     tracker, over, said = Kept(failures=3), threading.Event(), []
 
     def show_then_end(to):
-        trackers.Reader.show(reader, to)
+        process.Reader.show(reader, to)
         over.set()
 
-    reader = trackers.Reader(study.root, "kept", "here")
+    reader = process.Reader(study.root, "kept", "here")
     monkeypatch.setattr(reader, "show", show_then_end)
-    assert trackers.follow(reader, lambda: tracker, over, said.append)
+    assert process.follow(reader, lambda: tracker, over, said.append)
     assert said == ["ConnectionError: the server is down"]
     assert len(tracker.ends) == len(trained(study))
     plain = shown(finished[1].study, Kept(), "compared")
@@ -181,7 +184,7 @@ def test_a_tracker_that_fails_is_said_once_and_loses_nothing(finished, own_copy,
 
 def test_nothing_is_done_beside_a_measurement_of_time(own_copy):
     _, study = own_copy
-    reader = trackers.Reader(study.root, "kept", "here")
+    reader = process.Reader(study.root, "kept", "here")
     assert not reader.measuring()
     overhead = next(study.runs.glob("overhead_*"))
     (overhead / "result.json").unlink()
@@ -195,9 +198,9 @@ def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monk
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
     study, uri = finished[1].study, f"file:{tmp_path / 'store'}"
     run_id = trained(study)[0]
-    run = trackers.Run(run_id, "done", {"arm": "x"})
-    tracker = trackers.MLflow(tmp_path, uri)
-    tracker.log(run, trackers.new_rows(study.run_dir(run_id) / "steps.csv", trackers.STEP_FIGURES, -1))
+    run = backends.Run(run_id, "done", {"arm": "x"})
+    tracker = backends.MLflow(tmp_path, uri)
+    tracker.log(run, process.new_rows(study.run_dir(run_id) / "steps.csv", process.STEP_FIGURES, -1))
     tracker.end(run, "failed", {"final/steps": 15.0})
     client = MlflowClient(uri)
     [found] = client.search_runs([client.get_experiment_by_name("done").experiment_id])
@@ -236,7 +239,7 @@ def closed_port() -> int:
         return int(s.getsockname()[1])
 
 
-HERE = "import os, signal, sys\nif 'ebc_lab.trackers' in sys.orig_argv:\n    "  # in the tracker's process alone
+HERE = "import os, signal, sys\nif 'ebc_lab.study.trackers.process' in sys.orig_argv:\n    "  # in the tracker's process alone
 BROKEN, HANGING, KILLED = (
     HERE + "sys.modules['mlflow'] = None\n",
     HERE + "signal.pause()\n",
@@ -294,7 +297,7 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
     """However it went: the end of its input is the end."""
     about = {"name": "tensorboard", "root": str(finished[1].study.root), "folder": str(tmp_path / "out"), "uri": None}
     done = subprocess.run(
-        [sys.executable, "-m", "ebc_lab.trackers"],
+        [sys.executable, "-m", "ebc_lab.study.trackers.process"],
         input=json.dumps({**about, "wait_s": 600.0}) + "\n",
         capture_output=True,
         text=True,
@@ -325,7 +328,7 @@ def test_what_cannot_be_meant_is_refused(override, words):
 
 
 def test_a_missing_extra_is_refused_at_once_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tracker=mlflow needs mlflow, sqlalchemy, alembic: .*pip install 'ebc-lab\[mlflow\]'"):
         configurations(["scale=smoke", "tracker=mlflow"])
 
@@ -335,7 +338,7 @@ def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own
     before = (study.root / "study.json").read_bytes()
     uri = "http://me:secret@127.0.0.1:9"
     tracker, said = TrackerConfig(names=["mlflow"], mlflow_uri=uri, wait_s=30.0), []
-    assert autopilot(replace(config, tracker=tracker), Listener(say=said.append)).trained == 0
+    assert autopilot(replace(config, tracker=tracker), concluding(say=said.append)).trained == 0
     assert (study.root / "study.json").read_bytes() == before
     assert "tracker" not in study.header()["config"]
     told = [line for line in said if line.startswith("warning: tracker mlflow")]

@@ -22,7 +22,9 @@ from .pairs import spread
 
 COMMANDS = {
     "help_s": ("from ebc_lab.cli import main; main()", "--help"),  # `ebc-lab --help`
-    "worker_import_s": ("import ebc_lab.study.worker, ebc_lab.training.run",),  # what a worker waits for before its first run
+    "worker_import_s": (
+        "import ebc_lab.study.launch.worker, ebc_lab.training.run",
+    ),  # what a worker waits for before its first run
 }
 
 

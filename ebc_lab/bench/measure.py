@@ -20,10 +20,10 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, git_revision, hardware
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.sealed import as_read, write_json
 from ebc_lab.workloads.corpus import check_length, locate
 
-from ..study.store import refuse_unwritable
 from .costs import compute, fixed_costs
 from .memory import memory
 from .pairs import overheads, throughput

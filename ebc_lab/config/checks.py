@@ -41,7 +41,7 @@ def choice(key: str, value: str, allowed: Sequence[str]) -> None:
     need(value in allowed, f"{key}={value} is unknown{nearest(value, allowed)}; it takes {any_of(allowed)}.")
 
 
-def _at(config: Any, path: str) -> Any:
+def setting_at(config: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), config)
 
 
@@ -55,7 +55,7 @@ def validate_run(run: RunConfig) -> None:
     for group in RUN_GROUPS:
         choice(group, getattr(run, group).name, groups()[group])
     for key, allowed in CHOICES.items():
-        choice(key, _at(run, key), allowed)
+        choice(key, setting_at(run, key), allowed)
     for split in run.evaluate:
         choice("evaluate", split, SPLITS[1:])
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import typing
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from .choices import conf_dir, groups
 from .errors import UserError, any_of, nearest
-from .schema import Config
+from .schema import STAGES, Config
 from .study_checks import validate
 
 
@@ -158,3 +160,31 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
         )
     covers = {"optimizer": "lr_sweep.optimizers", "projection": "lr_sweep.projections", "budget": "calibrate.budgets"}
     return [f"{field_}=[{parsed[group]}]" for group, field_ in covers.items() if group in parsed and field_ not in parsed]
+
+
+def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None) -> list[Config]:
+    """The studies that the overrides ask for: one, or one per combination with `multirun`, named after what varies.
+
+    Raises UserError for anything that is wrong with any of them.
+    """
+    if stage is not None and stage not in STAGES:
+        raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    if not multirun:
+        return [compose(overrides)]
+    from ebc_lab.hydra_entry import expand
+
+    combinations = expand(overrides)
+    varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]
+    keys = [o.partition("=")[0] for o in varying]
+    made = []
+    for combination in combinations:
+        config = compose(combination)
+        own = [o.replace("=", "_") for o in combination if o.partition("=")[0] in keys]
+        if own and "study.name" not in keys:
+            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(own)).strip("-")
+            config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
+        made.append(config)
+    names = [c.study.name for c in made]
+    if len(set(names)) < len(names):
+        raise UserError("two combinations would share a study's name: vary study.name as well.")
+    return made

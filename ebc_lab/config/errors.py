@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 
 
@@ -20,3 +21,14 @@ def nearest(word: str, choices: Sequence[str]) -> str:
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
     return f" (did you mean {any_of(near)}?)" if near else ""
+
+
+def clock(seconds: float | None) -> str:
+    """A duration a person reads at a glance."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    minutes, s = divmod(whole, 60)
+    return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from dataclasses import replace
 
-from ebc_lab import trackers
-
-from .checks import _at, choice, need, need_gpu, positive, validate_run
+from . import study_checks
+from .checks import choice, need, need_gpu, positive, setting_at, validate_run
 from .choices import changed, groups
 from .dicts import run_part
 from .errors import UserError, nearest
-from .schema import STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig
+from .schema import STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig, TrackerConfig
 
 STUDY_CHOICES = {"lr_sweep.keep": ("best", "all"), "calibrate.delta_grid": ("natural", "published")}
 STAGE_NEEDS = {
@@ -78,7 +78,7 @@ def _validate_study(config: Config) -> None:
         for name in names:
             choice(key, name, groups()[group])
     for key, allowed in STUDY_CHOICES.items():
-        choice(key, _at(config, key), allowed)
+        choice(key, setting_at(config, key), allowed)
     need(bool(config.output_dir.strip()), "output_dir must name a folder.")
     name = config.study.name
     need(
@@ -130,7 +130,7 @@ def _validate_study(config: Config) -> None:
         f"finals.max_seeds={config.finals.max_seeds} adds to `seeds`: two at least, and fewer, not {len(config.seeds)}.",
     )
     _launcher(config.launcher)
-    trackers.check(config.tracker)
+    study_checks.check(config.tracker)
 
 
 def _launcher(launcher: LauncherConfig) -> None:
@@ -241,3 +241,23 @@ def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfi
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
+
+
+NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}  # modules of the extra
+
+
+def check(config: TrackerConfig) -> None:
+    """Refuse an unknown tracker, or one whose extra is not installed. Raises UserError."""
+    for name in config.names:
+        if name not in NEEDED:
+            raise UserError(f"tracker.names takes {' and '.join(NEEDED)}, not {name}.")
+        lacking = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
+        if lacking:
+            raise UserError(f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'.")
+    uri = config.mlflow_uri
+    if uri is not None and "://" not in uri and not uri.startswith("file:"):
+        raise UserError(f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.")
+    if uri is not None and "mlflow" not in config.names:
+        raise UserError("tracker.mlflow_uri is a setting of tracker=mlflow.")
+    if not config.wait_s >= 0:
+        raise UserError("tracker.wait_s must be 0 or more seconds.")

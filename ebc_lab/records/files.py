@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ebc_lab.config.errors import UserError
+
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file by way of `written_whole`."""
@@ -32,3 +34,10 @@ def written_whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a folder that cannot be made or written, before anything is. Raises UserError."""
+    existing = next(p for p in [path, *path.resolve().parents] if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written ({existing} does not allow it): choose another output folder.")

@@ -11,15 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config import errors
 from ebc_lab.config.dicts import flat, from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.study.inspect import status, why
+from ebc_lab.study.inspect.reproduce import study_command
+from ebc_lab.study.stages.compare_arms import seeds_of
+from ebc_lab.study.stages.statistics import by_interval
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import FINISHED, Record, Study
 
-from ..study import inspect, manifest
-from ..study.again import study_command
-from ..study.inference import by_interval
-from ..study.store import FINISHED, Record, Study
-from ..study.verdict import seeds_of
 from . import phrases
 from .phrases import brief, fixed, plural
 
@@ -53,7 +55,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     records = study.records()
     problems += [r.problem for r in records if r.problem]
     trained = [r for r in records if r.spec and r.spec["kind"] == "train"]
-    floors = inspect.noise_floor(decisions)
+    floors = why.noise_floor(decisions)
     tracks = next((list(d["tracks"]) for d in reversed(decisions.values())), [])
     return {
         "name": header["study"],
@@ -118,7 +120,7 @@ def _facts(
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
         ("Seeds", _seeds(seeds_of(decisions[last]) if last in decisions else config.seeds)),
-        ("Runs", f"{len(results)}, {inspect.clock(hours)} of training"),
+        ("Runs", f"{len(results)}, {errors.clock(hours)} of training"),
     ]
 
 
@@ -149,8 +151,8 @@ def _runs(trained: Iterable[Record]) -> list[dict[str, Any]]:
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
     """Runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
-    told = [inspect.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
-    groups = inspect.failures_of(study, config, [r for r in told if r["outcome"] != "completed"])
+    told = [status.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
+    groups = status.failures_of(study, config, [r for r in told if r["outcome"] != "completed"])
     for group in groups:
         group["result"] = group["outcome"] in FINISHED
         group["log"] = str(Path(group["log"]).relative_to(study.root))
@@ -173,8 +175,8 @@ def _decision(
         "title": title,
         "about": about,
         "rule": decision["rule"],
-        "headline": untracked(inspect.headline(stage, decision), decision["tracks"]),
-        "flips": untracked(inspect.flips(stage, decision), decision["tracks"]),
+        "headline": untracked(why.headline(stage, decision), decision["tracks"]),
+        "flips": untracked(why.flips(stage, decision), decision["tracks"]),
         "notes": untracked(decision["notes"], decision["tracks"]),
         "tracks": [
             {"track": t, "name": optimizer(t), "chosen": _chosen(stage, f, floors[t])} for t, f in decision["tracks"].items()
@@ -339,7 +341,7 @@ def _finals(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return {
         "rule": decision["rule"],
         "notes": untracked(decision["notes"], decision["tracks"]),
-        "flips": untracked(inspect.flips("finals", decision), decision["tracks"]),
+        "flips": untracked(why.flips("finals", decision), decision["tracks"]),
         "sequential": decision.get("sequential"),
         "tracks": tracks,
         "margin": margin,

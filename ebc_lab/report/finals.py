@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..study import verdict
+from ebc_lab.study.stages import compare_arms, verdict
+
 from .arm import colour_of, mark_of, optimizer, short
 from .curves import read_results
 from .sheet import ALERT, EBC, GOAL, PLAIN, RIGHT, Facts, Sheet, another, fit, key, name_rows, page, spread
@@ -122,7 +123,7 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
     for name, arm in arms.items():
         pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
         alone = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
-        seen = [verdict.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone]
+        seen = [compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone]
         own[name] = [at for at in seen if at]
     there = {name: at for name, at in reached.items() if at and name != baseline}
     finding = "No other arm gets to the baseline's final loss."

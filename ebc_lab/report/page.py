@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.records.files import write_whole
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
 
-from ..study import manifest
-from ..study.store import Study
 from . import catalogue, evidence, phrases
 
 NAME = "report.html"
@@ -142,7 +142,7 @@ def _environment() -> Any:
 
 
 def _clock(seconds: float | None) -> str:
-    from ..study.inspect import clock
+    from ebc_lab.config.errors import clock
 
     return clock(seconds)
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import write_whole
-
-from ..study.verdict import seeds_of
+from ebc_lab.study.stages.compare_arms import seeds_of
 
 Results = Mapping[str, Mapping[str, Any]]
 NAMES = {"baseline": "the baseline", "control": "the fair control"}

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..study.inference import by_interval, show_difference
+from ebc_lab.study.stages.statistics import by_interval, show_difference
 
 NOTHING = "–"
 QUESTION = "Does bounding how far each update may move the model’s predictions help?"

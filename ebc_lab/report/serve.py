@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.study.inspect import status as status_module
+from ebc_lab.study.store.study import Study
 
-from ..study import inspect
-from ..study.store import Study
 from . import evidence, page
 
 ADDRESS = "127.0.0.1"
@@ -49,7 +49,7 @@ class LivePage:
 
     def _made(self) -> str:
         try:
-            live = inspect.status(self.study)
+            live = status_module.status(self.study)
             return page.render(self.study.root, evidence.gather(self.study, lenient=True), live)
         except UserError as error:
             return page.message(f"Study {self.study.name} cannot be shown", str(error))

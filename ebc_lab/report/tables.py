@@ -15,7 +15,7 @@ from ebc_lab.records.files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ..study.signature import RunSpec
+    from ebc_lab.study.stages.spec import RunSpec
 
 NATS, SHARE, SCALE = "nats/token", "0–1", "×"
 COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning

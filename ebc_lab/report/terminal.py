@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.bench.packing import packing_in_words
-
-from ..study.inspect import clock, headline, noise_in_words
+from ebc_lab.config.errors import clock
+from ebc_lab.study.inspect.why import headline, noise_in_words
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {

@@ -5,40 +5,46 @@ Everything it does is a function of the configuration and of the results on disk
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
-from ebc_lab.config.schema import STAGES, Config
-from ebc_lab.records.sealed import write_json
+from ebc_lab.config.schema import Config
+from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.workloads.corpus import check_length, locate
 
-from ..trackers import following
-from . import manifest, verdict
-from .arms import distinct
-from .decide import Decision, Undecidable
-from .guards import Breaker, Cancelled, Limits, StageFailed, cancel_mark
+from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .resolve import resolve_study
-from .signature import RunSpec
 from .stages import STAGES_OF, foreseen, specs_of
-from .store import FINISHED, RETRIED, RETRIED_UNFINISHED, Study, refuse_unwritable
+from .stages.rules import Decision, Results, Undecidable
+from .stages.runs import distinct
+from .stages.spec import RunSpec
+from .store import manifest
+from .store.study import FINISHED, RETRIED, RETRIED_UNFINISHED, Cancelled, Study, cancel_mark
+from .trackers import following
+
+Say = Callable[[str], None]
+Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
+Conclude = Callable[[Config, Study, dict[str, Decision], Say], dict[str, Any] | None]
 
 
 @dataclass
 class Listener:
-    """How the outside follows a study: three calls, all optional."""
+    """What the caller does while a study runs, all optional: it is told, and it writes what is made for readers.
+
+    `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)` writes what a
+    study leaves behind after its last stage, and returns the verdict if there is one. Both are `ebc_lab.report.conclude`'s.
+    """
 
     say: Callable[[str], None] = lambda text: None
     decided: Callable[[str, Decision], None] = lambda stage, decision: None
     watch: Callable[[Progress], None] = lambda progress: None
+    tabulate: Tabulate = lambda study, stage, specs, results: None
+    conclude: Conclude = lambda config, study, decisions, say: None
 
 
 @dataclass
@@ -65,34 +71,6 @@ class Outcome:
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
     ablation: Decision | None = None
-
-
-def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None) -> list[Config]:
-    """The studies that the overrides ask for: one, or one per combination with `multirun`, named after what varies.
-
-    Raises UserError for anything that is wrong with any of them.
-    """
-    if stage is not None and stage not in STAGES:
-        raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
-    if not multirun:
-        return [compose(overrides)]
-    from ..hydra_entry import expand
-
-    combinations = expand(overrides)
-    varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]
-    keys = [o.partition("=")[0] for o in varying]
-    made = []
-    for combination in combinations:
-        config = compose(combination)
-        own = [o.replace("=", "_") for o in combination if o.partition("=")[0] in keys]
-        if own and "study.name" not in keys:
-            slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(own)).strip("-")
-            config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
-        made.append(config)
-    names = [c.study.name for c in made]
-    if len(set(names)) < len(names):
-        raise UserError("two combinations would share a study's name: vary study.name as well.")
-    return made
 
 
 def study_of(config: Config) -> Study:
@@ -152,8 +130,8 @@ def autopilot(
                 decisions[stage] = _decide(stage, config, specs, results, decisions)
                 _record(study, stage, decisions[stage], listener)
                 listener.decided(stage, decisions[stage])
-                _write_table(study, stage, specs, results)
-        accepted = write_conclusions(config, study, decisions, listener) if order[-1] in stages else None
+                listener.tabulate(study, stage, specs, results)
+        accepted = listener.conclude(config, study, decisions, listener.say) if order[-1] in stages else None
         manifest.complete(study.root)
         trained, failed = len(_trained(study) - before), _failed(study)
         return Outcome(study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation"))
@@ -278,62 +256,3 @@ def _trained(study: Study) -> set[str]:
 def _failed(study: Study) -> list[str]:
     """Run ids whose outcome is no result."""
     return [r.run_id for r in study.records() if r.result is not None and r.result["outcome"] not in FINISHED]
-
-
-# -- what a study leaves behind ---------------------------------------------------------------------------------------------
-
-
-def _write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
-    from ..report import tables
-
-    manifest.strike(study.root, tables.summary_path(study.root, stage).name)
-    tables.write_summary(study.root, stage, specs, results)
-
-
-def write_conclusions(
-    config: Config, study: Study, decisions: dict[str, Decision], listener: Listener
-) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
-    from ..report import page, papers, plots, tables
-
-    header = study.header()  # not the corpus itself, which need not be here any more
-    about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
-    accepted = None
-    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json", "*.md", "*.tex")
-    if "finals" in decisions:
-        accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
-        write_json(study.root / "acceptance.json", accepted)
-    if "ablation" in decisions:
-        tables.write_ablation(study.root, decisions["ablation"])
-    write_json(study.root / "results_final.json", {**about, **decisions[config.study.stages[-1]]})
-    papers.write(study.root, config, about, decisions, accepted, study.result)
-    stamp = study.root / ".plotted"
-    inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
-    if not stamp.exists() or stamp.read_text() != inputs:
-        listener.say("drawing the plots …")
-        manifest.strike(study.root, "*.png", "*.svg", "figures.json")
-        plots.draw_study(study.root)
-        stamp.write_text(inputs)
-    page.write_page(study.root)
-    return accepted
-
-
-def report(study: Study, listener: Listener) -> None:
-    """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
-    from ..report.page import write_page
-
-    config: Config = from_dict(Config, study.header()["config"])
-    decisions = study.true_decisions()
-    if not decisions:
-        raise UserError(f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands.")
-    with study.held():
-        manifest.begin(study.root)
-        (study.root / ".plotted").unlink(missing_ok=True)
-        for stage in decisions:
-            specs, results = specs_of(stage, config, decisions, study.results)
-            _write_table(study, stage, specs, results)
-        if config.study.stages[-1] in decisions:
-            write_conclusions(config, study, decisions, listener)
-        else:
-            write_page(study.root)
-        manifest.complete(study.root)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
 
-from .signature import RunSpec
-from .store import FINISHED, Study
+from .stages.spec import RunSpec
+from .store.study import FINISHED, Study
 
 ALIKE_FIRST = 2  # failures alike that stop a stage in which nothing has finished yet
 ALIKE_LATER = 3  # in a row, that stop it later on
@@ -19,10 +18,6 @@ ALIKE_LATER = 3  # in a row, that stop it later on
 
 class StageFailed(Exception):
     """A stage was stopped, or could not decide. Exit code 3."""
-
-
-class Cancelled(Exception):
-    """Somebody asked for an end with `ebc-lab cancel`."""
 
 
 def cause_class(outcome: str, cause: str | None) -> str:
@@ -109,8 +104,3 @@ class Limits:
 
     def message(self, what: str) -> str:
         return f"the budget is used up, {what}; the same command carries on from here, with a new budget."
-
-
-def cancel_mark(study: Study) -> Path:
-    """The file by which `ebc-lab cancel` reaches the driver, on whichever machine it runs."""
-    return study.root / ".cancel"

@@ -24,12 +24,12 @@ from ebc_lab.records.sealed import write_sealed
 from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
 from .. import __version__
-from . import manifest
-from .launch import slots
-from .reuse import environment_changes, in_words, kept, outlook
-from .signature import environment
-from .slurm import choice_on_node, packing_on_node
-from .store import Study
+from .launch.on_node import choice_on_node, packing_on_node
+from .launch.pool import slots
+from .stages.spec import environment
+from .store import manifest
+from .store.reuse import environment_changes, in_words, kept, outlook
+from .store.study import Study
 
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 

@@ -12,7 +12,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from ebc_lab.records.sealed import write_json
 from ebc_lab.report.serve import address_of, server
-from ebc_lab.study.store import Study
+from ebc_lab.study.store.study import Study
 
 pytestmark = pytest.mark.browser
 

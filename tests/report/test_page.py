@@ -21,13 +21,13 @@ from invented import invent
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.sealed import read_sealed, write_sealed
 from ebc_lab.report import evidence, page, phrases
+from ebc_lab.report.conclude import report
 from ebc_lab.report.serve import LivePage, address_of, server
-from ebc_lab.study import verdict
-from ebc_lab.study.autopilot import Listener, report
-from ebc_lab.study.inference import VERDICT_OF, paired
-from ebc_lab.study.inspect import status
-from ebc_lab.study.store import Study
-from ebc_lab.study.verify import verify
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.stages import compare_arms
+from ebc_lab.study.stages.statistics import VERDICT_OF, paired
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
 
 HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -176,10 +176,10 @@ def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own):
     header["config"]["seeds"] = header["config"]["seeds"][:1]  # as if the others had been added at a later look
     write_sealed(own / "study.json", header)
     decision = json.loads((own / "auto_decisions.json").read_text())["finals"]
-    seeds = ", ".join(map(str, verdict.seeds_of(decision)))
-    assert len(verdict.seeds_of(decision)) > 1
+    seeds = ", ".join(map(str, compare_arms.seeds_of(decision)))
+    assert len(compare_arms.seeds_of(decision)) > 1
     assert ("Seeds", seeds) in evidence.gather(Study(own))["facts"]
-    report(Study(own), Listener())
+    report(Study(own))
     assert f"seeds {seeds}." in (own / "summary_final.md").read_text()
 
 
@@ -196,14 +196,14 @@ def test_report_rebuilds_the_page_and_verify_knows_it(own_copy):
     assert verify(study)["ok"]
     (study.root / "report.html").write_text("an edit")
     assert [bad["file"] for bad in verify(study)["bad"]] == ["report.html"]
-    report(study, Listener())
+    report(study)
     assert (study.root / "report.html").read_bytes() == before
     assert verify(study)["ok"]
 
 
 def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
     study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=2)
-    report(study, Listener())
+    report(study)
     words = read(study.root)
     assert "No answer yet." in words.text
     assert "How large a KL budget" in words.text

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from test_plots import drawn, expected_names, write_run, write_study
 
 from ebc_lab.report import forest, plots, suites
-from ebc_lab.study.inference import paired
+from ebc_lab.study.stages.statistics import paired
 
 SEEDS = (0, 1, 2)
 PLAIN, GOOD, TRAP, BROKEN = "plain_arm", "good_arm", "trap_arm", "broken_arm"

@@ -76,7 +76,7 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 
 def test_every_column_of_a_suite_is_documented():
-    from ebc_lab.study.ablation import FIGURES
+    from ebc_lab.study.stages.suite import FIGURES
 
     figures = dict.fromkeys((*FIGURES, "shock_recovered"), 1.0)
     arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
@@ -155,12 +155,12 @@ def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path):
     root = Path(shutil.copytree(outcome.study.root, tmp_path / "again"))
     names = [f"{name}.{kind}" for name in ("acceptance", "summary_final") for kind in ("md", "tex")]
     before = {name: (root / name).read_bytes() for name in names}
-    from ebc_lab.study.autopilot import Listener, report
-    from ebc_lab.study.store import Study
+    from ebc_lab.report.conclude import report
+    from ebc_lab.study.store.study import Study
 
     for name in names:
         (root / name).unlink()
-    report(Study(root), Listener())
+    report(Study(root))
     assert {name: (root / name).read_bytes() for name in names} == before
 
 

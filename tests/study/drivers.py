@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ebc_lab.report.tables import TIMING_COLUMNS
-from ebc_lab.study.session import Session, state_dir
-from ebc_lab.study.store import Study
+from ebc_lab.study.launch.session import Session, state_dir
+from ebc_lab.study.store.study import Study
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -39,7 +39,7 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
 
 STRIKING = """
 import os, sys
-if "ebc_lab.study.worker" in " ".join(sys.orig_argv):
+if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
     import importlib.abc, importlib.machinery
 
     class Finder(importlib.abc.MetaPathFinder):

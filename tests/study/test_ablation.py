@@ -13,10 +13,12 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study import ablation
-from ebc_lab.study.arms import distinct
-from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.inspect import status, why
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.inspect.why import why
+from ebc_lab.study.stages import suite as suite_module
+from ebc_lab.study.stages.runs import distinct
 
 EBC = {"stabilizer": {"name": "ebc"}}
 NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}
@@ -59,7 +61,7 @@ def named(tiny, *args, **kwargs):
 def done(tiny, tmp_path_factory, own_places):
     """A finished suite, trained once, and its outcome."""
     config = suite(tiny, ARMS, f"output_dir={tmp_path_factory.mktemp('suites')}", "study.name=done")
-    return config, autopilot(config, Listener())
+    return config, autopilot(config, concluding())
 
 
 def arms_of(outcome):
@@ -81,7 +83,7 @@ def spec_of(outcome, label, seed):
 
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
-    [plain, ebc] = [ablation.run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")]
+    [plain, ebc] = [suite_module.run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")]
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
     assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == ("ebc", 2e-2, 0.01)  # half the natural KL
     assert replace(ebc, stabilizer=plain.stabilizer, optimizer=plain.optimizer, budget=plain.budget) == plain
@@ -91,24 +93,24 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
-    run, _ = ablation.run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
+    run, _ = suite_module.run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
     assert run.budget.target_kl == 0.25
-    run, _ = ablation.run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
+    run, _ = suite_module.run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
     assert run.budget.target_kl == 0.002  # said outright
     bound = ArmConfig(settings={**EBC, "budget": {"name": "surrogate"}})
-    run, _ = ablation.run_of(config, calibrated, "adam_none", bound, 30, 3, {})
+    run, _ = suite_module.run_of(config, calibrated, "adam_none", bound, 30, 3, {})
     assert run.budget.target_kl == 0.8  # each budget by its own calibration, where it has one
 
 
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
     config = named(tiny)
-    specs = [s for s in ablation.ablation(config, DECIDED, {}) if s.role == "uncorrected"]
+    specs = [s for s in suite_module.ablation(config, DECIDED, {}) if s.role == "uncorrected"]
     assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {("adam_uncorrected", 1e-2, "adam_none")}
 
 
 def test_the_energy_controller_gets_the_baselines_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = ablation.run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = suite_module.run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(0.02 / 0.1)
 
 
@@ -117,14 +119,14 @@ def test_shocked_arms_are_paired_with_themselves(tiny):
     arms = config.ablation.all_arms()
     assert list(arms) == ["plain", "plain_lr_spike", "ebc", "ebc_lr_spike"]
     assert arms["ebc_lr_spike"].versus == "ebc"
-    runs = {s.role: s.run for s in ablation.ablation(config, DECIDED, {})}
+    runs = {s.role: s.run for s in suite_module.ablation(config, DECIDED, {})}
     assert runs["ebc_lr_spike"].shock.name == "lr_spike"
     assert replace(runs["ebc_lr_spike"], shock=runs["ebc"].shock) == runs["ebc"]
 
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = ablation.ablation(named(tiny, arms), DECIDED, {})
+    specs = suite_module.ablation(named(tiny, arms), DECIDED, {})
     by_arm = {}
     for s in specs:
         by_arm.setdefault(s.role, []).append(s.run.seed)
@@ -165,7 +167,7 @@ def test_an_arm_that_cannot_be_meant_is_refused(tiny, arms, words):
 def test_a_decaying_arm_warms_up_as_the_control_does(tiny):
     config = named(tiny, ARMS, "lr_sweep.control_warmup=7")
     for settings, steps in (({"name": "warmup_linear"}, 7), ({"name": "warmup_linear", "warmup_steps": 3}, 3)):
-        run, _ = ablation.run_of(config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {})
+        run, _ = suite_module.run_of(config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {})
         assert run.lr_schedule.warmup_steps == steps
 
 
@@ -173,12 +175,12 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
-        run, _ = ablation.run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        run, _ = suite_module.run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
         assert run.controller.a is None  # the run then fails and says what is missing
 
 
 def test_every_suite_that_is_shipped_can_be_planned():
-    from ebc_lab.study.forecast import planned
+    from ebc_lab.study.inspect.forecast import planned
 
     for name in groups()["study"]:
         config = compose(["scale=smoke", f"study={name}", "device=cpu"])
@@ -257,7 +259,7 @@ def test_a_matched_arm_clips_as_often_as_its_model_would_have(done):
 
 def test_a_finished_suite_trains_nothing_and_answers_questions(done):
     config, outcome = done
-    again = autopilot(config, Listener())
+    again = autopilot(config, concluding())
     assert again.trained == 0
     found = status(outcome.study)
     assert found["state"] == "finished"
@@ -273,7 +275,7 @@ def invented(config, loss, **more):
     results = {}
     decisions = dict(DECIDED)
     for stage in ("tune", "ablation"):
-        run, decide = getattr(ablation, stage), getattr(ablation, f"decide_{stage}")
+        run, decide = getattr(suite_module, stage), getattr(suite_module, f"decide_{stage}")
         while new := [s for s in run(config, decisions, results) if s.run_id not in results]:
             for s in new:
                 value = loss(s)
@@ -314,7 +316,7 @@ def test_an_edge_of_a_grid_is_said(tiny):
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(s.role in ("own", "next", "matched") for s in ablation.ablation(config, decisions, results))
+    assert not any(s.role in ("own", "next", "matched") for s in suite_module.ablation(config, decisions, results))
     assert "adam_none: own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
 
 
@@ -329,7 +331,7 @@ def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
 def test_a_matched_strength_is_the_quantile(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: 2.0, clip_rate=0.25)
-    matched = [s for s in ablation.ablation(config, decisions, results) if s.role == "matched"]
+    matched = [s for s in suite_module.ablation(config, decisions, results) if s.role == "matched"]
     assert {s.run.stabilizer.strength for s in matched} == {0.75}
 
 
@@ -346,11 +348,11 @@ def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
     arms = {"plain": ARMS["plain"], "ebc": ARMS["ebc"]}
     config = named(tiny, arms, shocks=["lr_spike"])
     results = {}
-    for s in ablation.ablation(config, DECIDED, {}):
+    for s in suite_module.ablation(config, DECIDED, {}):
         back = None if s.run.seed == 5 and s.role == "plain_lr_spike" else 4
         shocked = {"shock_peak": 0.5, "shock_recovery_steps": back} if s.run.shock.name != "none" else {}
         results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0, "clip_rate": 0.5, **shocked}
-    decision = ablation.decide_ablation(config, ablation.ablation(config, DECIDED, results), results, DECIDED)
+    decision = suite_module.decide_ablation(config, suite_module.ablation(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
     assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (None, 0.5)
     assert (found["ebc_lr_spike"]["shock_recovery_steps"], found["ebc_lr_spike"]["shock_recovered"]) == (4, 1)

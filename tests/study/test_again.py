@@ -7,7 +7,7 @@ import pytest
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.schema import NOT_THE_STUDY
-from ebc_lab.study.again import study_command
+from ebc_lab.study.inspect.reproduce import study_command
 
 
 def requested(overrides):

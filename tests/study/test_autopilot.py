@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ebc_lab.config.compose import compose
+from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import STEP_COLUMNS
 from ebc_lab.records.streams import read_columns
+from ebc_lab.report.conclude import concluding, report
 from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
-from ebc_lab.study.autopilot import Listener, autopilot, configurations, report
+from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.guards import StageFailed
 from ebc_lab.training import run as run_module
 
@@ -75,7 +76,7 @@ def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatc
     root = outcome.study.root
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     monkeypatch.setattr(run_module, "Training", None)
-    again = autopilot(config, Listener())
+    again = autopilot(config, concluding())
     assert again.trained == 0
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
@@ -84,33 +85,33 @@ def test_another_configuration_of_the_same_study_is_refused(finished):
     config, _, _ = finished
     other = replace(config, finals=replace(config.finals, steps=26))
     with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
-        autopilot(other, Listener())
-    autopilot(replace(config, launcher=replace(config.launcher, slots=5)), Listener())  # not part of the study
+        autopilot(other, concluding())
+    autopilot(replace(config, launcher=replace(config.launcher, slots=5)), concluding())  # not part of the study
 
 
 def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old_one(tiny, tmp_path):
     def config(steps):
         return compose([*tiny, f"finals.steps={steps}", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
 
-    first = autopilot(config(20), Listener())
+    first = autopilot(config(20), concluding())
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
-        autopilot(replace(config(20), audit_every=5), Listener(), stages=["finals"], force=True)
+        autopilot(replace(config(20), audit_every=5), concluding(), stages=["finals"], force=True)
     assert not (tmp_path / "x/acceptance.json").exists()
-    again = autopilot(config(22), Listener(), force=True)
+    again = autopilot(config(22), concluding(), force=True)
     assert 0 < again.trained < first.trained  # the stages' runs are still the same
     assert set(pd.read_csv(tmp_path / "x/summary_final.csv").steps) == {22}
 
 
 def test_a_stage_decides_the_earlier_ones_again_from_their_runs(finished, tiny, tmp_path):
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
-    autopilot(config, Listener(), stages=["lr_sweep"])
+    autopilot(config, concluding(), stages=["lr_sweep"])
     root = tmp_path / "x"
     decisions = json.loads((root / "auto_decisions.json").read_text())
     right = decisions["lr_sweep"]["tracks"]["adam_none"]["lr"]
     decisions["lr_sweep"]["tracks"]["adam_none"]["lr"] = 99.0
     decisions["lr_sweep"]["inputs_sha256"] = "edited"
     (root / "auto_decisions.json").write_text(json.dumps(decisions))
-    autopilot(config, Listener(), stages=["calibrate"])
+    autopilot(config, concluding(), stages=["calibrate"])
     assert json.loads((root / "auto_decisions.json").read_text())["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
 
 
@@ -125,7 +126,7 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
     config = compose([*overrides, "data=auto", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     for _ in range(2):
         said: list[str] = []
-        outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
+        outcome = autopilot(config, concluding(say=said.append), stages=["lr_sweep"])
         assert any("NOT Shakespeare" in line for line in said)
         assert "NOT Shakespeare" in outcome.warning
 
@@ -137,7 +138,7 @@ def test_report_rebuilds_what_was_deleted(finished):
     before = {name: (root / name).read_bytes() for name in gone}
     for name in gone:
         (root / name).unlink()
-    report(outcome.study, Listener())
+    report(outcome.study)
     assert {name: (root / name).read_bytes() for name in gone} == before
 
 
@@ -223,7 +224,7 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
         return build(model, config)
 
     monkeypatch.setattr(optimizers, "build", crash_at_one_lr)
-    outcome = autopilot(compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), Listener())
+    outcome = autopilot(compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), concluding())
     assert len(outcome.failed) == 1
     decision = outcome.study.decisions()["lr_sweep"]
     assert decision["tracks"]["adam_none"]["run_id"] not in outcome.failed
@@ -241,9 +242,9 @@ def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, mo
         patch.setattr(optimizers, "build", crash)
         config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
         with pytest.raises(StageFailed, match=r"first 2 runs all failed.*no kernel for this"):
-            autopilot(config, Listener())
+            autopilot(config, concluding())
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 2
-    assert not autopilot(config, Listener()).failed  # mended: the failed runs are made again
+    assert not autopilot(config, concluding()).failed  # mended: the failed runs are made again
 
 
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
@@ -251,7 +252,7 @@ def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     config = compose(
         [*overrides, "lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
     )
-    outcome = autopilot(config, Listener(), stages=["lr_sweep"])
+    outcome = autopilot(config, concluding(), stages=["lr_sweep"])
     outcomes = {c["lr"]: c["outcome"] for c in outcome.study.decisions()["lr_sweep"]["candidates"] if c["role"] == "grid"}
     assert outcomes[3.0] == "diverged"
     assert outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] < 1
@@ -262,10 +263,10 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
-        autopilot(config, Listener(), stages=["calibrate"])
+        autopilot(config, concluding(), stages=["calibrate"])
     assert not (tmp_path / "x").exists()
     for stage in config.study.stages:
-        autopilot(config, Listener(), stages=[stage])
+        autopilot(config, concluding(), stages=[stage])
     assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
 
 
@@ -280,7 +281,9 @@ def test_multirun_makes_one_named_study_per_combination():
         configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
 
 
-@pytest.mark.parametrize("module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect", "ebc_lab.report.tables"])
+@pytest.mark.parametrize(
+    "module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.tables"]
+)
 def test_the_study_layer_never_imports_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -288,6 +291,6 @@ def test_the_study_layer_never_imports_torch(module):
 
 def test_status_imports_nothing_that_it_does_not_need():
     banned = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
-    code = f"import sys, ebc_lab.cli, ebc_lab.study.inspect; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
+    code = f"import sys, ebc_lab.cli, ebc_lab.study.inspect.status; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

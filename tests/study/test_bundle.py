@@ -13,11 +13,14 @@ import pytest
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.sealed import with_checksum
-from ebc_lab.study import bundle, container, manifest
-from ebc_lab.study.autopilot import Listener, report
-from ebc_lab.study.inspect import find, status, why
-from ebc_lab.study.replay import replay
-from ebc_lab.study.store import Study
+from ebc_lab.report.conclude import report
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.inspect.why import why
+from ebc_lab.study.store import bundle, container, manifest
+from ebc_lab.study.store import find as find_module
+from ebc_lab.study.store.find import find
+from ebc_lab.study.store.replay import replay
+from ebc_lab.study.store.study import Study
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -194,19 +197,19 @@ def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monke
 def test_a_report_is_rebuilt_beside_the_bundle_which_stays_as_it_is(exported, finished, tmp_path):
     path = tmp_path / "done.zip"
     shutil.copy(exported, path)
-    study = bundle.to_rebuild(str(path), "nowhere", None)
+    study = find_module.to_rebuild(str(path), "nowhere", None)
     for name in ("summary_final.csv", "acceptance.json", "lr_scale.png"):
         (study.root / name).unlink()
-    report(study, Listener())
+    report(study)
     assert study.root == tmp_path / "done"
     assert path.read_bytes() == exported.read_bytes()
     for name in manifest.read(finished[1].study.root)["files"]:
         assert (study.root / name).read_bytes() == (finished[1].study.root / name).read_bytes(), name
     assert bundle.export(study, tmp_path / "again.zip")["sha256"] == manifest.sha256_of(exported)
     with pytest.raises(UserError, match=r"done is there already: give it to the command instead"):
-        bundle.to_rebuild(str(path), "nowhere", None)
+        find_module.to_rebuild(str(path), "nowhere", None)
     with pytest.raises(UserError, match="--output is for bundles"):
-        bundle.to_rebuild(str(study.root), "nowhere", tmp_path / "x")
+        find_module.to_rebuild(str(study.root), "nowhere", tmp_path / "x")
 
 
 def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
@@ -214,7 +217,7 @@ def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
     raw[len(raw) // 2] ^= 1
     path = tmp_path / "done.zip"
     path.write_bytes(raw)
-    for attempt in (lambda: find(str(path), ""), lambda: bundle.to_rebuild(str(path), "", None)):
+    for attempt in (lambda: find(str(path), ""), lambda: find_module.to_rebuild(str(path), "", None)):
         with pytest.raises(UserError, match=r"done\.zip is damaged .* `ebc-lab verify"):
             attempt()
     assert [p.name for p in tmp_path.iterdir()] == ["done.zip"]
@@ -271,7 +274,7 @@ def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(own_cop
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
     manifest.strike(study.root, "auto_decisions.json")
-    report(study, Listener())
+    report(study)
     bundle.export(study, tmp_path / "out.zip")
     assert wrong(tmp_path / "out.zip") == {}
     made_again(tmp_path / "out.zip", {**contents(tmp_path / "out.zip"), "more.txt": b"mine"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.study import container
+from ebc_lab.study.store import container
 
 FILES = {
     "manifest.json": json.dumps({str(i): i for i in range(30)}, indent=1).encode(),

@@ -4,9 +4,8 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.compose import compose
-from ebc_lab.study import decide
-from ebc_lab.study.decide import Undecidable, band_distance, best, edge_of, margin_sigma, val_loss
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import STAGES_OF, calibrate, lr_scale, lr_sweep
+from ebc_lab.study.stages.rules import Undecidable, band_distance, best, edge_of, margin_sigma, val_loss
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_nothing_but_a_completed_finite_loss_can_win(config, result):
 
 def test_the_sweep_decision_quotes_noise_from_fresh_seeds_and_the_natural_kl(config):
     specs, results = sweep_specs(config)
-    found = decide.lr_sweep(config, specs, results, {})["tracks"]["adam_none"]
+    found = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
     losses = [results[s.run_id]["val_loss"] for s in specs if s.role == "replicate"]
     assert found["lr"] == 4e-3
     assert found["edge"] is None
@@ -65,22 +64,22 @@ def test_one_bad_replicate_is_survived_two_are_not(config):
     specs, results = sweep_specs(config)
     bad = [s.run_id for s in specs if s.role == "replicate"]
     results[bad[0]] = {"outcome": "diverged", "val_loss": None, "kl_median": 5.0}
-    assert len(decide.lr_sweep(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
+    assert len(lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
     results[bad[1]] = {"outcome": "failed", "val_loss": None}
     with pytest.raises(Undecidable, match="fewer than two replicates"):
-        decide.lr_sweep(config, specs, results, {})
+        lr_sweep.decide(config, specs, results, {})
 
 
 def test_a_stage_without_a_completed_run_says_why(config):
     specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
     results = {s.run_id: {"outcome": "failed", "cause": "ImportError: no module"} for s in specs}
     with pytest.raises(Undecidable, match="ImportError"):
-        decide.lr_sweep(config, specs, results, {})
+        lr_sweep.decide(config, specs, results, {})
 
 
 def earlier(config):
     specs, results = sweep_specs(config)
-    return {"lr_sweep": decide.lr_sweep(config, specs, results, {})}
+    return {"lr_sweep": lr_sweep.decide(config, specs, results, {})}
 
 
 def test_calibration_takes_the_best_loss_inside_the_band_only(config):
@@ -89,7 +88,7 @@ def test_calibration_takes_the_best_loss_inside_the_band_only(config):
     results = {
         s.run_id: complete(2 + i, c_median=c) for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
     }
-    found = decide.calibrate(config, specs, results, decisions)["tracks"]["adam_none"]
+    found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
     assert found["run_id"] == specs[2].run_id
     assert found["in_band"]
     assert found["margin_sigma"] == pytest.approx(100)
@@ -99,7 +98,7 @@ def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
     decisions = earlier(config)
     specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {s.run_id: complete(2.0, c_median=c) for s, c in zip(specs, (0.1, 0.2, 0.3, 0.45, 0.9), strict=True)}
-    decision = decide.calibrate(config, specs, results, decisions)
+    decision = calibrate.decide(config, specs, results, decisions)
     assert decision["tracks"]["adam_none"]["run_id"] == specs[3].run_id
     assert not decision["tracks"]["adam_none"]["in_band"]
     assert any("nearest" in n for n in decision["notes"])
@@ -109,7 +108,7 @@ def scale_stage(config, cs, clip_rates, losses, none_losses):
     decisions = earlier(config)
     specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {s.run_id: complete(2.0, c_median=0.6) for s in specs}
-    decisions["calibrate"] = decide.calibrate(config, specs, results, decisions)
+    decisions["calibrate"] = calibrate.decide(config, specs, results, decisions)
     specs = STAGES_OF["lr_scale"].runs(config, decisions, {})
     results = {}
     for s in specs:
@@ -118,7 +117,7 @@ def scale_stage(config, cs, clip_rates, losses, none_losses):
             results[s.run_id] = complete(losses[i], c_median=cs[i], clip_rate=clip_rates[i])
         else:
             results[s.run_id] = complete(none_losses[i]) if none_losses[i] else {"outcome": "diverged", "val_loss": None}
-    return decide.lr_scale(config, specs, results, decisions)
+    return lr_scale.decide(config, specs, results, decisions)
 
 
 def test_inert_scales_count_as_one_candidate_the_smallest(config):
@@ -146,10 +145,10 @@ def test_without_a_baseline_the_scale_stage_cannot_decide(config):
 
 def test_the_hash_of_a_decision_moves_with_its_inputs(config):
     specs, results = sweep_specs(config)
-    first = decide.lr_sweep(config, specs, results, {})
-    assert decide.lr_sweep(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
+    first = lr_sweep.decide(config, specs, results, {})
+    assert lr_sweep.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
     changed = {**results, specs[0].run_id: complete(7.0)}
-    assert decide.lr_sweep(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]
+    assert lr_sweep.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]
 
 
 def test_small_rules():

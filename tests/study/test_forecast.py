@@ -5,10 +5,11 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.sealed import read_sealed, write_sealed
-from ebc_lab.study import pace
-from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.forecast import forecast, planned
-from ebc_lab.study.inspect import status
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.inspect import pace
+from ebc_lab.study.inspect.forecast import forecast, planned
+from ebc_lab.study.inspect.status import status
 
 COLUMNS = ("runs", "steps", "tokens", "eta_s")
 
@@ -133,7 +134,7 @@ def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy
     assert whole == pytest.approx(planned(config)["stages"]["total"]["expected"]["eta_s"])
     (path / "progress.json").write_text('{"step": 5, "steps": 25, "steps_per_s": 1.0}')
     assert status(study)["eta_s"] == pytest.approx(0.8 * whole)
-    assert autopilot(config, Listener()).trained == 1
+    assert autopilot(config, concluding()).trained == 1
     assert status(study)["eta_s"] == 0
 
 

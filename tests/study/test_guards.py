@@ -9,10 +9,11 @@ from drivers import CLI
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.guards import Breaker, Cancelled, Limits, StageFailed, cancel_mark, cause_class
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
 from ebc_lab.study.stages import STAGES_OF
-from ebc_lab.study.store import Study
+from ebc_lab.study.store.study import Cancelled, Study, cancel_mark
 
 GOOD = {"outcome": "completed", "cause": None}
 
@@ -97,9 +98,9 @@ def test_max_runs_stops_before_the_next_run_and_the_same_command_carries_on(fini
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     with pytest.raises(StageFailed, match=r"budget is used up.*still to be trained"):
-        autopilot(config, Listener(), limits=Limits(max_runs=4))
+        autopilot(config, concluding(), limits=Limits(max_runs=4))
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 4
-    again = autopilot(config, Listener(), limits=Limits(max_runs=100))
+    again = autopilot(config, concluding(), limits=Limits(max_runs=100))
     assert again.trained == outcome.trained - 4
 
 
@@ -150,9 +151,9 @@ def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
             cancel_mark(study).touch()
 
     with pytest.raises(Cancelled):
-        autopilot(config, Listener(say=say))
+        autopilot(config, concluding(say=say))
     assert list(study.decisions()) == ["lr_sweep"]
-    assert autopilot(replace(config), Listener()).failed == []
+    assert autopilot(replace(config), concluding()).failed == []
     assert not cancel_mark(study).exists()
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from ebc_lab.study import plan, verdict
-from ebc_lab.study.inference import judge, noise, paired, show_difference
+from ebc_lab.study.stages import compare_arms, finals
+from ebc_lab.study.stages.statistics import judge, noise, paired, show_difference
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import null_studies
@@ -171,16 +171,16 @@ def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
     config = null_studies.settings(KINDS["sequential"])
     decisions = null_studies.decided(config)
     looks = null_studies.seeds_of(config, decisions)
-    assert [len({s.run.seed for s in specs}) for specs in looks] == verdict.looks(config) == [3, 5, 7, 9]
+    assert [len({s.run.seed for s in specs}) for specs in looks] == compare_arms.looks(config) == [3, 5, 7, 9]
     stopped = set()
     for i, sd in enumerate((0.0005, 0.004, 0.008, 0.02)):
         draw = random.Random(i)
         results = {s.run_id: {"outcome": "completed"} for s in looks[-1]}
         for spec in looks[-1]:
             results[spec.run_id] |= dict.fromkeys(("val_loss", "test_loss"), draw.gauss(2.0, sd))
-        specs = plan.finals(config, decisions, results)
+        specs = finals.plan(config, decisions, results)
         seeds = len({s.run.seed for s in specs})
-        found = verdict.finals(config, specs, results, decisions)
+        found = finals.decide(config, specs, results, decisions)
         [track] = found["tracks"].values()
         open_lines = {line["name"] for line in track["verdict"] if "difference" in line and line["verdict"] == "undecided"}
         assert found == null_studies.judged(config, decisions, looks, results)
@@ -203,4 +203,4 @@ def test_a_stage_that_cannot_be_judged_asks_for_no_more_seeds():
     decisions = null_studies.decided(config)
     specs = null_studies.seeds_of(config, decisions)[0]
     results = {s.run_id: {"outcome": "diverged", "val_loss": None, "test_loss": None} for s in specs}
-    assert plan.finals(config, decisions, results) == specs
+    assert finals.plan(config, decisions, results) == specs

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study import jobs, slurm
-from ebc_lab.study.jobs import Job, QueueSilent
-from ebc_lab.study.launch import Death
-from ebc_lab.study.local import LocalPool
-from ebc_lab.study.slurm import REFUSALS, SlurmPool
-from ebc_lab.study.store import Study
+from ebc_lab.study.launch import queue, slurm, submit
+from ebc_lab.study.launch.local import LocalPool
+from ebc_lab.study.launch.pool import Death
+from ebc_lab.study.launch.queue import Job, QueueSilent
+from ebc_lab.study.launch.slurm import SlurmPool
+from ebc_lab.study.launch.submit import REFUSALS
+from ebc_lab.study.store.study import Study
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def pool(config, study, monkeypatch):
     pool.said, pool.answer = [], {"7_0": Job("RUNNING", "None"), "7_1": Job("RUNNING", "None")}
     pool.jobs, pool.since = dict(pool.answer), dict.fromkeys(pool.answer, 0.0)
     pool.own = set(pool.answer)
-    monkeypatch.setattr(jobs, "looked_up", lambda session, every_s: pool.answer)
+    monkeypatch.setattr(queue, "looked_up", lambda session, every_s: pool.answer)
     return pool
 
 
@@ -64,7 +65,7 @@ def test_a_replacement_that_is_refused_is_tried_again_while_the_others_work(pool
     def refuse(*_, **__):
         raise UserError("Slurm does not take the job (error: socket timed out).")
 
-    monkeypatch.setattr(slurm, "submitted", refuse)
+    monkeypatch.setattr(submit, "submitted", refuse)
     del pool.jobs["7_0"]
     for _ in range(REFUSALS - 1):
         pool.again = 0.0
@@ -77,8 +78,8 @@ def test_a_replacement_that_is_refused_is_tried_again_while_the_others_work(pool
 
 def test_jobs_that_run_other_code_are_ended_and_not_adopted(pool, config, study, monkeypatch):
     ended = []
-    monkeypatch.setattr(jobs, "queue", lambda name: dict(pool.answer))
-    monkeypatch.setattr(jobs, "dismiss", lambda session: (ended.append(session.root), (2, []))[1])
+    monkeypatch.setattr(queue, "queue", lambda name: dict(pool.answer))
+    monkeypatch.setattr(queue, "dismiss", lambda session: (ended.append(session.root), (2, []))[1])
     adopted = SlurmPool(config, study, 2, lambda text: None)
     assert set(adopted.jobs) == {"7_0", "7_1"}
     assert adopted.session.root == pool.session.root
@@ -86,22 +87,22 @@ def test_jobs_that_run_other_code_are_ended_and_not_adopted(pool, config, study,
     fresh = SlurmPool(slower, study, 2, lambda text: None)
     assert fresh.jobs == {}
     assert ended == [pool.session.root]
-    assert jobs.session_of(study).root == fresh.session.root
+    assert queue.session_of(study).root == fresh.session.root
 
 
 def test_jobs_whose_meeting_place_is_not_to_be_seen_are_named(pool, study):
     (pool.session.root / "session.json").unlink()
     with pytest.raises(UserError, match=r"are called ebc-s-\S+ and were begun on .*XDG_STATE_HOME"):
-        jobs.session_of(study)
+        queue.session_of(study)
 
 
 def test_a_slurm_that_is_not_there_or_fails_without_a_word_is_silent(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(QueueSilent, match="no squeue on this machine"):
-        jobs.queue("x")
+        queue.queue("x")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", ""))
     with pytest.raises(QueueSilent, match="fails without a word"):
-        jobs.queue("x")
+        queue.queue("x")
 
 
 def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(config, study, tmp_path):

@@ -12,8 +12,8 @@ import pytest
 from drivers import CLI, sessions
 
 from ebc_lab.report.tables import TIMING_COLUMNS
-from ebc_lab.study import attempts
-from ebc_lab.study.store import Study
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
 
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")

@@ -13,10 +13,11 @@ import pytest
 from drivers import CLI, sessions, until, without_timing
 
 from ebc_lab.config.schema import Config
-from ebc_lab.study import attempts, launch
-from ebc_lab.study.local import LocalPool
+from ebc_lab.study.launch import pool as pool_module
+from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.stages import STAGES_OF
-from ebc_lab.study.store import Study
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
 
 PATIENCE_S = 60
 
@@ -93,17 +94,17 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
     from dataclasses import replace
 
     def on(config: Config, **launcher) -> int:
-        return launch.slots(replace(config, launcher=replace(config.launcher, name="local", slots=0, **launcher)))
+        return pool_module.slots(replace(config, launcher=replace(config.launcher, name="local", slots=0, **launcher)))
 
-    monkeypatch.setattr(launch, "visible_gpus", lambda: ["0", "1", "2"])
-    monkeypatch.setattr(launch, "cores", lambda: 8)
+    monkeypatch.setattr(pool_module, "visible_gpus", lambda: ["0", "1", "2"])
+    monkeypatch.setattr(pool_module, "cores", lambda: 8)
     cuda = replace(settled, device="cuda")
     assert on(cuda) == 3
     assert on(cuda, workers_per_gpu=2) == 6
-    assert launch.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4))) == 12
+    assert pool_module.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4))) == 12
     assert on(settled) == 8
     assert on(replace(settled, threads_per_run=3)) == 2
-    assert launch.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
+    assert pool_module.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
 
 
 def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
@@ -192,7 +193,7 @@ def test_a_run_that_loses_every_worker_is_given_up_as_lost(pool_of):
     spec = specs[0]
     for _ in range(2):
         attempts.note(study.run_dir(spec.run_id), "begin")
-        pool._bury(launch.Death("0", "killed by SIGKILL", Path("log")), {"run_ids": [spec.run_id]}, {spec.run_id: spec})
+        pool._bury(pool_module.Death("0", "killed by SIGKILL", Path("log")), {"run_ids": [spec.run_id]}, {spec.run_id: spec})
     result = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
     assert result["outcome"] == "lost"
     assert "2 times" in result["cause"]

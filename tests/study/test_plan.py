@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.compose import compose
-from ebc_lab.study import stages
-from ebc_lab.study.arms import distinct
-from ebc_lab.study.forecast import forecast
+from ebc_lab.study import stages as stages_module
+from ebc_lab.study.inspect.forecast import forecast
 from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages.runs import distinct
 
 
 def config_of(*overrides, scale="laptop"):
@@ -192,19 +192,19 @@ def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config)
     first = {"lr_sweep": decisions["lr_sweep"]}
-    certain = stages.foreseen(config, first, [], ["lr_scale", "finals"])
+    certain = stages_module.foreseen(config, first, [], ["lr_scale", "finals"])
     assert {s.role for s in certain} == {"none", "baseline", "control"}
     needed = {s.run_id for stage in ("lr_scale", "finals") for s in STAGES_OF[stage].runs(config, decisions, {})}
     assert {s.run_id for s in certain} <= needed
     grid = STAGES_OF["lr_sweep"].runs(config, {}, {})
-    assert stages.foreseen(config, {}, grid, []) == []
+    assert stages_module.foreseen(config, {}, grid, []) == []
     results = {s.run_id: done(2 - s.run.optimizer.lr) for s in grid}
     extension = [s for s in STAGES_OF["lr_sweep"].runs(config, {}, results) if s.run_id not in results]
     assert [s.run.optimizer.lr for s in extension] == [16e-3]
-    [guess] = stages.foreseen(config, {}, extension, [])
+    [guess] = stages_module.foreseen(config, {}, extension, [])
     results[extension[0].run_id] = done(1.9)
     assert guess.run_id in {s.run_id for s in STAGES_OF["lr_sweep"].runs(config, {}, results)}
-    assert stages.foreseen(config, {}, [guess], []) == []
+    assert stages_module.foreseen(config, {}, [guess], []) == []
 
 
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
@@ -281,7 +281,7 @@ def test_the_published_recipe_to_the_letter():
 
 
 def test_a_study_with_a_controller_search_can_be_planned():
-    from ebc_lab.study.forecast import planned
+    from ebc_lab.study.inspect.forecast import planned
 
     found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
     assert found["controller_search"]["expected"]["runs"] == 5  # six candidates; `fixed` is the calibrated run itself

@@ -16,7 +16,7 @@ from drivers import CLI, struck_once, without_timing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import opened
-from ebc_lab.study.store import Study
+from ebc_lab.study.store.study import Study
 
 JUMPING = """
 import random, time

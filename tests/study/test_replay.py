@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.sealed import read_sealed, write_sealed
-from ebc_lab.study.replay import in_words, replay
+from ebc_lab.study.store.replay import in_words, replay
 
 
 def rewrite(path, change):
@@ -89,10 +89,10 @@ def test_a_replay_needs_neither_torch_nor_the_corpus_nor_the_same_torch(own_copy
     code = f"""
 import sys
 from pathlib import Path
-from ebc_lab import config
-config._torch_version = lambda: "99.0"
-from ebc_lab.study.replay import replay
-from ebc_lab.study.store import Study
+from ebc_lab.config import identity
+identity._torch_version = lambda: "99.0"
+from ebc_lab.study.store.replay import replay
+from ebc_lab.study.store.study import Study
 found = replay(Study(Path({str(own_copy[1].root)!r})))
 assert found["same"], found
 sys.exit("torch" in sys.modules)

@@ -12,11 +12,12 @@ from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 from ebc_lab.config.schema import Config
+from ebc_lab.report.conclude import concluding
 from ebc_lab.study import resolve
-from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.forecast import planned
-from ebc_lab.study.launch import slots
-from ebc_lab.study.store import Study
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.inspect.forecast import planned
+from ebc_lab.study.launch.pool import slots
+from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
 
 OPEN = ["dtype=auto", "threads_per_run=0", "compile=auto"]
@@ -40,7 +41,7 @@ def machine(monkeypatch, rates, bfloat16=1.0):
 def begun(config, monkeypatch):
     machine(monkeypatch, ONE_THREAD)
     said: list[str] = []
-    outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
+    outcome = autopilot(config, concluding(say=said.append), stages=["lr_sweep"])
     return outcome, said
 
 
@@ -62,7 +63,7 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
     machine(monkeypatch, TWO_THREADS, bfloat16=5.0)
     monkeypatch.setattr(machine_module, "cores", lambda: 64)
     monkeypatch.setattr(run_module, "Training", None)
-    again = autopilot(config, Listener(), stages=["lr_sweep"])
+    again = autopilot(config, concluding(), stages=["lr_sweep"])
     assert again.trained == 0
     assert identity(from_dict(Config, again.study.header()["config"])) == named
     assert {p: p.read_bytes() for p in outcome.study.root.rglob("*") if p.is_file()} == before
@@ -80,10 +81,10 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
 def test_a_value_given_to_a_study_that_chose_is_a_change(config, monkeypatch, change, words):
     outcome, _ = begun(config, monkeypatch)
     with pytest.raises(UserError, match=f"{words}.*--force.*lr_sweep: all 3 would be trained"):
-        autopilot(replace(config, **change), Listener())
+        autopilot(replace(config, **change), concluding())
     same = replace(config, threads_per_run=1)  # what it had chosen: a change of settings, but the runs are the same
     with pytest.raises(UserError, match=r"threads_per_run: 0 → 1.*--force.*lr_sweep: all \d+ kept"):
-        autopilot(same, Listener())
+        autopilot(same, concluding())
     forced, _ = resolve.resolve_study(same, outcome.study, lambda text: None, force=True)
     assert forced.threads_per_run == 1
     assert set(outcome.study.header()["chosen"]) == set(resolve.CHOSEN)

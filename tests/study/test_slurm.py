@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from drivers import CLI, sessions, until, without_timing
 
-from ebc_lab.study import attempts, jobs
-from ebc_lab.study.store import Study
+from ebc_lab.study.launch import queue
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
 
 pytestmark = pytest.mark.slurm
 WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=true"]
@@ -24,7 +25,7 @@ def study(tiny, tmp_path):
     made = SlurmStudy(tiny, tmp_path)
     yield made
     for session in sessions(made.study, "slurm"):
-        jobs.scancel(jobs.job_name(session))
+        queue.scancel(queue.job_name(session))
 
 
 class SlurmStudy:
@@ -45,9 +46,9 @@ class SlurmStudy:
     def call(self, *words: str) -> subprocess.CompletedProcess:
         return subprocess.run([*CLI, *words, "--output-dir", str(self.out)], capture_output=True, text=True)
 
-    def jobs(self) -> dict[str, jobs.Job]:
+    def jobs(self) -> dict[str, queue.Job]:
         [session] = sessions(self.study, "slurm")
-        return jobs.queue(jobs.job_name(session))
+        return queue.queue(queue.job_name(session))
 
     def live(self) -> list[str]:
         return [key for key, job in self.jobs().items() if job.live]

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.locks import claimed
 from ebc_lab.records.sealed import write_json, write_sealed
 from ebc_lab.study.stages import STAGES_OF
-from ebc_lab.study.store import Study, claimed
+from ebc_lab.study.store.study import Study
 
 HOLD = """
 import sys, time

@@ -1,8 +1,7 @@
 import pytest
 
-from ebc_lab.study import verdict
-from ebc_lab.study.stages import specs_of
-from ebc_lab.study.verdict import efficiency
+from ebc_lab.study.stages import finals, specs_of
+from ebc_lab.study.stages.compare_arms import efficiency
 
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
@@ -51,7 +50,7 @@ def test_the_overhead_is_judged_by_its_quartiles(finished, settled, quartiles, e
     specs, results = specs_of("finals", settled, decisions, outcome.study.results)
     [measurement] = [s.run_id for s in specs if s.kind == "overhead"]
     results[measurement] |= {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
-    found = verdict.finals(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.decide(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
     assert {x["name"]: x["verdict"] for x in found["tracks"]["adam_none"]["verdict"]}["overhead"] == expected
 
 
@@ -73,7 +72,7 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, settled
     for s in specs:
         if s.role in ("ebc_x2", "overhead"):
             results[s.run_id] = {"outcome": "failed", "cause": "x"}
-    found = verdict.finals(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.decide(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
     lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
     assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
     assert found["notes"]

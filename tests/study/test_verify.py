@@ -5,9 +5,10 @@ import shutil
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study import manifest
-from ebc_lab.study.autopilot import Listener, autopilot, report
-from ebc_lab.study.verify import verify
+from ebc_lab.report.conclude import concluding, report
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.verify import verify
 
 
 def files_of(study):
@@ -79,7 +80,7 @@ def test_a_file_that_nobody_recorded_is_named(own_copy):
     found = verify(study)
     assert [b["file"] for b in found["bad"]] == ["notes.txt", f"runs/{a_run(study)}/more.csv"]
     assert all("not in the manifest" in b["what"] for b in found["bad"])
-    report(study, Listener())
+    report(study)
     assert bad(study) == ["notes.txt", f"runs/{a_run(study)}/more.csv"]
 
 
@@ -111,11 +112,11 @@ def test_no_later_call_blesses_an_edit(own_copy):
         f"runs/{a_run(study, 25)}/log.txt",
     ]
     assert bad(study) == sorted(tampered)
-    autopilot(config, Listener())
+    autopilot(config, concluding())
     assert bad(study) == sorted(tampered)
-    report(study, Listener())
+    report(study)
     assert bad(study) == sorted(tampered)
-    assert autopilot(config, Listener(), stages=["lr_sweep"]).trained == 0
+    assert autopilot(config, concluding(), stages=["lr_sweep"]).trained == 0
     assert bad(study) == sorted(tampered)
 
 
@@ -124,11 +125,11 @@ def test_a_call_that_does_not_draw_does_not_bless_a_plot_and_report_draws_it_ane
     before = (study.root / "lr_scale.png").read_bytes()
     flip_a_byte(study.root / "lr_scale.png")
     flip_a_byte(study.root / "summary_final.csv")
-    autopilot(config, Listener(), stages=["lr_sweep"])
+    autopilot(config, concluding(), stages=["lr_sweep"])
     assert bad(study) == ["lr_scale.png", "summary_final.csv"]
-    autopilot(config, Listener())  # writes the tables, has no reason to draw
+    autopilot(config, concluding())  # writes the tables, has no reason to draw
     assert bad(study) == ["lr_scale.png"]
-    report(study, Listener())
+    report(study)
     assert bad(study) == []
     assert (study.root / "lr_scale.png").read_bytes() == before
 
@@ -141,7 +142,7 @@ def test_the_remedy_works_and_leaves_nothing_wrong(own_copy):
     shutil.rmtree(study.run_dir(run))
     assert f"runs/{run}/result.json" in bad(study)
     said: list[str] = []
-    assert autopilot(config, Listener(say=said.append)).trained == 1
+    assert autopilot(config, concluding(say=said.append)).trained == 1
     assert any("was decided, but 1 of its" in line for line in said)
     assert verify(study)["ok"]
     assert json.loads((study.run_dir(run) / "result.json").read_text())["val_loss"] == before["val_loss"]
@@ -156,16 +157,16 @@ def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
     path.write_text(json.dumps(decisions))
     assert bad(study) == ["auto_decisions.json"]
     with pytest.raises(UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): give the study's"):
-        report(study, Listener())
+        report(study)
     said: list[str] = []
-    autopilot(config, Listener(say=said.append))
+    autopilot(config, concluding(say=said.append))
     assert any("calibrate: the recorded decision does not follow" in line for line in said)
     assert path.read_bytes() == before
     assert verify(study)["ok"]
 
 
 def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, monkeypatch):
-    from ebc_lab.study import autopilot as module
+    from ebc_lab.report import conclude
 
     config, study = own_copy
     shutil.rmtree(study.run_dir(a_run(study)))
@@ -176,9 +177,9 @@ def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_conclusions", stop)
+        patch.setattr(conclude, "write_conclusions", stop)
         with pytest.raises(KeyboardInterrupt):
-            autopilot(config, Listener())
+            autopilot(config, concluding())
     states.append(verify(study))  # cut off between the runs and the manifest
     for found in states:
         assert found["ok"], found["bad"]
@@ -186,7 +187,7 @@ def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, mo
         assert found["unrecorded"] > 0
     flip_a_byte(study.run_dir(a_run(study, 25)) / "steps.csv")
     assert bad(study) == [f"runs/{a_run(study, 25)}/steps.csv"]  # what is recorded is checked all the same
-    autopilot(config, Listener())
+    autopilot(config, concluding())
     found = verify(study)
     assert not found["under_way"]
     assert [b["file"] for b in found["bad"]] == [f"runs/{a_run(study, 25)}/steps.csv"]
@@ -199,7 +200,7 @@ def test_a_study_that_has_not_come_to_its_end_may_hold_what_is_not_recorded_yet(
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
     manifest.strike(study.root, "auto_decisions.json", runs=[a_run(study, 25)])
-    report(study, Listener())
+    report(study)
     assert verify(study)["ok"]
     manifest.strike(study.root, runs=[a_run(study, 25)])
     found = verify(study)
@@ -234,9 +235,9 @@ def test_a_manifest_that_cannot_be_trusted_is_said_at_once(own_copy, damage, wor
         verify(study)
     if (study.root / "manifest.json").exists():
         with pytest.raises(UserError, match=words):
-            autopilot(config, Listener())
+            autopilot(config, concluding())
         (study.root / "manifest.json").unlink()
-    report(study, Listener())  # the remedy that the error names
+    report(study)  # the remedy that the error names
     assert verify(study)["ok"]
 
 

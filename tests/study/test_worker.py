@@ -12,12 +12,15 @@ from drivers import CLI, sessions, struck_once, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.study import attempts, launch, resolve, slurm
-from ebc_lab.study.inspect import status
-from ebc_lab.study.local import LocalPool
+from ebc_lab.study import resolve
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.launch import on_node
+from ebc_lab.study.launch import pool as pool_module
+from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages import STAGES_OF
-from ebc_lab.study.store import Study
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
 from ebc_lab.training.outcome import run_and_record
 
 
@@ -196,7 +199,9 @@ def test_only_the_run_that_took_too_long_is_charged(packed):
     late, other = (s.run_id for s in specs)
     pool = packed.pool(max_lost=0)
     pool.killed["0"] = ("longer than allowed", [late])
-    pool._bury(launch.Death("0", "killed", Path("log")), {"run_ids": [late, other], "ran": 2}, {s.run_id: s for s in specs})
+    pool._bury(
+        pool_module.Death("0", "killed", Path("log")), {"run_ids": [late, other], "ran": 2}, {s.run_id: s for s in specs}
+    )
     assert packed.study.result(late)["outcome"] == "lost"
     assert packed.study.result(other) is None
     assert (pool.lost, pool.alone) == ({late: 1}, set())
@@ -209,7 +214,7 @@ def test_a_run_that_broke_the_device_itself_is_the_only_one_to_blame(packed):
     (packed.study.run_dir(guilty) / "result.json").write_text("{}")
     pool = packed.pool(max_lost=0)
     note = {"run_ids": [guilty, other], "ran": 2, "guilty": [guilty], "cause": "device-side assert"}
-    pool._bury(launch.Death("0", "exit code 75", Path("log")), note, {s.run_id: s for s in specs})
+    pool._bury(pool_module.Death("0", "exit code 75", Path("log")), note, {s.run_id: s for s in specs})
     assert (pool.lost, pool.alone) == ({}, set())
     assert [e["event"] for e in packed.events(specs[1])] == ["lost"]
     assert not (packed.study.run_dir(other) / "result.json").exists()
@@ -255,7 +260,7 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
 def test_on_slurm_it_is_measured_on_a_node_and_not_again(settled, tmp_path, monkeypatch):
     asked, said = [], []
     found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}}
-    monkeypatch.setattr(slurm, "_on_node", lambda what, *_: (asked.append(what), found)[1])
+    monkeypatch.setattr(on_node, "_on_node", lambda what, *_: (asked.append(what), found)[1])
     on = replace(settled, device="cuda", launcher=replace(settled.launcher, name="slurm", slots=4))
     assert [resolve._runs_per_worker(on, Study(tmp_path / "s"), said.append) for _ in range(2)] == [2, 2]
     assert asked == ["packing"]

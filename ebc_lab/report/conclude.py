@@ -1,0 +1,77 @@
+"""Everything that a study leaves behind at its end: tables, pictures, verdict, page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import write_json
+from ebc_lab.study.autopilot import Listener, Say
+from ebc_lab.study.stages import specs_of, verdict
+from ebc_lab.study.stages.rules import Decision
+from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
+
+
+def concluding(**calls: Any) -> Listener:
+    """A listener that writes tables as stages are decided, and everything else at the end; `calls` are its other fields."""
+    return Listener(tabulate=write_table, conclude=write_conclusions, **calls)
+
+
+def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
+    from . import tables
+
+    manifest.strike(study.root, tables.summary_path(study.root, stage).name)
+    tables.write_summary(study.root, stage, specs, results)
+
+
+def write_conclusions(config: Config, study: Study, decisions: dict[str, Decision], say: Say) -> dict[str, Any] | None:
+    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
+    from . import page, papers, plots, tables
+
+    header = study.header()  # not the corpus itself, which need not be here any more
+    about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
+    accepted = None
+    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json", "*.md", "*.tex")
+    if "finals" in decisions:
+        accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
+        write_json(study.root / "acceptance.json", accepted)
+    if "ablation" in decisions:
+        tables.write_ablation(study.root, decisions["ablation"])
+    write_json(study.root / "results_final.json", {**about, **decisions[config.study.stages[-1]]})
+    papers.write(study.root, config, about, decisions, accepted, study.result)
+    stamp = study.root / ".plotted"
+    inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
+    if not stamp.exists() or stamp.read_text() != inputs:
+        say("drawing the plots …")
+        manifest.strike(study.root, "*.png", "*.svg", "figures.json")
+        plots.draw_study(study.root)
+        stamp.write_text(inputs)
+    page.write_page(study.root)
+    return accepted
+
+
+def report(study: Study, say: Say = lambda text: None) -> None:
+    """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    from .page import write_page
+
+    config: Config = from_dict(Config, study.header()["config"])
+    decisions = study.true_decisions()
+    if not decisions:
+        raise UserError(f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands.")
+    with study.held():
+        manifest.begin(study.root)
+        (study.root / ".plotted").unlink(missing_ok=True)
+        for stage in decisions:
+            specs, results = specs_of(stage, config, decisions, study.results)
+            write_table(study, stage, specs, results)
+        if config.study.stages[-1] in decisions:
+            write_conclusions(config, study, decisions, say)
+        else:
+            write_page(study.root)
+        manifest.complete(study.root)

@@ -1,0 +1,95 @@
+"""How long runs take, learned from those that are finished: seconds of wall time a unit of `RunSpec.cost`.
+
+Runs that shared a machine took longer than each alone would have; that is what their followers will meet as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import hardware
+from ebc_lab.config.schema import Config
+
+from ..stages.spec import RunSpec, cost_of
+from ..store.study import FINISHED, Record, Study
+
+ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
+SIBLINGS = 3  # other studies that are asked at most, the newest first
+# settings that a step's time hangs on
+SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a unit of cost, over all and by (optimizer, stabilizer). `source`: what it was learned from, in words."""
+
+    overall: float
+    of_kind: Mapping[tuple[str, str], float]
+    source: str
+
+    def seconds(self, spec: RunSpec) -> float:
+        """What a run will take from its first step to its result."""
+        kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
+        return self.of_kind.get(kind, self.overall) * spec.cost
+
+
+def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
+    """The pace of the finished training runs; None while there is none."""
+    timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for spec, result in ((r.spec, r.result) for r in records):
+        if spec is None or result is None or spec["kind"] != "train" or result["outcome"] not in FINISHED:
+            continue
+        run = spec["config"]
+        kind = (run["optimizer"]["name"], run["stabilizer"]["name"])
+        cost = cost_of(result["steps"], run["batch_size"] * run["model"]["context"], *kind)
+        if cost and result.get("wall_s"):
+            timed.setdefault(kind, []).append((result["wall_s"], cost))
+    if not timed:
+        return None
+    every = [pair for pairs in timed.values() for pair in pairs]
+    return Pace(
+        _ratio(every),
+        {kind: _ratio(pairs) for kind, pairs in timed.items() if len(pairs) >= ENOUGH},
+        f"{len(every)} finished run(s) of {source}",
+    )
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(s for s, _ in pairs) / sum(c for _, c in pairs)
+
+
+def of_siblings(config: Config, study: Study) -> Pace | None:
+    """The pace of the newest other studies beside this one that had the same shape on the same machine."""
+    found: list[Record] = []
+    names = []
+    host, shape = hardware()["host"], _shape(to_dict(run_part(config)))
+    headers = [p for p in study.root.parent.glob("*/study.json") if p.parent != study.root]
+    for path in sorted(headers, key=_written, reverse=True):
+        other = Study(Path(path.parent))
+        try:
+            header = other.header()
+            same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
+        except (UserError, KeyError, OSError):
+            continue  # a damaged study says nothing, and is not the one asked about
+        if same and learned(records := other.records()):
+            found += records
+            names.append(other.name)
+        if len(names) == SIBLINGS:
+            break
+    return learned(found, f"{', '.join(names)}, of the same shape on this machine")
+
+
+def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: config[k] for k in SHAPE}
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,168 @@
+"""Questions about a study, answered from its files alone: where it stands, and why it decided."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.sealed import read_json
+
+from ..guards import cause_class
+from ..launch import queue as queue_module
+from ..launch.pool import at_a_time
+from ..stages.rules import fault
+from ..store import reuse
+from ..store.reuse import ResultsOf, seen_from
+from ..store.study import FINISHED, Record, Study
+from . import pace
+from .forecast import forecast
+from .reproduce import reproduce
+from .why import headline
+
+# -- status ---------------------------------------------------------------------------------------------------------------
+
+
+def status(study: Study) -> dict[str, Any]:
+    """Where a study stands. Raises UserError when there is none, or its study.json cannot be read at all.
+
+    `state` is `running` (somebody holds it), `finished`, `finished_with_failures`, `stale` (decided, but a decision no longer
+    follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing trained yet). `problems` names damaged
+    files. A stage is `decided`, `stale`, `open` or `waiting`; `would_train` counts the runs that the same command would train
+    again for a stale one, None where that hangs on how an earlier stage decides.
+    """
+    problems: list[str] = []
+    try:
+        header = study.header()
+    except UserError as error:
+        header = study.header(checked=False)
+        if not isinstance(header.get("config"), dict) or "corpus" not in header:
+            raise
+        problems.append(str(error))
+    config: Config = from_dict(Config, header["config"])
+    try:
+        decisions = study.decisions()
+    except UserError as error:
+        decisions = {}
+        problems.append(str(error))
+    holder = study.holder()
+    queue, silent = _queue(study, config.launcher.queue_every_s)
+    records = study.records()
+    problems += [*silent, *(r.problem for r in records if r.problem)]
+    runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
+    failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    sound = [s for s, d in decisions.items() if not fault(d)]  # the others may lack anything
+    with seen_from(study, header):
+        because = reuse.stale(config, header, decisions, records)
+    known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
+    looks = {look.stage: look.missing for look in reuse.outlook(config, known)} if because else {}
+    stages = []
+    for stage in config.study.stages:
+        own = [r for r in runs if r["stage"] == stage]
+        outcomes: dict[str, int] = {}
+        for r in own:
+            outcomes[r["outcome"] or "open"] = outcomes.get(r["outcome"] or "open", 0) + 1
+        state = "stale" if stage in because else "decided" if stage in decisions else "open" if own else "waiting"
+        stages.append(
+            {
+                "stage": stage,
+                "state": state,
+                "runs": len(own),
+                "outcomes": outcomes,
+                "decided": headline(stage, decisions[stage]) if stage in sound else [],
+                "stale_because": because.get(stage),
+                "would_train": looks[stage] if stage in because else None,
+            }
+        )
+    if holder is not None:
+        state = "running"
+    elif because:
+        state = "stale"
+    elif config.study.stages[-1] in decisions:
+        state = "finished_with_failures" if failures else "finished"
+    else:
+        state = "interrupted" if runs else "empty"
+    if state.startswith("finished"):
+        eta: float | None = 0.0
+    else:
+        eta = _eta(config, records, runs, known) if state != "stale" else None  # it hangs on what is decided again
+    return {
+        "study": study.name,
+        "root": str(study.root),
+        "state": state,
+        "holder": holder,
+        "scale": config.scale,
+        "corpus": header["corpus"],
+        "stages": stages,
+        "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None or queue else [],
+        "queue": queue,
+        "eta_s": eta,
+        "failures": failures,
+        "problems": problems,
+    }
+
+
+def run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A planned run in a few words: what it is, and what became of it."""
+    return {
+        "run_id": run_id,
+        "stage": spec["stage"],
+        "arm": spec["arm"],
+        "seed": spec["config"]["seed"],
+        "steps": spec["config"]["steps"],
+        "outcome": result["outcome"] if result else None,
+        "cause": result.get("cause") if result else None,
+        "wall_s": result.get("wall_s") if result else None,
+        "progress": None if result else study.progress(run_id),
+    }
+
+
+def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failed runs grouped by cause, with one command that does the first of them again."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for r in failed:
+        groups.setdefault(cause_class(r["outcome"], r["cause"]), []).append(r)
+    return [
+        {
+            "outcome": alike[0]["outcome"],
+            "cause": alike[0]["cause"] or "",
+            "runs": [r["run_id"] for r in alike],
+            "log": str(study.run_dir(alike[0]["run_id"]) / "log.txt"),
+            "command": _again(study, config, alike[0]["run_id"]),
+        }
+        for alike in groups.values()
+    ]
+
+
+def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
+    """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. And problems."""
+    try:
+        session = queue_module.session_of(study)
+        known = queue_module.looked_up(session, every_s) if session else {}
+    except (UserError, queue_module.QueueSilent) as error:
+        return {}, [str(error)]
+    return dict(Counter(job.state for job in known.values() if job.live)), []
+
+
+def _again(study: Study, config: Config, run_id: str) -> str | None:
+    """The command for one failed run as its spec describes it; None for a measurement of time."""
+    spec = read_json(study.run_dir(run_id) / "spec.json")
+    run = from_dict(RunConfig, spec["config"])
+    if run.lr_schedule.source:  # beside this run in the study, and nowhere near a new one
+        run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
+    return reproduce(config, run) if spec["kind"] == "train" else None
+
+
+def _eta(config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf) -> float | None:
+    """Seconds left, at the pace of the finished runs, for the runs to be expected; None where nothing is known."""
+    rate = pace.learned(records)
+    if rate is None:
+        return None
+    expected = [s for specs in forecast(config, ("expected",), known)["expected"].values() for s in specs if s.kind == "train"]
+    done = known(expected)
+    part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
+    left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)
+    return float(left / at_a_time(config))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ebc_lab.config.checks import need_gpu
+from ebc_lab.config.machine import visible_gpus
+from ebc_lab.config.schema import Config
+
+from ..store.study import Study
+from .inline import InlinePool
+from .pool import Say, WorkerPool, slots
+
+Pool = InlinePool | WorkerPool
+
+
+@contextmanager
+def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
+    """The pool that `config.launcher` asks for; on the way out closed, or left to its own if the driver was interrupted."""
+    pool: Pool
+    if config.device == "cuda" and config.launcher.name != "slurm":
+        need_gpu()  # a study that was begun on one may be carried on without
+    if config.launcher.name == "inline":
+        pool = InlinePool(config, study)
+    elif config.launcher.name == "slurm":
+        from .slurm import SlurmPool
+
+        pool = SlurmPool(config, study, slots(config), say)
+    else:
+        from .local import LocalPool
+
+        pool = LocalPool(config, study, visible_gpus() if config.device == "cuda" else [], slots(config), say)
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        pool.leave()
+        raise
+    except BaseException:
+        pool.close()
+        raise
+    pool.close()

@@ -1,0 +1,81 @@
+"""The command and the environment that a worker process is started with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import write_json
+
+WORKER_NICENESS = 5
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's
+
+
+class WorkerCommand:
+    """What submitit runs: one worker as a subprocess of its own, in an environment of its own."""
+
+    def __init__(self, session: str, worker: str | None, env: Mapping[str, str]):
+        self.session, self.worker, self.env = session, worker, dict(env)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process": None}
+
+    def __call__(self) -> int:
+        import submitit
+
+        local = self.worker is not None
+        name = self.worker or submitit.JobEnvironment().job_id
+        drop = SCRUBBED if local else ("SUBMITIT_",)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
+        command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name]
+        # here: a process group of its own, so that Ctrl-C reaches the driver, whose freed lock lets the worker end with a
+        # checkpoint. In a Slurm job: the job's own, so that Slurm finds it
+        prepare = _step_back if local else _deaf_to_usr2
+        self.process = subprocess.Popen(
+            command, env={**inherited, **self.env}, start_new_session=local, preexec_fn=prepare, stdin=subprocess.DEVNULL
+        )
+        write_json(Path(self.session) / f"process-{name}.json", {"pid": self.process.pid}, durable=False)
+        if local:
+            for sig in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(sig, lambda number, _: self._tell(number))
+        code = self.process.wait()
+        write_json(Path(self.session) / f"exit-{name}.json", {"code": code}, durable=False)
+        if code and not local:
+            raise RuntimeError(f"the worker ended with exit code {code}")  # so that Slurm counts the job as failed
+        return code
+
+    def _tell(self, number: int) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def checkpoint(self) -> Any:
+        """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the job."""
+        import submitit
+
+        if self.process is not None:
+            self._tell(signal.SIGINT)
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` above holds Popen's own lock
+        return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
+
+
+def _step_back() -> None:
+    """A lower priority: whoever asks for `status` meanwhile does not wait in line."""
+    os.nice(WORKER_NICENESS)
+
+
+def _deaf_to_usr2() -> None:
+    """Slurm sends its warning to every process of the job, and the default answer to it is to die."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def worker_env(config: Config) -> dict[str, str]:
+    """What every worker's environment says, wherever it runs."""
+    threads = str(config.threads_per_run)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,58 @@
+"""launcher=inline: runs one after the other in the calling process, for debuggers."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Sequence
+
+from ebc_lab.config.schema import Config
+
+from ..stages.spec import RunSpec
+from ..store.study import Study
+from .pool import CheckIn, WorkersFailed
+
+
+class InlinePool:
+    """Trains in this process: for debuggers, and for `launcher=inline`."""
+
+    def __init__(self, config: Config, study: Study):
+        self.config, self.study = config, study
+        self.at_a_time = 1
+
+    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
+        from ebc_lab.training.outcome import DeviceFailed
+        from ebc_lab.training.run import Interrupted
+
+        from .worker import POLL_S, execute
+
+        asked: list[int] = []
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        previous = {s: signal.signal(s, lambda number, _: asked.append(number)) for s in signals}
+        try:
+            for spec in sorted(specs, key=lambda s: -s.cost):
+                every = self.config.launcher.checkpoint_every_s
+                directory = self.study.run_dir(spec.run_id)
+                check_in([], [])
+                try:
+                    while not (directory / "result.json").exists():
+                        done = execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
+                        if not done:  # a worker of a driver that has died still holds it
+                            if asked:
+                                raise KeyboardInterrupt
+                            check_in([], [])
+                            time.sleep(POLL_S)
+                except Interrupted:
+                    raise KeyboardInterrupt from None
+                except DeviceFailed as error:
+                    raise WorkersFailed(f"the GPU is gone ({error}); the same command carries on from here.") from None
+                check_in([spec.run_id], [])
+        finally:
+            for sig, handler in previous.items():
+                signal.signal(sig, handler)
+
+    def close(self) -> None:
+        return
+
+    def leave(self) -> None:
+        return

@@ -1,0 +1,94 @@
+"""Workers on this machine: one process a slot, each on its own GPU or core group, started and watched through submitit.
+
+submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are ours to set. A worker ends
+when its driver's lock is free, however the driver went.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import read_json
+
+from ..store.study import Study
+from .command import WorkerCommand, worker_env
+from .pool import Death, Say, WorkerPool, habits
+from .session import Session, exit_cause
+
+CLOSE_S = 15.0  # for a checkpoint, before workers are killed
+
+
+class LocalPool(WorkerPool):
+    """One worker process a slot."""
+
+    def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
+        session = Session.begin(study, "local", bound=True, idle_s=None, **habits(config))
+        super().__init__(config, study, session, slots, say)
+        self.gpus = list(gpus)
+        self.lock = FileLock(session.lock_path, fallback_to_soft=False)
+        self.lock.acquire(timeout=0)
+        self.jobs: dict[int, Any] = {}
+
+    def _staff(self, wanted: int) -> None:
+        usable = [slot for slot in range(self.slots) if f"slot {slot}" not in self.avoided]
+        for slot in usable[:wanted]:
+            if slot not in self.jobs:
+                self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        import submitit
+
+        executor = submitit.LocalExecutor(folder=self.session.root / "submitit")
+        executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
+        env = worker_env(self.config)
+        if self.gpus:
+            env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+        self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
+
+    def _at_work(self) -> list[str]:
+        return [str(slot) for slot in self.jobs]
+
+    def _deaths(self) -> list[Death]:
+        gone = [slot for slot, job in self.jobs.items() if job.done()]
+        deaths = []
+        for slot in gone:
+            job, cause = self.jobs.pop(slot), exit_cause(self.session, str(slot))
+            if not cause:  # what had started it was killed: the worker itself may live on
+                self._kill(str(slot))
+            deaths.append(Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout)))
+            for left in ("exit", "process"):
+                (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
+        return deaths
+
+    def _kill(self, worker: str) -> None:
+        """Kill a worker that does not answer, with whatever it started."""
+        try:
+            os.killpg(int(read_json(self.session.root / f"process-{worker}.json")["pid"]), signal.SIGKILL)
+        except (OSError, UserError):
+            return
+
+    def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
+        return f"slot {worker}"
+
+    def close(self) -> None:
+        self.session.publish([], closed=True, stop=True)
+        self.lock.release()
+        deadline = time.monotonic() + CLOSE_S
+        while any(not job.done() for job in self.jobs.values()) and time.monotonic() < deadline:
+            time.sleep(self.poll_s)
+        for slot, job in self.jobs.items():
+            if not job.done():
+                self._kill(str(slot))
+                job.cancel()
+
+    def leave(self) -> None:
+        self.close()

@@ -1,0 +1,114 @@
+"""Where a driver and its workers meet: a private folder outside the study, read and written as JSON.
+
+`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, `worker-<name>.json`
+which of them each worker is on. The folder lies in the user's state directory with mode 0700, because submitit keeps pickles
+beside; results never travel through it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_json, write_json
+
+from ..store.study import Study
+
+
+def state_dir(study: Study, launcher: str) -> Path:
+    """A private folder for this study's launcher, outside the study. Raises UserError where it cannot be made."""
+    from platformdirs import user_state_path
+
+    name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
+    path = user_state_path("ebc-lab") / launcher / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for level in (path, path.parent, path.parent.parent):
+            level.chmod(0o700)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own.") from None
+    return path
+
+
+class Session:
+    """One folder of this kind."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.lock_path = root / "driver.lock"
+
+    @classmethod
+    def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
+        """A new one, in place of any that an earlier driver left behind."""
+        state = state_dir(study, launcher)
+        for old in state.glob("session-*"):  # a worker that is still in one takes its vanished lock for a free one
+            shutil.rmtree(old, ignore_errors=True)
+        session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
+        write_json(session.root / "session.json", {"study": str(study.root.resolve()), **about})
+        session.publish([])
+        return session
+
+    def about(self) -> dict[str, Any]:
+        return dict(read_json(self.root / "session.json"))
+
+    # -- the driver's side ---------------------------------------------------------------------------------------------
+
+    def publish(
+        self,
+        runs: Sequence[str],
+        *,
+        alone: Sequence[str] = (),
+        slots: int = 1,
+        closed: bool = False,
+        stop: bool = False,
+    ) -> None:
+        """What is to be trained, by `slots` workers. `alone`: runs of these that may share no worker; `closed`: no more will
+        come; `stop`: leave what you are on, with a checkpoint."""
+        about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
+        write_json(self.root / "tasks.json", about, durable=False)
+
+    def notes(self) -> dict[str, dict[str, Any]]:
+        """Worker -> what it last said: `run_ids` (the runs it is on), `ran` (how many it has begun, these included) …"""
+        out = {}
+        for path in self.root.glob("worker-*.json"):
+            try:
+                out[path.stem.removeprefix("worker-")] = dict(read_json(path))
+            except (OSError, UserError):  # being replaced; on NFS also stale for a moment
+                continue
+        return out
+
+    def forget(self, worker: str) -> None:
+        (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
+
+    # -- a worker's side -----------------------------------------------------------------------------------------------
+
+    def tasks(self) -> dict[str, Any] | None:
+        """None while it cannot be read: gone, or on NFS stale for a moment."""
+        try:
+            return dict(read_json(self.root / "tasks.json"))
+        except (OSError, UserError):
+            return None
+
+    def note(self, worker: str, **about: Any) -> None:
+        write_json(self.root / f"worker-{worker}.json", about, durable=False)
+
+
+def exit_cause(session: Session, worker: str) -> str:
+    """How a worker process ended, in words; empty when nobody was there to say."""
+    try:
+        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
+    except (OSError, UserError):
+        return ""
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")

@@ -1,0 +1,78 @@
+"""Submission of array jobs through submitit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config, LauncherConfig
+
+from .command import SCRUBBED
+
+REFUSALS = 5  # submissions in a row that Slurm refuses, after it has taken one, before the study stops
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where the cluster is and who we are, not whose job this is
+NEVER = 10**6  # requeues after time-outs before submitit gives a job up
+GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
+
+
+def submitted(
+    config: Config, folder: Path, name: str, commands: Sequence[Callable[[], Any]], *, avoid: Sequence[str] = ()
+) -> list[Any]:
+    """Submit one job, or an array of them. -> submitit's jobs. Raises UserError with what sbatch said."""
+    import submitit
+
+    errors = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError, RuntimeError)
+    try:
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
+        executor.update_parameters(**_sbatch(config, name, len(commands), avoid))
+        with _own_environment(), executor.batch():
+            return [executor.submit(command) for command in commands]
+    except (*errors, OSError, subprocess.SubprocessError) as error:
+        said = str(error).splitlines() or ["sbatch fails without a word"]
+        lines = [x.strip() for x in said if "error" in x.lower()] or said[-1:]
+        raise UserError(f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
+
+
+def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
+    """The options of one submission, in submitit's names; what the user gives in `launcher.sbatch` takes the place of ours."""
+    asked: LauncherConfig = config.launcher
+    own = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
+    gpus = asked.gpus_per_node if asked.gpus_per_node is not None else int(config.device == "cuda")
+    options = {
+        "job_name": name,
+        "time": asked.timeout_min,
+        "signal_delay_s": asked.signal_delay_s,
+        "nodes": 1,
+        "ntasks_per_node": 1,
+        "cpus_per_task": asked.cpus_per_task or config.threads_per_run,
+        "gpus_per_node": None if any(k in own for k in GPUS) else gpus or None,
+        "mem": f"{round(1024 * asked.mem_gb)}M" if asked.mem_gb else None,
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "constraint": asked.constraint,
+        "setup": asked.setup or None,
+        "srun_args": asked.srun_args or None,
+        "exclude": ",".join(avoid) or None,
+        "stderr_to_stdout": True,
+        "array_parallelism": count,
+        "additional_parameters": {"requeue": True, **own},
+    }
+    return {**{k: v for k, v in options.items() if v is not None}, "wckey": None}
+
+
+@contextmanager
+def _own_environment() -> Iterator[None]:
+    """Without what an enclosing job or MPI has set: sbatch would take it for wishes, and pass it on to the workers."""
+    taken = {k: v for k, v in os.environ.items() if k.startswith(SCRUBBED) and k not in KEPT}
+    for key in taken:
+        del os.environ[key]
+    try:
+        yield
+    finally:
+        os.environ.update(taken)

@@ -1,0 +1,109 @@
+"""Which runs a stage needs, given what is known so far. Pure functions: nothing is read, run or written here.
+
+A stage's list grows as its results come in (an edge extends a grid, a bracket is bisected) and as earlier stages decide, so
+the same functions serve the first call, a resumed study, idle workers, and the forecast of how many runs there will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from ebc_lab.config.schema import Config, RunConfig
+
+from . import compare_arms, rules
+from .compare_arms import claims, compare, efficiency, looks
+from .rules import Decision, Results
+from .runs import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
+from .spec import RunSpec, arm_name, round3
+from .statistics import CONFIDENCE
+from .verdict import verdict_lines
+
+OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
+
+
+def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one paired
+    measurement of EBC's overhead at this shape.
+    """
+    seeds = list(config.seeds)
+    while True:
+        specs = _finals(config, decisions, seeds)
+        if "lr_scale" not in decisions or len(compare_arms.looks(config)) == 1:
+            return specs
+        if waiting([s for s in specs if s.kind == "train"], results):
+            return specs
+        more = compare_arms.next_seeds(config, specs, results, decisions)
+        if not more:
+            return specs
+        seeds += more
+
+
+def _finals(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int]) -> list[RunSpec]:
+    specs: list[RunSpec] = []
+    for name in tracks_of(decisions, "finals"):
+        for seed in seeds:
+            specs += [spec_of("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)]
+        twice = [s.run for s in specs if s.role == "ebc_x2" and s.track == name]
+        if "lr_scale" in decisions:
+            shape = replace(twice[0], steps=OVERHEAD_STEPS)
+            specs.append(RunSpec("finals", "overhead", arm_name(shape, 2.0), 2.0, shape, "overhead"))
+    return specs
+
+
+def final_arms(
+    config: Config, decisions: Mapping[str, Decision], name: str, seed: int
+) -> Iterator[tuple[str, RunConfig, float]]:
+    """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the same run."""
+    track = decisions["lr_sweep"]["tracks"][name]
+
+    def plain(s: float) -> RunConfig:
+        return replace(plain_run(config, track, config.finals.steps, seed, s), evaluate=["val", "test"])
+
+    chosen = searched(decisions, name)
+    control = track["control"]["lr_scale"]
+    yield "baseline", plain(1.0), 1.0
+    yield "control", with_decay(config, plain(control)), control
+    if "calibrate" not in decisions:
+        return
+    budget, delta = (decisions["calibrate"]["tracks"][name][k] for k in ("budget", "delta_star"))
+    yield "ebc_x2", with_ebc(plain(2.0), track, budget, delta, **chosen), 2.0
+    if "lr_scale" not in decisions:
+        return
+    scale = decisions["lr_scale"]["tracks"][name]["lr_scale"]
+    falling = with_ebc(plain(2 * scale), track, budget, round3(2 * delta), "linear", **chosen)
+    yield "ebc_chosen", with_ebc(plain(scale), track, budget, delta, **chosen), scale
+    yield "none_chosen", plain(scale), scale
+    yield "ebc_lindelta", falling, 2 * scale
+    yield "ebc_lindelta_lrdecay", with_decay(config, falling), 2 * scale
+
+
+def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
+    tracks = compare(config, specs, results, earlier)
+    notes: list[str] = []
+    for name, track in tracks.items():
+        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == name), {})
+        tokens = config.batch_size * config.model.context
+        track |= {
+            "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
+            "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
+            "overhead_pct": overhead.get("overhead_pct"),
+            "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens),
+            "verdict": verdict_lines(config, track, results, overhead),
+        }
+        if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
+            notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
+    at = looks(config)
+    rule = (
+        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is picked from several; "
+        f"no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau and overhead on EBC ×2"
+    )
+    sequential = None
+    if len(at) > 1:
+        seeds = len({s.run.seed for s in specs if s.kind == "train"})
+        undecided = any("undecided" in claims(track) for track in tracks.values())
+        stopped = f"still undecided at {seeds} seeds, the most allowed" if undecided else "both comparisons are decided"
+        sequential = {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
+        rule += f"; looked at after {', '.join(map(str, at))} seeds, the error shared out over the looks"
+    return rules.sealed("finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes)

@@ -1,0 +1,101 @@
+"""How a run is put together: a track's plain run at a multiple of its best learning rate, with EBC, with a decaying rate.
+
+Pure functions of the configuration and of the decisions so far; the stages say which of these runs they want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.choices import changed, optimizer_defaults
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
+
+from .rules import Decision, Results
+from .spec import RunSpec, arm_name, round3
+
+
+def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
+    """A track's plain run at a multiple of its best learning rate."""
+    base = run_part(config)
+    return replace(
+        base,
+        seed=seed,
+        steps=steps,
+        evaluate=["val"],
+        optimizer=track_optimizer(config, track["optimizer"], track["lr"] * scale),
+        projection=replace(base.projection, name=track["projection"]),
+        stabilizer=replace(base.stabilizer, name="none"),
+        lr_schedule=replace(base.lr_schedule, name="constant"),
+    )
+
+
+def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
+    """The optimizer's settings from its own group file, or the study's where it names the same one; at `lr`."""
+    own = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
+    return replace(own, lr=float(f"{lr:.6g}"))
+
+
+def with_ebc(
+    run: RunConfig, track: Mapping[str, Any], budget: str, delta: float, schedule: str = "constant", **settings: Any
+) -> RunConfig:
+    """The run with EBC; `settings` are what a controller search chose. Completes what depends on the baseline."""
+    run = replace(
+        run,
+        stabilizer=replace(run.stabilizer, name="ebc"),
+        budget=replace(run.budget, name=budget, target_kl=delta, schedule=schedule),
+    )
+    return completed(changed(run, settings), track)
+
+
+def with_target(run: RunConfig, delta: float) -> RunConfig:
+    """The run at delta* = `delta`, or the least that its budget can hold in its precision, to three digits."""
+    least = least_target_kl(run)
+    return replace(run, budget=replace(run.budget, target_kl=round3(delta) if round3(delta) >= least else least))
+
+
+def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
+    """The gain of `energy` from the baseline where it is open, a delta* that can be held, and no guard without a bound."""
+    if run.stabilizer.name == "ebc":
+        run = with_target(run, run.budget.target_kl)
+    if run.budget.name != "surrogate":
+        run = replace(run, budget=replace(run.budget, guard="none"))
+    energy = run.stabilizer.name == "ebc" and resolve_controller(run).controller.name == "energy"
+    descent = track.get("descent_median") or 0.0
+    if energy and run.controller.a is None and descent > 0:  # else the run itself says that the gain is missing
+        run = replace(run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / descent:.4g}")))
+    return run
+
+
+def with_decay(config: Config, run: RunConfig) -> RunConfig:
+    """The fair control's schedule: a short warm-up, then linearly down to 0."""
+    return replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=config.lr_sweep.control_warmup))
+
+
+def spec_of(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:
+    return RunSpec(stage, role, arm_name(run, scale, note), scale, run)
+
+
+def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
+    """The tracks that the latest decision before `stage` left; none before the first."""
+    made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
+    return list(decisions[made[-1]]["tracks"]) if made else []
+
+
+def searched(decisions: Mapping[str, Decision], track: str) -> dict[str, Any]:
+    """The settings that the controller search chose for a track; none where there was no search."""
+    found = decisions.get("controller_search")
+    return dict(found["tracks"][track]["settings"]) if found else {}
+
+
+def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
+    return any(s.run_id not in results for s in specs)
+
+
+def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """One spec a run, the first that asked for it."""
+    return list({s.run_id: s for s in reversed(specs)}.values())[::-1]

@@ -1,0 +1,49 @@
+"""A study by name, folder or bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+
+from .bundle import is_bundle, unpack, verify
+from .study import Study
+from .verify import verify as verify_study
+
+
+def find(name: str | None, output_dir: str) -> Study:
+    """A study by name or path, or a bundle of one; without a name, the newest in `output_dir`. Raises UserError."""
+    from .bundle import Bundled, is_bundle
+
+    base = Path(output_dir).expanduser()
+    if name:
+        path = Path(name).expanduser()
+        if is_bundle(path):
+            return Bundled(path)
+        inside = path.parent == Path(".")
+        return Study(base / name) if inside and not (path / "study.json").exists() else Study(path)
+    headers = sorted(base.glob("*/study.json"), key=lambda p: p.stat().st_mtime)
+    if not headers:
+        raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
+    return Study(headers[-1].parent)
+
+
+def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:
+    """The study that `report` works in: a bundle is unpacked for it, into `output`, or beside it. Raises UserError."""
+    path = Path(name or "").expanduser()
+    if is_bundle(path):
+        return unpack(path, output.expanduser() if output else path.with_suffix(""))
+    if output:
+        raise UserError("--output is for bundles: a study's tables and pictures are rebuilt in its own folder.")
+    return find(name, output_dir)
+
+
+def verify_named(name: str | None, output_dir: str, sha256: str | None) -> dict[str, Any]:
+    """`verify` of a bundle or of a study, by name. Raises UserError."""
+    path = Path(name or "").expanduser()
+    if is_bundle(path):
+        return verify(path, sha256)
+    if sha256:
+        raise UserError("--sha256 is a bundle's: the files of a study have theirs in its manifest.json.")
+    return verify_study(find(name, output_dir))

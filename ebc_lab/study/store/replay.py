@@ -1,0 +1,94 @@
+"""Do the recorded decisions follow from the results on disk? Each is made again, as the autopilot makes it, and compared whole.
+
+Reads, never writes; needs neither the corpus nor torch. Runs are named as under the torch that the study was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config
+from ebc_lab.records.sealed import as_read
+
+from ..stages import STAGES_OF, specs_of
+from ..stages.rules import Decision, Undecidable
+from ..stages.runs import distinct
+from ..stages.spec import as_recorded
+from .reuse import some
+from .study import Study
+
+SHOWN = 60  # characters of a value that is itself a list or a mapping
+
+
+def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
+    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem` where it could not be made again.
+
+    Of one stage or of all that are decided. Raises UserError when there is no such decision.
+    """
+    header, recorded = study.header(), study.decisions()
+    config: Config = from_dict(Config, header["config"])
+    asked = [stage] if stage else [s for s in config.study.stages if s in recorded]
+    if not asked or any(s not in recorded for s in asked):
+        raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
+    last = config.study.stages.index(asked[-1])
+    made: dict[str, Decision] = {}
+    found: dict[str, Any] = {}
+    problem: str | None = None
+    with as_recorded(header["environment"]):
+        for name in config.study.stages[: last + 1]:
+            if problem is None:
+                problem = _again(name, config, study, made)
+            differences = [] if problem else _differences(recorded.get(name), made[name])
+            if name in asked:
+                found[name] = {"same": not (problem or differences), "differences": differences, "problem": problem}
+            if problem and "builds on" not in problem:
+                problem = f"builds on {name}, which could not be made again"
+    return {"study": study.name, "same": all(f["same"] for f in found.values()), "stages": found}
+
+
+def _again(stage: str, config: Config, study: Study, made: dict[str, Decision]) -> str | None:
+    """Add the stage's decision to those `made`. -> why it cannot be made, if it cannot."""
+    try:
+        specs, results = specs_of(stage, config, made, study.results)
+        runs = distinct(specs)
+        missing = [s.run_id for s in runs if s.run_id not in results]
+        if missing:
+            return some(missing, len(runs), "missing")
+        made[stage] = as_read(STAGES_OF[stage].decide(config, specs, results, made))
+    except (UserError, Undecidable) as error:
+        return str(error)
+    return None
+
+
+def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any]]:
+    """Where two decisions differ, leaf by leaf."""
+    if recorded == made:
+        return []
+    if isinstance(recorded, Mapping) and isinstance(made, Mapping):
+        keys = dict.fromkeys([*recorded, *made])
+        inside = [_differences(recorded.get(k), made.get(k), f"{path}.{k}" if path else str(k)) for k in keys]
+        return [d for ds in inside for d in ds]
+    if isinstance(recorded, list) and isinstance(made, list) and len(recorded) == len(made):
+        pairs = enumerate(zip(recorded, made, strict=True))
+        return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}[{i}]")]
+    return [{"path": path, "recorded": recorded, "recomputed": made}]
+
+
+def in_words(found: Mapping[str, Any]) -> Iterator[str]:
+    """`lr_sweep: the same`, or the problem, or one line a difference."""
+    for stage, f in found["stages"].items():
+        if f["same"]:
+            yield f"{stage}: the same"
+        elif f["problem"]:
+            yield f"{stage}: different: {f['problem']}"
+        else:
+            yield f"{stage}: different in {len(f['differences'])} place(s)"
+            yield from (f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}" for d in f["differences"])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if not isinstance(value, list | dict) or len(text) <= SHOWN else text[:SHOWN] + "…"
