@@ -13,21 +13,22 @@ from pathlib import Path
 import pytest
 import typer
 
-from ebc_lab.cli import app
+from ebc_lab.cli.commands import app
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
-from ebc_lab.config.compose import compose, configurations
-from ebc_lab.hydra_entry import expand
+from ebc_lab.config.compose import compose, configurations, expand
+from ebc_lab.records import columns as columns_module
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.sealed import read_json
-from ebc_lab.report import tables
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-PREAMBLES = {"docs/suites.md": "from ebc_lab.components.stabilizers.rivals import *\n"}  # its block is an excerpt of that file
+PREAMBLES = {
+    "docs/suites.md": "from ebc_lab.components.stabilizers import *\nfrom ebc_lab.components.stabilizers.rivals import *\n"
+}  # its block is an excerpt of that file
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -153,7 +154,7 @@ def section(name: str, heading: str) -> str:
 
 @pytest.mark.parametrize(
     ("heading", "meanings"),
-    [("summary_*.csv", tables.COLUMN_MEANINGS), ("ablation.csv", tables.ABLATION_MEANINGS)],
+    [("summary_*.csv", columns_module.COLUMN_MEANINGS), ("ablation.csv", columns_module.ABLATION_MEANINGS)],
 )
 def test_columns_units_and_meanings_are_the_programs(heading, meanings):
     rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", section("docs/files.md", heading), re.MULTILINE)

@@ -171,7 +171,6 @@ def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: s
         raise UserError(f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides)]
-    from ebc_lab.hydra_entry import expand
 
     combinations = expand(overrides)
     varying = [o for i, o in enumerate(combinations[0]) if any(c[i] != o for c in combinations)]
@@ -188,3 +187,28 @@ def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: s
     if len(set(names)) < len(names):
         raise UserError("two combinations would share a study's name: vary study.name as well.")
     return made
+
+
+def expand(overrides: Sequence[str]) -> list[list[str]]:
+    """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises UserError."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        plain = [_listed(o) for o in OverridesParser.create().parse_overrides(list(overrides))]
+        check_overrides(plain, hydra_keys=True, sweeps=True)
+        parsed = OverridesParser.create().parse_overrides(plain)
+        return [list(combination) for combination in BasicSweeper.split_arguments(parsed, None)[0]]
+    except HydraException as error:
+        raise UserError(f"this sweep cannot be expanded: {str(error).splitlines()[0]}") from None
+
+
+def _listed(override: Any) -> str:
+    """An override as it was written, `glob(…)` over a group replaced by the choices it matches."""
+    from hydra.core.override_parser.types import Glob
+
+    value = override.value()
+    if not isinstance(value, Glob):
+        return str(override.input_line)
+    return f"{override.key_or_group}={','.join(value.filter(groups().get(override.key_or_group, [])))}"

@@ -24,7 +24,7 @@ def concluding(**calls: Any) -> Listener:
 
 
 def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
-    from . import tables
+    from .text import tables
 
     manifest.strike(study.root, tables.summary_path(study.root, stage).name)
     tables.write_summary(study.root, stage, specs, results)
@@ -32,7 +32,9 @@ def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Map
 
 def write_conclusions(config: Config, study: Study, decisions: dict[str, Decision], say: Say) -> dict[str, Any] | None:
     """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
-    from . import page, papers, plots, tables
+    from . import pictures
+    from .page import html
+    from .text import papers, tables
 
     header = study.header()  # not the corpus itself, which need not be here any more
     about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
@@ -50,15 +52,15 @@ def write_conclusions(config: Config, study: Study, decisions: dict[str, Decisio
     if not stamp.exists() or stamp.read_text() != inputs:
         say("drawing the plots …")
         manifest.strike(study.root, "*.png", "*.svg", "figures.json")
-        plots.draw_study(study.root)
+        pictures.draw_study(study.root)
         stamp.write_text(inputs)
-    page.write_page(study.root)
+    html.write_page(study.root)
     return accepted
 
 
 def report(study: Study, say: Say = lambda text: None) -> None:
     """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
-    from .page import write_page
+    from .page.html import write_page
 
     config: Config = from_dict(Config, study.header()["config"])
     decisions = study.true_decisions()

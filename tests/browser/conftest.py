@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from invented import invent
-from reader import HOSTILE, Reader
+from browser.reader import HOSTILE, Reader
+from support.invented import invent
 
 
 def unlucky(spec) -> dict[str, Any]:

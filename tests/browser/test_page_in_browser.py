@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from reader import AXE, DESKTOP, HOSTILE, PHONE
+from browser.reader import AXE, DESKTOP, HOSTILE, PHONE
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select

@@ -6,12 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from invented import invent
-from reader import AXE
+from browser.reader import AXE
 from selenium.webdriver.support.ui import WebDriverWait
+from support.invented import invent
 
 from ebc_lab.records.sealed import write_json
-from ebc_lab.report.serve import address_of, server
+from ebc_lab.report.page.serve import address_of, server
 from ebc_lab.study.store.study import Study
 
 pytestmark = pytest.mark.browser

@@ -12,10 +12,9 @@ import pytest
 
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.columns import STEP_COLUMNS
+from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS, TIMING_COLUMNS
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding, report
-from ebc_lab.report.tables import COLUMNS, TIMING_COLUMNS
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.guards import StageFailed
 from ebc_lab.training import run as run_module
@@ -282,7 +281,7 @@ def test_multirun_makes_one_named_study_per_combination():
 
 
 @pytest.mark.parametrize(
-    "module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.tables"]
+    "module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.text.tables"]
 )
 def test_the_study_layer_never_imports_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
@@ -291,6 +290,6 @@ def test_the_study_layer_never_imports_torch(module):
 
 def test_status_imports_nothing_that_it_does_not_need():
     banned = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
-    code = f"import sys, ebc_lab.cli, ebc_lab.study.inspect.status; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
+    code = f"import sys, ebc_lab.cli.commands, ebc_lab.study.inspect.status; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from drivers import CLI
+from support.drivers import CLI
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drivers import CLI, sessions
+from support.drivers import CLI, sessions
 
-from ebc_lab.report.tables import TIMING_COLUMNS
+from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 

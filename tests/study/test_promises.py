@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from drivers import CLI, struck_once, without_timing
+from support.drivers import CLI, struck_once, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError

@@ -1,3 +1,5 @@
+"""The registry of stabilizers: none, EBC, and its rivals."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,5 @@
+"""Where runs are trained: the pool that `launcher` names."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

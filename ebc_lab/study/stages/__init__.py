@@ -1,3 +1,5 @@
+"""The stages in their order, and what each asks for, given what is known so far."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,3 +1,5 @@
+"""Trackers as the driver sees them: started, watched, and left behind when they hang."""
+
 from __future__ import annotations
 
 import json

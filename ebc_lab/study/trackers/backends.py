@@ -68,7 +68,7 @@ class TensorBoard:
         for name, value in figures.items():
             writer.add_scalar(name, value, 0)
         writer.add_text("outcome", outcome)
-        for summary in hparams({**run.settings, "outcome": outcome}, dict(figures)):
+        for summary in hparams({**run.settings, "outcome": outcome}, dict(figures)):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(summary)
         writer.flush()
         self.writers.pop(run.run_id).close()

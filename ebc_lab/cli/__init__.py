@@ -1,0 +1,36 @@
+"""The `ebc-lab` command: signals and exit codes."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+
+from ebc_lab.config.errors import UserError
+
+from .commands import USAGE_ERROR, app
+
+
+def main() -> None:
+    """The `ebc-lab` command."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        code = 2
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}: mend that, or choose another folder, and try again", err=True)
+        code = 2
+    except USAGE_ERROR as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    if code == 130:  # typer turns Ctrl-C into this code itself
+        typer.echo("interrupted; the same command carries on from here", err=True)
+    sys.exit(code if isinstance(code, int) else 0)

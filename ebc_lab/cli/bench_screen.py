@@ -1,0 +1,150 @@
+"""What `ebc-lab bench` shows on the terminal: its figures as tables. docs/speed.md says what each of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .screen import plain_table
+
+SIDES = {
+    "lab": "the lab's baseline, as a run takes its steps",
+    "plain": "plain loop, the same threads",
+    "plain_defaults": "plain loop, a process with torch's defaults",
+}
+PARTS = {
+    "data": "data",
+    "forward_backward": "forward and backward",
+    "base": "base optimizer",
+    "probe": "probe (choosing c)",
+    "audit": "audit",
+    "other": "other stabilizer arithmetic",
+    "recording": "recording",
+}
+COSTS = {
+    "help_s": "`ebc-lab --help`",
+    "worker_import_s": "worker start, torch imported",
+    "build_s": "building a run",
+    "evaluate_val_s": "final evaluation, val",
+    "evaluate_test_s": "final evaluation, test",
+    "checkpoint_s": "writing a checkpoint",
+    "finish_s": "finishing, without evaluation",
+}
+
+
+def within(found: Mapping[str, Any], form: str) -> str:
+    """A median and its quartiles."""
+    low, high = found["quartiles"]
+    return f"{found['median']:{form}} ({low:{form}}–{high:{form}})"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def benchmark(console: Console, found: Mapping[str, Any]) -> None:
+    """Everything, section by section."""
+    a = found["about"]
+    run, machine = a["run"], a["machine"]
+    m = run["model"]
+    on = ", ".join(machine["gpus"]) if run["device"] == "cuda" else f"{machine['cpu']}, {machine['cores']} cores"
+    shape = f"{m['blocks']} blocks, d = {m['width']}, {run['batch_size']}×{m['context']} tokens, {run['optimizer']['name']}"
+    console.print(Text.assemble((f"{a['scale']} shape ", "bold"), f"on {on}: {shape}"))
+    console.print(
+        Text(f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s", style="dim")
+    )
+    if a["quick"]:
+        console.print(Text("--quick: too few steps for figures to go by", style="yellow"))
+    load = machine["load_before"]
+    if load and load[0] > machine["cores"] / 2:
+        busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores as it began: expect wide quartiles"
+        console.print(Text(busy, style="yellow"))
+    for section in (_throughput, _overhead, _shares, _fixed, _compute, _memory):
+        title, table = section(found)
+        console.print(Text(f"\n{title}", style="bold"))
+        console.print(table)
+    if a.get("recorded"):
+        console.print(Text(f"\nrecorded in {a['recorded']}"))
+
+
+def _throughput(found: Mapping[str, Any]) -> tuple[str, Table]:
+    title, t = "Speed", found["throughput"]
+    table = plain_table("~loop", "precision", ">threads", ">tokens/s", ">ms/step", ">the lab's speed over it")
+    for side, label in SIDES.items():
+        s = t[side]
+        times = within(t[f"lab_over_{side}"], ".2f") + "×" if side != "lab" else ""
+        rate, ms = within(s["tokens_per_s"], ",.0f"), within(s["step_ms"], ".2f")
+        table.add_row(label, s["dtype"], str(s["threads"]), rate, ms, times)
+    return title, table
+
+
+def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
+    title = "What each stabilizer adds to a step (checks and audits included), against the bare optimizer"
+    table = plain_table("stabilizer", ">overhead", ">quartiles", ">pairs", "~")
+    for row in found["overhead"]:
+        if row["refused"]:
+            table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
+            continue
+        low, high = row["overhead_iqr_pct"]
+        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+.1f}%", f"{low:+.1f} to {high:+.1f}", str(row["pairs"]))
+    return title, table
+
+
+def _shares(found: Mapping[str, Any]) -> tuple[str, Table]:
+    title = "Where a step's time goes, %"
+    columns = {name: s for name, s in found["shares"].items() if not s["refused"]}
+    table = plain_table("part of the step", *(f">{name}" for name in columns))
+    for part, label in PARTS.items():
+        table.add_row(label, *(f"{s['share_pct'][part]:.1f}" for s in columns.values()))
+    table.add_row("ms/step", *(f"{s['step_ms']:.2f}" for s in columns.values()), style="dim")
+    return title, table
+
+
+def _fixed(found: Mapping[str, Any]) -> tuple[str, Table]:
+    f = found["fixed"]
+    title = f"Once a command, once a run (of {f['steps']} steps; median of {f['repeats']})"
+    table = plain_table("what", ">seconds")
+    for key, label in COSTS.items():
+        table.add_row(label, within(f[key], ".3f"))
+    return title, table
+
+
+def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
+    c = found["compute"]
+    title = f"Arithmetic of forward and backward in {c['dtype']}, {c['threads']} thread(s)"
+    table = plain_table("what", ">figure")
+    flops = c["flops_per_step"]
+    n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
+    achieved = {k: [x / 1e9 for x in v] if isinstance(v, list) else v / 1e9 for k, v in c["achieved_flops_per_s"].items()}
+    table.add_row(
+        "work per step", f"{flops['total'] / 1e9:.3g} GFLOP, {flops['attention'] / flops['total']:.0%} of it attention"
+    )
+    table.add_row("achieved", f"{within(achieved, ',.3g')} GFLOP/s")
+    table.add_row("best matrix product", f"{c['peak_flops_per_s'] / 1e9:,.3g} GFLOP/s, n = {n}")
+    table.add_row("share of it", f"{c['share_of_peak_pct']:.0f}%")
+    return title, table
+
+
+def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
+    m = found["memory"]
+    b = m["bare_bytes"]
+    held = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}, optimizer {size(b['optimizer_state'])}"
+    title = f"Memory: {held}; a bare step adds {size(b['peak'])} at most"
+    columns = ("stabilizer", ">held", ">in copies of the parameters", ">at the height of a step, copies more", "~")
+    table = plain_table(*columns)
+    for row in m["stabilizers"]:
+        if row["refused"]:
+            table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
+            continue
+        copies, peak = f"{row['extra_copies']:.2f}", f"{row['peak_extra_copies']:+.2f}"
+        table.add_row(row["stabilizer"], size(row["held_bytes"]), copies, peak)
+    return title, table

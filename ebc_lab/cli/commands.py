@@ -1,0 +1,357 @@
+"""The command line: parse, call one function, print. What the commands do is written where they do it.
+
+Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed (or a
+check found something wrong), 130 interrupted.
+Heavy imports stay inside the commands, so that `--help` and `status` answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+OUTPUT_DIR = "outputs/ebc_ablation"
+CANCELLED = 130
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
+PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")]
+MaxRuns = Annotated[int | None, typer.Option("--max-runs", help="Train at most so many runs in this call.", show_default=False)]
+MaxHours = Annotated[
+    float | None,
+    typer.Option("--max-hours", help="Stop before the workers, all together, exceed so many hours.", show_default=False),
+]
+Name = Annotated[
+    str | None, typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False)
+]
+Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
+
+app = typer.Typer(
+    help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1))
+
+
+@app.command()
+def autopilot(
+    overrides: Overrides = None,
+    multirun: Annotated[bool, typer.Option("-m", "--multirun", help="One study per combination of the overrides.")] = False,
+    force: Force = False,
+    max_runs: MaxRuns = None,
+    max_hours: MaxHours = None,
+) -> int:
+    """Run the whole study, or carry on with it: sweep, calibrate, scale, finals, verdict."""
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.guards import Limits
+
+    worst, limits = 0, Limits(max_runs, max_hours)
+    for config in configurations(overrides or [], multirun=multirun):
+        worst = max(worst, _pilot(config, force, None, limits))
+    return worst
+
+
+@app.command()
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")],
+    overrides: Overrides = None,
+    force: Force = False,
+    max_runs: MaxRuns = None,
+    max_hours: MaxHours = None,
+) -> int:
+    """Run one stage, with the decisions of the earlier ones."""
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.guards import Limits
+
+    [config] = configurations(overrides or [], stage=name)
+    return _pilot(config, force, [name], Limits(max_runs, max_hours))
+
+
+def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> int:
+    from ebc_lab.report.conclude import concluding
+    from ebc_lab.study.autopilot import autopilot as run
+    from ebc_lab.study.guards import StageFailed
+    from ebc_lab.study.launch.pool import WorkersFailed
+    from ebc_lab.study.store.study import Cancelled
+
+    from . import screen
+
+    console = _console()
+    view = screen.View(console)
+    listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
+    try:
+        with view.following():
+            done = run(config, listener, stages=stages, force=force, limits=limits)
+    except Cancelled as error:
+        typer.echo(f"cancelled: {error}", err=True)
+        return CANCELLED
+    except (StageFailed, WorkersFailed) as error:
+        typer.echo(f"stopped: {error}", err=True)
+        return 3
+    screen.outcome(console, done)
+    return 4 if done.failed else 0
+
+
+@app.command(context_settings=PASS_ON)
+def train(context: typer.Context) -> None:
+    """Train one run. Everything Hydra's own command line offers works: -m optimizer.lr=1e-3,2e-3, --cfg job, --hydra-help."""
+    from . import train as train_module
+
+    train_module.train(context.args)
+
+
+@app.command()
+def plan(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Runs, steps, tokens and time of each stage (min, expected, max). Changes nothing."""
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.study.inspect.forecast import planned
+
+    [config] = configurations(overrides or [])
+    found = planned(config)
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.plan(_console(), found)
+
+
+@app.command()
+def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = False) -> None:
+    """Where a study stands: stages, runs, progress, what failed and how to do it again. Strictly read-only."""
+    from ebc_lab.study.inspect import status as status_module
+    from ebc_lab.study.store import find as find_module
+
+    found = status_module.status(find_module.find(study, output_dir))
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.status(_console(), found)
+
+
+@app.command()
+def why(
+    study: Name = None,
+    stage: Annotated[
+        str | None, typer.Argument(help="One stage; all that are decided if left out.", show_default=False)
+    ] = None,
+    again: Annotated[bool, typer.Option("--replay", help="Make the decisions again from the results, and compare.")] = False,
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> int:
+    """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
+    from ebc_lab.config.schema import STAGES
+    from ebc_lab.study.inspect import why as why_module
+    from ebc_lab.study.store import find as find_module
+
+    if study in STAGES and stage is None:
+        study, stage = None, study
+    where = find_module.find(study, output_dir)
+    if again:
+        return _replayed(where, stage, as_json)
+    found = why_module.why(where, stage)
+    if as_json:
+        _json(found)
+        return 0
+    from . import screen
+
+    screen.why(_console(), found)
+    return 0
+
+
+def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
+    from ebc_lab.study.store.replay import in_words, replay
+
+    found = replay(study, stage)
+    if as_json:
+        _json(found)
+    else:
+        typer.echo("\n".join(in_words(found)))
+    return 0 if found["same"] else 4
+
+
+@app.command()
+def export(
+    study: Name = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False)
+    ] = None,
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> None:
+    """Pack a study into one .zip: settings, decisions, runs, telemetry, tables, pictures, and the sha256 of each file."""
+    from ebc_lab.study.store.bundle import export as pack
+    from ebc_lab.study.store.find import find
+
+    found = pack(find(study, output_dir), output)
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.exported(_console(), found)
+
+
+@app.command()
+def verify(
+    study: Name = None,
+    output_dir: Place = OUTPUT_DIR,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="Of a bundle: what `export` printed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Check every file of a study against its recorded sha256, and every run against its name; of a bundle every byte.
+
+    Exit code 4: some are bad.
+    """
+    from ebc_lab.study.store.find import verify_named
+
+    found = verify_named(study, output_dir, sha256)
+    if as_json:
+        _json(found)
+    else:
+        from . import screen
+
+        screen.verified(_console(), found)
+    return 0 if found["ok"] else 4
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="Study name or folder.")],
+    b: Annotated[str, typer.Argument(help="The one to compare it with.")],
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> None:
+    """Compare two studies: settings, corpus, machine, runs in common, decisions, verdicts, arms."""
+    from ebc_lab.study.inspect.compare import compare
+    from ebc_lab.study.store.find import find
+
+    found = compare(find(a, output_dir), find(b, output_dir))
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.compared(_console(), found)
+
+
+@app.command()
+def report(
+    study: Name = None,
+    output_dir: Place = OUTPUT_DIR,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Of a bundle: the folder to unpack it into; beside it if left out.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Rebuild the tables, plots and page of a study from its runs; a bundle is unpacked for that, and stays as it is."""
+    from ebc_lab.report.conclude import report as rebuild
+    from ebc_lab.study.store.find import to_rebuild
+
+    found = to_rebuild(study, output_dir, output)
+    rebuild(found, typer.echo)
+    typer.echo(f"rebuilt in {found.root}")
+
+
+@app.command()
+def watch(
+    study: Name = None,
+    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)] = 0,
+    show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
+    output_dir: Place = OUTPUT_DIR,
+) -> None:
+    """Serve a study's page to this machine while it runs, until Ctrl-C. Strictly read-only."""
+    from ebc_lab.report.page.serve import address_of, server
+    from ebc_lab.study.store.find import find
+
+    found = find(study, output_dir)
+    with server(found, port) as made:
+        try:
+            typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C ends the watching, not the study)")
+            if show:
+                typer.launch(address_of(made))
+            made.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("no longer watching")
+
+
+@app.command()
+def cancel(
+    study: Annotated[str, typer.Argument(help="Study name or folder.")], output_dir: Place = OUTPUT_DIR, as_json: Json = False
+) -> None:
+    """Stop a study's driver, workers and Slurm jobs, and see them gone. What is trained stays; autopilot carries on."""
+    from ebc_lab.study.launch.cancel import cancel as end
+    from ebc_lab.study.store.find import find
+
+    found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
+    if as_json:
+        return _json(found)
+    typer.echo(f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left under way")
+
+
+@app.command()
+def data(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Where the corpus is, its checksum and its splits. Fetches it if it must."""
+    from ebc_lab.config.compose import configurations
+    from ebc_lab.workloads.corpus import describe
+
+    [config] = configurations(overrides or [])
+    found = describe(config.data)
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.corpus(_console(), found)
+
+
+@app.command()
+def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
+    """What this machine can do: cores, GPUs, measured speeds and what they choose, corpus, output folder, Slurm."""
+    from ebc_lab.bench.doctor import examine
+    from ebc_lab.config.compose import configurations
+
+    [config] = configurations(overrides or [])
+    found = examine(config)
+    if as_json:
+        return _json(found)
+    from . import screen
+
+    screen.doctor(_console(), found)
+
+
+@app.command()
+def bench(
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tokens/s against a plain loop, what each stabilizer adds to a step, where time and memory go. Overrides as for train."""
+    from ebc_lab.bench.measure import bench as measure
+
+    found = measure(overrides or [], quick=quick, record=record, say=lambda text: typer.echo(text, err=True))
+    if as_json:
+        return _json(found)
+    from . import bench_screen
+
+    bench_screen.benchmark(_console(), found)

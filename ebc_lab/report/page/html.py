@@ -1,0 +1,162 @@
+"""report.html: a study on one page, in one file that asks the network for nothing.
+
+A pure function of the study's files: equal files give equal bytes. Text from the study is escaped wherever it stands, and the
+page's own policy lets nothing run or load but what is written in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.records.files import write_whole
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
+
+from ..pictures import catalogue
+from ..text import words
+from . import evidence
+
+NAME = "report.html"
+TEMPLATES = Path(__file__).parent / "templates"
+EMBEDDED = 60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
+LARGE_SVG = 600_000  # bytes; above, the PNG is the quicker one to open
+KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page embeds it. `arm` is empty for those of the whole study."""
+
+    name: str
+    section: str
+    title: str
+    alt: str
+    arm: str
+    path: Path
+
+    @property
+    def whole_title(self) -> str:
+        """The title where no heading above it names the arm."""
+        return f"{self.arm}: {self.title}" if self.arm and self.arm not in self.title else self.title
+
+    @property
+    def uri(self) -> str:
+        return f"data:{KINDS[self.path.suffix]};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+
+
+def write_page(root: Path) -> Path:
+    """Write the page of the study in folder `root`. Raises UserError when a file that it is made from is damaged."""
+    study = Study(root)
+    content = render(study.root, evidence.gather(study))
+    manifest.strike(root, NAME)
+    write_whole(root / NAME, content)
+    return root / NAME
+
+
+def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
+    """The page of what `evidence.gather` found. `live`: what `inspect.status` says, for a page that follows a study."""
+    shown, left_out = chosen_pictures(pictures(root), _judged(found))
+    by_section: dict[str, list[Picture]] = {s: [] for s in (*catalogue.SECTIONS, *evidence.DECIDED)}
+    for picture in shown:
+        by_section[picture.section].append(picture)
+    style, script = _source("page.css"), _source("page.js")
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **found,
+            pictures=by_section,
+            left_out=left_out,
+            live=live,
+            style=style,
+            script=script,
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+            words=words,
+        )
+    )
+
+
+def message(title: str, text: str) -> str:
+    """A page that says one thing: what a live view shows when the study cannot be read."""
+    style, script = _source("page.css"), _source("page.js")
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
+    return _environment().get_template("message.html.j2").render(title=title, text=text, style=style, script=script, **hashes)
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------------
+
+
+def pictures(root: Path) -> list[Picture]:
+    """The study's figures, in the order of figures.json; those whose files are not there are left out."""
+    return [
+        Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path)
+        for e in catalogue.catalogue(root)
+        if (path := _file(root, e["name"]))
+    ]
+
+
+def _file(root: Path, name: str) -> Path | None:
+    """The SVG unless it is a large one with a PNG beside it; only a file of this very folder."""
+    own = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
+    svg, png = own.get(f"{name}.svg"), own.get(f"{name}.png")
+    return png if svg is None or (png and svg.stat().st_size > LARGE_SVG) else svg
+
+
+def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[Picture], list[Picture]]:
+    """(those to embed, those left out): all of them while they are few, else the study's own and the judged arms'."""
+    if len(all_of_them) <= EMBEDDED:
+        return all_of_them, []
+    shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
+    return shown, [p for p in all_of_them if p not in shown]
+
+
+def _judged(found: Mapping[str, Any]) -> set[str]:
+    """The arms that the verdict is about: those it compares; of a suite the reference and the best."""
+    about = {line[k] for v in found["verdict"] for line in v["lines"] for k in ("arm", "reference") if line.get(k)}
+    for track in (found["suite"] or {"tracks": []})["tracks"]:
+        about |= {track["reference"], *(arm["name"] for arm in track["arms"][:1])}
+    return about
+
+
+# -- templates -------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    for name in ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable"):
+        made.filters[name] = getattr(words, name)
+    made.filters["clock"] = _clock
+    made.filters["exact"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return made
+
+
+def _clock(seconds: float | None) -> str:
+    from ebc_lab.config.errors import clock
+
+    return clock(seconds)
+
+
+@functools.cache
+def _source(name: str) -> Any:
+    """A file of ours that the page holds whole; it is not the study's text, and not escaped."""
+    from markupsafe import Markup
+
+    return Markup((TEMPLATES / name).read_text())
+
+
+def _hash(text: str) -> str:
+    """The one inline style, or script, that the page's policy allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,162 @@
+"""`ebc-lab watch`: the page of a study while it runs, served to this machine alone, made of the study's files as they are.
+
+Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the file system by
+what a request says. The page is made anew only when a file that it is made from has changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.inspect import status as status_module
+from ebc_lab.study.store.study import Study
+
+from . import evidence, html
+
+ADDRESS = "127.0.0.1"
+QUEUE_S = 15  # a Slurm queue changes without any file of the study changing: it is asked again so often
+OF_THE_STUDY = ("study.json", "auto_decisions.json", "figures.json", "acceptance.json", ".driver.json")
+OF_A_RUN = ("spec.json", "result.json", "progress.json")
+
+
+class LivePage:
+    """The page and its version. Many requests at a time make it once."""
+
+    def __init__(self, study: Study):
+        self.study = study
+        self.lock = threading.Lock()
+        self.seen: str | None = None
+        self.content, self.version = b"", ""
+
+    def now(self) -> tuple[bytes, str]:
+        """(the page, what its bytes hash to)."""
+        with self.lock:
+            seen = self._fingerprint()
+            if seen != self.seen:
+                self.content = self._made().encode()
+                self.version, self.seen = hashlib.sha256(self.content).hexdigest()[:16], seen
+            return self.content, self.version
+
+    def _made(self) -> str:
+        try:
+            live = status_module.status(self.study)
+            return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
+        except UserError as error:
+            return html.message(f"Study {self.study.name} cannot be shown", str(error))
+        except (OSError, KeyError, TypeError, ValueError) as error:  # a file that vanishes, or holds what it never should
+            told = f"Its files do not read as those of a study ({type(error).__name__}: {error}): see `ebc-lab verify`."
+            return html.message(f"Study {self.study.name} cannot be shown", told)
+
+    def _fingerprint(self) -> str:
+        """Changes when the page would: names, sizes and times of the files that it is made from, and who holds the study."""
+        facts: list[Any] = [f"{p.relative_to(self.study.root)} {at}" for p, at in self._stamps()]
+        try:
+            facts.append(self.study.holder() is not None)
+        except UserError as error:
+            facts.append(str(error))
+        if "slurm" in _launcher(self.study):
+            facts.append(int(time.monotonic() / QUEUE_S))
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _stamps(self) -> Iterator[tuple[Path, str]]:
+        root = self.study.root
+        names = sorted({*OF_THE_STUDY, *(p.name for kind in html.KINDS for p in root.glob(f"*{kind}"))})
+        paths = [root / n for n in names]
+        if self.study.runs.is_dir():
+            paths += [run / n for run in sorted(self.study.runs.iterdir()) for n in OF_A_RUN]
+        for path in paths:
+            try:
+                found = path.stat()
+            except OSError:
+                continue
+            yield path, f"{found.st_mtime_ns} {found.st_size} {found.st_ino}"
+
+
+def _launcher(study: Study) -> str:
+    try:
+        return str(study.header(checked=False)["config"]["launcher"]["name"])
+    except (UserError, OSError, KeyError, TypeError):
+        return ""
+
+
+def server(study: Study, port: int = 0) -> ThreadingHTTPServer:
+    """A server of the study's page, bound but not yet answering. Raises UserError: no study, or the port cannot be had."""
+    study.must_exist()
+    shown = LivePage(study)
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "ebc-lab", ""
+        protocol_version = "HTTP/1.1"
+        timeout = 30
+
+        def do_GET(self) -> None:
+            self._answer()
+
+        def do_HEAD(self) -> None:
+            self._answer()
+
+        def _answer(self) -> None:
+            if self.headers.get("Host") not in allowed:  # a name of somebody else's that points here: DNS rebinding
+                return self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this server answers to 127.0.0.1 only\n")
+            path = self.path.partition("?")[0]
+            if path == "/":
+                return self._send(HTTPStatus.OK, "text/html; charset=utf-8", shown.now()[0])
+            if path == "/state":
+                return self._send(HTTPStatus.OK, "application/json", json.dumps({"version": shown.now()[1]}).encode())
+            return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"the page is at /\n")
+
+        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("X-Frame-Options", "DENY")
+            self.send_header("Referrer-Policy", "no-referrer")
+            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+            """Any other method comes here too, and is not allowed."""
+            if code == HTTPStatus.NOT_IMPLEMENTED:
+                code, message = HTTPStatus.METHOD_NOT_ALLOWED, "read only: GET and HEAD"
+            self.close_connection = True
+            self._send(HTTPStatus(code), "text/plain", f"{message or HTTPStatus(code).phrase}\n".encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        allow_reuse_address = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A reader who goes away in the middle is no news."""
+
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port} is no port: give one from 1 to 65535, or leave it out for a free one.")
+    try:
+        made = Server((ADDRESS, port), Handler)
+    except OSError as error:
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+        raise UserError(f"port {port} {what}: give another --port, or leave it out for a free one.") from None
+    allowed = {f"{name}:{made.server_port}" for name in (ADDRESS, "localhost")}
+    if made.server_port == 80:
+        allowed |= {ADDRESS, "localhost"}
+    return made
+
+
+def address_of(made: ThreadingHTTPServer) -> str:
+    return f"http://{ADDRESS}:{made.server_port}/"

@@ -1,0 +1,309 @@
+"""What the page says in words: numbers a person can read, what each check means, and the answer in a sentence.
+
+The judgements themselves are made in `study.verdict`; here they are only told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ebc_lab.study.stages.statistics import by_interval, show_difference
+
+NOTHING = "–"
+QUESTION = "Does bounding how far each update may move the model’s predictions help?"
+METHOD = (
+    "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, so that the model’s "
+    "predictions move by no more than a chosen amount.",
+    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate can then "
+    "rise, and trains every arm again at full length over fresh seeds. Validation loss decides; test loss only judges.",
+)
+TERMS = {
+    "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions",
+    "c": "the clip coefficient: the share of an update that is applied; 1 is all of it",
+    "baseline": "the plain optimizer at its best constant learning rate",
+    "fair control": "the same optimizer with 20 steps of warm-up and linear decay, its learning rate tuned too",
+    "arm": "one way to train, over all seeds",
+    "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
+    "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
+    "smallest detectable difference": "what these seeds would have shown as a difference four times out of five",
+}
+STAGES = {  # name -> title, what it is for
+    "lr_sweep": (
+        "Learning rate, noise and a fair control",
+        "Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the spread over "
+        "replicate seeds), how far predictions move by themselves (the natural KL), and how good the same optimizer gets with "
+        "warm-up and decay (the fair control).",
+    ),
+    "calibrate": (
+        "How large a KL budget",
+        "With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling it.",
+    ),
+    "controller_search": (
+        "Which controller",
+        "Which controller holds the KL on its target, and with which gains.",
+    ),
+    "lr_scale": (
+        "How far the learning rate can rise",
+        "With and without EBC, at multiples of the best plain learning rate.",
+    ),
+    "tune": ("Each arm at its own best", "Every arm that has a grid gets the same number of tuning runs."),
+    "finals": ("Finals", "Every arm at full length, from the same initial weights and data order for each seed."),
+    "ablation": ("Ablation", "Every arm of the suite over the same seeds, each paired with its reference."),
+}
+CHECKS = {  # name -> title, what it asks, and what each verdict means
+    "kl_on_target": (
+        "Does the bound hold what it promises?",
+        "The KL divergence of EBC’s steps, measured on tokens that had no part in choosing them, against its target δ*.",
+        {
+            "pass": "It does: clipped steps move the predictions about as far as they were allowed to.",
+            "fail": "It does not: clipped steps move the predictions clearly more, or less, than asked.",
+            "undecided": "No step was clipped, so there was nothing to measure.",
+        },
+    ),
+    "c_in_band": (
+        "Is EBC at work, without throttling?",
+        "The median of the clip coefficient c over the run: 1 leaves a step as it is, 0.5 halves it.",
+        {
+            "pass": "It is: the typical step is shortened, but not to a crawl.",
+            "fail": "It is not: the median lies outside the band.",
+            "undecided": "No run with EBC came to its end.",
+        },
+    ),
+    "no_plateau": (
+        "Does it ever choke the training?",
+        "The longest stretch of steps that were all cut down hard.",
+        {
+            "pass": "It does not.",
+            "fail": "It does: there is a long stretch in which hardly any of each update was applied.",
+            "undecided": "The runs are too short to tell.",
+        },
+    ),
+    "x2_no_worse_than_baseline": (
+        "Does EBC make a doubled learning rate safe?",
+        "EBC at twice the best plain learning rate, against the plain optimizer at its best one.",
+        {},
+    ),
+    "best_ebc_no_worse_than_control": (
+        "Is EBC worth having beside a tuned schedule?",
+        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with warm-up and decay, its "
+        "learning rate tuned too.",
+        {},
+    ),
+    "overhead": (
+        "What does it cost?",
+        "The time that EBC adds to a training step, from one paired measurement on this machine.",
+        {
+            "pass": "No more than was aimed for.",
+            "fail": "More than was aimed for.",
+            "undecided": "The measurement is missing, or its spread holds the limit.",
+        },
+    ),
+}
+ROLES = {
+    "baseline": "baseline",
+    "control": "fair control",
+    "ebc_x2": "EBC at twice the rate",
+    "ebc_chosen": "EBC at the chosen rate",
+    "none_chosen": "no EBC at the chosen rate",
+    "ebc_lindelta": "EBC, falling δ*",
+    "ebc_lindelta_lrdecay": "EBC, falling δ*, LR decay",
+    "grid": "grid",
+    "replicate": "replicate for σ",
+    "none": "without EBC",
+    "ebc": "with EBC",
+    "fixed_tau": "fixed trust radius",
+}
+JUDGED = {  # of a paired difference -> badge, what it says
+    "beats": ("pass", "beats it"),
+    "meets": ("pass", "meets the target"),
+    "misses": ("fail", "misses the target"),
+    "undecided": ("undecided", "undecided"),
+}
+
+
+# -- numbers --------------------------------------------------------------------------------------------------------------
+
+
+def fixed(x: float | None, digits: int = 4) -> str:
+    """A figure with so many decimals: losses have four."""
+    return NOTHING if x is None or not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−")
+
+
+def signed(x: float | None, digits: int = 4) -> str:
+    return NOTHING if x is None or not math.isfinite(x) else f"{x:+.{digits}f}".replace("-", "−")
+
+
+def brief(x: Any) -> str:
+    """Three significant digits where there are more; text and whole numbers as they are."""
+    if x is None or x == "":
+        return NOTHING
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        return str(x)
+    if isinstance(x, float) and not math.isfinite(x):
+        return NOTHING
+    if float(x).is_integer() and abs(x) < 1e6:
+        return f"{int(x):,}".replace("-", "−")
+    return f"{x:.3g}".replace("-", "−")
+
+
+def percent(x: float | None, digits: int = 0) -> str:
+    return NOTHING if x is None or not math.isfinite(x) else f"{100 * x:.{digits}f}%"
+
+
+def setting(x: Any) -> str:
+    """A value of the configuration, short and exact."""
+    if isinstance(x, Mapping | list | tuple):
+        return "[" + ", ".join(map(setting, x)) + "]" if not isinstance(x, Mapping) else "{}" if not x else str(dict(x))
+    return "none" if x is None else {True: "yes", False: "no"}[x] if isinstance(x, bool) else str(x)
+
+
+def interval(low: float | None, high: float | None, digits: int = 4) -> str:
+    """`−0.012 to +0.034`; a missing limit is an infinite one."""
+    if low is None and high is None:
+        return NOTHING
+    return f"{'−∞' if low is None else signed(low, digits)} to {'+∞' if high is None else signed(high, digits)}"
+
+
+def plural(n: int, one: str, many: str | None = None) -> str:
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def breakable(name: str) -> Any:
+    """A long name of ours that may break after its underscores."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
+
+
+# -- sentences ------------------------------------------------------------------------------------------------------------
+
+
+def judgement(line: Mapping[str, Any]) -> str:
+    """beats, meets, misses or undecided, of a verdict line that compares two arms."""
+    return {"pass": "beats" if line["beats"] else "meets", "fail": "misses"}.get(line["verdict"], "undecided")
+
+
+def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence[float]) -> str:
+    """What a line's verdict says, for somebody who does not know the method."""
+    if line["name"] == "c_in_band" and line["verdict"] == "fail" and line.get("c_median") is not None:
+        if line["c_median"] > band[1]:
+            return "It hardly acts: over a full-length run the typical step is within the budget by itself, or nearly so."
+        return "It throttles: the typical step is cut down further than was meant."
+    if not line.get("difference"):
+        return str(CHECKS.get(line["name"], ("", "", {}))[2].get(line["verdict"], ""))
+    return {
+        "beats": f"It beats {reference}: the whole interval lies below zero.",
+        "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; that it beats it is not shown.",
+        "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above {reference}.",
+        "undecided": f"Not settled: losing no more than {margin:g} nats to {reference} and losing more are both possible.",
+    }[judgement(line)]
+
+
+def gap(difference: Mapping[str, Any], joint: bool) -> str:
+    """A paired difference in words, from the arm's side, with the interval that it is judged by."""
+    d = by_interval(difference, joint)
+    if d["mean"] is None:
+        return show_difference(difference, joint=joint)
+    size = f"{abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
+    if d["low"] is None and d["high"] is None:
+        return f"{size}, from one pair of runs"
+    whose = f"for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
+    return (
+        f"{size} (95% interval {interval(d['low'], d['high'], 3)}{whose and f' {whose}'}, {plural(d['seeds'], 'paired seed')})"
+    )
+
+
+def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] | None:
+    """The finals in a word and two sentences; None where the lines that compare arms are not there."""
+    by_name = {line["name"]: line for line in lines if line.get("difference")}
+    fair, twice = by_name.get("best_ebc_no_worse_than_control"), by_name.get("x2_no_worse_than_baseline")
+    if fair is None:
+        return None
+    how = judgement(fair)
+    word = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Not settled."}[how]
+    said = {
+        "beats": "EBC’s best arm beats the fair control",
+        "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
+        "misses": "EBC’s best arm loses to the fair control",
+        "undecided": "Whether EBC’s best arm keeps up with the fair control is open",
+    }[how]
+    said += " (the same optimizer with warm-up and decay)"
+    lead = "its test loss is " if fair["difference"]["mean"] is not None else ""
+    text = f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
+    if twice is not None:
+        then = {
+            "beats": "At twice the best plain learning rate, EBC even beats the plain optimizer at its best one",
+            "meets": f"At twice the best plain learning rate, EBC stays within {margin:g} nats of the plain one at its best",
+            "misses": "At twice the best plain learning rate, EBC is worse than the plain optimizer at its best one",
+            "undecided": "At twice the best plain learning rate, EBC against the plain optimizer at its best is undecided",
+        }[judgement(twice)]
+        text += f" {then}: {gap(twice['difference'], twice['joint'])}."
+    return {"judged": how, "word": word, "text": text}
+
+
+def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
+    """A suite in a word and a sentence: its best arm, and how many arms beat what they are paired with.
+
+    An arm with a reference of its own (a shocked one) is not called the best: it answers another question.
+    """
+    arms = {n: a for n, a in found["arms"].items() if a["comparable"] and a["test_median"] is not None}
+    arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
+    if not arms:
+        return {"judged": "undecided", "word": "No answer.", "text": "No arm completed a run that can be compared."}
+    best = min(arms, key=lambda n: arms[n]["test_median"])
+    text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
+    told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
+    if told:
+        counts = [f"{told.count(j)} {what}" for j, what in _SUITE_COUNTS.items() if told.count(j)]
+        text += f" Of {plural(len(told), 'arm')} paired with a reference, {', '.join(counts)}."
+    difference = arms[best].get("difference")
+    if difference:
+        text += f" Against {arms[best]['versus']}, {best} is {gap(difference, joint=True)}."
+    return {"judged": "undecided", "word": "Best arm: " + best + ".", "text": text}
+
+
+_SUITE_COUNTS = {"beats": "beat it", "meets": "meet the target", "misses": "miss it", "undecided": "are undecided"}
+
+
+OPTIMIZERS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lion": "Lion",
+    "adafactor": "Adafactor",
+    "soap": "SOAP",
+    "schedule_free": "schedule-free AdamW",
+    "adam_uncorrected": "Adam without bias correction",
+}
+
+
+# -- an arm in words --------------------------------------------------------------------------------------------------
+
+
+def short(name: str, arm: Mapping[str, Any]) -> str:
+    """An arm as a label: `EBC ×4, falling δ*`."""
+    text = f"{'EBC' if arm['ebc'] else 'plain'} ×{arm['lr_scale']:g}"
+    text += ", falling δ*" if "_lindelta" in name else ""
+    text += ", LR decay" if name.endswith("_lrdecay") else ""
+    return text + {"baseline": " (baseline)", "control": " (fair control)"}.get(arm["roles"][0], "")
+
+
+def words(name: str, arm: Mapping[str, Any]) -> str:
+    """An arm in plain words, for a title; a suite's arms bring their own."""
+    if "about" in arm:
+        return f"{name}: {arm['about']}" if arm["about"] != name else name
+    rate = "the best plain learning rate" if arm["lr_scale"] != 1 else "its best learning rate"
+    text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, "
+    text += rate if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× {rate}"
+    text += ", KL target falling to 5%" if "_lindelta" in name else ""
+    text += ", warm-up and decay" if name.endswith("_lrdecay") else ""
+    return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
+
+
+def optimizer(track: str) -> str:
+    """A track (optimizer_projection) in words."""
+    name, _, projection = track.rpartition("_")
+    return OPTIMIZERS.get(name, name) + (f" + {projection} projection" if projection not in ("", "none") else "")

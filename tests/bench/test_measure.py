@@ -1,0 +1,292 @@
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from ebc_lab.bench import costs, measure
+from ebc_lab.bench.loops import Loop, opened, take_steps
+from ebc_lab.bench.memory import reachable
+from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overhead_and_record, overheads, paired_overhead
+from ebc_lab.bench.plain_loop import PlainGPT, PlainLoop, PlainProcess
+from ebc_lab.bench.shares import PARTS, Clock
+from ebc_lab.cli import bench_screen
+from ebc_lab.components.stabilizers import STABILIZERS
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.ebc.clip import BUDGETS
+from ebc_lab.records.sealed import read_json
+from ebc_lab.workloads import gpt
+from ebc_lab.workloads.corpus import locate
+
+SCRIPT = Path(__file__).parents[2] / "scripts/plain_loop.py"
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+VARIANTS = {*(set(STABILIZERS) - {"ebc"}), *(f"ebc {b}" for b in BUDGETS)}
+
+
+def settings(tiny):
+    """The overrides of one run among those of a tiny study."""
+    return [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
+
+
+@pytest.fixture
+def shape(tiny):
+    run = run_part(compose([*settings(tiny), "steps=40"], study=False))
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+@pytest.fixture(scope="module")
+def called(tiny, tmp_path_factory):
+    """`ebc-lab bench` on a tiny run, from a folder inside a project: (what it did, the project's folder)."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "pyproject.toml").touch()
+    (project / "inside").mkdir()
+    command = [*CLI, "bench", *settings(tiny), "--quick", "--json", "--record"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # what torch's default is on a busy machine with few cores is of no interest
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project / "inside", env=env)
+    assert done.returncode == 0, done.stderr
+    return done, project
+
+
+@pytest.fixture(scope="module")
+def found(called):
+    return json.loads(called[0].stdout)
+
+
+# -- the command -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
+    assert list(found) == ["about", "throughput", "overhead", "shares", "fixed", "compute", "memory"]
+    said = called[0].stderr.splitlines()
+    assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
+    assert not [line for line in said if "profiler" in line]
+    for side in ("lab", "plain", "plain_defaults"):
+        assert found["throughput"][side]["tokens_per_s"]["median"] > 0
+        assert found["throughput"][side]["threads"] >= 1
+    assert found["throughput"]["lab_over_plain"]["median"] > 0
+    for cost in bench_screen.COSTS:
+        low, high = found["fixed"][cost]["quartiles"]
+        assert 0 < low <= found["fixed"][cost]["median"] <= high
+    assert found["compute"]["achieved_flops_per_s"]["median"] > 0
+    assert found["compute"]["peak_flops_per_s"] == max(found["compute"]["matmul_flops_per_s"].values())
+
+
+def test_every_stabilizer_and_budget_is_held_against_the_bare_step(found):
+    for rows in (found["overhead"], found["memory"]["stabilizers"]):
+        assert {row["stabilizer"] for row in rows} == VARIANTS
+        assert all(row["refused"] is None for row in rows)
+    for row in found["overhead"]:
+        low, high = row["overhead_iqr_pct"]
+        assert low <= row["overhead_pct"] <= high
+
+
+def test_shares_add_up_and_every_part_was_on_the_clock(found):
+    assert list(found["shares"]) == ["none", *(f"ebc {b}" for b in BUDGETS)]
+    for name, s in found["shares"].items():
+        assert list(s["share_pct"]) == list(PARTS) == list(bench_screen.PARTS)
+        assert sum(s["share_pct"].values()) == pytest.approx(100)
+        assert all(x >= 0 for x in s["share_pct"].values())
+        entered, steps = s["times_entered"], s["steps"]
+        assert entered["data"] == entered["base"] == entered["recording"] == steps
+        assert entered["audit"] >= steps // 10
+        if name != "none":
+            assert entered["probe"] > 0
+    assert found["shares"]["none"]["times_entered"]["probe"] == 0
+    assert found["shares"]["ebc shadow"]["times_entered"]["probe"] >= found["shares"]["ebc shadow"]["steps"]
+
+
+def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
+    held = found["memory"]["bare_bytes"]
+    scalars = 4096  # bytes: controllers and the like
+    assert held["gradients"] == held["parameters"]
+    assert 0 <= held["optimizer_state"] - 2 * held["parameters"] < scalars  # Adam: two moments, and step counts
+    assert held["peak"] > held["gradients"]
+    rows = {row["stabilizer"]: row for row in found["memory"]["stabilizers"]}
+    for budget in BUDGETS:
+        assert held["parameters"] <= rows[f"ebc {budget}"]["held_bytes"] <= 2 * held["parameters"] + scalars
+    assert rows["ebc shadow"]["held_bytes"] > 1.9 * held["parameters"]
+
+
+def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, found, text_file):
+    _, project = called
+    [path] = (project / "benchmarks").iterdir()
+    assert found["about"].pop("recorded") == str(path)
+    assert read_json(path) == found
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+-smoke\.json", path.name)
+    assert {"cpu", "cores", "gpus"} <= set(found["about"]["machine"])
+    assert {"date", "torch", "python", "git", "run"} <= set(found["about"])
+    text = path.read_text()
+    assert '"host"' not in text
+    assert not re.search(rf"\b{re.escape(platform.node())}\b", text)
+    assert str(text_file) not in text
+
+
+def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
+    (tmp_path / "a.json").touch()
+    (tmp_path / "a-2.json").touch()
+    assert measure.vacant(tmp_path, "a").name == "a-3.json"
+
+
+def test_the_tables_show_what_was_measured(found):
+    out = io.StringIO()
+    bench_screen.benchmark(Console(file=out, width=160), found)
+    for words in (
+        *VARIANTS,
+        *bench_screen.SIDES.values(),
+        *bench_screen.PARTS.values(),
+        *bench_screen.COSTS.values(),
+        "share of it",
+        "copies",
+    ):
+        assert words in out.getvalue()
+    machine = {**found["about"]["machine"], "cores": 2, "load_before": [3.5, 0.0, 0.0]}
+    bench_screen.benchmark(Console(file=out, width=160), {**found, "about": {**found["about"], "machine": machine}})
+    assert "load average was 3.5 on 2 cores" in out.getvalue()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / measure.FOLDER).touch()
+    monkeypatch.chdir(tmp_path)
+    said = []
+    with pytest.raises(UserError, match="cannot be written"):
+        measure.bench(settings(tiny), record=True, say=said.append)
+    assert said == []
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------------------
+
+
+def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
+    found = paired_overhead(shape)
+    assert found["pairs"] == 2
+    low, high = found["overhead_iqr_pct"]
+    assert low <= found["overhead_pct"] <= high
+    assert found["plain_steps_per_s"] > 0
+
+
+def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
+    overhead_and_record(replace(shape, optimizer=replace(shape.optimizer, name="nothing")), tmp_path, "x", "0" * 64)
+    assert read_json(tmp_path / "result.json")["outcome"] == "failed"
+    assert "KeyError" in (tmp_path / "log.txt").read_text()
+
+
+def test_sides_take_turns_and_the_first_place_goes_round():
+    calls = []
+    sides = [lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"]
+    took = in_turns(sides, 5, 3)
+    assert "".join(name for name, _ in calls) == "abcbcacab"
+    assert {n for _, n in calls} == {5}
+    assert took == [[1.0, 6.0, 8.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]]
+
+
+def test_turns_end_when_their_time_is_over_but_not_before_there_are_a_few():
+    assert [len(t) for t in in_turns([lambda n: 1.0], 1, 99, limit_s=0.0)] == [LEAST_ROUNDS]
+
+
+def test_a_budget_that_the_settings_rule_out_says_why_and_the_others_are_measured(shape, monkeypatch):
+    monkeypatch.setattr("ebc_lab.bench.pairs.STABILIZERS", {"ebc": STABILIZERS["ebc"]})
+    rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)
+    refused = {row["stabilizer"]: row["refused"] for row in rows}
+    assert "the smallest KL" in refused.pop("ebc shadow")
+    assert refused == {"ebc surrogate": None, "ebc fisher": None, "ebc calibrated": None}
+
+
+def test_the_bare_loop_makes_the_lab_s_own_steps(shape):
+    """Without EBC the wrapper is the plain optimizer, bit for bit: so must the loop without it be."""
+    plain = replace(shape, stabilizer=replace(shape.stabilizer, name="none"))
+    with opened(plain) as a, opened(plain) as b, opened(plain) as c:
+        Loop(a, bare=True).steps(3)
+        Loop(b).steps(3)
+        take_steps(c, 3)
+        for other in (b, c):
+            assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), other.model.parameters(), strict=True))
+
+
+def test_a_run_that_diverges_is_no_measurement(shape):
+    wild = replace(shape, optimizer=replace(shape.optimizer, lr=1e30), stabilizer=replace(shape.stabilizer, name="none"))
+    with opened(wild) as training, pytest.raises(UserError, match="diverged"):
+        take_steps(training, 20)
+
+
+# -- the plain loop --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plain_loop_is_the_script_s(text_file):
+    """Same seed, same windows, same model: same losses, whichever of the two is run."""
+    shape = {"blocks": 2, "width": 16, "heads": 2, "context": 8}
+    text = text_file.read_text()
+    index = {c: i for i, c in enumerate(sorted(set(text)))}
+    data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
+    loop = PlainLoop(data, len(index), batch=4, lr=1e-2, seed=3, device="cpu", **shape)
+    losses = [f"{loop.step().item():.6f}" for _ in range(6)]
+    options = {**shape, "batch": 4, "lr": 1e-2, "seed": 3, "steps": 6, "print-every": 1, "threads": 1, "text": text_file}
+    words = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=True)
+    assert re.findall(r"loss (\S+)", done.stdout) == losses
+    assert re.search(r"\d+ tokens/s on cpu, 1 thread", done.stdout)
+
+
+def test_the_plain_model_is_the_lab_s(shape):
+    m = shape.model
+    lab, plain = gpt.build(m, 20, 0), PlainGPT(20, m.blocks, m.width, m.heads, m.context)
+    plain.load_state_dict(lab.state_dict())
+    tokens = torch.randint(20, (3, m.context))
+    torch.testing.assert_close(plain(tokens), lab(tokens))
+
+
+def test_a_plain_process_that_cannot_go_on_says_so(shape):
+    lost = replace(shape, data=replace(shape.data, file="nowhere.txt"))
+    with pytest.raises(UserError, match="does not exist"):
+        PlainProcess(lost)
+
+
+# -- shares, arithmetic, memory --------------------------------------------------------------------------------------------
+
+
+def test_a_part_inside_another_counts_for_itself_alone(shape, monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    clock = Clock(shape)
+    with clock.on("other"):
+        with clock.on("base"):
+            pass
+        clock.around("audit", lambda: None)()
+    assert {k: v for k, v in clock.seconds.items() if v} == {"other": 3.0, "base": 1.0, "audit": 1.0}
+
+
+def test_matrix_operations_are_those_that_torch_counts(shape):
+    m = gpt.build(shape.model, 20, 0)
+    tokens = torch.randint(20, (shape.batch_size, shape.model.context))
+    with FlopCounterMode(display=False) as counter:
+        m(tokens).sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if str(op).startswith("aten.mm"))
+    assert costs.step_flops(m, shape)["matrices"] == products
+    squares = shape.batch_size * shape.model.context**2 * shape.model.width * shape.model.blocks
+    assert costs.step_flops(m, shape)["attention"] == 12 * squares
+
+
+def test_tensors_are_found_in_attributes_containers_closures_and_methods():
+    class Holder:
+        def __init__(self):
+            self.own = {"a": [torch.zeros(1)]}
+
+        def method(self):
+            return None
+
+    in_closure = torch.zeros(2)
+    found = reachable([Holder().method, lambda: in_closure, (torch.zeros(3),)])
+    assert sorted(t.numel() for t in found) == [1, 2, 3]

@@ -1,0 +1,391 @@
+"""Energy budgets: every layer's gradient against the norm of its output, in any loop and in the lab."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ebc_lab.components.stabilizers.energy import energy_budget_clip, monitor_ebc_ratio, output_norm
+
+LAYERS = ["0", "2"]
+
+
+def outputs(model, x):
+    """What the two layers of `small_model` give."""
+    first = model[0](x)
+    return [first.detach(), model[2](first.tanh()).detach()]
+
+
+# -- how an output is measured -----------------------------------------------------------------------------------------------
+
+
+def test_the_two_norms_of_an_output():
+    x = torch.arange(12.0).reshape(2, 3, 2)
+    rows = [float(row.square().sum()) for row in x.reshape(6, 2)]
+    assert float(output_norm(x, "raw")) == pytest.approx(math.sqrt(sum(rows)))
+    assert float(output_norm(x, "rms")) == pytest.approx(math.sqrt(sum(rows) / 6))
+    assert output_norm(torch.tensor(-3.0), "rms") == 3
+    assert output_norm(torch.zeros(0, 4), "rms") == 0
+
+
+def test_low_precision_outputs_are_summed_in_float32():
+    x = torch.full((300, 300), 0.1, dtype=torch.bfloat16)
+    assert output_norm(x, "raw").dtype == torch.float32
+    assert float(output_norm(x, "raw")) == pytest.approx(300 * float(x[0, 0]), rel=1e-4)
+    assert output_norm(x.double(), "raw").dtype == torch.float64
+
+
+@settings(derandomize=True, deadline=None, max_examples=25)
+@given(st.integers(0, 999), st.integers(1, 9))
+def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, rows):
+    model, (x, y) = small_model(seed), batch(seed, rows)
+    measured = {}
+    for norm in ("rms", "raw"):
+        monitor = monitor_ebc_ratio(model, norm)
+        for n in (1, 2):
+            model.zero_grad()
+            backward_on(model, x.repeat(n, 1), y.repeat(n))  # the mean loss, so the gradient stays
+            measured[norm, n] = floats(monitor())
+        monitor.remove()
+    assert measured["rms", 2] == pytest.approx(measured["rms", 1], rel=1e-4)
+    assert measured["raw", 2] == pytest.approx({k: v / math.sqrt(2) for k, v in measured["raw", 1].items()}, rel=1e-4)
+
+
+# -- the limit ---------------------------------------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.integers(0, 999), st.floats(1e-4, 10), st.floats(1e-3, 1e4), st.sampled_from(["raw", "rms"]))
+def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
+    model, (x, y) = small_model(seed), batch(seed)
+    clip = energy_budget_clip(model, ratio, norm)
+    backward_on(model, x, y, factor)
+    before = gradients(model)
+    whole = [joint(model[0].parameters()), joint(model[2].parameters())]
+    measured = clip()
+    budgets = [ratio * float(output_norm(z, norm)) for z in outputs(model, x)]
+    assert list(measured) == LAYERS
+    assert list(floats(measured).values()) == pytest.approx([w / b for w, b in zip(whole, budgets, strict=True)], rel=1e-4)
+    for i, (w, b) in enumerate(zip(whole, budgets, strict=True)):
+        now = [p.grad for p in model[2 * i].parameters()]
+        scale = min(1.0, b / w)
+        torch.testing.assert_close(now, [scale * g for g in before[2 * i : 2 * i + 2]], rtol=1e-4, atol=1e-9)
+        assert scale < 1 or same(now, before[2 * i : 2 * i + 2])
+
+
+def test_a_ratio_for_each_layer():
+    model, (x, y) = small_model(), batch()
+    clip = energy_budget_clip(model, {"2": 1e-3})
+    backward_on(model, x, y)
+    before = gradients(model)
+    assert list(clip()) == ["2"]
+    assert same(gradients(model)[:2], before[:2])
+    assert joint(model[2].parameters()) == pytest.approx(1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ratio": 0.0}, "ratio must be > 0"),
+        ({"ratio": math.nan}, "ratio must be > 0"),
+        ({"ratio": {"0": -1.0}}, "ratio of '0' must be > 0"),
+        ({"ratio": {"1": 0.1}}, "'1', which is no layer; those are 0, 2"),
+        ({"norm": "l1"}, "norm='l1' is unknown"),
+        ({"non_finite": "ignore"}, "non_finite='ignore' is unknown"),
+    ],
+)
+def test_impossible_settings_are_refused_and_leave_no_hooks(options, why):
+    model = small_model()
+    with pytest.raises(ValueError, match=why):
+        energy_budget_clip(model, **options)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
+    model, (x, y) = small_model(), batch()
+    clip, monitor = energy_budget_clip(model), monitor_ebc_ratio(model)
+    backward_on(model, x, y, factor=0.0)
+    assert floats(clip()) == floats(monitor()) == {"0": 0, "2": 0}
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    model.zero_grad()
+    backward_on(model, x, y)
+    assert floats(clip())["2"] == math.inf
+    assert joint(model[2].parameters()) == 0  # a layer that gives nothing is allowed nothing
+
+
+def test_in_a_plain_loop():
+    model, (x, y) = small_model(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    clip = energy_budget_clip(model, ratio=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        old = [p.detach().clone() for p in model.parameters()]
+        budgets = [0.01 * float(output_norm(z, "rms")) for z in outputs(model, x)]
+        clip()
+        optimizer.step()
+        moved = [float((p.detach() - w).square().sum()) for p, w in zip(model.parameters(), old, strict=True)]
+        for i, budget in enumerate(budgets):
+            assert math.sqrt(moved[2 * i] + moved[2 * i + 1]) == pytest.approx(budget, rel=1e-3)
+
+
+# -- which forward counts ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluations_and_probes_do_not_count():
+    model, (x, y) = small_model(), batch()
+    monitor = monitor_ebc_ratio(model)
+    backward_on(model, x, y)
+    measured = floats(monitor())
+    with torch.no_grad():
+        model(100 * x)
+    model.eval()(100 * x)
+    assert floats(monitor()) == measured
+    model.train()(100 * x)
+    assert floats(monitor())["0"] < measured["0"]
+
+
+def test_a_layer_that_stays_in_eval_mode_is_still_trained():
+    model, (x, y) = small_model(), batch()
+    model[0].eval()
+    monitor = monitor_ebc_ratio(model)
+    backward_on(model, x, y)
+    assert float(monitor()["0"]) == pytest.approx(
+        joint(model[0].parameters()) / float(output_norm(outputs(model, x)[0], "rms"))
+    )
+
+
+def test_of_several_calls_the_last_counts():
+    model, (x, y) = small_model(), batch()
+    monitor = monitor_ebc_ratio(model)
+    other, _ = batch(1)
+    F.cross_entropy(model(7 * x) + model(other), y).backward()
+    expected = [joint(model[2 * i].parameters()) / float(output_norm(z, "rms")) for i, z in enumerate(outputs(model, other))]
+    assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
+
+
+# -- which parameters are a layer --------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """An embedding whose weights are also the head's, and a scale that the model itself owns."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.embedding = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 11)
+        self.head.weight = self.embedding.weight
+        self.unused = nn.Linear(3, 3)
+
+    def forward(self, tokens):
+        return self.head(self.scale * self.norm(self.embedding(tokens)))
+
+
+def test_tied_weights_are_the_first_modules_and_own_parameters_count():
+    torch.manual_seed(0)
+    model, tokens = Tied(), torch.randint(11, (4, 5))
+    clip = energy_budget_clip(model, ratio=1e-4)
+    logits = model(tokens)
+    F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    assert list(clip()) == ["", "embedding", "norm", "head"]  # `unused` has no gradient
+    own = {
+        model.scale: logits,
+        model.embedding.weight: model.embedding(tokens),
+        model.head.bias: logits,  # its weight is the embedding's
+    }
+    for p, output in own.items():
+        assert joint([p]) == pytest.approx(1e-4 * float(output_norm(output.detach(), "rms")), rel=1e-5)
+
+
+def test_frozen_layers_and_layers_out_of_reach():
+    model, (x, y) = small_model(), batch()
+    model[0].requires_grad_(False)
+    spare = nn.ModuleDict({"used": model, "spare": nn.Linear(2, 2)})  # the outermost module is never called
+    for p in spare["spare"].parameters():
+        p.grad = torch.full_like(p, 1e3)
+    clip = energy_budget_clip(spare, ratio=1e-4)
+    backward_on(model, x, y)
+    assert list(clip()) == ["used.2"]
+    assert spare["spare"].weight.grad[0, 0] == 1e3
+    assert model[0].weight.grad is None
+
+
+class Reader(nn.Module):
+    """Reads the weights of `inner` without calling it, as fused attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 4)
+
+    def forward(self, x):
+        return {"largest": x.argmax(-1), "hidden": F.linear(x, self.inner.weight, self.inner.bias)}
+
+
+def test_a_layer_that_is_only_read_goes_by_the_module_around_it():
+    model, (x, y) = Reader(), batch()
+    clip = energy_budget_clip(model, ratio=1e-3)
+    out = model(x)["hidden"]
+    F.cross_entropy(out, y).backward()
+    assert list(clip()) == ["inner"]
+    assert joint(model.parameters()) == pytest.approx(1e-3 * float(output_norm(out.detach(), "rms")), rel=1e-5)
+
+
+def test_torchs_attention_owns_some_weights_and_reads_others():
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 3, 8)
+    clip = energy_budget_clip(model, ratio=1e-3)
+    out, _ = model(x, x, x)
+    out.square().mean().backward()
+    assert list(clip()) == ["", "out_proj"]
+    limit = 1e-3 * float(output_norm(out.detach(), "rms"))
+    assert joint(model.parameters(recurse=False)) <= limit * (1 + 1e-5)
+    assert joint(model.out_proj.parameters()) <= limit * (1 + 1e-5)
+
+
+def test_parametrised_weights_belong_to_their_layer():
+    model, (x, y) = small_model(), batch()
+    nn.utils.parametrizations.weight_norm(model[0])
+    clip = energy_budget_clip(model, ratio=1e-3)
+    backward_on(model, x, y)
+    assert list(clip()) == LAYERS
+    limit = 1e-3 * float(output_norm(outputs(model, x)[0], "rms"))
+    assert joint(model[0].parameters()) == pytest.approx(limit, rel=1e-5)
+    assert len(list(model[0].parameters())) == 3
+
+
+# -- non-finite gradients ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_skip_leaves_nothing_for_the_optimizer(value):
+    model, (x, y) = small_model(), batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    clip = energy_budget_clip(model)
+    for bad in (False, True, True, False):
+        old = [p.detach().clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        backward_on(model, x, y)
+        if bad:
+            model[0].bias.grad[1] = value
+        assert list(clip()) == LAYERS
+        optimizer.step()
+        assert same(list(model.parameters()), old) == bad
+    assert clip.skipped == 2
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_a_norm_that_overflows_is_not_a_bad_gradient():
+    model, (x, y) = small_model(), batch()
+    clip = energy_budget_clip(model, non_finite="raise")
+    backward_on(model, x, y)
+    model[0].weight.grad.fill_(1e30)
+    clip()
+    assert joint(model.parameters()) < math.inf
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
+    model, (x, y) = small_model(), batch()
+    clip = energy_budget_clip(model, ratio=1e-3, non_finite="zero")
+    backward_on(model, x, y)
+    model[0].weight.grad[0, 0] = value
+    measured = floats(clip())
+    assert not math.isfinite(measured["0"])
+    assert joint(model[0].parameters()) == 0
+    assert joint(model[2].parameters()) == pytest.approx(1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5)
+    assert clip.skipped == 0
+
+
+def test_raise_names_the_layer_and_touches_nothing():
+    model, (x, y) = small_model(), batch()
+    clip = energy_budget_clip(model, ratio=1e-3, non_finite="raise")
+    backward_on(model, x, y)
+    model[2].bias.grad[0] = math.inf
+    before = gradients(model)
+    with pytest.raises(FloatingPointError, match="non-finite gradient in 2\\."):
+        clip()
+    assert same(gradients(model), before)
+
+
+# -- hooks -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_monitor_changes_nothing():
+    model, plain, (x, y) = small_model(), small_model(), batch()
+    monitor = monitor_ebc_ratio(model)
+    assert monitor() == {}
+    backward_on(model, x, y)
+    backward_on(plain, x, y)
+    expected = [joint(plain[2 * i].parameters()) / float(output_norm(z, "rms")) for i, z in enumerate(outputs(plain, x))]
+    assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
+    assert floats(monitor()) == floats(monitor())
+    assert same(gradients(model), gradients(plain))
+
+
+def test_remove_takes_the_hooks_off():
+    model, (x, y) = small_model(), batch()
+    clip, monitor = energy_budget_clip(model, ratio=1e-6), monitor_ebc_ratio(model)
+    clip.remove()
+    monitor.remove()
+    assert not any(module._forward_hooks for module in model.modules())
+    backward_on(model, x, y)
+    before = gradients(model)
+    assert clip() == monitor() == {}
+    assert same(gradients(model), before)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_watched_model_can_be_copied_and_pickled(used):
+    model, (x, y) = small_model(), batch()
+    clip = energy_budget_clip(model)
+    if used:
+        backward_on(model, x, y)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    measured = floats(clip())
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        other.zero_grad()
+        backward_on(other, 50 * x, y)
+        assert floats(clip()) == (measured if not used else pytest.approx(floats(clip())))
+        assert set(clip.record.energies) == (set(LAYERS) if used else set())  # the copy's forward is not the model's
+    pair, copied = copy.deepcopy((model, clip))
+    pair.zero_grad()
+    backward_on(pair, x, y)
+    assert list(copied()) == LAYERS
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often a value is read on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("non_finite", "waits"), [("skip", 1), ("zero", 0)])
+def test_the_host_does_not_wait_for_each_layer(non_finite, waits):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(9)))
+    clip = energy_budget_clip(model, {"0": 1e-3, "5": 1e-4}, non_finite=non_finite)
+    backward_on(model, *batch())
+    with Waits() as mode:
+        clip()
+    assert mode.count == waits
+    with Waits() as mode, torch.no_grad():
+        model(torch.ones(1, 5))
+    assert mode.count == 0

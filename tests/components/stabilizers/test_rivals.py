@@ -1,0 +1,271 @@
+"""The rivals of EBC: each against its formula written out plainly, on a model small enough to do so."""
+
+import io
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.perceptron import CLASSES, UPDATE, around, backward, equal, grads, norm, sgd, small_model, values
+from torch import nn
+
+from ebc_lab.components.optimizers import build as build_optimizers
+from ebc_lab.components.stabilizers import STABILIZERS, build
+from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip, ValueClip, ZClip
+from ebc_lab.config.choices import groups, settings_of
+from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
+from ebc_lab.workloads.gpt import build as build_model
+
+# -- what holds for all ----------------------------------------------------------------------------------------------------
+
+
+def test_each_has_a_file_a_line_and_one_default():
+    assert sorted(CLASSES) == sorted(set(STABILIZERS) - {"none", "ebc"})
+    assert set(CLASSES) <= set(groups()["stabilizer"])
+    for name, cls in CLASSES.items():
+        assert settings_of("stabilizer", name) == {"name": name, "strength": cls.default}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_built_from_a_run(name):
+    run = RunConfig(
+        model=ModelConfig(blocks=1, width=8, heads=1, context=4), stabilizer=StabilizerConfig(name, schedule="linear"), steps=30
+    )
+    for strength, expected in ((None, CLASSES[name].default), (0.7, 0.7)):
+        model = build_model(run.model, 5, 0)
+        bases = build_optimizers(model, run.optimizer)
+        made = build(model, bases, None, replace(run, stabilizer=replace(run.stabilizer, strength=strength)))
+        assert type(made) is CLASSES[name]
+        assert made.strength == expected
+        if name == "trust_region":
+            assert (made.schedule, made.total_steps) == ("linear", 30)
+        if name.startswith("energy"):
+            assert made.record.norm == name[-3:]
+
+
+@pytest.mark.parametrize("strength", [0, -1.0, math.nan])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_strength_that_is_not_positive_is_refused(name, strength):
+    model = small_model()
+    with pytest.raises(ValueError, match="strength must be > 0"):
+        around(name, model, sgd(model), strength=strength)
+
+
+@pytest.mark.parametrize("strength", [1e30, math.inf])
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_huge_strength_is_the_plain_optimizer(name, strength):
+    model, plain = small_model(), small_model()
+    stabilizer = around(name, model, torch.optim.Adam(model.parameters(), lr=0.1), strength=strength, audit_every=3)
+    base = torch.optim.Adam(plain.parameters(), lr=0.1)
+    for step in range(30):
+        x = backward(model, step)
+        stats = stabilizer.step(x)
+        assert stats.clip_coefficient == 1
+        assert stats.gradient_scale is None if name in UPDATE else stats.gradient_scale == 1
+        backward(plain, step)
+        base.step()
+    assert equal(model.parameters(), plain.parameters())
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_zero_gradient_is_left_alone(name):
+    model = small_model()
+    stabilizer = around(name, model, sgd(model), strength=1e-12)
+    before = values(model)
+    for _ in range(30):
+        backward(model, factor=0.0)
+        stats = stabilizer.step()
+        assert stats.clip_coefficient == 1
+        assert name in UPDATE or (stats.gradient_scale == 1 and stats.gradient_scale.dtype == torch.float64)
+    assert equal(values(model), before)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_gradient_at_all(name):
+    model = small_model()
+    stabilizer = around(name, model, sgd(model))
+    for _ in range(30):
+        stats = stabilizer.step()
+    assert not stats.skipped
+    assert name in UPDATE or stats.gradient_scale == 1
+
+
+@pytest.mark.parametrize("name", ["norm_clip", "value_clip", "agc", "energy_raw", "energy_rms"])
+def test_gradient_scale_is_what_was_left_of_the_norm(name):
+    model = small_model()
+    stabilizer = around(name, model, sgd(model), strength=1e-3)
+    x = backward(model)
+    whole = norm(grads(model))
+    stats = stabilizer.step(x)
+    assert 0 < stats.gradient_scale < 0.9
+    assert float(stats.gradient_scale) == pytest.approx(norm(grads(model)) / whole, rel=1e-5)
+    assert float(stats.grad_norm) == pytest.approx(whole, rel=1e-5)
+    assert stats.clip_coefficient == 1
+
+
+@pytest.mark.parametrize("name", UPDATE)
+def test_an_update_that_overflows_is_given_up(name):
+    model = small_model()
+    stabilizer = around(name, model, sgd(model, lr=1e38))
+    backward(model)
+    before = values(model)
+    stats = stabilizer.step()
+    assert stats.skipped
+    assert stats.clip_coefficient == 0
+    assert equal(values(model), before)
+
+
+# -- gradients -------------------------------------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(st.sampled_from(["norm_clip", "value_clip", "agc"]), st.floats(1e-3, 10), st.floats(1e-4, 1e4), st.integers(0, 99))
+def test_the_limit_holds_at_every_scale(name, strength, factor, seed):
+    model = small_model(seed)
+    before = values(model)
+    stabilizer = around(name, model, sgd(model), strength=strength)
+    backward(model, seed, factor)
+    stabilizer.step()
+    most = strength * (1 + 1e-5)
+    if name == "norm_clip":
+        assert norm(grads(model)) <= most
+    elif name == "value_clip":
+        assert max(float(g.abs().max()) for g in grads(model)) <= most
+    else:
+        for g, w in zip(grads(model), before, strict=True):
+            rows = zip(g, w, strict=True) if g.ndim == 2 else [(g, w)]
+            assert all(norm([row]) <= most * max(norm([old]), 1e-3) for row, old in rows)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 100.0])
+def test_norm_clip(factor):
+    model = small_model()
+    stabilizer = NormClip(model, sgd(model), strength=0.2, audit_every=0)
+    backward(model, factor=factor)
+    expected = [
+        w - 0.5 * g * min(1, 0.2 / (norm(grads(model)) + 1e-6)) for w, g in zip(values(model), grads(model), strict=True)
+    ]
+    stabilizer.step()
+    torch.testing.assert_close(values(model), expected)
+
+
+def test_value_clip():
+    model = small_model()
+    stabilizer = ValueClip(model, sgd(model), strength=0.02, audit_every=0)
+    backward(model)
+    assert 0 < sum(int((g.abs() > 0.02).sum()) for g in grads(model)) < 60  # some of the 74 are clipped
+    expected = [w - 0.5 * g.clamp(-0.02, 0.02) for w, g in zip(values(model), grads(model), strict=True)]
+    stabilizer.step()
+    torch.testing.assert_close(values(model), expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (), (4, 6), (4, 3, 5), (4, 3, 2, 2)])
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0])
+def test_agc_limits_each_unit(shape, scale):
+    torch.manual_seed(1)
+    model = nn.Module()
+    model.w = nn.Parameter(torch.randn(shape))
+    if len(shape) > 1:
+        model.w.data[0] = 0  # a unit at zero has the floor 1e-3
+    old = model.w.detach().clone()
+    gradient = scale * torch.randn(shape)
+    model.w.grad = gradient.clone()
+    AdaptiveGradientClip(model, sgd(model), strength=1e-4, audit_every=0).step()
+    expected = gradient.clone()
+    for unit, weights in zip(expected, old, strict=True) if len(shape) > 1 else [(expected, old)]:
+        most = 1e-4 * max(norm([weights]), 1e-3)
+        unit.mul_(min(1.0, most / norm([unit])))
+    torch.testing.assert_close(model.w.grad, expected, rtol=1e-5, atol=0)
+    assert torch.equal(model.w.grad, gradient) == (scale == 1e-9)  # even there the library's own floor would clip
+
+
+def noisy_norms(n, seed=0, outliers=(30, 31, 45)):
+    draw = torch.Generator().manual_seed(seed)
+    norms = (1 + 0.1 * torch.randn(n, generator=draw, dtype=torch.float64)).tolist()
+    return [30 * x if i in outliers else x for i, x in enumerate(norms)]
+
+
+def zclip_by_hand(norms, threshold=2.5, alpha=0.97):
+    """The norms as ZClip leaves them, one by one in plain floats."""
+    first = norms[:25]
+    mean = sum(first) / 25
+    variance = sum((x - mean) ** 2 for x in first) / 25
+    out = list(first)
+    for x in norms[25:]:
+        z = (x - mean) / math.sqrt(variance)
+        out.append(mean + threshold**2 / z * math.sqrt(variance) if z > threshold else x)
+        mean = alpha * mean + (1 - alpha) * out[-1]
+        variance = alpha * variance + (1 - alpha) * (out[-1] - mean) ** 2
+    return out
+
+
+def one_vector(strength=None):
+    model = nn.Module()
+    model.w = nn.Parameter(torch.zeros(9))
+    return model, ZClip(model, sgd(model), strength=strength, audit_every=0)
+
+
+def with_norm(model, size, step):
+    direction = torch.randn(9, generator=torch.Generator().manual_seed(step))
+    model.w.grad = direction * (size / direction.norm())
+
+
+@pytest.mark.parametrize("strength", [2.5, 1.0])
+def test_zclip(strength):
+    norms = noisy_norms(60)
+    model, stabilizer = one_vector(strength)
+    left, scales = [], []
+    for step, size in enumerate(norms):
+        with_norm(model, size, step)
+        stats = stabilizer.step()
+        left.append(norm([model.w.grad]))
+        scales.append(float(stats.gradient_scale))
+    expected = zclip_by_hand(norms, strength)
+    assert left == pytest.approx(expected, rel=1e-4)
+    assert scales == pytest.approx([e / n for e, n in zip(expected, norms, strict=True)], rel=1e-4)
+    assert scales[:25] == [1] * 25
+    assert max(left[30], left[31], left[45]) < 1.5  # of 30
+    assert scales.count(1) > 40
+
+
+def test_zclip_keeps_its_statistics_through_an_overflowing_norm():
+    model, stabilizer = one_vector()
+    for step, size in enumerate([*noisy_norms(29), 1e25, 1.0, 1.0]):  # its square is beyond float32
+        with_norm(model, size, step)
+        stats = stabilizer.step()
+        assert torch.isfinite(model.w).all()
+    assert stabilizer.mean == pytest.approx(1, abs=0.1)
+    assert stats.gradient_scale == 1
+
+
+@pytest.mark.parametrize("stop", [10, 25, 40])
+def test_zclip_resumes_bit_for_bit(stop):
+    norms = noisy_norms(60)
+    model, stabilizer = one_vector()
+    resumed, again = one_vector()
+    for step, size in enumerate(norms):
+        if step == stop:
+            file = io.BytesIO()
+            torch.save(stabilizer.state_dict(), file)
+            file.seek(0)
+            again.load_state_dict(torch.load(file, weights_only=True))
+            resumed.load_state_dict(model.state_dict())
+        with_norm(model, size, step)
+        scale = stabilizer.step().gradient_scale
+        if step >= stop:
+            with_norm(resumed, size, step)
+            assert torch.equal(again.step().gradient_scale, scale)
+            assert torch.equal(model.w, resumed.w)
+
+
+def test_zclips_state_dict_does_not_move_with_it():
+    model, stabilizer = one_vector()
+    states = []
+    for step, size in enumerate(noisy_norms(30)):
+        with_norm(model, size, step)
+        stabilizer.step()
+        states.append(stabilizer.state_dict())
+    assert states[3]["collected"].count_nonzero() == 4
+    assert states[26]["mean"] != states[29]["mean"]

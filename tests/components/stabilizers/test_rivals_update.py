@@ -1,0 +1,173 @@
+"""The rivals that limit the update: each against its formula written out plainly."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.perceptron import UPDATE, around, backward, grads, norm, sgd, small_model, values
+from torch import nn
+
+from ebc_lab.components.stabilizers.rivals import KLClip, RMSClip, TrustRegion
+from ebc_lab.ebc import EllipsotopeClip
+
+
+@pytest.mark.parametrize("strength", [0.01, 0.05, 100.0])
+def test_trust_region(strength):
+    model = small_model()
+    stabilizer = TrustRegion(model, sgd(model), strength=strength, audit_every=0)
+    backward(model)
+    old, update = values(model), [-0.5 * g for g in grads(model)]
+    c = min(1.0, strength / norm(update))
+    assert (c < 1) == (strength < 1)
+    stats = stabilizer.step()
+    assert float(stats.clip_coefficient) == pytest.approx(c, rel=1e-5)
+    torch.testing.assert_close(values(model), [w + c * dw for w, dw in zip(old, update, strict=True)])
+    moved = norm([new - w for new, w in zip(values(model), old, strict=True)])
+    assert moved == pytest.approx(min(strength, norm(update)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "at_15"), [("constant", 1.0), ("linear", 0.25), ("cosine", 0.05 + 0.475 * (1 - 0.5**0.5))]
+)
+def test_the_trust_regions_radius_follows_the_root_of_its_schedule(schedule, at_15):
+    model = small_model()
+    stabilizer = TrustRegion(model, sgd(model), strength=0.01, schedule=schedule, total_steps=20, audit_every=0)
+    for step in range(16):
+        backward(model, step)
+        old = values(model)
+        stabilizer.step()
+    moved = norm([new - w for new, w in zip(values(model), old, strict=True)])
+    assert moved == pytest.approx(0.01 * math.sqrt(at_15), rel=1e-3)
+
+
+def test_an_unknown_schedule_is_refused():
+    model = small_model()
+    with pytest.raises(ValueError, match="schedule='steep' is unknown"):
+        TrustRegion(model, sgd(model), schedule="steep")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "lr_squared"])
+def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
+    monkeypatch.setattr("ebc_lab.ebc.clip.probe_jvp", lambda *_: torch.tensor(1.0))
+    model, other = small_model(), small_model()
+    strength, steps = 0.05, 20
+    options = {"schedule": schedule, "total_steps": steps, "audit_every": 0}
+    region = TrustRegion(model, torch.optim.Adam(model.parameters(), lr=0.02), strength=strength, **options)
+    ebc = EllipsotopeClip(
+        other,
+        torch.optim.Adam(other.parameters(), lr=0.02),
+        target_kl=strength**2 / 4,
+        budget="surrogate",
+        grouping="global",
+        **options,
+    )
+    clipped = []
+    for step in range(steps):
+        for optimizer in (region, ebc):
+            optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / steps)
+        backward(model, step)
+        stats = region.step()
+        expected = ebc.step(backward(other, step)).clip_coefficient
+        torch.testing.assert_close(stats.clip_coefficient, expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(values(model), values(other), rtol=1e-6, atol=1e-7)
+        clipped.append(bool(expected < 1))
+    assert sum(clipped) > 3
+    assert schedule != "constant" or sum(clipped) < 20  # both sides of the minimum were seen
+
+
+def two_groups(model, lr=0.5):
+    first, last = model[0].parameters(), model[2].parameters()
+    return torch.optim.SGD([{"params": first, "lr": lr}, {"params": last, "lr": lr / 10}])
+
+
+@pytest.mark.parametrize(("strength", "clips"), [(1e-4, True), (1.0, False)])
+def test_kl_clip_is_that_of_the_kfac_codes(strength, clips):
+    model = small_model()
+    stabilizer = KLClip(model, two_groups(model), strength=strength, audit_every=0)
+    backward(model)
+    old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
+    predicted = sum(lr**2 * float((g * g).sum()) for g, lr in zip(gradients, rates, strict=True))  # SGD's direction is g
+    c = min(1.0, math.sqrt(strength / predicted))
+    assert (c < 1) == clips
+    stats = stabilizer.step()
+    assert float(stats.clip_coefficient) == pytest.approx(c, rel=1e-5)
+    expected = [w - c * lr * g for w, g, lr in zip(old, gradients, rates, strict=True)]
+    torch.testing.assert_close(values(model), expected)
+
+
+def test_kl_clip_does_not_limit_what_is_orthogonal_to_the_gradient():
+    class Sideways(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure=None):
+            for p in self.param_groups[0]["params"]:
+                p += torch.tensor([-p.grad[1], p.grad[0]])
+
+    model = nn.Module()
+    model.w = nn.Parameter(torch.zeros(2))
+    model.w.grad = torch.tensor([3.0, 4.0])
+    stats = KLClip(model, Sideways(model.parameters(), lr=0.1), strength=1e-9, audit_every=0).step()
+    assert stats.clip_coefficient == 1
+    assert model.w.tolist() == [-4, 3]
+
+
+def test_rms_clip_limits_each_tensor_by_itself():
+    model = small_model()
+    stabilizer = RMSClip(model, two_groups(model), strength=0.06, audit_every=0)
+    backward(model)
+    old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
+    factors = [1 / max(1.0, norm([g]) / math.sqrt(g.numel()) / 0.06) for g in gradients]  # SGD's u is the gradient
+    assert len({f for f in factors if f < 1}) > 1
+    assert 1 in factors
+    stats = stabilizer.step()
+    updates = [-lr * g for g, lr in zip(gradients, rates, strict=True)]
+    applied = [f * u for f, u in zip(factors, updates, strict=True)]
+    torch.testing.assert_close(values(model), [w + u for w, u in zip(old, applied, strict=True)])
+    assert float(stats.clip_coefficient) == pytest.approx(norm(applied) / norm(updates), rel=1e-5)
+    for new, w, u, f in zip(values(model), old, updates, factors, strict=True):
+        assert f < 1 or torch.equal(new, w + u)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(st.floats(1e-3, 2), st.floats(1e-3, 1), st.integers(0, 99))
+def test_no_tensors_update_has_a_larger_rms(strength, lr, seed):
+    model = small_model(seed)
+    stabilizer = RMSClip(model, torch.optim.Adam(model.parameters(), lr=lr), strength=strength, audit_every=0)
+    for step in range(3):
+        backward(model, seed + step)
+        old = values(model)
+        stabilizer.step()
+        for new, w in zip(values(model), old, strict=True):
+            rounding = 1e-6 * float(w.abs().max()) / lr
+            assert norm([new - w]) / lr / math.sqrt(w.numel()) <= strength * (1 + 1e-4) + rounding
+
+
+class WithCopies(torch.optim.SGD):
+    """SGD whose state holds a second point z that moves three times as far, as Schedule-Free's does in kind."""
+
+    weight_copies = ("z",)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            z = self.state[p].setdefault("z", p.detach().clone())
+            p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+            z.sub_(p.grad, alpha=3 * self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("name", UPDATE)
+def test_copies_of_the_weights_are_scaled_alike(name):
+    model = small_model()
+    base = WithCopies(model.parameters(), lr=0.5)
+    strength = {"trust_region": 0.05, "kl_clip": 1e-3, "rms_clip": 0.1}[name]
+    stabilizer = around(name, model, base, strength=strength)
+    for step in range(3):
+        backward(model, step)
+        weights, gradients = values(model), grads(model)
+        copies = [base.state[p]["z"].clone() if step else w for p, w in zip(model.parameters(), weights, strict=True)]
+        stats = stabilizer.step()
+        assert 0 < stats.clip_coefficient < 1
+        for p, w, z, g in zip(model.parameters(), weights, copies, gradients, strict=True):
+            c = norm([p - w]) / (0.5 * norm([g]))
+            torch.testing.assert_close(base.state[p]["z"], z - 3 * c * 0.5 * g, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,400 @@
+"""report.html and its live twin: made of a study's files alone, whatever these say of themselves."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from support.invented import invent
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.report.conclude import report
+from ebc_lab.report.page import evidence
+from ebc_lab.report.page import html as html_module
+from ebc_lab.report.page.serve import LivePage, address_of, server
+from ebc_lab.report.text import words as words_module
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.stages import compare_arms
+from ebc_lab.study.stages.statistics import VERDICT_OF, paired
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
+
+HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
+PNG = b"\x89PNG\r\n\x1a\n"
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+
+
+class Words(HTMLParser):
+    """The visible text, and how often each tag opens."""
+
+    def __init__(self, source: str):
+        super().__init__()
+        self.text, self.tags, self.inside = "", {}, []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.inside):
+            self.text += " ".join(data.split()) + " "
+
+
+def read(root: Path) -> Words:
+    return Words((root / "report.html").read_text())
+
+
+def unlucky(spec):
+    if spec.role == "ebc_lindelta" and spec.run.seed == 0:
+        return {"outcome": "diverged", "cause": HOSTILE}
+    return {}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory, text_file, own_places) -> Path:
+    """A finished study of the finals, its pictures left out. Tests must not change it."""
+    overrides = ["data=path", f"data.file={text_file}", "study.name=told", "seeds=[0,1,2]"]
+    study = invent(tmp_path_factory.mktemp("told"), overrides, fate=unlucky, drawn=False)
+    html_module.write_page(study.root)
+    return study.root
+
+
+@pytest.fixture
+def own(told, tmp_path) -> Path:
+    shutil.copytree(told, tmp_path / "told")
+    return tmp_path / "told"
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------------
+
+
+def test_equal_files_give_equal_bytes_wherever_they_lie(told, own):
+    before = (told / "report.html").read_bytes()
+    html_module.write_page(own)
+    assert (own / "report.html").read_bytes() == before
+    assert str(told).encode() not in before
+
+
+def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_seen(told):
+    text = read(told).text
+    order = [
+        text.rindex(x) for x in ("What was checked", "Decisions and", "All runs", "Do it again", "Checksums of the tables")
+    ]
+    assert order == sorted(order)
+    verdict = json.loads((told / "auto_decisions.json").read_text())["finals"]["tracks"]["adam_none"]["verdict"]
+    assert len(verdict) == 6
+    for line in verdict:
+        assert " ".join(line["question"].split()) in text
+        assert " ".join(line["figure"].split()) in text
+    assert "could have shown" in text[: order[0]]
+
+
+def test_every_stage_shows_its_candidates_and_marks_the_one_it_chose(told):
+    html = (told / "report.html").read_text()
+    for stage in ("lr_sweep", "calibrate", "lr_scale"):
+        part = html[html.index(f'<article id="{stage}"') :].partition("</article>")[0]
+        assert part.count("→ chosen") == 1
+        assert "What would have changed it" in part
+
+
+def test_text_of_the_study_never_becomes_markup(told):
+    html = (told / "report.html").read_text()
+    assert "<script>alert" not in html
+    assert html.count("<script") == 1
+    assert " ".join(HOSTILE.split()) in read(told).text
+
+
+def test_nothing_but_the_page_itself_may_load_or_run(told):
+    html = (told / "report.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    assert "connect-src" not in policy
+    sources = re.findall(r'(?:src|href|action|data)="([^"]+)"', html)
+    assert [s for s in sources if not s.startswith(("#", "data:"))] == []
+
+
+def test_figures_are_short_enough_to_read(told):
+    html = (told / "report.html").read_text()
+    shown = re.sub(r"<(style|script)>.*?</\1>|data-value=\"[^\"]*\"|<code[^>]*>.*?</code>", "", html, flags=re.S)
+    assert re.findall(r"\d\.\d{7,}", shown) == []
+    assert re.findall(r"\b(?:nan|inf|None)\b", shown) == []
+
+
+def test_a_study_of_another_version_of_the_statistics_is_told_too(own):
+    """Differences with a judgement, a joint interval, a rank instead of a mean."""
+    found = evidence.gather(Study(own))
+    row = found["finals"]["tracks"][0]["compared"][0]["rows"][0]
+    row |= {"judged": "beats", "joint_low": -0.2, "joint_high": -0.1, "detectable": 0.05, "mean": -0.15}
+    other = found["finals"]["tracks"][0]["compared"][0]["rows"][1]
+    other |= {"mean": None, "low": None, "high": -0.01, "method": "rank", "judged": "undecided", "drawn": None}
+    found["finals"]["tracks"][0]["compared"][0]["joint"] = True
+    text = Words(html_module.render(own, found)).text
+    assert "beats it" in text
+    assert "−0.2000 to −0.1000" in text
+    assert "−∞ to −0.0100" in text
+
+
+@pytest.mark.parametrize(
+    ("losses", "word", "saying"),
+    [
+        ((1.97, 1.971, 1.972), "Yes.", "beats the fair control"),
+        ((2.003, 2.002, 2.001), "It keeps up, no more.", "not shown to beat it"),
+        ((2.03, 2.031, 2.032), "No.", "loses to the fair control"),
+        ((1.9, 2.1, 2.0), "Not settled.", "is open"),
+    ],
+)
+def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
+    arm, control = ({str(s): x for s, x in enumerate(values)} for values in (losses, (2.0, 2.0, 2.0)))
+    d = paired(arm, control, margin=0.01, comparisons=3)
+    line = {"name": "best_ebc_no_worse_than_control", "verdict": VERDICT_OF[d["judged"]], "beats": d["judged"] == "beats"}
+    found = words_module.answer([{**line, "difference": d, "joint": True}], 0.01)
+    assert found["word"] == word
+    assert saying in found["text"]
+    assert words_module.interval(d["joint_low"], d["joint_high"], 3) in found["text"]
+    assert "3 comparisons at once" in found["text"]
+
+
+def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own):
+    header = read_sealed(own / "study.json", "")
+    header.pop("checksum", None)
+    header["config"]["seeds"] = header["config"]["seeds"][:1]  # as if the others had been added at a later look
+    write_sealed(own / "study.json", header)
+    decision = json.loads((own / "auto_decisions.json").read_text())["finals"]
+    seeds = ", ".join(map(str, compare_arms.seeds_of(decision)))
+    assert len(compare_arms.seeds_of(decision)) > 1
+    assert ("Seeds", seeds) in evidence.gather(Study(own))["facts"]
+    report(Study(own))
+    assert f"seeds {seeds}." in (own / "summary_final.md").read_text()
+
+
+def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told):
+    text = read(told).text
+    part = text[text.rindex("Failures and divergences") :]
+    assert "1 run diverged" in part
+    assert "ebc-lab train scale=smoke" in part
+
+
+def test_report_rebuilds_the_page_and_verify_knows_it(own_copy):
+    _, study = own_copy
+    before = (study.root / "report.html").read_bytes()
+    assert verify(study)["ok"]
+    (study.root / "report.html").write_text("an edit")
+    assert [bad["file"] for bad in verify(study)["bad"]] == ["report.html"]
+    report(study)
+    assert (study.root / "report.html").read_bytes() == before
+    assert verify(study)["ok"]
+
+
+def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
+    study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=2)
+    report(study)
+    words = read(study.root)
+    assert "No answer yet." in words.text
+    assert "How large a KL budget" in words.text
+    assert "lr_scale, finals" in words.text
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_embedded_as_svg_where_there_is_one(own):
+    (own / "lr_scale.png").write_bytes(PNG)
+    (own / "lr_scale.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (own / "pareto.png").write_bytes(PNG)
+    listed = [{"name": n, "section": "lr_scale", "title": n, "alt": n, "arm": ""} for n in ("lr_scale", "pareto")]
+    (own / "figures.json").write_text(json.dumps(listed))
+    shown = {p.name: p for p in html_module.pictures(own)}
+    assert shown["lr_scale"].uri.startswith("data:image/svg+xml;base64,")
+    assert shown["pareto"].uri.startswith("data:image/png;base64,")
+
+
+def test_the_list_of_figures_says_their_order_place_and_words(own):
+    for name in ("b", "a", "secret"):
+        (own / f"{name}.png").write_bytes(PNG)
+    listed = [
+        {"name": "b", "section": "lr_scale", "title": "How far?", "alt": "A line that rises.", "arm": ""},
+        {"name": "a", "section": "finals", "title": 'A <b> "title"', "alt": "", "arm": ""},
+        {"name": "../told/secret", "section": "finals", "title": "", "alt": "", "arm": ""},
+        {"name": "gone", "section": "finals", "title": "", "alt": "", "arm": ""},
+    ]
+    (own / "figures.json").write_text(json.dumps(listed))
+    shown = html_module.pictures(own)
+    assert [(p.name, p.section, p.title) for p in shown] == [("b", "lr_scale", "How far?"), ("a", "finals", 'A <b> "title"')]
+    html_module.write_page(own)
+    html = (own / "report.html").read_text()
+    assert 'alt="A line that rises."' in html
+    assert "<b>" not in html
+
+
+def test_of_very_many_figures_those_of_the_judged_arms_stay_and_the_rest_is_named():
+    def figure(name: str, arm: str) -> html_module.Picture:
+        return html_module.Picture(name, "arms" if arm else "finals", name, name, arm, Path(f"{name}.png"))
+
+    own = [figure("pareto", "")]
+    judged = [figure(f"a{k}_loss", f"a{k}") for k in range(3)]
+    others = [figure(f"b{k}_loss", f"b{k}") for k in range(100)]
+    shown, left = html_module.chosen_pictures(own + others + judged, {"a0", "a1", "a2"})
+    assert shown == own + judged
+    assert left == others
+    assert html_module.chosen_pictures(own + judged, set()) == (own + judged, [])
+
+
+# -- watch -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begun(tmp_path, text_file) -> Study:
+    return invent(tmp_path, ["data=path", f"data.file={text_file}", "study.name=begun"], stages=1)
+
+
+@pytest.fixture
+def asked(begun):
+    """Asks the server of a study under way; -> (status, headers, body)."""
+    with server(begun) as made:
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        place = urlsplit(address_of(made)).netloc
+
+        def ask(path: str = "/", method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+            connection = http.client.HTTPConnection(place, timeout=60)
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            found = answer.status, dict(answer.getheaders()), answer.read().decode()
+            connection.close()
+            return found
+
+        yield ask
+        made.shutdown()
+
+
+def files(root: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+
+def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
+    before = files(begun.root)
+    code, headers, body = asked()
+    assert code == 200
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["Cache-Control"] == "no-store"
+    assert 'id="live"' in body
+    assert "interrupted" in body
+    assert asked("/", "HEAD")[1:] == (asked()[1] | {"Date": asked("/", "HEAD")[1]["Date"]}, "")
+    assert files(begun.root) == before
+
+
+def test_its_version_changes_with_the_files_and_only_then(begun, asked):
+    def version() -> str:
+        return json.loads(asked("/state")[2])["version"]
+
+    first = version()
+    assert version() == first
+    run = next(p for p in begun.runs.iterdir())
+    (run / "result.json").unlink()
+    changed = version()
+    assert changed != first
+    with begun.held():
+        assert version() not in (first, changed)
+
+
+def test_many_reloads_make_the_page_once(begun, monkeypatch):
+    calls = []
+    monkeypatch.setattr("ebc_lab.report.page.serve.status_module.status", lambda study: calls.append(study) or status(study))
+    shown = LivePage(begun)
+    readers = [threading.Thread(target=shown.now) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    shown.now()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("path", ["/study.json", "/report.html", "/../study.json", "/%2e%2e/begun/study.json", "/runs", "/x?y"])
+def test_no_path_leads_to_a_file(asked, path):
+    code, _, body = asked(path)
+    assert code == 404
+    assert "sha256" not in body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
+def test_nothing_but_reading_is_allowed(asked, method):
+    assert asked("/", method)[0] == 405
+
+
+@pytest.mark.parametrize("host", ["example.org", "127.0.0.1", "127.0.0.1:1", "example.org:80", ""])
+def test_another_name_for_this_machine_is_refused(asked, host):
+    code, _, body = asked("/", Host=host)
+    assert code == 421
+    assert "begun" not in body
+
+
+def test_only_this_machine_is_served(begun):
+    with server(begun) as made:
+        assert made.server_address[0] == "127.0.0.1"
+
+
+def test_a_study_of_which_nothing_is_decided_is_shown(tmp_path, text_file):
+    study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=0)
+    text = Words(LivePage(study).now()[0].decode()).text
+    assert "No answer yet." in text
+    assert "0 runs" in text
+
+
+@pytest.mark.parametrize("name", ["study.json", "auto_decisions.json"])
+def test_damage_is_said_in_plain_words(begun, name):
+    path = begun.root / name
+    path.write_text(path.read_text()[:-40])
+    text = Words(LivePage(begun).now()[0].decode()).text
+    assert str(path) in text
+    assert "damaged" in text
+
+
+def test_an_edited_decision_is_not_shown_as_one(begun):
+    path = begun.root / "auto_decisions.json"
+    path.write_text(path.read_text().replace('"rule": "', '"rule": "mine: '))
+    text = Words(LivePage(begun).now()[0].decode()).text
+    assert "edited" in text
+    assert "mine:" not in text
+
+
+def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_said(begun, tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(UserError, match="is in use: give another --port"):
+            server(begun, other.getsockname()[1])
+    with pytest.raises(UserError, match="no port"):
+        server(begun, 70000)
+    with pytest.raises(UserError, match="there is no study"):
+        server(Study(tmp_path / "none"))
+
+
+def test_the_command_says_where_and_ends_with_ctrl_c(begun):
+    command = [*CLI, "watch", "begun", "--output-dir", str(begun.root.parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert "no longer watching" in out

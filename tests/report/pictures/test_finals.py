@@ -1,0 +1,114 @@
+"""The final arms side by side: who dominates whom, who got there and when, what EBC costs, and the paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.text import Text
+from report.pictures.test_pictures import BASELINE, CONTROL, FALLING, drawn, write_study
+
+from ebc_lab.report.pictures.finals import front
+from ebc_lab.report.pictures.forest import Row
+
+
+def words_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def changed(root, change):
+    """The figures after `change` was made to the finals' decision of the one track."""
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    change(decisions["finals"]["tracks"]["adam_none"])
+    (root / "auto_decisions.json").write_text(json.dumps(decisions))
+    return drawn(root)
+
+
+def test_the_front_holds_the_arms_that_none_dominates():
+    points = {"best": (0.3, 1.0), "between": (0.6, 1.2), "beaten": (0.5, 1.3), "plain": (1.0, 1.5), "worse": (1.0, 1.6)}
+    assert front(points) == ["best", "between", "plain"]
+    assert front({}) == []
+
+
+def test_pareto_draws_the_test_loss_with_each_seed_and_val_in_words(tmp_path):
+    figure = drawn(write_study(tmp_path))["pareto"]
+    axes = figure.axes[0]
+    assert axes.get_ylabel().startswith("test loss")
+    means = [line for line in axes.get_lines() if line.get_markersize() == 7]
+    assert sorted(float(line.get_xdata()[0]) for line in means) == [0.6, 1.0, 1.0]
+    assert all(float(line.get_ydata()[0]) == pytest.approx(2.205) for line in means)
+    faint = [line for line in axes.get_lines() if line.get_alpha() is not None]
+    assert [sorted(line.get_ydata()) for line in faint] == [pytest.approx([2.2, 2.21])] * 3
+    assert all("2.205 (val 2.205)" in text.get_text() for text in axes.texts)
+
+
+def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(tmp_path):
+    figure = drawn(write_study(tmp_path))["efficiency"]
+    left, right = figure.axes[:2]
+    told = [text.get_text() for text in left.texts]
+    assert "30  (1 of 2 seeds)" in told
+    assert sum(text.startswith("not reached by") for text in told) == 2
+    assert "0.3 s  (1 of 2 seeds)" in [text.get_text() for text in right.texts]
+    figure.draw_without_rendering()
+    tokens = left.child_axes[0]
+    assert np.allclose(tokens.get_xlim(), np.array(left.get_xlim()) * 32)
+
+
+def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(tmp_path):
+    figure = drawn(write_study(tmp_path))["overhead"]
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["overhead", "probes of EBC ×2, falling δ*"]
+    assert any("6.0% of a step's time (quartiles 5.0 to 7.0), above the limit of 5%" in text for text in words_of(figure))
+
+
+def test_without_a_measured_overhead_the_probes_alone_are_drawn(tmp_path):
+    root = write_study(tmp_path)
+    (root / "runs" / "overhead_adam_none_ebc_x2_n80_s0" / "result.json").unlink()
+    assert "The overhead was not measured." in words_of(drawn(root)["overhead"])
+
+
+def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
+    def judge(track):
+        for role in ("baseline", "control"):
+            for difference in track["differences"][role].values():
+                difference |= {"joint_low": -0.02, "joint_high": 0.22, "comparisons": 2, "judged": "undecided"}
+        track["differences"]["baseline"][f"adam_none_{CONTROL}"]["judged"] = "misses"
+
+    figure = changed(write_study(tmp_path), judge)["finals"]
+    axes, words = figure.axes[0], words_of(figure)
+    assert "Against the baseline, of 2 arms 1 worse, 1 undecided; against the fair control, of 2 arms 2 undecided." in words
+    assert words.count("+0.100 ± 0.050") == 4
+    assert "95% for all 2 comparisons together" in words
+    assert any(text.startswith("+0.01: the target's margin") for text in words)
+    spans = {
+        (round(min(line.get_xdata()), 9), round(max(line.get_xdata()), 9)) for line in axes.get_lines() if len(line.get_xdata())
+    }
+    assert {(0.05, 0.15), (-0.02, 0.22)} <= spans
+    assert any(text == "plain ×2, LR decay (fair control) · misses" for text in words)
+
+
+def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):
+    def diverge(track):
+        ranked = {"seeds": 2, "method": "rank", "mean": None, "median": 0.2, "low": -0.1, "high": None}
+        track["differences"]["baseline"][f"adam_none_{FALLING}"] = ranked | {"diverged": {"arm": 1, "reference": 0}}
+
+    figure = changed(write_study(tmp_path, outcomes={(FALLING, 1): "diverged"}), diverge)["finals"]
+    assert "+0.200 [−0.100, ∞]" in words_of(figure)
+    figure.draw_without_rendering()
+
+
+def test_limits_that_were_not_computed_are_none_and_those_beyond_all_ranks_infinite():
+    arm = {"versus": "x", "difference": {"method": "rank", "median": 0.1, "low": None, "high": 0.4}}
+    assert Row("a", arm, [], False).limits == (-math.inf, 0.4)
+    arm = {"versus": "x", "difference": {"mean": 0.1, "low": None, "high": None}}
+    assert Row("a", arm, [], False).limits == (0.1, 0.1)
+    assert Row("a", arm, [], False).interval("joint_low", "joint_high") is None
+
+
+def test_the_baseline_itself_is_never_compared_with_itself(tmp_path):
+    figure = drawn(write_study(tmp_path))["finals"]
+    assert sum(text.startswith("plain ×2 (baseline)") for text in words_of(figure)) == 1
+    assert BASELINE  # its row stands under the fair control

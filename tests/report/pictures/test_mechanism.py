@@ -1,0 +1,78 @@
+"""What stands behind c: drawn where a run measured it, and left out where none did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.text import Text
+from report.pictures.test_pictures import BASELINE, FALLING, drawn, write_study
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.records.streams import read_columns
+from ebc_lab.report.pictures import mechanism
+from ebc_lab.report.pictures.curves import Run
+from ebc_lab.report.pictures.sheet import Facts
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.workloads.corpus import locate
+
+FACTS = Facts("tiny", "words", None, "smoke", 160, 8, (0.5, 0.7))
+ARM = {"roles": ["ebc"], "track": "adam_none", "lr": 0.01, "lr_scale": 1.0, "ebc": True}
+
+
+def words_of(figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def test_groups_are_stacked_largest_first_and_add_up_to_s(tmp_path):
+    figures = drawn(write_study(tmp_path))
+    figure = figures[f"adam_none_{FALLING}_groups"]
+    axes = figure.axes[0]
+    layers = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
+    assert [(round(layer.min(), 6), round(layer.max(), 6)) for layer in layers] == [(0.0, 0.3), (0.3, 0.4)]
+    assert [text.get_text() for text in axes.texts] == ["large  75%", "small  25%"]
+    assert any(text.startswith("large makes up most of it, 75% on median; small least, 25%") for text in words_of(figure))
+    assert f"adam_none_{BASELINE}_groups" not in figures
+
+
+def test_many_groups_share_a_layer_but_for_the_largest():
+    steps = {"step": np.arange(4.0), "surrogate": np.full(4, 78.0), "radius": np.full(4, np.nan)}
+    steps |= {f"s_g{i}": np.full(4, float(i)) for i in range(1, 13)}
+    figure = mechanism.draw_groups(FACTS, "arm", ARM, [Run("0", {}, steps, {})])
+    named = [text.get_text().split("  ")[0] for text in figure.axes[0].texts]
+    assert sorted(named) == sorted([f"g{i}" for i in range(7, 13)] + ["6 other groups"])
+    assert not any("trust radius" in text for text in words_of(figure))
+
+
+def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
+    asked = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=12"]
+    run = run_part(compose([*asked, "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02"], study=False))
+    run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    result = run_and_record(run, tmp_path, "x")
+    runs = [Run("0", result, read_columns(tmp_path / "steps.csv"), read_columns(tmp_path / "evals.csv"))]
+    assert mechanism.groups_of(runs) == ["embeddings", "block0", "head"]
+    figure = mechanism.draw_groups(FACTS, "arm", ARM, runs)
+    assert {text.get_text().split("  ")[0] for text in figure.axes[0].texts} == {"embeddings", "block0", "head"}
+    found = mechanism.tightness_of(runs)
+    assert np.median(found.values) == pytest.approx(result["tightness_median"])
+
+
+def test_tightness_has_a_row_for_each_arm_that_measured_it(tmp_path):
+    figure = drawn(write_study(tmp_path))["tightness"]
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["EBC ×2, falling δ*"]
+    middle = next(line for line in axes.get_lines() if line.get_marker() == "o" and line.get_alpha() is None)
+    assert list(middle.get_xdata()) == pytest.approx([0.55])  # of 0.5 and 0.6, as often
+    seeds = next(line for line in axes.get_lines() if line.get_alpha() is not None)
+    assert sorted(seeds.get_xdata()) == pytest.approx([0.5, 0.6])
+    assert any("100% of 8 measured steps" in text for text in words_of(figure))
+
+
+def test_runs_that_measured_nothing_have_no_tightness():
+    steps = {"step": np.arange(3.0), "tightness": np.full(3, np.nan), "surrogate": np.full(3, np.nan)}
+    runs = [Run("0", {}, steps, {}), Run("1", {}, {}, {})]
+    assert mechanism.tightness_of(runs) is None
+    assert mechanism.draw_groups(FACTS, "arm", ARM, runs) is None

@@ -1,0 +1,139 @@
+"""The files of the pictures: what every one says of its study, what an SVG may hold inside a page, and the palette."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from report.pictures.test_pictures import write_run, write_study
+from report.pictures.test_suite import GOOD, PLAIN, write_suite
+
+from ebc_lab.report import pictures as pictures_module
+from ebc_lab.report.pictures.catalogue import SECTIONS, catalogue
+from ebc_lab.report.pictures.sheet import STYLE
+
+SVG = "{http://www.w3.org/2000/svg}"
+LARGEST = 60_000  # bytes of a picture: a page holds dozens
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A drawn study with finals and a suite with shocks, so with every kind of picture."""
+    shocks = {label: {"name": "lr_spike", "peak": 0.2, "back": 3} for label in (PLAIN, GOOD)}
+    root = write_suite(tmp_path_factory.mktemp("every"), shocks=shocks, outcomes={}, finals=True)
+    pictures_module.draw_study(root)
+    return root
+
+
+def svgs(root: Path) -> dict[str, ElementTree.Element]:
+    return {path.stem: ElementTree.fromstring(path.read_bytes()) for path in sorted(root.glob("*.svg"))}
+
+
+def said(picture: ElementTree.Element) -> str:
+    return "\n".join("".join(text.itertext()) for text in picture.iter(f"{SVG}text"))
+
+
+def test_every_picture_says_its_study_corpus_scale_and_seeds(study):
+    pictures = svgs(study)
+    assert len(pictures) > 25
+    for name, picture in pictures.items():
+        words = said(picture)
+        for part in ("study tiny", "tiny Shakespeare", "smoke scale"):
+            assert part in words, name
+        assert re.search(r"^[1-9]\d* seeds? · ", words, re.MULTILINE), name
+
+
+def test_an_svg_stays_inside_its_drawing_and_has_no_date(study):
+    for name, picture in svgs(study).items():
+        tags = {element.tag.removeprefix(SVG) for element in picture.iter()}
+        assert tags <= {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "pattern"}, name
+        raw = (study / f"{name}.svg").read_text()
+        assert "DOCTYPE" not in raw
+        assert not re.search(r"https?://(?!www\.w3\.org/)", raw), name
+        assert not re.search(r"\b20\d\d-\d\d-\d\d", raw), name
+        assert set(re.findall(r'(?:href="|url\()(.)', raw)) <= {"#"}, name
+
+
+def test_the_svgs_of_a_study_can_share_a_page(study):
+    """No id twice, and each refers only to ids of its own."""
+    taken: set[str] = set()
+    for name, picture in svgs(study).items():
+        own = [element.attrib["id"] for element in picture.iter() if "id" in element.attrib]
+        assert len(own) == len(set(own)), name
+        assert not taken & set(own), name
+        assert set(re.findall(r"(?:href=\"#|url\(#)([\w.-]+)", (study / f"{name}.svg").read_text())) <= set(own), name
+        taken |= set(own)
+
+
+def test_an_svg_tells_what_it_shows_to_who_cannot_see_it(study):
+    told = {entry["name"]: entry for entry in catalogue(study)}
+    for name, picture in svgs(study).items():
+        assert picture.get("role") == "img"
+        assert picture.get("aria-label") == f"{told[name]['title']} {told[name]['alt']}"
+
+
+def test_the_pictures_of_long_runs_stay_small(tmp_path):
+    root = write_study(tmp_path)
+    for folder in (root / "runs").glob("*x*_s?"):
+        (folder / "steps.csv").unlink(missing_ok=True)
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+        write_run(folder, ebc="ebc" in folder.name, seed=int(folder.name[-1]), steps=3000)
+    pictures_module.draw_study(root)
+    sizes = {path.name: path.stat().st_size for path in root.glob("*.svg")}
+    assert max(sizes.values()) < LARGEST, max(sizes.items(), key=lambda item: item[1])
+
+
+def test_the_catalogue_lists_every_picture_once_in_reading_order(study):
+    entries = catalogue(study)
+    files = {path.stem for path in study.glob("*.png")}
+    assert sorted(entry["name"] for entry in entries) == sorted(files) == sorted(path.stem for path in study.glob("*.svg"))
+    sections = [entry["section"] for entry in entries]
+    assert sections == sorted(sections, key=SECTIONS.index)
+    assert set(sections) == set(SECTIONS)
+    for entry in entries:
+        assert set(entry) == {"name", "section", "title", "alt", "arm"}
+        assert entry["title"]
+        assert entry["alt"].endswith(".")
+        assert bool(entry["arm"]) == (entry["section"] == "arms")
+
+
+def test_a_study_without_pictures_has_an_empty_catalogue(tmp_path):
+    assert catalogue(tmp_path) == []
+
+
+# What a reader without one kind of cone sees, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+SIGHT = {
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+WHITE = (0.95047, 1.0, 1.08883)
+
+
+def lab(colour: str, sight: str) -> np.ndarray:
+    """CIE L*a*b* of a colour as somebody sees it."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    x, y, z = np.array(TO_XYZ) @ np.clip(np.array(SIGHT[sight]) @ linear, 0, 1) / WHITE
+    fx, fy, fz = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colour_blind_readers_tell_the_palette_apart(sight):
+    with matplotlib.rc_context(fname=STYLE):
+        palette = [*matplotlib.rcParams["axes.prop_cycle"].by_key()["color"], "#000000"]
+    distances = {(a, b): np.linalg.norm(lab(a, sight) - lab(b, sight)) for a, b in itertools.combinations(palette, 2)}
+    pair = min(distances, key=distances.__getitem__)
+    assert distances[pair] > 15, pair  # 2.3 is a just noticeable difference
+    assert all(np.linalg.norm(lab(c, sight) - lab("white", sight)) > 25 for c in palette)

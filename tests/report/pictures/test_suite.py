@@ -1,0 +1,309 @@
+"""The pictures of a small invented suite: the right files, and in them every arm where its figures put it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from report.pictures.test_pictures import drawn, expected_names, write_run, write_study
+
+from ebc_lab.report import pictures
+from ebc_lab.report.pictures import forest
+from ebc_lab.report.pictures import suite as suite_module
+from ebc_lab.study.stages.statistics import paired
+
+SEEDS = (0, 1, 2)
+PLAIN, GOOD, TRAP, BROKEN = "plain_arm", "good_arm", "trap_arm", "broken_arm"
+GAIN = {PLAIN: (0.0, 0.0, 0.0), GOOD: (-0.05, -0.04, -0.03), TRAP: (0.06, 0.05, 0.07), BROKEN: (0.1, 0.1, 0.1)}
+
+
+def write_suite(
+    root: Path,
+    *,
+    gains: Mapping[str, Sequence[float]] = GAIN,
+    versus: Mapping[str, str] = {TRAP: GOOD},
+    outcomes: Mapping[tuple[str, int], str] = {(BROKEN, 0): "diverged"},
+    shocks: Mapping[str, Mapping[str, Any]] = {},
+    tracks: tuple[str, ...] = ("adam_none",),
+    asked: Sequence[str] = (),
+    ebc: Sequence[str] = (GOOD, TRAP),
+    finals: bool = False,
+) -> Path:
+    """A finished suite. `gains`: an arm's test loss minus 2, seed by seed; `shocks`: by arm; `finals`: a study's too."""
+    write_study(root)
+    found: dict[str, Any] = {}
+    swept = {track: {"lr": 0.004, "natural_kl": 0.009} for track in tracks}
+    for track in tracks:
+        losses: dict[str, dict[str, float]] = {}
+        arms: dict[str, Any] = {}
+        for label, own in gains.items():
+            runs = {str(seed): f"{track}_{label}_s{seed}" for seed in SEEDS[: len(own)]}
+            losses[label] = {}
+            ends = []
+            for (seed, run_id), gain in zip(runs.items(), own, strict=True):
+                folder, outcome = root / "runs" / run_id, outcomes.get((label, int(seed)), "completed")
+                write_run(folder, ebc=label in ebc, seed=int(seed), outcome=outcome)
+                ends.append(outcome)
+                if outcome == "missing":
+                    continue
+                if outcome in ("completed", "diverged"):
+                    losses[label][seed] = 2 + gain if outcome == "completed" else math.inf
+                result = json.loads((folder / "result.json").read_text())
+                result["test_loss"] = 2 + gain if outcome == "completed" else None
+                shock = shocks.get(label)
+                if shock:
+                    result |= {"shock_peak": shock["peak"], "shock_recovery_steps": shock["back"]}
+                (folder / "result.json").write_text(json.dumps(result))
+                told = {"name": shock["name"] if shock else "none", "step": None, "size": 10.0}
+                (folder / "spec.json").write_text(json.dumps({"config": {"steps": 40, "shock": told}}))
+            finite = [x for x in losses[label].values() if np.isfinite(x)]
+            mean = float(np.mean(finite)) if finite else None
+            arms[label] = {
+                "roles": [label], "track": track, "lr": 0.004, "lr_scale": 1.0, "ebc": label in ebc,
+                "delta_star": 0.01 if label in ebc else None, "runs": runs, "about": f"what {label} is", "point": None,
+                "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})}, "test_loss": mean, "val_loss": mean,
+                "figures": {"c_early": 0.5, "c_late": 0.5 + own[0], "kl_ratio_median": 1.0} if label in ebc else {},
+            }  # fmt: skip
+        reference = next(iter(gains))
+        for label, arm in arms.items():
+            arm["versus"] = versus.get(label, reference) if label != reference else None
+            known = arm["versus"] in losses
+            arm["difference"] = paired(losses[label], losses[arm["versus"]]) if known else None
+        found[track] = {"reference": reference, "arms": arms}
+    decisions = {"lr_sweep": {"tracks": swept}, "ablation": {"tracks": found, "rule": "test loss after 40 steps", "notes": []}}
+    if finals:
+        decisions = json.loads((root / "auto_decisions.json").read_text()) | {"ablation": decisions["ablation"]}
+    (root / "auto_decisions.json").write_text(json.dumps(decisions))
+    header = json.loads((root / "study.json").read_text())
+    header["config"]["ablation"] = {"question": "Does it pay?", "arms": {label: {} for label in (*gains, *asked)}}
+    (root / "study.json").write_text(json.dumps(header))
+    return root
+
+
+def words_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+def row_of(figure: Figure, label: str) -> tuple[float, list[str]]:
+    """The height of an arm's row in the forest plot, and everything that stands in it."""
+    texts = figure.axes[0].texts
+    y = next(t.xy[1] for t in texts if t.get_text().split(" ")[0] == label and hasattr(t, "xy") and t.get_weight() == "bold")
+    return y, [t.get_text() for t in texts if (t.xy[1] if hasattr(t, "xy") else t.get_position()[1]) == y]
+
+
+def marks_of(figure: Figure, y: float) -> dict[str, list[float]]:
+    """Marker -> where it stands in row `y`; the seeds' points stand a little under it."""
+    found: dict[str, list[float]] = {}
+    for line in figure.axes[0].get_lines():
+        at = np.atleast_1d(line.get_ydata())
+        if len(at) and np.allclose(at, y):
+            found.setdefault(str(line.get_marker()), []).extend(np.atleast_1d(line.get_xdata()).tolist())
+        if len(at) and np.allclose(at, y + 0.2):
+            found["seeds"] = np.atleast_1d(line.get_xdata()).tolist()
+    return found
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory) -> dict[str, Figure]:
+    return drawn(write_suite(tmp_path_factory.mktemp("suite"), asked=("copied_arm",)))
+
+
+def test_a_suite_draws_its_arms_together_and_each_alone_the_same_each_time(tmp_path):
+    root = write_suite(tmp_path)
+    written = pictures.draw_study(root)
+    kinds = {f"{arm}_loss" for arm in GAIN} | {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
+    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps", "ablation_tightness"}
+    first = {path: path.read_bytes() for path in written}
+    assert {path: path.read_bytes() for path in pictures.draw_study(root)} == first
+
+
+def test_a_study_with_finals_and_a_suite_draws_both(tmp_path):
+    names = set(drawn(write_suite(tmp_path, finals=True)))
+    assert names >= expected_names("adam_none") | {"ablation", "ablation_steps", f"{GOOD}_loss"}
+
+
+def test_the_forest_has_a_row_for_each_arm_best_first_diverged_last(suite):
+    rows = {label: row_of(suite["ablation"], label)[0] for label in GAIN}
+    assert sorted(rows, key=rows.__getitem__) == [GOOD, PLAIN, TRAP, BROKEN]
+
+
+def test_a_row_shows_the_paired_difference_its_interval_and_each_seed(suite):
+    y, words = row_of(suite["ablation"], GOOD)
+    marks = marks_of(suite["ablation"], y)
+    half = 4.302652729911275 * 0.01 / 3**0.5  # t(2), 97.5%; the differences' deviation is 0.01
+    assert marks["o"] == pytest.approx([-0.04])
+    assert marks["None"] == pytest.approx(2 * [-0.04 - half, -0.04 + half])  # the joint interval of one comparison is its own
+    assert marks["seeds"] == pytest.approx([-0.05, -0.04, -0.03])
+    assert words == [GOOD, f"what {GOOD} is", f"−0.040 ± {half:.3f}", "1.960", "1.960"]
+
+
+def test_an_arm_compared_with_another_than_the_reference_says_so(suite):
+    y, words = row_of(suite["ablation"], TRAP)
+    assert f"{TRAP}  (vs {GOOD})" in words
+    assert marks_of(suite["ablation"], y)["D"] == pytest.approx([0.1])
+    assert marks_of(suite["ablation"], y)["seeds"] == pytest.approx([0.11, 0.09, 0.1])
+
+
+def test_the_reference_is_zero_and_zero_names_its_loss(suite):
+    assert "0 = plain_arm, test loss 2.000" in words_of(suite["ablation"])
+    y, words = row_of(suite["ablation"], PLAIN)
+    assert marks_of(suite["ablation"], y)["s"] == [0.0]
+    assert "reference" in words
+
+
+def test_a_diverged_arm_is_a_cross_at_the_right_edge_with_words(suite):
+    y, words = row_of(suite["ablation"], BROKEN)
+    marks = marks_of(suite["ablation"], y)
+    assert marks["x"] == [0.985]
+    assert marks["s"] == pytest.approx([0.1])  # the median, by rank
+    assert "None" not in marks  # three seeds have no interval by rank
+    assert "1 of 3 seeds diverged" in words
+    assert marks["seeds"] == pytest.approx([0.1, 0.1])
+    header = [text.get_text() for text in suite["ablation"].texts]
+    assert "Does it pay?" in header
+    assert header[-1] == f"diverged: {BROKEN} (1 of 3 seeds); could not be made: copied_arm"
+
+
+def test_an_outlier_leaves_the_axis_and_is_pointed_to(tmp_path):
+    near = {f"near{i}": (0.01 * i, 0.01 * i + 0.01, 0.01 * i - 0.01) for i in range(5)}
+    root = write_suite(tmp_path, gains={PLAIN: (0.0,) * 3, **near, "far": (3.0, 3.1, 3.2)}, versus={}, outcomes={}, ebc=())
+    figures = drawn(root)
+    figure = figures["ablation"]
+    y, words = row_of(figure, "far")
+    assert figure.axes[0].get_xlim()[1] < 1
+    assert marks_of(figure, y)[">"] == [0.985]
+    assert "+3.100 ± 0.248" in words
+    assert "ablation_steps" not in figures
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("outcome", ["diverged", "missing", "oom"])
+def test_draws_a_suite_whose_reference_never_completed(tmp_path, outcome):
+    figures = drawn(write_suite(tmp_path, outcomes={(PLAIN, seed): outcome for seed in SEEDS}))
+    _, words = row_of(figures["ablation"], GOOD)
+    said = {"diverged": "plain_arm diverged in 3 of 3 seeds"}.get(outcome, "no pair of seeds to compare")
+    assert said in words
+    assert "0 = plain_arm, which has no test loss" in words_of(figures["ablation"])
+    for figure in figures.values():
+        assert pictures.png(figure).startswith(b"\x89PNG")
+
+
+def test_one_seed_has_a_mean_and_no_interval(tmp_path):
+    figure = drawn(write_suite(tmp_path, gains={PLAIN: (0.0,), GOOD: (-0.02,)}, outcomes={}))["ablation"]
+    y, words = row_of(figure, GOOD)
+    assert "−0.020" in words
+    assert marks_of(figure, y)["o"] == pytest.approx([-0.02])
+    assert any("one seed: no interval" in text for text in words_of(figure))
+
+
+def test_each_track_has_pictures_of_its_own(tmp_path):
+    tracks = ("adam_none", "muon_none")
+    names = set(drawn(write_suite(tmp_path, tracks=tracks)))
+    for track in tracks:
+        assert {f"ablation_{track}", f"ablation_steps_{track}", f"{GOOD}_{track}_loss", f"{TRAP}_{track}_kl"} <= names
+    assert "ablation" not in names
+
+
+def test_the_loss_is_drawn_against_the_arm_that_it_is_paired_with(suite):
+    assert any(text.startswith(f"target: {GOOD}'s final validation loss") for text in words_of(suite[f"{TRAP}_loss"]))
+    assert f"{GOOD}, validation" in words_of(suite[f"{TRAP}_loss"])
+    assert f"{PLAIN}, validation" not in words_of(suite[f"{PLAIN}_loss"])
+    header = [text.get_text() for text in suite[f"{TRAP}_loss"].texts]
+    assert header[1] == f"{TRAP}: what {TRAP} is"
+    assert "test loss +0.100 ± 0.025" in header[2]
+
+
+def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):
+    top, bottom = suite["ablation_steps"].axes[1], suite["ablation_steps"].axes[0]
+    for axes in (top, bottom):
+        assert sorted(text.get_text().split("  ")[0] for text in axes.texts) == [GOOD, TRAP]
+    assert bottom.get_yscale() == "log"
+    for axes, points in ((bottom, 4), (top, 40)):  # audits and steps of the run
+        lines = [line for line in axes.get_lines() if len(line.get_xdata()) == points]
+        faint = [line for line in lines if line.get_alpha() is not None]
+        assert len(lines) - len(faint) == 2
+        assert len(faint) == 2 * len(SEEDS)
+        if axes is bottom:
+            assert all(0.8 <= line.get_ydata()[0] <= 1.2 for line in lines)  # 0.008 to 0.012, of a target of 0.01
+    assert len({line.get_linestyle() for line in lines if line.get_alpha() is None}) == 2
+
+
+def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
+    gains = {PLAIN: (0.0,), **{f"arm{i}": (0.01 * i,) for i in range(1, 22)}}
+    root = write_suite(tmp_path, gains=gains, versus={}, outcomes={}, ebc=[label for label in gains if label != PLAIN])
+    figures = drawn(root)
+    named = {text.get_text().split("  ")[0] for text in figures["ablation_steps"].axes[1].texts}
+    assert {
+        "arm19",
+        "arm20",
+        "arm21",
+    } < named  # the farthest from their targets; as many for the drift of c, the same for all here
+    assert len(named) == 6
+    assert any(text.startswith("15 other arms") for text in words_of(figures["ablation_steps"]))
+    figure = figures["ablation"]
+    figure.draw_without_rendering()
+    tops = [figure.axes[0].transData.transform((0, row_of(figure, label)[0]))[1] for label in gains]
+    assert min(b - a for a, b in itertools.pairwise(sorted(tops))) > 25  # pixels: two lines of words
+
+
+def test_no_text_of_a_suite_leaves_the_page(tmp_path):
+    long = "a_label_that_" + "goes_on_" * 8
+    gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), long: (0.01, 0.02)}
+    shocks = {GOOD: {"name": "lr_spike", "peak": 0.2, "back": 3}, long: {"name": "lr_spike", "peak": 0.1, "back": None}}
+    figures = drawn(write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, shocks=shocks, ebc=(GOOD, long)))
+    assert any(text.endswith(f"(vs {GOOD})") for text in words_of(figures["ablation"]))
+    for name in ("ablation", "ablation_steps", "recovery", f"{long}_loss"):
+        figure = figures[name]
+        figure.draw_without_rendering()
+        used = figure.get_tightbbox()
+        assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
+        assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
+        assert min(text.get_window_extent().y0 for text in figure.texts) >= max(a.bbox.y1 for a in figure.axes), name
+        bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
+        assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name
+
+
+def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp_path):
+    shocks = {
+        PLAIN: {"name": "lr_spike", "peak": 0.4, "back": 12},
+        GOOD: {"name": "lr_spike", "peak": 0.1, "back": 0},
+        TRAP: {"name": "label_noise", "peak": 0.2, "back": None},
+    }
+    figures = drawn(write_suite(tmp_path, shocks=shocks, outcomes={}))
+    panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
+    assert set(panels) == {"one step at 10 times the learning rate", "one batch with 1000% of its targets drawn at random"}
+    spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
+    told = {text.get_text() for text in spike.texts}
+    assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back at once"}
+    assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
+    lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]
+    assert sum(line.get_alpha() is None for line in lines) == 2
+    assert sum(line.get_alpha() is not None for line in lines) == 2 * len(SEEDS)
+
+
+def test_a_suite_without_shocks_has_no_recovery_picture(suite):
+    assert "recovery" not in suite
+
+
+def test_around_a_shock_no_mean_reaches_over_it():
+    losses = np.concatenate([np.full(30, 2.0), [9.0], np.full(5, 3.0), np.full(20, 2.0)])
+    offset = np.arange(-20, 40)
+    found = dict(zip(offset.tolist(), suite_module.around(losses, 30, offset).tolist(), strict=True))
+    assert found[-20] == found[-1] == 0.0
+    assert np.isnan(found[0])
+    assert found[1] == found[5] == 1.0
+    assert found[10] == pytest.approx(0.5)
+    assert found[25] == 0.0
+    assert np.isnan(found[26])
+
+
+def test_signs_are_those_of_print():
+    assert [forest.signed(x) for x in (-0.0314, 0.0004, 0.02)] == ["−0.031", "0.000", "+0.020"]

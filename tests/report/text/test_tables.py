@@ -1,0 +1,227 @@
+"""The tables of a study: what the CSVs' columns mean, and the Markdown and LaTeX that papers take over."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ebc_lab.records import columns
+from ebc_lab.report.text import papers, tables
+
+ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
+LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 2.0, 2.1), "broken": (1.8, None, 2.0)}
+DIFFERENCES = {
+    "good": {"seeds": 3, "mean": -0.1, "low": -0.12, "high": -0.08, "detectable": 0.03},
+    "broken": {"seeds": 3, "mean": None, "low": None, "high": None, "detectable": None, "diverged": {"arm": 1, "reference": 0}},
+}
+
+
+def finals_of(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A decision on three arms, one of which lost a seed to divergence, and the results of its runs."""
+    arms: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    for label, losses in LOSSES.items():
+        arms[label] = {"ebc": label == "good", "runs": {str(s): f"{label}{s}" for s in range(3)}}
+        for seed, loss in enumerate(losses):
+            done = {"outcome": "completed", "val_loss": loss, "test_loss": loss, "c_median": 0.6, "kl_ratio_median": 0.98}
+            results[f"{label}{seed}"] = {"steps": 40, "tokens_per_s": 1000, **(done if loss else {"outcome": "diverged"})}
+    differences = {k: found | changed.get(k, {}) for k, found in DIFFERENCES.items()}
+    roles = {"baseline": "base", "control": "base"}
+    return {"tracks": {"adam_none": {"arms": arms, "roles": roles, "differences": dict.fromkeys(roles, differences)}}}, results
+
+
+JOINT = {
+    "good": {
+        "joint_low": -0.14,
+        "joint_high": -0.06,
+        "joint_detectable": 0.05,
+        "comparisons": 2,
+        "looks": 3,
+        "judged": "beats",
+    },
+    "broken": {
+        "method": "rank",
+        "median": -0.2,
+        "low": -0.2,
+        "high": None,
+        "joint_low": None,
+        "joint_high": None,
+        "comparisons": 2,
+        "judged": "undecided",
+    },
+}
+
+
+def cells(text: str, first: str) -> list[list[str]]:
+    """The rows of a Markdown table that begin with `first`."""
+    rows = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    return [row for row in rows if row[0].strip("`") == first]
+
+
+# -- CSV -------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_summary_has_the_documented_columns_in_their_order(finished):
+    _, outcome, _ = finished
+    written = sorted(outcome.study.root.glob("summary_*.csv"))
+    assert len(written) == 4
+    for path in written:
+        assert tuple(pd.read_csv(path).columns) == columns.COLUMNS
+    assert set(columns.TIMING_COLUMNS) < set(columns.COLUMNS)
+
+
+def test_every_column_of_a_suite_is_documented():
+    from ebc_lab.study.stages.suite import FIGURES
+
+    figures = dict.fromkeys((*FIGURES, "shock_recovered"), 1.0)
+    arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
+    arm |= {"point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0}, "runs": {}, "outcomes": {}, "figures": figures}
+    table = tables.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
+    assert list(table.columns) == list(columns.ABLATION_MEANINGS)
+
+
+# -- for papers ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_arm_has_mean_and_spread_over_its_seeds():
+    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
+    assert cells(text, "good")[0] == ["`good`", "3", "2.0000 ± 0.1000", "2.0000 ± 0.1000", "0.60", "0.98", "1000"]
+    assert cells(text, "base")[0] == ["`base`", "3", "2.1000 ± 0.1000", "2.1000 ± 0.1000", "–", "–", "1000"]
+
+
+def test_a_diverged_run_takes_the_mean_with_it_and_is_counted():
+    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
+    [arm, *differences] = cells(text, "broken")
+    assert arm[1:4] == ["2 of 3", "1 of 3 diverged", "1 of 3 diverged"]
+    assert [row[2:4] for row in differences] == [["1 / 0", "–"]] * 2
+
+
+def test_differences_show_both_intervals_and_how_they_were_judged():
+    text = papers.markdown(papers.finals(ABOUT, *finals_of(**JOINT)))
+    assert cells(text, "good")[1] == [*("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.050", "beats")]
+    assert cells(text, "broken")[1][2:] == ["1 / 0", "median −0.200", "[−0.200, ∞)", "(−∞, ∞)", "–", "undecided"]
+    assert "all 2 comparisons together" in text
+    assert "corrected for 3 looks" in text
+    assert "Nothing corrects" not in text
+
+
+def test_a_table_without_joint_intervals_says_that_nothing_corrects_them():
+    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
+    assert "Nothing corrects for the 2 comparisons." in text
+    assert "judged" not in text
+
+
+def test_one_seed_alone_has_neither_spread_nor_interval():
+    decision, results = finals_of(good={"seeds": 1, "low": None, "high": None, "detectable": None})
+    for arm in decision["tracks"]["adam_none"]["arms"].values():
+        arm["runs"] = {"0": arm["runs"]["0"]}
+    arm, *differences = cells(papers.markdown(papers.finals(ABOUT, decision, results)), "good")
+    assert arm[2] == "1.9000"
+    assert differences[0][3:] == ["−0.100", "–", "–"]
+
+
+def test_captions_say_what_where_and_what_the_spread_is():
+    [sheet, *_] = papers.finals(ABOUT, *finals_of())
+    caption = " ".join(sheet.caption)
+    for told in (
+        "After 40 steps",
+        "± the standard deviation over seeds",
+        "a_study",
+        "tiny Shakespeare",
+        "laptop",
+        "seeds 0, 1, 2",
+    ):
+        assert told in caption
+    warned = papers.About("s", "Python's documentation", "not Shakespeare", "smoke", (0,), 0.01)
+    assert "Corpus: not Shakespeare." in " ".join(papers.finals(warned, *finals_of())[0].caption)
+
+
+def test_the_lines_of_the_verdict_are_as_judged(finished):
+    _, outcome, _ = finished
+    text = (outcome.study.root / "acceptance.md").read_text()
+    lines = outcome.acceptance["lines"]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [row[1] for row in rows] == [line["verdict"] for line in lines]
+    assert [row[2].replace("\\", "") for row in rows] == [line["figure"] for line in lines]
+
+
+def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path):
+    _, outcome, _ = finished
+    root = Path(shutil.copytree(outcome.study.root, tmp_path / "again"))
+    names = [f"{name}.{kind}" for name in ("acceptance", "summary_final") for kind in ("md", "tex")]
+    before = {name: (root / name).read_bytes() for name in names}
+    from ebc_lab.report.conclude import report
+    from ebc_lab.study.store.study import Study
+
+    for name in names:
+        (root / name).unlink()
+    report(Study(root))
+    assert {name: (root / name).read_bytes() for name in names} == before
+
+
+# -- what each language reads as its own -----------------------------------------------------------------------------------
+
+NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × ≤ ∞ “"
+
+
+def nasty_sheet() -> papers.Sheet:
+    return papers.Sheet("n", NASTY, [NASTY], ("`arm", "~words", ">figure"), [(NASTY, NASTY, NASTY), ("a_b", "", "")])
+
+
+def test_a_cell_stays_one_cell_in_markdown():
+    rows = [line for line in papers.markdown([nasty_sheet()]).splitlines() if line.startswith("|")]
+    assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [5, 5, 5, 5]
+    assert papers.markdown([nasty_sheet()]).count(r"\*h\*") == 4  # the title, the caption, two cells; code stays as it is
+    assert r"[i\](j)" in rows[2]
+
+
+def test_no_character_of_a_text_means_anything_to_latex():
+    text = papers.escaped(NASTY)
+    for special, plain in {"50%": r"50\%", "#1": r"\#1", "& 2_": r"\& 2\_", "$x$": r"\$x\$", "{a}": r"\{a\}"}.items():
+        assert special not in text.replace(plain, "")
+        assert plain in text
+    assert r"\textbackslash{}f" in text
+    assert r"\textasciitilde{}b \textasciicircum{}c" in text
+    assert text.endswith("“")
+
+
+def test_a_row_of_latex_has_as_many_cells_as_columns():
+    rows = [line for line in papers.latex([nasty_sheet()], "s").splitlines() if line.endswith(r"\tabularnewline")]
+    assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [3, 3, 3]
+
+
+def test_labels_hold_nothing_but_letters_digits_and_hyphens():
+    made = papers.latex([papers.Sheet("adam_none-arms", "t", [], (">x",), [])], "my study_2.1")
+    assert r"\label{tab:my-study-2-1-adam-none-arms}" in made
+
+
+LONG = "muon_none_ebc_d0p0774_shadow_x4_lindelta_lrdecay"
+
+
+def long_named() -> list[papers.Sheet]:
+    """The finals with an arm of a name as long as they get."""
+    decision, results = finals_of(good=JOINT["good"])
+    [found] = decision["tracks"].values()
+    found["arms"] = {LONG: found["arms"]["good"]}
+    found["differences"] = {role: {LONG: {**DIFFERENCES["good"], **JOINT["good"]}} for role in found["differences"]}
+    return papers.finals(ABOUT, decision, results)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
+@pytest.mark.parametrize(("sheets", "fits"), [(long_named, True), (lambda: [nasty_sheet()], False)])
+def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_path):
+    (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b"))
+    body = r"\begin{document}\input{tables}\end{document}"
+    (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs}" + body)
+    made = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert (tmp_path / "p.pdf").exists()
+    assert not fits or "Overfull" not in made.stdout

@@ -1,0 +1,202 @@
+"""What paired seeds can show: against scipy and by hand, and how often studies without any effect claim one."""
+
+import math
+import random
+
+import null_studies
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ebc_lab.study.stages import compare_arms, finals
+from ebc_lab.study.stages.statistics import judge, noise, paired, show_difference
+
+LOSS = st.floats(1.0, 3.0)
+
+
+def by_seed(*losses):
+    return {str(i): x for i, x in enumerate(losses)}
+
+
+def test_the_interval_is_the_paired_t_interval():
+    arm, reference = by_seed(2.0, 2.1, 1.9, 2.05), by_seed(2.05, 2.12, 1.97, 2.06)
+    found = paired(arm, reference, comparisons=5)
+    differences = np.array(list(arm.values())) - np.array(list(reference.values()))
+    alone = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    joint = stats.ttest_1samp(differences, 0).confidence_interval(0.99)
+    assert found["mean"] == pytest.approx(differences.mean())
+    assert (found["low"], found["high"]) == pytest.approx((alone.low, alone.high))
+    assert (found["joint_low"], found["joint_high"]) == pytest.approx((joint.low, joint.high))
+    assert found["p_joint"] == pytest.approx(5 * found["p"])
+
+
+def test_looking_more_than_once_widens_every_interval():
+    arm, reference = by_seed(2.0, 2.1, 1.9), by_seed(2.05, 2.12, 1.97)
+    once, often = paired(arm, reference), paired(arm, reference, looks=4)
+    exact = stats.ttest_rel(list(arm.values()), list(reference.values()))
+    assert often["high"] == pytest.approx(exact.confidence_interval(1 - 0.05 / 4).high)
+    assert often["high"] > once["high"]
+    assert often["p"] == pytest.approx(4 * once["p"])
+    assert often["detectable"] > once["detectable"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(LOSS, LOSS), min_size=2, max_size=8), st.integers(1, 9), st.floats(0, 0.1))
+def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, comparisons, margin):
+    arm, reference = by_seed(*(a for a, _ in pairs)), by_seed(*(b for _, b in pairs))
+    found = paired(arm, reference, margin=margin, comparisons=comparisons)
+    back = paired(reference, arm, margin=margin, comparisons=comparisons)
+    assert found["joint_low"] <= found["low"] <= found["mean"] <= found["high"] <= found["joint_high"]
+    assert (found["low"], found["high"]) == pytest.approx((-back["high"], -back["low"]))
+    claims = ("beats", "meets", "undecided")
+    if found["judged"] in claims and found["alone"] in claims:
+        assert claims.index(found["judged"]) >= claims.index(found["alone"])
+    assert found["judged"] != "misses" or found["alone"] == "misses"
+
+
+def test_the_detectable_difference_is_found_as_often_as_it_says():
+    draw = np.random.default_rng(0)
+    noisy = draw.normal(0.0, 0.05, (4000, 5))
+    spread = paired(by_seed(*(0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5))), by_seed(*[0.0] * 5))
+    per_sd = spread["detectable"] / np.std([0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5)], ddof=1)
+    p = stats.ttest_1samp(noisy + 0.05 * per_sd, 0.0, axis=1).pvalue
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def test_only_seeds_that_both_have_are_compared():
+    found = paired({"0": 2.0, "1": 2.1}, {"1": 2.0, "2": 9.0}, replicates=[2.0, 2.02, 2.04])
+    assert found["seeds"] == 1
+    assert found["mean"] == pytest.approx(0.1)
+    assert found["sigmas"] == pytest.approx(5)
+    assert found["high"] is None
+    assert "no interval" in show_difference(found)
+    assert found["detectable"] == noise([2.0, 2.02, 2.04])["detectable"]  # there is always one to print
+    assert f"{found['detectable']:.4f}" in show_difference(found)
+
+
+def test_without_a_pair_nothing_is_decided():
+    found = paired({}, {"0": 2.0})
+    assert found["judged"] == found["alone"] == "undecided"
+    assert found["method"] is None
+    assert "no pair" in show_difference(found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.05, -0.01, "beats"),
+        (-0.05, 0.0, "meets"),
+        (-0.05, 0.01, "meets"),
+        (0.002, 0.01, "meets"),
+        (-0.05, 0.02, "undecided"),
+        (0.011, 0.02, "misses"),
+        (math.nan, math.nan, "undecided"),
+        (-math.inf, -math.inf, "beats"),
+        (-0.05, math.inf, "undecided"),
+        (math.inf, math.inf, "misses"),
+    ],
+)
+def test_meeting_the_target_is_not_beating_the_baseline(low, high, expected):
+    assert judge(low, high, 0.01) == expected
+
+
+def test_a_run_that_diverged_ranks_behind_every_other():
+    lost = paired(by_seed(2.0, math.inf, 1.0), by_seed(2.0, 2.0, 2.0), margin=0.01)
+    assert lost["judged"] == "misses"
+    assert lost["method"] == "rank"
+    assert lost["mean"] is None
+    assert lost["median"] == 0.0
+    assert "diverged: 1 of the arm's, 0 of the reference's" in show_difference(lost)
+    few = paired(by_seed(1.0, 1.0, 1.0), by_seed(2.0, math.inf, 2.0), margin=0.01)
+    assert few["judged"] == "undecided"  # by rank, three seeds show nothing
+    many = paired(by_seed(*[1.0] * 8), by_seed(*[2.0] * 7, math.inf), margin=0.01)
+    assert many["judged"] == "beats"
+    assert many["high"] == pytest.approx(-1.0)
+    assert many["low"] is None
+    assert paired(by_seed(*[1.0] * 8), by_seed(*[math.inf] * 8))["judged"] == "beats"
+    assert paired(by_seed(math.inf), by_seed(math.inf))["judged"] == "undecided"
+
+
+def test_the_rank_interval_covers_the_median():
+    draw = np.random.default_rng(1)
+    covered = 0
+    for _ in range(500):
+        differences = draw.normal(0.3, 1.0, 9)
+        differences[draw.integers(9)] = math.inf  # whatever it was, it ranks last
+        found = paired(by_seed(*(2 + d for d in differences)), by_seed(*[2.0] * 9))
+        low, high = found["low"], math.inf if found["high"] is None else found["high"]
+        covered += low <= 0.3 <= high
+    assert covered >= 0.93 * 500
+
+
+def test_the_noise_has_an_interval_of_its_own():
+    found = noise([2.0, 2.02, 2.04])
+    assert found["sigma"] == pytest.approx(0.02)
+    assert found["low"] == pytest.approx(0.02 * math.sqrt(2 / stats.chi2.ppf(0.975, 2)))
+    assert found["high"] == pytest.approx(0.02 * math.sqrt(2 / stats.chi2.ppf(0.025, 2)))
+    assert found["low"] < found["sigma"] < found["high"] < found["detectable"] * 2
+    assert noise([2.0])["sigma"] is None
+
+
+# -- a thousand studies without an effect ---------------------------------------------------------------------------------
+
+KINDS = {"fixed": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
+
+
+@pytest.mark.parametrize(("kind", "diverging"), [("fixed", 0.0), ("fixed", 0.05), ("sequential", 0.0)])
+def test_studies_without_an_effect_rarely_claim_one(kind, diverging):
+    found = null_studies.simulate(null_studies.settings(KINDS[kind]), 1000, diverging=diverging)
+    assert found["beats"] <= 0.05
+    if kind == "fixed" and not diverging:
+        assert found["uncorrected"] > 0.05  # the correction is needed: the studies do tempt
+
+
+def test_what_is_worse_by_the_margin_is_rarely_called_no_worse():
+    config = null_studies.settings()
+    found = null_studies.simulate(config, 1000, worse=config.finals.margin)
+    assert found["x2_no_worse"] <= 0.05
+    assert found["best_no_worse"] <= 0.05
+
+
+# -- more seeds while undecided -------------------------------------------------------------------------------------------
+
+
+def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
+    config = null_studies.settings(KINDS["sequential"])
+    decisions = null_studies.decided(config)
+    looks = null_studies.seeds_of(config, decisions)
+    assert [len({s.run.seed for s in specs}) for specs in looks] == compare_arms.looks(config) == [3, 5, 7, 9]
+    stopped = set()
+    for i, sd in enumerate((0.0005, 0.004, 0.008, 0.02)):
+        draw = random.Random(i)
+        results = {s.run_id: {"outcome": "completed"} for s in looks[-1]}
+        for spec in looks[-1]:
+            results[spec.run_id] |= dict.fromkeys(("val_loss", "test_loss"), draw.gauss(2.0, sd))
+        specs = finals.plan(config, decisions, results)
+        seeds = len({s.run.seed for s in specs})
+        found = finals.decide(config, specs, results, decisions)
+        [track] = found["tracks"].values()
+        open_lines = {line["name"] for line in track["verdict"] if "difference" in line and line["verdict"] == "undecided"}
+        assert found == null_studies.judged(config, decisions, looks, results)
+        assert found["sequential"]["at"] == seeds
+        assert found["sequential"]["confidence"] == pytest.approx(1 - 0.05 / 4)
+        assert bool(open_lines) == ("still undecided" in found["sequential"]["stopped"])
+        assert not open_lines or seeds == 9
+        stopped.add(seeds)
+    assert len(stopped) > 1  # some stop early, some do not
+
+
+def test_added_seeds_are_new_and_none_of_the_stages():
+    config = null_studies.settings(("seeds=[98,99]", "finals.max_seeds=4"))
+    specs = null_studies.seeds_of(config, null_studies.decided(config))[-1]
+    assert list(dict.fromkeys(s.run.seed for s in specs)) == [98, 99, 104, 105]
+
+
+def test_a_stage_that_cannot_be_judged_asks_for_no_more_seeds():
+    config = null_studies.settings(KINDS["sequential"])
+    decisions = null_studies.decided(config)
+    specs = null_studies.seeds_of(config, decisions)[0]
+    results = {s.run_id: {"outcome": "diverged", "val_loss": None, "test_loss": None} for s in specs}
+    assert finals.plan(config, decisions, results) == specs

@@ -1,0 +1,95 @@
+"""A guard on speed that no busy machine can trip: what a step launches, reads, forwards, copies and syncs, counted.
+
+The bounds are what was counted when they were set, with little room. Whoever makes a step do more has to raise one and say why.
+"""
+
+import os
+from dataclasses import replace
+
+import pytest
+from support.tapes import Counting
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.corpus import locate
+
+NONE = {"stabilizer": {"name": "none"}}
+SHADOW = {"stabilizer": {"name": "ebc"}}
+SURROGATE = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}}
+FISHER = {"stabilizer": {"name": "ebc"}, "budget": {"name": "fisher"}}
+EVERY_SECOND = {"stabilizer": {"name": "ebc"}, "budget": {"measure_every": 2}}
+USUAL, AUDITED = range(21, 30), 30  # past the refinement; the surrogate's groups are due at 40
+
+
+@pytest.fixture
+def training(tmp_path):
+    def make(settings):
+        run = run_part(compose(["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off", "data=pydoc"], study=False))
+        run = changed(replace(run, data=replace(run.data, sha256=locate(run.data).sha256)), settings)
+        made = Training(run, tmp_path)
+        made.advance(USUAL.start)
+        return made
+
+    return make
+
+
+def counted(training):
+    forwards = []
+    training.model.register_forward_hook(lambda *_: forwards.append(1))
+    steps = {}
+    for step in (*USUAL, AUDITED):
+        forwards.clear()
+        with Counting() as count:
+            training.advance(1)
+        steps[step] = count, len(forwards)
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "forwards", "launches", "reads", "copies"),
+    [
+        pytest.param(NONE, 1, 132, 4, 2, id="none"),
+        pytest.param(SHADOW, 2, 236, 6, 3, id="shadow"),
+        pytest.param(SURROGATE, 1, 190, 6, 3, id="surrogate"),
+        pytest.param(FISHER, 2, 950, 6, 5, id="fisher"),  # one of them forward-mode, hence its launches
+    ],
+)
+def test_a_step_does_no_more_than_it_did(training, settings, forwards, launches, reads, copies):
+    made = training(settings)
+    size = sum(p.numel() * p.element_size() for p in made.model.parameters())
+    steps = counted(made)
+    for step in USUAL:
+        count, forwarded = steps[step]
+        assert forwarded == forwards
+        assert count.launches <= launches, count.ops
+        assert count.reads <= reads
+        assert count.bytes <= copies * size
+    audit, forwarded = steps[AUDITED]
+    assert forwarded == forwards + 1
+    assert audit.reads <= reads + 1
+    assert audit.launches <= launches + 160, audit.ops  # a forward, and the slope over the tensors
+
+
+def test_shadow_copies_the_weights_once_a_step(training):
+    plain, shadow = counted(training(NONE)), counted(training(SHADOW))
+    weights = sum(p.numel() * p.element_size() for p in training(NONE).model.parameters())
+    extra = shadow[21][0].bytes - plain[21][0].bytes
+    assert weights <= extra <= 1.01 * weights
+
+
+def test_measuring_every_second_step_saves_every_second_probe(training):
+    steps = counted(training(EVERY_SECOND))
+    assert [steps[t][1] for t in USUAL] == [1, 2, 1, 2, 1, 2, 1, 2, 1]
+    assert steps[AUDITED][1] == 2  # audits fall on steps of both kinds: this one does not measure
+
+
+def test_the_streams_are_not_synced_by_steps(training, monkeypatch):
+    made = training(SHADOW)
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    made.advance(30)
+    assert synced == []
+    made.save_checkpoint()
+    assert len(synced) == 3  # both streams and the checkpoint

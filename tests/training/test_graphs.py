@@ -1,0 +1,128 @@
+"""Steps from a graph are the eager steps: on a CPU a `Tape` stands in for the CUDA graph."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.tapes import Tape
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.records.streams import read_columns
+from ebc_lab.training.graphs import WARM, StepGraphs
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.corpus import locate
+
+
+@pytest.fixture
+def run(tiny):
+    chosen = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
+    run = run_part(compose([*chosen, "optimizer.lr=2e-2", "steps=45", "stabilizer=ebc", "budget.target_kl=0.01"], study=False))
+    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def trained(run, directory, graphs):
+    directory.mkdir()
+    training = Training(run, directory)
+    training.graphs = graphs
+    training.pending.capacity = 7  # blocks that fall between audits and evaluations as they like
+    result = training.run()
+    return training, result, (directory / "steps.csv").read_bytes()
+
+
+SHAPES = {
+    "shadow": {},
+    "plain": {"stabilizer": {"name": "none"}},
+    "muon": {"optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.1}},
+    "adamw on a falling budget": {"optimizer": {"name": "adamw", "weight_decay": 0.1}, "budget": {"schedule": "linear"}},
+    "log_pi": {"controller": {"name": "log_pi"}},
+    "every second step measures": {"budget": {"measure_every": 2}},
+    "fisher": {"budget": {"name": "fisher"}},
+    "surrogate": {"budget": {"name": "surrogate"}},
+    "calibrated, hidden matrices": {"budget": {"name": "calibrated", "grouping": "matrices"}},
+    "a rate that falls": {"lr_schedule": {"name": "warmup_linear"}},
+}
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+def test_a_graphed_run_is_the_eager_one_bit_for_bit(run, tmp_path, settings):
+    run = changed(run, settings)
+    eager, expected, rows = trained(run, tmp_path / "eager", StepGraphs(None))
+    taped, result, taped_rows = trained(run, tmp_path / "taped", StepGraphs(Tape))
+    assert taped_rows == rows
+    assert taped.graphs.graphs.keys() >= {()} if run.audit_every > 1 else True
+    assert len(taped.graphs.graphs) > 1  # audits too
+    assert result["val_loss"] == expected["val_loss"]
+    for a, b in zip(eager.model.parameters(), taped.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for name, value in eager.optimizer.state_dict()["bases"][0]["state"].items():
+        for key, state in value.items():
+            assert torch.equal(state, taped.optimizer.state_dict()["bases"][0]["state"][name][key])
+
+
+def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
+    """float32 instead of float64 is all that a graph's learning rate loses."""
+    _, plain, _ = trained(run, tmp_path / "number", None)
+    _, graphed, _ = trained(run, tmp_path / "tensor", StepGraphs(Tape))
+    assert graphed["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-4)
+    losses = [read_columns(tmp_path / k / "steps.csv")["loss"] for k in ("number", "tensor")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ebc", "none"])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, tmp_path, name, optimizer):
+    run = changed(run, {"stabilizer": {"name": name}, "optimizer": {"name": optimizer}, "steps": 24})
+    recorded = {}
+    for kind, graphs in (("eager", StepGraphs(None)), ("taped", StepGraphs(Tape))):
+        (tmp_path / kind).mkdir()
+        training = Training(run, tmp_path / kind)
+        training.graphs = graphs
+        factor = torch.ones(())
+        training.model.head.weight.register_hook(lambda g, f=factor: g * f)
+        training.advance(22)
+        before = [p.clone() for p in training.model.parameters()]
+        factor.fill_(torch.nan)
+        training.advance(1)
+        assert all(torch.equal(a, b) for a, b in zip(before, training.model.parameters(), strict=True))
+        assert training.skips == 1
+        factor.fill_(1)
+        assert training.advance(1) is None
+        training.steps.sync()
+        recorded[kind] = (tmp_path / kind / "steps.csv").read_bytes(), [p.clone() for p in training.model.parameters()]
+    assert recorded["eager"][0] == recorded["taped"][0]
+    assert all(torch.equal(a, b) for a, b in zip(recorded["eager"][1], recorded["taped"][1], strict=True))
+
+
+def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, tmp_path):
+    run = changed(run, {"lr_schedule": {"name": "constant"}, "steps": 60})
+    outcomes = []
+    for kind, graphs in (("eager", StepGraphs(None)), ("taped", StepGraphs(Tape))):
+        (tmp_path / kind).mkdir()
+        training = Training(run, tmp_path / kind)
+        training.graphs, training.pending.capacity = graphs, 20
+        training.lr_at = lambda step: 2e-2 if step != 33 else float("inf")
+        result = training.run()
+        outcomes.append((result["outcome"], result["cause"], result["steps"], (tmp_path / kind / "steps.csv").read_bytes()))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][:3] == ("diverged", "step 33: the optimizer proposed a non-finite update.", 34)
+
+
+def test_a_resumed_run_warms_up_and_captures_anew(run, tmp_path):
+    _, whole, _ = trained(run, tmp_path / "whole", StepGraphs(Tape))
+    (tmp_path / "broken").mkdir()
+    first = Training(run, tmp_path / "broken")
+    first.graphs = StepGraphs(Tape)
+    first.advance(31)
+    first.save_checkpoint()
+    second = Training(run, tmp_path / "broken")
+    second.graphs, second.pending.capacity = StepGraphs(Tape), 7
+    result = second.run()
+    assert second.graphs.seen == run.steps - 31 > WARM
+    timing = ("curve", "probe_pct")
+    assert {k: v for k, v in result.items() if "_s" not in k and k not in timing} == {
+        k: v for k, v in whole.items() if "_s" not in k and k not in timing
+    }
+    losses = [read_columns(tmp_path / k / "steps.csv")["loss"].tolist() for k in ("whole", "broken")]
+    assert losses[0] == losses[1]
