@@ -27,7 +27,11 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 def main(overrides: list[str]) -> None:
-    run = run_part(compose(["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off", *overrides], study=False))
+    run = run_part(
+        compose(
+            ["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off", *overrides], study=False
+        )
+    )
     set_up_torch(run)
     corpus = locate(run.data)
     model = gpt.build(run.model, len(corpus.vocabulary), run.seed)
@@ -35,7 +39,9 @@ def main(overrides: list[str]) -> None:
     batches = Batches(torch.from_numpy(corpus.tokens()["train"]), run.batch_size, run.model.context, run.seed)
     for step in range(run.steps + 1):
         if step == run.steps:
-            before = {n: p.detach().bfloat16().float() for n, p in model.named_parameters()}  # both start from the same W
+            before = {
+                n: p.detach().bfloat16().float() for n, p in model.named_parameters()
+            }  # both start from the same W
             model.load_state_dict(before, strict=False)
         inputs, targets = batches.at(step)
         model.zero_grad()

@@ -64,7 +64,10 @@ def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
     """Graphed against eager losses (largest relative difference), packed against single ones (equal or not), by arm."""
     found = {}
     for name, settings in ARMS.items():
-        runs = [changed(replace(run, steps=150, eval_every=50, evaluate=[], seed=seed), settings) for seed in range(3)]
+        runs = [
+            changed(replace(run, steps=150, eval_every=50, evaluate=[], seed=seed), settings)
+            for seed in range(3)
+        ]
         place = folder / name.replace(", ", "_")
         graphed = [losses(r, place / f"graphed{i}") for i, r in enumerate(runs)]
         eager = losses(runs[0], place / "eager", StepGraphs(None))
@@ -103,19 +106,34 @@ def study(folder: Path, seconds: float) -> dict[str, Any]:
     with open(folder / "autopilot.log", "w") as log:
         try:
             asked = ["autopilot", "scale=paper", f"output_dir={folder}", "study.name=paper"]
-            code = subprocess.run([*command, *asked], stdout=log, stderr=log, timeout=seconds, check=False).returncode
+            code = subprocess.run(
+                [*command, *asked], stdout=log, stderr=log, timeout=seconds, check=False
+            ).returncode
         except subprocess.TimeoutExpired:
             code = None
     said = (folder / "autopilot.log").read_text().splitlines()
     finished = len(list(folder.glob("paper/runs/*/result.json")))
-    return {"exit_code": code, "wall_s": time.perf_counter() - begun, "runs_finished": finished, "said": said[-12:]}
+    return {
+        "exit_code": code,
+        "wall_s": time.perf_counter() - begun,
+        "runs_finished": finished,
+        "said": said[-12:],
+    }
 
 
 def main() -> None:
     begun = time.perf_counter()
-    run = run_part(compose(["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "compile=off"], study=False))
+    run = run_part(
+        compose(
+            ["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "compile=off"], study=False
+        )
+    )
     run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
-    found: dict[str, Any] = {"machine": hardware(), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    found: dict[str, Any] = {
+        "machine": hardware(),
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         measurements = {
@@ -124,7 +142,8 @@ def main() -> None:
             "packing": lambda: packing(run),
             "against_the_plain_loop": lambda: throughput(run, 5, 20, lambda text: None),
             "overhead": lambda: {
-                name: paired_overhead(replace(changed(run, settings), steps=600), limit_s=15) for name, settings in ARMS.items()
+                name: paired_overhead(replace(changed(run, settings), steps=600), limit_s=15)
+                for name, settings in ARMS.items()
             },
             "compute": lambda: compute(run, 30, False, lambda text: None),
             "paper_autopilot": lambda: study(folder, 60 * MINUTES - (time.perf_counter() - begun)),

@@ -20,7 +20,11 @@ from ebc_lab.study.stages import compare_arms, finals
 from ebc_lab.study.stages.rules import Decision, Results
 from ebc_lab.study.stages.spec import RunSpec
 
-SEEDS_SD, RUNS_SD, SPLIT_SD = 0.03, 0.02, 0.005  # nats: between seeds, between runs of a seed, between the splits of a run
+SEEDS_SD, RUNS_SD, SPLIT_SD = (
+    0.03,
+    0.02,
+    0.005,
+)  # nats: between seeds, between runs of a seed, between the splits of a run
 SETTINGS = (
     "scale=laptop",
     "optimizer=adam",
@@ -40,7 +44,14 @@ def settings(overrides: Sequence[str] = ()) -> Config:
 def decided(config: Config) -> dict[str, Decision]:
     """What the finals build on: an lr, the noise, a delta* and a scale that merges with none of the other arms."""
     control = {"lr": 4e-3, "lr_scale": 1.0}
-    swept = {"optimizer": "adam", "projection": "none", "lr": 4e-3, "natural_kl": 0.02, "sigma": 0.02, "control": control}
+    swept = {
+        "optimizer": "adam",
+        "projection": "none",
+        "lr": 4e-3,
+        "natural_kl": 0.02,
+        "sigma": 0.02,
+        "control": control,
+    }
     found = {
         "lr_sweep": swept | {"replicate_losses": [2.0, 2.02, 2.04]},
         "calibrate": {"budget": "shadow", "delta_star": 0.02, "by_budget": {"shadow": 0.02}},
@@ -49,25 +60,33 @@ def decided(config: Config) -> dict[str, Decision]:
     return {stage: {"inputs_sha256": stage, "tracks": {"adam_none": track}} for stage, track in found.items()}
 
 
-def invented(specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float) -> dict[str, dict[str, Any]]:
+def invented(
+    specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float
+) -> dict[str, dict[str, Any]]:
     """Results of runs whose truth is known: EBC arms `worse` by so many nats, a share of all runs `diverging`."""
     seeds = {s.run.seed: draw.gauss(2.0, SEEDS_SD) for s in specs}
     results: dict[str, dict[str, Any]] = {}
     for spec in specs:
         loss = draw.gauss(seeds[spec.run.seed], RUNS_SD) + worse * (spec.run.stabilizer.name == "ebc")
         whole = draw.random() >= diverging
-        figures = {f"{split}_loss": draw.gauss(loss, SPLIT_SD) if whole else None for split in ("val", "test")}
+        figures = {
+            f"{split}_loss": draw.gauss(loss, SPLIT_SD) if whole else None for split in ("val", "test")
+        }
         results[spec.run_id] = {"outcome": "completed" if whole else "diverged", **figures}
     return results
 
 
-def judged(config: Config, decisions: dict[str, Decision], looks: Sequence[Sequence[RunSpec]], results: Results) -> Decision:
+def judged(
+    config: Config, decisions: dict[str, Decision], looks: Sequence[Sequence[RunSpec]], results: Results
+) -> Decision:
     """The finals' decision at the look where they stop: each look has more seeds than the one before."""
     specs = next((s for s in looks if not compare_arms.next_seeds(config, s, results, decisions)), looks[-1])
     return finals.decide(config, specs, results, decisions)
 
 
-def simulate(config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0) -> dict[str, float]:
+def simulate(
+    config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0
+) -> dict[str, float]:
     """Shares of the studies: `beats` anything, `no_worse` by the first or the other line of the verdict; mean `seeds`."""
     decisions, draw = decided(config), random.Random(seed)
     looks = seeds_of(config, decisions)
@@ -78,7 +97,9 @@ def simulate(config: Config, studies: int, *, worse: float = 0.0, diverging: flo
         [track] = decision["tracks"].values()
         differences = [d for family in track["differences"].values() for d in family.values()]
         lines = {line["name"]: line for line in track["verdict"]}
-        claims = [d["judged"] for d in differences] + ["beats" for line in lines.values() if line.get("beats")]
+        claims = [d["judged"] for d in differences] + [
+            "beats" for line in lines.values() if line.get("beats")
+        ]
         found["beats"] += "beats" in claims
         found["uncorrected"] += any(d["alone"] == "beats" for d in differences)
         found["x2_no_worse"] += lines["x2_no_worse_than_baseline"]["verdict"] == "pass"

@@ -54,7 +54,9 @@ def many(runs: int) -> None:
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         trained = done.trained
         results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
-        print(f"{trained} runs in {wall:.1f} s; the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run")
+        print(
+            f"{trained} runs in {wall:.1f} s; the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run"
+        )
         print(f"training took the two workers {sum(r['wall_s'] for r in results):.1f} s")
         cpu = time.process_time()
         again = autopilot(config, concluding())
@@ -64,7 +66,9 @@ def many(runs: int) -> None:
             for _ in range(3):
                 begun = time.perf_counter()
                 subprocess.run(
-                    [*CLI, *command[:1], "many", *command[1:], "--output-dir", f"{folder}/out"], check=True, capture_output=True
+                    [*CLI, *command[:1], "many", *command[1:], "--output-dir", f"{folder}/out"],
+                    check=True,
+                    capture_output=True,
                 )
                 taken.append(time.perf_counter() - begun)
             print(f"ebc-lab {' '.join(command):<14} {sorted(taken)[1]:.2f} s (median of three)")
@@ -78,7 +82,9 @@ def share(overrides: list[str]) -> None:
     results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
     trained = sum(r.get("wall_s") or 0.0 for r in results)
     n = slots(config)
-    print(f"{wall:.1f} s of wall time on {n} slots; training and its evaluations {trained:.1f} s, {trained / n:.1f} s a slot")
+    print(
+        f"{wall:.1f} s of wall time on {n} slots; training and its evaluations {trained:.1f} s, {trained / n:.1f} s a slot"
+    )
     print(f"not spent training: {100 * (1 - trained / (n * wall)):.1f}% of the slots' time")
 
 

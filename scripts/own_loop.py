@@ -42,7 +42,10 @@ def main() -> None:
     torch.manual_seed(0)
     model = CharRNN(len(characters))
     optimizer = EllipsotopeClip(
-        model, torch.optim.Adam(model.parameters(), lr=options.lr), target_kl=options.target_kl, audit_every=10
+        model,
+        torch.optim.Adam(model.parameters(), lr=options.lr),
+        target_kl=options.target_kl,
+        audit_every=10,
     )
     for step in range(options.steps):
         starts = torch.randint(len(data) - 65, (16, 1))

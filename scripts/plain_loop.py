@@ -32,7 +32,9 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, T, C = x.shape
         y = self.attention_norm(x)
-        q, k, v = (f(y).view(B, T, self.heads, C // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(y).view(B, T, self.heads, C // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(y.transpose(1, 2).reshape(B, T, C))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
@@ -95,7 +97,9 @@ def main() -> None:
         if step % o.print_every == 0 or step == o.steps - 1:
             print(f"step {step:4d}  loss {loss.item():.6f}")
     seconds = time.perf_counter() - started  # the last loss was read, so the device is done
-    print(f"{o.steps * o.batch * o.context / seconds:.0f} tokens/s on {o.device}, {torch.get_num_threads()} thread(s)")
+    print(
+        f"{o.steps * o.batch * o.context / seconds:.0f} tokens/s on {o.device}, {torch.get_num_threads()} thread(s)"
+    )
 
 
 if __name__ == "__main__":

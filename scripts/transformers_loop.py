@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from ebc_lab.ebc import EllipsotopeClip
 
 PAD, VOCABULARY = 256, 257  # bytes, and one token for the padding
-GPT2 = GPT2Config(vocab_size=VOCABULARY, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=PAD, eos_token_id=PAD)
+GPT2 = GPT2Config(
+    vocab_size=VOCABULARY, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=PAD, eos_token_id=PAD
+)
 LLAMA = LlamaConfig(
     vocab_size=VOCABULARY,
     max_position_embeddings=128,
@@ -47,7 +49,9 @@ def batch_of(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="EBC around Adam, training a transformers model from scratch.")
+    parser = argparse.ArgumentParser(
+        description="EBC around Adam, training a transformers model from scratch."
+    )
     parser.add_argument("--model", choices=("gpt2", "llama"), default="gpt2")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-2)
@@ -79,7 +83,9 @@ def main() -> None:
         if step % 10 == 0:
             print(f"step {step:4d}  loss {output.loss.item():.3f}  c {stats.clip_coefficient:.3f}{told}")
     if clipped:
-        print(f"median over {len(clipped)} audited, clipped steps: applied KL / target {statistics.median(clipped):.2f}")
+        print(
+            f"median over {len(clipped)} audited, clipped steps: applied KL / target {statistics.median(clipped):.2f}"
+        )
 
 
 if __name__ == "__main__":

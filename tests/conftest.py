@@ -8,13 +8,31 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it runs in the background
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell ignores it for what it runs in the background
 
 
 @pytest.fixture(scope="session")
 def small_text() -> str:
     """About 4,000 characters of plain words, always the same: something a tiny model can learn."""
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "rain", "run", "down", "to", "sea", "under", "moon"]
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "saw",
+        "rain",
+        "run",
+        "down",
+        "to",
+        "sea",
+        "under",
+        "moon",
+    ]
     draw = random.Random(0)
     return "".join(" ".join(draw.choices(words, k=6)) + ".\n" for _ in range(170))
 
@@ -72,7 +90,9 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_plac
     from ebc_lab.study.autopilot import autopilot
 
     said: list[str] = []
-    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"])
+    config = compose(
+        [*tiny, "launcher=inline", f"output_dir={tmp_path_factory.mktemp('studies')}", "study.name=done"]
+    )
     outcome = autopilot(config, concluding(say=said.append))
     return config, outcome, said
 
@@ -107,6 +127,8 @@ def results_schema():
 
     import jsonschema
 
-    schema = json.loads((resources.files("ebc_lab") / "report" / "text" / "results_final.schema.json").read_text())
+    schema = json.loads(
+        (resources.files("ebc_lab") / "report" / "text" / "results_final.schema.json").read_text()
+    )
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)

@@ -128,7 +128,10 @@ def test_targets_of_make_are_there():
     texts = [page.read_text() for page in PAGES]
     named = {target for text in texts for target in re.findall(r"`make ([a-z-]+)", FENCE.sub("", text))}
     named |= {
-        t for text in texts for _, body in FENCE.findall(text) for t in re.findall(r"^make ([a-z-]+)", body, re.MULTILINE)
+        t
+        for text in texts
+        for _, body in FENCE.findall(text)
+        for t in re.findall(r"^make ([a-z-]+)", body, re.MULTILINE)
     }
     assert {"autopilot", "test"} < named
     assert named - {target for rule in rules for target in rule.split()} == set()

@@ -14,7 +14,10 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 def test_the_example_loop_learns_and_holds_its_budget():
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "own_loop.py"), "--steps", "101"], capture_output=True, text=True, check=True
+        [sys.executable, str(SCRIPTS / "own_loop.py"), "--steps", "101"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = [[float(x) for x in re.findall(r"\d+\.\d+", line)] for line in done.stdout.splitlines()]
     losses, applied = [line[0] for line in lines], [line[2] for line in lines]
@@ -41,7 +44,10 @@ def test_a_transformers_model_is_held_to_its_budget_and_nothing_is_downloaded(op
 def test_small_updates_do_not_reach_bfloat16_parameters():
     overrides = ["scale=smoke", "data=pydoc", "steps=20", "optimizer.lr=3e-3", "device=cpu"]
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bf16_parameters.py"), *overrides], capture_output=True, text=True, check=True
+        [sys.executable, str(SCRIPTS / "bf16_parameters.py"), *overrides],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     rows = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[2:]]
     ratio = {row[0]: row[3] for row in rows}
@@ -60,7 +66,9 @@ def test_the_one_node_slurm_says_how_it_is_called():
 
 @pytest.mark.slurm
 def test_run_hands_on_the_exit_code_and_leaves_a_slurm_that_was_up():
-    done = subprocess.run([SLURM, "run", "bash", "-c", "squeue --noheader --partition=high && exit 7"], capture_output=True)
+    done = subprocess.run(
+        [SLURM, "run", "bash", "-c", "squeue --noheader --partition=high && exit 7"], capture_output=True
+    )
     assert done.returncode == 7
     subprocess.run(["squeue"], check=True, capture_output=True)
 
@@ -68,16 +76,36 @@ def test_run_hands_on_the_exit_code_and_leaves_a_slurm_that_was_up():
 @pytest.mark.slurm
 @pytest.mark.slow
 def test_a_driver_that_is_requeued_adopts_its_workers(tiny, tmp_path):
-    submit = ["sbatch", "--wait", "--parsable", "--mem=1G", "--output=driver.log", str(SCRIPTS / "slurm_autopilot.sbatch")]
+    submit = [
+        "sbatch",
+        "--wait",
+        "--parsable",
+        "--mem=1G",
+        "--output=driver.log",
+        str(SCRIPTS / "slurm_autopilot.sbatch"),
+    ]
     study = [*tiny, "launcher.slots=1", "launcher.queue_every_s=1", "output_dir=out", "study.name=s"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    job = subprocess.Popen([*submit, *study], cwd=tmp_path, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True)
-    threading.Thread(target=job.wait, daemon=True).start()  # to tail --pid an end that nobody has waited for is none
+    job = subprocess.Popen(
+        [*submit, *study], cwd=tmp_path, env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    threading.Thread(
+        target=job.wait, daemon=True
+    ).start()  # to tail --pid an end that nobody has waited for is none
     number = job.stdout.readline().strip()
-    follow = ["tail", "--lines=+1", "-F", "--sleep-interval=0.1", f"--pid={job.pid}", str(tmp_path / "driver.log")]
+    follow = [
+        "tail",
+        "--lines=+1",
+        "-F",
+        "--sleep-interval=0.1",
+        f"--pid={job.pid}",
+        str(tmp_path / "driver.log"),
+    ]
     with subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as log:
         assert any("1 job(s) running" in line for line in log.stdout)
-        subprocess.run(["scancel", "--batch", "--signal=USR1", number], check=True)  # what it is sent when its time is over
+        subprocess.run(
+            ["scancel", "--batch", "--signal=USR1", number], check=True
+        )  # what it is sent when its time is over
         assert any("adopted" in line for line in log.stdout)
         log.terminate()
     assert job.wait() == 0, (tmp_path / "driver.log").read_text()

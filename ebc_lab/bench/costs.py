@@ -44,10 +44,14 @@ def start_up(repeats: int) -> dict[str, Any]:
         taken = []
         for _ in range(repeats):
             start = time.perf_counter()
-            done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+            )
             taken.append(time.perf_counter() - start)
             if done.returncode:
-                raise UserError(f"{name} cannot be measured: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+                raise UserError(
+                    f"{name} cannot be measured: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+                )
         found[name] = spread(taken)
     return found
 
@@ -133,7 +137,9 @@ def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None])
             synchronise(run)
             taken.append(time.perf_counter() - start)
             loop.zero_grad()
-        after = matmul_peak(run, sizes, repeats)  # around the passes: a machine that was busy for either shows
+        after = matmul_peak(
+            run, sizes, repeats
+        )  # around the passes: a machine that was busy for either shows
         flops = step_flops(training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
     achieved = spread([flops["total"] / s for s in taken])

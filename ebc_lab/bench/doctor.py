@@ -40,7 +40,9 @@ def examine(config: Config) -> dict[str, Any]:
     try:
         found["speed"] = report(config, run)
         if run.device == "cuda":
-            found["packing"] = packing(replace(run, dtype=found["speed"]["study"]["dtype"], threads_per_run=1, compile="off"))
+            found["packing"] = packing(
+                replace(run, dtype=found["speed"]["study"]["dtype"], threads_per_run=1, compile="off")
+            )
     except UserError as error:
         problems.append(str(error))
     output = Path(config.output_dir)

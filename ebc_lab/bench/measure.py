@@ -63,7 +63,9 @@ def resolved(config: Config) -> RunConfig:
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
-        raise UserError("lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out.")
+        raise UserError(
+            "lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out."
+        )
     choice = settle_study(dataclasses.replace(config, device=run.device, data=run.data))
     assert choice is not None
     run = take(run, choice)
@@ -72,7 +74,11 @@ def resolved(config: Config) -> RunConfig:
 
 
 def bench(
-    overrides: Sequence[str], *, quick: bool = False, record: bool = False, say: Callable[[str], None] = lambda text: None
+    overrides: Sequence[str],
+    *,
+    quick: bool = False,
+    record: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything that `ebc-lab bench` reports of the run that `overrides` describe. docs/speed.md says what each figure is.
 
@@ -140,7 +146,9 @@ def slug(run: RunConfig) -> str:
 def project() -> Path:
     """The nearest folder from here upwards that holds a project, else this one."""
     here = Path.cwd()
-    return next((p for p in (here, *here.parents) if (p / "pyproject.toml").exists() or (p / ".git").exists()), here)
+    return next(
+        (p for p in (here, *here.parents) if (p / "pyproject.toml").exists() or (p / ".git").exists()), here
+    )
 
 
 def vacant(folder: Path, stem: str) -> Path:

@@ -65,7 +65,11 @@ def cell_is_full(cell: types.CellType) -> bool:
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
     """Address -> bytes of the memory behind tensors; views of one memory count once."""
-    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.untyped_storage().nbytes()}
+    return {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+        for t in tensors
+        if t.untyped_storage().nbytes()
+    }
 
 
 @contextlib.contextmanager
@@ -163,9 +167,14 @@ def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
                 "held_bytes": found["stabilizer"],
                 "peak_bytes": found["peak"],
                 "extra_copies": found["stabilizer"] / found["parameters"],
-                "peak_extra_copies": (found["peak"] + found["stabilizer"] - bare["peak"]) / found["parameters"],
+                "peak_extra_copies": (found["peak"] + found["stabilizer"] - bare["peak"])
+                / found["parameters"],
             }
         )
     tensors = {k: bare[k] for k in ("parameters", "gradients", "optimizer_state")}
-    method = "torch.cuda.max_memory_allocated" if run.device == "cuda" else "torch.profiler, allocations on the CPU"
+    method = (
+        "torch.cuda.max_memory_allocated"
+        if run.device == "cuda"
+        else "torch.profiler, allocations on the CPU"
+    )
     return {"bare_bytes": {**tensors, "peak": bare["peak"]}, "peak_by": method, "stabilizers": rows}

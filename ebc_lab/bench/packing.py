@@ -34,8 +34,18 @@ def _kept(run: RunConfig) -> Path:
     """Where the figure of this shape on this machine is kept."""
     from ebc_lab.records.cache import cache_dir
 
-    shape = {"model": to_dict(run.model), "batch": run.batch_size, "threads": run.threads_per_run, "device": run.device}
-    about = {**shape, "torch": metadata.version("torch"), "cpu": hardware()["cpu"], "optimizer": run.optimizer.name}
+    shape = {
+        "model": to_dict(run.model),
+        "batch": run.batch_size,
+        "threads": run.threads_per_run,
+        "device": run.device,
+    }
+    about = {
+        **shape,
+        "torch": metadata.version("torch"),
+        "cpu": hardware()["cpu"],
+        "optimizer": run.optimizer.name,
+    }
     about["gpus"] = gpu_names() if run.device == "cuda" else ()
     about |= {"dtype": run.dtype, "stabilizer": run.stabilizer.name, "counts": PACKED}
     return cache_dir() / f"packing-{digest(about)[:16]}.json"
@@ -68,9 +78,13 @@ def _measured(run: RunConfig) -> dict[str, Any]:
         return known
     env = {**os.environ, "OMP_NUM_THREADS": str(run.threads_per_run)}
     command = [sys.executable, "-m", "ebc_lab.bench.packing"]
-    done = subprocess.run(command, input=json.dumps(to_dict(run)), capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(to_dict(run)), capture_output=True, text=True, env=env, check=False
+    )
     if done.returncode != 0:
-        raise UserError(f"measuring the packing failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        raise UserError(
+            f"measuring the packing failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     found = dict(json.loads(done.stdout))
     try:
         path = _kept(run)
@@ -93,7 +107,9 @@ def smallest_near_best(rates: Mapping[int, float]) -> int:
     return min(k for k, rate in rates.items() if rate >= (1 - NEAR_BEST) * best)
 
 
-def measure_packing(run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int = 20, stretches: int = 3) -> dict[str, Any]:
+def measure_packing(
+    run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int = 20, stretches: int = 3
+) -> dict[str, Any]:
     """Tokens/s of so many runs together, taking turns in this process as a worker's do: the median over `stretches` of `steps`
     steps a run.
 
@@ -105,7 +121,9 @@ def measure_packing(run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int
     from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)
-    run = replace(run, data=data, steps=10**6, evaluate=[], lr_schedule=LRScheduleConfig(), shock=ShockConfig())
+    run = replace(
+        run, data=data, steps=10**6, evaluate=[], lr_schedule=LRScheduleConfig(), shock=ShockConfig()
+    )
     runs: list[tuple[Training, Any]] = []
 
     def rate(steps: int) -> float:
@@ -138,7 +156,10 @@ def measure_packing(run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int
         finally:
             for _, turns in runs:
                 turns.close()
-    return {"runs_per_worker": smallest_near_best(rates), "tokens_per_s": {str(k): r for k, r in rates.items()}}
+    return {
+        "runs_per_worker": smallest_near_best(rates),
+        "tokens_per_s": {str(k): r for k, r in rates.items()},
+    }
 
 
 def _wait(run: RunConfig) -> None:

@@ -74,7 +74,9 @@ def paired_overhead(
     if graphed:  # blocks that hide what a step's launch and a block's reading cost the host
         block *= max(1, 50 // block)
         run = dataclasses.replace(run, steps=warm_steps(run) + (rounds + 1) * block)
-    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), audit_every=0 if graphed else run.audit_every)
+    plain = dataclasses.replace(
+        run, stabilizer=StabilizerConfig(), audit_every=0 if graphed else run.audit_every
+    )
     with opened(plain) as unwrapped, opened(run) as training:
         bare, stabilized = Loop(unwrapped, bare=True), Loop(training)
         sides = [loop.recorded_steps if graphed else loop.steps for loop in (bare, stabilized)]
@@ -105,7 +107,12 @@ def overhead_and_record(
         with open(directory / "log.txt", "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    about = {"run_id": run_id, "identity": identity, "steps": run.steps, "wall_s": time.perf_counter() - started}
+    about = {
+        "run_id": run_id,
+        "identity": identity,
+        "steps": run.steps,
+        "wall_s": time.perf_counter() - started,
+    }
     write_sealed(directory / "result.json", {**about, **result})
 
 
@@ -116,12 +123,19 @@ def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
             yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))
             continue
         for budget in BUDGETS:
-            guard = run.budget.guard if budget == "surrogate" else "none"  # it corrects a bound: the others refuse it
+            guard = (
+                run.budget.guard if budget == "surrogate" else "none"
+            )  # it corrects a bound: the others refuse it
             changed = dataclasses.replace(run.budget, name=budget, guard=guard)
-            yield f"ebc {budget}", dataclasses.replace(run, stabilizer=StabilizerConfig("ebc"), budget=changed)
+            yield (
+                f"ebc {budget}",
+                dataclasses.replace(run, stabilizer=StabilizerConfig("ebc"), budget=changed),
+            )
 
 
-def overheads(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def overheads(
+    run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """`paired_overhead` of every variant, `rounds` pairs each or, where these take longer, about `limit_s` seconds.
 
     One that the run's other settings rule out says why in `refused`.
@@ -129,7 +143,9 @@ def overheads(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], 
     rows: list[dict[str, Any]] = []
     for name, variant in variants(run):
         say(f"overhead of {name}")
-        enough = dataclasses.replace(variant, steps=WARM_STEPS + rounds * interval(resolve_controller(variant)))
+        enough = dataclasses.replace(
+            variant, steps=WARM_STEPS + rounds * interval(resolve_controller(variant))
+        )
         try:
             rows.append({"stabilizer": name, "refused": None, **paired_overhead(enough, limit_s=limit_s)})
         except (UserError, ValueError) as error:

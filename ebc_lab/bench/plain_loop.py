@@ -37,7 +37,9 @@ class PlainBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
         y = self.attention_norm(x)
-        q, k, v = (f(y).view(B, T, self.heads, C // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(y).view(B, T, self.heads, C // self.heads).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(y.transpose(1, 2).reshape(B, T, C))
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
@@ -70,7 +72,9 @@ class PlainLoop:
         shape: `blocks`, `width`, `heads`, `context` of the model.
     """
 
-    def __init__(self, data: Tensor, vocabulary: int, *, batch: int, lr: float, seed: int, device: str, **shape: int):
+    def __init__(
+        self, data: Tensor, vocabulary: int, *, batch: int, lr: float, seed: int, device: str, **shape: int
+    ):
         torch.manual_seed(seed)
         self.data, self.batch, self.context, self.device = data.cpu(), batch, shape["context"], device
         self.model = PlainGPT(vocabulary, **shape).to(device)

@@ -62,7 +62,11 @@ class Choice:
 
     def said(self, run: RunConfig) -> list[str]:
         """A line for each setting that `run` leaves open."""
-        return [f"{k}={getattr(self, k)}: {self.why[k]}" for k in ("dtype", "threads_per_run", "compile") if is_open(run, k)]
+        return [
+            f"{k}={getattr(self, k)}: {self.why[k]}"
+            for k in ("dtype", "threads_per_run", "compile")
+            if is_open(run, k)
+        ]
 
 
 def is_open(run: RunConfig, setting: str) -> bool:
@@ -103,7 +107,11 @@ def unmeasured(run: RunConfig, cores: int, job_cores: int | None = None) -> tupl
         if chosen:
             run, why["threads_per_run"] = replace(run, threads_per_run=chosen), reason
     if is_open(run, "compile") and (run.device == "cuda" or job_cores is not None):
-        where = "on a GPU the whole step is captured instead" if run.device == "cuda" else "not measured for jobs on nodes"
+        where = (
+            "on a GPU the whole step is captured instead"
+            if run.device == "cuda"
+            else "not measured for jobs on nodes"
+        )
         run, why["compile"] = replace(run, compile="off"), f"{where}; compile=on asks for it all the same"
     return run, why
 
@@ -150,7 +158,10 @@ def compile_rule(planned_s: float, steps: int, figures: Callable[[], Compiling |
     """on or off, and why. `planned_s`: of the longest run's training, eagerly; its steps; what compiling costs, or why that
     is not known, asked for only where it matters."""
     if planned_s < LEAST_COMPILED_S:
-        return "off", f"the longest run trains for {planned_s:.0f} s, and below {LEAST_COMPILED_S:.0f} s compiling cannot pay"
+        return (
+            "off",
+            f"the longest run trains for {planned_s:.0f} s, and below {LEAST_COMPILED_S:.0f} s compiling cannot pay",
+        )
     found = figures()
     if isinstance(found, str):
         return "off", found
@@ -200,7 +211,9 @@ def settle(
     if "compile" in undecided:
         shape = replace(run, dtype=dtype, threads_per_run=threads)
         planned_s = steps * processes / rates[case]
-        compiled, why["compile"] = compile_rule(planned_s, steps, lambda: compiling(shape, measure=measure, say=say))
+        compiled, why["compile"] = compile_rule(
+            planned_s, steps, lambda: compiling(shape, measure=measure, say=say)
+        )
     return Choice(dtype, threads, compiled, why, (*case, rates[case]))
 
 
@@ -230,7 +243,12 @@ class Known:
         from ebc_lab.records.cache import cache_dir
 
         here = machine.hardware()
-        about = {"model": to_dict(run.model), "batch": run.batch_size, "device": run.device, "params": run.param_dtype}
+        about = {
+            "model": to_dict(run.model),
+            "batch": run.batch_size,
+            "device": run.device,
+            "params": run.param_dtype,
+        }
         about |= {"torch": metadata.version("torch"), "optimizer": run.optimizer.name}
         about |= {k: here[k] for k in ("cpu", "cores")}
         about["gpus"] = machine.gpu_names() if run.device == "cuda" else ()
@@ -256,7 +274,9 @@ class Known:
         return found
 
     def keep_compiling(self, run: RunConfig, found: Compiling) -> None:
-        self._write({"compile": {**self.read()["compile"], f"{run.threads_per_run} {run.dtype}": dict(found)}})
+        self._write(
+            {"compile": {**self.read()["compile"], f"{run.threads_per_run} {run.dtype}": dict(found)}}
+        )
 
     def _write(self, new: Mapping[str, Any]) -> None:
         try:
@@ -297,7 +317,9 @@ def compiling(run: RunConfig, *, measure: bool = True, say: Say = lambda text: N
     say("measuring what torch.compile costs and gains at this shape: a minute or so …")
     with tempfile.TemporaryDirectory() as cold:
         try:
-            done = _timed({"run": to_dict(run)}, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cold}, timeout=COMPILER_S)
+            done = _timed(
+                {"run": to_dict(run)}, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cold}, timeout=COMPILER_S
+            )
         except subprocess.TimeoutExpired:
             return f"compiling takes more than {COMPILER_S:.0f} s here"
     if done.returncode != 0:
@@ -329,7 +351,10 @@ def report(config: Config, run: RunConfig) -> dict[str, Any]:
     return {
         "scale": config.scale,
         "device": run.device,
-        "rates": [{"threads": t, "processes": n, "dtype": d, "steps_per_s": rate} for (t, n, d), rate in sorted(rates.items())],
+        "rates": [
+            {"threads": t, "processes": n, "dtype": d, "steps_per_s": rate}
+            for (t, n, d), rate in sorted(rates.items())
+        ],
         "steps_per_s": alone,  # of one process with a study's threads
         "study": _as_json(study),
         "single_run": _as_json(single),

@@ -43,7 +43,9 @@ class Stand:
         self.run = run
         self.device = torch.device(run.device)
         set_up_torch(run)
-        self.tokens = torch.randint(0, VOCABULARY, (run.batch_size, run.model.context + 1), device=self.device)
+        self.tokens = torch.randint(
+            0, VOCABULARY, (run.batch_size, run.model.context + 1), device=self.device
+        )
         self.model = gpt.build(run.model, VOCABULARY, 0).to(self.device, getattr(torch, run.param_dtype))
         self.forward: torch.nn.Module = self.model
         self.bases = optimizers.build(self.model, run.optimizer)
@@ -89,7 +91,10 @@ def rates(run: RunConfig, cases: Sequence[Case]) -> list[float]:
             break
         for case, found in zip(cases, taken, strict=True):
             asked = [pipe[0] for pipe in pipes[: case[1]]]
-            for order in ((case[0], case[2]), BLOCK_S):  # a step that is not counted, then all let off together
+            for order in (
+                (case[0], case[2]),
+                BLOCK_S,
+            ):  # a step that is not counted, then all let off together
                 for connection in asked:
                     connection.send(order)
                 answers = [connection.recv() for connection in asked]

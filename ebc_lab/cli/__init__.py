@@ -14,7 +14,10 @@ from .commands import USAGE_ERROR, app
 
 def main() -> None:
     """The `ebc-lab` command."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:
@@ -24,7 +27,10 @@ def main() -> None:
         code = 2
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {place}{error.strerror or error}: mend that, or choose another folder, and try again", err=True)
+        typer.echo(
+            f"error: {place}{error.strerror or error}: mend that, or choose another folder, and try again",
+            err=True,
+        )
         code = 2
     except USAGE_ERROR as error:
         error.show()

@@ -56,11 +56,18 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     a = found["about"]
     run, machine = a["run"], a["machine"]
     m = run["model"]
-    on = ", ".join(machine["gpus"]) if run["device"] == "cuda" else f"{machine['cpu']}, {machine['cores']} cores"
+    on = (
+        ", ".join(machine["gpus"])
+        if run["device"] == "cuda"
+        else f"{machine['cpu']}, {machine['cores']} cores"
+    )
     shape = f"{m['blocks']} blocks, d = {m['width']}, {run['batch_size']}×{m['context']} tokens, {run['optimizer']['name']}"
     console.print(Text.assemble((f"{a['scale']} shape ", "bold"), f"on {on}: {shape}"))
     console.print(
-        Text(f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s", style="dim")
+        Text(
+            f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s",
+            style="dim",
+        )
     )
     if a["quick"]:
         console.print(Text("--quick: too few steps for figures to go by", style="yellow"))
@@ -95,7 +102,9 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
         low, high = row["overhead_iqr_pct"]
-        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+.1f}%", f"{low:+.1f} to {high:+.1f}", str(row["pairs"]))
+        table.add_row(
+            row["stabilizer"], f"{row['overhead_pct']:+.1f}%", f"{low:+.1f} to {high:+.1f}", str(row["pairs"])
+        )
     return title, table
 
 
@@ -124,9 +133,13 @@ def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
     table = plain_table("what", ">figure")
     flops = c["flops_per_step"]
     n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
-    achieved = {k: [x / 1e9 for x in v] if isinstance(v, list) else v / 1e9 for k, v in c["achieved_flops_per_s"].items()}
+    achieved = {
+        k: [x / 1e9 for x in v] if isinstance(v, list) else v / 1e9
+        for k, v in c["achieved_flops_per_s"].items()
+    }
     table.add_row(
-        "work per step", f"{flops['total'] / 1e9:.3g} GFLOP, {flops['attention'] / flops['total']:.0%} of it attention"
+        "work per step",
+        f"{flops['total'] / 1e9:.3g} GFLOP, {flops['attention'] / flops['total']:.0%} of it attention",
     )
     table.add_row("achieved", f"{within(achieved, ',.3g')} GFLOP/s")
     table.add_row("best matrix product", f"{c['peak_flops_per_s'] / 1e9:,.3g} GFLOP/s, n = {n}")
@@ -139,7 +152,13 @@ def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
     b = m["bare_bytes"]
     held = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}, optimizer {size(b['optimizer_state'])}"
     title = f"Memory: {held}; a bare step adds {size(b['peak'])} at most"
-    columns = ("stabilizer", ">held", ">in copies of the parameters", ">at the height of a step, copies more", "~")
+    columns = (
+        "stabilizer",
+        ">held",
+        ">in copies of the parameters",
+        ">at the height of a step, copies more",
+        "~",
+    )
     table = plain_table(*columns)
     for row in m["stabilizers"]:
         if row["refused"]:

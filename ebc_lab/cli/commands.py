@@ -22,14 +22,22 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")]
-MaxRuns = Annotated[int | None, typer.Option("--max-runs", help="Train at most so many runs in this call.", show_default=False)]
+Force = Annotated[
+    bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")
+]
+MaxRuns = Annotated[
+    int | None,
+    typer.Option("--max-runs", help="Train at most so many runs in this call.", show_default=False),
+]
 MaxHours = Annotated[
     float | None,
-    typer.Option("--max-hours", help="Stop before the workers, all together, exceed so many hours.", show_default=False),
+    typer.Option(
+        "--max-hours", help="Stop before the workers, all together, exceed so many hours.", show_default=False
+    ),
 ]
 Name = Annotated[
-    str | None, typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False)
+    str | None,
+    typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False),
 ]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
@@ -54,7 +62,9 @@ def _json(value: Any) -> None:
 @app.command()
 def autopilot(
     overrides: Overrides = None,
-    multirun: Annotated[bool, typer.Option("-m", "--multirun", help="One study per combination of the overrides.")] = False,
+    multirun: Annotated[
+        bool, typer.Option("-m", "--multirun", help="One study per combination of the overrides.")
+    ] = False,
     force: Force = False,
     max_runs: MaxRuns = None,
     max_hours: MaxHours = None,
@@ -71,7 +81,9 @@ def autopilot(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")],
+    name: Annotated[
+        str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")
+    ],
     overrides: Overrides = None,
     force: Force = False,
     max_runs: MaxRuns = None,
@@ -153,7 +165,9 @@ def why(
     stage: Annotated[
         str | None, typer.Argument(help="One stage; all that are decided if left out.", show_default=False)
     ] = None,
-    again: Annotated[bool, typer.Option("--replay", help="Make the decisions again from the results, and compare.")] = False,
+    again: Annotated[
+        bool, typer.Option("--replay", help="Make the decisions again from the results, and compare.")
+    ] = False,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
 ) -> int:
@@ -192,7 +206,8 @@ def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
 def export(
     study: Name = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False),
     ] = None,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -260,7 +275,10 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Of a bundle: the folder to unpack it into; beside it if left out.", show_default=False
+            "--output",
+            "-o",
+            help="Of a bundle: the folder to unpack it into; beside it if left out.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -276,7 +294,9 @@ def report(
 @app.command()
 def watch(
     study: Name = None,
-    port: Annotated[int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)] = 0,
+    port: Annotated[
+        int, typer.Option("--port", help="Port on 127.0.0.1; a free one if left out.", show_default=False)
+    ] = 0,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Also open it in a browser.")] = False,
     output_dir: Place = OUTPUT_DIR,
 ) -> None:
@@ -297,7 +317,9 @@ def watch(
 
 @app.command()
 def cancel(
-    study: Annotated[str, typer.Argument(help="Study name or folder.")], output_dir: Place = OUTPUT_DIR, as_json: Json = False
+    study: Annotated[str, typer.Argument(help="Study name or folder.")],
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
 ) -> None:
     """Stop a study's driver, workers and Slurm jobs, and see them gone. What is trained stays; autopilot carries on."""
     from ebc_lab.study.launch.cancel import cancel as end
@@ -306,7 +328,9 @@ def cancel(
     found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
     if as_json:
         return _json(found)
-    typer.echo(f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left under way")
+    typer.echo(
+        f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left under way"
+    )
 
 
 @app.command()
@@ -342,8 +366,12 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
 @app.command()
 def bench(
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")] = False,
-    record: Annotated[bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")
+    ] = False,
+    record: Annotated[
+        bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tokens/s against a plain loop, what each stabilizer adds to a step, where time and memory go. Overrides as for train."""

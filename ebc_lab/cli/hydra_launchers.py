@@ -48,7 +48,9 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
     kind = launcher._target_.rpartition(".")[2]
     schema = SlurmQueueConf if kind == "SlurmLauncher" else LocalQueueConf
     # what the plugin has no setting for can be added: +hydra.launcher.mail_user=me
-    known = [f.name for f in fields(schema)] + [k for k in SlurmExecutor._valid_parameters() if schema is SlurmQueueConf]
+    known = [f.name for f in fields(schema)] + [
+        k for k in SlurmExecutor._valid_parameters() if schema is SlurmQueueConf
+    ]
     for key in (k for k in launcher if k not in known):
         raise UserError(f"hydra.launcher.{key} is not a setting of {kind}{nearest(key, known)}.")
     if kind == "SlurmLauncher":
@@ -59,7 +61,9 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
             )
         missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
         if missing:
-            raise UserError(f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH.")
+            raise UserError(
+                f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH."
+            )
     given = {o.lstrip("+").partition("=")[0] for o in overrides}
     ours = {f"hydra.launcher.{key}": value for key, value in DEFAULTS[kind].items()}
     return [f"{key}={value}" for key, value in ours.items() if key not in given]
@@ -72,7 +76,9 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
 
     slurm = launcher._target_.endswith("SlurmLauncher")
     # of a job that this command itself runs in: sizes that would clash with those of the jobs it submits
-    for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")]:
+    for name in [
+        n for n in os.environ if n.startswith(SCRUBBED) and n not in (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")
+    ]:
         del os.environ[name]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; what fails is ours to say
     if slurm and not _accounting():
@@ -84,13 +90,20 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
         _leave(f"{failed.message}\nthe sweep's other runs are in {sweep_dir}", failed.code)
     except UncompletedJobError as error:
         if "sbatch: error: " in str(error):
-            _leave(f"error: sbatch refuses the jobs: {str(error).strip().rpartition('sbatch: error: ')[2]}", 2)
+            _leave(
+                f"error: sbatch refuses the jobs: {str(error).strip().rpartition('sbatch: error: ')[2]}", 2
+            )
         dead = re.match(r"Job (\S+) .*?\(state: (.*?)\)", str(error), re.DOTALL)
         what = f"job {dead[1]} ended without a result, {dead[2]}" if dead else str(error).splitlines()[0]
-        _leave(f"{what}; the logs are in {sweep_dir}/.submitit, and {again} carries on from the checkpoints", 4)
+        _leave(
+            f"{what}; the logs are in {sweep_dir}/.submitit, and {again} carries on from the checkpoints", 4
+        )
     except KeyboardInterrupt:
         if slurm:
-            _leave(f"interrupted; the jobs go on without it, and once they are over {again} finds what they did", 130)
+            _leave(
+                f"interrupted; the jobs go on without it, and once they are over {again} finds what they did",
+                130,
+            )
         _leave(f"interrupted; {again} carries on from the checkpoints", 130)
 
 
@@ -102,7 +115,9 @@ def _leave(message: str, code: int) -> NoReturn:
 def _accounting() -> bool:
     """Whether sacct answers: without it submitit waits forever for a job that was cancelled or killed."""
     try:
-        return subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60).returncode == 0
+        return (
+            subprocess.run(["sacct", "-n", "-X", "-j", "1"], capture_output=True, timeout=60).returncode == 0
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -118,7 +133,9 @@ def _watch_the_queue() -> None:
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             # submitit takes words that it does not know for an end
-            found = {key: {"State": "RUNNING" if job.live else job.state} for key, job in listed(text).items()}
+            found = {
+                key: {"State": "RUNNING" if job.live else job.state} for key, job in listed(text).items()
+            }
             # the queue forgets a job some minutes after its end
             return {job: found.get(job, {"State": "ENDED"}) for job in self._registered}
 

@@ -31,10 +31,17 @@ OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A plain table; `>` right-aligns a column, `~` lets it wrap: only long words give way on a narrow terminal."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
+    )
     for column in columns:
         name = column.lstrip(">~")
-        table.add_column(name, justify="right" if column[0:1] == ">" else "left", overflow="fold", no_wrap=column[0:1] != "~")
+        table.add_column(
+            name,
+            justify="right" if column[0:1] == ">" else "left",
+            overflow="fold",
+            no_wrap=column[0:1] != "~",
+        )
     return table
 
 
@@ -60,7 +67,9 @@ class View:
 
     def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
         for line in headline(stage, decision):
-            self.console.print(Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line))
+            self.console.print(
+                Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line)
+            )
         for note in decision["notes"]:
             self.console.print(Text(f"    note: {note}", style="yellow"))
         self.newest = next(iter(headline(stage, decision)), "")
@@ -80,7 +89,9 @@ class View:
         for r in p.running:
             bar = ProgressBar(total=r["steps"], completed=r["step"], width=24)
             rate = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
-            table.add_row(f"{r['arm']} lr {r['lr']:g} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate)
+            table.add_row(
+                f"{r['arm']} lr {r['lr']:g} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate
+            )
         newest = Text(f"newest decision: {self.newest}", style="dim") if self.newest else Text("")
         return Group(head, table, newest)
 
@@ -94,7 +105,9 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
-    console.print(f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}")
+    console.print(
+        f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}"
+    )
     places = {
         "page": "report.html",
         "decisions": "auto_decisions.json",
@@ -109,7 +122,11 @@ def outcome(console: Console, done: Any) -> None:
         if any(root.glob(where.rstrip("/"))):
             console.print(Text(f"  {what:<10} {root / where}"))
     if done.failed:
-        console.print(Text(f"{len(done.failed)} run(s) failed: `ebc-lab status {done.study.name}` says why.", style="red"))
+        console.print(
+            Text(
+                f"{len(done.failed)} run(s) failed: `ebc-lab status {done.study.name}` says why.", style="red"
+            )
+        )
 
 
 def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
@@ -117,7 +134,11 @@ def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
     tracks = {line["track"] for line in acceptance["lines"]}
     for line in acceptance["lines"]:
         lead = f"{line['track']}: " if len(tracks) > 1 else ""
-        table.add_row(Text(line["verdict"], style=VERDICT_STYLE[line["verdict"]]), lead + line["question"], line["figure"])
+        table.add_row(
+            Text(line["verdict"], style=VERDICT_STYLE[line["verdict"]]),
+            lead + line["question"],
+            line["figure"],
+        )
     return table
 
 
@@ -127,7 +148,9 @@ def ablation(decision: Mapping[str, Any]) -> RenderableType:
     for found in decision["tracks"].values():
         ranked = sorted(found["arms"].items(), key=lambda item: item[1]["test_median"] or math.inf)
         rows += [_arm_row(label, arm, found["reference"]) for label, arm in ranked if arm["comparable"]]
-        rows += [_arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]]
+        rows += [
+            _arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]
+        ]
     used = [c for c in rows[0] if any(row[c] for row in rows)] if rows else []
     title = (
         "Arms (means over seeds; difference in test loss, paired, with its own 95% interval; judged by the interval that holds "
@@ -151,7 +174,11 @@ def _arm_row(label: str, arm: Mapping[str, Any], reference: str) -> dict[str, st
         return "" if early is None or late is None else f"{early:{form}}→{late:{form}}"
 
     whole = arm["outcomes"].get("completed") == len(arm["runs"])
-    gap = "reference" if d is None else difference(d) + ("" if arm["versus"] == reference else f" vs {arm['versus']}")
+    gap = (
+        "reference"
+        if d is None
+        else difference(d) + ("" if arm["versus"] == reference else f" vs {arm['versus']}")
+    )
     return {
         "arm": label,
         ">val": show("val_loss", ".4f"),
@@ -185,17 +212,25 @@ def difference(d: Mapping[str, Any]) -> str:
 def status(console: Console, found: Mapping[str, Any]) -> None:
     state = Text(found["state"].replace("_", " "), style=STATE_STYLE.get(found["state"], ""))
     console.print(
-        Text.assemble((f"{found['study']} ", "bold"), state, f"  ({found['scale']} scale, {found['corpus']['title']})")
+        Text.assemble(
+            (f"{found['study']} ", "bold"), state, f"  ({found['scale']} scale, {found['corpus']['title']})"
+        )
     )
     console.print(Text(found["root"], style="dim"))
     if found["corpus"].get("warning"):
         console.print(Text(f"warning: {found['corpus']['warning']}", style="yellow"))
     if found["holder"] is not None:
         h = found["holder"]
-        console.print(f"run by process {h.get('pid', '?')} on {h.get('host', '?')} since {h.get('since', '?')}")
+        console.print(
+            f"run by process {h.get('pid', '?')} on {h.get('host', '?')} since {h.get('since', '?')}"
+        )
     if found["queue"]:
         jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
-        alone = "" if found["holder"] is not None else "; nobody drives them: the command that began the study adopts them"
+        alone = (
+            ""
+            if found["holder"] is not None
+            else "; nobody drives them: the command that began the study adopts them"
+        )
         console.print(Text(f"Slurm jobs: {jobs}{alone}"))
     table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in found["stages"]:
@@ -204,12 +239,21 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     for r in found["running"]:
         p = r["progress"]
-        console.print(Text(f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"))
+        console.print(
+            Text(
+                f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
+            )
+        )
     if found["state"] in ("running", "interrupted") and found["eta_s"] is not None:
         console.print(f"about {clock(found['eta_s'])} of work left")
     for s in found["stages"]:
         if s["stale_because"]:
-            console.print(Text(f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}", style="yellow"))
+            console.print(
+                Text(
+                    f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}",
+                    style="yellow",
+                )
+            )
     for problem in found["problems"]:
         console.print(Text(f"problem: {problem}", style="red"))
     for f in found["failures"]:
@@ -223,7 +267,11 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
 def _retrained(runs: int | None) -> str:
     if runs is None:
         return "it is decided again after that"
-    return f"{runs} run(s) would be trained" if runs else "it would be decided again, from the runs that are there"
+    return (
+        f"{runs} run(s) would be trained"
+        if runs
+        else "it would be decided again, from the runs that are there"
+    )
 
 
 def why(console: Console, found: Mapping[str, Any]) -> None:
@@ -239,7 +287,9 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
         elif stage == "tune":
             console.print(_tuned(d))
         elif stage == "finals":
-            console.print(verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]}))
+            console.print(
+                verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]})
+            )
         else:
             console.print(_candidates(d))
         for track, floor in d["noise"].items():
@@ -257,13 +307,22 @@ def _tuned(decision: Mapping[str, Any]) -> Table:
             point = ", ".join(f"{k} {v:g}" for k, v in arm["point"].items())
             loss = "" if arm["val_loss"] is None else f"{arm['val_loss']:.4f}"
             margin = "" if arm["margin_sigma"] is None else f"{arm['margin_sigma']:.1f} σ"
-            table.add_row(label, point, loss, margin, str(arm["runs"]), ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()))
+            table.add_row(
+                label,
+                point,
+                loss,
+                margin,
+                str(arm["runs"]),
+                ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()),
+            )
     return table
 
 
 def _candidates(decision: Mapping[str, Any]) -> Table:
     winners = {d["run_id"] for d in decision["tracks"].values()}
-    table = plain_table("", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped")
+    table = plain_table(
+        "", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped"
+    )
 
     def number(x: float | None, form: str) -> str:
         return "" if x is None else format(x, form)
@@ -290,10 +349,22 @@ def plan(console: Console, found: Mapping[str, Any]) -> None:
     console.print(Text.assemble((f"{found['study']} ", "bold"), about))
     if found["changed"]:
         others = "; ".join(found["changed"][:4])
-        console.print(Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow"))
+        console.print(
+            Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow")
+        )
     done = ["done"] if found["begun"] else []
     left = "left " if found["begun"] else ""
-    columns = ("runs min", "exp.", "max", *done, "steps exp.", "tokens exp.", f"time {left}min", "exp.", "max")
+    columns = (
+        "runs min",
+        "exp.",
+        "max",
+        *done,
+        "steps exp.",
+        "tokens exp.",
+        f"time {left}min",
+        "exp.",
+        "max",
+    )
     table = plain_table("stage", *(f">{c}" for c in columns))
     for stage, s in found["stages"].items():
         e = s["expected"]
@@ -302,7 +373,9 @@ def plan(console: Console, found: Mapping[str, Any]) -> None:
         table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
     console.print(table)
     known = f"times from {found['eta_from']}" if found["eta_from"] else None
-    console.print(Text(known or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim"))
+    console.print(
+        Text(known or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim")
+    )
 
 
 def verified(console: Console, found: Mapping[str, Any]) -> None:
@@ -312,24 +385,37 @@ def verified(console: Console, found: Mapping[str, Any]) -> None:
     if found["under_way"]:
         console.print(f"under way or interrupted: {found['unrecorded']} file(s) are not recorded yet")
     if found["growing"]:
-        console.print(f"{found['growing']} file(s) of runs without a result: not recorded before they have one")
+        console.print(
+            f"{found['growing']} file(s) of runs without a result: not recorded before they have one"
+        )
     word = "as recorded" if found["ok"] else f"checked, {len(found['bad'])} wrong"
-    console.print(Text(f"{found['study']}: {found['files']} file(s) {word}", style="green" if found["ok"] else "red"))
+    console.print(
+        Text(f"{found['study']}: {found['files']} file(s) {word}", style="green" if found["ok"] else "red")
+    )
     if "sha256" in found:
         console.print(f"sha256 of the bundle: {found['sha256']}", soft_wrap=True)
 
 
 def exported(console: Console, found: Mapping[str, Any]) -> None:
-    console.print(Text(f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not in it"))
+    console.print(
+        Text(
+            f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not in it"
+        )
+    )
     console.print(f"sha256: {found['sha256']}", soft_wrap=True)
-    console.print(f"`ebc-lab verify {found['bundle']}` checks it anywhere; `report` and `why --replay` read it", soft_wrap=True)
+    console.print(
+        f"`ebc-lab verify {found['bundle']}` checks it anywhere; `report` and `why --replay` read it",
+        soft_wrap=True,
+    )
 
 
 def compared(console: Console, found: Mapping[str, Any]) -> None:
     """Two studies side by side, what is equal in a few words and what is not in tables."""
     a, b = found["studies"]
     corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in found["corpus"]]
-    console.print(Text(f"corpus: {'the same, ' + corpora[0] if found['same_corpus'] else ' | '.join(corpora)}"))
+    console.print(
+        Text(f"corpus: {'the same, ' + corpora[0] if found['same_corpus'] else ' | '.join(corpora)}")
+    )
     for what in ("settings", "resolved", "machine"):
         if found[what]:
             console.print(_pairs(what, a, b, [(k, *pair) for k, pair in found[what].items()]))
@@ -339,7 +425,9 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
     equal = f"{runs['common']} in common, of which {runs['equal']} with equal results"
     console.print(f"runs: {runs['counts'][0]} and {runs['counts'][1]}, {equal}")
     for run_id, keys in runs["different"].items():
-        console.print(Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}"))
+        console.print(
+            Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}")
+        )
     rows = [
         (f"{stage} {track}: {figure}", *pair)
         for stage, tracks in found["decisions"].items()
@@ -374,19 +462,29 @@ def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> T
 
 def doctor(console: Console, found: Mapping[str, Any]) -> None:
     h = found["hardware"]
-    console.print(Text(f"machine    {h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}"))
+    console.print(
+        Text(
+            f"machine    {h['host']}: {h['cpu']}, {h['cores']} cores, GPUs: {', '.join(h['gpus']) or 'none'}"
+        )
+    )
     console.print(Text("versions   " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())))
     if "corpus" in found:
         c = found["corpus"]
         console.print(
-            Text(f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 {c['sha256'][:12]}…")
+            Text(
+                f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 {c['sha256'][:12]}…"
+            )
         )
     if "speed" in found:
         _speed(console, found["speed"])
     if "packing" in found:
         console.print(Text(f"packing    {packing_in_words(found['packing'])}"))
     o = found["output"]
-    console.print(Text(f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB free"))
+    console.print(
+        Text(
+            f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB free"
+        )
+    )
     console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))
     for problem in found["problems"]:
         console.print(Text(f"problem    {problem}", style="red"))
@@ -394,14 +492,20 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
 
 def _speed(console: Console, s: Mapping[str, Any]) -> None:
     table = plain_table(
-        ">runs at once", ">threads each", "~dtype", ">steps/s together", title=f"speed: {s['scale']} shape on {s['device']}"
+        ">runs at once",
+        ">threads each",
+        "~dtype",
+        ">steps/s together",
+        title=f"speed: {s['scale']} shape on {s['device']}",
     )
     for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
         table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")
     console.print(table)
     for c in s["compile"]:
         steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
-        console.print(f"compiling at {c['threads']} thread(s) in {c['dtype']}: {c['compile_s']:.0f} s, then {steps}")
+        console.print(
+            f"compiling at {c['threads']} thread(s) in {c['dtype']}: {c['compile_s']:.0f} s, then {steps}"
+        )
     for what, name in (("study", "a study takes"), ("single_run", "one run takes")):
         for setting, reason in s[what]["why"].items():
             console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))

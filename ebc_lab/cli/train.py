@@ -52,7 +52,9 @@ def train(arguments: Sequence[str]) -> None:
         if chosen and not multirun:
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         if given.cfg is None:
-            for data, context in {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}.values():
+            for data, context in {
+                (c.data.name, c.data.file): (c.data, c.model.context) for c in configs
+            }.values():
                 check_length(locate(data), context)
             directory = str((settings.sweep if multirun else settings.run).dir)
             refuse_unwritable(Path(directory))
@@ -76,7 +78,11 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
             composed = hydra_compose("config", list(overrides), return_hydra_config=True)
     except HydraException as error:
         told = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
-        lines = [line.strip() for line in told.splitlines() if line.strip() and not line.startswith(("To append", " "))]
+        lines = [
+            line.strip()
+            for line in told.splitlines()
+            if line.strip() and not line.startswith(("To append", " "))
+        ]
         raise UserError(" ".join(lines)) from None
     HydraConfig.instance().set_config(composed)  # for ${hydra:…}
     return composed.hydra
@@ -104,7 +110,10 @@ def task(composed: Any) -> float | None:
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
     except (Interrupted, KeyboardInterrupt):
-        message, code = f"interrupted; the same command with the same {folder} carries on from the checkpoint", 130
+        message, code = (
+            f"interrupted; the same command with the same {folder} carries on from the checkpoint",
+            130,
+        )
     if message and is_submitit(HydraConfig.get().launcher):
         raise JobFailed(f"{directory}: {message}", code)
     if message:
@@ -113,7 +122,9 @@ def task(composed: Any) -> float | None:
     return result.get("val_loss")
 
 
-def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None) -> dict[str, Any]:
+def train_one(
+    run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None
+) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
     from ebc_lab.bench.speeds import is_open, settle, take
     from ebc_lab.config.dicts import to_dict
@@ -149,7 +160,9 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_co
         )
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
-        raise UserError(f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete it.")
+        raise UserError(
+            f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete it."
+        )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(known, {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)})
     with claimed(directory) as mine:
@@ -157,7 +170,9 @@ def train_one(run: RunConfig, directory: Path, checkpoint_every_s: float, job_co
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks = {"checkpoint_every_s": checkpoint_every_s}
         result = _until_done(lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks))
-    losses = ", ".join(f"{s} {result[f'{s}_loss']:.4f}" for s in ("val", "test") if result.get(f"{s}_loss") is not None)
+    losses = ", ".join(
+        f"{s} {result[f'{s}_loss']:.4f}" for s in ("val", "test") if result.get(f"{s}_loss") is not None
+    )
     print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")
     return result
 
@@ -170,7 +185,9 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     """
     from ebc_lab.training.run import Interrupted
 
-    own: dict[int, Any] = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    own: dict[int, Any] = {
+        s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    }
     heard = [s for s, handler in own.items() if callable(handler) or s in (signal.SIGINT, signal.SIGTERM)]
     asked: list[int] = []
     for s in heard:

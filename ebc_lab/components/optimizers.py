@@ -47,7 +47,11 @@ def adamw(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
 
 def sgd(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """SGD with heavy-ball momentum."""
-    return [torch.optim.SGD(model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True)]
+    return [
+        torch.optim.SGD(
+            model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
+        )
+    ]
 
 
 class StackedMuon(torch.optim.Muon):
@@ -60,7 +64,9 @@ class StackedMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        bad = getattr(self, "found_inf", None)  # as torch's fused optimizers: where it is 1, nothing may change
+        bad = getattr(
+            self, "found_inf", None
+        )  # as torch's fused optimizers: where it is 1, nothing may change
         for group in self.param_groups:
             stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -119,7 +125,13 @@ def muon(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
-        StackedMuon(matrices, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        StackedMuon(
+            matrices,
+            lr=c.lr,
+            momentum=c.momentum,
+            weight_decay=c.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
         _adam(rest, c),
     ]
 
@@ -136,10 +148,14 @@ class UncorrectedAdam(torch.optim.Adam):
     def __init__(self, params: Params, **settings: Any):
         super().__init__(params, **settings)
         for group in self.param_groups:
-            on_device = group["fused"] or group["capturable"]  # where these implementations look for their step
+            on_device = (
+                group["fused"] or group["capturable"]
+            )  # where these implementations look for their step
             for p in group["params"]:
                 self.state[p] = {
-                    "step": torch.tensor(self.STEP, dtype=torch.float32, device=p.device if on_device else "cpu"),
+                    "step": torch.tensor(
+                        self.STEP, dtype=torch.float32, device=p.device if on_device else "cpu"
+                    ),
                     "exp_avg": torch.zeros_like(p, requires_grad=False),
                     "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
                 }
@@ -206,7 +222,11 @@ class PromptSOAP(SOAP):
 
 def soap(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled weight decay."""
-    return [PromptSOAP(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay)]
+    return [
+        PromptSOAP(
+            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay
+        )
+    ]
 
 
 class ScheduleFree(ScheduleFreeAdamW):
@@ -235,7 +255,11 @@ class ScheduleFree(ScheduleFreeAdamW):
 
 def schedule_free(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     """Schedule-Free AdamW; `weight_decay` acts at y."""
-    return [ScheduleFree(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay)]
+    return [
+        ScheduleFree(
+            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay
+        )
+    ]
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], list[Optimizer]]] = {
@@ -251,7 +275,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], list[Optimizer]]] =
 }
 
 
-CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")  # on a GPU: take `lr` as a tensor and heed `found_inf`
+CAPTURABLE = (
+    "adam",
+    "adamw",
+    "adam_uncorrected",
+    "muon",
+)  # on a GPU: take `lr` as a tensor and heed `found_inf`
 
 
 def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:

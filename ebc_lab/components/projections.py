@@ -99,7 +99,9 @@ def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Te
     residual = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
     for _ in range(iterations):
         gram = x @ x.mT
-        residual = torch.linalg.matrix_norm(gram - eye)  # of Frobenius, so no singular value is further from 1
+        residual = torch.linalg.matrix_norm(
+            gram - eye
+        )  # of Frobenius, so no singular value is further from 1
         x = torch.baddbmm(x, gram, x, beta=1.5, alpha=-0.5)
         if bool((residual <= tolerance).all()):
             break
@@ -133,7 +135,9 @@ class Stiefel:
         for matrices, s in zip(self.stacks, self.sizes, strict=True):
             stack = _at_least_float32(matrices)
             polar, residual = newton_schulz_polar(stack / s)
-            unsettled = ~(residual <= 1e-3) & stack.isfinite().all(-1).all(-1)  # non-finite weights are the caller's to refuse
+            unsettled = ~(residual <= 1e-3) & stack.isfinite().all(-1).all(
+                -1
+            )  # non-finite weights are the caller's to refuse
             for i in unsettled.nonzero().flatten().tolist():
                 polar[i] = svd_polar(stack[i])
             torch._foreach_copy_(matrices, list(s * polar))

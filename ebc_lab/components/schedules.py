@@ -50,7 +50,9 @@ def recorded_rates(folder: Path) -> list[float]:
     try:
         return [float(rate) for rate in read_columns(folder / "steps.csv")["eta_eff"]]
     except (KeyError, IndexError, ValueError, OSError):
-        raise UserError(f"{folder / 'steps.csv'} is no record of a run: lr_schedule.source must be a run's folder.") from None
+        raise UserError(
+            f"{folder / 'steps.csv'} is no record of a run: lr_schedule.source must be a run's folder."
+        ) from None
 
 
 def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path) -> Callable[[int], float]:
@@ -63,5 +65,7 @@ def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path)
     folder = source_folder(config, beside)
     rates = recorded_rates(folder)
     if len(rates) < steps:
-        raise UserError(f"{folder / 'steps.csv'} records {len(rates)} steps, fewer than the {steps} of this run.")
+        raise UserError(
+            f"{folder / 'steps.csv'} records {len(rates)} steps, fewer than the {steps} of this run."
+        )
     return lambda step: rates[step]

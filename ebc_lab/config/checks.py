@@ -27,9 +27,25 @@ CHOICES = {  # of a run's settings, where no folder of conf says it
     "budget.beta_init": ("first", "zero"),
     "budget.units": ("logits", "per_lr"),
 }
-RUN_GROUPS = ("data", "model", "optimizer", "lr_schedule", "projection", "stabilizer", "budget", "controller", "shock")
-LEAST_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token: ten times the smallest KL `shadow` can see in it
-LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier on delta*, where it is known beforehand
+RUN_GROUPS = (
+    "data",
+    "model",
+    "optimizer",
+    "lr_schedule",
+    "projection",
+    "stabilizer",
+    "budget",
+    "controller",
+    "shock",
+)
+LEAST_KL = {
+    "float32": 1e-6,
+    "bfloat16": 1e-4,
+}  # nats per token: ten times the smallest KL `shadow` can see in it
+LOWEST = {
+    "linear": 0.05,
+    "cosine": 0.05,
+}  # of a schedule's multiplier on delta*, where it is known beforehand
 
 
 def need(ok: bool, message: str) -> None:
@@ -122,7 +138,10 @@ def need_gpu() -> None:
     """Refuse a GPU's work where none is. Raises UserError."""
     from .machine import visible_gpus
 
-    need(bool(visible_gpus()), "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).")
+    need(
+        bool(visible_gpus()),
+        "device=cuda, but nvidia-smi shows no GPU here (or CUDA_VISIBLE_DEVICES hides it).",
+    )
 
 
 def check_run(run: RunConfig) -> None:

@@ -29,7 +29,9 @@ def conf_dir() -> Path:
 @functools.cache
 def groups() -> dict[str, list[str]]:
     """Each configuration group and its choices, from the files in `conf`."""
-    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()}
+    return {
+        d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()
+    }
 
 
 @functools.cache
@@ -46,7 +48,9 @@ def settings_of(group: str, name: str) -> dict[str, Any]:
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
     """An optimizer's settings as its file in `conf/optimizer` gives them."""
-    return typing.cast(OptimizerConfig, _changed(OptimizerConfig(), settings_of("optimizer", name), "optimizer."))
+    return typing.cast(
+        OptimizerConfig, _changed(OptimizerConfig(), settings_of("optimizer", name), "optimizer.")
+    )
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -59,7 +63,9 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     whole: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "name" in value and key in groups():
-            own = {k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")}
+            own = {
+                k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")
+            }
             fresh = dataclasses.asdict(FRESH[key]()) if key in FRESH else {}
             value = {**fresh, **own, **value}
         whole[key] = value
@@ -80,5 +86,7 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
             out[key] = _changed(now, value, f"{path}{key}.")
         else:
             number = isinstance(value, int) and not isinstance(value, bool)
-            out[key] = float(value) if number and float in (hints[key], *typing.get_args(hints[key])) else value
+            out[key] = (
+                float(value) if number and float in (hints[key], *typing.get_args(hints[key])) else value
+            )
     return dataclasses.replace(config, **out)

@@ -50,10 +50,14 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
             composed = hydra_compose("config", overrides)
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [repr(error)]
+        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [
+            repr(error)
+        ]
         first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
         key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
-        if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and ("struct" in first or "subclass" in first):
+        if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and (
+            "struct" in first or "subclass" in first
+        ):
             first = "an arm that the suite does not have goes into a file of conf/study; here those it has can be changed"
             key = "ablation.arms"
         raise UserError(f"{key + ': ' if key else ''}{first}") from None
@@ -75,7 +79,9 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False) -> dict[str, Any]:
+def check_overrides(
+    overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False
+) -> dict[str, Any]:
     """Refuse unknown groups, choices and keys; return {key: value as written}.
 
     `hydra_keys` lets `hydra.…` and `hydra/…` pass, for `train`; `sweeps` lets several values a key pass. Raises UserError.
@@ -90,7 +96,9 @@ def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False, sweep
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise UserError(f"{text!r} is not an override: write KEY=VALUE, for example scale=smoke.") from None
+            raise UserError(
+                f"{text!r} is not an override: write KEY=VALUE, for example scale=smoke."
+            ) from None
         key = override.key_or_group
         if hydra_keys and (key == "hydra" or key.startswith(("hydra.", "hydra/"))):
             continue
@@ -100,10 +108,16 @@ def check_overrides(overrides: Sequence[str], *, hydra_keys: bool = False, sweep
             raise UserError(f"{text!r}: settings cannot be deleted; give {key} another value.")
         if key in known_groups:
             choices = known_groups[key]
-            values = [override.value()] if not override.is_sweep_override() else list(override.sweep_string_iterator())
+            values = (
+                [override.value()]
+                if not override.is_sweep_override()
+                else list(override.sweep_string_iterator())
+            )
             for value in values:
                 if value not in choices:
-                    raise UserError(f"{key}={value} is unknown{nearest(str(value), choices)}; {key} takes {any_of(choices)}.")
+                    raise UserError(
+                        f"{key}={value} is unknown{nearest(str(value), choices)}; {key} takes {any_of(choices)}."
+                    )
         elif key not in keys and not _in_mapping(key, keys):
             raise UserError(f"{key} is not a setting{nearest(key, [*keys, *known_groups])}.")
         parsed[key] = override.value()
@@ -158,11 +172,21 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
             f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the plain optimizer, "
             "study=stabilizers the rivals, `ebc-lab train` any one of them."
         )
-    covers = {"optimizer": "lr_sweep.optimizers", "projection": "lr_sweep.projections", "budget": "calibrate.budgets"}
-    return [f"{field_}=[{parsed[group]}]" for group, field_ in covers.items() if group in parsed and field_ not in parsed]
+    covers = {
+        "optimizer": "lr_sweep.optimizers",
+        "projection": "lr_sweep.projections",
+        "budget": "calibrate.budgets",
+    }
+    return [
+        f"{field_}=[{parsed[group]}]"
+        for group, field_ in covers.items()
+        if group in parsed and field_ not in parsed
+    ]
 
 
-def configurations(overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None) -> list[Config]:
+def configurations(
+    overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None
+) -> list[Config]:
     """The studies that the overrides ask for: one, or one per combination with `multirun`, named after what varies.
 
     Raises UserError for anything that is wrong with any of them.

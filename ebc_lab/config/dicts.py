@@ -41,7 +41,9 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
     hints = type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
-        raise UserError(f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version.")
+        raise UserError(
+            f"{cls.__name__} has no {', '.join(sorted(unknown))}: the file was written by another version."
+        )
     made = {}
     for key, value in values.items():
         made[key] = _of_kind(hints[key], value)

@@ -33,7 +33,9 @@ def resolve_controller(run: RunConfig) -> RunConfig:
     if name == "auto":
         name = "log_pi" if run.budget.name == "surrogate" else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
-    return dataclasses.replace(run, controller=dataclasses.replace(run.controller, name=name), audit_every=every)
+    return dataclasses.replace(
+        run, controller=dataclasses.replace(run.controller, name=name), audit_every=every
+    )
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
     """
     run = resolve_controller(run_part(run))
     if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
-        raise UserError("dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named.")
+        raise UserError(
+            "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
+        )
     kept = to_dict(run)
     if run.compile == "off":
         del kept["compile"]
@@ -75,7 +79,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.shock.name == "none":
         del kept["shock"]
     record = "sha256" if run.lr_schedule.sha256 else "source"
-    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": (record,)}.get(run.lr_schedule.name, ())
+    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": (record,)}.get(
+        run.lr_schedule.name, ()
+    )
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
     if run.projection.name != "spectral":
         kept["projection"] = {"name": run.projection.name}

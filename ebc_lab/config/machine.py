@@ -11,7 +11,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("ebc-lab", "torch", "numpy", "hydra-core", "omegaconf", "submitit", "pandas", "scipy", "matplotlib")
+PACKAGES = (
+    "ebc-lab",
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "submitit",
+    "pandas",
+    "scipy",
+    "matplotlib",
+)
 
 
 def cores() -> int:
@@ -46,7 +56,9 @@ def gpu_names() -> tuple[str, ...]:
     if not shutil.which("nvidia-smi"):
         return ()
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return tuple(x.split("(")[0].partition(":")[2].strip() for x in listed.stdout.splitlines() if x.startswith("GPU "))
+    return tuple(
+        x.split("(")[0].partition(":")[2].strip() for x in listed.stdout.splitlines() if x.startswith("GPU ")
+    )
 
 
 def versions() -> dict[str, str]:
@@ -61,7 +73,10 @@ def git_revision() -> str | None:
         return None
     found, tracked = (
         subprocess.run(["git", "-C", str(here), *asked], capture_output=True, text=True, check=False)
-        for asked in (["describe", "--always", "--dirty", "--abbrev=12"], ["ls-files", "--error-unmatch", __file__])
+        for asked in (
+            ["describe", "--always", "--dirty", "--abbrev=12"],
+            ["ls-files", "--error-unmatch", __file__],
+        )
     )
     return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
 

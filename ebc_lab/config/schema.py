@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SPLITS = ("train", "val", "test")
-STAGES = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "finals", "tune", "ablation")  # in their order
+STAGES = (
+    "lr_sweep",
+    "calibrate",
+    "controller_search",
+    "lr_scale",
+    "finals",
+    "tune",
+    "ablation",
+)  # in their order
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 
 
@@ -46,8 +54,12 @@ class OptimizerConfig:
 class LRScheduleConfig:
     name: str = "constant"  # constant | warmup_linear | replay
     warmup_steps: int = 20
-    source: str | None = None  # replay: the run (its id, or its folder) whose recorded c·lr is this run's learning rate
-    sha256: str | None = None  # of that record; filled for a single run, whose source is a folder that may change
+    source: str | None = (
+        None  # replay: the run (its id, or its folder) whose recorded c·lr is this run's learning rate
+    )
+    sha256: str | None = (
+        None  # of that record; filled for a single run, whose source is a folder that may change
+    )
 
 
 @dataclass
@@ -69,7 +81,9 @@ class BudgetConfig:
     target_kl: float = 0.01  # delta*, nats per token
     schedule: str = "constant"  # of delta*: constant | linear | cosine | lr_squared
     probe_sequences: int = 2  # rows that choose c
-    probe_tokens: str = "train"  # where those rows are from: train (the batch) | held (training text held back for it)
+    probe_tokens: str = (
+        "train"  # where those rows are from: train (the batch) | held (training text held back for it)
+    )
     aggregate: str = "l1"  # l1 | sqrtl_l2 | l2 (l2 is not a bound)
     grouping: str = "block"  # block | tensor | type | matrices (the rest moves freely) | global
     guard: str = "none"  # of the surrogate: none | shrink | shrink_inflate
@@ -176,7 +190,9 @@ class LRScaleConfig:
 class FinalsConfig:
     steps: int = 600
     margin: float = 0.01  # nats: how much worse than the baseline still counts as no worse
-    max_seeds: int = 0  # more seeds while the verdict's comparisons are undecided, up to so many; 0: `seeds` and no more
+    max_seeds: int = (
+        0  # more seeds while the verdict's comparisons are undecided, up to so many; 0: `seeds` and no more
+    )
     seeds_per_look: int = 2  # added at a time; the intervals are corrected for every look
 
 
@@ -194,8 +210,12 @@ class ArmConfig:
     about: str = ""  # what it is, in a few words
     settings: dict[str, Any] = field(default_factory=dict)  # of a run, e.g. {stabilizer: {name: agc}}
     lr_scale: float = 1.0  # times the best baseline learning rate
-    delta: float | None = None  # delta*: times the calibrated one, or the natural KL where nothing was calibrated
-    tune: dict[str, list[Any]] = field(default_factory=dict)  # grid over lr_scale, delta or strength, its own best taken
+    delta: float | None = (
+        None  # delta*: times the calibrated one, or the natural KL where nothing was calibrated
+    )
+    tune: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # grid over lr_scale, delta or strength, its own best taken
     replay: str | None = None  # an arm whose recorded c·lr this one replays without measuring anything
     replay_seed: str = "own"  # own: the record of the same seed | next: of the next one
     matched: str | None = (
@@ -212,7 +232,9 @@ class AblationConfig:
     steps: int = 600
     reference: str = ""  # the arm that every other is paired with
     arms: dict[str, ArmConfig] = field(default_factory=dict)
-    shocks: list[str] = field(default_factory=list)  # each arm also under each of these, paired with its undisturbed runs
+    shocks: list[str] = field(
+        default_factory=list
+    )  # each arm also under each of these, paired with its undisturbed runs
 
     def all_arms(self) -> dict[str, ArmConfig]:
         """The arms, and after each its shocked versions, `<arm>_<shock>`."""
@@ -231,7 +253,9 @@ class LauncherConfig:
     name: str = "local"  # local: worker processes here | slurm: array jobs | inline: this process
     slots: int = 0  # workers at a time; 0: one per GPU, or per core group
     workers_per_gpu: int = 1  # of launcher=local, while slots is 0
-    runs_per_worker: int = 0  # runs that one worker carries in turn, on a GPU as streams; 0: measured on a GPU, 1 on a CPU
+    runs_per_worker: int = (
+        0  # runs that one worker carries in turn, on a GPU as streams; 0: measured on a GPU, 1 on a CPU
+    )
     checkpoint_every_s: float = 10.0  # seconds
     max_lost: int = 2  # times a run may lose its worker before it is given up
     heartbeat_s: float = 300.0  # seconds without a step after which a worker counts as hung, and is killed
@@ -247,7 +271,9 @@ class LauncherConfig:
     gpus_per_node: int | None = None  # None: one under device=cuda, else none
     mem_gb: float | None = None
     setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load …
-    sbatch: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch, e.g. {reservation: mine}
+    sbatch: dict[str, Any] = field(
+        default_factory=dict
+    )  # any other option of sbatch, e.g. {reservation: mine}
     srun_args: list[str] = field(default_factory=list)
     queue_every_s: float = 10.0  # seconds between two looks at the queue
     idle_s: float = 120.0  # seconds without work after which a job gives its GPU back
@@ -259,7 +285,9 @@ class TrackerConfig:
 
     names: list[str] = field(default_factory=list)  # tensorboard | mlflow
     folder: str | None = None  # for event files and MLflow's database; None: .trackers in the study's folder
-    mlflow_uri: str | None = None  # sqlite:///FILE | file:FOLDER | http://HOST:PORT; None: a database in the folder
+    mlflow_uri: str | None = (
+        None  # sqlite:///FILE | file:FOLDER | http://HOST:PORT; None: a database in the folder
+    )
     wait_s: float = 30.0  # seconds that a tracker may take, after the last run, to show what is left
 
 

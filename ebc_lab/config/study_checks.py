@@ -39,7 +39,18 @@ SLURM_SETTINGS = (  # launcher.… that only launcher=slurm reads
     "queue_every_s",
     "idle_s",
 )
-SBATCH_OURS = ("array", "error", "job_name", "nodes", "ntasks_per_node", "open_mode", "output", "requeue", "signal", "time")
+SBATCH_OURS = (
+    "array",
+    "error",
+    "job_name",
+    "nodes",
+    "ntasks_per_node",
+    "open_mode",
+    "output",
+    "requeue",
+    "signal",
+    "time",
+)
 TUNABLE = ("lr_scale", "delta", "strength")
 
 
@@ -106,7 +117,10 @@ def _validate_study(config: Config) -> None:
     for optimizer, grid in config.lr_sweep.grids.items():
         for lr in grid:
             positive(f"lr_sweep.grids.{optimizer}", lr)
-        need(sorted(set(grid)) == grid, f"lr_sweep.grids.{optimizer} must be increasing, without repeats: {grid}.")
+        need(
+            sorted(set(grid)) == grid,
+            f"lr_sweep.grids.{optimizer} must be increasing, without repeats: {grid}.",
+        )
     for key, values in (
         ("lr_sweep.control_scales", config.lr_sweep.control_scales),
         ("calibrate.multiples", config.calibrate.multiples),
@@ -135,7 +149,15 @@ def _validate_study(config: Config) -> None:
 
 def _launcher(launcher: LauncherConfig) -> None:
     """Numbers in their ranges, and nothing asked of a launcher that it would ignore."""
-    for key in ("slots", "runs_per_worker", "checkpoint_every_s", "max_lost", "run_timeout_s", "cpus_per_task", "idle_s"):
+    for key in (
+        "slots",
+        "runs_per_worker",
+        "checkpoint_every_s",
+        "max_lost",
+        "run_timeout_s",
+        "cpus_per_task",
+        "idle_s",
+    ):
         positive(f"launcher.{key}", getattr(launcher, key), zero=True)
     for key in ("workers_per_gpu", "heartbeat_s", "timeout_min", "signal_delay_s", "queue_every_s"):
         positive(f"launcher.{key}", getattr(launcher, key))
@@ -145,12 +167,17 @@ def _launcher(launcher: LauncherConfig) -> None:
     )
     default = LauncherConfig()
     asked = [k for k in SLURM_SETTINGS if getattr(launcher, k) != getattr(default, k)]
-    need(launcher.name == "slurm" or not asked, f"launcher.{''.join(asked[:1])} is a setting of launcher=slurm.")
+    need(
+        launcher.name == "slurm" or not asked,
+        f"launcher.{''.join(asked[:1])} is a setting of launcher=slurm.",
+    )
     if launcher.name == "slurm":
         need(launcher.slots > 0, "launcher.slots must say how many jobs launcher=slurm may have at a time.")
         need(launcher.workers_per_gpu == 1, "launcher.workers_per_gpu is a setting of launcher=local.")
         ours = [k for k in launcher.sbatch if k.replace("-", "_") in SBATCH_OURS]
-        need(not ours, f"launcher.sbatch.{''.join(ours[:1])} is set by the launcher itself: see docs/slurm.md.")
+        need(
+            not ours, f"launcher.sbatch.{''.join(ours[:1])} is set by the launcher itself: see docs/slurm.md."
+        )
         need(
             60 * launcher.timeout_min > launcher.signal_delay_s,
             "launcher.timeout_min must be longer than launcher.signal_delay_s.",
@@ -169,13 +196,18 @@ def _stages(config: Config) -> None:
             need(before in stages, f"study.stages: {stage} needs {before} as well.")
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
-        need(bool(config.controller_search.candidates), "controller_search.candidates must name at least one.")
+        need(
+            bool(config.controller_search.candidates), "controller_search.candidates must name at least one."
+        )
         for name, settings in config.controller_search.candidates.items():
             _as_run(f"controller_search.candidates.{name}", base, settings)
     if "ablation" not in stages:
         return
     calm = ShockConfig(step=config.shock.step)
-    need(not config.ablation.shocks or config.shock == calm, "this suite brings its own shocks: only shock.step can be set.")
+    need(
+        not config.ablation.shocks or config.shock == calm,
+        "this suite brings its own shocks: only shock.step can be set.",
+    )
     for shock in config.ablation.shocks:
         choice("ablation.shocks", shock, [s for s in groups()["shock"] if s != "none"])
     arms = config.ablation.all_arms()
@@ -197,7 +229,10 @@ def _stages(config: Config) -> None:
 
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     path = f"ablation.arms.{name}"
-    need(bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)), f"{path}: an arm's name is lower-case letters, digits and _.")
+    need(
+        bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)),
+        f"{path}: an arm's name is lower-case letters, digits and _.",
+    )
     base = replace(run_part(config), steps=config.ablation.steps)
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings})
     positive(f"{path}.lr_scale", arm.lr_scale)
@@ -210,8 +245,14 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         positive(f"{path}.delta", arm.delta)
     rival = run.stabilizer.name not in ("none", "ebc")
     need("strength" not in arm.tune or rival, f"{path}.tune.strength goes with a stabilizer that has one.")
-    need(not arm.matched or run.stabilizer.name == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
-    need(not (arm.tune and (arm.replay or arm.matched)), f"{path}: an arm that copies another has nothing to tune.")
+    need(
+        not arm.matched or run.stabilizer.name == "norm_clip",
+        f"{path}.matched goes with stabilizer norm_clip.",
+    )
+    need(
+        not (arm.tune and (arm.replay or arm.matched)),
+        f"{path}: an arm that copies another has nothing to tune.",
+    )
     for key, values in arm.tune.items():
         choice(f"{path}.tune", key, TUNABLE)
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
@@ -243,7 +284,10 @@ def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfi
     return run
 
 
-NEEDED = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}  # modules of the extra
+NEEDED = {
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}  # modules of the extra
 
 
 def check(config: TrackerConfig) -> None:
@@ -253,10 +297,14 @@ def check(config: TrackerConfig) -> None:
             raise UserError(f"tracker.names takes {' and '.join(NEEDED)}, not {name}.")
         lacking = [module for module in NEEDED[name] if importlib.util.find_spec(module) is None]
         if lacking:
-            raise UserError(f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'.")
+            raise UserError(
+                f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'."
+            )
     uri = config.mlflow_uri
     if uri is not None and "://" not in uri and not uri.startswith("file:"):
-        raise UserError(f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT.")
+        raise UserError(
+            f"tracker.mlflow_uri={uri} is no URI: write sqlite:///FILE, file:FOLDER or http://HOST:PORT."
+        )
     if uri is not None and "mlflow" not in config.names:
         raise UserError("tracker.mlflow_uri is a setting of tracker=mlflow.")
     if not config.wait_s >= 0:

@@ -66,7 +66,9 @@ def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple
     low = finite & (kl < floor)
     scaled = (trial * (delta / kl.clamp(min=floor)).sqrt()).clamp(max=1)
     c = torch.where(low & (delta > 0), trial, torch.where(finite, scaled, torch.zeros_like(trial)))
-    positive = torch.where(scaled > 0, scaled, trial)  # a budget of 0 leaves the last positive scale to start from
+    positive = torch.where(
+        scaled > 0, scaled, trial
+    )  # a budget of 0 leaves the last positive scale to start from
     following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, positive, trial / 10))
     return c, following, ~finite
 

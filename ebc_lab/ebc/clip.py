@@ -101,7 +101,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         if measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {measure_every}.")
         if guard != "none" and budget != "surrogate":
-            raise ValueError(f"guard={guard!r} corrects a bound: it goes with budget='surrogate', not {budget!r}.")
+            raise ValueError(
+                f"guard={guard!r} corrects a bound: it goes with budget='surrogate', not {budget!r}."
+            )
         aggregate_contributions(torch.ones(1), aggregate)
         schedule_multiplier(schedule, 0, total_steps, 1.0)
 
@@ -119,7 +121,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         device = self.weights[0].device
         index = {name: i for i, name in enumerate(self.names)}
         shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
-        self.groups = {g: [index[n] for n in ns] for g, ns in group_parameters(self.names, grouping, shapes).items()}
+        self.groups = {
+            g: [index[n] for n in ns] for g, ns in group_parameters(self.names, grouping, shapes).items()
+        }
         self.scaled = sorted(i for members in self.groups.values() for i in members)
         self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
         self.filters = {g: SensitivityFilter(cadence=cadence, init=beta_init) for g in self.groups}
@@ -130,7 +134,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.guard = Guard(guard).to(device)
         self._trial: Copy | None = None  # the other copy of the weights: those at which the KL is measured
         self.trial = torch.full((), 0.1, dtype=torch.float64, device=device)
-        self.kl_rate = torch.zeros((), dtype=torch.float64, device=device)  # KL over ||c·dW||², as last measured
+        self.kl_rate = torch.zeros(
+            (), dtype=torch.float64, device=device
+        )  # KL over ||c·dW||², as last measured
         self.log_k = torch.full((), math.nan, dtype=torch.float64, device=device)
         self.floor = floor
         if floor is not None:
@@ -173,7 +179,11 @@ class EllipsotopeClip(StabilizedOptimizer):
             return kind
         unsensed = self.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
         unlike = self._judges(t) or self._due(t) or unsensed or self.schedule == "lr_squared"
-        if unlike or (self.budget == "shadow" and t < self.refine_steps) or (self._audits(t) and self.guard.kind != "none"):
+        if (
+            unlike
+            or (self.budget == "shadow" and t < self.refine_steps)
+            or (self._audits(t) and self.guard.kind != "none")
+        ):
             return None
         return kind if self._measures_kl(t) else (*kind, "carried")
 
@@ -185,7 +195,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         if self.floor is None:
             self._check_floor(batch.floor)
         if batch.audit and "loss_drop" in self.controller.needs and batch.probe_targets is None:
-            raise ValueError("controller='agreement' compares losses: give step(tokens, logits, targets=...).")
+            raise ValueError(
+                "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
+            )
         return batch
 
     def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
@@ -296,7 +308,11 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert self._old is not None
         weights = self._functional_weights(self._old)
         proposal = self._functional_weights(torch._foreach_sub(self.weights, self._old))
-        z, dz = linearised(batch.functional, weights, {k: proposal[k] for k in (f"model.{self.names[i]}" for i in self.scaled)})
+        z, dz = linearised(
+            batch.functional,
+            weights,
+            {k: proposal[k] for k in (f"model.{self.names[i]}" for i in self.scaled)},
+        )
         stats.predicted_kl = half_fisher(z, dz, batch.probe_mask).double()
         if judging:
             loss = batch.probe_loss(z)
@@ -329,7 +345,9 @@ class EllipsotopeClip(StabilizedOptimizer):
                 observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
             measured[i], probed = self.filters[group].update(observed), True
         betas = [self.filters[g].beta for g in self.groups]
-        beta = torch.stack([torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas])
+        beta = torch.stack(
+            [torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas]
+        )
         if self.units == "per_lr":
             beta = beta / self.param_groups[0]["lr"]
         stats.contributions = torch.where(norms > 0, beta * norms, 0)  # a group at rest needs no beta
@@ -341,7 +359,9 @@ class EllipsotopeClip(StabilizedOptimizer):
             return
         assert stats.applied_kl is not None
         if stats.surrogate is not None:
-            stats.tightness = self._budgeted_movement(stats, batch) / (stats.clip_coefficient * stats.surrogate)
+            stats.tightness = self._budgeted_movement(stats, batch) / (
+                stats.clip_coefficient * stats.surrogate
+            )
         if self.guard.kind != "none" and stats.tightness is not None and stats.guard is not None:
             inflation = self.guard.audit(stats.tightness * stats.guard, t)
             for group in self.filters.values():
@@ -378,12 +398,19 @@ class EllipsotopeClip(StabilizedOptimizer):
         for i in self.scaled:
             weights[i] = self.weights[i]
         after = batch.probe_loss(batch.functional(self._functional_weights(weights))).double()
-        return {"loss_drop": before - after, "slope": slope, "q": stats.predicted_kl, "c": stats.clip_coefficient}
+        return {
+            "loss_drop": before - after,
+            "slope": slope,
+            "q": stats.predicted_kl,
+            "c": stats.clip_coefficient,
+        }
 
     def _check_floor(self, floor: float) -> None:
         least = self.target_kl * LOWEST.get(self.schedule, 1.0)
         if self.active and self.budget == "shadow" and least < 10 * floor * (1 - 1e-9):
-            falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
+            falling = (
+                f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
+            )
             raise ValueError(
                 f"target_kl={self.target_kl:g}{falling} is below ten times {floor:g}, the smallest KL this precision can see."
             )

@@ -23,7 +23,9 @@ REACH = 12.0  # |ln delta - ln delta*| at most
 SMALLEST_TARGET = 1e-30  # nats per token: a schedule at 0 keeps delta/delta*, so that it can come back
 
 
-def schedule_multiplier(kind: str, step: int, total_steps: int | None, lr_ratio: float | None = None) -> float:
+def schedule_multiplier(
+    kind: str, step: int, total_steps: int | None, lr_ratio: float | None = None
+) -> float:
     """m(t), the factor on delta* at `step` t (0-based) of `total_steps` n; `lr_ratio` is lr_t / lr_peak.
 
     `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end; `lr_squared`
@@ -206,7 +208,9 @@ class Energy(Fixed):
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         super().__init__(target, initial, **gains)
         if not 0 < self.gain["a"] < math.inf:
-            raise ValueError("controller='energy' needs the gain a > 0: natural KL / median(-slope) of the baseline.")
+            raise ValueError(
+                "controller='energy' needs the gain a > 0: natural KL / median(-slope) of the baseline."
+            )
         self.first_target = self.target.clone()
 
     def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:

@@ -86,7 +86,9 @@ def group_parameters(
         raise ValueError(f"grouping={kind!r} is unknown; it takes {', '.join(GROUPINGS)}.")
     names = list(names)
     if kind == "matrices":
-        names = [name for name in names if _is_hidden_matrix(name) and (shapes is None or len(shapes[name]) == 2)]
+        names = [
+            name for name in names if _is_hidden_matrix(name) and (shapes is None or len(shapes[name]) == 2)
+        ]
         if not names:
             raise ValueError(
                 "grouping='matrices' found no hidden matrix (q, k, v, o, mlp-in, mlp-out) by name; take grouping='tensor'."

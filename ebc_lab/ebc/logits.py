@@ -40,7 +40,9 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     log_p, log_q = _wide(z).log_softmax(-1), _wide(z_new).log_softmax(-1)
     p = log_p.exp()
-    return token_mean(torch.where(p > 0, p * (log_p - log_q), 0).sum(-1), mask)  # p = 0 where the vocabulary is masked
+    return token_mean(
+        torch.where(p > 0, p * (log_p - log_q), 0).sum(-1), mask
+    )  # p = 0 where the vocabulary is masked
 
 
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -38,7 +38,9 @@ class Prober(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self._called = (model if compiled is None else compiled,)  # in a tuple: not a second owner of the weights
+        self._called = (
+            model if compiled is None else compiled,
+        )  # in a tuple: not a second owner of the weights
         self.call = forward or _call
         if fresh_logits is None:
             kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -107,7 +109,13 @@ class Batch:
         like = logits if logits is not None else weight
         self.device = like.device.type
         enclosing = torch.is_autocast_enabled(self.device)
-        cast = torch.get_autocast_dtype(self.device) if enclosing else like.dtype if like.dtype in LOW_PRECISION else None
+        cast = (
+            torch.get_autocast_dtype(self.device)
+            if enclosing
+            else like.dtype
+            if like.dtype in LOW_PRECISION
+            else None
+        )
         low_weights = weight.dtype in LOW_PRECISION
         self.autocast = None if low_weights else cast
         self.floor = FLOOR_BFLOAT16 if cast or low_weights else FLOOR_FLOAT32
@@ -138,7 +146,11 @@ class Batch:
         autocast may hold a low-precision copy of a weight that has changed in place since: its cache is emptied and off.
         """
         torch.clear_autocast_cache()
-        context = torch.autocast(self.device, self.autocast, cache_enabled=False) if self.autocast else nullcontext()
+        context = (
+            torch.autocast(self.device, self.autocast, cache_enabled=False)
+            if self.autocast
+            else nullcontext()
+        )
         with self.prober.measuring(), torch.no_grad(), context:
             return self.prober.as_trained(rows)
 

@@ -38,7 +38,9 @@ def mean_kl(z: Tensor, z_new: Tensor) -> float:
     for row, row_new in zip(rows(z), rows(z_new), strict=True):
         if not all(map(math.isfinite, row_new)):
             return math.nan
-        total += sum(math.exp(a) * (a - b) for a, b in zip(log_softmax(row), log_softmax(row_new), strict=True))
+        total += sum(
+            math.exp(a) * (a - b) for a, b in zip(log_softmax(row), log_softmax(row_new), strict=True)
+        )
         tokens += 1
     return total / tokens
 
@@ -192,7 +194,9 @@ class ReferenceClip:
             z, z_new = self._z(before, tokens[k:last]), self._z(self.model, tokens[k:last])
             done.applied_kl, done.T, done.slope = max(0.0, mean_kl(z, z_new)), movement(z_new - z), slope
             if done.S is not None:
-                budgeted = copy.deepcopy(before)  # what is not budgeted stays where it was: its movement is not S's
+                budgeted = copy.deepcopy(
+                    before
+                )  # what is not budgeted stays where it was: its movement is not S's
                 self._set(budgeted, proposal, done.c, free=0.0)
                 T = movement(self._z(budgeted, tokens[k:last]) - z)
                 done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
@@ -365,7 +369,9 @@ class ReferenceClip:
         done.q = half_variance(z, dz)
         arrived = copy.deepcopy(proposal.before)
         self._set(arrived, proposal, done.c, free=0.0)
-        fall = cross_entropy(z, proposal.targets) - cross_entropy(self._z(arrived, proposal.tokens), proposal.targets)
+        fall = cross_entropy(z, proposal.targets) - cross_entropy(
+            self._z(arrived, proposal.tokens), proposal.targets
+        )
         return fall, -done.c * cross_entropy_rise(z, dz, proposal.targets) - done.c**2 * done.q
 
     # -- weights
@@ -380,7 +386,9 @@ class ReferenceClip:
                 self.retract(model)
 
     def _norm(self, proposal: Proposal, members: Sequence[str] | set[str]) -> float:
-        return math.sqrt(sum(float((proposal.new[n] - proposal.old[n]).double().square().sum()) for n in members))
+        return math.sqrt(
+            sum(float((proposal.new[n] - proposal.old[n]).double().square().sum()) for n in members)
+        )
 
     def _lr(self) -> float:
         return float(self.bases[0].param_groups[0]["lr"])

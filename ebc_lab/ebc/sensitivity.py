@@ -20,7 +20,9 @@ CADENCES = ("warm", "published", "dense", "sweep")
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
 
 
-def linearised(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def linearised(
+    forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """(z, J·direction) at `weights` by forward mode, (..., V) each; `direction` names the moving tensors.
 
     Fused attention has no forward-mode rule, so the plain attention path is taken.
@@ -31,7 +33,9 @@ def linearised(forward: Forward, weights: dict[str, Tensor], direction: dict[str
     return z, dz
 
 
-def probe_jvp(forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None) -> Tensor:
+def probe_jvp(
+    forward: Forward, weights: dict[str, Tensor], direction: dict[str, Tensor], mask: Tensor | None
+) -> Tensor:
     """rms(centre(J·direction)) by forward mode. -> 0-dim, logits."""
     return rms_norm(centre(linearised(forward, weights, direction)[1]), mask)
 

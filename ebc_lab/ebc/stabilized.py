@@ -85,10 +85,14 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._trained_at: list[Tensor] | None = None
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         self._index = {id(p): i for i, p in enumerate(self.weights)}
-        self.deferred = False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
+        self.deferred = (
+            False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
+        )
         self._where: list[int] = []
         self._segments: list[Segment] = []
-        self._moving: list[tuple[Tensor, int]] = []  # of what c scales: a segment's memory, its place in every `Copy`
+        self._moving: list[
+            tuple[Tensor, int]
+        ] = []  # of what c scales: a segment's memory, its place in every `Copy`
         self._kept: Copy | None = None  # W: one of the two copies of the weights that are held
         self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []
 
@@ -253,7 +257,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             return stats
 
         audit = self._audits(t)
-        batch = self._batch(tokens, logits, mask, targets, probe, audit) if audit or self._measures(t) else None
+        batch = (
+            self._batch(tokens, logits, mask, targets, probe, audit) if audit or self._measures(t) else None
+        )
         self._limit_gradients(stats, gradients)
         kept = self.keeps_old or audit
         if kept:
@@ -360,7 +366,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         moved = [(p.grad, p - w) for p, w in zip(self.weights, self._old, strict=True) if p.grad is not None]
         wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
         parts = [torch.dot(g.flatten().to(wide), d.flatten().to(wide)) for g, d in moved]
-        return torch.stack(parts).double().sum() if parts else torch.zeros_like(self._sound, dtype=torch.float64)
+        return (
+            torch.stack(parts).double().sum() if parts else torch.zeros_like(self._sound, dtype=torch.float64)
+        )
 
     def _interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
         """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`; the weights are at W + dW."""

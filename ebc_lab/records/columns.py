@@ -33,7 +33,10 @@ EVAL_COLUMNS = ("step", "val_loss", "val_se", "tokens", "train_s")
 
 NATS, SHARE, SCALE = "nats/token", "0–1", "×"
 COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
-    "arm": ("", "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>[_lindelta][_lrdecay]`"),
+    "arm": (
+        "",
+        "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>[_lindelta][_lrdecay]`",
+    ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),
     "lr_scale": (SCALE, "lr over the track's best plain learning rate"),
@@ -59,15 +62,24 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "c_median": (SHARE, "median of c"),
     "c_p90": (SHARE, "90% quantile of c"),
     "eta_eff_median": ("", "median of c·lr"),
-    "kl_median": (NATS, "median applied KL of the audited steps from step 20 on; of a plain run: its natural KL"),
+    "kl_median": (
+        NATS,
+        "median applied KL of the audited steps from step 20 on; of a plain run: its natural KL",
+    ),
     "kl_within_30pct": (SHARE, "audited, clipped steps whose applied KL lies within ±30% of δ*"),
     "tightness_median": ("", "median of T/(c·S); above 1 the bound was too small"),
     "guard_count": ("audits", "at which the guard stepped in"),
     "skipped_steps": ("steps", "without a usable gradient or update"),
     "tokens_per_s": ("tokens/s", "of training, evaluations aside"),
-    "overhead_pct": ("%", "of a step's time that EBC adds, from one paired measurement; EBC arms of the finals only"),
+    "overhead_pct": (
+        "%",
+        "of a step's time that EBC adds, from one paired measurement; EBC arms of the finals only",
+    ),
     "probe_pct": ("%", "of the training time that measuring took on the host"),
-    "wall_s": ("s", "of the run on the clock, evaluations and earlier attempts up to their checkpoint included"),
+    "wall_s": (
+        "s",
+        "of the run on the clock, evaluations and earlier attempts up to their checkpoint included",
+    ),
     "run_id": ("", "its folder under runs/"),
 }
 COLUMNS = tuple(COLUMN_MEANINGS)
@@ -75,7 +87,17 @@ TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
 TUNED = "tuned_"
 OF_A_DIFFERENCE = (
     *("low", "high", "detectable"),
-    *("method", "median", "joint_low", "joint_high", "joint_detectable", "comparisons", "p", "p_joint", "sigmas"),
+    *(
+        "method",
+        "median",
+        "joint_low",
+        "joint_high",
+        "joint_detectable",
+        "comparisons",
+        "p",
+        "p_joint",
+        "sigmas",
+    ),
     *("alone", "judged"),
 )
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
@@ -106,7 +128,10 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
     **{k: COLUMN_MEANINGS[k] for k in ("tightness_median", "guard_count", "skipped_steps")},
-    "shock_peak": (NATS, "how far the mean training loss of any 10 steps after a shock rose above that before it"),
+    "shock_peak": (
+        NATS,
+        "how far the mean training loss of any 10 steps after a shock rose above that before it",
+    ),
     "shock_recovery_steps": ("steps", "until such a mean was back; empty where a seed's never was"),
     "shock_recovered": (SHARE, "seeds that came back"),
     "versus": ("", "the arm that it is compared with"),

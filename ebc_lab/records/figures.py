@@ -18,7 +18,9 @@ CLIPPED_BELOW = 0.999
 WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
 KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
-LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose clip statistics came from those steps alone
+LOGGED_EVERY = (
+    20  # steps between log lines of the earlier study, whose clip statistics came from those steps alone
+)
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
 
@@ -52,7 +54,10 @@ def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
     means = np.convolve(after, np.full(RECOVERY_WINDOW, 1 / RECOVERY_WINDOW), mode="valid")
     level, error = before.mean(), before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
     back = np.flatnonzero(means <= level + 2 * error)
-    return {"shock_peak": float(means.max() - level), "shock_recovery_steps": int(back[0]) if len(back) else None}
+    return {
+        "shock_peak": float(means.max() - level),
+        "shock_recovery_steps": int(back[0]) if len(back) else None,
+    }
 
 
 def _drift(values: np.ndarray, step: np.ndarray) -> tuple[float | None, float | None]:
@@ -106,7 +111,9 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if len(betas):
         drifts["beta"] = _carried(betas).mean(0)
     drift = {
-        f"{k}_{when}": v for k, x in drifts.items() for when, v in zip(("early", "late"), _drift(x, steps["step"]), strict=True)
+        f"{k}_{when}": v
+        for k, x in drifts.items()
+        for when, v in zip(("early", "late"), _drift(x, steps["step"]), strict=True)
     }
     return {
         "initial_loss": float(losses[0]) if len(losses) else None,
@@ -129,6 +136,8 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "c_median_logged": _median(logged),
         **drift,
         "grad_clip_rate": float((scales < CLIPPED_BELOW).mean()) if len(scales) else None,
-        "grad_norm_quantiles": [float(q) for q in np.quantile(norms, np.linspace(0, 1, 41))] if len(norms) else None,
+        "grad_norm_quantiles": [float(q) for q in np.quantile(norms, np.linspace(0, 1, 41))]
+        if len(norms)
+        else None,
         "skipped_steps": int((~done).sum()),
     }

@@ -40,4 +40,6 @@ def refuse_unwritable(path: Path) -> None:
     """Refuse a folder that cannot be made or written, before anything is. Raises UserError."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written ({existing} does not allow it): choose another output folder.")
+        raise UserError(
+            f"{path} cannot be written ({existing} does not allow it): choose another output folder."
+        )

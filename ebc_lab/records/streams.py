@@ -60,7 +60,11 @@ class Stream:
             lines = path.read_text().splitlines()
             if not lines or lines[0] != ",".join(self.columns):
                 raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
-            kept = [line for line in lines[1:] if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below]
+            kept = [
+                line
+                for line in lines[1:]
+                if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below
+            ]
         write_whole(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
         self.file = open(path, "a", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
@@ -85,5 +89,6 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
         rows = list(csv.reader(f))
     header, body = rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]
     return {
-        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64) for i, name in enumerate(header)
+        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
+        for i, name in enumerate(header)
     }

@@ -23,21 +23,29 @@ def concluding(**calls: Any) -> Listener:
     return Listener(tabulate=write_table, conclude=write_conclusions, **calls)
 
 
-def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
+def write_table(
+    study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
+) -> None:
     from .text import tables
 
     manifest.strike(study.root, tables.summary_path(study.root, stage).name)
     tables.write_summary(study.root, stage, specs, results)
 
 
-def write_conclusions(config: Config, study: Study, decisions: dict[str, Decision], say: Say) -> dict[str, Any] | None:
+def write_conclusions(
+    config: Config, study: Study, decisions: dict[str, Decision], say: Say
+) -> dict[str, Any] | None:
     """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
     from . import pictures
     from .page import html
     from .text import papers, tables
 
     header = study.header()  # not the corpus itself, which need not be here any more
-    about = {"study": header["study"], "corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
+    about = {
+        "study": header["study"],
+        "corpus": header["corpus"]["title"],
+        "warning": header["corpus"]["warning"],
+    }
     accepted = None
     manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json", "*.md", "*.tex")
     if "finals" in decisions:
@@ -65,7 +73,9 @@ def report(study: Study, say: Say = lambda text: None) -> None:
     config: Config = from_dict(Config, study.header()["config"])
     decisions = study.true_decisions()
     if not decisions:
-        raise UserError(f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands.")
+        raise UserError(
+            f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands."
+        )
     with study.held():
         manifest.begin(study.root)
         (study.root / ".plotted").unlink(missing_ok=True)

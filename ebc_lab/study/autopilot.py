@@ -119,7 +119,9 @@ def autopilot(
             _refuse_lacking(stages[0], study.decisions(), [stage])
             specs, results = specs_of(stage, config, decisions, study.results)
             if any(s.run_id not in results for s in specs):
-                raise UserError(f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first.")
+                raise UserError(
+                    f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first."
+                )
             decisions[stage] = _decide(stage, config, specs, results, decisions)
             _record(study, stage, decisions[stage], listener)
         before = _trained(study)
@@ -134,7 +136,9 @@ def autopilot(
         accepted = listener.conclude(config, study, decisions, listener.say) if order[-1] in stages else None
         manifest.complete(study.root)
         trained, failed = len(_trained(study) - before), _failed(study)
-        return Outcome(study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation"))
+        return Outcome(
+            study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation")
+        )
 
 
 def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence[str]) -> None:
@@ -155,7 +159,11 @@ def _record(study: Study, stage: str, decision: Decision, listener: Listener) ->
 
 
 def _decide(
-    stage: str, config: Config, specs: Sequence[RunSpec], results: dict[str, Any], decisions: dict[str, Decision]
+    stage: str,
+    config: Config,
+    specs: Sequence[RunSpec],
+    results: dict[str, Any],
+    decisions: dict[str, Decision],
 ) -> Decision:
     try:
         return STAGES_OF[stage].decide(config, specs, results, decisions)
@@ -189,11 +197,17 @@ def _stage(
         wanted = {s.run_id for s in runs}
         spare = [s for s in distinct(foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
         if stage in study.decisions():  # a deleted run, or one whose name changed with the code
-            listener.say(f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained again")
-        manifest.strike(study.root, runs=[s.run_id for s in [*wave, *spare] if not study.has_result(s.run_id)])
+            listener.say(
+                f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained again"
+            )
+        manifest.strike(
+            study.root, runs=[s.run_id for s in [*wave, *spare] if not study.has_result(s.run_id)]
+        )
         for spec in [*wave, *spare]:
             study.write_spec(spec)
-        listener.say(f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already")
+        listener.say(
+            f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already"
+        )
         _train(stage, study, runs, wave, spare, pool, listener, limits)
 
 
@@ -245,12 +259,16 @@ def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
         return None
     ids = {s.run_id for s in left}
     done = sum(r["step"] for r in progress.running if r["run_id"] in ids)
-    return float(sum(s.run.steps for s in left) - done) / (statistics.fmean(rates) * min(progress.at_a_time, len(left)))
+    return float(sum(s.run.steps for s in left) - done) / (
+        statistics.fmean(rates) * min(progress.at_a_time, len(left))
+    )
 
 
 def _trained(study: Study) -> set[str]:
     """Ids of the training runs that have a result."""
-    return {p.parent.name for p in study.runs.glob("*/result.json") if not p.parent.name.startswith("overhead_")}
+    return {
+        p.parent.name for p in study.runs.glob("*/result.json") if not p.parent.name.startswith("overhead_")
+    }
 
 
 def _failed(study: Study) -> list[str]:

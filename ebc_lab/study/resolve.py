@@ -34,7 +34,9 @@ from .store.study import Study
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 
 
-def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, force: bool) -> tuple[Config, Corpus]:
+def resolve_study(
+    config: Config, study: Study, say: Callable[[str], None], *, force: bool
+) -> tuple[Config, Corpus]:
     """Resolve the configuration and write study.json, or take up the resolution of the study that is already there.
 
     With `force` a study begun with other settings, or under another torch, is changed: what was concluded from the old ones is
@@ -55,7 +57,9 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
     corpus = locate(config.data)
     check_length(corpus, config.model.context)
     if known and known["corpus"]["sha256"] == corpus.sha256:
-        corpus = replace(corpus, warning=known["corpus"]["warning"])  # the fallback is named only when it is made
+        corpus = replace(
+            corpus, warning=known["corpus"]["warning"]
+        )  # the fallback is named only when it is made
     config, why = _resolve(config, corpus, study, say)
     check_run(config)
     if not known or changed:
@@ -67,10 +71,17 @@ def resolve_study(config: Config, study: Study, say: Callable[[str], None], *, f
             "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "ebc_lab": __version__,
             "requested": requested,
-            "config": {k: v for k, v in to_dict(config).items() if k != "tracker"},  # whose address may hold a password
+            "config": {
+                k: v for k, v in to_dict(config).items() if k != "tracker"
+            },  # whose address may hold a password
             "environment": environment(identity(config)),
             "chosen": {**(known or {}).get("chosen", {}), **why},
-            "corpus": {"name": corpus.name, "title": corpus.title, "sha256": corpus.sha256, "warning": corpus.warning},
+            "corpus": {
+                "name": corpus.name,
+                "title": corpus.title,
+                "sha256": corpus.sha256,
+                "warning": corpus.warning,
+            },
             "versions": versions(),
             "git": git_revision(),
             "hardware": hardware(),
@@ -114,10 +125,16 @@ def _again(config: Config, study: Study) -> str:
         return "on another corpus none is"
     records = study.records()
     problem = next((r.problem for r in records if r.problem), None)
-    return f"which ones is not known: {problem}" if problem else in_words(outlook(config, kept(records, finished=False)))
+    return (
+        f"which ones is not known: {problem}"
+        if problem
+        else in_words(outlook(config, kept(records, finished=False)))
+    )
 
 
-def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]) -> tuple[Config, dict[str, str]]:
+def _resolve(
+    config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]
+) -> tuple[Config, dict[str, str]]:
     """The configuration with nothing left open, and why each setting that was is as it is."""
     data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
@@ -125,7 +142,9 @@ def _resolve(config: Config, corpus: Corpus, study: Study, say: Callable[[str], 
     config = replace(config, data=data, device=chosen_device(config.device))
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
-        choice = _on_node(config, study, say) if config.launcher.name == "slurm" else settle_study(config, say=say)
+        choice = (
+            _on_node(config, study, say) if config.launcher.name == "slurm" else settle_study(config, say=say)
+        )
         assert choice is not None
         for line in choice.said(config):
             say(line)

@@ -30,7 +30,9 @@ class CudaGraph:
         # the graphs of one run are never under way at once, so that they can share their memory; other runs of this process
         # may allocate meanwhile, which only the strictest capture mode forbids
         pool = beside.graph.pool() if isinstance(beside, CudaGraph) else None
-        with torch.cuda.graph(self.graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            self.graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
+        ):
             self.output = compute()
 
     def replay(self) -> Packed:

@@ -23,14 +23,20 @@ class DeviceFailed(Exception):
 
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
-OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")  # CUDA errors that a run's code makes
+OWN_FAULT = (
+    "device-side assert",
+    "illegal memory access",
+    "misaligned address",
+)  # CUDA errors that a run's code makes
 OOM = (MemoryError, torch.OutOfMemoryError)
 
 
 def is_oom(error: BaseException) -> bool:
     """An exhausted device or host allocator; torch's CPU allocator says so only in words, which differ by system."""
     words = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
-    return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words))
+    return isinstance(error, OOM) or (
+        isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in words)
+    )
 
 
 def is_device_failure(error: BaseException) -> bool:

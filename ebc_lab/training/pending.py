@@ -79,4 +79,8 @@ class PendingSteps:
 
 
 def _numbers(step: Values | Packed) -> dict[str, float | list[float]]:
-    return step.read(step.numbers.tolist()) if isinstance(step, Packed) else {k: v.tolist() for k, v in step.items()}
+    return (
+        step.read(step.numbers.tolist())
+        if isinstance(step, Packed)
+        else {k: v.tolist() for k, v in step.items()}
+    )

@@ -44,7 +44,10 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    for parameter, value in ((-1, 2**31 - 1), (-3, 32 << 20)):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at its largest
+    for parameter, value in (
+        (-1, 2**31 - 1),
+        (-3, 32 << 20),
+    ):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at its largest
         mallopt(parameter, value)
 
 

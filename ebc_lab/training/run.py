@@ -49,7 +49,9 @@ KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 
 
 T = TypeVar("T")
-Progress = Generator[None, None, dict[str, Any]]  # of a run: it yields between blocks of steps, and its value is the result
+Progress = Generator[
+    None, None, dict[str, Any]
+]  # of a run: it yields between blocks of steps, and its value is the result
 
 
 class Interrupted(Exception):
@@ -88,12 +90,16 @@ class Training:
     def _build(self, run: RunConfig, corpus: Corpus, device: torch.device) -> None:
         directory = self.directory
         self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
-        self.model = gpt.build(run.model, len(corpus.vocabulary), run.seed).to(device, getattr(torch, run.param_dtype))
+        self.model = gpt.build(run.model, len(corpus.vocabulary), run.seed).to(
+            device, getattr(torch, run.param_dtype)
+        )
         lay_flat(self.model.parameters())
         projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
         bases = optimizers.build(self.model, run.optimizer)
         self.forward = forward_of(self.model, run)
-        self.optimizer: StabilizedOptimizer = stabilizers.build(self.model, bases, projection, run, self.forward)
+        self.optimizer: StabilizedOptimizer = stabilizers.build(
+            self.model, bases, projection, run, self.forward
+        )
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         text, self.probe_batches = self.tokens["train"], None
         whole = len(text)
@@ -115,13 +121,19 @@ class Training:
         self.failure: str | None = None  # an update refused at the last pending step
         self.rate = torch.zeros((), device=device)  # where a graph looks for the learning rate
         self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)  # … and for the batch
-        capturable = run.optimizer.name in optimizers.CAPTURABLE and run.model.dropout == 0 and self.probe_batches is None
+        capturable = (
+            run.optimizer.name in optimizers.CAPTURABLE
+            and run.model.dropout == 0
+            and self.probe_batches is None
+        )
         self.graphs = StepGraphs() if self.stream is not None and capturable else None
         self.alive: Callable[[], None] = lambda: None
         torch.manual_seed(run.seed)  # dropout
         self._load_checkpoint()
         sensing = run.budget.name in BOUNDED or run.budget.sensitivity_every
-        self.groups: list[str] = list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
+        self.groups: list[str] = (
+            list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
+        )
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
         self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
         self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
@@ -160,7 +172,9 @@ class Training:
                 f"{path} is damaged ({type(error).__name__}): delete it, and the run starts from its first step."
             ) from None
         if foreign:
-            raise UserError(f"{path} belongs to another run: delete it, and this run starts from its first step.")
+            raise UserError(
+                f"{path} belongs to another run: delete it, and this run starts from its first step."
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.skips = state["step"], state["skips"]
@@ -237,7 +251,10 @@ class Training:
     def take_steps(self, most: int) -> None:
         """Have the device take up to `most` steps, a block at the most; `record_steps` reads what they were."""
         with self._on_stream():
-            while len(self.pending) < min(most, self.pending.capacity, self.run_config.steps - self.step) and not self.failure:
+            while (
+                len(self.pending) < min(most, self.pending.capacity, self.run_config.steps - self.step)
+                and not self.failure
+            ):
                 self._take_step(self.step + len(self.pending))
 
     def _take_step(self, step: int) -> None:
@@ -257,7 +274,9 @@ class Training:
         if graphed:
             assert self.graphs is not None
             self.starts.copy_(self.batches.starts_at(step))
-            self.pending.add(self.graphs.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.starts)))))
+            self.pending.add(
+                self.graphs.run(kind, lambda: Packed.of(self._computed(t, *self.batches.rows(self.starts))))
+            )
             return
         inputs, targets = self.batches.at(step)
         targets = shocks.targets(shock, targets, self.vocabulary, run.seed)
@@ -318,7 +337,9 @@ class Training:
                 row[column] = int(value) if column in COUNTED else value
         for kind, values in (("s", found.get("contributions")), ("beta", found.get("sensitivities"))):
             if values is not None:
-                row |= {f"{kind}_{g}": v for g, v in zip(self.groups, values, strict=True) if not math.isnan(v)}
+                row |= {
+                    f"{kind}_{g}": v for g, v in zip(self.groups, values, strict=True) if not math.isnan(v)
+                }
         self.steps.append(row)
 
     def _record_evaluation(self) -> None:
@@ -352,9 +373,7 @@ class Training:
         figures = summarise(steps)
         initial, last = figures["initial_loss"], figures["last_loss"]
         if cause is None and last is not None and last > initial:
-            cause = (
-                f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
-            )
+            cause = f"the mean loss of the last {min(50, run.steps)} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
         evaluated: dict[str, dict[str, float]] = {}
         if cause is None:
             for split in run.evaluate:
@@ -364,19 +383,27 @@ class Training:
                 evaluated[split] = self._evaluate(pairs)
             if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
                 cause, evaluated = "the loss is not finite on held-out text", {}
-        result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": self.step}
+        result: dict[str, Any] = {
+            "outcome": "diverged" if cause else "completed",
+            "cause": cause,
+            "steps": self.step,
+        }
         for split in ("val", "test"):
             found = evaluated.get(split)
             result[f"{split}_loss"] = found["loss"] if found else None
             result[f"{split}_se"] = found["se"] if found else None
         if {"val", "test"} <= set(evaluated):
             weight = {k: v["tokens"] for k, v in evaluated.items()}
-            result["heldout_loss"] = sum(evaluated[k]["loss"] * w for k, w in weight.items()) / sum(weight.values())
+            result["heldout_loss"] = sum(evaluated[k]["loss"] * w for k, w in weight.items()) / sum(
+                weight.values()
+            )
         test = evaluated.get("test")
         result["test_bits_per_char"] = test["loss"] / math.log(2) if test else None
         result["test_accuracy"] = test["accuracy"] if test else None
         result |= figures
-        result["guard_count"] = self.optimizer.guard.count if isinstance(self.optimizer, EllipsotopeClip) else 0
+        result["guard_count"] = (
+            self.optimizer.guard.count if isinstance(self.optimizer, EllipsotopeClip) else 0
+        )
         if run.shock.name != "none":
             result |= recovery(steps["loss"], shocks.step_of(run))
         curve = read_columns(self.directory / "evals.csv")

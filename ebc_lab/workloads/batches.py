@@ -58,7 +58,9 @@ def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[
 
     stride = max(1, context // 2)
     count = min(count, (len(tokens) - context - 1) // stride + 1)
-    at = torch.arange(count, device=tokens.device)[:, None] * stride + torch.arange(context + 1, device=tokens.device)
+    at = torch.arange(count, device=tokens.device)[:, None] * stride + torch.arange(
+        context + 1, device=tokens.device
+    )
     rows = tokens[at]
     return [(rows[:, :-1], rows[:, 1:])]
 

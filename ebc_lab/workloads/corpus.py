@@ -55,7 +55,9 @@ def _read(path: Path, title: str, name: str, expected: str | None = None) -> Cor
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"the corpus {path} cannot be read ({error.strerror}): give another data.file.") from None
+        raise UserError(
+            f"the corpus {path} cannot be read ({error.strerror}): give another data.file."
+        ) from None
     sha256 = hashlib.sha256(raw).hexdigest()
     if expected and sha256 != expected:
         raise UserError(
@@ -123,7 +125,9 @@ def _auto(config: DataConfig, quiet: bool) -> Corpus:
 def _path(config: DataConfig, quiet: bool) -> Corpus:
     path = Path(config.file or "").expanduser()
     if not path.is_file():
-        raise UserError(f"data.file={config.file} does not exist or is not a file: give the path of a UTF-8 text.")
+        raise UserError(
+            f"data.file={config.file} does not exist or is not a file: give the path of a UTF-8 text."
+        )
     return _read(path.resolve(), path.name, "path")
 
 

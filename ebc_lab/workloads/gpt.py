@@ -65,7 +65,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, B: int) -> Tensor:  # x: (B·T, C)
         dropout = self.dropout if self.training else 0.0
-        qkv = F.linear(self.attention_norm(x), torch.cat([self.q.weight, self.k.weight, self.v.weight]))  # (B·T, 3C)
+        qkv = F.linear(
+            self.attention_norm(x), torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        )  # (B·T, 3C)
         x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout)))
         return x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
 

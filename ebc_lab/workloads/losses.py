@@ -28,7 +28,10 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, run: RunConfig, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None] = lambda: None
+    model: nn.Module,
+    run: RunConfig,
+    pairs: Iterable[tuple[Tensor, Tensor]],
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count.
 

@@ -53,7 +53,10 @@ def called(tiny, tmp_path_factory):
     (project / "pyproject.toml").touch()
     (project / "inside").mkdir()
     command = [*CLI, "bench", *settings(tiny), "--quick", "--json", "--record"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # what torch's default is on a busy machine with few cores is of no interest
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+    }  # what torch's default is on a busy machine with few cores is of no interest
     done = subprocess.run(command, capture_output=True, text=True, cwd=project / "inside", env=env)
     assert done.returncode == 0, done.stderr
     return done, project
@@ -111,7 +114,9 @@ def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     held = found["memory"]["bare_bytes"]
     scalars = 4096  # bytes: controllers and the like
     assert held["gradients"] == held["parameters"]
-    assert 0 <= held["optimizer_state"] - 2 * held["parameters"] < scalars  # Adam: two moments, and step counts
+    assert (
+        0 <= held["optimizer_state"] - 2 * held["parameters"] < scalars
+    )  # Adam: two moments, and step counts
     assert held["peak"] > held["gradients"]
     rows = {row["stabilizer"]: row for row in found["memory"]["stabilizers"]}
     for budget in BUDGETS:
@@ -152,7 +157,9 @@ def test_the_tables_show_what_was_measured(found):
     ):
         assert words in out.getvalue()
     machine = {**found["about"]["machine"], "cores": 2, "load_before": [3.5, 0.0, 0.0]}
-    bench_screen.benchmark(Console(file=out, width=160), {**found, "about": {**found["about"], "machine": machine}})
+    bench_screen.benchmark(
+        Console(file=out, width=160), {**found, "about": {**found["about"], "machine": machine}}
+    )
     assert "load average was 3.5 on 2 cores" in out.getvalue()
 
 
@@ -178,7 +185,9 @@ def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
-    overhead_and_record(replace(shape, optimizer=replace(shape.optimizer, name="nothing")), tmp_path, "x", "0" * 64)
+    overhead_and_record(
+        replace(shape, optimizer=replace(shape.optimizer, name="nothing")), tmp_path, "x", "0" * 64
+    )
     assert read_json(tmp_path / "result.json")["outcome"] == "failed"
     assert "KeyError" in (tmp_path / "log.txt").read_text()
 
@@ -212,11 +221,15 @@ def test_the_bare_loop_makes_the_lab_s_own_steps(shape):
         Loop(b).steps(3)
         take_steps(c, 3)
         for other in (b, c):
-            assert all(torch.equal(x, y) for x, y in zip(a.model.parameters(), other.model.parameters(), strict=True))
+            assert all(
+                torch.equal(x, y) for x, y in zip(a.model.parameters(), other.model.parameters(), strict=True)
+            )
 
 
 def test_a_run_that_diverges_is_no_measurement(shape):
-    wild = replace(shape, optimizer=replace(shape.optimizer, lr=1e30), stabilizer=replace(shape.stabilizer, name="none"))
+    wild = replace(
+        shape, optimizer=replace(shape.optimizer, lr=1e30), stabilizer=replace(shape.stabilizer, name="none")
+    )
     with opened(wild) as training, pytest.raises(UserError, match="diverged"):
         take_steps(training, 20)
 
@@ -232,7 +245,16 @@ def test_the_plain_loop_is_the_script_s(text_file):
     data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
     loop = PlainLoop(data, len(index), batch=4, lr=1e-2, seed=3, device="cpu", **shape)
     losses = [f"{loop.step().item():.6f}" for _ in range(6)]
-    options = {**shape, "batch": 4, "lr": 1e-2, "seed": 3, "steps": 6, "print-every": 1, "threads": 1, "text": text_file}
+    options = {
+        **shape,
+        "batch": 4,
+        "lr": 1e-2,
+        "seed": 3,
+        "steps": 6,
+        "print-every": 1,
+        "threads": 1,
+        "text": text_file,
+    }
     words = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
     done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=True)
     assert re.findall(r"loss (\S+)", done.stdout) == losses

@@ -63,7 +63,9 @@ def would_measure(machine, rates, compiling=None):
 # -- the rules ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])])
+@pytest.mark.parametrize(
+    ("cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])]
+)
 def test_thread_counts_are_powers_of_two_up_to_the_cores(cores, tried):
     assert thread_candidates(cores) == tried
 
@@ -81,8 +83,14 @@ def test_runs_at_once_fill_the_cores_unless_fewer_are_allowed():
         ({(1, 2, "float32"): 60, (2, 1, "float32"): 62}, (1, 2, "float32")),  # within 5%: fewer threads
         ({(1, 2, "float32"): 60, (1, 2, "bfloat16"): 62}, (1, 2, "float32")),  # within 5%: float32
         ({(1, 2, "bfloat16"): 70, (1, 2, "float32"): 60}, (1, 2, "bfloat16")),
-        ({(1, 2, "float32"): 60, (1, 2, "bfloat16"): 50, (2, 1, "float32"): 40, (2, 1, "bfloat16"): 80}, (2, 1, "bfloat16")),
-        ({(1, 4, "float32"): 100, (2, 2, "float32"): 104, (4, 1, "float32"): 108}, (2, 2, "float32")),  # of the best, 5%
+        (
+            {(1, 2, "float32"): 60, (1, 2, "bfloat16"): 50, (2, 1, "float32"): 40, (2, 1, "bfloat16"): 80},
+            (2, 1, "bfloat16"),
+        ),
+        (
+            {(1, 4, "float32"): 100, (2, 2, "float32"): 104, (4, 1, "float32"): 108},
+            (2, 2, "float32"),
+        ),  # of the best, 5%
     ],
 )
 def test_the_fastest_wins_and_the_plainer_wins_ties(rates, chosen):
@@ -93,14 +101,28 @@ def test_the_fastest_wins_and_the_plainer_wins_ties(rates, chosen):
     ("planned_s", "steps", "figures", "chosen", "words"),
     [
         (119, 600, None, "off", "119 s, and below 120 s"),
-        (121, 600, {"compile_s": 27, "eager_ms": 200, "compiled_ms": 188}, "off", "saved in the longest run's 600"),
-        (900, 10_000, {"compile_s": 27, "eager_ms": 90, "compiled_ms": 84.7}, "off", r"\+53 s"),  # less than twice 27 s
+        (
+            121,
+            600,
+            {"compile_s": 27, "eager_ms": 200, "compiled_ms": 188},
+            "off",
+            "saved in the longest run's 600",
+        ),
+        (
+            900,
+            10_000,
+            {"compile_s": 27, "eager_ms": 90, "compiled_ms": 84.7},
+            "off",
+            r"\+53 s",
+        ),  # less than twice 27 s
         (900, 10_000, {"compile_s": 27, "eager_ms": 90, "compiled_ms": 84.5}, "on", r"\+55 s"),
         (900, 10_000, {"compile_s": 5, "eager_ms": 90, "compiled_ms": 95}, "off", "-50 s"),
         (900, 10_000, "torch.compile fails here (no g++)", "off", "no g"),
     ],
 )
-def test_compiling_must_pay_twice_over_and_is_not_measured_for_short_runs(planned_s, steps, figures, chosen, words):
+def test_compiling_must_pay_twice_over_and_is_not_measured_for_short_runs(
+    planned_s, steps, figures, chosen, words
+):
     def asked():
         assert figures is not None, "compiling was measured for nothing"
         return figures
@@ -128,14 +150,22 @@ def test_only_what_is_open_is_tried():
     assert cases_of(OPEN, 2, 0) == [(t, n, d) for t, n in ((1, 2), (2, 1)) for d in ("float32", "bfloat16")]
     assert cases_of(OPEN, 2, 1)[0] == (1, 1, "float32")
     assert cases_of(replace(OPEN, dtype="bfloat16", threads_per_run=2), 8, 0) == [(2, 4, "bfloat16")]
-    assert cases_of(replace(OPEN, device="cuda", threads_per_run=1), 8, 0) == [(1, 1, "float32"), (1, 1, "bfloat16")]
+    assert cases_of(replace(OPEN, device="cuda", threads_per_run=1), 8, 0) == [
+        (1, 1, "float32"),
+        (1, 1, "bfloat16"),
+    ]
 
 
 # -- from measurements to a choice ----------------------------------------------------------------------------------------
 
 RATES = {(1, 4, "float32"): 100.0, (2, 2, "float32"): 60.0, (4, 1, "float32"): 30.0}
 RATES |= {(t, n, "bfloat16"): 1.2 * r for (t, n, _), r in RATES.items()}
-RATES |= {(1, 1, "float32"): 26.0, (2, 1, "float32"): 29.0, (1, 1, "bfloat16"): 20.0, (2, 1, "bfloat16"): 20.0}
+RATES |= {
+    (1, 1, "float32"): 26.0,
+    (2, 1, "float32"): 29.0,
+    (1, 1, "bfloat16"): 20.0,
+    (2, 1, "bfloat16"): 20.0,
+}
 
 
 def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine):
@@ -143,7 +173,10 @@ def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine)
     study = settle(OPEN, steps=600)
     assert (study.dtype, study.threads_per_run, study.compile) == ("bfloat16", 1, "off")
     assert study.rate == (1, 4, "bfloat16", 120.0)
-    assert "120.0 by 4 runs of 1 thread at once, 72.0 by 2 runs of 2 threads at once" in study.why["threads_per_run"]
+    assert (
+        "120.0 by 4 runs of 1 thread at once, 72.0 by 2 runs of 2 threads at once"
+        in study.why["threads_per_run"]
+    )
     assert "trains for 20 s" in study.why["compile"]  # 600 steps of a run that has a quarter of 120 steps/s
     alone = settle(OPEN, steps=600, at_once=1)
     assert (alone.dtype, alone.threads_per_run) == ("bfloat16", 4)
@@ -156,7 +189,9 @@ def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine)
 
 
 def test_what_is_given_is_kept_and_costs_no_measurement():
-    assert settle(GIVEN, steps=10**9).why == dict.fromkeys(("dtype", "threads_per_run", "compile"), "as given")
+    assert settle(GIVEN, steps=10**9).why == dict.fromkeys(
+        ("dtype", "threads_per_run", "compile"), "as given"
+    )
     assert settle(OPEN, steps=600, measure=False) is None
     cuda = settle(replace(OPEN, device="cuda", dtype="float32"), steps=10**9)
     assert (cuda.threads_per_run, cuda.compile) == (1, "off")
@@ -183,7 +218,9 @@ def test_another_shape_machine_or_torch_is_not_taken_for_this_one(machine):
     Known(OPEN).keep_rates(RATES)
     assert Known(replace(OPEN, seed=5, steps=7, dtype="float32")).rates(list(RATES)) == RATES
     assert Known(replace(OPEN, batch_size=8)).rates(list(RATES)) == {}
-    assert Known(OPEN).rates([*RATES, (8, 1, "float32")]) == {}  # all or nothing: what was measured together compares
+    assert (
+        Known(OPEN).rates([*RATES, (8, 1, "float32")]) == {}
+    )  # all or nothing: what was measured together compares
     machine.setattr(machine_module, "hardware", lambda: {"cpu": "another", "cores": 4})
     assert Known(OPEN).rates(list(RATES)) == {}
 
@@ -200,7 +237,11 @@ def test_a_cache_that_cannot_be_written_costs_seconds_only(machine, tmp_path):
 
 def test_a_measurement_that_fails_says_what_to_give_instead(machine):
     machine.undo()
-    machine.setattr(subprocess, "run", lambda *a, **_: subprocess.CompletedProcess(a, 1, "", "Traceback …\nMemoryError: no\n"))
+    machine.setattr(
+        subprocess,
+        "run",
+        lambda *a, **_: subprocess.CompletedProcess(a, 1, "", "Traceback …\nMemoryError: no\n"),
+    )
     with pytest.raises(UserError, match=r"measuring the speed failed \(MemoryError: no\): give dtype="):
         speeds.measured_rates(OPEN, [(1, 1, "float32")])
     assert speeds.compiling(GIVEN) == "torch.compile fails here (MemoryError: no)"
@@ -221,4 +262,8 @@ def test_what_compiling_costs_is_measured_cold_and_kept(tiny, machine, tmp_path)
 
 
 def test_smoke_scale_leaves_nothing_open(tiny):
-    assert not any(is_open(compose(o), k) for o in (tiny, ["scale=smoke"]) for k in ("dtype", "threads_per_run", "compile"))
+    assert not any(
+        is_open(compose(o), k)
+        for o in (tiny, ["scale=smoke"])
+        for k in ("dtype", "threads_per_run", "compile")
+    )

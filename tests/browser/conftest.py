@@ -30,14 +30,22 @@ def studies(tmp_path_factory: pytest.TempPathFactory, own_places, small_text: st
     text.write_text(small_text * 3)
     seeds = ",".join(map(str, range(41)))
     corpus = ["data=path", f'data.file="{text}"']
-    many = [*corpus, "study.name=many", "lr_sweep.optimizers=[adam,muon]", "lr_sweep.keep=all", f"seeds=[{seeds}]"]
+    many = [
+        *corpus,
+        "study.name=many",
+        "lr_sweep.optimizers=[adam,muon]",
+        "lr_sweep.keep=all",
+        f"seeds=[{seeds}]",
+    ]
     made = {
         "many": invent(folder, many, fate=unlucky).root,
         "suite": invent(folder, [*corpus, "study=controls", "study.name=suite"]).root,
     }
     overrides = ["scale=smoke", "data=pydoc", "study.name=smoke", f"output_dir={folder}", "device=cpu"]
     done = subprocess.run(
-        [sys.executable, "-c", "from ebc_lab.cli import main; main()", "autopilot", *overrides], capture_output=True, text=True
+        [sys.executable, "-c", "from ebc_lab.cli import main; main()", "autopilot", *overrides],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return made | {"smoke": folder / "smoke"}

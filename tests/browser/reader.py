@@ -20,7 +20,9 @@ class Reader:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.driver, name)
 
-    def open(self, url: str | Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False, scripts: bool = True) -> None:
+    def open(
+        self, url: str | Path, size: tuple[int, int] = DESKTOP, *, dark: bool = False, scripts: bool = True
+    ) -> None:
         width, height = size
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.media("", dark=dark)

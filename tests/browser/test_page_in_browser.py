@@ -73,7 +73,9 @@ def test_every_link_leads_somewhere_on_the_page(reader, studies, name):
     reader.open(studies[name])
     links = reader.run("return [...document.querySelectorAll('a[href]')].map((a) => a.getAttribute('href'))")
     assert len(links) > 10
-    lost = reader.run("return arguments[0].filter((h) => !h.startsWith('#') || !document.getElementById(h.slice(1)))", links)
+    lost = reader.run(
+        "return arguments[0].filter((h) => !h.startsWith('#') || !document.getElementById(h.slice(1)))", links
+    )
     assert lost == []
     ids = reader.run("return [...document.querySelectorAll('[id]')].map((e) => e.id)")
     assert len(set(ids)) == len(ids)
@@ -86,7 +88,9 @@ def test_a_link_of_the_contents_takes_the_reader_there(reader, studies, name):
         if link.is_displayed():
             target = link.get_attribute("href").partition("#")[2]
             link.send_keys(Keys.ENTER)
-            top = reader.run("return document.getElementById(arguments[0]).getBoundingClientRect().top", target)
+            top = reader.run(
+                "return document.getElementById(arguments[0]).getBoundingClientRect().top", target
+            )
             end = reader.run("return innerHeight + scrollY >= document.documentElement.scrollHeight - 2")
             assert -2 <= top < DESKTOP[1] / 2 or end, target
 
@@ -119,7 +123,9 @@ def test_every_column_sorts_both_ways_by_what_its_cells_mean(reader, studies, na
                 after = reader.run(COLUMN, table, column)
                 assert sorted(map(json.dumps, after)) == sorted(map(json.dumps, before))
                 seen[direction] = natural([figure(cell) for cell in after])
-            assert seen["ascending"] == seen["descending"][::-1] or len(set(seen["ascending"])) < len(seen["ascending"])
+            assert seen["ascending"] == seen["descending"][::-1] or len(set(seen["ascending"])) < len(
+                seen["ascending"]
+            )
             numbers = [v for v in seen["ascending"] if isinstance(v, float)]
             if len(numbers) == len(seen["ascending"]):
                 assert numbers == sorted(numbers), (table, column)
@@ -161,7 +167,9 @@ def test_filters_show_the_runs_that_fit_and_say_how_many(reader, studies):
     assert all(row.startswith("calibrate") for row in shown())
     find.send_keys("no such run at all")
     assert count.text == f"0 of {total} runs shown"
-    reader.run("location.hash = arguments[0]", reader.all("#broken a")[0].get_attribute("href").partition("#")[2])
+    reader.run(
+        "location.hash = arguments[0]", reader.all("#broken a")[0].get_attribute("href").partition("#")[2]
+    )
     assert len(shown()) == total  # whoever follows a link to a run sees it
 
 
@@ -197,7 +205,14 @@ def test_a_figure_enlarges_and_gives_the_focus_back(reader, studies):
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_theme_follows_the_system_and_the_toggle_and_is_remembered(reader, studies, dark):
     def luminance() -> int:
-        return sum(map(int, reader.run("return getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3)")))
+        return sum(
+            map(
+                int,
+                reader.run(
+                    "return getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).slice(0, 3)"
+                ),
+            )
+        )
 
     reader.open(studies["smoke"], dark=dark)
     assert (luminance() < 200) is dark
@@ -238,7 +253,10 @@ def test_the_page_never_scrolls_sideways(reader, studies, name, size):
     reader.open(studies[name], size)
     reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert reader.run("return document.documentElement.scrollWidth") <= size[0]
-    assert reader.run("return [...document.querySelectorAll('.table')].filter((t) => t.tabIndex !== 0).length") == 0
+    assert (
+        reader.run("return [...document.querySelectorAll('.table')].filter((t) => t.tabIndex !== 0).length")
+        == 0
+    )
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -252,7 +270,10 @@ def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
     found = reader.execute_async_script(
         "const done = arguments[0]; axe.run(document, {resultTypes: ['violations']}).then(done)"
     )
-    told = [f"{v['impact']}: {v['id']} ({len(v['nodes'])}×) {v['nodes'][0]['html'][:120]}" for v in found["violations"]]
+    told = [
+        f"{v['impact']}: {v['id']} ({len(v['nodes'])}×) {v['nodes'][0]['html'][:120]}"
+        for v in found["violations"]
+    ]
     with capsys.disabled():
         for line in told:
             print(f"\naxe {name} {size[0]} {'dark' if dark else 'light'}: {line}")

@@ -22,7 +22,9 @@ def watched(tmp_path: Path, own_places, text_file: Path):
     """(its address, a function that takes the study so many stages further)"""
 
     def onwards(stages: int | None) -> Study:
-        return invent(tmp_path, ["data=path", f"data.file={text_file}", "study.name=under_way"], stages=stages)
+        return invent(
+            tmp_path, ["data=path", f"data.file={text_file}", "study.name=under_way"], stages=stages
+        )
 
     study = onwards(1)
     with server(study) as made:

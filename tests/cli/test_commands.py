@@ -15,7 +15,11 @@ CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 def call(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*CLI, *arguments], capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "200", **env}
+        [*CLI, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **env},
     )
 
 
@@ -42,7 +46,10 @@ def study(finished):
         (["train", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["train", "scale=smoke", "data=shakespeare"], "has sha256"),
         (["train", "scale=smoke", "data=pydoc", "hydra.run.dir=taken/x"], "cannot be written"),
-        (["train", "-m", "scale=smoke", "data=pydoc", "seed=1,2", "hydra.sweep.dir=taken"], "cannot be written"),
+        (
+            ["train", "-m", "scale=smoke", "data=pydoc", "seed=1,2", "hydra.sweep.dir=taken"],
+            "cannot be written",
+        ),
         (["bench", "scal=smoke"], "did you mean scale"),
         (["bench", "scale=smoke", "optimizer.lr=-1"], "> 0"),
         (["bench", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
@@ -114,7 +121,9 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
     root = tmp_path / "outputs/ebc_ablation/broken"
     (root / "runs").mkdir(parents=True)
     write_sealed(root / "study.json", study.header())
-    spec = next(p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead"))
+    spec = next(
+        p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead")
+    )
     copy = root / "runs" / spec.name
     copy.mkdir()
     (copy / "spec.json").write_bytes((spec / "spec.json").read_bytes())
@@ -126,13 +135,24 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
     assert words[:2] == ["ebc-lab", "train"]
     done = call(*words[1:], "hydra.run.dir=again", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert read_json(tmp_path / "again/result.json")["val_loss"] == read_json(spec / "result.json")["val_loss"]
+    assert (
+        read_json(tmp_path / "again/result.json")["val_loss"] == read_json(spec / "result.json")["val_loss"]
+    )
 
 
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
     done = call("why", str(study.root), "lr_sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for shown in ("rule:", "margin ", "σ", "smallest detectable", "→", "what would have changed it", "replicate", "control"):
+    for shown in (
+        "rule:",
+        "margin ",
+        "σ",
+        "smallest detectable",
+        "→",
+        "what would have changed it",
+        "replicate",
+        "control",
+    ):
         assert shown in done.stdout
     found = json.loads(call("why", str(study.root), "--json", cwd=tmp_path).stdout)
     assert list(found) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
@@ -163,14 +183,18 @@ def test_why_replay_compares_and_its_exit_code_says_so(own_copy, tmp_path):
     _, study = own_copy
     good = call("why", str(study.root), "--replay", cwd=tmp_path)
     assert good.returncode == 0, good.stderr
-    assert good.stdout.splitlines() == [f"{s}: the same" for s in ("lr_sweep", "calibrate", "lr_scale", "finals")]
+    assert good.stdout.splitlines() == [
+        f"{s}: the same" for s in ("lr_sweep", "calibrate", "lr_scale", "finals")
+    ]
     decisions = read_json(study.root / "auto_decisions.json")
     decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] = 5.0
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
     bad = call("why", str(study.root), "calibrate", "--replay", cwd=tmp_path)
     assert bad.returncode == 4
     assert "tracks.adam_none.delta_star: 5.0 → 0." in bad.stdout
-    assert json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)["same"] is False
+    assert (
+        json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)["same"] is False
+    )
     refused = call("why", str(study.root), cwd=tmp_path)
     assert refused.returncode == 2
     assert "calibrate: its record in auto_decisions.json was edited" in refused.stderr
@@ -222,7 +246,10 @@ def test_status_says_what_is_stale_why_and_what_would_be_trained(own_copy, tmp_p
     done = call("status", str(study.root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "done stale" in done.stdout
-    assert re.search(rf"calibrate is stale: 1 of its \d+ runs is missing \({gone}\); 1 run\(s\) would be trained", done.stdout)
+    assert re.search(
+        rf"calibrate is stale: 1 of its \d+ runs is missing \({gone}\); 1 run\(s\) would be trained",
+        done.stdout,
+    )
     assert "finals is stale: it builds on lr_scale" in done.stdout
     found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
     assert [s["would_train"] for s in found["stages"]] == [None, 1, None, None]
@@ -273,7 +300,14 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     assert planned["stages"]["total"]["expected"]["eta_s"] > 0
 
 
-SMALL_RUN = ["scale=smoke", "model.width=16", "model.context=16", "batch_size=10", "budget.probe_sequences=2", "steps=12"]
+SMALL_RUN = [
+    "scale=smoke",
+    "model.width=16",
+    "model.context=16",
+    "batch_size=10",
+    "budget.probe_sequences=2",
+    "steps=12",
+]
 
 
 def test_train_offers_what_hydra_offers(text_file, tmp_path):

@@ -26,8 +26,22 @@ OTHERS = {  # what a job that this one runs in would have left; srun refuses two
 @pytest.fixture(scope="module")
 def run(text_file):
     """Overrides of a run that takes a second."""
-    small = ["model.blocks=1", "model.width=16", "model.context=16", "batch_size=10", "budget.probe_sequences=2"]
-    return ["scale=smoke", *small, "data=path", f"data.file={text_file}", "device=cpu", "eval_every=1000", "steps=200"]
+    small = [
+        "model.blocks=1",
+        "model.width=16",
+        "model.context=16",
+        "batch_size=10",
+        "budget.probe_sequences=2",
+    ]
+    return [
+        "scale=smoke",
+        *small,
+        "data=path",
+        f"data.file={text_file}",
+        "device=cpu",
+        "eval_every=1000",
+        "steps=200",
+    ]
 
 
 def start(*words: str, cwd: Path, **env: str) -> subprocess.Popen:
@@ -39,7 +53,9 @@ def start(*words: str, cwd: Path, **env: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-    threading.Thread(target=driver.wait, daemon=True).start()  # to tail --pid an end that nobody has waited for is none
+    threading.Thread(
+        target=driver.wait, daemon=True
+    ).start()  # to tail --pid an end that nobody has waited for is none
     return driver
 
 
@@ -144,7 +160,9 @@ def test_a_job_that_slurm_warns_writes_its_checkpoint_and_goes_on_from_it_when_r
         for _ in range(30):
             steps.stdout.readline()
         steps.terminate()
-    subprocess.run(["scancel", "--signal=USR2", f"--name={name}"], check=True)  # what pre-emption and a time-out send
+    subprocess.run(
+        ["scancel", "--signal=USR2", f"--name={name}"], check=True
+    )  # what pre-emption and a time-out send
     with checkpoint:
         assert checkpoint.stdout.read(1), "no checkpoint"  # the only one: none is due before
         checkpoint.terminate()
@@ -169,7 +187,9 @@ def test_a_partition_that_does_not_exist_is_a_sentence(run, tmp_path):
 @pytest.mark.slow
 def test_a_job_that_dies_is_noticed(run, tmp_path):
     """Also without accounting, where submitit by itself would wait forever."""
-    code, said = train(*run, *SLURM, "hydra.launcher.setup=['kill -9 $$']", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    code, said = train(
+        *run, *SLURM, "hydra.launcher.setup=['kill -9 $$']", "hydra.sweep.dir=sweep", cwd=tmp_path
+    )
     assert code == 4
     assert "ended without a result" in said
     assert "the same command with hydra.sweep.dir=sweep carries on" in said

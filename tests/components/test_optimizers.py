@@ -8,7 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebc_lab.components.optimizers import OPTIMIZERS, ScheduleFree, StackedMuon, UncappedAdafactor, UncorrectedAdam, build
+from ebc_lab.components.optimizers import (
+    OPTIMIZERS,
+    ScheduleFree,
+    StackedMuon,
+    UncappedAdafactor,
+    UncorrectedAdam,
+    build,
+)
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
@@ -48,7 +55,9 @@ def test_the_table_is_whole():
 
 @every
 def test_every_parameter_belongs_to_exactly_one_optimizer(model, name):
-    held = [id(p) for base in build(model, CONFIGS[name]) for group in base.param_groups for p in group["params"]]
+    held = [
+        id(p) for base in build(model, CONFIGS[name]) for group in base.param_groups for p in group["params"]
+    ]
     assert sorted(held) == sorted(id(p) for p in model.parameters())
     assert all(group["lr"] == LR for base in build(model, CONFIGS[name]) for group in base.param_groups)
 
@@ -101,7 +110,9 @@ def test_a_frozen_parameter_is_untouched(model, name):
     assert not torch.equal(model.head.weight, before.head.weight)
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"sgd"}))  # torch 2.13's fused SGD with momentum raises here
+@pytest.mark.parametrize(
+    "name", sorted(set(CONFIGS) - {"sgd"})
+)  # torch 2.13's fused SGD with momentum raises here
 def test_a_first_gradient_may_come_late(model, name):
     bases = build(model, CONFIGS[name])
     for p in model.blocks[0].parameters():
@@ -139,7 +150,11 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
             other.load_state_dict(copy.deepcopy(base.state_dict()))
             for group in other.param_groups:
                 group["lr"] = lr
-            old = {p: other.state[p]["z"].clone() for p in stepped.parameters()} if name == "schedule_free" else {}
+            old = (
+                {p: other.state[p]["z"].clone() for p in stepped.parameters()}
+                if name == "schedule_free"
+                else {}
+            )
             other.step()
         # a mean that weighs terms by their rates depends on them otherwise too: there the newest term is looked at
         ends = [others[0].state[p]["z"] if old else p for p in stepped.parameters()]
@@ -313,13 +328,18 @@ def test_adafactor_is_relative_to_the_weights_and_factors_their_moments(model):
 def test_adafactors_rate_is_not_capped_and_below_the_cap_it_is_torchs():
     for lr, agrees in ((0.1, True), (0.9, False)):  # torch's cap is 1/sqrt(4) at the last step
         p, q = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
-        ours, torchs = UncappedAdafactor([p], lr=lr, weight_decay=0.1), torch.optim.Adafactor([q], lr=lr, weight_decay=0.1)
+        ours, torchs = (
+            UncappedAdafactor([p], lr=lr, weight_decay=0.1),
+            torch.optim.Adafactor([q], lr=lr, weight_decay=0.1),
+        )
         for _ in range(4):
             before = p.detach().clone()
             p.grad, q.grad = -torch.ones(4, 3), -torch.ones(4, 3)
             ours.step()
             torchs.step()
-        torch.testing.assert_close(p.detach(), before * (1 - 0.1 * lr + lr))  # all elements alike: their rms is their size
+        torch.testing.assert_close(
+            p.detach(), before * (1 - 0.1 * lr + lr)
+        )  # all elements alike: their rms is their size
         assert torch.equal(p, q) == agrees
 
 
@@ -360,7 +380,9 @@ def test_schedule_free_evaluates_the_mean_and_returns(model):
                 torch.testing.assert_close(p.detach(), z)
     y = [p.detach().clone() for p in weights]
     mean = [torch.stack(zs).mean(0) for zs in zip(*path, strict=True)]
-    torch.testing.assert_close(y, [0.9 * x + 0.1 * z for x, z in zip(mean, path[-1], strict=True)], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        y, [0.9 * x + 0.1 * z for x, z in zip(mean, path[-1], strict=True)], rtol=1e-5, atol=1e-6
+    )
     base.eval()
     torch.testing.assert_close([p.detach() for p in weights], mean, rtol=1e-5, atol=1e-6)
     base.eval()  # again is nothing

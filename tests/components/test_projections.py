@@ -91,13 +91,19 @@ def test_each_matrix_has_a_limit_of_its_own():
     torch.testing.assert_close(norms([small, large, wide]), 2 * initial, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize(("target_kl", "budget"), [(0.01, "shadow"), (0.01, "surrogate"), (math.inf, "shadow")])
+@pytest.mark.parametrize(
+    ("target_kl", "budget"), [(0.01, "shadow"), (0.01, "surrogate"), (math.inf, "shadow")]
+)
 def test_a_run_stays_inside(target_kl, budget):
     model = build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), 11, seed=0)
     limits = 1.2 * norms(hidden_matrices(model))
     project = build(model, ProjectionConfig("spectral", bound=1.2))
     optimizer = EllipsotopeClip(
-        model, torch.optim.Adam(model.parameters(), lr=0.05), target_kl=target_kl, budget=budget, project=project
+        model,
+        torch.optim.Adam(model.parameters(), lr=0.05),
+        target_kl=target_kl,
+        budget=budget,
+        project=project,
     )
     others = [p.detach().clone() for p in model.head.parameters()]
     scales = []
@@ -238,7 +244,9 @@ def test_non_finite_weights_stay_non_finite_and_spoil_no_other():
 def test_newton_schulz_reports_what_it_did_not_reach():
     stack = torch.stack([with_values((6, 9), 0.3, 2.0, 0), with_values((6, 9), 1e-4, 1.0, 1)])
     assert newton_schulz_polar(stack[:1])[1] <= 1e-3
-    torch.testing.assert_close(torch.linalg.svdvals(newton_schulz_polar(stack[:1])[0][0]), torch.ones(6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        torch.linalg.svdvals(newton_schulz_polar(stack[:1])[0][0]), torch.ones(6), rtol=0, atol=1e-5
+    )
     polar, residual = newton_schulz_polar(stack)
     assert residual[0] < 1e-5
     assert residual[1] > 1e-2
@@ -255,7 +263,9 @@ def test_bfloat16_weights_are_computed_in_float32():
     u, _, vh = svd(far)
     assert matrix.dtype == torch.bfloat16
     exact = s * u @ vh
-    assert ((matrix.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6 * s).all()  # one rounding of the exact result
+    assert (
+        (matrix.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6 * s
+    ).all()  # one rounding of the exact result
 
 
 @pytest.mark.parametrize(("name", "retracts"), [("spectral", False), ("stiefel", True)])
@@ -280,7 +290,9 @@ def test_each_says_when_it_acts(name, retracts):
 
 def test_only_spectral_is_named_by_its_bound():
     def named(name, bound):
-        run = RunConfig(dtype="float32", threads_per_run=1, compile="off", device="cpu", data=DataConfig(sha256="0" * 64))
+        run = RunConfig(
+            dtype="float32", threads_per_run=1, compile="off", device="cpu", data=DataConfig(sha256="0" * 64)
+        )
         run.projection = ProjectionConfig(name, bound)
         return identity(run)["projection"]
 

@@ -55,7 +55,9 @@ def record(folder, rates):
 def test_a_replay_is_what_another_run_applied_whatever_the_peak(tmp_path):
     record(tmp_path / "source", [0.1, 0.0, 0.3])
     beside = lr_schedule(LRScheduleConfig("replay", source="source"), 99.0, 3, tmp_path)
-    named = lr_schedule(LRScheduleConfig("replay", source=str(tmp_path / "source")), 99.0, 2, tmp_path / "elsewhere")
+    named = lr_schedule(
+        LRScheduleConfig("replay", source=str(tmp_path / "source")), 99.0, 2, tmp_path / "elsewhere"
+    )
     assert [beside(t) for t in range(3)] == [0.1, 0.0, 0.3]
     assert [named(t) for t in range(2)] == [0.1, 0.0]
 

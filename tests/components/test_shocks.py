@@ -31,7 +31,9 @@ def shocked(run, name, **settings):
 def test_half_the_labels_become_random_ones_the_same_for_every_arm():
     targets = torch.zeros(40, 50, dtype=torch.int64)
     noisy = shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3)
-    assert (noisy != 0).double().mean() == pytest.approx(0.5 * 0.9, abs=0.03)  # a tenth of the draws is the old label
+    assert (noisy != 0).double().mean() == pytest.approx(
+        0.5 * 0.9, abs=0.03
+    )  # a tenth of the draws is the old label
     assert noisy.max() == 9
     assert torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=3))
     assert not torch.equal(noisy, shocks.targets(ShockConfig("label_noise", size=0.5), targets, 10, seed=4))
@@ -60,7 +62,9 @@ def test_other_steps_and_other_shocks_change_nothing(run):
     assert not any(shocks.strikes(run, t) for t in range(40))
 
 
-@pytest.mark.parametrize(("name", "size"), [("label_noise", 1.0), ("lr_spike", 30.0), ("corrupt_gradient", 1000.0)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("label_noise", 1.0), ("lr_spike", 30.0), ("corrupt_gradient", 1000.0)]
+)
 def test_a_run_is_undisturbed_until_the_shock_and_says_how_it_recovered(run, tmp_path, name, size):
     run_and_record(run, tmp_path / "calm", "x")
     result = run_and_record(shocked(run, name, size=size, step=20), tmp_path / "hit", "x")

@@ -48,7 +48,9 @@ def test_a_mistake_is_refused_in_one_sentence_that_names_it(overrides, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("override", ["optimizer.lr=1e-3", "seed=3", "steps=10", "budget.target_kl=0.1", "stabilizer=none"])
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr=1e-3", "seed=3", "steps=10", "budget.target_kl=0.1", "stabilizer=none"]
+)
 def test_a_study_refuses_settings_that_it_decides_itself(override):
     with pytest.raises(UserError):
         compose(["scale=smoke", override])
@@ -64,7 +66,12 @@ def test_groups_narrow_what_a_study_covers():
 
 def test_scales_hold_what_their_table_says():
     laptop, paper = compose(["scale=laptop"]), compose(["scale=paper"])
-    assert (laptop.batch_size, laptop.model.context, laptop.lr_sweep.steps, laptop.finals.steps) == (16, 64, 200, 600)
+    assert (laptop.batch_size, laptop.model.context, laptop.lr_sweep.steps, laptop.finals.steps) == (
+        16,
+        64,
+        200,
+        600,
+    )
     assert laptop.lr_sweep.grids["adam"] == [1e-3, 2e-3, 4e-3, 8e-3]
     assert (paper.batch_size, paper.model.context, paper.finals.steps, len(paper.seeds)) == (64, 256, 2000, 5)
     assert paper.lr_sweep.projections == ["none", "spectral"]
@@ -136,8 +143,12 @@ def test_an_arm_can_be_changed_on_the_command_line():
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))
-    run = changed(base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}})
+    run = changed(
+        base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}}
+    )
     assert (run.controller.kp, run.controller.ki) == (None, None)
     assert run.stabilizer.strength == settings_of("stabilizer", "agc")["strength"]
     assert (run.optimizer.name, run.optimizer.beta2, run.optimizer.lr) == ("lion", 0.99, base.optimizer.lr)
-    assert changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences
+    assert (
+        changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences
+    )

@@ -19,10 +19,29 @@ def resolved(*overrides: str, study: bool = False) -> Config:
 def test_identity_keeps_what_changes_numbers_and_nothing_else():
     base = resolved()
     name = digest(identity(base))
-    for change in ("launcher=inline", "output_dir=elsewhere", "study.name=other", "seeds=[7]", "lr_sweep.steps=99"):
+    for change in (
+        "launcher=inline",
+        "output_dir=elsewhere",
+        "study.name=other",
+        "seeds=[7]",
+        "lr_sweep.steps=99",
+    ):
         assert digest(identity(resolved(change))) == name, change
-    changes = ["seed=1", "steps=61", "optimizer.lr=1e-3", "batch_size=25", "threads_per_run=2", "dtype=bfloat16", "compile=on"]
-    changes += ["budget.target_kl=0.02", "stabilizer=none", "projection=spectral", "lr_schedule=warmup_linear"]
+    changes = [
+        "seed=1",
+        "steps=61",
+        "optimizer.lr=1e-3",
+        "batch_size=25",
+        "threads_per_run=2",
+        "dtype=bfloat16",
+        "compile=on",
+    ]
+    changes += [
+        "budget.target_kl=0.02",
+        "stabilizer=none",
+        "projection=spectral",
+        "lr_schedule=warmup_linear",
+    ]
     names = {digest(identity(resolved(c))) for c in changes}
     assert len(names) == len(changes)
     assert name not in names
@@ -32,10 +51,16 @@ def test_identity_keeps_what_changes_numbers_and_nothing_else():
 def test_settings_without_effect_do_not_split_a_run_in_two():
     plain = resolved("stabilizer=none")
     assert identity(plain) == identity(resolved("stabilizer=none", "budget.target_kl=0.5", "controller=pi"))
-    assert identity(plain) == identity(resolved("stabilizer=none", "lr_schedule.warmup_steps=7", "projection.bound=9"))
+    assert identity(plain) == identity(
+        resolved("stabilizer=none", "lr_schedule.warmup_steps=7", "projection.bound=9")
+    )
     assert identity(plain) == identity(resolved("stabilizer=none", "optimizer.momentum=0.5"))
-    assert identity(resolved()) == identity(resolved("budget.aggregate=l2", "budget.probe=fd", "budget.cadence=published"))
-    assert identity(resolved("budget=surrogate")) != identity(resolved("budget=surrogate", "budget.aggregate=l2"))
+    assert identity(resolved()) == identity(
+        resolved("budget.aggregate=l2", "budget.probe=fd", "budget.cadence=published")
+    )
+    assert identity(resolved("budget=surrogate")) != identity(
+        resolved("budget=surrogate", "budget.aggregate=l2")
+    )
 
 
 def test_pi_audits_every_20_steps_and_auto_follows_the_budget():
@@ -71,8 +96,20 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     assert canonical_json(value) == canonical_json(backwards)
 
 
-CHANGED = ["shock=lr_spike", "param_dtype=bfloat16", "final_windows=5", "budget.probe_tokens=held", "budget.grouping=matrices"]
-SURROGATE = ["budget.units=per_lr", "budget.guard=shrink", "budget.cadence=dense", "budget.grouping=tensor", "controller=rsl"]
+CHANGED = [
+    "shock=lr_spike",
+    "param_dtype=bfloat16",
+    "final_windows=5",
+    "budget.probe_tokens=held",
+    "budget.grouping=matrices",
+]
+SURROGATE = [
+    "budget.units=per_lr",
+    "budget.guard=shrink",
+    "budget.cadence=dense",
+    "budget.grouping=tensor",
+    "controller=rsl",
+]
 
 
 def test_every_new_setting_that_changes_numbers_changes_the_name():
@@ -85,11 +122,15 @@ def test_every_new_setting_that_changes_numbers_changes_the_name():
     names = {digest(identity(resolved(f"stabilizer={first}", *more))) for first, *more in rivals}
     assert len(names) == len(rivals)
     shocks = (["lr_spike"], ["lr_spike", "shock.size=3"], ["lr_spike", "shock.step=3"], ["label_noise"])
-    assert len({digest(identity(resolved(f"shock={first}", *more))) for first, *more in shocks}) == len(shocks)
+    assert len({digest(identity(resolved(f"shock={first}", *more))) for first, *more in shocks}) == len(
+        shocks
+    )
 
 
 def test_new_settings_without_effect_do_not_split_a_run_in_two():
-    assert identity(resolved("stabilizer=agc")) == identity(resolved("stabilizer=agc", "stabilizer.schedule=linear"))
+    assert identity(resolved("stabilizer=agc")) == identity(
+        resolved("stabilizer=agc", "stabilizer.schedule=linear")
+    )
     assert identity(resolved("shock.size=3")) == identity(resolved())
     assert identity(resolved("budget=fisher")) == identity(resolved("budget=fisher", "budget.units=per_lr"))
     every = identity(resolved("budget=surrogate", "budget.sensitivity_every=5"))
@@ -99,5 +140,8 @@ def test_new_settings_without_effect_do_not_split_a_run_in_two():
 def test_a_replay_is_named_by_its_record_where_that_is_known():
     by_id = resolved("lr_schedule=replay", "lr_schedule.source=x")
     assert identity(by_id) != identity(resolved("lr_schedule=replay", "lr_schedule.source=y"))
-    known = [resolved("lr_schedule=replay", f"lr_schedule.source={s}", "lr_schedule.sha256=abc") for s in ("x", "y")]
+    known = [
+        resolved("lr_schedule=replay", f"lr_schedule.source={s}", "lr_schedule.sha256=abc")
+        for s in ("x", "y")
+    ]
     assert identity(known[0]) == identity(known[1]) != identity(by_id)

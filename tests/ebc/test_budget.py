@@ -80,7 +80,9 @@ def test_golden_shadow(golden, case, measurements):
         return kl
 
     trial = f64(values["trace"][0]["c_try"])
-    found = shadow_search(measure, f64(values["delta"]), trial, measurements=measurements, floor=shadow["floor"])
+    found = shadow_search(
+        measure, f64(values["delta"]), trial, measurements=measurements, floor=shadow["floor"]
+    )
 
     want = [(entry["c_try"], math.nan if entry["kl"] is None else entry["kl"]) for entry in values["trace"]]
     assert [t for t, _ in trace] == pytest.approx([t for t, _ in want], rel=1e-6)

@@ -66,7 +66,9 @@ def test_golden_shadow_step(golden, measurements, case):
     values = golden["linear_model"]
     shadow = values["shadow"][case]
     stats = golden_step(values, budget="shadow", measurements=measurements)
-    assert (stats.trial.item(), stats.trial_kl.item()) == pytest.approx((0.1, shadow["trace"][0]["kl"]), rel=1e-6)
+    assert (stats.trial.item(), stats.trial_kl.item()) == pytest.approx(
+        (0.1, shadow["trace"][0]["kl"]), rel=1e-6
+    )
     assert stats.clip_coefficient.item() == pytest.approx(shadow["c"], rel=1e-6)
     assert stats.applied_kl.item() == pytest.approx(shadow["applied_kl"], rel=1e-6)
 
@@ -104,7 +106,9 @@ def test_without_a_budget_it_is_the_plain_optimizer_bit_for_bit(
     steps = train(wrapped, clip, data)
     assert bits(wrapped.parameters()) == bits(plain.parameters())
     assert {s.clip_coefficient.item() for s in steps} == {1.0}
-    assert [t for t, s in enumerate(steps) if s.applied_kl is not None] == ([0, 2, 4, 6] if audit_every else [])
+    assert [t for t, s in enumerate(steps) if s.applied_kl is not None] == (
+        [0, 2, 4, 6] if audit_every else []
+    )
     assert all(s.delta is None and s.trial is None and s.surrogate is None for s in steps)
 
 
@@ -124,7 +128,9 @@ def test_the_applied_update_is_c_times_the_proposal(make_gpt, batches, train, we
     adam.step()
     c = stats.clip_coefficient.item()
     assert 0 < c < 1
-    assert bits(model.parameters()) == bits(torch.lerp(w, p, c) for w, p in zip(before, twin.parameters(), strict=True))
+    assert bits(model.parameters()) == bits(
+        torch.lerp(w, p, c) for w, p in zip(before, twin.parameters(), strict=True)
+    )
 
 
 def test_shadow_spends_its_budget(make_gpt, batches, train):
@@ -135,7 +141,9 @@ def test_shadow_spends_its_budget(make_gpt, batches, train):
     assert 0.7 < kls.median() / 0.01 < 1.3
 
 
-@pytest.mark.parametrize(("options", "refined"), [({}, 20), ({"refine_steps": 3}, 3), ({"refine_steps": 0}, 0)])
+@pytest.mark.parametrize(
+    ("options", "refined"), [({}, 20), ({"refine_steps": 3}, 3), ({"refine_steps": 0}, 0)]
+)
 def test_only_the_first_steps_measure_again(make_gpt, batches, train, options, refined):
     model = make_gpt()
     optimizer = adam_clip(model, **options)
@@ -157,7 +165,13 @@ def test_an_applied_kl_is_never_negative(make_gpt, batches, train):
 @pytest.mark.parametrize("kind", ["l1", "sqrtl_l2"])
 def test_a_bound_keeps_the_movement_below_it(make_gpt, batches, train, kind):
     model = make_gpt()
-    options = {"budget": "surrogate", "aggregate": kind, "target_kl": 1e-3, "audit_every": 1, "cadence": "warm"}
+    options = {
+        "budget": "surrogate",
+        "aggregate": kind,
+        "target_kl": 1e-3,
+        "audit_every": 1,
+        "cadence": "warm",
+    }
     stats = train(model, adam_clip(model, **options), batches(1))[0]  # every beta is fresh at the first step
     assert stats.clip_coefficient < 1
     assert stats.tightness < 1.2  # other tokens than those of the probe, hence not quite below 1
@@ -247,7 +261,9 @@ def test_a_batch_without_audit_rows_is_refused_before_anything_moves(make_gpt, b
 
 @pytest.mark.parametrize("target_kl", [0.01, math.inf])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_touches_nothing(make_gpt, batches, backward, train, weights_of, target_kl, bad):
+def test_a_gradient_that_is_not_finite_touches_nothing(
+    make_gpt, batches, backward, train, weights_of, target_kl, bad
+):
     model = make_gpt()
     optimizer = adam_clip(model, target_kl=target_kl)
     *first, last = batches(4)
@@ -267,16 +283,22 @@ def test_a_gradient_that_is_not_finite_touches_nothing(make_gpt, batches, backwa
 
 
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])
-def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(make_gpt, batches, train, weights_of, budget):
+def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(
+    make_gpt, batches, train, weights_of, budget
+):
     model = make_gpt()
-    optimizer = EllipsotopeClip(model, torch.optim.SGD(model.parameters(), lr=math.inf), target_kl=0.01, budget=budget)
+    optimizer = EllipsotopeClip(
+        model, torch.optim.SGD(model.parameters(), lr=math.inf), target_kl=0.01, budget=budget
+    )
     before = weights_of(model)
     with pytest.raises(NonFiniteUpdateError, match="step 0"):
         train(model, optimizer, batches(1))
     assert bits(model.parameters()) == bits(before)
 
 
-def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(make_gpt, batches, train, weights_of):
+def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(
+    make_gpt, batches, train, weights_of
+):
     model, broken = make_gpt(), [False]
     optimizer = adam_clip(model, forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
     train(model, optimizer, batches(3))
@@ -296,7 +318,9 @@ def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(make
 
 def test_an_unknown_sensitivity_is_not_taken_for_zero(make_gpt, batches, train, weights_of):
     model, broken = make_gpt(), [True]
-    optimizer = adam_clip(model, budget="surrogate", forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
+    optimizer = adam_clip(
+        model, budget="surrogate", forward=lambda m, x: m(x) * (math.nan if broken[0] else 1)
+    )
     before = weights_of(model)
     (stats,) = train(model, optimizer, batches(1))
     assert stats.skipped
@@ -370,4 +394,6 @@ def test_optimizers_must_share_out_the_models_parameters(make_gpt):
     with pytest.raises(ValueError, match="not the model's"):
         EllipsotopeClip(other, adam, target_kl=0.01)
     with pytest.raises(ValueError, match="before it is wrapped"):
-        EllipsotopeClip(model, adam, target_kl=0.01).add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+        EllipsotopeClip(model, adam, target_kl=0.01).add_param_group(
+            {"params": [nn.Parameter(torch.zeros(1))]}
+        )

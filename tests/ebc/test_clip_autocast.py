@@ -42,7 +42,9 @@ def test_a_trial_sees_the_weights_it_set(make_gpt, batches, enclosed):
     model = make_gpt()
     optimizer = adam_clip(model, audit_every=1)
     steps = run(model, optimizer, batches(12), enclosed=enclosed)
-    assert all(s.trial_kl > FLOOR_BFLOAT16 for s in steps)  # 0 where a cached copy of the old weights was read
+    assert all(
+        s.trial_kl > FLOOR_BFLOAT16 for s in steps
+    )  # 0 where a cached copy of the old weights was read
     assert all(s.applied_kl > 0 for s in steps)
     assert all(0 < s.clip_coefficient < 1 for s in steps)
     assert optimizer.floor == FLOOR_BFLOAT16
@@ -104,7 +106,9 @@ def test_floors(make_gpt, batches, train):
 
 
 @pytest.mark.parametrize("enclosed", [True, False])
-def test_a_target_that_bfloat16_cannot_see_is_refused_before_anything_moves(make_gpt, batches, weights_of, enclosed):
+def test_a_target_that_bfloat16_cannot_see_is_refused_before_anything_moves(
+    make_gpt, batches, weights_of, enclosed
+):
     model = make_gpt()
     before = weights_of(model)
     with pytest.raises(ValueError, match="target_kl=9e-05 is below ten times 1e-05"):

@@ -84,7 +84,12 @@ def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train,
 
 def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
     surrogate = {"budget": "surrogate"}
-    for copies, options in ((2, {}), (2, {"sensitivity_every": 1}), (1, surrogate), (1, {"target_kl": math.inf})):
+    for copies, options in (
+        (2, {}),
+        (2, {"sensitivity_every": 1}),
+        (1, surrogate),
+        (1, {"target_kl": math.inf}),
+    ):
         model = make_gpt()
         optimizer = adam_clip(model, audit_every=1, **options)
         train(model, optimizer, batches(3))
@@ -169,7 +174,9 @@ def test_a_gradient_scaler_sees_an_optimizer(make_gpt, batches, weights_of):
     assert 0 < stats.clip_coefficient < 1
     before = weights_of(model)
     scaler.scale(model(batch[:, :-1]).sum() * math.inf).backward()
-    assert scaler.step(optimizer, batch[:, :-1], logits.detach()) is None  # the scaler itself leaves such a step out
+    assert (
+        scaler.step(optimizer, batch[:, :-1], logits.detach()) is None
+    )  # the scaler itself leaves such a step out
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
@@ -178,7 +185,9 @@ def test_parameter_groups_keep_their_own_settings(make_gpt, batches, backward, b
     def two_groups(model):
         blocks = list(model.blocks.parameters())
         rest = [p for p in model.parameters() if not any(p is b for b in blocks)]
-        return torch.optim.AdamW([{"params": rest, "lr": LR}, {"params": blocks, "lr": LR / 4, "weight_decay": 0.3}])
+        return torch.optim.AdamW(
+            [{"params": rest, "lr": LR}, {"params": blocks, "lr": LR / 4, "weight_decay": 0.3}]
+        )
 
     plain, model = make_gpt(), make_gpt()
     base = two_groups(plain)
@@ -257,7 +266,9 @@ def test_batches_by_name_and_outputs_with_logits(budget):
         (plain, (tokens, scale), {"forward": lambda m, x: m(x[0]) * x[1][..., None]}),
     ):
         optimizer = adam_clip(model, budget=budget, target_kl=1e-3, **options)
-        output = model(**inputs) if model is named else SimpleNamespace(logits=model(tokens) * scale[..., None])
+        output = (
+            model(**inputs) if model is named else SimpleNamespace(logits=model(tokens) * scale[..., None])
+        )
         F.cross_entropy(output.logits.flatten(0, 1), tokens.flatten()).backward()
         results.append(optimizer.step(inputs, output if model is named else output.logits))
     assert identical(named, plain)
@@ -277,7 +288,9 @@ def test_one_token_per_row(budget):
     assert 0 < stats.clip_coefficient < 1
     assert stats.audit_tokens == 32
     with torch.no_grad():
-        assert stats.applied_kl.item() == pytest.approx(mean_kl(logits[8:], model(tokens[8:])).item(), rel=1e-5)
+        assert stats.applied_kl.item() == pytest.approx(
+            mean_kl(logits[8:], model(tokens[8:])).item(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])

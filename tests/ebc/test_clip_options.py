@@ -62,7 +62,9 @@ def is_hidden(name):
 @every_budget
 def test_what_is_not_budgeted_goes_where_the_base_sends_it(make_gpt, batches, backward, budget, controller):
     model = make_gpt()
-    optimizer = clip(model, budget=budget, controller=controller, grouping="matrices", target_kl=5e-4, audit_every=2)
+    optimizer = clip(
+        model, budget=budget, controller=controller, grouping="matrices", target_kl=5e-4, audit_every=2
+    )
     for batch in batches(5):
         logits = backward(model, batch)
         before, (proposal, _) = snapshot(model), proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
@@ -70,7 +72,9 @@ def test_what_is_not_budgeted_goes_where_the_base_sends_it(make_gpt, batches, ba
         c = stats.clip_coefficient.item()
         assert 0 < c < 1
         for name, p in model.named_parameters():
-            assert torch.equal(p, torch.lerp(before[name], proposal[name], c) if is_hidden(name) else proposal[name]), name
+            assert torch.equal(
+                p, torch.lerp(before[name], proposal[name], c) if is_hidden(name) else proposal[name]
+            ), name
 
 
 def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward):
@@ -87,12 +91,16 @@ def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward)
         stats = go(model, optimizer, batch, backward)
         assert len(at_trials) == stats.measurements
         for trial in at_trials:
-            assert {n for n in before if torch.equal(trial[n], before[n])} == {n for n in before if not is_hidden(n)}
+            assert {n for n in before if torch.equal(trial[n], before[n])} == {
+                n for n in before if not is_hidden(n)
+            }
 
 
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 @every_budget
-def test_a_step_without_a_usable_c_leaves_everything_where_it_was(make_gpt, batches, backward, budget, grouping):
+def test_a_step_without_a_usable_c_leaves_everything_where_it_was(
+    make_gpt, batches, backward, budget, grouping
+):
     model, broken = make_gpt(), [False]
     forward = lambda m, x: m(x) * (math.nan if broken[0] else 1)  # noqa: E731
     optimizer = clip(
@@ -129,11 +137,16 @@ def test_a_step_without_a_usable_c_leaves_everything_where_it_was(make_gpt, batc
 @every_budget
 def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backward, budget, grouping):
     model = make_gpt()
-    optimizer = clip(model, ScheduleFree(model.parameters(), lr=LR), budget=budget, grouping=grouping, target_kl=2e-5)
+    optimizer = clip(
+        model, ScheduleFree(model.parameters(), lr=LR), budget=budget, grouping=grouping, target_kl=2e-5
+    )
     for t, batch in enumerate(batches(4)):
         logits = backward(model, batch)
         before = snapshot(model)
-        copies = {n: optimizer.bases[0].state[p]["z"].clone() if t else before[n] for n, p in model.named_parameters()}
+        copies = {
+            n: optimizer.bases[0].state[p]["z"].clone() if t else before[n]
+            for n, p in model.named_parameters()
+        }
         proposal, states = proposal_of(model, optimizer, ScheduleFree, lr=LR)
         stats = optimizer.step(batch[:, :-1], logits)
         c = stats.clip_coefficient.item()
@@ -151,11 +164,15 @@ def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backwa
 
 def off_manifold(model, sizes):
     """The largest relative error of a singular value of a hidden matrix."""
-    values = [torch.linalg.svdvals(w.detach()) / s for w, s in zip(hidden_matrices(model), sizes, strict=True)]
+    values = [
+        torch.linalg.svdvals(w.detach()) / s for w, s in zip(hidden_matrices(model), sizes, strict=True)
+    ]
     return max((v - 1).abs().max().item() for v in values)
 
 
-@pytest.mark.parametrize("options", [*({"budget": b} for b in BUDGETS), {"target_kl": 1e3}, {"target_kl": math.inf}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*({"budget": b} for b in BUDGETS), {"target_kl": 1e3}, {"target_kl": math.inf}], ids=str
+)
 def test_weights_are_on_their_manifold_at_every_step_and_every_trial(make_gpt, batches, backward, options):
     model, at_trials = make_gpt(), []
     retract = Stiefel(hidden_matrices(model))
@@ -232,7 +249,9 @@ def test_agreement_asks_for_targets(make_gpt, batches, backward, budget):
 
 
 @every_budget
-def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(make_gpt, batches, backward, budget):
+def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(
+    make_gpt, batches, backward, budget
+):
     model = make_gpt()
     optimizer = clip(model, budget=budget, controller="agreement", target_kl=1e-4, audit_every=3)
     deltas, ratios = [], []
@@ -258,7 +277,9 @@ def test_energy_rests_while_the_proposal_climbs_and_recovers(make_gpt, batches, 
         assert (stats.skipped, stats.clip_coefficient, stats.delta) == (False, 0, 0)
         assert same(snapshot(model), before)
     uphill.param_groups[0]["maximize"] = False
-    stats = go(model, optimizer, data[4], backward)  # an audit: delta is 0 still, and the slope is seen to be good
+    stats = go(
+        model, optimizer, data[4], backward
+    )  # an audit: delta is 0 still, and the slope is seen to be good
     assert (stats.skipped, stats.clip_coefficient) == (False, 0)
     assert stats.slope < 0
     slope = stats.slope.item()
@@ -316,7 +337,9 @@ def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
 @pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])
 @pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
 def test_a_guard_goes_with_a_bound(make_gpt, budget, guard):
-    with pytest.raises(ValueError, match=f"guard='{guard}' corrects a bound: it goes with budget='surrogate'"):
+    with pytest.raises(
+        ValueError, match=f"guard='{guard}' corrects a bound: it goes with budget='surrogate'"
+    ):
         clip(make_gpt(), budget=budget, guard=guard)
 
 
@@ -340,7 +363,11 @@ def test_units_per_lr_divide_by_the_learning_rate(make_gpt, batches, backward, l
 @every_budget
 def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
     model = make_gpt(dtype=torch.bfloat16)
-    options = {"target_kl": 0.01 if grouping == "block" else 1e-3, "controller": "agreement", "sensitivity_every": 1}
+    options = {
+        "target_kl": 0.01 if grouping == "block" else 1e-3,
+        "controller": "agreement",
+        "sensitivity_every": 1,
+    }
     optimizer = clip(model, budget=budget, grouping=grouping, audit_every=3, **options)
     steps = [go(model, optimizer, batch, backward) for batch in batches(7)]
     assert not any(step.skipped for step in steps)
@@ -362,7 +389,13 @@ COMBINATIONS = [
 def test_a_checkpoint_restores_every_rule_bit_for_bit(make_gpt, batches, backward, budget, controller, guard):
     def build():
         model = make_gpt(blocks=1, width=8)
-        options = {"budget": budget, "controller": controller, "guard": guard, "aggregate": "l2", "cadence": "dense"}
+        options = {
+            "budget": budget,
+            "controller": controller,
+            "guard": guard,
+            "aggregate": "l2",
+            "cadence": "dense",
+        }
         schedule = {"schedule": "cosine", "total_steps": 30, "audit_every": 4, "target_kl": 0.005}
         return model, clip(model, **options, **schedule)
 
@@ -406,7 +439,9 @@ def test_between_measurements_c_follows_from_the_last_kl_per_squared_norm(make_g
             measured = stats.trial_kl.item() / (stats.trial.item() * norm) ** 2
         else:
             carried += 1
-            assert stats.clip_coefficient.item() == pytest.approx(min(1, math.sqrt(0.002 / measured) / norm), rel=1e-3)
+            assert stats.clip_coefficient.item() == pytest.approx(
+                min(1, math.sqrt(0.002 / measured) / norm), rel=1e-3
+            )
     assert carried == 6
 
 

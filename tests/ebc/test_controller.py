@@ -24,7 +24,8 @@ def make(kind, target=0.05):
 
 
 @pytest.mark.parametrize(
-    ("kind", "series"), [("pi", "pi"), ("log_pi", "log_pi"), ("log_pi", "log_pi_always_clipped"), ("rsl", "rsl")]
+    ("kind", "series"),
+    [("pi", "pi"), ("log_pi", "log_pi"), ("log_pi", "log_pi_always_clipped"), ("rsl", "rsl")],
 )
 def test_golden(golden, kind, series):
     values = golden["controllers"]
@@ -253,7 +254,9 @@ def test_a_signal_that_is_not_finite_says_nothing(kind, signal, value):
     assert all(torch.equal(v, controller.state_dict()[k]) for k, v in before.items()) == used
 
 
-@pytest.mark.parametrize(("kind", "signal"), [(kind, name) for kind in KINDS for name in CONTROLLERS[kind].needs])
+@pytest.mark.parametrize(
+    ("kind", "signal"), [(kind, name) for kind in KINDS for name in CONTROLLERS[kind].needs]
+)
 def test_a_missing_signal_is_named(kind, signal):
     given = {**SIGNALS, "c": 0.5}
     for lacking in ({k: v for k, v in given.items() if k != signal}, {**given, signal: None}):
@@ -272,11 +275,15 @@ def test_gains_and_start_can_be_chosen():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="controller='pid' is unknown; it takes fixed, pi, log_pi, rsl, agreement, energy"):
+    with pytest.raises(
+        ValueError, match="controller='pid' is unknown; it takes fixed, pi, log_pi, rsl, agreement, energy"
+    ):
         make_controller("pid", 0.05)
     with pytest.raises(ValueError, match="no gain kd"):
         make_controller("log_pi", 0.05, kd=1.0)
-    with pytest.raises(ValueError, match="schedule='step' is unknown; it takes constant, linear, cosine, lr_squared"):
+    with pytest.raises(
+        ValueError, match="schedule='step' is unknown; it takes constant, linear, cosine, lr_squared"
+    ):
         schedule_multiplier("step", 0, 10)
 
 

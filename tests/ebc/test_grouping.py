@@ -18,7 +18,9 @@ def both(*modules):
 # One or two blocks of each model, every parameter under the type that it is
 GPT2 = {
     "embedding": ["transformer.wte.weight", "transformer.wpe.weight"],
-    "attention": [n for i in (0, 1) for n in both(*(f"transformer.h.{i}.attn.{m}" for m in ("c_attn", "c_proj")))],
+    "attention": [
+        n for i in (0, 1) for n in both(*(f"transformer.h.{i}.attn.{m}" for m in ("c_attn", "c_proj")))
+    ],
     "mlp": [n for i in (0, 1) for n in both(*(f"transformer.h.{i}.mlp.{m}" for m in ("c_fc", "c_proj")))],
     "norm": [
         *(n for i in (0, 1) for n in both(f"transformer.h.{i}.ln_1", f"transformer.h.{i}.ln_2")),
@@ -42,7 +44,9 @@ BERT = {
     "attention": [
         n
         for at in _LAYERS
-        for n in both(*(f"{at}.attention.{m}" for m in ("self.query", "self.key", "self.value", "output.dense")))
+        for n in both(
+            *(f"{at}.attention.{m}" for m in ("self.query", "self.key", "self.value", "output.dense"))
+        )
     ],
     "mlp": [n for at in _LAYERS for n in both(f"{at}.intermediate.dense", f"{at}.output.dense")],
     "norm": both(
@@ -102,7 +106,9 @@ def test_other_spellings_of_a_block(blocks):
 
 
 def test_a_model_without_blocks_is_one_group():
-    assert group_parameters(["0.weight", "0.bias", "2.weight"]) == {"model": ["0.weight", "0.bias", "2.weight"]}
+    assert group_parameters(["0.weight", "0.bias", "2.weight"]) == {
+        "model": ["0.weight", "0.bias", "2.weight"]
+    }
 
 
 def test_types_of_the_gpt(make_gpt):
@@ -137,17 +143,25 @@ def test_matrices_of_the_gpt_are_its_hidden_matrices(make_gpt):
 @models
 def test_matrices_of_known_models(model):
     groups = group_parameters(names_of(model), "matrices")
-    assert groups == {n: [n] for n in names_of(model) if n in model["attention"] + model["mlp"] and n.endswith("weight")}
+    assert groups == {
+        n: [n] for n in names_of(model) if n in model["attention"] + model["mlp"] and n.endswith("weight")
+    }
 
 
 def test_matrices_of_torchs_own_encoder():
-    layer = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False)
+    layer = torch.nn.TransformerEncoder(
+        torch.nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False
+    )
     shapes = {name: p.shape for name, p in layer.named_parameters()}
     assert list(group_parameters(shapes, "matrices")) == [n for n, shape in shapes.items() if len(shape) == 2]
 
 
 def test_a_head_with_a_projection_of_that_name_is_no_hidden_matrix():
-    names = ["roberta.encoder.layer.0.attention.self.query.weight", "classifier.dense.weight", "classifier.out_proj.weight"]
+    names = [
+        "roberta.encoder.layer.0.attention.self.query.weight",
+        "classifier.dense.weight",
+        "classifier.out_proj.weight",
+    ]
     assert list(group_parameters(names, "matrices")) == names[:1]
 
 
@@ -157,7 +171,9 @@ def test_matrices_are_two_dimensional():
     assert len(group_parameters(shapes, "matrices")) == 3
 
 
-@pytest.mark.parametrize("names", [[], ["wte.weight", "blocks.0.norm.weight", "blocks.0.q.bias", "head.weight"]])
+@pytest.mark.parametrize(
+    "names", [[], ["wte.weight", "blocks.0.norm.weight", "blocks.0.q.bias", "head.weight"]]
+)
 def test_matrices_need_a_hidden_matrix(names):
     with pytest.raises(ValueError, match="grouping='matrices' found no hidden matrix"):
         group_parameters(names, "matrices")
@@ -189,5 +205,7 @@ def test_the_finest_and_the_coarsest_grouping():
 
 
 def test_an_unknown_grouping_is_refused():
-    with pytest.raises(ValueError, match="grouping='colour' is unknown; it takes block, tensor, type, matrices, global"):
+    with pytest.raises(
+        ValueError, match="grouping='colour' is unknown; it takes block, tensor, type, matrices, global"
+    ):
         group_parameters(["a"], "colour")

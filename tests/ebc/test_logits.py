@@ -53,7 +53,9 @@ def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
 def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
     z, d = size * normal(seed, *shape), normal(seed + 1, *shape)
     for eps in (1e-3, 1e-4):  # the third order is what is left
-        assert mean_kl(z, z + eps * d).item() == pytest.approx(half_fisher(z, eps * d).item(), rel=20 * eps, abs=1e-15)
+        assert mean_kl(z, z + eps * d).item() == pytest.approx(
+            half_fisher(z, eps * d).item(), rel=20 * eps, abs=1e-15
+        )
 
 
 @fixed

@@ -78,8 +78,17 @@ def test_a_constant_on_a_tokens_logits_changes_no_step(budget, seed, delta):
     for forward in (None, lambda model, x: model(x) + shifts[x][..., None] * (1 + model.head.weight.sum())):
         model = Tokenwise(seed)
         propose(model, seed)
-        stats = one_step(model, tokens, budget=budget, target_kl=delta, forward=forward, controller="agreement")
-        seen.append([stats.clip_coefficient.item(), stats.applied_kl.item(), stats.movement.item(), stats.agreement.item()])
+        stats = one_step(
+            model, tokens, budget=budget, target_kl=delta, forward=forward, controller="agreement"
+        )
+        seen.append(
+            [
+                stats.clip_coefficient.item(),
+                stats.applied_kl.item(),
+                stats.movement.item(),
+                stats.agreement.item(),
+            ]
+        )
     assert seen[1] == pytest.approx(seen[0], rel=1e-7, nan_ok=True)
 
 
@@ -155,7 +164,13 @@ def test_c_is_a_share_of_the_update_under_every_rule(budget, controller, seed, l
     model = Tokenwise(seed).float()
     base = (torch.optim.Adam if signs else torch.optim.SGD)(model.parameters(), lr=lr)
     gains = {"a": 0.3} if controller == "energy" else None
-    options = {"budget": budget, "controller": controller, "gains": gains, "target_kl": delta, "audit_every": 2}
+    options = {
+        "budget": budget,
+        "controller": controller,
+        "gains": gains,
+        "target_kl": delta,
+        "audit_every": 2,
+    }
     optimizer = EllipsotopeClip(model, base, schedule="cosine", total_steps=8, **options)
     for t in range(8):
         tokens = integers(6, 5, seed=seed + t)
@@ -187,8 +202,12 @@ def flat(state):
 @pytest.mark.parametrize("audit_every", [0, 3])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_without_a_budget_every_base_is_itself_bit_for_bit(name, audit_every):
-    config = OptimizerConfig(name, lr=0.01, weight_decay=0.0 if name == "sgd" else 0.1, **CONFIGS.get(name, {}))
-    models = [build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), VOCABULARY, seed=0) for _ in range(2)]
+    config = OptimizerConfig(
+        name, lr=0.01, weight_decay=0.0 if name == "sgd" else 0.1, **CONFIGS.get(name, {})
+    )
+    models = [
+        build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), VOCABULARY, seed=0) for _ in range(2)
+    ]
     bases, wrapped = (build_bases(model, config) for model in models)
     clip = EllipsotopeClip(models[1], wrapped, target_kl=math.inf, audit_every=audit_every)
     for t in range(13):  # SOAP renews its bases every 10 steps
@@ -200,7 +219,9 @@ def test_without_a_budget_every_base_is_itself_bit_for_bit(name, audit_every):
         for base in bases:
             base.step()
         clip.step(tokens, logits)
-    for plain, mine in zip(flat([b.state_dict() for b in bases]), flat(clip.state_dict()["bases"]), strict=True):
+    for plain, mine in zip(
+        flat([b.state_dict() for b in bases]), flat(clip.state_dict()["bases"]), strict=True
+    ):
         assert torch.equal(plain, mine) if isinstance(plain, torch.Tensor) else plain == mine
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(p, q)
@@ -217,7 +238,11 @@ def test_fisher_is_shadow_to_first_order(seed):
             model = Tokenwise(seed)
             propose(model, seed)
             optimizer = EllipsotopeClip(
-                model, torch.optim.SGD(model.parameters(), lr=1.0), target_kl=delta, budget=budget, floor=1e-13
+                model,
+                torch.optim.SGD(model.parameters(), lr=1.0),
+                target_kl=delta,
+                budget=budget,
+                floor=1e-13,
             )
             optimizer.trial = torch.tensor(chosen[0] if chosen else 1.0, dtype=torch.float64)
             chosen.append(optimizer.step(integers(6, 5, seed=seed)).clip_coefficient.item())

@@ -32,7 +32,12 @@ SHADOW = {
 }
 JUDGED = {  # one derivative at the audits
     "agreement": {"controller": "agreement", "target_kl": 0.002},
-    "agreement-matrices-held": {"controller": "agreement", "grouping": "matrices", "held": True, "target_kl": 0.001},
+    "agreement-matrices-held": {
+        "controller": "agreement",
+        "grouping": "matrices",
+        "held": True,
+        "target_kl": 0.001,
+    },
 }
 SURROGATE = {
     "l1": {"target_kl": 0.05},
@@ -55,14 +60,39 @@ SURROGATE = {
 }  # fmt: skip
 PREDICTED = {
     "fisher": {"budget": "fisher"},
-    "fisher-matrices-log_pi": {"budget": "fisher", "grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
+    "fisher-matrices-log_pi": {
+        "budget": "fisher",
+        "grouping": "matrices",
+        "controller": "log_pi",
+        "target_kl": 0.005,
+    },
     "fisher-energy-cosine": {"budget": "fisher", "controller": "energy", "gain": 0.05, "schedule": "cosine"},
-    "fisher-agreement-held": {"budget": "fisher", "controller": "agreement", "held": True, "target_kl": 0.002},
+    "fisher-agreement-held": {
+        "budget": "fisher",
+        "controller": "agreement",
+        "held": True,
+        "target_kl": 0.002,
+    },
     "fisher-retracted": {"budget": "fisher", "retracted": True},
     "calibrated-type-linear": {"budget": "calibrated", "grouping": "type", "schedule": "linear"},
-    "calibrated-l2-dense-rsl": {"budget": "calibrated", "aggregate": "l2", "cadence": "dense", "controller": "rsl"},
-    "calibrated-sweep-agreement": {"budget": "calibrated", "cadence": "sweep", "controller": "agreement", "target_kl": 0.001},
-    "calibrated-matrices-held": {"budget": "calibrated", "grouping": "matrices", "held": True, "target_kl": 0.004},
+    "calibrated-l2-dense-rsl": {
+        "budget": "calibrated",
+        "aggregate": "l2",
+        "cadence": "dense",
+        "controller": "rsl",
+    },
+    "calibrated-sweep-agreement": {
+        "budget": "calibrated",
+        "cadence": "sweep",
+        "controller": "agreement",
+        "target_kl": 0.001,
+    },
+    "calibrated-matrices-held": {
+        "budget": "calibrated",
+        "grouping": "matrices",
+        "held": True,
+        "target_kl": 0.004,
+    },
 }
 
 
@@ -84,8 +114,19 @@ def polar(sizes):
 def run_both(make_gpt, batches, backward, options, broken=()):
     """-> the steps of the fast path, those of the reference, and both models; at `broken` steps one gradient is NaN."""
     fast_model, slow_model = make_gpt(dtype=torch.float64), make_gpt(dtype=torch.float64)
-    options = {"target_kl": 0.012, "total_steps": STEPS, "audit_every": 4, "floor": 1e-7, "audit_tokens": 48, **options}
-    grouping, held, retracted = options.pop("grouping", "block"), options.pop("held", False), options.pop("retracted", False)
+    options = {
+        "target_kl": 0.012,
+        "total_steps": STEPS,
+        "audit_every": 4,
+        "floor": 1e-7,
+        "audit_tokens": 48,
+        **options,
+    }
+    grouping, held, retracted = (
+        options.pop("grouping", "block"),
+        options.pop("held", False),
+        options.pop("retracted", False),
+    )
     gain = options.pop("gain", math.nan)
     if retracted:
         sizes = [(w.norm() / math.sqrt(min(w.shape))).item() for w in hidden_matrices(slow_model)]
@@ -102,7 +143,9 @@ def run_both(make_gpt, batches, backward, options, broken=()):
     )
     groups = list(group_parameters([n for n, _ in slow_model.named_parameters()], grouping).values())
     adam = torch.optim.Adam(slow_model.parameters(), lr=LR)
-    slow = ReferenceClip(slow_model, [adam], groups, gain=gain, retract=polar(sizes) if retracted else None, **options)
+    slow = ReferenceClip(
+        slow_model, [adam], groups, gain=gain, retract=polar(sizes) if retracted else None, **options
+    )
     fast_steps, slow_steps = [], []
     for t, (batch, other) in enumerate(zip(batches(STEPS), batches(STEPS, seed=1), strict=True)):
         for group in (*fast.param_groups, *adam.param_groups):

@@ -27,7 +27,9 @@ def test_golden(golden, probe):
     values = golden["linear_model"]
     x, w, dw = (torch.tensor(values[k], dtype=torch.float64) for k in ("X", "W", "dW"))
     weights = {f"w{i}": m for i, m in enumerate(w)}
-    for i, (norm, beta, s) in enumerate(zip(values["norm"], values["beta"], values["contribution"], strict=True)):
+    for i, (norm, beta, s) in enumerate(
+        zip(values["norm"], values["beta"], values["contribution"], strict=True)
+    ):
         assert dw[i].norm().item() == pytest.approx(norm, rel=1e-6)
         measured = PROBES[probe](linear(x), weights, {f"w{i}": dw[i] / dw[i].norm()}, None).item()
         assert measured == pytest.approx(beta, rel=1e-6)
@@ -42,7 +44,9 @@ def test_scale_of_a_direction_and_number_of_tokens(probe, seed, factor):
     x, w, u = torch.randn(1, 5, 4, **draw), torch.randn(4, 6, **draw), torch.randn(4, 6, **draw)
     measure = PROBES[probe]
     once = measure(linear(x), {"w0": w}, {"w0": u}, None).item()
-    assert measure(linear(x), {"w0": w}, {"w0": factor * u}, None).item() == pytest.approx(factor * once, rel=1e-6)
+    assert measure(linear(x), {"w0": w}, {"w0": factor * u}, None).item() == pytest.approx(
+        factor * once, rel=1e-6
+    )
     twice = x.repeat(1, 2, 1)
     assert measure(linear(twice), {"w0": w}, {"w0": u}, None).item() == pytest.approx(once, rel=1e-6)
 
@@ -54,7 +58,9 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
     mask = torch.tensor([True, True, False, True, False, False])
     weights, direction = {f"w{i}": m for i, m in enumerate(w)}, {"w1": dw[1]}
     masked = PROBES[probe](linear(x), weights, direction, mask).item()
-    assert masked == pytest.approx(PROBES[probe](linear(x[:, mask]), weights, direction, None).item(), rel=1e-6)
+    assert masked == pytest.approx(
+        PROBES[probe](linear(x[:, mask]), weights, direction, None).item(), rel=1e-6
+    )
 
 
 @pytest.fixture
@@ -72,7 +78,9 @@ def proposal(make_gpt, batches, backward, weights_of):
 
 
 @pytest.mark.parametrize("guess", [1.0, 1e-2, 1e2])
-@pytest.mark.parametrize("group", ["token_embedding", "position_embedding", "blocks.0", "blocks.1", "norm", "head"])
+@pytest.mark.parametrize(
+    "group", ["token_embedding", "position_embedding", "blocks.0", "blocks.1", "norm", "head"]
+)
 def test_fd_agrees_with_jvp_to_one_per_cent_in_float32(proposal, group, guess):
     forward, weights, moved = proposal
     moved = {name: dw for name, dw in moved.items() if name.startswith(group)}
@@ -107,7 +115,9 @@ def test_inflation_multiplies_beta_and_nothing_else(observed, factor, dtype):
     tracked.update(torch.tensor(observed, dtype=dtype))
     tracked.inflate(torch.tensor(factor, dtype=torch.float64))
     assert tracked.beta.dtype == dtype
-    assert tracked.beta.item() == pytest.approx(factor * observed, rel=1e-6 if dtype == torch.float32 else 1e-14)
+    assert tracked.beta.item() == pytest.approx(
+        factor * observed, rel=1e-6 if dtype == torch.float32 else 1e-14
+    )
     assert tracked.count == 1
 
 
@@ -191,9 +201,13 @@ def test_one_group_is_due_once():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"):
+    with pytest.raises(
+        ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"
+    ):
         SensitivityFilter(cadence="daily")
-    with pytest.raises(ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"):
+    with pytest.raises(
+        ValueError, match="cadence='daily' is unknown; it takes warm, published, dense, sweep"
+    ):
         due_groups(0, GROUPS, "daily")
     with pytest.raises(ValueError, match="beta_init='one' is unknown"):
         SensitivityFilter(init="one")

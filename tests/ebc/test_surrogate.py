@@ -54,7 +54,9 @@ def test_order_of_the_aggregates(values):
 def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
     s = torch.tensor(values, dtype=torch.float64)
     for kind in AGGREGATES:
-        assert aggregate(torch.cat([s, torch.zeros(resting)]), kind).item() == pytest.approx(aggregate(s, kind).item())
+        assert aggregate(torch.cat([s, torch.zeros(resting)]), kind).item() == pytest.approx(
+            aggregate(s, kind).item()
+        )
         assert aggregate(factor * s, kind).item() == pytest.approx(factor * aggregate(s, kind).item())
 
 

@@ -16,7 +16,12 @@ from ebc_lab.records.streams import Stream, read_columns
 
 def rows(n=40, **columns):
     base = {c: np.full(n, np.nan) for c in STEP_COLUMNS}
-    base |= {"step": np.arange(n, dtype=float), "loss": np.linspace(4, 2, n), "skipped": np.zeros(n), "c": np.ones(n)}
+    base |= {
+        "step": np.arange(n, dtype=float),
+        "loss": np.linspace(4, 2, n),
+        "skipped": np.zeros(n),
+        "c": np.ones(n),
+    }
     base["eta_eff"] = base["c"] * 1e-3
     return base | {k: np.asarray(v, dtype=float) for k, v in columns.items()}
 
@@ -128,7 +133,10 @@ def test_drift_compares_the_two_ends_of_a_run_where_something_was_measured():
     assert found["c_early"] == pytest.approx(np.median(c[20:40]))
     assert found["c_late"] == pytest.approx(np.median(c[180:]))
     assert (found["surrogate_early"], found["surrogate_late"]) == (29, 189)
-    assert (found["beta_early"], found["beta_late"]) == (4, 4.75)  # all groups, each as last measured: 4, then 5.5
+    assert (found["beta_early"], found["beta_late"]) == (
+        4,
+        4.75,
+    )  # all groups, each as last measured: 4, then 5.5
 
 
 def test_statistics_from_logged_steps_alone_can_differ_from_the_truth():

@@ -34,7 +34,14 @@ def test_a_study_leaves_every_file_it_promises(finished):
     results = json.loads((root / "results_final.json").read_text())
     arms = results["tracks"]["adam_none"]["arms"]
     names = {p.name for p in root.iterdir() if not p.name.startswith(".")}
-    expected = {"study.json", "auto_decisions.json", "results_final.json", "acceptance.json", "manifest.json", "runs"}
+    expected = {
+        "study.json",
+        "auto_decisions.json",
+        "results_final.json",
+        "acceptance.json",
+        "manifest.json",
+        "runs",
+    }
     expected |= {"report.html"}
     expected |= {f"summary_{s}.csv" for s in ("lr_sweep", "calibrate", "lr_scale", "final")}
     expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "clip", "kl")} | {"lr_scale.png"}
@@ -56,7 +63,16 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     assert sorted(set(table.seed)) == config.seeds
     assert not table.duplicated(["arm", "seed"]).any()
     assert not table.run_id.duplicated().any()
-    always = ["val_loss", "val_se", "test_loss", "test_se", "heldout_loss", "test_bits_per_char", "test_accuracy", "c_median"]
+    always = [
+        "val_loss",
+        "val_se",
+        "test_loss",
+        "test_se",
+        "heldout_loss",
+        "test_bits_per_char",
+        "test_accuracy",
+        "c_median",
+    ]
     assert table[always].notna().all().all()
     assert np.allclose(table.test_bits_per_char, table.test_loss / np.log(2))
     between = np.minimum(table.val_loss, table.test_loss) <= table.heldout_loss
@@ -85,12 +101,16 @@ def test_another_configuration_of_the_same_study_is_refused(finished):
     other = replace(config, finals=replace(config.finals, steps=26))
     with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
         autopilot(other, concluding())
-    autopilot(replace(config, launcher=replace(config.launcher, slots=5)), concluding())  # not part of the study
+    autopilot(
+        replace(config, launcher=replace(config.launcher, slots=5)), concluding()
+    )  # not part of the study
 
 
 def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old_one(tiny, tmp_path):
     def config(steps):
-        return compose([*tiny, f"finals.steps={steps}", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+        return compose(
+            [*tiny, f"finals.steps={steps}", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
+        )
 
     first = autopilot(config(20), concluding())
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
@@ -111,7 +131,10 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(finished, tiny, 
     decisions["lr_sweep"]["inputs_sha256"] = "edited"
     (root / "auto_decisions.json").write_text(json.dumps(decisions))
     autopilot(config, concluding(), stages=["calibrate"])
-    assert json.loads((root / "auto_decisions.json").read_text())["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
+    assert (
+        json.loads((root / "auto_decisions.json").read_text())["lr_sweep"]["tracks"]["adam_none"]["lr"]
+        == right
+    )
 
 
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
@@ -155,7 +178,13 @@ def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp
         env={**os.environ, "SLURM_JOB_ID": "7"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for shown in ("lr_sweep decided", "finals decided", "Verdict", "smallest detectable", str(tmp_path / "local")):
+    for shown in (
+        "lr_sweep decided",
+        "finals decided",
+        "Verdict",
+        "smallest detectable",
+        str(tmp_path / "local"),
+    ):
         assert shown in done.stdout
     for table in ("summary_final.csv", "summary_lr_sweep.csv"):
         assert without_timing(tmp_path / "local" / table) == without_timing(outcome.study.root / table)
@@ -180,7 +209,9 @@ def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished,
 def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tiny, tmp_path):
     _, outcome, _ = finished
     state = Path(os.environ["XDG_STATE_HOME"]) / "ebc-lab" / "local"
-    driver = subprocess.Popen(study_command(tiny, tmp_path, "orphan", "launcher.slots=1"), stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        study_command(tiny, tmp_path, "orphan", "launcher.slots=1"), stdout=subprocess.PIPE, text=True
+    )
     killed = False
     for line in driver.stdout:
         if "calibrate: " in line and not killed:
@@ -190,7 +221,9 @@ def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tin
     assert driver.wait() == 0
     driver.stdout.close()
     assert killed
-    assert without_timing(tmp_path / "orphan" / "summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
+    assert without_timing(tmp_path / "orphan" / "summary_final.csv") == without_timing(
+        outcome.study.root / "summary_final.csv"
+    )
 
 
 def test_an_interrupted_study_says_so_and_how_to_go_on(tiny, tmp_path):
@@ -204,7 +237,10 @@ def test_an_interrupted_study_says_so_and_how_to_go_on(tiny, tmp_path):
     assert driver.returncode == 130
     assert "carries on" in err
     status = subprocess.run(
-        [*CLI, "status", "stopped", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True, check=True
+        [*CLI, "status", "stopped", "--output-dir", str(tmp_path), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = json.loads(status.stdout)
     assert found["state"] == "interrupted"
@@ -223,7 +259,9 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
         return build(model, config)
 
     monkeypatch.setattr(optimizers, "build", crash_at_one_lr)
-    outcome = autopilot(compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), concluding())
+    outcome = autopilot(
+        compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), concluding()
+    )
     assert len(outcome.failed) == 1
     decision = outcome.study.decisions()["lr_sweep"]
     assert decision["tracks"]["adam_none"]["run_id"] not in outcome.failed
@@ -249,10 +287,20 @@ def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, mo
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     overrides = [o for o in tiny if "grids" not in o]
     config = compose(
-        [*overrides, "lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
+        [
+            *overrides,
+            "lr_sweep.grids.adam=[1e-2,2e-2,3.0]",
+            "launcher=inline",
+            f"output_dir={tmp_path}",
+            "study.name=x",
+        ]
     )
     outcome = autopilot(config, concluding(), stages=["lr_sweep"])
-    outcomes = {c["lr"]: c["outcome"] for c in outcome.study.decisions()["lr_sweep"]["candidates"] if c["role"] == "grid"}
+    outcomes = {
+        c["lr"]: c["outcome"]
+        for c in outcome.study.decisions()["lr_sweep"]["candidates"]
+        if c["role"] == "grid"
+    }
     assert outcomes[3.0] == "diverged"
     assert outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] < 1
     assert outcome.failed == []
@@ -266,7 +314,9 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     assert not (tmp_path / "x").exists()
     for stage in config.study.stages:
         autopilot(config, concluding(), stages=[stage])
-    assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(outcome.study.root / "summary_final.csv")
+    assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(
+        outcome.study.root / "summary_final.csv"
+    )
 
 
 def test_multirun_makes_one_named_study_per_combination():
@@ -281,7 +331,8 @@ def test_multirun_makes_one_named_study_per_combination():
 
 
 @pytest.mark.parametrize(
-    "module", ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.text.tables"]
+    "module",
+    ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.text.tables"],
 )
 def test_the_study_layer_never_imports_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"

@@ -30,7 +30,9 @@ def breaker(tmp_path):
 def test_two_first_runs_that_fail_alike_stop_a_stage(breaker):
     b = breaker(False)
     b.saw("a", bad(), 5)
-    with pytest.raises(StageFailed, match=r"its first 2 runs all failed with 'RuntimeError: no kernel'.*log\.txt"):
+    with pytest.raises(
+        StageFailed, match=r"its first 2 runs all failed with 'RuntimeError: no kernel'.*log\.txt"
+    ):
         b.saw("b", bad(), 4)
 
 
@@ -73,7 +75,9 @@ def test_hours_are_foretold_from_finished_runs_and_never_exceeded(settled):
     assert len(limits.admitted(specs)) == 1, "one run alone, to learn from"
     limits.spent_s = 4.0
     limits.ended(specs[0], {"outcome": "completed", "steps": specs[0].run.steps, "wall_s": 4.0})
-    assert limits.admitted(specs[1:]) == sorted(specs[1:], key=lambda s: -s.cost)[:1]  # 4 s are spent, 4 fit, 8 do not
+    assert (
+        limits.admitted(specs[1:]) == sorted(specs[1:], key=lambda s: -s.cost)[:1]
+    )  # 4 s are spent, 4 fit, 8 do not
     limits.spent_s = 9.0
     assert limits.admitted(specs[2:]) == []
     limits.spent_s = 10.0
@@ -105,7 +109,16 @@ def test_max_runs_stops_before_the_next_run_and_the_same_command_carries_on(fini
 
 
 def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=x", "--max-runs", "5"]
+    command = [
+        *CLI,
+        "autopilot",
+        *tiny,
+        "launcher.slots=2",
+        f"output_dir={tmp_path}",
+        "study.name=x",
+        "--max-runs",
+        "5",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3
     assert "stopped: the budget is used up" in done.stderr
@@ -114,14 +127,25 @@ def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
 
 
 def test_cancel_reaches_a_driver_through_the_study_and_records_what_was_under_way(tiny, tmp_path):
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=x", "calibrate.steps=20000"]
+    command = [
+        *CLI,
+        "autopilot",
+        *tiny,
+        "launcher.slots=2",
+        f"output_dir={tmp_path}",
+        "study.name=x",
+        "calibrate.steps=20000",
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     study = Study(tmp_path / "x")
     assert any("calibrate: " in line for line in driver.stdout)
     while not any(study.progress(d.name) for d in study.runs.iterdir()):
         pass
     done = subprocess.run(
-        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True, check=True
+        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     out, _ = driver.communicate()
     assert driver.returncode == 130
@@ -133,11 +157,16 @@ def test_cancel_reaches_a_driver_through_the_study_and_records_what_was_under_wa
     assert (study.run_dir(found["runs"][0]) / "checkpoint.pt").exists()
     assert study.holder() is None
     status = json.loads(
-        subprocess.run([*CLI, "status", "x", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True).stdout
+        subprocess.run(
+            [*CLI, "status", "x", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True
+        ).stdout
     )
     assert status["state"] == "interrupted"
     again = subprocess.run(
-        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True, check=True
+        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(again.stdout) == {"study": "x", "driver": None, "jobs": 0, "runs": []}
 
@@ -158,6 +187,8 @@ def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
 
 
 def test_cancel_of_a_study_that_is_not_there_says_so(tmp_path):
-    done = subprocess.run([*CLI, "cancel", "nope", "--output-dir", str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [*CLI, "cancel", "nope", "--output-dir", str(tmp_path)], capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert "there is no study" in done.stderr

@@ -21,7 +21,12 @@ TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv
 
 def command(tiny: list[str], out: Path) -> list[str]:
     """A study of plain Adam and EBC that takes seconds, on two workers that write a checkpoint at every step."""
-    smaller = ["seeds=[0]", "lr_sweep.grids.adam=[2e-2]", "lr_sweep.control_scales=[1]", "calibrate.multiples=[1]"]
+    smaller = [
+        "seeds=[0]",
+        "lr_sweep.grids.adam=[2e-2]",
+        "lr_sweep.control_scales=[1]",
+        "calibrate.multiples=[1]",
+    ]
     launcher = ["launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0", "launcher.max_lost=9"]
     return [*CLI, "autopilot", *tiny, *smaller, *launcher, f"output_dir={out}", "study.name=s"]
 
@@ -41,7 +46,9 @@ def workers(study: Study) -> list[int]:
 
 def disturbed(command: list[str], study: Study, draw: random.Random) -> str:
     """Run the command, kill one of its processes at a random moment, and let the rest go on. -> what was killed."""
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         driver.wait(timeout=draw.uniform(0.3, 9.0))
         return "nothing"

@@ -37,7 +37,9 @@ def disk(tmp_path):
     place.mkdir()
 
     def mount(*options: str) -> Path:
-        done = subprocess.run(["mount", "-t", "tmpfs", *options, "none", str(place)], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "none", str(place)], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
         return place
@@ -59,14 +61,19 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk
     subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
     done = autopilot(tiny, place)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert without_timing(place / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    assert without_timing(place / "s/summary_final.csv") == without_timing(
+        finished[1].study.root / "summary_final.csv"
+    )
 
 
 def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
     place = disk("-o", "size=50m")
     shutil.copytree(finished[1].study.root, place / "s")
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
-    for command in (["autopilot", *tiny, f"output_dir={place}", "study.name=s"], ["report", "s", "--output-dir", str(place)]):
+    for command in (
+        ["autopilot", *tiny, f"output_dir={place}", "study.name=s"],
+        ["report", "s", "--output-dir", str(place)],
+    ):
         done = subprocess.run([*CLI, *command], capture_output=True, text=True)
         assert done.returncode == 2, done.stdout + done.stderr
         assert str(place) in done.stderr
@@ -78,13 +85,26 @@ def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
 
 def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_works_as_pasted(tiny, tmp_path):
     """A real allocation that the system refuses: an address-space limit on the driver and all it starts."""
-    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + ["model.width=8192", "model.blocks=1"]
+    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + [
+        "model.width=8192",
+        "model.blocks=1",
+    ]
     limited = ["prlimit", f"--as={3 << 30}"]
-    command = [*limited, *CLI, "autopilot", *big, "launcher.slots=1", f"output_dir={tmp_path}", "study.name=s"]
+    command = [
+        *limited,
+        *CLI,
+        "autopilot",
+        *big,
+        "launcher.slots=1",
+        f"output_dir={tmp_path}",
+        "study.name=s",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "its first 2 runs all failed" in done.stderr
-    status = subprocess.run([*CLI, "status", "s", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True)
+    status = subprocess.run(
+        [*CLI, "status", "s", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True
+    )
     [failure] = json.loads(status.stdout)["failures"]
     assert failure["outcome"] == "oom", failure
     assert len(failure["runs"]) == 2, "runs that fail alike are one cause"
@@ -110,7 +130,9 @@ def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
     path = os.pathsep.join([str(tmp_path / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
+        finished[1].study.root / "summary_final.csv"
+    )
     timings = pd.read_csv(tmp_path / "s/summary_final.csv").wall_s
     assert timings.between(0, 600).all(), "a duration was taken from a clock that jumps"
 
@@ -123,7 +145,9 @@ def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(f
     assert done.returncode == 0, done.stdout + done.stderr
     assert "has lost its worker" in done.stdout
     assert "CUDA error: unspecified launch failure" in done.stdout
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
+        finished[1].study.root / "summary_final.csv"
+    )
 
 
 def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(settled, tmp_path):
@@ -150,7 +174,9 @@ def test_a_second_driver_says_who_holds_the_study_and_leaves(finished, tiny, tmp
     assert second.returncode == 2
     assert f"is being run by process {first.pid} on" in second.stderr
     assert first.returncode == 0
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
+        finished[1].study.root / "summary_final.csv"
+    )
 
 
 def test_two_workers_never_train_one_run_at_once(tiny, tmp_path):
@@ -164,7 +190,9 @@ def test_two_workers_never_train_one_run_at_once(tiny, tmp_path):
 @pytest.mark.parametrize("name", ["../outside", "with space", "-rf", "a/b", ""])
 def test_a_name_that_would_leave_its_folder_is_refused(tiny, tmp_path, name):
     done = subprocess.run(
-        [*CLI, "autopilot", *tiny, f"output_dir={tmp_path}", f"study.name={name!r}"], capture_output=True, text=True
+        [*CLI, "autopilot", *tiny, f"output_dir={tmp_path}", f"study.name={name!r}"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert "study.name" in done.stderr

@@ -35,7 +35,9 @@ def config(tiny, tmp_path, monkeypatch):
 def machine(monkeypatch, rates, bfloat16=1.0):
     """Have measurements find these steps/s by (threads, processes), and so many times them under bfloat16."""
     factor = {"float32": 1.0, "bfloat16": bfloat16}
-    monkeypatch.setattr(speeds, "measured_rates", lambda run, cases: {c: rates[c[:2]] * factor[c[2]] for c in cases})
+    monkeypatch.setattr(
+        speeds, "measured_rates", lambda run, cases: {c: rates[c[:2]] * factor[c[2]] for c in cases}
+    )
 
 
 def begun(config, monkeypatch):
@@ -50,7 +52,11 @@ def test_what_was_left_open_is_chosen_once_and_said_and_recorded(config, monkeyp
     header = outcome.study.header()
     chosen = {k: header["config"][k] for k in resolve.CHOSEN}
     assert chosen == {"dtype": "float32", "threads_per_run": 1, "compile": "off"}
-    assert {k: header["requested"][k] for k in resolve.CHOSEN} == {"dtype": "auto", "threads_per_run": 0, "compile": "auto"}
+    assert {k: header["requested"][k] for k in resolve.CHOSEN} == {
+        "dtype": "auto",
+        "threads_per_run": 0,
+        "compile": "auto",
+    }
     assert set(header["chosen"]) == set(resolve.CHOSEN)
     for setting, value in chosen.items():
         assert f"{setting}={value}: {header['chosen'][setting]}" in said
@@ -82,7 +88,9 @@ def test_a_value_given_to_a_study_that_chose_is_a_change(config, monkeypatch, ch
     outcome, _ = begun(config, monkeypatch)
     with pytest.raises(UserError, match=f"{words}.*--force.*lr_sweep: all 3 would be trained"):
         autopilot(replace(config, **change), concluding())
-    same = replace(config, threads_per_run=1)  # what it had chosen: a change of settings, but the runs are the same
+    same = replace(
+        config, threads_per_run=1
+    )  # what it had chosen: a change of settings, but the runs are the same
     with pytest.raises(UserError, match=r"threads_per_run: 0 → 1.*--force.*lr_sweep: all \d+ kept"):
         autopilot(same, concluding())
     forced, _ = resolve.resolve_study(same, outcome.study, lambda text: None, force=True)
@@ -118,7 +126,12 @@ def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkey
     found = planned(local)
     assert (found["dtype"], found["threads_per_run"], found["eta_from"]) == ("auto", 0, None)
     assert found["slots"] == slots(local) == slots(replace(local, threads_per_run=1))
-    rates = {(1, 2, "float32"): 10.0, (1, 2, "bfloat16"): 5.0, (2, 1, "float32"): 40.0, (2, 1, "bfloat16"): 5.0}
+    rates = {
+        (1, 2, "float32"): 10.0,
+        (1, 2, "bfloat16"): 5.0,
+        (2, 1, "float32"): 40.0,
+        (2, 1, "bfloat16"): 5.0,
+    }
     speeds.Known(local).keep_rates(rates)
     found = planned(local)
     assert (found["dtype"], found["threads_per_run"]) == ("float32", 2)

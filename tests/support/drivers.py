@@ -66,5 +66,7 @@ if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
 def struck_once(folder: Path, error: str) -> str:
     """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then `folder`/struck is there."""
     (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(STRIKING.format(mark=str(folder / "struck"), error=error))
+    (folder / "site" / "sitecustomize.py").write_text(
+        STRIKING.format(mark=str(folder / "struck"), error=error)
+    )
     return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -21,13 +21,23 @@ from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
-RESOLVED = ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off"]  # nothing is left to be measured
+RESOLVED = [
+    "device=cpu",
+    "dtype=float32",
+    "threads_per_run=1",
+    "compile=off",
+]  # nothing is left to be measured
 BEST_LR = 4e-3
 Fate = Callable[[RunSpec], Mapping[str, Any]]
 
 
 def invent(
-    folder: Path, overrides: Sequence[str], *, fate: Fate = lambda spec: {}, stages: int | None = None, drawn: bool = True
+    folder: Path,
+    overrides: Sequence[str],
+    *,
+    fate: Fate = lambda spec: {},
+    stages: int | None = None,
+    drawn: bool = True,
 ) -> Study:
     """`fate`: what of a run's result is otherwise than made up, e.g. its outcome. `stages`: decide only so many of them."""
     config = compose(["scale=smoke", *RESOLVED, *overrides, f"output_dir={folder}"])
@@ -60,7 +70,13 @@ def made_up(study: Study, spec: RunSpec, otherwise: Mapping[str, Any]) -> None:
     """A result as a worker writes one, and short streams."""
     run, folder, draw = spec.run, study.run_dir(spec.run_id), random.Random(spec.run_id)
     if spec.kind != "train":
-        found = {"outcome": "completed", "cause": None, "overhead_pct": 4.2, "overhead_iqr_pct": [3.9, 4.6], "wall_s": 9.0}
+        found = {
+            "outcome": "completed",
+            "cause": None,
+            "overhead_pct": 4.2,
+            "overhead_iqr_pct": [3.9, 4.6],
+            "wall_s": 9.0,
+        }
         return _seal(folder, spec, found | dict(otherwise))
     ebc = run.stabilizer.name == "ebc"
     off = math.log2(run.optimizer.lr / BEST_LR)
@@ -83,8 +99,16 @@ def made_up(study: Study, spec: RunSpec, otherwise: Mapping[str, Any]) -> None:
     found |= dict(otherwise)
     if found["outcome"] != "completed":
         found |= dict.fromkeys(("val_loss", "test_loss", "heldout_loss", "c_median"))
-    _stream(folder / "steps.csv", STEP_COLUMNS, [{"step": k, "loss": loss + 2 / (k + 1), "c": c} for k in range(steps)])
-    _stream(folder / "evals.csv", EVAL_COLUMNS, [{"step": s, "val_loss": x, "train_s": t} for s, x, t in found["curve"]])
+    _stream(
+        folder / "steps.csv",
+        STEP_COLUMNS,
+        [{"step": k, "loss": loss + 2 / (k + 1), "c": c} for k in range(steps)],
+    )
+    _stream(
+        folder / "evals.csv",
+        EVAL_COLUMNS,
+        [{"step": s, "val_loss": x, "train_s": t} for s, x, t in found["curve"]],
+    )
     _seal(folder, spec, found)
 
 

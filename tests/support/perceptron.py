@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from ebc_lab.components.stabilizers.energy import EnergyBudget
-from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, KLClip, NormClip, RMSClip, TrustRegion, ValueClip, ZClip
+from ebc_lab.components.stabilizers.rivals import (
+    AdaptiveGradientClip,
+    KLClip,
+    NormClip,
+    RMSClip,
+    TrustRegion,
+    ValueClip,
+    ZClip,
+)
 
 CLASSES = {
     "norm_clip": NormClip,
@@ -80,7 +88,9 @@ def gradients(model):
 
 
 def same(one, other):
-    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        a is b if a is None or b is None else torch.equal(a, b) for a, b in zip(one, other, strict=True)
+    )
 
 
 def floats(measured):

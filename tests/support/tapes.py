@@ -37,7 +37,9 @@ class Counting(TorchDispatchMode):
             self.ops[name] += 1
         if name in ("copy_", "_foreach_copy_", "clone", "_to_copy"):
             written = args[0] if name.endswith("copy_") else out
-            self.bytes += sum(t.numel() * t.element_size() for t in tree_leaves(written) if isinstance(t, torch.Tensor))
+            self.bytes += sum(
+                t.numel() * t.element_size() for t in tree_leaves(written) if isinstance(t, torch.Tensor)
+            )
         return out
 
     @property

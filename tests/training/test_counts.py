@@ -26,7 +26,11 @@ USUAL, AUDITED = range(21, 30), 30  # past the refinement; the surrogate's group
 @pytest.fixture
 def training(tmp_path):
     def make(settings):
-        run = run_part(compose(["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off", "data=pydoc"], study=False))
+        run = run_part(
+            compose(
+                ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off", "data=pydoc"], study=False
+            )
+        )
         run = changed(replace(run, data=replace(run.data, sha256=locate(run.data).sha256)), settings)
         made = Training(run, tmp_path)
         made.advance(USUAL.start)

@@ -34,7 +34,9 @@ def run(text_file):
         "batch_size=16",
         "model.context=64",
     ]
-    run = run_part(compose([*shape, "data=path", f"data.file={text_file}", "steps=90", "eval_every=30"], study=False))
+    run = run_part(
+        compose([*shape, "data=path", f"data.file={text_file}", "steps=90", "eval_every=30"], study=False)
+    )
     return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
 
 

@@ -18,7 +18,11 @@ from ebc_lab.workloads.corpus import locate
 @pytest.fixture
 def run(tiny):
     chosen = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    run = run_part(compose([*chosen, "optimizer.lr=2e-2", "steps=45", "stabilizer=ebc", "budget.target_kl=0.01"], study=False))
+    run = run_part(
+        compose(
+            [*chosen, "optimizer.lr=2e-2", "steps=45", "stabilizer=ebc", "budget.target_kl=0.01"], study=False
+        )
+    )
     return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
 
 
@@ -35,7 +39,10 @@ SHAPES = {
     "shadow": {},
     "plain": {"stabilizer": {"name": "none"}},
     "muon": {"optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.1}},
-    "adamw on a falling budget": {"optimizer": {"name": "adamw", "weight_decay": 0.1}, "budget": {"schedule": "linear"}},
+    "adamw on a falling budget": {
+        "optimizer": {"name": "adamw", "weight_decay": 0.1},
+        "budget": {"schedule": "linear"},
+    },
     "log_pi": {"controller": {"name": "log_pi"}},
     "every second step measures": {"budget": {"measure_every": 2}},
     "fisher": {"budget": {"name": "fisher"}},
@@ -90,7 +97,10 @@ def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, 
         factor.fill_(1)
         assert training.advance(1) is None
         training.steps.sync()
-        recorded[kind] = (tmp_path / kind / "steps.csv").read_bytes(), [p.clone() for p in training.model.parameters()]
+        recorded[kind] = (
+            (tmp_path / kind / "steps.csv").read_bytes(),
+            [p.clone() for p in training.model.parameters()],
+        )
     assert recorded["eager"][0] == recorded["taped"][0]
     assert all(torch.equal(a, b) for a, b in zip(recorded["eager"][1], recorded["taped"][1], strict=True))
 
@@ -104,7 +114,14 @@ def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, 
         training.graphs, training.pending.capacity = graphs, 20
         training.lr_at = lambda step: 2e-2 if step != 33 else float("inf")
         result = training.run()
-        outcomes.append((result["outcome"], result["cause"], result["steps"], (tmp_path / kind / "steps.csv").read_bytes()))
+        outcomes.append(
+            (
+                result["outcome"],
+                result["cause"],
+                result["steps"],
+                (tmp_path / kind / "steps.csv").read_bytes(),
+            )
+        )
     assert outcomes[0] == outcomes[1]
     assert outcomes[0][:3] == ("diverged", "step 33: the optimizer proposed a non-finite update.", 34)
 

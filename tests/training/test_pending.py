@@ -9,7 +9,9 @@ CPU = torch.device("cpu")
 
 def test_loose_and_packed_steps_come_back_in_order():
     pending = PendingSteps(3, CPU)
-    graph = Packed.of({"loss": torch.tensor(1.0), "s": torch.tensor([2.0, 3.0]), "skipped": torch.tensor(True)})
+    graph = Packed.of(
+        {"loss": torch.tensor(1.0), "s": torch.tensor([2.0, 3.0]), "skipped": torch.tensor(True)}
+    )
     pending.add({"loss": torch.tensor(0.5, dtype=torch.float64), "s": torch.tensor([1.0])})
     pending.add(graph)
     graph.numbers.fill_(7)  # its next replay

@@ -31,7 +31,8 @@ from ebc_lab.workloads.losses import evaluate, token_losses
 @pytest.fixture
 def run(tiny):
     config = compose(
-        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False
+        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"],
+        study=False,
     )
     return resolved(run_part(config))
 
@@ -55,20 +56,37 @@ def test_a_run_learns_and_records_every_step(run, tmp_path):
     assert result["val_loss"] < steps["loss"][0] - 0.3
     assert steps["step"].tolist() == list(range(30))
     assert set(steps) == set(STEP_COLUMNS)
-    for column in ("loss", "lr", "c", "eta_eff", "delta", "target_kl", "trial", "trial_kl", "grad_norm", "skipped"):
+    for column in (
+        "loss",
+        "lr",
+        "c",
+        "eta_eff",
+        "delta",
+        "target_kl",
+        "trial",
+        "trial_kl",
+        "grad_norm",
+        "skipped",
+    ):
         assert not np.isnan(steps[column]).any(), column
     assert np.flatnonzero(~np.isnan(steps["applied_kl"])).tolist() == [0, 10, 20]
     assert evals["step"].tolist() == [10, 20, 30]
-    assert [p[:2] for p in result["curve"]] == [[s, v] for s, v in zip(evals["step"], evals["val_loss"], strict=True)]
+    assert [p[:2] for p in result["curve"]] == [
+        [s, v] for s, v in zip(evals["step"], evals["val_loss"], strict=True)
+    ]
     assert not (tmp_path / "checkpoint.pt").exists()
     assert read_json(tmp_path / "result.json")["val_loss"] == result["val_loss"]
 
 
 def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
-    write_sealed(tmp_path / "result.json", {"identity": digest(identity(run)), "outcome": "completed", "val_loss": 2.0})
+    write_sealed(
+        tmp_path / "result.json", {"identity": digest(identity(run)), "outcome": "completed", "val_loss": 2.0}
+    )
     assert run_and_record(run, tmp_path, "x")["val_loss"] == 2.0
     (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text().replace("2.0", "1.0"))
-    with pytest.raises(UserError, match=rf"result\.json was edited.*delete {tmp_path}, and the same command trains the run"):
+    with pytest.raises(
+        UserError, match=rf"result\.json was edited.*delete {tmp_path}, and the same command trains the run"
+    ):
         run_and_record(run, tmp_path, "x")
 
 
@@ -82,7 +100,9 @@ def test_the_same_run_gives_the_same_bits(run, tmp_path):
 @pytest.mark.parametrize("optimizer", ["adam", "muon"])
 def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget):
     run = ebc(run, name=budget, target_kl=0.005)
-    run = replace(run, optimizer=replace(run.optimizer, name=optimizer), model=replace(run.model, dropout=0.1))
+    run = replace(
+        run, optimizer=replace(run.optimizer, name=optimizer), model=replace(run.model, dropout=0.1)
+    )
     whole = run_and_record(run, tmp_path / "whole", "x")
     for stop_at in (7, 23):
         broken = Training(run, made(tmp_path / "broken"))
@@ -92,7 +112,9 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget
     resumed = run_and_record(run, tmp_path / "broken", "x")
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
     timing = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")
-    assert {k: v for k, v in whole.items() if k not in timing} == {k: v for k, v in resumed.items() if k not in timing}
+    assert {k: v for k, v in whole.items() if k not in timing} == {
+        k: v for k, v in resumed.items() if k not in timing
+    }
 
 
 def made(path: Path) -> Path:
@@ -167,11 +189,7 @@ def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [
-        (MemoryError("no"), "oom"),
-        (torch.OutOfMemoryError("no"), "oom"),
-        (RuntimeError("a bug"), "failed"),
-    ],
+    [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed")],
 )
 def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
     def crash(*_):
@@ -195,7 +213,9 @@ def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
 
 
 def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0})
+    monkeypatch.setattr(
+        run_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0}
+    )
     result = run_and_record(plain(run), tmp_path, "x")
     assert (result["outcome"], result["val_loss"]) == ("diverged", None)
 
@@ -230,7 +250,9 @@ def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
         for base in bare.optimizer.bases:
             base.step()
             base.zero_grad()
-    assert all(torch.equal(p, q) for p, q in zip(lab.model.parameters(), bare.model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(lab.model.parameters(), bare.model.parameters(), strict=True)
+    )
 
 
 def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_path, monkeypatch):
@@ -280,9 +302,15 @@ def test_warmup_and_decay_reach_the_optimizer(run, tmp_path):
     [
         {"budget": {"name": "fisher"}},
         {"budget": {"name": "calibrated", "grouping": "type"}},
-        {"budget": {"name": "surrogate", "guard": "shrink_inflate", "aggregate": "l2"}, "controller": {"name": "rsl"}},
+        {
+            "budget": {"name": "surrogate", "guard": "shrink_inflate", "aggregate": "l2"},
+            "controller": {"name": "rsl"},
+        },
         {"budget": {"probe_tokens": "held"}, "controller": {"name": "agreement"}},
-        {"budget": {"grouping": "matrices", "schedule": "cosine"}, "controller": {"name": "energy", "a": 0.05}},
+        {
+            "budget": {"grouping": "matrices", "schedule": "cosine"},
+            "controller": {"name": "energy", "a": 0.05},
+        },
         {"param_dtype": "bfloat16", "budget": {"target_kl": 0.01}},
         {"optimizer": {"name": "schedule_free"}, "projection": {"name": "stiefel"}},
         {"stabilizer": {"name": "zclip"}, "optimizer": {"name": "soap"}},
@@ -358,7 +386,9 @@ def test_a_few_overlapping_windows_are_another_judgement_of_the_same_run(run, tm
 
 
 def test_schedule_free_is_judged_at_its_average(run, tmp_path):
-    training_run = Training(changed(plain(run), {"optimizer": {"name": "schedule_free"}}), made(tmp_path / "x"))
+    training_run = Training(
+        changed(plain(run), {"optimizer": {"name": "schedule_free"}}), made(tmp_path / "x")
+    )
     result = training_run.run()
     at_y = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
     training_run.optimizer.eval()
@@ -412,7 +442,10 @@ def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not
     trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
     trained.advance(1)
     audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
-    assert called == [(run.batch_size, True), (audited, False)]  # the step, the audit; its sensitivities took the model itself
+    assert called == [
+        (run.batch_size, True),
+        (audited, False),
+    ]  # the step, the audit; its sensitivities took the model itself
     called.clear()
     trained.advance(1)
     assert called == [(run.batch_size, True)]

@@ -12,7 +12,18 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
 
 from .energy import EnergyBudget
-from .rivals import AdaptiveGradientClip, Build, KLClip, NormClip, Projection, Rival, RMSClip, TrustRegion, ValueClip, ZClip
+from .rivals import (
+    AdaptiveGradientClip,
+    Build,
+    KLClip,
+    NormClip,
+    Projection,
+    Rival,
+    RMSClip,
+    TrustRegion,
+    ValueClip,
+    ZClip,
+)
 
 # -- by name ---------------------------------------------------------------------------------------------------------------
 
@@ -46,16 +57,25 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: 
     )
 
 
-def rival(cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] | None = None) -> Build:
+def rival(
+    cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] | None = None
+) -> Build:
     """What builds a class from a run: with the run's strength, and whatever else `of_run` reads from it."""
 
-    def build(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
-        return cls(model, bases, strength=run.stabilizer.strength, **(of_run(run) if of_run else {}), **common)
+    def build(
+        model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any
+    ) -> StabilizedOptimizer:
+        return cls(
+            model, bases, strength=run.stabilizer.strength, **(of_run(run) if of_run else {}), **common
+        )
 
     return build
 
 
-HOOKED = ("energy_raw", "energy_rms")  # they listen to layers by forward hooks, which compiled code may leave out unasked
+HOOKED = (
+    "energy_raw",
+    "energy_rms",
+)  # they listen to layers by forward hooks, which compiled code may leave out unasked
 STABILIZERS: dict[str, Build] = {
     "none": none,
     "ebc": ebc,
@@ -65,14 +85,20 @@ STABILIZERS: dict[str, Build] = {
     "zclip": rival(ZClip),
     "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
     "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
-    "trust_region": rival(TrustRegion, lambda run: {"schedule": run.stabilizer.schedule, "total_steps": run.steps}),
+    "trust_region": rival(
+        TrustRegion, lambda run: {"schedule": run.stabilizer.schedule, "total_steps": run.steps}
+    ),
     "kl_clip": rival(KLClip),
     "rms_clip": rival(RMSClip),
 }
 
 
 def build(
-    model: nn.Module, bases: Sequence[Optimizer], projection: Projection, run: RunConfig, compiled: nn.Module | None = None
+    model: nn.Module,
+    bases: Sequence[Optimizer],
+    projection: Projection,
+    run: RunConfig,
+    compiled: nn.Module | None = None,
 ) -> StabilizedOptimizer:
     """The run's stabilizer around its base optimizers; `compiled` is what training calls in the model's place, if it does.
 

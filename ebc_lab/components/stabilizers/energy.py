@@ -104,7 +104,9 @@ class ActivationRecord:
         if not torch.is_grad_enabled() or not (module.training or self.model.training):
             return
         # what is called inside a module has been recorded before it
-        open_layers = [name] if name in self.layers else [n for n in self.inside[name] if n not in self.energies]
+        open_layers = (
+            [name] if name in self.layers else [n for n in self.inside[name] if n not in self.energies]
+        )
         if not any(p.requires_grad for n in open_layers for p in self.layers[n]):
             return
         found = _first_floating(output)
@@ -121,7 +123,9 @@ class ActivationRecord:
         if not held:
             return None
         squares = tensor_norms([g for gradients in held.values() for g in gradients]).square()
-        norms = torch.stack([s.sum() for s in squares.split([len(gradients) for gradients in held.values()])]).sqrt()
+        norms = torch.stack(
+            [s.sum() for s in squares.split([len(gradients) for gradients in held.values()])]
+        ).sqrt()
         energies = [self._energy(n) for n in held]
         limitless = torch.full_like(norms[0], torch.inf)
         stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
@@ -181,7 +185,9 @@ class EnergyBudget(StabilizedOptimizer):
             return
         factors = limit(reading, self.strength * reading.energies)
         whole = torch.linalg.vector_norm(reading.norms)
-        stats.gradient_scale = torch.where(whole > 0, torch.linalg.vector_norm(factors * reading.norms) / whole, 1.0)
+        stats.gradient_scale = torch.where(
+            whole > 0, torch.linalg.vector_norm(factors * reading.norms) / whole, 1.0
+        )
 
 
 class EnergyClip:
@@ -206,7 +212,9 @@ class EnergyClip:
         for layer, ratio in self.ratio.items():
             _check_ratio(f"ratio of {layer!r}", ratio)
             if layer not in self.record.layers:
-                raise ValueError(f"ratio names {layer!r}, which is no layer; those are {', '.join(self.record.layers)}.")
+                raise ValueError(
+                    f"ratio names {layer!r}, which is no layer; those are {', '.join(self.record.layers)}."
+                )
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
@@ -221,7 +229,9 @@ class EnergyClip:
         if isinstance(self.ratio, Mapping):
             ratios = [self.ratio.get(layer, torch.inf) for layer in reading.layers]
             budgets = budgets * torch.tensor(ratios, dtype=torch.float64).to(budgets.device)
-            limited = [known and layer in self.ratio for known, layer in zip(limited, reading.layers, strict=True)]
+            limited = [
+                known and layer in self.ratio for known, layer in zip(limited, reading.layers, strict=True)
+            ]
         else:
             budgets = budgets * self.ratio
         shares = torch.where(reading.norms == 0, 0.0, reading.norms / budgets).unbind()
@@ -299,13 +309,19 @@ def _enclosing(name: str) -> list[str]:
 def _first_floating(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    values = (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    )
     return next((t for t in map(_first_floating, values) if t is not None), None)
 
 
 def _non_finite_layers(reading: Reading) -> list[str]:
     pairs = zip(reading.layers, reading.gradients, strict=True)
-    return [n or "the model itself" for n, gradients in pairs if not all(bool(g.isfinite().all()) for g in gradients)]
+    return [
+        n or "the model itself"
+        for n, gradients in pairs
+        if not all(bool(g.isfinite().all()) for g in gradients)
+    ]
 
 
 def _check_ratio(name: str, ratio: float) -> None:

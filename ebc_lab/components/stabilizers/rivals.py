@@ -36,7 +36,12 @@ class Rival(StabilizedOptimizer):
     capturable = False  # some keep a count or read a value on the host
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], *, strength: float | None = None, **common: Any
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        strength: float | None = None,
+        **common: Any,
     ):
         self.strength = self.default if strength is None else strength
         if not self.strength > 0:
@@ -117,7 +122,12 @@ class ZClip(Rival):
     warm_up = 25  # steps
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], *, strength: float | None = None, **common: Any
+        self,
+        model: nn.Module,
+        optimizers: Optimizer | Sequence[Optimizer],
+        *,
+        strength: float | None = None,
+        **common: Any,
     ):
         super().__init__(model, optimizers, strength=strength, **common)
         device = self.weights[0].device
@@ -210,10 +220,14 @@ class KLClip(Rival):
         assert self._old is not None
         moved = zip(self.weights, self._old, self._rates(), strict=True)
         parts = [
-            lr * torch.dot(p.grad.flatten().float(), (p - w).flatten().float()) for p, w, lr in moved if p.grad is not None
+            lr * torch.dot(p.grad.flatten().float(), (p - w).flatten().float())
+            for p, w, lr in moved
+            if p.grad is not None
         ]
         if parts:
-            self._apply(stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt()))
+            self._apply(
+                stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt())
+            )
 
 
 class RMSClip(Rival):
@@ -231,7 +245,9 @@ class RMSClip(Rival):
     def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
         assert self._old is not None
         norms = tensor_norms(torch._foreach_sub(self.weights, self._old))
-        largest = [self.strength * lr * p.numel() ** 0.5 for p, lr in zip(self.weights, self._rates(), strict=True)]
+        largest = [
+            self.strength * lr * p.numel() ** 0.5 for p, lr in zip(self.weights, self._rates(), strict=True)
+        ]
         allowed = torch.tensor(largest, dtype=torch.float64, device=norms.device)
         c = torch.where(norms > allowed, allowed / norms, 1.0)
         stats.clip_coefficient = share(torch.linalg.vector_norm(c * norms), torch.linalg.vector_norm(norms))

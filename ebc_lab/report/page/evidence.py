@@ -25,7 +25,13 @@ from ebc_lab.study.store.study import FINISHED, Record, Study
 from ..text import words
 from ..text.words import brief, fixed, plural
 
-DECIDED = ("lr_sweep", "calibrate", "controller_search", "lr_scale", "tune")  # the stages that choose something
+DECIDED = (
+    "lr_sweep",
+    "calibrate",
+    "controller_search",
+    "lr_scale",
+    "tune",
+)  # the stages that choose something
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 
 
@@ -65,7 +71,9 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "question": _question(config),
         "facts": _facts(config, header, decisions, trained),
         "tracks": tracks,
-        "verdict": [_verdict(t, f, config) for t, f in decisions["finals"]["tracks"].items()] if "finals" in decisions else [],
+        "verdict": [_verdict(t, f, config) for t, f in decisions["finals"]["tracks"].items()]
+        if "finals" in decisions
+        else [],
         "suite": _suite(decisions["ablation"], config) if "ablation" in decisions else None,
         "decided": {s: _decision(s, decisions[s], config, floors) for s in DECIDED if s in decisions},
         "open": [s for s in config.study.stages if s not in decisions],
@@ -116,7 +124,10 @@ def _facts(
     steps = getattr(config, last).steps
     return [
         ("Corpus", header["corpus"]["title"]),
-        ("Model", f"{model.name.upper()}, {plural(model.blocks, 'block')}, width {model.width}, context {model.context}"),
+        (
+            "Model",
+            f"{model.name.upper()}, {plural(model.blocks, 'block')}, width {model.width}, context {model.context}",
+        ),
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
         ("Seeds", _seeds(seeds_of(decisions[last]) if last in decisions else config.seeds)),
@@ -125,7 +136,9 @@ def _facts(
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
+    return (
+        ", ".join(map(str, seeds)) if len(seeds) <= 8 else f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
+    )
 
 
 def _runs(trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -143,7 +156,10 @@ def _runs(trained: Iterable[Record]) -> list[dict[str, Any]]:
                 "lr_scale": spec.get("lr_scale"),
                 "delta_star": run["budget"]["target_kl"] if run["stabilizer"]["name"] == "ebc" else None,
                 "outcome": result.get("outcome") or "open",
-                **{k: result.get(k) for k in ("cause", "val_loss", "test_loss", "c_median", "kl_median", "wall_s")},
+                **{
+                    k: result.get(k)
+                    for k in ("cause", "val_loss", "test_loss", "c_median", "kl_median", "wall_s")
+                },
             }
         )
     return sorted(rows, key=lambda r: (STAGES.index(r["stage"]), r["arm"], r["lr"], r["seed"], r["run_id"]))
@@ -179,7 +195,8 @@ def _decision(
         "flips": untracked(why.flips(stage, decision), decision["tracks"]),
         "notes": untracked(decision["notes"], decision["tracks"]),
         "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(stage, f, floors[t])} for t, f in decision["tracks"].items()
+            {"track": t, "name": optimizer(t), "chosen": _chosen(stage, f, floors[t])}
+            for t, f in decision["tracks"].items()
         ],
         "candidates": _candidates(decision, config) if stage != "tune" else [],
         "tuned": _tuned(decision) if stage == "tune" else [],
@@ -197,7 +214,11 @@ def _chosen(stage: str, d: Mapping[str, Any], floor: Mapping[str, Any]) -> list[
         replicates = plural(floor["seeds"], "replicate seed")
         return [
             ("optimizer", optimizer(f"{d['optimizer']}_{d['projection']}"), ""),
-            ("learning rate", brief(d["lr"]), f"on the grid’s {d['edge']} edge" if d["edge"] else "inside its grid"),
+            (
+                "learning rate",
+                brief(d["lr"]),
+                f"on the grid’s {d['edge']} edge" if d["edge"] else "inside its grid",
+            ),
             val,
             margin,
             ("noise σ", fixed(d["sigma"]), f"nats, {replicates}; {spread}"),
@@ -205,23 +226,37 @@ def _chosen(stage: str, d: Mapping[str, Any], floor: Mapping[str, Any]) -> list[
             (
                 "fair control",
                 f"lr {brief(c['lr'])}",
-                f"×{c['lr_scale']:g}, loss {fixed(c['val_loss'])}" + (f"; {c['edge']} edge of its grid" if c["edge"] else ""),
+                f"×{c['lr_scale']:g}, loss {fixed(c['val_loss'])}"
+                + (f"; {c['edge']} edge of its grid" if c["edge"] else ""),
             ),
         ]
     if stage == "calibrate":
         band = "in the band" if d["in_band"] else "outside the band: the nearest was taken"
         return [
-            ("KL budget δ*", brief(d["delta_star"]), f"nats per step, {d['times_natural']:.2f} × the natural KL"),
+            (
+                "KL budget δ*",
+                brief(d["delta_star"]),
+                f"nats per step, {d['times_natural']:.2f} × the natural KL",
+            ),
             ("measured by", d["budget"] + d["bound"], ""),
             ("median c", fixed(d["c_median"], 2), band),
             val,
             margin,
         ]
     if stage == "controller_search":
-        return [("controller", d["candidate"], ""), ("median KL/δ*", fixed(d["kl_ratio"], 2), ""), val, margin]
+        return [
+            ("controller", d["candidate"], ""),
+            ("median KL/δ*", fixed(d["kl_ratio"], 2), ""),
+            val,
+            margin,
+        ]
     if stage == "lr_scale":
         rooms = [
-            (f"headroom, {words.ROLES.get(a, a)}", "none" if x is None else f"×{x:g}", "within one σ of the baseline")
+            (
+                f"headroom, {words.ROLES.get(a, a)}",
+                "none" if x is None else f"×{x:g}",
+                "within one σ of the baseline",
+            )
             for a, x in d["headroom"].items()
         ]
         return [
@@ -239,7 +274,9 @@ def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, s
     if sigmas is None:
         return ("margin", words.NOTHING, "no runner-up qualified")
     within = floor["detectable"] is not None and sigmas * floor["sigma"] < floor["detectable"]
-    remark = "within the noise: another seed could have chosen otherwise" if within else "ahead of the runner-up"
+    remark = (
+        "within the noise: another seed could have chosen otherwise" if within else "ahead of the runner-up"
+    )
     return ("margin", f"{sigmas:.1f} σ", f"{remark}; smallest detectable {fixed(floor['detectable'])} nats")
 
 
@@ -249,7 +286,9 @@ def _candidates(decision: Mapping[str, Any], config: Config) -> list[dict[str, A
     chosen = {d["run_id"] for d in tracks}
     controls = {d["control"]["run_id"] for d in tracks if "control" in d}
     ranked = {r for d in tracks for r in d["ranked"]}
-    inert = {r["run_id"] for d in tracks for rows in d.get("arms", {}).values() for r in rows if r.get("inert")}
+    inert = {
+        r["run_id"] for d in tracks for rows in d.get("arms", {}).values() for r in rows if r.get("inert")
+    }
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
     sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
     low, high = config.study.band
@@ -264,7 +303,11 @@ def _candidates(decision: Mapping[str, Any], config: Config) -> list[dict[str, A
             notes.append(f"median c {'below' if c['c_median'] < low else 'above'} the band")
         if c["run_id"] in inert:
             notes.append("LR inert")
-        behind = (c["val_loss"] - best) / sigma if sigma and best is not None and c["val_loss"] is not None else None
+        behind = (
+            (c["val_loss"] - best) / sigma
+            if sigma and best is not None and c["val_loss"] is not None
+            else None
+        )
         state = "chosen" if c["run_id"] in chosen else "qualified" if c["run_id"] in ranked else ""
         if c["run_id"] in chosen and any(r["run_id"] == c["run_id"] and r["state"] == "chosen" for r in rows):
             state = ""
@@ -299,7 +342,9 @@ def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, 
     for line in found["verdict"]:
         title, asks, _ = words.CHECKS.get(line["name"], (line["question"], "", {}))
         d = by_interval(line["difference"], line["joint"]) if "difference" in line else None
-        reference = "the fair control" if line.get("reference") == found["roles"].get("control") else "the baseline"
+        reference = (
+            "the fair control" if line.get("reference") == found["roles"].get("control") else "the baseline"
+        )
         lines.append(
             {
                 **line,
@@ -310,7 +355,9 @@ def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, 
                 "drawn": ruler.drawn(d) if d else None,
                 "least": d["detectable"] if d else None,
                 "at_once": d["comparisons"] if d and line["joint"] else 1,
-                "between": [label(n, found["arms"][n]) for n in (line["arm"], line["reference"])] if d else [],
+                "between": [label(n, found["arms"][n]) for n in (line["arm"], line["reference"])]
+                if d
+                else [],
             }
         )
     return {
@@ -332,7 +379,9 @@ def _finals(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:
         arms = []
         for name, arm in found["arms"].items():
             reached = (found.get("efficiency") or {}).get(name)
-            arms.append({**arm, "name": name, "label": label(name, arm), "said": _roles(arm), "reached": reached})
+            arms.append(
+                {**arm, "name": name, "label": label(name, arm), "said": _roles(arm), "reached": reached}
+            )
         compared = [
             _compared(f"against the {words.ROLES[against]}", found["arms"], pairs, margin)
             for against, pairs in found["differences"].items()
@@ -368,7 +417,12 @@ def _compared(
         }
         for n, d in pairs.items()
     ]
-    return {"title": title, "rows": rows, "ruler": ruler, "joint": any(r.get("joint_low") is not None for r in rows)}
+    return {
+        "title": title,
+        "rows": rows,
+        "ruler": ruler,
+        "joint": any(r.get("joint_low") is not None for r in rows),
+    }
 
 
 def _suite(decision: Mapping[str, Any], config: Config) -> dict[str, Any]:

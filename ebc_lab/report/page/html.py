@@ -25,7 +25,9 @@ from . import evidence
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-EMBEDDED = 60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
+EMBEDDED = (
+    60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
+)
 LARGE_SVG = 600_000  # bytes; above, the PNG is the quicker one to open
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
@@ -88,7 +90,11 @@ def message(title: str, text: str) -> str:
     """A page that says one thing: what a live view shows when the study cannot be read."""
     style, script = _source("page.css"), _source("page.js")
     hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return _environment().get_template("message.html.j2").render(title=title, text=text, style=style, script=script, **hashes)
+    return (
+        _environment()
+        .get_template("message.html.j2")
+        .render(title=title, text=text, style=style, script=script, **hashes)
+    )
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------------
@@ -120,7 +126,9 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
 
 def _judged(found: Mapping[str, Any]) -> set[str]:
     """The arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    about = {line[k] for v in found["verdict"] for line in v["lines"] for k in ("arm", "reference") if line.get(k)}
+    about = {
+        line[k] for v in found["verdict"] for line in v["lines"] for k in ("arm", "reference") if line.get(k)
+    }
     for track in (found["suite"] or {"tracks": []})["tracks"]:
         about |= {track["reference"], *(arm["name"] for arm in track["arms"][:1])}
     return about
@@ -134,7 +142,11 @@ def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     for name in ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable"):
         made.filters[name] = getattr(words, name)

@@ -53,7 +53,12 @@ class LivePage:
             return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
         except UserError as error:
             return html.message(f"Study {self.study.name} cannot be shown", str(error))
-        except (OSError, KeyError, TypeError, ValueError) as error:  # a file that vanishes, or holds what it never should
+        except (
+            OSError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:  # a file that vanishes, or holds what it never should
             told = f"Its files do not read as those of a study ({type(error).__name__}: {error}): see `ebc-lab verify`."
             return html.message(f"Study {self.study.name} cannot be shown", told)
 
@@ -106,13 +111,19 @@ def server(study: Study, port: int = 0) -> ThreadingHTTPServer:
             self._answer()
 
         def _answer(self) -> None:
-            if self.headers.get("Host") not in allowed:  # a name of somebody else's that points here: DNS rebinding
-                return self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this server answers to 127.0.0.1 only\n")
+            if (
+                self.headers.get("Host") not in allowed
+            ):  # a name of somebody else's that points here: DNS rebinding
+                return self._send(
+                    HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this server answers to 127.0.0.1 only\n"
+                )
             path = self.path.partition("?")[0]
             if path == "/":
                 return self._send(HTTPStatus.OK, "text/html; charset=utf-8", shown.now()[0])
             if path == "/state":
-                return self._send(HTTPStatus.OK, "application/json", json.dumps({"version": shown.now()[1]}).encode())
+                return self._send(
+                    HTTPStatus.OK, "application/json", json.dumps({"version": shown.now()[1]}).encode()
+                )
             return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"the page is at /\n")
 
         def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
@@ -146,7 +157,9 @@ def server(study: Study, port: int = 0) -> ThreadingHTTPServer:
             """A reader who goes away in the middle is no news."""
 
     if not 0 <= port <= 65535:
-        raise UserError(f"--port {port} is no port: give one from 1 to 65535, or leave it out for a free one.")
+        raise UserError(
+            f"--port {port} is no port: give one from 1 to 65535, or leave it out for a free one."
+        )
     try:
         made = Server((ADDRESS, port), Handler)
     except OSError as error:

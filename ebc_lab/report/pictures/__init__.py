@@ -64,13 +64,22 @@ def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator
     scaled = decisions["lr_scale"]["tracks"] if "lr_scale" in decisions else {}
     for track, found in scaled.items():
         tail, best_lr = f"_{track}" * (len(scaled) > 1), decisions["lr_sweep"]["tracks"][track]["lr"]
-        yield Picture(f"lr_scale{tail}", "lr_scale", decisions_module.draw_lr_scale(facts, track, found, best_lr))
-        results = {row["run_id"]: known(root, row["run_id"]) for rows in found["arms"].values() for row in rows}
+        yield Picture(
+            f"lr_scale{tail}", "lr_scale", decisions_module.draw_lr_scale(facts, track, found, best_lr)
+        )
+        results = {
+            row["run_id"]: known(root, row["run_id"]) for rows in found["arms"].values() for row in rows
+        }
         if sheet := decisions_module.draw_eta_eff(facts, track, found, results):
             yield Picture(f"eta_eff{tail}", "lr_scale", sheet)
     calibrated = decisions.get("calibrate", {})
-    for track, rows in decisions_module.by_track(calibrated.get("candidates", ()), calibrated.get("tracks", ())).items():
-        tail, natural_kl = f"_{track}" * (len(calibrated["tracks"]) > 1), decisions["lr_sweep"]["tracks"][track]["natural_kl"]
+    for track, rows in decisions_module.by_track(
+        calibrated.get("candidates", ()), calibrated.get("tracks", ())
+    ).items():
+        tail, natural_kl = (
+            f"_{track}" * (len(calibrated["tracks"]) > 1),
+            decisions["lr_sweep"]["tracks"][track]["natural_kl"],
+        )
         sheet = decisions_module.draw_calibration(facts, track, calibrated["tracks"][track], rows, natural_kl)
         yield Picture(f"calibrate{tail}", "calibrate", sheet)
     if "finals" in decisions:
@@ -86,7 +95,11 @@ def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
     results = finals.results_of(root, arms)
     for track, found in tracks.items():
         tail, own = f"_{track}" * (len(tracks) > 1), {name: results[name] for name in found["arms"]}
-        yield Picture(f"finals{tail}", "verdict", forest.draw_finals(facts, track, found, own, decisions["finals"]["rule"]))
+        yield Picture(
+            f"finals{tail}",
+            "verdict",
+            forest.draw_finals(facts, track, found, own, decisions["finals"]["rule"]),
+        )
         yield Picture(f"efficiency{tail}", "finals", finals.draw_efficiency(facts, track, found, own))
     yield Picture("pareto", "finals", finals.draw_pareto(facts, arms, results))
     if sheet := finals.draw_overhead(facts, tracks, overheads_of(root, decisions["finals"]), results):
@@ -107,7 +120,11 @@ def arm_pictures(
         itself = name == found["roles"]["baseline"]
         runs = baseline if itself else read_runs(root, arm)
         reached = found["efficiency"].get(name)
-        there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}" if reached else ""
+        there = (
+            f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
+            if reached
+            else ""
+        )
         rival = Rival("the baseline", baseline, f"; {there or 'most seeds do not get there'}", itself=itself)
         yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
         yield Picture(f"{name}_clip", "arms", draw_clip(facts, name, arm, runs), name)
@@ -125,4 +142,6 @@ def arm_pictures(
 def overheads_of(root: Path, decision: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Track -> the result of its measured overhead."""
     runs = [m["run_id"] for m in decision.get("measurements", ()) if m.get("role") == "overhead"]
-    return {t: known(root, run) for run in runs for t in decision["tracks"] if run.startswith(f"overhead_{t}_")}
+    return {
+        t: known(root, run) for run in runs for t in decision["tracks"] if run.startswith(f"overhead_{t}_")
+    }

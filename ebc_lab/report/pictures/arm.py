@@ -15,11 +15,24 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from ebc_lab.records.figures import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
 
 from ..text.words import optimizer, words
-from .curves import Run, applied_c, audited, by_step, final_validation, moving_quantiles, running_mean, thinned, trouble, window
+from .curves import (
+    Run,
+    applied_c,
+    audited,
+    by_step,
+    final_validation,
+    moving_quantiles,
+    running_mean,
+    thinned,
+    trouble,
+    window,
+)
 from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, page, say_nothing_to_draw
 
 MOST_BARS, MOST_MARKS = 40, 400  # of a picture: more hide each other
-FRAMED_FROM = 1 / 20  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
+FRAMED_FROM = (
+    1 / 20
+)  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,9 @@ def arm_page(
 def faint_seeds(axes: Axes, x: np.ndarray, rows: np.ma.MaskedArray, colour: str) -> None:
     """A thin line for each seed, under the line that stands for all of them."""
     for i, row in enumerate(rows):
-        axes.plot(x, row, color=colour, alpha=0.4, lw=0.7, label="each seed" if i == 0 and len(rows) > 1 else None)
+        axes.plot(
+            x, row, color=colour, alpha=0.4, lw=0.7, label="each seed" if i == 0 and len(rows) > 1 else None
+        )
 
 
 def colour_of(arm: Mapping[str, Any]) -> str:
@@ -73,7 +88,9 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     if own and target and not rival.itself:
         gap = statistics.fmean(own) - statistics.fmean(target)
         finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
-    figure, axes = arm_page(facts, name, arm, runs, "Is it learning? Training and validation loss", f"{finding}.")
+    figure, axes = arm_page(
+        facts, name, arm, runs, "Is it learning? Training and validation loss", f"{finding}."
+    )
     axes.set_ylabel("loss (nats per token; lower is better)")
     steps, table = by_step((r.steps for r in runs), "loss")
     if not len(steps):
@@ -88,7 +105,14 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     seen = [smooth[:, steps >= FRAMED_FROM * steps[-1]]]
     if not rival.itself and target:
         at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
-        axes.plot(at, values.mean(0), color=PLAIN, lw=1.0, ls=":", label=f"{rival.name.removeprefix('the ')}, validation")
+        axes.plot(
+            at,
+            values.mean(0),
+            color=PLAIN,
+            lw=1.0,
+            ls=":",
+            label=f"{rival.name.removeprefix('the ')}, validation",
+        )
     if target:
         label = f"target: {rival.name}'s final validation loss, {statistics.fmean(target):.3f}"
         axes.axhline(statistics.fmean(target), color=ALERT, ls="--", lw=1.2, label=label)
@@ -104,7 +128,15 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         seen += [values]
     for run in runs:
         if run.outcome == "diverged" and run.steps:
-            axes.plot(run.steps["step"][-1], 0.97, "x", color=ALERT, ms=9, mew=2, transform=axes.get_xaxis_transform())
+            axes.plot(
+                run.steps["step"][-1],
+                0.97,
+                "x",
+                color=ALERT,
+                ms=9,
+                mew=2,
+                transform=axes.get_xaxis_transform(),
+            )
     frame(axes, seen, float(table[:, 0].max()) if table[:, 0].count() else math.inf)
     key(axes)
     return figure
@@ -139,13 +171,27 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     if not len(steps):
         say_nothing_to_draw(axes)
         return figure
-    axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}")
-    axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault")
+    axes.axhspan(
+        low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}"
+    )
+    axes.axhline(
+        PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault"
+    )
     colour, at = colour_of(arm), thinned(len(steps))
     below, middle, above = moving_quantiles(table, (0.1, 0.5, 0.9), at)
-    axes.fill_between(steps[at], below, above, color=colour, alpha=0.16, lw=0, label="10th to 90th percentile")
-    faint_seeds(axes, steps[at], np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table]), colour)
-    axes.plot(steps[at], middle, color=colour, lw=2.2, label=f"median, over the seeds and {window(len(steps))} steps")
+    axes.fill_between(
+        steps[at], below, above, color=colour, alpha=0.16, lw=0, label="10th to 90th percentile"
+    )
+    faint_seeds(
+        axes, steps[at], np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table]), colour
+    )
+    axes.plot(
+        steps[at],
+        middle,
+        color=colour,
+        lw=2.2,
+        label=f"median, over the seeds and {window(len(steps))} steps",
+    )
     key(axes)
     return figure
 
@@ -166,7 +212,9 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
         ratio = statistics.median(r["kl_ratio_median"] for r in results if r["kl_ratio_median"] is not None)
         finding = f"Of {clipped} audited, clipped steps {100 * within:.0f}% lie within ±{100 * KL_BAND:g}% "
         finding += f"of the target; median KL / target {ratio:.2f}."
-    figure, axes = arm_page(facts, name, arm, runs, "How far each step moves the predictions (KL divergence)", finding)
+    figure, axes = arm_page(
+        facts, name, arm, runs, "How far each step moves the predictions (KL divergence)", finding
+    )
     axes.set_ylabel("applied KL (nats per token, log scale)")
     audits = [audited(r.steps) for r in runs]
     steps, table = by_step(audits, "applied_kl")
@@ -182,7 +230,9 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
         at, targets = by_step((r.steps for r in runs), "target_kl")
         at, target = at[thinned(len(at))], targets.mean(0)[thinned(len(at))]
         around = (target * (1 - KL_BAND), target * (1 + KL_BAND))
-        axes.fill_between(at, *around, color=GOAL, alpha=0.2, lw=0, label=f"within ±{100 * KL_BAND:g}% of the target")
+        axes.fill_between(
+            at, *around, color=GOAL, alpha=0.2, lw=0, label=f"within ±{100 * KL_BAND:g}% of the target"
+        )
         axes.plot(at, target, color=GOAL, lw=1.4, ls="--", label="target δ* of that step")
     else:
         label = f"natural KL: median of the unclipped baseline, {natural_kl:.2g}"
@@ -192,10 +242,20 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
     # What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
     every = math.ceil(table.count() / MOST_MARKS)
     some = f" (one in {every} marked)" if every > 1 else ""
-    for face, wanted, label in ((colour, True, f"audited step, clipped{some}"), ("white", False, "audited step, not clipped")):
-        chosen = [(a["step"][m], a["applied_kl"][m]) for a in audits if a for m in [(a["c"] < CLIPPED_BELOW) == wanted]]
+    for face, wanted, label in (
+        (colour, True, f"audited step, clipped{some}"),
+        ("white", False, "audited step, not clipped"),
+    ):
+        chosen = [
+            (a["step"][m], a["applied_kl"][m])
+            for a in audits
+            if a
+            for m in [(a["c"] < CLIPPED_BELOW) == wanted]
+        ]
         if arm["ebc"] and any(len(x) for x, _ in chosen):
             x, y = (np.concatenate(part) for part in zip(*chosen, strict=True))
-            axes.plot(x[::every], y[::every], "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label)
+            axes.plot(
+                x[::every], y[::every], "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label
+            )
     key(axes)
     return figure

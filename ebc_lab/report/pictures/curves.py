@@ -12,7 +12,9 @@ import numpy as np
 from ebc_lab.records.sealed import read_json
 from ebc_lab.records.streams import read_columns
 
-SMOOTHED_SHARE = 1 / 40  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
+SMOOTHED_SHARE = (
+    1 / 40
+)  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
 MOST_POINTS = 300  # of a smooth curve: two points apart on the page
 
 
@@ -35,7 +37,9 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     runs = []
     for seed, run_id in arm["runs"].items():
         folder = root / "runs" / run_id
-        runs.append(Run(seed, known(root, run_id), _stream(folder / "steps.csv"), _stream(folder / "evals.csv")))
+        runs.append(
+            Run(seed, known(root, run_id), _stream(folder / "steps.csv"), _stream(folder / "evals.csv"))
+        )
     return runs
 
 
@@ -88,10 +92,14 @@ def moving_quantiles(table: np.ma.MaskedArray, shares: Sequence[float], at: np.n
     """(shares, at): quantiles over all rows and the moving window around each of the columns `at`."""
     low, high = (edge[at][:, None] for edge in spans(table.shape[1]))
     columns = low + np.arange((high - low).max(initial=0))
-    values = np.where(columns < high, table.filled(np.nan)[:, np.minimum(columns, table.shape[1] - 1)], np.nan)
+    values = np.where(
+        columns < high, table.filled(np.nan)[:, np.minimum(columns, table.shape[1] - 1)], np.nan
+    )
     values = np.sort(values.transpose(1, 0, 2).reshape(len(at), -1), axis=1)  # what is not finite comes last
     place = np.outer(shares, np.maximum(np.isfinite(values).sum(axis=1) - 1, 0))
-    under, over = (np.take_along_axis(values, edge.astype(int).T, axis=1).T for edge in (np.floor(place), np.ceil(place)))
+    under, over = (
+        np.take_along_axis(values, edge.astype(int).T, axis=1).T for edge in (np.floor(place), np.ceil(place))
+    )
     return np.ma.masked_invalid(under + (place % 1) * (over - under))
 
 
@@ -109,7 +117,9 @@ def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
     """The clip coefficients of all but skipped steps. -> the steps, and (runs, steps)."""
     steps, table = by_step((r.steps for r in runs), "c")
     if len(steps):
-        table.mask = np.ma.getmaskarray(table) | (by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0)
+        table.mask = np.ma.getmaskarray(table) | (
+            by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0
+        )
     return steps, table
 
 

@@ -21,7 +21,14 @@ LR_ARMS = {  # role -> label, colour, marker, line, horizontal shift that keeps 
     "fixed_tau": ("with a fixed trust radius τ", OTHER, "D", "-.", 1.0),
 }
 UNKNOWN = ("v", ":")
-TRACKS = tuple(zip((PLAIN, ALERT, GOAL, "C5", "C4", "C6", EBC, "black"), "osDv^P*X", ("-", "--", "-.", ":") * 2, strict=True))
+TRACKS = tuple(
+    zip(
+        (PLAIN, ALERT, GOAL, "C5", "C4", "C6", EBC, "black"),
+        "osDv^P*X",
+        ("-", "--", "-.", ":") * 2,
+        strict=True,
+    )
+)
 LEAST_GAP = 0.06  # of the axis, between two ticks with labels
 RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 
@@ -62,7 +69,11 @@ def crosses(axes: Axes, rows: Sequence[Mapping[str, Any]], x: str, colour: str, 
         axes.plot(row[x], height, "x", color=colour, ms=9, mew=2.2, transform=top)
         side = -1 if row[x] == max(r[x] for r in rows) else 1  # the last one's words stay on the page
         told = axes.annotate(
-            str(row["outcome"]), (row[x], height), xycoords=top, xytext=(7 * side, 0), textcoords="offset points"
+            str(row["outcome"]),
+            (row[x], height),
+            xycoords=top,
+            xytext=(7 * side, 0),
+            textcoords="offset points",
         )
         told.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
     return bool(broken)
@@ -82,11 +93,18 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     own = by_track(rows, [pair["track"] for pair in decision["pairs"]])
     best = min(kept, key=lambda track: kept[track]["val_loss"])
     finding = f"Lowest: {optimizer(best)} at {kept[best]['lr']:g}, {kept[best]['val_loss']:.3f}"
-    finding += f" (σ over fresh seeds {kept[best]['sigma']:.3f})" if kept[best].get("sigma") is not None else ""
-    edges = [f"{optimizer(t)}'s best is its grid's {d['edge']} edge" for t, d in kept.items() if d.get("edge")]
+    finding += (
+        f" (σ over fresh seeds {kept[best]['sigma']:.3f})" if kept[best].get("sigma") is not None else ""
+    )
+    edges = [
+        f"{optimizer(t)}'s best is its grid's {d['edge']} edge" for t, d in kept.items() if d.get("edge")
+    ]
     whom = f"{', '.join(optimizer(track) for track in own)}, without EBC"
     grid_seeds = sorted({str(row["seed"]) for row in rows if row["role"] == "grid"})
-    seeds, small = len({row["seed"] for row in rows}), f"stage lr_sweep, grid with seed {', '.join(grid_seeds)}"
+    seeds, small = (
+        len({row["seed"] for row in rows}),
+        f"stage lr_sweep, grid with seed {', '.join(grid_seeds)}",
+    )
     what = "Which learning rate is best without EBC?"
     figure, axes = page(facts, what, whom, "; ".join([finding, *edges]) + ".", seeds, (small,))
     by_value(axes, "x")
@@ -104,13 +122,27 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         added = [row for row in done if asked and not any(np.isclose(row["lr"], x) for x in asked)]
         extended |= bool(added)
         axes.plot(
-            [r["lr"] for r in added], [r["val_loss"] for r in added], marker, color=colour, mfc="white", mew=1.5, zorder=3
+            [r["lr"] for r in added],
+            [r["val_loss"] for r in added],
+            marker,
+            color=colour,
+            mfc="white",
+            mew=1.5,
+            zorder=3,
         )
         again = [row for row in found if row["role"] == "replicate" and whole(row)]
         axes.plot(
-            [1.03 * r["lr"] for r in again], [r["val_loss"] for r in again], marker, color=colour, ms=3.2, mew=0, alpha=0.45
+            [1.03 * r["lr"] for r in again],
+            [r["val_loss"] for r in again],
+            marker,
+            color=colour,
+            ms=3.2,
+            mew=0,
+            alpha=0.45,
         )
-        control = sorted((row for row in found if row["role"] == "control" and whole(row)), key=lambda row: row["lr"])
+        control = sorted(
+            (row for row in found if row["role"] == "control" and whole(row)), key=lambda row: row["lr"]
+        )
         fair |= bool(control)
         axes.plot(
             [r["lr"] for r in control],
@@ -127,11 +159,34 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
             axes.plot(kept[track]["lr"], kept[track]["val_loss"], **RING)
     handles.append(Line2D([], [], **RING, label="the baseline from here on"))
     if extended:
-        handles.append(Line2D([], [], color="#333333", ls="", marker="o", mfc="white", label="added: the best lay on the edge"))
-    handles.append(Line2D([], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="each replicate seed"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="#333333",
+                ls="",
+                marker="o",
+                mfc="white",
+                label="added: the best lay on the edge",
+            )
+        )
+    handles.append(
+        Line2D(
+            [], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="each replicate seed"
+        )
+    )
     if fair:
         handles.append(
-            Line2D([], [], color="#333333", ls=":", marker="+", ms=8, lw=1.2, label="with warm-up and decay (control)")
+            Line2D(
+                [],
+                [],
+                color="#333333",
+                ls=":",
+                marker="+",
+                ms=8,
+                lw=1.2,
+                label="with warm-up and decay (control)",
+            )
         )
     make_room(axes, rows_of_crosses)
     rates = sorted({row["lr"] for row in rows})
@@ -148,7 +203,9 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
 def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Sheet:
     """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen scale."""
     reach = {arm: f"up to ×{s:g}" if s else "nowhere" for arm, s in found["headroom"].items()}
-    finding = f"Within 1σ of the baseline: with EBC {reach.get('ebc', '–')}, without {reach.get('none', '–')}."
+    finding = (
+        f"Within 1σ of the baseline: with EBC {reach.get('ebc', '–')}, without {reach.get('none', '–')}."
+    )
     if found["headroom_is_tautology"]:
         finding += " At hollow points c < 1 cancels the learning rate."
     rows = [row for arm in found["arms"].values() for row in arm]
@@ -180,14 +237,18 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
             if row["inert"]:
                 axes.plot(at, row["val_loss"], marker, color=colour, mfc="white", mew=1.5, zorder=3)
             if row["run_id"] == found["run_id"]:
-                ring = axes.plot(at, row["val_loss"], **RING, label=f"chosen for the finals: ×{found['lr_scale']:g}")
+                ring = axes.plot(
+                    at, row["val_loss"], **RING, label=f"chosen for the finals: ×{found['lr_scale']:g}"
+                )
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
     handles += ring
     if any(row["inert"] for row in rows):
         label = "LR inert: the same run up to rounding"
         handles.append(Line2D([], [], color=EBC, ls="", marker="o", mfc="white", label=label))
     make_room(axes, rows_of_crosses)
-    axes.set_xlabel("learning rate, as a multiple of the best without EBC; c: median clip coefficient of EBC there")
+    axes.set_xlabel(
+        "learning rate, as a multiple of the best without EBC; c: median clip coefficient of EBC there"
+    )
     axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
     key(axes, handles)
     return figure
@@ -196,7 +257,9 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
 # -- 3. the effective learning rate -----------------------------------------------------------------------------------
 
 
-def draw_eta_eff(facts: Facts, track: str, found: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Sheet | None:
+def draw_eta_eff(
+    facts: Facts, track: str, found: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
+) -> Sheet | None:
     """Median c·lr of the LR scales' runs against their learning rate; None where none recorded it. `results`: by run id."""
     arms: dict[str, list[tuple[float, float, float, float]]] = {}
     for role, rows in found["arms"].items():
@@ -213,9 +276,7 @@ def draw_eta_eff(facts: Facts, track: str, found: Mapping[str, Any], results: Ma
     if own := sorted(arms.get("ebc", [])):
         (low, slow, *_), (high, fast, *_) = own[0], own[-1]
         finding = f"With EBC the learning rate rises {high / low:.3g}×, the median step that is applied {fast / slow:.2g}×."
-    whom = (
-        f"{optimizer(track)} with and without EBC: the learning rate that is applied, η_eff = c·lr, against the one asked for"
-    )
+    whom = f"{optimizer(track)} with and without EBC: the learning rate that is applied, η_eff = c·lr, against the one asked for"
     what = "What does EBC make of a higher learning rate?"
     figure, axes = page(facts, what, whom, finding, len(seeds), (f"stage lr_scale, seed {', '.join(seeds)}",))
     for name in "xy":
@@ -231,7 +292,8 @@ def draw_eta_eff(facts: Facts, track: str, found: Mapping[str, Any], results: Ma
         axes.errorbar(lr * shift, middle, bars, fmt="none", ecolor=colour, elinewidth=1)
     handles.append(Line2D([], [], color="#666666", lw=1, label="bars: 10th to 90th percentile of the steps"))
     axes.set_xticks(
-        sorted(set(rates)), [f"{lr:g}\n×{scale:g}" for lr, scale in sorted({(r["lr"], r["lr_scale"]) for r in rows})]
+        sorted(set(rates)),
+        [f"{lr:g}\n×{scale:g}" for lr, scale in sorted({(r["lr"], r["lr_scale"]) for r in rows})],
     )
     axes.set_xlabel("learning rate asked for, and as a multiple of the best without EBC (log scale)")
     axes.set_ylabel("median η_eff = c·lr (log scale)")
@@ -255,10 +317,10 @@ def draw_calibration(
     low, high = facts.band
     done = [row for row in rows if whole(row) and row["c_median"] is not None]
     inside = sum(low <= row["c_median"] <= high for row in done)
-    finding = f"Chosen: δ* {found['delta_star']:g}, {found['delta_star'] / natural:.2g} × the natural KL: median c "
-    finding += (
-        f"{found['c_median']:.2f}, validation loss {found['val_loss']:.3f}; {inside} of {len(rows)} runs inside the band."
+    finding = (
+        f"Chosen: δ* {found['delta_star']:g}, {found['delta_star'] / natural:.2g} × the natural KL: median c "
     )
+    finding += f"{found['c_median']:.2f}, validation loss {found['val_loss']:.3f}; {inside} of {len(rows)} runs inside the band."
     seeds = sorted({str(row["seed"]) for row in rows})
     what, scale = "Which KL target δ* holds the updates back as much as wanted?", found["lr_scale"]
     whom = f"{optimizer(track)} with EBC at ×{scale:g} the best plain learning rate: loss and clip coefficient against δ*"
@@ -269,8 +331,14 @@ def draw_calibration(
     for axes in (top, bottom):
         by_value(axes, "x")
         axes.axvline(natural, color="#666666", ls=":", lw=1.2)
-    handles.append(bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for c, {low:g} to {high:g}"))
-    handles.append(Line2D([], [], color="#666666", ls=":", lw=1.2, label=f"natural KL of the baseline, {natural:.2g}"))
+    handles.append(
+        bottom.axhspan(
+            low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for c, {low:g} to {high:g}"
+        )
+    )
+    handles.append(
+        Line2D([], [], color="#666666", ls=":", lw=1.2, label=f"natural KL of the baseline, {natural:.2g}")
+    )
     lost = False
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     looks = ((EBC, "o", "-"), (OTHER, "D", "-."), (SPARE, "v", "--"), (PLAIN, "s", ":"))
@@ -281,7 +349,12 @@ def draw_calibration(
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
         handles += top.plot(x, [row["val_loss"] for row in shown], **style, label=f"budget {budget}")
         top.errorbar(
-            x, [r["val_loss"] for r in shown], [r["val_se"] or 0 for r in shown], fmt="none", ecolor=colour, elinewidth=1
+            x,
+            [r["val_loss"] for r in shown],
+            [r["val_se"] or 0 for r in shown],
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1,
         )
         bottom.plot(x, [row["c_median"] for row in shown], **style)
         lost |= crosses(top, own, "delta_star", colour, 0.93)

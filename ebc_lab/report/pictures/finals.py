@@ -63,14 +63,24 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
         name: [r for r in own.values() if r.get("outcome") == "completed" and r.get("test_loss") is not None]
         for name, own in results.items()
     }
-    points = {n: tuple(statistics.fmean(r[k] for r in own) for k in ("c_mean", "test_loss")) for n, own in done.items() if own}
+    points = {
+        n: tuple(statistics.fmean(r[k] for r in own) for k in ("c_mean", "test_loss"))
+        for n, own in done.items()
+        if own
+    }
     best = min(points, key=lambda n: points[n][1], default=None)
     finding = f"Lowest test loss: {points[best][1]:.3f}, {label(best)}. " if best else "No run completed."
     ahead = front(points)  # type: ignore[arg-type]
     if best:
         others = "; ".join(label(name) for name in ahead if name != best)
         many = f"{len(ahead)} arms lie on the front, up to {label(ahead[-1])}."
-        finding += many if len(ahead) > 3 else f"On the front too: {others}." if others else "It is the front by itself."
+        finding += (
+            many
+            if len(ahead) > 3
+            else f"On the front too: {others}."
+            if others
+            else "It is the front by itself."
+        )
     gone = "; ".join(f"{label(n)}: no run completed" for n in arms if n not in points)
     what = "What does it cost to hold the updates back?"
     whom = f"{optimizer(tracks[0])}: e" if len(tracks) == 1 else "E"
@@ -82,31 +92,63 @@ def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
         Line2D([], [], color=PLAIN, marker="o", mfc="white", mew=1.5, ls="", label="without EBC"),
         Line2D([], [], color=EBC, marker="o", ls="", label="with EBC"),
         Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed"),
-        Line2D([], [], color=GOAL, ls=":", lw=1.4, label="front (bold): no other arm has so low a loss at so high a c"),
+        Line2D(
+            [],
+            [],
+            color=GOAL,
+            ls=":",
+            lw=1.4,
+            label="front (bold): no other arm has so low a loss at so high a c",
+        ),
     ]
     for name in points:
         colour, mark = colour_of(arms[name]), MARKS[tracks.index(arms[name]["track"]) % len(MARKS)]
         own = done[name]
-        axes.plot([r["c_mean"] for r in own], [r["test_loss"] for r in own], mark, color=colour, ms=3.2, mew=0, alpha=0.45)
+        axes.plot(
+            [r["c_mean"] for r in own],
+            [r["test_loss"] for r in own],
+            mark,
+            color=colour,
+            ms=3.2,
+            mew=0,
+            alpha=0.45,
+        )
         face = colour if arms[name]["ebc"] else "white"
         axes.plot(*points[name], mark, ms=7, color=colour, mfc=face, mew=1.5, zorder=3)
-    axes.plot(*zip(*(points[name] for name in ahead), strict=True) if ahead else ((), ()), color=GOAL, ls=":", lw=1.4, zorder=1)
+    axes.plot(
+        *zip(*(points[name] for name in ahead), strict=True) if ahead else ((), ()),
+        color=GOAL,
+        ls=":",
+        lw=1.4,
+        zorder=1,
+    )
     axes.margins(0.08)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
     key(axes, handles)
     box, column = axes.get_position(), 0.6 if len(tracks) == 1 else 0.52
     axes.set_position((box.x0, box.y0, column - box.x0, box.height))
     ordered = sorted(points, key=lambda n: points[n][1])
-    places = spread([float(axes.transLimits.transform(points[n])[1]) for n in ordered], 1 / max(len(ordered), 14))
+    places = spread(
+        [float(axes.transLimits.transform(points[n])[1]) for n in ordered], 1 / max(len(ordered), 14)
+    )
     for name, place in zip(ordered, places, strict=True):
         arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
         val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
         text = f"{points[name][1]:.3f}{val}  {label(name)}"
-        text += f" [{len(done[name])} of {len(arm['runs'])} runs]" if len(done[name]) < len(arm["runs"]) else ""
+        text += (
+            f" [{len(done[name])} of {len(arm['runs'])} runs]" if len(done[name]) < len(arm["runs"]) else ""
+        )
         axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
         weight = "bold" if name in ahead else "normal"
         beside = axes.text(
-            1.03, place, text, transform=axes.transAxes, va="center", size=8, color=colour_of(arm), weight=weight
+            1.03,
+            place,
+            text,
+            transform=axes.transAxes,
+            va="center",
+            size=8,
+            color=colour_of(arm),
+            weight=weight,
         )
         fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
     return figure
@@ -137,7 +179,9 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
         "How soon does each arm reach the baseline's final loss?",
         f"{optimizer(track)}: validation loss on the fixed windows",
     )
-    small = ("medians over the seeds, paired with the baseline's; an arm is there when half of its seeds are",)
+    small = (
+        "medians over the seeds, paired with the baseline's; an arm is there when half of its seeds are",
+    )
     figure, left = page(facts, what, whom, finding, seeds_in(arms), small, size=(8.6, 3.0 + 0.34 * len(arms)))
     left.set_xlabel("training steps  (tokens on top)")
     key(left, efficiency_key(arms))
@@ -147,16 +191,26 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
     left.set_position((box.x0, box.y0, middle - box.x0 - 0.015, box.height - head))
     right = another(left)
     right.set_position((middle + 0.015, box.y0, RIGHT - middle - 0.015, box.height - head))
-    right.set(yticks=range(len(arms)), yticklabels=[], ylim=left.get_ylim(), xlabel="training seconds on this machine")
+    right.set(
+        yticks=range(len(arms)),
+        yticklabels=[],
+        ylim=left.get_ylim(),
+        xlabel="training seconds on this machine",
+    )
     right.spines["left"].set_visible(False)
     right.tick_params(axis="y", length=0)
     for axes, unit in ((left, "steps"), (right, "train_s")):
-        furthest = max((x[unit] for all_of_them in (reached.values(), *own.values()) for x in all_of_them if x), default=1.0)
+        furthest = max(
+            (x[unit] for all_of_them in (reached.values(), *own.values()) for x in all_of_them if x),
+            default=1.0,
+        )
         axes.set_xlim(0, 1.18 * furthest)
         for y, (name, arm) in enumerate(arms.items()):
             draw_reached(axes, y, arm, reached.get(name), own[name], unit)
     a_step = facts.tokens_per_step
-    tokens = left.secondary_xaxis("top", functions=(lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step)))
+    tokens = left.secondary_xaxis(
+        "top", functions=(lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
+    )
     tokens.xaxis.set_major_formatter(
         lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value else "0"
     )
@@ -179,7 +233,11 @@ def draw_reached(
         axes.plot((0, reached[unit]), (y, y), color=colour, lw=1.0, alpha=0.5)
         axes.plot(reached[unit], y, mark_of(arm), color=colour, ms=6.5, zorder=3)
         told, at = (f"{reached[unit]:,.0f}" if unit == "steps" else f"{reached[unit]:.3g} s"), reached[unit]
-        some = f"  ({reached['seeds']} of {len(arm['runs'])} seeds)" if reached["seeds"] < len(arm["runs"]) else ""
+        some = (
+            f"  ({reached['seeds']} of {len(arm['runs'])} seeds)"
+            if reached["seeds"] < len(arm["runs"])
+            else ""
+        )
         axes.annotate(told + some, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
     else:
         axes.plot(0.035, y, "x", color=ALERT, ms=7, mew=2, transform=axes.get_yaxis_transform())
@@ -190,31 +248,53 @@ def draw_reached(
 def efficiency_key(arms: Arms) -> list[Line2D]:
     kinds = {bool(arm["ebc"]): arm for arm in arms.values()}
     handles = [
-        Line2D([], [], color=colour_of(arm), marker=mark_of(arm), lw=1.0, label=f"{'with' if ebc else 'without'} EBC")
+        Line2D(
+            [],
+            [],
+            color=colour_of(arm),
+            marker=mark_of(arm),
+            lw=1.0,
+            label=f"{'with' if ebc else 'without'} EBC",
+        )
         for ebc, arm in sorted(kinds.items())
     ]
-    return [*handles, Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed")]
+    return [
+        *handles,
+        Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed"),
+    ]
 
 
 # -- what EBC costs in time -------------------------------------------------------------------------------------------
 
 
-def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured: Arms, results: Results) -> Sheet | None:
+def draw_overhead(
+    facts: Facts, found: Mapping[str, Mapping[str, Any]], measured: Arms, results: Results
+) -> Sheet | None:
     """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time that went into its probes.
 
     `found`: the finals' tracks; `measured`: track -> its overhead's result. None where nothing was measured.
     """
     limit = verdict.overhead_limit(facts.scale)
-    rows: list[tuple[str, float, Sequence[float], bool]] = []  # what, %, quartiles or seeds, whether it is the overhead
+    rows: list[
+        tuple[str, float, Sequence[float], bool]
+    ] = []  # what, %, quartiles or seeds, whether it is the overhead
     for track, decided in found.items():
         whose = f"{optimizer(track)}, " if len(found) > 1 else ""
         result = measured.get(track, {})
         if result.get("overhead_pct") is not None:
-            rows.append((f"{whose}overhead", result["overhead_pct"], result.get("overhead_iqr_pct") or (), True))
+            rows.append(
+                (f"{whose}overhead", result["overhead_pct"], result.get("overhead_iqr_pct") or (), True)
+            )
         for name, arm in decided["arms"].items():
-            shares = [r["probe_pct"] for r in results[name].values() if r.get("probe_pct") is not None] if arm["ebc"] else []
+            shares = (
+                [r["probe_pct"] for r in results[name].values() if r.get("probe_pct") is not None]
+                if arm["ebc"]
+                else []
+            )
             if shares:
-                rows.append((f"{whose}probes of {short(name, arm)}", statistics.median(shares), shares, False))
+                rows.append(
+                    (f"{whose}probes of {short(name, arm)}", statistics.median(shares), shares, False)
+                )
     if not rows:
         return None
     overheads = [row for row in rows if row[3]]
@@ -234,7 +314,9 @@ def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured
     seeds = seeds_in({n: arm for decided in found.values() for n, arm in decided["arms"].items()})
     figure, axes = page(facts, what, whom, finding, seeds, small, size=(8.6, 2.4 + 0.36 * len(rows)))
     axes.set_xlabel("share of a step's time without EBC (overhead), of the run's time (probes), %")
-    line = axes.axvline(limit, color=ALERT, ls="--", lw=1.4, zorder=3, label=f"limit for the overhead: {limit:g}%")
+    line = axes.axvline(
+        limit, color=ALERT, ls="--", lw=1.4, zorder=3, label=f"limit for the overhead: {limit:g}%"
+    )
     handles: list[Any] = [line, Patch(fc=EBC, label="overhead, with its quartiles")]
     handles.append(Patch(fc="white", ec=EBC, hatch="///", label="time in probes, with each seed"))
     for y, (_, value, others, whole) in enumerate(rows):
@@ -245,7 +327,9 @@ def draw_overhead(facts: Facts, found: Mapping[str, Mapping[str, Any]], measured
         elif not whole:
             axes.plot(others, [y] * len(others), "o", color="#333333", ms=3.2, mew=0, alpha=0.6)
         end = max((value, *others))
-        told = axes.annotate(f"{value:.1f}%", (end, y), xytext=(8, 0), textcoords="offset points", va="center", size=8.5)
+        told = axes.annotate(
+            f"{value:.1f}%", (end, y), xytext=(8, 0), textcoords="offset points", va="center", size=8.5
+        )
         told.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))
     axes.set_xlim(1.1 * low, 1.15 * max(limit, *(max((row[1], *row[2])) for row in rows)))

@@ -28,7 +28,11 @@ from .sheet import ALERT, GOAL, RIGHT, Facts, Sheet, fit, key, page, seeds_of
 
 WIDTH, LEFT = 11.0, 0.02  # inches; the left margin, a share of it
 NAMES, PLOT = (LEFT, 0.322), (0.335, 0.7)  # where the labels and the axes lie
-COLUMNS = ((0.845, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge of each, and its heading
+COLUMNS = (
+    (0.845, "difference ± 95%"),
+    (0.912, "test loss"),
+    (RIGHT, "val loss"),
+)  # right edge of each, and its heading
 LINE = 11.0  # points from one line of a row's words to the next
 OWN = 34  # characters of a label that is followed by another
 WORDS = 62  # characters of them that a line holds
@@ -77,14 +81,18 @@ class Row:
         """Best first; without a difference because the reference diverged, because the arm did, for lack of results."""
         if self.mean is not None:
             return 0, self.mean
-        return (2 if self.arm["outcomes"].get("diverged") else 1 if self.difference.get("diverged") else 3), 0.0
+        return (
+            2 if self.arm["outcomes"].get("diverged") else 1 if self.difference.get("diverged") else 3
+        ), 0.0
 
     @property
     def name(self) -> str:
         """The label, and the arm it is compared with where that is not the suite's reference."""
         if not self.elsewhere:
             return self.label
-        own = self.label if len(self.label) <= OWN else f"{self.label[: OWN - 1]}…"  # so that the other name stays on the page
+        own = (
+            self.label if len(self.label) <= OWN else f"{self.label[: OWN - 1]}…"
+        )  # so that the other name stays on the page
         return f"{own}  (vs {self.arm['versus']})"
 
     @property
@@ -121,7 +129,9 @@ def missing(arms: Mapping[str, Mapping[str, Any]], asked: Sequence[str] = ()) ->
     kinds: dict[str, list[str]] = {"diverged": [], "without a result": []}
     for label, arm in arms.items():
         of, diverged = len(arm["runs"]), arm["outcomes"].get("diverged", 0)
-        for kind, n in zip(kinds, (diverged, of - diverged - arm["outcomes"].get("completed", 0)), strict=True):
+        for kind, n in zip(
+            kinds, (diverged, of - diverged - arm["outcomes"].get("completed", 0)), strict=True
+        ):
             kinds[kind] += [f"{label} ({n} of {seeds_of(of)})"] if n else []
     kinds["could not be made"] = [label for label in asked if label not in arms]
     return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)
@@ -131,11 +141,17 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
     """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, losses beside it."""
     arms, reference = found["arms"], found["reference"]
     zero = arms[reference]["test_loss"] if reference in arms else None
-    said = f"0 = {reference}, test loss {zero:.3f}" if zero is not None else f"0 = {reference}, which has no test loss"
+    said = (
+        f"0 = {reference}, test loss {zero:.3f}"
+        if zero is not None
+        else f"0 = {reference}, which has no test loss"
+    )
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
     small = (optimizer(track), f"{len(rows)} arms", rule.partition(";")[0])
     what = "What does each change do to the test loss?"
-    figure, axes, key_of = rows_page(facts, what, whom, finding(rows), small, missing(arms, facts.arms), rows, 0)
+    figure, axes, key_of = rows_page(
+        facts, what, whom, finding(rows), small, missing(arms, facts.arms), rows, 0
+    )
     key(axes, key_of, LEFT)
     head_of(axes, said)
     for y, row in enumerate(rows):
@@ -145,7 +161,11 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
 
 
 def draw_finals(
-    facts: Facts, track: str, found: Mapping[str, Any], results: Mapping[str, Mapping[str, Mapping[str, Any]]], rule: str
+    facts: Facts,
+    track: str,
+    found: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    rule: str,
 ) -> Sheet:
     """The final arms against the baseline, and under them against the fair control, with zero and the target's margin."""
     arms, margin = found["arms"], facts.margin
@@ -156,7 +176,13 @@ def draw_finals(
         rows = [
             Row(
                 short(name, arms[name]) + (f" · {difference['judged']}" if difference.get("judged") else ""),
-                {**arms[name], "versus": reference, "difference": difference, "about": words(name, arms[name]), "point": None},
+                {
+                    **arms[name],
+                    "versus": reference,
+                    "difference": difference,
+                    "about": words(name, arms[name]),
+                    "point": None,
+                },
                 seed_differences(results[name], results[reference]),
                 False,
             )
@@ -164,7 +190,9 @@ def draw_finals(
         ]
         loss = arms[reference]["test_loss"]
         heading = f"Against {words_of}\n{short(reference, arms[reference]).partition(' (')[0]}"
-        groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = sorted(rows, key=lambda row: row.place)
+        groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = sorted(
+            rows, key=lambda row: row.place
+        )
         parts.append(f"against {words_of}, {counts(rows)}")
     rows = [row for own in groups.values() for row in own]
     text = "; ".join(parts)
@@ -172,16 +200,28 @@ def draw_finals(
     what = "Is any arm better than the baseline, or the fair control?"
     headings = len(groups)
     figure, axes, key_of = rows_page(
-        facts, what, whom, f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(arms), rows, headings, margin
+        facts,
+        what,
+        whom,
+        f"{text[0].upper()}{text[1:]}.",
+        (rule.partition(";")[0],),
+        missing(arms),
+        rows,
+        headings,
+        margin,
     )
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)
-        key_of.append(Line2D([], [], color=ALERT, lw=1.2, ls=":", label=f"+{margin:g}: the target's margin, “no worse”"))
+        key_of.append(
+            Line2D([], [], color=ALERT, lw=1.2, ls=":", label=f"+{margin:g}: the target's margin, “no worse”")
+        )
     key(axes, key_of, LEFT)
     head_of(axes, "0 = the reference")
     y = 0
     for heading, own in groups.items():
-        title = axes.annotate(heading, (LEFT, y), xycoords=across_of(axes), va="center", size=9, annotation_clip=False)
+        title = axes.annotate(
+            heading, (LEFT, y), xycoords=across_of(axes), va="center", size=9, annotation_clip=False
+        )
         title.set(style="italic", color="#333333")
         for row in own:
             y += 1
@@ -191,7 +231,9 @@ def draw_finals(
     return figure
 
 
-def seed_differences(own: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]) -> list[float]:
+def seed_differences(
+    own: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]
+) -> list[float]:
     """Test loss minus the reference's of the same seed, where both completed."""
     losses = [
         {
@@ -211,7 +253,9 @@ def counts(rows: Sequence[Row]) -> str:
         kinds = (("beats", "better"), ("meets", "no worse"), ("misses", "worse"), ("undecided", "undecided"))
         found = [f"{judged.count(kind)} {said}" for kind, said in kinds if kind in judged]
         return f"of {len(rows)} arms {', '.join(found)}"
-    below, above = (sum(test(row) for row in rows) for test in (lambda r: r.limits[1] < 0, lambda r: r.limits[0] > 0))
+    below, above = (
+        sum(test(row) for row in rows) for test in (lambda r: r.limits[1] < 0, lambda r: r.limits[0] > 0)
+    )
     return f"{below} of {len(rows)} intervals lie below zero, {above} above"
 
 
@@ -236,14 +280,18 @@ def rows_page(
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+    )
     axes.axvline(0, color=GOAL, lw=1.4, ls="--", zorder=1)
     return figure, axes, handles_of(rows, axes.get_xlim())
 
 
 def finding(rows: Sequence[Row]) -> str:
     """The best arm against the suite's reference, and how many intervals exclude zero; without arms judged on another text."""
-    compared = [row for row in rows if row.arm["versus"] and row.mean is not None and row.arm.get("comparable", True)]
+    compared = [
+        row for row in rows if row.arm["versus"] and row.mean is not None and row.arm.get("comparable", True)
+    ]
     if not compared:
         return "No arm can be compared with its reference."
     suites_own = next((row.label for row in rows if row.arm["versus"] is None), None)
@@ -253,7 +301,9 @@ def finding(rows: Sequence[Row]) -> str:
     if low == high:
         return f"{text} (one seed: no interval)."
     text += f" (95%: {signed(low)} to {signed(high)}). Of {len(compared)} intervals "
-    worse, better = (sum(test(row) for row in compared) for test in (lambda r: r.limits[0] > 0, lambda r: r.limits[1] < 0))
+    worse, better = (
+        sum(test(row) for row in compared) for test in (lambda r: r.limits[0] > 0, lambda r: r.limits[1] < 0)
+    )
     text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {len(compared) - better - worse} hold it"
     return f"{text} (each 95% by itself)." if len(compared) > 1 else f"{text}."
 
@@ -261,10 +311,17 @@ def finding(rows: Sequence[Row]) -> str:
 def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, float]:
     """Limits of x: everything, unless a few rows would press the others together."""
     shown = [row for row in rows if row.arm["versus"] and row.mean is not None]
-    spans = [(*(row.interval("joint_low", "joint_high") or ()), *row.limits, row.mean or 0.0) for row in shown]
+    spans = [
+        (*(row.interval("joint_low", "joint_high") or ()), *row.limits, row.mean or 0.0) for row in shown
+    ]
     reaches = [max(abs(x) for x in span if math.isfinite(x)) for span in spans]
     most = OFF_SCALE * statistics.median(reaches) if reaches else 0.0
-    reached = [x for row, span in zip(shown, spans, strict=True) if abs(row.mean or 0.0) <= most for x in (*span, *row.seeds)]
+    reached = [
+        x
+        for row, span in zip(shown, spans, strict=True)
+        if abs(row.mean or 0.0) <= most
+        for x in (*span, *row.seeds)
+    ]
     points = [x for x in (*reached, *((margin,) if margin is not None else ())) if math.isfinite(x)]
     low, high = max(min(points, default=0.0), -most), min(max(points, default=0.0), most)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -276,20 +333,48 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
     """The key: only what the picture holds."""
     looks = {bool(row.arm["ebc"]): (colour_of(row.arm), mark_of(row.arm)) for row in rows}
     handles = [
-        Line2D([], [], color=colour, marker=mark, lw=2.4, label=f"{said} EBC: mean and 95% interval over the paired seeds")
-        for said, (colour, mark) in ((("without", "with")[ebc], looks[ebc]) for ebc in sorted(looks, reverse=True))
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=mark,
+            lw=2.4,
+            label=f"{said} EBC: mean and 95% interval over the paired seeds",
+        )
+        for said, (colour, mark) in (
+            (("without", "with")[ebc], looks[ebc]) for ebc in sorted(looks, reverse=True)
+        )
     ]
     low, high = framed
-    if several := [n for row in rows if row.interval("joint_low", "joint_high") and (n := row.difference.get("comparisons"))]:
+    if several := [
+        n
+        for row in rows
+        if row.interval("joint_low", "joint_high") and (n := row.difference.get("comparisons"))
+    ]:
         label = (
-            f"95% for all {several[0]} comparisons together" if len(set(several)) == 1 else "95% for all comparisons together"
+            f"95% for all {several[0]} comparisons together"
+            if len(set(several)) == 1
+            else "95% for all comparisons together"
         )
         handles.append(Line2D([], [], color="#333333", lw=0.9, label=label))
-    handles.append(Line2D([], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="a single seed"))
+    handles.append(
+        Line2D([], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="a single seed")
+    )
     if any(row.elsewhere for row in rows):
-        handles.append(Line2D([], [], color="#333333", ls="", marker="D", label="diamond: compared with the arm its row names"))
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="#333333",
+                ls="",
+                marker="D",
+                label="diamond: compared with the arm its row names",
+            )
+        )
     if any(row.mean is not None and not low <= row.mean <= high for row in rows):
-        handles.append(Line2D([], [], color="#333333", ls="", marker=">", label="beyond the axis: see its figure"))
+        handles.append(
+            Line2D([], [], color="#333333", ls="", marker=">", label="beyond the axis: see its figure")
+        )
     if any(row.arm["outcomes"].get("diverged") for row in rows):
         handles.append(Line2D([], [], color=ALERT, ls="", marker="x", mew=2, label="diverged"))
     return handles
@@ -342,7 +427,10 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
         over = row.mean > high
         axes.plot(0.985 if over else 0.015, y, ">" if over else "<", color=colour, ms=7, transform=across)
     else:
-        for limits, width in ((row.interval("joint_low", "joint_high"), 0.9), (row.interval("low", "high"), 2.4)):
+        for limits, width in (
+            (row.interval("joint_low", "joint_high"), 0.9),
+            (row.interval("low", "high"), 2.4),
+        ):
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
         mark = ("D" if row.arm["ebc"] else "d") if row.elsewhere else mark_of(row.arm)
@@ -358,7 +446,10 @@ def write_row(axes: Axes, y: int, row: Row) -> None:
         strip = Rectangle((0.5 * LEFT, y - 0.5), 1 - LEFT, 1, transform=across, fc="#F4F4F4", lw=0, zorder=-1)
         strip.set_clip_on(False)
         axes.add_artist(strip)
-    lines = [(row.name, 8.5, "bold", colour_of(row.arm)), *((words, 7.5, "normal", "#555555") for words in row.words)]
+    lines = [
+        (row.name, 8.5, "bold", colour_of(row.arm)),
+        *((words, 7.5, "normal", "#555555") for words in row.words),
+    ]
     for i, (line, size, weight, colour) in enumerate(lines):
         text = axes.annotate(
             line,
@@ -375,7 +466,9 @@ def write_row(axes: Axes, y: int, row: Row) -> None:
         fit(text, (NAMES[1] - NAMES[0]) * figure.bbox.width)
     beyond = f"{signed(row.mean)}" if row.mean is not None else "–"
     if row.by_rank and row.mean is not None and row.interval("low", "high"):
-        beyond += " [{}, {}]".format(*(signed(x) if math.isfinite(x) else "−∞" if x < 0 else "∞" for x in row.limits))
+        beyond += " [{}, {}]".format(
+            *(signed(x) if math.isfinite(x) else "−∞" if x < 0 else "∞" for x in row.limits)
+        )
     elif row.mean is not None and row.interval("low", "high"):
         beyond += f" ± {row.difference['high'] - row.mean:.3f}"
     losses = ("–" if (loss := row.arm[k]) is None else f"{loss:.3f}" for k in ("test_loss", "val_loss"))

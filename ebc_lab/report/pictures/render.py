@@ -54,7 +54,9 @@ def shrink(root: ElementTree.Element) -> None:
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
                 parent.remove(child)
     everything = list(root.iter())
-    referred = {word for e in everything for v in e.attrib.values() for word in re.findall(r"(?<=#)[\w.-]+", v)}
+    referred = {
+        word for e in everything for v in e.attrib.values() for word in re.findall(r"(?<=#)[\w.-]+", v)
+    }
     for element in everything:
         own = element.attrib
         if own.get("id") not in referred:
@@ -63,10 +65,16 @@ def shrink(root: ElementTree.Element) -> None:
             if key in own:
                 own[key] = rounded(own[key], 1 if len(own[key]) > LONG else 2)
         if element.tag == f"{{{SVG}}}text":
-            own["style"] = own["style"].replace("font-family: 'DejaVu Sans'; ", "").replace("; font-family: 'DejaVu Sans'", "")
+            own["style"] = (
+                own["style"]
+                .replace("font-family: 'DejaVu Sans'; ", "")
+                .replace("; font-family: 'DejaVu Sans'", "")
+            )
             if own.get("transform", "").startswith("rotate(-0 "):
                 del own["transform"]
-            element.text = (element.text or "").replace("  ", "\N{NO-BREAK SPACE}" * 2)  # plain ones would become one
+            element.text = (element.text or "").replace(
+                "  ", "\N{NO-BREAK SPACE}" * 2
+            )  # plain ones would become one
         else:
             element.text = None
         element.tail = "\n"
@@ -79,4 +87,6 @@ def shrink(root: ElementTree.Element) -> None:
 
 def rounded(value: str, digits: int) -> str:
     """Every number in an attribute, to so many digits after the point."""
-    return NUMBER.sub(lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split()))
+    return NUMBER.sub(
+        lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
+    )

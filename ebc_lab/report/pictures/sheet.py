@@ -37,7 +37,9 @@ class Facts:
     windows: int  # of validation text, always the same, that evaluations during a run look at
     band: tuple[float, float]  # where the median c should lie
     margin: float | None = None  # nats of test loss that "no worse" allows
-    grids: Mapping[str, Sequence[float]] = field(default_factory=dict)  # optimizer -> the learning rates asked for
+    grids: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # optimizer -> the learning rates asked for
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
 
@@ -82,8 +84,14 @@ def page(
     """
     figure = Sheet(figsize=size)
     FigureCanvasAgg(figure)
-    source = " · ".join((seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small))
-    lines = [(what, 13.0, "bold", "black"), (whom, 11.0, "normal", "black"), (finding, 9.5, "normal", "#333333")]
+    source = " · ".join(
+        (seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small)
+    )
+    lines = [
+        (what, 13.0, "bold", "black"),
+        (whom, 11.0, "normal", "black"),
+        (finding, 9.5, "normal", "#333333"),
+    ]
     lines += [(source, 7.5, "normal", "#666666")]
     said = [whom.rstrip("."), finding.rstrip("."), alert.rstrip(".")]
     figure.title, figure.alt = " ".join(what.split()), " ".join(". ".join((*filter(None, said), "")).split())
@@ -94,7 +102,9 @@ def page(
     used = EDGE
     for text, points, weight, colour in lines:
         y = 1 - used / height
-        line = figure.text(left, y, " ".join(text.split()), size=points, weight=weight, color=colour, va="top")
+        line = figure.text(
+            left, y, " ".join(text.split()), size=points, weight=weight, color=colour, va="top"
+        )
         fit(line, (RIGHT - left) * figure.bbox.width)
         used += 1.45 * points
     return figure, figure.add_axes((left, 0.2, RIGHT - left, 1 - (used + EDGE) / height - 0.2))
@@ -129,7 +139,11 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
     height, edge = figure.bbox.height, EDGE * figure.dpi / 72
     for columns in (4, 3, 2, 1):
         legend = figure.legend(
-            handles=shown, loc="lower left", bbox_to_anchor=(left, edge / height), borderaxespad=0, ncols=columns
+            handles=shown,
+            loc="lower left",
+            bbox_to_anchor=(left, edge / height),
+            borderaxespad=0,
+            ncols=columns,
         )
         box = legend.get_window_extent()
         if columns == 1 or box.width <= (RIGHT - left) * figure.bbox.width:
@@ -144,7 +158,9 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
 def say_nothing_to_draw(axes: Axes) -> None:
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "no run of this arm recorded a single step", ha="center", va="center", color=ALERT, size=12)
+    axes.text(
+        0.5, 0.5, "no run of this arm recorded a single step", ha="center", va="center", color=ALERT, size=12
+    )
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
@@ -175,11 +191,16 @@ def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     assert isinstance(figure, Figure)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
     to_share = axes.transData + axes.transAxes.inverted()
-    placed = sorted(((to_share.transform((x, y)), label, colour) for x, y, label, colour in ends), key=lambda e: float(e[0][1]))
+    placed = sorted(
+        ((to_share.transform((x, y)), label, colour) for x, y, label, colour in ends),
+        key=lambda e: float(e[0][1]),
+    )
     gap = min(11 / 72 * figure.dpi / axes.bbox.height, 1 / max(len(placed), 1))
     places = spread([float(np.clip(at[1], 0.0, 1.0)) for at, _, _ in placed], gap)
     for (at, label, colour), place in zip(placed, places, strict=True):
-        leader = Line2D([at[0], 1.02], [np.clip(at[1], 0, 1), place], color="#AAAAAA", lw=0.6, transform=axes.transAxes)
+        leader = Line2D(
+            [at[0], 1.02], [np.clip(at[1], 0, 1), place], color="#AAAAAA", lw=0.6, transform=axes.transAxes
+        )
         leader.set_clip_on(False)
         axes.add_artist(leader)
         text = axes.text(1.025, place, label, transform=axes.transAxes, va="center", size=8, color=colour)
@@ -196,6 +217,10 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     labels = axes.get_yticklabels()
     for label in labels:
         fit(label, (ROWS_FROM - LEFT) * figure.bbox.width)
-    start = LEFT + max((label.get_window_extent().width for label in labels), default=0) / figure.bbox.width + 0.012
+    start = (
+        LEFT
+        + max((label.get_window_extent().width for label in labels), default=0) / figure.bbox.width
+        + 0.012
+    )
     box = axes.get_position()
     axes.set_position((start, box.y0, RIGHT - start, box.height))

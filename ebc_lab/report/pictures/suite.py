@@ -30,7 +30,10 @@ PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC, WITHOUT = (EBC, GOAL, "C6", "black"), (PLAIN, "C4", "C5", ALERT)  # where both share a panel
 DASHES = ("-", "--", "-.")
 REST = "#BBBBBB"
-MOST, HIGHLIGHTED = 8, 6  # where there are more than so many EBC arms, so many are told apart; of more, no seed is drawn
+MOST, HIGHLIGHTED = (
+    8,
+    6,
+)  # where there are more than so many EBC arms, so many are told apart; of more, no seed is drawn
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
 AFTER_SHOCK = 150  # steps shown after a shock
@@ -49,19 +52,25 @@ def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> It
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
         forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
         yield Picture(f"ablation{tail}", "verdict", forest)
-        references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
+        references = {
+            v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms
+        }
         courses: dict[str, Course] = {}
         recoveries: list[Recovery] = []
         tight: dict[str, Tightness] = {}
         for label, arm in arms.items():
             runs = references[label] if label in references else read_runs(root, arm)
             of = arm["versus"] or label
-            rival = Rival(of, runs if of == label else references.get(of, []), in_words(arm), itself=of == label)
+            rival = Rival(
+                of, runs if of == label else references.get(of, []), in_words(arm), itself=of == label
+            )
             yield Picture(f"{label}{tail}_loss", "arms", draw_loss(facts, label, arm, runs, rival), label)
             if arm["ebc"]:
                 natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
                 yield Picture(f"{label}{tail}_clip", "arms", draw_clip(facts, label, arm, runs), label)
-                yield Picture(f"{label}{tail}_kl", "arms", draw_kl(facts, label, arm, runs, natural_kl), label)
+                yield Picture(
+                    f"{label}{tail}_kl", "arms", draw_kl(facts, label, arm, runs, natural_kl), label
+                )
                 if sheet := draw_groups(facts, label, arm, runs):
                     yield Picture(f"{label}{tail}_groups", "arms", sheet, label)
                 if measured := tightness_of(runs):
@@ -132,23 +141,38 @@ def distance(arm: Mapping[str, Any]) -> float:
     return abs(math.log(ratio)) if ratio else 0.0
 
 
-def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]) -> Sheet:
+def draw_steps(
+    facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]
+) -> Sheet:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
     far = [
-        x for pair in zip(*(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True) for x in pair
+        x
+        for pair in zip(
+            *(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True
+        )
+        for x in pair
     ]
-    shown = [label for label in courses if len(courses) <= MOST or label in list(dict.fromkeys(far))[:HIGHLIGHTED]]
+    shown = [
+        label for label in courses if len(courses) <= MOST or label in list(dict.fromkeys(far))[:HIGHLIGHTED]
+    ]
     most, farthest = max(arms, key=lambda x: drift(arms[x])), max(arms, key=lambda x: distance(arms[x]))
     parts = []
     if drift(arms[most]):
         parts.append(f"Largest drift of c: {most}, {course_in_words(arms[most])}")
     if distance(arms[farthest]):
-        parts.append(f"farthest from its target: {farthest}, median KL / δ* {arms[farthest]['figures']['kl_ratio_median']:.2f}")
+        parts.append(
+            f"farthest from its target: {farthest}, median KL / δ* {arms[farthest]['figures']['kl_ratio_median']:.2f}"
+        )
     text = "; ".join(parts) or "Neither c nor the KL was measured"
     whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
-    small, seeds = ("c: median near the start → near the end of the run",), max(len(arm["runs"]) for arm in arms.values())
+    small, seeds = (
+        ("c: median near the start → near the end of the run",),
+        max(len(arm["runs"]) for arm in arms.values()),
+    )
     what = "What did the clip do over the run?"
-    figure, bottom = page(facts, what, whom, f"{text[0].upper()}{text[1:]}.", seeds, small, missing(arms), (10.4, 7.4))
+    figure, bottom = page(
+        facts, what, whom, f"{text[0].upper()}{text[1:]}.", seeds, small, missing(arms), (10.4, 7.4)
+    )
     top = another(bottom)
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
     for axes in (top, bottom):
@@ -162,23 +186,40 @@ def draw_steps(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], 
     bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bottom.yaxis.set_minor_locator(NullLocator())
     bottom.axhline(1.0, color=GOAL, lw=1.2, ls="--", zorder=1)
-    within = f"within ±{100 * KL_BAND:g}% of the target; where nothing is clipped the KL lies below it by right"
-    handles: list[Any] = [bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0, label=within)]
+    within = (
+        f"within ±{100 * KL_BAND:g}% of the target; where nothing is clipped the KL lies below it by right"
+    )
+    handles: list[Any] = [
+        bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0, label=within)
+    ]
     if len(shown) < len(courses):
         label = f"{len(courses) - len(shown)} other arms with EBC: the {len(shown)} whose c or KL / δ* moved most are named"
         handles.append(Line2D([], [], color=REST, lw=1.0, label=label))
     over = window(round(last) + 1)
-    handles.append(Line2D([], [], color="#666666", label=f"running means: of c over {over} steps, of the KL over 3 audits"))
+    handles.append(
+        Line2D(
+            [], [], color="#666666", label=f"running means: of c over {over} steps, of the KL over 3 audits"
+        )
+    )
     handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
     tops: list[tuple[float, float, str, str]] = []
     bottoms: list[tuple[float, float, str, str]] = []
     for label, course in courses.items():
         place = shown.index(label) if label in shown else None
-        colour, dashes = (REST, "-") if place is None else (PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)])
+        colour, dashes = (
+            (REST, "-") if place is None else (PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)])
+        )
         width, order = (1.0, 1.5) if place is None else (1.6, 2.5)
         for axes, ends, x, y, own, words in (
             (top, tops, course.steps, course.c, course.seeds[0], f"{label}  {course_in_words(arms[label])}"),
-            (bottom, bottoms, course.audits, course.ratio, course.seeds[1], f"{label}  {ratio_in_words(arms[label])}"),
+            (
+                bottom,
+                bottoms,
+                course.audits,
+                course.ratio,
+                course.seeds[1],
+                f"{label}  {ratio_in_words(arms[label])}",
+            ),
         ):
             axes.plot(x, y, color=colour, ls=dashes, lw=width, zorder=order)
             if place is not None:
@@ -229,7 +270,9 @@ def recovery_of(
     """The arm's recovery; none where it had no shock, or no run lasted long enough after it."""
     lines, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
-    offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]  # with the gap at the shock itself
+    offset = offset[
+        np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)
+    ]  # with the gap at the shock itself
     shock: Mapping[str, Any] = {}
     for run in runs:
         config = specs[run.seed].get("config", {})
@@ -260,16 +303,22 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]) -> Sheet:
+def draw_recovery(
+    facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]
+) -> Sheet:
     """A panel for each kind of shock, a line for each arm that had it."""
     kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries))
     worst, least = (choose(recoveries, key=lambda r: statistics.fmean(r.peaks)) for choose in (max, min))
     text = f"Largest peak: {worst.label}, {signed(statistics.fmean(worst.peaks))}"
-    text += f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}." if least is not worst else "."
+    text += (
+        f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}." if least is not worst else "."
+    )
     whom = f"{optimizer(track)}: training loss around a shock, minus its mean over the {SHOCK_WINDOW} steps before"
     what, of = "How does a run recover from a shock?", max(len(arm["runs"]) for arm in arms.values())
     size = (10.4, 2.4 + 2.2 * len(kinds))
-    figure, last = page(facts, what, whom, text, of, ("peak: the highest mean of any 10 later steps",), missing(arms), size)
+    figure, last = page(
+        facts, what, whom, text, of, ("peak: the highest mean of any 10 later steps",), missing(arms), size
+    )
     panels = [*(another(last) for _ in kinds[1:]), last]
     last.set_xlabel("steps since the shock")
     handles = [
@@ -291,7 +340,9 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
     last.set_position((box.x0, box.y0, box.width, box.height - 12 / 72 / figure.get_figheight()))
     stack(panels, [1.0] * len(panels), 36, LABELS_FROM)
     for (kind, strength), axes in zip(kinds, panels, strict=True):
-        axes.set_title(SHOCKS.get(kind, kind + " {:g}").format(strength), loc="left", size=9.5, color="#333333")
+        axes.set_title(
+            SHOCKS.get(kind, kind + " {:g}").format(strength), loc="left", size=9.5, color="#333333"
+        )
         axes.set_ylabel("loss − before (nats)")
         axes.axhline(0, color="#999999", lw=0.8)
         axes.axvline(0, color=ALERT, ls=":", lw=1.2)
@@ -308,7 +359,9 @@ def draw_recovery(facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]
             if len(own) <= MOST:
                 axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
             at = np.flatnonzero(np.isfinite(recovery.loss))
-            ends.append((float(recovery.offset[at[-1]]), float(recovery.loss[at[-1]]), told(recovery), colour))
+            ends.append(
+                (float(recovery.offset[at[-1]]), float(recovery.loss[at[-1]]), told(recovery), colour)
+            )
         reach = max(x for x, *_ in ends)
         axes.set_xlim(-SHOCK_WINDOW - 1, reach + 1)
         beside(axes, ends)
@@ -321,5 +374,9 @@ def told(recovery: Recovery) -> str:
     label = recovery.label.removesuffix(f"_{recovery.kind}")  # the panel says which shock it was
     text = f"{label}  peak {signed(statistics.fmean(recovery.peaks))}, "
     after = round(statistics.fmean(back)) if back else 0
-    text += f"back after {after} step{'s' * (after != 1)}" if after else "back at once" if back else "not back"
-    return text + (f" ({len(back)} of {len(recovery.back)} seeds)" if 0 < len(back) < len(recovery.back) else "")
+    text += (
+        f"back after {after} step{'s' * (after != 1)}" if after else "back at once" if back else "not back"
+    )
+    return text + (
+        f" ({len(back)} of {len(recovery.back)} seeds)" if 0 < len(back) < len(recovery.back) else ""
+    )

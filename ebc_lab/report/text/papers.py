@@ -64,7 +64,9 @@ def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[
             reference = found["roles"][role]
             rows = [_difference_row(arm, d) for arm, d in found["differences"][role].items()]
             title = f"Test loss against {name}, {reference}"
-            sheets.append(_differences(about, f"{track}-{role}", title, found["differences"][role].values(), rows))
+            sheets.append(
+                _differences(about, f"{track}-{role}", title, found["differences"][role].values(), rows)
+            )
     return sheets
 
 
@@ -79,7 +81,11 @@ def suite(about: About, decision: Mapping[str, Any], results: Results) -> list[S
             elsewhere = "" if arm["versus"] == found["reference"] else f" (against {arm['versus']})"
             rows.append(_difference_row(label + elsewhere, arm["difference"]))
         title = f"Test loss of {track}'s arms against {found['reference']}"
-        sheets.append(_differences(about, f"{track}-differences", title, [a["difference"] for a in compared.values()], rows))
+        sheets.append(
+            _differences(
+                about, f"{track}-differences", title, [a["difference"] for a in compared.values()], rows
+            )
+        )
     return sheets
 
 
@@ -93,7 +99,9 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Sheet]:
     return [Sheet("verdict", "Verdict", caption, columns, rows)]
 
 
-def _arms(about: About, kind: str, track: str, arms: Mapping[str, Mapping[str, Any]], results: Results) -> Sheet:
+def _arms(
+    about: About, kind: str, track: str, arms: Mapping[str, Mapping[str, Any]], results: Results
+) -> Sheet:
     rows = []
     for name, arm in arms.items():
         own = [results.get(run_id, {}) for run_id in arm["runs"].values()]
@@ -116,7 +124,12 @@ def _arms(about: About, kind: str, track: str, arms: Mapping[str, Mapping[str, A
                 over("tokens_per_s", ".0f"),
             )
         )
-    steps = {r["steps"] for arm in arms.values() for i in arm["runs"].values() if (r := results.get(i, {})).get("steps")}
+    steps = {
+        r["steps"]
+        for arm in arms.values()
+        for i in arm["runs"].values()
+        if (r := results.get(i, {})).get("steps")
+    }
     caption = [
         f"After {max(steps, default=0)} steps: seeds completed; mean cross-entropy on the whole split, in nats per token, "
         "± the standard deviation over seeds; median clip coefficient c; applied KL over its target δ*; training tokens per "
@@ -132,7 +145,9 @@ def _with_spread(done: Sequence[Mapping[str, Any]], key: str) -> str:
     values = [float(r[key]) for r in done if r.get(key) is not None]
     if not values:
         return DASH
-    return f"{statistics.fmean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.4f}" + (
+        f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    )
 
 
 def _difference_row(arm: str, d: Mapping[str, Any]) -> tuple[str, ...]:
@@ -166,8 +181,21 @@ def _signed(value: float) -> str:
 def _differences(
     about: About, name: str, title: str, found: Collection[Mapping[str, Any]], rows: Sequence[Sequence[str]]
 ) -> Sheet:
-    columns = ("`arm", ">seeds", ">diverged", ">difference", ">95% interval", ">joint", ">detectable", "judged")
-    shown = [i for i, column in enumerate(columns) if column not in SPARED or any(row[i] not in ("", DASH) for row in rows)]
+    columns = (
+        "`arm",
+        ">seeds",
+        ">diverged",
+        ">difference",
+        ">95% interval",
+        ">joint",
+        ">detectable",
+        "judged",
+    )
+    shown = [
+        i
+        for i, column in enumerate(columns)
+        if column not in SPARED or any(row[i] not in ("", DASH) for row in rows)
+    ]
     kept = [[row[i] for i in shown] for row in (columns, *rows)]
     family = max((d.get("comparisons") or 0 for d in found), default=0)
     looks = max((d.get("looks") or 1 for d in found), default=1)
@@ -199,9 +227,14 @@ def markdown(sheets: Sequence[Sheet]) -> str:
         kinds = [column[0] for column in sheet.columns]
         head = [column.lstrip("`>~") for column in sheet.columns]
         rule = ["---:" if kind == ">" else "---" for kind in kinds]
-        body = [[_as_it_stands(c) if k == "`" else _plain(c) for k, c in zip(kinds, row, strict=True)] for row in sheet.rows]
+        body = [
+            [_as_it_stands(c) if k == "`" else _plain(c) for k, c in zip(kinds, row, strict=True)]
+            for row in sheet.rows
+        ]
         lines = [f"| {' | '.join(cells)} |" for cells in ([_plain(h) for h in head], rule, *body)]
-        parts.append(f"## {_plain(sheet.title)}\n\n" + "\n".join(lines) + f"\n\n{_plain(' '.join(sheet.caption))}\n")
+        parts.append(
+            f"## {_plain(sheet.title)}\n\n" + "\n".join(lines) + f"\n\n{_plain(' '.join(sheet.caption))}\n"
+        )
     return "\n".join(parts)
 
 
@@ -216,7 +249,16 @@ def _as_it_stands(name: str) -> str:
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
-GREEK = {"β": "beta", "δ": "delta", "η": "eta", "κ": "kappa", "ρ": "rho", "σ": "sigma", "τ": "tau", "Δ": "Delta"}
+GREEK = {
+    "β": "beta",
+    "δ": "delta",
+    "η": "eta",
+    "κ": "kappa",
+    "ρ": "rho",
+    "σ": "sigma",
+    "τ": "tau",
+    "Δ": "Delta",
+}
 LATEX = str.maketrans(
     {
         **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -303,7 +345,14 @@ def write(
     `corpus`: its title and warning, under `corpus` and `warning`.
     """
     made: dict[str, list[Sheet]] = {}
-    about = About(config.study.name, corpus["corpus"], corpus["warning"], config.scale, config.seeds, config.finals.margin)
+    about = About(
+        config.study.name,
+        corpus["corpus"],
+        corpus["warning"],
+        config.scale,
+        config.seeds,
+        config.finals.margin,
+    )
     for stage, name, sheets in (("finals", "summary_final", finals), ("ablation", "ablation", suite)):
         if stage in decisions:
             about = replace(about, seeds=seeds_of(decisions[stage]))

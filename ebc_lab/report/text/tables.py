@@ -93,7 +93,9 @@ def write_ablation(root: Path, decision: Mapping[str, Any]) -> None:
     _write(root / "ablation.csv", ablation(decision))
 
 
-def write_summary(root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
+def write_summary(
+    root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
+) -> None:
     """summary_<stage>.csv, or summary_final.csv."""
     _write(summary_path(root, stage), summary(specs, results))
 

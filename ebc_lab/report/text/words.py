@@ -49,7 +49,10 @@ STAGES = {  # name -> title, what it is for
         "With and without EBC, at multiples of the best plain learning rate.",
     ),
     "tune": ("Each arm at its own best", "Every arm that has a grid gets the same number of tuning runs."),
-    "finals": ("Finals", "Every arm at full length, from the same initial weights and data order for each seed."),
+    "finals": (
+        "Finals",
+        "Every arm at full length, from the same initial weights and data order for each seed.",
+    ),
     "ablation": ("Ablation", "Every arm of the suite over the same seeds, each paired with its reference."),
 }
 CHECKS = {  # name -> title, what it asks, and what each verdict means
@@ -155,7 +158,13 @@ def percent(x: float | None, digits: int = 0) -> str:
 def setting(x: Any) -> str:
     """A value of the configuration, short and exact."""
     if isinstance(x, Mapping | list | tuple):
-        return "[" + ", ".join(map(setting, x)) + "]" if not isinstance(x, Mapping) else "{}" if not x else str(dict(x))
+        return (
+            "[" + ", ".join(map(setting, x)) + "]"
+            if not isinstance(x, Mapping)
+            else "{}"
+            if not x
+            else str(dict(x))
+        )
     return "none" if x is None else {True: "yes", False: "no"}[x] if isinstance(x, bool) else str(x)
 
 
@@ -163,7 +172,9 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     """`−0.012 to +0.034`; a missing limit is an infinite one."""
     if low is None and high is None:
         return NOTHING
-    return f"{'−∞' if low is None else signed(low, digits)} to {'+∞' if high is None else signed(high, digits)}"
+    return (
+        f"{'−∞' if low is None else signed(low, digits)} to {'+∞' if high is None else signed(high, digits)}"
+    )
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:
@@ -210,9 +221,7 @@ def gap(difference: Mapping[str, Any], joint: bool) -> str:
     if d["low"] is None and d["high"] is None:
         return f"{size}, from one pair of runs"
     whose = f"for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
-    return (
-        f"{size} (95% interval {interval(d['low'], d['high'], 3)}{whose and f' {whose}'}, {plural(d['seeds'], 'paired seed')})"
-    )
+    return f"{size} (95% interval {interval(d['low'], d['high'], 3)}{whose and f' {whose}'}, {plural(d['seeds'], 'paired seed')})"
 
 
 def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] | None:
@@ -222,7 +231,9 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
     if fair is None:
         return None
     how = judgement(fair)
-    word = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Not settled."}[how]
+    word = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Not settled."}[
+        how
+    ]
     said = {
         "beats": "EBC’s best arm beats the fair control",
         "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
@@ -251,7 +262,11 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     arms = {n: a for n, a in found["arms"].items() if a["comparable"] and a["test_median"] is not None}
     arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
-        return {"judged": "undecided", "word": "No answer.", "text": "No arm completed a run that can be compared."}
+        return {
+            "judged": "undecided",
+            "word": "No answer.",
+            "text": "No arm completed a run that can be compared.",
+        }
     best = min(arms, key=lambda n: arms[n]["test_median"])
     text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
     told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
@@ -264,7 +279,12 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     return {"judged": "undecided", "word": "Best arm: " + best + ".", "text": text}
 
 
-_SUITE_COUNTS = {"beats": "beat it", "meets": "meet the target", "misses": "miss it", "undecided": "are undecided"}
+_SUITE_COUNTS = {
+    "beats": "beat it",
+    "meets": "meet the target",
+    "misses": "miss it",
+    "undecided": "are undecided",
+}
 
 
 OPTIMIZERS = {
@@ -306,4 +326,6 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
 def optimizer(track: str) -> str:
     """A track (optimizer_projection) in words."""
     name, _, projection = track.rpartition("_")
-    return OPTIMIZERS.get(name, name) + (f" + {projection} projection" if projection not in ("", "none") else "")
+    return OPTIMIZERS.get(name, name) + (
+        f" + {projection} projection" if projection not in ("", "none") else ""
+    )

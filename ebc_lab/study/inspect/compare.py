@@ -29,14 +29,18 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     """
     heads = a.header(), b.header()
     settings = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    machine = [{**flat(h["versions"]), **h["environment"], "git": h["git"], **flat(h["hardware"])} for h in heads]
+    machine = [
+        {**flat(h["versions"]), **h["environment"], "git": h["git"], **flat(h["hardware"])} for h in heads
+    ]
     decisions = a.true_decisions(), b.true_decisions()
     stages = [s for s in decisions[0] if s in decisions[1]]
     return {
         "studies": [a.name, b.name],
         "roots": [str(a.root), str(b.root)],
         "settings": _unequal(*settings, leave=OF_A_PLACE),
-        "resolved": {k: v for k, v in _unequal(heads[0]["config"], heads[1]["config"]).items() if k in RESOLVED},
+        "resolved": {
+            k: v for k, v in _unequal(heads[0]["config"], heads[1]["config"]).items() if k in RESOLVED
+        },
         "corpus": [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads],
         "same_corpus": heads[0]["corpus"]["sha256"] == heads[1]["corpus"]["sha256"],
         "machine": _unequal(machine[0], machine[1]),
@@ -61,7 +65,13 @@ def _runs(a: Study, b: Study) -> dict[str, Any]:
         problem = next((r.problem for r in records if r.problem), None)
         if problem:
             raise UserError(problem)
-        found.append({r.run_id: r.result for r in records if r.result is not None and r.spec and r.spec["kind"] == "train"})
+        found.append(
+            {
+                r.run_id: r.result
+                for r in records
+                if r.result is not None and r.spec and r.spec["kind"] == "train"
+            }
+        )
     common = [r for r in found[0] if r in found[1]]
     different = {}
     for run_id in common:
@@ -98,7 +108,11 @@ def _at(values: Any, path: str) -> Any:
 def _verdict(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Each line of the verdicts, side by side; `flipped` where they do not say the same."""
     lines = [
-        {(track, line["name"]): line for track, found in (d or {"tracks": {}})["tracks"].items() for line in found["verdict"]}
+        {
+            (track, line["name"]): line
+            for track, found in (d or {"tracks": {}})["tracks"].items()
+            for line in found["verdict"]
+        }
         for d in (a, b)
     ]
     out = []

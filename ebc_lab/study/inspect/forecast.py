@@ -77,7 +77,9 @@ def _play(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, lis
         if stage not in ("finals", "ablation"):  # the last: nothing is built on them
             try:
                 decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
-            except Undecidable:  # what is known will stop the study here; what it would be otherwise is the better answer
+            except (
+                Undecidable
+            ):  # what is known will stop the study here; what it would be otherwise is the better answer
                 return _play(config, scenario, lambda specs: {})
         played[stage] = [s for s in distinct(specs) if s.run_id not in before]
     return played
@@ -87,9 +89,19 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
     """A result as the scenario has it; its losses start from `best`, so that they fit in with those that are known."""
     lr, grid = spec.run.optimizer.lr, config.lr_sweep.grids[spec.run.optimizer.name]
     middle = grid[len(grid) // 2] if len(grid) > 2 and not scenario.edge else math.inf
-    loss = best + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr)) + 1e-6 * spec.run.seed
-    base_points = len(config.calibrate.multiples if config.calibrate.delta_grid == "natural" else PUBLISHED_DELTAS)
-    hit = nth >= base_points - 1 + scenario.extra if spec.stage == "calibrate" else scenario.merged == (spec.lr_scale == 2)
+    loss = (
+        best
+        + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr))
+        + 1e-6 * spec.run.seed
+    )
+    base_points = len(
+        config.calibrate.multiples if config.calibrate.delta_grid == "natural" else PUBLISHED_DELTAS
+    )
+    hit = (
+        nth >= base_points - 1 + scenario.extra
+        if spec.stage == "calibrate"
+        else scenario.merged == (spec.lr_scale == 2)
+    )
     c = 0.6 if hit else 0.1 if spec.stage == "calibrate" else 0.3
     if spec.stage == "lr_scale" and spec.role == "ebc" and not scenario.merged:
         c = 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3
@@ -123,7 +135,9 @@ def planned(config: Config) -> dict[str, Any]:
     for problem in (r.problem for r in records if r.problem):
         raise UserError(problem)
     device = chosen_device(config.device)
-    begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1  # as it was measured then
+    begun_with = (
+        header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
+    )  # as it was measured then
     launcher = replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with)
     data = replace(config.data, sha256=config.data.sha256 or "0" * 64)
     placed = replace(config, device=device, data=data, launcher=launcher)
@@ -135,7 +149,9 @@ def planned(config: Config) -> dict[str, Any]:
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
     for scenario, played in forecast(named, known=known).items():
         for stage, figures in stages.items():
-            specs = [s for st, ss in played.items() for s in ss if stage in (st, "total") and s.kind == "train"]
+            specs = [
+                s for st, ss in played.items() for s in ss if stage in (st, "total") and s.kind == "train"
+            ]
             done = known(specs)
             steps = sum(s.run.steps for s in specs)
             left = [s for s in specs if s.run_id not in done]
@@ -150,7 +166,11 @@ def planned(config: Config) -> dict[str, Any]:
         for key in ("runs", "steps", "tokens", "eta_s"):
             found = [f[key] for f in figures.values() if f[key] is not None]
             figures["min"][key], figures["max"][key] = min(found, default=None), max(found, default=None)
-    measured = "steps/s measured on this machine, evaluations and start-up not counted" if speed and speed.rate else None
+    measured = (
+        "steps/s measured on this machine, evaluations and start-up not counted"
+        if speed and speed.rate
+        else None
+    )
     return {
         "study": config.study.name,
         "scale": config.scale,
@@ -165,7 +185,9 @@ def planned(config: Config) -> dict[str, Any]:
     }
 
 
-def _seconds(left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None) -> float | None:
+def _seconds(
+    left: Sequence[RunSpec], config: Config, rate: Pace | None, speed: Choice | None
+) -> float | None:
     if rate is not None:
         return sum(map(rate.seconds, left)) / at_a_time(config)
     if speed is not None and speed.rate is not None:

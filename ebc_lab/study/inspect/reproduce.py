@@ -47,7 +47,9 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     words = [f"{k}={_override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
     named = [f"{name}={_override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
-        shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]), [c for c in changed if c[0] != name], unsaid
+        shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]),
+        [c for c in changed if c[0] != name],
+        unsaid,
     )
 
 
@@ -55,7 +57,9 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
 def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
     """Every setting that these choices give by themselves; composing is slow, and a page asks for each failed run."""
     config = compose(chosen, study=study, here=False)
-    return flat({k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY})
+    return flat(
+        {k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY}
+    )
 
 
 def _suite(asked: Mapping[str, Any]) -> str:
@@ -72,7 +76,9 @@ def _suite(asked: Mapping[str, Any]) -> str:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return bool(a == b or (isinstance(a, int | float) and isinstance(b, int | float) and float(a) == float(b)))
+    return bool(
+        a == b or (isinstance(a, int | float) and isinstance(b, int | float) and float(a) == float(b))
+    )
 
 
 def _override_value(value: Any) -> str:

@@ -65,7 +65,9 @@ def status(study: Study) -> dict[str, Any]:
         outcomes: dict[str, int] = {}
         for r in own:
             outcomes[r["outcome"] or "open"] = outcomes.get(r["outcome"] or "open", 0) + 1
-        state = "stale" if stage in because else "decided" if stage in decisions else "open" if own else "waiting"
+        state = (
+            "stale" if stage in because else "decided" if stage in decisions else "open" if own else "waiting"
+        )
         stages.append(
             {
                 "stage": stage,
@@ -88,7 +90,9 @@ def status(study: Study) -> dict[str, Any]:
     if state.startswith("finished"):
         eta: float | None = 0.0
     else:
-        eta = _eta(config, records, runs, known) if state != "stale" else None  # it hangs on what is decided again
+        eta = (
+            _eta(config, records, runs, known) if state != "stale" else None
+        )  # it hangs on what is decided again
     return {
         "study": study.name,
         "root": str(study.root),
@@ -97,7 +101,9 @@ def status(study: Study) -> dict[str, Any]:
         "scale": config.scale,
         "corpus": header["corpus"],
         "stages": stages,
-        "running": [r for r in runs if r["outcome"] is None and r["progress"]] if holder is not None or queue else [],
+        "running": [r for r in runs if r["outcome"] is None and r["progress"]]
+        if holder is not None or queue
+        else [],
         "queue": queue,
         "eta_s": eta,
         "failures": failures,
@@ -105,7 +111,9 @@ def status(study: Study) -> dict[str, Any]:
     }
 
 
-def run_status(study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None) -> dict[str, Any]:
+def run_status(
+    study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """A planned run in a few words: what it is, and what became of it."""
     return {
         "run_id": run_id,
@@ -156,12 +164,19 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
     return reproduce(config, run) if spec["kind"] == "train" else None
 
 
-def _eta(config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf) -> float | None:
+def _eta(
+    config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf
+) -> float | None:
     """Seconds left, at the pace of the finished runs, for the runs to be expected; None where nothing is known."""
     rate = pace.learned(records)
     if rate is None:
         return None
-    expected = [s for specs in forecast(config, ("expected",), known)["expected"].values() for s in specs if s.kind == "train"]
+    expected = [
+        s
+        for specs in forecast(config, ("expected",), known)["expected"].values()
+        for s in specs
+        if s.kind == "train"
+    ]
     done = known(expected)
     part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
     left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)

@@ -48,14 +48,22 @@ def headline(stage: str, decision: Mapping[str, Any]) -> list[str]:
             lowest = f"; lowest median validation loss {first[0]}, {done[first[0]]:.4f}" if first else ""
             lines.append(f"{track}: {len(d['arms'])} arms{lowest}")
         elif stage == "lr_scale":
-            rooms = ", ".join(f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items())
-            note = " (LR inert under EBC, so its headroom is a tautology)" if d["headroom_is_tautology"] else ""
+            rooms = ", ".join(
+                f"{arm} {'none' if x is None else f'×{x:g}'}" for arm, x in d["headroom"].items()
+            )
+            note = (
+                " (LR inert under EBC, so its headroom is a tautology)" if d["headroom_is_tautology"] else ""
+            )
             lines.append(
                 f"{track}: ×{d['lr_scale']:g}, median c {d['c_median']:.2f}, val {d['val_loss']:.4f}; headroom {rooms}{note}"
             )
         else:
             counts = {v: sum(x["verdict"] == v for x in d["verdict"]) for v in ("pass", "fail", "undecided")}
-            gap = "" if d["margin_sigma"] is None else f"; best EBC arm from the fair control {d['margin_sigma']:+.1f} σ"
+            gap = (
+                ""
+                if d["margin_sigma"] is None
+                else f"; best EBC arm from the fair control {d['margin_sigma']:+.1f} σ"
+            )
             lines.append(f"{track}: " + ", ".join(f"{n} {v}" for v, n in counts.items()) + gap)
         if "ranked" in d:  # one winner
             margin = d["margin_sigma"]
@@ -70,7 +78,9 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     header, decisions, records = study.header(), study.true_decisions(), study.records()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):
-        raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
+        raise UserError(
+            f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet."
+        )
     with seen_from(study, header):
         because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
     found, floors = {}, noise_floor(decisions)
@@ -87,7 +97,10 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
 
 def noise_floor(decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Track -> the noise that margins are counted in: see `inference.noise`."""
-    return {track: noise(d["replicate_losses"]) for track, d in decisions.get("lr_sweep", {"tracks": {}})["tracks"].items()}
+    return {
+        track: noise(d["replicate_losses"])
+        for track, d in decisions.get("lr_sweep", {"tracks": {}})["tracks"].items()
+    }
 
 
 def noise_in_words(floor: Mapping[str, Any]) -> str:
@@ -114,7 +127,9 @@ def flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
             continue
         if stage in ("tune", "ablation"):
             continue  # a table, not one winner
-        others = [c for c in decision["candidates"] if c["run_id"] != d["run_id"] and c["val_loss"] is not None]
+        others = [
+            c for c in decision["candidates"] if c["run_id"] != d["run_id"] and c["val_loss"] is not None
+        ]
         ranked = [c for c in others if c["run_id"] in d["ranked"]]
         words = []
         if ranked:
@@ -125,7 +140,9 @@ def flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
             words.append(f"{second['arm']} at {which} would have had to be {gap:.4f} nats better{sigma}")
         if stage != "lr_sweep":
             passed = [
-                c for c in others if c["role"] == "ebc" and c["run_id"] not in d["ranked"] and c["val_loss"] < d["val_loss"]
+                c
+                for c in others
+                if c["role"] == "ebc" and c["run_id"] not in d["ranked"] and c["val_loss"] < d["val_loss"]
             ]
             if passed:
                 low = min(passed, key=lambda c: c["val_loss"])
@@ -135,6 +152,8 @@ def flips(stage: str, decision: Mapping[str, Any]) -> list[str]:
                 )
         for pair in decision.get("pairs", []):
             if pair["track"] != track and pair["val_loss"] is not None:
-                words.append(f"{pair['track']} would have had to be {pair['val_loss'] - d['val_loss']:.4f} nats better")
+                words.append(
+                    f"{pair['track']} would have had to be {pair['val_loss'] - d['val_loss']:.4f} nats better"
+                )
         out.append(f"{track}: " + ("; ".join(words) or "there was no other candidate"))
     return out

@@ -45,9 +45,13 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
         try:
             ended, left = queue.dismiss(session)
         except queue.QueueSilent as error:
-            raise UserError(f"the jobs named {queue.job_name(session)} cannot be ended ({error}): try again.") from None
+            raise UserError(
+                f"the jobs named {queue.job_name(session)} cannot be ended ({error}): try again."
+            ) from None
         if left:
-            raise UserError(f"Slurm still shows {', '.join(left)}, though cancelled: look with squeue, and cancel again later.")
+            raise UserError(
+                f"Slurm still shows {', '.join(left)}, though cancelled: look with squeue, and cancel again later."
+            )
     with study.held():
         runs = _record(study)
         queue.forget(study)
@@ -77,11 +81,20 @@ def _give_up(study: Study, directory: Path) -> bool:
                 return False
             if mine:
                 spec, now = read_json(directory / "spec.json"), study.progress(directory.name) or {}
-                about = {"run_id": directory.name, "identity": digest(spec["identity"]), "outcome": "cancelled"}
-                write_sealed(directory / "result.json", {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)})
+                about = {
+                    "run_id": directory.name,
+                    "identity": digest(spec["identity"]),
+                    "outcome": "cancelled",
+                }
+                write_sealed(
+                    directory / "result.json",
+                    {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)},
+                )
                 attempts.note(directory, "cancelled")
                 (directory / "progress.json").unlink(missing_ok=True)
                 return True
         if time.monotonic() > deadline:
-            raise UserError(f"a worker still trains in {directory}: see {directory / attempts.FILE} for where, and end it.")
+            raise UserError(
+                f"a worker still trains in {directory}: see {directory / attempts.FILE} for where, and end it."
+            )
         time.sleep(POLL_S)

@@ -39,7 +39,11 @@ class WorkerCommand:
         # checkpoint. In a Slurm job: the job's own, so that Slurm finds it
         prepare = _step_back if local else _deaf_to_usr2
         self.process = subprocess.Popen(
-            command, env={**inherited, **self.env}, start_new_session=local, preexec_fn=prepare, stdin=subprocess.DEVNULL
+            command,
+            env={**inherited, **self.env},
+            start_new_session=local,
+            preexec_fn=prepare,
+            stdin=subprocess.DEVNULL,
         )
         write_json(Path(self.session) / f"process-{name}.json", {"pid": self.process.pid}, durable=False)
         if local:
@@ -48,7 +52,9 @@ class WorkerCommand:
         code = self.process.wait()
         write_json(Path(self.session) / f"exit-{name}.json", {"code": code}, durable=False)
         if code and not local:
-            raise RuntimeError(f"the worker ended with exit code {code}")  # so that Slurm counts the job as failed
+            raise RuntimeError(
+                f"the worker ended with exit code {code}"
+            )  # so that Slurm counts the job as failed
         return code
 
     def _tell(self, number: int) -> None:
@@ -61,7 +67,9 @@ class WorkerCommand:
 
         if self.process is not None:
             self._tell(signal.SIGINT)
-            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # `wait` above holds Popen's own lock
+            os.waitid(
+                os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT
+            )  # `wait` above holds Popen's own lock
         return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
 
 

@@ -20,7 +20,9 @@ class InlinePool:
         self.config, self.study = config, study
         self.at_a_time = 1
 
-    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
+    def run(
+        self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
+    ) -> None:
         from ebc_lab.training.outcome import DeviceFailed
         from ebc_lab.training.run import Interrupted
 
@@ -36,7 +38,9 @@ class InlinePool:
                 check_in([], [])
                 try:
                     while not (directory / "result.json").exists():
-                        done = execute(self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked))
+                        done = execute(
+                            self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked)
+                        )
                         if not done:  # a worker of a driver that has died still holds it
                             if asked:
                                 raise KeyboardInterrupt
@@ -45,7 +49,9 @@ class InlinePool:
                 except Interrupted:
                     raise KeyboardInterrupt from None
                 except DeviceFailed as error:
-                    raise WorkersFailed(f"the GPU is gone ({error}); the same command carries on from here.") from None
+                    raise WorkersFailed(
+                        f"the GPU is gone ({error}); the same command carries on from here."
+                    ) from None
                 check_in([spec.run_id], [])
         finally:
             for sig, handler in previous.items():

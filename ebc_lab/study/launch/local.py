@@ -64,7 +64,9 @@ class LocalPool(WorkerPool):
             job, cause = self.jobs.pop(slot), exit_cause(self.session, str(slot))
             if not cause:  # what had started it was killed: the worker itself may live on
                 self._kill(str(slot))
-            deaths.append(Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout)))
+            deaths.append(
+                Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout))
+            )
             for left in ("exit", "process"):
                 (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
         return deaths

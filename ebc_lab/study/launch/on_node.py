@@ -31,7 +31,12 @@ from .submit import submitted
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
     """What `packing` finds on a node; kept beside the study's sessions, for its later calls. Raises as `_on_node`."""
-    about = [to_dict(run_part(config)), config.launcher.partition, config.launcher.constraint, versions()["torch"]]
+    about = [
+        to_dict(run_part(config)),
+        config.launcher.partition,
+        config.launcher.constraint,
+        versions()["torch"],
+    ]
     kept = state_dir(study, "slurm") / f"packing-{digest(about)[:16]}.json"
     if not kept.exists():
         say("measuring on a node how many runs of this shape should share a GPU …")
@@ -54,7 +59,9 @@ def _on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[st
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{what}-", dir=state_dir(study, "slurm")))
     name, out = f"ebc-{study.name[:40]}-{folder.name}", folder / "found.json"
-    [job] = submitted(config, folder, name, [_Measurement(what, json.dumps(to_dict(run_part(config))), str(out))])
+    [job] = submitted(
+        config, folder, name, [_Measurement(what, json.dumps(to_dict(run_part(config))), str(out))]
+    )
     remedy = f"read {job.paths.stdout}, or give {otherwise}"
     looked = seen = time.monotonic()
     try:
@@ -67,11 +74,15 @@ def _on_node(what: str, config: Config, study: Study, otherwise: str) -> dict[st
                 seen = looked if found is not None else seen
                 ended = looked - seen > GONE_S if found is None else not found.live
                 if ended and not out.exists():
-                    raise UserError(f"measuring the {what} on a node failed ({found.state if found else 'gone'}): {remedy}.")
+                    raise UserError(
+                        f"measuring the {what} on a node failed ({found.state if found else 'gone'}): {remedy}."
+                    )
             time.sleep(POLL_S)
         return dict(read_json(out))
     except QueueSilent as error:
-        raise UserError(f"the Slurm queue cannot be asked ({error}): mend that, or give {otherwise}.") from None
+        raise UserError(
+            f"the Slurm queue cannot be asked ({error}): mend that, or give {otherwise}."
+        ) from None
     finally:
         with suppress(QueueSilent):
             queue.scancel(name)

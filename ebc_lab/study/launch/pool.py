@@ -33,7 +33,9 @@ from ..store.study import FINISHED, Study
 from .session import Session
 
 STARTS_TO_GIVE_UP = 3  # workers in a row that die, or give up waiting, before they took a run
-RUNS_TO_AVOID = 2  # different runs that lost their worker in one place, one after the other, before it is avoided
+RUNS_TO_AVOID = (
+    2  # different runs that lost their worker in one place, one after the other, before it is avoided
+)
 WATCH_S = 1.0  # between two looks at the heartbeats
 # (newly done, what each busy worker is on), at every poll; raises to stop the wave
 CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], None]
@@ -69,14 +71,18 @@ class WorkerPool(ABC):
         self.published: tuple[Any, ...] = ()
         self.seen: set[str] = set()  # runs whose results stand
         self.lost: dict[str, int] = {}
-        self.killed: dict[str, tuple[str, list[str]]] = {}  # worker -> why we killed it, and which of its runs are to blame
+        self.killed: dict[
+            str, tuple[str, list[str]]
+        ] = {}  # worker -> why we killed it, and which of its runs are to blame
         self.stillborn = 0
         # place -> for each of the workers that died there, one after the other, which runs may be to blame
         self.deaths_at: dict[str, list[set[str | None]]] = {}
         self.places: set[str] = set()
         self.avoided: set[str] = set()
         self.watched = 0.0
-        self.beats: dict[str, tuple[Any, float, dict[str, float]]] = {}  # worker -> (sign of life, since, run -> since)
+        self.beats: dict[
+            str, tuple[Any, float, dict[str, float]]
+        ] = {}  # worker -> (sign of life, since, run -> since)
 
     @abstractmethod
     def _staff(self, wanted: int) -> None:
@@ -106,7 +112,9 @@ class WorkerPool(ABC):
     def leave(self) -> None:
         """The driver is interrupted: close, or leave the workers to whoever comes back."""
 
-    def run(self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool) -> None:
+    def run(
+        self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
+    ) -> None:
         """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`.
 
         With `canary` the first run goes alone until it has taken a step; where it fails, another one alone.
@@ -125,7 +133,9 @@ class WorkerPool(ABC):
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            check_in(done, [runs for worker in self._at_work() if (runs := notes.get(worker, {}).get("run_ids"))])
+            check_in(
+                done, [runs for worker in self._at_work() if (runs := notes.get(worker, {}).get("run_ids"))]
+            )
             if not left:
                 return
             if tried < len(ordered):
@@ -231,13 +241,17 @@ class WorkerPool(ABC):
             raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
         if death.clean:
             return
-        self._blame(self._place(death.worker, note), guilty or run_ids, int(note.get("ran") or 0) - len(run_ids))
+        self._blame(
+            self._place(death.worker, note), guilty or run_ids, int(note.get("ran") or 0) - len(run_ids)
+        )
         lost = [r for r in run_ids if not self.study.has_result(r)]
         for run_id in lost:
             attempts.note(self.study.run_dir(run_id), "lost", worker=death.worker, cause=cause)
             self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
         if len(lost) > 1 and not guilty:
-            self.say(f"which of the {len(lost)} is to blame is not known: each goes alone from now on, and none is charged")
+            self.say(
+                f"which of the {len(lost)} is to blame is not known: each goes alone from now on, and none is charged"
+            )
             self.alone.update(lost)
             return
         for run_id in lost:
@@ -298,6 +312,14 @@ def at_a_time(config: Config) -> int:
 def habits(config: Config) -> dict[str, Any]:
     """What session.json tells every worker, wherever it runs, and which code is meant."""
     asked = config.launcher
-    code = {"ebc_lab": __version__, "git": git_revision(), "torch": versions()["torch"], "numerics_version": NUMERICS_VERSION}
+    code = {
+        "ebc_lab": __version__,
+        "git": git_revision(),
+        "torch": versions()["torch"],
+        "numerics_version": NUMERICS_VERSION,
+    }
     about = {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10, "code": code}
-    return {**about, "runs_per_worker": max(1, asked.runs_per_worker)}  # 0 is resolved by now, or nobody has a GPU
+    return {
+        **about,
+        "runs_per_worker": max(1, asked.runs_per_worker),
+    }  # 0 is resolved by now, or nobody has a GPU

@@ -79,7 +79,14 @@ def queue(name: str) -> dict[str, Job]:
 
 def squeue() -> list[str]:
     """The command whose answer `listed` reads: all of this user's jobs that Slurm still knows."""
-    return ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%F|%K|%T|%r"]
+    return [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--states=all",
+        f"--user={os.getuid()}",
+        "--format=%F|%K|%T|%r",
+    ]
 
 
 def listed(text: str) -> dict[str, Job]:
@@ -145,7 +152,11 @@ def looked_up(session: Session, every_s: float) -> dict[str, Job]:
         pass
     found = queue(job_name(session))
     with suppress(OSError):  # then it is asked again sooner, that is all
-        write_json(path, {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in found.items()}}, durable=False)
+        write_json(
+            path,
+            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in found.items()}},
+            durable=False,
+        )
     return found
 
 

@@ -32,7 +32,9 @@ def state_dir(study: Study, launcher: str) -> Path:
         for level in (path, path.parent, path.parent.parent):
             level.chmod(0o700)
     except OSError as error:
-        raise UserError(f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own.") from None
+        raise UserError(
+            f"{path} cannot be made ({error.strerror}): set XDG_STATE_HOME to a folder you own."
+        ) from None
     return path
 
 
@@ -47,7 +49,9 @@ class Session:
     def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
         """A new one, in place of any that an earlier driver left behind."""
         state = state_dir(study, launcher)
-        for old in state.glob("session-*"):  # a worker that is still in one takes its vanished lock for a free one
+        for old in state.glob(
+            "session-*"
+        ):  # a worker that is still in one takes its vanished lock for a free one
             shutil.rmtree(old, ignore_errors=True)
         session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
         write_json(session.root / "session.json", {"study": str(study.root.resolve()), **about})
@@ -111,4 +115,6 @@ def exit_cause(session: Session, worker: str) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"killed by {name}" + (" (as the system does when memory runs out)" if -code == signal.SIGKILL else "")
+    return f"killed by {name}" + (
+        " (as the system does when memory runs out)" if -code == signal.SIGKILL else ""
+    )

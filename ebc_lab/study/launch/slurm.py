@@ -23,7 +23,9 @@ from .session import Session, exit_cause
 from .submit import REFUSALS, submitted
 
 POLL_S = 0.5
-GONE_S = 60.0  # until a job that the queue does not show counts as gone, and one that is always ending as ended
+GONE_S = (
+    60.0  # until a job that the queue does not show counts as gone, and one that is always ending as ended
+)
 
 
 class SlurmPool(WorkerPool):
@@ -34,7 +36,9 @@ class SlurmPool(WorkerPool):
     def __init__(self, config: Config, study: Study, slots: int, say: Say):
         session, live = self._adopted(config, study, say)
         if session is None:
-            session = Session.begin(study, "slurm", bound=False, idle_s=config.launcher.idle_s, **habits(config))
+            session = Session.begin(
+                study, "slurm", bound=False, idle_s=config.launcher.idle_s, **habits(config)
+            )
             queue.remember(study, session)
         super().__init__(config, study, session, slots, say)
         self.jobs = live
@@ -48,7 +52,9 @@ class SlurmPool(WorkerPool):
         for worker in set(session.notes()) - set(live):
             session.forget(worker)
         if live:
-            say(f"{len(live)} Slurm job(s) of an earlier call are still there: {', '.join(sorted(live))}; adopted")
+            say(
+                f"{len(live)} Slurm job(s) of an earlier call are still there: {', '.join(sorted(live))}; adopted"
+            )
 
     def _adopted(self, config: Config, study: Study, say: Say) -> tuple[Session | None, dict[str, Job]]:
         """The session whose jobs still live and run this very code, if there is one. Raises UserError."""
@@ -59,18 +65,24 @@ class SlurmPool(WorkerPool):
             live = {k: j for k, j in queue.queue(job_name(session)).items() if j.live and j.state != ENDING}
             about = session.about()
             if live and any(about.get(k) != v for k, v in habits(config).items()):
-                say(f"{len(live)} Slurm job(s) of an earlier call run other code or settings of the launcher: ended")
+                say(
+                    f"{len(live)} Slurm job(s) of an earlier call run other code or settings of the launcher: ended"
+                )
                 queue.dismiss(session)
                 live = {}
         except QueueSilent as error:
-            raise UserError(f"the Slurm queue cannot be asked ({error}): mend that, and give the command again.") from None
+            raise UserError(
+                f"the Slurm queue cannot be asked ({error}): mend that, and give the command again."
+            ) from None
         return (session, live) if live else (None, {})
 
     # -- what every pool does ------------------------------------------------------------------------------------------
 
     def _staff(self, wanted: int) -> None:
         if self.slots < 1:
-            raise WorkersFailed("all its jobs were cancelled from outside: the same command carries on with new ones.")
+            raise WorkersFailed(
+                "all its jobs were cancelled from outside: the same command carries on with new ones."
+            )
         missing = min(self.slots, wanted) - len(self.jobs)
         if missing <= 0 or time.monotonic() < self.again:
             return
@@ -111,7 +123,9 @@ class SlurmPool(WorkerPool):
             self._show(f"the queue does not answer ({error}); asking again")
             return
         for key, job in found.items():
-            if job.live and key not in self.jobs and job.state != ENDING:  # of a submission that was cut off half-way
+            if (
+                job.live and key not in self.jobs and job.state != ENDING
+            ):  # of a submission that was cut off half-way
                 self.jobs[key] = job
                 self.since.setdefault(key, now)
         for key in list(self.jobs):
@@ -165,10 +179,14 @@ class SlurmPool(WorkerPool):
         try:
             _, left = queue.dismiss(self.session)
         except QueueSilent as error:
-            self.say(f"the queue does not answer ({error}): `ebc-lab cancel {self.study.name}` ends what may still run")
+            self.say(
+                f"the queue does not answer ({error}): `ebc-lab cancel {self.study.name}` ends what may still run"
+            )
             return
         if left:
-            self.say(f"Slurm still shows {', '.join(left)}, though cancelled: `ebc-lab cancel {self.study.name}` looks again")
+            self.say(
+                f"Slurm still shows {', '.join(left)}, though cancelled: `ebc-lab cancel {self.study.name}` looks again"
+            )
         else:
             queue.forget(self.study)
 

@@ -15,18 +15,32 @@ from ebc_lab.config.schema import Config, LauncherConfig
 from .command import SCRUBBED
 
 REFUSALS = 5  # submissions in a row that Slurm refuses, after it has taken one, before the study stops
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where the cluster is and who we are, not whose job this is
+KEPT = (
+    "SLURM_CONF",
+    "SLURM_CLUSTERS",
+    "SLURM_JWT",
+)  # where the cluster is and who we are, not whose job this is
 NEVER = 10**6  # requeues after time-outs before submitit gives a job up
 GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
 
 
 def submitted(
-    config: Config, folder: Path, name: str, commands: Sequence[Callable[[], Any]], *, avoid: Sequence[str] = ()
+    config: Config,
+    folder: Path,
+    name: str,
+    commands: Sequence[Callable[[], Any]],
+    *,
+    avoid: Sequence[str] = (),
 ) -> list[Any]:
     """Submit one job, or an array of them. -> submitit's jobs. Raises UserError with what sbatch said."""
     import submitit
 
-    errors = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError, RuntimeError)
+    errors = (
+        submitit.core.utils.FailedJobError,
+        submitit.core.utils.FailedSubmissionError,
+        ValueError,
+        RuntimeError,
+    )
     try:
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
         executor.update_parameters(**_sbatch(config, name, len(commands), avoid))
@@ -35,7 +49,9 @@ def submitted(
     except (*errors, OSError, subprocess.SubprocessError) as error:
         said = str(error).splitlines() or ["sbatch fails without a word"]
         lines = [x.strip() for x in said if "error" in x.lower()] or said[-1:]
-        raise UserError(f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …") from None
+        raise UserError(
+            f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …"
+        ) from None
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:

@@ -35,7 +35,9 @@ from .session import Session
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: the folder is every worker's, and its server is everybody's
 WATCH_S = 1.0
-GRACE_S = 60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
+GRACE_S = (
+    60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
+)
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what it announced
 CANNOT_WRITE, DEVICE_FAILED = 74, 75  # exit codes, of sysexits.h: an I/O error; a temporary failure
 
@@ -43,7 +45,9 @@ CANNOT_WRITE, DEVICE_FAILED = 74, 75  # exit codes, of sysexits.h: an I/O error;
 Turns = Generator[None, None, bool]  # of a run that gives way between blocks of steps
 
 
-def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool], beside: int = 0) -> Turns:
+def carried(
+    study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool], beside: int = 0
+) -> Turns:
     """Carry one planned run to its result, unless somebody else has it, giving way between blocks of steps.
 
     The first `yield` says that the run is claimed; the value is whether this call carried it. `beside`: how many other runs
@@ -76,7 +80,12 @@ def carried(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
             return True
         try:
             result = yield from recorded_run(
-                run, directory, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop, on_progress=report
+                run,
+                directory,
+                run_id,
+                checkpoint_every_s=checkpoint_every_s,
+                should_stop=should_stop,
+                on_progress=report,
             )
             attempts.note(directory, "end", outcome=result["outcome"])
         except UserError as error:
@@ -150,7 +159,9 @@ class Worker:
         self.turns: dict[str, Turns] = {}  # run id -> the run, one of those under way
         self.with_whom: dict[str, int | None] = {}  # of the runs under way: their `company`
         self.taken = 0
-        self.left: list[str] = []  # of the runs on the list those without a result, when it was last looked at
+        self.left: list[
+            str
+        ] = []  # of the runs on the list those without a result, when it was last looked at
         self.leaving = False  # every run goes to a checkpoint, because one of them cannot write
         self.look_at = 0.0  # while runs are under way: when to look for another one
         self.say()
@@ -221,7 +232,9 @@ class Worker:
         No worker hoards: it carries no more than its share, what is left over the slots. A run that has to go alone is not
         passed by: nothing behind it on the list is begun until those under way are done, and then it is its turn.
         """
-        self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]  # a result may be taken back: looked up anew
+        self.left = [
+            r for r in tasks["runs"] if not self.study.has_result(r)
+        ]  # a result may be taken back: looked up anew
         if len(self.turns) >= min(self.about["runs_per_worker"], math.ceil(len(self.left) / tasks["slots"])):
             return False
         for run_id in self.left:

@@ -55,7 +55,9 @@ def foreseen(
     """What an idle worker may start on: runs of later `stages` that the decisions so far already determine, and, while a grid
     is being extended, its next extension (the only one of these that may turn out not to be needed).
     """
-    certain = [s for stage in stages for s in STAGES_OF[stage].runs(config, decisions, {}) if s.kind == "train"]
+    certain = [
+        s for stage in stages for s in STAGES_OF[stage].runs(config, decisions, {}) if s.kind == "train"
+    ]
     return certain + [further for s in waiting if (further := _next_extension(config, s))]
 
 
@@ -68,4 +70,6 @@ def _next_extension(config: Config, spec: RunSpec) -> RunSpec | None:
     further = 2 * lr if lr > max(grid) else lr / 2 if lr < min(grid) else None
     if further is None or not min(grid) / reach <= further <= max(grid) * reach:
         return None
-    return replace(spec, run=replace(spec.run, optimizer=replace(spec.run.optimizer, lr=float(f"{further:.6g}"))))
+    return replace(
+        spec, run=replace(spec.run, optimizer=replace(spec.run.optimizer, lr=float(f"{further:.6g}")))
+    )

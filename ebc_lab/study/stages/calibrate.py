@@ -33,7 +33,9 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
         track = decisions["lr_sweep"]["tracks"][name]
-        plain = plain_run(config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale)
+        plain = plain_run(
+            config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale
+        )
         for budget in config.calibrate.budgets:
             floor = least_target_kl(replace(plain, budget=replace(plain.budget, name=budget)))
             if config.calibrate.delta_grid == "published":
@@ -42,8 +44,12 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
                 deltas = [round3(m * track["natural_kl"]) for m in config.calibrate.multiples]
             deltas = sorted({max(d, round3(floor)) for d in deltas})
 
-            def at(delta: float, budget: str = budget, plain: RunConfig = plain, track: Decision = track) -> RunSpec:
-                return spec_of("calibrate", "ebc", with_ebc(plain, track, budget, delta), config.calibrate.lr_scale)
+            def at(
+                delta: float, budget: str = budget, plain: RunConfig = plain, track: Decision = track
+            ) -> RunSpec:
+                return spec_of(
+                    "calibrate", "ebc", with_ebc(plain, track, budget, delta), config.calibrate.lr_scale
+                )
 
             points = [at(d) for d in deltas]
             for _ in range(config.calibrate.max_extra):
@@ -59,7 +65,9 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 
 def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
     """One more delta* to try, or None: in the band already, or nothing to go by. c rises with delta*."""
-    known = sorted((p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None)
+    known = sorted(
+        (p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None
+    )
     if not known or any(band_distance(c, band) == 0 for _, c in known):
         return None
     for (low, c_low), (high, c_high) in pairwise(known):
@@ -81,7 +89,9 @@ def _best_by_budget(specs: Sequence[RunSpec], results: Results, band: Sequence[f
     return {b: nearest_to_band([s for s in specs if s.run.budget.name == b], results, band) for b in budgets}
 
 
-def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """delta* (and the budget) of each track: best validation loss with the median c in the band, else nearest to it."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -105,12 +115,16 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             "val_loss": val_loss(results[winner.run_id]),
             "c_median": c_median(results[winner.run_id]),
             "in_band": bool(inside),
-            "by_budget": {b: s.run.budget.target_kl for b, s in _best_by_budget(usable, results, band).items()},
+            "by_budget": {
+                b: s.run.budget.target_kl for b, s in _best_by_budget(usable, results, band).items()
+            },
             "ranked": [s.run_id for s in inside],
             "margin_sigma": margin_sigma([val_loss(results[s.run_id]) for s in inside], swept["sigma"]),
             "sigma": swept["sigma"],
         }
-    refuse_without_tracks(tracks, "calibrate", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs])
+    refuse_without_tracks(
+        tracks, "calibrate", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs]
+    )
     rule = (
         f"at LR ×{config.calibrate.lr_scale:g}: lowest validation loss among those with median c in "
         f"{config.study.band[0]:g}–{config.study.band[1]:g}; none inside: bisect or extend by 2, "

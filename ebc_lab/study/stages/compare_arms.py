@@ -48,7 +48,9 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, A
     for arm in arms.values():
         own = [results.get(r, {}) for r in arm["runs"].values()]
         arm["outcomes"] = {
-            o: n for o in sorted({str(r.get("outcome")) for r in own}) if (n := sum(r.get("outcome") == o for r in own))
+            o: n
+            for o in sorted({str(r.get("outcome")) for r in own})
+            if (n := sum(r.get("outcome") == o for r in own))
         }
         completed = [r for r in own if r.get("outcome") == "completed"]
         for key in ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate"):
@@ -74,7 +76,9 @@ def losses(arm: Mapping[str, Any], results: Results, key: str = "test_loss") -> 
     return found
 
 
-def efficiency(arms: Mapping[str, Any], baseline: str, results: Results, tokens_per_step: int) -> dict[str, Any]:
+def efficiency(
+    arms: Mapping[str, Any], baseline: str, results: Results, tokens_per_step: int
+) -> dict[str, Any]:
     """Per arm: median steps, tokens and training seconds until the fixed windows' loss is at the baseline's final one.
 
     Seeds are paired; None where fewer than half of them got there.
@@ -85,7 +89,9 @@ def efficiency(arms: Mapping[str, Any], baseline: str, results: Results, tokens_
         seeds = 0
         for seed, run_id in arm["runs"].items():
             final = results.get(arms[baseline]["runs"].get(seed, ""), {})
-            target = (final.get("curve") or [[0, None]])[-1][1] if final.get("outcome") == "completed" else None
+            target = (
+                (final.get("curve") or [[0, None]])[-1][1] if final.get("outcome") == "completed" else None
+            )
             if target is None:
                 continue
             seeds += 1
@@ -96,7 +102,12 @@ def efficiency(arms: Mapping[str, Any], baseline: str, results: Results, tokens_
         if reached and 2 * len(reached) >= seeds:
             steps = statistics.median(r[0] for r in reached)
             seconds = statistics.median(r[1] for r in reached)
-            out[name] = {"steps": steps, "tokens": steps * tokens_per_step, "train_s": seconds, "seeds": len(reached)}
+            out[name] = {
+                "steps": steps,
+                "tokens": steps * tokens_per_step,
+                "train_s": seconds,
+                "seeds": len(reached),
+            }
         else:
             out[name] = None
     return out
@@ -117,10 +128,15 @@ def compare(
         baseline, control = role["baseline"], role["control"]
         if not any(math.isfinite(x) for x in losses(own[baseline], results).values()):
             causes = {str(results.get(r, {}).get("cause")) for r in own[baseline]["runs"].values()}
-            raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({'; '.join(sorted(causes))}).")
+            raise Undecidable(
+                f"finals could not judge: no baseline run of {track} completed ({'; '.join(sorted(causes))})."
+            )
         pairs += [(track, "baseline", n, baseline) for n in own if n != baseline]
         pairs += [(track, "control", n, control) for n, a in own.items() if a["ebc"]]
-        best = min((n for n, a in own.items() if a["ebc"]), key=lambda n: (_mean(losses(own[n], results, "val_loss")), n))
+        best = min(
+            (n for n, a in own.items() if a["ebc"]),
+            key=lambda n: (_mean(losses(own[n], results, "val_loss")), n),
+        )
         differences: dict[str, dict[str, Any]] = {"baseline": {}, "control": {}}
         tracks[track] = {"roles": role, "arms": own, "best_ebc_by_val": best, "differences": differences}
     many = Counter(family for _, family, _, _ in pairs)
@@ -142,7 +158,9 @@ def looks(config: Config) -> list[int]:
     return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
 
 
-def next_seeds(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> list[int]:
+def next_seeds(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> list[int]:
     """The seeds that the finals of `specs` go on with: none once the verdict's comparisons are decided, or at the last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
     at = looks(config)
@@ -153,7 +171,9 @@ def next_seeds(config: Config, specs: Sequence[RunSpec], results: Results, earli
     return list(itertools.islice((s for s in itertools.count(max(used) + 1) if s not in taken), wanted))
 
 
-def _settled(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> bool:
+def _settled(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> bool:
     try:
         found = compare(config, specs, results, earlier)
     except Undecidable:
@@ -164,7 +184,9 @@ def _settled(config: Config, specs: Sequence[RunSpec], results: Results, earlier
 def claims(track: Mapping[str, Any]) -> tuple[str, str]:
     """What the verdict's two comparisons of the test loss are judged to be."""
     against = track["differences"]
-    return against["baseline"][track["roles"]["ebc_x2"]]["alone"], against["control"][track["best_ebc_by_val"]]["judged"]
+    return against["baseline"][track["roles"]["ebc_x2"]]["alone"], against["control"][
+        track["best_ebc_by_val"]
+    ]["judged"]
 
 
 def _mean(values: Mapping[str, float]) -> float:
@@ -173,4 +195,11 @@ def _mean(values: Mapping[str, float]) -> float:
 
 def seeds_of(decision: Mapping[str, Any]) -> list[int]:
     """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those added."""
-    return sorted({int(s) for found in decision["tracks"].values() for arm in found["arms"].values() for s in arm["runs"]})
+    return sorted(
+        {
+            int(s)
+            for found in decision["tracks"].values()
+            for arm in found["arms"].values()
+            for s in arm["runs"]
+        }
+    )

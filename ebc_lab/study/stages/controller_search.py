@@ -30,7 +30,9 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 # -- 3. controller_search -----------------------------------------------------------------------------------------------------
 
 
-def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """The controller of each track: best validation loss among those that hold the KL on its target, else the nearest to it."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -44,7 +46,9 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
         inside = [s for s in usable if abs(float(ratios[s.run_id] or 0) - 1) <= KL_BAND]
         winner = best(inside, results) or min(usable, key=lambda s: off[s.run_id])
         if not inside:
-            notes.append(f"{track}: no candidate held the KL within ±{100 * KL_BAND:g}% of δ*; the nearest was taken")
+            notes.append(
+                f"{track}: no candidate held the KL within ±{100 * KL_BAND:g}% of δ*; the nearest was taken"
+            )
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         tracks[track] = {
             "candidate": winner.role,
@@ -58,7 +62,9 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             "margin_sigma": margin_sigma([val_loss(results[s.run_id]) for s in inside], sigma),
             "sigma": sigma,
         }
-    refuse_without_tracks(tracks, "controller_search", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs])
+    refuse_without_tracks(
+        tracks, "controller_search", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs]
+    )
     rule = (
         f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the candidates whose median "
         f"applied KL, over audited clipped steps, is within ±{100 * KL_BAND:g}% of δ*; none: the nearest to it"

@@ -43,7 +43,9 @@ def _finals(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[i
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "finals"):
         for seed in seeds:
-            specs += [spec_of("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)]
+            specs += [
+                spec_of("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)
+            ]
         twice = [s.run for s in specs if s.role == "ebc_x2" and s.track == name]
         if "lr_scale" in decisions:
             shape = replace(twice[0], steps=OVERHEAD_STEPS)
@@ -78,12 +80,16 @@ def final_arms(
     yield "ebc_lindelta_lrdecay", with_decay(config, falling), 2 * scale
 
 
-def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
     tracks = compare(config, specs, results, earlier)
     notes: list[str] = []
     for name, track in tracks.items():
-        overhead = next((results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == name), {})
+        overhead = next(
+            (results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == name), {}
+        )
         tokens = config.batch_size * config.model.context
         track |= {
             "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
@@ -103,7 +109,18 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
     if len(at) > 1:
         seeds = len({s.run.seed for s in specs if s.kind == "train"})
         undecided = any("undecided" in claims(track) for track in tracks.values())
-        stopped = f"still undecided at {seeds} seeds, the most allowed" if undecided else "both comparisons are decided"
-        sequential = {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
+        stopped = (
+            f"still undecided at {seeds} seeds, the most allowed"
+            if undecided
+            else "both comparisons are decided"
+        )
+        sequential = {
+            "looks": at,
+            "at": seeds,
+            "confidence": 1 - (1 - CONFIDENCE) / len(at),
+            "stopped": stopped,
+        }
         rule += f"; looked at after {', '.join(map(str, at))} seeds, the error shared out over the looks"
-    return rules.sealed("finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes)
+    return rules.sealed(
+        "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
+    )

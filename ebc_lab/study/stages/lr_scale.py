@@ -9,7 +9,17 @@ from typing import Any
 
 from ebc_lab.config.schema import Config
 
-from .rules import Decision, Results, band_distance, c_median, candidate, margin_sigma, refuse_without_tracks, sealed, val_loss
+from .rules import (
+    Decision,
+    Results,
+    band_distance,
+    c_median,
+    candidate,
+    margin_sigma,
+    refuse_without_tracks,
+    sealed,
+    val_loss,
+)
 from .runs import plain_run, searched, spec_of, tracks_of, with_ebc
 from .spec import RunSpec, round3
 
@@ -30,7 +40,9 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         chosen = searched(decisions, name)
         found = decisions["calibrate"]["tracks"][name]
         budget, delta = found["budget"], found["delta_star"]
-        specs += [spec_of("lr_scale", "ebc", with_ebc(plain[s], track, budget, delta, **chosen), s) for s in scales]
+        specs += [
+            spec_of("lr_scale", "ebc", with_ebc(plain[s], track, budget, delta, **chosen), s) for s in scales
+        ]
         bound = found["by_budget"].get("surrogate")
         if bound is None:
             continue
@@ -53,7 +65,9 @@ INERT_NOTE = "LR inert: the same run up to rounding"
 # -- 4. lr_scale ------------------------------------------------------------------------------------------------------------
 
 
-def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """The LR scale of each track's EBC arm, and how far the LR can rise with and without EBC."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -78,12 +92,19 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
         else:
             chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
-            notes.append(f"{track}: no EBC scale has its median c in {band[0]:g}–{band[1]:g}; the nearest was taken")
+            notes.append(
+                f"{track}: no EBC scale has its median c in {band[0]:g}–{band[1]:g}; the nearest was taken"
+            )
         if len(inert) > 1:
             scales = ", ".join(f"×{r['lr_scale']:g}" for r in inert)
-            notes.append(f"{track}: EBC at {scales} — {INERT_NOTE}; ×{inert[0]['lr_scale']:g} stands for them")
+            notes.append(
+                f"{track}: EBC at {scales} — {INERT_NOTE}; ×{inert[0]['lr_scale']:g} stands for them"
+            )
         headroom = {
-            arm: max((r["lr_scale"] for r in rows if val_loss(results.get(r["run_id"])) <= reference + sigma), default=None)
+            arm: max(
+                (r["lr_scale"] for r in rows if val_loss(results.get(r["run_id"])) <= reference + sigma),
+                default=None,
+            )
             for arm, rows in arms.items()
         }
         tracks[track] = {
@@ -101,7 +122,9 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             "sigma": sigma,
             "arms": arms,
         }
-    refuse_without_tracks(tracks, "lr_scale", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs])
+    refuse_without_tracks(
+        tracks, "lr_scale", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs]
+    )
     rule = (
         "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped on "
         f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale within "

@@ -10,7 +10,17 @@ from typing import Any
 from ebc_lab.config.schema import Config
 
 from . import lr_sweep, rules
-from .rules import Decision, Results, Undecidable, best, edge_of, margin_sigma, refuse_without_tracks, sealed, val_loss
+from .rules import (
+    Decision,
+    Results,
+    Undecidable,
+    best,
+    edge_of,
+    margin_sigma,
+    refuse_without_tracks,
+    sealed,
+    val_loss,
+)
 from .runs import plain_run, spec_of, waiting, with_decay
 from .spec import RunSpec
 
@@ -19,8 +29,12 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and controls."""
     sweep, seed = config.lr_sweep, config.study.stage_seed
 
-    def at(optimizer: str, projection: str, lr: float, scale: float = 1.0, role: str = "grid", s: int = seed) -> RunSpec:
-        run = plain_run(config, {"optimizer": optimizer, "projection": projection, "lr": lr}, sweep.steps, s, scale)
+    def at(
+        optimizer: str, projection: str, lr: float, scale: float = 1.0, role: str = "grid", s: int = seed
+    ) -> RunSpec:
+        run = plain_run(
+            config, {"optimizer": optimizer, "projection": projection, "lr": lr}, sweep.steps, s, scale
+        )
         return spec_of("lr_sweep", role, run if role != "control" else with_decay(config, run), scale)
 
     pairs = [(o, p) for o in sweep.optimizers for p in sweep.projections]
@@ -82,11 +96,15 @@ def triaged(config: Config, losses: Mapping[str, float], track: str) -> bool:
     return losses[track] > min(losses.values()) * (1 + config.lr_sweep.skip_threshold)
 
 
-def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """The best baseline learning rate of each pair, the noise, the natural KL and the fair control."""
     grid = [s for s in specs if s.role == "grid"]
     winners = sweep_winners(config, grid, results)
-    refuse_without_tracks(winners, "lr_sweep", [str(results.get(s.run_id, {}).get("cause") or "") for s in grid])
+    refuse_without_tracks(
+        winners, "lr_sweep", [str(results.get(s.run_id, {}).get("cause") or "") for s in grid]
+    )
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
     tracks: dict[str, Any] = {}
     for track in kept_tracks(config, winners, results):
@@ -96,7 +114,11 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
         replicates = [s for s in own if s.role == "replicate"]
         noise = [val_loss(results.get(s.run_id)) for s in replicates]
         noise = [x for x in noise if math.isfinite(x)]
-        natural = [results[s.run_id]["kl_median"] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
+        natural = [
+            results[s.run_id]["kl_median"]
+            for s in replicates
+            if math.isfinite(val_loss(results.get(s.run_id)))
+        ]
         natural = [k for k in natural if k]
         controls = [s for s in own if s.role == "control"]
         control = best(controls, results)
@@ -106,7 +128,9 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
                 "completed with an audited KL, so neither the noise nor the natural KL is known."
             )
         if control is None:
-            raise Undecidable(f"lr_sweep could not decide: no run of {track} with a decaying learning rate completed.")
+            raise Undecidable(
+                f"lr_sweep could not decide: no run of {track} with a decaying learning rate completed."
+            )
         sigma = statistics.stdev(noise)
         scales = [s.lr_scale for s in controls]
         tracks[track] = {
@@ -118,7 +142,9 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
             "edge": edge_of(lrs, winner.run.optimizer.lr),
             "extensions": len(lrs) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
             "ranked": [s.run_id for s in own if s.role == "grid"],
-            "margin_sigma": margin_sigma([val_loss(results.get(s.run_id)) for s in own if s.role == "grid"], sigma),
+            "margin_sigma": margin_sigma(
+                [val_loss(results.get(s.run_id)) for s in own if s.role == "grid"], sigma
+            ),
             "sigma": sigma,
             "replicate_losses": noise,
             "natural_kl": statistics.median(natural),
@@ -142,7 +168,11 @@ def decide(config: Config, specs: Sequence[RunSpec], results: Results, earlier: 
         for t, w in winners.items()
     ]
     names = dict.fromkeys(s.track for s in grid)
-    pairs += [{"track": t, "lr": None, "val_loss": None, "triaged": True, "kept": False} for t in names if t not in winners]
+    pairs += [
+        {"track": t, "lr": None, "val_loss": None, "triaged": True, "kept": False}
+        for t in names
+        if t not in winners
+    ]
     notes = [
         f"{t}: the fair control's best scale, ×{d['control']['lr_scale']:g}, lies on its grid's {d['control']['edge']} edge: "
         "it may be under-tuned"

@@ -72,7 +72,16 @@ def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
 def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
     """A run as a decision shows it."""
     result = results.get(spec.run_id, {})
-    shown = ("outcome", "cause", "val_loss", "val_se", "c_median", "clip_rate", "kl_median", "kl_within_30pct")
+    shown = (
+        "outcome",
+        "cause",
+        "val_loss",
+        "val_se",
+        "c_median",
+        "clip_rate",
+        "kl_median",
+        "kl_within_30pct",
+    )
     run = spec.run
     return {
         "run_id": spec.run_id,
@@ -87,7 +96,13 @@ def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
 
 
 def sealed(
-    stage: str, rule: str, config: Config, specs: Sequence[RunSpec], results: Results, earlier: Any, **found: Any
+    stage: str,
+    rule: str,
+    config: Config,
+    specs: Sequence[RunSpec],
+    results: Results,
+    earlier: Any,
+    **found: Any,
 ) -> Decision:
     """A decision with its evidence, the hash of its inputs, and the hash of itself."""
     there = [s for s in specs if s.run_id in results]
@@ -119,11 +134,18 @@ def inputs_digest(
     config: Config, stage: str, runs: Sequence[tuple[str, str]], results: Results, earlier: Mapping[str, Any]
 ) -> str:
     """The hash of all that a decision rests on: settings, earlier decisions, results; timing figures aside."""
-    settings = {"stage": to_dict(getattr(config, stage)), "scale": config.scale, "study": to_dict(config.study)}
+    settings = {
+        "stage": to_dict(getattr(config, stage)),
+        "scale": config.scale,
+        "study": to_dict(config.study),
+    }
     inputs = {
         "settings": {**settings, "seeds": config.seeds},
         "earlier": {s: d["inputs_sha256"] for s, d in earlier.items()},
-        "runs": [[role, run_id, {k: v for k, v in results[run_id].items() if k not in TIMING}] for role, run_id in runs],
+        "runs": [
+            [role, run_id, {k: v for k, v in results[run_id].items() if k not in TIMING}]
+            for role, run_id in runs
+        ],
     }
     return digest(inputs)
 
@@ -139,4 +161,6 @@ def refuse_without_tracks(tracks: Mapping[str, Any], stage: str, causes: Sequenc
 
 def nearest_to_band(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> RunSpec:
     """The lowest loss among those in the band; where none is, the nearest to it."""
-    return min(specs, key=lambda s: (band_distance(c_median(results[s.run_id]), band), val_loss(results[s.run_id])))
+    return min(
+        specs, key=lambda s: (band_distance(c_median(results[s.run_id]), band), val_loss(results[s.run_id]))
+    )

@@ -41,7 +41,12 @@ def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
 
 
 def with_ebc(
-    run: RunConfig, track: Mapping[str, Any], budget: str, delta: float, schedule: str = "constant", **settings: Any
+    run: RunConfig,
+    track: Mapping[str, Any],
+    budget: str,
+    delta: float,
+    schedule: str = "constant",
+    **settings: Any,
 ) -> RunConfig:
     """The run with EBC; `settings` are what a controller search chose. Completes what depends on the baseline."""
     run = replace(
@@ -55,7 +60,9 @@ def with_ebc(
 def with_target(run: RunConfig, delta: float) -> RunConfig:
     """The run at delta* = `delta`, or the least that its budget can hold in its precision, to three digits."""
     least = least_target_kl(run)
-    return replace(run, budget=replace(run.budget, target_kl=round3(delta) if round3(delta) >= least else least))
+    return replace(
+        run, budget=replace(run.budget, target_kl=round3(delta) if round3(delta) >= least else least)
+    )
 
 
 def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
@@ -66,14 +73,23 @@ def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
         run = replace(run, budget=replace(run.budget, guard="none"))
     energy = run.stabilizer.name == "ebc" and resolve_controller(run).controller.name == "energy"
     descent = track.get("descent_median") or 0.0
-    if energy and run.controller.a is None and descent > 0:  # else the run itself says that the gain is missing
-        run = replace(run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / descent:.4g}")))
+    if (
+        energy and run.controller.a is None and descent > 0
+    ):  # else the run itself says that the gain is missing
+        run = replace(
+            run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / descent:.4g}"))
+        )
     return run
 
 
 def with_decay(config: Config, run: RunConfig) -> RunConfig:
     """The fair control's schedule: a short warm-up, then linearly down to 0."""
-    return replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=config.lr_sweep.control_warmup))
+    return replace(
+        run,
+        lr_schedule=replace(
+            run.lr_schedule, name="warmup_linear", warmup_steps=config.lr_sweep.control_warmup
+        ),
+    )
 
 
 def spec_of(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:

@@ -84,7 +84,12 @@ class RunSpec:
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    return steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0) * (1.4 if optimizer == "muon" else 1.0)
+    return (
+        steps
+        * tokens_per_step
+        * (1.1 if stabilizer != "none" else 1.0)
+        * (1.4 if optimizer == "muon" else 1.0)
+    )
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:

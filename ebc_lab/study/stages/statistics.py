@@ -59,7 +59,9 @@ def paired(
     found = _tested(out["method"], differences)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
         low, high, p = (
-            (math.nan, math.nan, None) if found is None else (*found.confidence_interval(1 - level / k), found.pvalue)
+            (math.nan, math.nan, None)
+            if found is None
+            else (*found.confidence_interval(1 - level / k), found.pvalue)
         )
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
         out["p_joint" if prefix else "p"] = None if p is None else min(1.0, float(p) * looks * k)
@@ -101,7 +103,11 @@ def _tested(method: str | None, differences: Sequence[float]) -> Any:
         return None
     if method == "t" and max(differences) - min(differences) <= ROUNDING:
         return _Same(statistics.fmean(differences))
-    return stats.ttest_1samp(differences, 0.0) if method == "t" else stats.quantile_test(differences, q=0.0, p=0.5)
+    return (
+        stats.ttest_1samp(differences, 0.0)
+        if method == "t"
+        else stats.quantile_test(differences, q=0.0, p=0.5)
+    )
 
 
 def _median(differences: Sequence[float]) -> float | None:
@@ -116,7 +122,9 @@ def _finite(value: float) -> float | None:
 def _detectable(differences: Sequence[float], replicates: Sequence[float], level: float) -> float | None:
     """From the spread of the differences; where there is none yet, from the replicates'."""
     if len(differences) > 1:
-        return _factor(len(differences) - 1, level) * statistics.stdev(differences) / math.sqrt(len(differences))
+        return (
+            _factor(len(differences) - 1, level) * statistics.stdev(differences) / math.sqrt(len(differences))
+        )
     if len(replicates) > 1:
         return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
     return None
@@ -128,7 +136,9 @@ def _factor(freedom: int, level: float) -> float:
     from scipy import optimize, stats
 
     critical = stats.t.ppf(1 - level / 2, freedom)
-    return float(optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - POWER, 0.0, 10 * critical + 10))
+    return float(
+        optimize.brentq(lambda x: stats.nct.sf(critical, freedom, x) - POWER, 0.0, 10 * critical + 10)
+    )
 
 
 def by_interval(difference: Mapping[str, Any], joint: bool) -> dict[str, Any]:
@@ -145,7 +155,11 @@ def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
     """A difference in one line: its estimate, its interval, how many seeds, and what so many could have shown."""
     d = by_interval(d, joint)
     low, high, detectable = d["low"], d["high"], d["detectable"]
-    shown = f"smallest detectable {detectable:.4f}" if detectable is not None else "too few seeds to detect any difference"
+    shown = (
+        f"smallest detectable {detectable:.4f}"
+        if detectable is not None
+        else "too few seeds to detect any difference"
+    )
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
     words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""
@@ -173,6 +187,15 @@ def noise(losses: Sequence[float]) -> dict[str, Any]:
     if freedom < 1:
         return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": len(losses)}
     sigma = statistics.stdev(losses)
-    low, high = (sigma * math.sqrt(freedom / stats.chi2.ppf(p, freedom)) for p in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
+    low, high = (
+        sigma * math.sqrt(freedom / stats.chi2.ppf(p, freedom))
+        for p in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
+    )
     detectable = _detectable((), losses, 1 - CONFIDENCE)
-    return {"sigma": sigma, "low": float(low), "high": float(high), "detectable": detectable, "seeds": len(losses)}
+    return {
+        "sigma": sigma,
+        "low": float(low),
+        "high": float(high),
+        "detectable": detectable,
+        "seeds": len(losses),
+    }

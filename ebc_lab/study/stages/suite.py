@@ -50,11 +50,20 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
 
 def points(arm: ArmConfig) -> list[Point]:
     """Every combination of the arm's grid."""
-    return [dict(zip(arm.tune, map(float, values), strict=True)) for values in itertools.product(*arm.tune.values())]
+    return [
+        dict(zip(arm.tune, map(float, values), strict=True))
+        for values in itertools.product(*arm.tune.values())
+    ]
 
 
 def run_of(
-    config: Config, decisions: Mapping[str, Decision], track: str, arm: ArmConfig, steps: int, seed: int, point: Point
+    config: Config,
+    decisions: Mapping[str, Decision],
+    track: str,
+    arm: ArmConfig,
+    steps: int,
+    seed: int,
+    point: Point,
 ) -> tuple[RunConfig, float]:
     """An arm's run at a point of its grid, and its LR scale. delta* is the calibrated one's, or the natural KL's, multiple."""
     swept = decisions["lr_sweep"]["tracks"][track]
@@ -85,13 +94,19 @@ def tune(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     for track in ready(config, decisions, "tune"):
         for label, arm in config.ablation.all_arms().items():
             for point in points(arm) if arm.tune else []:
-                run, scale = run_of(config, decisions, track, arm, config.tune.steps, config.study.stage_seed, point)
+                run, scale = run_of(
+                    config, decisions, track, arm, config.tune.steps, config.study.stage_seed, point
+                )
                 name = label + "".join(f"_{k.replace('lr_scale', 'x')}{number(v)}" for k, v in point.items())
-                specs.append(RunSpec("tune", label, name, scale, replace(run, evaluate=["val"]), of_track=track))
+                specs.append(
+                    RunSpec("tune", label, name, scale, replace(run, evaluate=["val"]), of_track=track)
+                )
     return specs
 
 
-def decide_tune(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide_tune(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """Each tuned arm's best point, by validation loss; an edge of its grid is said."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -106,8 +121,15 @@ def decide_tune(config: Config, specs: Sequence[RunSpec], results: Results, earl
             if winner is None:
                 notes.append(f"{track}: no run of {label} completed; its first point is taken")
             chosen = points(arm)[own.index(winner) if winner else 0]
-            edges = {k: e for k, v in chosen.items() if len(arm.tune[k]) > 1 and (e := rules.edge_of(arm.tune[k], v))}
-            notes += [f"{track}: {label}'s best {k}, {chosen[k]:g}, lies on its grid's {e} edge" for k, e in edges.items()]
+            edges = {
+                k: e
+                for k, v in chosen.items()
+                if len(arm.tune[k]) > 1 and (e := rules.edge_of(arm.tune[k], v))
+            }
+            notes += [
+                f"{track}: {label}'s best {k}, {chosen[k]:g}, lies on its grid's {e} edge"
+                for k, e in edges.items()
+            ]
             arms[label] = {
                 "point": chosen,
                 "run_id": winner.run_id if winner else None,
@@ -117,9 +139,7 @@ def decide_tune(config: Config, specs: Sequence[RunSpec], results: Results, earl
                 "margin_sigma": rules.margin_sigma([val_loss(results.get(s.run_id)) for s in own], sigma),
             }
         tracks[track] = {"arms": arms, "sigma": sigma}
-    rule = (
-        f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, one seed, as many runs for every arm"
-    )
+    rule = f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, one seed, as many runs for every arm"
     return rules.sealed("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
@@ -151,7 +171,9 @@ def _copies(
     runs: Mapping[tuple[str, int], RunSpec],
 ) -> Iterator[RunSpec]:
     """The arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
-    for (label, arm), (i, seed) in itertools.product(config.ablation.all_arms().items(), enumerate(config.seeds)):
+    for (label, arm), (i, seed) in itertools.product(
+        config.ablation.all_arms().items(), enumerate(config.seeds)
+    ):
         if not (arm.replay or arm.matched):
             continue
         following = config.seeds[(i + 1) % len(config.seeds)]
@@ -165,7 +187,9 @@ def _copies(
         if arm.replay:
             run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
         else:
-            run = replace(run, stabilizer=replace(run.stabilizer, strength=_quantile(result, 1 - result["clip_rate"])))
+            run = replace(
+                run, stabilizer=replace(run.stabilizer, strength=_quantile(result, 1 - result["clip_rate"]))
+            )
         yield _spec(track, label, run, scale)
 
 
@@ -177,7 +201,9 @@ def _quantile(result: Mapping[str, Any], share: float) -> float:
     return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
 
 
-def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]) -> Decision:
+def decide_ablation(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
     """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -189,7 +215,11 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
             mine = [s.run for s in own if s.arm == label]
             reference = asked[label].versus or config.ablation.reference
             arm["about"] = asked[label].about or label
-            arm["point"] = earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point") if "tune" in earlier else None
+            arm["point"] = (
+                earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point")
+                if "tune" in earlier
+                else None
+            )
             arm["figures"] = _figures(arm, results)
             strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
             arm["strength"] = statistics.median(strengths) if strengths else None
@@ -207,7 +237,12 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
             found = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
             notes.append(f"{track}: one seed alone would have named different best arms: {found}")
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        tracks[track] = {"reference": config.ablation.reference, "arms": arms, "best_by_seed": by_seed, "sigma": sigma}
+        tracks[track] = {
+            "reference": config.ablation.reference,
+            "arms": arms,
+            "best_by_seed": by_seed,
+            "sigma": sigma,
+        }
     compared = _differences(config, tracks, results, earlier)
     if all(not math.isfinite(val_loss(results.get(s.run_id))) for s in specs):
         raise rules.Undecidable("ablation could not be judged: no run completed.")
@@ -218,7 +253,9 @@ def decide_ablation(config: Config, specs: Sequence[RunSpec], results: Results, 
     return rules.sealed("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _differences(config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]) -> int:
+def _differences(
+    config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
+) -> int:
     """Give every arm its difference in test loss from its reference, None where it has none. -> how many there are."""
     pairs = []
     for name, track in tracks.items():
@@ -240,13 +277,19 @@ def _differences(config: Config, tracks: Mapping[str, Any], results: Results, ea
 def _best_of(arms: Mapping[str, Any], results: Results, seed: str) -> str | None:
     """The arm with the lowest test loss of this seed alone, among those judged on the whole split."""
     usable = {label: arm for label, arm in arms.items() if arm["comparable"]}
-    found = {label: loss for label, arm in usable.items() if (loss := compare_arms.losses(arm, results).get(seed)) is not None}
+    found = {
+        label: loss
+        for label, arm in usable.items()
+        if (loss := compare_arms.losses(arm, results).get(seed)) is not None
+    }
     return min(found, key=lambda label: found[label], default=None)
 
 
 def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, float | None]:
     """Means over the arm's completed seeds; None where none has the figure."""
-    done = [r for run_id in arm["runs"].values() if (r := results.get(run_id, {})).get("outcome") == "completed"]
+    done = [
+        r for run_id in arm["runs"].values() if (r := results.get(run_id, {})).get("outcome") == "completed"
+    ]
     found = {}
     for key in FIGURES:
         values = [float(r[key]) for r in done if r.get(key) is not None]
@@ -254,5 +297,7 @@ def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, float | None
     shocked = [r.get("shock_recovery_steps") for r in done if r.get("shock_peak") is not None]
     found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
     if None in shocked:
-        found["shock_recovery_steps"] = None  # a mean over those that came back would flatter those that did not
+        found["shock_recovery_steps"] = (
+            None  # a mean over those that came back would flatter those that did not
+        )
     return found

@@ -26,7 +26,11 @@ def verdict_lines(
     arms, role, against, best_ebc = (track[k] for k in ("arms", "roles", "differences", "best_ebc_by_val"))
     alone, joint = claims(track)
     twice = arms[role["ebc_x2"]]
-    runs = [results[r] for r in twice["runs"].values() if results.get(r, {}).get("outcome") in ("completed", "diverged")]
+    runs = [
+        results[r]
+        for r in twice["runs"].values()
+        if results.get(r, {}).get("outcome") in ("completed", "diverged")
+    ]
 
     def line(name: str, question: str, verdict: str, figure: str, **found: Any) -> dict[str, Any]:
         return {"name": name, "question": question, "verdict": verdict, "figure": figure, **found}
@@ -66,7 +70,11 @@ def verdict_lines(
         line(
             "no_plateau",
             f"never {limit} steps in a row with c < {PLATEAU_C:g}",
-            "undecided" if longest is None or config.finals.steps < limit else "pass" if longest < limit else "fail",
+            "undecided"
+            if longest is None or config.finals.steps < limit
+            else "pass"
+            if longest < limit
+            else "fail",
             "–" if longest is None else f"longest {longest} of {config.finals.steps} steps",
             longest=longest,
         )

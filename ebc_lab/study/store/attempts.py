@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 FILE = "attempts.jsonl"
-SEEN = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+SEEN = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+)
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
@@ -31,7 +37,11 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 def surroundings() -> dict[str, Any]:
     """What this process sees of the machine: the proof of where a run was trained, and on which device."""
-    return {"host": os.uname().nodename, "pid": os.getpid(), **{k.lower(): os.environ[k] for k in SEEN if k in os.environ}}
+    return {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        **{k.lower(): os.environ[k] for k in SEEN if k in os.environ},
+    }
 
 
 def log(directory: Path) -> list[dict[str, Any]]:

@@ -70,12 +70,16 @@ def _exportable(study: Study) -> dict[str, str]:
     recorded = manifest.read(study.root)
     study.header()
     if study.holder() is not None:
-        raise UserError(f"study {study.name} is being run: `ebc-lab status {study.name}` says how far it is; export it after.")
+        raise UserError(
+            f"study {study.name} is being run: `ebc-lab status {study.name}` says how far it is; export it after."
+        )
     found = verify_study(study)
     if found["bad"]:
         first = found["bad"][0]
         more = f" and {len(found['bad']) - 1} more" if len(found["bad"]) > 1 else ""
-        raise UserError(f"study {study.name} is not as recorded ({first['file']}: {first['what']}{more}): {first['remedy']}.")
+        raise UserError(
+            f"study {study.name} is not as recorded ({first['file']}: {first['what']}{more}): {first['remedy']}."
+        )
     if not recorded["complete"] or found["unrecorded"]:
         raise UserError(
             f"study {study.name} was cut off, and not all of its files are recorded: give its command again, or "
@@ -94,7 +98,9 @@ def _chunks(path: Path, sha256: str) -> Iterator[bytes]:
             seen.update(chunk)
             yield chunk
     if seen.hexdigest() != sha256:
-        raise UserError(f"{path} changed while it was being exported: see that nobody is on the study, and export it again.")
+        raise UserError(
+            f"{path} changed while it was being exported: see that nobody is on the study, and export it again."
+        )
 
 
 # -- reading a bundle -------------------------------------------------------------------------------------------------------
@@ -121,7 +127,9 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
         found = _as_study(study, wrong) if whole else {"study": study.name, "files": len(names), "growing": 0}
     if sha256 is not None and sha256.lower() != own:
         wrong[container.WHOLE] = f"its sha256 is {own}, and {sha256} was expected"
-    bad = [{"file": name, "what": what, "remedy": _remedy(name, path)} for name, what in sorted(wrong.items())]
+    bad = [
+        {"file": name, "what": what, "remedy": _remedy(name, path)} for name, what in sorted(wrong.items())
+    ]
     about = {"root": str(path), "sha256": own, "under_way": False, "unrecorded": 0}
     return {**found, **about, "bad": bad, "ok": not bad}
 
@@ -137,7 +145,9 @@ def _as_study(study: Study, wrong: dict[str, str]) -> dict[str, Any]:
     """Check what was unpacked as a study, add what is wrong to what the container said -> the rest of what there is to say."""
     there, recorded = set(_names(study.root)), _recorded(study.root)
     if recorded is None:
-        wrong.setdefault(manifest.NAME, MISSING if manifest.NAME not in there else "edited: its checksum does not hold")
+        wrong.setdefault(
+            manifest.NAME, MISSING if manifest.NAME not in there else "edited: its checksum does not hold"
+        )
         return {"study": study.name, "files": len(there), "growing": 0}
     wrong |= {n: UNKNOWN for n in there - {manifest.NAME, *recorded} if n not in wrong}
     if study.exists():
@@ -158,7 +168,9 @@ def _remedy(name: str, path: Path) -> str:
 def unpack(path: Path, into: Path) -> Study:
     """Unpack a bundle into a new folder, an ordinary study from then on. Raises UserError: a damaged one, a folder in use."""
     if into.exists():
-        raise UserError(f"{into} is there already: give it to the command instead of {path}, or choose another --output.")
+        raise UserError(
+            f"{into} is there already: give it to the command instead of {path}, or choose another --output."
+        )
     refuse_unwritable(into.resolve().parent)
     _own_sha256(path)
     study = Study(into)
@@ -185,7 +197,9 @@ class Bundled(Study):
 
 def _refuse_damaged(path: Path, wrong: dict[str, str]) -> None:
     for name, what in sorted(wrong.items()):
-        raise UserError(f"{path} is damaged ({name}: {what}): {REMEDY}; `ebc-lab verify {path}` lists all that is wrong.")
+        raise UserError(
+            f"{path} is damaged ({name}: {what}): {REMEDY}; `ebc-lab verify {path}` lists all that is wrong."
+        )
 
 
 # -- unpacking ------------------------------------------------------------------------------------------------------------
@@ -238,16 +252,18 @@ def _unpacked(path: Path, into: Path) -> tuple[dict[str, str], bool]:
 def _put(out: BinaryIO, room: list[int], chunk: bytes) -> None:
     room[0] -= len(chunk)
     if room[0] < 0:
-        raise UserError(f"there is no room for the bundle's contents in {tempfile.gettempdir()}: set TMPDIR to another folder.")
+        raise UserError(
+            f"there is no room for the bundle's contents in {tempfile.gettempdir()}: set TMPDIR to another folder."
+        )
     out.write(chunk)
 
 
 def _safe(name: str) -> bool:
     """A plain path inside the bundle, on any system."""
     parts = name.split("/")
-    return all(p not in ("", ".", "..") and p.isprintable() and not set(p) & set('\\:*?"<>|') for p in parts) and (
-        str(PurePosixPath(name)) == name
-    )
+    return all(
+        p not in ("", ".", "..") and p.isprintable() and not set(p) & set('\\:*?"<>|') for p in parts
+    ) and (str(PurePosixPath(name)) == name)
 
 
 def _recorded(root: Path) -> dict[str, str] | None:

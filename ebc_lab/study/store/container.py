@@ -34,7 +34,9 @@ HALF, FULL = 0xFFFF, 0xFFFFFFFF  # from there on a field's value stands in a zip
 CHUNK = 1 << 20
 WHOLE = "the file"  # where what is wrong is no part's
 LONGEST_NAME = 4096
-MOST_TIMES = 200  # that an entry of some size may unpack to its packed size; tables of numbers come to about ten
+MOST_TIMES = (
+    200  # that an entry of some size may unpack to its packed size; tables of numbers come to about ten
+)
 SMALL = 1 << 20  # bytes, up to which it may be any
 
 
@@ -59,14 +61,36 @@ class Entry:
 
     def local(self) -> bytes:
         name, extra = self.name.encode(), SEAL.pack(SEAL_ID, 32, self.seal)
-        about = (VERSION, UTF8, DEFLATED, MIDNIGHT, NEW_YEAR_1980, self.crc, self.packed, self.size, len(name), len(extra))
+        about = (
+            VERSION,
+            UTF8,
+            DEFLATED,
+            MIDNIGHT,
+            NEW_YEAR_1980,
+            self.crc,
+            self.packed,
+            self.size,
+            len(name),
+            len(extra),
+        )
         return LOCAL.pack(OPENS, *about) + name + extra
 
     def central(self) -> bytes:
         name, far = self.name.encode(), self.offset >= FULL
         extra = struct.pack("<2HQ", 1, 8, self.offset) if far else b""
         version = VERSION64 if far else VERSION
-        about = (version, UTF8, DEFLATED, MIDNIGHT, NEW_YEAR_1980, self.crc, self.packed, self.size, len(name), len(extra))
+        about = (
+            version,
+            UTF8,
+            DEFLATED,
+            MIDNIGHT,
+            NEW_YEAR_1980,
+            self.crc,
+            self.packed,
+            self.size,
+            len(name),
+            len(extra),
+        )
         rest = (0, 0, 0, REGULAR_FILE, min(self.offset, FULL))
         return CENTRAL.pack(LISTS, UNIX | version, *about, *rest) + name + extra
 
@@ -134,10 +158,14 @@ def looks_like_one(path: Path) -> bool:
 def _odd(head: bytes) -> int:
     """How many of the fields of a first local header that are always the same are not."""
     mine = LOCAL.unpack(Entry(FIRST, seal=bytes(32)).local()[: LOCAL.size])
-    return sum(mine[i] != field for i, field in enumerate(LOCAL.unpack(head[: LOCAL.size])) if i not in (6, 7, 8))
+    return sum(
+        mine[i] != field for i, field in enumerate(LOCAL.unpack(head[: LOCAL.size])) if i not in (6, 7, 8)
+    )
 
 
-def read(path: Path, sink: Callable[[str], Put | None], expected: Callable[[], Sequence[str]]) -> Iterator[Wrong]:
+def read(
+    path: Path, sink: Callable[[str], Put | None], expected: Callable[[], Sequence[str]]
+) -> Iterator[Wrong]:
     """What is not as `write` writes it: (file or part, what). Each file's contents go, in pieces, to what `sink` gives for it.
 
     `expected`: the names that should follow the first, sorted; asked once that has been read. Raises Unreadable where nothing
@@ -150,7 +178,9 @@ def read(path: Path, sink: Callable[[str], Put | None], expected: Callable[[], S
         if len(head) < LOCAL.size or (not head.startswith(OPENS) and _odd(head) > 1):
             raise Unreadable(WHOLE, "it is no zip")
         if _odd(head) > 1:
-            raise Unreadable(WHOLE, "it is a zip, but none that `ebc-lab export` has written, or it was packed again")
+            raise Unreadable(
+                WHOLE, "it is a zip, but none that `ebc-lab export` has written, or it was packed again"
+            )
         entries: list[Entry] = []
         names: Sequence[str] = ()
         spoilt = ""  # the last file, if its own sizes cannot be believed
@@ -199,14 +229,22 @@ def _entry(
     start = at + LOCAL.size + len(rest)
     told = Entry(_spelt(rest[:name_size], name), crc, packed, size, rest[-32:], at)
     if told.name != name and rest[name_size : name_size + 4] != SEAL.pack(SEAL_ID, 32, b"")[:4]:
-        raise Unreadable(part, f"byte {at + LOCAL.size - 4}: the length of its name, or what follows the name, is damaged")
+        raise Unreadable(
+            part, f"byte {at + LOCAL.size - 4}: the length of its name, or what follows the name, is damaged"
+        )
     if start + packed > total:
-        raise Unreadable(told.name, f"the file ends at byte {total}, in the middle of it, or its header is damaged")
+        raise Unreadable(
+            told.name, f"the file ends at byte {total}, in the middle of it, or its header is damaged"
+        )
     seen, problem = _unpacked(f, told, sink(told.name))
     if problem:
-        return told, [(told.name, f"bytes {start} to {start + packed - 1}, or its header before them: {problem}")]
+        return told, [
+            (told.name, f"bytes {start} to {start + packed - 1}, or its header before them: {problem}")
+        ]
     if seen.seal != told.seal and (seen.crc, seen.size) != (told.crc, told.size):
-        return told, [(told.name, f"bytes {start} to {start + packed - 1}: its contents are not those that were packed")]
+        return told, [
+            (told.name, f"bytes {start} to {start + packed - 1}: its contents are not those that were packed")
+        ]
     byte = _first_difference(head + rest, seen.local())
     if byte is None:
         return seen, []
@@ -219,7 +257,11 @@ def _entry(
 def _spelt(raw: bytes, meant: str) -> str:
     """A name as it is written, or as it is meant where one character is damaged."""
     name = raw.decode(errors="replace")
-    return meant if len(name) == len(meant) and sum(a != b for a, b in zip(name, meant, strict=True)) == 1 else name
+    return (
+        meant
+        if len(name) == len(meant) and sum(a != b for a, b in zip(name, meant, strict=True)) == 1
+        else name
+    )
 
 
 def _unpacked(f: BinaryIO, told: Entry, put: Put | None) -> tuple[Entry, str | None]:
@@ -272,11 +314,17 @@ def _tail(f: BinaryIO, total: int, entries: Sequence[Entry]) -> Iterator[Wrong]:
 
 
 def _cut_or_changed(part: str, at: int, total: int) -> Iterator[Wrong]:
-    where = f"the file ends at byte {total}, in the middle of it" if at >= total else f"byte {at}: not what belongs there"
+    where = (
+        f"the file ends at byte {total}, in the middle of it"
+        if at >= total
+        else f"byte {at}: not what belongs there"
+    )
     yield part, where
 
 
 def _first_difference(found: bytes, meant: bytes) -> int | None:
     if found == meant:
         return None
-    return next((i for i, (a, b) in enumerate(zip(found, meant, strict=False)) if a != b), min(len(found), len(meant)))
+    return next(
+        (i for i, (a, b) in enumerate(zip(found, meant, strict=False)) if a != b), min(len(found), len(meant))
+    )

@@ -35,7 +35,9 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:
     if is_bundle(path):
         return unpack(path, output.expanduser() if output else path.with_suffix(""))
     if output:
-        raise UserError("--output is for bundles: a study's tables and pictures are rebuilt in its own folder.")
+        raise UserError(
+            "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
+        )
     return find(name, output_dir)
 
 

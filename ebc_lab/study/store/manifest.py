@@ -93,7 +93,11 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
         if os.path.dirname(inside) == RUNS and not unfinished and "result.json" not in names:
             folders.clear()
             continue
-        paths = (name if inside == "." else f"{inside}/{name}" for name in sorted(names) if not name.startswith("."))
+        paths = (
+            name if inside == "." else f"{inside}/{name}"
+            for name in sorted(names)
+            if not name.startswith(".")
+        )
         yield from (path for path in paths if path != NAME and not path.endswith(CHECKPOINT))
 
 

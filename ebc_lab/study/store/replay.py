@@ -32,7 +32,9 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     config: Config = from_dict(Config, header["config"])
     asked = [stage] if stage else [s for s in config.study.stages if s in recorded]
     if not asked or any(s not in recorded for s in asked):
-        raise UserError(f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet.")
+        raise UserError(
+            f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet."
+        )
     last = config.study.stages.index(asked[-1])
     made: dict[str, Decision] = {}
     found: dict[str, Any] = {}
@@ -43,7 +45,11 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
                 problem = _again(name, config, study, made)
             differences = [] if problem else _differences(recorded.get(name), made[name])
             if name in asked:
-                found[name] = {"same": not (problem or differences), "differences": differences, "problem": problem}
+                found[name] = {
+                    "same": not (problem or differences),
+                    "differences": differences,
+                    "problem": problem,
+                }
             if problem and "builds on" not in problem:
                 problem = f"builds on {name}, which could not be made again"
     return {"study": study.name, "same": all(f["same"] for f in found.values()), "stages": found}
@@ -86,7 +92,10 @@ def in_words(found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{stage}: different: {f['problem']}"
         else:
             yield f"{stage}: different in {len(f['differences'])} place(s)"
-            yield from (f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}" for d in f["differences"])
+            yield from (
+                f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}"
+                for d in f["differences"]
+            )
 
 
 def _short(value: Any) -> str:

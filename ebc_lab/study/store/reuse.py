@@ -104,9 +104,19 @@ def stale(
             ids = list(dict.fromkeys(run_id for _, run_id in runs))
             edited = [r for r in ids if r in damaged]
             gone = [r for r in ids if r not in results and r not in damaged]
-            reasons += [some(which, len(ids), what) for what, which in (("missing", gone), ("edited", edited)) if which]
-            if not gone and not edited and inputs_digest(config, stage, runs, results, sound) != decision["inputs_sha256"]:
-                reasons.append("it was made from other results, settings or earlier decisions than those that are there now")
+            reasons += [
+                some(which, len(ids), what)
+                for what, which in (("missing", gone), ("edited", edited))
+                if which
+            ]
+            if (
+                not gone
+                and not edited
+                and inputs_digest(config, stage, runs, results, sound) != decision["inputs_sha256"]
+            ):
+                reasons.append(
+                    "it was made from other results, settings or earlier decisions than those that are there now"
+                )
             sound[stage] = decision
         if found:
             reasons.append(f"it builds on {next(reversed(found))}, which is stale")

@@ -60,7 +60,9 @@ class Study:
     def must_exist(self) -> None:
         """Raises UserError when there is no study here."""
         if not self.exists():
-            raise UserError(f"there is no study at {self.root}: start one with `ebc-lab autopilot study.name={self.name}`.")
+            raise UserError(
+                f"there is no study at {self.root}: start one with `ebc-lab autopilot study.name={self.name}`."
+            )
 
     def header(self, *, checked: bool = True) -> dict[str, Any]:
         """study.json. Raises UserError when there is no study here, or the file was truncated or (`checked`) edited."""
@@ -81,7 +83,9 @@ class Study:
         path = self.root / "auto_decisions.json"
         found = read_json(path) if path.exists() else {}
         if not isinstance(found, dict):
-            raise UserError(f"{path} was edited: delete it, and the study's command decides anew from the runs.")
+            raise UserError(
+                f"{path} was edited: delete it, and the study's command decides anew from the runs."
+            )
         return found
 
     def true_decisions(self) -> dict[str, Any]:
@@ -103,7 +107,9 @@ class Study:
         """A run's result, if it has one. Raises UserError when it was truncated or edited."""
         path = self.run_dir(run_id)
         try:
-            return read_sealed(path / "result.json", f"delete {path}, and the study's command trains the run again")
+            return read_sealed(
+                path / "result.json", f"delete {path}, and the study's command trains the run again"
+            )
         except FileNotFoundError:
             return None
 
@@ -119,7 +125,9 @@ class Study:
                 continue
             if result.get("identity") != spec.identity_sha256:
                 path = self.run_dir(spec.run_id)
-                raise UserError(f"{path / 'result.json'} was not written by this run: delete {path} to train it again.")
+                raise UserError(
+                    f"{path / 'result.json'} was not written by this run: delete {path} to train it again."
+                )
             found[spec.run_id] = result
         return found
 
@@ -130,7 +138,14 @@ class Study:
             directory, problem = self.run_dir(run_id), None
             try:
                 spec = json.loads((directory / "spec.json").read_bytes())
-                spec["config"]["seed"], spec["stage"], spec["role"], spec["arm"], spec["kind"], spec["identity"]
+                (
+                    spec["config"]["seed"],
+                    spec["stage"],
+                    spec["role"],
+                    spec["arm"],
+                    spec["kind"],
+                    spec["identity"],
+                )
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (ValueError, KeyError, TypeError) as error:
@@ -140,7 +155,10 @@ class Study:
             except UserError as error:
                 result, problem = None, str(error)
             if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
-                result, problem = None, f"{directory / 'result.json'} is another run's: delete {directory} to train it again."
+                result, problem = (
+                    None,
+                    f"{directory / 'result.json'} is another run's: delete {directory} to train it again.",
+                )
             found.append(Record(run_id, spec, result, problem))
         return found
 
@@ -179,7 +197,9 @@ class Study:
             probe.write_text("")
             probe.unlink()
         except OSError as error:
-            raise UserError(f"{self.root} cannot be written ({error.strerror}): choose another output_dir.") from None
+            raise UserError(
+                f"{self.root} cannot be written ({error.strerror}): choose another output_dir."
+            ) from None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -195,10 +215,14 @@ class Study:
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            write_json(self.root / ".driver.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+            write_json(
+                self.root / ".driver.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+            )
             yield
         except OSError as error:
-            error.filename = error.filename or str(self.root)  # a full disk says no name where it strikes in mid-file
+            error.filename = error.filename or str(
+                self.root
+            )  # a full disk says no name where it strikes in mid-file
             raise
         finally:
             (self.root / ".driver.json").unlink(missing_ok=True)
@@ -210,7 +234,13 @@ class Study:
         directory.mkdir(parents=True, exist_ok=True)
         if not (directory / "spec.json").exists():
             config = to_dict(spec.run)
-            about = {"run_id": spec.run_id, "kind": spec.kind, "stage": spec.stage, "role": spec.role, "arm": spec.arm}
+            about = {
+                "run_id": spec.run_id,
+                "kind": spec.kind,
+                "stage": spec.stage,
+                "role": spec.role,
+                "arm": spec.arm,
+            }
             write_json(
                 directory / "spec.json",
                 {**about, "lr_scale": spec.lr_scale, "identity": spec.identity, "config": config},
@@ -242,7 +272,10 @@ class Study:
         gone = [
             r.run_id
             for r in self.records()
-            if r.result is not None and r.result["outcome"] in asked and r.spec is not None and r.spec["stage"] in meant
+            if r.result is not None
+            and r.result["outcome"] in asked
+            and r.spec is not None
+            and r.spec["stage"] in meant
         ]
         manifest.strike(self.root, runs=gone)
         for run_id in gone:

@@ -60,7 +60,9 @@ class _Follower:
                     start_new_session=True,  # Ctrl-C is the driver's
                 )
             assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps({**about, "wait_s": config.wait_s}) + "\n")  # an address is nothing for `ps`
+            self.process.stdin.write(
+                json.dumps({**about, "wait_s": config.wait_s}) + "\n"
+            )  # an address is nothing for `ps`
             self.process.stdin.flush()
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")

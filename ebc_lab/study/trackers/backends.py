@@ -83,7 +83,9 @@ class MLflow:
 
     def __init__(self, folder: Path, uri: str | None = None):
         if uri and uri.startswith("file:"):
-            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow's own way to ask for it: it is in maintenance there
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = (
+                "true"  # MLflow's own way to ask for it: it is in maintenance there
+            )
         from mlflow.tracking import MlflowClient
 
         self.folder = folder
@@ -96,10 +98,16 @@ class MLflow:
         if run.run_id not in self.ids:
             known = self.client.get_experiment_by_name(run.group)
             place = (self.folder / "mlflow_artifacts").as_uri() if self.local else None
-            experiment = known.experiment_id if known else self.client.create_experiment(run.group, artifact_location=place)
+            experiment = (
+                known.experiment_id
+                if known
+                else self.client.create_experiment(run.group, artifact_location=place)
+            )
             found = self.client.search_runs([experiment], f"tags.ebc_lab_run = '{run.run_id}'", max_results=1)
             own = (
-                found[0] if found else self.client.create_run(experiment, tags={"ebc_lab_run": run.run_id}, run_name=run.run_id)
+                found[0]
+                if found
+                else self.client.create_run(experiment, tags={"ebc_lab_run": run.run_id}, run_name=run.run_id)
             )
             self._batch(own.info.run_id, params=run.settings)
             self.ids[run.run_id] = own.info.run_id
@@ -109,10 +117,14 @@ class MLflow:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for step, figures in rows for name, value in figures.items()]
+        metrics = [
+            Metric(name, value, now, step) for step, figures in rows for name, value in figures.items()
+        ]
         given = [Param(k, str(v)) for k, v in (params or {}).items()]
         for at in range(0, max(len(metrics), 1), METRICS_A_CALL):
-            self.client.log_batch(run, metrics=metrics[at : at + METRICS_A_CALL], params=given if at == 0 else [])
+            self.client.log_batch(
+                run, metrics=metrics[at : at + METRICS_A_CALL], params=given if at == 0 else []
+            )
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
         self._batch(self._id(run), rows)

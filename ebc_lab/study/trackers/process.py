@@ -57,7 +57,9 @@ class Reader:
 
     def measuring(self) -> bool:
         """Whether a measurement of time is under way, beside which nothing else is to be done."""
-        return any(not p.with_name("result.json").exists() for p in self.root.glob("runs/overhead_*/progress.json"))
+        return any(
+            not p.with_name("result.json").exists() for p in self.root.glob("runs/overhead_*/progress.json")
+        )
 
     def show(self, tracker: Tracker) -> None:
         """Show what is new, run by run."""
@@ -71,9 +73,14 @@ class Reader:
         if ended is not None and self.settled.get(result_path) == ended:
             return
         try:
-            result = read_json(result_path) if ended is not None else None  # before the rows, which are whole then
+            result = (
+                read_json(result_path) if ended is not None else None
+            )  # before the rows, which are whole then
             spec = read_json(directory / "spec.json")
-        except (FileNotFoundError, UserError):  # a folder of something else, or a damaged file, which others complain of
+        except (
+            FileNotFoundError,
+            UserError,
+        ):  # a folder of something else, or a damaged file, which others complain of
             return
         run = Run(spec["run_id"], self.root.name, settings_of(spec))
         shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
@@ -82,7 +89,9 @@ class Reader:
             evals = new_rows(directory / "evals.csv", EVAL_FIGURES, shown["eval"])
             if rows or evals:
                 tracker.log(run, [*rows, *evals])
-            shown["step"], shown["eval"] = (new[-1][0] if new else shown[k] for k, new in (("step", rows), ("eval", evals)))
+            shown["step"], shown["eval"] = (
+                new[-1][0] if new else shown[k] for k, new in (("step", rows), ("eval", evals))
+            )
             if result is not None:
                 tracker.end(run, result["outcome"], figures_of(result))
                 shown["result"] = result["checksum"]
@@ -127,7 +136,9 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
     return rows
 
 
-def follow(reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]) -> bool:
+def follow(
+    reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
+) -> bool:
     """Show what comes until `over`, and then what is left. -> whether all of it was shown. Only the first failure is said."""
     tracker: Tracker | None = None
     pause, said = POLL_S, False

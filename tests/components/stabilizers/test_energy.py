@@ -56,7 +56,9 @@ def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, 
             measured[norm, n] = floats(monitor())
         monitor.remove()
     assert measured["rms", 2] == pytest.approx(measured["rms", 1], rel=1e-4)
-    assert measured["raw", 2] == pytest.approx({k: v / math.sqrt(2) for k, v in measured["raw", 1].items()}, rel=1e-4)
+    assert measured["raw", 2] == pytest.approx(
+        {k: v / math.sqrt(2) for k, v in measured["raw", 1].items()}, rel=1e-4
+    )
 
 
 # -- the limit ---------------------------------------------------------------------------------------------------------------
@@ -73,7 +75,9 @@ def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
     measured = clip()
     budgets = [ratio * float(output_norm(z, norm)) for z in outputs(model, x)]
     assert list(measured) == LAYERS
-    assert list(floats(measured).values()) == pytest.approx([w / b for w, b in zip(whole, budgets, strict=True)], rel=1e-4)
+    assert list(floats(measured).values()) == pytest.approx(
+        [w / b for w, b in zip(whole, budgets, strict=True)], rel=1e-4
+    )
     for i, (w, b) in enumerate(zip(whole, budgets, strict=True)):
         now = [p.grad for p in model[2 * i].parameters()]
         scale = min(1.0, b / w)
@@ -88,7 +92,9 @@ def test_a_ratio_for_each_layer():
     before = gradients(model)
     assert list(clip()) == ["2"]
     assert same(gradients(model)[:2], before[:2])
-    assert joint(model[2].parameters()) == pytest.approx(1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5)
+    assert joint(model[2].parameters()) == pytest.approx(
+        1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,10 @@ def test_of_several_calls_the_last_counts():
     monitor = monitor_ebc_ratio(model)
     other, _ = batch(1)
     F.cross_entropy(model(7 * x) + model(other), y).backward()
-    expected = [joint(model[2 * i].parameters()) / float(output_norm(z, "rms")) for i, z in enumerate(outputs(model, other))]
+    expected = [
+        joint(model[2 * i].parameters()) / float(output_norm(z, "rms"))
+        for i, z in enumerate(outputs(model, other))
+    ]
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -238,7 +247,9 @@ def test_a_layer_that_is_only_read_goes_by_the_module_around_it():
     out = model(x)["hidden"]
     F.cross_entropy(out, y).backward()
     assert list(clip()) == ["inner"]
-    assert joint(model.parameters()) == pytest.approx(1e-3 * float(output_norm(out.detach(), "rms")), rel=1e-5)
+    assert joint(model.parameters()) == pytest.approx(
+        1e-3 * float(output_norm(out.detach(), "rms")), rel=1e-5
+    )
 
 
 def test_torchs_attention_owns_some_weights_and_reads_others():
@@ -304,7 +315,9 @@ def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
     measured = floats(clip())
     assert not math.isfinite(measured["0"])
     assert joint(model[0].parameters()) == 0
-    assert joint(model[2].parameters()) == pytest.approx(1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5)
+    assert joint(model[2].parameters()) == pytest.approx(
+        1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5
+    )
     assert clip.skipped == 0
 
 
@@ -328,7 +341,10 @@ def test_the_monitor_changes_nothing():
     assert monitor() == {}
     backward_on(model, x, y)
     backward_on(plain, x, y)
-    expected = [joint(plain[2 * i].parameters()) / float(output_norm(z, "rms")) for i, z in enumerate(outputs(plain, x))]
+    expected = [
+        joint(plain[2 * i].parameters()) / float(output_norm(z, "rms"))
+        for i, z in enumerate(outputs(plain, x))
+    ]
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
     assert floats(monitor()) == floats(monitor())
     assert same(gradients(model), gradients(plain))
@@ -360,7 +376,9 @@ def test_a_watched_model_can_be_copied_and_pickled(used):
         other.zero_grad()
         backward_on(other, 50 * x, y)
         assert floats(clip()) == (measured if not used else pytest.approx(floats(clip())))
-        assert set(clip.record.energies) == (set(LAYERS) if used else set())  # the copy's forward is not the model's
+        assert set(clip.record.energies) == (
+            set(LAYERS) if used else set()
+        )  # the copy's forward is not the model's
     pair, copied = copy.deepcopy((model, clip))
     pair.zero_grad()
     backward_on(pair, x, y)

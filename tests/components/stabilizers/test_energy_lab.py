@@ -58,7 +58,9 @@ def test_the_labs_audits_do_not_overwrite_what_training_recorded():
 
 def test_the_stabilizer_is_the_three_line_clip():
     model, plain = small_model(), small_model()
-    stabilizer = EnergyBudget(model, torch.optim.Adam(model.parameters(), lr=0.1), strength=0.01, audit_every=0)
+    stabilizer = EnergyBudget(
+        model, torch.optim.Adam(model.parameters(), lr=0.1), strength=0.01, audit_every=0
+    )
     base, clip = torch.optim.Adam(plain.parameters(), lr=0.1), energy_budget_clip(plain, 0.01)
     for step in range(4):
         x, y = batch(step)
@@ -73,10 +75,14 @@ def test_the_stabilizer_is_the_three_line_clip():
 
 def test_only_what_the_optimizer_trains_is_limited():
     model, (x, y) = small_model(), batch()
-    stabilizer = EnergyBudget(model, torch.optim.SGD(model[2].parameters(), lr=0.1), strength=1e-3, audit_every=0)
+    stabilizer = EnergyBudget(
+        model, torch.optim.SGD(model[2].parameters(), lr=0.1), strength=1e-3, audit_every=0
+    )
     backward_on(model, x, y)
     before = gradients(model)
     stats = stabilizer.step()
     assert same(gradients(model)[:2], before[:2])
-    assert float(stats.gradient_scale) == pytest.approx(joint(model[2].parameters()) / float(stats.grad_norm), rel=1e-5)
+    assert float(stats.gradient_scale) == pytest.approx(
+        joint(model[2].parameters()) / float(stats.grad_norm), rel=1e-5
+    )
     assert stats.gradient_scale < 1

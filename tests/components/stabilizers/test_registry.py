@@ -26,7 +26,14 @@ from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import conf_dir, groups, optimizer_defaults, settings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.identity import resolve_controller
-from ebc_lab.config.schema import BudgetConfig, ControllerConfig, ModelConfig, ProjectionConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.schema import (
+    BudgetConfig,
+    ControllerConfig,
+    ModelConfig,
+    ProjectionConfig,
+    RunConfig,
+    StabilizerConfig,
+)
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 
@@ -44,7 +51,9 @@ every = pytest.mark.parametrize(("optimizer", "stabilizer", "projection"), CONTR
 
 def run_of(optimizer, stabilizer, projection, **changes):
     own = replace(optimizer_defaults(optimizer), lr=0.02, weight_decay=0.0)
-    run = replace(RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection))
+    run = replace(
+        RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection)
+    )
     return resolve_controller(replace(run, **changes))
 
 
@@ -171,7 +180,9 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
         assert stats.clip_coefficient == 0
         assert equal(model.parameters(), before)
         flat, kept = (torch.utils._pytree.tree_leaves(s) for s in (saved(wrapped)["bases"], state))
-        assert all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(flat, kept, strict=True))
+        assert all(
+            torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(flat, kept, strict=True)
+        )
     assert not take(model, wrapped, [4])[0].skipped
 
 

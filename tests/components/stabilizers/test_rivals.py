@@ -31,7 +31,9 @@ def test_each_has_a_file_a_line_and_one_default():
 @pytest.mark.parametrize("name", CLASSES)
 def test_built_from_a_run(name):
     run = RunConfig(
-        model=ModelConfig(blocks=1, width=8, heads=1, context=4), stabilizer=StabilizerConfig(name, schedule="linear"), steps=30
+        model=ModelConfig(blocks=1, width=8, heads=1, context=4),
+        stabilizer=StabilizerConfig(name, schedule="linear"),
+        steps=30,
     )
     for strength, expected in ((None, CLASSES[name].default), (0.7, 0.7)):
         model = build_model(run.model, 5, 0)
@@ -57,7 +59,9 @@ def test_a_strength_that_is_not_positive_is_refused(name, strength):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_huge_strength_is_the_plain_optimizer(name, strength):
     model, plain = small_model(), small_model()
-    stabilizer = around(name, model, torch.optim.Adam(model.parameters(), lr=0.1), strength=strength, audit_every=3)
+    stabilizer = around(
+        name, model, torch.optim.Adam(model.parameters(), lr=0.1), strength=strength, audit_every=3
+    )
     base = torch.optim.Adam(plain.parameters(), lr=0.1)
     for step in range(30):
         x = backward(model, step)
@@ -121,7 +125,12 @@ def test_an_update_that_overflows_is_given_up(name):
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
-@given(st.sampled_from(["norm_clip", "value_clip", "agc"]), st.floats(1e-3, 10), st.floats(1e-4, 1e4), st.integers(0, 99))
+@given(
+    st.sampled_from(["norm_clip", "value_clip", "agc"]),
+    st.floats(1e-3, 10),
+    st.floats(1e-4, 1e4),
+    st.integers(0, 99),
+)
 def test_the_limit_holds_at_every_scale(name, strength, factor, seed):
     model = small_model(seed)
     before = values(model)
@@ -145,7 +154,8 @@ def test_norm_clip(factor):
     stabilizer = NormClip(model, sgd(model), strength=0.2, audit_every=0)
     backward(model, factor=factor)
     expected = [
-        w - 0.5 * g * min(1, 0.2 / (norm(grads(model)) + 1e-6)) for w, g in zip(values(model), grads(model), strict=True)
+        w - 0.5 * g * min(1, 0.2 / (norm(grads(model)) + 1e-6))
+        for w, g in zip(values(model), grads(model), strict=True)
     ]
     stabilizer.step()
     torch.testing.assert_close(values(model), expected)
@@ -178,7 +188,9 @@ def test_agc_limits_each_unit(shape, scale):
         most = 1e-4 * max(norm([weights]), 1e-3)
         unit.mul_(min(1.0, most / norm([unit])))
     torch.testing.assert_close(model.w.grad, expected, rtol=1e-5, atol=0)
-    assert torch.equal(model.w.grad, gradient) == (scale == 1e-9)  # even there the library's own floor would clip
+    assert torch.equal(model.w.grad, gradient) == (
+        scale == 1e-9
+    )  # even there the library's own floor would clip
 
 
 def noisy_norms(n, seed=0, outliers=(30, 31, 45)):

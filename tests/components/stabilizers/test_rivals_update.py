@@ -33,7 +33,9 @@ def test_trust_region(strength):
 )
 def test_the_trust_regions_radius_follows_the_root_of_its_schedule(schedule, at_15):
     model = small_model()
-    stabilizer = TrustRegion(model, sgd(model), strength=0.01, schedule=schedule, total_steps=20, audit_every=0)
+    stabilizer = TrustRegion(
+        model, sgd(model), strength=0.01, schedule=schedule, total_steps=20, audit_every=0
+    )
     for step in range(16):
         backward(model, step)
         old = values(model)
@@ -88,7 +90,9 @@ def test_kl_clip_is_that_of_the_kfac_codes(strength, clips):
     stabilizer = KLClip(model, two_groups(model), strength=strength, audit_every=0)
     backward(model)
     old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
-    predicted = sum(lr**2 * float((g * g).sum()) for g, lr in zip(gradients, rates, strict=True))  # SGD's direction is g
+    predicted = sum(
+        lr**2 * float((g * g).sum()) for g, lr in zip(gradients, rates, strict=True)
+    )  # SGD's direction is g
     c = min(1.0, math.sqrt(strength / predicted))
     assert (c < 1) == clips
     stats = stabilizer.step()
@@ -117,7 +121,9 @@ def test_rms_clip_limits_each_tensor_by_itself():
     stabilizer = RMSClip(model, two_groups(model), strength=0.06, audit_every=0)
     backward(model)
     old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
-    factors = [1 / max(1.0, norm([g]) / math.sqrt(g.numel()) / 0.06) for g in gradients]  # SGD's u is the gradient
+    factors = [
+        1 / max(1.0, norm([g]) / math.sqrt(g.numel()) / 0.06) for g in gradients
+    ]  # SGD's u is the gradient
     assert len({f for f in factors if f < 1}) > 1
     assert 1 in factors
     stats = stabilizer.step()
@@ -165,7 +171,10 @@ def test_copies_of_the_weights_are_scaled_alike(name):
     for step in range(3):
         backward(model, step)
         weights, gradients = values(model), grads(model)
-        copies = [base.state[p]["z"].clone() if step else w for p, w in zip(model.parameters(), weights, strict=True)]
+        copies = [
+            base.state[p]["z"].clone() if step else w
+            for p, w in zip(model.parameters(), weights, strict=True)
+        ]
         stats = stabilizer.step()
         assert 0 < stats.clip_coefficient < 1
         for p, w, z, g in zip(model.parameters(), weights, copies, gradients, strict=True):

@@ -95,10 +95,13 @@ def test_equal_files_give_equal_bytes_wherever_they_lie(told, own):
 def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_seen(told):
     text = read(told).text
     order = [
-        text.rindex(x) for x in ("What was checked", "Decisions and", "All runs", "Do it again", "Checksums of the tables")
+        text.rindex(x)
+        for x in ("What was checked", "Decisions and", "All runs", "Do it again", "Checksums of the tables")
     ]
     assert order == sorted(order)
-    verdict = json.loads((told / "auto_decisions.json").read_text())["finals"]["tracks"]["adam_none"]["verdict"]
+    verdict = json.loads((told / "auto_decisions.json").read_text())["finals"]["tracks"]["adam_none"][
+        "verdict"
+    ]
     assert len(verdict) == 6
     for line in verdict:
         assert " ".join(line["question"].split()) in text
@@ -133,7 +136,9 @@ def test_nothing_but_the_page_itself_may_load_or_run(told):
 
 def test_figures_are_short_enough_to_read(told):
     html = (told / "report.html").read_text()
-    shown = re.sub(r"<(style|script)>.*?</\1>|data-value=\"[^\"]*\"|<code[^>]*>.*?</code>", "", html, flags=re.S)
+    shown = re.sub(
+        r"<(style|script)>.*?</\1>|data-value=\"[^\"]*\"|<code[^>]*>.*?</code>", "", html, flags=re.S
+    )
     assert re.findall(r"\d\.\d{7,}", shown) == []
     assert re.findall(r"\b(?:nan|inf|None)\b", shown) == []
 
@@ -144,7 +149,14 @@ def test_a_study_of_another_version_of_the_statistics_is_told_too(own):
     row = found["finals"]["tracks"][0]["compared"][0]["rows"][0]
     row |= {"judged": "beats", "joint_low": -0.2, "joint_high": -0.1, "detectable": 0.05, "mean": -0.15}
     other = found["finals"]["tracks"][0]["compared"][0]["rows"][1]
-    other |= {"mean": None, "low": None, "high": -0.01, "method": "rank", "judged": "undecided", "drawn": None}
+    other |= {
+        "mean": None,
+        "low": None,
+        "high": -0.01,
+        "method": "rank",
+        "judged": "undecided",
+        "drawn": None,
+    }
     found["finals"]["tracks"][0]["compared"][0]["joint"] = True
     text = Words(html_module.render(own, found)).text
     assert "beats it" in text
@@ -164,7 +176,11 @@ def test_a_study_of_another_version_of_the_statistics_is_told_too(own):
 def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
     arm, control = ({str(s): x for s, x in enumerate(values)} for values in (losses, (2.0, 2.0, 2.0)))
     d = paired(arm, control, margin=0.01, comparisons=3)
-    line = {"name": "best_ebc_no_worse_than_control", "verdict": VERDICT_OF[d["judged"]], "beats": d["judged"] == "beats"}
+    line = {
+        "name": "best_ebc_no_worse_than_control",
+        "verdict": VERDICT_OF[d["judged"]],
+        "beats": d["judged"] == "beats",
+    }
     found = words_module.answer([{**line, "difference": d, "joint": True}], 0.01)
     assert found["word"] == word
     assert saying in found["text"]
@@ -175,7 +191,9 @@ def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
 def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own):
     header = read_sealed(own / "study.json", "")
     header.pop("checksum", None)
-    header["config"]["seeds"] = header["config"]["seeds"][:1]  # as if the others had been added at a later look
+    header["config"]["seeds"] = header["config"]["seeds"][
+        :1
+    ]  # as if the others had been added at a later look
     write_sealed(own / "study.json", header)
     decision = json.loads((own / "auto_decisions.json").read_text())["finals"]
     seeds = ", ".join(map(str, compare_arms.seeds_of(decision)))
@@ -219,7 +237,9 @@ def test_figures_are_embedded_as_svg_where_there_is_one(own):
     (own / "lr_scale.png").write_bytes(PNG)
     (own / "lr_scale.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     (own / "pareto.png").write_bytes(PNG)
-    listed = [{"name": n, "section": "lr_scale", "title": n, "alt": n, "arm": ""} for n in ("lr_scale", "pareto")]
+    listed = [
+        {"name": n, "section": "lr_scale", "title": n, "alt": n, "arm": ""} for n in ("lr_scale", "pareto")
+    ]
     (own / "figures.json").write_text(json.dumps(listed))
     shown = {p.name: p for p in html_module.pictures(own)}
     assert shown["lr_scale"].uri.startswith("data:image/svg+xml;base64,")
@@ -237,7 +257,10 @@ def test_the_list_of_figures_says_their_order_place_and_words(own):
     ]
     (own / "figures.json").write_text(json.dumps(listed))
     shown = html_module.pictures(own)
-    assert [(p.name, p.section, p.title) for p in shown] == [("b", "lr_scale", "How far?"), ("a", "finals", 'A <b> "title"')]
+    assert [(p.name, p.section, p.title) for p in shown] == [
+        ("b", "lr_scale", "How far?"),
+        ("a", "finals", 'A <b> "title"'),
+    ]
     html_module.write_page(own)
     html = (own / "report.html").read_text()
     assert 'alt="A line that rises."' in html
@@ -285,7 +308,11 @@ def asked(begun):
 
 
 def files(root: Path) -> dict[str, tuple[bytes, int]]:
-    return {str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns)
+        for p in root.rglob("*")
+        if p.is_file()
+    }
 
 
 def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
@@ -316,7 +343,9 @@ def test_its_version_changes_with_the_files_and_only_then(begun, asked):
 
 def test_many_reloads_make_the_page_once(begun, monkeypatch):
     calls = []
-    monkeypatch.setattr("ebc_lab.report.page.serve.status_module.status", lambda study: calls.append(study) or status(study))
+    monkeypatch.setattr(
+        "ebc_lab.report.page.serve.status_module.status", lambda study: calls.append(study) or status(study)
+    )
     shown = LivePage(begun)
     readers = [threading.Thread(target=shown.now) for _ in range(8)]
     for reader in readers:
@@ -327,7 +356,9 @@ def test_many_reloads_make_the_page_once(begun, monkeypatch):
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("path", ["/study.json", "/report.html", "/../study.json", "/%2e%2e/begun/study.json", "/runs", "/x?y"])
+@pytest.mark.parametrize(
+    "path", ["/study.json", "/report.html", "/../study.json", "/%2e%2e/begun/study.json", "/runs", "/x?y"]
+)
 def test_no_path_leads_to_a_file(asked, path):
     code, _, body = asked(path)
     assert code == 404

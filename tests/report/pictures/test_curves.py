@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ebc_lab.report.pictures.curves import MOST_POINTS, audited, by_step, moving_quantiles, running_mean, thinned, window
+from ebc_lab.report.pictures.curves import (
+    MOST_POINTS,
+    audited,
+    by_step,
+    moving_quantiles,
+    running_mean,
+    thinned,
+    window,
+)
 
 
 def test_runs_of_different_lengths_stand_side_by_side_by_step():

@@ -21,13 +21,24 @@ def words_of(figure: Figure) -> list[str]:
 
 def points(axes: Axes, marker: str) -> list[tuple[float, float]]:
     """Where a marker stands in the data."""
-    found = [line for line in axes.get_lines() if line.get_marker() == marker and line.get_transform() == axes.transData]
-    return [(float(x), float(y)) for line in found for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+    found = [
+        line
+        for line in axes.get_lines()
+        if line.get_marker() == marker and line.get_transform() == axes.transData
+    ]
+    return [
+        (float(x), float(y))
+        for line in found
+        for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)
+    ]
 
 
 def ring(axes: Axes) -> list[tuple[float, float]]:
     found = [line for line in axes.get_lines() if line.get_markersize() > 12]
-    return [(float(np.atleast_1d(line.get_xdata())[0]), float(np.atleast_1d(line.get_ydata())[0])) for line in found]
+    return [
+        (float(np.atleast_1d(line.get_xdata())[0]), float(np.atleast_1d(line.get_ydata())[0]))
+        for line in found
+    ]
 
 
 def test_the_sweep_shows_its_grid_its_extension_its_winner_and_what_diverged(figures):
@@ -48,7 +59,9 @@ def test_the_sweep_shows_its_grid_its_extension_its_winner_and_what_diverged(fig
 def test_headroom_tells_its_arms_apart_by_marker_and_line_too(figures):
     axes = figures["lr_scale"].axes[0]
     looks = {
-        (line.get_marker(), line.get_linestyle(), line.get_color()) for line in axes.get_lines() if line.get_label()[0] != "_"
+        (line.get_marker(), line.get_linestyle(), line.get_color())
+        for line in axes.get_lines()
+        if line.get_label()[0] != "_"
     }
     arms = [look for look in looks if look[0] in "sDo" and look[1] != "None"]
     assert len(arms) == 3
@@ -63,7 +76,9 @@ def test_the_effective_step_is_drawn_against_the_rate_asked_for(figures):
     assert list(ebc.get_ydata()) == [0.003, 0.003]
     diagonal = next(line for line in axes.get_lines() if line.get_label() == "c = 1: c·lr = lr")
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
-    assert any("rises 2×, the median step that is applied 1×" in text for text in words_of(figures["eta_eff"]))
+    assert any(
+        "rises 2×, the median step that is applied 1×" in text for text in words_of(figures["eta_eff"])
+    )
 
 
 def test_the_calibration_shows_loss_and_c_by_target_with_the_band_and_the_winner(figures):

@@ -27,7 +27,13 @@ def changed(root, change):
 
 
 def test_the_front_holds_the_arms_that_none_dominates():
-    points = {"best": (0.3, 1.0), "between": (0.6, 1.2), "beaten": (0.5, 1.3), "plain": (1.0, 1.5), "worse": (1.0, 1.6)}
+    points = {
+        "best": (0.3, 1.0),
+        "between": (0.6, 1.2),
+        "beaten": (0.5, 1.3),
+        "plain": (1.0, 1.5),
+        "worse": (1.0, 1.6),
+    }
     assert front(points) == ["best", "between", "plain"]
     assert front({}) == []
 
@@ -60,8 +66,14 @@ def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(tmp
     figure = drawn(write_study(tmp_path))["overhead"]
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["overhead", "probes of EBC ×2, falling δ*"]
-    assert any("6.0% of a step's time (quartiles 5.0 to 7.0), above the limit of 5%" in text for text in words_of(figure))
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "overhead",
+        "probes of EBC ×2, falling δ*",
+    ]
+    assert any(
+        "6.0% of a step's time (quartiles 5.0 to 7.0), above the limit of 5%" in text
+        for text in words_of(figure)
+    )
 
 
 def test_without_a_measured_overhead_the_probes_alone_are_drawn(tmp_path):
@@ -74,17 +86,27 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
     def judge(track):
         for role in ("baseline", "control"):
             for difference in track["differences"][role].values():
-                difference |= {"joint_low": -0.02, "joint_high": 0.22, "comparisons": 2, "judged": "undecided"}
+                difference |= {
+                    "joint_low": -0.02,
+                    "joint_high": 0.22,
+                    "comparisons": 2,
+                    "judged": "undecided",
+                }
         track["differences"]["baseline"][f"adam_none_{CONTROL}"]["judged"] = "misses"
 
     figure = changed(write_study(tmp_path), judge)["finals"]
     axes, words = figure.axes[0], words_of(figure)
-    assert "Against the baseline, of 2 arms 1 worse, 1 undecided; against the fair control, of 2 arms 2 undecided." in words
+    assert (
+        "Against the baseline, of 2 arms 1 worse, 1 undecided; against the fair control, of 2 arms 2 undecided."
+        in words
+    )
     assert words.count("+0.100 ± 0.050") == 4
     assert "95% for all 2 comparisons together" in words
     assert any(text.startswith("+0.01: the target's margin") for text in words)
     spans = {
-        (round(min(line.get_xdata()), 9), round(max(line.get_xdata()), 9)) for line in axes.get_lines() if len(line.get_xdata())
+        (round(min(line.get_xdata()), 9), round(max(line.get_xdata()), 9))
+        for line in axes.get_lines()
+        if len(line.get_xdata())
     }
     assert {(0.05, 0.15), (-0.02, 0.22)} <= spans
     assert any(text == "plain ×2, LR decay (fair control) · misses" for text in words)
@@ -93,7 +115,9 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
 def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):
     def diverge(track):
         ranked = {"seeds": 2, "method": "rank", "mean": None, "median": 0.2, "low": -0.1, "high": None}
-        track["differences"]["baseline"][f"adam_none_{FALLING}"] = ranked | {"diverged": {"arm": 1, "reference": 0}}
+        track["differences"]["baseline"][f"adam_none_{FALLING}"] = ranked | {
+            "diverged": {"arm": 1, "reference": 0}
+        }
 
     figure = changed(write_study(tmp_path, outcomes={(FALLING, 1): "diverged"}), diverge)["finals"]
     assert "+0.200 [−0.100, ∞]" in words_of(figure)

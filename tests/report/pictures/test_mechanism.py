@@ -34,7 +34,10 @@ def test_groups_are_stacked_largest_first_and_add_up_to_s(tmp_path):
     layers = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
     assert [(round(layer.min(), 6), round(layer.max(), 6)) for layer in layers] == [(0.0, 0.3), (0.3, 0.4)]
     assert [text.get_text() for text in axes.texts] == ["large  75%", "small  25%"]
-    assert any(text.startswith("large makes up most of it, 75% on median; small least, 25%") for text in words_of(figure))
+    assert any(
+        text.startswith("large makes up most of it, 75% on median; small least, 25%")
+        for text in words_of(figure)
+    )
     assert f"adam_none_{BASELINE}_groups" not in figures
 
 
@@ -49,13 +52,19 @@ def test_many_groups_share_a_layer_but_for_the_largest():
 
 def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     asked = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=12"]
-    run = run_part(compose([*asked, "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02"], study=False))
+    run = run_part(
+        compose([*asked, "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02"], study=False)
+    )
     run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
     result = run_and_record(run, tmp_path, "x")
     runs = [Run("0", result, read_columns(tmp_path / "steps.csv"), read_columns(tmp_path / "evals.csv"))]
     assert mechanism.groups_of(runs) == ["embeddings", "block0", "head"]
     figure = mechanism.draw_groups(FACTS, "arm", ARM, runs)
-    assert {text.get_text().split("  ")[0] for text in figure.axes[0].texts} == {"embeddings", "block0", "head"}
+    assert {text.get_text().split("  ")[0] for text in figure.axes[0].texts} == {
+        "embeddings",
+        "block0",
+        "head",
+    }
     found = mechanism.tightness_of(runs)
     assert np.median(found.values) == pytest.approx(result["tightness_median"])
 

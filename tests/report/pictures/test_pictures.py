@@ -92,8 +92,13 @@ def write_study(
     warning: str | None = None,
 ) -> Path:
     """A finished study of three final arms and two seeds a track; `outcomes`: (arm, seed) -> what became of a run."""
-    decisions: dict[str, Any] = {stage: {"tracks": {}} for stage in ("lr_sweep", "calibrate", "lr_scale", "finals")}
-    decisions["lr_sweep"] |= {"pairs": [{"track": track, "triaged": False} for track in tracks], "candidates": []}
+    decisions: dict[str, Any] = {
+        stage: {"tracks": {}} for stage in ("lr_sweep", "calibrate", "lr_scale", "finals")
+    }
+    decisions["lr_sweep"] |= {
+        "pairs": [{"track": track, "triaged": False} for track in tracks],
+        "candidates": [],
+    }
     decisions["calibrate"]["candidates"] = []
     decisions["finals"] |= {"rule": "test loss, paired by seed", "measurements": []}
     for track in tracks:
@@ -110,8 +115,18 @@ def write_study(
             "delta_star": 0.018, "lr_scale": 2.0, "run_id": "ebc_2", "c_median": 0.6, "val_loss": 2.2, "in_band": True,
         }  # fmt: skip
         decisions["calibrate"]["candidates"] += [
-            scale_row("ebc", scale, arm=f"{track}_ebc_d0p0{9 * scale:.0f}_shadow_x2", delta_star=0.009 * scale, **changed)
-            for scale, changed in ((1.0, {"c_median": 0.3}), (2.0, {}), (4.0, {"outcome": "oom", "val_loss": None}))
+            scale_row(
+                "ebc",
+                scale,
+                arm=f"{track}_ebc_d0p0{9 * scale:.0f}_shadow_x2",
+                delta_star=0.009 * scale,
+                **changed,
+            )
+            for scale, changed in (
+                (1.0, {"c_median": 0.3}),
+                (2.0, {}),
+                (4.0, {"outcome": "oom", "val_loss": None}),
+            )
         ]
         decisions["lr_scale"]["tracks"][track] = {
             "lr_scale": 2.0, "run_id": "ebc_2", "baseline_val_loss": 2.1, "sigma": 0.03,
@@ -130,15 +145,28 @@ def write_study(
         for tail, role in ARMS.items():
             arm, ebc = f"{track}_{tail}", "ebc" in tail
             runs = {str(seed): f"{arm}_s{seed}" for seed in (0, 1)}
-            arms[arm] = {"roles": [role], "track": track, "lr": 0.004, "lr_scale": 2.0, "ebc": ebc, "runs": runs}
+            arms[arm] = {
+                "roles": [role],
+                "track": track,
+                "lr": 0.004,
+                "lr_scale": 2.0,
+                "ebc": ebc,
+                "runs": runs,
+            }
             ends = [outcomes.get((tail, int(seed)), "completed") for seed in runs]
             mean = 2.205 if "completed" in ends else None
-            arms[arm] |= {"test_loss": mean, "val_loss": mean, "outcomes": {o: ends.count(o) for o in {*ends} - {"missing"}}}
+            arms[arm] |= {
+                "test_loss": mean,
+                "val_loss": mean,
+                "outcomes": {o: ends.count(o) for o in {*ends} - {"missing"}},
+            }
             for seed, run_id in runs.items():
                 outcome = outcomes.get((tail, int(seed)), "completed")
                 steps = STEPS if outcome == "completed" else STEPS // 2
                 write_run(root / "runs" / run_id, ebc=ebc, seed=int(seed), outcome=outcome, steps=steps)
-        reached = dict.fromkeys(arms) | {f"{track}_{FALLING}": {"steps": 30.0, "tokens": 960.0, "train_s": 0.3, "seeds": 1}}
+        reached = dict.fromkeys(arms) | {
+            f"{track}_{FALLING}": {"steps": 30.0, "tokens": 960.0, "train_s": 0.3, "seeds": 1}
+        }
         roles = {role: f"{track}_{tail}" for tail, role in ARMS.items()}
         difference = {"seeds": 2, "method": "t", "mean": 0.1, "low": 0.05, "high": 0.15, "detectable": 0.04}
         differences = {
@@ -152,7 +180,13 @@ def write_study(
         (root / "runs" / overhead).mkdir(parents=True)
         measured = {"overhead_pct": 6.0, "overhead_iqr_pct": [5.0, 7.0], "pairs": 6}
         (root / "runs" / overhead / "result.json").write_text(json.dumps(measured))
-    config = {"batch_size": 4, "model": {"context": 8}, "scale": "smoke", "eval_windows": 64, "finals": {"margin": 0.01}}
+    config = {
+        "batch_size": 4,
+        "model": {"context": 8},
+        "scale": "smoke",
+        "eval_windows": 64,
+        "finals": {"margin": 0.01},
+    }
     config["lr_sweep"] = {"grids": {"adam": [0.002, 0.004]}}
     config["study"] = {"band": [0.5, 0.7]}
     header = {"study": name, "config": config, "corpus": {"title": title, "warning": warning}}
@@ -185,7 +219,9 @@ def test_draws_every_picture_of_a_study_the_same_each_time(tmp_path):
     before, settings = set(tmp_path.iterdir()), dict(matplotlib.rcParams)
     written = pictures.draw_study(root)
     names = expected_names("adam_none")
-    assert {path.name for path in written} == {f"{n}.{ending}" for n in names for ending in ("png", "svg")} | {"figures.json"}
+    assert {path.name for path in written} == {
+        f"{n}.{ending}" for n in names for ending in ("png", "svg")
+    } | {"figures.json"}
     assert set(tmp_path.iterdir()) == before | set(written)
     first = {path: path.read_bytes() for path in written}
     for path in (path for path in written if path.suffix == ".png"):
@@ -197,7 +233,11 @@ def test_draws_every_picture_of_a_study_the_same_each_time(tmp_path):
 
 
 TROUBLES = {
-    "some of each kind": {(BASELINE, 1): "oom", (FALLING, 1): "diverged", **{(CONTROL, s): "missing" for s in (0, 1)}},
+    "some of each kind": {
+        (BASELINE, 1): "oom",
+        (FALLING, 1): "diverged",
+        **{(CONTROL, s): "missing" for s in (0, 1)},
+    },
     "no baseline": {(BASELINE, 0): "diverged", (BASELINE, 1): "failed", (FALLING, 0): "missing"},
     "nothing at all": {(arm, seed): "missing" for arm in ARMS for seed in (0, 1)},
 }
@@ -250,7 +290,9 @@ def test_no_text_leaves_the_page_or_covers_another(awkward):
         boxes = [axes.get_tightbbox() for axes in figure.axes]
         assert header[-1].y0 >= max(box.y1 for box in boxes), f"{name}: the header reaches into the axes"
         for legend in figure.legends:
-            assert legend.get_window_extent().y1 <= min(box.y0 for box in boxes), f"{name}: the key covers the axes"
+            assert legend.get_window_extent().y1 <= min(box.y0 for box in boxes), (
+                f"{name}: the key covers the axes"
+            )
 
 
 def test_needs_neither_torch_nor_pandas_nor_pyplot():

@@ -52,7 +52,9 @@ def test_every_picture_says_its_study_corpus_scale_and_seeds(study):
 def test_an_svg_stays_inside_its_drawing_and_has_no_date(study):
     for name, picture in svgs(study).items():
         tags = {element.tag.removeprefix(SVG) for element in picture.iter()}
-        assert tags <= {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "pattern"}, name
+        assert tags <= {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "pattern"}, (
+            name
+        )
         raw = (study / f"{name}.svg").read_text()
         assert "DOCTYPE" not in raw
         assert not re.search(r"https?://(?!www\.w3\.org/)", raw), name
@@ -67,7 +69,9 @@ def test_the_svgs_of_a_study_can_share_a_page(study):
         own = [element.attrib["id"] for element in picture.iter() if "id" in element.attrib]
         assert len(own) == len(set(own)), name
         assert not taken & set(own), name
-        assert set(re.findall(r"(?:href=\"#|url\(#)([\w.-]+)", (study / f"{name}.svg").read_text())) <= set(own), name
+        assert set(re.findall(r"(?:href=\"#|url\(#)([\w.-]+)", (study / f"{name}.svg").read_text())) <= set(
+            own
+        ), name
         taken |= set(own)
 
 
@@ -94,7 +98,11 @@ def test_the_pictures_of_long_runs_stay_small(tmp_path):
 def test_the_catalogue_lists_every_picture_once_in_reading_order(study):
     entries = catalogue(study)
     files = {path.stem for path in study.glob("*.png")}
-    assert sorted(entry["name"] for entry in entries) == sorted(files) == sorted(path.stem for path in study.glob("*.svg"))
+    assert (
+        sorted(entry["name"] for entry in entries)
+        == sorted(files)
+        == sorted(path.stem for path in study.glob("*.svg"))
+    )
     sections = [entry["section"] for entry in entries]
     assert sections == sorted(sections, key=SECTIONS.index)
     assert set(sections) == set(SECTIONS)
@@ -112,11 +120,27 @@ def test_a_study_without_pictures_has_an_empty_catalogue(tmp_path):
 # What a reader without one kind of cone sees, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
 SIGHT = {
     "normal": np.eye(3),
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
 }
-TO_XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+TO_XYZ = [
+    [0.4124564, 0.3575761, 0.1804375],
+    [0.2126729, 0.7151522, 0.0721750],
+    [0.0193339, 0.1191920, 0.9503041],
+]
 WHITE = (0.95047, 1.0, 1.08883)
 
 
@@ -133,7 +157,9 @@ def lab(colour: str, sight: str) -> np.ndarray:
 def test_colour_blind_readers_tell_the_palette_apart(sight):
     with matplotlib.rc_context(fname=STYLE):
         palette = [*matplotlib.rcParams["axes.prop_cycle"].by_key()["color"], "#000000"]
-    distances = {(a, b): np.linalg.norm(lab(a, sight) - lab(b, sight)) for a, b in itertools.combinations(palette, 2)}
+    distances = {
+        (a, b): np.linalg.norm(lab(a, sight) - lab(b, sight)) for a, b in itertools.combinations(palette, 2)
+    }
     pair = min(distances, key=distances.__getitem__)
     assert distances[pair] > 15, pair  # 2.3 is a just noticeable difference
     assert all(np.linalg.norm(lab(c, sight) - lab("white", sight)) > 25 for c in palette)

@@ -22,7 +22,12 @@ from ebc_lab.study.stages.statistics import paired
 
 SEEDS = (0, 1, 2)
 PLAIN, GOOD, TRAP, BROKEN = "plain_arm", "good_arm", "trap_arm", "broken_arm"
-GAIN = {PLAIN: (0.0, 0.0, 0.0), GOOD: (-0.05, -0.04, -0.03), TRAP: (0.06, 0.05, 0.07), BROKEN: (0.1, 0.1, 0.1)}
+GAIN = {
+    PLAIN: (0.0, 0.0, 0.0),
+    GOOD: (-0.05, -0.04, -0.03),
+    TRAP: (0.06, 0.05, 0.07),
+    BROKEN: (0.1, 0.1, 0.1),
+}
 
 
 def write_suite(
@@ -78,12 +83,20 @@ def write_suite(
             known = arm["versus"] in losses
             arm["difference"] = paired(losses[label], losses[arm["versus"]]) if known else None
         found[track] = {"reference": reference, "arms": arms}
-    decisions = {"lr_sweep": {"tracks": swept}, "ablation": {"tracks": found, "rule": "test loss after 40 steps", "notes": []}}
+    decisions = {
+        "lr_sweep": {"tracks": swept},
+        "ablation": {"tracks": found, "rule": "test loss after 40 steps", "notes": []},
+    }
     if finals:
-        decisions = json.loads((root / "auto_decisions.json").read_text()) | {"ablation": decisions["ablation"]}
+        decisions = json.loads((root / "auto_decisions.json").read_text()) | {
+            "ablation": decisions["ablation"]
+        }
     (root / "auto_decisions.json").write_text(json.dumps(decisions))
     header = json.loads((root / "study.json").read_text())
-    header["config"]["ablation"] = {"question": "Does it pay?", "arms": {label: {} for label in (*gains, *asked)}}
+    header["config"]["ablation"] = {
+        "question": "Does it pay?",
+        "arms": {label: {} for label in (*gains, *asked)},
+    }
     (root / "study.json").write_text(json.dumps(header))
     return root
 
@@ -95,7 +108,11 @@ def words_of(figure: Figure) -> list[str]:
 def row_of(figure: Figure, label: str) -> tuple[float, list[str]]:
     """The height of an arm's row in the forest plot, and everything that stands in it."""
     texts = figure.axes[0].texts
-    y = next(t.xy[1] for t in texts if t.get_text().split(" ")[0] == label and hasattr(t, "xy") and t.get_weight() == "bold")
+    y = next(
+        t.xy[1]
+        for t in texts
+        if t.get_text().split(" ")[0] == label and hasattr(t, "xy") and t.get_weight() == "bold"
+    )
     return y, [t.get_text() for t in texts if (t.xy[1] if hasattr(t, "xy") else t.get_position()[1]) == y]
 
 
@@ -119,8 +136,14 @@ def suite(tmp_path_factory) -> dict[str, Figure]:
 def test_a_suite_draws_its_arms_together_and_each_alone_the_same_each_time(tmp_path):
     root = write_suite(tmp_path)
     written = pictures.draw_study(root)
-    kinds = {f"{arm}_loss" for arm in GAIN} | {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    assert {path.stem for path in written[:-1]} == kinds | {"ablation", "ablation_steps", "ablation_tightness"}
+    kinds = {f"{arm}_loss" for arm in GAIN} | {
+        f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")
+    }
+    assert {path.stem for path in written[:-1]} == kinds | {
+        "ablation",
+        "ablation_steps",
+        "ablation_tightness",
+    }
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in pictures.draw_study(root)} == first
 
@@ -140,7 +163,9 @@ def test_a_row_shows_the_paired_difference_its_interval_and_each_seed(suite):
     marks = marks_of(suite["ablation"], y)
     half = 4.302652729911275 * 0.01 / 3**0.5  # t(2), 97.5%; the differences' deviation is 0.01
     assert marks["o"] == pytest.approx([-0.04])
-    assert marks["None"] == pytest.approx(2 * [-0.04 - half, -0.04 + half])  # the joint interval of one comparison is its own
+    assert marks["None"] == pytest.approx(
+        2 * [-0.04 - half, -0.04 + half]
+    )  # the joint interval of one comparison is its own
     assert marks["seeds"] == pytest.approx([-0.05, -0.04, -0.03])
     assert words == [GOOD, f"what {GOOD} is", f"−0.040 ± {half:.3f}", "1.960", "1.960"]
 
@@ -174,7 +199,9 @@ def test_a_diverged_arm_is_a_cross_at_the_right_edge_with_words(suite):
 
 def test_an_outlier_leaves_the_axis_and_is_pointed_to(tmp_path):
     near = {f"near{i}": (0.01 * i, 0.01 * i + 0.01, 0.01 * i - 0.01) for i in range(5)}
-    root = write_suite(tmp_path, gains={PLAIN: (0.0,) * 3, **near, "far": (3.0, 3.1, 3.2)}, versus={}, outcomes={}, ebc=())
+    root = write_suite(
+        tmp_path, gains={PLAIN: (0.0,) * 3, **near, "far": (3.0, 3.1, 3.2)}, versus={}, outcomes={}, ebc=()
+    )
     figures = drawn(root)
     figure = figures["ablation"]
     y, words = row_of(figure, "far")
@@ -208,12 +235,19 @@ def test_each_track_has_pictures_of_its_own(tmp_path):
     tracks = ("adam_none", "muon_none")
     names = set(drawn(write_suite(tmp_path, tracks=tracks)))
     for track in tracks:
-        assert {f"ablation_{track}", f"ablation_steps_{track}", f"{GOOD}_{track}_loss", f"{TRAP}_{track}_kl"} <= names
+        assert {
+            f"ablation_{track}",
+            f"ablation_steps_{track}",
+            f"{GOOD}_{track}_loss",
+            f"{TRAP}_{track}_kl",
+        } <= names
     assert "ablation" not in names
 
 
 def test_the_loss_is_drawn_against_the_arm_that_it_is_paired_with(suite):
-    assert any(text.startswith(f"target: {GOOD}'s final validation loss") for text in words_of(suite[f"{TRAP}_loss"]))
+    assert any(
+        text.startswith(f"target: {GOOD}'s final validation loss") for text in words_of(suite[f"{TRAP}_loss"])
+    )
     assert f"{GOOD}, validation" in words_of(suite[f"{TRAP}_loss"])
     assert f"{PLAIN}, validation" not in words_of(suite[f"{PLAIN}_loss"])
     header = [text.get_text() for text in suite[f"{TRAP}_loss"].texts]
@@ -232,13 +266,17 @@ def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):
         assert len(lines) - len(faint) == 2
         assert len(faint) == 2 * len(SEEDS)
         if axes is bottom:
-            assert all(0.8 <= line.get_ydata()[0] <= 1.2 for line in lines)  # 0.008 to 0.012, of a target of 0.01
+            assert all(
+                0.8 <= line.get_ydata()[0] <= 1.2 for line in lines
+            )  # 0.008 to 0.012, of a target of 0.01
     assert len({line.get_linestyle() for line in lines if line.get_alpha() is None}) == 2
 
 
 def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
     gains = {PLAIN: (0.0,), **{f"arm{i}": (0.01 * i,) for i in range(1, 22)}}
-    root = write_suite(tmp_path, gains=gains, versus={}, outcomes={}, ebc=[label for label in gains if label != PLAIN])
+    root = write_suite(
+        tmp_path, gains=gains, versus={}, outcomes={}, ebc=[label for label in gains if label != PLAIN]
+    )
     figures = drawn(root)
     named = {text.get_text().split("  ")[0] for text in figures["ablation_steps"].axes[1].texts}
     assert {
@@ -257,8 +295,13 @@ def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
 def test_no_text_of_a_suite_leaves_the_page(tmp_path):
     long = "a_label_that_" + "goes_on_" * 8
     gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), long: (0.01, 0.02)}
-    shocks = {GOOD: {"name": "lr_spike", "peak": 0.2, "back": 3}, long: {"name": "lr_spike", "peak": 0.1, "back": None}}
-    figures = drawn(write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, shocks=shocks, ebc=(GOOD, long)))
+    shocks = {
+        GOOD: {"name": "lr_spike", "peak": 0.2, "back": 3},
+        long: {"name": "lr_spike", "peak": 0.1, "back": None},
+    }
+    figures = drawn(
+        write_suite(tmp_path, gains=gains, versus={long: GOOD}, outcomes={}, shocks=shocks, ebc=(GOOD, long))
+    )
     assert any(text.endswith(f"(vs {GOOD})") for text in words_of(figures["ablation"]))
     for name in ("ablation", "ablation_steps", "recovery", f"{long}_loss"):
         figure = figures[name]
@@ -266,7 +309,9 @@ def test_no_text_of_a_suite_leaves_the_page(tmp_path):
         used = figure.get_tightbbox()
         assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
         assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-        assert min(text.get_window_extent().y0 for text in figure.texts) >= max(a.bbox.y1 for a in figure.axes), name
+        assert min(text.get_window_extent().y0 for text in figure.texts) >= max(
+            a.bbox.y1 for a in figure.axes
+        ), name
         bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
         assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name
 
@@ -279,7 +324,10 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
     }
     figures = drawn(write_suite(tmp_path, shocks=shocks, outcomes={}))
     panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
-    assert set(panels) == {"one step at 10 times the learning rate", "one batch with 1000% of its targets drawn at random"}
+    assert set(panels) == {
+        "one step at 10 times the learning rate",
+        "one batch with 1000% of its targets drawn at random",
+    }
     spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
     told = {text.get_text() for text in spike.texts}
     assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back at once"}

@@ -18,7 +18,14 @@ ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0
 LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 2.0, 2.1), "broken": (1.8, None, 2.0)}
 DIFFERENCES = {
     "good": {"seeds": 3, "mean": -0.1, "low": -0.12, "high": -0.08, "detectable": 0.03},
-    "broken": {"seeds": 3, "mean": None, "low": None, "high": None, "detectable": None, "diverged": {"arm": 1, "reference": 0}},
+    "broken": {
+        "seeds": 3,
+        "mean": None,
+        "low": None,
+        "high": None,
+        "detectable": None,
+        "diverged": {"arm": 1, "reference": 0},
+    },
 }
 
 
@@ -29,11 +36,25 @@ def finals_of(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for label, losses in LOSSES.items():
         arms[label] = {"ebc": label == "good", "runs": {str(s): f"{label}{s}" for s in range(3)}}
         for seed, loss in enumerate(losses):
-            done = {"outcome": "completed", "val_loss": loss, "test_loss": loss, "c_median": 0.6, "kl_ratio_median": 0.98}
-            results[f"{label}{seed}"] = {"steps": 40, "tokens_per_s": 1000, **(done if loss else {"outcome": "diverged"})}
+            done = {
+                "outcome": "completed",
+                "val_loss": loss,
+                "test_loss": loss,
+                "c_median": 0.6,
+                "kl_ratio_median": 0.98,
+            }
+            results[f"{label}{seed}"] = {
+                "steps": 40,
+                "tokens_per_s": 1000,
+                **(done if loss else {"outcome": "diverged"}),
+            }
     differences = {k: found | changed.get(k, {}) for k, found in DIFFERENCES.items()}
     roles = {"baseline": "base", "control": "base"}
-    return {"tracks": {"adam_none": {"arms": arms, "roles": roles, "differences": dict.fromkeys(roles, differences)}}}, results
+    return {
+        "tracks": {
+            "adam_none": {"arms": arms, "roles": roles, "differences": dict.fromkeys(roles, differences)}
+        }
+    }, results
 
 
 JOINT = {
@@ -60,7 +81,11 @@ JOINT = {
 
 def cells(text: str, first: str) -> list[list[str]]:
     """The rows of a Markdown table that begin with `first`."""
-    rows = [[c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        [c.strip() for c in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return [row for row in rows if row[0].strip("`") == first]
 
 
@@ -81,7 +106,12 @@ def test_every_column_of_a_suite_is_documented():
 
     figures = dict.fromkeys((*FIGURES, "shock_recovered"), 1.0)
     arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
-    arm |= {"point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0}, "runs": {}, "outcomes": {}, "figures": figures}
+    arm |= {
+        "point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0},
+        "runs": {},
+        "outcomes": {},
+        "figures": figures,
+    }
     table = tables.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
     assert list(table.columns) == list(columns.ABLATION_MEANINGS)
 
@@ -91,7 +121,15 @@ def test_every_column_of_a_suite_is_documented():
 
 def test_an_arm_has_mean_and_spread_over_its_seeds():
     text = papers.markdown(papers.finals(ABOUT, *finals_of()))
-    assert cells(text, "good")[0] == ["`good`", "3", "2.0000 ± 0.1000", "2.0000 ± 0.1000", "0.60", "0.98", "1000"]
+    assert cells(text, "good")[0] == [
+        "`good`",
+        "3",
+        "2.0000 ± 0.1000",
+        "2.0000 ± 0.1000",
+        "0.60",
+        "0.98",
+        "1000",
+    ]
     assert cells(text, "base")[0] == ["`base`", "3", "2.1000 ± 0.1000", "2.1000 ± 0.1000", "–", "–", "1000"]
 
 
@@ -104,8 +142,17 @@ def test_a_diverged_run_takes_the_mean_with_it_and_is_counted():
 
 def test_differences_show_both_intervals_and_how_they_were_judged():
     text = papers.markdown(papers.finals(ABOUT, *finals_of(**JOINT)))
-    assert cells(text, "good")[1] == [*("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.050", "beats")]
-    assert cells(text, "broken")[1][2:] == ["1 / 0", "median −0.200", "[−0.200, ∞)", "(−∞, ∞)", "–", "undecided"]
+    assert cells(text, "good")[1] == [
+        *("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.050", "beats")
+    ]
+    assert cells(text, "broken")[1][2:] == [
+        "1 / 0",
+        "median −0.200",
+        "[−0.200, ∞)",
+        "(−∞, ∞)",
+        "–",
+        "undecided",
+    ]
     assert "all 2 comparisons together" in text
     assert "corrected for 3 looks" in text
     assert "Nothing corrects" not in text
@@ -146,7 +193,9 @@ def test_the_lines_of_the_verdict_are_as_judged(finished):
     _, outcome, _ = finished
     text = (outcome.study.root / "acceptance.md").read_text()
     lines = outcome.acceptance["lines"]
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")][2:]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")][
+        2:
+    ]
     assert [row[1] for row in rows] == [line["verdict"] for line in lines]
     assert [row[2].replace("\\", "") for row in rows] == [line["figure"] for line in lines]
 
@@ -171,19 +220,29 @@ NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × �
 
 
 def nasty_sheet() -> papers.Sheet:
-    return papers.Sheet("n", NASTY, [NASTY], ("`arm", "~words", ">figure"), [(NASTY, NASTY, NASTY), ("a_b", "", "")])
+    return papers.Sheet(
+        "n", NASTY, [NASTY], ("`arm", "~words", ">figure"), [(NASTY, NASTY, NASTY), ("a_b", "", "")]
+    )
 
 
 def test_a_cell_stays_one_cell_in_markdown():
     rows = [line for line in papers.markdown([nasty_sheet()]).splitlines() if line.startswith("|")]
     assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [5, 5, 5, 5]
-    assert papers.markdown([nasty_sheet()]).count(r"\*h\*") == 4  # the title, the caption, two cells; code stays as it is
+    assert (
+        papers.markdown([nasty_sheet()]).count(r"\*h\*") == 4
+    )  # the title, the caption, two cells; code stays as it is
     assert r"[i\](j)" in rows[2]
 
 
 def test_no_character_of_a_text_means_anything_to_latex():
     text = papers.escaped(NASTY)
-    for special, plain in {"50%": r"50\%", "#1": r"\#1", "& 2_": r"\& 2\_", "$x$": r"\$x\$", "{a}": r"\{a\}"}.items():
+    for special, plain in {
+        "50%": r"50\%",
+        "#1": r"\#1",
+        "& 2_": r"\& 2\_",
+        "$x$": r"\$x\$",
+        "{a}": r"\{a\}",
+    }.items():
         assert special not in text.replace(plain, "")
         assert plain in text
     assert r"\textbackslash{}f" in text
@@ -192,7 +251,9 @@ def test_no_character_of_a_text_means_anything_to_latex():
 
 
 def test_a_row_of_latex_has_as_many_cells_as_columns():
-    rows = [line for line in papers.latex([nasty_sheet()], "s").splitlines() if line.endswith(r"\tabularnewline")]
+    rows = [
+        line for line in papers.latex([nasty_sheet()], "s").splitlines() if line.endswith(r"\tabularnewline")
+    ]
     assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [3, 3, 3]
 
 
@@ -209,7 +270,9 @@ def long_named() -> list[papers.Sheet]:
     decision, results = finals_of(good=JOINT["good"])
     [found] = decision["tracks"].values()
     found["arms"] = {LONG: found["arms"]["good"]}
-    found["differences"] = {role: {LONG: {**DIFFERENCES["good"], **JOINT["good"]}} for role in found["differences"]}
+    found["differences"] = {
+        role: {LONG: {**DIFFERENCES["good"], **JOINT["good"]}} for role in found["differences"]
+    }
     return papers.finals(ABOUT, decision, results)
 
 
@@ -220,7 +283,10 @@ def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_pa
     body = r"\begin{document}\input{tables}\end{document}"
     (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs}" + body)
     made = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"], cwd=tmp_path, capture_output=True, text=True
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert made.returncode == 0, made.stdout[-2000:]
     assert (tmp_path / "p.pdf").exists()

@@ -24,7 +24,9 @@ def test_a_study_is_equal_to_its_copy(pair):
     runs = found["runs"]
     assert runs["counts"][0] == runs["common"] == runs["equal"] > 0
     assert list(found["decisions"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
-    assert all(x == y for tracks in found["decisions"].values() for t in tracks.values() for x, y in t.values())
+    assert all(
+        x == y for tracks in found["decisions"].values() for t in tracks.values() for x, y in t.values()
+    )
     assert {"lr", "natural_kl"} <= set(found["decisions"]["lr_sweep"]["adam_none"])
     assert "delta_star" in found["decisions"]["calibrate"]["adam_none"]
     assert len(found["verdict"]) == 6
@@ -64,7 +66,9 @@ def test_what_differs_is_named_and_timing_is_not(pair):
 def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tmp_path):
     config, outcome, _ = finished
     sweep = replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [2e-2, 4e-2]})
-    other = replace(config, output_dir=str(tmp_path), lr_sweep=sweep, study=replace(config.study, name="other"))
+    other = replace(
+        config, output_dir=str(tmp_path), lr_sweep=sweep, study=replace(config.study, name="other")
+    )
     autopilot(other, concluding(), stages=["lr_sweep"])
     found = compare(outcome.study, Study(tmp_path / "other"))
     assert list(found["settings"]) == ["lr_sweep.grids.adam"]

@@ -19,7 +19,9 @@ def files(root):
 
 
 def ordered(found):
-    return all(s["min"][k] <= s["expected"][k] <= s["max"][k] for s in found["stages"].values() for k in COLUMNS)
+    return all(
+        s["min"][k] <= s["expected"][k] <= s["max"][k] for s in found["stages"].values() for k in COLUMNS
+    )
 
 
 def test_a_finished_study_has_nothing_left(own_copy):
@@ -76,8 +78,12 @@ def test_known_results_that_decide_nothing_leave_the_plan_as_without_them(settle
     def diverged(specs):
         return {s.run_id: {"outcome": "diverged", "val_loss": None} for s in specs if s.stage == "lr_sweep"}
 
-    names = [[s.run_id for s in specs] for specs in forecast(settled, ("expected",), diverged)["expected"].values()]
-    assert names == [[s.run_id for s in specs] for specs in forecast(settled, ("expected",))["expected"].values()]
+    names = [
+        [s.run_id for s in specs] for specs in forecast(settled, ("expected",), diverged)["expected"].values()
+    ]
+    assert names == [
+        [s.run_id for s in specs] for specs in forecast(settled, ("expected",))["expected"].values()
+    ]
 
 
 def test_other_settings_are_said_and_the_runs_that_stay_the_same_are_counted(own_copy):
@@ -140,7 +146,9 @@ def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy
 
 def test_seeds_that_may_be_added_are_foreseen(finished):
     config, _, _ = finished
-    more = replace(config, finals=replace(config.finals, max_seeds=7), study=replace(config.study, name="fresh"))
+    more = replace(
+        config, finals=replace(config.finals, max_seeds=7), study=replace(config.study, name="fresh")
+    )
     least, most = (planned(more)["stages"]["finals"][k]["runs"] for k in ("min", "max"))
     fixed = planned(replace(config, study=replace(config.study, name="fresh")))["stages"]["finals"]
     assert least == fixed["min"]["runs"]

@@ -24,7 +24,9 @@ PATIENCE_S = 60
 
 def begin(tiny, out, *more, **how) -> tuple[subprocess.Popen, Study]:
     command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how), Study(out / "s")
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how
+    ), Study(out / "s")
 
 
 def notes(study: Study) -> dict[str, dict]:
@@ -60,7 +62,9 @@ def pool_of(tiny, tmp_path):
     def make(gpus: list[str], slots: int, **launcher):
         study = Study(tmp_path / "s")
         study.prepare()
-        config, _ = resolve_study(compose([*tiny, f"output_dir={tmp_path}", "study.name=s"]), study, print, force=False)
+        config, _ = resolve_study(
+            compose([*tiny, f"output_dir={tmp_path}", "study.name=s"]), study, print, force=False
+        )
         config = replace(config, launcher=replace(config.launcher, **launcher))
         specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
         for spec in specs:
@@ -94,14 +98,19 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
     from dataclasses import replace
 
     def on(config: Config, **launcher) -> int:
-        return pool_module.slots(replace(config, launcher=replace(config.launcher, name="local", slots=0, **launcher)))
+        return pool_module.slots(
+            replace(config, launcher=replace(config.launcher, name="local", slots=0, **launcher))
+        )
 
     monkeypatch.setattr(pool_module, "visible_gpus", lambda: ["0", "1", "2"])
     monkeypatch.setattr(pool_module, "cores", lambda: 8)
     cuda = replace(settled, device="cuda")
     assert on(cuda) == 3
     assert on(cuda, workers_per_gpu=2) == 6
-    assert pool_module.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4))) == 12
+    assert (
+        pool_module.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4)))
+        == 12
+    )
     assert on(settled) == 8
     assert on(replace(settled, threads_per_run=3)) == 2
     assert pool_module.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
@@ -132,14 +141,29 @@ def test_no_process_is_left_when_the_driver_goes(tiny, tmp_path, how):
 
 def test_no_process_is_left_when_the_terminal_is_closed(tiny, tmp_path):
     ours, theirs = pty.openpty()
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s", "calibrate.steps=20000"]
-    wrapped = [sys.executable, "-c", "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])", *command]
+    command = [
+        *CLI,
+        "autopilot",
+        *tiny,
+        "launcher.slots=2",
+        f"output_dir={tmp_path}",
+        "study.name=s",
+        "calibrate.steps=20000",
+    ]
+    wrapped = [
+        sys.executable,
+        "-c",
+        "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])",
+        *command,
+    ]
     driver = subprocess.Popen(wrapped, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     seen = b""
     while b"lr_sweep decided" not in seen:
         seen += os.read(ours, 65536)
-    processes = watch([driver.pid, *family(driver.pid), *(n["pid"] for n in notes(Study(tmp_path / "s")).values())])
+    processes = watch(
+        [driver.pid, *family(driver.pid), *(n["pid"] for n in notes(Study(tmp_path / "s")).values())]
+    )
     os.close(ours)
     assert driver.wait(timeout=PATIENCE_S) != 0
     assert gone(processes)
@@ -164,7 +188,9 @@ def test_a_run_that_takes_longer_than_allowed_is_given_up_and_the_study_goes_on(
     allowed = ["launcher.run_timeout_s=6", "launcher.max_lost=0"]
     driver, study = begin(tiny, tmp_path, "calibrate.steps=200000", *allowed)
     out, _ = driver.communicate()
-    lost = [r for p in study.runs.glob("*/result.json") if (r := json.loads(p.read_text()))["outcome"] == "lost"]
+    lost = [
+        r for p in study.runs.glob("*/result.json") if (r := json.loads(p.read_text()))["outcome"] == "lost"
+    ]
     assert lost, out
     assert all("longer than launcher.run_timeout_s, 6 s" in r["cause"] for r in lost)
     assert driver.returncode == 3
@@ -185,7 +211,9 @@ def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_retried(finish
         assert kinds.count("begin") == 1 + kinds.count("lost")
     causes = [e["cause"] for events in logs.values() for e in events if e["event"] == "lost"]
     assert all("SIGKILL" in c and "memory" in c for c in causes)
-    assert without_timing(study.root / "summary_final.csv") == without_timing(finished[1].study.root / "summary_final.csv")
+    assert without_timing(study.root / "summary_final.csv") == without_timing(
+        finished[1].study.root / "summary_final.csv"
+    )
 
 
 def test_a_run_that_loses_every_worker_is_given_up_as_lost(pool_of):
@@ -193,7 +221,11 @@ def test_a_run_that_loses_every_worker_is_given_up_as_lost(pool_of):
     spec = specs[0]
     for _ in range(2):
         attempts.note(study.run_dir(spec.run_id), "begin")
-        pool._bury(pool_module.Death("0", "killed by SIGKILL", Path("log")), {"run_ids": [spec.run_id]}, {spec.run_id: spec})
+        pool._bury(
+            pool_module.Death("0", "killed by SIGKILL", Path("log")),
+            {"run_ids": [spec.run_id]},
+            {spec.run_id: spec},
+        )
     result = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
     assert result["outcome"] == "lost"
     assert "2 times" in result["cause"]

@@ -105,9 +105,13 @@ def test_a_slurm_that_is_not_there_or_fails_without_a_word_is_silent(monkeypatch
         queue.queue("x")
 
 
-def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(config, study, tmp_path):
+def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(
+    config, study, tmp_path
+):
     said = []
-    local = LocalPool(replace(config, launcher=replace(config.launcher, name="local")), study, ["0", "1"], 2, said.append)
+    local = LocalPool(
+        replace(config, launcher=replace(config.launcher, name="local")), study, ["0", "1"], 2, said.append
+    )
     try:
         started = []
         local._start = started.append

@@ -16,7 +16,14 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
 pytestmark = pytest.mark.slurm
-WHOLE_NODE = ["sbatch", "--parsable", "--partition=high", "--gpus-per-node=2", "--output=/dev/null", "--wrap=true"]
+WHOLE_NODE = [
+    "sbatch",
+    "--parsable",
+    "--partition=high",
+    "--gpus-per-node=2",
+    "--output=/dev/null",
+    "--wrap=true",
+]
 
 
 @pytest.fixture
@@ -36,7 +43,9 @@ class SlurmStudy:
         self.study = Study(out / "s")
 
     def start(self, *more: str) -> subprocess.Popen:
-        return subprocess.Popen([*self.command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            [*self.command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def finish(self, *more: str) -> str:
         done = subprocess.run([*self.command, *more], capture_output=True, text=True)
@@ -153,7 +162,10 @@ def test_preemption_is_a_checkpoint_and_a_requeue(finished, study):
     bigger = subprocess.run(WHOLE_NODE, capture_output=True, text=True, check=True).stdout.strip()
     rest(driver)
     same_as(finished, study)
-    shown = [subprocess.run(["scontrol", "show", "job", j], capture_output=True, text=True).stdout for j in [*jobs, bigger]]
+    shown = [
+        subprocess.run(["scontrol", "show", "job", j], capture_output=True, text=True).stdout
+        for j in [*jobs, bigger]
+    ]
     assert any("Restarts=1" in text for text in shown), shown
     assert not [e for e in study.events() if e["event"] == "lost"]
 
@@ -187,8 +199,16 @@ def test_settings_reach_sbatch(study, tmp_path):
         f"launcher.setup=['touch {tmp_path}/set-up']",
     )
     [key] = study.jobs()
-    shown = subprocess.run(["scontrol", "show", "job", key], capture_output=True, text=True, check=True).stdout
-    for expected in ("Partition=high", "TimeLimit=00:07:00", "MinMemoryNode=512M", "Comment=from-a-test", "Requeue=1"):
+    shown = subprocess.run(
+        ["scontrol", "show", "job", key], capture_output=True, text=True, check=True
+    ).stdout
+    for expected in (
+        "Partition=high",
+        "TimeLimit=00:07:00",
+        "MinMemoryNode=512M",
+        "Comment=from-a-test",
+        "Requeue=1",
+    ):
         assert expected in shown, shown
     assert (tmp_path / "set-up").exists()
 
@@ -251,9 +271,14 @@ def test_a_queue_that_falls_silent_for_a_while_is_asked_again(finished, study, t
 @pytest.mark.slow
 def test_precision_is_measured_on_a_node(study):
     overrides = [o for o in study.command if not o.startswith("dtype")]
-    done = subprocess.run([*overrides, "dtype=auto", "study.stages=[lr_sweep]"], capture_output=True, text=True)
+    done = subprocess.run(
+        [*overrides, "dtype=auto", "study.stages=[lr_sweep]"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"dtype=(float32|bfloat16): steps/s [\d.]+ in float32 and [\d.]+ in bfloat16, one run of 1", done.stdout)
+    assert re.search(
+        r"dtype=(float32|bfloat16): steps/s [\d.]+ in float32 and [\d.]+ in bfloat16, one run of 1",
+        done.stdout,
+    )
 
 
 @pytest.mark.slow
@@ -273,7 +298,9 @@ def test_cancel_finds_the_jobs_whatever_the_state_folder_of_the_one_who_asks(stu
 
 
 @pytest.mark.slow
-def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
+def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_its_driver(
+    tmp_path, text_file
+):
     """All of it in one study, whose finals are long enough for Slurm's shortest time-outs, which are minutes."""
     asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
     study = SlurmStudy(asked, tmp_path)
@@ -292,12 +319,19 @@ def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_i
     out = rest(driver)
     assert f"job {victim} was cancelled from outside; 1 job(s) share what is left" in out
     assert study.live() == []
-    shown = subprocess.run(["scontrol", "show", "job", survivor], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["scontrol", "show", "job", survivor], capture_output=True, text=True, check=True
+    ).stdout
     assert survivor in first
     assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
     inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
     subprocess.run(inline, check=True, capture_output=True)
-    for table in ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv"):
+    for table in (
+        "summary_lr_sweep.csv",
+        "summary_calibrate.csv",
+        "summary_lr_scale.csv",
+        "summary_final.csv",
+    ):
         assert without_timing(tmp_path / "s" / table) == without_timing(tmp_path / "inline" / table)
 
 

@@ -47,7 +47,9 @@ class Packed:
 
     def pool(self, slots: int = 1, **launcher) -> LocalPool:
         settings = {"runs_per_worker": 3, **launcher}
-        config = replace(self.config, launcher=replace(self.config.launcher, name="local", slots=slots, **settings))
+        config = replace(
+            self.config, launcher=replace(self.config.launcher, name="local", slots=slots, **settings)
+        )
         self.pools.append(LocalPool(config, self.study, [], slots, self.said.append))
         return self.pools[-1]
 
@@ -86,7 +88,12 @@ def test_a_study_of_packed_runs_is_byte_for_byte_that_of_single_ones(finished, t
     done = subprocess.run([*CLI, "autopilot", *tiny, *packing], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     single, study = finished[1].study, Study(tmp_path / "s")
-    for table in ("summary_final.csv", "summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv"):
+    for table in (
+        "summary_final.csv",
+        "summary_lr_sweep.csv",
+        "summary_calibrate.csv",
+        "summary_lr_scale.csv",
+    ):
         assert without_timing(study.root / table) == without_timing(single.root / table)
     runs = [d.name for d in single.runs.iterdir()]
     assert sorted(runs) == sorted(d.name for d in study.runs.iterdir())
@@ -95,18 +102,27 @@ def test_a_study_of_packed_runs_is_byte_for_byte_that_of_single_ones(finished, t
         [begun] = [e for e in attempts.log(study.run_dir(name)) if e["event"] == "begin"]
         beside[name] = begun["beside"]
         if not name.startswith("overhead_"):
-            assert (study.run_dir(name) / "steps.csv").read_bytes() == (single.run_dir(name) / "steps.csv").read_bytes()
+            assert (study.run_dir(name) / "steps.csv").read_bytes() == (
+                single.run_dir(name) / "steps.csv"
+            ).read_bytes()
     assert max(beside.values()) == 2, "three at a time"
     assert {n for name, n in beside.items() if name.startswith("overhead_")} == {0}, "time is measured alone"
 
 
 def test_a_run_that_diverges_or_fails_leaves_its_neighbours_bits_alone(packed, tmp_path):
     good = [packed.spec(steps=60, seed=s) for s in (5, 6)]
-    wild = packed.spec(steps=60, optimizer=replace(packed.first.run.optimizer, name="sgd", lr=1e30, momentum=0.0))
+    wild = packed.spec(
+        steps=60, optimizer=replace(packed.first.run.optimizer, name="sgd", lr=1e30, momentum=0.0)
+    )
     lost_text = packed.spec(steps=60, data=replace(packed.first.run.data, sha256="0" * 64))
     specs = [*good, wild, lost_text]
     packed.pool(runs_per_worker=4).run(specs, [], lambda done, busy: None, canary=False)
-    assert [packed.study.result(s.run_id)["outcome"] for s in specs] == ["completed", "completed", "diverged", "failed"]
+    assert [packed.study.result(s.run_id)["outcome"] for s in specs] == [
+        "completed",
+        "completed",
+        "diverged",
+        "failed",
+    ]
     assert all(packed.events(s)[0]["beside"] >= 1 for s in (wild, lost_text))
     same_as_alone(packed, [*good, wild], tmp_path)
 
@@ -200,7 +216,9 @@ def test_only_the_run_that_took_too_long_is_charged(packed):
     pool = packed.pool(max_lost=0)
     pool.killed["0"] = ("longer than allowed", [late])
     pool._bury(
-        pool_module.Death("0", "killed", Path("log")), {"run_ids": [late, other], "ran": 2}, {s.run_id: s for s in specs}
+        pool_module.Death("0", "killed", Path("log")),
+        {"run_ids": [late, other], "ran": 2},
+        {s.run_id: s for s in specs},
     )
     assert packed.study.result(late)["outcome"] == "lost"
     assert packed.study.result(other) is None
@@ -242,7 +260,10 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
         return resolve._runs_per_worker(on, Study(tmp_path), said.append)
 
     assert chosen(slots=2) == 4
-    assert said[-1] == "4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4, 310,000 with 8"
+    assert (
+        said[-1]
+        == "4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4, 310,000 with 8"
+    )
     before = list(said)
     assert chosen(slots=4) == 2, "two workers on each GPU share what it can carry"
     assert said == before

@@ -10,16 +10,28 @@ from ebc_lab.study.stages.rules import Undecidable, band_distance, best, edge_of
 
 @pytest.fixture(scope="module")
 def config():
-    config = compose(["scale=laptop", "optimizer=adam", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"])
+    config = compose(
+        ["scale=laptop", "optimizer=adam", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu"]
+    )
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
 def complete(loss, **more):
-    return {"outcome": "completed", "val_loss": loss, "c_median": 1.0, "clip_rate": 0.0, "kl_median": 0.01, **more}
+    return {
+        "outcome": "completed",
+        "val_loss": loss,
+        "c_median": 1.0,
+        "clip_rate": 0.0,
+        "kl_median": 0.01,
+        **more,
+    }
 
 
 def sweep_specs(config):
-    results = {s.run_id: complete(2 + abs(s.run.optimizer.lr - 4e-3)) for s in STAGES_OF["lr_sweep"].runs(config, {}, {})}
+    results = {
+        s.run_id: complete(2 + abs(s.run.optimizer.lr - 4e-3))
+        for s in STAGES_OF["lr_sweep"].runs(config, {}, {})
+    }
     specs = STAGES_OF["lr_sweep"].runs(config, {}, results)
     for i, s in enumerate(specs):
         results.setdefault(s.run_id, complete(2 + 0.01 * i))
@@ -86,7 +98,8 @@ def test_calibration_takes_the_best_loss_inside_the_band_only(config):
     decisions = earlier(config)
     specs = STAGES_OF["calibrate"].runs(config, decisions, {})
     results = {
-        s.run_id: complete(2 + i, c_median=c) for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
+        s.run_id: complete(2 + i, c_median=c)
+        for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
     }
     found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
     assert found["run_id"] == specs[2].run_id
@@ -97,7 +110,9 @@ def test_calibration_takes_the_best_loss_inside_the_band_only(config):
 def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
     decisions = earlier(config)
     specs = STAGES_OF["calibrate"].runs(config, decisions, {})
-    results = {s.run_id: complete(2.0, c_median=c) for s, c in zip(specs, (0.1, 0.2, 0.3, 0.45, 0.9), strict=True)}
+    results = {
+        s.run_id: complete(2.0, c_median=c) for s, c in zip(specs, (0.1, 0.2, 0.3, 0.45, 0.9), strict=True)
+    }
     decision = calibrate.decide(config, specs, results, decisions)
     assert decision["tracks"]["adam_none"]["run_id"] == specs[3].run_id
     assert not decision["tracks"]["adam_none"]["in_band"]
@@ -116,7 +131,9 @@ def scale_stage(config, cs, clip_rates, losses, none_losses):
         if s.role == "ebc":
             results[s.run_id] = complete(losses[i], c_median=cs[i], clip_rate=clip_rates[i])
         else:
-            results[s.run_id] = complete(none_losses[i]) if none_losses[i] else {"outcome": "diverged", "val_loss": None}
+            results[s.run_id] = (
+                complete(none_losses[i]) if none_losses[i] else {"outcome": "diverged", "val_loss": None}
+            )
     return lr_scale.decide(config, specs, results, decisions)
 
 

@@ -10,12 +10,21 @@ from ebc_lab.study.stages.runs import distinct
 
 
 def config_of(*overrides, scale="laptop"):
-    config = compose([f"scale={scale}", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu", *overrides])
+    config = compose(
+        [f"scale={scale}", "dtype=float32", "threads_per_run=1", "compile=off", "device=cpu", *overrides]
+    )
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
 def done(loss, c=0.6, **more):
-    return {"outcome": "completed", "val_loss": loss, "c_median": c, "kl_median": 0.01, "clip_rate": 0.5, **more}
+    return {
+        "outcome": "completed",
+        "val_loss": loss,
+        "c_median": c,
+        "kl_median": 0.01,
+        "clip_rate": 0.5,
+        **more,
+    }
 
 
 def settle(stage, config, decisions, answer):
@@ -58,9 +67,14 @@ def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
 def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
     config = config_of("lr_sweep.keep=all")
     _, specs, results = settle(
-        "lr_sweep", config, {}, lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0)
+        "lr_sweep",
+        config,
+        {},
+        lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0),
     )
-    assert max(s.run.optimizer.lr for s in specs if s.role == "grid" and s.run.optimizer.name == "adam") == 8e-3
+    assert (
+        max(s.run.optimizer.lr for s in specs if s.role == "grid" and s.run.optimizer.name == "adam") == 8e-3
+    )
     decision = STAGES_OF["lr_sweep"].decide(config, specs, results, {})
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("triaged" in note for note in decision["notes"])
@@ -85,7 +99,10 @@ def test_calibration_stops_at_the_grid_when_a_median_c_is_in_the_band():
 def test_calibration_bisects_a_bracket_that_straddles_the_band():
     config = config_of("optimizer=adam")
     _, specs, _ = settle(
-        "calibrate", config, swept(config), lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
+        "calibrate",
+        config,
+        swept(config),
+        lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9),
     )
     extra = [s.run.budget.target_kl for s in specs][5:]
     assert extra[0] == pytest.approx((0.0125 * 0.015) ** 0.5, rel=1e-2)
@@ -114,7 +131,10 @@ def scaled(config, chosen=2.0):
     _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0, 0.6))
     decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
     _, specs, results = settle(
-        "lr_scale", config, decisions, lambda s: done(2.0, 0.6 if s.lr_scale == chosen else 0.1, surrogate_median=1.0)
+        "lr_scale",
+        config,
+        decisions,
+        lambda s: done(2.0, 0.6 if s.lr_scale == chosen else 0.1, surrogate_median=1.0),
     )
     decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
     return decisions, specs
@@ -194,7 +214,9 @@ def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     first = {"lr_sweep": decisions["lr_sweep"]}
     certain = stages_module.foreseen(config, first, [], ["lr_scale", "finals"])
     assert {s.role for s in certain} == {"none", "baseline", "control"}
-    needed = {s.run_id for stage in ("lr_scale", "finals") for s in STAGES_OF[stage].runs(config, decisions, {})}
+    needed = {
+        s.run_id for stage in ("lr_scale", "finals") for s in STAGES_OF[stage].runs(config, decisions, {})
+    }
     assert {s.run_id for s in certain} <= needed
     grid = STAGES_OF["lr_sweep"].runs(config, {}, {})
     assert stages_module.foreseen(config, {}, grid, []) == []
@@ -277,16 +299,27 @@ def test_the_published_recipe_to_the_letter():
     decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
     scales = STAGES_OF["lr_scale"].runs(config, decisions, {})
     assert [s.lr_scale for s in scales if s.role == "ebc"] == [1.5, 2, 3, 4]
-    assert [s.lr_scale for s in scales if s.role == "none"] == [1, 1.5, 2, 3, 4]  # the plain run that all are judged by
+    assert [s.lr_scale for s in scales if s.role == "none"] == [
+        1,
+        1.5,
+        2,
+        3,
+        4,
+    ]  # the plain run that all are judged by
 
 
 def test_a_study_with_a_controller_search_can_be_planned():
     from ebc_lab.study.inspect.forecast import planned
 
     found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
-    assert found["controller_search"]["expected"]["runs"] == 5  # six candidates; `fixed` is the calibrated run itself
+    assert (
+        found["controller_search"]["expected"]["runs"] == 5
+    )  # six candidates; `fixed` is the calibrated run itself
     for more in ("controller=log_pi", "study=published"):
-        assert planned(compose(["scale=smoke", "device=cpu", SEARCH, more]))["stages"]["finals"]["max"]["runs"] > 0
+        assert (
+            planned(compose(["scale=smoke", "device=cpu", SEARCH, more]))["stages"]["finals"]["max"]["runs"]
+            > 0
+        )
 
 
 def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_results():
@@ -300,4 +333,6 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
     for stage in fixed - {"tune"}:
         first = STAGES_OF[stage].runs(config, decisions, {})
         answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}
-        assert [s.run_id for s in STAGES_OF[stage].runs(config, decisions, answered)] == [s.run_id for s in first]
+        assert [s.run_id for s in STAGES_OF[stage].runs(config, decisions, answered)] == [
+            s.run_id for s in first
+        ]

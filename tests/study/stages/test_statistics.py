@@ -59,8 +59,12 @@ def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, compari
 def test_the_detectable_difference_is_found_as_often_as_it_says():
     draw = np.random.default_rng(0)
     noisy = draw.normal(0.0, 0.05, (4000, 5))
-    spread = paired(by_seed(*(0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5))), by_seed(*[0.0] * 5))
-    per_sd = spread["detectable"] / np.std([0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5)], ddof=1)
+    spread = paired(
+        by_seed(*(0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5))), by_seed(*[0.0] * 5)
+    )
+    per_sd = spread["detectable"] / np.std(
+        [0.05 * x for x in stats.norm.ppf((np.arange(5) + 0.5) / 5)], ddof=1
+    )
     p = stats.ttest_1samp(noisy + 0.05 * per_sd, 0.0, axis=1).pvalue
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
 
@@ -178,7 +182,11 @@ def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
         seeds = len({s.run.seed for s in specs})
         found = finals.decide(config, specs, results, decisions)
         [track] = found["tracks"].values()
-        open_lines = {line["name"] for line in track["verdict"] if "difference" in line and line["verdict"] == "undecided"}
+        open_lines = {
+            line["name"]
+            for line in track["verdict"]
+            if "difference" in line and line["verdict"] == "undecided"
+        }
         assert found == null_studies.judged(config, decisions, looks, results)
         assert found["sequential"]["at"] == seeds
         assert found["sequential"]["confidence"] == pytest.approx(1 - 0.05 / 4)

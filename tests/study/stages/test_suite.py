@@ -25,27 +25,40 @@ NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}
 ARMS = {
     "plain": ArmConfig(about="nothing"),
     "ebc": ArmConfig(lr_scale=2, delta=0.5, settings=EBC),
-    "traced": ArmConfig(lr_scale=2, versus="ebc", settings={**EBC, "budget": {"name": "surrogate", "target_kl": 0.002}}),
+    "traced": ArmConfig(
+        lr_scale=2, versus="ebc", settings={**EBC, "budget": {"name": "surrogate", "target_kl": 0.002}}
+    ),
     "own": ArmConfig(replay="ebc"),
     "next": ArmConfig(replay="ebc", replay_seed="next"),
     "matched": ArmConfig(matched="ebc", settings=NORM_CLIP),
     "tuned": ArmConfig(settings=NORM_CLIP, tune={"lr_scale": [0.5, 1], "strength": [0.1, 10]}),
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
-SWEPT = {"lr": 1e-2, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "descent_median": 0.1, "sigma": 0.01}
+SWEPT = {
+    "lr": 1e-2,
+    "optimizer": "adam",
+    "projection": "none",
+    "natural_kl": 0.02,
+    "descent_median": 0.1,
+    "sigma": 0.01,
+}
 SWEPT |= {"replicate_losses": [2.0, 2.01, 2.02]}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 
 
 def suite(tiny, arms=ARMS, *overrides, shocks=(), reference="plain"):
     """A study that consists of a suite, on the small text."""
-    config = compose([*tiny, "data.sha256=" + "0" * 64, "dtype=float32", "launcher=inline", "seeds=[3,5]", *overrides])
+    config = compose(
+        [*tiny, "data.sha256=" + "0" * 64, "dtype=float32", "launcher=inline", "seeds=[3,5]", *overrides]
+    )
     config = replace(
         config,
         data=replace(config.data, sha256=None),
         study=replace(config.study, stages=["lr_sweep", "tune", "ablation"]),
         tune=replace(config.tune, steps=20),
-        ablation=replace(config.ablation, steps=30, arms=dict(arms), reference=reference, shocks=list(shocks)),
+        ablation=replace(
+            config.ablation, steps=30, arms=dict(arms), reference=reference, shocks=list(shocks)
+        ),
     )
     validate(config, study=True)
     return config
@@ -75,7 +88,9 @@ def records(outcome, label):
 
 
 def spec_of(outcome, label, seed):
-    return json.loads((outcome.study.run_dir(arms_of(outcome)[label]["runs"][seed]) / "spec.json").read_text())["config"]
+    return json.loads(
+        (outcome.study.run_dir(arms_of(outcome)[label]["runs"][seed]) / "spec.json").read_text()
+    )["config"]
 
 
 # -- plan -----------------------------------------------------------------------------------------------------------------
@@ -83,9 +98,16 @@ def spec_of(outcome, label, seed):
 
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
-    [plain, ebc] = [suite_module.run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")]
+    [plain, ebc] = [
+        suite_module.run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0]
+        for label in ("plain", "ebc")
+    ]
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
-    assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == ("ebc", 2e-2, 0.01)  # half the natural KL
+    assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == (
+        "ebc",
+        2e-2,
+        0.01,
+    )  # half the natural KL
     assert replace(ebc, stabilizer=plain.stabilizer, optimizer=plain.optimizer, budget=plain.budget) == plain
 
 
@@ -105,7 +127,9 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
     config = named(tiny)
     specs = [s for s in suite_module.ablation(config, DECIDED, {}) if s.role == "uncorrected"]
-    assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {("adam_uncorrected", 1e-2, "adam_none")}
+    assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {
+        ("adam_uncorrected", 1e-2, "adam_none")
+    }
 
 
 def test_the_energy_controller_gets_the_baselines_gain(tiny):
@@ -130,7 +154,9 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     by_arm = {}
     for s in specs:
         by_arm.setdefault(s.role, []).append(s.run.seed)
-    assert by_arm == {label: [3, 5] for label in ("plain", "ebc", "traced", "uncorrected", "twin")}  # tuned and copies wait
+    assert by_arm == {
+        label: [3, 5] for label in ("plain", "ebc", "traced", "uncorrected", "twin")
+    }  # tuned and copies wait
     assert len(distinct(specs)) == len(specs) - 2
 
 
@@ -138,8 +164,14 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     ("arms", "words"),
     [
         ({"plain": ArmConfig()}, "at least two arms"),
-        ({"plain": ArmConfig(), "b": ArmConfig(settings={"optimiser": {}})}, "ablation.arms.b: optimiser is not a setting"),
-        ({"plain": ArmConfig(), "b": ArmConfig(settings={"stabilizer": {"name": "agg"}})}, "did you mean agc"),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(settings={"optimiser": {}})},
+            "ablation.arms.b: optimiser is not a setting",
+        ),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(settings={"stabilizer": {"name": "agg"}})},
+            "did you mean agc",
+        ),
         ({"plain": ArmConfig(), "b": ArmConfig(settings={"stabilizer": "agc"})}, "stabilizer: {name: agc}"),
         ({"plain": ArmConfig(), "b": ArmConfig(delta=2)}, "delta goes with stabilizer ebc"),
         ({"plain": ArmConfig(), "b": ArmConfig(lr_scale=-1)}, "lr_scale must be"),
@@ -151,12 +183,24 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
             "same number of runs: plain 2, b 3",
         ),
         ({"plain": ArmConfig(), "B b": ArmConfig()}, "lower-case"),
-        ({"plain": ArmConfig(), "b": ArmConfig(tune={"strength": [1, 2]})}, "goes with a stabilizer that has one"),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(tune={"strength": [1, 2]})},
+            "goes with a stabilizer that has one",
+        ),
         ({"plain": ArmConfig(), "b": ArmConfig(tune={"delta": [1, 2]})}, "goes with stabilizer ebc"),
         ({"plain": ArmConfig(), "b": ArmConfig(matched="plain")}, "goes with stabilizer norm_clip"),
-        ({"plain": ArmConfig(), "b": ArmConfig(replay="plain", tune={"lr_scale": [1, 2]})}, "nothing to tune"),
-        ({"plain": ArmConfig(), "b": ArmConfig(delta=2, settings={**EBC, "budget": {"target_kl": 0.1}})}, "leave one out"),
-        ({"plain": ArmConfig(), "b": ArmConfig(settings={**EBC, "budget": {"guard": "shrink"}})}, "corrects a bound"),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(replay="plain", tune={"lr_scale": [1, 2]})},
+            "nothing to tune",
+        ),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(delta=2, settings={**EBC, "budget": {"target_kl": 0.1}})},
+            "leave one out",
+        ),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(settings={**EBC, "budget": {"guard": "shrink"}})},
+            "corrects a bound",
+        ),
     ],
 )
 def test_an_arm_that_cannot_be_meant_is_refused(tiny, arms, words):
@@ -166,8 +210,13 @@ def test_an_arm_that_cannot_be_meant_is_refused(tiny, arms, words):
 
 def test_a_decaying_arm_warms_up_as_the_control_does(tiny):
     config = named(tiny, ARMS, "lr_sweep.control_warmup=7")
-    for settings, steps in (({"name": "warmup_linear"}, 7), ({"name": "warmup_linear", "warmup_steps": 3}, 3)):
-        run, _ = suite_module.run_of(config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {})
+    for settings, steps in (
+        ({"name": "warmup_linear"}, 7),
+        ({"name": "warmup_linear", "warmup_steps": 3}, 3),
+    ):
+        run, _ = suite_module.run_of(
+            config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {}
+        )
         assert run.lr_schedule.warmup_steps == steps
 
 
@@ -209,7 +258,9 @@ def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     ebc = [outcome.study.result(r)["test_loss"] for r in arms["ebc"]["runs"].values()]
     gaps = [a - b for a, b in zip(ebc, reference, strict=True)]
     assert table.loc["ebc", "difference"] == pytest.approx(sum(gaps) / 2)
-    half = 12.706 * abs(gaps[0] - gaps[1]) / math.sqrt(2) / math.sqrt(2)  # t of one degree of freedom at 97.5%
+    half = (
+        12.706 * abs(gaps[0] - gaps[1]) / math.sqrt(2) / math.sqrt(2)
+    )  # t of one degree of freedom at 97.5%
     assert all(d["comparisons"] == 7 for a in arms.values() if (d := a["difference"]))
     assert table.loc["ebc", "high"] - table.loc["ebc", "low"] == pytest.approx(2 * half, rel=1e-3)
     assert pd.isna(table.loc["plain", "difference"])
@@ -232,7 +283,11 @@ def test_the_best_point_of_a_grid_is_what_runs(done):
     assert tuned["val_loss"] == pytest.approx(summary["val_loss"].min(), rel=1e-8)
     run = spec_of(outcome, "tuned", "3")
     best = outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"]
-    assert run["stabilizer"] == {"name": "norm_clip", "strength": tuned["point"]["strength"], "schedule": "constant"}
+    assert run["stabilizer"] == {
+        "name": "norm_clip",
+        "strength": tuned["point"]["strength"],
+        "schedule": "constant",
+    }
     assert run["optimizer"]["lr"] == pytest.approx(best * tuned["point"]["lr_scale"])
 
 
@@ -316,8 +371,12 @@ def test_an_edge_of_a_grid_is_said(tiny):
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(s.role in ("own", "next", "matched") for s in suite_module.ablation(config, decisions, results))
-    assert "adam_none: own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
+    assert not any(
+        s.role in ("own", "next", "matched") for s in suite_module.ablation(config, decisions, results)
+    )
+    assert (
+        "adam_none: own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
+    )
 
 
 def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
@@ -351,9 +410,20 @@ def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
     for s in suite_module.ablation(config, DECIDED, {}):
         back = None if s.run.seed == 5 and s.role == "plain_lr_spike" else 4
         shocked = {"shock_peak": 0.5, "shock_recovery_steps": back} if s.run.shock.name != "none" else {}
-        results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0, "clip_rate": 0.5, **shocked}
-    decision = suite_module.decide_ablation(config, suite_module.ablation(config, DECIDED, results), results, DECIDED)
+        results[s.run_id] = {
+            "outcome": "completed",
+            "val_loss": 2.0,
+            "test_loss": 2.0,
+            "clip_rate": 0.5,
+            **shocked,
+        }
+    decision = suite_module.decide_ablation(
+        config, suite_module.ablation(config, DECIDED, results), results, DECIDED
+    )
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
-    assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (None, 0.5)
+    assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (
+        None,
+        0.5,
+    )
     assert (found["ebc_lr_spike"]["shock_recovery_steps"], found["ebc_lr_spike"]["shock_recovered"]) == (4, 1)
     assert found["plain"]["shock_recovered"] is None

@@ -5,7 +5,11 @@ from ebc_lab.study.stages.compare_arms import efficiency
 
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
-    curve = {"a": [[10, 3.0, 1.0], [20, 2.0, 2.0]], "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]], "never": [[10, 4.0, 1.0]]}
+    curve = {
+        "a": [[10, 3.0, 1.0], [20, 2.0, 2.0]],
+        "b": [[10, 1.9, 1.5], [20, 1.8, 3.0]],
+        "never": [[10, 4.0, 1.0]],
+    }
     curve["nan"] = [[10, None, 1.0], [20, 1.9, 2.0]]
     results = {k: {"curve": v, "outcome": "completed"} for k, v in curve.items()}
     arms = {
@@ -43,7 +47,9 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
     assert "smallest detectable" in lines["x2_no_worse_than_baseline"]["figure"]
 
 
-@pytest.mark.parametrize(("quartiles", "expected"), [([1.0, 4.9], "pass"), ([4.0, 6.0], "undecided"), ([5.1, 9.0], "fail")])
+@pytest.mark.parametrize(
+    ("quartiles", "expected"), [([1.0, 4.9], "pass"), ([4.0, 6.0], "undecided"), ([5.1, 9.0], "fail")]
+)
 def test_the_overhead_is_judged_by_its_quartiles(finished, settled, quartiles, expected):
     _, outcome, _ = finished
     decisions = outcome.study.decisions()

@@ -57,7 +57,9 @@ def made_again(path: Path, files: dict[str, bytes]) -> Path:
     """A bundle that a careless editor's own script wrote: every byte in its place, other contents."""
     ordered = {name: files[name] for name in sorted(files, key=lambda n: (n != container.FIRST, n))}
     with open(path, "wb") as out:
-        container.write(out, ((name, lambda content=content: iter([content])) for name, content in ordered.items()))
+        container.write(
+            out, ((name, lambda content=content: iter([content])) for name, content in ordered.items())
+        )
     return path
 
 
@@ -74,7 +76,9 @@ def regions(raw: bytes) -> list[tuple[int, str]]:
         return [*out, (found.start_dir, "the central directory"), (len(raw) - 22, "the end record")]
 
 
-def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_same_bytes(finished, exported, tmp_path):
+def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_same_bytes(
+    finished, exported, tmp_path
+):
     study = finished[1].study
     found = contents(exported)
     assert set(found) == {"manifest.json", *manifest.read(study.root)["files"]}
@@ -126,7 +130,13 @@ def test_contents_that_do_not_belong_are_named_however_well_they_are_packed(expo
     edited["val_loss"] = 0.5
     path = tmp_path / "done.zip"
     made_again(
-        path, {**files, run: files[run].replace(b"1", b"2", 1), "notes.txt": b"mine", result: json.dumps(edited).encode()}
+        path,
+        {
+            **files,
+            run: files[run].replace(b"1", b"2", 1),
+            "notes.txt": b"mine",
+            result: json.dumps(edited).encode(),
+        },
     )
     assert wrong(path) == {
         "notes.txt": "not in the manifest",
@@ -141,7 +151,9 @@ def test_contents_that_do_not_belong_are_named_however_well_they_are_packed(expo
     assert wrong(path) == {"manifest.json": "edited: its checksum does not hold"}
 
 
-@pytest.mark.parametrize("name", ["../out.txt", "/out.txt", "runs/../../out.txt", "a//b", "a\\b", "C:x", "runs/./x", "x\n"])
+@pytest.mark.parametrize(
+    "name", ["../out.txt", "/out.txt", "runs/../../out.txt", "a//b", "a\\b", "C:x", "runs/./x", "x\n"]
+)
 def test_nothing_is_written_outside_the_folder(exported, tmp_path, name):
     (tmp_path / "in").mkdir()
     path = made_again(tmp_path / "in" / "done.zip", {**contents(exported), name: b"out"})
@@ -155,7 +167,9 @@ def test_a_manifest_that_points_outside_is_not_followed(exported, tmp_path):
     files = contents(exported)
     found = json.loads(files["manifest.json"])
     found["files"]["../../outside"] = "0" * 64
-    path = made_again(tmp_path / "done.zip", {**files, "manifest.json": json.dumps(with_checksum(found)).encode()})
+    path = made_again(
+        tmp_path / "done.zip", {**files, "manifest.json": json.dumps(with_checksum(found)).encode()}
+    )
     assert "manifest.json" in wrong(path)
 
 

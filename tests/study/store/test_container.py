@@ -125,7 +125,9 @@ def test_a_zip_that_another_program_packed_is_said_to_be_one(path):
         with zipfile.ZipFile(path, "w", compression) as out:
             for name, content in FILES.items():
                 out.writestr(name, content)
-        assert told(path)[0] == ["the file: it is a zip, but none that `ebc-lab export` has written, or it was packed again"]
+        assert told(path)[0] == [
+            "the file: it is a zip, but none that `ebc-lab export` has written, or it was packed again"
+        ]
     path.write_text("a text")
     assert told(path)[0] == ["the file: it is no zip"]
 

@@ -154,7 +154,8 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
     assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest hangs on its winner
     with pytest.raises(
-        UserError, match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s"
+        UserError,
+        match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s",
     ):
         autopilot(config, concluding())
     said: list[str] = []
@@ -166,13 +167,19 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
 
 def test_other_settings_are_refused_with_what_they_would_train(own_copy):
     config, _ = own_copy
-    other = replace(config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples]))
+    other = replace(
+        config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples])
+    )
     runs = len(config.calibrate.multiples)
     words = rf"lr_sweep: all \d+ kept; calibrate: 1 of {runs + 1} would be trained; lr_scale, finals: decided again after that"
     with pytest.raises(UserError, match=words):
         autopilot(other, concluding())
-    grid = replace(config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]}))
-    with pytest.raises(UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"):
+    grid = replace(
+        config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]})
+    )
+    with pytest.raises(
+        UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"
+    ):
         autopilot(grid, concluding())
     again = replace(config, finals=replace(config.finals, margin=0.5))
     with pytest.raises(UserError, match=r"finals: all \d+ kept"):

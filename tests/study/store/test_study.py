@@ -34,7 +34,10 @@ def hold():
 
     def start(kind: str, where: Path) -> subprocess.Popen:
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, kind, str(where)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", HOLD, kind, str(where)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         started.append(process)
         assert process.stdout.readline() == "held\n"
@@ -57,7 +60,10 @@ def test_a_held_study_names_its_holder_and_is_free_after_kill_9(study, hold):
     assert study.holder() is None
     other = hold("study", study.root)
     assert study.holder()["pid"] == other.pid
-    with pytest.raises(UserError, match=rf"is being run by process {other.pid} on \S+ since 20\d\d"), study.held():
+    with (
+        pytest.raises(UserError, match=rf"is being run by process {other.pid} on \S+ since 20\d\d"),
+        study.held(),
+    ):
         pass
     other.kill()
     other.wait()
@@ -111,7 +117,10 @@ def test_an_edited_spec_is_refused(finished):
 def test_a_result_of_another_run_is_refused(study, settled):
     spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
     study.write_spec(spec)
-    write_sealed(study.run_dir(spec.run_id) / "result.json", {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1})
+    write_sealed(
+        study.run_dir(spec.run_id) / "result.json",
+        {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1},
+    )
     with pytest.raises(UserError, match=r"result\.json was not written by this run"):
         study.results([spec])
 
@@ -165,7 +174,9 @@ def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, t
 
 def test_what_json_does_not_have_survives_the_checksum(study):
     study.run_dir("a").mkdir()
-    write_sealed(study.run_dir("a") / "result.json", {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf})
+    write_sealed(
+        study.run_dir("a") / "result.json", {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf}
+    )
     assert study.result("a") == {"loss": None, "curve": [[1, 0.1]], "3": None}
 
 
@@ -175,5 +186,7 @@ def test_a_hand_edited_study_json_is_noticed_and_can_be_made_anew(finished, tmp_
     header = json.loads(path.read_text())
     header["config"]["finals"]["steps"] += 1
     path.write_text(json.dumps(header))
-    with pytest.raises(UserError, match=r"study\.json was edited.*delete it: the study's command writes it anew"):
+    with pytest.raises(
+        UserError, match=r"study\.json was edited.*delete it: the study's command writes it anew"
+    ):
         Study(tmp_path / "s").header()

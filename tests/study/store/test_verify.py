@@ -12,7 +12,11 @@ from ebc_lab.study.store.verify import verify
 
 
 def files_of(study):
-    return sorted(str(p.relative_to(study.root)) for p in study.root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(
+        str(p.relative_to(study.root))
+        for p in study.root.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    )
 
 
 def flip_a_byte(path):
@@ -156,7 +160,9 @@ def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
     decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] *= 2  # its hash of the inputs still holds
     path.write_text(json.dumps(decisions))
     assert bad(study) == ["auto_decisions.json"]
-    with pytest.raises(UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): give the study's"):
+    with pytest.raises(
+        UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): give the study's"
+    ):
         report(study)
     said: list[str] = []
     autopilot(config, concluding(say=said.append))
@@ -224,7 +230,10 @@ def test_a_run_without_a_result_may_grow(own_copy):
     [
         (lambda path: path.write_text(path.read_text()[:-40]), r"manifest\.json is damaged"),
         (flip_a_byte, r"manifest\.json (was edited|is damaged)"),
-        (lambda path: path.write_text(path.read_text().replace('"lr_scale.png"', '"lr_scala.png"')), "was edited"),
+        (
+            lambda path: path.write_text(path.read_text().replace('"lr_scale.png"', '"lr_scala.png"')),
+            "was edited",
+        ),
         (lambda path: path.unlink(), r"has no manifest\.json: it is written when a call ends"),
     ],
 )

@@ -78,7 +78,12 @@ def tracked(tiny, tmp_path_factory, own_places):
     """A study with both trackers, told to the driver's listener."""
     said: list[str] = []
     out = tmp_path_factory.mktemp("tracked")
-    overrides = ["launcher=inline", f"output_dir={out}", "study.name=done", "tracker.names=[tensorboard,mlflow]"]
+    overrides = [
+        "launcher=inline",
+        f"output_dir={out}",
+        "study.name=done",
+        "tracker.names=[tensorboard,mlflow]",
+    ]
     config = compose([*tiny, *overrides, "tracker.wait_s=600"])
     return autopilot(config, concluding(say=said.append)).study, said
 
@@ -101,7 +106,10 @@ def test_tensorboard_reads_every_step_once_and_the_outcome(tracked):
     for run_id in trained(study):
         found = scalars(study.root / ".trackers/tensorboard/done" / run_id)
         for name in process.STEP_FIGURES:
-            assert found.get(name, []) == as_measured(study.run_dir(run_id) / "steps.csv", name), (run_id, name)
+            assert found.get(name, []) == as_measured(study.run_dir(run_id) / "steps.csv", name), (
+                run_id,
+                name,
+            )
         assert found["val_loss"] == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
         assert found["final/val_loss"][0][1] == pytest.approx(study.result(run_id)["val_loss"])
 
@@ -127,7 +135,9 @@ def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
     assert not (Path.cwd() / "mlruns").exists()
 
 
-def test_the_same_command_again_shows_nothing_twice_and_a_tracker_added_later_catches_up(finished, tracked, tmp_path):
+def test_the_same_command_again_shows_nothing_twice_and_a_tracker_added_later_catches_up(
+    finished, tracked, tmp_path
+):
     study, _ = tracked
     tracker = shown(study, Kept())
     assert len(tracker.ends) == len(trained(study))
@@ -214,7 +224,8 @@ def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monk
 @pytest.fixture(scope="module")
 def small_run(tiny):
     config = compose(
-        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"], study=False
+        [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=30"],
+        study=False,
     )
     run = run_part(config)
     return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
@@ -247,8 +258,18 @@ BROKEN, HANGING, KILLED = (
 )
 DOWN = {  # name -> the tracker's settings, what happens to its process, what is said
     "server_down": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{port}"}, "", "the runs go on without it"),
-    "server_hangs": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0}, "", "tracker mlflow: "),
-    "store_is_a_folder": (["mlflow"], {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0}, "", "the runs go on without it"),
+    "server_hangs": (
+        ["mlflow"],
+        {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0},
+        "",
+        "tracker mlflow: ",
+    ),
+    "store_is_a_folder": (
+        ["mlflow"],
+        {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0},
+        "",
+        "the runs go on without it",
+    ),
     "folder_below_a_file": (["mlflow"], {"folder": "{file}/below"}, "", "NotADirectoryError"),
     "folder_is_a_file": (["tensorboard"], {"folder": "{file}"}, "", "FileExistsError"),
     "broken_import": (["mlflow"], {}, BROKEN, "Error"),
@@ -258,7 +279,9 @@ DOWN = {  # name -> the tracker's settings, what happens to its process, what is
 
 
 @pytest.mark.parametrize(("names", "settings", "site", "words"), DOWN.values(), ids=DOWN)
-def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path, monkeypatch, names, settings, site, words):
+def test_a_tracker_that_is_down_never_harms_a_run(
+    untracked, small_run, tmp_path, monkeypatch, names, settings, site, words
+):
     (tmp_path / "file").write_text("")
     for folder in ("taken", "site"):
         (tmp_path / folder).mkdir()
@@ -272,7 +295,9 @@ def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path
         places = {"port": closed_port(), "silent": silent.getsockname()[1]}
         places |= {"taken": tmp_path / "taken", "file": tmp_path / "file"}
         given = {k: v.format(**places) if isinstance(v, str) else v for k, v in settings.items()}
-        with trackers.following(TrackerConfig(names, **{"wait_s": 300.0, **given}), tmp_path / "run", said.append):
+        with trackers.following(
+            TrackerConfig(names, **{"wait_s": 300.0, **given}), tmp_path / "run", said.append
+        ):
             assert train(small_run, tmp_path / "run") == untracked
     assert len(said) == 1, said
     assert said[0].startswith(f"warning: tracker {names[0]}: ")
@@ -280,22 +305,43 @@ def test_a_tracker_that_is_down_never_harms_a_run(untracked, small_run, tmp_path
 
 
 def test_ebc_lab_train_goes_on_without_a_tracker_that_is_down(tmp_path, text_file):
-    words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "threads_per_run=1", "compile=off"]
-    words += ["dtype=float32", "device=cpu", "hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]", "tracker.wait_s=300"]
+    words = [
+        "train",
+        "scale=smoke",
+        "data=path",
+        f"data.file={text_file}",
+        "steps=30",
+        "threads_per_run=1",
+        "compile=off",
+    ]
+    words += [
+        "dtype=float32",
+        "device=cpu",
+        "hydra.run.dir=run",
+        "tracker.names=[tensorboard,mlflow]",
+        "tracker.wait_s=300",
+    ]
     words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
     done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "completed after 30 steps" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("warning: tracker mlflow")]) == 1
     assert (
-        scalars(tmp_path / "run/.trackers/tensorboard/run" / read_json(tmp_path / "run/spec.json")["run_id"])["loss"][29][0]
+        scalars(tmp_path / "run/.trackers/tensorboard/run" / read_json(tmp_path / "run/spec.json")["run_id"])[
+            "loss"
+        ][29][0]
         == 29
     )
 
 
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
     """However it went: the end of its input is the end."""
-    about = {"name": "tensorboard", "root": str(finished[1].study.root), "folder": str(tmp_path / "out"), "uri": None}
+    about = {
+        "name": "tensorboard",
+        "root": str(finished[1].study.root),
+        "folder": str(tmp_path / "out"),
+        "uri": None,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "ebc_lab.study.trackers.process"],
         input=json.dumps({**about, "wait_s": 600.0}) + "\n",
@@ -329,7 +375,10 @@ def test_what_cannot_be_meant_is_refused(override, words):
 
 def test_a_missing_extra_is_refused_at_once_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"tracker=mlflow needs mlflow, sqlalchemy, alembic: .*pip install 'ebc-lab\[mlflow\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"tracker=mlflow needs mlflow, sqlalchemy, alembic: .*pip install 'ebc-lab\[mlflow\]'",
+    ):
         configurations(["scale=smoke", "tracker=mlflow"])
 
 
@@ -344,4 +393,6 @@ def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own
     told = [line for line in said if line.startswith("warning: tracker mlflow")]
     assert len(told) == 1
     assert "secret" not in told[0]
-    assert not any(b"secret" in (study.root / name).read_bytes() for name in manifest.files(study.root, unfinished=True))
+    assert not any(
+        b"secret" in (study.root / name).read_bytes() for name in manifest.files(study.root, unfinished=True)
+    )
