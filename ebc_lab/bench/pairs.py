@@ -17,7 +17,7 @@ from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.records.sealed import write_sealed
 
-from ..ebc.clip import BUDGETS
+from ..ebc.options import BUDGETS
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
 from .plain_loop import PlainLoop, PlainProcess
 

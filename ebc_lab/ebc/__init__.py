@@ -1,20 +1,31 @@
 """Ellipsotope-Budgeted Clipping: scale each update so that predictions move by at most a chosen KL divergence.
 
-The method alone: it imports torch and nothing else of this project, so that it can be lifted out. One file for each part
-of the theory: `logits` (how far predictions moved), `grouping`, `sensitivity` (beta), `surrogate` (the bound S and its guard),
-`budget` (how c is found), `controller` (how delta evolves), `stabilized` (a step, as every stabilizer takes it), `clip` (the
-optimizer), `reference` (the same, slow and plain).
+This package imports torch and nothing else of this project, so it can be copied into another one. Each part of the theory
+has its own file:
+
+* `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
+* `budget`: how c is found; `controller`: how delta evolves
+* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and plain
+* `options`: the names and constants of all of them, without torch
+
+Torch is loaded at the first use of a name below, so that `ebc_lab.ebc.options` can be imported without it.
 """
 
-from .budget import clip_coefficient, trust_radius
-from .clip import EllipsotopeClip
-from .controller import make_controller, schedule_multiplier
-from .grouping import group_parameters
-from .logits import centre, half_fisher, mean_kl, rms_norm
-from .sensitivity import SensitivityFilter
-from .stabilized import StabilizedOptimizer
-from .step import NonFiniteUpdateError, StepStats
-from .surrogate import Guard, aggregate
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .budget import clip_coefficient, trust_radius
+    from .clip import EllipsotopeClip
+    from .controller import make_controller, schedule_multiplier
+    from .grouping import group_parameters
+    from .logits import centre, half_fisher, mean_kl, rms_norm
+    from .sensitivity import SensitivityFilter
+    from .stabilized import StabilizedOptimizer
+    from .step import NonFiniteUpdateError, StepStats
+    from .surrogate import Guard, aggregate
 
 __all__ = [
     "EllipsotopeClip",
@@ -34,3 +45,22 @@ __all__ = [
     "schedule_multiplier",
     "trust_radius",
 ]
+
+_NAMES = {
+    "budget": ("clip_coefficient", "trust_radius"),
+    "clip": ("EllipsotopeClip",),
+    "controller": ("make_controller", "schedule_multiplier"),
+    "grouping": ("group_parameters",),
+    "logits": ("centre", "half_fisher", "mean_kl", "rms_norm"),
+    "sensitivity": ("SensitivityFilter",),
+    "stabilized": ("StabilizedOptimizer",),
+    "step": ("NonFiniteUpdateError", "StepStats"),
+    "surrogate": ("Guard", "aggregate"),
+}
+_FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_FILE_OF[name]}", __name__), name)

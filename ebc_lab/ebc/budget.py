@@ -12,10 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
-FLOOR_FLOAT32 = 1e-7  # nats per token: a smaller measured KL is rounding noise
-FLOOR_BFLOAT16 = 1e-5
-
 
 def trust_radius(delta: Tensor | float) -> Tensor:
     """tau = 2·sqrt(delta), logits per token in rms units (independent of the number of tokens)."""

@@ -13,22 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .budget import CLIPPED_BELOW, clip_coefficient, fitted_log_k, shadow_search, trust_radius
+from .budget import clip_coefficient, fitted_log_k, shadow_search, trust_radius
 from .controller import make_controller, schedule_multiplier
 from .flat import Copy
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
+from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, LEAST_MULTIPLIER, UNITS
 from .probe import LOW_PRECISION, Batch
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
 from .stabilized import StabilizedOptimizer
 from .step import StepStats
 from .surrogate import Guard
 from .surrogate import aggregate as aggregate_contributions
-
-BUDGETS = ("shadow", "surrogate", "fisher", "calibrated")
-BOUNDED = ("surrogate", "calibrated")  # by S, at every step
-UNITS = ("logits", "per_lr")
-LOWEST = {"linear": 0.05, "cosine": 0.05}  # of a schedule's multiplier, where it is known beforehand
 
 
 class EllipsotopeClip(StabilizedOptimizer):
@@ -406,7 +402,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         }
 
     def _check_floor(self, floor: float) -> None:
-        least = self.target_kl * LOWEST.get(self.schedule, 1.0)
+        least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
         if self.active and self.budget == "shadow" and least < 10 * floor * (1 - 1e-9):
             falling = (
                 f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-SCHEDULES = ("constant", "linear", "cosine", "lr_squared")
+from .options import LEAST_MULTIPLIER, SCHEDULES
+
 _OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
-    "linear": lambda x: max(0.05, 1 - x),
+    "linear": lambda x: max(LEAST_MULTIPLIER["linear"], 1 - x),
     "cosine": lambda x: 0.05 + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
 }
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .budget import FLOOR_BFLOAT16, FLOOR_FLOAT32
 from .logits import token_mean
+from .options import KL_FLOOR
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -118,7 +118,7 @@ class Batch:
         )
         low_weights = weight.dtype in LOW_PRECISION
         self.autocast = None if low_weights else cast
-        self.floor = FLOOR_BFLOAT16 if cast or low_weights else FLOOR_FLOAT32
+        self.floor = KL_FLOOR["bfloat16" if cast or low_weights else "float32"]
 
         z = None if logits is None or (prober.fresh_logits and prober.model.training) else logits.detach()
         self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .logits import centre, rms_norm
+from .options import FORENSIC_CADENCES as CADENCES
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
-CADENCES = ("warm", "published", "dense", "sweep")
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-GUARDS = ("none", "shrink", "shrink_inflate")
+from .options import GUARDS
+
 RECOVERY = 200.0  # steps in which ln g halves
 
 

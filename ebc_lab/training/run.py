@@ -24,8 +24,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, resolve_controller
 from ebc_lab.config.schema import RunConfig, ShockConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer
-from ebc_lab.ebc.clip import BOUNDED
 from ebc_lab.ebc.flat import lay_flat
+from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.files import write_whole

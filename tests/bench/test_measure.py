@@ -25,7 +25,7 @@ from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
-from ebc_lab.ebc.clip import BUDGETS
+from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.sealed import read_json
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate

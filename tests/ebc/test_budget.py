@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ebc_lab.ebc import clip_coefficient, mean_kl, trust_radius
-from ebc_lab.ebc.budget import FLOOR_FLOAT32, shadow_search
+from ebc_lab.ebc.budget import shadow_search
+from ebc_lab.ebc.options import KL_FLOOR
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80)
 positive = st.floats(1e-6, 1e6)
@@ -97,14 +98,14 @@ def test_golden_shadow(golden, case, measurements):
 
 
 def search(kl, *, delta=1e-2, trial=0.1, measurements=3):
-    return shadow_search(kl, f64(delta), f64(trial), measurements=measurements, floor=FLOOR_FLOAT32)
+    return shadow_search(kl, f64(delta), f64(trial), measurements=measurements, floor=KL_FLOOR["float32"])
 
 
 @fixed
 @given(st.floats(1e-4, 1e3), st.floats(1e-4, 1.0), st.integers(1, 3))
 def test_a_quadratic_kl_is_met_exactly(curvature, trial, measurements):
     found = search(lambda c: curvature * c**2, trial=trial, measurements=measurements)
-    if curvature * trial**2 >= FLOOR_FLOAT32:
+    if curvature * trial**2 >= KL_FLOOR["float32"]:
         assert found.c.item() == pytest.approx(min(1.0, math.sqrt(1e-2 / curvature)))
     assert 0 < found.c <= 1
     assert 0 < found.next_trial <= 1

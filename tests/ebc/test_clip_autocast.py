@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.budget import FLOOR_BFLOAT16, FLOOR_FLOAT32
+from ebc_lab.ebc.options import KL_FLOOR
 
 
 def bfloat16():
@@ -43,11 +43,11 @@ def test_a_trial_sees_the_weights_it_set(make_gpt, batches, enclosed):
     optimizer = adam_clip(model, audit_every=1)
     steps = run(model, optimizer, batches(12), enclosed=enclosed)
     assert all(
-        s.trial_kl > FLOOR_BFLOAT16 for s in steps
+        s.trial_kl > KL_FLOOR["bfloat16"] for s in steps
     )  # 0 where a cached copy of the old weights was read
     assert all(s.applied_kl > 0 for s in steps)
     assert all(0 < s.clip_coefficient < 1 for s in steps)
-    assert optimizer.floor == FLOOR_BFLOAT16
+    assert optimizer.floor == KL_FLOOR["bfloat16"]
 
 
 def test_inside_and_outside_the_block_are_the_same_run(make_gpt, batches):
@@ -97,12 +97,12 @@ def test_floors(make_gpt, batches, train):
     model = make_gpt()
     optimizer = adam_clip(model, target_kl=5e-5)  # fine in float32
     train(model, optimizer, batches(1))
-    assert optimizer.floor == FLOOR_FLOAT32
+    assert optimizer.floor == KL_FLOOR["float32"]
     low = make_gpt(dtype=torch.bfloat16)
     optimizer = adam_clip(low, forward=lambda m, x: m(x).float())  # its logits do not show it
     (batch,) = batches(1)
     optimizer.step(batch[:, :-1], forward_backward(low, batch).float())
-    assert optimizer.floor == FLOOR_BFLOAT16
+    assert optimizer.floor == KL_FLOOR["bfloat16"]
 
 
 @pytest.mark.parametrize("enclosed", [True, False])

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import make_controller, schedule_multiplier
-from ebc_lab.ebc.controller import CONTROLLERS, SCHEDULES
+from ebc_lab.ebc.controller import CONTROLLERS
+from ebc_lab.ebc.options import SCHEDULES
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 kls = st.lists(st.tuples(st.floats(0, 10.0), st.booleans()), min_size=1, max_size=30)

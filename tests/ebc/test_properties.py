@@ -16,8 +16,8 @@ from ebc_lab.components.optimizers import OPTIMIZERS
 from ebc_lab.components.optimizers import build as build_bases
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.clip import BUDGETS
 from ebc_lab.ebc.controller import CONTROLLERS
+from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.workloads.gpt import build as build_model
 
 VOCABULARY = 11

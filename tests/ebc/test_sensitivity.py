@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ebc_lab.ebc import SensitivityFilter
-from ebc_lab.ebc.sensitivity import CADENCES, due_groups, probe_fd, probe_jvp
+from ebc_lab.ebc.options import FORENSIC_CADENCES as CADENCES
+from ebc_lab.ebc.sensitivity import due_groups, probe_fd, probe_jvp
 
 fixed = settings(derandomize=True, deadline=None, max_examples=40)
 PROBES = {"jvp": probe_jvp, "fd": probe_fd}

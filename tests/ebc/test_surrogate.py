@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import aggregate, centre, rms_norm
-from ebc_lab.ebc.surrogate import AGGREGATES, GUARDS, Guard
+from ebc_lab.ebc.options import AGGREGATES, GUARDS
+from ebc_lab.ebc.surrogate import Guard
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80)
 contributions = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=20)
