@@ -6,19 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 SPLITS = ("train", "val", "test")
-STAGES = (
-    "lr_sweep",
-    "calibrate",
-    "controller_search",
-    "lr_scale",
-    "finals",
-    "tune",
-    "ablation",
-)  # in their order
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 
 
@@ -150,8 +142,15 @@ class StudyConfig:
 
 
 @dataclass
-class LRSweepConfig:
-    steps: int = 200
+class StageConfig:
+    """The settings of a stage. The stages are the fields of `Config` of this type, in their order."""
+
+    needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
+    steps: int = 200  # of each of its runs
+
+
+@dataclass
+class LRSweepConfig(StageConfig):
     optimizers: list[str] = field(default_factory=lambda: ["adam", "muon"])
     projections: list[str] = field(default_factory=lambda: ["none"])
     grids: dict[str, list[float]] = field(default_factory=dict)  # learning rates by optimizer
@@ -164,8 +163,8 @@ class LRSweepConfig:
 
 
 @dataclass
-class CalibrateConfig:
-    steps: int = 200
+class CalibrateConfig(StageConfig):
+    needs = ("lr_sweep",)
     lr_scale: float = 2.0
     delta_grid: str = "natural"  # natural: multiples of the natural KL | published: 0.03, 0.05, 0.07
     multiples: list[float] = field(default_factory=lambda: [0.75, 1.0, 1.25, 1.5, 2.0])
@@ -174,20 +173,21 @@ class CalibrateConfig:
 
 
 @dataclass
-class ControllerSearchConfig:
-    steps: int = 200
+class ControllerSearchConfig(StageConfig):
+    needs = ("calibrate",)
     # name -> settings of a run (controller, budget …) that it changes
     candidates: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class LRScaleConfig:
-    steps: int = 200
+class LRScaleConfig(StageConfig):
+    needs = ("lr_sweep", "calibrate")
     scales: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0, 4.0])
 
 
 @dataclass
-class FinalsConfig:
+class FinalsConfig(StageConfig):
+    needs = ("lr_scale",)
     steps: int = 600
     margin: float = 0.01  # nats: how much worse than the baseline still counts as no worse
     max_seeds: int = (
@@ -197,9 +197,10 @@ class FinalsConfig:
 
 
 @dataclass
-class TuneConfig:
+class TuneConfig(StageConfig):
     """The ablation's arms that have a grid, each at its own best point of it."""
 
+    needs = ("lr_sweep", "ablation")
     steps: int = 600
 
 
@@ -225,9 +226,10 @@ class ArmConfig:
 
 
 @dataclass
-class AblationConfig:
+class AblationConfig(StageConfig):
     """Named arms over `seeds`, each compared with one of them, paired by seed."""
 
+    needs = ("lr_sweep",)
     question: str = ""  # what the suite asks, in a sentence
     steps: int = 600
     reference: str = ""  # the arm that every other is paired with
@@ -308,3 +310,11 @@ class Config(RunConfig):
     ablation: AblationConfig = field(default_factory=AblationConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+STAGE_NEEDS: dict[str, tuple[str, ...]] = {
+    name: kind.needs
+    for name, kind in typing.get_type_hints(Config).items()
+    if isinstance(kind, type) and issubclass(kind, StageConfig)
+}
+STAGES = tuple(STAGE_NEEDS)  # in their order

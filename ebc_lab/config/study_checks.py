@@ -12,17 +12,18 @@ from .checks import choice, need, need_gpu, positive, setting_at, validate_run
 from .choices import changed, groups
 from .dicts import run_part
 from .errors import UserError, nearest
-from .schema import STAGES, ArmConfig, Config, LauncherConfig, RunConfig, ShockConfig, TrackerConfig
+from .schema import (
+    STAGE_NEEDS,
+    STAGES,
+    ArmConfig,
+    Config,
+    LauncherConfig,
+    RunConfig,
+    ShockConfig,
+    TrackerConfig,
+)
 
 STUDY_CHOICES = {"lr_sweep.keep": ("best", "all"), "calibrate.delta_grid": ("natural", "published")}
-STAGE_NEEDS = {
-    "calibrate": ("lr_sweep",),
-    "controller_search": ("calibrate",),
-    "lr_scale": ("lr_sweep", "calibrate"),
-    "finals": ("lr_scale",),
-    "tune": ("lr_sweep", "ablation"),
-    "ablation": ("lr_sweep",),
-}
 SLURM_SETTINGS = (  # launcher.… that only launcher=slurm reads
     "partition",
     "account",
@@ -192,7 +193,7 @@ def _stages(config: Config) -> None:
     order = [s for s in STAGES if s in stages]
     need(stages == order, f"study.stages must be in the order {', '.join(order)}, each once.")
     for stage in stages:
-        for before in STAGE_NEEDS.get(stage, ()):
+        for before in STAGE_NEEDS[stage]:
             need(before in stages, f"study.stages: {stage} needs {before} as well.")
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
