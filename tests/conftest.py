@@ -98,7 +98,7 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory, own_plac
 
 
 @pytest.fixture
-def settled(finished):
+def resolved(finished):
     """The finished study's configuration as study.json resolved it."""
     from ebc_lab.config.dicts import from_dict
     from ebc_lab.config.schema import Config

@@ -19,7 +19,7 @@ from ebc_lab.config import compose as compose_module
 from ebc_lab.config.compose import compose, configurations, expand
 from ebc_lab.records import columns as columns_module
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, git_revision, hardware
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
-from ebc_lab.records.sealed import as_read, write_json
+from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.corpus import check_length, locate
 
 from .costs import compute, fixed_costs
@@ -107,7 +107,7 @@ def bench(
     finally:
         torch.set_num_threads(threads)
     found["about"]["took_s"] = time.perf_counter() - begun
-    found = as_read(found)
+    found = as_json(found)
     if record:
         folder.mkdir(exist_ok=True)
         path = vacant(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")

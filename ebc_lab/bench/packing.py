@@ -23,7 +23,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.machine import gpu_names, hardware
 from ebc_lab.config.schema import DataConfig, LRScheduleConfig, RunConfig, ShockConfig
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 
 PACKED = (1, 2, 4, 8)  # runs that share a GPU, as far as it is tried
 NEAR_BEST = 0.05  # of the best throughput: what a smaller number of runs may lack

@@ -15,7 +15,7 @@ from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
-from ebc_lab.records.sealed import write_sealed
+from ebc_lab.records.json_files import write_checksummed
 
 from ..ebc.options import BUDGETS
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
@@ -113,7 +113,7 @@ def overhead_and_record(
         "steps": run.steps,
         "wall_s": time.perf_counter() - started,
     }
-    write_sealed(directory / "result.json", {**about, **result})
+    write_checksummed(directory / "result.json", {**about, **result})
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -24,7 +24,7 @@ from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 
 DTYPES = ("float32", "bfloat16")
 CANDIDATES = 4  # thread counts tried at most: 1, 2, 4, 8

@@ -20,7 +20,7 @@ from ebc_lab.config.dicts import from_dict, run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
-from ebc_lab.records.locks import claimed
+from ebc_lab.records.locks import run_lock
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.corpus import check_length, locate
 
@@ -130,7 +130,7 @@ def train_one(
     from ebc_lab.config.dicts import to_dict
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.config.machine import chosen_device
-    from ebc_lab.records.sealed import read_json, write_json
+    from ebc_lab.records.json_files import read_json, write_json
     from ebc_lab.training.outcome import run_and_record
 
     known = directory / "spec.json"
@@ -165,7 +165,7 @@ def train_one(
         )
     directory.mkdir(parents=True, exist_ok=True)
     write_json(known, {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)})
-    with claimed(directory) as mine:
+    with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks = {"checkpoint_every_s": checkpoint_every_s}

@@ -11,14 +11,14 @@ from typing import BinaryIO
 from ebc_lab.config.errors import UserError
 
 
-def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file by way of `written_whole`."""
-    with written_whole(path, durable=durable) as f:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file by way of `atomic_writer`."""
+    with atomic_writer(path, durable=durable) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
-def written_whole(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename.
 
     `durable=False` leaves out the fsync, for what may be lost with the machine (progress).

@@ -29,7 +29,7 @@ def locked(path: Path) -> bool:
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[bool]:
+def run_lock(directory: Path) -> Iterator[bool]:
     """Try to be the only one who trains in this run's folder; yields whether it worked. Freed by the kernel on death."""
     lock = FileLock(directory / ".lock", fallback_to_soft=False)
     try:

@@ -14,8 +14,8 @@ from ebc_lab.config.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-from .files import write_whole
-from .sealed import write_json
+from .files import write_atomic
+from .json_files import write_json
 
 REPORT_S = 0.5  # seconds between two signs of life of a run
 
@@ -30,7 +30,7 @@ def _cell(value: Any) -> str:
     return f"{value:.9g}"
 
 
-class Pulse:
+class Heartbeat:
     """A run's sign of life: progress.json, written at most every REPORT_S seconds however often it is called."""
 
     def __init__(self, path: Path, steps: int):
@@ -65,7 +65,7 @@ class Stream:
                 for line in lines[1:]
                 if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below
             ]
-        write_whole(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
+        write_atomic(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
         self.file = open(path, "a", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
     def append(self, row: Mapping[str, Any]) -> None:

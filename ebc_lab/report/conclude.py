@@ -9,7 +9,7 @@ from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import write_json
+from ebc_lab.records.json_files import write_json
 from ebc_lab.study.autopilot import Listener, Say
 from ebc_lab.study.stages import specs_of, verdict
 from ebc_lab.study.stages.rules import Decision

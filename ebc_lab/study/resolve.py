@@ -20,7 +20,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
-from ebc_lab.records.sealed import write_sealed
+from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
 from .. import __version__
@@ -87,7 +87,7 @@ def resolve_study(
             "hardware": hardware(),
         }
         manifest.strike(study.root, "study.json")
-        write_sealed(study.root / "study.json", header)
+        write_checksummed(study.root / "study.json", header)
     return config, corpus
 
 

@@ -13,7 +13,7 @@ import torch
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 
 from .run import Interrupted, Progress, Training, to_the_end
 
@@ -63,7 +63,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
     path = directory / "result.json"
     name = digest(identity(run))
     if path.exists():
-        found = read_sealed(path, f"delete {directory}, and the same command trains the run again")
+        found = read_checksummed(path, f"delete {directory}, and the same command trains the run again")
         if found.get("identity") != name:
             raise UserError(f"{path} is another run's result: choose another folder, or delete this one.")
         return found
@@ -89,7 +89,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
         kind = "oom" if is_oom(error) else "failed"
         result = {"outcome": kind, "cause": cause, "steps": 0, "wall_s": time.perf_counter() - started}
     result = {"run_id": run_id, "identity": name, **result}
-    write_sealed(path, result)
+    write_checksummed(path, result)
     if result["outcome"] in ("completed", "diverged"):
         (directory / "checkpoint.pt").unlink(missing_ok=True)
     with open(log, "a") as f:

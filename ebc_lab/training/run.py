@@ -28,7 +28,7 @@ from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.figures import recovery, summarise
-from ebc_lab.records.files import write_whole
+from ebc_lab.records.files import write_atomic
 from ebc_lab.records.streams import Stream, read_columns
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.batches import Batches, overlapping_windows, windows
@@ -158,7 +158,7 @@ class Training:
         buffer = io.BytesIO()
         with self._on_stream():
             torch.save(state, buffer)
-        write_whole(self.directory / "checkpoint.pt", buffer.getvalue())
+        write_atomic(self.directory / "checkpoint.pt", buffer.getvalue())
 
     def _load_checkpoint(self) -> None:
         path = self.directory / "checkpoint.pt"

@@ -26,7 +26,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.options import BUDGETS
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate
 

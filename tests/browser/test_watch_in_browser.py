@@ -10,7 +10,7 @@ from browser.reader import AXE
 from selenium.webdriver.support.ui import WebDriverWait
 from support.invented import invent
 
-from ebc_lab.records.sealed import write_json
+from ebc_lab.records.json_files import write_json
 from ebc_lab.report.page.serve import address_of, server
 from ebc_lab.study.store.study import Study
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.records.sealed import read_json, write_sealed
+from ebc_lab.records.json_files import read_json, write_checksummed
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -110,7 +110,7 @@ def test_status_of_a_finished_study_is_read_only(study, tmp_path):
 def test_status_of_an_empty_study(tmp_path, study):
     root = tmp_path / "outputs/ebc_ablation/fresh"
     (root / "runs").mkdir(parents=True)
-    write_sealed(root / "study.json", study.header())
+    write_checksummed(root / "study.json", study.header())
     done = call("status", cwd=tmp_path)
     assert done.returncode == 0
     assert "fresh empty" in done.stdout
@@ -120,14 +120,14 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
     """The command that status prints, run as it is, trains the same run: same first losses, same final loss."""
     root = tmp_path / "outputs/ebc_ablation/broken"
     (root / "runs").mkdir(parents=True)
-    write_sealed(root / "study.json", study.header())
+    write_checksummed(root / "study.json", study.header())
     spec = next(
         p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead")
     )
     copy = root / "runs" / spec.name
     copy.mkdir()
     (copy / "spec.json").write_bytes((spec / "spec.json").read_bytes())
-    write_sealed(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
+    write_checksummed(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
     found = json.loads(call("status", "--json", cwd=tmp_path).stdout)
     [failure] = found["failures"]
     assert failure["cause"] == "RuntimeError: x"

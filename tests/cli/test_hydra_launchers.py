@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -131,10 +131,10 @@ def test_a_launcher_without_m_is_refused(run, tmp_path):
 
 
 def test_two_processes_do_not_train_in_one_folder(run, tmp_path):
-    from ebc_lab.records.locks import claimed
+    from ebc_lab.records.locks import run_lock
 
     (tmp_path / "sweep/0").mkdir(parents=True)
-    with claimed(tmp_path / "sweep/0") as mine:
+    with run_lock(tmp_path / "sweep/0") as mine:
         assert mine
         code, said = train(*run, "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert code == 2

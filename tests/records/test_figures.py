@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import STEP_COLUMNS
 from ebc_lab.records.figures import longest_streak, recovery, summarise
-from ebc_lab.records.files import write_whole
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.files import write_atomic
+from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.streams import Stream, read_columns
 
 
@@ -35,7 +35,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch)
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(OSError, match="No space"):
-        write_whole(path, "half")
+        write_atomic(path, "half")
     assert read_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
 

@@ -65,12 +65,12 @@ def test_causes_are_told_apart_by_their_words_and_outcome():
     assert cause_class("failed", "no kernel") != cause_class("failed", "no memory")
 
 
-def specs_of(settled):
-    return STAGES_OF["lr_sweep"].runs(settled, {}, {})
+def specs_of(resolved):
+    return STAGES_OF["lr_sweep"].runs(resolved, {}, {})
 
 
-def test_hours_are_foretold_from_finished_runs_and_never_exceeded(settled):
-    specs = specs_of(settled)
+def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):
+    specs = specs_of(resolved)
     limits = Limits(max_hours=10 / 3600)
     assert len(limits.admitted(specs)) == 1, "one run alone, to learn from"
     limits.spent_s = 4.0
@@ -85,8 +85,8 @@ def test_hours_are_foretold_from_finished_runs_and_never_exceeded(settled):
         limits.tick(1)
 
 
-def test_a_run_cut_short_teaches_the_rate_of_what_it_did(settled):
-    spec = specs_of(settled)[0]
+def test_a_run_cut_short_teaches_the_rate_of_what_it_did(resolved):
+    spec = specs_of(resolved)[0]
     limits = Limits(max_hours=1)
     limits.ended(spec, {"outcome": "diverged", "steps": spec.run.steps / 2, "wall_s": 3.0})
     assert limits.rate * spec.cost == pytest.approx(6.0)

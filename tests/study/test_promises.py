@@ -150,12 +150,12 @@ def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(f
     )
 
 
-def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(settled, tmp_path):
+def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(resolved, tmp_path):
     with pytest.raises(UserError, match="nvidia-smi shows no GPU here"):
         compose(["scale=smoke", "device=cuda"])
     with (
         pytest.raises(UserError, match="nvidia-smi shows no GPU here"),
-        opened(replace(settled, device="cuda"), Study(tmp_path)),
+        opened(replace(resolved, device="cuda"), Study(tmp_path)),
     ):
         pass  # begun on a GPU, carried on without
     assert compose(["scale=smoke", "device=cuda", "launcher=slurm"]).device == "cuda"

@@ -11,7 +11,7 @@ from typing import Any
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
-from ebc_lab.records.sealed import write_sealed
+from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.report.conclude import write_conclusions
 from ebc_lab.report.text import tables
 from ebc_lab.study.autopilot import study_of
@@ -118,4 +118,6 @@ def _stream(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]
 
 
 def _seal(folder: Path, spec: RunSpec, found: Mapping[str, Any]) -> None:
-    write_sealed(folder / "result.json", {"run_id": spec.run_id, "identity": spec.identity_sha256, **found})
+    write_checksummed(
+        folder / "result.json", {"run_id": spec.run_id, "identity": spec.identity_sha256, **found}
+    )

@@ -14,7 +14,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, resolve_controller
 from ebc_lab.records.columns import STEP_COLUMNS
-from ebc_lab.records.sealed import read_json, write_sealed
+from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training import outcome as outcome_module
 from ebc_lab.training import process
@@ -79,7 +79,7 @@ def test_a_run_learns_and_records_every_step(run, tmp_path):
 
 
 def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
-    write_sealed(
+    write_checksummed(
         tmp_path / "result.json", {"identity": digest(identity(run)), "outcome": "completed", "val_loss": 2.0}
     )
     assert run_and_record(run, tmp_path, "x")["val_loss"] == 2.0

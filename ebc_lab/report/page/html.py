@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.records.files import write_whole
+from ebc_lab.records.files import write_atomic
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
@@ -58,7 +58,7 @@ def write_page(root: Path) -> Path:
     study = Study(root)
     content = render(study.root, evidence.gather(study))
     manifest.strike(root, NAME)
-    write_whole(root / NAME, content)
+    write_atomic(root / NAME, content)
     return root / NAME
 
 

@@ -10,8 +10,8 @@ import matplotlib
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.schema import AblationConfig
-from ebc_lab.records.files import write_whole
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.files import write_atomic
+from ebc_lab.records.json_files import read_json
 
 from ..text.words import short
 from . import decisions as decisions_module
@@ -32,7 +32,7 @@ def draw_study(root: Path) -> list[Path]:
         for picture in pictures(root, facts_of(header), decisions):
             for ending, content in (("png", png(picture.sheet)), ("svg", svg(picture.sheet, picture.name))):
                 written.append(root / f"{picture.name}.{ending}")
-                write_whole(written[-1], content)
+                write_atomic(written[-1], content)
             entries.append(picture.entry)
     return [*written, write_catalogue(root, entries)]
 

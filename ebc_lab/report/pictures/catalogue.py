@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 
 NAME = "figures.json"
 SECTIONS = ("verdict", "lr_sweep", "calibrate", "lr_scale", "finals", "ablation", "arms")  # in reading order

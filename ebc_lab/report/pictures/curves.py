@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
 
 SMOOTHED_SHARE = (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.schema import Config
-from ebc_lab.records.files import write_whole
+from ebc_lab.records.files import write_atomic
 from ebc_lab.study.stages.compare_arms import seeds_of
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -362,5 +362,5 @@ def write(
     if acceptance:
         made["acceptance"] = verdict(about, acceptance)
     for name, tables in made.items():
-        write_whole(root / f"{name}.md", markdown(tables))
-        write_whole(root / f"{name}.tex", latex(tables, about.study))
+        write_atomic(root / f"{name}.md", markdown(tables))
+        write_atomic(root / f"{name}.tex", latex(tables, about.study))

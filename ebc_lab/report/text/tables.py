@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.identity import resolve_controller
-from ebc_lab.records.files import write_whole
+from ebc_lab.records.files import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,4 +104,4 @@ def _write(path: Path, table: pd.DataFrame) -> None:
     """Figures carry nine significant digits."""
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())

@@ -9,7 +9,7 @@ from typing import Any
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 
 from ..guards import cause_class
 from ..launch import queue as queue_module

@@ -8,8 +8,8 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
-from ebc_lab.records.locks import claimed
-from ebc_lab.records.sealed import read_json, write_sealed
+from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.locks import run_lock
 
 from ..store import attempts
 from ..store.study import Study, cancel_mark
@@ -76,7 +76,7 @@ def _give_up(study: Study, directory: Path) -> bool:
     """
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
-        with claimed(directory) as mine:
+        with run_lock(directory) as mine:
             if (directory / "result.json").exists():
                 return False
             if mine:
@@ -86,7 +86,7 @@ def _give_up(study: Study, directory: Path) -> bool:
                     "identity": digest(spec["identity"]),
                     "outcome": "cancelled",
                 }
-                write_sealed(
+                write_checksummed(
                     directory / "result.json",
                     {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)},
                 )

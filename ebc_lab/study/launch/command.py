@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import write_json
+from ebc_lab.records.json_files import write_json
 
 WORKER_NICENESS = 5
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's

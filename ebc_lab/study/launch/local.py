@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import read_json
+from ebc_lab.records.json_files import read_json
 
 from ..store.study import Study
 from .command import WorkerCommand, worker_env

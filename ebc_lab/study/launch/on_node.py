@@ -18,7 +18,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.machine import versions
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 
 from ..store.study import Cancelled, Study, cancel_mark
 from . import queue

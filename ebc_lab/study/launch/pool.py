@@ -24,8 +24,8 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import NUMERICS_VERSION, digest
 from ebc_lab.config.machine import cores, git_revision, versions, visible_gpus
 from ebc_lab.config.schema import Config
-from ebc_lab.records.locks import claimed
-from ebc_lab.records.sealed import write_sealed
+from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.locks import run_lock
 
 from ..stages.spec import RunSpec
 from ..store import attempts
@@ -283,14 +283,14 @@ class WorkerPool(ABC):
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
         """Record a run as lost, unless another worker has taken it up meanwhile."""
         run_id, directory = spec.run_id, self.study.run_dir(spec.run_id)
-        with claimed(directory) as mine:
+        with run_lock(directory) as mine:
             if not mine or (directory / "result.json").exists():
                 return
             times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
             cause = f"its worker died {times}, at last: {cause}; its log: {death.log}"
             identity = digest(spec.identity)
             result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
-            write_sealed(directory / "result.json", result)
+            write_checksummed(directory / "result.json", result)
 
 
 def slots(config: Config) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 
 from ..store.study import Study
 from .session import Session

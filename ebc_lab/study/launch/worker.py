@@ -23,9 +23,9 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
-from ebc_lab.records.locks import claimed, locked
-from ebc_lab.records.sealed import read_json, write_sealed
-from ebc_lab.records.streams import Pulse
+from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.records.locks import locked, run_lock
+from ebc_lab.records.streams import Heartbeat
 
 from ..stages.spec import identity_of
 from ..store import attempts
@@ -58,7 +58,7 @@ def carried(
     from ebc_lab.training.run import Interrupted
 
     directory = study.run_dir(run_id)
-    with claimed(directory) as mine:
+    with run_lock(directory) as mine:
         if not mine or (directory / "result.json").exists():
             return False
         attempts.note(directory, "begin", beside=beside, **attempts.surroundings())
@@ -70,7 +70,7 @@ def carried(
             return True
         name = digest(identity_of(kind, run))
 
-        report = Pulse(directory / "progress.json", run.steps)
+        report = Heartbeat(directory / "progress.json", run.steps)
         if kind == "overhead":
             from ebc_lab.bench.pairs import overhead_and_record
 
@@ -107,7 +107,7 @@ def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
 def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
     """Record why this run cannot be made, in the words of the error; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
-    write_sealed(directory / "result.json", result)
+    write_checksummed(directory / "result.json", result)
     attempts.note(directory, "end", outcome="failed")
 
 

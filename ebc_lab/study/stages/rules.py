@@ -13,7 +13,7 @@ from typing import Any
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import checksum_holds, with_checksum
+from ebc_lab.records.json_files import checksum_holds, with_checksum
 
 from .spec import RunSpec
 

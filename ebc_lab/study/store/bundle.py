@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.files import refuse_unwritable, written_whole
+from ebc_lab.records.files import atomic_writer, refuse_unwritable
 
 from . import container, manifest
 from .study import Study
@@ -42,7 +42,7 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     names = [manifest.NAME, *sorted(recorded)]
     own = {manifest.NAME: manifest.sha256_of(study.root / manifest.NAME), **recorded}
     try:
-        with written_whole(path) as out:
+        with atomic_writer(path) as out:
             container.write(out, ((name, partial(_chunks, study.root / name, own[name])) for name in names))
     except ValueError as error:
         raise UserError(f"{study.root}: {error} for a bundle.") from None

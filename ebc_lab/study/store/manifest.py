@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 
 NAME = "manifest.json"
 RUNS = "runs"
@@ -46,7 +46,7 @@ def read(root: Path) -> dict[str, Any]:
             f"`ebc-lab report {root.name}`."
         )
     remedy = f"bring back a copy, or delete it and let `ebc-lab report {root.name}` record the files as they are now"
-    found = read_sealed(root / NAME, remedy)
+    found = read_checksummed(root / NAME, remedy)
     files = {path: sha256 for path, sha256 in found["files"].items() if not path.endswith(CHECKPOINT)}
     return {**found, "files": files}
 
@@ -82,7 +82,7 @@ def complete(root: Path) -> None:
 
 
 def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
-    write_sealed(root / NAME, {"complete": complete, "files": entries})
+    write_checksummed(root / NAME, {"complete": complete, "files": entries})
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:

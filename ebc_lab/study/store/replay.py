@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
-from ebc_lab.records.sealed import as_read
+from ebc_lab.records.json_files import as_json
 
 from ..stages import STAGES_OF, specs_of
 from ..stages.rules import Decision, Undecidable
@@ -63,7 +63,7 @@ def _again(stage: str, config: Config, study: Study, made: dict[str, Decision]) 
         missing = [s.run_id for s in runs if s.run_id not in results]
         if missing:
             return some(missing, len(runs), "missing")
-        made[stage] = as_read(STAGES_OF[stage].decide(config, specs, results, made))
+        made[stage] = as_json(STAGES_OF[stage].decide(config, specs, results, made))
     except (UserError, Undecidable) as error:
         return str(error)
     return None

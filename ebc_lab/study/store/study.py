@@ -17,8 +17,8 @@ from filelock import FileLock, Timeout
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, RunConfig
+from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import locked
-from ebc_lab.records.sealed import as_read, read_json, read_sealed, write_json
 
 from ..stages.rules import fault
 from ..stages.spec import RunSpec, describes
@@ -73,7 +73,7 @@ class Study:
             "undo that (settings are changed on the command line, with --force), or delete it: the study's command writes it "
             "anew, and keeps the runs that are still the same"
         )
-        return read_sealed(self.root / "study.json", remedy)
+        return read_checksummed(self.root / "study.json", remedy)
 
     def decisions(self) -> dict[str, Any]:
         """Stage -> decision, in the order of the stages; empty before the first. A call of the study makes each anew.
@@ -107,7 +107,7 @@ class Study:
         """A run's result, if it has one. Raises UserError when it was truncated or edited."""
         path = self.run_dir(run_id)
         try:
-            return read_sealed(
+            return read_checksummed(
                 path / "result.json", f"delete {path}, and the study's command trains the run again"
             )
         except FileNotFoundError:
@@ -250,7 +250,7 @@ class Study:
         """Record a decision. Another one than before takes with it what was built on the old one. -> whether there was one."""
         known = self.decisions()
         before = known.get(stage)
-        if before is not None and before == as_read(decision):
+        if before is not None and before == as_json(decision):
             return False
         if before is not None:
             self.drop_conclusions()

@@ -19,7 +19,7 @@ import pytest
 from support.invented import invent
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
 from ebc_lab.report.page import html as html_module
@@ -189,12 +189,12 @@ def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
 
 
 def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own):
-    header = read_sealed(own / "study.json", "")
+    header = read_checksummed(own / "study.json", "")
     header.pop("checksum", None)
     header["config"]["seeds"] = header["config"]["seeds"][
         :1
     ]  # as if the others had been added at a later look
-    write_sealed(own / "study.json", header)
+    write_checksummed(own / "study.json", header)
     decision = json.loads((own / "auto_decisions.json").read_text())["finals"]
     seeds = ", ".join(map(str, compare_arms.seeds_of(decision)))
     assert len(compare_arms.seeds_of(decision)) > 1

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, with_checksum, write_sealed
+from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.compare import compare
@@ -39,10 +39,10 @@ def test_what_differs_is_named_and_timing_is_not(pair):
     a, b = pair
     first, second = [r.run_id for r in b.records() if "_n25_" in r.run_id][:2]
     path = b.run_dir(first) / "result.json"
-    result = read_sealed(path, "")
-    write_sealed(path, {**result, "test_loss": result["test_loss"] + 1, "wall_s": 9.0})
+    result = read_checksummed(path, "")
+    write_checksummed(path, {**result, "test_loss": result["test_loss"] + 1, "wall_s": 9.0})
     other = b.run_dir(second) / "result.json"
-    write_sealed(other, {**read_sealed(other, ""), "wall_s": 9.0, "curve": []})
+    write_checksummed(other, {**read_checksummed(other, ""), "wall_s": 9.0, "curve": []})
     decisions = b.decisions()
     finals = decisions["finals"]["tracks"]["adam_none"]
     line = finals["verdict"][0]
@@ -53,7 +53,7 @@ def test_what_differs_is_named_and_timing_is_not(pair):
     (b.root / "auto_decisions.json").write_text(json.dumps(decisions))
     header = b.header()
     header["hardware"]["cpu"] = "another one"
-    write_sealed(b.root / "study.json", header)
+    write_checksummed(b.root / "study.json", header)
     found = compare(a, b)
     assert list(found["runs"]["different"]) == [first]
     assert set(found["runs"]["different"][first]) == {"test_loss"}

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect import pace
@@ -68,21 +68,22 @@ def test_failed_runs_of_an_unfinished_study_are_still_to_do(own_copy):
     config, study = own_copy
     (study.root / "auto_decisions.json").unlink()
     path = next(study.runs.glob("*_n15_*")) / "result.json"
-    write_sealed(path, {**read_sealed(path, ""), "outcome": "failed"})
+    write_checksummed(path, {**read_checksummed(path, ""), "outcome": "failed"})
     total = planned(config)["stages"]["total"]["expected"]
     assert total["eta_s"] > 0
     assert total["done"] < total["runs"]
 
 
-def test_known_results_that_decide_nothing_leave_the_plan_as_without_them(settled):
+def test_known_results_that_decide_nothing_leave_the_plan_as_without_them(resolved):
     def diverged(specs):
         return {s.run_id: {"outcome": "diverged", "val_loss": None} for s in specs if s.stage == "lr_sweep"}
 
     names = [
-        [s.run_id for s in specs] for specs in forecast(settled, ("expected",), diverged)["expected"].values()
+        [s.run_id for s in specs]
+        for specs in forecast(resolved, ("expected",), diverged)["expected"].values()
     ]
     assert names == [
-        [s.run_id for s in specs] for specs in forecast(settled, ("expected",))["expected"].values()
+        [s.run_id for s in specs] for specs in forecast(resolved, ("expected",))["expected"].values()
     ]
 
 
@@ -108,7 +109,9 @@ def test_each_kind_of_run_has_its_own_pace_once_enough_are_finished(own_copy):
         path = study.run_dir(record.run_id) / "result.json"
         if record.spec["kind"] == "train":
             ebc = record.spec["config"]["stabilizer"]["name"] == "ebc"
-            write_sealed(path, {**record.result, "wall_s": (2.0 if ebc else 1.0) * record.result["steps"]})
+            write_checksummed(
+                path, {**record.result, "wall_s": (2.0 if ebc else 1.0) * record.result["steps"]}
+            )
     found = pace.learned(study.records())
     tokens = 10 * 16
     assert found.of_kind["adam", "none"] * tokens == pytest.approx(1.0)
@@ -127,7 +130,7 @@ def test_siblings_of_another_shape_or_machine_say_nothing(own_copy):
     assert not (planned(elsewhere)["eta_from"] or "").endswith("of the same shape on this machine")
     header = study.header()
     header["hardware"]["host"] = "another"
-    write_sealed(study.root / "study.json", header)
+    write_checksummed(study.root / "study.json", header)
     assert not (planned(fresh)["eta_from"] or "").endswith("of the same shape on this machine")
 
 

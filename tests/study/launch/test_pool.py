@@ -94,7 +94,7 @@ def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(pool_of, monke
     assert b"OMP_NUM_THREADS=1" in worker
 
 
-def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
+def test_slots_follow_gpus_and_workers_per_gpu_and_cores(resolved, monkeypatch):
     from dataclasses import replace
 
     def on(config: Config, **launcher) -> int:
@@ -104,15 +104,15 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(settled, monkeypatch):
 
     monkeypatch.setattr(pool_module, "visible_gpus", lambda: ["0", "1", "2"])
     monkeypatch.setattr(pool_module, "cores", lambda: 8)
-    cuda = replace(settled, device="cuda")
+    cuda = replace(resolved, device="cuda")
     assert on(cuda) == 3
     assert on(cuda, workers_per_gpu=2) == 6
     assert (
         pool_module.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4)))
         == 12
     )
-    assert on(settled) == 8
-    assert on(replace(settled, threads_per_run=3)) == 2
+    assert on(resolved) == 8
+    assert on(replace(resolved, threads_per_run=3)) == 2
     assert pool_module.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
 
 

@@ -16,8 +16,8 @@ from ebc_lab.study.store.study import Study
 
 
 @pytest.fixture
-def config(settled):
-    return replace(settled, launcher=replace(settled.launcher, name="slurm", slots=2, queue_every_s=0.001))
+def config(resolved):
+    return replace(resolved, launcher=replace(resolved.launcher, name="slurm", slots=2, queue_every_s=0.001))
 
 
 @pytest.fixture

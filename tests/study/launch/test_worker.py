@@ -248,7 +248,7 @@ def test_deaths_that_one_run_explains_are_one_death_of_a_place(packed):
     assert pool.avoided == {"slot 0"}
 
 
-def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, monkeypatch):
+def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path, monkeypatch):
     found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5, "8": 3.1e5}}
     kept, said = [], []
     monkeypatch.setattr(resolve, "cached_packing", lambda run: kept[0] if kept else None)
@@ -256,7 +256,7 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
     monkeypatch.setattr(resolve, "visible_gpus", lambda: ["0", "1"])
 
     def chosen(**launcher) -> int:
-        on = replace(settled, device="cuda", launcher=replace(settled.launcher, name="local", **launcher))
+        on = replace(resolved, device="cuda", launcher=replace(resolved.launcher, name="local", **launcher))
         return resolve._runs_per_worker(on, Study(tmp_path), said.append)
 
     assert chosen(slots=2) == 4
@@ -267,7 +267,7 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
     before = list(said)
     assert chosen(slots=4) == 2, "two workers on each GPU share what it can carry"
     assert said == before
-    assert resolve._runs_per_worker(settled, Study(tmp_path), said.append) == 1
+    assert resolve._runs_per_worker(resolved, Study(tmp_path), said.append) == 1
     kept.clear()
 
     def fail(run):
@@ -278,11 +278,11 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(settled, tmp_path, 
     assert "one run at a time" in said[-1]
 
 
-def test_on_slurm_it_is_measured_on_a_node_and_not_again(settled, tmp_path, monkeypatch):
+def test_on_slurm_it_is_measured_on_a_node_and_not_again(resolved, tmp_path, monkeypatch):
     asked, said = [], []
     found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}}
     monkeypatch.setattr(on_node, "_on_node", lambda what, *_: (asked.append(what), found)[1])
-    on = replace(settled, device="cuda", launcher=replace(settled.launcher, name="slurm", slots=4))
+    on = replace(resolved, device="cuda", launcher=replace(resolved.launcher, name="slurm", slots=4))
     assert [resolve._runs_per_worker(on, Study(tmp_path / "s"), said.append) for _ in range(2)] == [2, 2]
     assert asked == ["packing"]
     assert len(said) == 2

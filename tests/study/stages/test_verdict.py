@@ -50,13 +50,13 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
 @pytest.mark.parametrize(
     ("quartiles", "expected"), [([1.0, 4.9], "pass"), ([4.0, 6.0], "undecided"), ([5.1, 9.0], "fail")]
 )
-def test_the_overhead_is_judged_by_its_quartiles(finished, settled, quartiles, expected):
+def test_the_overhead_is_judged_by_its_quartiles(finished, resolved, quartiles, expected):
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
-    specs, results = specs_of("finals", settled, decisions, outcome.study.results)
+    specs, results = specs_of("finals", resolved, decisions, outcome.study.results)
     [measurement] = [s.run_id for s in specs if s.kind == "overhead"]
     results[measurement] |= {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
-    found = finals.decide(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.decide(resolved, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
     assert {x["name"]: x["verdict"] for x in found["tracks"]["adam_none"]["verdict"]}["overhead"] == expected
 
 
@@ -71,14 +71,14 @@ def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
     assert difference == pytest.approx(best["test_loss"] - reference["test_loss"])
 
 
-def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, settled):
+def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolved):
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
-    specs, results = specs_of("finals", settled, decisions, outcome.study.results)
+    specs, results = specs_of("finals", resolved, decisions, outcome.study.results)
     for s in specs:
         if s.role in ("ebc_x2", "overhead"):
             results[s.run_id] = {"outcome": "failed", "cause": "x"}
-    found = finals.decide(settled, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
+    found = finals.decide(resolved, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
     lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
     assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
     assert found["notes"]

@@ -12,7 +12,7 @@ import pytest
 
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import with_checksum
+from ebc_lab.records.json_files import with_checksum
 from ebc_lab.report.conclude import report
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why

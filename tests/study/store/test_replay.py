@@ -6,15 +6,15 @@ import sys
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.study.store.replay import in_words, replay
 
 
 def rewrite(path, change):
     """Change a result as its own writer would: with a checksum that holds."""
-    result = read_sealed(path, "")
+    result = read_checksummed(path, "")
     change(result)
-    write_sealed(path, result)
+    write_checksummed(path, result)
 
 
 def a_run(study, stage):
@@ -102,7 +102,7 @@ sys.exit("torch" in sys.modules)
 """
     header = own_copy[1].header()
     header["config"]["data"]["file"] = str(tmp_path / "gone.txt")
-    write_sealed(own_copy[1].root / "study.json", header)
+    write_checksummed(own_copy[1].root / "study.json", header)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

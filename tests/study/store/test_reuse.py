@@ -6,7 +6,7 @@ import pytest
 
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.sealed import read_sealed, write_sealed
+from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
@@ -25,12 +25,12 @@ def won(study, stage):
     return study.run_dir(study.decisions()[stage]["tracks"]["adam_none"]["run_id"])
 
 
-def test_a_finished_study_is_kept_whole(finished, settled):
+def test_a_finished_study_is_kept_whole(finished, resolved):
     study = finished[1].study
-    found = outlook(settled, kept(study.records(), finished=True))
+    found = outlook(resolved, kept(study.records(), finished=True))
     assert [look.missing for look in found] == [0, 0, 0, 0]
     assert in_words(found).startswith(f"lr_sweep: all {found[0].runs} kept; calibrate: all ")
-    assert reuse.stale(settled, study.header(), study.decisions(), study.records()) == {}
+    assert reuse.stale(resolved, study.header(), study.decisions(), study.records()) == {}
 
 
 def test_the_words_for_what_would_be_trained():
@@ -86,13 +86,13 @@ def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(own_copy
 def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy):
     config, study = own_copy
     path = won(study, "lr_sweep") / "result.json"
-    before = read_sealed(path, "")
-    write_sealed(path, {**before, "val_loss": before["val_loss"] - 0.125})
+    before = read_checksummed(path, "")
+    write_checksummed(path, {**before, "val_loss": before["val_loss"] - 0.125})
     found = stages(study)
     assert "other results" in found["lr_sweep"]["stale_because"]
     assert {found[s]["state"] for s in LATER} == {"stale"}
     assert [s["would_train"] for s in found.values()] == [0, 0, 0, 0]  # the same one wins
-    write_sealed(path, {**before, "val_loss": 9.0})
+    write_checksummed(path, {**before, "val_loss": 9.0})
     assert stages(study)["lr_sweep"]["would_train"] == 4  # controls and replicates of another winner
     said: list[str] = []
     assert autopilot(config, concluding(say=said.append), stages=["lr_sweep"]).trained == 4
@@ -106,7 +106,7 @@ def test_other_timings_make_nothing_stale(own_copy):
     for record in study.records():
         if record.result and "tokens_per_s" in record.result:
             timed = {"wall_s": 1.0, "tokens_per_s": 2.0, "train_s": 3.0, "probe_pct": 4.0, "curve": []}
-            write_sealed(study.run_dir(record.run_id) / "result.json", record.result | timed)
+            write_checksummed(study.run_dir(record.run_id) / "result.json", record.result | timed)
     assert {s["state"] for s in stages(study).values()} == {"decided"}
 
 

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.locks import claimed
-from ebc_lab.records.sealed import write_json, write_sealed
+from ebc_lab.records.json_files import write_checksummed, write_json
+from ebc_lab.records.locks import run_lock
 from ebc_lab.study.stages import STAGES_OF
 from ebc_lab.study.store.study import Study
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from ebc_lab.study.store import Study, claimed
+from ebc_lab.records.locks import run_lock
+from ebc_lab.study.store.study import Study
 kind, where = sys.argv[1:]
-with (Study(Path(where)).held() if kind == "study" else claimed(Path(where))):
+with (Study(Path(where)).held() if kind == "study" else run_lock(Path(where))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -74,11 +75,11 @@ def test_a_held_study_names_its_holder_and_is_free_after_kill_9(study, hold):
 
 def test_a_claimed_run_cannot_be_claimed_twice(tmp_path, hold):
     other = hold("run", tmp_path)
-    with claimed(tmp_path) as mine:
+    with run_lock(tmp_path) as mine:
         assert not mine
     other.kill()
     other.wait()
-    with claimed(tmp_path) as mine:
+    with run_lock(tmp_path) as mine:
         assert mine
 
 
@@ -114,10 +115,10 @@ def test_an_edited_spec_is_refused(finished):
         path.write_text(original)
 
 
-def test_a_result_of_another_run_is_refused(study, settled):
-    spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
+def test_a_result_of_another_run_is_refused(study, resolved):
+    spec = STAGES_OF["lr_sweep"].runs(resolved, {}, {})[0]
     study.write_spec(spec)
-    write_sealed(
+    write_checksummed(
         study.run_dir(spec.run_id) / "result.json",
         {"identity": "0" * 64, "outcome": "completed", "val_loss": 0.1},
     )
@@ -125,8 +126,8 @@ def test_a_result_of_another_run_is_refused(study, settled):
         study.results([spec])
 
 
-def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, settled):
-    spec = STAGES_OF["lr_sweep"].runs(settled, {}, {})[0]
+def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved):
+    spec = STAGES_OF["lr_sweep"].runs(resolved, {}, {})[0]
     for name, outcome, stage in (
         ("a", "lost", "finals"),
         ("b", "completed", "finals"),
@@ -136,7 +137,7 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, settled):
         study.run_dir(name).mkdir()
         about = {"stage": stage, "role": "grid", "arm": name, "kind": "train", "identity": spec.identity}
         write_json(study.run_dir(name) / "spec.json", {**about, "config": {"seed": 0}})
-        write_sealed(study.run_dir(name) / "result.json", {"outcome": outcome})
+        write_checksummed(study.run_dir(name) / "result.json", {"outcome": outcome})
     assert study.forget(["lost"], ["finals"]) == ["a"]
     assert study.result("d")
     assert study.result("b")
@@ -174,7 +175,7 @@ def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, t
 
 def test_what_json_does_not_have_survives_the_checksum(study):
     study.run_dir("a").mkdir()
-    write_sealed(
+    write_checksummed(
         study.run_dir("a") / "result.json", {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf}
     )
     assert study.result("a") == {"loss": None, "curve": [[1, 0.1]], "3": None}

@@ -14,7 +14,7 @@ from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import TrackerConfig
-from ebc_lab.records.sealed import read_json, write_json
+from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study import trackers

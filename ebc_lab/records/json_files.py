@@ -11,20 +11,20 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 
-from .files import write_whole
+from .files import write_atomic
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """`write_whole` of readable JSON. NaN and infinities become null: JSON has none."""
-    write_whole(path, json.dumps(as_read(value), indent=1, allow_nan=False) + "\n", durable=durable)
+    """`write_atomic` of readable JSON. NaN and infinities become null: JSON has none."""
+    write_atomic(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n", durable=durable)
 
 
-def as_read(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A value as it comes back from a JSON file: lists, string keys, null for NaN and infinities."""
     if isinstance(value, Mapping):
-        return {str(k): as_read(v) for k, v in value.items()}
+        return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [as_read(v) for v in value]
+        return [as_json(v) for v in value]
     if hasattr(value, "item"):  # a numpy scalar
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -38,14 +38,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}): delete it, and the next run makes it anew.") from None
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_json` with a checksum of everything else in it, by which `read_sealed` notices an edit."""
+def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
+    """`write_json` with a checksum of everything else in it, by which `read_checksummed` notices an edit."""
     write_json(path, with_checksum(value))
 
 
 def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
     """The value as it is read back, and under `key` the digest of all the rest of it."""
-    rest = {k: v for k, v in as_read(value).items() if k != key}
+    rest = {k: v for k, v in as_json(value).items() if k != key}
     return {**rest, key: digest(rest)}
 
 
@@ -59,8 +59,8 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
         return False
 
 
-def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_sealed` was given. Raises UserError, with the remedy, when the file was truncated or edited since."""
+def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
+    """What `write_checksummed` was given. Raises UserError, with the remedy, when the file was truncated or edited since."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not text
