@@ -15,11 +15,10 @@ from torch import Tensor
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.training.recording import recorded
 from ebc_lab.training.run import Training
 from ebc_lab.workloads.losses import autocast, token_losses
-
-from ..ebc.options import BOUNDED
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
 SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups

@@ -15,9 +15,9 @@ from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import write_checksummed
 
-from ..ebc.options import BUDGETS
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
 from .plain_loop import PlainLoop, PlainProcess
 

@@ -11,9 +11,9 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc import StabilizedOptimizer
 from ebc_lab.training.run import Training
 
-from ..ebc import StabilizedOptimizer
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
 from .pairs import variants
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab import __version__
 from ebc_lab.bench.packing import cached_packing, packing, packing_in_words
 from ebc_lab.bench.speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
 from ebc_lab.config.checks import check_run
@@ -23,7 +24,6 @@ from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
-from .. import __version__
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages.spec import environment

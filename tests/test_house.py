@@ -1,0 +1,113 @@
+"""The package keeps to its layers (docs/architecture.md) and to the rules that keep its code readable."""
+
+import shutil
+from pathlib import Path
+
+import house
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BEING_REWRITTEN = ("ebc", "config", "records", "components", "bench", "study", "report", "cli")
+
+
+def test_imports_point_downwards_and_folders_stay_small():
+    assert house.violations(ROOT) == []
+
+
+@pytest.mark.parametrize("package", sorted({house.part(name, 1) for name in house.modules(ROOT)} - {""}))
+def test_code_is_easy_to_read(package):
+    if package in BEING_REWRITTEN:
+        pytest.skip("its long functions are being split")
+    found = [path for name, path in house.modules(ROOT).items() if house.part(name, 1) == package]
+    assert [breach for path in found for breach in house.hard_to_read(path)] == []
+
+
+def test_the_picture_shows_the_imports_of_now():
+    now = house.picture(house.imports(ROOT))
+    assert (ROOT / house.PICTURE).read_text() == now, "run python scripts/house.py --write"
+
+
+INSIDE = "\n\ndef planted():\n    {}\n"
+CHECKED = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("file", "planted", "words"),
+    [
+        ("records/files.py", "from ebc_lab.study.guards import Guards", "study is not below records"),
+        (
+            "study/launch/pool.py",
+            INSIDE.format("import ebc_lab.report.conclude"),
+            "report is not below study",
+        ),
+        ("config/schema.py", CHECKED.format("from ebc_lab.ebc import clip"), "ebc is not below config"),
+        ("study/stages/rules.py", "from ..store import find", "store is not below stages"),
+        ("study/trackers/backends.py", "from ..stages import rules", "stages is not below trackers"),
+        ("report/text/words.py", "from ..page import html", "page is not below text"),
+        ("study/invented.py", "from .stages import rules\nfrom .inspect import why", "inspect is not below"),
+        ("__init__.py", "from ebc_lab.config import schema", "config is not below"),
+        ("ebc/budget.py", "import numpy", "ebc may import torch and the standard library alone"),
+        ("ebc/budget.py", "from ebc_lab.config import errors", "config is not below ebc"),
+        ("config/errors.py", INSIDE.format("import torch"), "config must load without torch"),
+        ("records/files.py", "from ..config import errors", "absolute between packages"),
+        ("records/files.py", "from ebc_lab.records import locks", "relative inside a package"),
+        (
+            "config/errors.py",
+            INSIDE.format("from . import checks"),
+            "ebc_lab.config.errors import each other",
+        ),
+    ],
+)
+def test_a_planted_import_is_noticed(tmp_path, file, planted, words):
+    shutil.copytree(ROOT / "ebc_lab", tmp_path / "ebc_lab")
+    path = tmp_path / "ebc_lab" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text() if path.exists() else "") + f"\n{planted}\n")
+    assert any(words in sentence for sentence in house.violations(tmp_path)), house.violations(tmp_path)
+
+
+def test_folders_that_import_each_other_are_noticed_though_their_files_do_not(tmp_path):
+    for file, line in {
+        "a/x.py": "from ebc_lab.b import y",
+        "a/z.py": "",
+        "b/y.py": "",
+        "b/w.py": "from ebc_lab.a import z",
+    }.items():
+        path = tmp_path / "ebc_lab" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "__init__.py").touch()
+        path.write_text(line)
+    found = house.imports(tmp_path)
+    assert house.cycles(found) == []
+    assert house.cycles(found, house.folder_of(tmp_path)) == ["ebc_lab.a, ebc_lab.b import each other"]
+
+
+def test_a_crowded_folder_is_noticed(tmp_path):
+    (tmp_path / "ebc_lab" / "full").mkdir(parents=True)
+    for i in range(house.MOST_FILES + 1):
+        (tmp_path / "ebc_lab" / "full" / f"file_{i}.py").touch()
+    for i in range(house.MOST_ENTRIES):
+        (tmp_path / "ebc_lab" / f"entry_{i}.py").touch()
+    assert list(house.crowded(tmp_path)) == [
+        f"ebc_lab/full has {house.MOST_FILES + 1} files, {house.MOST_FILES} at most",
+        f"ebc_lab has {house.MOST_ENTRIES + 1} entries besides libraries, {house.MOST_ENTRIES} at most",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def long():\n" + "    x = 1\n" * 50, "long has 51 lines"),
+        ("x = 1 if a else 2 if b else 3", "inside another"),
+        ("x = [a for a in b if a.c and a.d and a.e]", "3 conditions"),
+        ("x = [a for a in b if a.c if a.d if a.e]", "3 conditions"),
+        ("x = [[a for a in b], [c for c in d], {e for e in f}]", "3 comprehensions"),
+        ("x = 1 if a else 2", None),
+        ("x = [a for a in b if a.c and a.d]", None),
+    ],
+)
+def test_code_that_is_hard_to_read_is_noticed(tmp_path, code, words):
+    path = tmp_path / "planted.py"
+    path.write_text(code)
+    found = list(house.hard_to_read(path))
+    assert [words in sentence for sentence in found] == ([True] if words else [])
