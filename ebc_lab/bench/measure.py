@@ -28,7 +28,7 @@ from .costs import compute, fixed_costs
 from .memory import memory
 from .pairs import overheads, throughput
 from .shares import shares
-from .speeds import settle_study, take
+from .speeds import choose_for_study
 
 FOLDER = "benchmarks"
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
@@ -66,9 +66,8 @@ def resolved(config: Config) -> RunConfig:
         raise UserError(
             "lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out."
         )
-    choice = settle_study(dataclasses.replace(config, device=run.device, data=run.data))
-    assert choice is not None
-    run = take(run, choice)
+    choice = choose_for_study(dataclasses.replace(config, device=run.device, data=run.data))
+    run = choice.apply_to(run)
     check_run(run)
     return run
 

@@ -1,101 +1,70 @@
-"""How many runs share one GPU: measured by packing them as a worker does, kept in the user's cache (DESIGN: speed).
+"""How many runs share one GPU: measured by training them in turns as a worker does, and kept in the user's cache.
 
-Only `measure_packing` needs torch, and runs as `python -m ebc_lab.bench.packing`: the driver stays without it.
+Only `measure_packing` needs torch; it runs as `python -m ebc_lab.bench.packing`, so that the driver needs none.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
-from ebc_lab.config.machine import gpu_names, hardware
 from ebc_lab.config.schema import DataConfig, LRScheduleConfig, RunConfig, ShockConfig
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.cache import MeasurementCache
 
-PACKED = (1, 2, 4, 8)  # runs that share a GPU, as far as it is tried
-NEAR_BEST = 0.05  # of the best throughput: what a smaller number of runs may lack
+from .speeds import run_module, shape_here
+
+COUNTS = (1, 2, 4, 8)  # runs per GPU that are tried
+NEAR_BEST = 0.05  # the share of the best throughput that a smaller number of runs may lack
 WARM_STEPS = 40  # EBC may measure three times a step in its first 20
 
 
-def _kept(run: RunConfig) -> Path:
-    """Where the figure of this shape on this machine is kept."""
-    from ebc_lab.records.cache import cache_dir
-
-    shape = {
-        "model": to_dict(run.model),
-        "batch": run.batch_size,
-        "threads": run.threads_per_run,
-        "device": run.device,
-    }
-    about = {
-        **shape,
-        "torch": metadata.version("torch"),
-        "cpu": hardware()["cpu"],
-        "optimizer": run.optimizer.name,
-    }
-    about["gpus"] = gpu_names() if run.device == "cuda" else ()
-    about |= {"dtype": run.dtype, "stabilizer": run.stabilizer.name, "counts": PACKED}
-    return cache_dir() / f"packing-{digest(about)[:16]}.json"
+def packing_cache(run: RunConfig) -> MeasurementCache:
+    about = {**shape_here(run), "threads": run.threads_per_run, "dtype": run.dtype}
+    return MeasurementCache("packing", {**about, "stabilizer": run.stabilizer.name, "counts": COUNTS})
 
 
-def cached_packing(run: RunConfig) -> dict[str, Any] | None:
-    """What `packing` found before for this shape on this machine, or None."""
-    return packing(run) if run.device != "cuda" else _cached(run)
+def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """How many runs of this shape a GPU should train at a time.
 
-
-def _cached(run: RunConfig) -> dict[str, Any] | None:
-    try:
-        return dict(read_json(_kept(run)))
-    except (FileNotFoundError, UserError):
-        return None
-
-
-def packing(run: RunConfig) -> dict[str, Any]:
-    """How many runs of this shape a GPU should carry at a time: `runs_per_worker`, and the `tokens_per_s` of each number tried.
-
-    From the cache or measured in a subprocess; 1 on a CPU, where runs go side by side as processes. `run` is resolved (device,
-    dtype). Raises UserError.
+    Args:
+        run: with its device and dtype resolved.
+        say: told of a measurement, before and after it.
+    Returns:
+        `runs_per_worker` and `tokens_per_s` by number of runs, from the cache or measured in a subprocess; 1 on a CPU,
+        where runs are processes of their own.
+    Raises:
+        UserError: the measurement failed.
     """
-    return _measured(run) if run.device == "cuda" else {"runs_per_worker": 1, "tokens_per_s": {}}
+    if run.device != "cuda":
+        return {"runs_per_worker": 1, "tokens_per_s": {}}
+
+    def measure() -> dict[str, Any]:
+        say("measuring how many runs of this shape should share a GPU …")
+        found = measured(run)
+        say(describe(found))
+        return found
+
+    return dict(packing_cache(run).read_or_measure(measure))
 
 
-def _measured(run: RunConfig) -> dict[str, Any]:
-    known = _cached(run)
-    if known:
-        return known
-    env = {**os.environ, "OMP_NUM_THREADS": str(run.threads_per_run)}
-    command = [sys.executable, "-m", "ebc_lab.bench.packing"]
-    done = subprocess.run(
-        command, input=json.dumps(to_dict(run)), capture_output=True, text=True, env=env, check=False
-    )
-    if done.returncode != 0:
-        raise UserError(
-            f"measuring the packing failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-        )
-    found = dict(json.loads(done.stdout))
+def measured(run: RunConfig) -> dict[str, Any]:
+    """`measure_packing` in a process of its own. Raises UserError."""
     try:
-        path = _kept(run)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, found)
-    except OSError:
-        pass  # a cache that cannot be written costs seconds, not correctness
-    return found
+        return dict(run_module("packing", to_dict(run), {"OMP_NUM_THREADS": str(run.threads_per_run)}))
+    except UserError as error:
+        raise UserError(f"measuring the packing failed: {error}") from None
 
 
-def packing_in_words(packing: Mapping[str, Any]) -> str:
+def describe(packing: Mapping[str, Any]) -> str:
     """What `packing` found, in a sentence."""
     rates = ", ".join(f"{rate:,.0f} with {k}" for k, rate in packing["tokens_per_s"].items())
     return f"{packing['runs_per_worker']} run(s) share a GPU: tokens/s of all together {rates}"
@@ -108,66 +77,76 @@ def smallest_near_best(rates: Mapping[int, float]) -> int:
 
 
 def measure_packing(
-    run: RunConfig, counts: tuple[int, ...] = PACKED, steps: int = 20, stretches: int = 3
+    run: RunConfig, counts: tuple[int, ...] = COUNTS, steps: int = 20, stretches: int = 3
 ) -> dict[str, Any]:
-    """Tokens/s of so many runs together, taking turns in this process as a worker's do: the median over `stretches` of `steps`
-    steps a run.
+    """`runs_per_worker`, and the `tokens_per_s` of all runs together by their number.
 
-    Whole runs, evaluations and records included, each with its own seed, on the text that is always there. Numbers of runs that
-    the device has no memory for are left out. Raises UserError when a run ends (diverges) before it is measured.
+    Each rate is the median over `stretches` stretches of `steps` steps per run. Evaluations and records are included;
+    each run has its own seed, and trains on the text that is always there. Numbers of runs that do not fit into memory
+    are left out. Raises UserError when a run ends (diverges) before it is measured.
     """
     from ebc_lab.training.outcome import is_oom
-    from ebc_lab.training.run import Training
     from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)
-    run = replace(
+    endless = replace(
         run, data=data, steps=10**6, evaluate=[], lr_schedule=LRScheduleConfig(), shock=ShockConfig()
     )
-    runs: list[tuple[Training, Any]] = []
-
-    def rate(steps: int) -> float:
-        """Of all runs together, while each takes at least so many more steps."""
-        begun = [one.step for one, _ in runs]
-        _wait(run)
-        start = time.perf_counter()
-        while any(one.step < b + steps for (one, _), b in zip(runs, begun, strict=True)):
-            for (one, turns), b in zip(runs, begun, strict=True):
-                if one.step < b + steps and next(turns, one) is one:
-                    raise UserError(f"a run ended after {one.step} steps: give another optimizer.lr")
-        _wait(run)
-        done = sum(one.step - b for (one, _), b in zip(runs, begun, strict=True))
-        return done * run.batch_size * run.model.context / (time.perf_counter() - start)
-
     rates: dict[int, float] = {}
     with tempfile.TemporaryDirectory(prefix="ebc-lab-packing-") as folder:
+        packed = PackedRuns(endless, Path(folder))
         try:
             for count in counts:
-                while len(runs) < count:
-                    place = Path(folder) / str(len(runs))
-                    place.mkdir()
-                    one = Training(replace(run, seed=len(runs)), place)
-                    runs.append((one, one.blocks()))
-                rate(WARM_STEPS)
-                rates[count] = statistics.median(rate(steps) for _ in range(stretches))
+                packed.grow_to(count)
+                packed.tokens_per_s(WARM_STEPS)
+                rates[count] = statistics.median(packed.tokens_per_s(steps) for _ in range(stretches))
         except (RuntimeError, MemoryError) as error:
             if not is_oom(error) or not rates:
                 raise
         finally:
-            for _, turns in runs:
-                turns.close()
-    return {
-        "runs_per_worker": smallest_near_best(rates),
-        "tokens_per_s": {str(k): r for k, r in rates.items()},
-    }
+            packed.close()
+    by_count = {str(count): rate for count, rate in rates.items()}
+    return {"runs_per_worker": smallest_near_best(rates), "tokens_per_s": by_count}
 
 
-def _wait(run: RunConfig) -> None:
-    """Until the device has done what it was given."""
-    import torch
+class PackedRuns:
+    """Runs that take turns in this process, as those of a worker do."""
 
-    if run.device == "cuda":
-        torch.cuda.synchronize()
+    def __init__(self, run: RunConfig, folder: Path):
+        self.run = run
+        self.folder = folder
+        self.runs: list[tuple[Any, Any]] = []  # a Training, and its blocks
+
+    def grow_to(self, count: int) -> None:
+        """Build further runs until there are `count`."""
+        from ebc_lab.training.run import Training
+
+        while len(self.runs) < count:
+            place = self.folder / str(len(self.runs))
+            place.mkdir()
+            training = Training(replace(self.run, seed=len(self.runs)), place)
+            self.runs.append((training, training.blocks()))
+
+    def tokens_per_s(self, steps: int) -> float:
+        """Of all runs together, while each takes `steps` more steps or a few more. Raises UserError."""
+        from .loops import synchronise
+
+        begun = [training.step for training, _ in self.runs]
+        goals = [step + steps for step in begun]
+        synchronise(self.run)
+        start = time.perf_counter()
+        while any(t.step < goal for (t, _), goal in zip(self.runs, goals, strict=True)):
+            for (training, blocks), goal in zip(self.runs, goals, strict=True):
+                # `next` answers with its default, the training itself, once a run has ended
+                if training.step < goal and next(blocks, training) is training:
+                    raise UserError(f"a run ended after {training.step} steps: give another optimizer.lr.")
+        synchronise(self.run)
+        taken = sum(training.step for training, _ in self.runs) - sum(begun)
+        return taken * self.run.batch_size * self.run.model.context / (time.perf_counter() - start)
+
+    def close(self) -> None:
+        for _, blocks in self.runs:
+            blocks.close()
 
 
 if __name__ == "__main__":

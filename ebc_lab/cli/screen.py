@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ebc_lab.bench.packing import packing_in_words
+from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock
 from ebc_lab.study.inspect.why import headline, noise_in_words
 

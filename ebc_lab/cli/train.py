@@ -126,7 +126,7 @@ def train_one(
     run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None
 ) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
-    from ebc_lab.bench.speeds import is_open, settle, take
+    from ebc_lab.bench.speeds import CHOSEN, choose, is_open
     from ebc_lab.config.dicts import to_dict
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.config.machine import chosen_device
@@ -137,18 +137,17 @@ def train_one(
     earlier = read_json(known) if known.exists() else None
     if earlier:  # carry on with what was chosen the first time
         begun: RunConfig = from_dict(RunConfig, earlier["config"])
-        for key in ("dtype", "threads_per_run", "compile", "device"):
+        for key in (*CHOSEN, "device"):
             if is_open(run, key):
                 setattr(run, key, getattr(begun, key))
     corpus = locate(run.data)
     check_length(corpus, run.model.context)
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
     run.device = chosen_device(run.device)
-    if any(is_open(run, k) for k in ("dtype", "threads_per_run", "compile")):
-        choice = settle(run, steps=run.steps, at_once=1, job_cores=job_cores, say=print)
-        assert choice is not None
-        print("\n".join(choice.said(run)))
-        run = take(run, choice)
+    if any(is_open(run, k) for k in CHOSEN):
+        choice = choose(run, steps=run.steps, limit=1, job_cores=job_cores, say=print)
+        print("\n".join(choice.reasons(run)))
+        run = choice.apply_to(run)
     check_run(run)
     if run.lr_schedule.name == "replay":
         from ebc_lab.components.schedules import recorded_rates, source_folder

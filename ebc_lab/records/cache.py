@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest
+
+from .json_files import read_json, write_json
 
 
 def cache_dir() -> Path:
@@ -10,3 +17,38 @@ def cache_dir() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("ebc-lab")
+
+
+class MeasurementCache:
+    """One measurement, kept as JSON in `<folder>/<kind>-<digest>.json`.
+
+    Args:
+        depends_on: everything that can change the measurement: the shape, the machine, versions. As JSON.
+        folder: the user's cache folder unless given.
+    """
+
+    def __init__(self, kind: str, depends_on: Any, folder: Path | None = None):
+        self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
+
+    def read(self) -> Any:
+        """The measurement, or None where there is none or its file cannot be read."""
+        try:
+            return read_json(self.path)
+        except (OSError, UserError):
+            return None
+
+    def write(self, measurement: Any) -> None:
+        """Keep it. A cache that cannot be written costs the time of measuring again, nothing else."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, measurement, durable=False)
+        except OSError:
+            pass
+
+    def read_or_measure(self, measure: Callable[[], Any]) -> Any:
+        """The measurement, made by `measure` and kept where there is none yet."""
+        found = self.read()
+        if found is None:
+            found = measure()
+            self.write(found)
+        return found

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab import __version__
-from ebc_lab.bench.packing import cached_packing, packing, packing_in_words
-from ebc_lab.bench.speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
+from ebc_lab.bench.packing import packing
+from ebc_lab.bench.speeds import CHOSEN, Choice, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -30,8 +30,6 @@ from .stages.spec import environment
 from .store import manifest
 from .store.reuse import environment_changes, in_words, kept, outlook
 from .store.study import Study
-
-CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 
 
 def resolve_study(
@@ -143,13 +141,14 @@ def _resolve(
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         choice = (
-            _on_node(config, study, say) if config.launcher.name == "slurm" else settle_study(config, say=say)
+            _on_node(config, study, say)
+            if config.launcher.name == "slurm"
+            else choose_for_study(config, say=say)
         )
-        assert choice is not None
-        for line in choice.said(config):
+        for line in choice.reasons(config):
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
-        config = take(config, choice)
+        config = choice.apply_to(config)
     each = config.launcher.runs_per_worker or _runs_per_worker(config, study, say)
     return replace(config, launcher=replace(config.launcher, runs_per_worker=each)), chosen
 
@@ -165,11 +164,7 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
     try:
         if name == "slurm":
             return int(packing_on_node(config, study, say)["runs_per_worker"])
-        found = cached_packing(run)
-        if found is None:
-            say("measuring how many runs of this shape should share a GPU …")
-            found = packing(run)
-            say(packing_in_words(found))
+        found = packing(run, say)
     except UserError as error:
         say(f"{error} A worker carries one run at a time: launcher.runs_per_worker=… sets another number.")
         return 1
@@ -179,7 +174,7 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
     """What Slurm jobs take: the precision is measured on a node, unless it is given."""
-    run, why = unmeasured(run_part(config), cores(), job_cores(config.launcher))
+    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     if not is_open(run, "dtype"):
         return Choice(run.dtype, run.threads_per_run, run.compile, why)
     say("measuring float32 against bfloat16 autocast on a node …")

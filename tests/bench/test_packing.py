@@ -1,4 +1,4 @@
-"""What is measured about a machine: how many runs should share a device."""
+"""How many runs should share a GPU."""
 
 from dataclasses import replace
 
@@ -7,6 +7,7 @@ import pytest
 from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
 
 
 @pytest.fixture
@@ -46,14 +47,25 @@ def test_a_number_of_runs_that_memory_does_not_hold_is_left_out(run, monkeypatch
 
 
 def test_a_cpu_carries_one_run_a_worker_without_being_asked(run, monkeypatch):
-    monkeypatch.setattr(packing.subprocess, "run", None)
-    assert packing.packing(run) == packing.cached_packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}}
+    monkeypatch.setattr(packing, "measured", None)
+    assert packing.packing(run) == {"runs_per_worker": 1, "tokens_per_s": {}}
 
 
-def test_what_a_subprocess_measured_is_kept(run, monkeypatch):
-    measured = packing._measured(run)
-    assert set(measured["tokens_per_s"]) == {str(k) for k in packing.PACKED}
-    monkeypatch.setattr(packing.subprocess, "run", None)
-    assert packing._measured(run) == measured
+def test_a_measurement_is_made_and_reported_once_per_shape(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5}}
+    measured, said = [], []
+    monkeypatch.setattr(packing, "measured", lambda run: measured.append(run) or found)
+    run = replace(run, device="cuda")
+    assert [packing.packing(run, said.append) for _ in range(2)] == [found, found]
+    assert said[1:] == ["4 run(s) share a GPU: tokens/s of all together 100,000 with 1, 300,000 with 4"]
     other = replace(run, dtype="bfloat16")
-    assert packing._cached(other) is None, "another shape's is not taken"
+    assert packing.packing(other) == found
+    assert measured == [run, other]
+
+
+@pytest.mark.slow
+def test_packing_is_measured_in_a_process_of_its_own(run):
+    assert set(packing.measured(run)["tokens_per_s"]) == {str(count) for count in packing.COUNTS}
+    with pytest.raises(UserError, match=r"measuring the packing failed: .*a run ended"):
+        packing.measured(replace(run, optimizer=replace(run.optimizer, lr=1e30)))

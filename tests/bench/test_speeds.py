@@ -9,16 +9,17 @@ import pytest
 
 from ebc_lab.bench import speeds
 from ebc_lab.bench.speeds import (
-    Known,
+    NotMeasured,
     cases_of,
+    choose,
+    choose_for_study,
+    chosen_by_rule,
     compile_rule,
     fastest,
     is_open,
-    processes_at_once,
-    settle,
-    settle_study,
+    known_rates,
+    parallel_runs,
     thread_candidates,
-    unmeasured,
 )
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
@@ -39,24 +40,29 @@ def machine(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(machine_module, "cores", lambda: 4)
-    for name in ("measured_rates", "compiling"):
+    for name in ("measured_rates", "compile_cost"):
         monkeypatch.setattr(speeds, name, unexpected)
     return monkeypatch
 
 
-def would_measure(machine, rates, compiling=None):
+def keep(run, rates):
+    for case, cache in speeds.rate_caches(run, list(rates)).items():
+        cache.write(rates[case])
+
+
+def would_measure(machine, rates, compile_cost=None):
     """Have measurements find these figures. -> the cases that were asked for, call by call."""
     asked = []
 
     def measured(run, cases):
         asked.append(list(cases))
         found = {c: rates[c] for c in cases}
-        Known(run).keep_rates(found)
+        keep(run, found)
         return found
 
     machine.setattr(speeds, "measured_rates", measured)
-    if compiling:
-        machine.setattr(speeds, "compiling", lambda run, **_: compiling)
+    if compile_cost:
+        machine.setattr(speeds, "compile_cost", lambda run, **_: compile_cost)
     return asked
 
 
@@ -70,9 +76,9 @@ def test_thread_counts_are_powers_of_two_up_to_the_cores(cores, tried):
     assert thread_candidates(cores) == tried
 
 
-def test_runs_at_once_fill_the_cores_unless_fewer_are_allowed():
-    assert [processes_at_once(t, 6, 0) for t in (1, 2, 4, 8)] == [6, 3, 1, 1]
-    assert [processes_at_once(t, 6, 2) for t in (1, 2, 4)] == [2, 2, 1]
+def test_parallel_runs_fill_the_cores_unless_fewer_are_allowed():
+    assert [parallel_runs(t, 6, 0) for t in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    assert [parallel_runs(t, 6, 2) for t in (1, 2, 4)] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -134,13 +140,13 @@ def test_compiling_must_pay_twice_over_and_is_not_measured_for_short_runs(
 
 def test_a_gpu_and_a_slurm_job_need_no_measurement_of_threads_or_compiling():
     for run, job_cores, threads in ((replace(OPEN, device="cuda"), None, 1), (OPEN, 3, 3), (OPEN, 1, 1)):
-        fixed, why = unmeasured(run, 8, job_cores)
+        fixed, why = chosen_by_rule(run, 8, job_cores)
         assert (fixed.threads_per_run, fixed.compile, fixed.dtype) == (threads, "off", "auto")
-        assert "compile=on asks for it" in why["compile"]
-    assert unmeasured(OPEN, 1)[0].threads_per_run == 1  # one core
-    assert unmeasured(OPEN, 8) == (OPEN, {})
+        assert "compile=on overrides this" in why["compile"]
+    assert chosen_by_rule(OPEN, 1)[0].threads_per_run == 1  # one core
+    assert chosen_by_rule(OPEN, 8) == (OPEN, {})
     asked = replace(OPEN, device="cuda", compile="on", threads_per_run=5)
-    assert unmeasured(asked, 8, 3)[0] == asked
+    assert chosen_by_rule(asked, 8, 3)[0] == asked
     assert speeds.job_cores(LauncherConfig(name="slurm", slots=4)) == 1
     assert speeds.job_cores(LauncherConfig(name="slurm", slots=4, cpus_per_task=6)) == 6
     assert speeds.job_cores(LauncherConfig(name="local")) is None
@@ -170,66 +176,59 @@ RATES |= {
 
 def test_a_study_takes_the_machines_throughput_and_a_single_run_its_own(machine):
     asked = would_measure(machine, RATES)
-    study = settle(OPEN, steps=600)
+    study = choose(OPEN, steps=600)
     assert (study.dtype, study.threads_per_run, study.compile) == ("bfloat16", 1, "off")
     assert study.rate == (1, 4, "bfloat16", 120.0)
     assert (
-        "120.0 by 4 runs of 1 thread at once, 72.0 by 2 runs of 2 threads at once"
+        "120.0 with 4 runs of 1 thread in parallel, 72.0 with 2 runs of 2 threads in parallel"
         in study.why["threads_per_run"]
     )
     assert "trains for 20 s" in study.why["compile"]  # 600 steps of a run that has a quarter of 120 steps/s
-    alone = settle(OPEN, steps=600, at_once=1)
+    alone = choose(OPEN, steps=600, limit=1)
     assert (alone.dtype, alone.threads_per_run) == ("bfloat16", 4)
     assert len(asked) == 2
-    assert settle(OPEN, steps=600) == study  # from the cache
-    assert settle(OPEN, steps=600, measure=False) == study
+    assert choose(OPEN, steps=600) == study  # from the cache
+    assert choose(OPEN, steps=600, measure=False) == study
     assert len(asked) == 2
-    said = study.said(replace(OPEN, dtype="float32"))  # only of what was left open
+    said = study.reasons(replace(OPEN, dtype="float32"))  # only of what was left open
     assert [line.partition(":")[0] for line in said] == ["threads_per_run=1", "compile=off"]
 
 
 def test_what_is_given_is_kept_and_costs_no_measurement():
-    assert settle(GIVEN, steps=10**9).why == dict.fromkeys(
+    assert choose(GIVEN, steps=10**9).why == dict.fromkeys(
         ("dtype", "threads_per_run", "compile"), "as given"
     )
-    assert settle(OPEN, steps=600, measure=False) is None
-    cuda = settle(replace(OPEN, device="cuda", dtype="float32"), steps=10**9)
+    with pytest.raises(NotMeasured):
+        choose(OPEN, steps=600, measure=False)
+    cuda = choose(replace(OPEN, device="cuda", dtype="float32"), steps=10**9)
     assert (cuda.threads_per_run, cuda.compile) == (1, "off")
 
 
 def test_a_long_run_asks_what_compiling_costs_at_what_was_chosen(machine):
     would_measure(machine, RATES, {"compile_s": 20.0, "eager_ms": 33.0, "compiled_ms": 30.0})
-    assert settle(OPEN, steps=100_000).compile == "on"
-    assert settle(OPEN, steps=10_000).compile == "off"  # 30 s saved, 20 s paid
+    assert choose(OPEN, steps=100_000).compile == "on"
+    assert choose(OPEN, steps=10_000).compile == "off"  # 30 s saved, 20 s paid
 
 
 def test_a_study_is_as_long_as_its_longest_stage_and_as_wide_as_its_launcher(machine):
     asked = would_measure(machine, RATES, "not known")
     config = compose(["scale=laptop", "device=cpu"])
-    assert "trains for 20 s" in settle_study(config).why["compile"]
+    assert "trains for 20 s" in choose_for_study(config).why["compile"]
     longer = replace(config, lr_scale=replace(config.lr_scale, steps=6000))
-    assert settle_study(longer).why["compile"] == "not known"
+    assert choose_for_study(longer).why["compile"] == "not known"
     inline = replace(config, launcher=replace(config.launcher, name="inline"))
-    assert settle_study(inline).threads_per_run == 4
+    assert choose_for_study(inline).threads_per_run == 4
     assert {n for _, n, _ in asked[-1]} == {1}
 
 
-def test_another_shape_machine_or_torch_is_not_taken_for_this_one(machine):
-    Known(OPEN).keep_rates(RATES)
-    assert Known(replace(OPEN, seed=5, steps=7, dtype="float32")).rates(list(RATES)) == RATES
-    assert Known(replace(OPEN, batch_size=8)).rates(list(RATES)) == {}
-    assert (
-        Known(OPEN).rates([*RATES, (8, 1, "float32")]) == {}
-    )  # all or nothing: what was measured together compares
+def test_another_shape_or_machine_is_measured_again(machine):
+    cases = list(RATES)
+    keep(OPEN, RATES)
+    assert known_rates(replace(OPEN, seed=5, steps=7, dtype="float32"), cases) == RATES
+    assert known_rates(replace(OPEN, batch_size=8), cases) == {}
+    assert known_rates(OPEN, [*cases, (8, 1, "float32")]) == {}, "rates are compared only if all are known"
     machine.setattr(machine_module, "hardware", lambda: {"cpu": "another", "cores": 4})
-    assert Known(OPEN).rates(list(RATES)) == {}
-
-
-def test_a_cache_that_cannot_be_written_costs_seconds_only(machine, tmp_path):
-    (tmp_path / "file").touch()
-    machine.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    Known(OPEN).keep_rates(RATES)
-    assert Known(OPEN).rates(list(RATES)) == {}
+    assert known_rates(OPEN, cases) == {}
 
 
 # -- real measurements ----------------------------------------------------------------------------------------------------
@@ -244,7 +243,7 @@ def test_a_measurement_that_fails_says_what_to_give_instead(machine):
     )
     with pytest.raises(UserError, match=r"measuring the speed failed \(MemoryError: no\): give dtype="):
         speeds.measured_rates(OPEN, [(1, 1, "float32")])
-    assert speeds.compiling(GIVEN) == "torch.compile fails here (MemoryError: no)"
+    assert speeds.compile_cost(GIVEN) == "torch.compile fails here (MemoryError: no)"
 
 
 @pytest.mark.slow
@@ -253,12 +252,12 @@ def test_what_compiling_costs_is_measured_cold_and_kept(tiny, machine, tmp_path)
     machine.undo()
     machine.setenv("XDG_CACHE_HOME", str(tmp_path))
     run = run_part(compose(tiny))
-    found = speeds.compiling(run)
+    found = speeds.compile_cost(run)
     assert not isinstance(found, str), found
     assert found["compile_s"] > 0.5
     assert found["eager_ms"] > 0 < found["compiled_ms"]
-    assert Known(run).compiling(run) == found
-    assert isinstance(speeds.compiling(replace(run, batch_size=9), measure=False), str)
+    assert speeds.compile_cost(run, measure=False) == found
+    assert isinstance(speeds.compile_cost(replace(run, batch_size=9), measure=False), str)
 
 
 def test_smoke_scale_leaves_nothing_open(tiny):

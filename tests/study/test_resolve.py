@@ -132,7 +132,8 @@ def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkey
         (2, 1, "float32"): 40.0,
         (2, 1, "bfloat16"): 5.0,
     }
-    speeds.Known(local).keep_rates(rates)
+    for case, cache in speeds.rate_caches(local, list(rates)).items():
+        cache.write(rates[case])
     found = planned(local)
     assert (found["dtype"], found["threads_per_run"]) == ("float32", 2)
     total = found["stages"]["total"]["expected"]

@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import Choice, is_open, job_cores, settle_study, take, unmeasured
+from ebc_lab.bench.speeds import (
+    Choice,
+    NotMeasured,
+    choose_for_study,
+    chosen_by_rule,
+    is_open,
+    job_cores,
+)
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
@@ -141,8 +149,10 @@ def planned(config: Config) -> dict[str, Any]:
     launcher = replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with)
     data = replace(config.data, sha256=config.data.sha256 or "0" * 64)
     placed = replace(config, device=device, data=data, launcher=launcher)
-    speed = settle_study(placed, measure=False)
-    named = take(placed, speed or _plainest(placed))
+    speed: Choice | None = None
+    with suppress(NotMeasured):
+        speed = choose_for_study(placed, measure=False)
+    named = (speed or _plainest(placed)).apply_to(placed)
     finished = header is not None and not changed and config.study.stages[-1] in study.decisions()
     known = kept(records, finished=finished)
     rate = learned(records) or of_siblings(named, study)
@@ -199,6 +209,6 @@ def _seconds(
 
 def _plainest(config: Config) -> Choice:
     """What an estimate takes for settings that are still to be measured: float32, one thread, not compiled."""
-    run, why = unmeasured(run_part(config), cores(), job_cores(config.launcher))
+    run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     dtype = "float32" if is_open(run, "dtype") else run.dtype
     return Choice(dtype, run.threads_per_run or 1, "off" if is_open(run, "compile") else run.compile, why)

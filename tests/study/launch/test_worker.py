@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.drivers import CLI, sessions, struck_once, without_timing
 
+from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.study import resolve
@@ -250,9 +251,9 @@ def test_deaths_that_one_run_explains_are_one_death_of_a_place(packed):
 
 def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path, monkeypatch):
     found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5, "8": 3.1e5}}
-    kept, said = [], []
-    monkeypatch.setattr(resolve, "cached_packing", lambda run: kept[0] if kept else None)
-    monkeypatch.setattr(resolve, "packing", lambda run: (kept.append(found), found)[1])
+    said = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(packing, "measured", lambda run: found)
     monkeypatch.setattr(resolve, "visible_gpus", lambda: ["0", "1"])
 
     def chosen(**launcher) -> int:
@@ -268,9 +269,8 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path,
     assert chosen(slots=4) == 2, "two workers on each GPU share what it can carry"
     assert said == before
     assert resolve._runs_per_worker(resolved, Study(tmp_path), said.append) == 1
-    kept.clear()
 
-    def fail(run):
+    def fail(run, say):
         raise UserError("measuring the packing failed: no.")
 
     monkeypatch.setattr(resolve, "packing", fail)
@@ -281,7 +281,7 @@ def test_how_many_runs_share_a_gpu_is_measured_and_said_once(resolved, tmp_path,
 def test_on_slurm_it_is_measured_on_a_node_and_not_again(resolved, tmp_path, monkeypatch):
     asked, said = [], []
     found = {"runs_per_worker": 2, "tokens_per_s": {"1": 1e5, "2": 1.5e5}}
-    monkeypatch.setattr(on_node, "_on_node", lambda what, *_: (asked.append(what), found)[1])
+    monkeypatch.setattr(on_node, "_measured_on_node", lambda what, *_: (asked.append(what), found)[1])
     on = replace(resolved, device="cuda", launcher=replace(resolved.launcher, name="slurm", slots=4))
     assert [resolve._runs_per_worker(on, Study(tmp_path / "s"), said.append) for _ in range(2)] == [2, 2]
     assert asked == ["packing"]

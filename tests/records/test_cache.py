@@ -1,0 +1,48 @@
+"""Measurements that are kept for the user."""
+
+import os
+
+import pytest
+
+from ebc_lab.records.cache import MeasurementCache, cache_dir
+
+
+@pytest.fixture
+def calls():
+    return []
+
+
+@pytest.fixture
+def measure(calls):
+    return lambda: calls.append(1) or {"rate": len(calls)}
+
+
+def test_a_measurement_is_made_once_for_what_it_depends_on(tmp_path, calls, measure):
+    about = {"cores": 2, "case": (1, "float32")}
+    assert [MeasurementCache("speed", about, tmp_path).read_or_measure(measure) for _ in range(2)] == 2 * [
+        {"rate": 1}
+    ]
+    assert MeasurementCache("speed", {**about, "cores": 4}, tmp_path).read() is None
+    assert MeasurementCache("packing", about, tmp_path).read() is None
+    assert len(calls) == 1
+    assert all(path.name.startswith("speed-") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b'{"rate":', b"\xff\xfe\x00"])
+def test_a_damaged_file_is_measured_again(tmp_path, measure, content):
+    cache = MeasurementCache("speed", "x", tmp_path)
+    cache.path.write_bytes(content)
+    assert cache.read_or_measure(measure) == {"rate": 1}
+    assert cache.read() == {"rate": 1}
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, calls, measure):
+    (tmp_path / "file").touch()
+    cache = MeasurementCache("speed", "x", tmp_path / "file")
+    assert [cache.read_or_measure(measure)["rate"] for _ in range(2)] == [1, 2]
+
+
+def test_measurements_lie_in_the_users_cache_folder_unless_another_is_given(tmp_path):
+    assert MeasurementCache("speed", "x").path.parent == cache_dir()
+    assert str(cache_dir()).startswith(os.environ["XDG_CACHE_HOME"])
+    assert MeasurementCache("speed", "x", tmp_path).path.parent == tmp_path
