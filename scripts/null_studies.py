@@ -113,7 +113,7 @@ def seeds_of(config: Config, decisions: dict[str, Decision]) -> list[list[RunSpe
     looks: list[list[RunSpec]] = []
     results: dict[str, Any] = {}
     while len(looks) < len(compare_arms.looks(config)):  # played with results that leave everything open
-        looks.append(finals.plan(config, decisions, results))
+        looks.append(finals.runs(config, decisions, results))
         results |= {s.run_id: _open(s) for s in looks[-1]}
     return looks
 

@@ -11,7 +11,7 @@ from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
 from ebc_lab.study.autopilot import Listener, Say
-from ebc_lab.study.stages import specs_of, verdict
+from ebc_lab.study.stages import planned_runs, verdict
 from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
@@ -80,7 +80,7 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         manifest.begin(study.root)
         (study.root / ".plotted").unlink(missing_ok=True)
         for stage in decisions:
-            specs, results = specs_of(stage, config, decisions, study.results)
+            specs, results = planned_runs(stage, config, decisions, study.results)
             write_table(study, stage, specs, results)
         if config.study.stages[-1] in decisions:
             write_conclusions(config, study, decisions, say)

@@ -19,7 +19,7 @@ from ebc_lab.workloads.corpus import check_length, locate
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
 from .resolve import resolve_study
-from .stages import STAGES_OF, foreseen, specs_of
+from .stages import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
@@ -117,7 +117,7 @@ def autopilot(
         decisions: dict[str, Decision] = {}
         for stage in earlier:  # decided again from their runs, so that a stale decision cannot be built on
             _refuse_lacking(stages[0], study.decisions(), [stage])
-            specs, results = specs_of(stage, config, decisions, study.results)
+            specs, results = planned_runs(stage, config, decisions, study.results)
             if any(s.run_id not in results for s in specs):
                 raise UserError(
                     f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first."
@@ -137,7 +137,13 @@ def autopilot(
         manifest.complete(study.root)
         trained, failed = len(_trained(study) - before), _failed(study)
         return Outcome(
-            study, trained, failed, list(stages), corpus.warning, accepted, decisions.get("ablation")
+            study,
+            trained,
+            failed,
+            list(stages),
+            corpus.warning,
+            accepted,
+            decision_that_shows("arms", decisions),
         )
 
 
@@ -166,7 +172,7 @@ def _decide(
     decisions: dict[str, Decision],
 ) -> Decision:
     try:
-        return STAGES_OF[stage].decide(config, specs, results, decisions)
+        return stage_of(stage).decide(config, specs, results, decisions)
     except Undecidable as error:
         raise StageFailed(str(error)) from None
 
@@ -183,7 +189,7 @@ def _stage(
 ) -> list[RunSpec]:
     """Train until the stage asks for nothing more. -> its runs."""
     while True:
-        specs, results = specs_of(stage, config, decisions, study.results)
+        specs, results = planned_runs(stage, config, decisions, study.results)
         runs = distinct(specs)
         missing = [s for s in runs if s.run_id not in results]
         if not missing:
@@ -195,7 +201,9 @@ def _stage(
         wave = wave or timed[:1]  # a measurement of time runs alone
         later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] and not limits.any else []
         wanted = {s.run_id for s in runs}
-        spare = [s for s in distinct(foreseen(config, decisions, wave, later)) if s.run_id not in wanted]
+        spare = [
+            s for s in distinct(speculative_runs(config, decisions, wave, later)) if s.run_id not in wanted
+        ]
         if stage in study.decisions():  # a deleted run, or one whose name changed with the code
             listener.say(
                 f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained again"

@@ -12,7 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.study import Cancelled, Study, cancel_mark
 
 GOOD = {"outcome": "completed", "cause": None}
@@ -66,7 +66,7 @@ def test_causes_are_told_apart_by_their_words_and_outcome():
 
 
 def specs_of(resolved):
-    return STAGES_OF["lr_sweep"].runs(resolved, {}, {})
+    return stage_of("lr_sweep").runs(resolved, {}, {})
 
 
 def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):

@@ -16,7 +16,7 @@ from ebc_lab.report.conclude import write_conclusions
 from ebc_lab.report.text import tables
 from ebc_lab.study.autopilot import study_of
 from ebc_lab.study.resolve import resolve_study
-from ebc_lab.study.stages import STAGES_OF, specs_of
+from ebc_lab.study.stages import planned_runs, stage_of
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
@@ -56,8 +56,8 @@ def invent(
 
         manifest.begin(study.root)
         for stage in config.study.stages[:stages]:
-            specs, results = specs_of(stage, config, decisions, results_of)
-            decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+            specs, results = planned_runs(stage, config, decisions, results_of)
+            decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             study.write_decision(stage, decisions[stage])
             tables.write_summary(study.root, stage, specs, results)
         if config.study.stages[-1] in decisions and drawn:

@@ -8,16 +8,10 @@ from typing import Any
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 
+from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
 from ..store.study import Study
 
-FIGURES = {  # of a stage's decision, for each track
-    "lr_sweep": ("lr", "val_loss", "sigma", "natural_kl", "control.lr", "control.val_loss"),
-    "calibrate": ("budget", "delta_star", "times_natural", "c_median", "val_loss"),
-    "controller_search": ("candidate", "kl_ratio", "val_loss"),
-    "lr_scale": ("lr_scale", "c_median", "val_loss", "headroom.ebc", "headroom.none"),
-    "finals": ("best_ebc_by_val", "overhead_pct"),
-}
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
 OF_A_PLACE = ("study.name", "created")
 
@@ -47,7 +41,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         "runs": _runs(a, b),
         "decided": [list(decisions[0]), list(decisions[1])],
         "decisions": {s: _figures(s, decisions[0][s], decisions[1][s]) for s in stages},
-        "verdict": _verdict(*(d.get("finals") for d in decisions)),
+        "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
         "arms": _arms(*decisions),
     }
 
@@ -91,18 +85,12 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
     tracks = dict.fromkeys([*a["tracks"], *b["tracks"]])
     return {
         track: {
-            name: pair
-            for name in FIGURES.get(stage, ())
-            if (pair := [_at(d["tracks"].get(track), name) for d in (a, b)]) != [None, None]
+            figure.path: pair
+            for figure in stage_of(stage).figures
+            if (pair := [figure.value(d["tracks"].get(track)) for d in (a, b)]) != [None, None]
         }
         for track in tracks
     }
-
-
-def _at(values: Any, path: str) -> Any:
-    for key in path.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 def _verdict(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -128,11 +116,11 @@ def _verdict(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[d
 def _arms(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The arms that both have, with the mean test loss of the seeds that completed, and b's minus a's."""
     out = {}
-    for stage in ("finals", "ablation"):
+    for shown in ("verdict", "arms"):
         own = [
             {
                 (track, name): arm
-                for track, found in d.get(stage, {"tracks": {}})["tracks"].items()
+                for track, found in (decision_that_shows(shown, d) or {"tracks": {}})["tracks"].items()
                 for name, arm in found["arms"].items()
             }
             for d in (a, b)
@@ -140,7 +128,7 @@ def _arms(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any
         for track, name in (key for key in own[0] if key in own[1]):
             arms = [d[track, name] for d in own]
             losses = [arm["test_loss"] for arm in arms]
-            out[name if stage == "finals" else f"{track}: {name}"] = {
+            out[name if shown == "verdict" else f"{track}: {name}"] = {
                 "seeds": [len(arm["runs"]) for arm in arms],
                 "test_loss": losses,
                 "difference": None if None in losses else losses[1] - losses[0],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,14 @@ from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
 
 from ..launch.pool import at_a_time, slots
-from ..stages import STAGES_OF
-from ..stages.calibrate import PUBLISHED_DELTAS
+from ..stages import stage_of
 from ..stages.rules import Decision, Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
+from ..stages.stage import Scenario
 from ..store.reuse import ResultsOf, kept
 from ..store.study import Study
 from .pace import Pace, learned, of_siblings
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """How the results might fall: at which end the winners lie, and how many runs it takes to hit the band."""
-
-    name: str
-    edge: bool  # the best learning rate lies on the edge until the extensions are used up
-    extra: int  # calibration runs beyond the grid
-    merged: bool  # the chosen scale is the calibrated one, so that arms coincide
-    open: bool  # the verdict stays undecided, so that finals that may add seeds add all of them
-
 
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True, open=False),
@@ -69,7 +57,7 @@ def _play(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, lis
         before = set(results)
         lowest = math.inf  # of the known losses
         while True:
-            specs = STAGES_OF[stage].runs(config, decisions, results)
+            specs = stage_of(stage).runs(config, decisions, results)
             new = [s for s in specs if s.run_id not in results]
             if not new:
                 break
@@ -80,11 +68,11 @@ def _play(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, lis
             for spec in new:
                 if spec.run_id not in results:
                     results[spec.run_id] = _invent(config, scenario, spec, len(results) - len(before), best)
-            if not STAGES_OF[stage].grows:
+            if not stage_of(stage).grows:
                 break
-        if stage not in ("finals", "ablation"):  # the last: nothing is built on them
+        if not stage_of(stage).concludes:
             try:
-                decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+                decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             except (
                 Undecidable
             ):  # what is known will stop the study here; what it would be otherwise is the better answer
@@ -102,29 +90,18 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr))
         + 1e-6 * spec.run.seed
     )
-    base_points = len(
-        config.calibrate.multiples if config.calibrate.delta_grid == "natural" else PUBLISHED_DELTAS
-    )
-    hit = (
-        nth >= base_points - 1 + scenario.extra
-        if spec.stage == "calibrate"
-        else scenario.merged == (spec.lr_scale == 2)
-    )
-    c = 0.6 if hit else 0.1 if spec.stage == "calibrate" else 0.3
-    if spec.stage == "lr_scale" and spec.role == "ebc" and not scenario.merged:
-        c = 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3
     luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.open and spec.run.stabilizer.name == "ebc" else 0.0
     return {
         "outcome": "completed",
         "val_loss": loss,
         "test_loss": 2.0 + luck,
-        "c_median": c,
         "kl_median": 0.01,
         "kl_ratio_median": 1.0,
         "clip_rate": 0.5,
         "surrogate_median": 1.0,
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
+        **stage_of(spec.stage).invented(config, scenario, spec, nth),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,11 +25,12 @@ from .rules import (
 )
 from .runs import plain_run, spec_of, tracks_of, waiting, with_ebc
 from .spec import RunSpec, round3
+from .stage import Figure, Scenario, Stage, Track, runner_up
 
 PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
 
 
-def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """The delta* grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
@@ -131,3 +133,47 @@ def decide(
         f"{config.calibrate.max_extra} runs at most, then the nearest"
     )
     return sealed("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def headline(track: Track) -> str:
+    outside = "" if track["in_band"] else " (outside the band)"
+    return (
+        f"δ* {track['delta_star']:g} nats ({track['times_natural']:.2f} × natural) by {track['budget']}"
+        f"{track['bound']}, median c {track['c_median']:.2f}{outside}, val {track['val_loss']:.4f}"
+    )
+
+
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+    """The median c falls into the band after the grid and `scenario.extra` more runs."""
+    natural = config.calibrate.delta_grid == "natural"
+    points = len(config.calibrate.multiples if natural else PUBLISHED_DELTAS)
+    return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
+
+
+def _band(track: Track) -> str:
+    return "in the band" if track["in_band"] else "outside the band: the nearest was taken"
+
+
+STAGE = Stage(
+    name="calibrate",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    figures=(
+        Figure("budget", "measured by", "{}", lambda track: str(track["bound"]).strip(" ()")),
+        Figure(
+            "delta_star",
+            "KL budget δ*",
+            "{:.3g}",
+            lambda track: f"nats per step, {track['times_natural']:.2f} × the natural KL",
+        ),
+        Figure("times_natural"),
+        Figure("c_median", "median c", "{:.2f}", _band),
+        Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+    ),
+    flips=partial(runner_up, setting="δ* {delta_star:g}"),
+    invented=invented,
+    title="How large a KL budget",
+    about="With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling it.",
+    pictures=("calibrate",),
+)

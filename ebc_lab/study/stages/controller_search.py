@@ -12,9 +12,10 @@ from ebc_lab.records.figures import KL_BAND
 from .rules import Decision, Results, best, margin_sigma, refuse_without_tracks, sealed, val_loss
 from .runs import plain_run, spec_of, tracks_of, with_ebc
 from .spec import RunSpec
+from .stage import Figure, Stage, Track
 
 
-def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every candidate's controller (and cadence) at the calibrated budget, delta* and learning rate."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "controller_search") if "calibrate" in decisions else []:
@@ -25,9 +26,6 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
             run = with_ebc(plain, track, found["budget"], found["delta_star"], **settings)
             specs.append(spec_of("controller_search", candidate, run, scale, f"_{candidate}"))
     return specs
-
-
-# -- 3. controller_search -----------------------------------------------------------------------------------------------------
 
 
 def decide(
@@ -70,3 +68,26 @@ def decide(
         f"applied KL, over audited clipped steps, is within ±{100 * KL_BAND:g}% of δ*; none: the nearest to it"
     )
     return sealed("controller_search", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def headline(track: Track) -> str:
+    return (
+        f"{track['candidate']} of {len(track['kl_ratios'])}, median KL/δ* {track['kl_ratio']:.2f}, "
+        f"val {track['val_loss']:.4f}"
+    )
+
+
+STAGE = Stage(
+    name="controller_search",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    figures=(
+        Figure("candidate", "controller"),
+        Figure("kl_ratio", "median KL/δ*", "{:.2f}"),
+        Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+    ),
+    grows=False,
+    title="Which controller",
+    about="Which controller holds the KL on its target, and with which gains.",
+)

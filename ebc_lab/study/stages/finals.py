@@ -6,8 +6,10 @@ the same functions serve the first call, a resumed study, idle workers, and the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ebc_lab.config.schema import Config, RunConfig
 
@@ -16,13 +18,14 @@ from .compare_arms import claims, compare, efficiency, looks
 from .rules import Decision, Results
 from .runs import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
 from .spec import RunSpec, arm_name, round3
+from .stage import Figure, Stage, Track
 from .statistics import CONFIDENCE
 from .verdict import verdict_lines
 
 OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
 
 
-def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one paired
     measurement of EBC's overhead at this shape.
     """
@@ -124,3 +127,37 @@ def decide(
     return rules.sealed(
         "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
     )
+
+
+def headline(track: Track) -> str:
+    counts = Counter(line["verdict"] for line in track["verdict"])
+    gap = track["margin_sigma"]
+    told = "" if gap is None else f"; best EBC arm from the fair control {gap:+.1f} σ"
+    return ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided")) + told
+
+
+def flips(name: str, track: Track, decision: Mapping[str, Any]) -> str:
+    """Which lines of the verdict more seeds could decide."""
+    open_lines = [line["name"] for line in track["verdict"] if line["verdict"] == "undecided"]
+    if not open_lines:
+        return "nothing is open"
+    return f"more seeds (seeds=…, or finals.max_seeds=…) could settle {', '.join(open_lines)}"
+
+
+STAGE = Stage(
+    name="finals",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    figures=(
+        Figure("best_ebc_by_val", "best EBC arm"),
+        Figure("overhead_pct", "overhead", "{:.1f}%", "of the step time"),
+    ),
+    flips=flips,
+    concludes=True,
+    title="Finals",
+    about="Every arm at full length, from the same initial weights and data order for each seed.",
+    shows="verdict",
+    pictures=("finals", "efficiency", "pareto", "overhead", "arms", "tightness"),
+    summary="summary_final.csv",
+)

@@ -22,9 +22,11 @@ from .rules import (
 )
 from .runs import plain_run, searched, spec_of, tracks_of, with_ebc
 from .spec import RunSpec, round3
+from .stage import Figure, Scenario, Stage, Track
+from .stage import invented as invented_by_default
 
 
-def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median S of ×1."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "lr_scale"):
@@ -60,9 +62,6 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 
 INERT_CLIP_RATE = 0.99
 INERT_NOTE = "LR inert: the same run up to rounding"
-
-
-# -- 4. lr_scale ------------------------------------------------------------------------------------------------------------
 
 
 def decide(
@@ -131,3 +130,53 @@ def decide(
         "one sigma of the baseline at ×1"
     )
     return sealed("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def headline(track: Track) -> str:
+    scales = {arm: "none" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
+    headroom = ", ".join(f"{arm} {scale}" for arm, scale in scales.items())
+    inert = " (LR inert under EBC, so its headroom is a tautology)" if track["headroom_is_tautology"] else ""
+    return (
+        f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; "
+        f"headroom {headroom}{inert}"
+    )
+
+
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+    """The largest scale is chosen unless the scenario has arms coincide."""
+    if spec.role != "ebc" or scenario.merged:
+        return invented_by_default(config, scenario, spec, nth)
+    return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}
+
+
+HEADROOM = {  # role of an arm -> in words
+    "ebc": "with EBC",
+    "none": "without EBC",
+    "fixed_tau": "fixed trust radius",
+    "surrogate_x1": "surrogate at ×1",
+}
+
+STAGE = Stage(
+    name="lr_scale",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    figures=(
+        Figure("lr_scale", "chosen scale", "×{:g}", lambda track: "LR inert there" if track["inert"] else ""),
+        Figure(
+            "c_median",
+            "median c",
+            "{:.2f}",
+            lambda track: "in the band" if track["in_band"] else "outside the band",
+        ),
+        Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+        *(
+            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", "within one σ of the baseline")
+            for role, words in HEADROOM.items()
+        ),
+    ),
+    invented=invented,
+    title="How far the learning rate can rise",
+    about="With and without EBC, at multiples of the best plain learning rate.",
+    pictures=("lr_scale", "eta_eff"),
+)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.schema import Config
 
-from . import lr_sweep, rules
+from . import rules
 from .rules import (
     Decision,
     Results,
@@ -23,9 +24,11 @@ from .rules import (
 )
 from .runs import plain_run, spec_of, waiting, with_decay
 from .spec import RunSpec
+from .stage import Figure, Stage, Track
+from .statistics import noise as noise_floor
 
 
-def plan(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and controls."""
     sweep, seed = config.lr_sweep, config.study.stage_seed
 
@@ -42,11 +45,11 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     specs = [s for grid in grids.values() for s in grid]
     if waiting(specs, results):
         return specs
-    winners = lr_sweep.sweep_winners(config, specs, results)
+    winners = sweep_winners(config, specs, results)
     losses = {t: val_loss(results[w.run_id]) for t, w in winners.items()}
     for pair, grid in grids.items():
         track = "_".join(pair)
-        if track not in winners or lr_sweep.triaged(config, losses, track):
+        if track not in winners or triaged(config, losses, track):
             continue
         for _ in range(sweep.max_extensions):
             lrs = [s.run.optimizer.lr for s in grid]
@@ -63,16 +66,13 @@ def plan(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     specs = [s for grid in grids.values() for s in grid]
     if waiting(specs, results):
         return specs
-    winners = lr_sweep.sweep_winners(config, specs, results)
-    for track in lr_sweep.kept_tracks(config, winners, results) if winners else []:
+    winners = sweep_winners(config, specs, results)
+    for track in kept_tracks(config, winners, results) if winners else []:
         won = winners[track].run
         names = (won.optimizer.name, won.projection.name, won.optimizer.lr)
         specs += [at(*names, scale, "control") for scale in sweep.control_scales]
         specs += [at(*names, 1.0, "replicate", seed + i) for i in range(1, sweep.replicates + 1)]
     return specs
-
-
-# -- 1. lr_sweep ----------------------------------------------------------------------------------------------------------
 
 
 def sweep_winners(config: Config, grid: Sequence[RunSpec], results: Results) -> dict[str, RunSpec]:
@@ -201,3 +201,68 @@ def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
     """What the baseline's proposals promise the loss to fall by, nats a step: the unit of the `energy` controller."""
     found = [d for s in replicates if (d := results.get(s.run_id, {}).get("descent_median"))]
     return statistics.median(found) if found else None
+
+
+def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
+    """The grid point that would follow if this extension wins, unless it is the last one allowed."""
+    if spec.role != "grid":
+        return None
+    grid = config.lr_sweep.grids[spec.run.optimizer.name]
+    lr = spec.run.optimizer.lr
+    if lr > max(grid):
+        further = 2 * lr
+    elif lr < min(grid):
+        further = lr / 2
+    else:
+        return None
+    reach = 2.0**config.lr_sweep.max_extensions * (1 + 1e-6)
+    if not min(grid) / reach <= further <= max(grid) * reach:
+        return None
+    optimizer = replace(spec.run.optimizer, lr=float(f"{further:.6g}"))
+    return replace(spec, run=replace(spec.run, optimizer=optimizer))
+
+
+def headline(track: Track) -> str:
+    control = track["control"]
+    return (
+        f"lr {track['lr']:g}, val {track['val_loss']:.4f}, σ {track['sigma']:.4f}; natural KL "
+        f"{track['natural_kl']:.4g} nats; fair control lr {control['lr']:g} (×{control['lr_scale']:g}), "
+        f"val {control['val_loss']:.4f}"
+    )
+
+
+def _edge(track: Track) -> str:
+    return f"on the grid’s {track['edge']} edge" if track["edge"] else "inside its grid"
+
+
+def _noise(track: Track) -> str:
+    floor = noise_floor(track["replicate_losses"])
+    return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
+
+
+def _control(track: Track) -> str:
+    control = track["control"]
+    edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
+    return f"×{control['lr_scale']:g}, loss {control['val_loss']:.4f}{edge}"
+
+
+STAGE = Stage(
+    name="lr_sweep",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    figures=(
+        Figure("lr", "learning rate", "{:.3g}", _edge),
+        Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+        Figure("sigma", "noise σ", "{:.4f}", _noise),
+        Figure("natural_kl", "natural KL", "{:.3g}", "nats per step, without EBC"),
+        Figure("control.lr", "fair control", "lr {:.3g}", _control),
+        Figure("control.val_loss"),
+    ),
+    follow_up=follow_up,
+    title="Learning rate, noise and a fair control",
+    about="Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the spread "
+    "over replicate seeds), how far predictions move by themselves (the natural KL), and how good the same optimizer "
+    "gets with warm-up and decay (the fair control).",
+    pictures=("lr_sweep",),
+)

@@ -13,7 +13,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import as_json
 
-from ..stages import STAGES_OF, specs_of
+from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Undecidable
 from ..stages.runs import distinct
 from ..stages.spec import as_recorded
@@ -58,12 +58,12 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
 def _again(stage: str, config: Config, study: Study, made: dict[str, Decision]) -> str | None:
     """Add the stage's decision to those `made`. -> why it cannot be made, if it cannot."""
     try:
-        specs, results = specs_of(stage, config, made, study.results)
+        specs, results = planned_runs(stage, config, made, study.results)
         runs = distinct(specs)
         missing = [s.run_id for s in runs if s.run_id not in results]
         if missing:
             return some(missing, len(runs), "missing")
-        made[stage] = as_json(STAGES_OF[stage].decide(config, specs, results, made))
+        made[stage] = as_json(stage_of(stage).decide(config, specs, results, made))
     except (UserError, Undecidable) as error:
         return str(error)
     return None

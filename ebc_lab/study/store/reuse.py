@@ -9,7 +9,7 @@ from typing import Any
 
 from ebc_lab.config.schema import Config
 
-from ..stages import STAGES_OF, specs_of
+from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Undecidable, fault, inputs_digest, inputs_of
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec, as_recorded, environment, identity_of
@@ -43,13 +43,13 @@ def outlook(config: Config, results_of: ResultsOf) -> list[Outlook]:
         if found and (found[-1].missing != 0 or found[-1].undecidable):
             found.append(Outlook(stage))
             continue
-        specs, results = specs_of(stage, config, decisions, results_of)
+        specs, results = planned_runs(stage, config, decisions, results_of)
         runs = distinct(specs)
         missing = sum(s.run_id not in results for s in runs)
         undecidable = False
         if not missing and stage != config.study.stages[-1]:
             try:
-                decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+                decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             except Undecidable:
                 undecidable = True
         found.append(Outlook(stage, len(runs), missing, undecidable))

@@ -102,7 +102,7 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 
 def test_every_column_of_a_suite_is_documented():
-    from ebc_lab.study.stages.suite import FIGURES
+    from ebc_lab.study.stages.ablation import FIGURES
 
     figures = dict.fromkeys((*FIGURES, "shock_recovered"), 1.0)
     arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))

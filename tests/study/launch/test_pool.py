@@ -15,7 +15,7 @@ from support.drivers import CLI, sessions, until, without_timing
 from ebc_lab.config.schema import Config
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch.local import LocalPool
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
@@ -66,7 +66,7 @@ def pool_of(tiny, tmp_path):
             compose([*tiny, f"output_dir={tmp_path}", "study.name=s"]), study, print, force=False
         )
         config = replace(config, launcher=replace(config.launcher, **launcher))
-        specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
+        specs = stage_of("lr_sweep").runs(config, {}, {})
         for spec in specs:
             study.write_spec(spec)
         opened.append(LocalPool(config, study, gpus, slots, print))

@@ -19,7 +19,7 @@ from ebc_lab.study.launch import on_node
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.resolve import resolve_study
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.training.outcome import run_and_record
@@ -37,7 +37,7 @@ class Packed:
         self.study.prepare()
         composed = compose([*tiny, f"output_dir={out}", "study.name=s"])
         self.config, _ = resolve_study(composed, self.study, print, force=False)
-        self.first = STAGES_OF["lr_sweep"].runs(self.config, {}, {})[0]
+        self.first = stage_of("lr_sweep").runs(self.config, {}, {})[0]
         self.pools: list[LocalPool] = []
         self.said: list[str] = []
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.compose import compose
-from ebc_lab.study.stages import STAGES_OF, calibrate, lr_scale, lr_sweep
+from ebc_lab.study.stages import calibrate, lr_scale, lr_sweep, stage_of
 from ebc_lab.study.stages.rules import Undecidable, band_distance, best, edge_of, margin_sigma, val_loss
 
 
@@ -30,9 +30,9 @@ def complete(loss, **more):
 def sweep_specs(config):
     results = {
         s.run_id: complete(2 + abs(s.run.optimizer.lr - 4e-3))
-        for s in STAGES_OF["lr_sweep"].runs(config, {}, {})
+        for s in stage_of("lr_sweep").runs(config, {}, {})
     }
-    specs = STAGES_OF["lr_sweep"].runs(config, {}, results)
+    specs = stage_of("lr_sweep").runs(config, {}, results)
     for i, s in enumerate(specs):
         results.setdefault(s.run_id, complete(2 + 0.01 * i))
     return specs, results
@@ -52,7 +52,7 @@ def sweep_specs(config):
 )
 def test_nothing_but_a_completed_finite_loss_can_win(config, result):
     assert val_loss(result) == math.inf
-    specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
+    specs = stage_of("lr_sweep").runs(config, {}, {})
     results = {s.run_id: result or {} for s in specs}
     assert best(specs, results) is None
     results[specs[2].run_id] = complete(9.0)
@@ -83,7 +83,7 @@ def test_one_bad_replicate_is_survived_two_are_not(config):
 
 
 def test_a_stage_without_a_completed_run_says_why(config):
-    specs = STAGES_OF["lr_sweep"].runs(config, {}, {})
+    specs = stage_of("lr_sweep").runs(config, {}, {})
     results = {s.run_id: {"outcome": "failed", "cause": "ImportError: no module"} for s in specs}
     with pytest.raises(Undecidable, match="ImportError"):
         lr_sweep.decide(config, specs, results, {})
@@ -96,7 +96,7 @@ def earlier(config):
 
 def test_calibration_takes_the_best_loss_inside_the_band_only(config):
     decisions = earlier(config)
-    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
+    specs = stage_of("calibrate").runs(config, decisions, {})
     results = {
         s.run_id: complete(2 + i, c_median=c)
         for i, (s, c) in enumerate(zip(specs, (0.2, 0.4, 0.55, 0.65, 0.9), strict=True))
@@ -109,7 +109,7 @@ def test_calibration_takes_the_best_loss_inside_the_band_only(config):
 
 def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
     decisions = earlier(config)
-    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
+    specs = stage_of("calibrate").runs(config, decisions, {})
     results = {
         s.run_id: complete(2.0, c_median=c) for s, c in zip(specs, (0.1, 0.2, 0.3, 0.45, 0.9), strict=True)
     }
@@ -121,10 +121,10 @@ def test_calibration_outside_the_band_takes_the_nearest_and_says_so(config):
 
 def scale_stage(config, cs, clip_rates, losses, none_losses):
     decisions = earlier(config)
-    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
+    specs = stage_of("calibrate").runs(config, decisions, {})
     results = {s.run_id: complete(2.0, c_median=0.6) for s in specs}
     decisions["calibrate"] = calibrate.decide(config, specs, results, decisions)
-    specs = STAGES_OF["lr_scale"].runs(config, decisions, {})
+    specs = stage_of("lr_scale").runs(config, decisions, {})
     results = {}
     for s in specs:
         i = config.lr_scale.scales.index(s.lr_scale)

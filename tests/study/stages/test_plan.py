@@ -3,9 +3,10 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.compose import compose
+from ebc_lab.config.schema import STAGES
 from ebc_lab.study import stages as stages_module
 from ebc_lab.study.inspect.forecast import forecast
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import stage_of
 from ebc_lab.study.stages.runs import distinct
 
 
@@ -31,7 +32,7 @@ def settle(stage, config, decisions, answer):
     """Ask for runs and answer them until the stage asks for nothing more; the waves it took, and its last list."""
     results, waves = {}, []
     while True:
-        specs = STAGES_OF[stage].runs(config, decisions, results)
+        specs = stage_of(stage).runs(config, decisions, results)
         new = [s for s in distinct(specs) if s.run_id not in results]
         if not new:
             return waves, specs, results
@@ -41,7 +42,7 @@ def settle(stage, config, decisions, answer):
 
 def swept(config, best_lr=4e-3):
     _, specs, results = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
-    return {"lr_sweep": STAGES_OF["lr_sweep"].decide(config, specs, results, {})}
+    return {"lr_sweep": stage_of("lr_sweep").decide(config, specs, results, {})}
 
 
 def test_the_sweep_covers_the_grid_then_replicates_and_controls_of_the_winner():
@@ -75,7 +76,7 @@ def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
     assert (
         max(s.run.optimizer.lr for s in specs if s.role == "grid" and s.run.optimizer.name == "adam") == 8e-3
     )
-    decision = STAGES_OF["lr_sweep"].decide(config, specs, results, {})
+    decision = stage_of("lr_sweep").decide(config, specs, results, {})
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("triaged" in note for note in decision["notes"])
 
@@ -84,7 +85,7 @@ def test_keep_all_carries_every_pair_that_is_close():
     config = config_of("lr_sweep.keep=all")
     decisions = swept(config)
     assert set(decisions["lr_sweep"]["tracks"]) == {"adam_none", "muon_none"}
-    specs = STAGES_OF["calibrate"].runs(config, decisions, {})
+    specs = stage_of("calibrate").runs(config, decisions, {})
     assert {s.run.optimizer.name for s in specs} == {"adam", "muon"}
 
 
@@ -129,14 +130,14 @@ def test_failed_runs_neither_extend_nor_stall_a_stage():
 def scaled(config, chosen=2.0):
     decisions = swept(config)
     _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0, 0.6))
-    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
+    decisions["calibrate"] = stage_of("calibrate").decide(config, specs, results, decisions)
     _, specs, results = settle(
         "lr_scale",
         config,
         decisions,
         lambda s: done(2.0, 0.6 if s.lr_scale == chosen else 0.1, surrogate_median=1.0),
     )
-    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
+    decisions["lr_scale"] = stage_of("lr_scale").decide(config, specs, results, decisions)
     return decisions, specs
 
 
@@ -163,7 +164,7 @@ def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
 def test_finals_pair_every_arm_by_seed_and_merge_what_is_the_same(chosen, runs):
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config, chosen)
-    specs = STAGES_OF["finals"].runs(config, decisions, {})
+    specs = stage_of("finals").runs(config, decisions, {})
     train = [s for s in specs if s.kind == "train"]
     assert len({s.role for s in train}) == 7
     assert len({s.run_id for s in train}) == runs * 3
@@ -182,7 +183,7 @@ def test_finals_pair_every_arm_by_seed_and_merge_what_is_the_same(chosen, runs):
 def test_arm_names_follow_their_pattern():
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config)
-    arms = {s.role: s.arm for s in STAGES_OF["finals"].runs(config, decisions, {}) if s.kind == "train"}
+    arms = {s.role: s.arm for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"}
     delta = arms["ebc_x2"].split("_d")[1].split("_")[0]
     assert arms["baseline"] == "adam_none_baseline_x1"
     assert arms["ebc_x2"] == f"adam_none_ebc_d{delta}_shadow_x2"
@@ -200,7 +201,7 @@ def test_the_forecast_is_ordered(scale):
 
 def test_a_run_id_is_readable_and_hangs_on_its_identity():
     config = config_of("optimizer=adam")
-    first = STAGES_OF["lr_sweep"].runs(config, {}, {})[0]
+    first = stage_of("lr_sweep").runs(config, {}, {})[0]
     assert first.run_id.startswith("adam_none_baseline_lr0p001_n200_s100-")
     other = replace(first, role="other", stage="elsewhere", arm="x")
     assert other.run_id == first.run_id
@@ -212,21 +213,21 @@ def test_idle_workers_foresee_certain_runs_and_the_next_extension_only():
     config = config_of("optimizer=adam")
     decisions, _ = scaled(config)
     first = {"lr_sweep": decisions["lr_sweep"]}
-    certain = stages_module.foreseen(config, first, [], ["lr_scale", "finals"])
+    certain = stages_module.speculative_runs(config, first, [], ["lr_scale", "finals"])
     assert {s.role for s in certain} == {"none", "baseline", "control"}
     needed = {
-        s.run_id for stage in ("lr_scale", "finals") for s in STAGES_OF[stage].runs(config, decisions, {})
+        s.run_id for stage in ("lr_scale", "finals") for s in stage_of(stage).runs(config, decisions, {})
     }
     assert {s.run_id for s in certain} <= needed
-    grid = STAGES_OF["lr_sweep"].runs(config, {}, {})
-    assert stages_module.foreseen(config, {}, grid, []) == []
+    grid = stage_of("lr_sweep").runs(config, {}, {})
+    assert stages_module.speculative_runs(config, {}, grid, []) == []
     results = {s.run_id: done(2 - s.run.optimizer.lr) for s in grid}
-    extension = [s for s in STAGES_OF["lr_sweep"].runs(config, {}, results) if s.run_id not in results]
+    extension = [s for s in stage_of("lr_sweep").runs(config, {}, results) if s.run_id not in results]
     assert [s.run.optimizer.lr for s in extension] == [16e-3]
-    [guess] = stages_module.foreseen(config, {}, extension, [])
+    [guess] = stages_module.speculative_runs(config, {}, extension, [])
     results[extension[0].run_id] = done(1.9)
-    assert guess.run_id in {s.run_id for s in STAGES_OF["lr_sweep"].runs(config, {}, results)}
-    assert stages_module.foreseen(config, {}, [guess], []) == []
+    assert guess.run_id in {s.run_id for s in stage_of("lr_sweep").runs(config, {}, results)}
+    assert stages_module.speculative_runs(config, {}, [guess], []) == []
 
 
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
@@ -241,7 +242,7 @@ def searched(config, ratios):
             return done(2.0, kl_ratio_median=ratios.get(s.role), surrogate_median=1.0)
 
         _, specs, results = settle(stage, config, decisions, answer)
-        decisions[stage] = STAGES_OF[stage].decide(config, specs, results, decisions)
+        decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
     return decisions, specs
 
 
@@ -264,8 +265,8 @@ def test_the_controller_that_holds_its_target_is_used_from_then_on():
     ebc = [s for s in specs if s.role == "ebc"]
     assert {s.run.controller.name for s in ebc} == {"rsl"}
     assert all(s.run.stabilizer.name == "none" for s in specs if s.role == "none")
-    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
-    finals = STAGES_OF["finals"].runs(config, decisions, {})
+    decisions["lr_scale"] = stage_of("lr_scale").decide(config, specs, results, decisions)
+    finals = stage_of("finals").runs(config, decisions, {})
     assert {s.run.controller.name for s in finals if s.run.stabilizer.name == "ebc"} == {"rsl"}
 
 
@@ -280,10 +281,10 @@ def test_without_a_search_nothing_waits_for_one():
     config = config_of("optimizer=adam")
     decisions = swept(config)
     _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0))
-    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
-    assert any(s.role == "ebc" for s in STAGES_OF["lr_scale"].runs(config, decisions, {}))
+    decisions["calibrate"] = stage_of("calibrate").decide(config, specs, results, decisions)
+    assert any(s.role == "ebc" for s in stage_of("lr_scale").runs(config, decisions, {}))
     config = config_of("optimizer=adam", SEARCH)
-    assert {s.role for s in STAGES_OF["lr_scale"].runs(config, decisions, {})} == {"none"}
+    assert {s.role for s in stage_of("lr_scale").runs(config, decisions, {})} == {"none"}
 
 
 def test_the_published_recipe_to_the_letter():
@@ -296,8 +297,8 @@ def test_the_published_recipe_to_the_letter():
     assert (run.budget.cadence, run.budget.guard, run.budget.beta_init) == ("published", "shrink", "first")
     assert (run.controller.name, run.controller.kp, run.controller.ki) == ("pi", 0.15, 0.02)
     assert specs[0].lr_scale == 1
-    decisions["calibrate"] = STAGES_OF["calibrate"].decide(config, specs, results, decisions)
-    scales = STAGES_OF["lr_scale"].runs(config, decisions, {})
+    decisions["calibrate"] = stage_of("calibrate").decide(config, specs, results, decisions)
+    scales = stage_of("lr_scale").runs(config, decisions, {})
     assert [s.lr_scale for s in scales if s.role == "ebc"] == [1.5, 2, 3, 4]
     assert [s.lr_scale for s in scales if s.role == "none"] == [
         1,
@@ -327,12 +328,12 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
     config = config_of("optimizer=adam", SEARCH)
     decisions, _ = searched(config, {"rsl": 1.1})
     _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
-    decisions["lr_scale"] = STAGES_OF["lr_scale"].decide(config, specs, results, decisions)
-    fixed = {name for name, stage in STAGES_OF.items() if not stage.grows}
+    decisions["lr_scale"] = stage_of("lr_scale").decide(config, specs, results, decisions)
+    fixed = {name for name in STAGES if not stage_of(name).grows}
     assert fixed == {"controller_search", "tune"}
     for stage in fixed - {"tune"}:
-        first = STAGES_OF[stage].runs(config, decisions, {})
+        first = stage_of(stage).runs(config, decisions, {})
         answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}
-        assert [s.run_id for s in STAGES_OF[stage].runs(config, decisions, answered)] == [
+        assert [s.run_id for s in stage_of(stage).runs(config, decisions, answered)] == [
             s.run_id for s in first
         ]

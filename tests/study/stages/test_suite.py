@@ -17,8 +17,9 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
-from ebc_lab.study.stages import suite as suite_module
+from ebc_lab.study.stages import ablation, stage_of
 from ebc_lab.study.stages.runs import distinct
+from ebc_lab.study.stages.suite import run_of
 
 EBC = {"stabilizer": {"name": "ebc"}}
 NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}
@@ -99,8 +100,7 @@ def spec_of(outcome, label, seed):
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
     config = named(tiny)
     [plain, ebc] = [
-        suite_module.run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0]
-        for label in ("plain", "ebc")
+        run_of(config, DECIDED, "adam_none", ARMS[label], 30, 3, {})[0] for label in ("plain", "ebc")
     ]
     assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
     assert (ebc.stabilizer.name, ebc.optimizer.lr, ebc.budget.target_kl) == (
@@ -115,18 +115,18 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
     calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
-    run, _ = suite_module.run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
+    run, _ = run_of(config, calibrated, "adam_none", ARMS["ebc"], 30, 3, {})
     assert run.budget.target_kl == 0.25
-    run, _ = suite_module.run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
+    run, _ = run_of(config, calibrated, "adam_none", ARMS["traced"], 30, 3, {})
     assert run.budget.target_kl == 0.002  # said outright
     bound = ArmConfig(settings={**EBC, "budget": {"name": "surrogate"}})
-    run, _ = suite_module.run_of(config, calibrated, "adam_none", bound, 30, 3, {})
+    run, _ = run_of(config, calibrated, "adam_none", bound, 30, 3, {})
     assert run.budget.target_kl == 0.8  # each budget by its own calibration, where it has one
 
 
 def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
     config = named(tiny)
-    specs = [s for s in suite_module.ablation(config, DECIDED, {}) if s.role == "uncorrected"]
+    specs = [s for s in ablation.runs(config, DECIDED, {}) if s.role == "uncorrected"]
     assert {(s.run.optimizer.name, s.run.optimizer.lr, s.track) for s in specs} == {
         ("adam_uncorrected", 1e-2, "adam_none")
     }
@@ -134,7 +134,7 @@ def test_another_optimizer_keeps_the_learning_rate_and_its_track(tiny):
 
 def test_the_energy_controller_gets_the_baselines_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
-    run, _ = suite_module.run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
     assert run.controller.a == pytest.approx(0.02 / 0.1)
 
 
@@ -143,14 +143,14 @@ def test_shocked_arms_are_paired_with_themselves(tiny):
     arms = config.ablation.all_arms()
     assert list(arms) == ["plain", "plain_lr_spike", "ebc", "ebc_lr_spike"]
     assert arms["ebc_lr_spike"].versus == "ebc"
-    runs = {s.role: s.run for s in suite_module.ablation(config, DECIDED, {})}
+    runs = {s.role: s.run for s in ablation.runs(config, DECIDED, {})}
     assert runs["ebc_lr_spike"].shock.name == "lr_spike"
     assert replace(runs["ebc_lr_spike"], shock=runs["ebc"].shock) == runs["ebc"]
 
 
 def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
     arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = suite_module.ablation(named(tiny, arms), DECIDED, {})
+    specs = ablation.runs(named(tiny, arms), DECIDED, {})
     by_arm = {}
     for s in specs:
         by_arm.setdefault(s.role, []).append(s.run.seed)
@@ -214,7 +214,7 @@ def test_a_decaying_arm_warms_up_as_the_control_does(tiny):
         ({"name": "warmup_linear"}, 7),
         ({"name": "warmup_linear", "warmup_steps": 3}, 3),
     ):
-        run, _ = suite_module.run_of(
+        run, _ = run_of(
             config, DECIDED, "adam_none", ArmConfig(settings={"lr_schedule": settings}), 30, 3, {}
         )
         assert run.lr_schedule.warmup_steps == steps
@@ -224,7 +224,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
-        run, _ = suite_module.run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
+        run, _ = run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
         assert run.controller.a is None  # the run then fails and says what is missing
 
 
@@ -330,7 +330,7 @@ def invented(config, loss, **more):
     results = {}
     decisions = dict(DECIDED)
     for stage in ("tune", "ablation"):
-        run, decide = getattr(suite_module, stage), getattr(suite_module, f"decide_{stage}")
+        run, decide = stage_of(stage).runs, stage_of(stage).decide
         while new := [s for s in run(config, decisions, results) if s.run_id not in results]:
             for s in new:
                 value = loss(s)
@@ -371,9 +371,7 @@ def test_an_edge_of_a_grid_is_said(tiny):
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
-    assert not any(
-        s.role in ("own", "next", "matched") for s in suite_module.ablation(config, decisions, results)
-    )
+    assert not any(s.role in ("own", "next", "matched") for s in ablation.runs(config, decisions, results))
     assert (
         "adam_none: own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
     )
@@ -390,7 +388,7 @@ def test_one_seed_that_would_have_said_otherwise_is_named(tiny):
 def test_a_matched_strength_is_the_quantile(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: 2.0, clip_rate=0.25)
-    matched = [s for s in suite_module.ablation(config, decisions, results) if s.role == "matched"]
+    matched = [s for s in ablation.runs(config, decisions, results) if s.role == "matched"]
     assert {s.run.stabilizer.strength for s in matched} == {0.75}
 
 
@@ -407,7 +405,7 @@ def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
     arms = {"plain": ARMS["plain"], "ebc": ARMS["ebc"]}
     config = named(tiny, arms, shocks=["lr_spike"])
     results = {}
-    for s in suite_module.ablation(config, DECIDED, {}):
+    for s in ablation.runs(config, DECIDED, {}):
         back = None if s.run.seed == 5 and s.role == "plain_lr_spike" else 4
         shocked = {"shock_peak": 0.5, "shock_recovery_steps": back} if s.run.shock.name != "none" else {}
         results[s.run_id] = {
@@ -417,9 +415,7 @@ def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
             "clip_rate": 0.5,
             **shocked,
         }
-    decision = suite_module.decide_ablation(
-        config, suite_module.ablation(config, DECIDED, results), results, DECIDED
-    )
+    decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
     found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
     assert (found["plain_lr_spike"]["shock_recovery_steps"], found["plain_lr_spike"]["shock_recovered"]) == (
         None,

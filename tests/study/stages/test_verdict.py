@@ -1,6 +1,6 @@
 import pytest
 
-from ebc_lab.study.stages import finals, specs_of
+from ebc_lab.study.stages import finals, planned_runs
 from ebc_lab.study.stages.compare_arms import efficiency
 
 
@@ -53,7 +53,7 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
 def test_the_overhead_is_judged_by_its_quartiles(finished, resolved, quartiles, expected):
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
-    specs, results = specs_of("finals", resolved, decisions, outcome.study.results)
+    specs, results = planned_runs("finals", resolved, decisions, outcome.study.results)
     [measurement] = [s.run_id for s in specs if s.kind == "overhead"]
     results[measurement] |= {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
     found = finals.decide(resolved, specs, results, {k: v for k, v in decisions.items() if k != "finals"})
@@ -74,7 +74,7 @@ def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
 def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolved):
     _, outcome, _ = finished
     decisions = outcome.study.decisions()
-    specs, results = specs_of("finals", resolved, decisions, outcome.study.results)
+    specs, results = planned_runs("finals", resolved, decisions, outcome.study.results)
     for s in specs:
         if s.role in ("ebc_x2", "overhead"):
             results[s.run_id] = {"outcome": "failed", "cause": "x"}

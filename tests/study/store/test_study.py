@@ -13,7 +13,7 @@ import pytest
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import write_checksummed, write_json
 from ebc_lab.records.locks import run_lock
-from ebc_lab.study.stages import STAGES_OF
+from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.study import Study
 
 HOLD = """
@@ -116,7 +116,7 @@ def test_an_edited_spec_is_refused(finished):
 
 
 def test_a_result_of_another_run_is_refused(study, resolved):
-    spec = STAGES_OF["lr_sweep"].runs(resolved, {}, {})[0]
+    spec = stage_of("lr_sweep").runs(resolved, {}, {})[0]
     study.write_spec(spec)
     write_checksummed(
         study.run_dir(spec.run_id) / "result.json",
@@ -127,7 +127,7 @@ def test_a_result_of_another_run_is_refused(study, resolved):
 
 
 def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved):
-    spec = STAGES_OF["lr_sweep"].runs(resolved, {}, {})[0]
+    spec = stage_of("lr_sweep").runs(resolved, {}, {})[0]
     for name, outcome, stage in (
         ("a", "lost", "finals"),
         ("b", "completed", "finals"),

@@ -1,0 +1,225 @@
+"""ablation: every arm of a suite over the seeds, each compared with its reference, paired by seed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ebc_lab.config.schema import Config, RunConfig
+
+from . import compare_arms, rules
+from .rules import Decision, Results, val_loss
+from .spec import RunSpec
+from .stage import Stage, Track
+from .statistics import paired
+from .suite import ready, run_of
+
+FIGURES = (  # of a run, averaged over an arm's completed seeds
+    "val_loss",
+    "test_loss",
+    "heldout_loss",
+    "c_median",
+    "c_median_logged",
+    "c_early",
+    "c_late",
+    "clip_rate",
+    "grad_clip_rate",
+    "kl_median",
+    "kl_ratio_median",
+    "kl_within_30pct",
+    "surrogate_early",
+    "surrogate_late",
+    "beta_early",
+    "beta_late",
+    "tightness_median",
+    "guard_count",
+    "skipped_steps",
+    "shock_peak",
+    "shock_recovery_steps",
+)
+
+
+def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
+    """Every arm over the seeds; those that copy another arm's record join as soon as it is there."""
+    specs: list[RunSpec] = []
+    for track in ready(config, decisions, "ablation"):
+        runs: dict[tuple[str, int], RunSpec] = {}
+        for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
+            if arm.replay or arm.matched or (arm.tune and "tune" not in decisions):
+                continue
+            point = decisions["tune"]["tracks"][track]["arms"][label]["point"] if arm.tune else {}
+            run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
+            runs[label, seed] = _spec(track, label, run, scale)
+        specs += runs.values()
+        specs += _copies(config, decisions, results, track, runs)
+    return specs
+
+
+def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
+    return RunSpec("ablation", label, label, scale, replace(run, evaluate=["val", "test"]), of_track=track)
+
+
+def _copies(
+    config: Config,
+    decisions: Mapping[str, Decision],
+    results: Results,
+    track: str,
+    runs: Mapping[tuple[str, int], RunSpec],
+) -> Iterator[RunSpec]:
+    """The arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
+    for (label, arm), (i, seed) in itertools.product(
+        config.ablation.all_arms().items(), enumerate(config.seeds)
+    ):
+        if not (arm.replay or arm.matched):
+            continue
+        following = config.seeds[(i + 1) % len(config.seeds)]
+        of = following if arm.replay and arm.replay_seed == "next" else seed
+        source = runs.get((arm.replay or arm.matched or "", of))
+        result = results.get(source.run_id) if source else None
+        if source is None or result is None or result.get("outcome") != "completed":
+            continue
+        point = {"lr_scale": source.lr_scale} if arm.replay else {}
+        run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
+        if arm.replay:
+            run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
+        else:
+            run = replace(
+                run, stabilizer=replace(run.stabilizer, strength=_quantile(result, 1 - result["clip_rate"]))
+            )
+        yield _spec(track, label, run, scale)
+
+
+def _quantile(result: Mapping[str, Any], share: float) -> float:
+    """The gradient norm that a share of the run's steps stayed below."""
+    grid = result["grad_norm_quantiles"]
+    place = share * (len(grid) - 1)
+    low = min(int(place), len(grid) - 2)
+    return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
+
+
+def decide(
+    config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> Decision:
+    """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
+    tracks: dict[str, Any] = {}
+    notes: list[str] = []
+    asked = config.ablation.all_arms()
+    for track in ready(config, earlier, "ablation"):
+        own = [s for s in specs if s.track == track]
+        arms = compare_arms.arms_of(own, results)
+        for label, arm in arms.items():
+            mine = [s.run for s in own if s.arm == label]
+            reference = asked[label].versus or config.ablation.reference
+            arm["about"] = asked[label].about or label
+            arm["point"] = (
+                earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point")
+                if "tune" in earlier
+                else None
+            )
+            arm["figures"] = _figures(arm, results)
+            strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
+            arm["strength"] = statistics.median(strengths) if strengths else None
+            arm["comparable"] = not any(run.final_windows for run in mine)
+            arm["versus"] = reference if reference != label else None
+        missing = [label for label in asked if label not in arms]
+        notes += [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
+        notes += [
+            f"{track}: {label}: {arm['outcomes']['diverged']} of {len(arm['runs'])} seeds diverged"
+            for label, arm in arms.items()
+            if arm["outcomes"].get("diverged")
+        ]
+        by_seed = {str(seed): _best_of(arms, results, str(seed)) for seed in config.seeds}
+        if len(set(by_seed.values())) > 1:
+            found = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
+            notes.append(f"{track}: one seed alone would have named different best arms: {found}")
+        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
+        tracks[track] = {
+            "reference": config.ablation.reference,
+            "arms": arms,
+            "best_by_seed": by_seed,
+            "sigma": sigma,
+        }
+    compared = _differences(config, tracks, results, earlier)
+    if all(not math.isfinite(val_loss(results.get(s.run_id))) for s in specs):
+        raise rules.Undecidable("ablation could not be judged: no run completed.")
+    rule = (
+        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% intervals; an arm beats "
+        f"its reference by the interval that holds for all {compared} comparisons at once"
+    )
+    return rules.sealed("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def _differences(
+    config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
+) -> int:
+    """Give every arm its difference in test loss from its reference, None where it has none. -> how many there are."""
+    pairs = []
+    for name, track in tracks.items():
+        for arm in track["arms"].values():
+            arm["difference"] = None
+            if arm["versus"] in track["arms"]:
+                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, track["arms"][arm["versus"]]))
+    for swept, arm, reference in pairs:
+        arm["difference"] = paired(
+            compare_arms.losses(arm, results),
+            compare_arms.losses(reference, results),
+            margin=config.finals.margin,
+            comparisons=len(pairs),
+            replicates=swept["replicate_losses"],
+        )
+    return len(pairs)
+
+
+def _best_of(arms: Mapping[str, Any], results: Results, seed: str) -> str | None:
+    """The arm with the lowest test loss of this seed alone, among those judged on the whole split."""
+    usable = {label: arm for label, arm in arms.items() if arm["comparable"]}
+    found = {
+        label: loss
+        for label, arm in usable.items()
+        if (loss := compare_arms.losses(arm, results).get(seed)) is not None
+    }
+    return min(found, key=lambda label: found[label], default=None)
+
+
+def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, float | None]:
+    """Means over the arm's completed seeds; None where none has the figure."""
+    done = [
+        r for run_id in arm["runs"].values() if (r := results.get(run_id, {})).get("outcome") == "completed"
+    ]
+    found = {}
+    for key in FIGURES:
+        values = [float(r[key]) for r in done if r.get(key) is not None]
+        found[key] = statistics.fmean(values) if values else None
+    shocked = [r.get("shock_recovery_steps") for r in done if r.get("shock_peak") is not None]
+    found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
+    if None in shocked:
+        found["shock_recovery_steps"] = (
+            None  # a mean over those that came back would flatter those that did not
+        )
+    return found
+
+
+def headline(track: Track) -> str:
+    comparable = {a: f["val_median"] for a, f in track["arms"].items() if f["comparable"]}
+    losses = {a: x for a, x in comparable.items() if x is not None}
+    best = min(losses, key=lambda a: losses[a], default=None)
+    told = f"; lowest median validation loss {best}, {losses[best]:.4f}" if best else ""
+    return f"{len(track['arms'])} arms{told}"
+
+
+STAGE = Stage(
+    name="ablation",
+    runs=runs,
+    decide=decide,
+    headline=headline,
+    concludes=True,
+    title="Ablation",
+    about="Every arm of the suite over the same seeds, each paired with its reference.",
+    question=lambda config: config.ablation.question,
+    shows="arms",
+    pictures=("ablation", "ablation_steps", "ablation_tightness", "recovery"),
+)
