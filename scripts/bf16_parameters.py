@@ -35,7 +35,7 @@ def main(overrides: list[str]) -> None:
     set_up_torch(run)
     corpus = locate(run.data)
     model = gpt.build(run.model, len(corpus.vocabulary), run.seed)
-    bases = optimizers.build(model, run.optimizer)
+    bases = optimizers.build(model, run.optimizer, gpt.hidden_matrices(model))
     batches = Batches(torch.from_numpy(corpus.tokens()["train"]), run.batch_size, run.model.context, run.seed)
     for step in range(run.steps + 1):
         if step == run.steps:

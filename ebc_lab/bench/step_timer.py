@@ -48,7 +48,7 @@ class Stand:
         )
         self.model = gpt.build(run.model, VOCABULARY, 0).to(self.device, getattr(torch, run.param_dtype))
         self.forward: torch.nn.Module = self.model
-        self.bases = optimizers.build(self.model, run.optimizer)
+        self.bases = optimizers.build(self.model, run.optimizer, gpt.hidden_matrices(self.model))
 
     def step(self) -> float:
         """Seconds of one training step."""

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.schema import OptimizerConfig
-from ebc_lab.workloads.gpt import hidden_matrices
 
 Params = Iterable[nn.Parameter]
+Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
 
 
 def _fused(params: Iterable[nn.Parameter], c: OptimizerConfig) -> dict[str, Any]:
@@ -35,17 +35,17 @@ def _adam(params: Sequence[nn.Parameter], c: OptimizerConfig) -> Optimizer:
     return torch.optim.Adam(params, **_fused(params, c))
 
 
-def adam(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def adam(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adam with bias correction; `weight_decay` is added to the gradient."""
     return [_adam(list(model.parameters()), c)]
 
 
-def adamw(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def adamw(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adam with decoupled weight decay."""
     return [torch.optim.AdamW(model.parameters(), **_fused(model.parameters(), c))]
 
 
-def sgd(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SGD with heavy-ball momentum."""
     return [
         torch.optim.SGD(
@@ -119,9 +119,8 @@ def orthogonal(momenta: Tensor, group: dict[str, Any]) -> Tensor:
     return x
 
 
-def muon(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Muon on the hidden matrices, its updates matched to Adam's rms so one learning rate serves both; Adam on the rest."""
-    matrices = hidden_matrices(model)
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
@@ -161,12 +160,12 @@ class UncorrectedAdam(torch.optim.Adam):
                 }
 
 
-def adam_uncorrected(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adam whose moments start at zero and are never corrected for it: a trap of the earlier study, kept as an arm."""
     return [UncorrectedAdam(model.parameters(), **_fused(model.parameters(), c))]
 
 
-def lion(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Lion: every weight moves by lr·sign(b1·m + (1-b1)·g), then m follows the gradient with b2; decoupled weight decay."""
     return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
 
@@ -193,7 +192,7 @@ class UncappedAdafactor(torch.optim.Adafactor):
             p.copy_(decayed.lerp_(p, stretch))
 
 
-def adafactor(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adafactor: second moments by rows and columns, no momentum, lr relative to the rms of each tensor.
 
     eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose gradients have an rms
@@ -220,7 +219,7 @@ class PromptSOAP(SOAP):
                     gram.zero_()
 
 
-def soap(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled weight decay."""
     return [
         PromptSOAP(
@@ -253,7 +252,7 @@ class ScheduleFree(ScheduleFreeAdamW):
                 p.grad = gradient
 
 
-def schedule_free(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Schedule-Free AdamW; `weight_decay` acts at y."""
     return [
         ScheduleFree(
@@ -262,7 +261,7 @@ def schedule_free(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     ]
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig], list[Optimizer]]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
     "sgd": sgd,
@@ -283,5 +282,6 @@ CAPTURABLE = (
 )  # on a GPU: take `lr` as a tensor and heed `found_inf`
 
 
-def build(model: nn.Module, config: OptimizerConfig) -> list[Optimizer]:
-    return OPTIMIZERS[config.name](model, config)
+def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """The base optimizers of a model, of which `matrices` are the hidden ones (a workload's `matrices(model)`)."""
+    return OPTIMIZERS[config.name](model, config, matrices)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ebc_lab.config.schema import ProjectionConfig
-from ebc_lab.workloads.gpt import hidden_matrices
 
 
 class Projection(Protocol):
@@ -147,28 +146,28 @@ def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(matrices)).to(torch.promote_types(matrices[0].dtype, torch.float32))
 
 
-def none(model: nn.Module, config: ProjectionConfig) -> None:
+def none(matrices: Sequence[Tensor], config: ProjectionConfig) -> None:
     return None
 
 
-def spectral(model: nn.Module, config: ProjectionConfig) -> Projection:
-    return Spectral(hidden_matrices(model), config.bound)
+def spectral(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection:
+    return Spectral(matrices, config.bound)
 
 
-def stiefel(model: nn.Module, config: ProjectionConfig) -> Projection:
-    return Stiefel(hidden_matrices(model))
+def stiefel(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection:
+    return Stiefel(matrices)
 
 
-PROJECTIONS: dict[str, Callable[[nn.Module, ProjectionConfig], Projection | None]] = {
+PROJECTIONS: dict[str, Callable[[Sequence[Tensor], ProjectionConfig], Projection | None]] = {
     "none": none,
     "spectral": spectral,
     "stiefel": stiefel,
 }
 
 
-def build(model: nn.Module, config: ProjectionConfig) -> Projection | None:
-    """The projection of `model`, to be built while it holds its initial weights; None for `none`.
+def build(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection | None:
+    """The projection of a model's hidden matrices, to be built while they hold their initial values; None for `none`.
 
-    `stiefel` moves them onto its manifold, so whatever copies the weights is to be built later.
+    `stiefel` moves them onto its manifold, so build whatever copies the weights after it.
     """
-    return PROJECTIONS[config.name](model, config)
+    return PROJECTIONS[config.name](matrices, config)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ebc_lab import workloads
 from ebc_lab.components import optimizers, projections, shocks, stabilizers
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.errors import UserError
@@ -30,10 +31,8 @@ from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.streams import Stream, read_columns
-from ebc_lab.workloads import gpt
 from ebc_lab.workloads.batches import Batches, overlapping_windows, windows
-from ebc_lab.workloads.corpus import Corpus, check_length, locate
-from ebc_lab.workloads.losses import autocast, evaluate, token_losses
+from ebc_lab.workloads.losses import evaluate
 
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
@@ -76,26 +75,24 @@ class Training:
         self.directory = directory
         self.identity = digest(identity(run))
         set_up_torch(run)
-        corpus = locate(run.data, quiet=True)
-        check_length(corpus, run.model.context)
         device = torch.device(run.device)
         # each run of a process works on a stream of its own, so that several share the GPU
         self.stream = torch.cuda.Stream() if run.device == "cuda" else None
         with self._on_stream():
-            self._build(run, corpus, device)
+            self._build(run, device)
 
     def _on_stream(self) -> Any:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def _build(self, run: RunConfig, corpus: Corpus, device: torch.device) -> None:
+    def _build(self, run: RunConfig, device: torch.device) -> None:
         directory = self.directory
-        self.tokens = {k: torch.from_numpy(v).to(device) for k, v in corpus.tokens().items()}
-        self.model = gpt.build(run.model, len(corpus.vocabulary), run.seed).to(
-            device, getattr(torch, run.param_dtype)
-        )
+        self.workload = workloads.load(run, device)
+        self.tokens = self.workload.tokens
+        self.model = self.workload.build().to(device, getattr(torch, run.param_dtype))
         lay_flat(self.model.parameters())
-        projection = projections.build(self.model, run.projection)  # first: it may move the initial weights
-        bases = optimizers.build(self.model, run.optimizer)
+        matrices = self.workload.matrices(self.model)
+        projection = projections.build(matrices, run.projection)  # first: it may move the initial weights
+        bases = optimizers.build(self.model, run.optimizer, matrices)
         self.forward = forward_of(self.model, run)
         self.optimizer: StabilizedOptimizer = stabilizers.build(
             self.model, bases, projection, run, self.forward
@@ -114,7 +111,6 @@ class Training:
             self.probe_batches = Batches(held, run.budget.probe_sequences, run.model.context, run.seed)
         self.batches = Batches(text, run.batch_size, run.model.context, run.seed, of=whole)
         self.fixed_windows = windows(self.tokens["val"], run.model.context, run.eval_windows)
-        self.vocabulary = len(corpus.vocabulary)
         self.step, self.skips, self.train_s, self.wall_s = 0, 0, 0.0, 0.0
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
         self.rates: list[float] = []  # the learning rate of each pending step
@@ -123,7 +119,7 @@ class Training:
         self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)  # … and for the batch
         capturable = (
             run.optimizer.name in optimizers.CAPTURABLE
-            and run.model.dropout == 0
+            and self.workload.capturable
             and self.probe_batches is None
         )
         self.graphs = StepGraphs() if self.stream is not None and capturable else None
@@ -279,15 +275,14 @@ class Training:
             )
             return
         inputs, targets = self.batches.at(step)
-        targets = shocks.targets(shock, targets, self.vocabulary, run.seed)
+        targets = shocks.targets(shock, targets, self.workload.vocabulary, run.seed)
         self.pending.add(self._computed(t, inputs, targets, shock))
 
     def _computed(self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None) -> Values:
         """Forward, backward and update of step `t` -> all that is to be recorded of it, on the device."""
         run = self.run_config
-        with autocast(run):
-            logits = self.forward(inputs)
-        loss = token_losses(logits, targets).mean()
+        logits = self.workload.forward(self.forward, inputs)
+        loss = self.workload.loss(logits, targets)
         loss.backward()
         shocks.gradients(shock, self.model, run.seed)
         values = {"loss": loss.detach()}

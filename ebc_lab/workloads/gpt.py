@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebc_lab.config.schema import ModelConfig
+from ebc_lab.config.schema import ModelConfig, RunConfig
+
+from .corpus import Corpus
+from .losses import autocast, token_losses
 
 PLAIN_UP_TO = 128  # tokens
 
@@ -94,19 +97,42 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = block(x, B)
-        return self.head(self.norm(x)).view(B, T, -1)
+        logits: Tensor = self.head(self.norm(x))
+        return logits.view(B, T, -1)
 
 
-MODELS = {"gpt": GPT}
-
-
-def build(config: ModelConfig, vocabulary: int, seed: int) -> nn.Module:
-    """The named model with its initial weights drawn from `seed` alone, on the CPU, float32."""
+def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
+    """The model with its initial weights drawn from `seed` alone, on the CPU, float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[config.name](config, vocabulary)
+        return GPT(config, vocabulary)
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices inside the blocks: q, k, v, o, mlp-in and mlp-out, in the model's order."""
-    return [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    """The matrices inside the blocks of a GPT: q, k, v, o, mlp-in and mlp-out, in the model's order."""
+    assert isinstance(model, GPT)
+    return [p for p in model.blocks.parameters() if p.ndim == 2]
+
+
+class GPTWorkload:
+    """A GPT that predicts the next character of a text."""
+
+    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
+        self.run = run
+        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in corpus.tokens().items()}
+        self.vocabulary = len(corpus.vocabulary)
+        self.capturable = run.model.dropout == 0
+
+    def build(self) -> GPT:
+        return build(self.run.model, self.vocabulary, self.run.seed)
+
+    def forward(self, called: nn.Module, inputs: Tensor) -> Tensor:
+        with autocast(self.run):
+            logits: Tensor = called(inputs)
+        return logits
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return token_losses(logits, targets).mean()
+
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        return hidden_matrices(model)

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ebc_lab.components import optimizers
 from ebc_lab.components.optimizers import (
     OPTIMIZERS,
     ScheduleFree,
     StackedMuon,
     UncappedAdafactor,
     UncorrectedAdam,
-    build,
 )
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
@@ -33,6 +33,10 @@ CONFIGS = {
     "adam_uncorrected": OptimizerConfig("adam_uncorrected", lr=LR),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
+
+
+def build(model, config):
+    return optimizers.build(model, config, hidden_matrices(model))
 
 
 @pytest.fixture

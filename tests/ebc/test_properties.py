@@ -19,6 +19,7 @@ from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.controller import CONTROLLERS
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 VOCABULARY = 11
 seeds = st.integers(0, 2**32 - 1)
@@ -208,7 +209,7 @@ def test_without_a_budget_every_base_is_itself_bit_for_bit(name, audit_every):
     models = [
         build_model(ModelConfig(blocks=2, width=16, heads=2, context=8), VOCABULARY, seed=0) for _ in range(2)
     ]
-    bases, wrapped = (build_bases(model, config) for model in models)
+    bases, wrapped = (build_bases(model, config, hidden_matrices(model)) for model in models)
     clip = EllipsotopeClip(models[1], wrapped, target_kl=math.inf, audit_every=audit_every)
     for t in range(13):  # SOAP renews its bases every 10 steps
         tokens = integers(6, 8, seed=t)

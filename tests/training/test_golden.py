@@ -1,6 +1,6 @@
-"""Seeded runs whose losses are in the repository: a change of a run's numbers is a decision, and visible in a diff.
+"""Seeded runs whose losses are in the repository: whoever changes a run's numbers sees it in a diff.
 
-`python tests/training/test_golden.py` records golden_run.json again, from whatever `ebc_lab` the interpreter finds.
+`python tests/training/test_golden.py` records golden_run.json again.
 """
 
 import hashlib

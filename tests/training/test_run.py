@@ -405,7 +405,8 @@ def test_stabilizers_that_hook_into_layers_are_known(run):
     for name in stabilizers.STABILIZERS:
         shape = replace(run, stabilizer=replace(run.stabilizer, name=name))
         model = gpt.build(shape.model, 20, 0)
-        stabilizers.build(model, optimizers.build(model, shape.optimizer), None, resolve_controller(shape))
+        bases = optimizers.build(model, shape.optimizer, gpt.hidden_matrices(model))
+        stabilizers.build(model, bases, None, resolve_controller(shape))
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
         assert hooked == (name in stabilizers.HOOKED), name
         assert (process.forward_of(model, replace(shape, compile="on")) is model) == hooked

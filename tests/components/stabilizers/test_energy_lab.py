@@ -12,6 +12,7 @@ from ebc_lab.components.stabilizers import build
 from ebc_lab.components.stabilizers.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
 from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
 from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 RUN = RunConfig(audit_every=2, audit_tokens=32, model=ModelConfig(blocks=2, width=16, heads=2, context=8))
 
@@ -19,7 +20,7 @@ RUN = RunConfig(audit_every=2, audit_tokens=32, model=ModelConfig(blocks=2, widt
 def lab(strength, norm="rms", **options):
     run = replace(RUN, stabilizer=StabilizerConfig(f"energy_{norm}", strength), **options)
     model = build_model(run.model, 11, 0)
-    return model, build(model, build_optimizers(model, run.optimizer), None, run)
+    return model, build(model, build_optimizers(model, run.optimizer, hidden_matrices(model)), None, run)
 
 
 def lab_step(model, step, dtype=None):

@@ -61,10 +61,10 @@ def prepare(run, prepare_model=lambda model: None, prepare_base=lambda base: Non
     """-> the model and the stabilizer around its base optimizers."""
     model = build_model(run.model, VOCABULARY, run.seed)
     prepare_model(model)
-    bases = build_optimizers(model, run.optimizer)
+    bases = build_optimizers(model, run.optimizer, hidden_matrices(model))
     for base in bases:
         prepare_base(base)
-    return model, build(model, bases, build_projection(model, run.projection), run)
+    return model, build(model, bases, build_projection(hidden_matrices(model), run.projection), run)
 
 
 def gradients(model, step):
@@ -263,7 +263,7 @@ def test_none_is_the_plain_optimizer(optimizer):
     run = run_of(optimizer, "none", "none")
     model, wrapped = prepare(run)
     plain = build_model(run.model, VOCABULARY, run.seed)
-    bases = build_optimizers(plain, run.optimizer)
+    bases = build_optimizers(plain, run.optimizer, hidden_matrices(plain))
     for step in range(6):
         take(model, wrapped, [step])
         gradients(plain, step)

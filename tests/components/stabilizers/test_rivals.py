@@ -17,6 +17,7 @@ from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip
 from ebc_lab.config.choices import groups, settings_of
 from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
 from ebc_lab.workloads.gpt import build as build_model
+from ebc_lab.workloads.gpt import hidden_matrices
 
 # -- what holds for all ----------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ def test_built_from_a_run(name):
     )
     for strength, expected in ((None, CLASSES[name].default), (0.7, 0.7)):
         model = build_model(run.model, 5, 0)
-        bases = build_optimizers(model, run.optimizer)
+        bases = build_optimizers(model, run.optimizer, hidden_matrices(model))
         made = build(model, bases, None, replace(run, stabilizer=replace(run.stabilizer, strength=strength)))
         assert type(made) is CLASSES[name]
         assert made.strength == expected
