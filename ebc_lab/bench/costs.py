@@ -14,6 +14,7 @@ from torch import nn
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
 
@@ -78,7 +79,7 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
                 taken[f"evaluate_{split}_s"].append(seconds)
             taken["checkpoint_s"].append(timed(run, training.save_checkpoint))
             taken["finish_s"].append(timed(run, training.run))
-            checkpoint = (training.directory / "checkpoint.pt").stat().st_size
+            checkpoint = RunFiles(training.directory).checkpoint.stat().st_size
     costs: dict[str, Any] = {name: spread(values) for name, values in taken.items()}
     return {**start_up(repeats), **costs, "steps": steps, "checkpoint_bytes": checkpoint, "repeats": repeats}
 

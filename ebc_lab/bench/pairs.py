@@ -17,6 +17,7 @@ from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.paths import RunFiles
 
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
 from .plain_loop import PlainLoop, PlainProcess
@@ -104,7 +105,7 @@ def overhead_and_record(
     try:
         result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run, on_progress)}
     except Exception as error:
-        with open(directory / "log.txt", "a") as f:
+        with open(RunFiles(directory).log, "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
     about = {
@@ -113,7 +114,7 @@ def overhead_and_record(
         "steps": run.steps,
         "wall_s": time.perf_counter() - started,
     }
-    write_checksummed(directory / "result.json", {**about, **result})
+    write_checksummed(RunFiles(directory).result, {**about, **result})
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:

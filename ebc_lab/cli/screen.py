@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock
+from ebc_lab.records.paths import RUNS
 from ebc_lab.study.inspect.why import headline, noise_in_words
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
@@ -109,14 +110,14 @@ def outcome(console: Console, done: Any) -> None:
         f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}"
     )
     places = {
-        "page": "report.html",
-        "decisions": "auto_decisions.json",
-        "verdict": "acceptance.json",
-        "results": "results_final.json",
+        "page": done.study.page_file.name,
+        "decisions": done.study.decisions_file.name,
+        "verdict": done.study.acceptance_file.name,
+        "results": done.study.results_file.name,
         "tables": "summary_*.*",
         "arms": "ablation.*",
         "plots": "*.svg",
-        "runs": "runs/",
+        "runs": f"{RUNS}/",
     }
     for what, where in places.items():
         if any(root.glob(where.rstrip("/"))):

@@ -21,6 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
+from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.corpus import check_length, locate
 
@@ -106,7 +107,7 @@ def task(composed: Any) -> float | None:
         with following(config.tracker, directory, print):
             result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
         if result["outcome"] not in ("completed", "diverged"):
-            message, code = f"the run {result['outcome']}: {result['cause']}; {directory / 'log.txt'}", 4
+            message, code = f"the run {result['outcome']}: {result['cause']}; {RunFiles(directory).log}", 4
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
     except (Interrupted, KeyboardInterrupt):
@@ -133,7 +134,7 @@ def train_one(
     from ebc_lab.records.json_files import read_json, write_json
     from ebc_lab.training.outcome import run_and_record
 
-    known = directory / "spec.json"
+    known = RunFiles(directory).spec
     earlier = read_json(known) if known.exists() else None
     if earlier:  # carry on with what was chosen the first time
         begun: RunConfig = from_dict(RunConfig, earlier["config"])
@@ -163,7 +164,13 @@ def train_one(
             f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete it."
         )
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(known, {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)})
+    spec: SpecRecord = {
+        "run_id": run_id,
+        "kind": "train",
+        "identity": identity(run),
+        "config": to_dict(run),
+    }
+    write_json(known, spec)
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import LRScheduleConfig
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 
 
@@ -39,20 +40,20 @@ def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
 def source_folder(config: LRScheduleConfig, beside: Path) -> Path:
     """The folder of the run to replay: as it is written, or `beside` this run's. Raises UserError where there is no record."""
     named = Path(config.source or "").expanduser()
-    folder = named if (named / "steps.csv").exists() else beside / named
-    if not (folder / "steps.csv").exists():
-        raise UserError(f"lr_schedule.source={config.source}: there is no {folder / 'steps.csv'} to replay.")
+    folder = named if RunFiles(named).steps.exists() else beside / named
+    steps = RunFiles(folder).steps
+    if not steps.exists():
+        raise UserError(f"lr_schedule.source={config.source}: there is no {steps} to replay.")
     return folder
 
 
 def recorded_rates(folder: Path) -> list[float]:
     """The c·lr of every step that the run in `folder` recorded. Raises UserError where its steps.csv is no such record."""
+    path = RunFiles(folder).steps
     try:
-        return [float(rate) for rate in read_columns(folder / "steps.csv")["eta_eff"]]
+        return [float(rate) for rate in read_columns(path)["eta_eff"]]
     except (KeyError, IndexError, ValueError, OSError):
-        raise UserError(
-            f"{folder / 'steps.csv'} is no record of a run: lr_schedule.source must be a run's folder."
-        ) from None
+        raise UserError(f"{path} is no record of a run: lr_schedule.source must be a run's folder.") from None
 
 
 def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path) -> Callable[[int], float]:

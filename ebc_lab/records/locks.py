@@ -12,6 +12,8 @@ from filelock import FileLock, Timeout
 
 from ebc_lab.config.errors import UserError
 
+from .paths import RunFiles
+
 
 def locked(path: Path) -> bool:
     """Whether somebody holds this lock file; the look takes and writes nothing. Raises UserError where there are no locks."""
@@ -31,7 +33,7 @@ def locked(path: Path) -> bool:
 @contextmanager
 def run_lock(directory: Path) -> Iterator[bool]:
     """Try to be the only one who trains in this run's folder; yields whether it worked. Freed by the kernel on death."""
-    lock = FileLock(directory / ".lock", fallback_to_soft=False)
+    lock = FileLock(RunFiles(directory).lock, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -10,6 +10,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
+from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.study.autopilot import Listener, Say
 from ebc_lab.study.stages import planned_runs, verdict
 from ebc_lab.study.stages.rules import Decision
@@ -28,7 +29,7 @@ def write_table(
 ) -> None:
     from .text import tables
 
-    manifest.strike(study.root, tables.summary_path(study.root, stage).name)
+    manifest.strike(study.root, study.summary_file(stage).name)
     tables.write_summary(study.root, stage, specs, results)
 
 
@@ -47,19 +48,20 @@ def write_conclusions(
         "warning": header["corpus"]["warning"],
     }
     accepted = None
-    manifest.strike(study.root, "acceptance.json", "ablation.csv", "results_final.json", "*.md", "*.tex")
+    made = (study.acceptance_file, study.ablation_file, study.results_file)
+    manifest.strike(study.root, *(path.name for path in made), *PAPERS)
     if "finals" in decisions:
         accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
-        write_json(study.root / "acceptance.json", accepted)
+        write_json(study.acceptance_file, accepted)
     if "ablation" in decisions:
         tables.write_ablation(study.root, decisions["ablation"])
-    write_json(study.root / "results_final.json", {**about, **decisions[config.study.stages[-1]]})
+    write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
     papers.write(study.root, config, about, decisions, accepted, study.result)
-    stamp = study.root / ".plotted"
+    stamp = study.plotted_file
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
         say("drawing the plots …")
-        manifest.strike(study.root, "*.png", "*.svg", "figures.json")
+        manifest.strike(study.root, *PICTURES)
         pictures.draw_study(study.root)
         stamp.write_text(inputs)
     html.write_page(study.root)
@@ -78,7 +80,7 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         )
     with study.held():
         manifest.begin(study.root)
-        (study.root / ".plotted").unlink(missing_ok=True)
+        study.plotted_file.unlink(missing_ok=True)
         for stage in decisions:
             specs, results = planned_runs(stage, config, decisions, study.results)
             write_table(study, stage, specs, results)

@@ -24,7 +24,7 @@ from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import manifest
-from .store.study import FINISHED, RETRIED, RETRIED_UNFINISHED, Cancelled, Study, cancel_mark
+from .store.study import FINISHED, RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
 Say = Callable[[str], None]
@@ -105,7 +105,7 @@ def autopilot(
         check_length(locate(config.data), config.model.context)
     study.prepare()
     with study.held():
-        cancel_mark(study).unlink(missing_ok=True)
+        study.cancel_mark.unlink(missing_ok=True)
         config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
@@ -234,7 +234,7 @@ def _train(
     left = {s.run_id: s for s in wave}
     known = [found for s in specs if s.run_id not in left and (found := study.result(s.run_id))]
     breaker = Breaker(stage, study, proven=any(found["outcome"] in FINISHED for found in known))
-    mark = cancel_mark(study)
+    mark = study.cancel_mark
 
     def check_in(done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
         if mark.exists():
@@ -275,7 +275,9 @@ def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
 def _trained(study: Study) -> set[str]:
     """Ids of the training runs that have a result."""
     return {
-        p.parent.name for p in study.runs.glob("*/result.json") if not p.parent.name.startswith("overhead_")
+        run_id
+        for run_id in study.run_ids()
+        if study.has_result(run_id) and not run_id.startswith("overhead_")
     }
 
 

@@ -45,7 +45,7 @@ class Breaker:
             which = "its last" if self.proven else "its first"
             raise StageFailed(
                 f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with {result.get('cause')!r}; "
-                f"read {self.study.run_dir(self.row[0]) / 'log.txt'}, mend it, and give the same command again."
+                f"read {self.study.run_files(self.row[0]).log}, mend it, and give the same command again."
             )
 
 

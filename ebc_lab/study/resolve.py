@@ -84,8 +84,8 @@ def resolve_study(
             "git": git_revision(),
             "hardware": hardware(),
         }
-        manifest.strike(study.root, "study.json")
-        write_checksummed(study.root / "study.json", header)
+        manifest.strike(study.root, study.header_file.name)
+        write_checksummed(study.header_file, header)
     return config, corpus
 
 

@@ -14,6 +14,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.paths import RunFiles
 
 from .run import Interrupted, Progress, Training, to_the_end
 
@@ -60,7 +61,8 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
     OSError when the folder itself cannot be written; and DeviceFailed when the GPU can do no more in this process (with no
     result, unless the run's own code has broken it).
     """
-    path = directory / "result.json"
+    files = RunFiles(directory)
+    path = files.result
     name = digest(identity(run))
     if path.exists():
         found = read_checksummed(path, f"delete {directory}, and the same command trains the run again")
@@ -68,7 +70,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
             raise UserError(f"{path} is another run's result: choose another folder, or delete this one.")
         return found
     directory.mkdir(parents=True, exist_ok=True)
-    log = directory / "log.txt"
+    log = files.log
     started = time.perf_counter()
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {run_id} begins or resumes\n")
@@ -91,7 +93,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
     result = {"run_id": run_id, "identity": name, **result}
     write_checksummed(path, result)
     if result["outcome"] in ("completed", "diverged"):
-        (directory / "checkpoint.pt").unlink(missing_ok=True)
+        files.checkpoint.unlink(missing_ok=True)
     with open(log, "a") as f:
         f.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {result['outcome']} {result.get('cause') or ''}\n")
     if broken:  # the run is to blame, and no other can be trained in this process any more

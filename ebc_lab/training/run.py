@@ -30,6 +30,7 @@ from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.files import write_atomic
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Stream, read_columns
 from ebc_lab.workloads.batches import Batches, overlapping_windows, windows
 from ebc_lab.workloads.losses import evaluate
@@ -131,8 +132,8 @@ class Training:
             list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and sensing else []
         )
         extra = [f"{kind}_{g}" for kind in ("s", "beta") for g in self.groups]
-        self.steps = Stream(directory / "steps.csv", [*STEP_COLUMNS, *extra], self.step)
-        self.evals = Stream(directory / "evals.csv", EVAL_COLUMNS, self.step + 1 if self.step else 0)
+        self.steps = Stream(RunFiles(directory).steps, [*STEP_COLUMNS, *extra], self.step)
+        self.evals = Stream(RunFiles(directory).evals, EVAL_COLUMNS, self.step + 1 if self.step else 0)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -154,10 +155,10 @@ class Training:
         buffer = io.BytesIO()
         with self._on_stream():
             torch.save(state, buffer)
-        write_atomic(self.directory / "checkpoint.pt", buffer.getvalue())
+        write_atomic(RunFiles(self.directory).checkpoint, buffer.getvalue())
 
     def _load_checkpoint(self) -> None:
-        path = self.directory / "checkpoint.pt"
+        path = RunFiles(self.directory).checkpoint
         if not path.exists():
             return
         try:
@@ -364,7 +365,7 @@ class Training:
         run = self.run_config
         self.steps.sync()
         self.evals.sync()
-        steps = read_columns(self.directory / "steps.csv")
+        steps = read_columns(RunFiles(self.directory).steps)
         figures = summarise(steps)
         initial, last = figures["initial_loss"], figures["last_loss"]
         if cause is None and last is not None and last > initial:
@@ -401,7 +402,7 @@ class Training:
         )
         if run.shock.name != "none":
             result |= recovery(steps["loss"], shocks.step_of(run))
-        curve = read_columns(self.directory / "evals.csv")
+        curve = read_columns(RunFiles(self.directory).evals)
         result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
         trained = self.step * run.batch_size * run.model.context
         result["tokens_per_s"] = trained / self.train_s if self.train_s else None

@@ -13,7 +13,7 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
 from ebc_lab.study.stages import stage_of
-from ebc_lab.study.store.study import Cancelled, Study, cancel_mark
+from ebc_lab.study.store.study import Cancelled, Study
 
 GOOD = {"outcome": "completed", "cause": None}
 
@@ -177,13 +177,13 @@ def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
 
     def say(text):
         if text.startswith("calibrate: "):
-            cancel_mark(study).touch()
+            study.cancel_mark.touch()
 
     with pytest.raises(Cancelled):
         autopilot(config, concluding(say=say))
     assert list(study.decisions()) == ["lr_sweep"]
     assert autopilot(replace(config), concluding()).failed == []
-    assert not cancel_mark(study).exists()
+    assert not study.cancel_mark.exists()
 
 
 def test_cancel_of_a_study_that_is_not_there_says_so(tmp_path):

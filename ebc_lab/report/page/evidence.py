@@ -15,6 +15,7 @@ from ebc_lab.config import errors
 from ebc_lab.config.dicts import flat, from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.stages.compare_arms import seeds_of
@@ -177,7 +178,7 @@ def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dic
 
 def _checksums(root: Path) -> list[tuple[str, str]]:
     paths = {p for pattern in CHECKED for p in root.glob(pattern) if not p.name.startswith(".")}
-    return [(p.name, manifest.sha256_of(p)) for p in sorted(paths) if p.name != manifest.NAME]
+    return [(p.name, manifest.sha256_of(p)) for p in sorted(paths) if p != StudyFiles(root).manifest_file]
 
 
 # -- decisions -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,6 @@ from ..pictures import catalogue
 from ..text import words
 from . import evidence
 
-NAME = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 EMBEDDED = (
     60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
@@ -57,9 +56,9 @@ def write_page(root: Path) -> Path:
     """Write the page of the study in folder `root`. Raises UserError when a file that it is made from is damaged."""
     study = Study(root)
     content = render(study.root, evidence.gather(study))
-    manifest.strike(root, NAME)
-    write_atomic(root / NAME, content)
-    return root / NAME
+    manifest.strike(root, study.page_file.name)
+    write_atomic(study.page_file, content)
+    return study.page_file
 
 
 def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:

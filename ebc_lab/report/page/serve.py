@@ -25,8 +25,6 @@ from . import evidence, html
 
 ADDRESS = "127.0.0.1"
 QUEUE_S = 15  # a Slurm queue changes without any file of the study changing: it is asked again so often
-OF_THE_STUDY = ("study.json", "auto_decisions.json", "figures.json", "acceptance.json", ".driver.json")
-OF_A_RUN = ("spec.json", "result.json", "progress.json")
 
 
 class LivePage:
@@ -74,11 +72,11 @@ class LivePage:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _stamps(self) -> Iterator[tuple[Path, str]]:
-        root = self.study.root
-        names = sorted({*OF_THE_STUDY, *(p.name for kind in html.KINDS for p in root.glob(f"*{kind}"))})
-        paths = [root / n for n in names]
-        if self.study.runs.is_dir():
-            paths += [run / n for run in sorted(self.study.runs.iterdir()) for n in OF_A_RUN]
+        study = self.study
+        paths = [study.header_file, study.decisions_file, study.figures_file, study.acceptance_file]
+        paths += [study.driver_file, *(p for kind in html.KINDS for p in sorted(study.root.glob(f"*{kind}")))]
+        for run in study.all_runs():
+            paths += [run.spec, run.result, run.progress]
         for path in paths:
             try:
                 found = path.stat()

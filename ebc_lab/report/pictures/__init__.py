@@ -12,6 +12,7 @@ from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.paths import StudyFiles
 
 from ..text.words import short
 from . import decisions as decisions_module
@@ -26,7 +27,8 @@ from .suite import suite_pictures
 
 def draw_study(root: Path) -> list[Path]:
     """Draw every picture of the study in folder `root`, and write them and their list there. -> the files."""
-    header, decisions = read_json(root / "study.json"), read_json(root / "auto_decisions.json")
+    study = StudyFiles(root)
+    header, decisions = read_json(study.header_file), read_json(study.decisions_file)
     written, entries = [], []
     with matplotlib.rc_context(fname=STYLE):
         for picture in pictures(root, facts_of(header), decisions):

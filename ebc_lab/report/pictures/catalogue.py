@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.paths import StudyFiles
 
-NAME = "figures.json"
 SECTIONS = ("verdict", "lr_sweep", "calibrate", "lr_scale", "finals", "ablation", "arms")  # in reading order
 
 
 def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
     """`entries`: name (the files' stem), section, title, alt, arm (empty: of several), in the order drawn. -> the file."""
-    write_json(root / NAME, sorted(entries, key=lambda entry: SECTIONS.index(entry["section"])))
-    return root / NAME
+    path = StudyFiles(root).figures_file
+    write_json(path, sorted(entries, key=lambda entry: SECTIONS.index(entry["section"])))
+    return path
 
 
 def catalogue(root: Path) -> list[dict[str, Any]]:
@@ -27,4 +28,5 @@ def catalogue(root: Path) -> list[dict[str, Any]]:
     `name`: stem of its .png and .svg; `section`: one of SECTIONS; `title`; `alt`: what is seen and was found; `arm`: whose
     picture it is, empty where it is of several arms.
     """
-    return list(read_json(root / NAME)) if (root / NAME).exists() else []
+    path = StudyFiles(root).figures_file
+    return list(read_json(path)) if path.exists() else []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.paths import StudyFiles
 from ebc_lab.records.streams import read_columns
 
 SMOOTHED_SHARE = (
@@ -36,10 +37,8 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     """The runs of an arm by seed; one that never started has no result and no rows."""
     runs = []
     for seed, run_id in arm["runs"].items():
-        folder = root / "runs" / run_id
-        runs.append(
-            Run(seed, known(root, run_id), _stream(folder / "steps.csv"), _stream(folder / "evals.csv"))
-        )
+        files = StudyFiles(root).run_files(run_id)
+        runs.append(Run(seed, known(root, run_id), _stream(files.steps), _stream(files.evals)))
     return runs
 
 
@@ -50,7 +49,8 @@ def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> di
 
 def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
     """A run's result, or its spec; empty where there is none."""
-    path = root / "runs" / run_id / f"{name}.json"
+    files = StudyFiles(root).run_files(run_id)
+    path = files.spec if name == "spec" else files.result
     return dict(read_json(path)) if path.exists() else {}
 
 

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.identity import resolve_controller
 from ebc_lab.records.files import write_atomic
+from ebc_lab.records.paths import StudyFiles
 
 if TYPE_CHECKING:
     import pandas as pd
 if TYPE_CHECKING:
     from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
-
-FILE_OF_STAGE = {"finals": "summary_final.csv"}
-
-
-def summary_path(root: Path, stage: str) -> Path:
-    return root / FILE_OF_STAGE.get(stage, f"summary_{stage}.csv")
 
 
 def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -90,14 +85,14 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
 
 def write_ablation(root: Path, decision: Mapping[str, Any]) -> None:
     """ablation.csv of a suite."""
-    _write(root / "ablation.csv", ablation(decision))
+    _write(StudyFiles(root).ablation_file, ablation(decision))
 
 
 def write_summary(
     root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """summary_<stage>.csv, or summary_final.csv."""
-    _write(summary_path(root, stage), summary(specs, results))
+    _write(StudyFiles(root).summary_file(stage), summary(specs, results))
 
 
 def _write(path: Path, table: pd.DataFrame) -> None:

@@ -138,7 +138,7 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
             "outcome": alike[0]["outcome"],
             "cause": alike[0]["cause"] or "",
             "runs": [r["run_id"] for r in alike],
-            "log": str(study.run_dir(alike[0]["run_id"]) / "log.txt"),
+            "log": str(study.run_files(alike[0]["run_id"]).log),
             "command": _again(study, config, alike[0]["run_id"]),
         }
         for alike in groups.values()
@@ -157,7 +157,7 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
     """The command for one failed run as its spec describes it; None for a measurement of time."""
-    spec = read_json(study.run_dir(run_id) / "spec.json")
+    spec = read_json(study.run_files(run_id).spec)
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # beside this run in the study, and nowhere near a new one
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())

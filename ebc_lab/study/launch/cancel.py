@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import run_lock
+from ebc_lab.records.paths import RunFiles
 
 from ..store import attempts
-from ..store.study import Study, cancel_mark
+from ..store.study import Study
 from . import queue
 from .pool import Say
 from .worker import GRACE_S
@@ -31,7 +31,7 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     holder = study.holder()
     if holder is not None:
         say(f"asking process {holder.get('pid', '?')} on {holder.get('host', '?')} to end …")
-        cancel_mark(study).touch()
+        study.cancel_mark.touch()
         deadline = time.monotonic() + DRIVER_S
         while study.holder() is not None:
             if time.monotonic() > deadline:
@@ -55,46 +55,46 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     with study.held():
         runs = _record(study)
         queue.forget(study)
-        cancel_mark(study).unlink(missing_ok=True)
+        study.cancel_mark.unlink(missing_ok=True)
     return {"study": study.name, "driver": holder, "jobs": ended, "runs": runs}
 
 
 def _record(study: Study) -> list[str]:
     """Give every run that was begun and has no result the outcome `cancelled`. -> their ids."""
     runs = []
-    for path in sorted(study.runs.glob(f"*/{attempts.FILE}")):
-        directory = path.parent
-        if not (directory / "result.json").exists() and _give_up(study, directory):
-            runs.append(directory.name)
+    for files in study.all_runs():
+        if files.attempts.exists() and not files.result.exists() and _give_up(study, files):
+            runs.append(files.directory.name)
     return runs
 
 
-def _give_up(study: Study, directory: Path) -> bool:
+def _give_up(study: Study, files: RunFiles) -> bool:
     """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last checkpoint.
 
     Raises UserError when the worker does not let go.
     """
+    directory = files.directory
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
         with run_lock(directory) as mine:
-            if (directory / "result.json").exists():
+            if files.result.exists():
                 return False
             if mine:
-                spec, now = read_json(directory / "spec.json"), study.progress(directory.name) or {}
+                spec, now = read_json(files.spec), study.progress(directory.name) or {}
                 about = {
                     "run_id": directory.name,
                     "identity": digest(spec["identity"]),
                     "outcome": "cancelled",
                 }
                 write_checksummed(
-                    directory / "result.json",
+                    files.result,
                     {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)},
                 )
                 attempts.note(directory, "cancelled")
-                (directory / "progress.json").unlink(missing_ok=True)
+                files.progress.unlink(missing_ok=True)
                 return True
         if time.monotonic() > deadline:
             raise UserError(
-                f"a worker still trains in {directory}: see {directory / attempts.FILE} for where, and end it."
+                f"a worker still trains in {directory}: see {files.attempts} for where, and end it."
             )
         time.sleep(POLL_S)

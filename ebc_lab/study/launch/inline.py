@@ -34,10 +34,10 @@ class InlinePool:
         try:
             for spec in sorted(specs, key=lambda s: -s.cost):
                 every = self.config.launcher.checkpoint_every_s
-                directory = self.study.run_dir(spec.run_id)
+                files = self.study.run_files(spec.run_id)
                 check_in([], [])
                 try:
-                    while not (directory / "result.json").exists():
+                    while not files.result.exists():
                         done = execute(
                             self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked)
                         )

@@ -20,7 +20,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.json_files import read_json, write_json
 
-from ..store.study import Cancelled, Study, cancel_mark
+from ..store.study import Cancelled, Study
 from . import queue
 from .pool import Say
 from .queue import QueueSilent
@@ -63,7 +63,7 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
     seen = asked  # when it last showed the job
     try:
         while not out.exists():
-            if cancel_mark(study).exists():
+            if study.cancel_mark.exists():
                 raise Cancelled(f"study {study.name} was cancelled; the same command continues from here")
             if time.monotonic() - asked > config.launcher.queue_every_s:
                 asked = time.monotonic()

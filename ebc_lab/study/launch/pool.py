@@ -125,7 +125,7 @@ class WorkerPool(ABC):
         by_id = {s.run_id: s for s in specs}
         spares = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
-        left = {r: str(self.study.run_dir(r) / "result.json") for r in ordered}
+        left = {r: str(self.study.run_files(r).result) for r in ordered}
         self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
             self._take_back()
@@ -170,7 +170,7 @@ class WorkerPool(ABC):
             self.say(f"{run_id} has run out of memory, maybe for what ran beside it: it is tried again alone")
             self.alone.add(run_id)
             self._offer(self.offered)  # first, so that nobody takes it in company again
-            (self.study.run_dir(run_id) / "result.json").unlink()
+            self.study.run_files(run_id).result.unlink()
 
     def _stands(self, run_id: str) -> bool:
         """Whether a result of this run would be kept, whatever it is."""
@@ -282,15 +282,15 @@ class WorkerPool(ABC):
 
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
         """Record a run as lost, unless another worker has taken it up meanwhile."""
-        run_id, directory = spec.run_id, self.study.run_dir(spec.run_id)
-        with run_lock(directory) as mine:
-            if not mine or (directory / "result.json").exists():
+        run_id, files = spec.run_id, self.study.run_files(spec.run_id)
+        with run_lock(files.directory) as mine:
+            if not mine or files.result.exists():
                 return
             times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
             cause = f"its worker died {times}, at last: {cause}; its log: {death.log}"
             identity = digest(spec.identity)
             result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
-            write_checksummed(directory / "result.json", result)
+            write_checksummed(files.result, result)
 
 
 def slots(config: Config) -> int:

@@ -20,7 +20,6 @@ from ebc_lab.records.json_files import read_json, write_json
 from ..store.study import Study
 from .session import Session
 
-RECORD = ".launcher.json"
 PATIENCE_S = 60.0  # for one answer of Slurm's
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
@@ -117,17 +116,17 @@ def job_name(session: Session) -> str:
 def remember(study: Study, session: Session) -> None:
     """Write into the study where its jobs and their driver meet."""
     about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
-    write_json(study.root / RECORD, about)
+    write_json(study.launcher_file, about)
 
 
 def forget(study: Study) -> None:
     """No job of the study is left."""
-    (study.root / RECORD).unlink(missing_ok=True)
+    study.launcher_file.unlink(missing_ok=True)
 
 
 def session_of(study: Study) -> Session | None:
     """Where the study's jobs and their driver meet; None when it has none. Raises UserError where that is not to be seen."""
-    path = study.root / RECORD
+    path = study.launcher_file
     if not path.exists():
         return None
     known = read_json(path)

@@ -25,6 +25,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Heartbeat
 
 from ..stages.spec import identity_of
@@ -57,9 +58,10 @@ def carried(
     from ebc_lab.training.outcome import recorded_run
     from ebc_lab.training.run import Interrupted
 
-    directory = study.run_dir(run_id)
+    files = study.run_files(run_id)
+    directory = files.directory
     with run_lock(directory) as mine:
-        if not mine or (directory / "result.json").exists():
+        if not mine or files.result.exists():
             return False
         attempts.note(directory, "begin", beside=beside, **attempts.surroundings())
         yield
@@ -70,13 +72,13 @@ def carried(
             return True
         name = digest(identity_of(kind, run))
 
-        report = Heartbeat(directory / "progress.json", run.steps)
+        report = Heartbeat(files.progress, run.steps)
         if kind == "overhead":
             from ebc_lab.bench.pairs import overhead_and_record
 
             overhead_and_record(run, directory, run_id, name, on_progress=report)
             attempts.note(directory, "end")
-            (directory / "progress.json").unlink(missing_ok=True)
+            files.progress.unlink(missing_ok=True)
             return True
         try:
             result = yield from recorded_run(
@@ -93,7 +95,7 @@ def carried(
         except Interrupted:
             attempts.note(directory, "stopped")
             raise
-        (directory / "progress.json").unlink(missing_ok=True)
+        files.progress.unlink(missing_ok=True)
         return True
 
 
@@ -107,7 +109,7 @@ def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop
 def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
     """Record why this run cannot be made, in the words of the error; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
-    write_checksummed(directory / "result.json", result)
+    write_checksummed(RunFiles(directory).result, result)
     attempts.note(directory, "end", outcome="failed")
 
 
@@ -242,7 +244,7 @@ class Worker:
                 continue
             company = None if run_id in tasks["alone"] else self.company(run_id)
             if self.turns and (company is None or any(c != company for c in self.with_whom.values())):
-                if locked(self.study.run_dir(run_id) / ".lock"):  # another worker's
+                if locked(self.study.run_files(run_id).lock):  # another worker's
                     continue
                 return False
             turns = carried(
@@ -271,7 +273,7 @@ class Worker:
         if self.about["runs_per_worker"] == 1:
             return None
         try:
-            spec = read_json(self.study.run_dir(run_id) / "spec.json")
+            spec = read_json(self.study.run_files(run_id).spec)
             alone = spec["kind"] != "train" or spec["config"]["model"]["dropout"] > 0
             return None if alone else int(spec["config"]["threads_per_run"])
         except (OSError, UserError, KeyError, TypeError, ValueError):

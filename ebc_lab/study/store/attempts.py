@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-FILE = "attempts.jsonl"
+from ebc_lab.records.paths import RunFiles
+
 SEEN = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
@@ -26,7 +27,7 @@ SEEN = (
 def note(directory: Path, event: str, **about: Any) -> None:
     """Append one happening; a single write, so that lines of two processes never mix."""
     line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **about}) + "\n"
-    descriptor = os.open(directory / FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         torn = size and os.pread(descriptor, 1, size - 1) != b"\n"  # a crash cut the last line off
@@ -46,7 +47,7 @@ def surroundings() -> dict[str, Any]:
 
 def log(directory: Path) -> list[dict[str, Any]]:
     """Every happening so far, oldest first; a line that a crash cut off is left out."""
-    path = directory / FILE
+    path = RunFiles(directory).attempts
     out = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:

@@ -22,11 +22,11 @@ def find(name: str | None, output_dir: str) -> Study:
         if is_bundle(path):
             return Bundled(path)
         inside = path.parent == Path(".")
-        return Study(base / name) if inside and not (path / "study.json").exists() else Study(path)
-    headers = sorted(base.glob("*/study.json"), key=lambda p: p.stat().st_mtime)
-    if not headers:
+        return Study(base / name) if inside and not Study(path).exists() else Study(path)
+    studies = [study for path in base.glob("*") if (study := Study(path)).exists()]
+    if not studies:
         raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
-    return Study(headers[-1].parent)
+    return max(studies, key=lambda study: study.header_file.stat().st_mtime)
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:

@@ -18,24 +18,11 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.paths import RUNS, RunFiles, StudyFiles
 
-NAME = "manifest.json"
-RUNS = "runs"
-CHECKPOINT = "/checkpoint.pt"
-CONCLUSIONS = (  # made from the runs, and made again when they change
-    "auto_decisions.json",
-    "acceptance.json",
-    "results_final.json",
-    "summary_*.csv",
-    "ablation.csv",
-    "*.md",
-    "*.tex",
-    "*.png",
-    "*.svg",
-    "figures.json",
-    "report.html",
-)
-OWN = ("study.json", *CONCLUSIONS)  # of the study's own folder
+NAME = StudyFiles(Path()).manifest_file.name
+CHECKPOINT = f"/{RunFiles(Path()).checkpoint.name}"
+RESULT = RunFiles(Path()).result.name
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -76,8 +63,10 @@ def complete(root: Path) -> None:
     """Record what has no entry yet: the study's own files, and finished runs as a whole. Entries that are there stay."""
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     there = {path: run_of(path) for path in files(root)}
+    study = StudyFiles(root)
+    own = (study.header_file.name, *study.conclusions())
     fresh = {run_id for run_id in there.values() if run_id} - {run_of(path) for path in known}
-    new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, OWN, fresh)}
+    new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, own, fresh)}
     _write(root, dict(sorted((known | new).items())), complete=True)
 
 
@@ -90,7 +79,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         inside = os.path.relpath(folder, root)
-        if os.path.dirname(inside) == RUNS and not unfinished and "result.json" not in names:
+        if os.path.dirname(inside) == RUNS and not unfinished and RESULT not in names:
             folders.clear()
             continue
         paths = (

@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -19,6 +18,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, RunConfig
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import locked
+from ebc_lab.records.paths import SpecRecord, StudyFiles
 
 from ..stages.rules import fault
 from ..stages.spec import RunSpec, describes
@@ -39,14 +39,10 @@ class Record:
     problem: str | None = None
 
 
-class Study:
+class Study(StudyFiles):
     """The files of one study under `output_dir/name`."""
 
     goes_on = True  # a call may train in it; a bundle is only read
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.runs = root / "runs"
 
     @property
     def name(self) -> str:
@@ -55,7 +51,7 @@ class Study:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        return (self.root / "study.json").exists()
+        return self.header_file.exists()
 
     def must_exist(self) -> None:
         """Raises UserError when there is no study here."""
@@ -68,19 +64,19 @@ class Study:
         """study.json. Raises UserError when there is no study here, or the file was truncated or (`checked`) edited."""
         self.must_exist()
         if not checked:
-            return dict(read_json(self.root / "study.json"))
+            return dict(read_json(self.header_file))
         remedy = (
             "undo that (settings are changed on the command line, with --force), or delete it: the study's command writes it "
             "anew, and keeps the runs that are still the same"
         )
-        return read_checksummed(self.root / "study.json", remedy)
+        return read_checksummed(self.header_file, remedy)
 
     def decisions(self) -> dict[str, Any]:
         """Stage -> decision, in the order of the stages; empty before the first. A call of the study makes each anew.
 
         Raises UserError when the file was truncated.
         """
-        path = self.root / "auto_decisions.json"
+        path = self.decisions_file
         found = read_json(path) if path.exists() else {}
         if not isinstance(found, dict):
             raise UserError(
@@ -100,21 +96,18 @@ class Study:
             )
         return found
 
-    def run_dir(self, run_id: str) -> Path:
-        return self.runs / run_id
-
     def result(self, run_id: str) -> dict[str, Any] | None:
         """A run's result, if it has one. Raises UserError when it was truncated or edited."""
-        path = self.run_dir(run_id)
+        files = self.run_files(run_id)
         try:
             return read_checksummed(
-                path / "result.json", f"delete {path}, and the study's command trains the run again"
+                files.result, f"delete {files.directory}, and the study's command trains the run again"
             )
         except FileNotFoundError:
             return None
 
     def has_result(self, run_id: str) -> bool:
-        return (self.run_dir(run_id) / "result.json").exists()
+        return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, dict[str, Any]]:
         """The results that exist among `specs`, by run id. Raises UserError when one was edited or belongs to another run."""
@@ -124,9 +117,9 @@ class Study:
             if result is None:
                 continue
             if result.get("identity") != spec.identity_sha256:
-                path = self.run_dir(spec.run_id)
+                files = self.run_files(spec.run_id)
                 raise UserError(
-                    f"{path / 'result.json'} was not written by this run: delete {path} to train it again."
+                    f"{files.result} was not written by this run: delete {files.directory} to train it again."
                 )
             found[spec.run_id] = result
         return found
@@ -134,10 +127,11 @@ class Study:
     def records(self) -> list[Record]:
         """Every planned run, each file read once; what is wrong with one is said in it, not raised."""
         found = []
-        for run_id in sorted(os.listdir(self.runs)) if self.runs.is_dir() else []:
-            directory, problem = self.run_dir(run_id), None
+        for run_id in self.run_ids():
+            files = self.run_files(run_id)
+            directory, problem = files.directory, None
             try:
-                spec = json.loads((directory / "spec.json").read_bytes())
+                spec = json.loads(files.spec.read_bytes())
                 (
                     spec["config"]["seed"],
                     spec["stage"],
@@ -149,7 +143,7 @@ class Study:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except (ValueError, KeyError, TypeError) as error:
-                spec, problem = None, f"{directory / 'spec.json'} is damaged ({error}): delete {directory}"
+                spec, problem = None, f"{files.spec} is damaged ({error}): delete {directory}"
             try:
                 result = self.result(run_id)
             except UserError as error:
@@ -157,14 +151,14 @@ class Study:
             if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
                 result, problem = (
                     None,
-                    f"{directory / 'result.json'} is another run's: delete {directory} to train it again.",
+                    f"{files.result} is another run's: delete {directory} to train it again.",
                 )
             found.append(Record(run_id, spec, result, problem))
         return found
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """(kind, configuration) of a planned run. Raises UserError when spec.json does not match the run's name."""
-        path = self.run_dir(run_id) / "spec.json"
+        path = self.run_files(run_id).spec
         spec = read_json(path)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         if not describes(spec["kind"], run, run_id):
@@ -172,7 +166,7 @@ class Study:
         return spec["kind"], run
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
-        path = self.run_dir(run_id) / "progress.json"
+        path = self.run_files(run_id).progress
         try:
             return dict(read_json(path))
         except (OSError, UserError):  # none, or being replaced; on NFS also stale for a moment
@@ -180,10 +174,10 @@ class Study:
 
     def holder(self) -> dict[str, Any] | None:
         """Who drives the study now, or None. A look at the lock, which takes and writes nothing."""
-        if not locked(self.root / ".lock"):
+        if not locked(self.driver_lock):
             return None
         try:
-            return dict(read_json(self.root / ".driver.json"))
+            return dict(read_json(self.driver_file))
         except (OSError, UserError):
             return {}
 
@@ -204,7 +198,7 @@ class Study:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Be the only driver of this study. Raises UserError, naming the holder, when somebody else is."""
-        lock = FileLock(self.root / ".lock", fallback_to_soft=False)
+        lock = FileLock(self.driver_lock, fallback_to_soft=False)
         try:
             lock.acquire(timeout=2)  # a reader's look may hold it for a moment
         except Timeout:
@@ -215,9 +209,7 @@ class Study:
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
-            write_json(
-                self.root / ".driver.json", {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-            )
+            write_json(self.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
             yield
         except OSError as error:
             error.filename = error.filename or str(
@@ -225,26 +217,26 @@ class Study:
             )  # a full disk says no name where it strikes in mid-file
             raise
         finally:
-            (self.root / ".driver.json").unlink(missing_ok=True)
+            self.driver_file.unlink(missing_ok=True)
             lock.release()
 
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder and spec.json, once."""
-        directory = self.run_dir(spec.run_id)
-        directory.mkdir(parents=True, exist_ok=True)
-        if not (directory / "spec.json").exists():
-            config = to_dict(spec.run)
-            about = {
-                "run_id": spec.run_id,
-                "kind": spec.kind,
-                "stage": spec.stage,
-                "role": spec.role,
-                "arm": spec.arm,
-            }
-            write_json(
-                directory / "spec.json",
-                {**about, "lr_scale": spec.lr_scale, "identity": spec.identity, "config": config},
-            )
+        files = self.run_files(spec.run_id)
+        files.directory.mkdir(parents=True, exist_ok=True)
+        if files.spec.exists():
+            return
+        record: SpecRecord = {
+            "run_id": spec.run_id,
+            "kind": spec.kind,
+            "stage": spec.stage,
+            "role": spec.role,
+            "arm": spec.arm,
+            "lr_scale": spec.lr_scale,
+            "identity": spec.identity,
+            "config": to_dict(spec.run),
+        }
+        write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: dict[str, Any]) -> bool:
         """Record a decision. Another one than before takes with it what was built on the old one. -> whether there was one."""
@@ -255,14 +247,14 @@ class Study:
         if before is not None:
             self.drop_conclusions()
         kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
-        manifest.strike(self.root, "auto_decisions.json")
-        write_json(self.root / "auto_decisions.json", {**kept, stage: decision})
+        manifest.strike(self.root, self.decisions_file.name)
+        write_json(self.decisions_file, {**kept, stage: decision})
         return before is not None
 
     def drop_conclusions(self) -> None:
         """Remove decisions, verdict, tables and plots: they are made again from the runs, which stay."""
-        manifest.strike(self.root, *manifest.CONCLUSIONS)
-        for pattern in (*manifest.CONCLUSIONS, ".plotted"):
+        manifest.strike(self.root, *self.conclusions())
+        for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
                 path.unlink()
 
@@ -279,14 +271,9 @@ class Study:
         ]
         manifest.strike(self.root, runs=gone)
         for run_id in gone:
-            (self.run_dir(run_id) / "result.json").unlink()
+            self.run_files(run_id).result.unlink()
         return gone
 
 
 class Cancelled(Exception):
     """Somebody asked for an end with `ebc-lab cancel`."""
-
-
-def cancel_mark(study: Study) -> Path:
-    """The file by which `ebc-lab cancel` reaches the driver, on whichever machine it runs."""
-    return study.root / ".cancel"

@@ -82,9 +82,10 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
     try:
         study.header()
     except UserError:
-        wrong["study.json"] = "edited: its checksum does not hold"
+        wrong[study.header_file.name] = "edited: its checksum does not hold"
     for run_id in sorted({r for path in files if (r := manifest.run_of(path))}):
-        spec, result = (f"{manifest.RUNS}/{run_id}/{name}.json" for name in ("spec", "result"))
+        run = study.run_files(run_id)
+        spec, result = (str(path.relative_to(study.root)) for path in (run.spec, run.result))
         expected = None
         if spec in files:
             try:
@@ -105,7 +106,7 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
 
 def _named(study: Study, run_id: str) -> str:
     """The digest of a run's identity, from its spec. Raises UserError when the spec is not this run's."""
-    spec = read_json(study.run_dir(run_id) / "spec.json")
+    spec = read_json(study.run_files(run_id).spec)
     kind, whole = spec["kind"], spec["identity"]
     run: RunConfig = from_dict(RunConfig, spec["config"])
     own = whole if kind == "train" else whole["run"]
@@ -121,8 +122,8 @@ def _remedy(study: Study, path: str, what: str) -> str:
         return f"move it out of {study.root}, if it is none of the study's"
     if run_id:
         return f"delete {study.run_dir(run_id)} and give the study's command again: the run is trained anew"
-    if path == "study.json":
+    if path == study.header_file.name:
         return "bring back a copy, or delete it and give the study's command again: runs that are still the same are kept"
-    if path == "auto_decisions.json":
+    if path == study.decisions_file.name:
         return "give the study's command again: it decides anew from the runs"
     return f"`ebc-lab report {study.name}` makes it anew from the runs"

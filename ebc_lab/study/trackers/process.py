@@ -23,6 +23,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.paths import RunFiles, StudyFiles
 from ebc_lab.records.streams import read_columns
 
 from .backends import PLACE, TRACKERS, Row, Run, Tracker
@@ -58,17 +59,19 @@ class Reader:
     def measuring(self) -> bool:
         """Whether a measurement of time is under way, beside which nothing else is to be done."""
         return any(
-            not p.with_name("result.json").exists() for p in self.root.glob("runs/overhead_*/progress.json")
+            run.progress.exists() and not run.result.exists()
+            for run in StudyFiles(self.root).all_runs()
+            if run.directory.name.startswith("overhead_")
         )
 
     def show(self, tracker: Tracker) -> None:
         """Show what is new, run by run."""
-        single = (self.root / "spec.json").exists()
-        for directory in [self.root] if single else sorted(self.root.glob("runs/*")):
-            self._show_run(directory, tracker)
+        single = RunFiles(self.root)
+        for files in [single] if single.spec.exists() else StudyFiles(self.root).all_runs():
+            self._show_run(files, tracker)
 
-    def _show_run(self, directory: Path, tracker: Tracker) -> None:
-        result_path = directory / "result.json"
+    def _show_run(self, files: RunFiles, tracker: Tracker) -> None:
+        result_path = files.result
         ended = result_path.stat().st_mtime_ns if result_path.exists() else None
         if ended is not None and self.settled.get(result_path) == ended:
             return
@@ -76,7 +79,7 @@ class Reader:
             result = (
                 read_json(result_path) if ended is not None else None
             )  # before the rows, which are whole then
-            spec = read_json(directory / "spec.json")
+            spec = read_json(files.spec)
         except (
             FileNotFoundError,
             UserError,
@@ -85,8 +88,8 @@ class Reader:
         run = Run(spec["run_id"], self.root.name, settings_of(spec))
         shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
         if spec["kind"] == "train" and (result is None or shown["result"] != result["checksum"]):
-            rows = new_rows(directory / "steps.csv", STEP_FIGURES, shown["step"])
-            evals = new_rows(directory / "evals.csv", EVAL_FIGURES, shown["eval"])
+            rows = new_rows(files.steps, STEP_FIGURES, shown["step"])
+            evals = new_rows(files.evals, EVAL_FIGURES, shown["eval"])
             if rows or evals:
                 tracker.log(run, [*rows, *evals])
             shown["step"], shown["eval"] = (

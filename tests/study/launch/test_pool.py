@@ -13,6 +13,7 @@ import pytest
 from support.drivers import CLI, sessions, until, without_timing
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.stages import stage_of
@@ -246,7 +247,7 @@ def test_the_canary_goes_alone_until_it_has_taken_a_step(pool_of):
 
 def test_a_log_cut_off_by_a_crash_is_still_read(tmp_path):
     attempts.note(tmp_path, "begin", pid=1)
-    with open(tmp_path / attempts.FILE, "a") as f:
+    with open(RunFiles(tmp_path).attempts, "a") as f:
         f.write('{"at": "2026-')
     attempts.note(tmp_path, "begin", pid=2)
     assert [e["pid"] for e in attempts.log(tmp_path)] == [1, 2]

@@ -1,0 +1,89 @@
+"""Where the files of a run and of a study lie, and what their descriptions hold. No other module spells these names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+RUNS = "runs"
+PAPERS = ("*.md", "*.tex")  # tables for papers
+PICTURES = ("*.png", "*.svg", "figures.json")
+
+
+class SpecRecord(TypedDict):
+    """What spec.json holds. A run that was trained without a study has no `stage`, `role`, `arm` and `lr_scale`."""
+
+    run_id: str
+    kind: str  # train, overhead
+    stage: NotRequired[str]
+    role: NotRequired[str]
+    arm: NotRequired[str]
+    lr_scale: NotRequired[float | None]
+    identity: dict[str, Any]  # everything that can change the run's numbers
+    config: dict[str, Any]  # every setting
+
+
+class RunFiles:
+    """The files in the folder of one run."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.spec = directory / "spec.json"
+        self.result = directory / "result.json"
+        self.steps = directory / "steps.csv"
+        self.evals = directory / "evals.csv"
+        self.progress = directory / "progress.json"  # while it trains
+        self.checkpoint = directory / "checkpoint.pt"  # until it has a result
+        self.attempts = directory / "attempts.jsonl"
+        self.log = directory / "log.txt"
+        self.lock = directory / ".lock"  # held by the process that trains it
+
+
+class StudyFiles:
+    """The files in the folder of one study."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.runs = root / RUNS
+        self.header_file = root / "study.json"
+        self.decisions_file = root / "auto_decisions.json"
+        self.acceptance_file = root / "acceptance.json"  # the verdict
+        self.results_file = root / "results_final.json"
+        self.ablation_file = root / "ablation.csv"
+        self.figures_file = root / "figures.json"  # what each picture shows
+        self.page_file = root / "report.html"
+        self.manifest_file = root / "manifest.json"
+        self.driver_lock = root / ".lock"  # held by the process that drives the study
+        self.driver_file = root / ".driver.json"  # which process that is
+        self.launcher_file = root / ".launcher.json"  # where its Slurm jobs are known
+        self.cancel_mark = root / ".cancel"  # asks the driver to stop, on whichever machine it runs
+        self.plotted_file = root / ".plotted"  # from which decisions the pictures were drawn
+
+    def run_dir(self, run_id: str) -> Path:
+        return self.runs / run_id
+
+    def run_files(self, run_id: str) -> RunFiles:
+        return RunFiles(self.run_dir(run_id))
+
+    def run_ids(self) -> list[str]:
+        """The names of the runs' folders, sorted."""
+        return sorted(os.listdir(self.runs)) if self.runs.is_dir() else []
+
+    def all_runs(self) -> list[RunFiles]:
+        return [self.run_files(run_id) for run_id in self.run_ids()]
+
+    def summary_file(self, stage: str) -> Path:
+        """The table of a stage's runs."""
+        return self.root / ("summary_final.csv" if stage == "finals" else f"summary_{stage}.csv")
+
+    def conclusions(self) -> tuple[str, ...]:
+        """Names and patterns of the files that are made from the runs, and made again when the runs change."""
+        made = (
+            self.decisions_file,
+            self.acceptance_file,
+            self.results_file,
+            self.ablation_file,
+            self.page_file,
+        )
+        return (*(path.name for path in made), "summary_*.csv", *PAPERS, *PICTURES)
