@@ -171,7 +171,8 @@ def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str],
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=max(run.steps, most))
     tokens = run.batch_size * run.model.context
     with opened(baseline) as training, PlainProcess(run) as elsewhere:
-        lab, plain = Loop(training), PlainLoop.of_run(run, training.tokens["train"], training.vocabulary)
+        lab = Loop(training)
+        plain = PlainLoop.of_run(run, training.tokens["train"], training.workload.vocabulary)
         sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": elsewhere.steps}
         for side in sides.values():
             side(WARM_STEPS)
