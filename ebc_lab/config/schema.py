@@ -1,6 +1,6 @@
-"""The schema of everything a user may set, and the identity that names a run.
+"""Every setting: its default, what it means, its unit, and which values it takes.
 
-`overrides.compose` fills it from the command line. `identity(run)` keeps exactly what can change a run's numbers.
+`compose` fills these dataclasses from the command line; docs/settings.md is printed from them.
 """
 
 from __future__ import annotations
@@ -10,118 +10,153 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from ebc_lab.ebc import options
+
+from .fields import setting
+
 SPLITS = ("train", "val", "test")
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
+TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 
 
 @dataclass
 class DataConfig:
-    name: str = "auto"  # auto | shakespeare | pydoc | path
-    file: str | None = None  # the text, for data=path
-    sha256: str | None = None  # checksum of the text; filled when the study is resolved, then enforced
+    """The text that models are trained on."""
+
+    name: str = setting("auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data")
+    file: str | None = setting(None, "the text, UTF-8", only=("path",))
+    sha256: str | None = setting(None, "checksum of the text; filled in when the study is resolved")
 
 
 @dataclass
 class ModelConfig:
-    name: str = "gpt"
-    blocks: int = 3
-    width: int = 128  # d, features
-    heads: int = 4
-    context: int = 64  # T, tokens
-    dropout: float = 0.0
+    """The model."""
+
+    name: str = setting("gpt", "which model", group="model")
+    blocks: int = setting(3, "transformer blocks", low=1)
+    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1)
+    heads: int = setting(4, "attention heads", low=1)
+    context: int = setting(64, "length of a sequence, T", "tokens", low=1)
+    dropout: float = setting(0.0, "dropout probability", low=0, below=1)
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "adam"
-    lr: float = 4e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    momentum: float = 0.0  # SGD and Muon
+    """The base optimizer; each has its own defaults in conf/optimizer and reads only the settings it has."""
+
+    name: str = setting("adam", "which optimizer", group="optimizer")
+    lr: float = setting(4e-3, "learning rate at its peak", above=0)
+    beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
+    beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
+    eps: float = setting(1e-8, "added to the denominator", low=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
+    momentum: float = setting(0.0, "of SGD and Muon", low=0)
 
 
 @dataclass
 class LRScheduleConfig:
-    name: str = "constant"  # constant | warmup_linear | replay
-    warmup_steps: int = 20
-    source: str | None = (
-        None  # replay: the run (its id, or its folder) whose recorded c·lr is this run's learning rate
-    )
-    sha256: str | None = (
-        None  # of that record; filled for a single run, whose source is a folder that may change
-    )
+    """How the learning rate changes during a run."""
+
+    name: str = setting("constant", "which schedule", group="lr_schedule")
+    warmup_steps: int = setting(20, "of warmup_linear: steps of linear warm-up", "steps", low=0)
+    source: str | None = setting(None, "of replay: id or folder of the run whose recorded c·lr is replayed")
+    sha256: str | None = setting(None, "of replay: checksum of that record; filled in for a single run")
 
 
 @dataclass
 class ProjectionConfig:
-    name: str = "none"  # none | spectral | stiefel
-    bound: float = 2.0  # of spectral, times the largest initial singular value
+    """A constraint on weight matrices, restored after each step."""
+
+    name: str = setting("none", "which constraint", group="projection")
+    bound: float = setting(2.0, "of spectral", "× the largest initial singular value", above=0)
 
 
 @dataclass
 class StabilizerConfig:
-    name: str = "none"  # none | ebc | the rivals in conf/stabilizer
-    strength: float | None = None  # a rival's own threshold; its meaning and unit stand in its file
-    schedule: str = "constant"  # m(t), the square root of which scales the radius of trust_region
+    """What acts between backward and the update: EBC, one of its rivals, or nothing."""
+
+    name: str = setting("none", "which stabilizer", group="stabilizer")
+    strength: float | None = setting(None, "a rival's threshold; its file says in which unit", above=0)
+    schedule: str = setting("constant", "of trust_region: of the squared radius", choices=options.SCHEDULES)
 
 
 @dataclass
 class BudgetConfig:
-    name: str = "shadow"  # shadow | surrogate | fisher | calibrated
-    target_kl: float = 0.01  # delta*, nats per token
-    schedule: str = "constant"  # of delta*: constant | linear | cosine | lr_squared
-    probe_sequences: int = 2  # rows that choose c
-    probe_tokens: str = (
-        "train"  # where those rows are from: train (the batch) | held (training text held back for it)
+    """EBC's budget of predicted change, and how the clip coefficient c is found."""
+
+    name: str = setting("shadow", "how c is found", group="budget")
+    target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0)
+    schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
+    probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1)
+    probe_tokens: str = setting(
+        "train", "where these are from: the batch, or training text held back", choices=("train", "held")
     )
-    aggregate: str = "l1"  # l1 | sqrtl_l2 | l2 (l2 is not a bound)
-    grouping: str = "block"  # block | tensor | type | matrices (the rest moves freely) | global
-    guard: str = "none"  # of the surrogate: none | shrink | shrink_inflate
-    probe: str = "jvp"  # how beta is measured: jvp | fd
-    cadence: str = "warm"  # warm | published | dense | sweep
-    beta_init: str = "first"  # first | zero (forensic)
-    units: str = "logits"  # of S: logits | per_lr (forensic: the learning rate left out)
-    measure_every: int = 1  # of shadow: one step in so many measures, the others go by what it found
-    sensitivity_every: int = 0  # steps between recordings of S under shadow and fisher; 0 never
+    aggregate: str = setting(
+        "l1", "how contributions add up to S; l2 gives no bound", choices=options.AGGREGATES
+    )
+    grouping: str = setting("block", "parameters that share one β", choices=options.GROUPINGS)
+    guard: str = setting("none", "correction of τ", choices=options.GUARDS, only=("surrogate",))
+    probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
+    cadence: str = setting("warm", "when β is measured", choices=options.FORENSIC_CADENCES)
+    beta_init: str = setting("first", "forensic: initial β", choices=options.BETA_INITS)
+    units: str = setting("logits", "forensic: unit of S", choices=options.UNITS)
+    measure_every: int = setting(1, "of shadow: steps between measurements", "steps", low=1)
+    sensitivity_every: int = setting(
+        0, "of shadow and fisher: steps between recordings of S; 0: never", "steps", low=0
+    )
 
 
 @dataclass
 class ControllerConfig:
-    name: str = "auto"  # auto | fixed | pi | log_pi | rsl | agreement | energy
-    kp: float | None = None  # None: the kind's own gain
-    ki: float | None = None
-    a: float | None = None  # energy: nats of KL per nat of predicted decrease; a study takes the baseline's
+    """How the current budget δ follows δ*. An empty gain is the controller's own default."""
+
+    name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
+    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"))
+    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"))
+    a: float | None = setting(
+        None,
+        "KL per predicted decrease of the loss; a study takes the baseline's",
+        "nats/nat",
+        low=0,
+        only=("energy",),
+    )
 
 
 @dataclass
 class ShockConfig:
     """One disturbance at one step, to see how a run recovers."""
 
-    name: str = "none"  # none | label_noise | lr_spike | corrupt_gradient
-    step: int | None = None  # None: half-way
-    size: float = 1.0  # share of wrong targets | factor on the learning rate | noise over the gradient's norm
+    name: str = setting("none", "which disturbance", group="shock")
+    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0)
+    size: float = setting(
+        1.0, "share of wrong targets, factor on lr, or noise over the gradient's norm", above=0
+    )
 
 
 @dataclass
 class RunConfig:
     """All of one training run. Everything here, and nothing else, enters `identity`."""
 
-    seed: int = 0
-    steps: int = 600
-    batch_size: int = 16  # B, sequences
-    dtype: str = "auto"  # of the autocast: auto | float32 | bfloat16
-    param_dtype: str = "float32"  # of the parameters: float32 | bfloat16 (forensic)
-    device: str = "auto"  # auto | cpu | cuda
-    threads_per_run: int = 0  # CPU threads; changes bits; 0: chosen by measurement
-    compile: str = "auto"  # the training forward by torch.compile: auto | on | off; changes bits
-    eval_every: int = 40  # steps between evaluations on the fixed windows
-    eval_windows: int = 64
-    evaluate: list[str] = field(default_factory=lambda: ["val", "test"])  # splits evaluated whole at the end
-    final_windows: int = 0  # forensic: so many overlapping windows at the end instead of the whole splits
-    audit_every: int = 10  # steps between measurements of the applied KL
-    audit_tokens: int = 512
+    seed: int = setting(0, "of the initial weights and the data order", low=0)
+    steps: int = setting(600, "length of the run", "steps", low=1)
+    batch_size: int = setting(16, "sequences of a step, B", "sequences", low=1)
+    dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
+    param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
+    device: str = setting("auto", "auto: a GPU where one is visible", choices=("auto", "cpu", "cuda"))
+    threads_per_run: int = setting(0, "CPU threads; changes bits; 0: chosen by measurement", low=0)
+    compile: str = setting(
+        "auto", "torch.compile of the training forward; changes bits", choices=("auto", "on", "off")
+    )
+    eval_every: int = setting(40, "steps between evaluations on the fixed windows", "steps", low=1)
+    eval_windows: int = setting(64, "how many windows these are", "windows", low=1)
+    evaluate: list[str] = setting(
+        ["val", "test"], "splits evaluated completely at the end", choices=SPLITS[1:]
+    )
+    final_windows: int = setting(
+        0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0
+    )
+    audit_every: int = setting(10, "steps between measurements of the applied KL", "steps", low=1)
+    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -135,10 +170,14 @@ class RunConfig:
 
 @dataclass
 class StudyConfig:
-    name: str = "${scale}"
-    stages: list[str] = field(default_factory=lambda: ["lr_sweep", "calibrate", "lr_scale", "finals"])
-    stage_seed: int = 100  # of the stage runs; replicates follow it; the finals have seeds of their own
-    band: list[float] = field(default_factory=lambda: [0.5, 0.7])  # where the median c should lie
+    """What a study is called, and which stages it has."""
+
+    name: str = setting("${scale}", "the study's folder, in output_dir")
+    stages: list[str] = setting(
+        ["lr_sweep", "calibrate", "lr_scale", "finals"], "its stages, in order (docs/stages.md)"
+    )
+    stage_seed: int = setting(100, "seed of the stages' runs; their replicates use those after it", low=0)
+    band: list[float] = setting([0.5, 0.7], "where the median c should lie: low, high", above=0, high=1)
 
 
 @dataclass
@@ -146,97 +185,122 @@ class StageConfig:
     """The settings of a stage. The stages are the fields of `Config` of this type, in their order."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
-    steps: int = 200  # of each of its runs
+    steps: int = setting(200, "length of each of its runs", "steps", low=1)
 
 
 @dataclass
 class LRSweepConfig(StageConfig):
-    optimizers: list[str] = field(default_factory=lambda: ["adam", "muon"])
-    projections: list[str] = field(default_factory=lambda: ["none"])
-    grids: dict[str, list[float]] = field(default_factory=dict)  # learning rates by optimizer
-    max_extensions: int = 2  # of a grid whose winner lies on its edge, by a factor 2
-    skip_threshold: float = 0.2  # a pair this much (relative) behind the best is triaged
-    keep: str = "best"  # best | all: which (optimizer, projection) go on
-    replicates: int = 3  # seeds of the winner: the noise sigma and the natural KL
-    control_scales: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0])
-    control_warmup: int = 20  # steps
+    """The best learning rate of each optimizer and projection without EBC."""
+
+    optimizers: list[str] = setting(
+        ["adam", "muon"], "which optimizers", group="optimizer", least=1, unique=True
+    )
+    projections: list[str] = setting(
+        ["none"], "each combined with every optimizer", group="projection", least=1, unique=True
+    )
+    grids: dict[str, list[float]] = setting({}, "optimizer → learning rates to try", above=0, increasing=True)
+    max_extensions: int = setting(2, "how often a grid grows, ×2, when the winner lies on its edge", low=0)
+    skip_threshold: float = setting(
+        0.2, "a pair whose loss is this much above the best, relatively, is dropped", above=0
+    )
+    keep: str = setting("best", "which pairs of optimizer and projection go on", choices=("best", "all"))
+    replicates: int = setting(3, "seeds of the winner, for the noise σ and the natural KL", "runs", low=2)
+    control_scales: list[float] = setting(
+        [1.0, 2.0, 4.0], "peaks of the fair control", "× the best lr", above=0, least=1, increasing=True
+    )
+    control_warmup: int = setting(20, "warm-up of the fair control", "steps", low=0)
 
 
 @dataclass
 class CalibrateConfig(StageConfig):
+    """The δ* at which the median c lies in the band."""
+
     needs = ("lr_sweep",)
-    lr_scale: float = 2.0
-    delta_grid: str = "natural"  # natural: multiples of the natural KL | published: 0.03, 0.05, 0.07
-    multiples: list[float] = field(default_factory=lambda: [0.75, 1.0, 1.25, 1.5, 2.0])
-    budgets: list[str] = field(default_factory=lambda: ["shadow"])
-    max_extra: int = 3
+    lr_scale: float = setting(2.0, "learning rate of its runs", "× the best lr", above=0)
+    delta_grid: str = setting(
+        "natural", "multiples of the natural KL, or 0.03, 0.05, 0.07", choices=("natural", "published")
+    )
+    multiples: list[float] = setting(
+        [0.75, 1.0, 1.25, 1.5, 2.0], "δ* to try", "× the natural KL", above=0, least=1, increasing=True
+    )
+    budgets: list[str] = setting(["shadow"], "budgets to calibrate", group="budget", least=1, unique=True)
+    max_extra: int = setting(3, "further δ* tried where none of these reaches the band", "runs", low=0)
 
 
 @dataclass
 class ControllerSearchConfig(StageConfig):
+    """The controller that holds the applied KL closest to δ*."""
+
     needs = ("calibrate",)
-    # name -> settings of a run (controller, budget …) that it changes
-    candidates: dict[str, Any] = field(default_factory=dict)
+    candidates: dict[str, Any] = setting({}, "name → settings of a run that it changes")
 
 
 @dataclass
 class LRScaleConfig(StageConfig):
+    """How far the learning rate can rise with EBC, and without it."""
+
     needs = ("lr_sweep", "calibrate")
-    scales: list[float] = field(default_factory=lambda: [1.0, 1.5, 2.0, 3.0, 4.0])
+    scales: list[float] = setting(
+        [1.0, 1.5, 2.0, 3.0, 4.0], "learning rates to try", "× the best lr", above=0, least=1, increasing=True
+    )
 
 
 @dataclass
 class FinalsConfig(StageConfig):
+    """The arms at full length over `seeds`, judged on the test split."""
+
     needs = ("lr_scale",)
-    steps: int = 600
-    margin: float = 0.01  # nats: how much worse than the baseline still counts as no worse
-    max_seeds: int = (
-        0  # more seeds while the verdict's comparisons are undecided, up to so many; 0: `seeds` and no more
+    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    margin: float = setting(0.01, "how much worse than the baseline still meets the target", "nats", low=0)
+    max_seeds: int = setting(
+        0, "seeds are added up to this number while the verdict is undecided; 0: none", "seeds"
     )
-    seeds_per_look: int = 2  # added at a time; the intervals are corrected for every look
+    seeds_per_look: int = setting(
+        2, "seeds added at a time; intervals are corrected for each look", "seeds", low=1
+    )
 
 
 @dataclass
 class TuneConfig(StageConfig):
-    """The ablation's arms that have a grid, each at its own best point of it."""
+    """The suite's arms that have a grid, each at its own best point of it."""
 
     needs = ("lr_sweep", "ablation")
-    steps: int = 600
+    steps: int = setting(600, "length of each of its runs", "steps", low=1)
 
 
 @dataclass
 class ArmConfig:
-    """One arm of an ablation: the best baseline with some settings changed."""
+    """One arm of a suite: the best baseline with some settings changed."""
 
-    about: str = ""  # what it is, in a few words
-    settings: dict[str, Any] = field(default_factory=dict)  # of a run, e.g. {stabilizer: {name: agc}}
-    lr_scale: float = 1.0  # times the best baseline learning rate
-    delta: float | None = (
-        None  # delta*: times the calibrated one, or the natural KL where nothing was calibrated
+    about: str = setting("", "what it is, in a few words")
+    settings: dict[str, Any] = setting({}, "settings of a run that it changes: {stabilizer: {name: agc}}")
+    lr_scale: float = setting(1.0, "learning rate", "× the best lr", above=0)
+    delta: float | None = setting(
+        None, "δ*", "× the calibrated one, or the natural KL without calibration", above=0
     )
-    tune: dict[str, list[Any]] = field(
-        default_factory=dict
-    )  # grid over lr_scale, delta or strength, its own best taken
-    replay: str | None = None  # an arm whose recorded c·lr this one replays without measuring anything
-    replay_seed: str = "own"  # own: the record of the same seed | next: of the next one
-    matched: str | None = (
-        None  # an arm whose clip rate the strength matches: the gradient norm that as many of its steps exceed
+    tune: dict[str, list[Any]] = setting(
+        {}, "grids whose best point is taken", above=0, keys=TUNABLE, least=1, increasing=True
     )
-    versus: str | None = None  # the arm it is paired with, instead of the suite's reference
+    replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
+    replay_seed: str = setting(
+        "own", "replay the record of the same or the next seed", choices=("own", "next")
+    )
+    matched: str | None = setting(None, "an arm whose clip rate the strength of norm_clip is to reproduce")
+    versus: str | None = setting(None, "the arm it is paired with; empty: the suite's reference")
 
 
 @dataclass
 class AblationConfig(StageConfig):
-    """Named arms over `seeds`, each compared with one of them, paired by seed."""
+    """A suite: named arms over `seeds`, each compared with one of them, paired by seed (docs/suites.md)."""
 
     needs = ("lr_sweep",)
-    question: str = ""  # what the suite asks, in a sentence
-    steps: int = 600
-    reference: str = ""  # the arm that every other is paired with
-    arms: dict[str, ArmConfig] = field(default_factory=dict)
-    shocks: list[str] = field(
-        default_factory=list
-    )  # each arm also under each of these, paired with its undisturbed runs
+    question: str = setting("", "what the suite asks, in a sentence")
+    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    reference: str = setting("", "the arm that every other is paired with")
+    arms: dict[str, ArmConfig] = setting({}, "name → arm")
+    shocks: list[str] = setting(
+        [], "each arm also runs under each of these, paired with itself undisturbed", group="shock"
+    )
 
     def all_arms(self) -> dict[str, ArmConfig]:
         """The arms, and after each its shocked versions, `<arm>_<shock>`."""
@@ -250,56 +314,62 @@ class AblationConfig(StageConfig):
         return out
 
 
+SLURM = ("slurm",)
+
+
 @dataclass
 class LauncherConfig:
-    name: str = "local"  # local: worker processes here | slurm: array jobs | inline: this process
-    slots: int = 0  # workers at a time; 0: one per GPU, or per core group
-    workers_per_gpu: int = 1  # of launcher=local, while slots is 0
-    runs_per_worker: int = (
-        0  # runs that one worker carries in turn, on a GPU as streams; 0: measured on a GPU, 1 on a CPU
+    """Where runs are trained. May differ between calls on one study."""
+
+    name: str = setting("local", "worker processes here, array jobs, or this process", group="launcher")
+    slots: int = setting(0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0)
+    workers_per_gpu: int = setting(1, "while slots is 0", "workers", low=1, only=("local", "inline"))
+    runs_per_worker: int = setting(
+        0, "runs that share a worker, as streams on a GPU; 0: measured on a GPU, 1 on a CPU", "runs", low=0
     )
-    checkpoint_every_s: float = 10.0  # seconds
-    max_lost: int = 2  # times a run may lose its worker before it is given up
-    heartbeat_s: float = 300.0  # seconds without a step after which a worker counts as hung, and is killed
-    run_timeout_s: float = 0.0  # seconds that one attempt at a run may take; 0: any
-    # launcher=slurm: what each job asks for
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    timeout_min: int = 240  # minutes; a worker is requeued before they are over
-    signal_delay_s: int = 90  # seconds before the end at which it writes its checkpoint
-    cpus_per_task: int = 0  # 0: threads_per_run, or 1
-    gpus_per_node: int | None = None  # None: one under device=cuda, else none
-    mem_gb: float | None = None
-    setup: list[str] = field(default_factory=list)  # shell lines before the worker starts: module load …
-    sbatch: dict[str, Any] = field(
-        default_factory=dict
-    )  # any other option of sbatch, e.g. {reservation: mine}
-    srun_args: list[str] = field(default_factory=list)
-    queue_every_s: float = 10.0  # seconds between two looks at the queue
-    idle_s: float = 120.0  # seconds without work after which a job gives its GPU back
+    checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0)
+    max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0)
+    heartbeat_s: float = setting(300.0, "time without a step after which a worker is killed", "s", above=0)
+    run_timeout_s: float = setting(0.0, "time allowed for one attempt at a run; 0: any", "s", low=0)
+    partition: str | None = setting(None, "Slurm partition", only=SLURM)
+    account: str | None = setting(None, "Slurm account", only=SLURM)
+    qos: str | None = setting(None, "Slurm quality of service", only=SLURM)
+    constraint: str | None = setting(None, "Slurm node constraint", only=SLURM)
+    timeout_min: int = setting(
+        240, "time limit of a job; workers are requeued before", "min", low=1, only=SLURM
+    )
+    signal_delay_s: int = setting(90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM)
+    cpus_per_task: int = setting(0, "CPUs of a job; 0: threads_per_run, or 1", "CPUs", low=0, only=SLURM)
+    gpus_per_node: int | None = setting(
+        None, "GPUs of a job; empty: one under device=cuda, else none", "GPUs", only=SLURM
+    )
+    mem_gb: float | None = setting(None, "memory of a job", "GB", only=SLURM)
+    setup: list[str] = setting([], "shell lines before the worker starts: module load …", only=SLURM)
+    sbatch: dict[str, Any] = setting({}, "further options of sbatch: {reservation: mine}", only=SLURM)
+    srun_args: list[str] = setting([], "further arguments of srun", only=SLURM)
+    queue_every_s: float = setting(10.0, "time between looks at the queue", "s", above=0, only=SLURM)
+    idle_s: float = setting(120.0, "time without work after which a job ends", "s", low=0, only=SLURM)
 
 
 @dataclass
 class TrackerConfig:
-    """Where runs are also shown while they go on; no part of a study, and of what it records."""
+    """Where runs are also shown while they train. No part of a study's records."""
 
-    names: list[str] = field(default_factory=list)  # tensorboard | mlflow
-    folder: str | None = None  # for event files and MLflow's database; None: .trackers in the study's folder
-    mlflow_uri: str | None = (
-        None  # sqlite:///FILE | file:FOLDER | http://HOST:PORT; None: a database in the folder
+    names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow"))
+    folder: str | None = setting(None, "event files and MLflow's database; empty: .trackers in the study")
+    mlflow_uri: str | None = setting(
+        None, "sqlite:///FILE, file:FOLDER or http://HOST:PORT; empty: a database in the folder"
     )
-    wait_s: float = 30.0  # seconds that a tracker may take, after the last run, to show what is left
+    wait_s: float = setting(30.0, "time a tracker may take to finish after the last run", "s", low=0)
 
 
 @dataclass
 class Config(RunConfig):
-    """A whole study: the run's settings, the stages' settings, and where and how to run them."""
+    """A complete study: the run's settings, the stages' settings, and where and how to run them."""
 
-    scale: str = "laptop"
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    output_dir: str = "outputs/ebc_ablation"
+    scale: str = setting("laptop", "model size, lengths and grids, as one choice", group="scale")
+    seeds: list[int] = setting([0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True)
+    output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
     study: StudyConfig = field(default_factory=StudyConfig)
     lr_sweep: LRSweepConfig = field(default_factory=LRSweepConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)

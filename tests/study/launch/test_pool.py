@@ -257,9 +257,9 @@ def test_the_launcher_settings_of_another_launcher_are_refused():
     from ebc_lab.config.compose import compose
     from ebc_lab.config.errors import UserError
 
-    with pytest.raises(UserError, match=r"launcher\.partition is a setting of launcher=slurm"):
+    with pytest.raises(UserError, match=r"launcher\.partition goes with launcher=slurm"):
         compose(["scale=smoke", "launcher.partition=gpu"])
-    with pytest.raises(UserError, match=r"workers_per_gpu is a setting of launcher=local"):
+    with pytest.raises(UserError, match=r"workers_per_gpu goes with launcher=local"):
         compose(["scale=smoke", "device=cpu", "launcher=slurm", "launcher.workers_per_gpu=2"])
     with pytest.raises(UserError, match=r"launcher\.sbatch\.array is set by the launcher"):
         compose(["scale=smoke", "device=cpu", "launcher=slurm", "+launcher.sbatch.array=3"])

@@ -177,7 +177,10 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
         ({"plain": ArmConfig(), "b": ArmConfig(lr_scale=-1)}, "lr_scale must be"),
         ({"plain": ArmConfig(), "b": ArmConfig(replay="c")}, "replay=c is unknown"),
         ({"plain": ArmConfig(), "b": ArmConfig(tune={"lr": [1]})}, "takes lr_scale, delta or strength"),
-        ({"plain": ArmConfig(), "b": ArmConfig(tune={"lr_scale": ["x"]})}, "must be numbers"),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(tune={"lr_scale": ["x"]})},
+            "tune.lr_scale must be a finite number",
+        ),
         (
             {"plain": ArmConfig(tune={"lr_scale": [1, 2]}), "b": ArmConfig(tune={"lr_scale": [1, 2, 4]})},
             "same number of runs: plain 2, b 3",
@@ -199,7 +202,7 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
         ),
         (
             {"plain": ArmConfig(), "b": ArmConfig(settings={**EBC, "budget": {"guard": "shrink"}})},
-            "corrects a bound",
+            "budget.guard goes with budget=surrogate",
         ),
     ],
 )

@@ -360,10 +360,10 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tracker.names=[wandb]", "takes tensorboard and mlflow, not wandb"),
+        ("tracker.names=[wandb]", "wandb is unknown; it takes tensorboard or mlflow"),
         ("tracker=tensorbored", "did you mean tensorboard"),
-        ("tracker.mlflow_uri=sqlite:///x", "is a setting of tracker=mlflow"),
-        ("tracker.wait_s=-1", "0 or more seconds"),
+        ("tracker.mlflow_uri=sqlite:///x", "goes with tracker=mlflow"),
+        ("tracker.wait_s=-1", "must be a finite number >= 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(override, words):

@@ -1,0 +1,70 @@
+"""What a setting means and which values it takes, kept in the metadata of its dataclass field.
+
+`checks.check_settings` refuses what a field does not take; docs/settings.md is printed from it, too.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field may hold. Ranges and choices of a list or mapping are those of its items."""
+
+    about: str = ""
+    unit: str = ""
+    choices: Sequence[str] = ()
+    group: str = ""  # the folder of conf/ whose files are the choices
+    low: float | None = None  # the smallest value allowed
+    above: float | None = None  # values must be greater than this
+    high: float | None = None
+    below: float | None = None
+    least: int = 0  # items of a list
+    unique: bool = False
+    increasing: bool = False
+    keys: Sequence[str] = ()  # of a mapping
+    only: Sequence[str] = ()  # choices of its own group without which this setting has no effect
+
+    @property
+    def numeric(self) -> bool:
+        return (self.low, self.above, self.high, self.below) != (None,) * 4
+
+    def holds(self, number: float) -> bool:
+        """Whether a number lies in the range; NaN lies in none."""
+        return (
+            (self.low is None or number >= self.low)
+            and (self.above is None or number > self.above)
+            and (self.high is None or number <= self.high)
+            and (self.below is None or number < self.below)
+        )
+
+    def range(self) -> str:
+        """The range in words, `>= 0 and < 1`; empty where there is none."""
+        bounds = {">=": self.low, ">": self.above, "<=": self.high, "<": self.below}
+        return " and ".join(f"{sign} {value:g}" for sign, value in bounds.items() if value is not None)
+
+
+def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
+    """A dataclass field with this default; `limits` are the other fields of `Setting`."""
+    metadata = {"setting": Setting(about, unit, **limits)}
+    if isinstance(default, list | dict):
+        made: Any = dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    else:
+        made = dataclasses.field(default=default, metadata=metadata)
+    return cast(T, made)
+
+
+def setting_of(field: dataclasses.Field[Any]) -> Setting:
+    """The metadata of a field; one that `setting` did not make takes anything."""
+    return cast(Setting, field.metadata.get("setting", Setting()))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
