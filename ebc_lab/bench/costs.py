@@ -1,4 +1,4 @@
-"""What is paid once a command or once a run, beside its steps: start-up, building, evaluating, checkpoint, finishing."""
+"""What a command or a run costs in addition to its steps, and how close a step comes to the machine's peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -22,51 +22,52 @@ from .loops import WARM_STEPS, Loop, opened, synchronise, take_steps
 from .pairs import spread
 
 COMMANDS = {
-    "help_s": ("from ebc_lab.cli import main; main()", "--help"),  # `ebc-lab --help`
-    "worker_import_s": (
-        "import ebc_lab.study.launch.worker, ebc_lab.training.run",
-    ),  # what a worker waits for before its first run
+    "help_s": ("from ebc_lab.cli import main; main()", "--help"),
+    # what a worker imports before its first run
+    "worker_import_s": ("import ebc_lab.study.launch.worker, ebc_lab.training.run",),
 }
+SIZES = {"cpu": (256, 512, 1024), "cuda": (2048, 4096, 8192)}  # of square matrices
+QUICK_SIZES = (64, 128)
 
 
-def timed(run: RunConfig, call: Callable[[], Any]) -> float:
+def seconds_of(run: RunConfig, call: Callable[..., object], *arguments: object) -> float:
     """Seconds that a call takes, the GPU's part included."""
     synchronise(run)
     start = time.perf_counter()
-    call()
+    call(*arguments)
     synchronise(run)
     return time.perf_counter() - start
 
 
+# -- fixed costs --------------------------------------------------------------------------------------------------
+
+
 def start_up(repeats: int) -> dict[str, Any]:
-    """Seconds of whole processes of this Python, from nothing to their end. Raises UserError when one fails."""
+    """Seconds of complete processes, from start to exit. Raises UserError when one fails."""
     found = {}
     for name, (program, *arguments) in COMMANDS.items():
+        command = [sys.executable, "-c", program, *arguments]
         taken = []
         for _ in range(repeats):
             start = time.perf_counter()
-            done = subprocess.run(
-                [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
             taken.append(time.perf_counter() - start)
             if done.returncode:
-                raise UserError(
-                    f"{name} cannot be measured: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-                )
+                said = done.stderr.strip().splitlines() or ["no message"]
+                raise UserError(f"{name} cannot be measured: {said[-1]}")
         found[name] = spread(taken)
     return found
 
 
 def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds, each the median of `repeats`, of what a run without stabilizer does beside its `steps` steps.
+    """Seconds, each the median of `repeats`, of what a run without stabilizer costs in addition to its `steps` steps.
 
-    `finish_s` is the end of a run with its evaluation left out: reading back the steps' rows and summing them up.
+    `finish_s` is the end of a run without its evaluation: reading and summarising the rows of its steps.
     """
-    say("start-up and what a run costs beside its steps")
+    say("start-up and what a run costs in addition to its steps")
     short = dataclasses.replace(run, steps=steps, evaluate=[], stabilizer=StabilizerConfig())
-    taken: dict[str, list[float]] = {
-        k: [] for k in ("build_s", "evaluate_val_s", "evaluate_test_s", "checkpoint_s", "finish_s")
-    }
+    names = ("build_s", "evaluate_val_s", "evaluate_test_s", "checkpoint_s", "finish_s")
+    taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         start = time.perf_counter()
         with opened(short) as training:
@@ -74,28 +75,27 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
             taken["build_s"].append(time.perf_counter() - start)
             take_steps(training, steps)
             for split in ("val", "test"):
-                whole = windows(training.tokens[split], run.model.context)
-                seconds = timed(run, lambda whole=whole: evaluate(training.model, run, whole))  # type: ignore[misc]
+                batches = windows(training.tokens[split], run.model.context)
+                seconds = seconds_of(run, evaluate, training.model, run, batches)
                 taken[f"evaluate_{split}_s"].append(seconds)
-            taken["checkpoint_s"].append(timed(run, training.save_checkpoint))
-            taken["finish_s"].append(timed(run, training.run))
+            taken["checkpoint_s"].append(seconds_of(run, training.save_checkpoint))
+            taken["finish_s"].append(seconds_of(run, training.run))
             checkpoint = RunFiles(training.directory).checkpoint.stat().st_size
     costs: dict[str, Any] = {name: spread(values) for name, values in taken.items()}
     return {**start_up(repeats), **costs, "steps": steps, "checkpoint_bytes": checkpoint, "repeats": repeats}
 
 
-SIZES = {"cpu": (256, 512, 1024), "cuda": (2048, 4096, 8192)}
-QUICK_SIZES = (64, 128)
+# -- arithmetic ---------------------------------------------------------------------------------------------------
 
 
 def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
-    """Floating-point operations of one forward and backward on B sequences of T tokens, counted from the shapes.
+    """Floating-point operations of one forward and backward pass on B sequences of T tokens, from the shapes.
 
-    * matrices: 6·P·B·T. P are the elements of the `nn.Linear` weights; each token costs 2 operations an element forwards and 4
-      backwards. Embeddings are look-ups and cost none; norms, GELU, softmax and the loss are left out.
-    * attention: 12·L·T·d·B·T. In each of L layers the scores and their product with the values are 2·T·d operations a token
-      each, 4·T·d forwards, twice that backwards. The whole T × T square is counted, as is usual; a kernel that skips
-      the masked half does half of it.
+    * matrices: 6·P·B·T, where P is the number of elements of the `nn.Linear` weights. Each costs a token 2 operations
+      forwards and 4 backwards. Embeddings are look-ups and cost none; norms, GELU, softmax and the loss are left out.
+    * attention: 12·L·T·d·B·T. In each of L layers the scores and their product with the values cost a token 2·T·d
+      operations each forwards, and twice that backwards. The complete T × T square is counted, as is usual; a kernel
+      that skips the masked half does half of it.
     """
     tokens = run.batch_size * run.model.context
     elements = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
@@ -110,37 +110,26 @@ def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str,
     for n in sizes:
         a, b = (torch.randn(n, n, device=run.device).to(getattr(torch, run.dtype)) for _ in range(2))
         torch.mm(a, b)
-        best = float("inf")
-        for _ in range(repeats):
-            synchronise(run)
-            start = time.perf_counter()
-            torch.mm(a, b)
-            synchronise(run)
-            best = min(best, time.perf_counter() - start)
+        best = min(seconds_of(run, torch.mm, a, b) for _ in range(repeats))
         found[str(n)] = 2.0 * n**3 / best
     return found
 
 
 def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """FLOP/s over `steps` forward and backward passes (median and quartiles), the machine's peak, and the share of it."""
+    """FLOP/s over `steps` forward and backward passes (median and quartiles), the machine's peak, and the ratio."""
     say("FLOP/s against the machine's matrix products")
-    sizes, repeats = (QUICK_SIZES, 2) if quick else (SIZES[run.device], 5)
+    sizes = QUICK_SIZES if quick else SIZES[run.device]
+    repeats = 2 if quick else 5
     with opened(dataclasses.replace(run, stabilizer=StabilizerConfig())) as training:
         loop = Loop(training, bare=True)
         loop.steps(min(WARM_STEPS, steps))
+        # before and after the passes, so that a machine that is busy for a while does not lower the peak
         before = matmul_peak(run, sizes, repeats)
         taken = []
         for _ in range(steps):
-            batch = loop.batch()
-            synchronise(run)
-            start = time.perf_counter()
-            loop.forward_backward(*batch)
-            synchronise(run)
-            taken.append(time.perf_counter() - start)
+            taken.append(seconds_of(run, loop.forward_backward, *loop.batch()))
             loop.zero_grad()
-        after = matmul_peak(
-            run, sizes, repeats
-        )  # around the passes: a machine that was busy for either shows
+        after = matmul_peak(run, sizes, repeats)
         flops = step_flops(training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
     achieved = spread([flops["total"] / s for s in taken])

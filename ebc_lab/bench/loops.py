@@ -1,4 +1,4 @@
-"""The lab's own loops as the benchmark drives them. All that it knows of a `Training`'s inner life is in this file."""
+"""The lab's own loops as the benchmark drives them: what it uses of a `Training`'s internals is in this file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 @contextlib.contextmanager
 def opened(run: RunConfig) -> Iterator[Training]:
-    """A run at its first step, in a folder that goes when it is done with. Raises what building it raises."""
+    """A run at its first step, in a temporary folder. Raises what building it raises."""
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
         training = Training(run, Path(folder))
         try:
@@ -39,36 +39,36 @@ def opened(run: RunConfig) -> Iterator[Training]:
 
 
 def take_steps(training: Training, count: int) -> None:
-    """`count` steps as a run takes them: checked, audited, recorded. Raises UserError where the run diverges."""
+    """`count` steps as a run takes them: checked, audited, recorded. Raises UserError when the run diverges."""
     cause = training.advance(count)
     if cause:
         raise UserError(f"the run diverged while it was measured ({cause}): choose a smaller optimizer.lr.")
 
 
 def record_step(training: Training, loss: Tensor, stats: Any) -> None:
-    """The recording of one step alone: `stats` are what `optimizer.step` returned."""
+    """Record one step: `stats` is what `optimizer.step` returned."""
     training.pending.add({"loss": loss, **recorded(stats)})
     training.rates.append(float(training.optimizer.param_groups[0]["lr"]))
     training.record_steps()
 
 
 def probes(run: RunConfig) -> bool:
-    """Whether the run's stabilizer measures sensitivities now and then, so that its steps differ over a longer interval."""
+    """Whether the run's stabilizer measures sensitivities at some steps, which then cost more than others."""
     return run.stabilizer.name == "ebc" and run.budget.name in BOUNDED
 
 
 def warm_steps(run: RunConfig) -> int:
-    """Steps after which the run's steps cost what they will go on to cost."""
+    """Steps after which steps no longer cost more than later ones."""
     return SURROGATE_WARM_STEPS if probes(run) else WARM_STEPS
 
 
 def interval(run: RunConfig) -> int:
-    """Steps that hold a whole number of audits and of probes, so that any two such blocks cost alike."""
+    """Steps in a whole number of audit and of probe intervals, so that any two such blocks cost alike."""
     return math.lcm(run.audit_every, PROBE_INTERVAL) if probes(run) else run.audit_every
 
 
 def synchronise(run: RunConfig) -> None:
-    """Wait for the GPU, so that a clock read now counts what was asked of it."""
+    """Wait for the GPU, so that a clock read now includes its work."""
     if run.device == "cuda":
         torch.cuda.synchronize()
 
@@ -80,7 +80,8 @@ class Loop:
     """
 
     def __init__(self, training: Training, *, bare: bool = False):
-        self.training, self.bare = training, bare
+        self.training = training
+        self.bare = bare
         self.run = training.run_config
         self.step_index = 0
 
@@ -96,7 +97,7 @@ class Loop:
         return time.perf_counter() - start
 
     def recorded_steps(self, count: int) -> float:
-        """Seconds for the next `count` steps as a run takes them, whatever this loop leaves out."""
+        """Seconds for the next `count` steps as a run takes them, recorded."""
         start = time.perf_counter()
         take_steps(self.training, count)
         synchronise(self.run)

@@ -1,6 +1,6 @@
-"""What is held in memory between steps and at the height of one, by what it is held for.
+"""What is held in memory between steps, by purpose, and at the peak of a step.
 
-Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on everything imported.
+Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on all imports.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.training.run import Training
 
 from .loops import Loop, opened
-from .pairs import variants
+from .pairs import measured_variants, variants
 
 CPU = 0  # the device type of the profiler's memory events
 
@@ -49,18 +47,13 @@ def reachable(root: Any) -> list[Tensor]:
         elif isinstance(x, types.MethodType):
             left += [x.__self__, x.__func__]
         elif isinstance(x, types.FunctionType):
-            left += [cell.cell_contents for cell in x.__closure__ or () if cell_is_full(cell)]
+            left += x.__closure__ or ()
+        elif isinstance(x, types.CellType):
+            with contextlib.suppress(ValueError):  # an empty cell
+                left.append(x.cell_contents)
         elif hasattr(x, "__dict__") and not isinstance(x, Tensor):
             left += list(vars(x).values())
     return found
-
-
-def cell_is_full(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
@@ -74,9 +67,10 @@ def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 @contextlib.contextmanager
 def _without_stderr() -> Iterator[None]:
-    """The profiler's C++ part tells the terminal of its start, its end, and of every scalar that is freed meanwhile."""
+    """The profiler's C++ part reports its start, its end and every scalar freed meanwhile on the terminal."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
@@ -86,8 +80,8 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _peak_on_cpu(step: Callable[[], None]) -> int:
-    """The most bytes that `step` had allocated at a time, beyond what was there before it, as torch's allocator reports."""
+def _peak_on_cpu(step: Callable[[], object]) -> int:
+    """The most bytes that `step` had allocated at a time beyond those before it, as torch's allocator reports."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with _without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
@@ -103,7 +97,7 @@ def _peak_on_cpu(step: Callable[[], None]) -> int:
     return int(peak)
 
 
-def _peak_on_cuda(step: Callable[[], None]) -> int:
+def _peak_on_cuda(step: Callable[[], object]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -113,7 +107,7 @@ def _peak_on_cuda(step: Callable[[], None]) -> int:
 
 
 def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes held by the parameters, the gradients (while there are any), the base optimizers and the stabilizer itself."""
+    """Bytes of the parameters, the gradients (after a backward pass), the base optimizers and the stabilizer itself."""
     inputs, targets = loop.batch()
     logits, _ = loop.forward_backward(inputs, targets)
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
@@ -132,49 +126,36 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
 
 
 def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Bytes held between steps, by what for, and `peak`: the most that one step with its audit adds to that at a time."""
+    """Bytes held between steps, by purpose, and `peak`: the most that one step with its audit adds to that."""
     with opened(run) as training:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
         held = _held(training, loop)
-        peak = _peak_on_cuda if run.device == "cuda" else _peak_on_cpu
-
-        def step() -> None:
-            loop.steps(1)
-
-        return {**held, "peak": peak(step)}
+        peak_of = _peak_on_cuda if run.device == "cuda" else _peak_on_cpu
+        return {**held, "peak": peak_of(lambda: loop.steps(1))}
 
 
 def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Bytes of the bare step and of every variant.
 
     `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at most);
-    `peak_extra_copies` how much higher than the bare step's its height is, in the same unit.
+    `peak_extra_copies` how much higher its peak is than the bare step's, in the same unit.
     """
     say("memory")
     bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
-    rows: list[dict[str, Any]] = []
-    for name, variant in variants(run):
-        try:
-            found = of_run(resolve_controller(variant))
-        except (UserError, ValueError) as error:
-            rows.append({"stabilizer": name, "refused": str(error)})
-            continue
-        rows.append(
-            {
-                "stabilizer": name,
-                "refused": None,
-                "held_bytes": found["stabilizer"],
-                "peak_bytes": found["peak"],
-                "extra_copies": found["stabilizer"] / found["parameters"],
-                "peak_extra_copies": (found["peak"] + found["stabilizer"] - bare["peak"])
-                / found["parameters"],
-            }
-        )
-    tensors = {k: bare[k] for k in ("parameters", "gradients", "optimizer_state")}
-    method = (
-        "torch.cuda.max_memory_allocated"
-        if run.device == "cuda"
-        else "torch.profiler, allocations on the CPU"
-    )
-    return {"bare_bytes": {**tensors, "peak": bare["peak"]}, "peak_by": method, "stabilizers": rows}
+
+    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
+        found = of_run(variant)
+        held = found["stabilizer"]
+        return {
+            "held_bytes": held,
+            "peak_bytes": found["peak"],
+            "extra_copies": held / found["parameters"],
+            "peak_extra_copies": (found["peak"] + held - bare["peak"]) / found["parameters"],
+        }
+
+    rows = [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
+    tensors = {k: bare[k] for k in ("parameters", "gradients", "optimizer_state", "peak")}
+    on_gpu = run.device == "cuda"
+    method = "torch.cuda.max_memory_allocated" if on_gpu else "torch.profiler, allocations on the CPU"
+    return {"bare_bytes": tensors, "peak_by": method, "stabilizers": rows}

@@ -1,13 +1,17 @@
-"""Paired measurements in one process: the sides take turns, so a drifting machine hurts all of them alike."""
+"""Paired measurements in one process: the sides take turns, so that a drifting machine affects all of them alike."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +22,19 @@ from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.workloads.corpus import locate
 
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
-from .plain_loop import PlainLoop, PlainProcess
+from .plain_loop import PlainLoop
 
-LEAST_ROUNDS = 3  # however slow the machine is
+MIN_ROUNDS = 3  # however slow the machine is
+GRAPHED_BLOCK = (
+    50  # steps at least on a GPU, to hide what launching a block and reading its records cost the host
+)
 Side = Callable[[int], float]  # steps to take -> seconds that they took
 
 
-def in_turns(
+def interleaved(
     sides: Sequence[Side],
     count: int,
     rounds: int,
@@ -34,14 +42,14 @@ def in_turns(
     limit_s: float = math.inf,
     on_round: Callable[[int], None] = lambda i: None,
 ) -> list[list[float]]:
-    """Seconds of each side's blocks of `count` steps, one list a side, one block a round; the order rotates.
+    """Seconds of each side's blocks of `count` steps, one list per side, one block per round; the order rotates.
 
-    Once `limit_s` seconds are over no further round is begun, but for the first LEAST_ROUNDS.
+    After `limit_s` seconds no further round begins, except for the first MIN_ROUNDS.
     """
     took: list[list[float]] = [[] for _ in sides]
     begun = time.perf_counter()
     for i in range(rounds):
-        if i >= LEAST_ROUNDS and time.perf_counter() - begun > limit_s:
+        if i >= MIN_ROUNDS and time.perf_counter() - begun > limit_s:
             break
         on_round(i)
         for k in range(len(sides)):
@@ -56,7 +64,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "quartiles": [low, high]}
 
 
-# -- what a stabilizer adds to a step --------------------------------------------------------------------------------------
+# -- what a stabilizer adds to a step -----------------------------------------------------------------------------
 
 
 def paired_overhead(
@@ -64,32 +72,34 @@ def paired_overhead(
 ) -> dict[str, Any]:
     """What the run's stabilizer adds to a step, in per cent of the bare step, checks and audits included.
 
-    The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a GPU, where steps
-    come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like the other. Blocks of whole audit and
-    probe intervals; `run.steps` steps a side, the warm-up's many measurements left out. Median over block pairs and quartiles.
-    Raises UserError, ValueError or KeyError for a run that cannot be built.
+    The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a GPU, where
+    steps come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like the other. Blocks hold
+    whole audit and probe intervals; `run.steps` steps per side, without those of the warm-up, which measure more often.
+    Median over block pairs and quartiles. Raises UserError, ValueError or KeyError for a run that cannot be built.
     """
     run = resolve_controller(run)
-    block, rounds = interval(run), max(2, (run.steps - WARM_STEPS) // interval(run))
+    block = interval(run)
+    rounds = max(2, (run.steps - WARM_STEPS) // block)
     graphed = run.device == "cuda"
-    if graphed:  # blocks that hide what a step's launch and a block's reading cost the host
-        block *= max(1, 50 // block)
+    if graphed:
+        block *= max(1, GRAPHED_BLOCK // block)
         run = dataclasses.replace(run, steps=warm_steps(run) + (rounds + 1) * block)
-    plain = dataclasses.replace(
-        run, stabilizer=StabilizerConfig(), audit_every=0 if graphed else run.audit_every
-    )
+    audit_every = 0 if graphed else run.audit_every
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), audit_every=audit_every)
     with opened(plain) as unwrapped, opened(run) as training:
-        bare, stabilized = Loop(unwrapped, bare=True), Loop(training)
-        sides = [loop.recorded_steps if graphed else loop.steps for loop in (bare, stabilized)]
+        loops = [Loop(unwrapped, bare=True), Loop(training)]
+        sides = [loop.recorded_steps if graphed else loop.steps for loop in loops]
         for side in sides:
             side(warm_steps(run))
-        took = in_turns(sides, block, rounds, limit_s=limit_s, on_round=lambda i: on_progress(i * block))
-    found = spread([100 * (b / a - 1) for a, b in zip(*took, strict=True)])
+        bare, stabilized = interleaved(
+            sides, block, rounds, limit_s=limit_s, on_round=lambda i: on_progress(i * block)
+        )
+    found = spread([100 * (b / a - 1) for a, b in zip(bare, stabilized, strict=True)])
     return {
         "overhead_pct": found["median"],
         "overhead_iqr_pct": found["quartiles"],
-        "pairs": len(took[0]),
-        "plain_steps_per_s": block / statistics.median(took[0]),
+        "pairs": len(bare),
+        "plain_steps_per_s": block / statistics.median(bare),
     }
 
 
@@ -101,24 +111,21 @@ def overhead_and_record(
     on_progress: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Measure and write `result.json` under the measurement's identity; a failure is recorded as one."""
+    files = RunFiles(directory)
     started = time.perf_counter()
     try:
         result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run, on_progress)}
     except Exception as error:
-        with open(RunFiles(directory).log, "a") as f:
+        with open(files.log, "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    about = {
-        "run_id": run_id,
-        "identity": identity,
-        "steps": run.steps,
-        "wall_s": time.perf_counter() - started,
-    }
-    write_checksummed(RunFiles(directory).result, {**about, **result})
+    about = {"run_id": run_id, "identity": identity, "steps": run.steps}
+    about["wall_s"] = time.perf_counter() - started
+    write_checksummed(files.result, {**about, **result})
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Every stabilizer at its default strength, EBC once a budget: (name, the run with it)."""
+    """Every stabilizer at its default strength, EBC once per budget: (name, the run with it)."""
     for name in STABILIZERS:
         if name != "ebc":
             yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))
@@ -126,68 +133,123 @@ def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         for budget in BUDGETS:
             guard = (
                 run.budget.guard if budget == "surrogate" else "none"
-            )  # it corrects a bound: the others refuse it
+            )  # the others have no bound to correct
             changed = dataclasses.replace(run.budget, name=budget, guard=guard)
-            yield (
-                f"ebc {budget}",
-                dataclasses.replace(run, stabilizer=StabilizerConfig("ebc"), budget=changed),
-            )
+            yield f"ebc {budget}", dataclasses.replace(run, stabilizer=StabilizerConfig(name), budget=changed)
+
+
+def measured_variants(
+    asked: Iterable[tuple[str, RunConfig]], measure: Callable[[str, RunConfig], dict[str, Any]]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `measure` finds for each variant, by name; where the settings rule one out, `refused` says why."""
+    for name, variant in asked:
+        try:
+            yield name, {"refused": None, **measure(name, resolve_controller(variant))}
+        except (UserError, ValueError) as error:
+            yield name, {"refused": str(error)}
 
 
 def overheads(
     run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """`paired_overhead` of every variant, `rounds` pairs each or, where these take longer, about `limit_s` seconds.
+    """`paired_overhead` of every variant: `rounds` pairs each, or fewer after about `limit_s` seconds."""
 
-    One that the run's other settings rule out says why in `refused`.
-    """
-    rows: list[dict[str, Any]] = []
-    for name, variant in variants(run):
+    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
         say(f"overhead of {name}")
-        enough = dataclasses.replace(
-            variant, steps=WARM_STEPS + rounds * interval(resolve_controller(variant))
+        steps = WARM_STEPS + rounds * interval(variant)
+        return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=limit_s)
+
+    return [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
+
+
+# -- the lab's step against a plain loop --------------------------------------------------------------------------
+
+
+def plain_settings(run: RunConfig) -> dict[str, Any]:
+    """The options of the plain loop at a run's shape."""
+    shape = {k: getattr(run.model, k) for k in ("blocks", "width", "heads", "context")}
+    return {**shape, "batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
+
+
+class PlainProcess:
+    """The plain loop at a run's shape in a process of its own, which takes steps on request.
+
+    Raises UserError when the process ends. `threads`: torch's default there.
+    """
+
+    def __init__(self, run: RunConfig):
+        self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-")
+        text = Path(self.folder.name) / "text.txt"
+        text.write_bytes(locate(run.data, quiet=True).text.encode())
+        options = {"text": text, **plain_settings(run)}
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ebc_lab.bench.plain_loop", "--on-request"),
+                *(f"--{name}={value}" for name, value in options.items()),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        try:
-            rows.append({"stabilizer": name, "refused": None, **paired_overhead(enough, limit_s=limit_s)})
-        except (UserError, ValueError) as error:
-            rows.append({"stabilizer": name, "refused": str(error)})
-    return rows
+        self.threads = int(self._answer())
 
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            return line
+        _, errors = self.process.communicate()
+        said = errors.strip().splitlines() or ["it left no message"]
+        raise UserError(f"the plain loop's process ended: {said[-1]}")
 
-# -- the lab's step against a plain loop -----------------------------------------------------------------------------------
+    def steps(self, count: int) -> float:
+        """Seconds for the next `count` steps, by that process's clock."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # there will be no answer either
+            print(count, file=self.process.stdin, flush=True)
+        return float(self._answer())
+
+    def __enter__(self) -> PlainProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # the end of its input ends it
+        self.folder.cleanup()
 
 
 def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Tokens/s of the lab's baseline and of a plain eager float32 loop of the same model, and their paired ratios.
 
-    The lab's side is the run without stabilizer as it would be trained: its precision, its threads, checks, audits, recording.
-    `plain` takes turns with it in this process, with the same number of threads (and the lab's settings of the allocator,
-    which help it); `plain_defaults` in a process of its own with whatever torch sets up there. `rounds` turns each, fewer
-    where they would take longer than `limit_s` seconds.
+    The lab's side is the run without stabilizer as it would be trained: its precision and threads, with checks, audits
+    and recording. `plain` takes turns with it in this process, with the same number of threads (and the lab's allocator
+    settings, which help it); `plain_defaults` runs in a process of its own with torch's defaults. `rounds` turns each,
+    fewer where they would take longer than `limit_s` seconds.
     """
     say("tokens/s against a plain loop")
     block = 2 * run.audit_every
-    most = WARM_STEPS + rounds * block
-    baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=max(run.steps, most))
-    tokens = run.batch_size * run.model.context
+    steps = max(run.steps, WARM_STEPS + rounds * block)
+    baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
     with opened(baseline) as training, PlainProcess(run) as elsewhere:
-        lab = Loop(training)
-        plain = PlainLoop.of_run(run, training.tokens["train"], training.workload.vocabulary)
-        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": elsewhere.steps}
+        plain = PlainLoop(training.tokens["train"], training.workload.vocabulary, **plain_settings(run))
+        sides = {
+            "lab": Loop(training).recorded_steps,
+            "plain": plain.steps,
+            "plain_defaults": elsewhere.steps,
+        }
         for side in sides.values():
             side(WARM_STEPS)
-        took = dict(zip(sides, in_turns(list(sides.values()), block, rounds, limit_s=limit_s), strict=True))
-    threads = {"lab": run.threads_per_run, "plain": run.threads_per_run, "plain_defaults": elsewhere.threads}
-    dtypes = {"lab": run.dtype, "plain": "float32", "plain_defaults": "float32"}
-    found: dict[str, Any] = {
-        name: {
-            "dtype": dtypes[name],
-            "threads": threads[name],
-            "tokens_per_s": spread([block * tokens / s for s in seconds]),
+        took = dict(
+            zip(sides, interleaved(list(sides.values()), block, rounds, limit_s=limit_s), strict=True)
+        )
+    found: dict[str, Any] = {}
+    for name, seconds in took.items():
+        found[name] = {
+            "dtype": run.dtype if name == "lab" else "float32",
+            "threads": elsewhere.threads if name == "plain_defaults" else run.threads_per_run,
+            "tokens_per_s": spread([block * run.batch_size * run.model.context / s for s in seconds]),
             "step_ms": spread([1e3 * s / block for s in seconds]),
         }
-        for name, seconds in took.items()
-    }
     for name in ("plain", "plain_defaults"):
         found[f"lab_over_{name}"] = spread([b / a for a, b in zip(took["lab"], took[name], strict=True)])
     return {**found, "pairs": len(took["lab"]), "steps_per_block": block}

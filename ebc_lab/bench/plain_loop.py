@@ -1,27 +1,25 @@
-"""The plain loop that the lab is compared with: the same GPT, eager, float32, torch's Adam at its defaults.
+"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, Adam at its defaults.
 
-It is scripts/plain_loop.py, kept here because an installed package has no scripts, and knows nothing of the lab but the shape
-of a run. `python -m ebc_lab.bench.plain_loop` is that loop behind a pipe: a process as a user would have it, with torch's own
-number of threads and the allocator as it comes. No dropout.
+    python -m ebc_lab.bench.plain_loop --batch 16 --context 64 --steps 200
+
+Prints the loss, nats per character, and tokens/s. Trains on the file given by `--text`, else on Python's own
+documentation. Uses torch and nothing of the lab: it is what one would write without it. No dropout.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import argparse
 import sys
 import time
+from pathlib import Path
+from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import RunConfig
 
-
-class PlainBlock(nn.Module):
+class Block(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -45,14 +43,14 @@ class PlainBlock(nn.Module):
         return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
 
 
-class PlainGPT(nn.Module):
-    """Tokens (B, T) -> logits (B, T, V); parameters named as in `ebc_lab.workloads.gpt`, so that either takes the other's weights."""
+class GPT(nn.Module):
+    """Tokens (B, T) -> logits (B, T, V). Its parameters have the names of those in `ebc_lab.workloads.gpt`."""
 
-    def __init__(self, vocabulary: int, blocks: int, width: int, heads: int, context: int):
+    def __init__(self, vocabulary: int, *, blocks: int, width: int, heads: int, context: int):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(PlainBlock(width, heads) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocabulary, bias=False)
         for name, p in self.named_parameters():
@@ -62,43 +60,26 @@ class PlainGPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.token_embedding(tokens) + self.position_embedding.weight[: tokens.shape[1]]
-        return self.head(self.norm(self.blocks(x)))
+        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        return logits
 
 
 class PlainLoop:
-    """Random windows of `data` (n,) through Adam. Weights and windows are drawn from torch's own generator, seeded here.
-
-    Args:
-        shape: `blocks`, `width`, `heads`, `context` of the model.
-    """
+    """Trains a GPT of `shape` (blocks, width, heads, context) on random windows of `data`, tokens (n,)."""
 
     def __init__(
         self, data: Tensor, vocabulary: int, *, batch: int, lr: float, seed: int, device: str, **shape: int
     ):
         torch.manual_seed(seed)
-        self.data, self.batch, self.context, self.device = data.cpu(), batch, shape["context"], device
-        self.model = PlainGPT(vocabulary, **shape).to(device)
+        self.data = data.cpu()
+        self.batch = batch
+        self.context = shape["context"]
+        self.device = device
+        self.model = GPT(vocabulary, **shape).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=lr)
 
-    @classmethod
-    def of_run(cls, run: RunConfig, data: Tensor, vocabulary: int) -> PlainLoop:
-        """The loop at a run's shape: its model, batch, learning rate, seed and device."""
-        m = run.model
-        return cls(
-            data,
-            vocabulary,
-            batch=run.batch_size,
-            lr=run.optimizer.lr,
-            seed=run.seed,
-            device=run.device,
-            blocks=m.blocks,
-            width=m.width,
-            heads=m.heads,
-            context=m.context,
-        )
-
     def step(self) -> Tensor:
-        """One step; -> its loss before the update, nats per token, not read."""
+        """-> the loss before the update, nats per token, not yet read from the device."""
         starts = torch.randint(len(self.data) - self.context, (self.batch,)).tolist()
         inputs = torch.stack([self.data[i : i + self.context] for i in starts]).to(self.device)
         targets = torch.stack([self.data[i + 1 : i + 1 + self.context] for i in starts]).to(self.device)
@@ -119,57 +100,47 @@ class PlainLoop:
         return time.perf_counter() - start
 
 
-class PlainProcess:
-    """The loop at a run's shape in a process of its own, that steps when it is asked to. Raises UserError when it ends."""
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A character GPT in plain PyTorch.")
+    parser.add_argument("--text", type=Path, help="a UTF-8 file; its first 90%% are trained on")
+    parser.add_argument("--batch", type=int, default=16, help="sequences")
+    parser.add_argument("--context", type=int, default=64, help="tokens")
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--print-every", type=int, default=20, help="steps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="default: torch's own choice")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--on-request", action="store_true", help="take as many steps as each line of input says"
+    )
+    o = parser.parse_args()
 
-    def __init__(self, run: RunConfig):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ebc_lab.bench.plain_loop"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.threads = int(self._ask(json.dumps(to_dict(run))))
-
-    def _ask(self, line: str) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        try:
-            self.process.stdin.write(line + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        answer = self.process.stdout.readline()
-        if not answer:
-            assert self.process.stderr is not None
-            said = self.process.stderr.read().strip().splitlines()
-            self.process.wait()
-            raise UserError(f"the plain loop's process ended: {said[-1] if said else 'it left no message'}")
-        return answer
-
-    def steps(self, count: int) -> float:
-        """Seconds for the next `count` steps, by that process's clock."""
-        return float(self._ask(str(count)))
-
-    def __enter__(self) -> PlainProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # end of input: it leaves
-
-
-def serve() -> None:
-    """Read a run's settings, answer the number of threads; then for every count read, the seconds of so many steps."""
-    from ebc_lab.workloads.corpus import locate
-
-    run: RunConfig = from_dict(RunConfig, json.loads(sys.stdin.readline()))
-    corpus = locate(run.data, quiet=True)
-    loop = PlainLoop.of_run(run, torch.from_numpy(corpus.tokens()["train"]), len(corpus.vocabulary))
-    print(torch.get_num_threads(), flush=True)
-    for line in sys.stdin:
-        print(loop.steps(int(line)), flush=True)
+    if o.threads:
+        torch.set_num_threads(o.threads)
+    text = o.text.read_bytes().decode() if o.text else "\n".join(topics[name] for name in sorted(topics))
+    characters = sorted(set(text))
+    index = {c: i for i, c in enumerate(characters)}
+    data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
+    shape = {"blocks": o.blocks, "width": o.width, "heads": o.heads, "context": o.context}
+    loop = PlainLoop(data, len(characters), batch=o.batch, lr=o.lr, seed=o.seed, device=o.device, **shape)
+    if o.on_request:  # for `ebc-lab bench`, whose loops take turns
+        print(torch.get_num_threads(), flush=True)
+        for line in sys.stdin:
+            print(loop.steps(int(line)), flush=True)
+        return
+    started = time.perf_counter()
+    for step in range(o.steps):
+        loss = loop.step()
+        if step % o.print_every == 0 or step == o.steps - 1:
+            print(f"step {step:4d}  loss {loss.item():.6f}")
+    seconds = time.perf_counter() - started  # the last loss was read, so the device is done
+    rate = o.steps * o.batch * o.context / seconds
+    print(f"{rate:.0f} tokens/s on {o.device}, {torch.get_num_threads()} thread(s)")
 
 
 if __name__ == "__main__":
-    serve()
+    main()

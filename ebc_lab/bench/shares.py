@@ -8,14 +8,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import resolve_controller
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer
-from ebc_lab.training.run import Training
 
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
-from .pairs import variants
+from .pairs import measured_variants, variants
 
 PARTS = {
     "data": "drawing the batch",
@@ -29,7 +26,7 @@ PARTS = {
 
 
 class Clock:
-    """Seconds by part. A part inside another counts for itself alone; the GPU is waited for wherever parts meet."""
+    """Seconds by part. A part inside another counts for itself alone; each change of part waits for the GPU."""
 
     def __init__(self, run: RunConfig):
         self.run = run
@@ -84,7 +81,6 @@ def clocked(optimizer: StabilizedOptimizer, clock: Clock) -> None:
 
 def block(loop: Loop, clock: Clock, count: int) -> None:
     """`count` recorded steps of the loop, every part on the clock."""
-    training: Training = loop.training
     for _ in range(count):
         with clock.on("data"):
             inputs, targets = loop.batch()
@@ -95,17 +91,18 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
         with clock.on("forward_backward"):
             loop.zero_grad()
         with clock.on("recording"):
-            record_step(training, loss, stats)
+            record_step(loop.training, loss, stats)
 
 
 def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
     """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
 
-    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU every part is waited for, so that what would
-    overlap with the host counts in full: the sum is then longer than a free-running step.
+    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part, so that
+    work which would overlap with the host counts in full: the sum is then longer than a free-running step.
     """
     with opened(run) as training:
-        loop, clock = Loop(training), Clock(run)
+        loop = Loop(training)
+        clock = Clock(run)
         loop.steps(warm_steps(run))
         clocked(training.optimizer, clock)
         count = interval(run)
@@ -127,13 +124,11 @@ def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
 
 
 def shares(run: RunConfig, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """`of_run` for the baseline and for EBC under each budget, by name; one that cannot be built says why in `refused`."""
-    found: dict[str, Any] = {}
-    for name, variant in variants(run):
-        if name == "none" or name.startswith("ebc "):
-            say(f"shares of a step of {name}")
-            try:
-                found[name] = {"refused": None, **of_run(resolve_controller(variant), rounds)}
-            except (UserError, ValueError) as error:
-                found[name] = {"refused": str(error)}
-    return found
+    """`of_run` for the baseline and for EBC under each budget, by name; `refused` as in `measured_variants`."""
+
+    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
+        say(f"shares of a step of {name}")
+        return of_run(variant, rounds)
+
+    asked = [(name, v) for name, v in variants(run) if v.stabilizer.name in ("none", "ebc")]
+    return dict(measured_variants(asked, measure))

@@ -32,7 +32,7 @@ class Workload(Protocol):
         """The hidden matrices, for Muon and the projections."""
 
 
-def gpt(run: RunConfig, device: torch.device) -> Workload:
+def _gpt(run: RunConfig, device: torch.device) -> Workload:
     from .corpus import check_length, locate
     from .gpt import GPTWorkload
 
@@ -41,7 +41,7 @@ def gpt(run: RunConfig, device: torch.device) -> Workload:
     return GPTWorkload(run, corpus, device)
 
 
-WORKLOADS: dict[str, Callable[[RunConfig, torch.device], Workload]] = {"gpt": gpt}
+WORKLOADS: dict[str, Callable[[RunConfig, torch.device], Workload]] = {"gpt": _gpt}
 
 
 def load(run: RunConfig, device: torch.device) -> Workload:

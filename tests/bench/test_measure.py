@@ -7,18 +7,24 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from ebc_lab.bench import costs, measure
+from ebc_lab.bench import costs, measure, plain_loop
 from ebc_lab.bench.loops import Loop, opened, take_steps
 from ebc_lab.bench.memory import reachable
-from ebc_lab.bench.pairs import LEAST_ROUNDS, in_turns, overhead_and_record, overheads, paired_overhead
-from ebc_lab.bench.plain_loop import PlainGPT, PlainLoop, PlainProcess
+from ebc_lab.bench.pairs import (
+    MIN_ROUNDS,
+    PlainProcess,
+    interleaved,
+    overhead_and_record,
+    overheads,
+    paired_overhead,
+)
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.cli import bench_screen
 from ebc_lab.components.stabilizers import STABILIZERS
@@ -29,8 +35,8 @@ from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import read_json
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate
+from ebc_lab.workloads.losses import token_losses
 
-SCRIPT = Path(__file__).parents[2] / "scripts/plain_loop.py"
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 VARIANTS = {*(set(STABILIZERS) - {"ebc"}), *(f"ebc {b}" for b in BUDGETS)}
 
@@ -195,14 +201,14 @@ def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
 def test_sides_take_turns_and_the_first_place_goes_round():
     calls = []
     sides = [lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"]
-    took = in_turns(sides, 5, 3)
+    took = interleaved(sides, 5, 3)
     assert "".join(name for name, _ in calls) == "abcbcacab"
     assert {n for _, n in calls} == {5}
     assert took == [[1.0, 6.0, 8.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]]
 
 
 def test_turns_end_when_their_time_is_over_but_not_before_there_are_a_few():
-    assert [len(t) for t in in_turns([lambda n: 1.0], 1, 99, limit_s=0.0)] == [LEAST_ROUNDS]
+    assert [len(t) for t in interleaved([lambda n: 1.0], 1, 99, limit_s=0.0)] == [MIN_ROUNDS]
 
 
 def test_a_budget_that_the_settings_rule_out_says_why_and_the_others_are_measured(shape, monkeypatch):
@@ -234,45 +240,35 @@ def test_a_run_that_diverges_is_no_measurement(shape):
         take_steps(training, 20)
 
 
-# -- the plain loop --------------------------------------------------------------------------------------------------------
+# -- the plain loop ------------------------------------------------------------------------------------------------
 
 
-def test_the_plain_loop_is_the_script_s(text_file):
-    """Same seed, same windows, same model: same losses, whichever of the two is run."""
-    shape = {"blocks": 2, "width": 16, "heads": 2, "context": 8}
-    text = text_file.read_text()
-    index = {c: i for i, c in enumerate(sorted(set(text)))}
-    data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
-    loop = PlainLoop(data, len(index), batch=4, lr=1e-2, seed=3, device="cpu", **shape)
-    losses = [f"{loop.step().item():.6f}" for _ in range(6)]
-    options = {
-        **shape,
-        "batch": 4,
-        "lr": 1e-2,
-        "seed": 3,
-        "steps": 6,
-        "print-every": 1,
-        "threads": 1,
-        "text": text_file,
-    }
-    words = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, check=True)
-    assert re.findall(r"loss (\S+)", done.stdout) == losses
-    assert re.search(r"\d+ tokens/s on cpu, 1 thread", done.stdout)
+def test_the_plain_loop_runs_as_a_script_and_learns(text_file, capsys, monkeypatch):
+    options = {"blocks": 1, "width": 16, "heads": 2, "context": 8, "batch": 8, "steps": 40, "threads": 1}
+    words = [f"--{name}={value}" for name, value in {**options, "text": text_file}.items()]
+    monkeypatch.setattr(sys, "argv", ["plain_loop", *words])
+    plain_loop.main()
+    out = capsys.readouterr().out
+    losses = [float(x) for x in re.findall(r"loss (\S+)", out)]
+    assert losses[-1] < losses[0] - 0.3
+    assert re.search(r"\d+ tokens/s on cpu, 1 thread", out)
 
 
-def test_the_plain_model_is_the_lab_s(shape):
+def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape):
     m = shape.model
-    lab, plain = gpt.build(m, 20, 0), PlainGPT(20, m.blocks, m.width, m.heads, m.context)
+    lab = gpt.build(m, 20, 0)
+    plain = plain_loop.GPT(20, blocks=m.blocks, width=m.width, heads=m.heads, context=m.context)
     plain.load_state_dict(lab.state_dict())
-    tokens = torch.randint(20, (3, m.context))
-    torch.testing.assert_close(plain(tokens), lab(tokens))
+    rows = torch.randint(20, (3, m.context + 1))
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    losses = token_losses(lab(inputs), targets)
+    plain_losses = cross_entropy(plain(inputs).flatten(0, 1), targets.flatten(), reduction="none")
+    torch.testing.assert_close(plain_losses, losses.flatten())
 
 
-def test_a_plain_process_that_cannot_go_on_says_so(shape):
-    lost = replace(shape, data=replace(shape.data, file="nowhere.txt"))
-    with pytest.raises(UserError, match="does not exist"):
-        PlainProcess(lost)
+def test_a_plain_process_that_ends_early_says_why(shape):
+    with pytest.raises(UserError, match=r"plain loop's process ended: .*nowhere"):
+        PlainProcess(replace(shape, device="nowhere"))
 
 
 # -- shares, arithmetic, memory --------------------------------------------------------------------------------------------
