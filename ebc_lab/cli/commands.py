@@ -187,7 +187,7 @@ def why(
         return 0
     from . import screen
 
-    screen.why(_console(), found)
+    screen.why(_console(), found, where.header()["config"]["study"]["band"])
     return 0
 
 

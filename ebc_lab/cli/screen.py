@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,10 @@ from rich.text import Text
 from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock
 from ebc_lab.records.paths import RUNS
-from ebc_lab.study.inspect.why import headline, noise_in_words
+from ebc_lab.report.text import table as model
+from ebc_lab.report.text import tables
+from ebc_lab.study.inspect.why import noise_in_words
+from ebc_lab.study.stages import stage_of
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {
@@ -53,6 +55,7 @@ class View:
         self.console = console
         self.live: Live | None = None
         self.started = time.monotonic()
+        self.newest = ""  # decision, in a line
 
     @contextmanager
     def following(self) -> Iterator[View]:
@@ -67,15 +70,14 @@ class View:
         self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {text}"))
 
     def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
-        for line in headline(stage, decision):
+        headlines = stage_of(stage).headlines(decision)
+        for line in headlines:
             self.console.print(
                 Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line)
             )
         for note in decision["notes"]:
             self.console.print(Text(f"    note: {note}", style="yellow"))
-        self.newest = next(iter(headline(stage, decision)), "")
-
-    newest = ""
+        self.newest = next(iter(headlines), "")
 
     def watch(self, progress: Any) -> None:
         if self.live is not None:
@@ -100,9 +102,9 @@ class View:
 def outcome(console: Console, done: Any) -> None:
     """The end of a call: verdict, where everything lies, what failed."""
     if done.acceptance:
-        console.print(verdict(done.acceptance))
+        console.print(drawn(tables.verdict(done.acceptance["lines"])))
     if done.ablation:
-        console.print(ablation(done.ablation))
+        console.print(suite(done.ablation))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
@@ -130,84 +132,34 @@ def outcome(console: Console, done: Any) -> None:
         )
 
 
-def verdict(acceptance: Mapping[str, Any]) -> RenderableType:
-    table = plain_table("verdict", "~question", "~figure", title="Verdict")
-    tracks = {line["track"] for line in acceptance["lines"]}
-    for line in acceptance["lines"]:
-        lead = f"{line['track']}: " if len(tracks) > 1 else ""
-        table.add_row(
-            Text(line["verdict"], style=VERDICT_STYLE[line["verdict"]]),
-            lead + line["question"],
-            line["figure"],
-        )
-    return table
-
-
-def ablation(decision: Mapping[str, Any]) -> RenderableType:
-    """A suite's arms, best first: what each did to the losses, to c, S and beta, and to the KL. Empty columns are left out."""
-    rows = []
-    for found in decision["tracks"].values():
-        ranked = sorted(found["arms"].items(), key=lambda item: item[1]["test_median"] or math.inf)
-        rows += [_arm_row(label, arm, found["reference"]) for label, arm in ranked if arm["comparable"]]
-        rows += [
-            _arm_row(f"({label})", arm, found["reference"]) for label, arm in ranked if not arm["comparable"]
-        ]
-    used = [c for c in rows[0] if any(row[c] for row in rows)] if rows else []
-    title = (
-        "Arms (means over seeds; difference in test loss, paired, with its own 95% interval; judged by the interval that holds "
-        "for all comparisons at once; in brackets: measured on another text)"
+def drawn(table: model.Table) -> Table:
+    """A table of the report as the terminal shows it."""
+    shown = table.on(model.TERMINAL)
+    made = plain_table(
+        *(MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns), title=table.title
     )
-    table = plain_table(*used, title=title)
-    for row in rows:
-        table.add_row(*(row[c] for c in used))
-    return table
+    for row in shown.rows:
+        made.add_row(*map(_cell, row.cells), style="bold" if row.chosen else "")
+    return made
 
 
-def _arm_row(label: str, arm: Mapping[str, Any], reference: str) -> dict[str, str]:
-    """Column -> cell; the column's alignment stands before its name."""
-    f, d = arm["figures"], arm["difference"]
-
-    def show(key: str, form: str) -> str:
-        return "" if f.get(key) is None else format(f[key], form)
-
-    def drift(key: str, form: str) -> str:
-        early, late = f.get(f"{key}_early"), f.get(f"{key}_late")
-        return "" if early is None or late is None else f"{early:{form}}→{late:{form}}"
-
-    whole = arm["outcomes"].get("completed") == len(arm["runs"])
-    gap = (
-        "reference"
-        if d is None
-        else difference(d) + ("" if arm["versus"] == reference else f" vs {arm['versus']}")
-    )
-    return {
-        "arm": label,
-        ">val": show("val_loss", ".4f"),
-        ">test": show("test_loss", ".4f"),
-        "~difference": gap,
-        ">detectable": "" if d is None or d["detectable"] is None else f"{d['detectable']:.3f}",
-        "judged": "" if d is None else d["judged"],
-        ">c": show("c_median", ".2f") if arm["ebc"] else "",
-        ">c early→late": drift("c", ".2g") if arm["ebc"] else "",
-        ">S early→late": drift("surrogate", ".2g"),
-        ">β early→late": drift("beta", ".2g"),
-        ">KL": show("kl_median", ".2g"),
-        ">KL/δ*": show("kl_ratio_median", ".2g"),
-        ">within": show("kl_within_30pct", ".0%"),
-        ">peak": show("shock_peak", ".2g"),
-        ">recovery": show("shock_recovery_steps", ".0f"),
-        ">recovered": show("shock_recovered", ".0%"),
-        "outcomes": "" if whole else ", ".join(f"{n} {o}" for o, n in arm["outcomes"].items()),
-    }
+MARKS = {"figure": ">", "prose": "~"}  # of `plain_table`
 
 
-def difference(d: Mapping[str, Any]) -> str:
-    """A paired difference and its interval, short."""
-    if d.get("diverged"):
-        return f"diverged: {d['diverged']['arm']} of its, {d['diverged']['reference']} of the reference's"
-    if d["method"] is None:
-        return "no pair"
-    return f"{d['mean']:+.3f}" + ("" if d["low"] is None else f" [{d['low']:+.3f}, {d['high']:+.3f}]")
+def _cell(cell: model.Cell) -> Text:
+    note = f" ({cell.note})" if cell.note and cell.note not in cell.text else ""
+    return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
+
+
+def suite(decision: Mapping[str, Any]) -> RenderableType:
+    """A suite's arms, best first, and their differences; empty columns are left out."""
+    made = []
+    for track, found in decision["tracks"].items():
+        names = tables.ranked(found)
+        pairs = tables.suite_pairs(found, names)
+        made.append(drawn(tables.arms(track, found, names=names)))
+        made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
+    return Group(*made)
 
 
 def status(console: Console, found: Mapping[str, Any]) -> None:
@@ -275,7 +227,8 @@ def _retrained(runs: int | None) -> str:
     )
 
 
-def why(console: Console, found: Mapping[str, Any]) -> None:
+def why(console: Console, found: Mapping[str, Any], band: Sequence[float]) -> None:
+    """Decisions with their evidence. `band`: where the median c should lie."""
     for stage, d in found.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
@@ -283,16 +236,7 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text(f"  rule: {d['rule']}", style="dim"))
         if d["stale_because"]:
             console.print(Text(f"  stale: {d['stale_because']}", style="yellow"))
-        if stage == "ablation":
-            console.print(ablation(d))
-        elif stage == "tune":
-            console.print(_tuned(d))
-        elif stage == "finals":
-            console.print(
-                verdict({"lines": [{"track": t, **x} for t, f in d["tracks"].items() for x in f["verdict"]]})
-            )
-        else:
-            console.print(_candidates(d))
+        console.print(_evidence(stage, d, band))
         for track, floor in d["noise"].items():
             console.print(Text(f"  noise of {track}: {noise_in_words(floor)}"))
         for line in d["flips"]:
@@ -301,48 +245,17 @@ def why(console: Console, found: Mapping[str, Any]) -> None:
             console.print(Text(f"  note: {note}", style="yellow"))
 
 
-def _tuned(decision: Mapping[str, Any]) -> Table:
-    table = plain_table("arm", "best point", ">val loss", ">margin", ">runs", "~edge")
-    for found in decision["tracks"].values():
-        for label, arm in found["arms"].items():
-            point = ", ".join(f"{k} {v:g}" for k, v in arm["point"].items())
-            loss = "" if arm["val_loss"] is None else f"{arm['val_loss']:.4f}"
-            margin = "" if arm["margin_sigma"] is None else f"{arm['margin_sigma']:.1f} σ"
-            table.add_row(
-                label,
-                point,
-                loss,
-                margin,
-                str(arm["runs"]),
-                ", ".join(f"{k}: {e}" for k, e in arm["edges"].items()),
-            )
-    return table
-
-
-def _candidates(decision: Mapping[str, Any]) -> Table:
-    winners = {d["run_id"] for d in decision["tracks"].values()}
-    table = plain_table(
-        "", "~arm", "role", ">lr", ">δ*", ">seed", "outcome", ">val loss", ">±", ">c", ">clipped"
-    )
-
-    def number(x: float | None, form: str) -> str:
-        return "" if x is None else format(x, form)
-
-    for c in decision["candidates"]:
-        table.add_row(
-            "→" if c["run_id"] in winners else "",
-            c["arm"],
-            c["role"],
-            number(c["lr"], "g"),
-            number(c["delta_star"], "g"),
-            str(c["seed"]),
-            c["outcome"] or "",
-            number(c["val_loss"], ".4f"),
-            number(c["val_se"], ".4f"),
-            number(c["c_median"], ".2f"),
-            number(c["clip_rate"], ".0%"),
-        )
-    return table
+def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float]) -> RenderableType:
+    """The table that explains a decision."""
+    shows = stage_of(stage).shows
+    if shows == "arms":
+        return suite(decision)
+    if shows == "verdict":
+        lines = [{"track": t, **x} for t, found in decision["tracks"].items() for x in found["verdict"]]
+        return drawn(tables.verdict(lines))
+    if shows == "points":
+        return drawn(tables.tuned(stage, decision))
+    return drawn(tables.candidates(stage, decision, band))
 
 
 def plan(console: Console, found: Mapping[str, Any]) -> None:

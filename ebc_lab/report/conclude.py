@@ -12,7 +12,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
 from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.study.autopilot import Listener, Say
-from ebc_lab.study.stages import planned_runs, verdict
+from ebc_lab.study.stages import decision_that_shows, planned_runs, stage_of, verdict
 from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
@@ -20,43 +20,55 @@ from ebc_lab.study.store.study import Study
 
 
 def concluding(**calls: Any) -> Listener:
-    """A listener that writes tables as stages are decided, and everything else at the end; `calls` are its other fields."""
+    """A listener that writes a table when a stage is decided, and everything else at the end.
+
+    `calls`: its other fields.
+    """
     return Listener(tabulate=write_table, conclude=write_conclusions, **calls)
 
 
 def write_table(
     study: Study, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    from .text import tables
+    """Write the table of a stage's runs."""
+    from .text import summaries
 
-    manifest.strike(study.root, study.summary_file(stage).name)
-    tables.write_summary(study.root, stage, specs, results)
+    manifest.strike(study.root, stage_of(stage).summary_csv)
+    summaries.write_summary(study.root / stage_of(stage).summary_csv, specs, results)
 
 
 def write_conclusions(
     config: Config, study: Study, decisions: dict[str, Decision], say: Say
 ) -> dict[str, Any] | None:
-    """results_final.json of the last stage, acceptance.json of the finals, ablation.csv of a suite; tables, plots, the page."""
-    from . import pictures
-    from .page import html
-    from .text import papers, tables
+    """Write results, tables, pictures and the page of a study whose last stage is decided.
 
-    header = study.header()  # not the corpus itself, which need not be here any more
-    about = {
-        "study": header["study"],
-        "corpus": header["corpus"]["title"],
-        "warning": header["corpus"]["warning"],
-    }
+    -> the verdict with its study and corpus, also in acceptance.json; None where no stage makes one.
+    """
+    from .page import html
+    from .text import papers, summaries
+
+    header = study.header()  # the corpus itself need not be here any more
+    corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
+    about = {"study": header["study"], **corpus}
     accepted = None
     made = (study.acceptance_file, study.ablation_file, study.results_file)
     manifest.strike(study.root, *(path.name for path in made), *PAPERS)
-    if "finals" in decisions:
-        accepted = {**about, **verdict.acceptance(config, decisions["finals"])}
+    if final := decision_that_shows("verdict", decisions):
+        accepted = {**about, **verdict.acceptance(config, final)}
         write_json(study.acceptance_file, accepted)
-    if "ablation" in decisions:
-        tables.write_ablation(study.root, decisions["ablation"])
+    if suite := decision_that_shows("arms", decisions):
+        summaries.write_ablation(study.ablation_file, suite)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
-    papers.write(study.root, config, about, decisions, accepted, study.result)
+    papers.write(study.root, config, corpus, decisions, accepted, study.result)
+    _draw(study, decisions, say)
+    html.write_page(study.root)
+    return accepted
+
+
+def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
+    """Draw the pictures unless those that are there show these very decisions."""
+    from . import pictures
+
     stamp = study.plotted_file
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
@@ -64,19 +76,20 @@ def write_conclusions(
         manifest.strike(study.root, *PICTURES)
         pictures.draw_study(study.root)
         stamp.write_text(inputs)
-    html.write_page(study.root)
-    return accepted
 
 
 def report(study: Study, say: Say = lambda text: None) -> None:
-    """Rebuild tables, plots and page of a study from its runs; trains nothing. Raises UserError when there is nothing yet."""
+    """Rebuild tables, plots and page of a study from its runs; trains nothing.
+
+    Raises UserError when no stage is decided yet.
+    """
     from .page.html import write_page
 
     config: Config = from_dict(Config, study.header()["config"])
     decisions = study.true_decisions()
     if not decisions:
         raise UserError(
-            f"study {study.name} has no decision yet: `ebc-lab status {study.name}` says where it stands."
+            f"study {study.name} has no decision yet: `ebc-lab status {study.name}` shows how far it is."
         )
     with study.held():
         manifest.begin(study.root)

@@ -332,7 +332,12 @@ def test_multirun_makes_one_named_study_per_combination():
 
 @pytest.mark.parametrize(
     "module",
-    ["ebc_lab.cli", "ebc_lab.study.autopilot", "ebc_lab.study.inspect.status", "ebc_lab.report.text.tables"],
+    [
+        "ebc_lab.cli",
+        "ebc_lab.study.autopilot",
+        "ebc_lab.study.inspect.status",
+        "ebc_lab.report.text.summaries",
+    ],
 )
 def test_the_study_layer_never_imports_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"

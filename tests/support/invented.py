@@ -12,8 +12,7 @@ from typing import Any
 from ebc_lab.config.compose import compose
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.json_files import write_checksummed
-from ebc_lab.report.conclude import write_conclusions
-from ebc_lab.report.text import tables
+from ebc_lab.report.conclude import write_conclusions, write_table
 from ebc_lab.study.autopilot import study_of
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages import planned_runs, stage_of
@@ -59,7 +58,7 @@ def invent(
             specs, results = planned_runs(stage, config, decisions, results_of)
             decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             study.write_decision(stage, decisions[stage])
-            tables.write_summary(study.root, stage, specs, results)
+            write_table(study, stage, specs, results)
         if config.study.stages[-1] in decisions and drawn:
             write_conclusions(config, study, decisions, print)
         manifest.complete(study.root)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,8 @@ from ..text import words
 from . import evidence
 
 TEMPLATES = Path(__file__).parent / "templates"
-EMBEDDED = (
-    60  # figures: more than that, and only the study's own and those of the arms that the verdict is about
-)
-LARGE_SVG = 600_000  # bytes; above, the PNG is the quicker one to open
+EMBEDDED = 60  # figures; where there are more, those of arms that the verdict is not about are left out
+LARGE_SVG = 600_000  # bytes; of a larger one the PNG is shown, which opens sooner
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
 
 
@@ -64,36 +61,25 @@ def write_page(root: Path) -> Path:
 def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The page of what `evidence.gather` found. `live`: what `inspect.status` says, for a page that follows a study."""
     shown, left_out = chosen_pictures(pictures(root), _judged(found))
-    by_section: dict[str, list[Picture]] = {s: [] for s in (*catalogue.SECTIONS, *evidence.DECIDED)}
+    by_section: dict[str, list[Picture]] = {}
     for picture in shown:
-        by_section[picture.section].append(picture)
-    style, script = _source("page.css"), _source("page.js")
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            **found,
-            pictures=by_section,
-            left_out=left_out,
-            live=live,
-            style=style,
-            script=script,
-            style_hash=_hash(style),
-            script_hash=_hash(script),
-            words=words,
-        )
-    )
+        by_section.setdefault(picture.section, []).append(picture)
+    rest = {"pictures": by_section, "left_out": left_out, "live": live, "words": words}
+    return _rendered("page.html.j2", **found, **rest)
 
 
 def message(title: str, text: str) -> str:
     """A page that says one thing: what a live view shows when the study cannot be read."""
-    style, script = _source("page.css"), _source("page.js")
-    hashes = {"style_hash": _hash(style), "script_hash": _hash(script)}
-    return (
-        _environment()
-        .get_template("message.html.j2")
-        .render(title=title, text=text, style=style, script=script, **hashes)
-    )
+    return _rendered("message.html.j2", title=title, text=text)
+
+
+def _rendered(template: str, **values: Any) -> str:
+    """A template with these values, and with the page's own style and script."""
+    style = _source("page.css")
+    script = _source("page.js")
+    own = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+    page: str = _environment().get_template(template).render(**values, **own)
+    return page
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------------
@@ -125,11 +111,10 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
 
 def _judged(found: Mapping[str, Any]) -> set[str]:
     """The arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    about = {
-        line[k] for v in found["verdict"] for line in v["lines"] for k in ("arm", "reference") if line.get(k)
-    }
+    lines = [line for v in found["verdict"] for line in v["lines"]]
+    about = {line[k] for line in lines for k in ("arm", "reference") if line.get(k)}
     for track in (found["suite"] or {"tracks": []})["tracks"]:
-        about |= {track["reference"], *(arm["name"] for arm in track["arms"][:1])}
+        about |= track["judged"]
     return about
 
 
@@ -147,17 +132,9 @@ def _environment() -> Any:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    for name in ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable"):
-        made.filters[name] = getattr(words, name)
-    made.filters["clock"] = _clock
-    made.filters["exact"] = lambda value: json.dumps(value, ensure_ascii=False)
+    names = ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable", "clock")
+    made.filters.update({name: getattr(words, name) for name in names})
     return made
-
-
-def _clock(seconds: float | None) -> str:
-    from ebc_lab.config.errors import clock
-
-    return clock(seconds)
 
 
 @functools.cache

@@ -1,102 +1,445 @@
-"""The CSV tables of a study: stable columns, one row per run, or per arm of a suite. Units and meanings are data: docs/files.md
-repeats them.
+"""The tables of a study: what stands in each, for the terminal, the papers and the page alike.
+
+Everything is told from decisions as they were recorded; `results` (run id -> result) adds what these leave out.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from ebc_lab.config.identity import resolve_controller
-from ebc_lab.records.files import write_atomic
-from ebc_lab.records.paths import StudyFiles
+from . import words
+from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
+from .words import NOTHING, brief, fixed, percent, signed
 
-if TYPE_CHECKING:
-    import pandas as pd
-if TYPE_CHECKING:
-    from ebc_lab.study.stages.spec import RunSpec
-from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
+Results = Mapping[str, Mapping[str, Any]]
+Draw = Callable[[Mapping[str, Any]], Any]
 
 
-def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per run, in the order of the plan; empty where a run has no such figure."""
-    import pandas as pd
-
-    measured = {
-        s.run.optimizer.name + s.run.projection.name: results.get(s.run_id, {}).get("overhead_pct")
-        for s in specs
-        if s.kind == "overhead"
-    }
-    rows: dict[str, dict[str, Any]] = {}
-    for spec in specs:
-        if spec.kind != "train" or spec.run_id in rows:
-            continue
-        run, result = resolve_controller(spec.run), results.get(spec.run_id, {})
-        ebc = run.stabilizer.name == "ebc"
-        bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
-        rows[spec.run_id] = {
-            **{k: result.get(k) for k in COLUMNS},
-            "arm": spec.arm,
-            "seed": run.seed,
-            "lr": run.optimizer.lr,
-            "lr_scale": spec.lr_scale,
-            "optimizer": run.optimizer.name,
-            "projection": run.projection.name,
-            "stabilizer": run.stabilizer.name,
-            "budget": run.budget.name if ebc else None,
-            "aggregate": run.budget.aggregate if bound else None,
-            "controller": run.controller.name if ebc else None,
-            "delta_star": run.budget.target_kl if ebc else None,
-            "overhead_pct": measured.get(run.optimizer.name + run.projection.name) if ebc else None,
-            "run_id": spec.run_id,
-        }
-    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
+def loss_column(title: str, short: str, **how: Any) -> Column:
+    return Column(title, "figure", fixed, short, **how)
 
 
-def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test loss."""
-    import pandas as pd
+def two_digits(value: float | None) -> str:
+    return fixed(value, 2)
 
+
+# -- decisions ---------------------------------------------------------------------------------------------
+
+
+CANDIDATES = (
+    Column("Result", short=""),
+    Column("Arm", "name", short="arm", head=True),
+    Column("Part", short="part"),
+    Column("Learning rate", "figure", brief, "lr"),
+    Column("Scale", "figure", lambda x: f"×{brief(x)}", "scale", optional=True),
+    Column("δ*", "figure", brief),
+    Column("Seed", "figure", str, "seed"),
+    loss_column("Validation loss", "val loss"),
+    loss_column("± s.e.", "±"),
+    Column("Behind, σ", "figure", lambda x: signed(x, 1), "behind, σ", on=(PAGE,)),
+    Column("Median c", "figure", two_digits, "c"),
+    Column("Clipped", "figure", percent, "clipped"),
+    Column("Notes", "prose", short="notes"),
+)
+
+
+def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float]) -> Table:
+    """The runs that a stage chose from, with what became of each. `band`: where their median c should lie."""
+    tracks = decision["tracks"].values()
+    controls = {d["control"]["run_id"] for d in tracks if "control" in d}
+    chosen = {d["run_id"] for d in tracks if "run_id" in d}
+    ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
+    inert = {r["run_id"] for d in tracks for own in d.get("arms", {}).values() for r in own if r.get("inert")}
+    best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
+    sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
+    scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
+    rows: list[Row] = []
+    for c in decision["candidates"]:
+        known = sigma and best is not None and c["val_loss"] is not None
+        won = c["run_id"] in chosen
+        values = (
+            _became(c, won, ranked),
+            Cell(c["arm"], link=f"run-{c['run_id']}"),
+            words.ROLES.get(c["role"], c["role"]),
+            c["lr"],
+            c["lr_scale"] if len(scales) > 1 else Cell(),
+            c["delta_star"],
+            c["seed"],
+            c["val_loss"],
+            c["val_se"],
+            (c["val_loss"] - best) / sigma if known else None,
+            c.get("c_median"),
+            c["clip_rate"],
+            "; ".join(_notes(c, controls, inert, band)),
+        )
+        chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
+        rows.append(filled(CANDIDATES, values, chosen=won))
+    note = "losses in nats per token, KL in nats"
+    return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
+
+
+UNSCALED = ("grid", "replicate", "control")  # roles whose learning rate is asked for as it is
+
+
+def _became(candidate: Mapping[str, Any], chosen: bool, ranked: Iterable[str]) -> Cell:
+    if chosen:
+        return Cell("→ chosen", tone="strong")
+    if candidate["outcome"] != "completed":
+        return Cell(candidate["outcome"] or "open")
+    return Cell("qualified" if candidate["run_id"] in ranked else "")
+
+
+def _notes(
+    c: Mapping[str, Any], controls: Iterable[str], inert: Iterable[str], band: Sequence[float]
+) -> list[str]:
+    """What a reader must know of a candidate beyond its figures."""
+    low, high = band
+    notes = ["taken as the fair control"] if c["run_id"] in controls else []
+    middle = c.get("c_median")
+    if c["outcome"] != "completed":
+        notes.append(c["cause"] or "no result")
+    elif c["delta_star"] is not None and middle is not None and not low <= middle <= high:
+        notes.append(f"median c {'below' if middle < low else 'above'} the band")
+    return [*notes, *(["LR inert"] if c["run_id"] in inert else [])]
+
+
+TUNED = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("Best point", short="best point"),
+    loss_column("Validation loss", "val loss"),
+    Column("Margin, σ", "figure", lambda x: fixed(x, 1), "margin, σ"),
+    Column("Runs", "figure", brief, "runs"),
+    Column("Edge of its grid", "prose", short="edge of its grid"),
+)
+
+
+def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
+    """Each arm's best point."""
     rows = []
-    for track, found in decision["tracks"].items():
-        for label, arm in found["arms"].items():
-            d = arm["difference"] or {}
-            rows.append(
-                {
-                    "track": track,
-                    "arm": label,
-                    **{k: arm[k] for k in ("about", "lr", "lr_scale", "delta_star")},
-                    **{f"{TUNED}{k}": v for k, v in (arm["point"] or {}).items()},
-                    "strength": arm["strength"],
-                    "seeds": len(arm["runs"]),
-                    "completed": arm["outcomes"].get("completed", 0),
-                    "diverged": arm["outcomes"].get("diverged", 0),
-                    **arm["figures"],
-                    "versus": arm["versus"],
-                    "pairs": d.get("seeds"),
-                    "difference": d.get("mean"),
-                    **{k: d.get(k) for k in OF_A_DIFFERENCE},
-                }
-            )
-    return pd.DataFrame(rows)
+    for found in decision["tracks"].values():
+        for name, arm in found["arms"].items():
+            edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
+            values = (name, _point(arm), arm["val_loss"], arm["margin_sigma"], arm["runs"], edges)
+            rows.append(filled(TUNED, values))
+    note = "validation loss in nats per token; margin to the second best point in σ"
+    return Table(f"{stage}-tuned", "Each arm’s best point", TUNED, rows, note)
 
 
-def write_ablation(root: Path, decision: Mapping[str, Any]) -> None:
-    """ablation.csv of a suite."""
-    _write(StudyFiles(root).ablation_file, ablation(decision))
+def _point(arm: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:g}" for k, v in (arm.get("point") or {}).items())
 
 
-def write_summary(
-    root: Path, stage: str, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]
-) -> None:
-    """summary_<stage>.csv, or summary_final.csv."""
-    _write(StudyFiles(root).summary_file(stage), summary(specs, results))
+# -- arms ---------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
-    """Figures carry nine significant digits."""
-    buffer = io.StringIO()
-    table.to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
-    write_atomic(path, buffer.getvalue())
+def _drift(form: str, symbol: str) -> Column:
+    title = f"{symbol} early→late"
+    return Column(
+        title, form=lambda ends: f"{ends[0]:{form}}→{ends[1]:{form}}" if ends else "", on=(TERMINAL,)
+    )
+
+
+def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
+    return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
+
+
+ARMS = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("What it is", "prose", on=(PAGE,), optional=True),
+    Column("Tuned to", on=(PAGE,), optional=True),
+    _of_page("Learning rate", brief),
+    _of_page("δ*", brief),
+    Column("Seeds completed", "figure", short="seeds"),
+    loss_column("Validation loss", "val. loss"),
+    loss_column("Test loss", "test loss"),
+    Column("Median c", "figure", two_digits, "c"),
+    _drift(".2g", "c"),
+    _drift(".2g", "S"),
+    _drift(".2g", "β"),
+    _of_page("Clipped", percent),
+    _of_page("KL per step", brief, TERMINAL),
+    Column("KL/δ*", "figure", two_digits),
+    _of_page("KL within ±30%", percent, TERMINAL),
+    Column("peak", "figure", brief, on=(TERMINAL,)),
+    Column("recovery", "figure", brief, on=(TERMINAL,)),
+    Column("recovered", "figure", percent, on=(TERMINAL,)),
+    _of_page("Steps to the baseline’s loss", brief),
+    _of_page("Time to it", words.clock),
+    Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
+    Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
+)
+
+
+def arms(
+    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
+) -> Table:
+    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed seeds.
+
+    Without `results` the means are those of the decision, and no spread is known but that of the test loss.
+    """
+    reached = found.get("efficiency")
+    rows = []
+    for label in names or found["arms"]:
+        arm = found["arms"][label]
+        own = None if results is None else [results.get(run_id, {}) for run_id in arm["runs"].values()]
+        chosen = label == found.get("reference")
+        rows.append(filled(ARMS, _arm(label, arm, own, reached, chosen), chosen=chosen))
+    note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
+    return Table(name, "Arms", ARMS, rows, note)
+
+
+def _arm(
+    label: str,
+    arm: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]] | None,
+    efficiency: Mapping[str, Any] | None,
+    reference: bool,
+) -> tuple[Any, ...]:
+    """The cells of an arm. `own`: its runs' results, where they are known."""
+    outcomes = _outcomes(arm, own)
+    done = outcomes.get("completed", 0)
+    runs = len(arm["runs"])
+    lost = f"{outcomes['diverged']} of {runs} diverged" if outcomes.get("diverged") else None
+
+    def mean(key: str) -> float | None:
+        return _mean(arm, own, key)
+
+    reached = (efficiency or {}).get(label)
+    ebc = arm["ebc"]
+    return (
+        _named(label, arm, reference),
+        arm.get("about"),
+        _point(arm),
+        arm.get("lr"),
+        arm.get("delta_star"),
+        Cell(f"{done} of {runs}" if done < runs else str(runs), done),
+        Cell(lost) if lost else _with_spread(arm, own, "val_loss"),
+        Cell(lost) if lost else _with_spread(arm, own, "test_loss"),
+        mean("c_median") if ebc else None,
+        _ends(arm, "c") if ebc else None,
+        _ends(arm, "surrogate"),
+        _ends(arm, "beta"),
+        mean("clip_rate"),
+        mean("kl_median"),
+        mean("kl_ratio_median") if ebc else None,
+        mean("kl_within_30pct") if ebc else None,
+        mean("shock_peak"),
+        mean("shock_recovery_steps"),
+        mean("shock_recovered"),
+        _unless_baseline(efficiency, reached, "steps"),
+        reached["train_s"] if reached else None,
+        mean("tokens_per_s"),
+        "" if done == runs else ", ".join(f"{n} {o}" for o, n in outcomes.items()),
+    )
+
+
+def _outcomes(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None) -> dict[str, int]:
+    if own is None:
+        return dict(arm["outcomes"])
+    ends = [str(r["outcome"]) for r in own if r.get("outcome")]
+    return {end: ends.count(end) for end in sorted(set(ends))}
+
+
+def _values(own: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """A figure of the completed runs."""
+    return [float(r[key]) for r in own if r.get("outcome") == "completed" and r.get(key) is not None]
+
+
+def _mean(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> float | None:
+    if own is None:
+        return arm["figures"].get(key) if "figures" in arm else arm.get(key)
+    values = _values(own, key)
+    if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
+        return arm.get("figures", {}).get(key)
+    return statistics.fmean(values) if values else None
+
+
+def _with_spread(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> Cell:
+    mean = _mean(arm, own, key)
+    values = _values(own or (), key)
+    spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
+    return Cell(fixed(mean) + spread, mean)
+
+
+def _ends(arm: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """A figure near the start and near the end of the run."""
+    figures = arm.get("figures", {})
+    early, late = figures.get(f"{key}_early"), figures.get(f"{key}_late")
+    return None if early is None or late is None else (early, late)
+
+
+def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
+    """A suite's arm by its own name, a final one in words where there is room for them."""
+    if "about" not in arm and "roles" in arm:
+        roles = ", ".join(words.ROLES.get(role, role) for role in arm["roles"])
+        return Cell(label, page=words.short(label, arm), note=roles, code=label)
+    remarks = ["reference"] if reference else []
+    remarks += [] if arm.get("comparable", True) else ["judged on another text"]
+    return Cell(label, note=", ".join(remarks))
+
+
+def _unless_baseline(efficiency: Any, reached: Any, key: str) -> Any:
+    if efficiency is None:
+        return Cell()
+    return reached[key] if reached else Cell("not reached")
+
+
+# -- differences --------------------------------------------------------------------------------------------
+
+
+DIFFERENCES = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("Interval", on=(PAGE,)),
+    Column("Seeds", "figure", brief, "seeds"),
+    Column("Diverged", "figure", short="diverged", optional=True),
+    Column("Difference", "figure", short="difference"),
+    Column("95% interval", "figure"),
+    Column("95% for all together", "figure", short="joint", optional=True),
+    Column("Smallest detectable", "figure", lambda x: fixed(x, 3), "detectable"),
+    Column("Judged", short="judged", optional=True),
+)
+
+
+def differences(
+    name: str,
+    title: str,
+    pairs: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Any],
+    draw: Draw = lambda difference: None,
+) -> Table:
+    """Paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page."""
+    rows = []
+    for label, d in pairs.items():
+        arm = found["arms"].get(label, {})
+        elsewhere = arm.get("versus") not in (None, found.get("reference"))
+        lost = d.get("diverged")
+        values = (
+            _compared(label, arm, elsewhere),
+            Cell(page="none", drawing=draw(d)),
+            d["seeds"],
+            Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
+            _centre(d),
+            Cell(_interval(d, "low", "high"), d.get("low")),
+            Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
+            d.get("joint_detectable", d.get("detectable")),
+            _judged(d),
+        )
+        rows.append(filled(DIFFERENCES, values))
+    note = "nats per token, arm minus reference; below zero is better"
+    return Table(name, title, DIFFERENCES, rows, note)
+
+
+def suite_pairs(found: Mapping[str, Any], names: Iterable[str]) -> dict[str, Mapping[str, Any]]:
+    """The arms of a suite that are paired with another one -> their difference."""
+    return {name: d for name in names if (d := found["arms"][name]["difference"])}
+
+
+def ranked(found: Mapping[str, Any]) -> list[str]:
+    """A suite's arms, best first; those that were judged on another text come last."""
+
+    def place(name: str) -> tuple[bool, float]:
+        arm = found["arms"][name]
+        return not arm["comparable"], math.inf if arm["test_median"] is None else arm["test_median"]
+
+    return sorted(found["arms"], key=place)
+
+
+def _compared(label: str, arm: Mapping[str, Any], elsewhere: bool) -> Cell:
+    against = f"against {arm['versus']}" if elsewhere else ""
+    own = "" if "about" in arm or "roles" not in arm else words.short(label, arm)
+    return Cell(label, page=own, note=against)
+
+
+def _centre(d: Mapping[str, Any]) -> Cell:
+    """The mean difference, or the median where a diverged run makes ranks decide."""
+    if d.get("mean") is not None:
+        return Cell(signed(d["mean"], 3), d["mean"])
+    if d.get("median") is not None:
+        return Cell(f"median {signed(d['median'], 3)}", d["median"])
+    return Cell(NOTHING)
+
+
+def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
+    """A limit that is absent is infinite by rank, and not known by t."""
+    if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
+        return NOTHING
+    left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
+    right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
+    return f"{left}, {right}"
+
+
+def _judged(d: Mapping[str, Any]) -> Cell:
+    if not d.get("judged"):
+        return Cell(NOTHING)
+    tone, said = words.JUDGED[d["judged"]]
+    return Cell(d["judged"], page=said, tone=tone)
+
+
+# -- verdict and runs ---------------------------------------------------------------------------------------
+
+
+VERDICT = (
+    Column("Track", "name", short="track", optional=True),
+    Column("Question", "prose", short="question"),
+    Column("Verdict", short="verdict"),
+    Column("Figure", "prose", short="figure"),
+)
+
+
+def verdict(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The lines of the verdict; their track only where there are several."""
+    several = len({line["track"] for line in lines}) > 1
+    rows = []
+    for line in lines:
+        track = line["track"] if several else ""
+        judged = Cell(line["verdict"], tone=line["verdict"])
+        rows.append(filled(VERDICT, (track, line["question"], judged, line["figure"])))
+    return Table("verdict", "Verdict", VERDICT, rows)
+
+
+RUNS = (
+    Column("Stage"),
+    Column("Arm", "name"),
+    Column("Seed", "figure", str),
+    Column("Learning rate", "figure", brief),
+    Column("δ*", "figure", brief),
+    Column("Outcome"),
+    Column("Validation loss", "figure", fixed),
+    Column("Test loss", "figure", fixed),
+    Column("Median c", "figure", two_digits),
+    Column("KL", "figure", brief),
+    Column("Time", "figure", words.clock),
+    Column("Run", "code"),
+)
+
+
+def runs(specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Table:
+    """All runs, each given as its id, its spec and its result (empty while there is none)."""
+    rows = []
+    for run_id, spec, result in specs:
+        run, outcome = spec["config"], result.get("outcome") or "open"
+        values = (
+            spec["stage"],
+            spec["arm"],
+            run["seed"],
+            run["optimizer"]["lr"],
+            run["budget"]["target_kl"] if run["stabilizer"]["name"] == "ebc" else None,
+            Cell(outcome, note=result.get("cause") or ""),
+            *(result.get(k) for k in ("val_loss", "test_loss", "c_median", "kl_median", "wall_s")),
+            run_id,
+        )
+        data = {"stage": spec["stage"], "outcome": outcome}
+        rows.append(filled(RUNS, values, id=f"run-{run_id}", data=data))
+    title = words.plural(len(rows), "run")
+    return Table("runs-table", title, RUNS, rows, "losses in nats per token, KL in nats per step")
+
+
+def plain(
+    name: str, title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]], note: str = ""
+) -> Table:
+    """A table of text. `columns`: title -> kind; the first one names the row."""
+    shown = [Column(title, kind, head=not i) for i, (title, kind) in enumerate(columns.items())]
+    return Table(name, title, shown, [filled(shown, row) for row in rows], note)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.study.stages.statistics import by_interval, show_difference
 
 NOTHING = "–"
@@ -28,32 +29,6 @@ TERMS = {
     "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
     "smallest detectable difference": "what these seeds would have shown as a difference four times out of five",
-}
-STAGES = {  # name -> title, what it is for
-    "lr_sweep": (
-        "Learning rate, noise and a fair control",
-        "Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the spread over "
-        "replicate seeds), how far predictions move by themselves (the natural KL), and how good the same optimizer gets with "
-        "warm-up and decay (the fair control).",
-    ),
-    "calibrate": (
-        "How large a KL budget",
-        "With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling it.",
-    ),
-    "controller_search": (
-        "Which controller",
-        "Which controller holds the KL on its target, and with which gains.",
-    ),
-    "lr_scale": (
-        "How far the learning rate can rise",
-        "With and without EBC, at multiples of the best plain learning rate.",
-    ),
-    "tune": ("Each arm at its own best", "Every arm that has a grid gets the same number of tuning runs."),
-    "finals": (
-        "Finals",
-        "Every arm at full length, from the same initial weights and data order for each seed.",
-    ),
-    "ablation": ("Ablation", "Every arm of the suite over the same seeds, each paired with its reference."),
 }
 CHECKS = {  # name -> title, what it asks, and what each verdict means
     "kl_on_target": (

@@ -24,7 +24,9 @@ from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
 from ebc_lab.report.page import html as html_module
 from ebc_lab.report.page.serve import LivePage, address_of, server
+from ebc_lab.report.text import tables
 from ebc_lab.report.text import words as words_module
+from ebc_lab.report.text.table import PAGE
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.stages import compare_arms
 from ebc_lab.study.stages.statistics import VERDICT_OF, paired
@@ -143,25 +145,32 @@ def test_figures_are_short_enough_to_read(told):
     assert re.findall(r"\b(?:nan|inf|None)\b", shown) == []
 
 
-def test_a_study_of_another_version_of_the_statistics_is_told_too(own):
-    """Differences with a judgement, a joint interval, a rank instead of a mean."""
-    found = evidence.gather(Study(own))
-    row = found["finals"]["tracks"][0]["compared"][0]["rows"][0]
-    row |= {"judged": "beats", "joint_low": -0.2, "joint_high": -0.1, "detectable": 0.05, "mean": -0.15}
-    other = found["finals"]["tracks"][0]["compared"][0]["rows"][1]
-    other |= {
+def test_differences_show_judgement_joint_interval_and_a_rank_where_a_run_diverged(told):
+    found = evidence.gather(Study(told))
+    track = json.loads((told / "auto_decisions.json").read_text())["finals"]["tracks"]["adam_none"]
+    pairs = track["differences"]["baseline"]
+    judged = {
+        "judged": "beats",
+        "mean": -0.15,
+        "joint_low": -0.2,
+        "joint_high": -0.1,
+        "joint_detectable": 0.05,
+    }
+    ranked = {
+        "judged": "undecided",
         "mean": None,
+        "median": -0.02,
+        "method": "rank",
         "low": None,
         "high": -0.01,
-        "method": "rank",
-        "judged": "undecided",
-        "drawn": None,
     }
-    found["finals"]["tracks"][0]["compared"][0]["joint"] = True
-    text = Words(html_module.render(own, found)).text
-    assert "beats it" in text
-    assert "−0.2000 to −0.1000" in text
-    assert "−∞ to −0.0100" in text
+    for name, changed in zip(pairs, (judged, ranked), strict=False):
+        pairs[name] |= changed
+    table = tables.differences("changed", "Changed", pairs, track)
+    found["finals"]["tracks"][0]["compared"] = [table.on(PAGE)]
+    text = Words(html_module.render(told, found)).text
+    for shown in ("beats it", "−0.150", "[−0.200, −0.100]", "median −0.020", "(−∞, −0.010]"):
+        assert shown in text
 
 
 @pytest.mark.parametrize(

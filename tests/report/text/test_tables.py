@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from ebc_lab.records import columns
-from ebc_lab.report.text import papers, tables
+from ebc_lab.report.text import papers, summaries
+from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
 
 ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
 LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 2.0, 2.1), "broken": (1.8, None, 2.0)}
@@ -112,8 +113,27 @@ def test_every_column_of_a_suite_is_documented():
         "outcomes": {},
         "figures": figures,
     }
-    table = tables.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
+    table = summaries.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
     assert list(table.columns) == list(columns.ABLATION_MEANINGS)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_empty():
+    columns = [
+        Column("Arm", "name", head=True),
+        Column("Loss", "figure", lambda x: f"{x:.2f}", on=(PAPER, PAGE)),
+        Column("Judged", optional=True),
+        Column("Notes"),
+    ]
+    table = Table(
+        "t", "T", columns, [filled(columns, ("a", 1.5, None, "")), filled(columns, ("b", 2, None, ""))]
+    )
+    assert [c.title for c in table.on(PAPER).columns] == ["Arm", "Loss", "Notes"]
+    assert [c.title for c in table.on(TERMINAL).columns] == ["Arm"]  # narrow: nothing empty
+    assert table.on(PAGE).texts() == [["a", "1.50", ""], ["b", "2.00", ""]]
+    assert table.on(PAGE).rows[0].cells[1] == Cell("1.50", value=1.5)
 
 
 # -- for papers ------------------------------------------------------------------------------------------------------------
@@ -219,17 +239,17 @@ def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path):
 NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × ≤ ∞ “"
 
 
-def nasty_sheet() -> papers.Sheet:
-    return papers.Sheet(
-        "n", NASTY, [NASTY], ("`arm", "~words", ">figure"), [(NASTY, NASTY, NASTY), ("a_b", "", "")]
-    )
+def nasty_table() -> Table:
+    columns = [Column("arm", "name"), Column("words", "prose"), Column("figure", "figure", str)]
+    rows = [filled(columns, values) for values in ((NASTY, NASTY, NASTY), ("a_b", "", ""))]
+    return Table("n", NASTY, columns, rows, caption=[NASTY])
 
 
 def test_a_cell_stays_one_cell_in_markdown():
-    rows = [line for line in papers.markdown([nasty_sheet()]).splitlines() if line.startswith("|")]
+    rows = [line for line in papers.markdown([nasty_table()]).splitlines() if line.startswith("|")]
     assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [5, 5, 5, 5]
     assert (
-        papers.markdown([nasty_sheet()]).count(r"\*h\*") == 4
+        papers.markdown([nasty_table()]).count(r"\*h\*") == 4
     )  # the title, the caption, two cells; code stays as it is
     assert r"[i\](j)" in rows[2]
 
@@ -252,20 +272,20 @@ def test_no_character_of_a_text_means_anything_to_latex():
 
 def test_a_row_of_latex_has_as_many_cells_as_columns():
     rows = [
-        line for line in papers.latex([nasty_sheet()], "s").splitlines() if line.endswith(r"\tabularnewline")
+        line for line in papers.latex([nasty_table()], "s").splitlines() if line.endswith(r"\tabularnewline")
     ]
     assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [3, 3, 3]
 
 
 def test_labels_hold_nothing_but_letters_digits_and_hyphens():
-    made = papers.latex([papers.Sheet("adam_none-arms", "t", [], (">x",), [])], "my study_2.1")
+    made = papers.latex([Table("adam_none-arms", "t", [Column("x")], [])], "my study_2.1")
     assert r"\label{tab:my-study-2-1-adam-none-arms}" in made
 
 
 LONG = "muon_none_ebc_d0p0774_shadow_x4_lindelta_lrdecay"
 
 
-def long_named() -> list[papers.Sheet]:
+def long_named() -> list[Table]:
     """The finals with an arm of a name as long as they get."""
     decision, results = finals_of(good=JOINT["good"])
     [found] = decision["tracks"].values()
@@ -277,7 +297,7 @@ def long_named() -> list[papers.Sheet]:
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
-@pytest.mark.parametrize(("sheets", "fits"), [(long_named, True), (lambda: [nasty_sheet()], False)])
+@pytest.mark.parametrize(("sheets", "fits"), [(long_named, True), (lambda: [nasty_table()], False)])
 def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_path):
     (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b"))
     body = r"\begin{document}\input{tables}\end{document}"

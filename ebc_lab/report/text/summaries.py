@@ -1,0 +1,99 @@
+"""The CSV tables of a study: stable columns, one row per run, or per arm of a suite.
+
+Units and meanings are data, in `records.columns`; docs/files.md repeats them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
+from ebc_lab.records.files import write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ebc_lab.study.stages.spec import RunSpec
+
+
+def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run, in the order of the plan; empty where a run has no such figure."""
+    import pandas as pd
+
+    timed = [s for s in specs if s.kind == "overhead"]
+    measured = {s.track: results.get(s.run_id, {}).get("overhead_pct") for s in timed}
+    rows: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        if spec.kind != "train" or spec.run_id in rows:
+            continue
+        run = resolve_controller(spec.run)
+        result = results.get(spec.run_id, {})
+        ebc = run.stabilizer.name == "ebc"
+        bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
+        rows[spec.run_id] = {
+            **{k: result.get(k) for k in COLUMNS},
+            "arm": spec.arm,
+            "seed": run.seed,
+            "lr": run.optimizer.lr,
+            "lr_scale": spec.lr_scale,
+            "optimizer": run.optimizer.name,
+            "projection": run.projection.name,
+            "stabilizer": run.stabilizer.name,
+            "budget": run.budget.name if ebc else None,
+            "aggregate": run.budget.aggregate if bound else None,
+            "controller": run.controller.name if ebc else None,
+            "delta_star": run.budget.target_kl if ebc else None,
+            "overhead_pct": measured.get(spec.track) if ebc else None,
+            "run_id": spec.run_id,
+        }
+    return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
+
+
+def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
+    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test loss."""
+    import pandas as pd
+
+    rows = []
+    for track, found in decision["tracks"].items():
+        for label, arm in found["arms"].items():
+            d = arm["difference"] or {}
+            tuned = {f"{TUNED}{k}": v for k, v in (arm["point"] or {}).items()}
+            rows.append(
+                {
+                    "track": track,
+                    "arm": label,
+                    **{k: arm[k] for k in ("about", "lr", "lr_scale", "delta_star")},
+                    **tuned,
+                    "strength": arm["strength"],
+                    "seeds": len(arm["runs"]),
+                    "completed": arm["outcomes"].get("completed", 0),
+                    "diverged": arm["outcomes"].get("diverged", 0),
+                    **arm["figures"],
+                    "versus": arm["versus"],
+                    "pairs": d.get("seeds"),
+                    "difference": d.get("mean"),
+                    **{k: d.get(k) for k in OF_A_DIFFERENCE},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def write_ablation(path: Path, decision: Mapping[str, Any]) -> None:
+    """The table of a suite's arms."""
+    _write(path, ablation(decision))
+
+
+def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """The table of a stage's runs."""
+    _write(path, summary(specs, results))
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    """Figures have nine significant digits."""
+    buffer = io.StringIO()
+    table.to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
+    write_atomic(path, buffer.getvalue())

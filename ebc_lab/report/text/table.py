@@ -1,0 +1,94 @@
+"""Tables as data: what a column shows and in which format, stated once for the terminal, the papers and the page.
+
+`tables` builds them; `cli.screen`, `papers` and the page's templates only write the cells down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .words import NOTHING
+
+TERMINAL, PAPER, PAGE = "terminal", "paper", "page"
+EVERYWHERE = (TERMINAL, PAPER, PAGE)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell shows, already formatted."""
+
+    text: str = ""
+    value: float | None = None  # of a figure, in the column's unit: the page sorts by it
+    page: str = ""  # what the page, which has more room, says instead
+    note: str = ""  # a remark after the text, less prominent
+    code: str = ""  # a recorded name below it
+    tone: str = ""  # pass, fail or undecided of a judgement; strong of what was chosen
+    link: str = ""  # id of the row on the page that it leads to
+    drawing: Any = None  # a `Drawn` interval, on the page only
+
+    @property
+    def empty(self) -> bool:
+        return self.text in ("", NOTHING) and self.drawing is None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. `kind`: text, name (a recorded one, in code type), prose (wraps) or figure (to the right)."""
+
+    title: str
+    kind: str = "text"
+    form: Callable[[Any], str] = lambda value: "" if value is None else str(value)
+    short: str = ""  # its title on paper and on the terminal
+    on: Sequence[str] = EVERYWHERE
+    head: bool = False  # names the row
+    optional: bool = False  # left out where no row has anything in it
+
+    def cell(self, value: Any) -> Cell:
+        """A value in this column's format; a Cell stays as it is."""
+        if isinstance(value, Cell):
+            return value
+        return Cell(self.form(value), value if self.kind == "figure" else None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """`data`: what the page filters by; `chosen`: the row stands out; `id`: links lead to it."""
+
+    cells: Sequence[Cell]
+    id: str = ""
+    chosen: bool = False
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` identifies it on the page and in a paper; `note`: units and what else a reader needs at its head."""
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    note: str = ""
+    caption: Sequence[str] = ()  # sentences below it in a paper
+
+    def on(self, place: str) -> Table:
+        """The columns shown in a place. The terminal is narrow: there every empty column is left out."""
+
+        def wanted(i: int, column: Column) -> bool:
+            droppable = column.optional or place == TERMINAL
+            return place in column.on and not (droppable and all(row.cells[i].empty for row in self.rows))
+
+        kept = [i for i, column in enumerate(self.columns) if wanted(i, column)]
+        rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+
+    def texts(self) -> list[list[str]]:
+        """The cells as plain text, row by row."""
+        return [[cell.text for cell in row.cells] for row in self.rows]
+
+
+def filled(columns: Sequence[Column], values: Iterable[Any], **row: Any) -> Row:
+    """A row of values, each in its column's format. `row`: the Row's other fields."""
+    return Row([column.cell(value) for column, value in zip(columns, values, strict=True)], **row)
