@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import settings_page
 import typer
 
 from ebc_lab.cli.commands import app
@@ -153,6 +154,12 @@ def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
 def section(name: str, heading: str) -> str:
     text = (ROOT / name).read_text()
     return re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n#")[0]
+
+
+def test_every_setting_is_documented_as_it_is():
+    assert settings_page.PAGE.read_text() == settings_page.page(), (
+        "run python scripts/settings_page.py --write"
+    )
 
 
 @pytest.mark.parametrize(

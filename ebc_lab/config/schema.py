@@ -25,7 +25,9 @@ class DataConfig:
 
     name: str = setting("auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data")
     file: str | None = setting(None, "the text, UTF-8", only=("path",))
-    sha256: str | None = setting(None, "checksum of the text; filled in when the study is resolved")
+    sha256: str | None = setting(
+        None, "checksum of the text; filled in when a study is resolved, then enforced"
+    )
 
 
 @dataclass
@@ -89,17 +91,23 @@ class BudgetConfig:
     schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
     probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1)
     probe_tokens: str = setting(
-        "train", "where these are from: the batch, or training text held back", choices=("train", "held")
+        "train", "where these come from: the batch, or training text held back", choices=("train", "held")
     )
     aggregate: str = setting(
         "l1", "how contributions add up to S; l2 gives no bound", choices=options.AGGREGATES
     )
-    grouping: str = setting("block", "parameters that share one β", choices=options.GROUPINGS)
-    guard: str = setting("none", "correction of τ", choices=options.GUARDS, only=("surrogate",))
+    grouping: str = setting(
+        "block", "parameters that share one β; matrices: all others move freely", choices=options.GROUPINGS
+    )
+    guard: str = setting(
+        "none", "corrects the radius τ after audits", choices=options.GUARDS, only=("surrogate",)
+    )
     probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
-    cadence: str = setting("warm", "when β is measured", choices=options.FORENSIC_CADENCES)
+    cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
     beta_init: str = setting("first", "forensic: initial β", choices=options.BETA_INITS)
-    units: str = setting("logits", "forensic: unit of S", choices=options.UNITS)
+    units: str = setting(
+        "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
+    )
     measure_every: int = setting(1, "of shadow: steps between measurements", "steps", low=1)
     sensitivity_every: int = setting(
         0, "of shadow and fisher: steps between recordings of S; 0: never", "steps", low=0
@@ -139,7 +147,7 @@ class RunConfig:
 
     seed: int = setting(0, "of the initial weights and the data order", low=0)
     steps: int = setting(600, "length of the run", "steps", low=1)
-    batch_size: int = setting(16, "sequences of a step, B", "sequences", low=1)
+    batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1)
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
     device: str = setting("auto", "auto: a GPU where one is visible", choices=("auto", "cpu", "cuda"))
@@ -148,7 +156,7 @@ class RunConfig:
         "auto", "torch.compile of the training forward; changes bits", choices=("auto", "on", "off")
     )
     eval_every: int = setting(40, "steps between evaluations on the fixed windows", "steps", low=1)
-    eval_windows: int = setting(64, "how many windows these are", "windows", low=1)
+    eval_windows: int = setting(64, "number of these windows", "windows", low=1)
     evaluate: list[str] = setting(
         ["val", "test"], "splits evaluated completely at the end", choices=SPLITS[1:]
     )
@@ -323,7 +331,9 @@ class LauncherConfig:
 
     name: str = setting("local", "worker processes here, array jobs, or this process", group="launcher")
     slots: int = setting(0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0)
-    workers_per_gpu: int = setting(1, "while slots is 0", "workers", low=1, only=("local", "inline"))
+    workers_per_gpu: int = setting(
+        1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline")
+    )
     runs_per_worker: int = setting(
         0, "runs that share a worker, as streams on a GPU; 0: measured on a GPU, 1 on a CPU", "runs", low=0
     )

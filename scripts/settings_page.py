@@ -1,0 +1,106 @@
+"""docs/settings.md, printed from the settings themselves.
+
+usage: python scripts/settings_page.py [--write]    prints the page, or writes it
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.choices import groups
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import type_hints
+from ebc_lab.config.errors import any_of
+from ebc_lab.config.fields import setting_of
+from ebc_lab.config.schema import ArmConfig
+
+PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
+TOP = """# The settings
+
+`scripts/settings_page.py` prints this page from [`ebc_lab/config/schema.py`](../ebc_lab/config/schema.py).
+
+Write settings as Hydra overrides, for example `budget.target_kl=0.02`. A group such as `optimizer=muon` sets
+everything in that choice's file. *Default* is what `ebc-lab autopilot scale=laptop` uses; an empty cell is none.
+A study decides some of a run's settings itself and refuses overrides of them. δ\* is the target KL.
+"""
+NUMBERS = {int: "integer", float: "number", str: "text"}
+
+
+def takes(group: str, setting: Any, kind: Any) -> str:
+    """The values that a setting takes, in words."""
+    if setting.group:
+        words = f"[{', '.join(groups()[setting.group])}](../conf/{setting.group})"
+    elif setting.choices or setting.keys:
+        words = ", ".join(f"`{c}`" for c in setting.choices or setting.keys)
+    else:
+        inside = [kind, *typing.get_args(kind)]
+        inside += [inner for k in typing.get_args(kind) for inner in typing.get_args(k)]
+        named = [
+            name for plain, name in NUMBERS.items() if plain in inside and typing.get_origin(kind) is not dict
+        ]
+        words = " ".join([*named[:1], setting.range()]).strip()
+    if setting.only:
+        words += f"; with {group}={any_of(setting.only)}"
+    return words.removeprefix("; ")
+
+
+def default(value: Any) -> str:
+    if value is None or value in ([], {}, ""):
+        return ""
+    if isinstance(value, dict):
+        return f"{', '.join(value)}: …"
+    if isinstance(value, list):
+        return f"`[{','.join(map(str, value))}]`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def table(config: Any, group: str) -> Iterator[str]:
+    """The rows of one dataclass, without the dataclasses inside it."""
+    yield "| setting | default | unit | takes | meaning |"
+    yield "|---|---|---|---|---|"
+    hints = type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            continue
+        setting = setting_of(field)
+        name = (
+            f"{group}.{field.name}"
+            if group and not (setting.group and field.name == "name")
+            else group or field.name
+        )
+        cells = (
+            f"`{name}`",
+            default(value),
+            setting.unit,
+            takes(group, setting, hints[field.name]),
+            setting.about,
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    config = compose(["scale=laptop"])
+    parts = [TOP, "## A run and a study", "", *table(config, "")]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not dataclasses.is_dataclass(value):
+            continue
+        about = type(value).__doc__ or ""
+        parts += ["", f"## {field.name}", "", about, "", *table(value, field.name)]
+        if field.name == "ablation":
+            parts += ["", "## ablation.arms.NAME", "", ArmConfig.__doc__ or "", ""]
+            parts += table(ArmConfig(), "ablation.arms.NAME")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page())
+    else:
+        print(page(), end="")
