@@ -75,7 +75,7 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
             taken["build_s"].append(time.perf_counter() - start)
             take_steps(training, steps)
             for split in ("val", "test"):
-                batches = windows(training.tokens[split], run.model.context)
+                batches = windows(training.workload.tokens[split], run.model.context)
                 seconds = seconds_of(run, evaluate, training.model, run, batches)
                 taken[f"evaluate_{split}_s"].append(seconds)
             taken["checkpoint_s"].append(seconds_of(run, training.save_checkpoint))

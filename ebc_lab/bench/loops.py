@@ -33,9 +33,7 @@ def opened(run: RunConfig) -> Iterator[Training]:
         try:
             yield training
         finally:
-            for stream in (training.steps, training.evals):
-                if not stream.file.closed:
-                    stream.close()
+            training.recording.close()
 
 
 def take_steps(training: Training, count: int) -> None:
@@ -47,8 +45,8 @@ def take_steps(training: Training, count: int) -> None:
 
 def record_step(training: Training, loss: Tensor, stats: Any) -> None:
     """Record one step: `stats` is what `optimizer.step` returned."""
-    training.pending.add({"loss": loss, **recorded(stats)})
-    training.rates.append(float(training.optimizer.param_groups[0]["lr"]))
+    lr = float(training.optimizer.param_groups[0]["lr"])
+    training.pending.add(lr, {"loss": loss, **recorded(stats)})
     training.record_steps()
 
 

@@ -231,7 +231,8 @@ def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str],
     steps = max(run.steps, WARM_STEPS + rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
     with opened(baseline) as training, PlainProcess(run) as elsewhere:
-        plain = PlainLoop(training.tokens["train"], training.workload.vocabulary, **plain_settings(run))
+        workload = training.workload
+        plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
         sides = {
             "lab": Loop(training).recorded_steps,
             "plain": plain.steps,

@@ -1,7 +1,7 @@
-"""Values of steps that are still on their device: kept there, and brought over in one copy when a block of steps is read.
+"""Values of steps that are still on their device, brought to the host in one copy for a block of steps.
 
-On a CPU there is nothing to bring, and a block is one step. On a GPU each number read would stop the host until the device has
-caught up, so nothing is read before the block's end.
+On a CPU there is nothing to bring, and a block is one step. On a GPU each number read would stop the host until
+the device has caught up, so nothing is read before the end of a block.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Values = Mapping[str, Tensor]  # 0-dim, or (n,) for one value a group
+Values = Mapping[str, Tensor]  # 0-dim, or (L,) with one element a group
+Numbers = dict[str, float | list[float]]  # the same, read
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Values in one float64 vector, each name with the place that its numbers take."""
+    """Values in one float64 vector, each name with the place of its numbers."""
 
     places: dict[str, slice | int]
     numbers: Tensor
@@ -31,56 +32,58 @@ class Packed:
             at += value.numel()
         return cls(places, torch.cat([v.reshape(-1).double() for v in values.values()]))
 
-    def read(self, numbers: Sequence[float]) -> dict[str, float | list[float]]:
+    def read(self, numbers: Sequence[float]) -> Numbers:
         return {name: numbers[place] for name, place in self.places.items()}  # type: ignore[misc]
 
 
 class PendingSteps:
-    """The values of up to `capacity` steps, in order.
+    """The learning rates and values of up to `capacity` steps, in order.
 
-    A step is added as loose tensors, or `Packed` by a graph whose next replay would overwrite them: those are copied at once.
+    A step's values are loose tensors, or the `Packed` output of a graph. The next replay of that graph overwrites
+    its output, so it is copied immediately.
     """
 
     def __init__(self, capacity: int, device: torch.device):
-        self.capacity, self.device = capacity, device
-        self.steps: list[Values | Packed] = []
-        self._ring: Tensor | None = None
+        self.capacity = capacity
+        self.device = device
+        self.steps: list[tuple[float, Values | Packed]] = []
+        self._copies: Tensor | None = None  # (capacity, numbers of the longest record)
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def add(self, values: Values | Packed) -> None:
-        if isinstance(values, Packed):
-            n = len(values.numbers)
-            if self._ring is None or self._ring.shape[1] < n:
-                wider = torch.empty(self.capacity, n, dtype=torch.float64, device=self.device)
-                if self._ring is not None:
-                    wider[:, : self._ring.shape[1]] = self._ring
-                self._ring = wider
-            place = self._ring[len(self.steps), :n]
-            place.copy_(values.numbers, non_blocking=True)
-            values = Packed(values.places, place)
-        self.steps.append(values)
+    def add(self, lr: float, values: Values | Packed) -> None:
+        self.steps.append((lr, self._copied(values) if isinstance(values, Packed) else values))
 
-    def take(self) -> list[dict[str, float | list[float]]]:
-        """All of them as numbers, in order, waiting once for the device; there are none left then."""
+    def _copied(self, values: Packed) -> Packed:
+        n = len(values.numbers)
+        if self._copies is None or self._copies.shape[1] < n:
+            wider = torch.empty(self.capacity, n, dtype=torch.float64, device=self.device)
+            if self._copies is not None:
+                wider[:, : self._copies.shape[1]] = self._copies
+            self._copies = wider
+        place = self._copies[len(self.steps), :n]
+        place.copy_(values.numbers, non_blocking=True)
+        return Packed(values.places, place)
+
+    def take(self) -> list[tuple[float, Numbers]]:
+        """Remove all of them, in order, with their values as numbers; waits for the device once."""
         steps, self.steps = self.steps, []
         if self.device.type == "cpu":
-            return [_numbers(s) for s in steps]
-        packed = [s if isinstance(s, Packed) else Packed.of(s) for s in steps]
-        if not packed:
+            return [(lr, _read(values)) for lr, values in steps]
+        if not steps:
             return []
+        packed = [v if isinstance(v, Packed) else Packed.of(v) for _, v in steps]
         numbers = torch.cat([p.numbers for p in packed]).tolist()
-        out, at = [], 0
-        for p in packed:
-            out.append(p.read(numbers[at : at + len(p.numbers)]))
+        taken: list[tuple[float, Numbers]] = []
+        at = 0
+        for (lr, _), p in zip(steps, packed, strict=True):
+            taken.append((lr, p.read(numbers[at : at + len(p.numbers)])))
             at += len(p.numbers)
-        return out
+        return taken
 
 
-def _numbers(step: Values | Packed) -> dict[str, float | list[float]]:
-    return (
-        step.read(step.numbers.tolist())
-        if isinstance(step, Packed)
-        else {k: v.tolist() for k, v in step.items()}
-    )
+def _read(values: Values | Packed) -> Numbers:
+    if isinstance(values, Packed):
+        return values.read(values.numbers.tolist())
+    return {name: value.tolist() for name, value in values.items()}

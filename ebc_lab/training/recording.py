@@ -1,12 +1,18 @@
-"""From a step's values to its row in steps.csv."""
+"""From the values of a step to its row in steps.csv, and the two streams of a run."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebc_lab.ebc import StepStats
-from ebc_lab.records.columns import STEP_COLUMNS
+from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import Stream
 
 from .pending import Values
 
@@ -16,10 +22,72 @@ RECORDED = {  # column of steps.csv -> name in StepStats
     for name in STEP_COLUMNS
     if name not in ("step", "lr", "c", "eta_eff", "skipped")
 }
+BY_GROUP = {"s": "contributions", "beta": "sensitivities"}  # the same for columns <kind>_<group>
+KEPT_OF_FAILED = ("loss",)  # what is recorded of a step that ended the run
+KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 
 
 def recorded(stats: StepStats) -> Values:
-    """What is to be recorded of a step's StepStats, by their names, not yet read."""
+    """What is recorded of a step's StepStats, by their names, not read from the device yet."""
     counted = {name: getattr(stats, name) for name in COUNTED}
     found = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
     return found | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
+
+
+def step_row(
+    step: int, lr: float, found: Mapping[str, Any], groups: Sequence[str], *, failed: bool
+) -> dict[str, Any]:
+    """The row of a step at learning rate `lr` with these values; `failed`: it ended the run."""
+    c = 0.0 if failed else found["clip_coefficient"]
+    skipped = failed or bool(found["skipped"])
+    if failed or found["bad_gradient"]:
+        kept = KEPT_OF_FAILED if failed else KEPT_OF_BAD_GRADIENT
+        found = {name: found[name] for name in kept if name in found}
+    row: dict[str, Any] = {"step": step, "lr": lr, "c": c, "eta_eff": c * lr, "skipped": skipped}
+    for column, name in RECORDED.items():
+        value = found.get(name)
+        measured = value is not None and not math.isnan(value)
+        if measured or name == "loss":
+            row[column] = int(found[name]) if column in COUNTED else value
+    for kind, name in BY_GROUP.items():
+        if name in found:
+            of_groups = zip(groups, found[name], strict=True)
+            row |= {f"{kind}_{group}": value for group, value in of_groups if not math.isnan(value)}
+    return row
+
+
+class Recording:
+    """steps.csv and evals.csv of one run, without what an earlier attempt wrote after its last checkpoint.
+
+    `groups` are those whose contributions and sensitivities are recorded, `step` the one the run starts at.
+    """
+
+    def __init__(self, files: RunFiles, groups: Sequence[str], step: int):
+        self.groups = groups
+        by_group = [f"{kind}_{group}" for kind in BY_GROUP for group in groups]
+        self.steps = Stream(files.steps, [*STEP_COLUMNS, *by_group], step)
+        self.evals = Stream(files.evals, EVAL_COLUMNS, step + 1 if step else 0)
+        self.streams = (self.steps, self.evals)
+
+    def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
+        self.steps.append(step_row(step, lr, found, self.groups, failed=failed))
+
+    def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
+        """What an evaluation after `step` steps, or `tokens` tokens, found on the fixed windows."""
+        row = {"step": step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens}
+        self.evals.append({**row, "train_s": train_s})
+
+    def flush(self) -> None:
+        """Let a reader see every row appended so far."""
+        for stream in self.streams:
+            stream.file.flush()
+
+    def sync(self) -> None:
+        """Every row appended so far is on disk when this returns."""
+        for stream in self.streams:
+            stream.sync()
+
+    def close(self) -> None:
+        for stream in self.streams:
+            if not stream.file.closed:
+                stream.close()

@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 
 
 class Batches:
@@ -50,6 +56,24 @@ class Batches:
         """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""
         rows = self.tokens[starts[:, None] + self.window]
         return rows[:, :-1], rows[:, 1:]
+
+
+def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
+    """The run's training batches, and those that choose c where budget.probe_tokens=held, else None.
+
+    Raises UserError where the text is too short to hold any of it back.
+    """
+    context = run.model.context
+    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
+        return Batches(text, run.batch_size, context, run.seed), None
+    cut = round((1 - HELD_SHARE) * len(text))
+    if len(text) - cut < context + 1:
+        raise UserError(
+            f"the corpus is too short for budget.probe_tokens=held: {len(text) - cut} characters would be held back "
+            f"and a window takes {context + 1}; use a longer text, or probe_tokens=train."
+        )
+    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
+    return trained, Batches(text[cut:], run.budget.probe_sequences, context, run.seed)
 
 
 def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:

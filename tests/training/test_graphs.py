@@ -96,7 +96,7 @@ def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, 
         assert training.skips == 1
         factor.fill_(1)
         assert training.advance(1) is None
-        training.steps.sync()
+        training.recording.sync()
         recorded[kind] = (
             (tmp_path / kind / "steps.csv").read_bytes(),
             [p.clone() for p in training.model.parameters()],

@@ -130,7 +130,7 @@ def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
     killed.save_checkpoint()
     for _ in range(5):
         killed.advance(1)
-    killed.steps.close()  # what a kill leaves: rows past the checkpoint
+    killed.recording.close()  # what a kill leaves: rows past the checkpoint
     assert run_and_record(run, tmp_path / "killed", "x")["val_loss"] == whole["val_loss"]
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "killed/steps.csv").read_bytes()
 
@@ -257,12 +257,12 @@ def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
 
 def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_path, monkeypatch):
     state = Training(run, tmp_path)
-    pairs = windows(state.tokens["val"], run.model.context)
+    pairs = windows(state.workload.tokens["val"], run.model.context)
     found = evaluate(state.model, run, pairs)
     monkeypatch.setitem(losses_module.EVAL_TOKENS, "cpu", 1)
     single = evaluate(state.model, run, pairs)
     assert found["loss"] == pytest.approx(single["loss"], rel=1e-6)
-    assert found["tokens"] == len(state.tokens["val"]) - 1
+    assert found["tokens"] == len(state.workload.tokens["val"]) - 1
     losses = []
     with torch.no_grad():
         for x, y in pairs:
@@ -390,9 +390,10 @@ def test_schedule_free_is_judged_at_its_average(run, tmp_path):
         changed(plain(run), {"optimizer": {"name": "schedule_free"}}), made(tmp_path / "x")
     )
     result = training_run.run()
-    at_y = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
+    pairs = windows(training_run.workload.tokens["val"], run.model.context)
+    at_y = evaluate(training_run.model, run, pairs)["loss"]
     training_run.optimizer.eval()
-    at_x = evaluate(training_run.model, run, windows(training_run.tokens["val"], run.model.context))["loss"]
+    at_x = evaluate(training_run.model, run, pairs)["loss"]
     assert result["val_loss"] == pytest.approx(at_x, rel=1e-6)
     assert abs(at_x - at_y) > 1e-4
 
@@ -428,7 +429,7 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run
 @COMPILER
 @pytest.mark.slow
 def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not(run, tmp_path, monkeypatch):
-    original, called = process.forward_of, []
+    original, called = run_module.forward_of, []
 
     class Counted(torch.nn.Module):
         def __init__(self, model, run_):
@@ -439,7 +440,7 @@ def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not
             called.append((len(x), torch.is_grad_enabled()))
             return self.inner(x)
 
-    monkeypatch.setattr(process, "forward_of", Counted)
+    monkeypatch.setattr(run_module, "forward_of", Counted)
     trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
     trained.advance(1)
     audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
