@@ -1,4 +1,4 @@
-"""What a command or a run costs in addition to its steps, and how close a step comes to the machine's peak FLOP/s."""
+"""What a run costs in addition to its steps, and how close a step comes to the machine's peak FLOP/s."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def seconds_of(run: RunConfig, call: Callable[..., object], *arguments: object) 
     return time.perf_counter() - start
 
 
-# -- fixed costs --------------------------------------------------------------------------------------------------
+# -- fixed costs -----------------------------------------------------------------------------------
 
 
 def start_up(repeats: int) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def start_up(repeats: int) -> dict[str, Any]:
 
 
 def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds, each the median of `repeats`, of what a run without stabilizer costs in addition to its `steps` steps.
+    """Seconds, each the median of `repeats`, of what a run without stabilizer costs in addition to its
+    `steps` steps.
 
     `finish_s` is the end of a run without its evaluation: reading and summarising the rows of its steps.
     """
@@ -85,17 +86,18 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
     return {**start_up(repeats), **costs, "steps": steps, "checkpoint_bytes": checkpoint, "repeats": repeats}
 
 
-# -- arithmetic ---------------------------------------------------------------------------------------------------
+# -- arithmetic ------------------------------------------------------------------------------------
 
 
 def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
     """Floating-point operations of one forward and backward pass on B sequences of T tokens, from the shapes.
 
-    * matrices: 6·P·B·T, where P is the number of elements of the `nn.Linear` weights. Each costs a token 2 operations
-      forwards and 4 backwards. Embeddings are look-ups and cost none; norms, GELU, softmax and the loss are left out.
-    * attention: 12·L·T·d·B·T. In each of L layers the scores and their product with the values cost a token 2·T·d
-      operations each forwards, and twice that backwards. The complete T × T square is counted, as is usual; a kernel
-      that skips the masked half does half of it.
+    * matrices: 6·P·B·T, where P is the number of elements of the `nn.Linear` weights. Each costs a token 2
+      operations forwards and 4 backwards. Embeddings are look-ups and cost none; norms, GELU, softmax and the
+      loss are left out.
+    * attention: 12·L·T·d·B·T. In each of L layers the scores and their product with the values cost a token
+      2·T·d operations each forwards, and twice that backwards. The complete T × T square is counted, as is
+      usual; a kernel that skips the masked half does half of it.
     """
     tokens = run.batch_size * run.model.context
     elements = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
@@ -105,7 +107,7 @@ def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
 
 
 def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str, float]:
-    """FLOP/s of the best square product A·B (2·n³ operations) by size n, in the run's precision, on its threads."""
+    """FLOP/s of the best square product (2·n³ operations) by size n, in the run's precision, on its threads."""
     found = {}
     for n in sizes:
         a, b = (torch.randn(n, n, device=run.device).to(getattr(torch, run.dtype)) for _ in range(2))
@@ -116,7 +118,7 @@ def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str,
 
 
 def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """FLOP/s over `steps` forward and backward passes (median and quartiles), the machine's peak, and the ratio."""
+    """FLOP/s over `steps` forward and backward passes, the machine's peak FLOP/s, and the ratio."""
     say("FLOP/s against the machine's matrix products")
     sizes = QUICK_SIZES if quick else SIZES[run.device]
     repeats = 2 if quick else 5

@@ -25,12 +25,8 @@ def examine(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
     try:
         corpus = locate(config.data, quiet=True)
-        found["corpus"] = {
-            "name": corpus.name,
-            "source": corpus.source,
-            "sha256": corpus.sha256,
-            "characters": len(corpus.text),
-        }
+        about = {k: getattr(corpus, k) for k in ("name", "source", "sha256")}
+        found["corpus"] = {**about, "characters": len(corpus.text)}
         if corpus.warning:
             problems.append(corpus.warning)
     except UserError as error:
@@ -40,19 +36,15 @@ def examine(config: Config) -> dict[str, Any]:
     try:
         found["speed"] = report(config, run)
         if run.device == "cuda":
-            found["packing"] = packing(
-                replace(run, dtype=found["speed"]["study"]["dtype"], threads_per_run=1, compile="off")
-            )
+            dtype = found["speed"]["study"]["dtype"]
+            found["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"))
     except UserError as error:
         problems.append(str(error))
     output = Path(config.output_dir)
     existing = next(p for p in [output, *output.resolve().parents] if p.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK)
-    found["output"] = {
-        "path": str(output),
-        "writable": writable,
-        "free_gb": round(shutil.disk_usage(existing).free / 1e9, 1),
-    }
+    free_gb = round(shutil.disk_usage(existing).free / 1e9, 1)
+    found["output"] = {"path": str(output), "writable": writable, "free_gb": free_gb}
     if not writable:
         problems.append(f"{output} cannot be written: choose another output_dir.")
     found["slurm"] = shutil.which("sbatch") is not None

@@ -1,4 +1,4 @@
-"""The lab's own loops as the benchmark drives them: what it uses of a `Training`'s internals is in this file."""
+"""The lab's own loops as the benchmark drives them; all that it uses of `Training`'s internals is here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def opened(run: RunConfig) -> Iterator[Training]:
 
 
 def take_steps(training: Training, count: int) -> None:
-    """`count` steps as a run takes them: checked, audited, recorded. Raises UserError when the run diverges."""
+    """Take `count` checked, audited, recorded steps. Raises UserError when the run diverges."""
     cause = training.advance(count)
     if cause:
         raise UserError(f"the run diverged while it was measured ({cause}): choose a smaller optimizer.lr.")

@@ -1,8 +1,9 @@
-"""`ebc-lab bench`: one run's settings, everything measured about them, and a record of it that names no host."""
+"""`ebc-lab bench`: everything measured about one run's settings, and a record of it that names no host."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import platform
 import re
@@ -37,15 +38,15 @@ DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: block pairs of the paired figures, blocks of the shares, steps and repeats of the rest."""
+    """How much is measured."""
 
-    pairs: int
-    turns_s: float  # seconds after which the three sides of the throughput take no further turn
-    pairs_s: float  # the same of a stabilizer's pairs
+    pairs: int  # of blocks, for throughput and overhead
+    turns_s: float  # seconds after which the three loops of the throughput take no further turn
+    pairs_s: float  # the same for the pairs of a stabilizer
     share_blocks: int
     passes: int  # forward and backward passes for FLOP/s
-    steps: int  # of the run whose fixed costs are taken
-    repeats: int
+    steps: int  # of the run whose fixed costs are measured
+    repeats: int  # of the fixed costs
 
 
 FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, steps=40, repeats=3)
@@ -53,9 +54,11 @@ QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, ste
 
 
 def resolved(config: Config) -> RunConfig:
-    """The run that the overrides describe, with its device, precision and corpus chosen as a study of such runs chooses them.
+    """The run that the overrides describe, with device, precision and corpus resolved as a study of such runs
+    would.
 
-    Raises UserError: no corpus, one that is too short, a combination that cannot be trained, a schedule that replays a run.
+    Raises UserError: no corpus, one that is too short, settings that cannot be trained, a schedule that
+    replays a run.
     """
     run = run_part(config)
     corpus = locate(run.data, quiet=True)
@@ -63,9 +66,7 @@ def resolved(config: Config) -> RunConfig:
     run.data.name, run.data.sha256 = corpus.name, corpus.sha256
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
-        raise UserError(
-            "lr_schedule=replay has a fixed length and costs what any other schedule costs: leave it out."
-        )
+        raise UserError("lr_schedule=replay has a fixed length and costs as much as any other: leave it out.")
     choice = choose_for_study(dataclasses.replace(config, device=run.device, data=run.data))
     run = choice.apply_to(run)
     check_run(run)
@@ -79,12 +80,13 @@ def bench(
     record: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything that `ebc-lab bench` reports of the run that `overrides` describe. docs/speed.md says what each figure is.
+    """Everything that `ebc-lab bench` reports about the run that `overrides` describe; docs/speed.md explains
+    it.
 
     Args:
         quick: seconds instead of minutes; the figures then show that it works, not how fast.
-        record: also write it to `benchmarks/<date>-<machine>-<scale>.json` of the project around the current folder.
-        say: told what is being measured, as it begins.
+        record: also write a file to the folder `benchmarks` of the project around the current folder.
+        say: told what is measured, as it begins.
     Raises:
         UserError: settings that are refused, or a folder that cannot be written, before anything is measured.
     """
@@ -94,7 +96,8 @@ def bench(
         refuse_unwritable(folder)
     run = resolved(config)
     effort = QUICK if quick else FULL
-    begun, threads = time.perf_counter(), torch.get_num_threads()
+    begun = time.perf_counter()
+    threads = torch.get_num_threads()
     found: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
     try:
         found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
@@ -109,15 +112,16 @@ def bench(
     found = as_json(found)
     if record:
         folder.mkdir(exist_ok=True)
-        path = vacant(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")
+        path = unused_path(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")
         write_json(path, found)
         found["about"]["recorded"] = str(path)
     return found
 
 
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:
-    """When, on what machine and of which run: no host, no user, no path."""
+    """When, on which machine and for which run, without the name of a host, a user or a path."""
     machine = {k: v for k, v in hardware().items() if k in ("cpu", "cores", "gpus")}
+    machine["load_before"] = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
     settings = to_dict(run)
     settings["data"] = {"name": run.data.name, "sha256": run.data.sha256}
     return {
@@ -126,7 +130,7 @@ def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> 
         "quick": quick,
         "scale": config.scale,
         "overrides": [o for o in overrides if not o.lstrip("+").startswith("data.file=")],
-        "machine": {**machine, "load_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None},
+        "machine": machine,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "git": git_revision(),
@@ -135,7 +139,7 @@ def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> 
 
 
 def slug(run: RunConfig) -> str:
-    """The machine in a few words that fit into a file's name: its GPU if the run uses one, else its processor and cores."""
+    """The machine as part of a file name: its GPU if the run uses one, else its processor and cores."""
     machine = hardware()
     on_gpu = run.device == "cuda" and machine["gpus"]
     name = machine["gpus"][0] if on_gpu else f"{DECORATION.sub('', machine['cpu'])} {machine['cores']} cores"
@@ -145,12 +149,13 @@ def slug(run: RunConfig) -> str:
 def project() -> Path:
     """The nearest folder from here upwards that holds a project, else this one."""
     here = Path.cwd()
-    return next(
-        (p for p in (here, *here.parents) if (p / "pyproject.toml").exists() or (p / ".git").exists()), here
-    )
+    for folder in (here, *here.parents):
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            return folder
+    return here
 
 
-def vacant(folder: Path, stem: str) -> Path:
-    """A name that no record has yet: a second one of a day gets a number."""
-    names = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.json" for n in range(1, 1_000_000))
-    return next(p for p in names if not p.exists())
+def unused_path(folder: Path, stem: str) -> Path:
+    """The path of a new record: the second one of a day gets a number."""
+    names = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.json" for n in itertools.count(1))
+    return next(path for path in names if not path.exists())

@@ -1,6 +1,7 @@
 """What is held in memory between steps, by purpose, and at the peak of a step.
 
-Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on all imports.
+Counted in tensors, not in the process's resident pages: those depend on the allocator's history and on all
+imports.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _without_stderr() -> Iterator[None]:
 
 
 def _peak_on_cpu(step: Callable[[], object]) -> int:
-    """The most bytes that `step` had allocated at a time beyond those before it, as torch's allocator reports."""
+    """The most bytes allocated at a time during `step`, beyond those before it, as the allocator reports."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with _without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         step()
@@ -107,7 +108,7 @@ def _peak_on_cuda(step: Callable[[], object]) -> int:
 
 
 def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes of the parameters, the gradients (after a backward pass), the base optimizers and the stabilizer itself."""
+    """Bytes of the parameters, the gradients after a backward pass, the base optimizers and the stabilizer."""
     inputs, targets = loop.batch()
     logits, _ = loop.forward_backward(inputs, targets)
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
@@ -126,7 +127,7 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
 
 
 def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Bytes held between steps, by purpose, and `peak`: the most that one step with its audit adds to that."""
+    """Bytes held between steps, by purpose, and `peak`: the most that a step with an audit adds to them."""
     with opened(run) as training:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
@@ -138,8 +139,8 @@ def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
 def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
     """Bytes of the bare step and of every variant.
 
-    `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at most);
-    `peak_extra_copies` how much higher its peak is than the bare step's, in the same unit.
+    `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at
+    most); `peak_extra_copies` how much higher its peak is than the bare step's, in the same unit.
     """
     say("memory")
     bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)

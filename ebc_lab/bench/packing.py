@@ -1,6 +1,8 @@
-"""How many runs share one GPU: measured by training them in turns as a worker does, and kept in the user's cache.
+"""How many runs share one GPU: measured by training them in turns as a worker does, and kept in the user's
+cache.
 
-Only `measure_packing` needs torch; it runs as `python -m ebc_lab.bench.packing`, so that the driver needs none.
+Only `measure_packing` needs torch; it runs as `python -m ebc_lab.bench.packing`, so that the driver needs
+none.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> d
         run: with its device and dtype resolved.
         say: told of a measurement, before and after it.
     Returns:
-        `runs_per_worker` and `tokens_per_s` by number of runs, from the cache or measured in a subprocess; 1 on a CPU,
-        where runs are processes of their own.
+        `runs_per_worker` and `tokens_per_s` by number of runs, from the cache or measured in a subprocess; 1
+        on a CPU, where runs are processes of their own.
     Raises:
         UserError: the measurement failed.
     """
@@ -81,9 +83,9 @@ def measure_packing(
 ) -> dict[str, Any]:
     """`runs_per_worker`, and the `tokens_per_s` of all runs together by their number.
 
-    Each rate is the median over `stretches` stretches of `steps` steps per run. Evaluations and records are included;
-    each run has its own seed, and trains on the text that is always there. Numbers of runs that do not fit into memory
-    are left out. Raises UserError when a run ends (diverges) before it is measured.
+    Each rate is the median over `stretches` stretches of `steps` steps per run. Evaluations and records are
+    included; each run has its own seed, and trains on the text that is always there. Numbers of runs that do
+    not fit into memory are left out. Raises UserError when a run ends (diverges) before it is measured.
     """
     from ebc_lab.training.result import is_oom
     from ebc_lab.workloads.corpus import locate

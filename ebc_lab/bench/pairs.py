@@ -1,4 +1,4 @@
-"""Paired measurements in one process: the sides take turns, so that a drifting machine affects all of them alike."""
+"""Paired measurements in one process: the sides take turns, so a drifting machine affects all alike."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def interleaved(
     limit_s: float = math.inf,
     on_round: Callable[[int], None] = lambda i: None,
 ) -> list[list[float]]:
-    """Seconds of each side's blocks of `count` steps, one list per side, one block per round; the order rotates.
+    """Seconds of each side's blocks of `count` steps, one list per side, one block per round; the order
+    rotates.
 
     After `limit_s` seconds no further round begins, except for the first MIN_ROUNDS.
     """
@@ -64,7 +65,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "quartiles": [low, high]}
 
 
-# -- what a stabilizer adds to a step -----------------------------------------------------------------------------
+# -- what a stabilizer adds to a step --------------------------------------------------------------
 
 
 def paired_overhead(
@@ -72,10 +73,11 @@ def paired_overhead(
 ) -> dict[str, Any]:
     """What the run's stabilizer adds to a step, in per cent of the bare step, checks and audits included.
 
-    The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a GPU, where
-    steps come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like the other. Blocks hold
-    whole audit and probe intervals; `run.steps` steps per side, without those of the warm-up, which measure more often.
-    Median over block pairs and quartiles. Raises UserError, ValueError or KeyError for a run that cannot be built.
+    The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a
+    GPU, where steps come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like
+    the other. Blocks hold whole audit and probe intervals; `run.steps` steps per side, without those of the
+    warm-up, which measure more often. Median over block pairs and quartiles. Raises UserError, ValueError or
+    KeyError for a run that cannot be built.
     """
     run = resolve_controller(run)
     block = interval(run)
@@ -162,7 +164,7 @@ def overheads(
     return [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
 
 
-# -- the lab's step against a plain loop --------------------------------------------------------------------------
+# -- the lab's step against a plain loop -----------------------------------------------------------
 
 
 def plain_settings(run: RunConfig) -> dict[str, Any]:
@@ -219,12 +221,13 @@ class PlainProcess:
 
 
 def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens/s of the lab's baseline and of a plain eager float32 loop of the same model, and their paired ratios.
+    """Tokens/s of the lab's baseline and of a plain eager float32 loop of the same model, and their paired
+    ratios.
 
-    The lab's side is the run without stabilizer as it would be trained: its precision and threads, with checks, audits
-    and recording. `plain` takes turns with it in this process, with the same number of threads (and the lab's allocator
-    settings, which help it); `plain_defaults` runs in a process of its own with torch's defaults. `rounds` turns each,
-    fewer where they would take longer than `limit_s` seconds.
+    The lab's side is the run without stabilizer as it would be trained: its precision and threads, with
+    checks, audits and recording. `plain` takes turns with it in this process, with the same number of threads
+    (and the lab's allocator settings, which help it); `plain_defaults` runs in a process of its own with
+    torch's defaults. `rounds` turns each, fewer where they would take longer than `limit_s` seconds.
     """
     say("tokens/s against a plain loop")
     block = 2 * run.audit_every

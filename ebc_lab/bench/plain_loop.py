@@ -1,4 +1,5 @@
-"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, Adam at its defaults.
+"""The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, Adam at its
+defaults.
 
     python -m ebc_lab.bench.plain_loop --batch 16 --context 64 --steps 200
 
@@ -44,7 +45,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens (B, T) -> logits (B, T, V). Its parameters have the names of those in `ebc_lab.workloads.gpt`."""
+    """Tokens (B, T) -> logits (B, T, V). Takes the weights of the lab's GPT, by the same names."""
 
     def __init__(self, vocabulary: int, *, blocks: int, width: int, heads: int, context: int):
         super().__init__()

@@ -26,7 +26,7 @@ PARTS = {
 
 
 class Clock:
-    """Seconds by part. A part inside another counts for itself alone; each change of part waits for the GPU."""
+    """Seconds by part, without parts nested inside it; each change of part waits for the GPU."""
 
     def __init__(self, run: RunConfig):
         self.run = run
@@ -97,8 +97,9 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
 def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
     """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
 
-    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part, so that
-    work which would overlap with the host counts in full: the sum is then longer than a free-running step.
+    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
+    so that work which would overlap with the host counts in full: the sum is then longer than a free-running
+    step.
     """
     with opened(run) as training:
         loop = Loop(training)
@@ -124,7 +125,7 @@ def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
 
 
 def shares(run: RunConfig, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """`of_run` for the baseline and for EBC under each budget, by name; `refused` as in `measured_variants`."""
+    """`of_run` of the baseline and of EBC with each budget, by name; `refused` as in `measured_variants`."""
 
     def measure(name: str, variant: RunConfig) -> dict[str, Any]:
         say(f"shares of a step of {name}")

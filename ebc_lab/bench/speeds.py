@@ -1,9 +1,10 @@
-"""Precision, threads and compiling: the rules that choose what is fastest on this machine, and what they are applied to.
+"""Precision, threads and compiling: the rules that choose what is fastest on this machine, and what they are
+applied to.
 
-The rules are pure functions of measured rates; `choose` applies them and measures what is not known yet. Measurements run
-in processes of their own (`step_timer`), so that the driver needs no torch, and are kept in the user's cache by machine,
-torch version and shape. `python -m ebc_lab.bench.speeds` chooses for the run on its standard input: this is what runs on
-a Slurm node.
+The rules are pure functions of measured rates; `choose` applies them and measures what is not known yet.
+Measurements run in processes of their own (`step_timer`), so that the driver needs no torch, and are kept in
+the user's cache by machine, torch version and shape. `python -m ebc_lab.bench.speeds` chooses for the run on
+its standard input: this is what runs on a Slurm node.
 """
 
 from __future__ import annotations
@@ -27,20 +28,21 @@ from ebc_lab.records.cache import MeasurementCache
 
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 DTYPES = ("float32", "bfloat16")
-MAX_CANDIDATES = 4  # thread counts tried: 1, 2, 4, 8
+THREADS = (1, 2, 4, 8)  # per run; those that the machine has are tried
 TIE = 1.05  # a gain below 5% does not justify bfloat16 or more threads
 MIN_COMPILED_S = 120.0  # of eager training, below which compiling cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
 RULES = {  # as `ebc-lab doctor` prints them
     "dtype": "bfloat16 autocast where it is more than 5% faster than float32",
-    "threads_per_run": "study: what makes the most steps/s on the whole machine, with one run for every threads_per_run "
-    "cores in parallel; single run: what makes one process fastest; fewer threads where the gain is below 5%; 1 on a "
-    "GPU; launcher=slurm: launcher.cpus_per_task, or 1",
-    "compile": "off where the longest run trains for less than 2 minutes; else on where it saves twice the seconds that "
-    "compiling takes; off on a GPU, whose steps come from CUDA graphs, and on Slurm nodes; compile=on overrides this",
-    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own arithmetic is "
-    "batched over all tensors (foreach)",
+    "threads_per_run": "study: what makes the most steps/s on the whole machine, with one run for every "
+    "threads_per_run cores in parallel; single run: what makes one process fastest; fewer threads where the "
+    "gain is below 5%; 1 on a GPU; launcher=slurm: launcher.cpus_per_task, or 1",
+    "compile": "off where the longest run trains for less than 2 minutes; else on where it saves twice the "
+    "seconds that compiling takes; off on a GPU, whose steps come from CUDA graphs, and on Slurm nodes; "
+    "compile=on overrides this",
+    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own arithmetic "
+    "is batched over all tensors (foreach)",
 }
 
 Case = tuple[int, int, str]  # threads per process, processes in parallel, dtype
@@ -79,17 +81,7 @@ def is_open(run: RunConfig, setting: str) -> bool:
     return getattr(run, setting) in ("auto", 0)
 
 
-# -- the rules ----------------------------------------------------------------------------------------------------
-
-
-def thread_candidates(cores: int) -> list[int]:
-    return [t for t in (2**i for i in range(MAX_CANDIDATES)) if t <= max(1, cores)]
-
-
-def parallel_runs(threads: int, cores: int, limit: int) -> int:
-    """How many runs of `threads` threads the cores hold, `limit` of them at most unless it is 0."""
-    held = max(1, cores // threads)
-    return min(held, limit) if limit else held
+# -- the rules -------------------------------------------------------------------------------------
 
 
 def chosen_by_rule(
@@ -99,32 +91,33 @@ def chosen_by_rule(
 
     `job_cores`: what each Slurm job asks for; None where this machine trains.
     """
-    why = {k: "as given" for k in CHOSEN if not is_open(run, k)}
-    fixed: dict[str, Any] = {}
-    if is_open(run, "threads_per_run"):
-        if run.device == "cuda":
-            fixed["threads_per_run"] = 1
-            why["threads_per_run"] = "the GPU does the work"
+    on_gpu = run.device == "cuda"
+    found: dict[str, tuple[Any, str]] = {
+        k: (getattr(run, k), "as given") for k in CHOSEN if not is_open(run, k)
+    }
+    if "threads_per_run" not in found:
+        if on_gpu:
+            found["threads_per_run"] = (1, "the GPU does the work")
         elif job_cores is not None:
-            fixed["threads_per_run"] = job_cores
-            why["threads_per_run"] = "the cores that each job asks for"
+            found["threads_per_run"] = (job_cores, "the cores that each job asks for")
         elif cores == 1:
-            fixed["threads_per_run"] = 1
-            why["threads_per_run"] = "there is one core"
-    if is_open(run, "compile") and (run.device == "cuda" or job_cores is not None):
-        on_gpu = run.device == "cuda"
+            found["threads_per_run"] = (1, "there is one core")
+    if "compile" not in found and (on_gpu or job_cores is not None):
         reason = "steps on a GPU come from CUDA graphs" if on_gpu else "not measured for jobs on nodes"
-        fixed["compile"] = "off"
-        why["compile"] = f"{reason}; compile=on overrides this"
-    return replace(run, **fixed), why
+        found["compile"] = ("off", f"{reason}; compile=on overrides this")
+    run = replace(run, **{k: value for k, (value, _) in found.items()})
+    return run, {k: reason for k, (_, reason) in found.items()}
 
 
 def cases_of(run: RunConfig, cores: int, limit: int) -> list[Case]:
-    """What to measure for the settings that are open. `limit`: runs in parallel at most, 0 for as many as fit."""
-    threads = [run.threads_per_run] if run.threads_per_run else thread_candidates(cores)
+    """What to measure for the settings that are open.
+
+    As many runs train in parallel as the cores hold: on a CPU at most `limit`, unless that is 0; on a GPU one.
+    """
+    threads = [run.threads_per_run] if run.threads_per_run else [t for t in THREADS if t <= cores]
     dtypes = DTYPES if is_open(run, "dtype") else (run.dtype,)
-    limit = 1 if run.device == "cuda" else limit
-    return [(t, parallel_runs(t, cores, limit), d) for t in threads for d in dtypes]
+    limit = 1 if run.device == "cuda" else limit or cores
+    return [(t, max(1, min(cores // t, limit)), d) for t in threads for d in dtypes]
 
 
 def fastest(rates: Mapping[Case, float]) -> Case:
@@ -181,7 +174,7 @@ def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | 
     return ("on" if saved > MIN_PAYOFF * found["compile_s"] else "off"), why
 
 
-# -- from measurements to a choice --------------------------------------------------------------------------------
+# -- from measurements to a choice -----------------------------------------------------------------
 
 
 def choose(
@@ -234,7 +227,7 @@ def choose(
 def choose_for_study(
     config: Config, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
 ) -> Choice:
-    """`choose` for all runs of a study, whose device is known: by its longest run and its launcher."""
+    """`choose` for all runs of a study, whose device is known, by its longest run and its launcher."""
     launcher = config.launcher
     return choose(
         run_part(config),
@@ -255,7 +248,7 @@ def job_cores(launcher: LauncherConfig) -> int | None:
     return launcher.cpus_per_task or 1 if launcher.name == "slurm" else None
 
 
-# -- measuring ----------------------------------------------------------------------------------------------------
+# -- measuring -------------------------------------------------------------------------------------
 
 
 def shape_here(run: RunConfig) -> dict[str, Any]:
@@ -290,7 +283,8 @@ def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError when that fails."""
+    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError when that
+    fails."""
     try:
         found = run_module("step_timer", {"run": to_dict(run), "cases": cases})
     except UserError as error:
@@ -305,7 +299,7 @@ def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 def compile_cost(
     run: RunConfig, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
 ) -> CompileCost | str:
-    """What `torch.compile` costs and gains at the run's shape, threads and dtype from a cold start, or why unknown."""
+    """What `torch.compile` costs and gains from a cold start at the run's shape, or why that is not known."""
     cache = compile_cache(run)
     known: CompileCost | None = cache.read()
     if known or not measure:
@@ -328,8 +322,8 @@ def run_module(
 ) -> Any:
     """The JSON that `python -m ebc_lab.bench.<name>` prints for a request on its standard input.
 
-    `env`: variables in addition to this process's. Raises UserError with the last line of what it says when it fails,
-    subprocess.TimeoutExpired.
+    `env`: variables in addition to this process's. Raises UserError with the last line of what it says when
+    it fails, subprocess.TimeoutExpired.
     """
     done = subprocess.run(
         [sys.executable, "-m", f"ebc_lab.bench.{name}"],
@@ -344,7 +338,7 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- for doctor ---------------------------------------------------------------------------------------------------
+# -- for doctor ------------------------------------------------------------------------------------
 
 
 def report(config: Config, run: RunConfig) -> dict[str, Any]:
@@ -354,28 +348,27 @@ def report(config: Config, run: RunConfig) -> dict[str, Any]:
     """
     cores = machine.cores()
     shape = replace(chosen_by_rule(run, cores, job_cores(config.launcher))[0], dtype="auto")
-    limits = (1, parallel_limit(config.launcher))
-    cases = list(dict.fromkeys(case for limit in limits for case in cases_of(shape, cores, limit)))
-    rates = known_rates(shape, cases) or measured_rates(shape, cases)
+    cases = cases_of(shape, cores, 1) + cases_of(shape, cores, parallel_limit(config.launcher))
+    rates = known_rates(shape, cases) or measured_rates(shape, list(dict.fromkeys(cases)))
     study = choose_for_study(replace(config, device=run.device))
     single = choose(run, steps=run.steps, limit=1)
-    costs = []
-    for threads, dtype in dict.fromkeys((t, d) for t, _, d in cases):
-        cost = compile_cache(replace(run, threads_per_run=threads, dtype=dtype)).read()
-        if cost:
-            costs.append({"threads": threads, "dtype": dtype, **cost})
+    rows: list[dict[str, Any]] = []
+    alone: dict[str, float] = {}  # of one process with a study's threads
+    compiling: dict[tuple[int, str], Any] = {}
+    for (threads, processes, dtype), rate in sorted(rates.items()):
+        rows.append({"threads": threads, "processes": processes, "dtype": dtype, "steps_per_s": rate})
+        if (threads, processes) == (study.threads_per_run, 1):
+            alone[dtype] = rate
+        shape = replace(run, threads_per_run=threads, dtype=dtype)
+        compiling[threads, dtype] = compile_cache(shape).read()
     return {
         "scale": config.scale,
         "device": run.device,
-        "rates": [
-            {"threads": t, "processes": n, "dtype": d, "steps_per_s": rate}
-            for (t, n, d), rate in sorted(rates.items())
-        ],
-        # of one process with a study's threads
-        "steps_per_s": {d: rate for (t, n, d), rate in rates.items() if (t, n) == (study.threads_per_run, 1)},
+        "rates": rows,
+        "steps_per_s": alone,
         "study": _as_json(study),
         "single_run": _as_json(single),
-        "compile": costs,
+        "compile": [{"threads": t, "dtype": d, **cost} for (t, d), cost in compiling.items() if cost],
         "rules": RULES,
     }
 

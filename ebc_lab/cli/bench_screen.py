@@ -1,4 +1,4 @@
-"""What `ebc-lab bench` shows on the terminal: its figures as tables. docs/speed.md says what each of them is."""
+"""What `ebc-lab bench` shows on the terminal: its figures, explained in docs/speed.md, as tables."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def found(called):
     return json.loads(called[0].stdout)
 
 
-# -- the command -----------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
@@ -147,7 +147,7 @@ def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, 
 def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
     (tmp_path / "a.json").touch()
     (tmp_path / "a-2.json").touch()
-    assert measure.vacant(tmp_path, "a").name == "a-3.json"
+    assert measure.unused_path(tmp_path, "a").name == "a-3.json"
 
 
 def test_the_tables_show_what_was_measured(found):
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert said == []
 
 
-# -- pairs -----------------------------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------
 
 
 def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
@@ -240,7 +240,7 @@ def test_a_run_that_diverges_is_no_measurement(shape):
         take_steps(training, 20)
 
 
-# -- the plain loop ------------------------------------------------------------------------------------------------
+# -- the plain loop --------------------------------------------------------------------------------
 
 
 def test_the_plain_loop_runs_as_a_script_and_learns(text_file, capsys, monkeypatch):
@@ -271,7 +271,7 @@ def test_a_plain_process_that_ends_early_says_why(shape):
         PlainProcess(replace(shape, device="nowhere"))
 
 
-# -- shares, arithmetic, memory --------------------------------------------------------------------------------------------
+# -- shares, arithmetic, memory --------------------------------------------------------------------
 
 
 def test_a_part_inside_another_counts_for_itself_alone(shape, monkeypatch):

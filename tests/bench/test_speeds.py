@@ -18,8 +18,6 @@ from ebc_lab.bench.speeds import (
     fastest,
     is_open,
     known_rates,
-    parallel_runs,
-    thread_candidates,
 )
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
@@ -66,19 +64,20 @@ def would_measure(machine, rates, compile_cost=None):
     return asked
 
 
-# -- the rules ------------------------------------------------------------------------------------------------------------
+# -- the rules -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])]
 )
 def test_thread_counts_are_powers_of_two_up_to_the_cores(cores, tried):
-    assert thread_candidates(cores) == tried
+    assert [threads for threads, _, _ in cases_of(replace(OPEN, dtype="float32"), cores, 0)] == tried
 
 
 def test_parallel_runs_fill_the_cores_unless_fewer_are_allowed():
-    assert [parallel_runs(t, 6, 0) for t in (1, 2, 4, 8)] == [6, 3, 1, 1]
-    assert [parallel_runs(t, 6, 2) for t in (1, 2, 4)] == [2, 2, 1]
+    for limit, runs in ((0, [6, 3, 1]), (2, [2, 2, 1])):
+        assert [n for _, n, _ in cases_of(replace(OPEN, dtype="float32"), 6, limit)] == runs
+    assert cases_of(GIVEN, 1, 0) == [(2, 1, "float32")], "more threads than cores"
 
 
 @pytest.mark.parametrize(
@@ -162,7 +161,7 @@ def test_only_what_is_open_is_tried():
     ]
 
 
-# -- from measurements to a choice ----------------------------------------------------------------------------------------
+# -- from measurements to a choice -----------------------------------------------------------------
 
 RATES = {(1, 4, "float32"): 100.0, (2, 2, "float32"): 60.0, (4, 1, "float32"): 30.0}
 RATES |= {(t, n, "bfloat16"): 1.2 * r for (t, n, _), r in RATES.items()}
@@ -231,7 +230,7 @@ def test_another_shape_or_machine_is_measured_again(machine):
     assert known_rates(OPEN, cases) == {}
 
 
-# -- real measurements ----------------------------------------------------------------------------------------------------
+# -- real measurements -----------------------------------------------------------------------------
 
 
 def test_a_measurement_that_fails_says_what_to_give_instead(machine):

@@ -1,4 +1,4 @@
-"""Measurements that launcher=slurm makes on a node, because the login machine says nothing about the nodes."""
+"""Measurements that launcher=slurm makes on a node, because the login machine may differ."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .submit import submitted
 
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
-    """What `packing` finds on a node, kept with the study's sessions for later calls. Raises as `_measured_on_node`."""
+    """What `packing` finds on a node, kept with the study's sessions. Raises as `_measured_on_node`."""
 
     def measure() -> dict[str, Any]:
         say("measuring on a node how many runs of this shape should share a GPU …")
@@ -50,9 +50,11 @@ def choice_on_node(config: Config, study: Study) -> Choice:
 
 
 def _measured_on_node(module: str, config: Config, study: Study, setting: str) -> dict[str, Any]:
-    """What `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other cores, or no GPU.
+    """What `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other cores, or
+    no GPU.
 
-    `setting`: what makes the measurement unnecessary. Raises UserError when the job or the queue fails, Cancelled.
+    `setting`: what makes the measurement unnecessary. Raises UserError when the job or the queue fails,
+    Cancelled.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"{module}-", dir=state_dir(study, "slurm")))
     name = f"ebc-{study.name[:40]}-{folder.name}"
