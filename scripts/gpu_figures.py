@@ -28,7 +28,8 @@ from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import StepGraphs
-from ebc_lab.training.run import Training, to_the_end
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads.corpus import locate
 
 MINUTES = 7.5

@@ -95,7 +95,7 @@ def task(composed: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from ebc_lab.training.run import Interrupted
+    from ebc_lab.training.turns import Interrupted
 
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     directory = Path(HydraConfig.get().runtime.output_dir)
@@ -189,7 +189,7 @@ def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict
     submitit's handlers requeue the job on USR2 (time-out, pre-emption) and wave TERM through: what follows it, a kill or
     another start, is Slurm's affair, and until then the run goes on.
     """
-    from ebc_lab.training.run import Interrupted
+    from ebc_lab.training.turns import Interrupted
 
     own: dict[int, Any] = {
         s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

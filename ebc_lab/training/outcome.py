@@ -15,13 +15,10 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 
 from .result import is_device_failure, is_oom, is_own_fault
-from .run import Interrupted, Progress, Training, to_the_end
+from .run import Training
+from .turns import DeviceFailed, Interrupted, Progress, to_the_end
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
-
-
-class DeviceFailed(Exception):
-    """The GPU under a run is gone or broken; says how. Another process may continue the run."""
 
 
 def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,27 +33,10 @@ from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .process import forward_of, set_up_torch
 from .recording import Recording, recorded
+from .turns import Interrupted, Progress, to_the_end
 
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
-
-T = TypeVar("T")
-# of a run: it yields between blocks of steps, and its value is the result
-Progress = Generator[None, None, dict[str, Any]]
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written."""
-
-
-def to_the_end(progress: Generator[None, None, T]) -> T:
-    """Exhaust a generator, such as a run's `blocks`, and return its value."""
-    while True:
-        try:
-            next(progress)
-        except StopIteration as end:
-            value: T = end.value
-            return value
 
 
 class Training:

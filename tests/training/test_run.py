@@ -20,7 +20,8 @@ from ebc_lab.training import outcome as outcome_module
 from ebc_lab.training import process
 from ebc_lab.training import run as run_module
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.run import Interrupted, Training
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads import losses as losses_module
 from ebc_lab.workloads.batches import windows

@@ -23,8 +23,7 @@ class InlinePool:
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        from ebc_lab.training.outcome import DeviceFailed
-        from ebc_lab.training.run import Interrupted
+        from ebc_lab.training.turns import DeviceFailed, Interrupted
 
         from .worker import POLL_S, execute
 

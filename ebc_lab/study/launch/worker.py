@@ -56,7 +56,7 @@ def carried(
     folder cannot be written, and DeviceFailed.
     """
     from ebc_lab.training.outcome import recorded_run
-    from ebc_lab.training.run import Interrupted
+    from ebc_lab.training.turns import Interrupted
 
     files = study.run_files(run_id)
     directory = files.directory
@@ -101,7 +101,7 @@ def carried(
 
 def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
     """`carried` by itself, to its end. -> whether this call carried the run."""
-    from ebc_lab.training.run import to_the_end
+    from ebc_lab.training.turns import to_the_end
 
     return to_the_end(carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
 
@@ -175,7 +175,7 @@ class Worker:
     def work(self) -> int:
         """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
         # torch is imported while the driver is still busy: one import a worker, not one a run
-        from ebc_lab.training.outcome import DeviceFailed
+        from ebc_lab.training.turns import DeviceFailed
 
         try:
             return self._work()
@@ -283,7 +283,7 @@ class Worker:
 
     def _advance(self, run_id: str) -> None:
         """One block of steps of one run. Raises DeviceFailed, and OSError where its folder cannot be written."""
-        from ebc_lab.training.run import Interrupted
+        from ebc_lab.training.turns import Interrupted
 
         try:
             next(self.turns[run_id])

@@ -1,0 +1,28 @@
+"""Runs that take turns in one process: what they yield, and the ways in which they end early. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+# of a run: it yields between blocks of steps, and its value is the result
+Progress = Generator[None, None, dict[str, Any]]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class DeviceFailed(Exception):
+    """The GPU under a run is gone or broken; says how. Another process may continue the run."""
+
+
+def to_the_end(progress: Generator[None, None, T]) -> T:
+    """Exhaust a generator, such as a run's `blocks`, and return its value."""
+    while True:
+        try:
+            next(progress)
+        except StopIteration as end:
+            value: T = end.value
+            return value
