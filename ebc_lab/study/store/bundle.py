@@ -1,38 +1,54 @@
 """A study as one .zip: everything that its manifest records, to be checked and read on another machine.
 
-`export` packs a study that is as recorded; `verify` checks a bundle byte by byte, as a container and as a study; `opened` gives
-a bundle as a study to read, in a folder that vanishes, and `unpack` in one that stays. Reads and writes no torch, no corpus.
+* The archive is written in one way only (order, dates, permissions): the same study gives the same bytes.
+* Its comment ends in the sha256 of all bytes before it, so any change is noticed. The checksum of each file
+  in it, and the manifest, tell a change of contents from one of the archive's structure.
+* Reading a bundle needs neither torch nor the corpus; it writes nothing outside the folder it unpacks to.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
-from pathlib import Path, PurePosixPath
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import atomic_writer, refuse_unwritable
 
-from . import container, manifest
+from . import manifest
 from .study import Study
 from .verify import MISSING, UNKNOWN
 from .verify import verify as verify_study
 
 SUFFIX = ".zip"
-REMEDY = "get the bundle anew from whoever exported it"
-
-
-# -- export ---------------------------------------------------------------------------------------------------------------
+ARCHIVE = "the archive"  # what is wrong where no file in it is
+COMMENT = b"ebc-lab bundle; sha256 of all bytes before this one: "
+DIGEST = 64  # hex digits at the end of the comment
+DATE = (1980, 1, 1, 0, 0, 0)
+REGULAR_FILE = 0o100644 << 16
+LARGEST = (1 << 31) - 1  # bytes of a file; beyond that a header has another form
+MOST_TIMES = 200  # its packed size that a file may unpack to; tables of numbers reach about ten
+SMALL = 1 << 20  # bytes, up to which a file may unpack to any multiple
+CHUNK = 1 << 20
+UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # as a zip
+REMEDY = "get the bundle again from whoever exported it"
+FOREIGN = (
+    "it is not as `ebc-lab export` writes it: packed again by another program, exported by an earlier "
+    "version, or damaged at its end"
+)
 
 
 def export(study: Study, output: Path | None = None) -> dict[str, Any]:
-    """Pack a study that nobody is on and whose files are all as recorded -> `bundle`, its `sha256`, `bytes` and `files`.
+    """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
 
-    What runs without a result have left, and checkpoints, are not in it. `output`: `<study>.zip` here, if left out.
+    Returns `bundle` (its path), `sha256`, `bytes` and `files` (how many). `output`: by default `<study>.zip`.
     Raises UserError.
     """
     path = Path(f"{study.name}{SUFFIX}") if output is None else output.expanduser()
@@ -40,12 +56,9 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     recorded = _exportable(study)
     refuse_unwritable(path.resolve().parent)
     names = [manifest.NAME, *sorted(recorded)]
-    own = {manifest.NAME: manifest.sha256_of(study.root / manifest.NAME), **recorded}
-    try:
-        with atomic_writer(path) as out:
-            container.write(out, ((name, partial(_chunks, study.root / name, own[name])) for name in names))
-    except ValueError as error:
-        raise UserError(f"{study.root}: {error} for a bundle.") from None
+    own = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
+    with atomic_writer(path) as out:
+        pack(out, ((name, _content(study.root / name, own[name])) for name in names))
     return {
         "study": study.name,
         "bundle": str(path),
@@ -55,13 +68,54 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     }
 
 
+def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
+    """Write (name, content) in this order to an empty file, and the digest of all that at its end."""
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in contents:
+            archive.writestr(_member(name), content, compresslevel=6)
+        archive.comment = COMMENT + b"0" * DIGEST
+    out.flush()
+    digest, _ = _digests(Path(out.name))
+    out.seek(-DIGEST, os.SEEK_END)
+    out.write(digest)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """The description of a file that every bundle has."""
+    info = zipfile.ZipInfo(name, DATE)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.create_system = 3  # Unix, on any system
+    info.external_attr = REGULAR_FILE
+    return info
+
+
+def _digests(path: Path) -> tuple[bytes, bytes]:
+    """The sha256 (hex) of all but the last `DIGEST` bytes of a file, and those bytes: equal if intact."""
+    sha256 = hashlib.sha256()
+    left = path.stat().st_size - DIGEST
+    with open(path, "rb") as f:
+        while left > 0 and (chunk := f.read(min(CHUNK, left))):
+            sha256.update(chunk)
+            left -= len(chunk)
+        return sha256.hexdigest().encode(), f.read()
+
+
 def _refuse_to_overwrite(path: Path) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the bundle's own name, --output {path / 'NAME.zip'}.")
     if path.suffix != SUFFIX:
-        raise UserError(f"{path}: a bundle's name ends in {SUFFIX}, by which the other commands know it.")
-    if path.exists() and not container.looks_like_one(path):
-        raise UserError(f"{path} is there already and is no bundle: choose another --output, or delete it.")
+        raise UserError(
+            f"{path}: a bundle's name ends in {SUFFIX}, by which the other commands recognise it."
+        )
+    if not path.exists():
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            known = archive.comment.startswith(COMMENT)
+    except UNREADABLE:
+        known = False
+    if not known:
+        raise UserError(f"{path} exists and is not a bundle: choose another --output, or delete it.")
 
 
 def _exportable(study: Study) -> dict[str, str]:
@@ -70,66 +124,58 @@ def _exportable(study: Study) -> dict[str, str]:
     recorded = manifest.read(study.root)
     study.header()
     if study.holder() is not None:
-        raise UserError(
-            f"study {study.name} is being run: `ebc-lab status {study.name}` says how far it is; export it after."
-        )
+        raise UserError(f"study {study.name} is being run: export it when it has finished.")
     found = verify_study(study)
     if found["bad"]:
         first = found["bad"][0]
-        more = f" and {len(found['bad']) - 1} more" if len(found["bad"]) > 1 else ""
-        raise UserError(
-            f"study {study.name} is not as recorded ({first['file']}: {first['what']}{more}): {first['remedy']}."
-        )
+        what = f"{first['file']}: {first['what']}"
+        if len(found["bad"]) > 1:
+            what += f" and {len(found['bad']) - 1} more"
+        raise UserError(f"study {study.name} is not as recorded ({what}): {first['remedy']}.")
     if not recorded["complete"] or found["unrecorded"]:
         raise UserError(
-            f"study {study.name} was cut off, and not all of its files are recorded: give its command again, or "
-            f"`ebc-lab report {study.name}`, which records what is there."
+            f"study {study.name} was cut off, and not all of its files are recorded: run its command again, "
+            f"or `ebc-lab report {study.name}`, which records what is there."
         )
     return dict(recorded["files"])
 
 
-def _chunks(path: Path, sha256: str) -> Iterator[bytes]:
-    """A file in pieces. Raises UserError when it is not, or no longer, the one that was recorded."""
-    import hashlib
-
-    seen = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(container.CHUNK):
-            seen.update(chunk)
-            yield chunk
-    if seen.hexdigest() != sha256:
+def _content(path: Path, sha256: str) -> bytes:
+    """A file as it was recorded. Raises UserError when it has changed, or is too large."""
+    content = path.read_bytes()
+    if len(content) > LARGEST:
+        raise UserError(f"{path} has {len(content)} bytes: a bundle takes files of up to {LARGEST}.")
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            f"{path} changed while it was being exported: see that nobody is on the study, and export it again."
+            f"{path} changed while it was being exported: export the study again when nobody is on it."
         )
-
-
-# -- reading a bundle -------------------------------------------------------------------------------------------------------
+    return content
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a name means a bundle and no study's folder."""
+    """Whether a name means a bundle and not a study's folder."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """What `verify` says of a study, and the bundle's own `sha256`, which may be expected to be a certain one.
+    """What `verify_study` returns, for a bundle, and its own `sha256`, which is compared with the given one.
 
-    Every byte counts: each file against the manifest and each run against its name, and the container against the only way in
-    which `export` writes it. Raises UserError when there is no such file, or it cannot be unpacked to be looked at.
+    `bad` names the files whose contents are not those that were packed, or the archive if only its structure
+    was changed. Raises UserError when there is no such file, or no room to unpack it.
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
     own = _own_sha256(path)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         study = Study(Path(folder) / path.stem)
-        wrong, whole = _unpacked(path, study.root)
-        names = list(_names(study.root))
-        found = _as_study(study, wrong) if whole else {"study": study.name, "files": len(names), "growing": 0}
+        wrong = _unpack(path, study.root)
+        there = set(_names(study.root))
+        found: dict[str, Any] = {"study": study.name, "files": len(there), "growing": 0}
+        if _intact(path):  # otherwise files may be missing because the directory was damaged
+            found |= _check_contents(study, there, wrong)
     if sha256 is not None and sha256.lower() != own:
-        wrong[container.WHOLE] = f"its sha256 is {own}, and {sha256} was expected"
-    bad = [
-        {"file": name, "what": what, "remedy": _remedy(name, path)} for name, what in sorted(wrong.items())
-    ]
+        wrong[ARCHIVE] = f"its sha256 is {own}, and {sha256} was expected"
+    bad = [{"file": name, "what": what, "remedy": _remedy(name)} for name, what in sorted(wrong.items())]
     about = {"root": str(path), "sha256": own, "under_way": False, "unrecorded": 0}
     return {**found, **about, "bad": bad, "ok": not bad}
 
@@ -141,142 +187,151 @@ def _own_sha256(path: Path) -> str:
         raise UserError(f"there is no bundle at {path}: `ebc-lab export STUDY` makes one.") from None
 
 
-def _as_study(study: Study, wrong: dict[str, str]) -> dict[str, Any]:
-    """Check what was unpacked as a study, add what is wrong to what the container said -> the rest of what there is to say."""
-    there, recorded = set(_names(study.root)), _recorded(study.root)
-    if recorded is None:
-        wrong.setdefault(
-            manifest.NAME, MISSING if manifest.NAME not in there else "edited: its checksum does not hold"
-        )
-        return {"study": study.name, "files": len(there), "growing": 0}
-    wrong |= {n: UNKNOWN for n in there - {manifest.NAME, *recorded} if n not in wrong}
+def _intact(path: Path) -> bool:
+    digest, recorded = _digests(path)
+    return digest == recorded
+
+
+def _remedy(name: str) -> str:
+    return (
+        f"{REMEDY}, or unpack it, and `ebc-lab verify FOLDER` checks its files" if name == ARCHIVE else REMEDY
+    )
+
+
+def _check_contents(study: Study, there: set[str], wrong: dict[str, str]) -> dict[str, Any]:
+    """Check the unpacked files as a study and add to `wrong`. -> the counts that `verify` returns."""
+    try:
+        recorded = manifest.read(study.root)["files"]
+    except UserError:
+        damaged = "edited: its checksum does not match"
+        wrong.setdefault(manifest.NAME, damaged if manifest.NAME in there else MISSING)
+        return {}
+    if not all(map(_safe, recorded)):
+        wrong[manifest.NAME] = "it lists a file outside the study"
+        return {}
+    found: dict[str, Any] = {"files": len(recorded), "growing": 0}
+    bad = dict.fromkeys(there - {manifest.NAME, *recorded}, UNKNOWN)
     if study.exists():
-        found = verify_study(study)
-        wrong |= {b["file"]: b["what"] for b in found["bad"] if b["file"] not in wrong}
+        checked = verify_study(study)
+        found["growing"] = checked["growing"]
+        bad |= {b["file"]: b["what"] for b in checked["bad"]}
     else:
-        found = {"files": len(recorded), "growing": 0}
-        wrong |= {n: MISSING for n in set(recorded) - there if n not in wrong}
-    return {"study": study.name, "files": found["files"], "growing": found["growing"]}
-
-
-def _remedy(name: str, path: Path) -> str:
-    if name == container.WHOLE:
-        return f"if somebody has packed a study with another program: unpack it, and `ebc-lab verify FOLDER`; if not, {REMEDY}"
-    return REMEDY
+        bad |= dict.fromkeys(set(recorded) - there, MISSING)
+    for name, what in bad.items():
+        wrong.setdefault(name, what)
+    return found
 
 
 def unpack(path: Path, into: Path) -> Study:
-    """Unpack a bundle into a new folder, an ordinary study from then on. Raises UserError: a damaged one, a folder in use."""
+    """Unpack a bundle into a new folder. -> an ordinary study. Raises UserError: damaged, a folder in use."""
     if into.exists():
         raise UserError(
-            f"{into} is there already: give it to the command instead of {path}, or choose another --output."
+            f"{into} exists already: give it to the command instead of {path}, or choose another --output."
         )
     refuse_unwritable(into.resolve().parent)
-    _own_sha256(path)
-    study = Study(into)
     temporary = into.with_name(f".{into.name}.{os.getpid()}.tmp")
     try:
-        _refuse_damaged(path, _unpacked(path, temporary)[0])
+        _unpack_intact(path, temporary)
         os.replace(temporary, into)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return study
+    return Study(into)
 
 
 class Bundled(Study):
-    """A bundle as a study to read, in a folder that vanishes with this."""
+    """A bundle as a study to read, in a folder that exists as long as this object."""
 
     goes_on = False
 
     def __init__(self, path: Path):
-        _own_sha256(path)
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")
         super().__init__(Path(self.folder.name) / path.stem)
-        _refuse_damaged(path, _unpacked(path, self.root)[0])
+        _unpack_intact(path, self.root)
 
 
-def _refuse_damaged(path: Path, wrong: dict[str, str]) -> None:
-    for name, what in sorted(wrong.items()):
+def _unpack_intact(path: Path, into: Path) -> None:
+    """Raises UserError when anything is wrong with the bundle."""
+    _own_sha256(path)
+    for name, what in sorted(_unpack(path, into).items()):
         raise UserError(
-            f"{path} is damaged ({name}: {what}): {REMEDY}; `ebc-lab verify {path}` lists all that is wrong."
+            f"{path} is damaged ({name}: {what}): {_remedy(name)}; `ebc-lab verify {path}` lists it all."
         )
 
 
-# -- unpacking ------------------------------------------------------------------------------------------------------------
+def _unpack(path: Path, into: Path) -> dict[str, str]:
+    """Unpack what can be unpacked into a new folder. -> file, or `ARCHIVE`, -> what is wrong with it.
 
-
-def _unpacked(path: Path, into: Path) -> tuple[dict[str, str], bool]:
-    """Unpack what can be into a new folder -> file or part of the container -> what is wrong; and whether all was gone through.
-
-    Nothing is written outside the folder, and no more than the disk has room for. Raises UserError.
+    Raises UserError when the disk has no room for what the archive says it holds.
     """
     into.mkdir(parents=True)
-    wrong: dict[str, str] = {}
-    room = [shutil.disk_usage(into).free]
-    opened: list[BinaryIO] = []
-
-    def close() -> None:
-        while opened:
-            opened.pop().close()
-
-    def recorded() -> list[str]:
-        close()  # the manifest itself
-        return sorted(_recorded(into) or ())
-
-    def sink(name: str) -> Callable[[bytes], object] | None:
-        close()
-        if not _safe(name):
-            wrong[name] = "such a name does not belong into a bundle: nothing was written for it"
-            return None
-        target = into / name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            opened.append(open(target, "xb"))  # noqa: SIM115 - closed before the next, or below
-        except (FileExistsError, NotADirectoryError):
-            wrong[name] = "it is there twice"
-            return None
-        return partial(_put, opened[0], room)
-
     try:
-        for name, what in container.read(path, sink, recorded):
-            wrong.setdefault(name, what)
-    except container.Unreadable as error:
-        more = "" if error.part == container.WHOLE else "; what follows could not be checked"
-        wrong.setdefault(error.part, error.what + more)
-        return wrong, False
-    finally:
-        close()
-    return wrong, True
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        return {ARCHIVE: f"it is not a zip, or its directory is damaged or cut off ({error})"}
+    with archive:
+        if not archive.comment.startswith(COMMENT):
+            return {ARCHIVE: FOREIGN}
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > shutil.disk_usage(into).free:
+            raise UserError(
+                f"{into.parent} has no room for what {path} holds: choose another --output, or set TMPDIR."
+            )
+        wrong: dict[str, str] = {}
+        for member in members:
+            if not _header_matches(path, member):
+                return {
+                    ARCHIVE: f"its structure was changed: it does not describe {member.filename} consistently"
+                }
+            if what := _unpack_member(archive, member, into):
+                wrong[member.orig_filename] = what
+    if not wrong and not _intact(path):
+        wrong[ARCHIVE] = "its structure was changed; the contents of its files were not"
+    return wrong
 
 
-def _put(out: BinaryIO, room: list[int], chunk: bytes) -> None:
-    room[0] -= len(chunk)
-    if room[0] < 0:
-        raise UserError(
-            f"there is no room for the bundle's contents in {tempfile.gettempdir()}: set TMPDIR to another folder."
-        )
-    out.write(chunk)
+def _header_matches(path: Path, member: zipfile.ZipInfo) -> bool:
+    """Whether the header of a file is the one that `pack` writes for what the directory says of it."""
+    expected = _member(member.orig_filename)
+    for field in ("CRC", "compress_size", "file_size", "compress_type", "flag_bits"):
+        setattr(expected, field, getattr(member, field))
+    header = expected.FileHeader()
+    with open(path, "rb") as f:
+        if member.header_offset < 0:
+            return False
+        f.seek(member.header_offset)
+        return f.read(len(header)) == header
+
+
+def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path) -> str | None:
+    """Unpack one file. -> what is wrong with it, if anything; then it is not there."""
+    name = member.orig_filename
+    target = into / name
+    if not _safe(name):
+        return "not unpacked: its name is not a plain path inside the study"
+    if member.file_size > max(SMALL, MOST_TIMES * member.compress_size):
+        return f"not unpacked: {member.file_size} bytes are more than {MOST_TIMES} times its packed size"
+    try:
+        content = archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return "its contents are not those that were packed"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "xb") as out:
+            out.write(content)
+    except (FileExistsError, NotADirectoryError):
+        return "it is there twice"
+    return None
 
 
 def _safe(name: str) -> bool:
     """A plain path inside the bundle, on any system."""
-    parts = name.split("/")
-    return all(
-        p not in ("", ".", "..") and p.isprintable() and not set(p) & set('\\:*?"<>|') for p in parts
-    ) and (str(PurePosixPath(name)) == name)
+    return all(_safe_part(part) for part in name.split("/"))
 
 
-def _recorded(root: Path) -> dict[str, str] | None:
-    """The manifest's files; None where there is none that can be trusted."""
-    try:
-        found = dict(manifest.read(root)["files"])
-    except (UserError, OSError, KeyError, AttributeError):
-        return None
-    return found if all(map(_safe, found)) else None
+def _safe_part(part: str) -> bool:
+    return part not in ("", ".", "..") and part.isprintable() and not set(part) & set('\\:*?"<>|')
 
 
 def _names(root: Path) -> Iterator[str]:
-    """Every file that was unpacked, hidden ones too."""
-    for folder, _, names in os.walk(root):
-        inside = os.path.relpath(folder, root)
-        yield from (name if inside == "." else f"{inside}/{name}" for name in names)
+    """Every file below a folder, hidden ones too."""
+    return (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
