@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,39 @@ LOGGED_EVERY = (
 )
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
+
+
+class RunResult(TypedDict, total=False):
+    """result.json: how a run ended, and its figures; None where nothing was measured. A failed run has the first keys.
+
+    Losses in nats per token, KL divergences in nats per token and step, times in seconds.
+    """
+
+    run_id: str
+    identity: str  # sha256 of what names the run
+    outcome: str  # completed | diverged | oom | failed | lost | cancelled
+    cause: str | None
+    steps: int
+    wall_s: float
+    val_loss: float | None
+    val_se: float | None
+    test_loss: float | None
+    heldout_loss: float | None
+    c_median: float | None
+    clip_rate: float | None
+    plateau_steps: int
+    kl_median: float | None
+    kl_ratio_median: float | None
+    kl_within_30pct: float | None
+    kl_clipped_audits: int
+    surrogate_median: float | None
+    descent_median: float | None
+    grad_norm_quantiles: list[float] | None
+    shock_peak: float | None
+    shock_recovery_steps: int | None
+    curve: list[Any]  # (step, loss on the fixed windows, seconds of training)
+    overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
+    overhead_iqr_pct: list[float] | None
 
 
 def longest_streak(flags: Iterable[bool]) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.figures import RunResult
 
 from .rules import Decision
 from .spec import RunSpec
@@ -33,11 +33,11 @@ def planned_runs(
     stage: str,
     config: Config,
     decisions: Mapping[str, Decision],
-    results_of: Callable[[list[RunSpec]], dict[str, dict[str, Any]]],
-) -> tuple[list[RunSpec], dict[str, dict[str, Any]]]:
+    results_of: Callable[[list[RunSpec]], dict[str, RunResult]],
+) -> tuple[list[RunSpec], dict[str, RunResult]]:
     """The runs that a stage asks for, and the results that they have; its list grows with the results."""
     specs: list[RunSpec] = []
-    results: dict[str, dict[str, Any]] = {}
+    results: dict[str, RunResult] = {}
     while True:
         grown = stage_of(stage).runs(config, decisions, results)
         if len(grown) == len(specs):

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.figures import RunResult
 
-from . import compare_arms, rules
-from .rules import Decision, Results, val_loss
+from .compare_arms import Arm, arms_of, losses
+from .rules import Decision, Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec
 from .stage import Stage, Track
 from .statistics import paired
@@ -44,18 +45,18 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm over the seeds; those that copy another arm's record join as soon as it is there."""
+    """Every arm over the seeds; arms that copy another arm's record join as soon as that is there."""
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "ablation"):
-        runs: dict[tuple[str, int], RunSpec] = {}
+        own: dict[tuple[str, int], RunSpec] = {}
         for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
             if arm.replay or arm.matched or (arm.tune and "tune" not in decisions):
                 continue
             point = decisions["tune"]["tracks"][track]["arms"][label]["point"] if arm.tune else {}
             run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
-            runs[label, seed] = _spec(track, label, run, scale)
-        specs += runs.values()
-        specs += _copies(config, decisions, results, track, runs)
+            own[label, seed] = _spec(track, label, run, scale)
+        specs += own.values()
+        specs += _copies(config, decisions, results, track, own)
     return specs
 
 
@@ -68,17 +69,14 @@ def _copies(
     decisions: Mapping[str, Decision],
     results: Results,
     track: str,
-    runs: Mapping[tuple[str, int], RunSpec],
+    own: Mapping[tuple[str, int], RunSpec],
 ) -> Iterator[RunSpec]:
     """The arms made from another arm's record: its c·lr replayed, or its clip rate matched."""
-    for (label, arm), (i, seed) in itertools.product(
-        config.ablation.all_arms().items(), enumerate(config.seeds)
-    ):
-        if not (arm.replay or arm.matched):
-            continue
-        following = config.seeds[(i + 1) % len(config.seeds)]
-        of = following if arm.replay and arm.replay_seed == "next" else seed
-        source = runs.get((arm.replay or arm.matched or "", of))
+    arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
+    following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
+    for (label, arm), seed in itertools.product(arms.items(), config.seeds):
+        of = following[seed] if arm.replay and arm.replay_seed == "next" else seed
+        source = own.get((arm.replay or arm.matched or "", of))
         result = results.get(source.run_id) if source else None
         if source is None or result is None or result.get("outcome") != "completed":
             continue
@@ -87,16 +85,17 @@ def _copies(
         if arm.replay:
             run = replace(run, lr_schedule=replace(run.lr_schedule, name="replay", source=source.run_id))
         else:
-            run = replace(
-                run, stabilizer=replace(run.stabilizer, strength=_quantile(result, 1 - result["clip_rate"]))
-            )
+            run = replace(run, stabilizer=replace(run.stabilizer, strength=_matching_strength(result)))
         yield _spec(track, label, run, scale)
 
 
-def _quantile(result: Mapping[str, Any], share: float) -> float:
-    """The gradient norm that a share of the run's steps stayed below."""
+def _matching_strength(result: RunResult) -> float:
+    """The gradient norm that as many of the run's steps exceed as it clipped."""
     grid = result["grad_norm_quantiles"]
-    place = share * (len(grid) - 1)
+    clip_rate = result["clip_rate"]
+    assert grid is not None
+    assert clip_rate is not None
+    place = (1 - clip_rate) * (len(grid) - 1)
     low = min(int(place), len(grid) - 2)
     return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
 
@@ -107,56 +106,65 @@ def decide(
     """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
-    asked = config.ablation.all_arms()
     for track in ready(config, earlier, "ablation"):
-        own = [s for s in specs if s.track == track]
-        arms = compare_arms.arms_of(own, results)
-        for label, arm in arms.items():
-            mine = [s.run for s in own if s.arm == label]
-            reference = asked[label].versus or config.ablation.reference
-            arm["about"] = asked[label].about or label
-            arm["point"] = (
-                earlier["tune"]["tracks"][track]["arms"].get(label, {}).get("point")
-                if "tune" in earlier
-                else None
-            )
-            arm["figures"] = _figures(arm, results)
-            strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
-            arm["strength"] = statistics.median(strengths) if strengths else None
-            arm["comparable"] = not any(run.final_windows for run in mine)
-            arm["versus"] = reference if reference != label else None
-        missing = [label for label in asked if label not in arms]
-        notes += [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
-        notes += [
-            f"{track}: {label}: {arm['outcomes']['diverged']} of {len(arm['runs'])} seeds diverged"
-            for label, arm in arms.items()
-            if arm["outcomes"].get("diverged")
-        ]
-        by_seed = {str(seed): _best_of(arms, results, str(seed)) for seed in config.seeds}
-        if len(set(by_seed.values())) > 1:
-            found = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
-            notes.append(f"{track}: one seed alone would have named different best arms: {found}")
-        sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         tracks[track] = {
             "reference": config.ablation.reference,
-            "arms": arms,
-            "best_by_seed": by_seed,
-            "sigma": sigma,
+            "arms": _arms(config, [s for s in specs if s.track == track], results, earlier),
+            "sigma": earlier["lr_sweep"]["tracks"][track]["sigma"],
         }
-    compared = _differences(config, tracks, results, earlier)
-    if all(not math.isfinite(val_loss(results.get(s.run_id))) for s in specs):
-        raise rules.Undecidable("ablation could not be judged: no run completed.")
+        arms = tracks[track]["arms"]
+        tracks[track]["best_by_seed"] = {str(s): _best_of(arms, results, str(s)) for s in config.seeds}
+        notes += _notes(config, track, tracks[track])
+    compared = _add_differences(config, tracks, results, earlier)
+    if all(math.isinf(loss) for loss in losses_of(specs, results)):
+        raise Undecidable("ablation could not be judged: no run completed.")
     rule = (
-        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% intervals; an arm beats "
-        f"its reference by the interval that holds for all {compared} comparisons at once"
+        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% intervals; an arm "
+        f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
-    return rules.sealed("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+    return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _differences(
+def _arms(
+    config: Config, own: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
+) -> dict[str, Arm]:
+    """The arms of one track, with what the suite says of them."""
+    asked = config.ablation.all_arms()
+    arms = arms_of(own, results)
+    for label, arm in arms.items():
+        mine = [s.run for s in own if s.arm == label]
+        reference = asked[label].versus or config.ablation.reference
+        strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
+        tuned = earlier["tune"]["tracks"][arm["track"]]["arms"] if "tune" in earlier else {}
+        arm |= {
+            "about": asked[label].about or label,
+            "point": tuned.get(label, {}).get("point"),
+            "figures": _figures(arm, results),
+            "strength": statistics.median(strengths) if strengths else None,
+            "comparable": not any(run.final_windows for run in mine),
+            "versus": reference if reference != label else None,
+        }
+    return arms
+
+
+def _notes(config: Config, track: str, found: Track) -> list[str]:
+    arms = found["arms"]
+    missing = [label for label in config.ablation.all_arms() if label not in arms]
+    notes = [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
+    for label, arm in arms.items():
+        if diverged := arm["outcomes"].get("diverged"):
+            notes.append(f"{track}: {label}: {diverged} of {len(arm['runs'])} seeds diverged")
+    by_seed = found["best_by_seed"]
+    if len(set(by_seed.values())) > 1:
+        best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
+        notes.append(f"{track}: one seed alone would have named different best arms: {best}")
+    return notes
+
+
+def _add_differences(
     config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every arm its difference in test loss from its reference, None where it has none. -> how many there are."""
+    """Give every arm its difference in test loss from its reference, None where it has none. -> how many have one."""
     pairs = []
     for name, track in tracks.items():
         for arm in track["arms"].values():
@@ -165,8 +173,8 @@ def _differences(
                 pairs.append((earlier["lr_sweep"]["tracks"][name], arm, track["arms"][arm["versus"]]))
     for swept, arm, reference in pairs:
         arm["difference"] = paired(
-            compare_arms.losses(arm, results),
-            compare_arms.losses(reference, results),
+            losses(arm, results),
+            losses(reference, results),
             margin=config.finals.margin,
             comparisons=len(pairs),
             replicates=swept["replicate_losses"],
@@ -174,32 +182,25 @@ def _differences(
     return len(pairs)
 
 
-def _best_of(arms: Mapping[str, Any], results: Results, seed: str) -> str | None:
+def _best_of(arms: Mapping[str, Arm], results: Results, seed: str) -> str | None:
     """The arm with the lowest test loss of this seed alone, among those judged on the whole split."""
-    usable = {label: arm for label, arm in arms.items() if arm["comparable"]}
-    found = {
-        label: loss
-        for label, arm in usable.items()
-        if (loss := compare_arms.losses(arm, results).get(seed)) is not None
-    }
+    by_seed = {label: losses(arm, results) for label, arm in arms.items() if arm["comparable"]}
+    found = {label: own[seed] for label, own in by_seed.items() if seed in own}
     return min(found, key=lambda label: found[label], default=None)
 
 
-def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, float | None]:
+def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     """Means over the arm's completed seeds; None where none has the figure."""
-    done = [
-        r for run_id in arm["runs"].values() if (r := results.get(run_id, {})).get("outcome") == "completed"
-    ]
-    found = {}
+    own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
+    found: dict[str, float | None] = {}
     for key in FIGURES:
-        values = [float(r[key]) for r in done if r.get(key) is not None]
+        values = [float(r[key]) for r in completed if r.get(key) is not None]
         found[key] = statistics.fmean(values) if values else None
-    shocked = [r.get("shock_recovery_steps") for r in done if r.get("shock_peak") is not None]
+    shocked = [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
     found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
-    if None in shocked:
-        found["shock_recovery_steps"] = (
-            None  # a mean over those that came back would flatter those that did not
-        )
+    if None in shocked:  # a mean over those that recovered would flatter those that did not
+        found["shock_recovery_steps"] = None
     return found
 
 

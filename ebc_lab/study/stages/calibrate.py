@@ -10,68 +10,69 @@ from itertools import pairwise
 from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
-from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.config.schema import Config
 
 from .rules import (
     Decision,
     Results,
     band_distance,
     c_median,
+    losses_of,
+    make_decision,
     margin_sigma,
     nearest_to_band,
     refuse_without_tracks,
-    sealed,
     val_loss,
 )
 from .runs import plain_run, spec_of, tracks_of, waiting, with_ebc
 from .spec import RunSpec, round3
 from .stage import Figure, Scenario, Stage, Track, runner_up
 
-PUBLISHED_DELTAS = (0.03, 0.05, 0.07)
+PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The delta* grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
+    """The target KL grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
         track = decisions["lr_sweep"]["tracks"][name]
-        plain = plain_run(
-            config, track, config.calibrate.steps, config.study.stage_seed, config.calibrate.lr_scale
-        )
         for budget in config.calibrate.budgets:
-            floor = least_target_kl(replace(plain, budget=replace(plain.budget, name=budget)))
-            if config.calibrate.delta_grid == "published":
-                deltas = list(PUBLISHED_DELTAS)
-            else:
-                deltas = [round3(m * track["natural_kl"]) for m in config.calibrate.multiples]
-            deltas = sorted({max(d, round3(floor)) for d in deltas})
-
-            def at(
-                delta: float, budget: str = budget, plain: RunConfig = plain, track: Decision = track
-            ) -> RunSpec:
-                return spec_of(
-                    "calibrate", "ebc", with_ebc(plain, track, budget, delta), config.calibrate.lr_scale
-                )
-
-            points = [at(d) for d in deltas]
-            for _ in range(config.calibrate.max_extra):
-                if waiting(points, results):
-                    break
-                more = _next_delta(points, results, config.study.band)
-                if more is None or more < floor or any(p.run.budget.target_kl == more for p in points):
-                    break
-                points.append(at(more))
-            specs += points
+            specs += _runs_of(config, track, budget, results)
     return specs
 
 
-def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
-    """One more delta* to try, or None: in the band already, or nothing to go by. c rises with delta*."""
-    known = sorted(
-        (p.run.budget.target_kl, c) for p in points if (c := c_median(results.get(p.run_id))) is not None
-    )
+def _runs_of(config: Config, track: Track, budget: str, results: Results) -> list[RunSpec]:
+    """The runs of one track under one budget."""
+    settings = config.calibrate
+    plain = plain_run(config, track, settings.steps, config.study.stage_seed, settings.lr_scale)
+    least = least_target_kl(replace(plain, budget=replace(plain.budget, name=budget)))
+
+    def spec(target_kl: float) -> RunSpec:
+        run = with_ebc(plain, track, budget, target_kl)
+        return spec_of("calibrate", "ebc", run, settings.lr_scale)
+
+    if settings.delta_grid == "published":
+        targets = list(PUBLISHED_TARGETS)
+    else:
+        targets = [round3(m * track["natural_kl"]) for m in settings.multiples]
+    points = [spec(target_kl) for target_kl in sorted({max(t, round3(least)) for t in targets})]
+    for _ in range(settings.max_extra):
+        if waiting(points, results):
+            break
+        more = _next_target(points, results, config.study.band)
+        if more is None or more < least or any(p.run.budget.target_kl == more for p in points):
+            break
+        points.append(spec(more))
+    return points
+
+
+def _next_target(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
+    """One more target KL to try; None: in the band already, or nothing to go by. c rises with the target."""
+    medians = {p.run.budget.target_kl: c_median(results.get(p.run_id)) for p in points}
+    known = sorted((target, c) for target, c in medians.items() if c is not None)
     if not known or any(band_distance(c, band) == 0 for _, c in known):
         return None
+    # bisect (geometrically) where the band lies between two points, else go beyond the end that is nearer to it
     for (low, c_low), (high, c_high) in pairwise(known):
         if c_low < band[0] and c_high > band[1]:
             return round3(math.sqrt(low * high))
@@ -79,22 +80,19 @@ def _next_delta(points: Sequence[RunSpec], results: Results, band: Sequence[floa
 
 
 def _bound(spec: RunSpec) -> str:
-    """What to say of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it is shown."""
+    """What is said of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it is shown."""
     aggregate = spec.run.budget.aggregate
     if spec.run.budget.name != "surrogate":
         return ""
     return f" ({aggregate}, not a bound)" if aggregate == "l2" else f" ({aggregate})"
 
 
-def _best_by_budget(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> dict[str, RunSpec]:
-    budgets = dict.fromkeys(s.run.budget.name for s in specs)
-    return {b: nearest_to_band([s for s in specs if s.run.budget.name == b], results, band) for b in budgets}
-
-
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """delta* (and the budget) of each track: best validation loss with the median c in the band, else nearest to it."""
+    """The target KL (and the budget) of each track: best validation loss with the median c in the band, else nearest
+    to the band."""
+    low, high = config.study.band
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     for track, swept in earlier["lr_sweep"]["tracks"].items():
@@ -102,37 +100,41 @@ def decide(
         usable = [s for s in own if c_median(results.get(s.run_id)) is not None]
         if not usable:
             continue
-        band = config.study.band
-        inside = [s for s in usable if band_distance(c_median(results[s.run_id]), band) == 0]
-        winner = nearest_to_band(usable, results, band)
-        if not inside:
-            notes.append(f"{track}: no median c fell into {band[0]:g}–{band[1]:g}; the nearest was taken")
-        tracks[track] = {
-            "budget": winner.run.budget.name,
-            "bound": _bound(winner),
-            "delta_star": winner.run.budget.target_kl,
-            "times_natural": winner.run.budget.target_kl / swept["natural_kl"],
-            "lr_scale": winner.lr_scale,
-            "run_id": winner.run_id,
-            "val_loss": val_loss(results[winner.run_id]),
-            "c_median": c_median(results[winner.run_id]),
-            "in_band": bool(inside),
-            "by_budget": {
-                b: s.run.budget.target_kl for b, s in _best_by_budget(usable, results, band).items()
-            },
-            "ranked": [s.run_id for s in inside],
-            "margin_sigma": margin_sigma([val_loss(results[s.run_id]) for s in inside], swept["sigma"]),
-            "sigma": swept["sigma"],
-        }
-    refuse_without_tracks(
-        tracks, "calibrate", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs]
-    )
+        tracks[track] = _decided(config, usable, results, swept)
+        if not tracks[track]["in_band"]:
+            notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
+    refuse_without_tracks(tracks, "calibrate", specs, results)
     rule = (
         f"at LR ×{config.calibrate.lr_scale:g}: lowest validation loss among those with median c in "
-        f"{config.study.band[0]:g}–{config.study.band[1]:g}; none inside: bisect or extend by 2, "
-        f"{config.calibrate.max_extra} runs at most, then the nearest"
+        f"{low:g}–{high:g}; none inside: bisect or extend by 2, {config.calibrate.max_extra} runs at most, then the nearest"
     )
-    return sealed("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+    return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept: Track) -> dict[str, Any]:
+    """What is decided for one track, from its completed runs."""
+    band = config.study.band
+    inside = [s for s in usable if band_distance(c_median(results[s.run_id]), band) == 0]
+    winner = nearest_to_band(usable, results, band)
+    by_budget: dict[str, list[RunSpec]] = {}
+    for spec in usable:
+        by_budget.setdefault(spec.run.budget.name, []).append(spec)
+    nearest = {budget: nearest_to_band(own, results, band) for budget, own in by_budget.items()}
+    return {
+        "budget": winner.run.budget.name,
+        "bound": _bound(winner),
+        "delta_star": winner.run.budget.target_kl,
+        "times_natural": winner.run.budget.target_kl / swept["natural_kl"],
+        "lr_scale": winner.lr_scale,
+        "run_id": winner.run_id,
+        "val_loss": val_loss(results[winner.run_id]),
+        "c_median": c_median(results[winner.run_id]),
+        "in_band": bool(inside),
+        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in nearest.items()},
+        "ranked": [s.run_id for s in inside],
+        "margin_sigma": margin_sigma(losses_of(inside, results), swept["sigma"]),
+        "sigma": swept["sigma"],
+    }
 
 
 def headline(track: Track) -> str:
@@ -146,7 +148,7 @@ def headline(track: Track) -> str:
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
     """The median c falls into the band after the grid and `scenario.extra` more runs."""
     natural = config.calibrate.delta_grid == "natural"
-    points = len(config.calibrate.multiples if natural else PUBLISHED_DELTAS)
+    points = len(config.calibrate.multiples if natural else PUBLISHED_TARGETS)
     return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
 
 

@@ -1,9 +1,9 @@
-"""The finals: arms, paired differences between them, and the verdict. Pure functions; only here does the test loss decide.
+"""The final arms, the paired differences between them, and whether more seeds are needed.
 
-Each line of the verdict is pass, fail or undecided, with its figure. With few seeds most comparisons are undecided, and the
-smallest difference that so many seeds could have shown stands beside them. EBC at ×2 against the baseline is named beforehand
-and judged by its own interval; the best EBC arm is picked from several by the runs that it is then judged by, so its interval
-is the one that holds for all of them at once, and so is every claim that an arm beats another.
+Only here and in `verdict` does the test loss decide. With few seeds most comparisons are undecided, and the smallest
+difference that this many seeds could have shown is given with them. EBC at ×2 against the baseline is named beforehand
+and judged by its own interval; the best EBC arm is picked from several by the runs that it is then judged by, so its
+interval is the one that holds for all of them at once, and so is every claim that an arm beats another.
 """
 
 from __future__ import annotations
@@ -16,55 +16,63 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 
 from .rules import Decision, Results, Undecidable
 from .spec import RunSpec
 from .statistics import paired
 
+Arm = dict[str, Any]
+MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate")
 
-def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, dict[str, Any]]:
-    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the same runs are one.
 
-    `test_median` and `val_median` are over all finished seeds, one that diverged behind every other: None where it is the
-    median itself. By them arms are ranked.
+def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
+    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the same runs
+    are one.
+
+    `test_median` and `val_median`, by which arms are ranked, are over all finished seeds, where one that diverged ranks
+    behind every other: None where it is the median itself.
     """
-    arms: dict[str, dict[str, Any]] = {}
+    arms: dict[str, Arm] = {}
     for spec in (s for s in specs if s.kind == "train"):
-        arm = arms.setdefault(
-            spec.arm,
-            {
-                "roles": [],
-                "track": spec.track,
-                "lr": spec.run.optimizer.lr,
-                "lr_scale": spec.lr_scale,
-                "ebc": spec.run.stabilizer.name == "ebc",
-                "delta_star": spec.run.budget.target_kl if spec.run.stabilizer.name == "ebc" else None,
-                "runs": {},
-            },
-        )
+        ebc = spec.run.stabilizer.name == "ebc"
+        new: Arm = {
+            "roles": [],
+            "track": spec.track,
+            "lr": spec.run.optimizer.lr,
+            "lr_scale": spec.lr_scale,
+            "ebc": ebc,
+            "delta_star": spec.run.budget.target_kl if ebc else None,
+            "runs": {},
+        }
+        arm = arms.setdefault(spec.arm, new)
         if spec.role not in arm["roles"]:
             arm["roles"].append(spec.role)
         arm["runs"][str(spec.run.seed)] = spec.run_id
     for arm in arms.values():
-        own = [results.get(r, {}) for r in arm["runs"].values()]
-        arm["outcomes"] = {
-            o: n
-            for o in sorted({str(r.get("outcome")) for r in own})
-            if (n := sum(r.get("outcome") == o for r in own))
-        }
-        completed = [r for r in own if r.get("outcome") == "completed"]
-        for key in ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_median", "clip_rate"):
-            values = [float(r[key]) for r in completed if r.get(key) is not None]
-            arm[key] = statistics.fmean(values) if values else None
-            if key == "test_loss":
-                arm["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
-        for key in ("val", "test"):
-            middle = statistics.median(losses(arm, results, f"{key}_loss").values() or [math.inf])
-            arm[f"{key}_median"] = middle if math.isfinite(middle) else None
+        arm |= _figures(arm, results)
     return arms
 
 
-def losses(arm: Mapping[str, Any], results: Results, key: str = "test_loss") -> dict[str, float]:
+def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    outcomes = Counter(str(r["outcome"]) for r in own if "outcome" in r)
+    found: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
+    completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
+    for key in MEANS:
+        values = [float(x) for r in completed if (x := r.get(key)) is not None]
+        found[key] = statistics.fmean(values) if values else None
+        if key == "test_loss":
+            found["test_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    for split in ("val", "test"):
+        middle = statistics.median(losses(arm, results, f"{split}_loss").values() or [math.inf])
+        found[f"{split}_median"] = middle if math.isfinite(middle) else None
+    return found
+
+
+def losses(
+    arm: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]], key: str = "test_loss"
+) -> dict[str, float]:
     """Seed -> loss, infinite where the run diverged; seeds whose run failed or was lost are absent."""
     found: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
@@ -77,47 +85,45 @@ def losses(arm: Mapping[str, Any], results: Results, key: str = "test_loss") -> 
 
 
 def efficiency(
-    arms: Mapping[str, Any], baseline: str, results: Results, tokens_per_step: int
+    arms: Mapping[str, Arm], baseline: str, results: Results, tokens_per_step: int
 ) -> dict[str, Any]:
     """Per arm: median steps, tokens and training seconds until the fixed windows' loss is at the baseline's final one.
 
     Seeds are paired; None where fewer than half of them got there.
     """
-    out: dict[str, Any] = {}
-    for name, arm in arms.items():
-        reached: list[tuple[float, float]] = []
-        seeds = 0
-        for seed, run_id in arm["runs"].items():
-            final = results.get(arms[baseline]["runs"].get(seed, ""), {})
-            target = (
-                (final.get("curve") or [[0, None]])[-1][1] if final.get("outcome") == "completed" else None
-            )
-            if target is None:
-                continue
-            seeds += 1
-            curve = results.get(run_id, {}).get("curve") or []
-            hit = next((p for p in curve if p[1] is not None and p[1] <= target), None)
-            if hit:
-                reached.append((hit[0], hit[2]))
-        if reached and 2 * len(reached) >= seeds:
-            steps = statistics.median(r[0] for r in reached)
-            seconds = statistics.median(r[1] for r in reached)
-            out[name] = {
-                "steps": steps,
-                "tokens": steps * tokens_per_step,
-                "train_s": seconds,
-                "seeds": len(reached),
-            }
-        else:
-            out[name] = None
-    return out
+    targets: dict[str, float] = {}  # seed -> the baseline's final loss
+    for seed, run_id in arms[baseline]["runs"].items():
+        result = results.get(run_id, RunResult())
+        last = (result.get("curve") or [[0, None]])[-1][1]
+        if result.get("outcome") == "completed" and last is not None:
+            targets[seed] = last
+    return {name: _reached(arm, targets, results, tokens_per_step) for name, arm in arms.items()}
+
+
+def _reached(
+    arm: Arm, targets: Mapping[str, float], results: Results, tokens_per_step: int
+) -> dict[str, Any] | None:
+    reached = []
+    seeds = [seed for seed in arm["runs"] if seed in targets]
+    for seed in seeds:
+        curve = results.get(arm["runs"][seed], RunResult()).get("curve") or []
+        reached += [point for point in curve if point[1] is not None and point[1] <= targets[seed]][:1]
+    if not reached or 2 * len(reached) < len(seeds):
+        return None
+    steps = statistics.median(point[0] for point in reached)
+    return {
+        "steps": steps,
+        "tokens": steps * tokens_per_step,
+        "train_s": statistics.median(point[2] for point in reached),
+        "seeds": len(reached),
+    }
 
 
 def compare(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> dict[str, dict[str, Any]]:
-    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by: every other arm's from
-    the baseline's, every EBC arm's from the control's. Raises Undecidable where a baseline has no run to compare with.
+    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by: every other
+    arm's from the baseline's, every EBC arm's from the control's. Raises Undecidable where no baseline run completed.
     """
     arms = arms_of(specs, results)
     tracks: dict[str, Any] = {}
@@ -125,31 +131,36 @@ def compare(
     for track in earlier["lr_scale"]["tracks"]:
         own = {n: a for n, a in arms.items() if a["track"] == track}
         role = {r: n for n, a in own.items() for r in a["roles"]}
-        baseline, control = role["baseline"], role["control"]
+        baseline = role["baseline"]
         if not any(math.isfinite(x) for x in losses(own[baseline], results).values()):
-            causes = {str(results.get(r, {}).get("cause")) for r in own[baseline]["runs"].values()}
-            raise Undecidable(
-                f"finals could not judge: no baseline run of {track} completed ({'; '.join(sorted(causes))})."
-            )
+            causes = {str(results.get(r, RunResult()).get("cause")) for r in own[baseline]["runs"].values()}
+            why = "; ".join(sorted(causes))
+            raise Undecidable(f"finals could not judge: no baseline run of {track} completed ({why}).")
+        with_ebc = [n for n, a in own.items() if a["ebc"]]
         pairs += [(track, "baseline", n, baseline) for n in own if n != baseline]
-        pairs += [(track, "control", n, control) for n, a in own.items() if a["ebc"]]
-        best = min(
-            (n for n, a in own.items() if a["ebc"]),
-            key=lambda n: (_mean(losses(own[n], results, "val_loss")), n),
-        )
-        differences: dict[str, dict[str, Any]] = {"baseline": {}, "control": {}}
-        tracks[track] = {"roles": role, "arms": own, "best_ebc_by_val": best, "differences": differences}
-    many = Counter(family for _, family, _, _ in pairs)
+        pairs += [(track, "control", n, role["control"]) for n in with_ebc]
+        tracks[track] = {
+            "roles": role,
+            "arms": own,
+            "best_ebc_by_val": min(with_ebc, key=lambda n: (_mean_val_loss(arms[n], results), n)),
+            "differences": {"baseline": {}, "control": {}},
+        }
+    comparisons = Counter(family for _, family, _, _ in pairs)
     for track, family, name, reference in pairs:
         tracks[track]["differences"][family][name] = paired(
             losses(arms[name], results),
             losses(arms[reference], results),
             margin=config.finals.margin,
-            comparisons=many[family],
+            comparisons=comparisons[family],
             looks=len(looks(config)),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
         )
     return tracks
+
+
+def _mean_val_loss(arm: Arm, results: Results) -> float:
+    values = losses(arm, results, "val_loss").values()
+    return statistics.fmean(values) if values else math.inf
 
 
 def looks(config: Config) -> list[int]:
@@ -161,17 +172,17 @@ def looks(config: Config) -> list[int]:
 def next_seeds(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> list[int]:
-    """The seeds that the finals of `specs` go on with: none once the verdict's comparisons are decided, or at the last look."""
+    """The seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or at the last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
     at = looks(config)
-    if len(used) >= at[-1] or _settled(config, specs, results, earlier):
+    if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
         return []
     wanted = next(n for n in at if n > len(used)) - len(used)
     taken = {*used, *range(config.study.stage_seed, config.study.stage_seed + config.lr_sweep.replicates + 1)}
     return list(itertools.islice((s for s in itertools.count(max(used) + 1) if s not in taken), wanted))
 
 
-def _settled(
+def _all_decided(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> bool:
     try:
@@ -183,23 +194,12 @@ def _settled(
 
 def claims(track: Mapping[str, Any]) -> tuple[str, str]:
     """What the verdict's two comparisons of the test loss are judged to be."""
-    against = track["differences"]
-    return against["baseline"][track["roles"]["ebc_x2"]]["alone"], against["control"][
-        track["best_ebc_by_val"]
-    ]["judged"]
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return statistics.fmean(values.values()) if values else math.inf
+    baseline = track["differences"]["baseline"][track["roles"]["ebc_x2"]]
+    control = track["differences"]["control"][track["best_ebc_by_val"]]
+    return baseline["alone"], control["judged"]
 
 
 def seeds_of(decision: Mapping[str, Any]) -> list[int]:
     """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those added."""
-    return sorted(
-        {
-            int(s)
-            for found in decision["tracks"].values()
-            for arm in found["arms"].values()
-            for s in arm["runs"]
-        }
-    )
+    arms = [arm for found in decision["tracks"].values() for arm in found["arms"].values()]
+    return sorted({int(seed) for arm in arms for seed in arm["runs"]})

@@ -1,8 +1,4 @@
-"""Which runs a stage needs, given what is known so far. Pure functions: nothing is read, run or written here.
-
-A stage's list grows as its results come in (an edge extends a grid, a bracket is bisected) and as earlier stages decide, so
-the same functions serve the first call, a resumed study, idle workers, and the forecast of how many runs there will be.
-"""
+"""finals: every arm at full length over fresh seeds, the paired differences between them, and the verdict."""
 
 from __future__ import annotations
 
@@ -12,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.figures import RunResult
 
-from . import compare_arms, rules
-from .compare_arms import claims, compare, efficiency, looks
-from .rules import Decision, Results
+from .compare_arms import claims, compare, efficiency, looks, next_seeds
+from .rules import Decision, Results, make_decision
 from .runs import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
 from .spec import RunSpec, arm_name, round3
 from .stage import Figure, Stage, Track
@@ -26,32 +22,34 @@ OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one paired
-    measurement of EBC's overhead at this shape.
+    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one
+    paired measurement of EBC's overhead at this shape.
     """
     seeds = list(config.seeds)
     while True:
-        specs = _finals(config, decisions, seeds)
-        if "lr_scale" not in decisions or len(compare_arms.looks(config)) == 1:
+        specs = _runs_over(config, decisions, seeds)
+        if "lr_scale" not in decisions or len(looks(config)) == 1:
             return specs
         if waiting([s for s in specs if s.kind == "train"], results):
             return specs
-        more = compare_arms.next_seeds(config, specs, results, decisions)
+        more = next_seeds(config, specs, results, decisions)
         if not more:
             return specs
         seeds += more
 
 
-def _finals(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int]) -> list[RunSpec]:
+def _runs_over(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int]) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "finals"):
-        for seed in seeds:
-            specs += [
-                spec_of("finals", role, run, s) for role, run, s in final_arms(config, decisions, name, seed)
-            ]
-        twice = [s.run for s in specs if s.role == "ebc_x2" and s.track == name]
+        own = [
+            spec_of("finals", role, run, scale)
+            for seed in seeds
+            for role, run, scale in final_arms(config, decisions, name, seed)
+        ]
+        specs += own
         if "lr_scale" in decisions:
-            shape = replace(twice[0], steps=OVERHEAD_STEPS)
+            twice = next(s for s in own if s.role == "ebc_x2")
+            shape = replace(twice.run, steps=OVERHEAD_STEPS)
             specs.append(RunSpec("finals", "overhead", arm_name(shape, 2.0), 2.0, shape, "overhead"))
     return specs
 
@@ -62,8 +60,9 @@ def final_arms(
     """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the same run."""
     track = decisions["lr_sweep"]["tracks"][name]
 
-    def plain(s: float) -> RunConfig:
-        return replace(plain_run(config, track, config.finals.steps, seed, s), evaluate=["val", "test"])
+    def plain(scale: float) -> RunConfig:
+        run = plain_run(config, track, config.finals.steps, seed, scale)
+        return replace(run, evaluate=["val", "test"])
 
     chosen = searched(decisions, name)
     control = track["control"]["lr_scale"]
@@ -71,13 +70,14 @@ def final_arms(
     yield "control", with_decay(config, plain(control)), control
     if "calibrate" not in decisions:
         return
-    budget, delta = (decisions["calibrate"]["tracks"][name][k] for k in ("budget", "delta_star"))
-    yield "ebc_x2", with_ebc(plain(2.0), track, budget, delta, **chosen), 2.0
+    calibrated = decisions["calibrate"]["tracks"][name]
+    budget, target_kl = calibrated["budget"], calibrated["delta_star"]
+    yield "ebc_x2", with_ebc(plain(2.0), track, budget, target_kl, **chosen), 2.0
     if "lr_scale" not in decisions:
         return
     scale = decisions["lr_scale"]["tracks"][name]["lr_scale"]
-    falling = with_ebc(plain(2 * scale), track, budget, round3(2 * delta), "linear", **chosen)
-    yield "ebc_chosen", with_ebc(plain(scale), track, budget, delta, **chosen), scale
+    falling = with_ebc(plain(2 * scale), track, budget, round3(2 * target_kl), "linear", **chosen)
+    yield "ebc_chosen", with_ebc(plain(scale), track, budget, target_kl, **chosen), scale
     yield "none_chosen", plain(scale), scale
     yield "ebc_lindelta", falling, 2 * scale
     yield "ebc_lindelta_lrdecay", with_decay(config, falling), 2 * scale
@@ -88,45 +88,51 @@ def decide(
 ) -> Decision:
     """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
     tracks = compare(config, specs, results, earlier)
+    tokens_per_step = config.batch_size * config.model.context
     notes: list[str] = []
     for name, track in tracks.items():
-        overhead = next(
-            (results.get(s.run_id, {}) for s in specs if s.kind == "overhead" and s.track == name), {}
-        )
-        tokens = config.batch_size * config.model.context
+        measured = (s.run_id for s in specs if s.kind == "overhead" and s.track == name)
+        overhead = results.get(next(measured, ""), RunResult())
         track |= {
             "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
             "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
             "overhead_pct": overhead.get("overhead_pct"),
-            "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens),
+            "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens_per_step),
             "verdict": verdict_lines(config, track, results, overhead),
         }
         if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
             notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
-    at = looks(config)
     rule = (
-        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is picked from several; "
-        f"no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau and overhead on EBC ×2"
+        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is picked from "
+        f"several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau and overhead "
+        "on EBC ×2"
     )
-    sequential = None
-    if len(at) > 1:
-        seeds = len({s.run.seed for s in specs if s.kind == "train"})
-        undecided = any("undecided" in claims(track) for track in tracks.values())
-        stopped = (
-            f"still undecided at {seeds} seeds, the most allowed"
-            if undecided
-            else "both comparisons are decided"
-        )
-        sequential = {
-            "looks": at,
-            "at": seeds,
-            "confidence": 1 - (1 - CONFIDENCE) / len(at),
-            "stopped": stopped,
-        }
-        rule += f"; looked at after {', '.join(map(str, at))} seeds, the error shared out over the looks"
-    return rules.sealed(
+    sequential = _sequential(config, specs, tracks)
+    if sequential:
+        at = ", ".join(map(str, sequential["looks"]))
+        rule += f"; looked at after {at} seeds, the error shared out over the looks"
+    return make_decision(
         "finals", rule, config, specs, results, earlier, tracks=tracks, sequential=sequential, notes=notes
     )
+
+
+def _sequential(
+    config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, Track]
+) -> dict[str, Any] | None:
+    """After how many seeds the results were looked at, and why no more were added; None where none could be."""
+    at = looks(config)
+    if len(at) == 1:
+        return None
+    seeds = len({s.run.seed for s in specs if s.kind == "train"})
+    stopped = "both comparisons are decided"
+    if any("undecided" in claims(track) for track in tracks.values()):
+        stopped = f"still undecided at {seeds} seeds, the most allowed"
+    return {
+        "looks": at,
+        "at": seeds,
+        "confidence": 1 - (1 - CONFIDENCE) / len(at),
+        "stopped": stopped,
+    }
 
 
 def headline(track: Track) -> str:

@@ -15,9 +15,9 @@ from .rules import (
     band_distance,
     c_median,
     candidate,
+    make_decision,
     margin_sigma,
     refuse_without_tracks,
-    sealed,
     val_loss,
 )
 from .runs import plain_run, searched, spec_of, tracks_of, with_ebc
@@ -25,111 +25,131 @@ from .spec import RunSpec, round3
 from .stage import Figure, Scenario, Stage, Track
 from .stage import invented as invented_by_default
 
+INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
+INERT_NOTE = "LR inert: the same run up to rounding"
+SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set to
+
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median S of ×1."""
+    search_open = "controller_search" in config.study.stages and "controller_search" not in decisions
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "lr_scale"):
         track = decisions["lr_sweep"]["tracks"][name]
         scales = config.lr_scale.scales
-        steps, seed = config.lr_scale.steps, config.study.stage_seed
-        plain = {s: plain_run(config, track, steps, seed, s) for s in sorted({1.0, *scales})}
+        seed = config.study.stage_seed
+        plain = {s: plain_run(config, track, config.lr_scale.steps, seed, s) for s in sorted({1.0, *scales})}
         specs += [spec_of("lr_scale", "none", run, s) for s, run in plain.items()]
-        if "calibrate" not in decisions or (
-            "controller_search" in config.study.stages and "controller_search" not in decisions
-        ):
+        if "calibrate" not in decisions or search_open:
             continue
         chosen = searched(decisions, name)
         found = decisions["calibrate"]["tracks"][name]
-        budget, delta = found["budget"], found["delta_star"]
-        specs += [
-            spec_of("lr_scale", "ebc", with_ebc(plain[s], track, budget, delta, **chosen), s) for s in scales
-        ]
-        bound = found["by_budget"].get("surrogate")
-        if bound is None:
-            continue
-        measured = spec_of("lr_scale", "surrogate_x1", with_ebc(plain[1.0], track, "surrogate", bound), 1.0)
-        specs.append(measured)
-        surrogate = (results.get(measured.run_id) or {}).get("surrogate_median")
-        if surrogate:
-            fixed = round3((0.6 * surrogate / 2) ** 2)
-            for s in scales:
-                run = with_ebc(plain[s], track, "surrogate", fixed)
-                run = replace(run, controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None))
-                specs.append(spec_of("lr_scale", "fixed_tau", run, s, "_fixedtau"))
+        for scale in scales:
+            run = with_ebc(plain[scale], track, found["budget"], found["delta_star"], **chosen)
+            specs.append(spec_of("lr_scale", "ebc", run, scale))
+        if "surrogate" in found["by_budget"]:
+            specs += _fixed_radius(config, track, plain, found["by_budget"]["surrogate"], results)
     return specs
 
 
-INERT_CLIP_RATE = 0.99
-INERT_NOTE = "LR inert: the same run up to rounding"
+def _fixed_radius(
+    config: Config, track: Track, plain: Mapping[float, Any], target_kl: float, results: Results
+) -> list[RunSpec]:
+    """The surrogate at ×1, and, once its median S is known, every scale with the trust radius fixed there."""
+    measured = spec_of("lr_scale", "surrogate_x1", with_ebc(plain[1.0], track, "surrogate", target_kl), 1.0)
+    specs = [measured]
+    surrogate = results[measured.run_id].get("surrogate_median") if measured.run_id in results else None
+    if surrogate:
+        fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
+        for scale in config.lr_scale.scales:
+            run = with_ebc(plain[scale], track, "surrogate", fixed)
+            run = replace(run, controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None))
+            specs.append(spec_of("lr_scale", "fixed_tau", run, scale, "_fixedtau"))
+    return specs
 
 
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
     """The LR scale of each track's EBC arm, and how far the LR can rise with and without EBC."""
+    low, high = config.study.band
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     for track in earlier["calibrate"]["tracks"]:
+        arms = _rows([s for s in specs if s.track == track], results)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
-        own = [s for s in specs if s.track == track]
-        arms: dict[str, list[dict[str, Any]]] = {}
-        for spec in sorted(own, key=lambda s: s.lr_scale):
-            row = candidate(spec, results)
-            row["inert"] = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
-            arms.setdefault(spec.role, []).append(row)
-        base = next((r for r in arms.get("none", []) if r["lr_scale"] == 1), None)
-        reference = val_loss(results.get(base["run_id"])) if base else math.inf
-        usable = [r for r in arms.get("ebc", []) if c_median(results.get(r["run_id"])) is not None]
-        if not usable or math.isinf(reference):
+        found = _decided(config, arms, results, sigma)
+        if found is None:
             continue
-        inert = [r for r in usable if r["inert"]]
-        candidates = [r for r in usable if not r["inert"]] + inert[:1]
-        band = config.study.band
-        inside = [r for r in candidates if band_distance(r["c_median"], band) == 0]
-        if inside:
-            chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
-        else:
-            chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
-            notes.append(
-                f"{track}: no EBC scale has its median c in {band[0]:g}–{band[1]:g}; the nearest was taken"
-            )
+        tracks[track] = found
+        if not found["in_band"]:
+            notes.append(f"{track}: no EBC scale has its median c in {low:g}–{high:g}; the nearest was taken")
+        inert = [r for r in _usable(arms, results) if r["inert"]]
         if len(inert) > 1:
             scales = ", ".join(f"×{r['lr_scale']:g}" for r in inert)
             notes.append(
                 f"{track}: EBC at {scales} — {INERT_NOTE}; ×{inert[0]['lr_scale']:g} stands for them"
             )
-        headroom = {
-            arm: max(
-                (r["lr_scale"] for r in rows if val_loss(results.get(r["run_id"])) <= reference + sigma),
-                default=None,
-            )
-            for arm, rows in arms.items()
-        }
-        tracks[track] = {
-            "lr_scale": chosen["lr_scale"],
-            "run_id": chosen["run_id"],
-            "val_loss": chosen["val_loss"],
-            "c_median": chosen["c_median"],
-            "in_band": bool(inside),
-            "inert": chosen["inert"],
-            "baseline_val_loss": reference,
-            "headroom": headroom,
-            "headroom_is_tautology": bool(inert),
-            "ranked": [r["run_id"] for r in inside],
-            "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
-            "sigma": sigma,
-            "arms": arms,
-        }
-    refuse_without_tracks(
-        tracks, "lr_scale", [str(results.get(s.run_id, {}).get("cause") or "") for s in specs]
-    )
+    refuse_without_tracks(tracks, "lr_scale", specs, results)
     rule = (
         "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped on "
         f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale within "
         "one sigma of the baseline at ×1"
     )
-    return sealed("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+    return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+
+def _rows(own: Sequence[RunSpec], results: Results) -> dict[str, list[dict[str, Any]]]:
+    """Arm (a role) -> its runs as a decision shows them, and whether each is inert, by rising scale."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for spec in sorted(own, key=lambda s: s.lr_scale):
+        row = candidate(spec, results)
+        inert = spec.role != "none" and (row["clip_rate"] or 0) >= INERT_CLIP_RATE
+        arms.setdefault(spec.role, []).append({**row, "inert": inert})
+    return arms
+
+
+def _usable(arms: Mapping[str, Sequence[Track]], results: Results) -> list[Track]:
+    return [r for r in arms.get("ebc", []) if c_median(results.get(r["run_id"])) is not None]
+
+
+def _decided(
+    config: Config, arms: Mapping[str, Sequence[Track]], results: Results, sigma: float
+) -> dict[str, Any] | None:
+    """What is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
+    band = config.study.band
+    losses = {r["run_id"]: val_loss(results.get(r["run_id"])) for rows in arms.values() for r in rows}
+    reference = next((losses[r["run_id"]] for r in arms.get("none", []) if r["lr_scale"] == 1), math.inf)
+    usable = _usable(arms, results)
+    if not usable or math.isinf(reference):
+        return None
+    # scales at which nearly every step is clipped are one run under several names: the lowest stands for them
+    inert = [r for r in usable if r["inert"]]
+    candidates = [r for r in usable if not r["inert"]] + inert[:1]
+    inside = [r for r in candidates if band_distance(r["c_median"], band) == 0]
+    if inside:
+        chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
+    else:
+        chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
+    within = {
+        arm: [r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma]
+        for arm, rows in arms.items()
+    }
+    return {
+        "lr_scale": chosen["lr_scale"],
+        "run_id": chosen["run_id"],
+        "val_loss": chosen["val_loss"],
+        "c_median": chosen["c_median"],
+        "in_band": bool(inside),
+        "inert": chosen["inert"],
+        "baseline_val_loss": reference,
+        "headroom": {arm: max(scales, default=None) for arm, scales in within.items()},
+        "headroom_is_tautology": bool(inert),
+        "ranked": [r["run_id"] for r in inside],
+        "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
+        "sigma": sigma,
+        "arms": arms,
+    }
 
 
 def headline(track: Track) -> str:

@@ -1,41 +1,82 @@
-"""What the results decide. Pure functions: configuration, earlier decisions and results in, a decision out.
+"""The rules that several stages share, and the record of a decision.
 
-Every decision uses the validation loss; only the verdict looks at the test loss. A run that did not complete never wins.
-A decision holds its candidates, its rule, its margin in units of the noise sigma, and the hash of what it was made from.
+Pure functions: configuration, earlier decisions and results in, a decision out. Every decision uses the validation loss;
+only the verdict looks at the test loss. A run that did not complete never wins. A decision holds its candidates, its rule,
+its margin in units of the noise sigma, and the hash of what it was made from.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
 
 from .spec import RunSpec
 
-Results = Mapping[str, Mapping[str, Any]]
-Decision = dict[str, Any]
+Results = Mapping[str, RunResult]  # by run id
 FORM = 2  # of a recorded decision; raised by hand when what it holds changes
-TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a run: no decision rests on them
+TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a result: no decision rests on them
+
+
+class Candidate(TypedDict):
+    """A run as a decision shows it."""
+
+    run_id: str
+    role: str
+    arm: str
+    lr: float
+    lr_scale: float
+    delta_star: float | None  # the target KL, nats per token
+    seed: int
+    outcome: str | None
+    cause: str | None
+    val_loss: float | None
+    val_se: float | None
+    c_median: float | None
+    clip_rate: float | None
+    kl_median: float | None
+    kl_within_30pct: float | None
+
+
+class Decision(TypedDict, total=False):
+    """What a stage decided, as auto_decisions.json records it."""
+
+    stage: str
+    form: int
+    rule: str  # in words
+    tracks: dict[
+        str, Any
+    ]  # <optimizer>_<projection> -> what was chosen for it; each stage has figures of its own
+    notes: list[str]
+    candidates: list[Candidate]
+    measurements: list[dict[str, str]]  # run_id and role of runs that were not trained
+    inputs_sha256: str
+    decision_sha256: str
+    pairs: list[dict[str, Any]]  # of lr_sweep: each (optimizer, projection), and whether it was kept
+    sequential: dict[str, Any] | None  # of the finals: after how many seeds they were looked at
 
 
 class Undecidable(Exception):
     """A stage's results do not allow its decision; says why, and what would."""
 
 
-# -- the rules, each written once ---------------------------------------------------------------------------------------
-
-
-def val_loss(result: Mapping[str, Any] | None) -> float:
+def val_loss(result: RunResult | None) -> float:
     """The figure that decisions compare: infinite unless the run completed with a finite loss."""
     if not result or result.get("outcome") != "completed":
         return math.inf
     loss = result.get("val_loss")
     return float(loss) if loss is not None and math.isfinite(loss) else math.inf
+
+
+def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:
+    """The validation loss of each run, infinite where it did not complete."""
+    return [val_loss(results.get(s.run_id)) for s in specs]
 
 
 def best(specs: Sequence[RunSpec], results: Results) -> RunSpec | None:
@@ -44,10 +85,10 @@ def best(specs: Sequence[RunSpec], results: Results) -> RunSpec | None:
     return ranked[0] if ranked and math.isfinite(val_loss(results.get(ranked[0].run_id))) else None
 
 
-def c_median(result: Mapping[str, Any] | None) -> float | None:
-    if math.isinf(val_loss(result)):
+def c_median(result: RunResult | None) -> float | None:
+    """The median clip coefficient of a completed run."""
+    if result is None or math.isinf(val_loss(result)):
         return None
-    assert result is not None
     value = result.get("c_median")
     return None if value is None else float(value)
 
@@ -57,31 +98,28 @@ def band_distance(c: float | None, band: Sequence[float]) -> float:
     return math.inf if c is None else max(band[0] - c, c - band[1], 0.0)
 
 
+def nearest_to_band(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> RunSpec:
+    """The lowest loss among those in the band; where none is, the nearest to it."""
+    found = [results[s.run_id] for s in specs]
+    ranks = [(band_distance(c_median(result), band), val_loss(result)) for result in found]
+    return specs[ranks.index(min(ranks))]
+
+
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Which edge of a grid a value lies on."""
-    low, high = value == min(values), value == max(values)
-    return "both" if low and high else "low" if low else "high" if high else None
+    """Which edge of a grid a value lies on: `low`, `high`, `both`, or None."""
+    edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
+    return "both" if len(edges) == 2 else next(iter(edges), None)
 
 
 def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
-    """How far the runner-up lies behind the winner, in units of sigma; None where there is no runner-up or no sigma."""
+    """How far the runner-up lies behind the winner, in units of sigma; None without a runner-up or without sigma."""
     finite = sorted(x for x in losses if math.isfinite(x))
     return (finite[1] - finite[0]) / sigma if len(finite) > 1 and sigma else None
 
 
-def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
+def candidate(spec: RunSpec, results: Results) -> Candidate:
     """A run as a decision shows it."""
-    result = results.get(spec.run_id, {})
-    shown = (
-        "outcome",
-        "cause",
-        "val_loss",
-        "val_se",
-        "c_median",
-        "clip_rate",
-        "kl_median",
-        "kl_within_30pct",
-    )
+    result = results.get(spec.run_id, RunResult())
     run = spec.run
     return {
         "run_id": spec.run_id,
@@ -91,22 +129,29 @@ def candidate(spec: RunSpec, results: Results) -> dict[str, Any]:
         "lr_scale": spec.lr_scale,
         "delta_star": run.budget.target_kl if run.stabilizer.name == "ebc" else None,
         "seed": run.seed,
-        **{k: result.get(k) for k in shown},
+        "outcome": result.get("outcome"),
+        "cause": result.get("cause"),
+        "val_loss": result.get("val_loss"),
+        "val_se": result.get("val_se"),
+        "c_median": result.get("c_median"),
+        "clip_rate": result.get("clip_rate"),
+        "kl_median": result.get("kl_median"),
+        "kl_within_30pct": result.get("kl_within_30pct"),
     }
 
 
-def sealed(
+def make_decision(
     stage: str,
     rule: str,
     config: Config,
     specs: Sequence[RunSpec],
     results: Results,
-    earlier: Any,
+    earlier: Mapping[str, Decision],
     **found: Any,
 ) -> Decision:
     """A decision with its evidence, the hash of its inputs, and the hash of itself."""
     there = [s for s in specs if s.run_id in results]
-    decision: Decision = {
+    decision: dict[str, Any] = {
         "stage": stage,
         "form": FORM,
         "rule": rule,
@@ -115,11 +160,11 @@ def sealed(
         "measurements": [{"run_id": s.run_id, "role": s.role} for s in there if s.kind != "train"],
     }
     decision["inputs_sha256"] = inputs_digest(config, stage, inputs_of(decision), results, earlier)
-    return with_checksum(decision, "decision_sha256")
+    return cast(Decision, with_checksum(decision, "decision_sha256"))
 
 
 def fault(decision: Mapping[str, Any]) -> str | None:
-    """Why a recorded decision cannot be read as it stands; None when it can."""
+    """Why a recorded decision cannot be used; None when it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"
     return None if decision.get("form") == FORM else "it was recorded by another version of ebc-lab"
@@ -131,36 +176,33 @@ def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def inputs_digest(
-    config: Config, stage: str, runs: Sequence[tuple[str, str]], results: Results, earlier: Mapping[str, Any]
+    config: Config,
+    stage: str,
+    runs: Sequence[tuple[str, str]],
+    results: Mapping[str, Mapping[str, Any]],
+    earlier: Mapping[str, Decision],
 ) -> str:
-    """The hash of all that a decision rests on: settings, earlier decisions, results; timing figures aside."""
+    """The hash of all that a decision rests on: settings, earlier decisions, results without their timings."""
     settings = {
         "stage": to_dict(getattr(config, stage)),
         "scale": config.scale,
         "study": to_dict(config.study),
+        "seeds": config.seeds,
     }
+    untimed = {r: {k: v for k, v in results[r].items() if k not in TIMING} for _, r in runs}
     inputs = {
-        "settings": {**settings, "seeds": config.seeds},
+        "settings": settings,
         "earlier": {s: d["inputs_sha256"] for s, d in earlier.items()},
-        "runs": [
-            [role, run_id, {k: v for k, v in results[run_id].items() if k not in TIMING}]
-            for role, run_id in runs
-        ],
+        "runs": [[role, run_id, untimed[run_id]] for role, run_id in runs],
     }
     return digest(inputs)
 
 
-def refuse_without_tracks(tracks: Mapping[str, Any], stage: str, causes: Sequence[str]) -> None:
+def refuse_without_tracks(
+    tracks: Mapping[str, Any], stage: str, specs: Sequence[RunSpec], results: Results
+) -> None:
+    """Raises Undecidable, with the causes of the failed runs, where no track is left."""
     if not tracks:
-        why = "; ".join(sorted({c for c in causes if c})[:3]) or "no run completed"
+        causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}
+        why = "; ".join(sorted(c for c in causes if c)[:3]) or "no run completed"
         raise Undecidable(f"{stage} could not decide: {why}.")
-
-
-# -- 2. calibrate -----------------------------------------------------------------------------------------------------------
-
-
-def nearest_to_band(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> RunSpec:
-    """The lowest loss among those in the band; where none is, the nearest to it."""
-    return min(
-        specs, key=lambda s: (band_distance(c_median(results[s.run_id]), band), val_loss(results[s.run_id]))
-    )

@@ -22,7 +22,7 @@ MODULE = '''
 
 from dataclasses import replace
 
-from .rules import best, margin_sigma, refuse_without_tracks, sealed, val_loss
+from .rules import best, margin_sigma, refuse_without_tracks, make_decision, val_loss
 from .runs import plain_run, spec_of, tracks_of, with_decay
 from .stage import Figure, Stage
 
@@ -53,7 +53,7 @@ def decide(config, specs, results, earlier):
                 "sigma": swept["sigma"],
             }
     refuse_without_tracks(tracks, "warm_up", [])
-    return sealed("warm_up", "lowest loss", config, specs, results, earlier, tracks=tracks, notes=[])
+    return make_decision("warm_up", "lowest loss", config, specs, results, earlier, tracks=tracks, notes=[])
 
 
 STAGE = Stage(
