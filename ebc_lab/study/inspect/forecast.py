@@ -1,12 +1,12 @@
-"""How many runs a study will make, and how long they will take, before any of them: invented results are played to the stages.
+"""How many runs a study will make, and how long they will take: its stages are asked with invented results.
 
-Where the study has begun, what it has found so far is played instead.
+Where the study has begun, its stages get the results that it has found so far.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +24,14 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 
 from ..launch.pool import at_a_time, slots
 from ..stages import stage_of
 from ..stages.rules import Decision, Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
-from ..stages.stage import Scenario
+from ..stages.stage import Scenario, Stage
 from ..store.reuse import ResultsOf, kept
 from ..store.study import Study
 from .pace import Pace, learned, of_siblings
@@ -45,55 +46,66 @@ SCENARIOS = (
 def forecast(
     config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
 ) -> dict[str, dict[str, list[RunSpec]]]:
-    """Scenario -> stage -> the distinct runs it would make, found by playing results to the stages: known or invented ones."""
-    return {s.name: _play(config, s, known) for s in SCENARIOS if s.name in names}
+    """Scenario -> stage -> the distinct runs it would make. `known`: the results that exist; others are invented."""
+    return {s.name: _runs_in(config, s, known) for s in SCENARIOS if s.name in names}
 
 
-def _play(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
+def _runs_in(config: Config, scenario: Scenario, known: ResultsOf) -> dict[str, list[RunSpec]]:
     decisions: dict[str, Decision] = {}
-    results: dict[str, dict[str, Any]] = {}
-    played: dict[str, list[RunSpec]] = {}
-    for stage in config.study.stages:
+    results: dict[str, RunResult] = {}
+    runs: dict[str, list[RunSpec]] = {}
+    for name in config.study.stages:
         before = set(results)
-        lowest = math.inf  # of the known losses
-        while True:
-            specs = stage_of(stage).runs(config, decisions, results)
-            new = [s for s in specs if s.run_id not in results]
-            if not new:
-                break
-            there = known(new)
-            results |= there
-            lowest = min([lowest, *map(val_loss, there.values())])
-            best = 0.99 * lowest if math.isfinite(lowest) else 2.0
-            for spec in new:
-                if spec.run_id not in results:
-                    results[spec.run_id] = _invent(config, scenario, spec, len(results) - len(before), best)
-            if not stage_of(stage).grows:
-                break
-        if not stage_of(stage).concludes:
-            try:
-                decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
-            except (
-                Undecidable
-            ):  # what is known will stop the study here; what it would be otherwise is the better answer
-                return _play(config, scenario, lambda specs: {})
-        played[stage] = [s for s in distinct(specs) if s.run_id not in before]
-    return played
+        stage = stage_of(name)
+        specs = _asked(config, scenario, stage, decisions, results, known)
+        runs[name] = [s for s in distinct(specs) if s.run_id not in before]
+        if stage.concludes:
+            continue
+        try:
+            decisions[name] = stage.decide(config, specs, results, decisions)
+        except Undecidable:  # the known results will stop the study here: say what it would take without them
+            return _runs_in(config, scenario, lambda specs: {})
+    return runs
 
 
-def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> dict[str, Any]:
-    """A result as the scenario has it; its losses start from `best`, so that they fit in with those that are known."""
-    lr, grid = spec.run.optimizer.lr, config.lr_sweep.grids[spec.run.optimizer.name]
-    middle = grid[len(grid) // 2] if len(grid) > 2 and not scenario.edge else math.inf
-    loss = (
-        best
-        + (abs(math.log(lr / middle)) if math.isfinite(middle) else 1 / (1 + 1e4 * lr))
-        + 1e-6 * spec.run.seed
-    )
+def _asked(
+    config: Config,
+    scenario: Scenario,
+    stage: Stage,
+    decisions: Mapping[str, Decision],
+    results: dict[str, RunResult],
+    known: ResultsOf,
+) -> list[RunSpec]:
+    """The runs that a stage asks for; adds their results, known or invented, to `results`."""
+    first = len(results)
+    lowest = math.inf  # of the known losses
+    while True:
+        specs = stage.runs(config, decisions, results)
+        new = [s for s in specs if s.run_id not in results]
+        there = known(new)
+        results |= there
+        lowest = min([lowest, *map(val_loss, there.values())])
+        best = 0.99 * lowest if math.isfinite(lowest) else 2.0
+        for spec in new:
+            if spec.run_id not in results:
+                results[spec.run_id] = _invent(config, scenario, spec, len(results) - first, best)
+        if not new or not stage.grows:
+            return specs
+
+
+def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
+    """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known ones."""
+    lr = spec.run.optimizer.lr
+    grid = config.lr_sweep.grids[spec.run.optimizer.name]
+    if scenario.edge or len(grid) <= 2:
+        behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
+    else:
+        behind = abs(math.log(lr / grid[len(grid) // 2]))  # the middle of the grid wins
+    # seeds of EBC's arms that contradict each other leave a verdict undecided
     luck = 1.0 - 2.0 * (spec.run.seed % 2) if scenario.open and spec.run.stabilizer.name == "ebc" else 0.0
-    return {
+    result: RunResult = {
         "outcome": "completed",
-        "val_loss": loss,
+        "val_loss": best + behind + 1e-6 * spec.run.seed,
         "test_loss": 2.0 + luck,
         "kl_median": 0.01,
         "kl_ratio_median": 1.0,
@@ -101,8 +113,9 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "surrogate_median": 1.0,
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
-        **stage_of(spec.stage).invented(config, scenario, spec, nth),
     }
+    result.update(stage_of(spec.stage).invented(config, scenario, spec, nth))
+    return result
 
 
 def planned(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 
 from .rules import (
     Decision,
@@ -145,7 +146,7 @@ def headline(track: Track) -> str:
     )
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
     """The median c falls into the band after the grid and `scenario.extra` more runs."""
     natural = config.calibrate.delta_grid == "natural"
     points = len(config.calibrate.multiples if natural else PUBLISHED_TARGETS)

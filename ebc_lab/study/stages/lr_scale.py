@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 
 from .rules import (
     Decision,
@@ -162,7 +163,7 @@ def headline(track: Track) -> str:
     )
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
     """The largest scale is chosen unless the scenario has arms coincide."""
     if spec.role != "ebc" or scenario.merged:
         return invented_by_default(config, scenario, spec, nth)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ebc_lab.config.schema import STAGE_NEEDS, Config, StageConfig
+from ebc_lab.records.figures import RunResult
 
 from .rules import Decision, Results
 from .spec import RunSpec
@@ -88,7 +89,7 @@ def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[
     return [f"{other} would have had to be {gap:.4f} nats better" for other, gap in gaps.items()]
 
 
-def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> dict[str, Any]:
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
     """What the forecast assumes of a run in addition to its loss: a median c in the band at the scale that is chosen."""
     return {"c_median": 0.6 if scenario.merged == (spec.lr_scale == 2) else 0.3}
 
@@ -112,7 +113,7 @@ class Stage:
     # while this run is still in progress, the one that would follow if it wins: an idle worker may start on it
     follow_up: Callable[[Config, RunSpec], RunSpec | None] = lambda config, spec: None
     # (config, scenario, run, how many runs the stage has made before it) -> figures of a result that the forecast invents
-    invented: Callable[[Config, Scenario, RunSpec, int], dict[str, Any]] = invented
+    invented: Callable[[Config, Scenario, RunSpec, int], RunResult] = invented
     title: str = ""
     about: str = ""  # what it is for, in a sentence for readers who do not know the method
     question: Callable[[Config], str] = lambda config: ""  # the question of a study that ends with this stage

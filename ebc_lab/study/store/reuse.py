@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
 
 from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Undecidable, fault, inputs_digest, inputs_of
@@ -21,7 +22,7 @@ def seen_from(study: Study, header: Mapping[str, Any]) -> AbstractContextManager
     return nullcontext() if study.goes_on else as_recorded(header["environment"])
 
 
-ResultsOf = Callable[[list[RunSpec]], dict[str, dict[str, Any]]]
+ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def kept(records: Sequence[Record], *, finished: bool) -> ResultsOf:
     again = RETRIED if finished else RETRIED_UNFINISHED
     known = {r.run_id: r.result for r in records if r.result is not None and r.result["outcome"] not in again}
 
-    def results_of(specs: list[RunSpec]) -> dict[str, dict[str, Any]]:
+    def results_of(specs: list[RunSpec]) -> dict[str, RunResult]:
         there = ((s, known.get(s.run_id)) for s in specs)
         return {s.run_id: r for s, r in there if r is not None and r.get("identity") == s.identity_sha256}
 

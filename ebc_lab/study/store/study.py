@@ -6,16 +6,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, RunConfig
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import locked
 from ebc_lab.records.paths import SpecRecord, StudyFiles
@@ -35,7 +36,7 @@ class Record:
 
     run_id: str
     spec: dict[str, Any] | None
-    result: dict[str, Any] | None
+    result: RunResult | None
     problem: str | None = None
 
 
@@ -96,20 +97,19 @@ class Study(StudyFiles):
             )
         return found
 
-    def result(self, run_id: str) -> dict[str, Any] | None:
+    def result(self, run_id: str) -> RunResult | None:
         """A run's result, if it has one. Raises UserError when it was truncated or edited."""
         files = self.run_files(run_id)
         try:
-            return read_checksummed(
-                files.result, f"delete {files.directory}, and the study's command trains the run again"
-            )
+            remedy = f"delete {files.directory}, and the study's command trains the run again"
+            return cast(RunResult, read_checksummed(files.result, remedy))
         except FileNotFoundError:
             return None
 
     def has_result(self, run_id: str) -> bool:
         return self.run_files(run_id).result.exists()
 
-    def results(self, specs: Iterable[RunSpec]) -> dict[str, dict[str, Any]]:
+    def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
         """The results that exist among `specs`, by run id. Raises UserError when one was edited or belongs to another run."""
         found = {}
         for spec in specs:
@@ -238,7 +238,7 @@ class Study(StudyFiles):
         }
         write_json(files.spec, record)
 
-    def write_decision(self, stage: str, decision: dict[str, Any]) -> bool:
+    def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
         """Record a decision. Another one than before takes with it what was built on the old one. -> whether there was one."""
         known = self.decisions()
         before = known.get(stage)
