@@ -22,7 +22,7 @@ MODULE = '''
 
 from dataclasses import replace
 
-from .rules import best, margin_sigma, refuse_without_tracks, make_decision, val_loss
+from .rules import best, losses_of, make_decision, margin_sigma, refuse_without_tracks, val_loss
 from .runs import plain_run, spec_of, tracks_of, with_decay
 from .stage import Figure, Stage
 
@@ -43,7 +43,7 @@ def decide(config, specs, results, earlier):
     for name, swept in earlier["lr_sweep"]["tracks"].items():
         own = [s for s in specs if s.track == name]
         if winner := best(own, results):
-            losses = [val_loss(results.get(s.run_id)) for s in own]
+            losses = losses_of(own, results)
             tracks[name] = {
                 "warmup_steps": winner.run.lr_schedule.warmup_steps,
                 "run_id": winner.run_id,
@@ -52,7 +52,7 @@ def decide(config, specs, results, earlier):
                 "margin_sigma": margin_sigma(losses, swept["sigma"]),
                 "sigma": swept["sigma"],
             }
-    refuse_without_tracks(tracks, "warm_up", [])
+    refuse_without_tracks(tracks, "warm_up", specs, results)
     return make_decision("warm_up", "lowest loss", config, specs, results, earlier, tracks=tracks, notes=[])
 
 
@@ -139,6 +139,12 @@ def test_a_new_stage_is_explained_and_compared(extended):
     assert "nats better" in found["why"]["flips"][0]
     assert found["status"]["stages"][-1]["decided"] == [line]
     assert list(found["diff"]["adam_none"]) == ["warmup_steps"]
+
+
+def test_a_new_stage_is_on_the_page(extended):
+    page = (extended[1] / "report.html").read_text()
+    assert "The toy stage" in page
+    assert "steps of warm-up" in page
 
 
 @pytest.mark.parametrize("name", STAGES)
