@@ -3,21 +3,25 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+JOBS ?= 2  # processes that run tests
+HERE := not slurm and not cuda and not browser
+
 # a folder that holds tinyshakespeare.txt, where the text is at hand already
 ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
 export EBC_LAB_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: autopilot test test-slow test-cuda test-browser test-slurm test-slurm-quick lint wheel clean
+.PHONY: autopilot test test-slow test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint wheel clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
-test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores, a file of tests on each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not slurm and not cuda and not browser" $(ARGS)
+# a worker that has run out of tests takes some of another's, so that both end together
+test: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and $(HERE)" $(ARGS)
 
-test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow and not slurm and not cuda and not browser" $(ARGS)
+test-slow: $(VENV)/installed-dev  ## full matrices, and ten times as many invented examples
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --hypothesis-profile slow -m "(slow or hypothesis) and $(HERE)" $(ARGS)
 
 test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 	$(BIN)/python -m pytest -m cuda $(ARGS)
@@ -27,14 +31,18 @@ test-slurm-quick: MARKED := slurm and not slow
 test-slurm test-slurm-quick: $(VENV)/installed-dev  ## on a real one-node Slurm, brought up and taken down (root, Debian)
 	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
 
-test-browser: $(VENV)/installed-dev  ## the page in a real Chromium, with axe-core (installs what is missing, as root on Debian)
+test-browser: MARKED := browser
+test-browser-quick: MARKED := browser and not slow
+# in a real Chromium, with axe-core; as root on Debian what is missing is installed
+test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 	scripts/browser.sh
-	$(BIN)/python -m pytest -m browser $(ARGS)
+	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
 
-lint: $(VENV)/installed-dev  ## ruff, and mypy (strict on ebc_lab/ebc and ebc_lab/study)
+lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and the layers of docs/architecture.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/house.py
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -42,9 +50,9 @@ wheel: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
-# torch goes first: pinned, because left to itself it brings gigabytes of CUDA to a machine without a GPU; a torch that the
-# environment already has (a venv made with --system-site-packages on a GPU machine) is kept; pip would spend half a minute on
-# byte-compiling everything: what the quick commands import is compiled here, the rest at its first import
+# torch comes first and pinned: an unpinned one brings gigabytes of CUDA to a machine without a GPU. A torch that the
+# environment already has (a venv made with --system-site-packages on a GPU machine) is kept. pip would spend half a
+# minute compiling everything: only what the quick commands import is compiled here.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -127,12 +127,14 @@ def main(studies: int, overrides: Sequence[str]) -> None:
     kinds = {"fixed seeds": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
     for kind, more in kinds.items():
         config = settings([*overrides, *more])
-        for truth, how in {
+        truths: dict[str, dict[str, float]] = {
             "no effect": {},
             "no effect, one run in 20 diverges": {"diverging": 0.05},
             "EBC worse by the margin": {"worse": config.finals.margin},
-        }.items():
-            found = simulate(config, studies, **how)
+        }
+        for truth, how in truths.items():
+            worse = how.get("worse", 0.0)
+            found = simulate(config, studies, worse=worse, diverging=how.get("diverging", 0.0))
             shares = f"beats {found['beats']:.1%} (uncorrected {found['uncorrected']:.1%})"
             passes = f"no worse: ×2 {found['x2_no_worse']:.1%}, best {found['best_no_worse']:.1%}"
             print(f"{kind}, {truth}: {shares}; {passes}; {found['seeds']:.1f} seeds")

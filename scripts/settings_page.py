@@ -20,12 +20,12 @@ from ebc_lab.config.fields import setting_of
 from ebc_lab.config.schema import ArmConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
-TOP = """# The settings
+TOP = r"""# The settings
 
 `scripts/settings_page.py` prints this page from [`ebc_lab/config/schema.py`](../ebc_lab/config/schema.py).
 
 Write settings as Hydra overrides, for example `budget.target_kl=0.02`. A group such as `optimizer=muon` sets
-everything in that choice's file. *Default* is what `ebc-lab autopilot scale=laptop` uses; an empty cell is none.
+everything in that choice's file. *Default* is what `ebc-lab autopilot scale=laptop` uses; empty means none.
 A study decides some of a run's settings itself and refuses overrides of them. δ\* is the target KL.
 """
 NUMBERS = {int: "integer", float: "number", str: "text"}
@@ -63,7 +63,7 @@ def table(config: Any, group: str) -> Iterator[str]:
     """The rows of one dataclass, without the dataclasses inside it."""
     yield "| setting | default | unit | takes | meaning |"
     yield "|---|---|---|---|---|"
-    hints = type_hints(type(config))
+    hints: dict[str, Any] = type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small made text; caches of its own."""
+"""What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small text; own caches."""
 
 import random
 import signal
@@ -6,35 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a shell ignores it for what it runs in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
+settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
+settings.register_profile("slow", max_examples=200, deadline=None)  # of make test-slow
+settings.load_profile("quick")
+
+WORDS = "the cat sat on a mat and saw rain run down to sea under moon".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="session")
 def small_text() -> str:
     """About 4,000 characters of plain words, always the same: something a tiny model can learn."""
-    words = [
-        "the",
-        "cat",
-        "sat",
-        "on",
-        "a",
-        "mat",
-        "and",
-        "saw",
-        "rain",
-        "run",
-        "down",
-        "to",
-        "sea",
-        "under",
-        "moon",
-    ]
     draw = random.Random(0)
-    return "".join(" ".join(draw.choices(words, k=6)) + ".\n" for _ in range(170))
+    return "".join(" ".join(draw.choices(WORDS, k=6)) + ".\n" for _ in range(170))
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +58,7 @@ def tiny(text_file: Path) -> list[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
-    """The user's caches, state and corpora are neither used nor touched; nor is a GPU, but by `-m cuda`."""
+    """The user's caches, state and corpora are neither used nor changed; a GPU is used by `-m cuda` only."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))

@@ -1,7 +1,8 @@
+import functools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.config.compose import compose
@@ -11,6 +12,7 @@ from ebc_lab.config.identity import canonical_json, digest, identity
 from ebc_lab.config.schema import Config, RunConfig
 
 
+@functools.cache
 def resolved(*overrides: str, study: bool = False) -> Config:
     config = compose(["scale=smoke", "device=cpu", *overrides], study=study)
     return replace(config, data=replace(config.data, sha256="0" * 64))
@@ -89,7 +91,6 @@ json_values = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.dictionaries(st.text(), json_values))
 def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     backwards = dict(reversed(list(value.items())))
