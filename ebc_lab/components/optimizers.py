@@ -1,11 +1,11 @@
 """Base optimizers: a name -> the torch optimizers that share out a model's parameters.
 
-They come from torch and from `pytorch_optimizer`. A subclass stands where one of these does not keep the contract that the rest
-of the lab relies on: every step takes the learning rate of its parameter group as it is, moves the weights from the first step
-on, leaves `p.grad` as it was, and has all of its state in `state_dict()`.
+They come from torch and from `pytorch_optimizer`. A subclass replaces one that breaks the contract which the rest of the lab
+relies on: every step uses the learning rate of its parameter group unchanged, moves the weights from the first step on,
+leaves `p.grad` unchanged, and has all of its state in `state_dict()`.
 
-An optimizer whose state holds copies of the weights names their state keys in `weight_copies`; whoever scales an update has to
-scale them too. One that evaluates other weights than it trains has `eval()` and `train()`, which swap them.
+An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they are scaled with
+the update. One that evaluates other weights than it trains has `eval()` and `train()`, which swap them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from torch.optim import Optimizer
 
 from ebc_lab.config.schema import OptimizerConfig
 
-Params = Iterable[nn.Parameter]
+from .forensics import UncorrectedAdam
+
 Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
 
 
 def _fused(params: Iterable[nn.Parameter], c: OptimizerConfig) -> dict[str, Any]:
-    """What the Adams share: one kernel for all tensors, and on a GPU a step that a CUDA graph can hold."""
-    settings = {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
-    return settings | {"fused": True, "capturable": any(p.is_cuda for p in params)}
+    """What the Adams share: one kernel for all tensors, and on a GPU a step that a CUDA graph can capture."""
+    return _moments(c) | {"fused": True, "capturable": any(p.is_cuda for p in params)}
+
+
+def _moments(c: OptimizerConfig) -> dict[str, Any]:
+    return {"lr": c.lr, "betas": (c.beta1, c.beta2), "eps": c.eps, "weight_decay": c.weight_decay}
 
 
 def _adam(params: Sequence[nn.Parameter], c: OptimizerConfig) -> Optimizer:
@@ -55,18 +59,17 @@ def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon, its Newton–Schulz products made in one batch for all matrices of one shape (or its transpose).
+    """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape (or its transpose).
 
-    torch walks through the matrices one by one and has no foreach path; at 128 features on a CPU that is a third of the whole
-    step, stacked it is a quarter. State, defaults and formula are torch's; Nesterov momentum and
-    `adjust_lr_fn="match_rms_adamw"` only. The updates agree up to bfloat16 rounding.
+    torch handles the matrices one by one: at 128 features on a CPU that is a third of the step, stacked it is a quarter.
+    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only. The updates
+    agree up to bfloat16 rounding.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        bad = getattr(
-            self, "found_inf", None
-        )  # as torch's fused optimizers: where it is 1, nothing may change
+        # as in torch's fused optimizers: where it is 1, nothing may change
+        bad = getattr(self, "found_inf", None)
         for group in self.param_groups:
             stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for p in group["params"]:
@@ -77,7 +80,8 @@ class StackedMuon(torch.optim.Muon):
                 rate = group["lr"] * 0.2 * math.sqrt(long)
                 decay = group["lr"] * group["weight_decay"]
                 if bad is not None:
-                    rate, decay = rate * (1 - bad), decay * (1 - bad)
+                    rate = rate * (1 - bad)
+                    decay = decay * (1 - bad)
                 if group["weight_decay"]:
                     torch._foreach_mul_(tuple(matrices), 1 - decay)
                 for p, u in zip(matrices, updates, strict=True):
@@ -88,14 +92,15 @@ class StackedMuon(torch.optim.Muon):
                         p.add_(turned, alpha=-rate)
 
     def _momenta(self, matrices: list[nn.Parameter], group: dict[str, Any], bad: Tensor | None) -> Tensor:
-        """The Nesterov momenta after this step's gradients, each lying on its long side, (n, short, long)."""
+        """The Nesterov momenta after this step's gradients, each transposed if it is tall, (n, short, long)."""
         gradients = [p.grad for p in matrices if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
         weight = 1 - group["momentum"]
         if bad is None:
             torch._foreach_lerp_(buffers, gradients, weight)
-            return _lying(torch._foreach_lerp(gradients, buffers, group["momentum"]))
-        held, new = _lying(buffers), _lying(gradients)
+            return _wide(torch._foreach_lerp(gradients, buffers, group["momentum"]))
+        held = _wide(buffers)
+        new = _wide(gradients)
         new = torch.where(bad > 0, held, new)
         held = held.lerp(new, weight)
         back = [h if h.shape == b.shape else h.T for h, b in zip(held, buffers, strict=True)]
@@ -103,8 +108,8 @@ class StackedMuon(torch.optim.Muon):
         return new.lerp(held, group["momentum"])
 
 
-def _lying(matrices: Sequence[Tensor]) -> Tensor:
-    """Matrices of one shape or its transpose, each on its long side, (n, short, long)."""
+def _wide(matrices: Sequence[Tensor]) -> Tensor:
+    """Matrices of one shape or its transpose, as a stack (n, short, long)."""
     return torch.stack([m if m.shape[0] <= m.shape[1] else m.T for m in matrices])
 
 
@@ -120,7 +125,7 @@ def orthogonal(momenta: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Muon on the hidden matrices, its updates matched to Adam's rms so one learning rate serves both; Adam on the rest."""
+    """Muon on the hidden matrices, Adam on the rest; Muon's updates have Adam's rms, so that one learning rate fits both."""
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
@@ -135,46 +140,21 @@ def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
     ]
 
 
-class UncorrectedAdam(torch.optim.Adam):
-    """Adam without bias correction: the first step is lr·(1-b1)·g/(sqrt(1-b2)·|g| + eps), 3.2 times Adam's at its defaults.
-
-    The state starts at step 10^6, where b^step is below half a float64 ulp of 1 for every b below 0.99996, so that both
-    corrections are 1 exactly, in every implementation that torch may pick.
-    """
-
-    STEP = 1e6
-
-    def __init__(self, params: Params, **settings: Any):
-        super().__init__(params, **settings)
-        for group in self.param_groups:
-            on_device = (
-                group["fused"] or group["capturable"]
-            )  # where these implementations look for their step
-            for p in group["params"]:
-                self.state[p] = {
-                    "step": torch.tensor(
-                        self.STEP, dtype=torch.float32, device=p.device if on_device else "cpu"
-                    ),
-                    "exp_avg": torch.zeros_like(p, requires_grad=False),
-                    "exp_avg_sq": torch.zeros_like(p, requires_grad=False),
-                }
-
-
 def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Adam whose moments start at zero and are never corrected for it: a trap of the earlier study, kept as an arm."""
+    """Adam whose moments start at zero and are never corrected for that: a mistake of the earlier study, kept as an arm."""
     return [UncorrectedAdam(model.parameters(), **_fused(model.parameters(), c))]
 
 
 def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Lion: every weight moves by lr·sign(b1·m + (1-b1)·g), then m follows the gradient with b2; decoupled weight decay."""
+    """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), then m follows g with b2; decoupled weight decay."""
     return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
 
 
 class UncappedAdafactor(torch.optim.Adafactor):
     """torch's Adafactor without its cap of the learning rate at 1/sqrt(step); decoupled weight decay.
 
-    lr is relative, as in torch: a tensor moves by lr·max(1e-3, rms(W)) times an update whose rms is at most 1. Where torch caps
-    lr the movement is stretched back afterwards, which costs a copy of the tensor on those steps only.
+    lr is relative, as in torch: a tensor moves by lr·max(1e-3, rms(W)) times an update whose rms is at most 1. If torch
+    caps lr, the movement is stretched back afterwards, which costs a copy of the tensor on those steps only.
     """
 
     @torch.no_grad()
@@ -195,8 +175,8 @@ class UncappedAdafactor(torch.optim.Adafactor):
 def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adafactor: second moments by rows and columns, no momentum, lr relative to the rms of each tensor.
 
-    eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose gradients have an rms
-    below 3e-4, as most have here, would lose its second moments. Squared it stands beside g², as the paper's 1e-30 does.
+    eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose gradients have an
+    rms below 3e-4, as most have here, would lose its second moments. torch adds its square to g²: 1e-30, as in the paper.
     """
     return [UncappedAdafactor(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, eps=(1e-15, 1e-3))]
 
@@ -204,9 +184,9 @@ def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[
 class PromptSOAP(SOAP):
     """SOAP that moves the weights at its first step too.
 
-    The library spends the first gradient on the eigenbases alone, and a step that proposes nothing has no KL to measure. Here
-    the bases are made of the first gradient and the same gradient is then applied in them. What the library added to the
-    preconditioners while it made the bases is taken out, for `step` adds the same gradient once more.
+    The library uses the first gradient for the eigenbases alone, and a step that proposes nothing has no KL to measure. Here
+    the same gradient is then applied in the bases made from it. What the library added to the preconditioners while it made
+    the bases is removed, because `step` adds the same gradient again.
     """
 
     def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
@@ -215,25 +195,21 @@ class PromptSOAP(SOAP):
         group["step"] = max(group["step"], 1)  # the library applies nothing while this is 0
         for p in fresh:
             for gram in self.state[p]["GG"]:
-                if len(gram):  # an empty list stands for a side without preconditioner
+                if len(gram):  # an empty list means a side without preconditioner
                     gram.zero_()
 
 
 def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled weight decay."""
-    return [
-        PromptSOAP(
-            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay
-        )
-    ]
+    return [PromptSOAP(model.parameters(), **_moments(c))]
 
 
 class ScheduleFree(ScheduleFreeAdamW):
     """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
 
-    The model holds y in training and x after `eval()`; `train()` brings y back up to rounding. The library divides the
-    gradients by their root mean squares in place, so it is given copies. It adds 1e-15 to the second moments, too: an eps below
-    3e-8 has no effect.
+    The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library divides the
+    gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to the second moments: an eps
+    below 3e-8 has no effect.
     """
 
     weight_copies = ("z",)
@@ -254,11 +230,7 @@ class ScheduleFree(ScheduleFreeAdamW):
 
 def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Schedule-Free AdamW; `weight_decay` acts at y."""
-    return [
-        ScheduleFree(
-            model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, weight_decay=c.weight_decay
-        )
-    ]
+    return [ScheduleFree(model.parameters(), **_moments(c))]
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
@@ -274,12 +246,8 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 }
 
 
-CAPTURABLE = (
-    "adam",
-    "adamw",
-    "adam_uncorrected",
-    "muon",
-)  # on a GPU: take `lr` as a tensor and heed `found_inf`
+# on a GPU, these take `lr` as a tensor and heed `found_inf`
+CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
 def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:

@@ -6,9 +6,10 @@ has its own file:
 * `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
 * `budget`: how c is found; `controller`: how delta evolves
 * `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and plain
-* `options`: the names and constants of all of them, without torch
+* `options` and `settings`: names, constants and what can be chosen, without torch
+* `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the weights
 
-Torch is loaded at the first use of a name below, so that `ebc_lab.ebc.options` can be imported without it.
+Torch is loaded at the first use of a name that needs it, so that `options` and `settings` can be imported without it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,21 @@ if TYPE_CHECKING:
     from .controller import make_controller, schedule_multiplier
     from .grouping import group_parameters
     from .logits import centre, half_fisher, mean_kl, rms_norm
+    from .proposal import Proposal
     from .sensitivity import SensitivityFilter
+    from .settings import ClipSettings
     from .stabilized import StabilizedOptimizer
-    from .step import NonFiniteUpdateError, StepStats
-    from .surrogate import Guard, aggregate
+    from .step import NonFiniteUpdateError, StepInputs, StepStats
+    from .surrogate import aggregate
 
 __all__ = [
+    "ClipSettings",
     "EllipsotopeClip",
-    "Guard",
     "NonFiniteUpdateError",
+    "Proposal",
     "SensitivityFilter",
     "StabilizedOptimizer",
+    "StepInputs",
     "StepStats",
     "aggregate",
     "centre",
@@ -52,10 +57,12 @@ _NAMES = {
     "controller": ("make_controller", "schedule_multiplier"),
     "grouping": ("group_parameters",),
     "logits": ("centre", "half_fisher", "mean_kl", "rms_norm"),
+    "proposal": ("Proposal",),
     "sensitivity": ("SensitivityFilter",),
+    "settings": ("ClipSettings",),
     "stabilized": ("StabilizedOptimizer",),
-    "step": ("NonFiniteUpdateError", "StepStats"),
-    "surrogate": ("Guard", "aggregate"),
+    "step": ("NonFiniteUpdateError", "StepInputs", "StepStats"),
+    "surrogate": ("aggregate",),
 }
 _FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""How c is found: from the bound S (`surrogate`), by measuring the KL of a trial step (`shadow`), from its second-order
+"""How c is found: by measuring the KL of a trial step (`shadow`), from the bound S (`surrogate`), from the second-order
 prediction q (`fisher`: c = min(1, sqrt(delta/q))), or from k·S² with k fitted to q at every probe (`calibrated`).
 
 delta is the budget in nats per token. Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
@@ -30,7 +30,7 @@ def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tenso
 def fitted_log_k(log_k: Tensor, predicted_kl: Tensor, surrogate: Tensor) -> Tensor:
     """ln k of `calibrated`, KL = k·S²: ln(q/S²) at the first probe (`log_k` NaN), half-way to it at each later one. 0-dim.
 
-    A probe without a finite, positive q and S says nothing.
+    A probe without a finite, positive q and S changes nothing.
     """
     seen = (predicted_kl / surrogate.square()).log()
     moved = torch.where(log_k.isnan(), seen, log_k + 0.5 * (seen - log_k))
@@ -55,8 +55,8 @@ class ShadowResult:
 def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """One measurement -> (c, next trial, skipped), without a branch.
 
-    KL grows as c^2, so a KL of `kl` at `trial` puts delta at trial·sqrt(delta/kl). Below the floor nothing was seen: accept the
-    trial and try ten times more next. Not finite: give up a factor of ten.
+    KL grows as c^2, so a KL of `kl` at `trial` puts delta at trial·sqrt(delta/kl). A KL below the floor shows nothing:
+    accept the trial and try ten times as much next. Not finite: give up a factor of ten.
     """
     finite = torch.isfinite(kl)
     low = finite & (kl < floor)
@@ -64,7 +64,7 @@ def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple
     c = torch.where(low & (delta > 0), trial, torch.where(finite, scaled, torch.zeros_like(trial)))
     positive = torch.where(
         scaled > 0, scaled, trial
-    )  # a budget of 0 leaves the last positive scale to start from
+    )  # after a budget of 0, start from the last positive scale
     following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, positive, trial / 10))
     return c, following, ~finite
 
@@ -90,7 +90,7 @@ def shadow_search(
     """
     used = 0
     while True:
-        # a float32 forward knows nothing below ~1e-7: rounding may even come out negative
+        # a float32 forward cannot resolve KLs below ~1e-7: rounding may even make them negative
         kl = measure(trial).to(delta.dtype)
         kl = torch.where(torch.isfinite(kl), kl.clamp(min=0), kl)
         used += 1

@@ -1,30 +1,32 @@
 """`EllipsotopeClip`: a torch optimizer that applies c·dW, c chosen so that predictions move by at most a KL budget.
 
-The order of a step and the rules for failing ones are `StabilizedOptimizer`'s; here is how c is found and how delta evolves.
-Formulas: docs/method.md.
+`StabilizedOptimizer` has the order of a step and the rules for failing ones; this file says how c is found and how delta
+evolves. Formulas: docs/method.md.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .budget import clip_coefficient, fitted_log_k, shadow_search, trust_radius
-from .controller import make_controller, schedule_multiplier
-from .flat import Copy
+from .controller import Fixed, make_controller, schedule_multiplier
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
-from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, LEAST_MULTIPLIER, UNITS
+from .options import BOUNDED, CLIPPED_BELOW
 from .probe import LOW_PRECISION, Batch
+from .proposal import Proposal
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
+from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
-from .step import StepStats
-from .surrogate import Guard
-from .surrogate import aggregate as aggregate_contributions
+from .step import Forecast, StepInputs, StepStats
+from .surrogate import aggregate
 
 
 class EllipsotopeClip(StabilizedOptimizer):
@@ -33,110 +35,56 @@ class EllipsotopeClip(StabilizedOptimizer):
     Args:
         model: the module whose predictions are budgeted.
         optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on the rest).
-        target_kl: delta*, nats per token; `math.inf` applies every update whole, bit-equal to the plain optimizer.
-        budget: `shadow` measures the KL of a trial step; `surrogate` bounds the movement by the groups' sensitivities; `fisher`
-            predicts the KL from one derivative of the whole proposal; `calibrated` is k·S², k fitted to that now and then.
-        aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
-        grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and scales the
-            hidden matrices alone, the rest moves freely.
-        controller: `fixed`, `pi`, `log_pi`, `rsl`, `agreement` or `energy`; `gains` overrides its gains.
-        schedule: of delta*: `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
-        guard: `none`, `shrink` or `shrink_inflate`, under `surrogate` only.
-        probe_sequences: leading rows of the batch that choose c.
-        probe, cadence, beta_init: how beta is measured (`jvp`, `fd`), how often (`warm`, `published`, `dense`, `sweep`), how
-            it starts.
-        units: of the contributions. `per_lr` (forensic) divides them by the learning rate: delta then has no unit.
-        sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0 never.
-        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 20 under `pi`; 0 if
-            `target_kl` is infinite.
-        measure_every: of `shadow`: one step in so many measures. In between the KL is taken to be what the last measurement
-            found for each unit of ||dW||², and c follows from that without a forward.
-        refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
-        floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a forward that casts
-            low-precision logits up needs it told (1e-5).
-        options: `audit_tokens`, `forward`, `compiled`, `project`, `retract`, `fresh_logits`: see `StabilizedOptimizer`.
+        settings: what `ClipSettings` lists; or its fields as keyword arguments, of which `target_kl` is required.
+        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 0 if `target_kl` is infinite.
+        options: those of `StabilizedOptimizer`, and the fields of `ClipSettings`.
     Raises:
         ValueError: an unknown name, a target below ten floors, or parameters outside `model`.
     """
+
+    settings_type: ClassVar[type[ClipSettings]] = ClipSettings
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
-        target_kl: float,
-        budget: str = "shadow",
-        aggregate: str = "l1",
-        grouping: str = "block",
-        controller: str = "fixed",
-        gains: dict[str, float] | None = None,
-        schedule: str = "constant",
-        total_steps: int | None = None,
-        guard: str = "none",
-        probe: str = "jvp",
-        cadence: str = "warm",
-        beta_init: str = "first",
-        units: str = "logits",
-        sensitivity_every: int = 0,
+        settings: ClipSettings | None = None,
         audit_every: int | None = None,
-        measure_every: int = 1,
-        refine_steps: int = 20,
-        measurements: int = 3,
-        floor: float | None = None,
         **options: Any,
     ):
-        if not target_kl > 0:
-            raise ValueError(f"target_kl must be > 0 nats per token, not {target_kl}.")
-        for key, value, allowed in (
-            ("budget", budget, BUDGETS),
-            ("probe", probe, ("jvp", "fd")),
-            ("units", units, UNITS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{key}={value!r} is unknown; it takes {', '.join(allowed)}.")
-        if measure_every < 1:
-            raise ValueError(f"measure_every must be at least 1, not {measure_every}.")
-        if guard != "none" and budget != "surrogate":
-            raise ValueError(
-                f"guard={guard!r} corrects a bound: it goes with budget='surrogate', not {budget!r}."
-            )
-        aggregate_contributions(torch.ones(1), aggregate)
-        schedule_multiplier(schedule, 0, total_steps, 1.0)
-
-        self.active = math.isfinite(target_kl)
-        if audit_every is None:
-            audit_every = 0 if not self.active else 20 if controller == "pi" else 10
-        super().__init__(model, optimizers, audit_every=audit_every, **options)
-        self.keeps_old = self.active
-        self.target_kl, self.budget, self.aggregate = target_kl, budget, aggregate
-        self.schedule, self.total_steps = schedule, total_steps
-        self.probe, self.cadence, self.units = probe, cadence, units
-        self.sensitivity_every, self.measure_every = sensitivity_every, measure_every
-        self.refine_steps, self.measurements = refine_steps, measurements
+        given = {f.name: options.pop(f.name) for f in fields(self.settings_type) if f.name in options}
+        if settings is not None and given:
+            raise TypeError(f"{', '.join(given)}: give these in `settings`, or no `settings`.")
+        self.settings = s = settings or self.settings_type(**given)
+        schedule_multiplier(s.schedule, 0, s.total_steps, 1.0)  # a schedule that lacks something fails here
+        every = s.audit_every if audit_every is None else audit_every
+        super().__init__(model, optimizers, audit_every=every, **options)
+        self.keeps_old = s.active
 
         device = self.weights[0].device
         index = {name: i for i, name in enumerate(self.names)}
         shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
-        self.groups = {
-            g: [index[n] for n in ns] for g, ns in group_parameters(self.names, grouping, shapes).items()
-        }
+        named = group_parameters(self.names, s.grouping, shapes)
+        self.groups = {group: [index[name] for name in names] for group, names in named.items()}
         self.scaled = sorted(i for members in self.groups.values() for i in members)
         self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
-        self.filters = {g: SensitivityFilter(cadence=cadence, init=beta_init) for g in self.groups}
-        gains = dict(gains or {})
-        if controller == "pi":
-            gains.setdefault("audit_every", float(self.audit_every))
-        self.controller = make_controller(controller, target_kl if self.active else 1.0, **gains).to(device)
-        self.guard = Guard(guard).to(device)
-        self._trial: Copy | None = None  # the other copy of the weights: those at which the KL is measured
-        self.trial = torch.full((), 0.1, dtype=torch.float64, device=device)
-        self.kl_rate = torch.zeros(
-            (), dtype=torch.float64, device=device
-        )  # KL over ||c·dW||², as last measured
-        self.log_k = torch.full((), math.nan, dtype=torch.float64, device=device)
-        self.floor = floor
-        if floor is not None:
-            self._check_floor(floor)
+        self.filters = {group: self._make_filter() for group in self.groups}
+        self.controller = self._make_controller().to(device)
+        number = functools.partial(torch.tensor, dtype=torch.float64, device=device)
+        self.trial: Tensor = number(0.1)  # the scale at which `shadow` measures first
+        self.kl_rate: Tensor = number(0.0)  # KL over ||c·dW||², as last measured
+        self.log_k: Tensor = number(math.nan)  # of `calibrated`
+        self.floor = s.floor
+        if s.floor is not None:
+            s.check_floor(s.floor)
+
+    def _make_filter(self) -> SensitivityFilter:
+        return SensitivityFilter()
+
+    def _make_controller(self) -> Fixed:
+        s = self.settings
+        return make_controller(s.controller, s.target_kl if s.active else 1.0, **(s.gains or {}))
 
     def _own_state(self) -> dict[str, Any]:
         return {
@@ -144,7 +92,6 @@ class EllipsotopeClip(StabilizedOptimizer):
             "kl_rate": self.kl_rate.clone(),
             "log_k": self.log_k.clone(),
             "controller": self.controller.state_dict(),
-            "guard": self.guard.state_dict(),
             "filters": {g: f.state_dict() for g, f in self.filters.items()},
         }
 
@@ -152,219 +99,232 @@ class EllipsotopeClip(StabilizedOptimizer):
         for name in ("trial", "kl_rate", "log_k"):
             getattr(self, name).copy_(state[name])
         self.controller.load_state_dict(state["controller"])
-        self.guard.load_state_dict(state["guard"])
         for g, f in self.filters.items():
             f.load_state_dict(state["filters"][g])
 
-    # -- one step ------------------------------------------------------------------------------------------------------
-
-    def _prepare(self, t: int) -> None:
-        if self.active and self.schedule != "constant":
-            multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
-            self.controller.rescale(self.target_kl * max(multiplier, 1e-12))
-
-    def _begin(self, stats: StepStats) -> None:
-        if self.active:
-            stats.target_kl = self.controller.target.clone()
-            stats.delta = self.controller.delta.clone()
-            stats.radius = trust_radius(stats.delta)
+    # -- which steps do what -------------------------------------------------------------------------------------------
 
     def kind(self, t: int) -> tuple[str, ...] | None:
         kind = super().kind(t)
-        if kind is None or not self.active:
+        s = self.settings
+        if kind is None or not s.active:
             return kind
-        unsensed = self.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
-        unlike = self._judges(t) or self._due(t) or unsensed or self.schedule == "lr_squared"
-        if (
-            unlike
-            or (self.budget == "shadow" and t < self.refine_steps)
-            or (self._audits(t) and self.guard.kind != "none")
-        ):
+        unsensed = s.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
+        if unsensed or self._due(t) or self._judges(t) or s.schedule == "lr_squared":
+            return None
+        if s.budget == "shadow" and t < s.refine_steps:
             return None
         return kind if self._measures_kl(t) else (*kind, "carried")
 
     def _measures(self, t: int) -> bool:
-        return self.active
+        return self.settings.active
 
-    def _batch(self, *arguments: Any) -> Batch:
-        batch = super()._batch(*arguments)
+    def _measures_kl(self, t: int) -> bool:
+        """Whether `shadow` measures at step `t`: one step in `measure_every`, in an order that audits do not favour."""
+        k = self.settings.measure_every
+        shifted = t // math.lcm(k, self.audit_every or 1)
+        return self.settings.budget != "shadow" or t < self.settings.refine_steps or (t + shifted) % k == 0
+
+    def _judges(self, t: int) -> bool:
+        """Whether the controller compares losses at step `t`."""
+        return self._audits(t) and "loss_drop" in self.controller.needs
+
+    def _due(self, t: int) -> list[str]:
+        """The groups whose sensitivity is measured at step `t`."""
+        s = self.settings
+        if s.budget in BOUNDED:
+            return due_groups(t, list(self.groups), s.cadence)
+        return list(self.groups) if s.sensitivity_every > 0 and t % s.sensitivity_every == 0 else []
+
+    # -- one step: delta and the batch ---------------------------------------------------------------------------------
+
+    def _prepare(self, t: int) -> None:
+        s = self.settings
+        if s.active and s.schedule != "constant":
+            multiplier = schedule_multiplier(s.schedule, t, s.total_steps, self._lr_ratio())
+            self.controller.rescale(s.target_kl * max(multiplier, 1e-12))
+
+    def _begin(self, stats: StepStats) -> None:
+        if self.settings.active:
+            stats.target_kl = self.controller.target.clone()
+            stats.delta = self.controller.delta.clone()
+            stats.radius = trust_radius(stats.delta)
+
+    def _batch(self, inputs: StepInputs, audit: bool) -> Batch:
+        batch = super()._batch(inputs, audit)
         if self.floor is None:
-            self._check_floor(batch.floor)
-        if batch.audit and "loss_drop" in self.controller.needs and batch.probe_targets is None:
+            self.settings.check_floor(batch.floor)
+            self.floor = batch.floor
+        if audit and "loss_drop" in self.controller.needs and batch.probe.targets is None:
             raise ValueError(
                 "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
             )
         return batch
 
-    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
-        if not self.active:
+    # -- one step: c ---------------------------------------------------------------------------------------------------
+
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        budget = self.settings.budget
+        if not self.settings.active:
             return
-        assert batch is not None
+        # sensitivities and S, if they are needed or due for recording
+        due = self._due(proposal.t)
+        if due or budget in BOUNDED:
+            self._sense(stats, proposal, due)
+        # the predicted KL q: every step under `fisher`, with fresh sensitivities under `calibrated`
+        calibrating = budget == "calibrated" and stats.sensitivities is not None
+        judging = self._judges(proposal.t)
+        if budget == "fisher" or calibrating or judging:
+            self._predict(stats, proposal, judging)
+
+        if budget == "shadow" and self._measures_kl(proposal.t):
+            c = self._measured_c(stats, proposal)
+        elif budget == "shadow":
+            c = self._carried_c(stats, proposal)
+        else:
+            c = self._predicted_c(stats, calibrating)
+        self._apply(stats, proposal, c)
+
+    def _predicted_c(self, stats: StepStats, calibrating: bool) -> Tensor:
+        """c of `fisher`, `surrogate` and `calibrated`, NaN if S or q is not finite."""
         assert stats.delta is not None
         assert stats.radius is not None
-        judging = self._judges(t)
-        due = self._due(t)
-        if due or self.budget in BOUNDED:
-            self._sense(stats, batch, due)
-        probed = stats.sensitivities is not None
-        if self.budget == "fisher" or judging or (self.budget == "calibrated" and probed):
-            self._predict(stats, batch, judging)
-
-        if self.budget == "shadow":
-            self._clip_by_measurement(stats, batch, t)
-            return
-        if self.budget == "surrogate":
-            assert stats.surrogate is not None
-            stats.guard = self.guard.factor
-            c = clip_coefficient(stats.guard * stats.radius, stats.surrogate)
-        elif self.budget == "fisher":
+        if self.settings.budget == "fisher":
             assert stats.predicted_kl is not None
-            c = clip_coefficient(stats.delta.sqrt(), stats.predicted_kl.sqrt())
-        else:
-            assert stats.surrogate is not None
-            if stats.predicted_kl is not None and probed:
-                self.log_k.copy_(fitted_log_k(self.log_k, stats.predicted_kl, stats.surrogate))
-            k = self.log_k.nan_to_num(math.log(0.25)).exp()  # before the first probe: the bound, KL <= S²/4
-            stats.calibration = k
-            c = clip_coefficient(stats.delta.sqrt(), k.sqrt() * stats.surrogate)
-        self._apply(stats, c)
+            return clip_coefficient(stats.delta.sqrt(), stats.predicted_kl.sqrt())
+        assert stats.surrogate is not None
+        if self.settings.budget == "surrogate":
+            stats.guard = self._guard_factor(stats.radius)
+            return clip_coefficient(stats.guard * stats.radius, stats.surrogate)
+        if calibrating:
+            assert stats.predicted_kl is not None
+            self.log_k.copy_(fitted_log_k(self.log_k, stats.predicted_kl, stats.surrogate))
+        k = self.log_k.nan_to_num(math.log(0.25)).exp()  # before the first probe: the bound, KL <= S²/4
+        stats.calibration = k
+        return clip_coefficient(stats.delta.sqrt(), k.sqrt() * stats.surrogate)
 
-    def _judges(self, t: int) -> bool:
-        return self._audits(t) and "loss_drop" in self.controller.needs
+    def _guard_factor(self, radius: Tensor) -> Tensor:
+        """The factor on the trust radius: 1. A subclass may lower it."""
+        return torch.ones_like(radius)
 
-    def _due(self, t: int) -> list[str]:
-        """The groups whose sensitivity is measured at step `t`."""
-        if self.budget in BOUNDED:
-            return due_groups(t, list(self.groups), self.cadence)
-        return list(self.groups) if self.sensitivity_every > 0 and t % self.sensitivity_every == 0 else []
-
-    def _measures_kl(self, t: int) -> bool:
-        """Whether `shadow` measures at step `t`: one step in `measure_every`, in an order that audits do not favour."""
-        k = self.measure_every
-        shifted = t // math.lcm(k, self.audit_every or 1)
-        return self.budget != "shadow" or t < self.refine_steps or (t + shifted) % k == 0
-
-    def _clip_by_measurement(self, stats: StepStats, batch: Batch, t: int) -> None:
-        assert self._kept is not None
+    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """c of `shadow`, by measuring the KL of trial steps; NaN if none was finite."""
+        batch = proposal.batch
+        assert batch is not None
         assert stats.delta is not None
         assert self.floor is not None
-        if not self._measures_kl(t):
-            predicted = self.kl_rate * self._moved().square()
-            self._apply(stats, clip_coefficient(stats.delta.sqrt(), predicted.sqrt()))
-            self._start_from(stats.clip_coefficient)
-            return
-        self._trial = tried = self._trial or Copy(self.weights, self._segments)
-        resting = set(range(len(self._segments))) - {i for _, i in self._moving}
-        for i in resting:
-            tried.parts[i].copy_(self._kept.parts[i])
+        trial_weights = proposal.layout.trial
+        for i, part in enumerate(proposal.before.parts):  # what is not scaled stays at W in all trials
+            if i not in proposal.layout.moving:
+                trial_weights.parts[i].copy_(part)
 
         def measure(trial: Tensor) -> Tensor:
-            self._interpolate(trial, tried.parts)
-            with tried.standing_in(self.weights):
+            proposal.interpolate(trial, trial_weights.parts)
+            with trial_weights.standing_in(self.weights):
                 if self.retract is not None:
                     self.retract()
-                return mean_kl(batch.z_probe, batch.logits(batch.probe), batch.probe_mask)
+                return mean_kl(batch.probe.z, batch.logits(batch.probe.inputs), batch.probe.mask)
 
+        s = self.settings
+        allowed = s.measurements if proposal.t < s.refine_steps else 1
         found = shadow_search(
-            measure,
-            stats.delta,
-            self.trial.clone(),
-            measurements=self.measurements if t < self.refine_steps else 1,
-            floor=self.floor,
+            measure, stats.delta, self.trial.clone(), measurements=allowed, floor=self.floor
         )
-        stats.trial, stats.trial_kl, stats.measurements = found.trial, found.kl, found.measurements
-        self._start_from(found.next_trial)
-        if self.measure_every > 1:
-            rate = found.kl.clamp(min=self.floor) / (found.trial * self._moved()).square()
-            self.kl_rate.copy_(torch.where(self._sound & rate.isfinite(), rate, self.kl_rate))
-        self._apply(stats, torch.where(found.skipped, torch.nan, found.c))
+        stats.trial = found.trial
+        stats.trial_kl = found.kl
+        stats.measurements = found.measurements
+        self._start_from(found.next_trial, proposal)
+        if s.measure_every > 1:
+            rate = found.kl.clamp(min=self.floor) / (found.trial * proposal.norm()).square()
+            self.kl_rate.copy_(torch.where(proposal.sound & rate.isfinite(), rate, self.kl_rate))
+        return torch.where(found.skipped, torch.nan, found.c)
 
-    def _start_from(self, trial: Tensor) -> None:
+    def _carried_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """c of `shadow` between measurements, from the last measured KL for each unit of ||dW||²."""
+        assert stats.delta is not None
+        predicted = self.kl_rate * proposal.norm().square()
+        c = clip_coefficient(stats.delta.sqrt(), predicted.sqrt())
+        self._start_from(c, proposal)
+        return c
+
+    def _start_from(self, trial: Tensor, proposal: Proposal) -> None:
         """Where the next measurement begins, if `trial` is a positive scale of a sound step."""
-        self.trial.copy_(torch.where(self._sound & (trial > 0), trial, self.trial))
+        self.trial.copy_(torch.where(proposal.sound & (trial > 0), trial, self.trial))
 
-    def _moved(self) -> Tensor:
-        """||dW|| of what c scales, 0-dim float64, while the weights are at W + dW."""
-        assert self._kept is not None
-        parts = [torch.dist(w, self._kept.parts[i]) for w, i in self._moving]
-        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
-        return total
-
-    def _forget_copies(self) -> None:
-        super()._forget_copies()
-        self._trial = None
+    # -- one step: derivatives -----------------------------------------------------------------------------------------
 
     def _functional_weights(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-        """One list a weight as the probes take it: by name, float32 at least."""
+        """One tensor for each weight, as the probes take them: by name, float32 at least."""
         wide = (w.float() if w.dtype in LOW_PRECISION else w for w in tensors)
         return {f"model.{n}": w for n, w in zip(self.names, wide, strict=True)}
 
-    def _predict(self, stats: StepStats, batch: Batch, judging: bool) -> None:
-        """q of the whole (budgeted) proposal from one derivative; for a controller that judges, also slope and loss at W."""
-        assert self._old is not None
-        weights = self._functional_weights(self._old)
-        proposal = self._functional_weights(torch._foreach_sub(self.weights, self._old))
-        z, dz = linearised(
-            batch.functional,
-            weights,
-            {k: proposal[k] for k in (f"model.{self.names[i]}" for i in self.scaled)},
-        )
-        stats.predicted_kl = half_fisher(z, dz, batch.probe_mask).double()
+    def _predict(self, stats: StepStats, proposal: Proposal, judging: bool) -> None:
+        """q of the whole (budgeted) proposal from one derivative; if `judging`, the forecast for the loss as well."""
+        batch = proposal.batch
+        assert batch is not None
+        updates = self._functional_weights(proposal.updates())
+        direction = {name: updates[name] for name in (f"model.{self.names[i]}" for i in self.scaled)}
+        z, dz = linearised(batch.functional, self._functional_weights(proposal.old), direction)
+        stats.predicted_kl = half_fisher(z, dz, batch.probe.mask).double()
         if judging:
             loss = batch.probe_loss(z)
-            targets = batch.probe_targets
+            targets = batch.probe.targets
             assert targets is not None
             rise = (z.softmax(-1) * dz).sum(-1) - dz.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
             rise = torch.where(targets >= 0, rise, 0)  # negative: positions that the loss ignores
-            self._judged = loss.double(), token_mean(rise, batch.probe_mask).double()
+            stats.forecast = Forecast(loss.double(), token_mean(rise, batch.probe.mask).double())
 
-    def _sense(self, stats: StepStats, batch: Batch, due: list[str]) -> None:
-        """Update the betas that are due and record the contributions; the weights are at W_new and stay there."""
-        old = self._old
-        assert old is not None
-        deltas = torch._foreach_sub(self.weights, old)
-        squares = torch.stack(torch._foreach_norm(deltas)).double().square()
+    def _sense(self, stats: StepStats, proposal: Proposal, due: list[str]) -> None:
+        """Measure the betas that are due or unknown, and record the contributions and S."""
+        updates = proposal.updates()
+        squares = torch.stack(torch._foreach_norm(updates)).double().square()
         norms = torch.stack([squares[members].sum() for members in self._members]).sqrt()
-        due = due + [g for g in self.groups if self.filters[g].beta is None and g not in due]
-        weights = self._functional_weights(old)
-        measured, probed = torch.full_like(norms, torch.nan), False
+        weights = self._functional_weights(proposal.old)
+        measured = torch.full_like(norms, torch.nan)
+        probed = False
         for i, (group, members) in enumerate(self.groups.items()):
-            if group not in due or not norms[i] > 0:
+            wanted = group in due or self.filters[group].beta is None
+            if not wanted or not norms[i] > 0:
                 continue
-            direction = {f"model.{self.names[j]}": deltas[j] / norms[i].to(deltas[j]) for j in members}
+            direction = {f"model.{self.names[j]}": updates[j] / norms[i].to(updates[j]) for j in members}
             direction = {n: u.to(weights[n].dtype) for n, u in direction.items()}
-            if self.probe == "jvp":
-                observed = probe_jvp(batch.functional, weights, direction, batch.probe_mask)
-            else:
-                known = self.filters[group].beta
-                guess = 1.0 if known is None or not known > 0 else float(known)
-                observed = probe_fd(batch.functional, weights, direction, batch.probe_mask, guess)
-            measured[i], probed = self.filters[group].update(observed), True
-        betas = [self.filters[g].beta for g in self.groups]
-        beta = torch.stack(
-            [torch.full_like(norms[0], torch.nan) if b is None else b.to(norms) for b in betas]
-        )
-        if self.units == "per_lr":
-            beta = beta / self.param_groups[0]["lr"]
-        stats.contributions = torch.where(norms > 0, beta * norms, 0)  # a group at rest needs no beta
+            measured[i] = self.filters[group].update(self._observe(group, proposal, weights, direction))
+            probed = True
+        contributions = self._betas(norms) * norms
+        stats.contributions = torch.where(norms > 0, contributions, 0)  # a group at rest needs no beta
         stats.sensitivities = measured if probed else None
-        stats.surrogate = aggregate_contributions(stats.contributions, self.aggregate)
+        stats.surrogate = aggregate(stats.contributions, self.settings.aggregate)
 
-    def _audited(self, stats: StepStats, batch: Batch, t: int) -> None:
-        if not self.active:
+    def _observe(
+        self, group: str, proposal: Proposal, weights: dict[str, Tensor], direction: dict[str, Tensor]
+    ) -> Tensor:
+        """One observation of a group's beta along its own unit direction, 0-dim."""
+        batch = proposal.batch
+        assert batch is not None
+        if self.settings.probe == "jvp":
+            return probe_jvp(batch.functional, weights, direction, batch.probe.mask)
+        known = self.filters[group].beta
+        guess = 1.0 if known is None or not known > 0 else float(known)
+        return probe_fd(batch.functional, weights, direction, batch.probe.mask, guess)
+
+    def _betas(self, norms: Tensor) -> Tensor:
+        """The beta of every group, (L,), in the dtype of `norms`; NaN where it is unknown."""
+        unknown = torch.full_like(norms[0], torch.nan)
+        betas = [f.beta for f in self.filters.values()]
+        return torch.stack([unknown if b is None else b.to(norms) for b in betas])
+
+    # -- after an audit ------------------------------------------------------------------------------------------------
+
+    def _audited(self, stats: StepStats, proposal: Proposal) -> None:
+        if not self.settings.active:
             return
         assert stats.applied_kl is not None
         if stats.surrogate is not None:
-            stats.tightness = self._budgeted_movement(stats, batch) / (
-                stats.clip_coefficient * stats.surrogate
-            )
-        if self.guard.kind != "none" and stats.tightness is not None and stats.guard is not None:
-            inflation = self.guard.audit(stats.tightness * stats.guard, t)
-            for group in self.filters.values():
-                group.inflate(inflation)
+            moved = self._budgeted_movement(stats, proposal)
+            stats.tightness = moved / (stats.clip_coefficient * stats.surrogate)
         signals: dict[str, Tensor] = {}
         if "loss_drop" in self.controller.needs:
-            signals = self._judge(stats, batch)
+            signals = self._judge(stats, proposal)
         elif "slope" in self.controller.needs:
             assert stats.slope is not None
             signals = {"slope": stats.slope}
@@ -372,42 +332,35 @@ class EllipsotopeClip(StabilizedOptimizer):
         ratio: Tensor | None = getattr(self.controller, "ratio", None)
         stats.agreement = None if ratio is None else ratio.clone()
 
-    def _budgeted_movement(self, stats: StepStats, batch: Batch) -> Tensor:
+    def _budgeted_movement(self, stats: StepStats, proposal: Proposal) -> Tensor:
         """T of what the budget covers: under `matrices` the rest, which moves freely, is put back for one forward."""
         assert stats.movement is not None
-        assert self._old is not None
         rest = [i for i in range(len(self.weights)) if i not in self.scaled]
         if not rest:
             return stats.movement
-        free, now = [self.weights[i] for i in rest], [self.weights[i].clone() for i in rest]
-        torch._foreach_copy_(free, [self._old[i] for i in rest])
-        moved = rms_norm(centre(batch.logits(batch.held)) - centre(batch.z_held), batch.held_mask)
+        batch = proposal.batch
+        assert batch is not None
+        assert batch.held is not None
+        held = batch.held
+        free: list[Tensor] = [self.weights[i] for i in rest]
+        now = [w.clone() for w in free]
+        torch._foreach_copy_(free, [proposal.old[i] for i in rest])
+        moved = rms_norm(centre(batch.logits(held.inputs)) - centre(held.z), held.mask)
         torch._foreach_copy_(free, now)
         return moved
 
-    def _judge(self, stats: StepStats, batch: Batch) -> dict[str, Tensor]:
-        """What the loss did on the probe rows, against what slope and q of the proposal promised."""
-        assert self._old is not None
+    def _judge(self, stats: StepStats, proposal: Proposal) -> dict[str, Tensor]:
+        """By how much the loss on the probe rows fell, and what slope and q of the proposal predicted."""
+        assert proposal.batch is not None
         assert stats.predicted_kl is not None
-        before, slope = self._judged
-        weights = list(self._old)  # what is not budgeted stays where it was
+        assert stats.forecast is not None
+        weights = list(proposal.old)  # what is not budgeted stays where it was
         for i in self.scaled:
             weights[i] = self.weights[i]
-        after = batch.probe_loss(batch.functional(self._functional_weights(weights))).double()
+        after = proposal.batch.probe_loss(proposal.batch.functional(self._functional_weights(weights)))
         return {
-            "loss_drop": before - after,
-            "slope": slope,
+            "loss_drop": stats.forecast.loss - after.double(),
+            "slope": stats.forecast.slope,
             "q": stats.predicted_kl,
             "c": stats.clip_coefficient,
         }
-
-    def _check_floor(self, floor: float) -> None:
-        least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
-        if self.active and self.budget == "shadow" and least < 10 * floor * (1 - 1e-9):
-            falling = (
-                f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
-            )
-            raise ValueError(
-                f"target_kl={self.target_kl:g}{falling} is below ten times {floor:g}, the smallest KL this precision can see."
-            )
-        self.floor = floor

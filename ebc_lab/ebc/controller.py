@@ -1,7 +1,7 @@
-"""How the budget delta evolves from audit to audit, and how its target delta* is scheduled over a run (METHOD.md 6).
+"""How the budget delta evolves from audit to audit, and how its target delta* is scheduled over a run.
 
 A controller holds delta, a 0-dim float64 tensor on the model's device, and moves it in `update(kl, clipped, **signals)` at
-each audit. Nothing here looks at a tensor's value on the host: every rule is branch-free.
+each audit. No value is read on the host: every rule is branch-free. docs/method.md, "Controllers and schedules".
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .options import LEAST_MULTIPLIER, SCHEDULES
+from .options import LEAST_MULTIPLIER, SCHEDULES, check_option
 
 _OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
     "linear": lambda x: max(LEAST_MULTIPLIER["linear"], 1 - x),
-    "cosine": lambda x: 0.05 + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
+    "cosine": lambda x: LEAST_MULTIPLIER["cosine"] + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
 }
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
 REACH = 12.0  # |ln delta - ln delta*| at most
@@ -32,8 +32,7 @@ def schedule_multiplier(
     `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end; `lr_squared`
     lr_ratio². Raises ValueError on an unknown kind, or where what the kind needs is not given.
     """
-    if kind not in SCHEDULES:
-        raise ValueError(f"schedule={kind!r} is unknown; it takes {', '.join(SCHEDULES)}.")
+    check_option("schedule", kind, SCHEDULES)
     if kind in _OF_PROGRESS:
         if not total_steps or total_steps < 1:
             raise ValueError(f"schedule={kind!r} needs total_steps, the length of the run.")
@@ -81,8 +80,7 @@ class Fixed:
             slope: <grad loss, dW> of the whole proposal, unscaled.
             q: the predicted KL of the whole proposal, unscaled.
             c: the scale of the update that was applied, no unit; 1 if not given.
-        A KL or a signal in use that is not finite says nothing about delta: it changes nothing. Raises ValueError on a
-        missing signal.
+        A KL or a signal in use that is not finite changes nothing. Raises ValueError on a missing signal.
         """
         missing = [name for name in self.needs if signals.get(name) is None]
         if missing:
@@ -94,7 +92,7 @@ class Fixed:
         usable = torch.stack([kl, *given.values()]).isfinite().all()
         before = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
         self._rule(kl, torch.as_tensor(clipped, device=self.delta.device), given)
-        for name, value in before.items():  # in place: a CUDA graph keeps to the memory it has seen
+        for name, value in before.items():  # in place: a CUDA graph reads the memory it was captured with
             value.copy_(torch.where(usable, getattr(self, name), value))
             setattr(self, name, value)
         return self.delta.clone()
@@ -118,33 +116,6 @@ class Fixed:
             getattr(self, name).copy_(value)
 
 
-class PI(Fixed):
-    """The published loop: error in raw nats, integral through an EMA of half-life 250 steps, delta in [0.01, 0.30].
-
-    Its error is in nats and its output in ln(delta), so it has hardly any authority; kept as it was published.
-    """
-
-    gains: ClassVar[dict[str, float]] = {
-        "kp": 0.15,
-        "ki": 0.02,
-        "half_life": 250.0,  # steps
-        "audit_every": 20.0,  # steps
-        "low": 0.01,  # nats per token
-        "high": 0.30,
-    }
-
-    def __init__(self, target: float, initial: float | None = None, **gains: float):
-        super().__init__(target, initial, **gains)
-        self.ema = torch.tensor(math.nan, dtype=torch.float64)
-
-    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
-        g = self.gain
-        error = self.target - kl
-        weight = 1 - 0.5 ** (g["audit_every"] / g["half_life"])
-        self.ema = torch.where(self.ema.isnan(), error, self.ema + weight * (error - self.ema))
-        self.delta = (self.delta * (g["kp"] * error + g["ki"] * self.ema).exp()).clamp(g["low"], g["high"])
-
-
 class LogPI(Fixed):
     """PI on e = ln(delta*/KL), unit-free: it pauses while nothing is clipped and the KL is below its target."""
 
@@ -165,10 +136,7 @@ class LogPI(Fixed):
 
 
 class RSL(Fixed):
-    """KL > 2·delta* -> delta/1.5; KL < delta*/2 and clipped -> 1.5·delta.
-
-    METHOD.md sets no bound; delta is kept within a factor e^12 of delta*, as under `log_pi`, so that it cannot overflow.
-    """
+    """KL > 2·delta* -> delta/1.5; KL < delta*/2 and clipped -> 1.5·delta; within a factor e^12 of delta*."""
 
     def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
         self._step(down=kl > 2 * self.target, up=clipped & (kl < self.target / 2))
@@ -177,9 +145,8 @@ class RSL(Fixed):
 class Agreement(Fixed):
     """r = loss_drop / (-c·slope - c²·q), the loss's real fall over its predicted one: the classical trust-region ratio.
 
-    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta. METHOD.md sets no bound;
-    delta is kept within a factor e^12 of delta*, as under `log_pi`, so that it cannot overflow. `ratio` is the last r,
-    0-dim, no unit: NaN before the first, and where no fall was predicted.
+    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta; within a factor e^12 of
+    delta*. `ratio` is the last r, 0-dim, no unit: NaN before the first, and where no fall was predicted.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("loss_drop", "slope", "q")
@@ -220,7 +187,6 @@ class Energy(Fixed):
 
 CONTROLLERS: dict[str, type[Fixed]] = {
     "fixed": Fixed,
-    "pi": PI,
     "log_pi": LogPI,
     "rsl": RSL,
     "agreement": Agreement,
@@ -231,9 +197,8 @@ CONTROLLERS: dict[str, type[Fixed]] = {
 def make_controller(kind: str, target: float, initial: float | None = None, **gains: float) -> Fixed:
     """A controller of delta around `target`, starting from `initial` (default: the target), both nats per token.
 
-    Kinds: `fixed`, `pi` (as published), `log_pi`, `rsl`, `agreement`, `energy`. Gains left out take the kind's own.
-    Raises ValueError on an unknown kind or gain, and where `energy` is not given its gain.
+    Gains left out take the kind's own. Raises ValueError on an unknown kind or gain, and if `energy` is not given its
+    gain.
     """
-    if kind not in CONTROLLERS:
-        raise ValueError(f"controller={kind!r} is unknown; it takes {', '.join(CONTROLLERS)}.")
+    check_option("controller", kind, CONTROLLERS)
     return CONTROLLERS[kind](target, initial, **gains)

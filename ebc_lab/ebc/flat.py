@@ -1,14 +1,15 @@
-"""Weights that lie one after the other in memory, taken as one tensor: what is done to all of them is then one kernel.
+"""Weights that are neighbours in memory, treated as one tensor, so that an operation on all of them is one kernel.
 
-`lay_flat` puts a model's weights so; `segments` finds out how they lie, whoever has put them there, and `Copy` keeps a copy of
-them that lies alike. Weights that lie anyhow work too, only slower.
+`lay_flat` moves a model's weights next to each other. `Layout` finds out which weights are neighbours and keeps copies
+of them in the same layout. Weights that are scattered work too, only slower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ ALIGNMENT = 64  # bytes: each weight starts on a cache line
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring weights, by their places in a list, and the memory they lie in: one flat view, or the only weight itself."""
+    """Neighbouring weights, by their index in a list, and their memory: one flat view, or the only weight itself."""
 
     members: tuple[int, ...]
     tensor: Tensor
@@ -32,9 +33,9 @@ def _room(weight: Tensor) -> int:
 
 @torch.no_grad()
 def lay_flat(weights: Iterable[nn.Parameter]) -> None:
-    """Move weights into one stretch of memory for each device and dtype, in their order; values and objects stay the same.
+    """Move weights, in order, into one block of memory for each device and dtype; values and objects stay the same.
 
-    To be done after `model.to(...)`, which would tear them apart again. The gaps between them are zeros.
+    Call it after `model.to(...)`, which would scatter them again. The gaps between them are zeros.
     """
     kinds: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
     for p in weights:
@@ -49,13 +50,8 @@ def lay_flat(weights: Iterable[nn.Parameter]) -> None:
             at += _room(p)
 
 
-def addresses(weights: Sequence[Tensor]) -> list[int]:
-    """Where each weight lies; it changes when somebody moves it. (Whoever holds a `Segment` keeps its memory from reuse.)"""
-    return [p.data_ptr() for p in weights]
-
-
 def segments(weights: Sequence[Tensor], marks: Sequence[bool]) -> list[Segment]:
-    """The weights as maximal runs of neighbours that bear the same mark."""
+    """The weights as maximal runs of neighbours that carry the same mark."""
     where = [(p.untyped_storage()._cdata, int(p.storage_offset())) for p in weights]
     runs: list[list[int]] = []
     for i, w in enumerate(weights):
@@ -72,21 +68,22 @@ def segments(weights: Sequence[Tensor], marks: Sequence[bool]) -> list[Segment]:
 
 
 def _joined(weights: Sequence[Tensor], where: Sequence[tuple[int, int]], run: Sequence[int]) -> Tensor:
-    first, last = weights[run[0]].detach(), weights[run[-1]]
+    first = weights[run[0]].detach()
     if len(run) == 1:
         return first
     start = where[run[0]][1]
-    return first.as_strided((where[run[-1]][1] + last.numel() - start,), (1,), start)
+    end = where[run[-1]][1] + weights[run[-1]].numel()
+    return first.as_strided((end - start,), (1,), start)
 
 
 class Copy:
-    """A copy of weights that lies as they do: `parts` for the segments, `views` one a weight. `store` fills it."""
+    """A copy of weights in their layout: `parts` one for each segment, `views` one for each weight. `store` fills it."""
 
-    def __init__(self, weights: Sequence[Tensor], lying: Sequence[Segment]):
-        self.segments = lying
-        self.parts = [torch.empty_like(s.tensor) for s in lying]
+    def __init__(self, weights: Sequence[Tensor], originals: Sequence[Segment]):
+        self.segments = originals
+        self.parts = [torch.empty_like(s.tensor) for s in originals]
         self.views: list[Tensor] = [torch.empty(0)] * len(weights)
-        for s, part in zip(lying, self.parts, strict=True):
+        for s, part in zip(originals, self.parts, strict=True):
             for i in s.members:
                 w = weights[i]
                 offset = w.storage_offset() - s.tensor.storage_offset()
@@ -98,7 +95,7 @@ class Copy:
 
     @contextmanager
     def standing_in(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:
-        """The model computes with this copy: no weight is copied to that end, each only points here for the while."""
+        """The model computes with this copy meanwhile: its parameters point here, and no weight is copied."""
         own = [p.data for p in weights]
         try:
             for p, view in zip(weights, self.views, strict=True):
@@ -107,3 +104,32 @@ class Copy:
         finally:
             for p, data in zip(weights, own, strict=True):
                 p.data = data
+
+
+class Layout:
+    """Where weights lie in memory, valid while `holds`, and up to two copies of them, allocated at their first use.
+
+    `parts` is the weights' own memory, one tensor for each segment; `moving` are the indices of the segments of
+    `scaled` weights, which have no others among them.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], scaled: Collection[int]):
+        self.weights = weights
+        self.addresses = [p.data_ptr() for p in weights]
+        self.segments = segments(weights, [i in scaled for i in range(len(weights))])
+        self.parts = [s.tensor for s in self.segments]
+        self.moving = [i for i, s in enumerate(self.segments) if s.members[0] in scaled]
+
+    def holds(self) -> bool:
+        """Whether the weights are still there. The segments keep their memory alive, so no address is used twice."""
+        return [p.data_ptr() for p in self.weights] == self.addresses
+
+    @cached_property
+    def kept(self) -> Copy:
+        """For the weights before a step."""
+        return Copy(self.weights, self.segments)
+
+    @cached_property
+    def trial(self) -> Copy:
+        """For the weights at which the KL of a trial step is measured."""
+        return Copy(self.weights, self.segments)

@@ -1,14 +1,16 @@
-"""Which parameters are budgeted together (METHOD.md 3), told from their names: this project's and Hugging Face's usual ones."""
+"""Which parameters are budgeted together, told from their names: this project's and Hugging Face's usual ones."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .options import check_option
+
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?|h)\.(\d+)\.")
 
 # The modules that hold the hidden matrices, by the end of their names. Some names serve both attention and mlp (c_proj, wo,
-# output.dense): they stand under mlp, and an `attention` in front of them decides otherwise.
+# output.dense): they are listed under mlp, and an `attention` in front of them decides otherwise.
 _ATTENTION = (
     *("q", "q_proj", "q_lin", "query", "wq", "q_attn"),
     *("k", "k_proj", "k_lin", "key", "wk"),
@@ -29,7 +31,7 @@ def _held_by(modules: Sequence[str]) -> str:
     return rf"(?:^|\.)(?:{'|'.join(modules)})[._](?:weight|bias)$"
 
 
-_TYPES = {  # the first pattern that is found decides
+_TYPES = {  # the first pattern that matches decides
     "norm": re.compile(r"norm|(?:^|\.)ln\w*\.", re.IGNORECASE),
     "head": re.compile(r"(?:^|\.)(?:head|lm_head|embed_out|cls|classifier|score|pooler)\.|^output\."),
     "embedding": re.compile(r"embed|(?:^|\.)w[tp]e\."),
@@ -40,14 +42,14 @@ _HIDDEN = re.compile(_held_by(_ATTENTION + _MLP))
 
 
 def _by_block(names: list[str]) -> list[str]:
-    blocks = [_BLOCK.search(name) for name in names]
-    seen = [i for i, match in enumerate(blocks) if match]
-    if not seen:
-        return ["model"] * len(names)
-    groups = []
-    for i, match in enumerate(blocks):
-        groups.append(f"block{match.group(1)}" if match else "embeddings" if i < seen[0] else "head")
-    return groups
+    groups: list[str] = []
+    rest = "embeddings"  # what comes before the first block; after it, the head
+    for name in names:
+        match = _BLOCK.search(name)
+        if match:
+            rest = "head"
+        groups.append(f"block{match.group(1)}" if match else rest)
+    return groups if rest == "head" else ["model"] * len(names)
 
 
 def _type(name: str) -> str:
@@ -58,11 +60,11 @@ def _is_hidden_matrix(name: str) -> bool:
     return name.endswith("weight") and bool(_HIDDEN.search(name)) and _type(name) in ("attention", "mlp")
 
 
-GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
+_GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
     "block": _by_block,
     "tensor": list,
     "type": lambda names: [_type(name) for name in names],
-    "matrices": list,  # of those that `group_parameters` leaves
+    "matrices": list,  # after `group_parameters` has dropped everything else
     "global": lambda names: ["all"] * len(names),
 }
 
@@ -72,28 +74,27 @@ def group_parameters(
 ) -> dict[str, list[str]]:
     """Parameter names, in the model's order, -> {group: its names}, in order of first appearance.
 
-    * `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is `blockN`, the rest
-      is `head`
+    * `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is `blockN`, the
+      rest is `head`; without any block, everything is `model`
     * `tensor`: each its own
-    * `type`: `attention`, `mlp`, `norm`, `embedding`, `head`; what is none of them is `other`
+    * `type`: `attention`, `mlp`, `norm`, `embedding`, `head`; anything else is `other`
     * `matrices`: each of q, k, v, o, mlp-in and mlp-out is its own group; everything else is left out. With `shapes`
       (name -> shape) only the two-dimensional ones count
     * `global`: one group, `all`
 
     Raises ValueError on an unknown kind, and where `matrices` finds none.
     """
-    if kind not in GROUPINGS:
-        raise ValueError(f"grouping={kind!r} is unknown; it takes {', '.join(GROUPINGS)}.")
+    check_option("grouping", kind, _GROUPINGS)
     names = list(names)
     if kind == "matrices":
-        names = [
-            name for name in names if _is_hidden_matrix(name) and (shapes is None or len(shapes[name]) == 2)
-        ]
+        hidden = filter(_is_hidden_matrix, names)
+        names = [name for name in hidden if shapes is None or len(shapes[name]) == 2]
         if not names:
             raise ValueError(
-                "grouping='matrices' found no hidden matrix (q, k, v, o, mlp-in, mlp-out) by name; take grouping='tensor'."
+                "grouping='matrices' found no hidden matrix (q, k, v, o, mlp-in, mlp-out) by name: use "
+                "grouping='tensor'."
             )
     groups: dict[str, list[str]] = {}
-    for name, group in zip(names, GROUPINGS[kind](names), strict=True):
+    for name, group in zip(names, _GROUPINGS[kind](names), strict=True):
         groups.setdefault(group, []).append(name)
     return groups

@@ -36,17 +36,18 @@ def rms_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
 def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over tokens of KL(softmax(z) || softmax(z_new)); (..., V) twice -> 0-dim, nats per token.
 
-    Rounding can make it slightly negative; whoever divides by it clamps it.
+    Rounding can make it slightly negative: clamp it before dividing by it.
     """
-    log_p, log_q = _wide(z).log_softmax(-1), _wide(z_new).log_softmax(-1)
+    log_p = _wide(z).log_softmax(-1)
+    log_q = _wide(z_new).log_softmax(-1)
     p = log_p.exp()
-    return token_mean(
-        torch.where(p > 0, p * (log_p - log_q), 0).sum(-1), mask
-    )  # p = 0 where the vocabulary is masked
+    terms = torch.where(p > 0, p * (log_p - log_q), 0)  # p = 0 where the vocabulary is masked
+    return token_mean(terms.sum(-1), mask)
 
 
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of half the variance of `dz` under softmax(z): the KL to second order; -> 0-dim, nats per token."""
-    p, dz = _wide(z).softmax(-1), _wide(dz)
+    """Mean over tokens of half the variance of `dz` under softmax(z): the KL to second order; 0-dim, nats per token."""
+    p = _wide(z).softmax(-1)
+    dz = _wide(dz)
     mean = (p * dz).sum(-1, keepdim=True)
     return 0.5 * token_mean((p * (dz - mean).square()).sum(-1), mask)

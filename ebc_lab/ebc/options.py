@@ -6,6 +6,8 @@ earlier study; `EllipsotopeClip` itself refuses them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 BUDGETS = ("shadow", "surrogate", "fisher", "calibrated")
 BOUNDED = ("surrogate", "calibrated")  # c follows from the bound S, which is needed at every step
 AGGREGATES = ("l1", "sqrtl_l2", "l2")
@@ -25,3 +27,10 @@ CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise
 LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `shadow`: ten floors
 LEAST_MULTIPLIER = {"linear": 0.05, "cosine": 0.05}  # the end of a schedule's factor on the target KL
+
+
+def check_option(key: str, value: str, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is one of the names that setting `key` takes."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r} is unknown; it takes {', '.join(allowed)}.")

@@ -1,6 +1,6 @@
-"""One batch as the method sees it: the rows that choose c, the rows that audit it, and the model's logits on either.
+"""One batch as the method sees it: the rows that choose c, the rows that audit it, and the model's logits on them.
 
-Probes are made with dropout off, in the training forward's precision; sensitivities in float32 outside autocast.
+Measurements run with dropout off, in the training forward's precision; sensitivities in float32 outside autocast.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .logits import token_mean
 from .options import KL_FLOOR
+from .step import StepInputs
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -23,10 +25,10 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Prober(nn.Module):
     """A model and its user's forward as one module, so that `functional_call` can swap weights under both.
 
-    `fresh_logits`: whether the training forward's logits are not those of the model without dropout. `seconds` is the host
-    time spent measuring.
-    `compiled`, where training calls that in the model's place, is called by `as_trained` alone: rounding that differs between
-    z(W) and z(W + c·dW) would count as KL. Under `functional_call` and transforms the model itself is called.
+    `fresh_logits`: whether the training forward's logits are not those of the model without dropout; `seconds`: the
+    host time spent measuring. `compiled`, if training calls that instead of the model, is called by `as_trained` alone,
+    because rounding that differs between z(W) and z(W + c·dW) would count as KL. `functional_call` and transforms call
+    the model itself.
     """
 
     def __init__(
@@ -38,9 +40,8 @@ class Prober(nn.Module):
     ):
         super().__init__()
         self.model = model
-        self._called = (
-            model if compiled is None else compiled,
-        )  # in a tuple: not a second owner of the weights
+        # in a tuple, so that torch does not see a second owner of the weights
+        self._called = (model if compiled is None else compiled,)
         self.call = forward or _call
         if fresh_logits is None:
             kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
@@ -57,7 +58,7 @@ class Prober(nn.Module):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Dropout off and the clock on; afterwards each module is in the mode it was in, where parts differ too."""
+        """Dropout off and the clock on; afterwards every module returns to its own mode."""
         start = time.perf_counter()
         training = [module for module in self.model.modules() if module.training]
         for module in training:
@@ -70,80 +71,80 @@ class Prober(nn.Module):
             self.seconds += time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a batch and z, the model's logits on them at W."""
+
+    inputs: Any
+    mask: Tensor | None
+    targets: Tensor | None
+    z: Tensor
+
+
 class Batch:
-    """The leading `k` rows (`probe`) choose c; when `audit` is asked for, enough of the others (`held`) to judge it.
+    """The leading `k` rows (`probe`) choose c; if an audit is due, enough of the others (`held`) judge it.
 
     Args:
-        tokens: the batch as the forward takes it, rows first.
-        logits: the training forward's, (B, ..., V), or its output, which has them as `.logits`; None to compute them.
-        mask: (B, ...) bool, the token positions that count.
+        inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit still
+            leaves out. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
-        targets: (B, ...) class indices of the batch.
-        probe: (rows, targets) of held-back text that choose c instead of the leading rows, which the audit still leaves out.
     Raises:
         ValueError: no tokens, or no row is left for the audit.
     """
 
     def __init__(
-        self,
-        prober: Prober,
-        tokens: Any,
-        logits: Any,
-        mask: Tensor | None,
-        weight: Tensor,
-        *,
-        k: int,
-        audit: bool,
-        audit_tokens: int,
-        targets: Tensor | None = None,
-        probe: tuple[Any, Tensor | None] | None = None,
+        self, prober: Prober, inputs: StepInputs, weight: Tensor, *, k: int, audit: bool, audit_tokens: int
     ):
-        if tokens is None:
+        if inputs.tokens is None:
             raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
-        self.prober, self.audit = prober, audit
-        logits = None if logits is None else _logits(logits)
-        first = mask if mask is not None else logits if logits is not None else _first_tensor(tokens)
-        size = first.shape[0]
+        self.prober = prober
+        logits = None if inputs.logits is None else _logits(inputs.logits)
+        size = _size(inputs.tokens, logits, inputs.mask)
         if size <= k and audit:
             raise ValueError(f"a batch of {size} rows leaves none for the audit beside probe_sequences={k}.")
-        like = logits if logits is not None else weight
+        like = weight if logits is None else logits
         self.device = like.device.type
-        enclosing = torch.is_autocast_enabled(self.device)
-        cast = (
-            torch.get_autocast_dtype(self.device)
-            if enclosing
-            else like.dtype
-            if like.dtype in LOW_PRECISION
-            else None
-        )
+        cast = _low_precision(like, self.device)
         low_weights = weight.dtype in LOW_PRECISION
         self.autocast = None if low_weights else cast
         self.floor = KL_FLOOR["bfloat16" if cast or low_weights else "float32"]
 
-        z = None if logits is None or (prober.fresh_logits and prober.model.training) else logits.detach()
-        self.probe, self.probe_mask = _rows(tokens, 0, k), None if mask is None else mask[:k]
-        self.probe_targets = None if targets is None else targets[:k]
-        if probe is not None:
-            self.probe, self.probe_mask = _rows(probe[0], 0, k), None
-            self.probe_targets = None if probe[1] is None else probe[1][:k]
-        self.z_probe = self.logits(self.probe) if z is None or probe is not None else z[:k]
-        if not audit:
-            return
-        tokens_per_row = (logits if logits is not None else self.z_probe)[0, ..., 0].numel()
-        if mask is None:
-            rows = min(size, k - (-audit_tokens // tokens_per_row))
-            self.held_tokens = (rows - k) * tokens_per_row
-        else:
-            kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
-            rows = min(size, k + 1 + int((kept < audit_tokens).sum()))
-            self.held_tokens = int(kept[rows - k - 1])
-        self.held, self.held_mask = _rows(tokens, k, rows), None if mask is None else mask[k:rows]
-        self.z_held = self.logits(self.held) if z is None else z[k:rows]
+        reusable = logits is not None and not (prober.fresh_logits and prober.model.training)
+        z = logits.detach() if logits is not None and reusable else None
+        self.probe = self._probe(inputs, z, k)
+        self.held: Rows | None = None
+        self.held_tokens = 0
+        if audit:
+            row = (self.probe.z if logits is None else logits)[0]
+            end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), inputs.mask)
+            self.held = self._rows(inputs.tokens, inputs.mask, None, z, k, end)
+
+    def _probe(self, inputs: StepInputs, z: Tensor | None, k: int) -> Rows:
+        if inputs.probe is None:
+            return self._rows(inputs.tokens, inputs.mask, inputs.targets, z, 0, k)
+        return self._rows(inputs.probe[0], None, inputs.probe[1], None, 0, k)
+
+    def _rows(
+        self,
+        tokens: Any,
+        mask: Tensor | None,
+        targets: Tensor | None,
+        z: Tensor | None,
+        start: int,
+        end: int,
+    ) -> Rows:
+        rows = _rows(tokens, start, end)
+        return Rows(
+            rows,
+            None if mask is None else mask[start:end],
+            None if targets is None else targets[start:end],
+            self.logits(rows) if z is None else z[start:end],
+        )
 
     def logits(self, rows: Any) -> Tensor:
         """The model's logits on `rows` at its present weights, without dropout, in the training forward's precision.
 
-        autocast may hold a low-precision copy of a weight that has changed in place since: its cache is emptied and off.
+        autocast may hold a low-precision copy of a weight that was changed in place, so its cache is cleared and off.
         """
         torch.clear_autocast_cache()
         context = (
@@ -160,15 +161,42 @@ class Batch:
         Weights that are not given are the model's own.
         """
         with self.prober.measuring(), torch.autocast(self.device, enabled=False):
-            out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe,))
+            out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe.inputs,))
             return out
 
     def probe_loss(self, z: Tensor) -> Tensor:
         """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token. Needs targets."""
-        assert self.probe_targets is not None
+        targets = self.probe.targets
+        assert targets is not None
         wide = z if z.dtype == torch.float64 else z.float()
-        losses = F.cross_entropy(wide.flatten(0, -2), self.probe_targets.flatten(), reduction="none")
-        return token_mean(losses.view(self.probe_targets.shape), self.probe_mask)
+        losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none")
+        return token_mean(losses.view(targets.shape), self.probe.mask)
+
+
+def _size(tokens: Any, logits: Tensor | None, mask: Tensor | None) -> int:
+    for given in (mask, logits):
+        if given is not None:
+            return given.shape[0]
+    return _first_tensor(tokens).shape[0]
+
+
+def _low_precision(like: Tensor, device: str) -> torch.dtype | None:
+    """The dtype of the autocast region we are in, or else that of the logits, if it is a low-precision one."""
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return like.dtype if like.dtype in LOW_PRECISION else None
+
+
+def _audited_rows(
+    size: int, k: int, tokens: int, tokens_per_row: int, mask: Tensor | None
+) -> tuple[int, int]:
+    """Where the rows from the k-th on that hold at least `tokens` tokens end, and how many those rows hold."""
+    if mask is None:
+        end = min(size, k - (-tokens // tokens_per_row))
+        return end, (end - k) * tokens_per_row
+    kept = mask[k:].reshape(size - k, -1).sum(1).cumsum(0)
+    end = min(size, k + 1 + int((kept < tokens).sum()))
+    return end, int(kept[end - k - 1])
 
 
 def _rows(inputs: Any, start: int, stop: int) -> Any:

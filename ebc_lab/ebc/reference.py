@@ -1,8 +1,8 @@
-"""EBC once more, as a slow plain transcription of docs/method.md, for the tests to hold the fast path against.
+"""EBC again, as a slow plain transcription of docs/method.md: the tests compare the fast path with it.
 
-Python floats and one tensor at a time; whole deep copies of the model; derivatives by central differences. It imports nothing
-of the other files here: geometry, surrogates, budgets, controllers, schedules and guards are all written out again. To be read
-beside docs/method.md, in its order.
+Python floats and one tensor at a time, deep copies of the model, derivatives by central differences. It imports nothing from
+the other files here: geometry, surrogates, budgets, controllers and schedules are all written out again, in the order of
+docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Weights = dict[str, Tensor]
 
 
-# -- what logits are and how far they moved, token by token ----------------------------------------------------------------
+# -- how far logits moved, token by token ----------------------------------------------------------------------------------
 
 
 def rows(z: Tensor) -> list[list[float]]:
@@ -34,53 +34,48 @@ def log_softmax(row: list[float]) -> list[float]:
 
 
 def mean_kl(z: Tensor, z_new: Tensor) -> float:
-    total, tokens = 0.0, 0
+    kls = []
     for row, row_new in zip(rows(z), rows(z_new), strict=True):
         if not all(map(math.isfinite, row_new)):
             return math.nan
-        total += sum(
-            math.exp(a) * (a - b) for a, b in zip(log_softmax(row), log_softmax(row_new), strict=True)
-        )
-        tokens += 1
-    return total / tokens
+        pairs = zip(log_softmax(row), log_softmax(row_new), strict=True)
+        kls.append(sum(math.exp(a) * (a - b) for a, b in pairs))
+    return sum(kls) / len(kls)
 
 
 def movement(dz: Tensor) -> float:
     """rms(centre(dz)), logits per token."""
-    total, tokens = 0.0, 0
+    squares = []
     for row in rows(dz):
         mean = sum(row) / len(row)
-        total += sum((a - mean) ** 2 for a in row)
-        tokens += 1
-    return math.sqrt(total / tokens)
+        squares.append(sum((a - mean) ** 2 for a in row))
+    return math.sqrt(sum(squares) / len(squares))
 
 
 def half_variance(z: Tensor, dz: Tensor) -> float:
     """½·Var_p(dz), the KL to second order, nats per token."""
-    total, tokens = 0.0, 0
+    halves = []
     for row, row_moved in zip(rows(z), rows(dz), strict=True):
         p = [math.exp(a) for a in log_softmax(row)]
         mean = sum(a * b for a, b in zip(p, row_moved, strict=True))
-        total += 0.5 * sum(a * (b - mean) ** 2 for a, b in zip(p, row_moved, strict=True))
-        tokens += 1
-    return total / tokens
+        halves.append(0.5 * sum(a * (b - mean) ** 2 for a, b in zip(p, row_moved, strict=True)))
+    return sum(halves) / len(halves)
 
 
 def cross_entropy(z: Tensor, targets: Tensor) -> float:
-    total, tokens = 0.0, 0
-    for row, y in zip(rows(z), targets.flatten().tolist(), strict=True):
-        total -= log_softmax(row)[y]
-        tokens += 1
-    return total / tokens
+    losses: list[float] = [
+        -log_softmax(row)[y] for row, y in zip(rows(z), targets.flatten().tolist(), strict=True)
+    ]
+    return sum(losses) / len(losses)
 
 
 def cross_entropy_rise(z: Tensor, dz: Tensor, targets: Tensor) -> float:
     """<∇loss, dW> where dz = J·dW."""
-    total, tokens = 0.0, 0
+    rises: list[float] = []
     for row, row_moved, y in zip(rows(z), rows(dz), targets.flatten().tolist(), strict=True):
-        total += sum(math.exp(a) * b for a, b in zip(log_softmax(row), row_moved, strict=True)) - row_moved[y]
-        tokens += 1
-    return total / tokens
+        expected = sum(math.exp(a) * b for a, b in zip(log_softmax(row), row_moved, strict=True))
+        rises.append(expected - row_moved[y])
+    return sum(rises) / len(rises)
 
 
 # -- one budgeted run ------------------------------------------------------------------------------------------------------
@@ -93,7 +88,7 @@ class ReferenceStep:
     target: float  # delta*, scheduled
     skipped: bool = False
     trace: list[tuple[float, float]] = field(default_factory=list)  # of `shadow`: (trial, KL)
-    guard: float = 1.0
+    guard: float = 1.0  # the factor on the trust radius, under `surrogate`
     S: float | None = None
     s: list[float] | None = None
     q: float | None = None
@@ -119,7 +114,7 @@ class Proposal:
 class ReferenceClip:
     """One model, its base optimizers, one budget. `step(tokens)` needs the gradients in place, as torch's `step` does.
 
-    Tensors that stand in none of `groups` are not budgeted and move freely. `retract` puts the model it is given back on its
+    Tensors that are in none of `groups` are not budgeted and move freely. `retract` puts the model it is given back on its
     manifold, in place.
     """
 
@@ -133,8 +128,6 @@ class ReferenceClip:
     gain: float = math.nan  # a, of `energy`
     schedule: str = "constant"
     total_steps: int = 1
-    guard: str = "none"
-    units: str = "logits"
     probe_sequences: int = 2
     audit_every: int = 10
     audit_tokens: int = 512
@@ -150,9 +143,6 @@ class ReferenceClip:
         self.delta = self.target_kl
         self.previous_target = self.target_kl
         self.previous_error: float | None = None
-        self.ema: float | None = None
-        self.log_g = 0.0
-        self.last_audit = 0
         self.beta: list[float | None] = [None] * len(self.groups)
         self.seen = [0] * len(self.groups)
         self.budgeted = {name for members in self.groups for name in members}
@@ -160,7 +150,8 @@ class ReferenceClip:
     def step(
         self, tokens: Tensor, targets: Tensor | None = None, probe: tuple[Tensor, Tensor | None] | None = None
     ) -> ReferenceStep:
-        t, self.t = self.t, self.t + 1
+        t = self.t
+        self.t += 1
         target = self._multiplier(t) * self.target_kl
         self.delta *= target / self.previous_target
         self.previous_target = target
@@ -169,18 +160,18 @@ class ReferenceClip:
         if not all(bool(torch.isfinite(g).all()) for g in gradients.values()):
             return ReferenceStep(0.0, self.delta, target, skipped=True)
 
+        # the base's proposal, and the tokens that choose c
         before = copy.deepcopy(self.model)
         old = {n: p.detach().clone() for n, p in names.items()}
         for base in self.bases:
             base.step()
         new = {n: p.detach().clone() for n, p in names.items()}
-
+        rows, labels = (tokens, targets) if probe is None else probe
         k = self.probe_sequences
-        chosen = (tokens, targets) if probe is None else probe
-        proposal = Proposal(before, old, new, chosen[0][:k], None if chosen[1] is None else chosen[1][:k])
-        audits = t % self.audit_every == 0
-        done = ReferenceStep(1.0, self.delta, target, guard=math.exp(self.log_g))
-        slope = sum(float((g.double() * (new[n] - old[n]).double()).sum()) for n, g in gradients.items())
+        proposal = Proposal(before, old, new, rows[:k], None if labels is None else labels[:k])
+
+        # c, and the update it leaves
+        done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
         if self.budget == "shadow":
             self._shadow(done, proposal, t)
         else:
@@ -189,26 +180,34 @@ class ReferenceClip:
             self._set(self.model, proposal, 0.0, free=0.0)
             return done
         self._set(self.model, proposal, done.c, free=1.0)
-        if audits:
-            last = min(len(tokens), k + math.ceil(self.audit_tokens / tokens.shape[1]))
-            z, z_new = self._z(before, tokens[k:last]), self._z(self.model, tokens[k:last])
-            done.applied_kl, done.T, done.slope = max(0.0, mean_kl(z, z_new)), movement(z_new - z), slope
-            if done.S is not None:
-                budgeted = copy.deepcopy(
-                    before
-                )  # what is not budgeted stays where it was: its movement is not S's
-                self._set(budgeted, proposal, done.c, free=0.0)
-                T = movement(self._z(budgeted, tokens[k:last]) - z)
-                done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
-            self._guard(done, t)
-            self._control(done, proposal)
+
+        if t % self.audit_every == 0:
+            parts = ((g.double() * (new[n] - old[n]).double()).sum() for n, g in gradients.items())
+            done.slope = sum(map(float, parts))
+            last = k + math.ceil(self.audit_tokens / tokens.shape[1])
+            self._audit(done, proposal, tokens[k:last])
+            self._control(done, proposal, t)
         return done
+
+    def _audit(self, done: ReferenceStep, proposal: Proposal, held: Tensor) -> None:
+        z = self._z(proposal.before, held)
+        z_new = self._z(self.model, held)
+        done.applied_kl = max(0.0, mean_kl(z, z_new))
+        done.T = movement(z_new - z)
+        if done.S is not None:
+            # what is not budgeted stays where it was: its movement is not S's
+            budgeted = copy.deepcopy(proposal.before)
+            self._set(budgeted, proposal, done.c, free=0.0)
+            T = movement(self._z(budgeted, held) - z)
+            done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
 
     # -- budgets: how c is found
 
     def _shadow(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
-        z, trial_model = self._z(proposal.before, proposal.tokens), copy.deepcopy(proposal.before)
-        left, trial = 3 if t < 20 else 1, self.trial
+        z = self._z(proposal.before, proposal.tokens)
+        trial_model = copy.deepcopy(proposal.before)
+        left = 3 if t < 20 else 1
+        trial = self.trial
         while True:
             self._set(trial_model, proposal, trial, free=0.0)
             kl = mean_kl(z, self._z(trial_model, proposal.tokens))
@@ -216,17 +215,23 @@ class ReferenceClip:
             done.trace.append((trial, kl))
             left -= 1
             if not math.isfinite(kl):
-                again, c, following, skipped = True, 0.0, trial / 10, True
+                again = True
+                c = 0.0
+                following = trial / 10
             elif kl < self.floor:
-                again, c, following, skipped = trial < 1, trial, min(1.0, 10 * trial), False
+                again = trial < 1
+                c = trial
+                following = min(1.0, 10 * trial)
             else:
                 c = min(1.0, trial * math.sqrt(self.delta / kl))
+                again = not 1 / 1.5 <= c / trial <= 1.5
                 following = c if c > 0 else trial
-                again, skipped = not 1 / 1.5 <= c / trial <= 1.5, False
             trial = following
             if not again or left == 0:
                 break
-        self.trial, done.c, done.skipped = trial, c, skipped
+        self.trial = trial
+        done.c = c
+        done.skipped = not math.isfinite(kl)
 
     def _predicted(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
         """`surrogate`, `fisher` and `calibrated`: c from S, from q, or from S corrected by q now and then."""
@@ -252,7 +257,8 @@ class ReferenceClip:
 
     def _contributions(self, done: ReferenceStep, proposal: Proposal, t: int) -> bool:
         """s_g = beta_g·||dW_g|| and S; -> whether any beta was measured."""
-        due, probed = self._due(t), False
+        due = self._due(t)
+        probed = False
         done.s = []
         for g, members in enumerate(self.groups):
             norm = self._norm(proposal, members)
@@ -260,7 +266,7 @@ class ReferenceClip:
                 self._observe(g, movement(self._derivative(proposal, members)[1]) / norm)
                 probed = True
             beta = self.beta[g] or 0.0
-            done.s.append(beta * norm / (self._lr() if self.units == "per_lr" else 1.0))
+            done.s.append(self._contribution(beta, norm))
         moving = sum(1 for s in done.s if s != 0)
         l2 = math.sqrt(sum(s * s for s in done.s))
         done.S = {"l1": sum(done.s), "sqrtl_l2": math.sqrt(moving) * l2, "l2": l2}[self.aggregate]
@@ -271,7 +277,7 @@ class ReferenceClip:
         sweeps = {0, 10, 20, 50} | {100 * 2**i for i in range(20)}
         if self.cadence == "sweep":
             return everything if t % 20 == 0 else set()
-        if t % 200 == 0 if self.cadence == "published" else t in sweeps:
+        if t in sweeps:
             return everything
         every = 5 if self.cadence == "dense" else 20
         if t % every == 0:
@@ -281,19 +287,21 @@ class ReferenceClip:
 
     def _observe(self, g: int, observed: float) -> None:
         self.seen[g] += 1
-        n, beta = self.seen[g], self.beta[g]
+        n = self.seen[g]
+        beta = self.beta[g]
         if beta is None:
             self.beta[g] = observed
             return
-        weight = 0.05 if self.cadence == "published" else max(0.05, 1 / n)
+        weight, limited = self._weight(n)
         residual = observed - beta
-        if n >= (2 if self.cadence == "published" else 4):
+        if limited:
             residual = max(-0.5 * beta, min(0.5 * beta, residual))
         self.beta[g] = beta + weight * residual
 
     def _derivative(self, proposal: Proposal, members: Sequence[str] | set[str]) -> tuple[Tensor, Tensor]:
         """(z, J·dW) with dW of these tensors alone, by a central difference 1e-5 long on either side."""
-        z, norm = self._z(proposal.before, proposal.tokens), self._norm(proposal, members)
+        z = self._z(proposal.before, proposal.tokens)
+        norm = self._norm(proposal, members)
         if norm == 0:
             return z, torch.zeros_like(z)
         eps = 1e-5 / norm
@@ -307,7 +315,19 @@ class ReferenceClip:
             sides.append(self._z(moved, proposal.tokens))
         return z, (sides[0] - sides[1]) / (2 * eps)
 
-    # -- how delta, delta* and the guard evolve
+    # -- what mistakes of the earlier study change: see the tests of `forensics`
+
+    def _guard_factor(self) -> float:
+        return 1.0
+
+    def _contribution(self, beta: float, norm: float) -> float:
+        return beta * norm
+
+    def _weight(self, n: int) -> tuple[float, bool]:
+        """The weight of the n-th observation of a beta, and whether its residual is limited."""
+        return max(0.05, 1 / n), n >= 4
+
+    # -- how delta and delta* evolve
 
     def _multiplier(self, t: int) -> float:
         if self.schedule == "linear":
@@ -318,23 +338,12 @@ class ReferenceClip:
             return (self._lr() / self.peak_lr) ** 2
         return 1.0
 
-    def _guard(self, done: ReferenceStep, t: int) -> None:
-        if self.guard == "none":
-            return
-        assert done.tightness is not None
-        self.log_g *= 0.5 ** ((t - self.last_audit) / 200)
-        self.last_audit = t
-        rho = done.guard * done.tightness  # what is left of the under-estimate: T/tau on a clipped step
-        if rho > 1:
-            self.log_g -= math.log(rho)
-            if self.guard == "shrink_inflate":
-                self.beta = [None if beta is None else rho * beta for beta in self.beta]
-
-    def _control(self, done: ReferenceStep, proposal: Proposal) -> None:
-        target, clipped = done.target, done.c < 0.999
-        assert done.applied_kl is not None
-        assert done.slope is not None
+    def _control(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
+        target = done.target
+        clipped = done.c < 0.999
         kl = done.applied_kl
+        assert kl is not None
+        assert done.slope is not None
         if self.controller == "log_pi":
             error = math.log(target) - math.log(max(kl, 1e-12))
             previous = error if self.previous_error is None else self.previous_error
@@ -342,11 +351,6 @@ class ReferenceClip:
             if clipped or error <= 0:
                 offset = math.log(self.delta / target) + 0.2 * (error - previous) + 0.3 * error
                 self.delta = target * math.exp(max(-12.0, min(12.0, offset)))
-        elif self.controller == "pi":
-            error = target - kl
-            weight = 1 - 0.5 ** (self.audit_every / 250)
-            self.ema = error if self.ema is None else self.ema + weight * (error - self.ema)
-            self.delta = min(0.30, max(0.01, self.delta * math.exp(0.15 * error + 0.02 * self.ema)))
         elif self.controller == "rsl":
             if kl > 2 * target:
                 self.delta /= 1.5
@@ -369,10 +373,9 @@ class ReferenceClip:
         done.q = half_variance(z, dz)
         arrived = copy.deepcopy(proposal.before)
         self._set(arrived, proposal, done.c, free=0.0)
-        fall = cross_entropy(z, proposal.targets) - cross_entropy(
-            self._z(arrived, proposal.tokens), proposal.targets
-        )
-        return fall, -done.c * cross_entropy_rise(z, dz, proposal.targets) - done.c**2 * done.q
+        after = cross_entropy(self._z(arrived, proposal.tokens), proposal.targets)
+        rise = cross_entropy_rise(z, dz, proposal.targets)
+        return cross_entropy(z, proposal.targets) - after, -done.c * rise - done.c**2 * done.q
 
     # -- weights
 
@@ -380,15 +383,16 @@ class ReferenceClip:
         """Put `model` at W + c·dW, at W + free·dW where it is not budgeted, and back on its manifold."""
         with torch.no_grad():
             for name, p in model.named_parameters():
-                old, new, scale = proposal.old[name], proposal.new[name], c if name in self.budgeted else free
-                p.copy_(old if scale == 0 else new if scale == 1 else old + scale * (new - old))
+                old = proposal.old[name]
+                new = proposal.new[name]
+                scale = c if name in self.budgeted else free
+                p.copy_(new if scale == 1 else old + scale * (new - old))
             if self.retract is not None:
                 self.retract(model)
 
     def _norm(self, proposal: Proposal, members: Sequence[str] | set[str]) -> float:
-        return math.sqrt(
-            sum(float((proposal.new[n] - proposal.old[n]).double().square().sum()) for n in members)
-        )
+        moved = [(proposal.new[n] - proposal.old[n]).double() for n in members]
+        return math.sqrt(sum(float(m.square().sum()) for m in moved))
 
     def _lr(self) -> float:
         return float(self.bases[0].param_groups[0]["lr"])

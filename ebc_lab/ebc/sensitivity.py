@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .logits import centre, rms_norm
-from .options import FORENSIC_CADENCES as CADENCES
+from .options import CADENCES, check_option
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
@@ -49,8 +49,8 @@ def probe_fd(
 ) -> Tensor:
     """The same by (z(W + eps·U) - z(W))/eps, eps chosen so that the logits move by about `FD_MOVEMENT` rms.
 
-    `guess` is a first idea of the answer. Two passes are enough when it is off by less than a few hundred times; at most
-    four are made. -> 0-dim, logits.
+    `guess` is a first estimate of the answer. Two passes are enough when it is off by less than a few hundred times; at
+    most four are made. -> 0-dim, logits.
     """
     z = forward(weights)
     beta = torch.tensor(guess)
@@ -67,19 +67,18 @@ def probe_fd(
 class SensitivityFilter:
     """A robust running mean of the observations of one group's beta.
 
-    `cadence="warm"`: the n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to
-    ±huber·beta; `"dense"` and `"sweep"` filter alike. `"published"`: weight 1-decay and the limit from the second on.
-    `init="first"`: the first observation is taken whole; `"zero"` (forensic): an EMA from 0 without a limit, which stays
-    far too small for hundreds of steps. Raises ValueError on another name.
+    The n-th observation weighs max(1-decay, 1/n), and from the 4th on its residual is limited to ±huber·beta.
     """
 
-    def __init__(self, decay: float = 0.95, huber: float = 0.5, cadence: str = "warm", init: str = "first"):
-        _check_cadence(cadence)
-        if init not in ("first", "zero"):
-            raise ValueError(f"beta_init={init!r} is unknown; it takes first or zero.")
-        self.decay, self.huber, self.cadence, self.init = decay, huber, cadence, init
+    def __init__(self, decay: float = 0.95, huber: float = 0.5):
+        self.decay = decay
+        self.huber = huber
         self.count = 0
         self.beta: Tensor | None = None
+
+    def weight(self, n: int) -> tuple[float, bool]:
+        """The weight of the n-th observation (from 1), and whether its residual is limited."""
+        return max(1 - self.decay, 1 / n), n >= 4
 
     def update(self, observed: Tensor | float) -> Tensor:
         """One observation (logits per unit of weight norm) -> beta, 0-dim, same unit.
@@ -90,20 +89,13 @@ class SensitivityFilter:
         if not torch.isfinite(observed):
             return observed if self.beta is None else self.beta.clone()
         self.beta = torch.zeros_like(observed) if self.beta is None else self.beta.to(observed.device)
-        n = self.count + 1
-        weight, limited = 1 - self.decay, n >= 2
-        if self.init == "zero":
-            limited = False
-        elif n == 1:
-            weight = 1.0
-        elif self.cadence != "published":
-            weight, limited = max(weight, 1 / n), n >= 4
+        self.count += 1
+        weight, limited = self.weight(self.count)
         residual = observed - self.beta
         if limited:
             bound = self.huber * self.beta
             residual = torch.minimum(torch.maximum(residual, -bound), bound)
-        self.beta.add_(weight * residual)  # in place: a CUDA graph keeps to the memory it has seen
-        self.count = n
+        self.beta.add_(weight * residual)  # in place: a CUDA graph reads the memory it was captured with
         return self.beta.clone()
 
     def inflate(self, factor: Tensor | float) -> None:
@@ -115,33 +107,28 @@ class SensitivityFilter:
         return {"count": self.count, "beta": None if self.beta is None else self.beta.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.beta = state["count"], state["beta"]
-
-
-def _check_cadence(cadence: str) -> None:
-    if cadence not in CADENCES:
-        raise ValueError(f"cadence={cadence!r} is unknown; it takes {', '.join(CADENCES)}.")
-
-
-def _sweeps(step: int, cadence: str) -> bool:
-    """Whether every group is measured at `step`."""
-    if cadence in ("published", "sweep"):
-        return step % (200 if cadence == "published" else 20) == 0
-    hundreds = step // 100
-    return step in (0, 10, 20, 50) or (step % 100 == 0 and hundreds & (hundreds - 1) == 0)
+        self.count = state["count"]
+        self.beta = state["beta"]
 
 
 def due_groups(step: int, groups: Sequence[str], cadence: str = "warm") -> list[str]:
     """Which groups are measured at `step` (0-based).
 
-    `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps.
-    `dense`: the same, with two groups in turn every 5 steps. `published`: all every 200 steps, two in turn every 20.
-    `sweep`: all every 20 steps. A turn that falls on a sweep is part of it. Raises ValueError on another cadence.
+    `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps. `dense`: the
+    same, with two groups in turn every 5 steps. `sweep`: all every 20 steps. A turn that falls on a sweep is part of it.
+    Raises ValueError on another cadence.
     """
-    _check_cadence(cadence)
-    if _sweeps(step, cadence):
+    check_option("cadence", cadence, CADENCES)
+    if cadence == "sweep":
+        return list(groups) if step % 20 == 0 else []
+    hundreds = step // 100
+    if step in (0, 10, 20, 50) or (step % 100 == 0 and hundreds & (hundreds - 1) == 0):
         return list(groups)
-    every = 5 if cadence == "dense" else 20
+    return two_in_turn(step, groups, every=5 if cadence == "dense" else 20)
+
+
+def two_in_turn(step: int, groups: Sequence[str], every: int) -> list[str]:
+    """The two groups whose turn it is at `step`; none between turns, which are `every` steps apart."""
     if step % every:
         return []
     turn = 2 * (step // every - 1)

@@ -1,9 +1,9 @@
 """`StabilizedOptimizer`: the step that EBC and its rivals share, a torch optimizer around one or several base optimizers.
 
-In order: gradients checked → `_limit_gradients` → base optimizers step → projection → `_limit_update` → retraction → at every
-audit the applied KL is measured on tokens that chose nothing. A stabilizer is a subclass that overrides one of the two
-limits; without any it is the plain optimizer, bit for bit. The rules for failing steps are docs/method.md's, and the same
-for every stabilizer.
+In order: check the gradients → `_limit_gradients` → base optimizers step → projection → `_limit_update` → retraction →
+at every audit, measure the applied KL on tokens that had no part in choosing c. A stabilizer is a subclass that overrides
+one of the two limits; without any it is the plain optimizer, bit for bit. Failing steps follow the rules of
+docs/method.md, the same for every stabilizer.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from .flat import Copy, Segment, addresses, segments
+from .flat import Layout
 from .logits import centre, mean_kl, rms_norm
 from .probe import Batch, Prober
-from .step import NonFiniteUpdateError, StepStats
+from .proposal import Proposal, StateCopy
+from .step import NonFiniteUpdateError, StepInputs, StepStats
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):
@@ -26,23 +27,24 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     Args:
         model: the module whose predictions are audited.
-        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on the rest). One
-            whose state holds copies of the weights names their keys in an attribute `weight_copies`: they are scaled too.
+        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on the rest).
+            One whose state holds copies of the weights names their keys in an attribute `weight_copies`: they are scaled
+            too.
         probe_sequences: leading rows of the batch that an audit leaves out.
         audit_every: steps between measurements of the applied KL; 0 never.
         audit_tokens: how many tokens an audit needs at least.
         forward: (model, inputs) -> logits (B, ..., V), or an object with `.logits`. Default: call the model.
-        compiled: `torch.compile(model)` where training calls that: measurements of the KL call it as well. It goes through
-            `forward` in the model's place; sensitivities, which swap weights, keep to `model`.
+        compiled: `torch.compile(model)` if training calls that; measurements of the KL then call it too, through
+            `forward` in the model's place. Sensitivities, which swap weights, always use `model`.
         project: called after the base step, sets the weights to their projection on a convex set.
         retract: called after the update was limited, puts the weights back on their manifold.
-        fresh_logits: compute z(W) anew without dropout. Default: if the model holds dropout or batch-norm modules.
+        fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm modules.
     Raises:
         ValueError: parameters outside `model`, or of two optimizers.
     """
 
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
-    capturable = True  # whether a step without host reads exists at all, see `kind`
+    capturable = True  # whether the step can do without reading values on the host, see `kind`
 
     def __init__(
         self,
@@ -61,40 +63,28 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if probe_sequences < 1:
             raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
         self.bases = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
-        named = {id(p): name for name, p in model.named_parameters()}
-        trained = [p for base in self.bases for group in base.param_groups for p in group["params"]]
-        if len({id(p) for p in trained}) < len(trained):
-            raise ValueError("a parameter belongs to two of the optimizers.")
-        if any(id(p) not in named for p in trained):
-            raise ValueError("an optimizer holds a parameter that is not the model's.")
-        order = {pid: i for i, pid in enumerate(named)}
-        self.weights = sorted((p for p in trained if p.requires_grad), key=lambda p: order[id(p)])
-        if not self.weights:
-            raise ValueError("the optimizers hold no trainable parameter.")
-        self.names = [named[id(p)] for p in self.weights]
+        named = _trained(model, self.bases)
+        self.names = list(named)
+        self.weights = list(named.values())
         super().__init__(self.weights, {})
         self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
         self._share_groups()
 
         self.model = model
-        self.probe_sequences, self.audit_every, self.audit_tokens = probe_sequences, audit_every, audit_tokens
-        self.project, self.retract = project, retract
+        self.probe_sequences = probe_sequences
+        self.audit_every = audit_every
+        self.audit_tokens = audit_tokens
+        self.project = project
+        self.retract = retract
         self.prober = Prober(model, forward, fresh_logits, compiled)
         self.step_index = 0
         self.peak_lr = float(self.param_groups[0]["lr"])
-        self._trained_at: list[Tensor] | None = None
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
+        # read nothing on the host: the bases must then heed `found_inf`, as torch's fused ones do
+        self.deferred = False
         self._index = {id(p): i for i, p in enumerate(self.weights)}
-        self.deferred = (
-            False  # read nothing on the host: the bases must heed `found_inf`, as torch's fused ones do
-        )
-        self._where: list[int] = []
-        self._segments: list[Segment] = []
-        self._moving: list[
-            tuple[Tensor, int]
-        ] = []  # of what c scales: a segment's memory, its place in every `Copy`
-        self._kept: Copy | None = None  # W: one of the two copies of the weights that are held
-        self._old_copies: list[tuple[int, dict[str, Any], str, Tensor]] = []
+        self._trained_at: list[Tensor] | None = None
+        self._layout: Layout | None = None
 
     # -- a torch optimizer to schedulers, scalers and checkpoints ------------------------------------------------------
 
@@ -120,7 +110,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         for base, state in zip(self.bases, state_dict["bases"], strict=True):
             base.load_state_dict(state)
         self._share_groups()
-        self.step_index, self.peak_lr = state_dict["step_index"], state_dict["peak_lr"]
+        self.step_index = state_dict["step_index"]
+        self.peak_lr = state_dict["peak_lr"]
         self._load_own_state(state_dict)
 
     def _own_state(self) -> dict[str, Any]:
@@ -153,11 +144,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             return
         for base in self.bases:
             getattr(base, "train", lambda: None)()
-        torch._foreach_copy_(self.weights, self._trained_at)
+        torch._foreach_copy_(list[Tensor](self.weights), self._trained_at)
         self._trained_at = None
 
     def _lr_ratio(self) -> float:
-        """The learning rate over its peak, at most 1: torch's schedulers keep the peak in the group, else it is the first."""
+        """The learning rate over its peak, at most 1: the peak that a torch scheduler keeps in the group, or the first."""
         group = self.param_groups[0]
         peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))
         return min(1.0, float(group["lr"]) / peak) if peak else 1.0
@@ -168,22 +159,22 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """On the host, before anything else at step `t`: schedules."""
 
     def _begin(self, stats: StepStats) -> None:
-        """On the device, before anything else: what the step's record begins with."""
+        """On the device, before anything else: what is recorded of a skipped step too."""
 
     def _measures(self, t: int) -> bool:
         """Whether choosing the update at step `t` takes a forward on the batch."""
         return False
 
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
-        """Change the gradients in place and say by how much in `stats.gradient_scale`."""
+        """Change the gradients in place and set `stats.gradient_scale`."""
 
-    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
-        """The weights are at the proposal, `_old` holds W (with `keeps_old`): leave what is to be applied.
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        """The weights are at W + dW and `proposal.old` holds W (with `keeps_old`): leave the update to apply.
 
-        `_apply(stats, c)` does so; `_give_up(stats)` restores W where no update is usable.
+        `_apply(stats, proposal, c)` does so; `_give_up(stats, proposal)` restores W if no update is usable.
         """
 
-    def _audited(self, stats: StepStats, batch: Batch, t: int) -> None:
+    def _audited(self, stats: StepStats, proposal: Proposal) -> None:
         """After an audit: controllers."""
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -202,8 +193,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         Args:
             tokens: the batch as `forward` takes it, batch first; may be None when nothing is to be measured.
-            logits: the training forward's own, (B, ..., V), or its output, which has them as `.logits`, so that z(W) need not
-                be computed again.
+            logits: the training forward's own, (B, ..., V), or its output, which has them as `.logits`, so that z(W)
+                need not be computed again.
             mask: (B, ...) of bools, or of ones and zeros, the token positions that count; all if None.
             targets: (B, ...) class indices, for the rules that need the loss of a trial step.
             probe: (tokens, targets) of held-back training text to choose c on, instead of the batch's leading rows.
@@ -211,89 +202,90 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             NonFiniteUpdateError: the base proposed a non-finite update.
             ValueError: tokens are missing, or the batch has no row left for the audit.
         """
-        return self.take_step(self.begin_step(), tokens, logits, mask, targets=targets, probe=probe)
+        return self.take_step(StepInputs(self.begin_step(), tokens, logits, mask, targets, probe))
 
     @torch.no_grad()
     def begin_step(self) -> int:
-        """The host's part of `step`: count it, and put what depends on its number where the device's part finds it. -> t."""
-        t, self.step_index = self.step_index, self.step_index + 1
+        """The host's part of `step`: count it, and update everything that depends on its number. -> t, 0-based."""
+        t = self.step_index
+        self.step_index += 1
         self._prepare(t)
         return t
 
     def kind(self, t: int) -> tuple[str, ...] | None:
-        """What step `t` does beside the usual: steps of one kind launch the same work, so that a graph of one serves all.
+        """What step `t` does in addition to the usual. Steps of one kind launch the same work: one graph serves them all.
 
-        None where the step reads values on the host, or is like no other.
+        None if the step reads values on the host, or is like no other.
         """
         if not self.capturable or self.project is not None or self.retract is not None:
             return None
         return ("audit",) if self._audits(t) else ()
 
     @torch.no_grad()
-    def take_step(
-        self,
-        t: int,
-        tokens: Any = None,
-        logits: Any = None,
-        mask: Tensor | None = None,
-        *,
-        targets: Tensor | None = None,
-        probe: tuple[Any, Tensor | None] | None = None,
-    ) -> StepStats:
-        """The device's part of `step`, after `begin_step` has returned `t`; arguments and errors as there.
+    def take_step(self, inputs: StepInputs) -> StepStats:
+        """The device's part of `step`, after `begin_step` has returned `inputs.t`; errors as there.
 
         With `deferred` it reads nothing on the host, at steps that have a `kind`: a bad gradient or update shows in the
         StepStats alone, and the weights are as if it had been noticed.
         """
-        self._arrange()
         gradients = [p.grad for p in self.weights if p.grad is not None]
-        grad_norm = get_total_norm(gradients)
-        sound = self._finite(gradients, grad_norm)
-        one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
-        stats = StepStats(one, grad_norm, ~sound, ~sound, torch.zeros_like(sound))
-        self._begin(stats)
-        if not self.deferred and not sound:
-            stats.clip_coefficient = 0 * one
+        stats = self._start(gradients)
+        if not self.deferred and stats.bad_gradient:
+            stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
-
-        audit = self._audits(t)
-        batch = (
-            self._batch(tokens, logits, mask, targets, probe, audit) if audit or self._measures(t) else None
-        )
+        audit = self._audits(inputs.t)
+        batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
-        kept = self.keeps_old or audit
-        if kept:
-            self._save()
+        proposal = self._propose(stats, inputs.t, batch, keep=self.keeps_old or audit)
+        if self.project is not None:
+            self.project()
+        if audit and stats.gradient_scale is None:
+            stats.slope = self._slope(proposal)
+        if self.deferred:
+            stats.clip_coefficient = torch.where(proposal.sound, stats.clip_coefficient, 0.0)
+        self._limit_update(stats, proposal)
+        if self.retract is not None and not stats.skipped:
+            self.retract()
+        if audit and (self.deferred or not stats.skipped):
+            self._audit(stats, proposal)
+            self._audited(stats, proposal)
+        torch.clear_autocast_cache()
+        return stats
+
+    def _start(self, gradients: list[Tensor]) -> StepStats:
+        """Check the gradients: the stats of a step that applies everything, or of one that is skipped."""
+        norm = get_total_norm(gradients)
+        bad = ~self._finite(gradients, norm)
+        one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
+        stats = StepStats(one, norm, skipped=bad, bad_gradient=bad, failed=torch.zeros_like(bad))
+        self._begin(stats)
+        return stats
+
+    def _propose(self, stats: StepStats, t: int, batch: Batch | None, keep: bool) -> Proposal:
+        """Let the bases step; `keep` a copy of W. Raises NonFiniteUpdateError unless `deferred`."""
+        if self._layout is None or not self._layout.holds():
+            self._layout = Layout(self.weights, set(self.scaled))
+        layout = self._layout
+        kept = layout.kept if keep else None
+        if kept is not None:
+            kept.store()
+        copies = self._state_copies() if keep else []
         for base in self.bases:
             if self.deferred:
                 base.found_inf = stats.bad_gradient.float()  # type: ignore[attr-defined]
             base.step()
             if self.deferred:
                 base.found_inf = None  # type: ignore[attr-defined]
-        parts = [s.tensor for s in self._segments]
+        parts = layout.parts
         norm = get_total_norm(parts) if len(parts) > 1 else torch.linalg.vector_norm(parts[0])
         finite = self._finite(parts, norm)
+        proposal = Proposal(t, batch, layout, kept, copies, ~stats.bad_gradient & finite)
         if not self.deferred and not finite:
-            if kept:
-                self._restore()
+            if keep:
+                proposal.restore()
             raise NonFiniteUpdateError(f"step {t}: the optimizer proposed a non-finite update.")
         stats.failed = ~finite
-        self._sound = sound & finite
-        if self.project is not None:
-            self.project()
-        if audit and stats.gradient_scale is None:
-            stats.slope = self._slope()
-        if self.deferred:
-            stats.clip_coefficient = torch.where(self._sound, one, 0.0)
-        self._limit_update(stats, batch, t)
-        if self.retract is not None and not stats.skipped:
-            self.retract()
-        if audit and (self.deferred or not stats.skipped):
-            assert batch is not None
-            self._audit(stats, batch)
-            self._audited(stats, batch, t)
-        torch.clear_autocast_cache()
-        return stats
+        return proposal
 
     def _finite(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
         if self.deferred:
@@ -303,52 +295,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
 
-    def _forget_copies(self) -> None:
-        self._kept = None
+    def _batch(self, inputs: StepInputs, audit: bool) -> Batch:
+        tokens = self.audit_tokens
+        k = self.probe_sequences
+        return Batch(self.prober, inputs, self.weights[0], k=k, audit=audit, audit_tokens=tokens)
 
-    def _arrange(self) -> None:
-        """See how the weights lie in memory, at first and after somebody has moved them."""
-        where = addresses(self.weights)
-        if where != self._where:
-            scaled = set(self.scaled)
-            self._where = where
-            self._forget_copies()
-            self._segments = segments(self.weights, [i in scaled for i in range(len(self.weights))])
-            self._moving = [(s.tensor, i) for i, s in enumerate(self._segments) if s.members[0] in scaled]
-
-    def _batch(
-        self,
-        tokens: Any,
-        logits: Any,
-        mask: Tensor | None,
-        targets: Tensor | None,
-        probe: tuple[Any, Tensor | None] | None,
-        audit: bool,
-    ) -> Batch:
-        return Batch(
-            self.prober,
-            tokens,
-            logits,
-            mask,
-            self.weights[0],
-            k=self.probe_sequences,
-            audit=audit,
-            audit_tokens=self.audit_tokens,
-            targets=targets,
-            probe=probe,
-        )
-
-    @property
-    def _old(self) -> list[Tensor] | None:
-        """W, one tensor a weight, where it was kept."""
-        return None if self._kept is None else self._kept.views
-
-    def _save(self) -> None:
-        """Keep W, and what the bases' states hold of it."""
-        self._kept = self._kept or Copy(self.weights, self._segments)
-        self._kept.store()
-        self._old_copies = [
-            (i, base.state[p], key, base.state[p].get(key, p).detach().clone())
+    def _state_copies(self) -> list[StateCopy]:
+        """Of W in the bases' states, as far as a step changes them."""
+        return [
+            StateCopy(i, base.state[p], key, base.state[p].get(key, p).detach().clone())
             for base in self.bases
             for key in getattr(base, "weight_copies", ())
             for group in base.param_groups
@@ -356,76 +311,85 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if p.grad is not None and (i := self._index.get(id(p))) is not None
         ]
 
-    def _restore(self) -> None:
-        assert self._kept is not None
-        torch._foreach_copy_([s.tensor for s in self._segments], self._kept.parts)
-
-    def _slope(self) -> Tensor:
-        """<gradient, dW> of the proposal that the weights are at, float64."""
-        assert self._old is not None
-        moved = [(p.grad, p - w) for p, w in zip(self.weights, self._old, strict=True) if p.grad is not None]
+    def _slope(self, proposal: Proposal) -> Tensor:
+        """<gradient, dW>, 0-dim float64."""
         wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
-        parts = [torch.dot(g.flatten().to(wide), d.flatten().to(wide)) for g, d in moved]
-        return (
-            torch.stack(parts).double().sum() if parts else torch.zeros_like(self._sound, dtype=torch.float64)
-        )
+        parts = [
+            torch.dot(p.grad.flatten().to(wide), (p - w).flatten().to(wide))
+            for p, w in zip(self.weights, proposal.old, strict=True)
+            if p.grad is not None
+        ]
+        if not parts:
+            return torch.zeros_like(proposal.sound, dtype=torch.float64)
+        return torch.stack(parts).double().sum()
 
-    def _interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
-        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`; the weights are at W + dW."""
-        assert self._kept is not None
-        for w, i in self._moving:
-            torch.lerp(self._kept.parts[i], w, c.to(w.dtype), out=out[i])
+    def _apply(self, stats: StepStats, proposal: Proposal, c: Tensor) -> None:
+        """Move the weights from W + dW to W + c·dW, and the states' copies of them likewise; c is 0-dim.
 
-    def _apply(self, stats: StepStats, c: Tensor) -> None:
-        """From W + dW, at which the weights are, to W + c·dW, states' copies of the weights alike.
-
-        Where c is not finite: to W, and the step counts as skipped.
+        If c is not finite: to W, and the step counts as skipped.
         """
-        usable = torch.isfinite(c) & self._sound
+        usable = torch.isfinite(c) & proposal.sound
         if not self.deferred and not usable:
-            self._give_up(stats)
+            self._give_up(stats, proposal)
             return
-        stats.clip_coefficient = c = torch.where(usable, c, 0.0)
+        parts = proposal.layout.parts
+        c = torch.where(usable, c, 0.0)
+        stats.clip_coefficient = c
         stats.skipped = ~usable
         if self.deferred or c < 1:
-            self._scale_copies(c, self.scaled)
-            self._interpolate(c, [s.tensor for s in self._segments])
+            proposal.scale_states(c, self.scaled)
+            proposal.interpolate(c, parts)
         if self.deferred:
-            assert self._kept is not None
-            for s, old in zip(self._segments, self._kept.parts, strict=True):
-                torch.where(usable, s.tensor, old, out=s.tensor)
+            for part, old in zip(parts, proposal.before.parts, strict=True):
+                torch.where(usable, part, old, out=part)
 
-    def _scale_copies(self, c: Tensor, scaled: Sequence[int]) -> None:
-        for i, state, key, old in self._old_copies:
-            if i in scaled:
-                state[key].copy_(torch.lerp(old, state[key], c.to(old.dtype)))
-
-    def _give_up(self, stats: StepStats) -> None:
+    def _give_up(self, stats: StepStats, proposal: Proposal) -> None:
         """No usable update: restore the weights by copy and count the step as skipped. The bases' finite state stays."""
         stats.skipped = torch.ones_like(stats.skipped)
         stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
-        self._scale_copies(stats.clip_coefficient, range(len(self.weights)))
-        self._restore()
+        proposal.scale_states(stats.clip_coefficient, range(len(self.weights)))
+        proposal.restore()
 
-    def _audit(self, stats: StepStats, batch: Batch) -> None:
-        z_new = batch.logits(batch.held)
-        stats.applied_kl = mean_kl(batch.z_held, z_new, batch.held_mask).clamp(min=0)
-        stats.movement = rms_norm(centre(z_new) - centre(batch.z_held), batch.held_mask)
-        if self.deferred:  # nobody has looked whether the step was skipped, and a skipped one is not audited
+    def _audit(self, stats: StepStats, proposal: Proposal) -> None:
+        """Measure how far the applied update moved the predictions on the held rows."""
+        assert proposal.batch is not None
+        held = proposal.batch.held
+        assert held is not None
+        z_new = proposal.batch.logits(held.inputs)
+        stats.applied_kl = mean_kl(held.z, z_new, held.mask).clamp(min=0)
+        stats.movement = rms_norm(centre(z_new) - centre(held.z), held.mask)
+        if (
+            self.deferred
+        ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
-        stats.audit_tokens = batch.held_tokens
+        stats.audit_tokens = proposal.batch.held_tokens
+
+
+def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizers train, by name, in the model's order. Raises ValueError as the class says."""
+    own = {id(p) for p in model.parameters()}
+    held = [id(p) for base in bases for group in base.param_groups for p in group["params"]]
+    if len(set(held)) < len(held):
+        raise ValueError("a parameter belongs to two of the optimizers.")
+    if not own.issuperset(held):
+        raise ValueError("an optimizer holds a parameter that is not the model's.")
+    known = set(held)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in known}
+    if not trained:
+        raise ValueError("the optimizers hold no trainable parameter.")
+    return trained
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
-    """Whether every element is finite, given their joint norm; only a norm that overflowed needs a look at each."""
+    """Whether every element is finite, given their joint norm; only if that overflowed is each tensor looked at."""
     return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
-    """`all_finite` as a 0-dim bool tensor that nobody has read.
+    """`all_finite` as a 0-dim bool tensor, without reading a value on the host.
 
-    Since nobody can know whether the norm overflowed, it is taken again in float64, whose range no float32 can leave.
+    Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32 exceeds.
     """
     if not tensors or tensors[0].dtype == torch.float64:
         return torch.isfinite(norm)

@@ -1,40 +1,70 @@
-"""What one step did, as tensors that nobody has read yet; and the one thing that it refuses."""
+"""What one step is given (`StepInputs`) and what it did (`StepStats`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 
 class NonFiniteUpdateError(ArithmeticError):
-    """The base optimizer proposed a non-finite update from finite gradients. The weights are restored where they were kept."""
+    """The base optimizer proposed a non-finite update from finite gradients.
+
+    The weights are restored where a copy of them was kept.
+    """
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """The number and the batch of one step, as `StabilizedOptimizer.step` takes them."""
+
+    t: int  # 0-based
+    tokens: Any = None  # the batch as the forward takes it, rows first
+    logits: Any = None  # the training forward's, (B, ..., V), or its output, which has them as `.logits`
+    mask: Tensor | None = None  # (B, ...) bool, the token positions that count
+    targets: Tensor | None = None  # (B, ...) class indices
+    probe: tuple[Any, Tensor | None] | None = (
+        None  # (rows, targets) that choose c instead of the leading rows
+    )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The loss on the probe rows at W and its derivative along dW, 0-dim float64, nats per token."""
+
+    loss: Tensor
+    slope: Tensor
 
 
 @dataclass
 class StepStats:
-    """What one step did. 0-dim tensors (`contributions` and `sensitivities`: (L,)); None where not measured."""
+    """What one step did, as 0-dim tensors that the host has not read yet; None where nothing was measured.
+
+    `contributions` and `sensitivities` have shape (L,), one element for each group.
+    """
 
     clip_coefficient: Tensor  # c, in [0, 1]: the applied update's norm over the proposal's
     grad_norm: Tensor  # global L2 norm of the gradient, before anything limits it
     skipped: Tensor  # bool: no usable update; the weights stayed where they were
     bad_gradient: Tensor  # bool: skipped because of the gradient; the bases' state is untouched as well
-    failed: Tensor  # bool: a non-finite update from finite gradients; only `deferred` says it here, else it is raised
+    failed: Tensor  # bool: a non-finite update from finite gradients; raised instead unless `deferred`
     gradient_scale: Tensor | None = None  # the limited gradient's norm over the gradient's
     delta: Tensor | None = None  # the budget used, nats per token
     target_kl: Tensor | None = None  # delta*, scheduled, nats per token
     radius: Tensor | None = None  # tau = 2·sqrt(delta), logits per token
-    guard: Tensor | None = None  # g, the factor on tau
+    guard: Tensor | None = None  # the factor on tau under `surrogate`; 1 in the method itself
     trial: Tensor | None = None  # the last shadow trial scale
     trial_kl: Tensor | None = None  # the KL measured there, nats per token
     measurements: int = 0
     predicted_kl: Tensor | None = None  # q of the whole proposal, nats per token
+    forecast: Forecast | None = None  # for controllers that compare losses
     calibration: Tensor | None = None  # k of `calibrated`, KL over S²
     surrogate: Tensor | None = None  # S, logits per token
     contributions: Tensor | None = None  # s_g, logits per token
     sensitivities: Tensor | None = None  # beta_g, where measured at this step
     slope: Tensor | None = None  # <grad loss, dW> of the whole proposal, nats per token
-    agreement: Tensor | None = None  # r, what the loss fell by over what was predicted
+    agreement: Tensor | None = None  # r, the loss's real fall over its predicted one
     applied_kl: Tensor | None = None  # on tokens that did not choose c, nats per token
     movement: Tensor | None = None  # T, logits per token, on the same tokens
     tightness: Tensor | None = None  # T/(c·S), T of the budgeted part

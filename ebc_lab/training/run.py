@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ebc_lab import workloads
 from ebc_lab.components import optimizers, projections, shocks, stabilizers
+from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolve_controller
 from ebc_lab.config.schema import RunConfig, ShockConfig
-from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer
+from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.paths import RunFiles
@@ -202,7 +203,7 @@ class Training:
         values = {"loss": loss.detach()}
         try:
             probe = self.probe_batches.at(t) if self.probe_batches else None
-            stats = self.optimizer.take_step(t, inputs, logits, targets=targets, probe=probe)
+            stats = self.optimizer.take_step(StepInputs(t, inputs, logits, targets=targets, probe=probe))
         except NonFiniteUpdateError:
             return {**values, "failed": torch.ones_like(loss, dtype=torch.bool)}
         finally:
@@ -265,7 +266,7 @@ class Training:
             cause,
             evaluated,
             steps=self.step,
-            guard_count=clip.guard.count if isinstance(clip, EllipsotopeClip) else 0,
+            guard_count=clip.guard.count if isinstance(clip, ForensicClip) else 0,
             train_s=self.train_s,
             probe_s=self.optimizer.prober.seconds,
         )

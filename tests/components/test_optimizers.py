@@ -14,7 +14,6 @@ from ebc_lab.components.optimizers import (
     ScheduleFree,
     StackedMuon,
     UncappedAdafactor,
-    UncorrectedAdam,
 )
 from ebc_lab.config.schema import ModelConfig, OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
@@ -278,22 +277,6 @@ def test_uncorrected_adam_starts_too_fast(model):
     config = OptimizerConfig("adam_uncorrected", lr=LR, beta1=0.9, beta2=0.999, eps=1e-6)
     for g, old, new in updates(model, config):
         torch.testing.assert_close(new, old - LR * 0.1 * g / (math.sqrt(0.001) * g.abs() + 1e-6))
-
-
-@pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"foreach": False}])
-def test_uncorrected_adam_corrects_in_no_implementation(implementation):
-    """Bit for bit where both corrections are 1: the moments by hand, over several steps."""
-    p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
-    adam = UncorrectedAdam([p], lr=LR, betas=(0.9, 0.999), eps=1e-8, **implementation)
-    w, m, v = p.detach().clone(), torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for i in range(5):
-        p.grad = torch.tensor([1.0, -0.5, 0.1 * i], dtype=torch.float64)
-        adam.step()
-        m = 0.9 * m + 0.1 * p.grad
-        v = 0.999 * v + 0.001 * p.grad**2
-        w = w - LR * m / (v.sqrt() + 1e-8)
-    torch.testing.assert_close(p.detach(), w, rtol=1e-14, atol=0)
-    assert 1 - 0.99996**UncorrectedAdam.STEP == 1
 
 
 def test_lion_moves_every_weight_by_the_learning_rate(model):

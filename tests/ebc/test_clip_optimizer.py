@@ -50,7 +50,7 @@ def integers(*shape, seed=0):
 RUNS = {
     "shadow": {"schedule": "linear", "total_steps": 24, "controller": "log_pi"},
     "surrogate": {"budget": "surrogate", "controller": "log_pi", "target_kl": 1e-3},
-    "surrogate-pi-fd": {"budget": "surrogate", "controller": "pi", "probe": "fd", "audit_every": 5},
+    "surrogate-rsl-fd": {"budget": "surrogate", "controller": "rsl", "probe": "fd", "audit_every": 5},
     "recorded": {"sensitivity_every": 4, "aggregate": "sqrtl_l2"},
     "unlimited": {"target_kl": math.inf, "audit_every": 5},
 }

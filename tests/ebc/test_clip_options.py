@@ -1,19 +1,17 @@
-"""What each option of a budgeted step does: matrices, copies of the weights, retraction, held-back text, controllers, guard."""
+"""What each option of a budgeted step does: matrices, copies of the weights, retraction, held-back text, controllers."""
 
 import copy
-import io
-import itertools
 import math
 
 import pytest
 import torch
+from support.pairwise import contract
+from support.stepping import assert_resumes, go, same, snapshot
 
 from ebc_lab.components.optimizers import ScheduleFree
 from ebc_lab.components.projections import Stiefel
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.clip import BUDGETS
-from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.ebc.surrogate import GUARDS
+from ebc_lab.ebc.options import AGGREGATES, BUDGETS, CADENCES, CONTROLLERS, LEAST_MULTIPLIER
 from ebc_lab.workloads.gpt import hidden_matrices
 
 LR = 0.02
@@ -26,16 +24,6 @@ def clip(model, base=None, **options):
     return EllipsotopeClip(model, base or torch.optim.Adam(model.parameters(), lr=LR), **options)
 
 
-def go(model, optimizer, batch, backward, **given):
-    """One step on `batch`, (rows, 17) characters."""
-    logits = backward(model, batch)
-    return optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:], **given)
-
-
-def snapshot(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
 def proposal_of(model, optimizer, kind, **settings):
     """Where the base optimizer alone would take the weights from here, by name; gradients are in place."""
     twin = copy.deepcopy(model)
@@ -45,10 +33,6 @@ def proposal_of(model, optimizer, kind, **settings):
         p.grad = q.grad.clone()
     base.step()
     return snapshot(twin), {name: base.state[p] for name, p in twin.named_parameters()}
-
-
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 # -- matrices: what is not budgeted moves freely -----------------------------------------------------------------------
@@ -110,7 +94,6 @@ def test_a_step_without_a_usable_c_leaves_everything_where_it_was(
         grouping=grouping,
         forward=forward,
         cadence="sweep",
-        guard="shrink" if budget == "surrogate" else "none",
     )
     data = batches(3)
     if budget in ("surrogate", "calibrated"):  # betas of the past would do: none is known at the first step
@@ -299,63 +282,6 @@ def test_the_slope_is_that_of_the_whole_proposal(make_gpt, batches, backward):
     assert stats.slope.item() == pytest.approx(-0.5 * stats.grad_norm.item() ** 2, rel=1e-5)
 
 
-# -- guards and units --------------------------------------------------------------------------------------------------
-
-
-def guarded(make_gpt, batches, backward, guard):
-    """Audits of 200 steps whose surrogate is l2 over tensors, not a bound: -> tightness, and T over the radius."""
-    model = make_gpt()
-    optimizer = clip(model, budget="surrogate", aggregate="l2", grouping="tensor", guard=guard)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(200)]
-    audited = [s for s in steps[100:] if s.tightness is not None]
-    return torch.stack([s.tightness for s in audited]), torch.stack([s.movement / s.radius for s in audited])
-
-
-def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward):
-    loose, overshoot = guarded(make_gpt, batches, backward, "none")
-    assert overshoot.median() > 3
-    for guard in ("shrink", "shrink_inflate"):
-        tightness, overshoot = guarded(make_gpt, batches, backward, guard)
-        assert 0.5 < overshoot.median() < 1.5, guard  # on the radius: neither past it nor far inside it
-    assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
-
-
-@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
-def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
-    """The published recipe: what moves freely is no reason to hold the rest back ever more."""
-    model = make_gpt()
-    options = {"grouping": "matrices", "cadence": "published", "controller": "pi", "target_kl": 0.05}
-    optimizer = clip(model, budget="surrogate", guard=guard, audit_every=4, **options)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(160)]
-    audited = [s for s in steps if s.tightness is not None]
-    assert all(s.tightness.isfinite() for s in audited)
-    worst = max(float(s.tightness) for s in audited)
-    assert min(float(s.guard) for s in steps) > 0.5 / max(worst, 1.0)
-    assert not any(s.skipped for s in steps)
-
-
-@pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])
-@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
-def test_a_guard_goes_with_a_bound(make_gpt, budget, guard):
-    with pytest.raises(
-        ValueError, match=f"guard='{guard}' corrects a bound: it goes with budget='surrogate'"
-    ):
-        clip(make_gpt(), budget=budget, guard=guard)
-
-
-@pytest.mark.parametrize("lr", [0.5, 0.02])
-def test_units_per_lr_divide_by_the_learning_rate(make_gpt, batches, backward, lr):
-    seen = {}
-    for units in ("logits", "per_lr"):
-        model = make_gpt(dtype=torch.float64)
-        optimizer = clip(model, torch.optim.Adam(model.parameters(), lr=lr), budget="surrogate", units=units)
-        seen[units] = go(model, optimizer, batches(1)[0], backward)
-    plain, per_lr = seen["logits"], seen["per_lr"]
-    assert per_lr.surrogate.item() == pytest.approx(plain.surrogate.item() / lr)
-    assert per_lr.contributions.tolist() == pytest.approx((plain.contributions / lr).tolist())
-    assert per_lr.clip_coefficient.item() == pytest.approx(plain.clip_coefficient.item() * lr)
-
-
 # -- low precision and checkpoints -------------------------------------------------------------------------------------
 
 
@@ -378,49 +304,20 @@ def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
     assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in model.parameters())
 
 
-COMBINATIONS = [
-    (budget, controller, guard)
-    for budget, controller, guard in itertools.product(BUDGETS, CONTROLLERS, GUARDS)
-    if guard == "none" or budget == "surrogate"
-]
+RULES = (BUDGETS, CONTROLLERS, AGGREGATES, CADENCES, ("constant", *LEAST_MULTIPLIER))
 
 
-@pytest.mark.parametrize(("budget", "controller", "guard"), COMBINATIONS)
-def test_a_checkpoint_restores_every_rule_bit_for_bit(make_gpt, batches, backward, budget, controller, guard):
+@contract(("budget", "controller", "aggregate", "cadence", "schedule"), *RULES)
+def test_a_checkpoint_restores_every_rule_bit_for_bit(
+    make_gpt, batches, backward, budget, controller, aggregate, cadence, schedule
+):
+    rules = {"controller": controller, "aggregate": aggregate, "cadence": cadence, "schedule": schedule}
+
     def build():
         model = make_gpt(blocks=1, width=8)
-        options = {
-            "budget": budget,
-            "controller": controller,
-            "guard": guard,
-            "aggregate": "l2",
-            "cadence": "dense",
-        }
-        schedule = {"schedule": "cosine", "total_steps": 30, "audit_every": 4, "target_kl": 0.005}
-        return model, clip(model, **options, **schedule)
+        return model, clip(model, budget=budget, **rules, total_steps=30, audit_every=4, target_kl=0.005)
 
-    data = batches(20)
-    model, optimizer = build()
-    for batch in data[:10]:
-        go(model, optimizer, batch, backward)
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    expected = [go(model, optimizer, batch, backward) for batch in data[10:]]
-
-    saved = torch.load(file, weights_only=True)
-    resumed, optimizer = build()
-    resumed.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    steps = [go(resumed, optimizer, batch, backward) for batch in data[10:]]
-    assert same(snapshot(resumed), snapshot(model))
-    for got, want in zip(steps, expected, strict=True):
-        for key, value in vars(want).items():
-            other = getattr(got, key)
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(other.nan_to_num(-1), value.nan_to_num(-1)), key
-            else:
-                assert other == value, key
+    assert_resumes(build, batches(20), backward)
 
 
 # -- measuring one step in k -----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import group_parameters
-from ebc_lab.ebc.grouping import GROUPINGS
+from ebc_lab.ebc.options import GROUPINGS
 
 fixed = settings(derandomize=True, deadline=None, max_examples=60)
 

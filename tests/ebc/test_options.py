@@ -6,8 +6,6 @@ import sys
 from ebc_lab.config.choices import groups
 from ebc_lab.ebc import options
 from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.ebc.grouping import GROUPINGS
-from ebc_lab.ebc.surrogate import AGGREGATES
 from ebc_lab.records import figures
 
 
@@ -19,14 +17,12 @@ def test_targets_are_refused_below_ten_floors():
     assert {kind: 10 * floor for kind, floor in options.KL_FLOOR.items()} == options.LEAST_TARGET_KL
 
 
-def test_the_registries_hold_the_names():
-    assert set(CONTROLLERS) == set(options.FORENSIC_CONTROLLERS)
-    assert set(GROUPINGS) == set(options.GROUPINGS)
-    assert set(AGGREGATES) == set(options.AGGREGATES)
+def test_the_registry_and_the_settings_hold_the_names():
+    assert set(CONTROLLERS) == set(options.CONTROLLERS)
     assert set(groups()["budget"]) == set(options.BUDGETS)
     assert set(groups()["controller"]) == {"auto", *options.FORENSIC_CONTROLLERS}
 
 
-def test_the_options_load_without_torch():
-    code = "import sys, ebc_lab.ebc.options; sys.exit('torch' in sys.modules)"
+def test_options_and_settings_load_without_torch():
+    code = "import sys, ebc_lab.ebc.options, ebc_lab.ebc.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

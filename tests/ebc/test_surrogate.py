@@ -1,6 +1,4 @@
-"""S: golden values, and which aggregates bound the movement. The guard: when it gives way and how it recovers."""
-
-import math
+"""S: golden values, and which aggregates bound the movement."""
 
 import pytest
 import torch
@@ -8,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import aggregate, centre, rms_norm
-from ebc_lab.ebc.options import AGGREGATES, GUARDS
-from ebc_lab.ebc.surrogate import Guard
+from ebc_lab.ebc.options import AGGREGATES
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80)
 contributions = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=20)
@@ -64,99 +61,3 @@ def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="aggregate='max' is unknown; it takes l1, sqrtl_l2, l2"):
         aggregate(torch.ones(2), "max")
-
-
-rhos = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
-moving = pytest.mark.parametrize("kind", ["shrink", "shrink_inflate"])
-
-
-@moving
-def test_golden_guard(golden, kind):
-    values = golden["guard_shrink"]
-    guard, factors = Guard(kind), []
-    for i, rho in enumerate(values["rho"]):
-        guard.audit(rho, i * values["audit_every"])
-        factors.append(guard.factor.item())
-    assert factors == pytest.approx(values["factor"], rel=1e-6)
-    assert guard.count == 2
-
-
-@fixed
-@given(rhos)
-def test_no_guard_never_moves(values):
-    guard = Guard("none")
-    assert all(guard.audit(rho, 10 * i) == 1 for i, rho in enumerate(values))
-    assert (guard.factor, guard.count) == (1, 0)
-
-
-@fixed
-@given(rhos)
-def test_a_guard_never_widens_the_radius_and_counts_what_shrank_it(values):
-    guard = Guard("shrink")
-    for i, rho in enumerate(values):
-        before = guard.factor.item()
-        guard.audit(rho, 10 * i)
-        assert guard.factor <= 1
-        assert (guard.factor >= before * (1 - 1e-12)) if rho <= 1 else (guard.factor <= 1 / rho * (1 + 1e-12))
-    assert guard.count == sum(rho > 1 for rho in values)
-
-
-@moving
-@fixed
-@given(rho=st.floats(1.01, 1e3), start=st.integers(0, 500), cuts=st.lists(st.integers(1, 199), max_size=5))
-def test_half_of_ln_g_is_recovered_in_200_steps_however_many_audits(kind, rho, start, cuts):
-    guard = Guard(kind)
-    guard.audit(rho, start)
-    assert guard.log_factor.item() == pytest.approx(-math.log(rho))  # no recovery before the first
-    for cut in sorted(set(cuts)):
-        guard.audit(0.5, start + cut)
-    guard.audit(0.5, start + 200)
-    assert guard.log_factor.item() == pytest.approx(-0.5 * math.log(rho))
-
-
-@fixed
-@given(rhos)
-def test_only_shrink_inflate_asks_for_larger_betas(values):
-    shrink, inflate = Guard("shrink"), Guard("shrink_inflate")
-    for i, rho in enumerate(values):
-        assert shrink.audit(rho, i) == 1
-        assert inflate.audit(torch.tensor(rho), i).item() == pytest.approx(max(rho, 1.0), rel=1e-6)
-    assert inflate.factor.item() == pytest.approx(shrink.factor.item(), rel=1e-5)
-
-
-@moving
-@pytest.mark.parametrize("rho", [math.nan, math.inf, -math.inf])
-def test_after_a_rho_that_is_not_finite_only_time_has_passed(kind, rho):
-    told, untold = Guard(kind), Guard(kind)
-    for guard in (told, untold):
-        guard.audit(2.0, 0)
-    assert told.audit(rho, 100) == 1
-    assert told.count == 1
-    for guard in (told, untold):
-        guard.audit(0.5, 200)
-    assert told.factor.item() == pytest.approx(untold.factor.item()) == pytest.approx(2**-0.5)
-
-
-@pytest.mark.parametrize("kind", GUARDS)
-def test_guard_state_round_trip_is_exact(kind):
-    first, second = Guard(kind), Guard(kind)
-    for i, rho in enumerate((1.3, 0.8, 1.7)):
-        first.audit(rho, 10 * i)
-    second.load_state_dict(first.state_dict())
-    for guard in (first, second):
-        guard.audit(1.1, 70)
-    assert torch.equal(first.log_factor, second.log_factor)
-    assert first.count == second.count == (0 if kind == "none" else 3)
-
-
-def test_a_saved_guard_state_does_not_move_with_the_guard():
-    guard = Guard("shrink").to("cpu")
-    saved = guard.state_dict()
-    guard.audit(2.0, 0)
-    guard.load_state_dict(saved)
-    assert (guard.factor, guard.count, guard.last) == (1, 0, None)
-
-
-def test_an_unknown_guard_is_refused():
-    with pytest.raises(ValueError, match="guard='grow' is unknown; it takes none, shrink, shrink_inflate"):
-        Guard("grow")

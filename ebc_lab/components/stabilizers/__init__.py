@@ -1,4 +1,4 @@
-"""The registry of stabilizers: none, EBC, and its rivals."""
+"""Stabilizers by name: none, EBC, and its rivals."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from ebc_lab.components.forensics import ForensicClip, ForensicSettings
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
 
 from .energy import EnergyBudget
 from .rivals import (
     AdaptiveGradientClip,
-    Build,
     KLClip,
     NormClip,
-    Projection,
     Rival,
     RMSClip,
     TrustRegion,
@@ -25,7 +24,7 @@ from .rivals import (
     ZClip,
 )
 
-# -- by name ---------------------------------------------------------------------------------------------------------------
+Build = Callable[..., StabilizedOptimizer]
 
 
 def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
@@ -34,48 +33,44 @@ def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common:
 
 
 def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> EllipsotopeClip:
-    b, c = run.budget, run.controller
-    return EllipsotopeClip(
-        model,
-        bases,
-        target_kl=b.target_kl,
-        budget=b.name,
-        aggregate=b.aggregate,
-        grouping=b.grouping,
-        controller=c.name,
-        gains={k: v for k, v in (("kp", c.kp), ("ki", c.ki), ("a", c.a)) if v is not None},
-        schedule=b.schedule,
+    """The method, or its forensic subclass if the run asks for a mistake of the earlier study."""
+    budget, controller = run.budget, run.controller
+    gains = {"kp": controller.kp, "ki": controller.ki, "a": controller.a}
+    settings = ForensicSettings(
+        target_kl=budget.target_kl,
+        budget=budget.name,
+        aggregate=budget.aggregate,
+        grouping=budget.grouping,
+        controller=controller.name,
+        gains={name: gain for name, gain in gains.items() if gain is not None},
+        schedule=budget.schedule,
         total_steps=run.steps,
-        guard=b.guard,
-        probe=b.probe,
-        cadence=b.cadence,
-        beta_init=b.beta_init,
-        units=b.units,
-        sensitivity_every=b.sensitivity_every,
-        measure_every=b.measure_every,
-        **common,
+        probe=budget.probe,
+        cadence=budget.cadence,
+        sensitivity_every=budget.sensitivity_every,
+        measure_every=budget.measure_every,
+        guard=budget.guard,
+        beta_init=budget.beta_init,
+        units=budget.units,
     )
+    cls = ForensicClip if settings.forensic else EllipsotopeClip
+    return cls(model, bases, settings=settings, **common)
 
 
 def rival(
-    cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] | None = None
+    cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}
 ) -> Build:
-    """What builds a class from a run: with the run's strength, and whatever else `of_run` reads from it."""
+    """What builds a class from a run: with the run's strength, and with what `of_run` reads from it."""
 
     def build(
         model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any
     ) -> StabilizedOptimizer:
-        return cls(
-            model, bases, strength=run.stabilizer.strength, **(of_run(run) if of_run else {}), **common
-        )
+        return cls(model, bases, strength=run.stabilizer.strength, **of_run(run), **common)
 
     return build
 
 
-HOOKED = (
-    "energy_raw",
-    "energy_rms",
-)  # they listen to layers by forward hooks, which compiled code may leave out unasked
+HOOKED = ("energy_raw", "energy_rms")  # they need forward hooks, which compiled code may silently leave out
 STABILIZERS: dict[str, Build] = {
     "none": none,
     "ebc": ebc,
@@ -96,11 +91,11 @@ STABILIZERS: dict[str, Build] = {
 def build(
     model: nn.Module,
     bases: Sequence[Optimizer],
-    projection: Projection,
+    projection: Callable[[], None] | None,
     run: RunConfig,
     compiled: nn.Module | None = None,
 ) -> StabilizedOptimizer:
-    """The run's stabilizer around its base optimizers; `compiled` is what training calls in the model's place, if it does.
+    """The run's stabilizer around its base optimizers; `compiled` is what training calls instead of the model, if it does.
 
     Raises ValueError for a combination that it refuses.
     """

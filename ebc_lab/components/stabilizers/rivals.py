@@ -1,4 +1,4 @@
-"""Everything that may act between backward and the applied update, on one contract.
+"""The rivals of EBC: what else may limit a gradient or an update, on the same contract.
 
 A stabilizer is a `StabilizedOptimizer`: a torch optimizer around the base optimizers whose `step(tokens, logits)` returns
 `StepStats`, with the same audits and the same rules for failing steps for all. A new one is a subclass that limits the
@@ -8,7 +8,7 @@ and know nothing of the lab's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +17,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from ebc_lab.ebc import StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
-from ebc_lab.ebc.probe import Batch
+from ebc_lab.ebc import Proposal, StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
 
 from .energy import tensor_norms
-
-Projection = Callable[[], None] | None
-Build = Callable[..., StabilizedOptimizer]
 
 
 class Rival(StabilizedOptimizer):
@@ -109,12 +105,12 @@ class AdaptiveGradientClip(Rival):
 
 
 class ZClip(Rival):
-    """Gradient norms that stick out of their own running distribution are pulled back (ZClip: Kumar et al. 2025).
+    """Gradient norms that are outliers of their own running distribution are pulled back (ZClip: Kumar et al. 2025).
 
-    z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out, the nearer to the
-    mean. Mean and variance are running averages (`alpha`) of the norms after that; the first `warm_up` steps only collect
-    norms, of which both start. As in the authors' code the variance is taken around the new mean; their fixed ceiling on the
-    norm, which is `NormClip`, and their 1e-6 beside std, which is no scale of anybody's gradients, are left out.
+    z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out, the nearer to
+    the mean. Mean and variance are running averages (`alpha`) of the norms after that; the first `warm_up` steps only
+    collect the norms from which both start. As in the authors' code the variance is taken around the new mean. Left out are
+    their fixed ceiling on the norm, which is `NormClip`, and the 1e-6 that they add to std, which fits no gradient's scale.
     """
 
     default = 2.5  # standard deviations
@@ -156,7 +152,8 @@ class ZClip(Rival):
             self.collected[self.seen] = norm
             self.seen += 1
             if self.seen == self.warm_up:
-                self.mean, self.variance = self.collected.mean(), self.collected.var(correction=0)
+                self.mean = self.collected.mean()
+                self.variance = self.collected.var(correction=0)
             return
         std = self.variance.sqrt()
         z = (norm - self.mean) / std
@@ -172,10 +169,10 @@ class ZClip(Rival):
 
 
 class TrustRegion(Rival):
-    """The whole update's Frobenius norm is at most w = `strength`·sqrt(m(t)); c = min(1, w/||dW||).
+    """The complete update's Frobenius norm is at most w = `strength`·sqrt(m(t)); c = min(1, w/||dW||).
 
-    It is EBC with a global surrogate whose sensitivity is 1 for ever and target_kl = strength²/4: how far weights move, blind
-    to what that does to predictions. `strength` is in units of weight norm.
+    This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far weights move and
+    ignores what that does to predictions. `strength` is in units of weight norm.
 
     Args:
         schedule: m(t): `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
@@ -194,40 +191,38 @@ class TrustRegion(Rival):
         total_steps: int | None = None,
         **common: Any,
     ):
-        schedule_multiplier(schedule, 0, total_steps, 1.0)
+        schedule_multiplier(schedule, 0, total_steps, 1.0)  # a schedule that lacks something fails here
         super().__init__(model, optimizers, strength=strength, **common)
-        self.schedule, self.total_steps = schedule, total_steps
+        self.schedule = schedule
+        self.total_steps = total_steps
 
-    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
-        assert self._old is not None
-        multiplier = max(schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio()), 1e-12)
-        moved = torch.linalg.vector_norm(tensor_norms(torch._foreach_sub(self.weights, self._old)))
-        self._apply(stats, clip_coefficient(self.strength * multiplier**0.5, moved))
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        multiplier = schedule_multiplier(self.schedule, proposal.t, self.total_steps, self._lr_ratio())
+        moved = torch.linalg.vector_norm(tensor_norms(proposal.updates()))
+        width = self.strength * max(multiplier, 1e-12) ** 0.5
+        self._apply(stats, proposal, clip_coefficient(width, moved))
 
 
 class KLClip(Rival):
     """K-FAC's clip of the update by its predicted KL (Ba, Grosse & Martens 2017; the usual K-FAC codes' `kl_clip`).
 
     c = min(1, sqrt(strength/(lr²·Σ V·g))) with the direction V = -dW/lr, that is sqrt(strength/(lr·|<g, dW>|)). For a natural
-    gradient V·g is V'FV and lr²·V'FV/2 the update's KL in nats; other optimizers' V·g is only their promise to the loss, so
+    gradient V·g is V'FV and lr²·V'FV/2 the update's KL in nats; other optimizers' V·g only predicts the fall of the loss, so
     `strength` is in nats for K-FAC alone. g is the gradient, lr that of each weight's parameter group.
     """
 
     default = 1e-3
     keeps_old = True
 
-    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
-        assert self._old is not None
-        moved = zip(self.weights, self._old, self._rates(), strict=True)
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         parts = [
             lr * torch.dot(p.grad.flatten().float(), (p - w).flatten().float())
-            for p, w, lr in moved
+            for p, w, lr in zip(self.weights, proposal.old, self._rates(), strict=True)
             if p.grad is not None
         ]
         if parts:
-            self._apply(
-                stats, clip_coefficient(self.strength**0.5, torch.stack(parts).double().sum().abs().sqrt())
-            )
+            promised = torch.stack(parts).double().sum().abs()
+            self._apply(stats, proposal, clip_coefficient(self.strength**0.5, promised.sqrt()))
 
 
 class RMSClip(Rival):
@@ -242,9 +237,8 @@ class RMSClip(Rival):
     default = 1.0
     keeps_old = True
 
-    def _limit_update(self, stats: StepStats, batch: Batch | None, t: int) -> None:
-        assert self._old is not None
-        norms = tensor_norms(torch._foreach_sub(self.weights, self._old))
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        norms = tensor_norms(proposal.updates())
         largest = [
             self.strength * lr * p.numel() ** 0.5 for p, lr in zip(self.weights, self._rates(), strict=True)
         ]
@@ -252,14 +246,15 @@ class RMSClip(Rival):
         c = torch.where(norms > allowed, allowed / norms, 1.0)
         stats.clip_coefficient = share(torch.linalg.vector_norm(c * norms), torch.linalg.vector_norm(norms))
         if not torch.isfinite(stats.clip_coefficient):
-            self._give_up(stats)
+            self._give_up(stats, proposal)
             return
         scales = c.tolist()
+        for copy in proposal.state_copies:
+            if scales[copy.weight] < 1:
+                copy.scale(scales[copy.weight])
         clipped = [i for i, scale in enumerate(scales) if scale < 1]
-        for i, state, key, old in self._old_copies:
-            if scales[i] < 1:
-                state[key].copy_(torch.lerp(old, state[key], scales[i]))
         if clipped:
-            weights, kept = [self.weights[i] for i in clipped], [self._old[i] for i in clipped]
+            weights: list[Tensor] = [self.weights[i] for i in clipped]
+            kept = [proposal.old[i] for i in clipped]
             torch._foreach_lerp_(kept, weights, [scales[i] for i in clipped])
             torch._foreach_copy_(weights, kept)

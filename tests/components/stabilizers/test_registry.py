@@ -5,7 +5,6 @@ One table: a new optimizer, stabilizer or projection is in it as soon as it is i
 
 import copy
 import io
-import itertools
 import math
 import shutil
 from dataclasses import replace
@@ -13,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.pairwise import contract
 
 from ebc_lab.components import stabilizers
 from ebc_lab.components.optimizers import OPTIMIZERS
@@ -45,8 +45,7 @@ RUN = RunConfig(
     model=ModelConfig(blocks=1, width=8, heads=2, context=8),
     budget=BudgetConfig(target_kl=2e-3),
 )
-CONTRACT = list(itertools.product(OPTIMIZERS, STABILIZERS, PROJECTIONS))
-every = pytest.mark.parametrize(("optimizer", "stabilizer", "projection"), CONTRACT)
+every = contract(("optimizer", "stabilizer", "projection"), OPTIMIZERS, STABILIZERS, PROJECTIONS)
 
 
 def run_of(optimizer, stabilizer, projection, **changes):
@@ -195,8 +194,8 @@ class Halve(Rival):
     default = 0.5
     keeps_old = True
 
-    def _limit_update(self, stats, batch, t):
-        self._apply(stats, torch.tensor(self.strength))
+    def _limit_update(self, stats, proposal):
+        self._apply(stats, proposal, torch.tensor(self.strength))
 
 
 @pytest.fixture
@@ -289,12 +288,13 @@ def test_ebc_is_built_as_the_run_says():
     )
     controller = ControllerConfig("log_pi", kp=0.5)
     model, wrapped = prepare(run_of("adam", "ebc", "none", budget=budget, controller=controller, steps=100))
-    assert (wrapped.target_kl, wrapped.budget, wrapped.aggregate) == (0.02, "surrogate", "sqrtl_l2")
-    assert (wrapped.schedule, wrapped.total_steps, wrapped.probe_sequences) == ("linear", 100, 3)
-    assert (wrapped.probe, wrapped.cadence, wrapped.audit_every) == ("fd", "published", 4)
-    assert (wrapped.units, wrapped.guard.kind, wrapped.sensitivity_every) == ("per_lr", "shrink", 7)
+    chosen = wrapped.settings
+    assert (chosen.target_kl, chosen.budget, chosen.aggregate) == (0.02, "surrogate", "sqrtl_l2")
+    assert (chosen.schedule, chosen.total_steps, wrapped.probe_sequences) == ("linear", 100, 3)
+    assert (chosen.probe, chosen.cadence, wrapped.audit_every) == ("fd", "published", 4)
+    assert (chosen.units, chosen.guard, chosen.sensitivity_every) == ("per_lr", "shrink", 7)
     assert set(wrapped.groups) == {"embedding", "norm", "attention", "mlp", "head"}
-    assert all(f.init == "zero" for f in wrapped.filters.values())
+    assert all((f.published, f.zero) == (True, True) for f in wrapped.filters.values())
     assert wrapped.controller.gain == {"kp": 0.5, "ki": 0.3}  # what is not given is the kind's own
     assert sum(len(members) for members in wrapped.groups.values()) == len(list(model.parameters()))
 

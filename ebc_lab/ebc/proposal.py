@@ -1,0 +1,75 @@
+"""`Proposal`: the update dW that the base optimizers propose at one step, before it is limited."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .flat import Copy, Layout
+from .probe import Batch
+
+
+class StateCopy(NamedTuple):
+    """A copy of a weight in a base optimizer's state, as Schedule-Free holds one, and what it was before the step."""
+
+    weight: int  # index of the weight
+    state: dict[str, Any]
+    key: str
+    old: Tensor
+
+    def scale(self, c: Tensor | float) -> None:
+        """Scale its change by c in [0, 1]."""
+        new = self.state[self.key]
+        new.copy_(torch.lerp(self.old, new, c))
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The weights are at W + dW; `kept` holds W, where the step needs it again."""
+
+    t: int  # the step, 0-based
+    batch: Batch | None  # None where the step measures nothing
+    layout: Layout
+    kept: Copy | None
+    state_copies: list[StateCopy]
+    sound: Tensor  # bool, 0-dim: gradients and proposal are finite
+
+    @property
+    def before(self) -> Copy:
+        assert self.kept is not None, "W is kept with `keeps_old` and at audits only"
+        return self.kept
+
+    @property
+    def old(self) -> list[Tensor]:
+        """W, one tensor for each weight."""
+        return self.before.views
+
+    def updates(self) -> tuple[Tensor, ...]:
+        """dW, one tensor for each weight."""
+        return torch._foreach_sub(list(self.layout.weights), self.old)
+
+    def norm(self) -> Tensor:
+        """||dW|| of what c scales, 0-dim float64."""
+        parts = [torch.dist(self.layout.parts[i], self.before.parts[i]) for i in self.layout.moving]
+        total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
+        return total
+
+    def interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
+        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out` (one tensor for each segment)."""
+        for i in self.layout.moving:
+            w = self.layout.parts[i]
+            torch.lerp(self.before.parts[i], w, c.to(w.dtype), out=out[i])
+
+    def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
+        """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""
+        for copy in self.state_copies:
+            if copy.weight in scaled:
+                copy.scale(c.to(copy.old.dtype))
+
+    def restore(self) -> None:
+        """Put the weights back at W."""
+        torch._foreach_copy_(self.layout.parts, self.before.parts)

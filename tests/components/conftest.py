@@ -1,0 +1,12 @@
+"""The fixtures of `support.tiny_gpt`."""
+
+from support.tiny_gpt import (  # noqa: F401
+    alphabet,
+    backward,
+    batches,
+    golden,
+    make_bases,
+    make_gpt,
+    train,
+    weights_of,
+)

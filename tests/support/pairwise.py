@@ -1,0 +1,42 @@
+"""A short table of combinations in which each pair of values of two parameters occurs at least once."""
+
+import itertools
+
+import pytest
+
+
+def pairwise(*columns):
+    """Rows, one value from each column, chosen greedily and always the same.
+
+    Each row starts with a pair that is still missing and takes, column by column, the value that completes most of the
+    other missing pairs.
+    """
+    spots = [(i, value) for i, column in enumerate(columns) for value in column]
+    missing = {(a, b): None for a, b in itertools.combinations(spots, 2) if a[0] != b[0]}
+    rows = []
+    while missing:
+        chosen = dict(next(iter(missing)))
+        for i, column in enumerate(columns):
+            if i not in chosen:
+                chosen[i] = max(
+                    column, key=lambda value: sum(p in missing for p in pairs({**chosen, i: value}))
+                )
+        for pair in pairs(chosen):
+            missing.pop(pair, None)
+        rows.append(tuple(chosen[i] for i in range(len(columns))))
+    return rows
+
+
+def pairs(chosen):
+    """All pairs of (column, value) in a row, given as {column: value}."""
+    return itertools.combinations(sorted(chosen.items(), key=lambda spot: spot[0]), 2)
+
+
+def contract(names, *columns):
+    """Parametrises a test with the full product, of which all but a pairwise table is marked slow."""
+    quick = set(pairwise(*columns))
+    rows = [
+        pytest.param(*row, marks=() if row in quick else pytest.mark.slow)
+        for row in itertools.product(*columns)
+    ]
+    return pytest.mark.parametrize(names, rows)
