@@ -1,8 +1,8 @@
-"""Pictures of a study."""
+"""Pictures of a study. Each stage names those that are drawn of its decision; a study that compares arms has theirs too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,28 @@ from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import StudyFiles
+from ebc_lab.study.stages import stage_of
 
-from ..text.words import short
-from . import decisions as decisions_module
-from . import finals, forest, mechanism
-from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .catalogue import write_catalogue
-from .curves import known, read_runs
+from .curves import known
+from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
+from .finals import final_pictures
 from .render import png, svg
-from .sheet import STYLE, Facts, Picture
+from .sheet import STYLE, Decisions, Facts, Picture, Sheet
 from .suite import suite_pictures
+
+Drawn = Iterator[
+    tuple[str, Sheet | None]
+]  # the track, empty where a picture is of all; None: nothing to draw
 
 
 def draw_study(root: Path) -> list[Path]:
     """Draw every picture of the study in folder `root`, and write them and their list there. -> the files."""
     study = StudyFiles(root)
-    header, decisions = read_json(study.header_file), read_json(study.decisions_file)
+    facts = facts_of(read_json(study.header_file))
     written, entries = [], []
     with matplotlib.rc_context(fname=STYLE):
-        for picture in pictures(root, facts_of(header), decisions):
+        for picture in pictures(root, facts, read_json(study.decisions_file)):
             for ending, content in (("png", png(picture.sheet)), ("svg", svg(picture.sheet, picture.name))):
                 written.append(root / f"{picture.name}.{ending}")
                 write_atomic(written[-1], content)
@@ -59,91 +62,52 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
     )
 
 
-def pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
+def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture]:
     """One after the other, so that only one arm's runs are in memory."""
-    if "candidates" in decisions.get("lr_sweep", {}):
-        yield Picture("lr_sweep", "lr_sweep", decisions_module.draw_lr_sweep(facts, decisions["lr_sweep"]))
-    scaled = decisions["lr_scale"]["tracks"] if "lr_scale" in decisions else {}
-    for track, found in scaled.items():
-        tail, best_lr = f"_{track}" * (len(scaled) > 1), decisions["lr_sweep"]["tracks"][track]["lr"]
-        yield Picture(
-            f"lr_scale{tail}", "lr_scale", decisions_module.draw_lr_scale(facts, track, found, best_lr)
-        )
-        results = {
-            row["run_id"]: known(root, row["run_id"]) for rows in found["arms"].values() for row in rows
-        }
-        if sheet := decisions_module.draw_eta_eff(facts, track, found, results):
-            yield Picture(f"eta_eff{tail}", "lr_scale", sheet)
-    calibrated = decisions.get("calibrate", {})
-    for track, rows in decisions_module.by_track(
-        calibrated.get("candidates", ()), calibrated.get("tracks", ())
-    ).items():
-        tail, natural_kl = (
-            f"_{track}" * (len(calibrated["tracks"]) > 1),
-            decisions["lr_sweep"]["tracks"][track]["natural_kl"],
-        )
-        sheet = decisions_module.draw_calibration(facts, track, calibrated["tracks"][track], rows, natural_kl)
-        yield Picture(f"calibrate{tail}", "calibrate", sheet)
-    if "finals" in decisions:
-        yield from final_pictures(root, facts, decisions)
-    if "ablation" in decisions:
-        yield from suite_pictures(root, facts, decisions)
+    for name, decision in decisions.items():
+        stage = stage_of(name)
+        if stage.shows == "verdict":
+            yield from final_pictures(root, facts, name, decisions)
+        elif stage.shows == "arms":
+            yield from suite_pictures(root, facts, name, decisions)
+        else:
+            several = len(decision["tracks"]) > 1
+            for picture in stage.pictures:
+                for track, sheet in OF_A_CHOICE[picture](root, facts, decision, decisions):
+                    if sheet:
+                        yield Picture(f"{picture}_{track}" if track and several else picture, name, sheet)
 
 
-def final_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
-    """All final arms together, and each alone."""
-    tracks = decisions["finals"]["tracks"]
-    arms = {name: arm for found in tracks.values() for name, arm in found["arms"].items()}
-    results = finals.results_of(root, arms)
-    for track, found in tracks.items():
-        tail, own = f"_{track}" * (len(tracks) > 1), {name: results[name] for name in found["arms"]}
-        yield Picture(
-            f"finals{tail}",
-            "verdict",
-            forest.draw_finals(facts, track, found, own, decisions["finals"]["rule"]),
-        )
-        yield Picture(f"efficiency{tail}", "finals", finals.draw_efficiency(facts, track, found, own))
-    yield Picture("pareto", "finals", finals.draw_pareto(facts, arms, results))
-    if sheet := finals.draw_overhead(facts, tracks, overheads_of(root, decisions["finals"]), results):
-        yield Picture("overhead", "finals", sheet)
-    for track, found in tracks.items():
-        yield from arm_pictures(
-            root, facts, track, found, decisions["lr_sweep"]["tracks"][track]["natural_kl"], len(tracks) > 1
-        )
+# -- of a decision between candidates ----------------------------------------------------------------------
 
 
-def arm_pictures(
-    root: Path, facts: Facts, track: str, found: Mapping[str, Any], natural_kl: float, several: bool
-) -> Iterator[Picture]:
-    """Those drawn from the steps: every arm's own, and all arms' tightness. Each run is read once."""
-    tight: dict[str, mechanism.Tightness] = {}
-    baseline = read_runs(root, found["arms"][found["roles"]["baseline"]])
-    for name, arm in found["arms"].items():
-        itself = name == found["roles"]["baseline"]
-        runs = baseline if itself else read_runs(root, arm)
-        reached = found["efficiency"].get(name)
-        there = (
-            f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
-            if reached
-            else ""
-        )
-        rival = Rival("the baseline", baseline, f"; {there or 'most seeds do not get there'}", itself=itself)
-        yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
-        yield Picture(f"{name}_clip", "arms", draw_clip(facts, name, arm, runs), name)
-        yield Picture(f"{name}_kl", "arms", draw_kl(facts, name, arm, runs, natural_kl), name)
-        if sheet := mechanism.draw_groups(facts, name, arm, runs):
-            yield Picture(f"{name}_groups", "arms", sheet, name)
-        if measured := mechanism.tightness_of(runs):
-            tight[name] = measured
-    if tight:
-        names = {name: short(name, found["arms"][name]) for name in tight}
-        sheet = mechanism.draw_tightness(facts, track, names, found["arms"], tight)
-        yield Picture("tightness" + f"_{track}" * several, "finals", sheet)
+def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    if "candidates" in decision:
+        yield "", draw_lr_sweep(facts, decision)
 
 
-def overheads_of(root: Path, decision: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Track -> the result of its measured overhead."""
-    runs = [m["run_id"] for m in decision.get("measurements", ()) if m.get("role") == "overhead"]
-    return {
-        t: known(root, run) for run in runs for t in decision["tracks"] if run.startswith(f"overhead_{t}_")
-    }
+def _lr_scale(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    for track, found in decision["tracks"].items():
+        yield track, draw_lr_scale(facts, track, found, decisions["lr_sweep"]["tracks"][track]["lr"])
+
+
+def _eta_eff(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    for track, found in decision["tracks"].items():
+        rows = [row for own in found["arms"].values() for row in own]
+        results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
+        yield track, draw_eta_eff(facts, track, found, results)
+
+
+def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    tracks = decision["tracks"]
+    for track, rows in by_track(decision["candidates"], tracks).items():
+        natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
+        yield track, draw_calibration(facts, track, tracks[track], rows, natural_kl)
+
+
+OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], Drawn]] = {
+    "lr_sweep": _lr_sweep,
+    "lr_scale": _lr_scale,
+    "eta_eff": _eta_eff,
+    "calibrate": _calibrate,
+}

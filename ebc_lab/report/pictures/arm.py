@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ebc_lab.records.figures import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
 
@@ -27,9 +26,10 @@ from .curves import (
     trouble,
     window,
 )
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, page, say_nothing_to_draw
+from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, key, log_axis, page, say_nothing_to_draw
 
-MOST_BARS, MOST_MARKS = 40, 400  # of a picture: more hide each other
+MOST_BARS = 40  # of a picture: more hide each other
+MOST_MARKS = 400
 FRAMED_FROM = (
     1 / 20
 )  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
@@ -65,9 +65,8 @@ def arm_page(
 def faint_seeds(axes: Axes, x: np.ndarray, rows: np.ma.MaskedArray, colour: str) -> None:
     """A thin line for each seed, under the line that stands for all of them."""
     for i, row in enumerate(rows):
-        axes.plot(
-            x, row, color=colour, alpha=0.4, lw=0.7, label="each seed" if i == 0 and len(rows) > 1 else None
-        )
+        label = "each seed" if i == 0 and len(rows) > 1 else None
+        axes.plot(x, row, color=colour, alpha=0.4, lw=0.7, label=label)
 
 
 def colour_of(arm: Mapping[str, Any]) -> str:
@@ -82,40 +81,20 @@ def mark_of(arm: Mapping[str, Any]) -> str:
 def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
     """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the rival's."""
     target, own = final_validation(rival.runs), final_validation(runs)
-    finding = "No seed completed" if not own else f"Validation loss ends at {statistics.fmean(own):.3f}"
-    if len(own) > 1:
-        finding += f" (seeds {min(own):.3f} to {max(own):.3f})"
-    if own and target and not rival.itself:
-        gap = statistics.fmean(own) - statistics.fmean(target)
-        finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
-    figure, axes = arm_page(
-        facts, name, arm, runs, "Is it learning? Training and validation loss", f"{finding}."
-    )
+    what = "Is it learning? Training and validation loss"
+    figure, axes = arm_page(facts, name, arm, runs, what, _loss_finding(own, target, rival))
     axes.set_ylabel("loss (nats per token; lower is better)")
     steps, table = by_step((r.steps for r in runs), "loss")
     if not len(steps):
         say_nothing_to_draw(axes)
         return figure
-    colour = colour_of(arm)
-    at = thinned(len(steps))
-    smooth = running_mean(table)
+    colour, at, smooth = colour_of(arm), thinned(len(steps)), running_mean(table)
     faint_seeds(axes, steps[at], smooth[:, at], colour)
     label = f"training loss, mean of the seeds over {window(len(steps))} steps"
     axes.plot(steps[at], smooth.mean(0)[at], color=colour, label=label)
     seen = [smooth[:, steps >= FRAMED_FROM * steps[-1]]]
-    if not rival.itself and target:
-        at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
-        axes.plot(
-            at,
-            values.mean(0),
-            color=PLAIN,
-            lw=1.0,
-            ls=":",
-            label=f"{rival.name.removeprefix('the ')}, validation",
-        )
     if target:
-        label = f"target: {rival.name}'s final validation loss, {statistics.fmean(target):.3f}"
-        axes.axhline(statistics.fmean(target), color=ALERT, ls="--", lw=1.2, label=label)
+        _draw_target(axes, rival, statistics.fmean(target))
         seen.append(np.ma.array(target))
     at, values = by_step((r.evals for r in runs), "val_loss")
     if len(at):
@@ -126,20 +105,34 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         look: dict[str, Any] = {"color": "black", "marker": "o", "ms": 4, "lw": 1.0, "elinewidth": 0.8}
         axes.errorbar(at, mean, bars, **look, errorevery=every, markevery=every, label=label)
         seen += [values]
+    top = axes.get_xaxis_transform()
     for run in runs:
         if run.outcome == "diverged" and run.steps:
-            axes.plot(
-                run.steps["step"][-1],
-                0.97,
-                "x",
-                color=ALERT,
-                ms=9,
-                mew=2,
-                transform=axes.get_xaxis_transform(),
-            )
+            axes.plot(run.steps["step"][-1], 0.97, "x", color=ALERT, ms=9, mew=2, transform=top)
     frame(axes, seen, float(table[:, 0].max()) if table[:, 0].count() else math.inf)
     key(axes)
     return figure
+
+
+def _loss_finding(own: Sequence[float], target: Sequence[float], rival: Rival) -> str:
+    if not own:
+        return "No seed completed."
+    finding = f"Validation loss ends at {statistics.fmean(own):.3f}"
+    finding += f" (seeds {min(own):.3f} to {max(own):.3f})" if len(own) > 1 else ""
+    if target and not rival.itself:
+        gap = statistics.fmean(own) - statistics.fmean(target)
+        finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
+    return f"{finding}."
+
+
+def _draw_target(axes: Axes, rival: Rival, target: float) -> None:
+    """The rival's final validation loss and, of another arm, how it got there."""
+    if not rival.itself:
+        at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
+        label = f"{rival.name.removeprefix('the ')}, validation"
+        axes.plot(at, values.mean(0), color=PLAIN, lw=1.0, ls=":", label=label)
+    label = f"target: {rival.name}'s final validation loss, {target:.3f}"
+    axes.axhline(target, color=ALERT, ls="--", lw=1.2, label=label)
 
 
 def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None:
@@ -153,109 +146,107 @@ def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None
 def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet:
     """The clip coefficient over the steps: quantiles over the seeds and a moving window, and where it should lie."""
     low, high = facts.band
-    results = [r.result for r in runs if r.result.get("c_median") is not None]
-    if not arm["ebc"]:
-        finding = "Without EBC every update is applied whole: c = 1 throughout."
-    elif not results:
-        finding = "No seed has a result."
-    else:
-        c = statistics.median(r["c_median"] for r in results)
-        where = "inside" if low <= c <= high else "below" if c < low else "above"
-        clipped = 100 * statistics.fmean(r["clip_rate"] for r in results)
-        longest = max(r["plateau_steps"] for r in results)
-        finding = f"Median c {c:.2f}, {where} the target band; {clipped:.0f}% of the steps are clipped; "
-        finding += f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
-    figure, axes = arm_page(facts, name, arm, runs, "How much of each update is applied", finding)
+    what = "How much of each update is applied"
+    figure, axes = arm_page(facts, name, arm, runs, what, _clip_finding(facts, arm, runs))
     axes.set(ylabel="clip coefficient c: applied share of the update", ylim=(-0.02, 1.06))
     steps, table = applied_c(runs)
     if not len(steps):
         say_nothing_to_draw(axes)
         return figure
-    axes.axhspan(
-        low, high, color=GOAL, alpha=0.15, lw=0, label=f"target band for the median, {low:g} to {high:g}"
-    )
-    axes.axhline(
-        PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=f"plateau line: staying under {PLATEAU_C:g} is a fault"
-    )
+    label = f"target band for the median, {low:g} to {high:g}"
+    axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label)
+    label = f"plateau line: staying under {PLATEAU_C:g} is a fault"
+    axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=label)
     colour, at = colour_of(arm), thinned(len(steps))
     below, middle, above = moving_quantiles(table, (0.1, 0.5, 0.9), at)
-    axes.fill_between(
-        steps[at], below, above, color=colour, alpha=0.16, lw=0, label="10th to 90th percentile"
-    )
-    faint_seeds(
-        axes, steps[at], np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table]), colour
-    )
-    axes.plot(
-        steps[at],
-        middle,
-        color=colour,
-        lw=2.2,
-        label=f"median, over the seeds and {window(len(steps))} steps",
-    )
+    look: dict[str, Any] = {"color": colour, "alpha": 0.16, "lw": 0}
+    axes.fill_between(steps[at], below, above, **look, label="10th to 90th percentile")
+    each = np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table])
+    faint_seeds(axes, steps[at], each, colour)
+    label = f"median, over the seeds and {window(len(steps))} steps"
+    axes.plot(steps[at], middle, color=colour, lw=2.2, label=label)
     key(axes)
     return figure
 
 
+def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    low, high = facts.band
+    results = [r.result for r in runs if r.result.get("c_median") is not None]
+    if not arm["ebc"]:
+        return "Without EBC every update is applied whole: c = 1 throughout."
+    if not results:
+        return "No seed has a result."
+    c = statistics.median(r["c_median"] for r in results)
+    where = "inside"
+    if not low <= c <= high:
+        where = "below" if c < low else "above"
+    clipped = 100 * statistics.fmean(r["clip_rate"] for r in results)
+    longest = max(r["plateau_steps"] for r in results)
+    finding = f"Median c {c:.2f}, {where} the target band; {clipped:.0f}% of the steps are clipped; "
+    return finding + f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
+
+
 def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Sheet:
     """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's natural KL."""
-    results = [r.result for r in runs if r.result.get("kl_median") is not None]
-    clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)
-    if not results:
-        finding = "No seed has an audited step."
-    elif not arm["ebc"]:
-        median = statistics.median(r["kl_median"] for r in results)
-        finding = f"Without EBC nothing holds the KL; its median from step {WARM_STEPS} on is {median:.2g}."
-    elif not clipped:
-        finding = "No audited step was clipped, so the target never acted."
-    else:
-        within = sum((r["kl_within_30pct"] or 0) * (r["kl_clipped_audits"] or 0) for r in results) / clipped
-        ratio = statistics.median(r["kl_ratio_median"] for r in results if r["kl_ratio_median"] is not None)
-        finding = f"Of {clipped} audited, clipped steps {100 * within:.0f}% lie within ±{100 * KL_BAND:g}% "
-        finding += f"of the target; median KL / target {ratio:.2f}."
-    figure, axes = arm_page(
-        facts, name, arm, runs, "How far each step moves the predictions (KL divergence)", finding
-    )
+    what = "How far each step moves the predictions (KL divergence)"
+    figure, axes = arm_page(facts, name, arm, runs, what, _kl_finding(arm, runs))
     axes.set_ylabel("applied KL (nats per token, log scale)")
     audits = [audited(r.steps) for r in runs]
     steps, table = by_step(audits, "applied_kl")
     if not len(steps):
         say_nothing_to_draw(axes)
         return figure
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+    log_axis(axes, "y")
     colour = colour_of(arm)
     if arm["ebc"]:
         at, targets = by_step((r.steps for r in runs), "target_kl")
         at, target = at[thinned(len(at))], targets.mean(0)[thinned(len(at))]
         around = (target * (1 - KL_BAND), target * (1 + KL_BAND))
-        axes.fill_between(
-            at, *around, color=GOAL, alpha=0.2, lw=0, label=f"within ±{100 * KL_BAND:g}% of the target"
-        )
+        label = f"within ±{100 * KL_BAND:g}% of the target"
+        axes.fill_between(at, *around, color=GOAL, alpha=0.2, lw=0, label=label)
         axes.plot(at, target, color=GOAL, lw=1.4, ls="--", label="target δ* of that step")
     else:
         label = f"natural KL: median of the unclipped baseline, {natural_kl:.2g}"
         axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
     faint_seeds(axes, steps, table, colour)
     axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")
-    # What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
-    every = math.ceil(table.count() / MOST_MARKS)
+    if arm["ebc"]:
+        _mark_audits(axes, [a for a in audits if a], colour, math.ceil(table.count() / MOST_MARKS))
+    key(axes)
+    return figure
+
+
+def _kl_finding(arm: Mapping[str, Any], runs: Sequence[Run]) -> str:
+    results = [r.result for r in runs if r.result.get("kl_median") is not None]
+    clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)
+    if not results:
+        return "No seed has an audited step."
+    if not arm["ebc"]:
+        median = statistics.median(r["kl_median"] for r in results)
+        return f"Without EBC nothing holds the KL; its median from step {WARM_STEPS} on is {median:.2g}."
+    if not clipped:
+        return "No audited step was clipped, so the target never acted."
+    within = sum((r["kl_within_30pct"] or 0) * (r["kl_clipped_audits"] or 0) for r in results) / clipped
+    ratio = statistics.median(r["kl_ratio_median"] for r in results if r["kl_ratio_median"] is not None)
+    finding = f"Of {clipped} audited, clipped steps {100 * within:.0f}% lie within ±{100 * KL_BAND:g}% "
+    return finding + f"of the target; median KL / target {ratio:.2f}."
+
+
+def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour: str, every: int) -> None:
+    """A point for one in `every` audited steps.
+
+    What EBC did not clip lies under the target by right: hollow, so that it is not read as a miss.
+    """
     some = f" (one in {every} marked)" if every > 1 else ""
-    for face, wanted, label in (
+    for face, clipped, label in (
         (colour, True, f"audited step, clipped{some}"),
         ("white", False, "audited step, not clipped"),
     ):
-        chosen = [
-            (a["step"][m], a["applied_kl"][m])
-            for a in audits
-            if a
-            for m in [(a["c"] < CLIPPED_BELOW) == wanted]
-        ]
-        if arm["ebc"] and any(len(x) for x, _ in chosen):
-            x, y = (np.concatenate(part) for part in zip(*chosen, strict=True))
-            axes.plot(
-                x[::every], y[::every], "o", ms=3.2, mew=0.7, mec=colour, mfc=face, alpha=0.8, label=label
-            )
-    key(axes)
-    return figure
+        chosen = [(a["c"] < CLIPPED_BELOW) == clipped for a in audits]
+        x, y = (
+            np.concatenate([a[k][m] for a, m in zip(audits, chosen, strict=True)])
+            for k in ("step", "applied_kl")
+        )
+        if len(x):
+            look = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
+            axes.plot(x[::every], y[::every], "o", **look, label=label)

@@ -1,4 +1,4 @@
-"""figures.json: the pictures of a study in reading order, each with its title and what it says, for who cannot see it.
+"""figures.json: the pictures of a study in reading order, each with its title and what it shows in words.
 
 Written when the pictures are drawn, read by the page. No matplotlib here.
 """
@@ -9,14 +9,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config.schema import STAGES
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import StudyFiles
 
-SECTIONS = ("verdict", "lr_sweep", "calibrate", "lr_scale", "finals", "ablation", "arms")  # in reading order
+SECTIONS = ("verdict", *STAGES, "arms")  # in reading order
 
 
 def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
-    """`entries`: name (the files' stem), section, title, alt, arm (empty: of several), in the order drawn. -> the file."""
+    """Write the pictures' list in reading order. `entries`: as `catalogue` returns them. -> the file."""
     path = StudyFiles(root).figures_file
     write_json(path, sorted(entries, key=lambda entry: SECTIONS.index(entry["section"])))
     return path
@@ -25,8 +26,8 @@ def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
 def catalogue(root: Path) -> list[dict[str, Any]]:
     """The study's pictures in reading order; empty while none is drawn.
 
-    `name`: stem of its .png and .svg; `section`: one of SECTIONS; `title`; `alt`: what is seen and was found; `arm`: whose
-    picture it is, empty where it is of several arms.
+    `name`: stem of its .png and .svg; `section`: one of SECTIONS; `title`; `alt`: what is seen and was found;
+    `arm`: whose picture it is, empty where it is of several arms.
     """
     path = StudyFiles(root).figures_file
     return list(read_json(path)) if path.exists() else []

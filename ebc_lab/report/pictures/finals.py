@@ -6,7 +6,7 @@ Their paired differences in test loss are `forest`'s.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,103 @@ from matplotlib.patches import Patch
 from ebc_lab.study.stages import compare_arms, verdict
 
 from ..text.words import optimizer, short
-from .arm import colour_of, mark_of
-from .curves import read_results
-from .sheet import ALERT, EBC, GOAL, PLAIN, RIGHT, Facts, Sheet, another, fit, key, name_rows, page, spread
+from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, mark_of
+from .curves import known, read_results, read_runs
+from .forest import draw_finals
+from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from .sheet import (
+    ALERT,
+    EBC,
+    GOAL,
+    INK,
+    PLAIN,
+    RIGHT,
+    SEED,
+    Arms,
+    Decisions,
+    Facts,
+    Picture,
+    Results,
+    Sheet,
+    another,
+    entry,
+    fit,
+    key,
+    name_rows,
+    page,
+    spread,
+)
 
 MARKS = "osDv^P*X"  # of the tracks
-Arms = Mapping[str, Mapping[str, Any]]
-Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> seed -> result
+COLUMN, NARROW = (
+    0.6,
+    0.52,
+)  # of the width, where the labels of arms begin; with several tracks they are longer
 
 
-def results_of(root: Path, arms: Arms) -> Results:
-    """Every arm's results by seed."""
-    return {name: read_results(root, arm) for name, arm in arms.items()}
+def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
+    """All final arms together, and each alone. `section`: the stage that compares them."""
+    decision = decisions[section]
+    tracks = decision["tracks"]
+    several = len(tracks) > 1
+    arms = {name: arm for found in tracks.values() for name, arm in found["arms"].items()}
+    results = {name: read_results(root, arm) for name, arm in arms.items()}
+    for track, found in tracks.items():
+        tail = f"_{track}" * several
+        own = {name: results[name] for name in found["arms"]}
+        yield Picture(f"finals{tail}", "verdict", draw_finals(facts, track, found, own, decision["rule"]))
+        yield Picture(f"efficiency{tail}", section, draw_efficiency(facts, track, found, own))
+    yield Picture("pareto", section, draw_pareto(facts, arms, results))
+    if sheet := draw_overhead(facts, tracks, overheads_of(root, decision), results):
+        yield Picture("overhead", section, sheet)
+    for track, found in tracks.items():
+        tight: dict[str, Tightness] = {}
+        natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
+        yield from _arm_pictures(root, facts, found, natural_kl, tight)
+        if tight:
+            names = {name: short(name, found["arms"][name]) for name in tight}
+            sheet = draw_tightness(facts, track, names, found["arms"], tight)
+            yield Picture("tightness" + f"_{track}" * several, section, sheet)
+
+
+def _arm_pictures(
+    root: Path, facts: Facts, found: Mapping[str, Any], natural_kl: float, tight: dict[str, Tightness]
+) -> Iterator[Picture]:
+    """Every arm's own pictures; each run is read once. What tightness it measured goes to `tight`."""
+    reference = found["roles"]["baseline"]
+    baseline = read_runs(root, found["arms"][reference])
+    for name, arm in found["arms"].items():
+        itself = name == reference
+        runs = baseline if itself else read_runs(root, arm)
+        there = "most seeds do not get there"
+        if reached := found["efficiency"].get(name):
+            there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
+        rival = Rival("the baseline", baseline, f"; {there}", itself=itself)
+        yield Picture(f"{name}_loss", "arms", draw_loss(facts, name, arm, runs, rival), name)
+        yield Picture(f"{name}_clip", "arms", draw_clip(facts, name, arm, runs), name)
+        yield Picture(f"{name}_kl", "arms", draw_kl(facts, name, arm, runs, natural_kl), name)
+        if sheet := draw_groups(facts, name, arm, runs):
+            yield Picture(f"{name}_groups", "arms", sheet, name)
+        if measured := tightness_of(runs):
+            tight[name] = measured
+
+
+def overheads_of(root: Path, decision: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Track -> the result of its measured overhead."""
+    runs = [m["run_id"] for m in decision.get("measurements", ()) if m.get("role") == "overhead"]
+    tracks = decision["tracks"]
+    return {t: known(root, run) for run in runs for t in tracks if run.startswith(f"overhead_{t}_")}
 
 
 def seeds_in(arms: Arms) -> int:
     return max((len(arm["runs"]) for arm in arms.values()), default=0)
 
 
-# -- loss against mean c ----------------------------------------------------------------------------------------------
+# -- loss against mean c -----------------------------------------------------------------------------------
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The arms that no other one dominates, by (mean c, loss): at a c at least as high, with a loss at least as low."""
+    """The arms that no other one dominates, by (mean c, loss): with a c at least as high and a loss at least as low."""
 
     def beaten(c: float, loss: float) -> bool:
         return any(c2 >= c and loss2 <= loss and (c2, loss2) != (c, loss) for c2, loss2 in points.values())
@@ -49,140 +123,114 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
-    """Test loss against mean c of the final arms: means over the seeds, the seeds faint, the arms that none dominates.
+    """Test loss against mean c of the final arms: means over the seeds, the seeds faint, the front of undominated arms.
 
     Labels stand in a column beside the axes, in the order of the points, because plain arms share c = 1.
     """
     tracks = sorted({arm["track"] for arm in arms.values()})
+    done = {name: [r for r in own.values() if _has_test_loss(r)] for name, own in results.items()}
+    points = {n: (_mean(own, "c_mean"), _mean(own, "test_loss")) for n, own in done.items() if own}
 
     def label(name: str) -> str:
         whose = f"{optimizer(arms[name]['track']).removesuffix(' projection')}, " if len(tracks) > 1 else ""
         return whose + short(name, arms[name])
 
-    done = {
-        name: [r for r in own.values() if r.get("outcome") == "completed" and r.get("test_loss") is not None]
-        for name, own in results.items()
-    }
-    points = {
-        n: tuple(statistics.fmean(r[k] for r in own) for k in ("c_mean", "test_loss"))
-        for n, own in done.items()
-        if own
-    }
-    best = min(points, key=lambda n: points[n][1], default=None)
-    finding = f"Lowest test loss: {points[best][1]:.3f}, {label(best)}. " if best else "No run completed."
-    ahead = front(points)  # type: ignore[arg-type]
-    if best:
-        others = "; ".join(label(name) for name in ahead if name != best)
-        many = f"{len(ahead)} arms lie on the front, up to {label(ahead[-1])}."
-        finding += (
-            many
-            if len(ahead) > 3
-            else f"On the front too: {others}."
-            if others
-            else "It is the front by itself."
-        )
-    gone = "; ".join(f"{label(n)}: no run completed" for n in arms if n not in points)
+    labels = {name: label(name) for name in arms}
+    ahead = front(points)
+    gone = "; ".join(f"{labels[n]}: no run completed" for n in arms if n not in points)
     what = "What does it cost to hold the updates back?"
     whom = f"{optimizer(tracks[0])}: e" if len(tracks) == 1 else "E"
     whom += "very final arm's test loss against its mean clip coefficient"
-    figure, axes = page(facts, what, whom, finding, seeds_in(arms), alert=gone)
+    figure, axes = page(facts, what, whom, _front_finding(points, ahead, labels), seeds_in(arms), alert=gone)
     axes.set_xlabel("mean clip coefficient c over all steps (1 = every update applied whole)")
     axes.set_ylabel("test loss, whole split (nats per token)")
-    handles = [
-        Line2D([], [], color=PLAIN, marker="o", mfc="white", mew=1.5, ls="", label="without EBC"),
-        Line2D([], [], color=EBC, marker="o", ls="", label="with EBC"),
-        Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed"),
-        Line2D(
-            [],
-            [],
-            color=GOAL,
-            ls=":",
-            lw=1.4,
-            label="front (bold): no other arm has so low a loss at so high a c",
-        ),
-    ]
     for name in points:
         colour, mark = colour_of(arms[name]), MARKS[tracks.index(arms[name]["track"]) % len(MARKS)]
-        own = done[name]
-        axes.plot(
-            [r["c_mean"] for r in own],
-            [r["test_loss"] for r in own],
-            mark,
-            color=colour,
-            ms=3.2,
-            mew=0,
-            alpha=0.45,
-        )
+        x, y = [r["c_mean"] for r in done[name]], [r["test_loss"] for r in done[name]]
+        axes.plot(x, y, color=colour, **{**SEED, "marker": mark})
         face = colour if arms[name]["ebc"] else "white"
         axes.plot(*points[name], mark, ms=7, color=colour, mfc=face, mew=1.5, zorder=3)
-    axes.plot(
-        *zip(*(points[name] for name in ahead), strict=True) if ahead else ((), ()),
-        color=GOAL,
-        ls=":",
-        lw=1.4,
-        zorder=1,
-    )
+    line = zip(*(points[name] for name in ahead), strict=True) if ahead else ((), ())
+    axes.plot(*line, color=GOAL, ls=":", lw=1.4, zorder=1)
     axes.margins(0.08)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
+    best_at = "front (bold): no other arm has so low a loss at so high a c"
+    handles = [
+        entry("without EBC", PLAIN, marker="o", mfc="white", mew=1.5, ls=""),
+        entry("with EBC", EBC, marker="o", ls=""),
+        entry("each seed", **SEED),
+        entry(best_at, GOAL, ls=":", lw=1.4),
+    ]
     key(axes, handles)
-    box, column = axes.get_position(), 0.6 if len(tracks) == 1 else 0.52
+    box, column = axes.get_position(), COLUMN if len(tracks) == 1 else NARROW
     axes.set_position((box.x0, box.y0, column - box.x0, box.height))
-    ordered = sorted(points, key=lambda n: points[n][1])
-    places = spread(
-        [float(axes.transLimits.transform(points[n])[1]) for n in ordered], 1 / max(len(ordered), 14)
-    )
-    for name, place in zip(ordered, places, strict=True):
-        arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
-        val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
-        text = f"{points[name][1]:.3f}{val}  {label(name)}"
-        text += (
-            f" [{len(done[name])} of {len(arm['runs'])} runs]" if len(done[name]) < len(arm["runs"]) else ""
-        )
-        axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
-        weight = "bold" if name in ahead else "normal"
-        beside = axes.text(
-            1.03,
-            place,
-            text,
-            transform=axes.transAxes,
-            va="center",
-            size=8,
-            color=colour_of(arm),
-            weight=weight,
-        )
-        fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
+    for name in points:
+        if len(done[name]) < len(arms[name]["runs"]):
+            labels[name] += f" [{len(done[name])} of {len(arms[name]['runs'])} runs]"
+    _label_points(figure, axes, arms, points, labels, ahead)
     return figure
 
 
-# -- how soon the baseline's loss is reached --------------------------------------------------------------------------
+def _has_test_loss(result: Mapping[str, Any]) -> bool:
+    return result.get("outcome") == "completed" and result.get("test_loss") is not None
+
+
+def _mean(results: Sequence[Mapping[str, Any]], name: str) -> float:
+    return statistics.fmean(r[name] for r in results)
+
+
+def _front_finding(
+    points: Mapping[str, tuple[float, float]], ahead: Sequence[str], labels: Mapping[str, str]
+) -> str:
+    if not points:
+        return "No run completed."
+    best = min(points, key=lambda n: points[n][1])
+    finding = f"Lowest test loss: {points[best][1]:.3f}, {labels[best]}. "
+    if len(ahead) > 3:
+        return f"{finding}{len(ahead)} arms lie on the front, up to {labels[ahead[-1]]}."
+    others = "; ".join(labels[name] for name in ahead if name != best)
+    return finding + (f"On the front too: {others}." if others else "It is the front by itself.")
+
+
+def _label_points(
+    figure: Sheet,
+    axes: Axes,
+    arms: Arms,
+    points: Mapping[str, tuple[float, float]],
+    labels: Mapping[str, str],
+    ahead: Sequence[str],
+) -> None:
+    """A label for each point, in a column right of the axes, with a line that leads to it."""
+    ordered = sorted(points, key=lambda n: points[n][1])
+    wanted = [float(axes.transLimits.transform(points[n])[1]) for n in ordered]
+    for name, place in zip(ordered, spread(wanted, 1 / max(len(ordered), 14)), strict=True):
+        arm, end = arms[name], axes.transLimits.inverted().transform((1.02, place))
+        val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
+        text = f"{points[name][1]:.3f}{val}  {labels[name]}"
+        axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
+        look = {"va": "center", "size": 8, "color": colour_of(arm)}
+        weight = "bold" if name in ahead else "normal"
+        beside = axes.text(1.03, place, text, transform=axes.transAxes, weight=weight, **look)
+        fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
+
+
+# -- how soon the baseline's loss is reached ---------------------------------------------------------------
 
 
 def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results: Results) -> Sheet:
-    """Steps, tokens and training seconds until an arm's validation loss is at the baseline's final one; arms that never got
-    there say so. The seeds' own are faint."""
-    arms, reached, baseline = found["arms"], found["efficiency"], found["roles"]["baseline"]
-    flat = {arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()}
-    own: dict[str, list[Mapping[str, float]]] = {}
-    for name, arm in arms.items():
-        pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
-        alone = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
-        seen = [compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone]
-        own[name] = [at for at in seen if at]
-    there = {name: at for name, at in reached.items() if at and name != baseline}
-    finding = "No other arm gets to the baseline's final loss."
-    if there:
-        first, last = min(there, key=lambda n: there[n]["steps"]), reached[baseline]
-        finding = f"First: {short(first, arms[first])}, at step {there[first]['steps']:.0f}"
-        finding += f", {there[first]['steps'] / last['steps']:.0%} of the baseline's" if last else ""
-        finding += f"; {len(there)} of {len(arms) - 1} other arms get there."
-    what, whom = (
-        "How soon does each arm reach the baseline's final loss?",
-        f"{optimizer(track)}: validation loss on the fixed windows",
-    )
+    """Steps, tokens and training seconds until an arm's validation loss is at the baseline's final one, seeds faint.
+
+    Arms that never got there say so.
+    """
+    arms, reached = found["arms"], found["efficiency"]
+    own = _each_seed(facts, found, results)
+    what = "How soon does each arm reach the baseline's final loss?"
+    whom = f"{optimizer(track)}: validation loss on the fixed windows"
     small = (
         "medians over the seeds, paired with the baseline's; an arm is there when half of its seeds are",
     )
-    figure, left = page(facts, what, whom, finding, seeds_in(arms), small, size=(8.6, 3.0 + 0.34 * len(arms)))
+    size = (8.6, 3.0 + 0.34 * len(arms))
+    figure, left = page(facts, what, whom, _first_there(found), seeds_in(arms), small, size=size)
     left.set_xlabel("training steps  (tokens on top)")
     key(left, efficiency_key(arms))
     name_rows(left, [short(name, arm) for name, arm in arms.items()])
@@ -191,31 +239,53 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
     left.set_position((box.x0, box.y0, middle - box.x0 - 0.015, box.height - head))
     right = another(left)
     right.set_position((middle + 0.015, box.y0, RIGHT - middle - 0.015, box.height - head))
-    right.set(
-        yticks=range(len(arms)),
-        yticklabels=[],
-        ylim=left.get_ylim(),
-        xlabel="training seconds on this machine",
-    )
+    right.set(yticks=range(len(arms)), yticklabels=[], ylim=left.get_ylim())
+    right.set_xlabel("training seconds on this machine")
     right.spines["left"].set_visible(False)
     right.tick_params(axis="y", length=0)
     for axes, unit in ((left, "steps"), (right, "train_s")):
-        furthest = max(
-            (x[unit] for all_of_them in (reached.values(), *own.values()) for x in all_of_them if x),
-            default=1.0,
-        )
-        axes.set_xlim(0, 1.18 * furthest)
+        shown = [x[unit] for some in (reached.values(), *own.values()) for x in some if x]
+        axes.set_xlim(0, 1.18 * max(shown, default=1.0))
         for y, (name, arm) in enumerate(arms.items()):
             draw_reached(axes, y, arm, reached.get(name), own[name], unit)
     a_step = facts.tokens_per_step
-    tokens = left.secondary_xaxis(
-        "top", functions=(lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
-    )
-    tokens.xaxis.set_major_formatter(
-        lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k" if value else "0"
-    )
+    both_ways = (lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
+    tokens = left.secondary_xaxis("top", functions=both_ways)
+    tokens.xaxis.set_major_formatter(lambda value, _: tokens_in_words(value))
     tokens.spines["top"].set_visible(False)
     return figure
+
+
+def tokens_in_words(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value else "0"
+
+
+def _each_seed(
+    facts: Facts, found: Mapping[str, Any], results: Results
+) -> dict[str, list[Mapping[str, float]]]:
+    """Arm -> where each of its seeds that got there reached the loss of the baseline's run of that seed."""
+    arms, baseline = found["arms"], found["roles"]["baseline"]
+    flat = {arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()}
+    own: dict[str, list[Mapping[str, float]]] = {}
+    for name, arm in arms.items():
+        pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
+        alone = ({n: {"runs": {s: arms[n]["runs"][s]}} for n in (baseline, name)} for s in pairs)
+        seen = [compare_arms.efficiency(one, baseline, flat, facts.tokens_per_step)[name] for one in alone]
+        own[name] = [at for at in seen if at]
+    return own
+
+
+def _first_there(found: Mapping[str, Any]) -> str:
+    arms, reached, baseline = found["arms"], found["efficiency"], found["roles"]["baseline"]
+    there = {name: at for name, at in reached.items() if at and name != baseline}
+    if not there:
+        return "No other arm gets to the baseline's final loss."
+    first, last = min(there, key=lambda n: there[n]["steps"]), reached[baseline]
+    finding = f"First: {short(first, arms[first])}, at step {there[first]['steps']:.0f}"
+    finding += f", {there[first]['steps'] / last['steps']:.0%} of the baseline's" if last else ""
+    return f"{finding}; {len(there)} of {len(arms) - 1} other arms get there."
 
 
 def draw_reached(
@@ -227,112 +297,99 @@ def draw_reached(
     unit: str,
 ) -> None:
     """An arm's row in one unit: its seeds faint, its median with the figure beside it, or that it never got there."""
-    colour = colour_of(arm)
-    axes.plot([x[unit] for x in seeds], [y + 0.25] * len(seeds), "o", color=colour, ms=3.2, mew=0, alpha=0.45)
-    if reached:
-        axes.plot((0, reached[unit]), (y, y), color=colour, lw=1.0, alpha=0.5)
-        axes.plot(reached[unit], y, mark_of(arm), color=colour, ms=6.5, zorder=3)
-        told, at = (f"{reached[unit]:,.0f}" if unit == "steps" else f"{reached[unit]:.3g} s"), reached[unit]
-        some = (
-            f"  ({reached['seeds']} of {len(arm['runs'])} seeds)"
-            if reached["seeds"] < len(arm["runs"])
-            else ""
-        )
-        axes.annotate(told + some, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
-    else:
-        axes.plot(0.035, y, "x", color=ALERT, ms=7, mew=2, transform=axes.get_yaxis_transform())
-        words = f"not reached by {len(arm['runs']) - len(seeds)} of {len(arm['runs'])} seeds"
-        axes.text(0.065, y, words, transform=axes.get_yaxis_transform(), va="center", size=8, color=ALERT)
+    colour, runs = colour_of(arm), len(arm["runs"])
+    axes.plot([x[unit] for x in seeds], [y + 0.25] * len(seeds), color=colour, **SEED)
+    if not reached:
+        across = axes.get_yaxis_transform()
+        axes.plot(0.035, y, "x", color=ALERT, ms=7, mew=2, transform=across)
+        words = f"not reached by {runs - len(seeds)} of {runs} seeds"
+        axes.text(0.065, y, words, transform=across, va="center", size=8, color=ALERT)
+        return
+    at = reached[unit]
+    axes.plot((0, at), (y, y), color=colour, lw=1.0, alpha=0.5)
+    axes.plot(at, y, mark_of(arm), color=colour, ms=6.5, zorder=3)
+    told = f"{at:,.0f}" if unit == "steps" else f"{at:.3g} s"
+    told += f"  ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
+    axes.annotate(told, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
 
 
 def efficiency_key(arms: Arms) -> list[Line2D]:
     kinds = {bool(arm["ebc"]): arm for arm in arms.values()}
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colour_of(arm),
-            marker=mark_of(arm),
-            lw=1.0,
-            label=f"{'with' if ebc else 'without'} EBC",
-        )
-        for ebc, arm in sorted(kinds.items())
-    ]
-    return [
-        *handles,
-        Line2D([], [], color="#333333", marker="o", ms=3.2, mew=0, alpha=0.45, ls="", label="each seed"),
-    ]
+    handles = []
+    for ebc, arm in sorted(kinds.items()):
+        label = f"{'with' if ebc else 'without'} EBC"
+        handles.append(entry(label, colour_of(arm), marker=mark_of(arm), lw=1.0))
+    return [*handles, entry("each seed", **SEED)]
 
 
-# -- what EBC costs in time -------------------------------------------------------------------------------------------
+# -- what EBC costs in time --------------------------------------------------------------------------------
 
 
-def draw_overhead(
-    facts: Facts, found: Mapping[str, Mapping[str, Any]], measured: Arms, results: Results
-) -> Sheet | None:
-    """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time that went into its probes.
+Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds, whether it is the overhead
+
+
+def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Results) -> Sheet | None:
+    """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time spent in its probes.
 
     `found`: the finals' tracks; `measured`: track -> its overhead's result. None where nothing was measured.
     """
     limit = verdict.overhead_limit(facts.scale)
-    rows: list[
-        tuple[str, float, Sequence[float], bool]
-    ] = []  # what, %, quartiles or seeds, whether it is the overhead
-    for track, decided in found.items():
-        whose = f"{optimizer(track)}, " if len(found) > 1 else ""
-        result = measured.get(track, {})
-        if result.get("overhead_pct") is not None:
-            rows.append(
-                (f"{whose}overhead", result["overhead_pct"], result.get("overhead_iqr_pct") or (), True)
-            )
-        for name, arm in decided["arms"].items():
-            shares = (
-                [r["probe_pct"] for r in results[name].values() if r.get("probe_pct") is not None]
-                if arm["ebc"]
-                else []
-            )
-            if shares:
-                rows.append(
-                    (f"{whose}probes of {short(name, arm)}", statistics.median(shares), shares, False)
-                )
+    rows = _shares(found, measured, results)
     if not rows:
         return None
-    overheads = [row for row in rows if row[3]]
-    finding = "The overhead was not measured."
-    if overheads:
-        name, value, quartiles, _ = max(overheads, key=lambda row: row[1])
-        finding = f"{f'{name[:-10]}: ' if len(found) > 1 else ''}{value:.1f}% of a step's time"
-        finding += f" (quartiles {quartiles[0]:.1f} to {quartiles[1]:.1f})" if quartiles else ""
-        finding += f", {'within' if value <= limit else 'above'} the limit of {limit:g}%."
     pairs = [str(result["pairs"]) for result in measured.values() if result.get("pairs")]
     small = (f"overhead: {' and '.join(pairs)} pairs of timed runs, with and without EBC",) if pairs else ()
-    whom = (
-        " and ".join(optimizer(track) for track in found)
-        + ": a step's time with EBC over one without, and the time in its probes"
-    )
-    what = "What does EBC cost in time?"
-    seeds = seeds_in({n: arm for decided in found.values() for n, arm in decided["arms"].items()})
-    figure, axes = page(facts, what, whom, finding, seeds, small, size=(8.6, 2.4 + 0.36 * len(rows)))
+    whom = " and ".join(optimizer(track) for track in found)
+    whom += ": a step's time with EBC over one without, and the time in its probes"
+    seeds = max(seeds_in(decided["arms"]) for decided in found.values())
+    finding = _overhead_finding(rows, limit, len(found) > 1)
+    size = (8.6, 2.4 + 0.36 * len(rows))
+    figure, axes = page(facts, "What does EBC cost in time?", whom, finding, seeds, small, size=size)
     axes.set_xlabel("share of a step's time without EBC (overhead), of the run's time (probes), %")
-    line = axes.axvline(
-        limit, color=ALERT, ls="--", lw=1.4, zorder=3, label=f"limit for the overhead: {limit:g}%"
-    )
-    handles: list[Any] = [line, Patch(fc=EBC, label="overhead, with its quartiles")]
+    label = f"limit for the overhead: {limit:g}%"
+    handles: list[Any] = [axes.axvline(limit, color=ALERT, ls="--", lw=1.4, zorder=3, label=label)]
+    handles.append(Patch(fc=EBC, label="overhead, with its quartiles"))
     handles.append(Patch(fc="white", ec=EBC, hatch="///", label="time in probes, with each seed"))
-    for y, (_, value, others, whole) in enumerate(rows):
-        look: dict[str, Any] = {"color": EBC} if whole else {"fc": "white", "ec": EBC, "hatch": "///"}
+    for y, (_, value, others, overhead) in enumerate(rows):
+        look: dict[str, Any] = {"color": EBC} if overhead else {"fc": "white", "ec": EBC, "hatch": "///"}
         axes.barh(y, value, 0.5, **look)
-        if whole and others:
+        if overhead and others:
             axes.plot(others, (y, y), color="black", lw=1.4, marker="|", ms=9, mew=1.4)
-        elif not whole:
-            axes.plot(others, [y] * len(others), "o", color="#333333", ms=3.2, mew=0, alpha=0.6)
-        end = max((value, *others))
-        told = axes.annotate(
-            f"{value:.1f}%", (end, y), xytext=(8, 0), textcoords="offset points", va="center", size=8.5
-        )
+        elif not overhead:
+            axes.plot(others, [y] * len(others), color=INK, **{**SEED, "alpha": 0.6})
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "size": 8.5}
+        told = axes.annotate(f"{value:.1f}%", (max((value, *others)), y), **place)  # type: ignore[arg-type]
         told.set(bbox={"fc": "white", "ec": "none", "pad": 1.5}, zorder=4)
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))
     axes.set_xlim(1.1 * low, 1.15 * max(limit, *(max((row[1], *row[2])) for row in rows)))
     key(axes, handles)
     name_rows(axes, [row[0] for row in rows])
     return figure
+
+
+def _shares(found: Decisions, measured: Arms, results: Results) -> list[Share]:
+    rows: list[Share] = []
+    for track, decided in found.items():
+        whose = f"{optimizer(track)}, " if len(found) > 1 else ""
+        result = measured.get(track, {})
+        if result.get("overhead_pct") is not None:
+            quartiles = result.get("overhead_iqr_pct") or ()
+            rows.append((f"{whose}overhead", result["overhead_pct"], quartiles, True))
+        for name, arm in decided["arms"].items():
+            own = results[name].values() if arm["ebc"] else ()
+            shares = [r["probe_pct"] for r in own if r.get("probe_pct") is not None]
+            if shares:
+                probes = f"{whose}probes of {short(name, arm)}"
+                rows.append((probes, statistics.median(shares), shares, False))
+    return rows
+
+
+def _overhead_finding(rows: Sequence[Share], limit: float, several: bool) -> str:
+    overheads = [row for row in rows if row[3]]
+    if not overheads:
+        return "The overhead was not measured."
+    name, value, quartiles, _ = max(overheads, key=lambda row: row[1])
+    finding = f"{name.removesuffix(', overhead')}: " if several else ""
+    finding += f"{value:.1f}% of a step's time"
+    finding += f" (quartiles {quartiles[0]:.1f} to {quartiles[1]:.1f})" if quartiles else ""
+    return f"{finding}, {'within' if value <= limit else 'above'} the limit of {limit:g}%."

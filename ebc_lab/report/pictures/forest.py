@@ -1,7 +1,7 @@
-"""The picture that carries the argument: every arm's paired difference in test loss from its reference, best first.
+"""The main result: every arm's paired difference in test loss from its reference, best first.
 
-Of a suite's arms, and of the finals' against the baseline and against the fair control. The thick line is the 95% interval of a
-difference by itself; the thin one, where the decision holds it, that of all differences together.
+Of a suite's arms, and of the finals' against the baseline and against the fair control. The thick line is the 95%
+interval of one difference; the thin one, where the decision holds it, that of all differences together.
 """
 
 from __future__ import annotations
@@ -24,19 +24,34 @@ from matplotlib.transforms import blended_transform_factory
 from ..text.words import optimizer, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
-from .sheet import ALERT, GOAL, RIGHT, Facts, Sheet, fit, key, page, seeds_of
+from .sheet import (
+    ALERT,
+    GOAL,
+    GREY,
+    INK,
+    RIGHT,
+    SEED,
+    Arms,
+    Facts,
+    Results,
+    Sheet,
+    entry,
+    fit,
+    key,
+    page,
+    seeds_of,
+)
 
-WIDTH, LEFT = 11.0, 0.02  # inches; the left margin, a share of it
-NAMES, PLOT = (LEFT, 0.322), (0.335, 0.7)  # where the labels and the axes lie
-COLUMNS = (
-    (0.845, "difference ± 95%"),
-    (0.912, "test loss"),
-    (RIGHT, "val loss"),
-)  # right edge of each, and its heading
+WIDTH = 11.0  # inches
+LEFT = 0.02  # of the width, the left margin
+NAMES = (LEFT, 0.322)  # of the width, where the labels lie
+PLOT = (0.335, 0.7)  # of the width, where the axes lie
+COLUMNS = ((0.845, "difference ± 95%"), (0.912, "test loss"), (RIGHT, "val loss"))  # right edge, heading
 LINE = 11.0  # points from one line of a row's words to the next
 OWN = 34  # characters of a label that is followed by another
 WORDS = 62  # characters of them that a line holds
-OFF_SCALE = 4.0  # times the rows' median reach: an axis that went further would leave no room to tell the others apart
+OFF_SCALE = 4.0  # times the rows' median reach: a longer axis would leave no room to tell the others apart
+REFERENCES = (("baseline", "the baseline"), ("control", "the fair control"))
 
 
 @dataclass(frozen=True)
@@ -81,19 +96,17 @@ class Row:
         """Best first; without a difference because the reference diverged, because the arm did, for lack of results."""
         if self.mean is not None:
             return 0, self.mean
-        return (
-            2 if self.arm["outcomes"].get("diverged") else 1 if self.difference.get("diverged") else 3
-        ), 0.0
+        if self.arm["outcomes"].get("diverged"):
+            return 2, 0.0
+        return 1 if self.difference.get("diverged") else 3, 0.0
 
     @property
     def name(self) -> str:
         """The label, and the arm it is compared with where that is not the suite's reference."""
         if not self.elsewhere:
             return self.label
-        own = (
-            self.label if len(self.label) <= OWN else f"{self.label[: OWN - 1]}…"
-        )  # so that the other name stays on the page
-        return f"{own}  (vs {self.arm['versus']})"
+        long = len(self.label) > OWN  # the other name stays on the page
+        return f"{self.label[: OWN - 1] + '…' if long else self.label}  (vs {self.arm['versus']})"
 
     @property
     def words(self) -> list[str]:
@@ -112,47 +125,38 @@ def signed(value: float) -> str:
 def rows_of(root: Path, found: Mapping[str, Any]) -> list[Row]:
     """The arms of a track, best first, with their differences seed by seed."""
     results = {label: read_results(root, arm) for label, arm in found["arms"].items()}
-    rows = [
-        Row(
-            label,
-            arm,
-            seed_differences(results[label], results.get(arm["versus"], {})),
-            arm["versus"] not in (None, found["reference"]),
-        )
-        for label, arm in found["arms"].items()
-    ]
+    rows = []
+    for label, arm in found["arms"].items():
+        differences = seed_differences(results[label], results.get(arm["versus"], {}))
+        rows.append(Row(label, arm, differences, arm["versus"] not in (None, found["reference"])))
     return sorted(rows, key=lambda row: row.place)
 
 
-def missing(arms: Mapping[str, Mapping[str, Any]], asked: Sequence[str] = ()) -> str:
-    """What the reader must know about arms that are not whole; empty when all are."""
+def missing(arms: Arms, asked: Sequence[str] = ()) -> str:
+    """What the reader must know about arms that are incomplete; empty when all are complete."""
     kinds: dict[str, list[str]] = {"diverged": [], "without a result": []}
     for label, arm in arms.items():
         of, diverged = len(arm["runs"]), arm["outcomes"].get("diverged", 0)
-        for kind, n in zip(
-            kinds, (diverged, of - diverged - arm["outcomes"].get("completed", 0)), strict=True
-        ):
+        without = of - diverged - arm["outcomes"].get("completed", 0)
+        for kind, n in zip(kinds, (diverged, without), strict=True):
             kinds[kind] += [f"{label} ({n} of {seeds_of(of)})"] if n else []
     kinds["could not be made"] = [label for label in asked if label not in arms]
     return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)
 
 
 def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequence[Row], rule: str) -> Sheet:
-    """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, losses beside it."""
+    """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, its losses."""
     arms, reference = found["arms"], found["reference"]
     zero = arms[reference]["test_loss"] if reference in arms else None
-    said = (
-        f"0 = {reference}, test loss {zero:.3f}"
-        if zero is not None
-        else f"0 = {reference}, which has no test loss"
-    )
+    said = f"0 = {reference}, which has no test loss"
+    if zero is not None:
+        said = f"0 = {reference}, test loss {zero:.3f}"
+    what = "What does each change do to the test loss?"
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
     small = (optimizer(track), f"{len(rows)} arms", rule.partition(";")[0])
-    what = "What does each change do to the test loss?"
-    figure, axes, key_of = rows_page(
-        facts, what, whom, finding(rows), small, missing(arms, facts.arms), rows, 0
-    )
-    key(axes, key_of, LEFT)
+    alert = missing(arms, facts.arms)
+    figure, axes, handles = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
+    key(axes, handles, LEFT)
     head_of(axes, said)
     for y, row in enumerate(rows):
         draw_row(axes, y, row, arms)
@@ -160,69 +164,34 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
     return figure
 
 
-def draw_finals(
-    facts: Facts,
-    track: str,
-    found: Mapping[str, Any],
-    results: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    rule: str,
-) -> Sheet:
+def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Results, rule: str) -> Sheet:
     """The final arms against the baseline, and under them against the fair control, with zero and the target's margin."""
     arms, margin = found["arms"], facts.margin
     groups: dict[str, list[Row]] = {}
     parts = []
-    for role, words_of in (("baseline", "the baseline"), ("control", "the fair control")):
+    for role, words_of in REFERENCES:
+        rows = _final_rows(found, role, results)
         reference = found["roles"][role]
-        rows = [
-            Row(
-                short(name, arms[name]) + (f" · {difference['judged']}" if difference.get("judged") else ""),
-                {
-                    **arms[name],
-                    "versus": reference,
-                    "difference": difference,
-                    "about": words(name, arms[name]),
-                    "point": None,
-                },
-                seed_differences(results[name], results[reference]),
-                False,
-            )
-            for name, difference in found["differences"][role].items()
-        ]
         loss = arms[reference]["test_loss"]
         heading = f"Against {words_of}\n{short(reference, arms[reference]).partition(' (')[0]}"
-        groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = sorted(
-            rows, key=lambda row: row.place
-        )
+        groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = rows
         parts.append(f"against {words_of}, {counts(rows)}")
     rows = [row for own in groups.values() for row in own]
     text = "; ".join(parts)
-    whom = f"{optimizer(track)}: every final arm, paired seed by seed"
     what = "Is any arm better than the baseline, or the fair control?"
-    headings = len(groups)
-    figure, axes, key_of = rows_page(
-        facts,
-        what,
-        whom,
-        f"{text[0].upper()}{text[1:]}.",
-        (rule.partition(";")[0],),
-        missing(arms),
-        rows,
-        headings,
-        margin,
-    )
+    whom = f"{optimizer(track)}: every final arm, paired seed by seed"
+    told = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(arms))
+    figure, axes, handles = rows_page(facts, what, whom, *told, rows, len(groups), margin)
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)
-        key_of.append(
-            Line2D([], [], color=ALERT, lw=1.2, ls=":", label=f"+{margin:g}: the target's margin, “no worse”")
-        )
-    key(axes, key_of, LEFT)
+        handles.append(entry(f"+{margin:g}: the target's margin, “no worse”", ALERT, lw=1.2, ls=":"))
+    key(axes, handles, LEFT)
     head_of(axes, "0 = the reference")
     y = 0
     for heading, own in groups.items():
-        title = axes.annotate(
-            heading, (LEFT, y), xycoords=across_of(axes), va="center", size=9, annotation_clip=False
-        )
-        title.set(style="italic", color="#333333")
+        look = {"xycoords": across_of(axes), "va": "center", "size": 9, "annotation_clip": False}
+        title = axes.annotate(heading, (LEFT, y), **look)
+        title.set(style="italic", color=INK)
         for row in own:
             y += 1
             draw_row(axes, y, row, arms)
@@ -231,32 +200,46 @@ def draw_finals(
     return figure
 
 
+def _final_rows(found: Mapping[str, Any], role: str, results: Results) -> list[Row]:
+    """The final arms that are compared with the arm of this role, best first."""
+    arms, reference = found["arms"], found["roles"][role]
+    rows = []
+    for name, difference in found["differences"][role].items():
+        arm = arms[name]
+        judged = f" · {difference['judged']}" if difference.get("judged") else ""
+        compared = {"versus": reference, "difference": difference, "about": words(name, arm), "point": None}
+        seeds = seed_differences(results[name], results[reference])
+        rows.append(Row(short(name, arm) + judged, {**arm, **compared}, seeds, False))
+    return sorted(rows, key=lambda row: row.place)
+
+
 def seed_differences(
     own: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Mapping[str, Any]]
 ) -> list[float]:
     """Test loss minus the reference's of the same seed, where both completed."""
-    losses = [
-        {
-            s: float(r["test_loss"])
-            for s, r in results.items()
-            if r.get("outcome") == "completed" and r.get("test_loss") is not None
-        }
-        for results in (own, reference)
-    ]
-    return [loss - losses[1][seed] for seed, loss in losses[0].items() if seed in losses[1]]
+
+    def losses(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+        done = {s: r.get("test_loss") for s, r in results.items() if r.get("outcome") == "completed"}
+        return {seed: float(loss) for seed, loss in done.items() if loss is not None}
+
+    others = losses(reference)
+    return [loss - others[seed] for seed, loss in losses(own).items() if seed in others]
 
 
 def counts(rows: Sequence[Row]) -> str:
-    """How the arms fared against one reference: by the decision's own word where it has one, else by their intervals."""
+    """How the arms fared against one reference: as the decision judged them, else by their intervals."""
     judged = [row.difference.get("judged") for row in rows]
     if any(judged):
         kinds = (("beats", "better"), ("meets", "no worse"), ("misses", "worse"), ("undecided", "undecided"))
         found = [f"{judged.count(kind)} {said}" for kind, said in kinds if kind in judged]
         return f"of {len(rows)} arms {', '.join(found)}"
-    below, above = (
-        sum(test(row) for row in rows) for test in (lambda r: r.limits[1] < 0, lambda r: r.limits[0] > 0)
-    )
+    below, above = excluding_zero(rows)
     return f"{below} of {len(rows)} intervals lie below zero, {above} above"
+
+
+def excluding_zero(rows: Sequence[Row]) -> tuple[int, int]:
+    """How many intervals lie below zero, and how many above."""
+    return sum(row.limits[1] < 0 for row in rows), sum(row.limits[0] > 0 for row in rows)
 
 
 def rows_page(
@@ -280,18 +263,18 @@ def rows_page(
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0"))
     axes.axvline(0, color=GOAL, lw=1.4, ls="--", zorder=1)
     return figure, axes, handles_of(rows, axes.get_xlim())
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """The best arm against the suite's reference, and how many intervals exclude zero; without arms judged on another text."""
-    compared = [
-        row for row in rows if row.arm["versus"] and row.mean is not None and row.arm.get("comparable", True)
-    ]
+    """The best arm against the suite's reference, and how many intervals exclude zero.
+
+    Arms that were judged on another text are left out.
+    """
+    paired = [row for row in rows if row.arm["versus"] and row.mean is not None]
+    compared = [row for row in paired if row.arm.get("comparable", True)]
     if not compared:
         return "No arm can be compared with its reference."
     suites_own = next((row.label for row in rows if row.arm["versus"] is None), None)
@@ -300,11 +283,10 @@ def finding(rows: Sequence[Row]) -> str:
     low, high = best.limits
     if low == high:
         return f"{text} (one seed: no interval)."
+    better, worse = excluding_zero(compared)
+    hold = len(compared) - better - worse
     text += f" (95%: {signed(low)} to {signed(high)}). Of {len(compared)} intervals "
-    worse, better = (
-        sum(test(row) for row in compared) for test in (lambda r: r.limits[0] > 0, lambda r: r.limits[1] < 0)
-    )
-    text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {len(compared) - better - worse} hold it"
+    text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {hold} hold it"
     return f"{text} (each 95% by itself)." if len(compared) > 1 else f"{text}."
 
 
@@ -316,15 +298,12 @@ def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, floa
     ]
     reaches = [max(abs(x) for x in span if math.isfinite(x)) for span in spans]
     most = OFF_SCALE * statistics.median(reaches) if reaches else 0.0
-    reached = [
-        x
-        for row, span in zip(shown, spans, strict=True)
-        if abs(row.mean or 0.0) <= most
-        for x in (*span, *row.seeds)
-    ]
-    points = [x for x in (*reached, *((margin,) if margin is not None else ())) if math.isfinite(x)]
-    low, high = max(min(points, default=0.0), -most), min(max(points, default=0.0), most)
-    low, high = min(low, 0.0), max(high, 0.0)
+    reached = [] if margin is None else [margin]
+    for row, span in zip(shown, spans, strict=True):
+        reached += [*span, *row.seeds] if abs(row.mean or 0.0) <= most else []
+    points = [x for x in reached if math.isfinite(x)]
+    low = min(max(min(points, default=0.0), -most), 0.0)
+    high = max(min(max(points, default=0.0), most), 0.0)
     room = 0.07 * (high - low) or 0.01
     return low - room, high + room
 
@@ -332,51 +311,22 @@ def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, floa
 def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]:
     """The key: only what the picture holds."""
     looks = {bool(row.arm["ebc"]): (colour_of(row.arm), mark_of(row.arm)) for row in rows}
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=mark,
-            lw=2.4,
-            label=f"{said} EBC: mean and 95% interval over the paired seeds",
-        )
-        for said, (colour, mark) in (
-            (("without", "with")[ebc], looks[ebc]) for ebc in sorted(looks, reverse=True)
-        )
-    ]
-    low, high = framed
-    if several := [
-        n
-        for row in rows
-        if row.interval("joint_low", "joint_high") and (n := row.difference.get("comparisons"))
-    ]:
-        label = (
-            f"95% for all {several[0]} comparisons together"
-            if len(set(several)) == 1
-            else "95% for all comparisons together"
-        )
-        handles.append(Line2D([], [], color="#333333", lw=0.9, label=label))
-    handles.append(
-        Line2D([], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="a single seed")
-    )
+    handles = []
+    for ebc, (colour, mark) in sorted(looks.items(), reverse=True):
+        label = f"{'with' if ebc else 'without'} EBC: mean and 95% interval over the paired seeds"
+        handles.append(entry(label, colour, marker=mark, lw=2.4))
+    joint = [row for row in rows if row.interval("joint_low", "joint_high")]
+    if several := [n for row in joint if (n := row.difference.get("comparisons"))]:
+        all_of_them = f"all {several[0]}" if len(set(several)) == 1 else "all"
+        handles.append(entry(f"95% for {all_of_them} comparisons together", lw=0.9))
+    handles.append(entry("a single seed", **SEED))
     if any(row.elsewhere for row in rows):
-        handles.append(
-            Line2D(
-                [],
-                [],
-                color="#333333",
-                ls="",
-                marker="D",
-                label="diamond: compared with the arm its row names",
-            )
-        )
+        handles.append(entry("diamond: compared with the arm its row names", ls="", marker="D"))
+    low, high = framed
     if any(row.mean is not None and not low <= row.mean <= high for row in rows):
-        handles.append(
-            Line2D([], [], color="#333333", ls="", marker=">", label="beyond the axis: see its figure")
-        )
+        handles.append(entry("beyond the axis: see its figure", ls="", marker=">"))
     if any(row.arm["outcomes"].get("diverged") for row in rows):
-        handles.append(Line2D([], [], color=ALERT, ls="", marker="x", mew=2, label="diverged"))
+        handles.append(entry("diverged", ALERT, ls="", marker="x", mew=2))
     return handles
 
 
@@ -391,23 +341,27 @@ def head_of(axes: Axes, said: str) -> None:
     """Put the axes between the names and the figures; above the rows, what zero is, and the columns' headings."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    box, head = axes.get_position(), 22 / 72 / figure.get_figheight()
+    box = axes.get_position()
+    head = 22 / 72 / figure.get_figheight()
     axes.set_position((PLOT[0], box.y0, PLOT[1] - PLOT[0], box.height - head))
     low, high = axes.get_xlim()
-    side = "left" if -low / (high - low) < 0.3 else "right" if -low / (high - low) > 0.7 else "center"
-    above = {"xytext": (0, 5), "textcoords": "offset points", "annotation_clip": False}
+    zero = -low / (high - low)  # as a share of the axis
+    side = "center"
+    if not 0.3 <= zero <= 0.7:
+        side = "left" if zero < 0.3 else "right"
+    above: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "annotation_clip": False}
     data = blended_transform_factory(axes.transData, axes.transAxes)
-    axes.annotate(said, (0, 1), xycoords=data, ha=side, size=8.5, color=GOAL, **above)  # type: ignore[arg-type]
+    axes.annotate(said, (0, 1), xycoords=data, ha=side, size=8.5, color=GOAL, **above)
     across = blended_transform_factory(figure.transFigure, axes.transAxes)
     for x, heading in COLUMNS:
-        axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=8, color="#666666", **above)  # type: ignore[arg-type]
+        axes.annotate(heading, (x, 1), xycoords=across, ha="right", size=8, color=GREY, **above)
 
 
 def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]) -> None:
     """The row's mark: a mean with its interval, an arrow to what lies off the axis, or a cross with words."""
     colour, across = colour_of(row.arm), axes.get_yaxis_transform()
     low, high = axes.get_xlim()
-    axes.plot(row.seeds, [y + 0.2] * len(row.seeds), "o", color=colour, ms=3.2, mew=0, alpha=0.45)
+    axes.plot(row.seeds, [y + 0.2] * len(row.seeds), color=colour, **SEED)
     n, of = row.arm["outcomes"].get("diverged", 0), len(row.arm["runs"])
     if n:
         axes.plot(0.985, y, "x", color=ALERT, ms=8, mew=2.2, transform=across)
@@ -417,7 +371,8 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
         other = arms.get(row.arm["versus"])
         said = "no pair of seeds to compare"
         if row.difference.get("diverged") and other:
-            said = f"{row.arm['versus']} diverged in {other['outcomes'].get('diverged', 0)} of {seeds_of(len(other['runs']))}"
+            diverged, seeds = other["outcomes"].get("diverged", 0), seeds_of(len(other["runs"]))
+            said = f"{row.arm['versus']} diverged in {diverged} of {seeds}"
         axes.text(0.985, y, said, transform=across, ha="right", va="center", size=8, color=ALERT)
     elif row.mean is None:
         return
@@ -427,10 +382,8 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
         over = row.mean > high
         axes.plot(0.985 if over else 0.015, y, ">" if over else "<", color=colour, ms=7, transform=across)
     else:
-        for limits, width in (
-            (row.interval("joint_low", "joint_high"), 0.9),
-            (row.interval("low", "high"), 2.4),
-        ):
+        for names, width in ((("joint_low", "joint_high"), 0.9), (("low", "high"), 2.4)):
+            limits = row.interval(*names)
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
         mark = ("D" if row.arm["ebc"] else "d") if row.elsewhere else mark_of(row.arm)
@@ -446,31 +399,26 @@ def write_row(axes: Axes, y: int, row: Row) -> None:
         strip = Rectangle((0.5 * LEFT, y - 0.5), 1 - LEFT, 1, transform=across, fc="#F4F4F4", lw=0, zorder=-1)
         strip.set_clip_on(False)
         axes.add_artist(strip)
-    lines = [
-        (row.name, 8.5, "bold", colour_of(row.arm)),
-        *((words, 7.5, "normal", "#555555") for words in row.words),
-    ]
+    lines = [(row.name, 8.5, "bold", colour_of(row.arm))]
+    lines += [(text, 7.5, "normal", "#555555") for text in row.words]
     for i, (line, size, weight, colour) in enumerate(lines):
-        text = axes.annotate(
-            line,
-            (NAMES[0], y),
-            xycoords=across,
-            xytext=(0, LINE * ((len(lines) - 1) / 2 - i)),
-            textcoords="offset points",
-            va="center",
-            size=size,
-            weight=weight,
-            color=colour,
-            annotation_clip=False,
-        )
+        offset = {"xytext": (0, LINE * ((len(lines) - 1) / 2 - i)), "textcoords": "offset points"}
+        look: dict[str, Any] = {"va": "center", "size": size, "weight": weight, "color": colour}
+        at = (NAMES[0], y)
+        text = axes.annotate(line, at, xycoords=across, annotation_clip=False, **offset, **look)  # type: ignore[arg-type]
         fit(text, (NAMES[1] - NAMES[0]) * figure.bbox.width)
-    beyond = f"{signed(row.mean)}" if row.mean is not None else "–"
-    if row.by_rank and row.mean is not None and row.interval("low", "high"):
-        beyond += " [{}, {}]".format(
-            *(signed(x) if math.isfinite(x) else "−∞" if x < 0 else "∞" for x in row.limits)
-        )
-    elif row.mean is not None and row.interval("low", "high"):
-        beyond += f" ± {row.difference['high'] - row.mean:.3f}"
+    difference = _difference_in_words(row) if row.arm["versus"] else "reference"
     losses = ("–" if (loss := row.arm[k]) is None else f"{loss:.3f}" for k in ("test_loss", "val_loss"))
-    for (x, _), cell in zip(COLUMNS, (beyond if row.arm["versus"] else "reference", *losses), strict=True):
+    for (x, _), cell in zip(COLUMNS, (difference, *losses), strict=True):
         axes.text(x, y, cell, transform=across, ha="right", va="center", size=8.5)
+
+
+def _difference_in_words(row: Row) -> str:
+    if row.mean is None:
+        return "–"
+    if not row.interval("low", "high"):
+        return signed(row.mean)
+    if row.by_rank:
+        low, high = (signed(x) if math.isfinite(x) else f"{x:g}" for x in row.limits)
+        return f"{signed(row.mean)} [{low}, {high}]".replace("-inf", "−∞").replace("inf", "∞")
+    return f"{signed(row.mean)} ± {row.difference['high'] - row.mean:.3f}"

@@ -1,6 +1,6 @@
-"""What stands behind the clip coefficient, where it was measured: the groups' contributions s_g, and how tight their sum is.
+"""What the clip coefficient follows from, where it was measured: the groups' contributions s_g, and how tight their sum is.
 
-METHOD.md's S, s_g, T and T/(c·S); the columns `s_<group>`, `surrogate`, `radius` and `tightness` of steps.csv.
+The columns `s_<group>`, `surrogate`, `radius` and `tightness` of steps.csv, which docs/files.md explains.
 """
 
 from __future__ import annotations
@@ -10,13 +10,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.axes import Axes
 
 from ..text.words import optimizer
 from .arm import arm_page, colour_of, mark_of
 from .curves import Run, by_step, running_mean, thinned, window
-from .sheet import ALERT, EBC, GOAL, Facts, Sheet, beside, key, name_rows, page
+from .sheet import (
+    ALERT,
+    EBC,
+    GOAL,
+    INK,
+    SEED,
+    Arms,
+    Facts,
+    Sheet,
+    beside,
+    entry,
+    key,
+    log_axis,
+    name_rows,
+    page,
+)
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
 LAYERS = (EBC, "C4", GOAL, "C6", ALERT, "C5")  # neighbours far apart, also for colour-blind readers
@@ -52,67 +66,61 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
         return None
     steps, surrogate = by_step(streams, "surrogate")
     layers = {g: by_step(streams, f"s_{g}")[1].mean(axis=0).filled(0.0) for g in groups}
-    whole = np.maximum(sum(layers.values()), np.finfo(float).tiny)
-    share = {g: float(np.median(layer / whole)) for g, layer in layers.items()}
-    ranked = sorted(groups, key=lambda g: -share[g])
-    top = ranked if len(ranked) <= NAMED + 1 else ranked[:NAMED]
-    finding = f"{ranked[0]} makes up most of it, {100 * share[ranked[0]]:.0f}% on median"
-    finding += f"; {ranked[-1]} least, {percent(share[ranked[-1]])}" if len(ranked) > 1 else ""
+    bands, finding = _bands(layers)
     what = "Which groups of weights move the predictions?"
-    figure, axes = arm_page(
-        facts, name, arm, runs, what, f"{finding} (of {len(groups)} group{'s' * (len(groups) > 1)})."
-    )
+    figure, axes = arm_page(facts, name, arm, runs, what, finding)
     axes.set_ylabel("contribution s_g (logits per token), stacked")
-    at, stacked, ends = thinned(len(steps)), np.zeros(len(steps)), []
-    rest = [g for g in ranked if g not in top]
-    bands = {f"{g}  {100 * share[g]:.0f}%": layers[g] for g in top}
-    if rest:
-        bands[f"{len(rest)} other groups  {100 * sum(share[g] for g in rest):.0f}%"] = np.sum(
-            [layers[g] for g in rest], axis=0
-        )
-    for i, (label, layer) in enumerate(bands.items()):
-        smooth = running_mean(np.ma.masked_invalid(layer[None]))[0].filled(0.0)
-        colour = LAYERS[i] if i < len(top) and i < len(LAYERS) else "#BBBBBB"
-        axes.fill_between(
-            steps[at],
-            stacked[at],
-            (stacked + smooth)[at],
-            fc=colour,
-            alpha=0.55,
-            ec="white",
-            lw=0.8,
-            hatch="/" * (i % 2),
-        )
-        ends.append((float(steps[at[-1]]), float(stacked[-1] + smooth[-1] / 2), label, "#333333"))
-        stacked = stacked + smooth
-    for i, row in enumerate(by_step(streams, "surrogate")[1]):
+    at = thinned(len(steps))
+    stacked, ends = _draw_layers(axes, steps, at, bands)
+    for i, row in enumerate(surrogate):
         seen = running_mean(row[None])[0][at]
-        axes.plot(
-            steps[at],
-            seen,
-            color="black",
-            lw=0.6,
-            alpha=0.4,
-            label="S of each seed" if not i and len(streams) > 1 else None,
-        )
-    label = f"S, what they add up to by this aggregate: mean over the seeds and {window(len(steps))} measured steps"
+        label = "S of each seed" if not i and len(streams) > 1 else None
+        axes.plot(steps[at], seen, color="black", lw=0.6, alpha=0.4, label=label)
+    label = "S, what they add up to by this aggregate: "
+    label += f"mean over the seeds and {window(len(steps))} measured steps"
     middle = running_mean(np.ma.masked_array(surrogate.mean(axis=0))[None])[0]
     axes.plot(steps[at], middle[at], color="black", lw=1.6, label=label)
     if np.isfinite(radius := by_step(streams, "radius")[1].mean(axis=0).filled(np.nan)).any():
-        axes.plot(
-            steps[at],
-            radius[at],
-            color=ALERT,
-            lw=1.4,
-            ls="--",
-            label="trust radius τ: c = τ / S where S is above it",
-        )
+        label = "trust radius τ: c = τ / S where S is above it"
+        axes.plot(steps[at], radius[at], color=ALERT, lw=1.4, ls="--", label=label)
     axes.set_ylim(0, 1.08 * max(float(np.max(stacked[at])), float(middle.max())))
     key(axes)
     box = axes.get_position()
     axes.set_position((box.x0, box.y0, LABELS_FROM - box.x0, box.height))
     beside(axes, ends)
     return figure
+
+
+def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
+    """Label -> layer, the largest first and the small ones as one; and what is to be said of them."""
+    total = np.maximum(sum(layers.values()), np.finfo(float).tiny)
+    share = {g: float(np.median(layer / total)) for g, layer in layers.items()}
+    ranked = sorted(layers, key=lambda g: -share[g])
+    top = ranked if len(ranked) <= NAMED + 1 else ranked[:NAMED]
+    bands = {f"{g}  {100 * share[g]:.0f}%": layers[g] for g in top}
+    if rest := [g for g in ranked if g not in top]:
+        label = f"{len(rest)} other groups  {100 * sum(share[g] for g in rest):.0f}%"
+        bands[label] = np.sum([layers[g] for g in rest], axis=0)
+    finding = f"{ranked[0]} makes up most of it, {100 * share[ranked[0]]:.0f}% on median"
+    finding += f"; {ranked[-1]} least, {percent(share[ranked[-1]])}" if len(ranked) > 1 else ""
+    return bands, f"{finding} (of {len(ranked)} group{'s' * (len(ranked) > 1)})."
+
+
+def _draw_layers(
+    axes: Axes, steps: np.ndarray, at: np.ndarray, bands: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, list[tuple[float, float, str, str]]]:
+    """Stack the layers. -> their upper edge, and where each ends: (x, y, label, colour)."""
+    stacked, ends = np.zeros(len(steps)), []
+    for i, (label, layer) in enumerate(bands.items()):
+        smooth = running_mean(np.ma.masked_invalid(layer[None]))[0].filled(0.0)
+        colour = LAYERS[i] if i < len(LAYERS) else "#BBBBBB"
+        look: dict[str, Any] = {"fc": colour, "hatch": "/" * (i % 2)}
+        axes.fill_between(
+            steps[at], stacked[at], (stacked + smooth)[at], alpha=0.55, ec="white", lw=0.8, **look
+        )
+        ends.append((float(steps[at[-1]]), float(stacked[-1] + smooth[-1] / 2), label, INK))
+        stacked = stacked + smooth
+    return stacked, ends
 
 
 # -- tightness --------------------------------------------------------------------------------------------------------
@@ -133,59 +141,45 @@ def tightness_of(runs: Sequence[Run]) -> Tightness | None:
 
 
 def draw_tightness(
-    facts: Facts,
-    track: str,
-    names: Mapping[str, str],
-    arms: Mapping[str, Mapping[str, Any]],
-    found: Mapping[str, Tightness],
+    facts: Facts, track: str, names: Mapping[str, str], arms: Arms, found: Mapping[str, Tightness]
 ) -> Sheet:
-    """A row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint. `names`: in words."""
-    every = np.concatenate([t.values for t in found.values()])
-    finding = (
-        f"At most as far (≤ 1) on {100 * float((every <= 1).mean()):.0f}% of {len(every)} measured steps; "
-    )
-    middles = {name: float(np.median(t.values)) for name, t in found.items()}
-    low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
-    finding += f"median {middles[low]:.2g} ({names[low]})"
-    finding += f" to {middles[high]:.2g} ({names[high]})." if low != high else "."
+    """A row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
+
+    `names`: the arms in words.
+    """
     what = "Does a step move the predictions as far as the groups' sum says?"
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )
     seeds = max(len(arms[name]["runs"]) for name in found)
-    figure, axes = page(facts, what, whom, finding, seeds, size=(8.6, 2.5 + 0.34 * len(found)))
+    size = (8.6, 2.5 + 0.34 * len(found))
+    figure, axes = page(facts, what, whom, _tightness_finding(names, found), seeds, size=size)
     axes.set_xlabel("T / (c·S)  (log scale)      ← moved less than predicted        moved more →")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_axis(axes, "x", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
-    handles: list[Any] = [Line2D([], [], color=GOAL, lw=1.4, ls="--", label="1: exactly as predicted")]
-    handles.append(
-        Line2D(
-            [],
-            [],
-            color="#333333",
-            marker="o",
-            lw=3.0,
-            label="median and quartiles over all seeds' measured steps",
-        )
-    )
-    handles.append(Line2D([], [], color="#333333", lw=0.9, label="10th to 90th percentile"))
-    handles.append(
-        Line2D(
-            [], [], color="#333333", ls="", marker="o", ms=3.2, mew=0, alpha=0.45, label="each seed's median"
-        )
-    )
+    handles = [
+        entry("1: exactly as predicted", GOAL, lw=1.4, ls="--"),
+        entry("median and quartiles over all seeds' measured steps", marker="o", lw=3.0),
+        entry("10th to 90th percentile", lw=0.9),
+        entry("each seed's median", **SEED),
+    ]
     for y, (name, tightness) in enumerate(found.items()):
         colour = colour_of(arms[name])
         p10, p25, middle, p75, p90 = np.quantile(tightness.values, (0.1, 0.25, 0.5, 0.75, 0.9))
         axes.plot((p10, p90), (y, y), color=colour, lw=0.9)
         axes.plot((p25, p75), (y, y), color=colour, lw=3.0, solid_capstyle="butt")
         axes.plot(middle, y, mark_of(arms[name]), color=colour, ms=6.5, mec="white", zorder=3)
-        axes.plot(
-            tightness.seeds, [y + 0.25] * len(tightness.seeds), "o", color=colour, ms=3.2, mew=0, alpha=0.45
-        )
+        axes.plot(tightness.seeds, [y + 0.25] * len(tightness.seeds), color=colour, **SEED)
     key(axes, handles)
     name_rows(axes, [names[name] for name in found])
     return figure
+
+
+def _tightness_finding(names: Mapping[str, str], found: Mapping[str, Tightness]) -> str:
+    every = np.concatenate([t.values for t in found.values()])
+    share = 100 * float((every <= 1).mean())
+    middles = {name: float(np.median(t.values)) for name, t in found.items()}
+    low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
+    finding = f"At most as far (≤ 1) on {share:.0f}% of {len(every)} measured steps; "
+    finding += f"median {middles[low]:.2g} ({names[low]})"
+    return finding + (f" to {middles[high]:.2g} ({names[high]})." if low != high else ".")

@@ -1,6 +1,6 @@
 """A picture's page: its header in words, its axes, and its key under them where it hides no data.
 
-The layout is computed here, once, from the measured text: matplotlib's own layout engines take several times as long.
+The layout is computed here, once, from the measured text: matplotlib's layout engines take several times as long.
 """
 
 from __future__ import annotations
@@ -17,12 +17,34 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 STYLE = Path(__file__).with_name("style.mplstyle")
-EBC, PLAIN, GOAL, ALERT, OTHER, SPARE = "C0", "C1", "C2", "C3", "C5", "C6"  # places in the style's palette
-LEFT, RIGHT, EDGE = 0.085, 0.975, 8.0  # margins: shares of the width; points above and below
+# places in the style's palette
+EBC = "C0"
+PLAIN = "C1"
+GOAL = "C2"
+ALERT = "C3"
+OTHER = "C5"
+SPARE = "C6"
+INK = "#333333"
+GREY = "#666666"
+LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width
+EDGE = 8.0  # points above and below
 ROWS_FROM = 0.38  # of the width: the names of rows end there at most
 WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
+SEED: dict[str, Any] = {
+    "ls": "",
+    "marker": "o",
+    "ms": 3.2,
+    "mew": 0,
+    "alpha": 0.45,
+}  # the point of a single seed
+FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # the line of a single seed, in the key
+
+Decisions = Mapping[str, Mapping[str, Any]]
+Arms = Mapping[str, Mapping[str, Any]]
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> seed -> result
 
 
 @dataclass(frozen=True)
@@ -39,7 +61,7 @@ class Facts:
     margin: float | None = None  # nats of test loss that "no worse" allows
     grids: Mapping[str, Sequence[float]] = field(
         default_factory=dict
-    )  # optimizer -> the learning rates asked for
+    )  # optimizer -> learning rates asked for
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
 
@@ -53,7 +75,10 @@ class Sheet(Figure):
 
 @dataclass(frozen=True)
 class Picture:
-    """A sheet with its place among a study's pictures. `name`: stem of its files; `arm`: whose it is, empty: of several."""
+    """A sheet with its place among a study's pictures.
+
+    `name`: stem of its files; `arm`: whose picture it is, empty where it is of several.
+    """
 
     name: str
     section: str
@@ -78,36 +103,47 @@ def page(
     size: tuple[float, float] | None = None,
     left: float = LEFT,
 ) -> tuple[Sheet, Axes]:
-    """A figure with its header written: what it shows (bold), of whom, what was found, whence it comes, warnings.
+    """A figure with its header: what it shows (bold), of whom, what was found, where the data come from, warnings.
 
     `size`: inches, where not the style's; `left`: the margin, as a share of the width.
     """
     figure = Sheet(figsize=size)
     FigureCanvasAgg(figure)
-    source = " · ".join(
-        (seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small)
-    )
+    source = (seeds_of(seeds), f"{facts.scale} scale", f"study {facts.name}", facts.corpus, *small)
+    said = filter(None, (text.rstrip(".") for text in (whom, finding, alert)))
+    figure.title = " ".join(what.split())
+    figure.alt = " ".join(". ".join((*said, "")).split())
+    warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
+    wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
     lines = [
         (what, 13.0, "bold", "black"),
         (whom, 11.0, "normal", "black"),
-        (finding, 9.5, "normal", "#333333"),
+        (finding, 9.5, "normal", INK),
+        (" · ".join(source), 7.5, "normal", GREY),
+        *((line, 8.5, "bold", ALERT) for line in wrapped),
     ]
-    lines += [(source, 7.5, "normal", "#666666")]
-    said = [whom.rstrip("."), finding.rstrip("."), alert.rstrip(".")]
-    figure.title, figure.alt = " ".join(what.split()), " ".join(". ".join((*filter(None, said), "")).split())
-    warnings = (f"Corpus: {facts.warning}" if facts.warning else "", alert)
-    wrapped = [line for text in warnings for line in wrap(text, WARNING_WIDTH, max_lines=2, placeholder=" …")]
-    lines += [(line, 8.5, "bold", ALERT) for line in wrapped]
     height = figure.get_figheight() * 72
     used = EDGE
     for text, points, weight, colour in lines:
-        y = 1 - used / height
-        line = figure.text(
-            left, y, " ".join(text.split()), size=points, weight=weight, color=colour, va="top"
-        )
+        shown = {"size": points, "weight": weight, "color": colour, "va": "top"}
+        line = figure.text(left, 1 - used / height, " ".join(text.split()), **shown)  # type: ignore[arg-type]
         fit(line, (RIGHT - left) * figure.bbox.width)
         used += 1.45 * points
     return figure, figure.add_axes((left, 0.2, RIGHT - left, 1 - (used + EDGE) / height - 0.2))
+
+
+def entry(label: str, color: str = INK, **look: Any) -> Line2D:
+    """A line of the key that no drawn line has of itself."""
+    return Line2D([], [], color=color, label=label, **look)
+
+
+def log_axis(axes: Axes, name: str, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """A log axis that is read in plain numbers."""
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    axes.set(**{f"{name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def seeds_of(number: int) -> str:
@@ -126,7 +162,8 @@ def fit(text: Text, room: float) -> None:
 
 def another(axes: Axes) -> Axes:
     """A further panel in the place of this one, to be told apart from it by `stack`."""
-    figure, box = axes.get_figure(root=True), axes.get_position()
+    figure = axes.get_figure(root=True)
+    box = axes.get_position()
     assert figure is not None
     return figure.add_axes((box.x0, box.y0, box.width, box.height))
 
@@ -136,15 +173,11 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     shown = list(handles) if handles is not None else axes.get_legend_handles_labels()[0]
-    height, edge = figure.bbox.height, EDGE * figure.dpi / 72
+    height = figure.bbox.height
+    edge = EDGE * figure.dpi / 72
     for columns in (4, 3, 2, 1):
-        legend = figure.legend(
-            handles=shown,
-            loc="lower left",
-            bbox_to_anchor=(left, edge / height),
-            borderaxespad=0,
-            ncols=columns,
-        )
+        place = {"loc": "lower left", "bbox_to_anchor": (left, edge / height), "borderaxespad": 0}
+        legend = figure.legend(handles=shown, ncols=columns, **place)  # type: ignore[arg-type]
         box = legend.get_window_extent()
         if columns == 1 or box.width <= (RIGHT - left) * figure.bbox.width:
             break
@@ -158,9 +191,8 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
 def say_nothing_to_draw(axes: Axes) -> None:
     axes.grid(False)
     axes.set(xticks=[], yticks=[])
-    axes.text(
-        0.5, 0.5, "no run of this arm recorded a single step", ha="center", va="center", color=ALERT, size=12
-    )
+    said = "no run of this arm recorded a single step"
+    axes.text(0.5, 0.5, said, ha="center", va="center", color=ALERT, size=12)
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
@@ -174,11 +206,16 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def stack(axes: Sequence[Axes], heights: Sequence[float], gap: float, right: float = RIGHT) -> None:
-    """Panels under one another in the place of the last one, from the top: their shares of it, `gap` points between them."""
-    figure, box = axes[-1].get_figure(root=True), axes[-1].get_position()
+    """Panels under one another in the place of the last one, from the top.
+
+    `heights`: their shares of it; `gap`: points between them.
+    """
+    figure = axes[-1].get_figure(root=True)
+    box = axes[-1].get_position()
     assert isinstance(figure, Figure)
     between = gap / 72 / figure.get_figheight()
-    room, top = box.height - between * (len(axes) - 1), box.y1
+    room = box.height - between * (len(axes) - 1)
+    top = box.y1
     for panel, share in zip(axes, heights, strict=True):
         height = room * share / sum(heights)
         panel.set_position((box.x0, top - height, right - box.x0, height))
@@ -191,16 +228,13 @@ def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     assert isinstance(figure, Figure)
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that the leader lines do not move them
     to_share = axes.transData + axes.transAxes.inverted()
-    placed = sorted(
-        ((to_share.transform((x, y)), label, colour) for x, y, label, colour in ends),
-        key=lambda e: float(e[0][1]),
-    )
+    placed = [(to_share.transform((x, y)), label, colour) for x, y, label, colour in ends]
+    placed.sort(key=lambda end: float(end[0][1]))
     gap = min(11 / 72 * figure.dpi / axes.bbox.height, 1 / max(len(placed), 1))
     places = spread([float(np.clip(at[1], 0.0, 1.0)) for at, _, _ in placed], gap)
     for (at, label, colour), place in zip(placed, places, strict=True):
-        leader = Line2D(
-            [at[0], 1.02], [np.clip(at[1], 0, 1), place], color="#AAAAAA", lw=0.6, transform=axes.transAxes
-        )
+        heights = [np.clip(at[1], 0, 1), place]
+        leader = Line2D([at[0], 1.02], heights, color="#AAAAAA", lw=0.6, transform=axes.transAxes)
         leader.set_clip_on(False)
         axes.add_artist(leader)
         text = axes.text(1.025, place, label, transform=axes.transAxes, va="center", size=8, color=colour)
@@ -217,10 +251,7 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     labels = axes.get_yticklabels()
     for label in labels:
         fit(label, (ROWS_FROM - LEFT) * figure.bbox.width)
-    start = (
-        LEFT
-        + max((label.get_window_extent().width for label in labels), default=0) / figure.bbox.width
-        + 0.012
-    )
+    widest = max((label.get_window_extent().width for label in labels), default=0)
+    start = LEFT + widest / figure.bbox.width + 0.012
     box = axes.get_position()
     axes.set_position((start, box.y0, RIGHT - start, box.height))

@@ -1,4 +1,4 @@
-"""The pictures of a suite: the arms side by side, what the mechanism did over the run, how shocks passed, and each arm.
+"""The pictures of a suite: its arms side by side, the mechanism over the run, recovery from shocks, and each arm.
 
 With several tracks, every picture has its track's name in its own.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.axes import Axes
 
 from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
 
@@ -24,16 +23,35 @@ from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .forest import draw_forest, missing, rows_of, signed
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
-from .sheet import ALERT, EBC, GOAL, PLAIN, Facts, Picture, Sheet, another, beside, key, page, stack
+from .sheet import (
+    ALERT,
+    EBC,
+    FAINT,
+    GOAL,
+    GREY,
+    INK,
+    PLAIN,
+    Arms,
+    Decisions,
+    Facts,
+    Picture,
+    Sheet,
+    another,
+    beside,
+    entry,
+    key,
+    log_axis,
+    page,
+    stack,
+)
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
-WITH_EBC, WITHOUT = (EBC, GOAL, "C6", "black"), (PLAIN, "C4", "C5", ALERT)  # where both share a panel
+WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
+WITHOUT = (PLAIN, "C4", "C5", ALERT)
 DASHES = ("-", "--", "-.")
 REST = "#BBBBBB"
-MOST, HIGHLIGHTED = (
-    8,
-    6,
-)  # where there are more than so many EBC arms, so many are told apart; of more, no seed is drawn
+MOST = 8  # lines of a panel that are all told apart, and of which each seed is drawn
+HIGHLIGHTED = 6  # of more lines
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
 AFTER_SHOCK = 150  # steps shown after a shock
@@ -45,47 +63,60 @@ SHOCKS = {
 }
 
 
-def suite_pictures(root: Path, facts: Facts, decisions: Mapping[str, Any]) -> Iterator[Picture]:
-    """Of every track's arms together, and of each arm."""
-    decision = decisions["ablation"]
+@dataclass
+class Gathered:
+    """What the pictures of several arms are drawn from, gathered while each arm's runs are in memory."""
+
+    courses: dict[str, Course]
+    recoveries: list[Recovery]
+    tight: dict[str, Tightness]
+
+
+def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
+    """Of every track's arms together, and of each arm. `section`: the stage that compares them."""
+    decision = decisions[section]
     for track, found in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
         forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
         yield Picture(f"ablation{tail}", "verdict", forest)
-        references = {
-            v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms
-        }
-        courses: dict[str, Course] = {}
-        recoveries: list[Recovery] = []
-        tight: dict[str, Tightness] = {}
-        for label, arm in arms.items():
-            runs = references[label] if label in references else read_runs(root, arm)
-            of = arm["versus"] or label
-            rival = Rival(
-                of, runs if of == label else references.get(of, []), in_words(arm), itself=of == label
-            )
-            yield Picture(f"{label}{tail}_loss", "arms", draw_loss(facts, label, arm, runs, rival), label)
-            if arm["ebc"]:
-                natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-                yield Picture(f"{label}{tail}_clip", "arms", draw_clip(facts, label, arm, runs), label)
-                yield Picture(
-                    f"{label}{tail}_kl", "arms", draw_kl(facts, label, arm, runs, natural_kl), label
-                )
-                if sheet := draw_groups(facts, label, arm, runs):
-                    yield Picture(f"{label}{tail}_groups", "arms", sheet, label)
-                if measured := tightness_of(runs):
-                    tight[label] = measured
-                courses[label] = course_of(runs)
-            recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
-        if courses:
-            steps = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
-            yield Picture(f"ablation_steps{tail}", "ablation", steps)
-        if tight:
+        all_arms = Gathered({}, [], {})
+        natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
+        yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms)
+        if courses := all_arms.courses:
+            sheet = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
+            yield Picture(f"ablation_steps{tail}", section, sheet)
+        if tight := all_arms.tight:
             sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
-            yield Picture(f"ablation_tightness{tail}", "ablation", sheet)
-        if recoveries:
-            drawn = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
-            yield Picture(f"recovery{tail}", "ablation", drawn)
+            yield Picture(f"ablation_tightness{tail}", section, sheet)
+        if recoveries := all_arms.recoveries:
+            sheet = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
+            yield Picture(f"recovery{tail}", section, sheet)
+
+
+def _arm_pictures(
+    root: Path, facts: Facts, arms: Arms, tail: str, natural_kl: float, all_arms: Gathered
+) -> Iterator[Picture]:
+    """Each arm's own pictures; what the pictures of all arms need of it goes to `all_arms`."""
+    references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
+    for label, arm in arms.items():
+        runs = references[label] if label in references else read_runs(root, arm)
+        of = arm["versus"] or label
+        itself = of == label
+        rival = Rival(of, runs if itself else references.get(of, []), in_words(arm), itself=itself)
+        own = {"loss": draw_loss(facts, label, arm, runs, rival)}
+        if arm["ebc"]:
+            own |= {
+                "clip": draw_clip(facts, label, arm, runs),
+                "kl": draw_kl(facts, label, arm, runs, natural_kl),
+            }
+            if sheet := draw_groups(facts, label, arm, runs):
+                own["groups"] = sheet
+            if measured := tightness_of(runs):
+                all_arms.tight[label] = measured
+            all_arms.courses[label] = course_of(runs)
+        for kind, sheet in own.items():
+            yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
+        all_arms.recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
 
 
 def in_words(arm: Mapping[str, Any]) -> str:
@@ -141,38 +172,14 @@ def distance(arm: Mapping[str, Any]) -> float:
     return abs(math.log(ratio)) if ratio else 0.0
 
 
-def draw_steps(
-    facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], courses: Mapping[str, Course]
-) -> Sheet:
+def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Course]) -> Sheet:
     """The clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
-    far = [
-        x
-        for pair in zip(
-            *(sorted(courses, key=lambda x: -by(arms[x])) for by in (drift, distance)), strict=True
-        )
-        for x in pair
-    ]
-    shown = [
-        label for label in courses if len(courses) <= MOST or label in list(dict.fromkeys(far))[:HIGHLIGHTED]
-    ]
-    most, farthest = max(arms, key=lambda x: drift(arms[x])), max(arms, key=lambda x: distance(arms[x]))
-    parts = []
-    if drift(arms[most]):
-        parts.append(f"Largest drift of c: {most}, {course_in_words(arms[most])}")
-    if distance(arms[farthest]):
-        parts.append(
-            f"farthest from its target: {farthest}, median KL / δ* {arms[farthest]['figures']['kl_ratio_median']:.2f}"
-        )
-    text = "; ".join(parts) or "Neither c nor the KL was measured"
-    whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
-    small, seeds = (
-        ("c: median near the start → near the end of the run",),
-        max(len(arm["runs"]) for arm in arms.values()),
-    )
+    shown = _told_apart(arms, courses)
     what = "What did the clip do over the run?"
-    figure, bottom = page(
-        facts, what, whom, f"{text[0].upper()}{text[1:]}.", seeds, small, missing(arms), (10.4, 7.4)
-    )
+    whom = f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds"
+    small = ("c: median near the start → near the end of the run",)
+    seeds = max(len(arm["runs"]) for arm in arms.values())
+    figure, bottom = page(facts, what, whom, _farthest(arms), seeds, small, missing(arms), (10.4, 7.4))
     top = another(bottom)
     last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
     for axes in (top, bottom):
@@ -181,52 +188,25 @@ def draw_steps(
     top.set(ylabel="clip coefficient c", ylim=(-0.02, 1.06))
     top.tick_params(labelbottom=False)
     bottom.set_ylabel("applied KL / target δ* (log scale)")
-    bottom.set_yscale("log")
-    bottom.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    bottom.yaxis.set_minor_locator(NullLocator())
+    log_axis(bottom, "y")
     bottom.axhline(1.0, color=GOAL, lw=1.2, ls="--", zorder=1)
-    within = (
-        f"within ±{100 * KL_BAND:g}% of the target; where nothing is clipped the KL lies below it by right"
-    )
-    handles: list[Any] = [
-        bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0, label=within)
-    ]
-    if len(shown) < len(courses):
-        label = f"{len(courses) - len(shown)} other arms with EBC: the {len(shown)} whose c or KL / δ* moved most are named"
-        handles.append(Line2D([], [], color=REST, lw=1.0, label=label))
+    band = f"within ±{100 * KL_BAND:g}% of the target; "
+    band += "where nothing is clipped the KL lies below it by right"
+    within = bottom.axhspan(1 - KL_BAND, 1 + KL_BAND, color=GOAL, alpha=0.13, lw=0, label=band)
+    handles: list[Any] = [within]
+    if others := len(courses) - len(shown):
+        label = f"{others} other arms with EBC: the {len(shown)} whose c or KL / δ* moved most are named"
+        handles.append(entry(label, REST, lw=1.0))
     over = window(round(last) + 1)
-    handles.append(
-        Line2D(
-            [], [], color="#666666", label=f"running means: of c over {over} steps, of the KL over 3 audits"
-        )
-    )
-    handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
-    tops: list[tuple[float, float, str, str]] = []
-    bottoms: list[tuple[float, float, str, str]] = []
+    handles.append(entry(f"running means: of c over {over} steps, of the KL over 3 audits", GREY))
+    handles.append(entry("each seed", GREY, **FAINT))
+    tops: list[End] = []
+    bottoms: list[End] = []
     for label, course in courses.items():
         place = shown.index(label) if label in shown else None
-        colour, dashes = (
-            (REST, "-") if place is None else (PALETTE[place % len(PALETTE)], DASHES[place % len(DASHES)])
-        )
-        width, order = (1.0, 1.5) if place is None else (1.6, 2.5)
-        for axes, ends, x, y, own, words in (
-            (top, tops, course.steps, course.c, course.seeds[0], f"{label}  {course_in_words(arms[label])}"),
-            (
-                bottom,
-                bottoms,
-                course.audits,
-                course.ratio,
-                course.seeds[1],
-                f"{label}  {ratio_in_words(arms[label])}",
-            ),
-        ):
-            axes.plot(x, y, color=colour, ls=dashes, lw=width, zorder=order)
-            if place is not None:
-                axes.plot(x, own.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
-            seen = np.flatnonzero(~np.ma.getmaskarray(y))
-            if place is not None and len(seen):
-                ends.append((float(x[seen[-1]]), float(y[seen[-1]]), words, colour))
+        c, ratio = (f"{label}  {said(arms[label])}" for said in (course_in_words, ratio_in_words))
+        tops += _draw_course(top, course.steps, course.c, course.seeds[0], c, place)
+        bottoms += _draw_course(bottom, course.audits, course.ratio, course.seeds[1], ratio, place)
     seen = np.concatenate([c.ratio.compressed() for c in courses.values()])
     low, high = (min(seen), max(seen)) if len(seen) else (1.0, 1.0)
     bottom.set_ylim(max(0.8 * min(low, 0.5), LEAST_RATIO), min(1.25 * max(high, 2.0), 1 / LEAST_RATIO))
@@ -235,6 +215,48 @@ def draw_steps(
     beside(top, tops)
     beside(bottom, bottoms)
     return figure
+
+
+End = tuple[float, float, str, str]  # of a line: x, y, label, colour
+
+
+def _told_apart(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
+    """The arms whose lines are named: all while they are few, else those whose c or KL moved most, by turns."""
+    if len(courses) <= MOST:
+        return list(courses)
+
+    def farthest(by: Callable[[Mapping[str, Any]], float]) -> list[str]:
+        return sorted(courses, key=lambda label: -by(arms[label]))
+
+    turns = itertools.chain(*zip(farthest(drift), farthest(distance), strict=True))
+    named = list(dict.fromkeys(turns))[:HIGHLIGHTED]
+    return [label for label in courses if label in named]
+
+
+def _farthest(arms: Arms) -> str:
+    most, farthest = max(arms, key=lambda x: drift(arms[x])), max(arms, key=lambda x: distance(arms[x]))
+    parts = []
+    if drift(arms[most]):
+        parts.append(f"Largest drift of c: {most}, {course_in_words(arms[most])}")
+    if distance(arms[farthest]):
+        ratio = arms[farthest]["figures"]["kl_ratio_median"]
+        parts.append(f"farthest from its target: {farthest}, median KL / δ* {ratio:.2f}")
+    text = "; ".join(parts) or "Neither c nor the KL was measured"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _draw_course(
+    axes: Axes, x: np.ndarray, y: np.ma.MaskedArray, seeds: np.ma.MaskedArray, words: str, place: int | None
+) -> list[End]:
+    """A line and, where it is told apart, each seed's. `place`: which look it has; None: one of the rest. -> its end."""
+    if place is None:
+        axes.plot(x, y, color=REST, ls="-", lw=1.0, zorder=1.5)
+        return []
+    colour = PALETTE[place % len(PALETTE)]
+    axes.plot(x, y, color=colour, ls=DASHES[place % len(DASHES)], lw=1.6, zorder=2.5)
+    axes.plot(x, seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
+    seen = np.flatnonzero(~np.ma.getmaskarray(y))
+    return [(float(x[seen[-1]]), float(y[seen[-1]]), words, colour)] if len(seen) else []
 
 
 def course_in_words(arm: Mapping[str, Any]) -> str:
@@ -270,9 +292,8 @@ def recovery_of(
     """The arm's recovery; none where it had no shock, or no run lasted long enough after it."""
     lines, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
-    offset = offset[
-        np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)
-    ]  # with the gap at the shock itself
+    # with the gap at the shock itself
+    offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]
     shock: Mapping[str, Any] = {}
     for run in runs:
         config = specs[run.seed].get("config", {})
@@ -290,9 +311,9 @@ def recovery_of(
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
-    """Running mean of the last 10 losses, none from the other side of the shock, minus the mean of the 20 before it.
+    """Running mean of the last 10 losses, none from before the shock, minus the mean of the 20 before it.
 
-    NaN at the shock itself, whose loss may be of spoilt targets, and outside the run.
+    NaN outside the run, and at the shock itself, whose loss may be of corrupted targets.
     """
     out = np.full(len(offset), math.nan)
     level = losses[max(0, shock - SHOCK_WINDOW) : shock].mean()
@@ -303,69 +324,62 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw_recovery(
-    facts: Facts, track: str, arms: Mapping[str, Mapping[str, Any]], recoveries: Sequence[Recovery]
-) -> Sheet:
+def draw_recovery(facts: Facts, track: str, arms: Arms, recoveries: Sequence[Recovery]) -> Sheet:
     """A panel for each kind of shock, a line for each arm that had it."""
     kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries))
+    of_kind = {kind: [r for r in recoveries if (r.kind, r.size) == kind] for kind in kinds}
     worst, least = (choose(recoveries, key=lambda r: statistics.fmean(r.peaks)) for choose in (max, min))
     text = f"Largest peak: {worst.label}, {signed(statistics.fmean(worst.peaks))}"
     text += (
-        f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}." if least is not worst else "."
+        f"; smallest: {least.label}, {signed(statistics.fmean(least.peaks))}" if least is not worst else ""
     )
-    whom = f"{optimizer(track)}: training loss around a shock, minus its mean over the {SHOCK_WINDOW} steps before"
-    what, of = "How does a run recover from a shock?", max(len(arm["runs"]) for arm in arms.values())
+    what = "How does a run recover from a shock?"
+    whom = f"{optimizer(track)}: training loss around a shock, "
+    whom += f"minus its mean over the {SHOCK_WINDOW} steps before"
+    small = ("peak: the highest mean of any 10 later steps",)
+    seeds = max(len(arm["runs"]) for arm in arms.values())
     size = (10.4, 2.4 + 2.2 * len(kinds))
-    figure, last = page(
-        facts, what, whom, text, of, ("peak: the highest mean of any 10 later steps",), missing(arms), size
-    )
+    figure, last = page(facts, what, whom, f"{text}.", seeds, small, missing(arms), size)
     panels = [*(another(last) for _ in kinds[1:]), last]
     last.set_xlabel("steps since the shock")
-    handles = [
-        Line2D(
-            [],
-            [],
-            color="#333333",
-            ls=dashes,
-            label=f"{words} EBC, mean of the seeds over the last {RECOVERY_WINDOW} steps at most",
-        )
-        for dashes, words, ebc in (("-", "with", True), ("--", "without", False))
-        if any(bool(arm["ebc"]) == ebc for arm in arms.values())
-    ]
-    if any([(r.kind, r.size) for r in recoveries].count(kind) <= MOST for kind in kinds):
-        handles.append(Line2D([], [], color="#666666", lw=0.5, alpha=0.6, label="each seed"))
-    handles.append(Line2D([], [], color=ALERT, ls=":", lw=1.2, label="the shock (its own step is left out)"))
+    handles = []
+    for dashes, words, ebc in (("-", "with", True), ("--", "without", False)):
+        label = f"{words} EBC, mean of the seeds over the last {RECOVERY_WINDOW} steps at most"
+        if any(bool(arm["ebc"]) == ebc for arm in arms.values()):
+            handles.append(entry(label, INK, ls=dashes))
+    if any(len(own) <= MOST for own in of_kind.values()):
+        handles.append(entry("each seed", GREY, **FAINT))
+    handles.append(entry("the shock (its own step is left out)", ALERT, ls=":", lw=1.2))
     key(last, handles)
     box = last.get_position()
     last.set_position((box.x0, box.y0, box.width, box.height - 12 / 72 / figure.get_figheight()))
     stack(panels, [1.0] * len(panels), 36, LABELS_FROM)
-    for (kind, strength), axes in zip(kinds, panels, strict=True):
-        axes.set_title(
-            SHOCKS.get(kind, kind + " {:g}").format(strength), loc="left", size=9.5, color="#333333"
-        )
-        axes.set_ylabel("loss − before (nats)")
-        axes.axhline(0, color="#999999", lw=0.8)
-        axes.axvline(0, color=ALERT, ls=":", lw=1.2)
-        ends = []
-        own = [r for r in recoveries if (r.kind, r.size) == (kind, strength)]
-        looks = {  # thinner when the colours come round again, then dashed otherwise
-            ebc: itertools.cycle(itertools.product(dashes, (1.8, 0.9), palette))
-            for ebc, dashes, palette in ((True, ("-", "-."), WITH_EBC), (False, ("--", ":"), WITHOUT))
-        }
-        for recovery in own:
-            ebc = bool(arms[recovery.label]["ebc"])
-            dashes, width, colour = next(looks[ebc])
-            axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
-            if len(own) <= MOST:
-                axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
-            at = np.flatnonzero(np.isfinite(recovery.loss))
-            ends.append(
-                (float(recovery.offset[at[-1]]), float(recovery.loss[at[-1]]), told(recovery), colour)
-            )
-        reach = max(x for x, *_ in ends)
-        axes.set_xlim(-SHOCK_WINDOW - 1, reach + 1)
-        beside(axes, ends)
+    for ((kind, strength), own), axes in zip(of_kind.items(), panels, strict=True):
+        title = SHOCKS.get(kind, kind + " {:g}").format(strength)
+        axes.set_title(title, loc="left", size=9.5, color=INK)
+        _draw_recoveries(axes, arms, own)
     return figure
+
+
+def _draw_recoveries(axes: Axes, arms: Arms, recoveries: Sequence[Recovery]) -> None:
+    """The lines of one kind of shock: thinner when the colours are used up, and dashed differently after that."""
+    axes.set_ylabel("loss − before (nats)")
+    axes.axhline(0, color="#999999", lw=0.8)
+    axes.axvline(0, color=ALERT, ls=":", lw=1.2)
+    looks = {
+        ebc: itertools.cycle(itertools.product(dashes, (1.8, 0.9), palette))
+        for ebc, dashes, palette in ((True, ("-", "-."), WITH_EBC), (False, ("--", ":"), WITHOUT))
+    }
+    ends = []
+    for recovery in recoveries:
+        dashes, width, colour = next(looks[bool(arms[recovery.label]["ebc"])])
+        axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
+        if len(recoveries) <= MOST:
+            axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
+        end = np.flatnonzero(np.isfinite(recovery.loss))[-1]
+        ends.append((float(recovery.offset[end]), float(recovery.loss[end]), told(recovery), colour))
+    axes.set_xlim(-SHOCK_WINDOW - 1, max(x for x, *_ in ends) + 1)
+    beside(axes, ends)
 
 
 def told(recovery: Recovery) -> str:
@@ -374,9 +388,9 @@ def told(recovery: Recovery) -> str:
     label = recovery.label.removesuffix(f"_{recovery.kind}")  # the panel says which shock it was
     text = f"{label}  peak {signed(statistics.fmean(recovery.peaks))}, "
     after = round(statistics.fmean(back)) if back else 0
-    text += (
-        f"back after {after} step{'s' * (after != 1)}" if after else "back at once" if back else "not back"
-    )
-    return text + (
-        f" ({len(back)} of {len(recovery.back)} seeds)" if 0 < len(back) < len(recovery.back) else ""
-    )
+    if after:
+        text += f"back after {after} step{'s' * (after != 1)}"
+    else:
+        text += "back immediately" if back else "not back"
+    some = 0 < len(back) < len(recovery.back)
+    return text + (f" ({len(back)} of {len(recovery.back)} seeds)" if some else "")

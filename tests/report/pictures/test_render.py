@@ -105,7 +105,7 @@ def test_the_catalogue_lists_every_picture_once_in_reading_order(study):
     )
     sections = [entry["section"] for entry in entries]
     assert sections == sorted(sections, key=SECTIONS.index)
-    assert set(sections) == set(SECTIONS)
+    assert set(sections) < set(SECTIONS)  # no stage without pictures of its own
     for entry in entries:
         assert set(entry) == {"name", "section", "title", "alt", "arm"}
         assert entry["title"]

@@ -330,7 +330,7 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
     }
     spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
     told = {text.get_text() for text in spike.texts}
-    assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back at once"}
+    assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back immediately"}
     assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
     lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]
     assert sum(line.get_alpha() is None for line in lines) == 2
