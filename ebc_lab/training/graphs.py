@@ -1,7 +1,7 @@
-"""A training step as a CUDA graph: launched as a whole instead of kernel by kernel (DESIGN: speed).
+"""Training steps as CUDA graphs: one launch for a whole step instead of one for each kernel.
 
-What a step is captured from must look for everything that changes from step to step (batch, learning rate, budget, optimizer
-state) in memory that stays where it is, and read nothing on the host. `StepGraphs` keeps one graph for each kind of step.
+A captured step must find everything that changes from step to step (batch, learning rate, budget, optimizer
+state) in memory that stays where it is, and must read nothing on the host.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from .pending import Packed
 
-WARM = 3  # steps taken eagerly first in a process: libraries set themselves up, optimizers make their state
+WARM = 3  # first steps of a process, taken eagerly: libraries initialise, optimizers create their state
 
 Compute = Callable[[], Packed]
 
@@ -23,16 +23,17 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """A captured step. Capturing computes nothing; `replay` does, on the current stream, and returns the graph's own output."""
+    """A captured step. Capturing computes nothing; `replay` does, and always returns the same output tensors.
 
-    def __init__(self, compute: Compute, beside: Graph | None):
+    `earlier`: another graph of the run, whose memory this one shares: two of them never run at the same time.
+    """
+
+    def __init__(self, compute: Compute, earlier: Graph | None):
         self.graph = torch.cuda.CUDAGraph()
-        # the graphs of one run are never under way at once, so that they can share their memory; other runs of this process
-        # may allocate meanwhile, which only the strictest capture mode forbids
-        pool = beside.graph.pool() if isinstance(beside, CudaGraph) else None
-        with torch.cuda.graph(
-            self.graph, pool=pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-        ):
+        pool = earlier.graph.pool() if isinstance(earlier, CudaGraph) else None
+        stream = torch.cuda.current_stream()
+        # in the default mode no thread may allocate during a capture, but other runs of this process do
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self.output = compute()
 
     def replay(self) -> Packed:
@@ -41,7 +42,7 @@ class CudaGraph:
 
 
 class StepGraphs:
-    """Graphs by kind of step, captured when a kind first comes up. With `capture=None` every step is taken eagerly."""
+    """A graph for each kind of step, captured when that kind first occurs; none with `capture=None`."""
 
     def __init__(self, capture: Callable[[Compute, Graph | None], Graph] | None = CudaGraph):
         self.capture = capture
@@ -49,12 +50,12 @@ class StepGraphs:
         self.seen = 0
 
     def wants(self, kind: Hashable | None) -> bool:
-        """Whether this step is to come from a graph; every step is to be asked for, once."""
+        """Whether the next step, of this kind, is taken from a graph. To be called once for every step."""
         self.seen += 1
         return self.capture is not None and kind is not None and self.seen > WARM
 
     def run(self, kind: Hashable, compute: Compute) -> Packed:
-        """The step's values, from the graph of its kind."""
+        """The values of a step, from the graph of its kind."""
         if kind not in self.graphs:
             assert self.capture is not None
             self.graphs[kind] = self.capture(compute, next(iter(self.graphs.values()), None))

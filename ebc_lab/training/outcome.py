@@ -27,17 +27,16 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
 
 
 def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
-    """Train one run to an outcome and write its result.json; a result that is already there is returned as it is.
+    """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
 
-    A generator that yields between blocks of steps, so that one process can train several runs in turn. `hooks` go
-    to `Training.blocks`. If the run crashes, that is its outcome (`oom` or `failed`), with the traceback in log.txt.
+    A generator that yields between blocks of steps, so that one process can train several runs in turn.
+    `hooks` go to `Training.blocks`. A crash of the run is its outcome, with a traceback in log.txt.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
         UserError: the folder holds another run or a damaged file, which is left as it is.
         OSError: the folder cannot be written.
-        DeviceFailed: this process can do nothing more with the GPU. There is no result, unless the run's own code
-            has broken it.
+        DeviceFailed: the GPU failed; there is a result only if the run's own code caused it.
     """
     files = RunFiles(directory)
     name = digest(identity(run))

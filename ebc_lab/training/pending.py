@@ -1,7 +1,7 @@
 """Values of steps that are still on their device, brought to the host in one copy for a block of steps.
 
-On a CPU there is nothing to bring, and a block is one step. On a GPU each number read would stop the host until
-the device has caught up, so nothing is read before the end of a block.
+On a CPU there is nothing to bring, and a block is one step. On a GPU each number read would stop the host
+until the device has caught up, so nothing is read before the end of a block.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Packed:
 class PendingSteps:
     """The learning rates and values of up to `capacity` steps, in order.
 
-    A step's values are loose tensors, or the `Packed` output of a graph. The next replay of that graph overwrites
-    its output, so it is copied immediately.
+    A step's values are loose tensors, or the `Packed` output of a graph, which is copied immediately because
+    the next replay overwrites it.
     """
 
     def __init__(self, capacity: int, device: torch.device):
@@ -68,7 +68,8 @@ class PendingSteps:
 
     def take(self) -> list[tuple[float, Numbers]]:
         """Remove all of them, in order, with their values as numbers; waits for the device once."""
-        steps, self.steps = self.steps, []
+        steps = self.steps
+        self.steps = []
         if self.device.type == "cpu":
             return [(lr, _read(values)) for lr, values in steps]
         if not steps:

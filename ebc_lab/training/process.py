@@ -1,4 +1,4 @@
-"""The process that trains: threads, reproducible kernels, memory, compilation."""
+"""Settings of the process that trains: threads, reproducible kernels, memory, compilation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import nn
 from ebc_lab.components import stabilizers
 from ebc_lab.config.schema import RunConfig
 
-COMPILED_SHAPES = 256  # and modes, that one process may compile a model for
+COMPILED_SHAPES = 256  # shapes and modes for which one process may compile a model
+MALLOPT = {-1: 2**31 - 1, -3: 32 << 20}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at their largest, bytes
 
 
 def set_up_torch(run: RunConfig) -> None:
-    """Threads as the run's identity says: the thread count changes bits on a CPU."""
+    """Set threads, whose number changes bits on a CPU, reproducible GPU kernels, and the allocator."""
     if torch.get_num_threads() != run.threads_per_run:
         torch.set_num_threads(run.threads_per_run)
     if run.device == "cuda":
@@ -24,41 +25,40 @@ def set_up_torch(run: RunConfig) -> None:
 
 
 def repeat_bits() -> None:
-    """Have a GPU give the same bits whatever else it is doing, so that packed runs equal single ones.
+    """Have a GPU give the same bits whatever else it computes, so that packed runs equal single ones.
 
-    Left alone, attention's backward adds in the order in which blocks happen to finish, and cuBLAS picks its way by the
-    workspace that a stream was given; the latter has to be said before its first call.
+    By default the backward pass of attention adds in the order in which blocks finish, and cuBLAS chooses its
+    algorithm by the workspace of a stream; the workspace must be set before the first call of cuBLAS.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # each buffer written twice
+    # each buffer would be written twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what a step frees for the next one.
+    """Tell glibc to keep the memory that a step frees for the next one. Without glibc this does nothing.
 
-    Left alone it gives activations back to the system and takes page faults to get them again: thousands a step, a tenth of
-    the step's time, more or less by chance of the heap's layout. Elsewhere than on glibc this does nothing.
+    By default it returns activations to the system and gets them back by thousands of page faults, which is a
+    tenth of a step's time, more or less depending on the layout of the heap.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return
-    for parameter, value in (
-        (-1, 2**31 - 1),
-        (-3, 32 << 20),
-    ):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD at its largest
+    for parameter, value in MALLOPT.items():
         mallopt(parameter, value)
 
 
 def forward_of(model: nn.Module, run: RunConfig) -> nn.Module:
-    """What training calls: the model, or under `compile=on` the model compiled, anew for each shape it meets.
+    """What training calls: the model, or with `compile=on` the compiled model, compiled again for each shape.
 
-    Those are the step's, the probe rows' and the audited rows' (some seconds each, once a process); evaluations, whose last
-    batches have shapes of their own, call the model, and so does a run whose stabilizer listens to layers.
+    The shapes are those of the step, the probe rows and the audited rows (seconds each, once a process).
+    Evaluations call the model itself, because their last batches have other shapes, and so does a run whose
+    stabilizer hooks into layers.
     """
     if run.compile != "on" or run.stabilizer.name in stabilizers.HOOKED:
         return model
-    # beyond this limit it would go back to eager in silence: what a run computes would hang on the runs before it
+    # beyond torch's limit it silently runs eagerly: a run's bits would depend on the runs before it
     torch._dynamo.config.recompile_limit = COMPILED_SHAPES
     return torch.compile(model, dynamic=False)  # type: ignore[return-value]

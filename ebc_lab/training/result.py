@@ -43,7 +43,8 @@ def stuck(skips: int, step: int) -> str | None:
 
 def risen(figures: Mapping[str, Any], steps: int) -> str | None:
     """Why a run of `steps` steps that came to its end has diverged all the same; None if it has not."""
-    initial, last = figures["initial_loss"], figures["last_loss"]
+    initial = figures["initial_loss"]
+    last = figures["last_loss"]
     if last is None or last <= initial:
         return None
     count = min(LAST_STEPS, steps)
@@ -54,7 +55,7 @@ def risen(figures: Mapping[str, Any], steps: int) -> str | None:
 
 
 def is_oom(error: BaseException) -> bool:
-    """Whether memory ran out, on the device or the host; torch's CPU allocator says so only in its message."""
+    """Whether memory ran out; torch's CPU allocator says so only in its message."""
     named = any(words in str(error) for words in OOM_WORDS)
     return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and named)
 

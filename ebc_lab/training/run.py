@@ -1,7 +1,7 @@
 """One run: build it, take its steps, evaluate, and end with a result.
 
-A run resumes from checkpoint.pt to the same weights, bit for bit on a CPU: batches and initial weights are functions
-of the seed, and everything else that the next step depends on is in the checkpoint.
+A run resumes from checkpoint.pt to the same weights, bit for bit on a CPU: batches and initial weights are
+functions of the seed, and everything else that the next step depends on is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Training:
         set_up_torch(run)
         device = torch.device(run.device)
         # each run of a process works on its own stream, so that several share the GPU
-        self.stream = torch.cuda.Stream() if run.device == "cuda" else None
+        self.stream = torch.cuda.Stream() if run.device == "cuda" else None  # type: ignore[no-untyped-call]
         with self._on_stream():
             self.workload = workloads.load(run, device)
             self.model = self.workload.build().to(device, getattr(torch, run.param_dtype))
@@ -120,7 +120,8 @@ class Training:
         """
         run = self.run_config
         begun = saved = time.perf_counter()
-        before, first = self.wall_s, self.step
+        before = self.wall_s
+        first = self.step
         cause: str | None = None
 
         def alive() -> None:
@@ -198,7 +199,7 @@ class Training:
         """Forward, backward and update of step `t` -> everything recorded of it, still on the device."""
         logits = self.workload.forward(self.forward, inputs)
         loss = self.workload.loss(logits, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         shocks.gradients(shock, self.model, self.run_config.seed)
         values = {"loss": loss.detach()}
         try:

@@ -1,4 +1,4 @@
-"""Runs that take turns in one process: what they yield, and the ways in which they end early. No torch here."""
+"""Runs that take turns in one process: what they yield, and how they end early. No torch here."""
 
 from __future__ import annotations
 

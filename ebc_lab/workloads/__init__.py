@@ -20,10 +20,10 @@ class Workload(Protocol):
     capturable: bool  # whether a step may become a CUDA graph: nothing in it is drawn on the host
 
     def build(self) -> nn.Module:
-        """The model, its weights drawn from the run's seed alone, on the CPU: tokens (B, T) -> logits (B, T, V)."""
+        """The model, tokens (B, T) -> logits (B, T, V), on the CPU, with weights from the seed alone."""
 
     def forward(self, called: nn.Module, inputs: Tensor) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, V) in the run's precision; `called` is the model, or the model compiled."""
+        """Tokens (B, T) -> logits (B, T, V) in the run's precision; `called` is the model, maybe compiled."""
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """What is minimised, 0-dim, nats per token; targets (B, T)."""
@@ -45,5 +45,5 @@ WORKLOADS: dict[str, Callable[[RunConfig, torch.device], Workload]] = {"gpt": _g
 
 
 def load(run: RunConfig, device: torch.device) -> Workload:
-    """The workload that a run names, its text read, checked and tokenised. Raises UserError where that fails."""
+    """The workload that a run names, with its text read, checked and tokenised. Raises UserError."""
     return WORKLOADS[run.model.name](run, device)

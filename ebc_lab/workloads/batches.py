@@ -1,37 +1,34 @@
-"""Training batches and evaluation windows of a tokenised text, on the device."""
+"""Training batches and evaluation windows of a tokenised text, on its device."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
+from torch import Tensor
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 
 
 class Batches:
-    """Training batches by step: a pure function of (seed, step), the same for every arm and after every resume.
+    """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
 
-    `of`: the length of the text that starts are drawn for, where `tokens` is only its head: batches are then those of the whole
-    text but for the rows that would start in its tail.
+    `of`: the length of the text for which starts are drawn, where `tokens` is only the head of it: they are
+    the batches of the complete text, except that rows from its tail start elsewhere.
     """
 
     BLOCK = 256  # steps drawn at a time
 
     def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int, *, of: int | None = None):
-        import torch
-
-        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.seed = seed
         self.of = of or len(tokens)
         self.window = torch.arange(context + 1, device=tokens.device)
         self.block = -1
+        self.starts = torch.empty(0)  # of the block, (BLOCK, B)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and next-token targets of `step`, (B, T) int64 each, on the tokens' device."""
@@ -39,17 +36,16 @@ class Batches:
 
     def starts_at(self, step: int) -> Tensor:
         """Where the windows of `step` begin in the text, (B,) int64, on the tokens' device."""
-        import torch
-
         block, row = divmod(step, self.BLOCK)
         if block != self.block:
             draw = np.random.Generator(np.random.Philox(key=[self.seed, block]))
             starts = draw.integers(0, self.of - len(self.window) + 1, (self.BLOCK, self.batch_size))
             starts %= len(self.tokens) - len(self.window) + 1
             drawn = torch.from_numpy(starts)
-            if self.tokens.is_cuda:  # from pinned memory the copy does not wait
+            if self.tokens.is_cuda:  # a copy from pinned memory does not wait
                 drawn = drawn.pin_memory().to(self.tokens.device, non_blocking=True)
-            self.starts, self.block = drawn, block
+            self.starts = drawn
+            self.block = block
         return self.starts[row]
 
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +55,7 @@ class Batches:
 
 
 def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
-    """The run's training batches, and those that choose c where budget.probe_tokens=held, else None.
+    """The run's training batches, and with budget.probe_tokens=held those that choose c.
 
     Raises UserError where the text is too short to hold any of it back.
     """
@@ -67,35 +63,21 @@ def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | N
     if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
         return Batches(text, run.batch_size, context, run.seed), None
     cut = round((1 - HELD_SHARE) * len(text))
-    if len(text) - cut < context + 1:
+    held = text[cut:]
+    if len(held) < context + 1:
         raise UserError(
-            f"the corpus is too short for budget.probe_tokens=held: {len(text) - cut} characters would be held back "
-            f"and a window takes {context + 1}; use a longer text, or probe_tokens=train."
+            f"the corpus is too short for budget.probe_tokens=held: {len(held)} characters would be held "
+            f"back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
         )
     trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
-    return trained, Batches(text[cut:], run.budget.probe_sequences, context, run.seed)
-
-
-def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """`count` windows half a context apart at the head of `tokens` (forensic: the earlier study judged on ≈600 characters)."""
-    import torch
-
-    stride = max(1, context // 2)
-    count = min(count, (len(tokens) - context - 1) // stride + 1)
-    at = torch.arange(count, device=tokens.device)[:, None] * stride + torch.arange(
-        context + 1, device=tokens.device
-    )
-    rows = tokens[at]
-    return [(rows[:, :-1], rows[:, 1:])]
+    return trained, Batches(held, run.budget.probe_sequences, context, run.seed)
 
 
 def windows(tokens: Tensor, context: int, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
-    """Disjoint windows that cover `tokens`, as (inputs, targets): one pair (n, context), then the shorter tail (1, <context).
+    """Disjoint windows that cover `tokens`, as (inputs, targets): (n, T), then the shorter tail (1, < T).
 
-    With `count`, that many full windows spread evenly over the split instead. Every target is predicted exactly once.
+    With `count`, that many full windows spread evenly over the split. No target is predicted twice.
     """
-    import torch
-
     full = (len(tokens) - 1) // context
     inputs = tokens[: full * context].view(full, context)
     targets = tokens[1 : full * context + 1].view(full, context)
@@ -104,3 +86,9 @@ def windows(tokens: Tensor, context: int, count: int | None = None) -> list[tupl
         return [(inputs[keep], targets[keep])]
     tail = tokens[full * context :]
     return [(inputs, targets)] + ([(tail[None, :-1], tail[None, 1:])] if len(tail) > 1 else [])
+
+
+def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
+    """`count` windows half a context apart at the head of `tokens`: what the earlier study evaluated on."""
+    rows = tokens.unfold(0, context + 1, max(1, context // 2))[:count]
+    return [(rows[:, :-1], rows[:, 1:])]

@@ -1,6 +1,6 @@
-"""Corpora: locate, checksum, tokenise by character, split 90/5/5 in order, and draw batches on the device.
+"""Corpora: find a text, check it, split it 90/5/5 in order, tokenise it by character. No torch here.
 
-A corpus never mixes with another: its sha256 is part of every run's identity. Locating one needs no torch.
+A corpus never mixes with another: its sha256 is part of every run's identity.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +24,15 @@ BOUNDARIES = (0.90, 0.95)  # of train | val | test
 
 
 class CorpusUnavailable(UserError):
-    """The text is nowhere on this machine and cannot be downloaded."""
+    """The text is not on this machine and cannot be downloaded."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and where it came from. `warning` says what a reader of the results must know, if anything."""
+    """A text and its source. `warning`: what a reader of the results must know about it, if anything."""
 
     name: str  # shakespeare | pydoc | path
-    title: str  # as tables and figures show it
+    title: str  # in tables and figures
     source: str
     text: str
     sha256: str  # of the UTF-8 bytes
@@ -40,11 +40,11 @@ class Corpus:
 
     @property
     def vocabulary(self) -> list[str]:
-        """The characters of the whole text, sorted."""
+        """The characters of the complete text, sorted."""
         return sorted(set(self.text))
 
     def tokens(self) -> dict[str, np.ndarray]:
-        """Each split's tokens, int64, by name."""
+        """Split -> its tokens, (n,) int64."""
         codes = np.frombuffer(self.text.encode("utf-32-le"), dtype=np.uint32)
         _, ids = np.unique(codes, return_inverse=True)
         cuts = [int(len(ids) * b) for b in BOUNDARIES]
@@ -72,17 +72,16 @@ def _read(path: Path, title: str, name: str, expected: str | None = None) -> Cor
 
 
 def _shakespeare(config: DataConfig, quiet: bool) -> Corpus:
-    title = "tiny Shakespeare"
+    path = cache_dir() / SHAKESPEARE_FILE
     given = os.environ.get("EBC_LAB_DATA")
-    places = [Path(given).expanduser() / SHAKESPEARE_FILE] if given else []
-    places.append(cache_dir() / SHAKESPEARE_FILE)
-    for place in places:
-        if place.is_file():
-            return _read(place, title, "shakespeare", SHAKESPEARE_SHA256)
-    return _read(_download(places[-1], quiet), title, "shakespeare", SHAKESPEARE_SHA256)
+    if given and (Path(given).expanduser() / SHAKESPEARE_FILE).is_file():
+        path = Path(given).expanduser() / SHAKESPEARE_FILE
+    elif not path.is_file():
+        _download(path, quiet)
+    return _read(path, "tiny Shakespeare", "shakespeare", SHAKESPEARE_SHA256)
 
 
-def _download(target: Path, quiet: bool) -> Path:
+def _download(target: Path, quiet: bool) -> None:
     import logging
 
     import pooch
@@ -97,29 +96,29 @@ def _download(target: Path, quiet: bool) -> Path:
             downloader=pooch.HTTPDownloader(progressbar=not quiet, timeout=20),
         )
     except Exception as error:
-        reason = type(error).__name__
         raise CorpusUnavailable(
-            f"tiny Shakespeare is not in EBC_LAB_DATA or {target.parent} and could not be downloaded ({reason}): "
-            f"put {SHAKESPEARE_FILE} into a folder named by EBC_LAB_DATA, or use data=pydoc."
+            f"tiny Shakespeare is not in EBC_LAB_DATA or {target.parent} and could not be downloaded "
+            f"({type(error).__name__}): put {SHAKESPEARE_FILE} into a folder named by EBC_LAB_DATA, "
+            "or use data=pydoc."
         ) from None
-    return target
 
 
 def _pydoc(config: DataConfig, quiet: bool) -> Corpus:
     from pydoc_data.topics import topics
 
     text = "\n".join(f"{name}\n{topics[name]}" for name in sorted(topics))
-    title = "Python's pydoc topics"
-    return Corpus("pydoc", title, "pydoc_data.topics", text, hashlib.sha256(text.encode()).hexdigest())
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    return Corpus("pydoc", "Python's pydoc topics", "pydoc_data.topics", text, sha256)
 
 
 def _auto(config: DataConfig, quiet: bool) -> Corpus:
     try:
         return _shakespeare(config, quiet)
     except CorpusUnavailable:
-        found = _pydoc(config, quiet)
-        warning = "NOT Shakespeare: it could not be had, so this is the text of Python's own documentation"
-        return Corpus(found.name, found.title, found.source, found.text, found.sha256, warning)
+        warning = (
+            "NOT Shakespeare, which could not be downloaded: this is the text of Python's own documentation"
+        )
+        return replace(_pydoc(config, quiet), warning=warning)
 
 
 def _path(config: DataConfig, quiet: bool) -> Corpus:
@@ -140,15 +139,15 @@ CORPORA: dict[str, Callable[[DataConfig, bool], Corpus]] = {
 
 
 def locate(config: DataConfig, *, quiet: bool = False) -> Corpus:
-    """The corpus that `config` names, read and checked; downloaded once where it must be.
+    """The corpus that `config` names, read and checked; downloaded if it is not on this machine.
 
-    Raises UserError: it cannot be had, its checksum is another than `config.sha256` or the pinned one, or it is not UTF-8.
+    Raises UserError where it is unavailable, not UTF-8, or not the text that a checksum names.
     """
     corpus = CORPORA[config.name](config, quiet)
     if config.sha256 and corpus.sha256 != config.sha256:
         raise UserError(
-            f"the corpus at {corpus.source} has changed: its sha256 is {corpus.sha256[:12]}…, the study was begun with "
-            f"{config.sha256[:12]}…; put the old text back, or begin a new study."
+            f"the corpus at {corpus.source} has changed: its sha256 is {corpus.sha256[:12]}…, the study was "
+            f"begun with {config.sha256[:12]}…; put the old text back, or begin a new study."
         )
     return corpus
 
@@ -174,6 +173,6 @@ def check_length(corpus: Corpus, context: int) -> None:
     shortest = len(corpus.text) - int(len(corpus.text) * BOUNDARIES[1])
     if shortest < 2 * context + 1:
         raise UserError(
-            f"the corpus at {corpus.source} is too short: its {shortest} test characters must hold two windows of "
-            f"{context} and one more; use a longer text or a smaller model.context."
+            f"the corpus at {corpus.source} is too short: its {shortest} test characters must hold two "
+            f"windows of {context} and one more; use a longer text or a smaller model.context."
         )

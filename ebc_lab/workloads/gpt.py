@@ -1,11 +1,11 @@
 """The GPT that every run trains: pre-norm, learned positions, no biases, untied head.
 
 * x + attention(norm(x)), then x + mlp(norm(x)); a last norm before the head
-* q, k, v and o are matrices of their own, so that each can be budgeted or projected by itself
+* q, k, v and o are separate matrices, so that each can be budgeted or projected separately
 * weights ~ N(0, 0.02²), those that write into the residual stream divided by sqrt(2·blocks)
-* q, k and v are applied as one matrix product; tokens of all sequences lie in one axis but in attention
-* the fused CPU kernel's bfloat16 backward is several times slower than its float32 one, so bfloat16 attention on a CPU is
-  written out for short contexts and runs in float32 for long ones
+* q, k and v are applied as one matrix product; tokens of all sequences lie on one axis, except in attention
+* bfloat16 attention on a CPU is written out for short contexts and runs in float32 for long ones: the
+  backward pass of torch's fused kernel is several times slower in bfloat16 than in float32
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def _future(T: int) -> Tensor:
 def attention(qkv: Tensor, B: int, heads: int, dropout: float) -> Tensor:
     """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) -> (B·T, C), same dtype."""
     N, width = qkv.shape
-    T, D = N // B, width // (3 * heads)
+    T = N // B
+    D = width // (3 * heads)
     parted = qkv.view(B, T, 3, heads, D).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, D)
     if qkv.device.type != "cpu" or qkv.dtype != torch.bfloat16:
         q, k, v = parted
@@ -55,7 +56,8 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         d = config.width
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads = config.heads
+        self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(d, bias=False)
         self.q = nn.Linear(d, d, bias=False)
         self.k = nn.Linear(d, d, bias=False)
@@ -68,11 +70,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, B: int) -> Tensor:  # x: (B·T, C)
         dropout = self.dropout if self.training else 0.0
-        qkv = F.linear(
-            self.attention_norm(x), torch.cat([self.q.weight, self.k.weight, self.v.weight])
-        )  # (B·T, 3C)
+        weights = torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        qkv = F.linear(self.attention_norm(x), weights)  # (B·T, 3C)
         x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout)))
-        return x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
+        x = x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
+        return x
 
 
 class GPT(nn.Module):

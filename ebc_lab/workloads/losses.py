@@ -1,10 +1,10 @@
-"""A forward in the run's precision, the loss of its tokens, and the mean loss over windows of held-out text."""
+"""Cross-entropy of tokens, in training and over held-out text, in the run's precision."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,8 +16,8 @@ from ebc_lab.config.schema import RunConfig
 EVAL_TOKENS = {"cpu": 2048, "cuda": 65536}  # of one evaluation forward
 
 
-def autocast(run: RunConfig) -> Any:
-    """A fresh context for one forward: float32, or bfloat16 autocast with float32 parameters."""
+def autocast(run: RunConfig) -> AbstractContextManager[Any]:
+    """A context for one forward: nothing for float32, else bfloat16 autocast."""
     return torch.autocast(run.device, torch.bfloat16) if run.dtype == "bfloat16" else nullcontext()
 
 
@@ -33,26 +33,29 @@ def evaluate(
     pairs: Iterable[tuple[Tensor, Tensor]],
     alive: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Mean loss over disjoint windows, its standard error with windows as the sampling unit, accuracy, token count.
+    """Mean loss over disjoint windows, its standard error (over windows), accuracy, token count.
 
-    `alive` is called now and then: a whole split may take a while.
+    `alive` is called after every forward, because a split may take minutes.
     """
-    sums, counts, right = [], [], []
+    sums = []
+    counts = []
+    hits = []
     model.eval()
     for inputs, targets in pairs:
         rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
-        for start in range(0, len(inputs), rows):
-            x, y = inputs[start : start + rows], targets[start : start + rows]
+        for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
             with autocast(run):
                 logits = model(x)
             sums.append(token_losses(logits, y).view(y.shape).double().sum(1))
             counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
-            right.append((logits.argmax(-1) == y).sum())
+            hits.append((logits.argmax(-1) == y).sum())
             alive()
     model.train()
-    total, n, hits = torch.cat(sums).cpu(), torch.cat(counts), int(torch.stack(right).sum())
-    tokens, k = float(n.sum()), len(n)
+    total = torch.cat(sums).cpu()
+    count = torch.cat(counts)
+    tokens = float(count.sum())
     mean = float(total.sum()) / tokens
-    spread = float((total - n * mean).square().sum())
+    spread = float((total - count * mean).square().sum())
+    k = len(count)
     se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
-    return {"loss": mean, "se": se, "accuracy": hits / tokens, "tokens": tokens}
+    return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}
