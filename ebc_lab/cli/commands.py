@@ -192,13 +192,13 @@ def why(
 
 
 def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
-    from ebc_lab.study.store.replay import in_words, replay
+    from ebc_lab.study.store.replay import replay, replay_in_words
 
     found = replay(study, stage)
     if as_json:
         _json(found)
     else:
-        typer.echo("\n".join(in_words(found)))
+        typer.echo("\n".join(replay_in_words(found)))
     return 0 if found["same"] else 4
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
@@ -16,6 +15,7 @@ from ebc_lab.study.stages import decision_that_shows, planned_runs, stage_of, ve
 from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
 
@@ -85,8 +85,9 @@ def report(study: Study, say: Say = lambda text: None) -> None:
     """
     from .page.html import write_page
 
-    config: Config = from_dict(Config, study.header()["config"])
-    decisions = study.true_decisions()
+    snapshot = read(study)
+    config = snapshot.config
+    decisions = snapshot.sound_decisions()
     if not decisions:
         raise UserError(
             f"study {study.name} has no decision yet: `ebc-lab status {study.name}` shows how far it is."
@@ -95,9 +96,9 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         manifest.begin(study.root)
         study.plotted_file.unlink(missing_ok=True)
         for stage in decisions:
-            specs, results = planned_runs(stage, config, decisions, study.results)
+            specs, results = planned_runs(stage, config, decisions, snapshot.results_of)
             write_table(study, stage, specs, results)
-        if config.study.stages[-1] in decisions:
+        if snapshot.finished:
             write_conclusions(config, study, decisions, say)
         else:
             write_page(study.root)

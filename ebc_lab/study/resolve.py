@@ -28,8 +28,8 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages.spec import environment
 from .store import manifest
-from .store.reuse import environment_changes, in_words, kept, outlook
-from .store.study import Study
+from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
+from .store.study import Study, StudyHeader
 
 
 def resolve_study(
@@ -64,7 +64,7 @@ def resolve_study(
         if changed:
             say(f"other settings than before ({shown}): {_again(config, study)}")
             study.drop_conclusions()
-        header = {
+        header: StudyHeader = {
             "study": study.name,
             "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "ebc_lab": __version__,
@@ -73,7 +73,7 @@ def resolve_study(
                 k: v for k, v in to_dict(config).items() if k != "tracker"
             },  # whose address may hold a password
             "environment": environment(identity(config)),
-            "chosen": {**(known or {}).get("chosen", {}), **why},
+            "chosen": {**(known["chosen"] if known else {}), **why},
             "corpus": {
                 "name": corpus.name,
                 "title": corpus.title,
@@ -126,7 +126,7 @@ def _again(config: Config, study: Study) -> str:
     return (
         f"which ones is not known: {problem}"
         if problem
-        else in_words(outlook(config, kept(records, finished=False)))
+        else work_in_words(remaining_work(config, reusable_results(records, finished=False)))
     )
 
 

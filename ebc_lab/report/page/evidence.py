@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.dicts import flat, from_dict
+from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.study.inspect import status, why
@@ -21,6 +21,7 @@ from ebc_lab.study.stages import decision_that_shows, stage_of
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import FINISHED, Record, Study
 
 from ..text import tables, words
@@ -36,27 +37,17 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
 
     Raises UserError: there is no study, or one of its files was truncated or edited.
     """
-    problems: list[str] = []
+    snapshot = read(study, strict=not lenient)
+    header, config = snapshot.header, snapshot.config
+    problems = list(snapshot.problems)
     try:
-        header = study.header()
-    except UserError as error:
-        if not lenient:
-            raise
-        header = study.header(checked=False)
-        if not isinstance(header.get("config"), dict):
-            raise
-        problems.append(str(error))
-    config: Config = from_dict(Config, header["config"])
-    try:
-        decisions = study.true_decisions()
+        decisions = snapshot.sound_decisions()
     except UserError as error:
         if not lenient:
             raise
         decisions = {}
         problems.append(str(error))
-    records = study.records()
-    problems += [r.problem for r in records if r.problem]
-    trained = [r for r in records if r.spec and r.spec["kind"] == "train"]
+    trained = [r for r in snapshot.records if r.spec and r.spec["kind"] == "train"]
     results = {r.run_id: r.result for r in trained if r.result}
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.dicts import flat
-from ebc_lab.config.errors import UserError
 
 from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
+from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
@@ -21,12 +21,13 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
     Raises UserError when one is not there, or a file of one was edited.
     """
-    heads = a.header(), b.header()
+    snapshots = read(a), read(b)
+    heads = [snapshot.header for snapshot in snapshots]
     settings = flat(heads[0]["requested"]), flat(heads[1]["requested"])
     machine = [
         {**flat(h["versions"]), **h["environment"], "git": h["git"], **flat(h["hardware"])} for h in heads
     ]
-    decisions = a.true_decisions(), b.true_decisions()
+    decisions = [snapshot.sound_decisions() for snapshot in snapshots]
     stages = [s for s in decisions[0] if s in decisions[1]]
     return {
         "studies": [a.name, b.name],
@@ -38,7 +39,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         "corpus": [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads],
         "same_corpus": heads[0]["corpus"]["sha256"] == heads[1]["corpus"]["sha256"],
         "machine": _unequal(machine[0], machine[1]),
-        "runs": _runs(a, b),
+        "runs": _runs(snapshots),
         "decided": [list(decisions[0]), list(decisions[1])],
         "decisions": {s: _figures(s, decisions[0][s], decisions[1][s]) for s in stages},
         "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
@@ -51,14 +52,11 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
     return {k: [a.get(k), b.get(k)] for k in keys if a.get(k) != b.get(k) and k not in leave}
 
 
-def _runs(a: Study, b: Study) -> dict[str, Any]:
+def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
     """The runs that both planned, and whether their results are equal, timing aside."""
     found = []
-    for study in (a, b):
-        records = study.records()
-        problem = next((r.problem for r in records if r.problem), None)
-        if problem:
-            raise UserError(problem)
+    for snapshot in snapshots:
+        records = snapshot.sound_records()
         found.append(
             {
                 r.run_id: r.result

@@ -21,7 +21,6 @@ from ebc_lab.bench.speeds import (
     job_cores,
 )
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
@@ -32,7 +31,8 @@ from ..stages.rules import Decision, Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from ..stages.stage import Scenario, Stage
-from ..store.reuse import ResultsOf, kept
+from ..store.reuse import ResultsOf, reusable_results
+from ..store.snapshot import read
 from ..store.study import Study
 from .pace import Pace, learned, of_siblings
 
@@ -126,12 +126,11 @@ def planned(config: Config) -> dict[str, Any]:
     from ..resolve import changes, take_up  # needs the corpora's numpy, which `status` does without
 
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
-    header = study.header() if study.exists() else None
+    snapshot = read(study) if study.exists() else None
+    header = snapshot.header if snapshot else None
     changed = changes(config, header) if header else []
     config = take_up(config, header) if header else config
-    records = study.records()
-    for problem in (r.problem for r in records if r.problem):
-        raise UserError(problem)
+    records = snapshot.sound_records() if snapshot else []
     device = chosen_device(config.device)
     begun_with = (
         header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
@@ -143,8 +142,8 @@ def planned(config: Config) -> dict[str, Any]:
     with suppress(NotMeasured):
         speed = choose_for_study(placed, measure=False)
     named = (speed or _plainest(placed)).apply_to(placed)
-    finished = header is not None and not changed and config.study.stages[-1] in study.decisions()
-    known = kept(records, finished=finished)
+    finished = snapshot is not None and snapshot.finished and not changed
+    known = reusable_results(records, finished=finished)
     rate = learned(records) or of_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
     for scenario, played in forecast(named, known=known).items():

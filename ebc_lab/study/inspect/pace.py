@@ -68,9 +68,9 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
     found: list[Record] = []
     names = []
     host, shape = hardware()["host"], _shape(to_dict(run_part(config)))
-    headers = [p for p in study.root.parent.glob("*/study.json") if p.parent != study.root]
-    for path in sorted(headers, key=_written, reverse=True):
-        other = Study(Path(path.parent))
+    others = [Study(path) for path in study.root.parent.glob("*") if path != study.root]
+    written = sorted((s for s in others if s.exists()), key=lambda s: _written(s.header_file), reverse=True)
+    for other in written:
         try:
             header = other.header()
             same = header["hardware"]["host"] == host and _shape(header["config"]) == shape

@@ -14,9 +14,8 @@ from ebc_lab.records.json_files import read_json
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
-from ..stages.rules import fault
-from ..store import reuse
-from ..store.reuse import ResultsOf, seen_from
+from ..store.reuse import ResultsOf, remaining_work
+from ..store.snapshot import read
 from ..store.study import FINISHED, Record, Study
 from . import pace
 from .forecast import forecast
@@ -34,31 +33,16 @@ def status(study: Study) -> dict[str, Any]:
     files. A stage is `decided`, `stale`, `open` or `waiting`; `would_train` counts the runs that the same command would train
     again for a stale one, None where that hangs on how an earlier stage decides.
     """
-    problems: list[str] = []
-    try:
-        header = study.header()
-    except UserError as error:
-        header = study.header(checked=False)
-        if not isinstance(header.get("config"), dict) or "corpus" not in header:
-            raise
-        problems.append(str(error))
-    config: Config = from_dict(Config, header["config"])
-    try:
-        decisions = study.decisions()
-    except UserError as error:
-        decisions = {}
-        problems.append(str(error))
+    snapshot = read(study, strict=False)
+    config, decisions, records = snapshot.config, snapshot.decisions, snapshot.records
     holder = study.holder()
     queue, silent = _queue(study, config.launcher.queue_every_s)
-    records = study.records()
-    problems += [*silent, *(r.problem for r in records if r.problem)]
     runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
-    sound = [s for s, d in decisions.items() if not fault(d)]  # the others may lack anything
-    with seen_from(study, header):
-        because = reuse.stale(config, header, decisions, records)
-    known = reuse.kept(records, finished=config.study.stages[-1] in decisions)
-    looks = {look.stage: look.missing for look in reuse.outlook(config, known)} if because else {}
+    sound = [s for s in decisions if s not in snapshot.faults]  # the others may lack anything
+    because = snapshot.stale_decisions()
+    known = snapshot.reusable_results()
+    missing = {work.stage: work.missing for work in remaining_work(config, known)} if because else {}
     stages = []
     for stage in config.study.stages:
         own = [r for r in runs if r["stage"] == stage]
@@ -76,14 +60,14 @@ def status(study: Study) -> dict[str, Any]:
                 "outcomes": outcomes,
                 "decided": headline(stage, decisions[stage]) if stage in sound else [],
                 "stale_because": because.get(stage),
-                "would_train": looks[stage] if stage in because else None,
+                "would_train": missing[stage] if stage in because else None,
             }
         )
     if holder is not None:
         state = "running"
     elif because:
         state = "stale"
-    elif config.study.stages[-1] in decisions:
+    elif snapshot.finished:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
@@ -99,7 +83,7 @@ def status(study: Study) -> dict[str, Any]:
         "state": state,
         "holder": holder,
         "scale": config.scale,
-        "corpus": header["corpus"],
+        "corpus": snapshot.header["corpus"],
         "stages": stages,
         "running": [r for r in runs if r["outcome"] is None and r["progress"]]
         if holder is not None or queue
@@ -107,7 +91,7 @@ def status(study: Study) -> dict[str, Any]:
         "queue": queue,
         "eta_s": eta,
         "failures": failures,
-        "problems": problems,
+        "problems": [*snapshot.problems, *silent],
     }
 
 

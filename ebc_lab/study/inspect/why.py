@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import Config
 
 from ..stages import stage_of
 from ..stages.statistics import noise
-from ..store import reuse
-from ..store.reuse import seen_from
+from ..store.snapshot import read
 from ..store.study import Study
 
 
@@ -25,14 +22,14 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     """Stage -> its decision with what would have changed it, for one stage or all. Raises UserError."""
     if stage is not None:
         stage_of(stage)
-    header, decisions, records = study.header(), study.true_decisions(), study.records()
+    snapshot = read(study)
+    decisions = snapshot.sound_decisions()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):
         raise UserError(
             f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet."
         )
-    with seen_from(study, header):
-        because = reuse.stale(from_dict(Config, header["config"]), header, decisions, records)
+    because = snapshot.stale_decisions()
     found, floors = {}, noise_floor(decisions)
     for s in asked:
         found[s] = {

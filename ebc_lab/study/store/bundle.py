@@ -241,7 +241,7 @@ def unpack(path: Path, into: Path) -> Study:
 class Bundled(Study):
     """A bundle as a study to read, in a folder that exists as long as this object."""
 
-    goes_on = False
+    resumable = False
 
     def __init__(self, path: Path):
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")

@@ -1,6 +1,6 @@
-"""Do the recorded decisions follow from the results on disk? Each is made again, as the autopilot makes it, and compared whole.
+"""Do the recorded decisions follow from the results on disk? Each is made again and compared completely.
 
-Reads, never writes; needs neither the corpus nor torch. Runs are named as under the torch that the study was made with.
+Reads only; needs neither the corpus nor torch. Runs are named as under the version of torch that the study recorded.
 """
 
 from __future__ import annotations
@@ -8,28 +8,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import as_json
 
 from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Undecidable
 from ..stages.runs import distinct
 from ..stages.spec import as_recorded
-from .reuse import some
+from .reuse import runs_in_words
+from .snapshot import Snapshot, read
 from .study import Study
 
 SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem` where it could not be made again.
+    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem` if it cannot be decided.
 
-    Of one stage or of all that are decided. Raises UserError when there is no such decision.
+    For one stage, or all that are decided. Raises UserError when there is no such decision.
     """
-    header, recorded = study.header(), study.decisions()
-    config: Config = from_dict(Config, header["config"])
+    snapshot = read(study)
+    config, recorded = snapshot.config, snapshot.decisions
     asked = [stage] if stage else [s for s in config.study.stages if s in recorded]
     if not asked or any(s not in recorded for s in asked):
         raise UserError(
@@ -39,10 +38,10 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     made: dict[str, Decision] = {}
     found: dict[str, Any] = {}
     problem: str | None = None
-    with as_recorded(header["environment"]):
+    with as_recorded(snapshot.header["environment"]):
         for name in config.study.stages[: last + 1]:
             if problem is None:
-                problem = _again(name, config, study, made)
+                problem = _decide_again(name, snapshot, made)
             differences = [] if problem else _differences(recorded.get(name), made[name])
             if name in asked:
                 found[name] = {
@@ -51,18 +50,19 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
                     "problem": problem,
                 }
             if problem and "builds on" not in problem:
-                problem = f"builds on {name}, which could not be made again"
+                problem = f"builds on {name}, which could not be decided again"
     return {"study": study.name, "same": all(f["same"] for f in found.values()), "stages": found}
 
 
-def _again(stage: str, config: Config, study: Study, made: dict[str, Decision]) -> str | None:
-    """Add the stage's decision to those `made`. -> why it cannot be made, if it cannot."""
+def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
+    """Add the stage's decision to those `made`. -> why that is not possible, or None."""
+    config = snapshot.config
     try:
-        specs, results = planned_runs(stage, config, made, study.results)
+        specs, results = planned_runs(stage, config, made, snapshot.results_of)
         runs = distinct(specs)
         missing = [s.run_id for s in runs if s.run_id not in results]
         if missing:
-            return some(missing, len(runs), "missing")
+            return runs_in_words(missing, len(runs), "missing")
         made[stage] = as_json(stage_of(stage).decide(config, specs, results, made))
     except (UserError, Undecidable) as error:
         return str(error)
@@ -83,7 +83,7 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
     return [{"path": path, "recorded": recorded, "recomputed": made}]
 
 
-def in_words(found: Mapping[str, Any]) -> Iterator[str]:
+def replay_in_words(found: Mapping[str, Any]) -> Iterator[str]:
     """`lr_sweep: the same`, or the problem, or one line a difference."""
     for stage, f in found["stages"].items():
         if f["same"]:

@@ -1,4 +1,4 @@
-"""A study's folder: where things lie, who holds it, and what is in it already. Reading never writes."""
+"""A study's folder: what is in it, and who is running it. Reading never writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
@@ -21,35 +21,57 @@ from ebc_lab.records.json_files import as_json, read_checksummed, read_json, wri
 from ebc_lab.records.locks import locked
 from ebc_lab.records.paths import SpecRecord, StudyFiles
 
-from ..stages.rules import fault
 from ..stages.spec import RunSpec, describes
 from . import manifest
 
 FINISHED = ("completed", "diverged")  # outcomes that are results
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
-RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study that has not come to its end
+RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study whose last stage is not decided
+
+
+class CorpusRecord(TypedDict):
+    """The corpus in study.json."""
+
+    name: str
+    title: str
+    sha256: str
+    warning: str | None
+
+
+class StudyHeader(TypedDict):
+    """What study.json holds."""
+
+    study: str
+    created: str
+    ebc_lab: str  # the version that wrote it
+    requested: dict[str, Any]  # settings as they were asked for
+    config: dict[str, Any]  # settings as they were resolved
+    environment: dict[str, Any]  # what the names of runs depend on in addition to settings
+    chosen: dict[str, str]  # setting -> why it was chosen automatically
+    corpus: CorpusRecord
+    versions: dict[str, Any]
+    git: str | None
+    hardware: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Record:
-    """A planned run as its files tell it. `problem`: why its spec or its result cannot be believed, which is then None."""
+    """The files of a planned run, read. `problem`: why its spec or its result, then None, cannot be used."""
 
     run_id: str
-    spec: dict[str, Any] | None
+    spec: SpecRecord | None
     result: RunResult | None
     problem: str | None = None
 
 
 class Study(StudyFiles):
-    """The files of one study under `output_dir/name`."""
+    """One study under `output_dir/name`."""
 
-    goes_on = True  # a call may train in it; a bundle is only read
+    resumable = True  # commands may train in it; a bundle is only read
 
     @property
     def name(self) -> str:
         return self.root.name
-
-    # -- reading -------------------------------------------------------------------------------------------------------
 
     def exists(self) -> bool:
         return self.header_file.exists()
@@ -61,39 +83,24 @@ class Study(StudyFiles):
                 f"there is no study at {self.root}: start one with `ebc-lab autopilot study.name={self.name}`."
             )
 
-    def header(self, *, checked: bool = True) -> dict[str, Any]:
-        """study.json. Raises UserError when there is no study here, or the file was truncated or (`checked`) edited."""
+    def header(self, *, checked: bool = True) -> StudyHeader:
+        """study.json. Raises UserError: no study here, or the file was truncated or, unless not `checked`, edited."""
         self.must_exist()
         if not checked:
-            return dict(read_json(self.header_file))
+            return cast(StudyHeader, read_json(self.header_file))
         remedy = (
-            "undo that (settings are changed on the command line, with --force), or delete it: the study's command writes it "
-            "anew, and keeps the runs that are still the same"
+            "undo the edit (settings are changed on the command line, with --force), or delete the file: the study's "
+            "command writes it again and keeps the runs that are still the same"
         )
-        return read_checksummed(self.header_file, remedy)
+        return cast(StudyHeader, read_checksummed(self.header_file, remedy))
 
     def decisions(self) -> dict[str, Any]:
-        """Stage -> decision, in the order of the stages; empty before the first. A call of the study makes each anew.
-
-        Raises UserError when the file was truncated.
-        """
+        """Stage -> decision, in the order of the stages. Raises UserError when the file was truncated."""
         path = self.decisions_file
         found = read_json(path) if path.exists() else {}
         if not isinstance(found, dict):
             raise UserError(
-                f"{path} was edited: delete it, and the study's command decides anew from the runs."
-            )
-        return found
-
-    def true_decisions(self) -> dict[str, Any]:
-        """`decisions`, for those who do not make them anew. Raises UserError when one was edited, or is another version's."""
-        found = self.decisions()
-        faults = {stage: why for stage, decision in found.items() if (why := fault(decision))}
-        if faults:
-            what = "; ".join(f"{stage}: {why}" for stage, why in faults.items())
-            raise UserError(
-                f"{self.root / 'auto_decisions.json'} cannot be used ({what}): give the study's command again, which decides "
-                "anew from the runs."
+                f"{path} was edited: delete it, and the study's command decides again from the runs."
             )
         return found
 
@@ -114,47 +121,42 @@ class Study(StudyFiles):
         found = {}
         for spec in specs:
             result = self.result(spec.run_id)
-            if result is None:
-                continue
-            if result.get("identity") != spec.identity_sha256:
-                files = self.run_files(spec.run_id)
-                raise UserError(
-                    f"{files.result} was not written by this run: delete {files.directory} to train it again."
-                )
-            found[spec.run_id] = result
+            if result is not None:
+                self.refuse_other_runs(spec, result)
+                found[spec.run_id] = result
         return found
 
+    def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
+        """Raises UserError when a result in a run's folder belongs to another run."""
+        if result.get("identity") != spec.identity_sha256:
+            files = self.run_files(spec.run_id)
+            raise UserError(
+                f"{files.result} was not written by this run: delete {files.directory} to train it again."
+            )
+
     def records(self) -> list[Record]:
-        """Every planned run, each file read once; what is wrong with one is said in it, not raised."""
-        found = []
-        for run_id in self.run_ids():
-            files = self.run_files(run_id)
-            directory, problem = files.directory, None
-            try:
-                spec = json.loads(files.spec.read_bytes())
-                (
-                    spec["config"]["seed"],
-                    spec["stage"],
-                    spec["role"],
-                    spec["arm"],
-                    spec["kind"],
-                    spec["identity"],
-                )
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except (ValueError, KeyError, TypeError) as error:
-                spec, problem = None, f"{files.spec} is damaged ({error}): delete {directory}"
-            try:
-                result = self.result(run_id)
-            except UserError as error:
-                result, problem = None, str(error)
-            if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
-                result, problem = (
-                    None,
-                    f"{files.result} is another run's: delete {directory} to train it again.",
-                )
-            found.append(Record(run_id, spec, result, problem))
-        return found
+        """Every planned run; what is wrong with one is in its `problem`, and not raised."""
+        return [record for run_id in self.run_ids() if (record := self._record(run_id))]
+
+    def _record(self, run_id: str) -> Record | None:
+        files = self.run_files(run_id)
+        spec: SpecRecord | None = None
+        result: RunResult | None = None
+        problem: str | None = None
+        try:
+            spec = _parsed_spec(files.spec.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"{files.spec} is damaged ({error}): delete {files.directory}"
+        try:
+            result = self.result(run_id)
+        except UserError as error:
+            problem = str(error)
+        if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
+            result = None
+            problem = f"{files.result} is another run's: delete {files.directory} to train it again."
+        return Record(run_id, spec, result, problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """(kind, configuration) of a planned run. Raises UserError when spec.json does not match the run's name."""
@@ -173,7 +175,7 @@ class Study(StudyFiles):
             return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Who drives the study now, or None. A look at the lock, which takes and writes nothing."""
+        """Which process is running the study now, or None; found without taking the lock or writing."""
         if not locked(self.driver_lock):
             return None
         try:
@@ -181,10 +183,8 @@ class Study(StudyFiles):
         except (OSError, UserError):
             return {}
 
-    # -- writing -------------------------------------------------------------------------------------------------------
-
     def prepare(self) -> None:
-        """Make the folder and prove that it can be written. Raises UserError."""
+        """Make the folder and check that it can be written. Raises UserError."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe.{os.getpid()}"
@@ -197,10 +197,10 @@ class Study(StudyFiles):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only driver of this study. Raises UserError, naming the holder, when somebody else is."""
+        """Be the only process that runs this study. Raises UserError, naming the other one, when there is one."""
         lock = FileLock(self.driver_lock, fallback_to_soft=False)
         try:
-            lock.acquire(timeout=2)  # a reader's look may hold it for a moment
+            lock.acquire(timeout=2)  # `holder` may have it for a moment
         except Timeout:
             who = self.holder() or {}
             raise UserError(
@@ -214,7 +214,7 @@ class Study(StudyFiles):
         except OSError as error:
             error.filename = error.filename or str(
                 self.root
-            )  # a full disk says no name where it strikes in mid-file
+            )  # a disk that fills up in mid-write names no file
             raise
         finally:
             self.driver_file.unlink(missing_ok=True)
@@ -239,7 +239,7 @@ class Study(StudyFiles):
         write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
-        """Record a decision. Another one than before takes with it what was built on the old one. -> whether there was one."""
+        """Record a decision. If it replaces a different one, remove what was built on that. -> whether it did."""
         known = self.decisions()
         before = known.get(stage)
         if before is not None and before == as_json(decision):
@@ -252,23 +252,22 @@ class Study(StudyFiles):
         return before is not None
 
     def drop_conclusions(self) -> None:
-        """Remove decisions, verdict, tables and plots: they are made again from the runs, which stay."""
+        """Remove decisions, verdict, tables and plots, which are made again from the runs."""
         manifest.strike(self.root, *self.conclusions())
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
                 path.unlink()
 
     def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
-        """Remove the results with one of `outcomes` among the runs of `stages`, so that they are made again. -> their ids."""
-        asked, meant = set(outcomes), set(stages)
-        gone = [
-            r.run_id
-            for r in self.records()
-            if r.result is not None
-            and r.result["outcome"] in asked
-            and r.spec is not None
-            and r.spec["stage"] in meant
-        ]
+        """Remove the results of `stages` with one of `outcomes`, so that they are trained again. -> their run ids."""
+        wanted = set(outcomes)
+        among = set(stages)
+        gone = []
+        for record in self.records():
+            if record.spec is None or record.result is None:
+                continue
+            if record.result["outcome"] in wanted and record.spec["stage"] in among:
+                gone.append(record.run_id)
         manifest.strike(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()
@@ -276,4 +275,14 @@ class Study(StudyFiles):
 
 
 class Cancelled(Exception):
-    """Somebody asked for an end with `ebc-lab cancel`."""
+    """The study was stopped with `ebc-lab cancel`."""
+
+
+def _parsed_spec(content: bytes) -> SpecRecord:
+    """A spec.json. Raises ValueError, KeyError or TypeError when it is damaged."""
+    spec = json.loads(content)
+    missing = {"stage", "role", "arm", "kind", "identity"} - set(spec)
+    if missing:
+        raise KeyError(min(missing))
+    int(spec["config"]["seed"])
+    return cast(SpecRecord, spec)

@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
-from ebc_lab.study.store.replay import in_words, replay
+from ebc_lab.study.store.replay import replay, replay_in_words
 
 
 def rewrite(path, change):
@@ -28,7 +28,7 @@ def test_the_recorded_decisions_follow_from_the_results(finished):
     found = replay(study)
     assert found["same"]
     assert list(found["stages"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
-    assert list(in_words(found)) == [f"{stage}: the same" for stage in found["stages"]]
+    assert list(replay_in_words(found)) == [f"{stage}: the same" for stage in found["stages"]]
     assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
 
 
@@ -48,7 +48,7 @@ def test_an_edited_decision_is_shown_leaf_by_leaf(own_copy, stage):
     assert shown["notes"][0] == ["mine"]
     assert len(shown) == 2
     assert replay(study, "lr_sweep")["same"] == (stage != "lr_sweep")
-    assert any("candidates[0].lr: 99.0 → 0.0" in line for line in in_words(found))
+    assert any("candidates[0].lr: 99.0 → 0.0" in line for line in replay_in_words(found))
 
 
 def test_another_result_changes_the_decision_and_what_was_built_on_it(own_copy):
@@ -70,7 +70,7 @@ def test_a_result_that_changes_the_winner_asks_for_runs_that_are_not_there(own_c
     rewrite(a_run(study, "lr_sweep") / "result.json", lambda r: r.update(val_loss=9.0))
     found = replay(study)["stages"]
     assert "are missing" in found["lr_sweep"]["problem"]  # the replicates of the one that would have won
-    assert found["calibrate"]["problem"] == "builds on lr_sweep, which could not be made again"
+    assert found["calibrate"]["problem"] == "builds on lr_sweep, which could not be decided again"
 
 
 def test_a_missing_run_and_an_edited_result_are_named(own_copy):
@@ -81,7 +81,7 @@ def test_a_missing_run_and_an_edited_result_are_named(own_copy):
     found = replay(study)["stages"]
     assert found["lr_sweep"]["same"]
     assert str(run / "result.json") in found["calibrate"]["problem"]
-    assert found["finals"]["problem"] == "builds on calibrate, which could not be made again"
+    assert found["finals"]["problem"] == "builds on calibrate, which could not be decided again"
     shutil.rmtree(run)
     found = replay(study)["stages"]
     assert run.name in found["calibrate"]["problem"]

@@ -11,8 +11,8 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
-from ebc_lab.study.store import reuse
-from ebc_lab.study.store.reuse import Outlook, in_words, kept, outlook
+from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
+from ebc_lab.study.store.snapshot import read
 
 LATER = ["calibrate", "lr_scale", "finals"]
 
@@ -27,19 +27,24 @@ def won(study, stage):
 
 def test_a_finished_study_is_kept_whole(finished, resolved):
     study = finished[1].study
-    found = outlook(resolved, kept(study.records(), finished=True))
+    found = remaining_work(resolved, reusable_results(study.records(), finished=True))
     assert [look.missing for look in found] == [0, 0, 0, 0]
-    assert in_words(found).startswith(f"lr_sweep: all {found[0].runs} kept; calibrate: all ")
-    assert reuse.stale(resolved, study.header(), study.decisions(), study.records()) == {}
+    assert work_in_words(found).startswith(f"lr_sweep: all {found[0].runs} kept; calibrate: all ")
+    assert read(study).stale_decisions() == {}
 
 
 def test_the_words_for_what_would_be_trained():
-    looks = [Outlook("lr_sweep", 8, 0), Outlook("calibrate", 5, 3), Outlook("lr_scale"), Outlook("finals")]
-    assert in_words(looks) == (
+    looks = [
+        StageWork("lr_sweep", 8, 0),
+        StageWork("calibrate", 5, 3),
+        StageWork("lr_scale"),
+        StageWork("finals"),
+    ]
+    assert work_in_words(looks) == (
         "lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that"
     )
-    assert in_words([Outlook("lr_sweep", 8, 8)]) == "lr_sweep: all 8 would be trained"
-    assert "cannot be decided" in in_words([Outlook("lr_sweep", 8, 0, undecidable=True)])
+    assert work_in_words([StageWork("lr_sweep", 8, 8)]) == "lr_sweep: all 8 would be trained"
+    assert "cannot be decided" in work_in_words([StageWork("lr_sweep", 8, 0, undecidable=True)])
 
 
 def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
@@ -152,7 +157,7 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     found = stages(study)
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
-    assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest hangs on its winner
+    assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest depends on its winner
     with pytest.raises(
         UserError,
         match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s",

@@ -181,13 +181,13 @@ def test_what_json_does_not_have_survives_the_checksum(study):
     assert study.result("a") == {"loss": None, "curve": [[1, 0.1]], "3": None}
 
 
-def test_a_hand_edited_study_json_is_noticed_and_can_be_made_anew(finished, tmp_path):
+def test_a_hand_edited_study_json_is_noticed_with_a_remedy(finished, tmp_path):
     shutil.copytree(finished[1].study.root, tmp_path / "s")
     path = tmp_path / "s" / "study.json"
     header = json.loads(path.read_text())
     header["config"]["finals"]["steps"] += 1
     path.write_text(json.dumps(header))
     with pytest.raises(
-        UserError, match=r"study\.json was edited.*delete it: the study's command writes it anew"
+        UserError, match=r"study\.json was edited.*delete the file: the study's command writes it again"
     ):
         Study(tmp_path / "s").header()

@@ -1,0 +1,114 @@
+"""One reading of a study: settings, decisions and runs together, for everything that answers questions about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import RunResult
+
+from ..stages.rules import Decision, fault
+from ..stages.spec import RunSpec, as_recorded
+from . import reuse
+from .reuse import ResultsOf
+from .study import Record, Study, StudyHeader
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study's files as they were when it was read."""
+
+    study: Study
+    header: StudyHeader
+    config: Config
+    decisions: dict[str, Decision]  # as recorded, in the order of the stages
+    faults: dict[str, str]  # stage -> why its recorded decision cannot be used
+    records: list[Record]  # every planned run
+    problems: list[str]  # what is damaged, with a remedy each
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last stage is decided."""
+        return self.config.study.stages[-1] in self.decisions
+
+    def sound_decisions(self) -> dict[str, Decision]:
+        """All decisions. Raises UserError when one was edited, or is another version's."""
+        if self.faults:
+            what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
+            raise UserError(
+                f"{self.study.decisions_file} cannot be used ({what}): run the study's command again, which decides "
+                "again from the runs."
+            )
+        return self.decisions
+
+    def sound_records(self) -> list[Record]:
+        """All planned runs. Raises UserError when the files of one are damaged."""
+        for record in self.records:
+            if record.problem:
+                raise UserError(record.problem)
+        return self.records
+
+    def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
+        """The results that exist among `specs`, by run id. Raises UserError when one is damaged or another run's."""
+        known = {record.run_id: record for record in self.records}
+        found = {}
+        for spec in specs:
+            record = known.get(spec.run_id)
+            if record is None:
+                continue
+            if record.result is not None:
+                self.study.refuse_other_runs(spec, record.result)
+                found[spec.run_id] = record.result
+            elif record.problem:
+                raise UserError(record.problem)
+        return found
+
+    def reusable_results(self) -> ResultsOf:
+        """The results that the same command would take as they are."""
+        return reuse.reusable_results(self.records, finished=self.finished)
+
+    def stale_decisions(self) -> dict[str, str]:
+        """Stage -> why its decision no longer follows from the files. Elsewhere another torch makes none stale."""
+        with self._environment():
+            return reuse.stale_decisions(self.config, self.header, self.decisions, self.records)
+
+    def _environment(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.study.resumable else as_recorded(self.header["environment"])
+
+
+def read(study: Study, *, strict: bool = True) -> Snapshot:
+    """Read all of a study. A damaged run is listed in `problems`, and so is a damaged study.json or auto_decisions.json.
+
+    `strict`: raises UserError where one of those two is damaged. Raises UserError anyway when there is no study, or its
+    settings cannot be read.
+    """
+    problems: list[str] = []
+    try:
+        header = study.header()
+    except UserError as error:
+        unchecked = study.header(checked=False)
+        if strict or not _readable(unchecked):
+            raise
+        header = unchecked
+        problems.append(str(error))
+    try:
+        decisions = study.decisions()
+    except UserError as error:
+        if strict:
+            raise
+        decisions = {}
+        problems.append(str(error))
+    records = study.records()
+    problems += [record.problem for record in records if record.problem]
+    faults = {stage: why for stage, decision in decisions.items() if (why := fault(decision))}
+    config: Config = from_dict(Config, header["config"])
+    return Snapshot(study, header, config, decisions, faults, records, problems)
+
+
+def _readable(header: Mapping[str, Any]) -> bool:
+    return isinstance(header.get("config"), dict) and "corpus" in header
