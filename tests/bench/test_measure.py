@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from ebc_lab.bench import costs, measure, plain_loop
 from ebc_lab.bench.loops import Loop, opened, take_steps
@@ -27,6 +29,7 @@ from ebc_lab.bench.pairs import (
 )
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.cli import bench_screen
+from ebc_lab.cli.commands import app
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
@@ -37,7 +40,6 @@ from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate
 from ebc_lab.workloads.losses import token_losses
 
-CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 VARIANTS = {*(set(STABILIZERS) - {"ebc"}), *(f"ebc {b}" for b in BUDGETS)}
 
 
@@ -54,23 +56,41 @@ def shape(tiny):
 
 @pytest.fixture(scope="module")
 def called(tiny, tmp_path_factory):
-    """`ebc-lab bench` on a tiny run, from a folder inside a project: (what it did, the project's folder)."""
+    """`ebc-lab bench` on a tiny run, from a folder inside a project.
+
+    -> (the JSON on its standard output, all lines on standard error, the project's folder)
+    """
     project = tmp_path_factory.mktemp("project")
     (project / "pyproject.toml").touch()
     (project / "inside").mkdir()
-    command = [*CLI, "bench", *settings(tiny), "--quick", "--json", "--record"]
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-    }  # what torch's default is on a busy machine with few cores is of no interest
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project / "inside", env=env)
-    assert done.returncode == 0, done.stderr
-    return done, project
+    with pytest.MonkeyPatch.context() as patch, stderr_to(project / "stderr.txt"):
+        patch.chdir(project / "inside")
+        patch.setenv(
+            "OMP_NUM_THREADS", "1"
+        )  # for the plain loop's process: torch's default is of no interest
+        asked = ["bench", *settings(tiny), "--quick", "--json", "--record"]
+        done = CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    said = [*done.stderr.splitlines(), *(project / "stderr.txt").read_text().splitlines()]
+    return json.loads(done.stdout), said, project
 
 
-@pytest.fixture(scope="module")
+@contextlib.contextmanager
+def stderr_to(path):
+    """What other code than Python's writes to standard error goes to a file."""
+    with open(path, "w") as file:
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@pytest.fixture
 def found(called):
-    return json.loads(called[0].stdout)
+    return called[0]
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -78,7 +98,7 @@ def found(called):
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
     assert list(found) == ["about", "throughput", "overhead", "shares", "fixed", "compute", "memory"]
-    said = called[0].stderr.splitlines()
+    said = called[1]
     assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
     assert not [line for line in said if "profiler" in line]
     for side in ("lab", "plain", "plain_defaults"):
@@ -92,7 +112,7 @@ def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found
     assert found["compute"]["peak_flops_per_s"] == max(found["compute"]["matmul_flops_per_s"].values())
 
 
-def test_every_stabilizer_and_budget_is_held_against_the_bare_step(found):
+def test_every_stabilizer_and_budget_is_compared_with_the_bare_step(found):
     for rows in (found["overhead"], found["memory"]["stabilizers"]):
         assert {row["stabilizer"] for row in rows} == VARIANTS
         assert all(row["refused"] is None for row in rows)
@@ -107,7 +127,8 @@ def test_shares_add_up_and_every_part_was_on_the_clock(found):
         assert list(s["share_pct"]) == list(PARTS) == list(bench_screen.PARTS)
         assert sum(s["share_pct"].values()) == pytest.approx(100)
         assert all(x >= 0 for x in s["share_pct"].values())
-        entered, steps = s["times_entered"], s["steps"]
+        entered = s["times_entered"]
+        steps = s["steps"]
         assert entered["data"] == entered["base"] == entered["recording"] == steps
         assert entered["audit"] >= steps // 10
         if name != "none":
@@ -130,18 +151,29 @@ def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     assert rows["ebc shadow"]["held_bytes"] > 1.9 * held["parameters"]
 
 
-def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, found, text_file):
-    _, project = called
+def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, text_file):
+    found, _, project = called
     [path] = (project / "benchmarks").iterdir()
-    assert found["about"].pop("recorded") == str(path)
-    assert read_json(path) == found
+    about = dict(found["about"])
+    assert about.pop("recorded") == str(path)
+    assert read_json(path) == {**found, "about": about}
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-[a-z0-9-]+-smoke\.json", path.name)
-    assert {"cpu", "cores", "gpus"} <= set(found["about"]["machine"])
-    assert {"date", "torch", "python", "git", "run"} <= set(found["about"])
+    assert {"cpu", "cores", "gpus"} <= set(about["machine"])
+    assert {"date", "torch", "python", "git", "run"} <= set(about)
     text = path.read_text()
     assert '"host"' not in text
     assert not re.search(rf"\b{re.escape(platform.node())}\b", text)
     assert str(text_file) not in text
+
+
+@pytest.mark.slow
+def test_a_full_measurement_prints_its_tables(tiny, tmp_path):
+    command = [sys.executable, "-c", "from ebc_lab.cli import main; main()", "bench", *settings(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Where a step's time goes" in done.stdout
+    assert "--quick" not in done.stdout
+    assert not (tmp_path / "benchmarks").exists()
 
 
 def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
@@ -198,7 +230,7 @@ def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
     assert "KeyError" in (tmp_path / "log.txt").read_text()
 
 
-def test_sides_take_turns_and_the_first_place_goes_round():
+def test_sides_take_turns_in_a_rotating_order():
     calls = []
     sides = [lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"]
     took = interleaved(sides, 5, 3)
@@ -207,11 +239,11 @@ def test_sides_take_turns_and_the_first_place_goes_round():
     assert took == [[1.0, 6.0, 8.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]]
 
 
-def test_turns_end_when_their_time_is_over_but_not_before_there_are_a_few():
+def test_turns_end_at_the_time_limit_but_not_before_a_minimum():
     assert [len(t) for t in interleaved([lambda n: 1.0], 1, 99, limit_s=0.0)] == [MIN_ROUNDS]
 
 
-def test_a_budget_that_the_settings_rule_out_says_why_and_the_others_are_measured(shape, monkeypatch):
+def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
     monkeypatch.setattr("ebc_lab.bench.pairs.STABILIZERS", {"ebc": STABILIZERS["ebc"]})
     rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)
     refused = {row["stabilizer"]: row["refused"] for row in rows}
@@ -266,9 +298,13 @@ def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape
     torch.testing.assert_close(plain_losses, losses.flatten())
 
 
-def test_a_plain_process_that_ends_early_says_why(shape):
-    with pytest.raises(UserError, match=r"plain loop's process ended: .*nowhere"):
-        PlainProcess(replace(shape, device="nowhere"))
+def test_a_plain_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho there is no torch >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(UserError, match="plain loop's process ended: there is no torch"):
+        PlainProcess(shape)
 
 
 # -- shares, arithmetic, memory --------------------------------------------------------------------
