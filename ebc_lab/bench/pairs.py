@@ -17,11 +17,12 @@ from typing import Any
 
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.identity import digest, identity_of, resolve_controller
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.training.turns import Progress
 from ebc_lab.workloads.corpus import locate
 
 from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
@@ -105,14 +106,18 @@ def paired_overhead(
     }
 
 
-def overhead_and_record(
+def overhead_run(
     run: RunConfig,
     directory: Path,
     run_id: str,
-    identity: str,
     on_progress: Callable[[int], None] = lambda step: None,
-) -> None:
-    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one."""
+    **hooks: Any,
+) -> Progress:
+    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one.
+
+    The kind `overhead` of a run: it never yields to other runs, and `hooks` (checkpoints, stopping) mean nothing to it.
+    """
+    yield from ()
     files = RunFiles(directory)
     started = time.perf_counter()
     try:
@@ -121,9 +126,11 @@ def overhead_and_record(
         with open(files.log, "a") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    about = {"run_id": run_id, "identity": identity, "steps": run.steps}
+    about = {"run_id": run_id, "identity": digest(identity_of("overhead", run)), "steps": run.steps}
     about["wall_s"] = time.perf_counter() - started
-    write_checksummed(files.result, {**about, **result})
+    result = {**about, **result}
+    write_checksummed(files.result, result)
+    return result
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.study.launch.command import SCRUBBED
-from ebc_lab.study.launch.queue import listed, squeue
+from ebc_lab.study.launch.queue import parse_squeue, squeue_command
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
@@ -128,13 +128,14 @@ def _watch_the_queue() -> None:
 
     class QueueWatcher(SlurmInfoWatcher):
         def _make_command(self) -> list[str]:
-            return squeue()
+            return squeue_command()
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
             # submitit takes words that it does not know for an end
             found = {
-                key: {"State": "RUNNING" if job.live else job.state} for key, job in listed(text).items()
+                key: {"State": "RUNNING" if job.live else job.state}
+                for key, job in parse_squeue(text).items()
             }
             # the queue forgets a job some minutes after its end
             return {job: found.get(job, {"State": "ENDED"}) for job in self._registered}

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
@@ -13,6 +16,7 @@ from .dicts import run_part, to_dict
 from .errors import UserError
 from .schema import RunConfig
 
+_RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NUMERICS_VERSION = 3  # bump by hand when a change of code changes a run's numbers
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "adam": ("beta1", "beta2", "eps"),
@@ -88,6 +92,32 @@ def identity(run: RunConfig) -> dict[str, Any]:
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept
+
+
+def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
+    """A training run's identity, or that of a measurement made at a run's shape."""
+    own = identity(run) | _RECORDED.get({})
+    return own if kind == "train" else {"kind": kind, "run": own}
+
+
+def describes(kind: str, run: RunConfig, run_id: str) -> bool:
+    """Whether a run's name is the one that its settings give it."""
+    return run_id.endswith(f"-{digest(identity_of(kind, run))[:10]}")
+
+
+def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's identity that is none of its settings: torch's version, the version of our numerics."""
+    return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
+
+
+@contextmanager
+def as_recorded(found: Mapping[str, Any]) -> Iterator[None]:
+    """Name runs as in this recorded `environment`, so that a study can be read where another torch is installed."""
+    token = _RECORDED.set(dict(found))
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
 
 
 @functools.cache

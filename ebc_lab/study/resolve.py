@@ -18,7 +18,7 @@ from ebc_lab.bench.speeds import CHOSEN, Choice, choose_for_study, chosen_by_rul
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import identity
+from ebc_lab.config.identity import environment, identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.json_files import write_checksummed
@@ -26,7 +26,6 @@ from ebc_lab.workloads.corpus import Corpus, check_length, locate
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
-from .stages.spec import environment
 from .store import manifest
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
 from .store.study import Study, StudyHeader

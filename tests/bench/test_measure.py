@@ -23,7 +23,7 @@ from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
     PlainProcess,
     interleaved,
-    overhead_and_record,
+    overhead_run,
     overheads,
     paired_overhead,
 )
@@ -36,6 +36,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import read_json
+from ebc_lab.training.turns import to_the_end
 from ebc_lab.workloads import gpt
 from ebc_lab.workloads.corpus import locate
 from ebc_lab.workloads.losses import token_losses
@@ -223,8 +224,8 @@ def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
-    overhead_and_record(
-        replace(shape, optimizer=replace(shape.optimizer, name="nothing")), tmp_path, "x", "0" * 64
+    to_the_end(
+        overhead_run(replace(shape, optimizer=replace(shape.optimizer, name="nothing")), tmp_path, "x")
     )
     assert read_json(tmp_path / "result.json")["outcome"] == "failed"
     assert "KeyError" in (tmp_path / "log.txt").read_text()

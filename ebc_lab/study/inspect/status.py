@@ -133,8 +133,8 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
     """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. And problems."""
     try:
         session = queue_module.session_of(study)
-        known = queue_module.looked_up(session, every_s) if session else {}
-    except (UserError, queue_module.QueueSilent) as error:
+        known = queue_module.cached_jobs(session, every_s) if session else {}
+    except (UserError, queue_module.QueueUnavailable) as error:
         return {}, [str(error)]
     return dict(Counter(job.state for job in known.values() if job.live)), []
 

@@ -18,10 +18,10 @@ Pool = InlinePool | WorkerPool
 
 @contextmanager
 def opened(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
-    """The pool that `config.launcher` asks for; on the way out closed, or left to its own if the driver was interrupted."""
+    """The pool that `config.launcher` names; closed on exit, or left if the driver was interrupted."""
     pool: Pool
     if config.device == "cuda" and config.launcher.name != "slurm":
-        need_gpu()  # a study that was begun on one may be carried on without
+        need_gpu()  # a study begun on one may be continued where there is none
     if config.launcher.name == "inline":
         pool = InlinePool(config, study)
     elif config.launcher.name == "slurm":

@@ -1,4 +1,5 @@
-"""`ebc-lab cancel`: stop whatever works on a study, wherever it runs, and leave no job behind. The study itself stays."""
+"""`ebc-lab cancel`: stop the driver, the workers and the jobs of a study, wherever they run. The study itself
+stays."""
 
 from __future__ import annotations
 
@@ -17,59 +18,62 @@ from . import queue
 from .pool import Say
 from .worker import GRACE_S
 
-DRIVER_S = 180.0  # for a driver to close its workers, or to come back from drawing and measuring
+DRIVER_S = 180.0  # for a driver to close its workers, or to finish drawing or measuring
 POLL_S = 0.2
 
 
 def cancel(study: Study, say: Say) -> dict[str, Any]:
-    """End the driver, its workers and its Slurm jobs; runs that were under way are recorded as `cancelled`.
+    """End the driver, its workers and its Slurm jobs; runs in progress are recorded as `cancelled`.
 
-    They are tried again, from their checkpoints, by the command that began the study. Raises UserError: no study, a driver
-    that does not answer, a queue that cannot be asked.
+    The command that began the study continues them from their checkpoints. Raises UserError: no study, a
+    driver that does not respond, a queue that cannot be read.
     """
     study.header()
     holder = study.holder()
     if holder is not None:
-        say(f"asking process {holder.get('pid', '?')} on {holder.get('host', '?')} to end …")
+        who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+        say(f"asking {who} to end …")
         study.cancel_mark.touch()
         deadline = time.monotonic() + DRIVER_S
         while study.holder() is not None:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"process {holder.get('pid', '?')} on {holder.get('host', '?')} still holds study {study.name}: kill it, "
-                    "then cancel again, which ends its Slurm jobs; workers on its own machine end by themselves."
+                    f"{who} still holds study {study.name}: kill it, then cancel again, which ends "
+                    "its Slurm jobs; local workers end by themselves."
                 )
             time.sleep(POLL_S)
-    ended, session = 0, queue.session_of(study)
+    ended = 0
+    session = queue.session_of(study)
     if session is not None:
         try:
-            ended, left = queue.dismiss(session)
-        except queue.QueueSilent as error:
+            ended, left = queue.stop_jobs(session)
+        except queue.QueueUnavailable as error:
             raise UserError(
                 f"the jobs named {queue.job_name(session)} cannot be ended ({error}): try again."
             ) from None
         if left:
             raise UserError(
-                f"Slurm still shows {', '.join(left)}, though cancelled: look with squeue, and cancel again later."
+                f"Slurm still shows {', '.join(left)}, though cancelled: see squeue, and cancel again later."
             )
     with study.held():
-        runs = _record(study)
+        runs = _record_cancelled(study)
         queue.forget(study)
         study.cancel_mark.unlink(missing_ok=True)
     return {"study": study.name, "driver": holder, "jobs": ended, "runs": runs}
 
 
-def _record(study: Study) -> list[str]:
+def _record_cancelled(study: Study) -> list[str]:
     """Give every run that was begun and has no result the outcome `cancelled`. -> their ids."""
     runs = []
     for files in study.all_runs():
-        if files.attempts.exists() and not files.result.exists() and _give_up(study, files):
+        if files.attempts.exists() and not files.result.exists() and _cancel_run(study, files):
             runs.append(files.directory.name)
     return runs
 
 
-def _give_up(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last checkpoint.
+def _cancel_run(study: Study, files: RunFiles) -> bool:
+    """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last
+    checkpoint.
 
     Raises UserError when the worker does not let go.
     """
@@ -80,16 +84,14 @@ def _give_up(study: Study, files: RunFiles) -> bool:
             if files.result.exists():
                 return False
             if mine:
-                spec, now = read_json(files.spec), study.progress(directory.name) or {}
-                about = {
+                result = {
                     "run_id": directory.name,
-                    "identity": digest(spec["identity"]),
+                    "identity": digest(read_json(files.spec)["identity"]),
                     "outcome": "cancelled",
+                    "cause": "ebc-lab cancel",
+                    "steps": (study.progress(directory.name) or {}).get("step", 0),
                 }
-                write_checksummed(
-                    files.result,
-                    {**about, "cause": "ebc-lab cancel", "steps": now.get("step", 0)},
-                )
+                write_checksummed(files.result, result)
                 attempts.note(directory, "cancelled")
                 files.progress.unlink(missing_ok=True)
                 return True

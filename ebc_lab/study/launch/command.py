@@ -14,14 +14,16 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.json_files import write_json
 
 WORKER_NICENESS = 5
-SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # of an inherited environment: another job's
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
 
 
 class WorkerCommand:
-    """What submitit runs: one worker as a subprocess of its own, in an environment of its own."""
+    """What submitit runs: one worker in a subprocess and an environment of its own."""
 
     def __init__(self, session: str, worker: str | None, env: Mapping[str, str]):
-        self.session, self.worker, self.env = session, worker, dict(env)
+        self.session = session
+        self.worker = worker
+        self.env = dict(env)
         self.process: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -35,9 +37,9 @@ class WorkerCommand:
         drop = SCRUBBED if local else ("SUBMITIT_",)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
         command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name]
-        # here: a process group of its own, so that Ctrl-C reaches the driver, whose freed lock lets the worker end with a
-        # checkpoint. In a Slurm job: the job's own, so that Slurm finds it
-        prepare = _step_back if local else _deaf_to_usr2
+        # on this machine: a process group of its own, so that Ctrl-C reaches only the driver, whose freed
+        # lock makes the worker end with a checkpoint. In a Slurm job: the job's group, so that Slurm finds it
+        prepare = _lower_priority if local else _ignore_usr2
         self.process = subprocess.Popen(
             command,
             env={**inherited, **self.env},
@@ -54,7 +56,7 @@ class WorkerCommand:
         if code and not local:
             raise RuntimeError(
                 f"the worker ended with exit code {code}"
-            )  # so that Slurm counts the job as failed
+            )  # Slurm then counts the job as failed
         return code
 
     def _tell(self, number: int) -> None:
@@ -62,28 +64,28 @@ class WorkerCommand:
             self.process.send_signal(number)
 
     def checkpoint(self) -> Any:
-        """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the job."""
+        """submitit calls this in its signal handler, before a time-out or on preemption, and requeues the
+        job."""
         import submitit
 
         if self.process is not None:
             self._tell(signal.SIGINT)
-            os.waitid(
-                os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT
-            )  # `wait` above holds Popen's own lock
+            # not `process.wait()`: the one in `__call__` holds Popen's lock
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)
         return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
 
 
-def _step_back() -> None:
-    """A lower priority: whoever asks for `status` meanwhile does not wait in line."""
+def _lower_priority() -> None:
+    """So that `status` and other commands answer quickly while workers train."""
     os.nice(WORKER_NICENESS)
 
 
-def _deaf_to_usr2() -> None:
-    """Slurm sends its warning to every process of the job, and the default answer to it is to die."""
+def _ignore_usr2() -> None:
+    """Slurm sends its warning to every process of the job, and by default it would end this one."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def worker_env(config: Config) -> dict[str, str]:
-    """What every worker's environment says, wherever it runs."""
+    """What is set in every worker's environment."""
     threads = str(config.threads_per_run)
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}

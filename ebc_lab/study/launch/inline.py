@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ebc_lab.config.schema import Config
+from ebc_lab.training.turns import DeviceFailed, Interrupted
 
 from ..stages.spec import RunSpec
 from ..store.study import Study
@@ -14,17 +15,16 @@ from .pool import CheckIn, WorkersFailed
 
 
 class InlinePool:
-    """Trains in this process: for debuggers, and for `launcher=inline`."""
+    """One run at a time, in this process."""
 
     def __init__(self, config: Config, study: Study):
-        self.config, self.study = config, study
+        self.config = config
+        self.study = study
         self.at_a_time = 1
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        from ebc_lab.training.turns import DeviceFailed, Interrupted
-
         from .worker import POLL_S, execute
 
         asked: list[int] = []
@@ -37,10 +37,10 @@ class InlinePool:
                 check_in([], [])
                 try:
                     while not files.result.exists():
-                        done = execute(
+                        trained = execute(
                             self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked)
                         )
-                        if not done:  # a worker of a driver that has died still holds it
+                        if not trained:  # a worker of a dead driver still holds it
                             if asked:
                                 raise KeyboardInterrupt
                             check_in([], [])
@@ -49,7 +49,7 @@ class InlinePool:
                     raise KeyboardInterrupt from None
                 except DeviceFailed as error:
                     raise WorkersFailed(
-                        f"the GPU is gone ({error}); the same command carries on from here."
+                        f"the GPU is gone ({error}); the same command continues from here."
                     ) from None
                 check_in([spec.run_id], [])
         finally:

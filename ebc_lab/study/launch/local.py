@@ -1,7 +1,8 @@
-"""Workers on this machine: one process a slot, each on its own GPU or core group, started and watched through submitit.
+"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or core group, through
+submitit.
 
-submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are ours to set. A worker ends
-when its driver's lock is free, however the driver went.
+submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are assigned
+here. A worker ends when its driver's lock is free, for whatever reason the driver ended.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from ebc_lab.records.json_files import read_json
 
 from ..store.study import Study
 from .command import WorkerCommand, worker_env
-from .pool import Death, Say, WorkerPool, habits
+from .pool import Death, Say, WorkerPool, worker_settings
 from .session import Session, exit_cause
 
 CLOSE_S = 15.0  # for a checkpoint, before workers are killed
 
 
 class LocalPool(WorkerPool):
-    """One worker process a slot."""
+    """One worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        session = Session.begin(study, "local", bound=True, idle_s=None, **habits(config))
+        session = Session.begin(study, "local", bound=True, idle_s=None, **worker_settings(config))
         super().__init__(config, study, session, slots, say)
         self.gpus = list(gpus)
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.jobs: dict[int, Any] = {}
 
-    def _staff(self, wanted: int) -> None:
+    def _start_workers(self, wanted: int) -> None:
         usable = [slot for slot in range(self.slots) if f"slot {slot}" not in self.avoided]
         for slot in usable[:wanted]:
             if slot not in self.jobs:
@@ -54,25 +55,25 @@ class LocalPool(WorkerPool):
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
         self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
 
-    def _at_work(self) -> list[str]:
+    def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.jobs]
 
     def _deaths(self) -> list[Death]:
         gone = [slot for slot, job in self.jobs.items() if job.done()]
         deaths = []
         for slot in gone:
-            job, cause = self.jobs.pop(slot), exit_cause(self.session, str(slot))
-            if not cause:  # what had started it was killed: the worker itself may live on
+            job = self.jobs.pop(slot)
+            cause = exit_cause(self.session, str(slot))
+            if not cause:  # its parent was killed: the worker itself may still be running
                 self._kill(str(slot))
-            deaths.append(
-                Death(str(slot), cause or "killed together with what had started it", Path(job.paths.stdout))
-            )
+                cause = "killed together with its parent process"
+            deaths.append(Death(str(slot), cause, Path(job.paths.stdout)))
             for left in ("exit", "process"):
                 (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
         return deaths
 
     def _kill(self, worker: str) -> None:
-        """Kill a worker that does not answer, with whatever it started."""
+        """Kill a worker that does not respond, with everything it started."""
         try:
             os.killpg(int(read_json(self.session.root / f"process-{worker}.json")["pid"]), signal.SIGKILL)
         except (OSError, UserError):

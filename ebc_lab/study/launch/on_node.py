@@ -23,7 +23,7 @@ from ebc_lab.records.json_files import read_json, write_json
 from ..store.study import Cancelled, Study
 from . import queue
 from .pool import Say
-from .queue import QueueSilent
+from .queue import QueueUnavailable
 from .session import state_dir
 from .slurm import GONE_S, POLL_S
 from .submit import submitted
@@ -69,7 +69,7 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
                 raise Cancelled(f"study {study.name} was cancelled; the same command continues from here")
             if time.monotonic() - asked > config.launcher.queue_every_s:
                 asked = time.monotonic()
-                found = queue.queue(name).get(job.job_id)
+                found = queue.jobs_named(name).get(job.job_id)
                 if found is not None:
                     seen = asked
                 ended = asked - seen > GONE_S if found is None else not found.live
@@ -79,11 +79,11 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
                     raise UserError(f"measuring the {module} on a node failed ({state}): {remedy}.")
             time.sleep(POLL_S)
         return dict(read_json(out))
-    except QueueSilent as error:
+    except QueueUnavailable as error:
         remedy = f"fix that, or give {setting}"
         raise UserError(f"the Slurm queue cannot be asked ({error}): {remedy}.") from None
     finally:
-        with suppress(QueueSilent):
+        with suppress(QueueUnavailable):
             queue.scancel(name)
 
 

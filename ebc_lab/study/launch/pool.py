@@ -1,17 +1,18 @@
-"""Who trains: worker processes through submitit, here or on Slurm, or this process (DESIGN: launching).
+"""Worker processes that share one list of runs: offered, watched, retried and given up.
 
-A pool is opened once a study and fed stage after stage, so that `import torch` is paid once a worker. What workers do travels
-as JSON (`session.py`), and what they found is read from the runs' own files. Workers take runs from one list, so what a lost
-one leaves is shared by the others.
+A pool is opened once per study and fed stage after stage, so that each worker imports torch once.
+Instructions to workers travel as JSON (`session.py`), and results are read from the runs' own files. Workers
+take runs from one list, so the others take over what a dead worker leaves.
 
-A worker may carry several runs at a time. When it dies, which of them is to blame is known only of one that took too long or
-broke the device itself: that one is charged, and no other. Else none is: each goes alone from then on, and a run that loses
-its worker alone is charged, so that `max_lost` counts what a run did by itself.
+A worker may carry several runs at a time. When it dies, the run to blame is known only if it took too long or
+broke the
+device itself: that one is charged, and no other. Otherwise none is charged, and each runs alone from then on;
+    a run that
+loses its worker while alone is charged. So `max_lost` counts only what a run did by itself.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -32,12 +33,10 @@ from ..store import attempts
 from ..store.study import FINISHED, Study
 from .session import Session
 
-STARTS_TO_GIVE_UP = 3  # workers in a row that die, or give up waiting, before they took a run
-RUNS_TO_AVOID = (
-    2  # different runs that lost their worker in one place, one after the other, before it is avoided
-)
-WATCH_S = 1.0  # between two looks at the heartbeats
-# (newly done, what each busy worker is on), at every poll; raises to stop the wave
+MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
+RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
+WATCH_S = 1.0  # between two checks of the heartbeats
+# (run ids newly done, the run ids of each busy worker), called at every poll; raises to stop the wave
 CheckIn = Callable[[Sequence[str], Sequence[Sequence[str]]], None]
 Say = Callable[[str], None]
 
@@ -48,8 +47,11 @@ class WorkersFailed(Exception):
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that is no more. `clean`: it ended by itself, with nothing left that it could do; `counts`: its start was ours,
-    so that failing at it says something."""
+    """A worker that has ended.
+
+    `clean`: it exited by itself because nothing was left for it. `counts`: this driver started it, so that a
+    failure to start says something about the setup.
+    """
 
     worker: str
     cause: str
@@ -58,199 +60,213 @@ class Death:
     counts: bool = True
 
 
+@dataclass(frozen=True)
+class Alive:
+    """The last sign of life of a worker, on this process's own clock, which cannot jump."""
+
+    sign: Any
+    since: float
+    begun: dict[str, float]  # run id -> when the worker was first seen on it
+
+
 class WorkerPool(ABC):
-    """Worker processes that share a list of runs; what is common to those on this machine and those in Slurm jobs."""
+    """What pools of worker processes on this machine and in Slurm jobs have in common."""
 
     poll_s = 0.1
 
     def __init__(self, config: Config, study: Study, session: Session, slots: int, say: Say):
-        self.config, self.study, self.session, self.slots, self.say = config, study, session, slots, say
+        self.config = config
+        self.study = study
+        self.session = session
+        self.slots = slots
+        self.say = say
         self.at_a_time = at_a_time(config)
         self.offered: list[str] = []
-        self.alone: set[str] = set()  # runs that may share no worker any more
         self.published: tuple[Any, ...] = ()
-        self.seen: set[str] = set()  # runs whose results stand
-        self.lost: dict[str, int] = {}
+        self.alone: set[str] = set()  # runs that may no longer share a worker
+        self.final: set[str] = set()  # runs whose results are not taken back
+        self.lost: dict[str, int] = {}  # run id -> workers it has cost
         self.killed: dict[
             str, tuple[str, list[str]]
-        ] = {}  # worker -> why we killed it, and which of its runs are to blame
-        self.stillborn = 0
-        # place -> for each of the workers that died there, one after the other, which runs may be to blame
+        ] = {}  # worker -> why we killed it, and the runs to blame
+        self.failed_starts = 0
+        # place -> for each worker that died there in a row, the runs that may be to blame
         self.deaths_at: dict[str, list[set[str | None]]] = {}
         self.places: set[str] = set()
         self.avoided: set[str] = set()
         self.watched = 0.0
-        self.beats: dict[
-            str, tuple[Any, float, dict[str, float]]
-        ] = {}  # worker -> (sign of life, since, run -> since)
+        self.alive: dict[str, Alive] = {}
 
     @abstractmethod
-    def _staff(self, wanted: int) -> None:
-        """Have as many workers as that, and no more than slots."""
+    def _start_workers(self, wanted: int) -> None:
+        """Have `wanted` workers, but no more than `slots`."""
 
     @abstractmethod
     def _deaths(self) -> list[Death]:
         """Workers that have died since the last call."""
 
     @abstractmethod
-    def _at_work(self) -> list[str]:
-        """The workers that should show signs of life: started, rather than queued or gone."""
+    def _running_workers(self) -> list[str]:
+        """The workers that should show signs of life: started, neither queued nor gone."""
 
     @abstractmethod
     def _kill(self, worker: str) -> None:
-        """End a worker that no longer answers."""
+        """End a worker that no longer responds."""
 
     @abstractmethod
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
-        """Where a worker ran, as `avoided` names it: what may be broken when workers keep dying there."""
+        """Where a worker ran, as named in `avoided`: what may be broken when workers keep dying there."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let the workers bring what they are on to a checkpoint, and see them gone."""
+        """Let the workers write checkpoints, and wait until they are gone."""
 
     @abstractmethod
     def leave(self) -> None:
-        """The driver is interrupted: close, or leave the workers to whoever comes back."""
+        """The driver is interrupted: close, or leave the workers to a later driver."""
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
         """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`.
 
-        With `canary` the first run goes alone until it has taken a step; where it fails, another one alone.
-        Returns when `specs` are done, whatever of `spare` is. Raises what `check_in` raises, WorkersFailed, and UserError
-        (a worker cannot write).
+        With `canary` the first run goes alone until it has taken a step; if it fails, the next one goes
+        alone. Returns when `specs` are done, whatever the state of `spare`. Raises what `check_in` raises,
+        WorkersFailed, and UserError (a worker cannot write).
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         by_id = {s.run_id: s for s in specs}
         spares = [s.run_id for s in spare]
         tried = 1 if canary else len(ordered)
-        left = {r: str(self.study.run_files(r).result) for r in ordered}
+        left = {run_id: self.study.run_files(run_id).result for run_id in ordered}
         self._offer([*ordered[:tried], *(spares if tried == len(ordered) else [])])
         while True:
-            self._take_back()
-            done = [r for r, path in left.items() if os.path.exists(path) and self._stands(r)]
+            self._retry_shared_memory_failures()
+            done = [r for r, path in left.items() if path.exists() and self._is_final(r)]
             for run_id in done:
                 del left[run_id]
             notes = self.session.notes()
-            check_in(
-                done, [runs for worker in self._at_work() if (runs := notes.get(worker, {}).get("run_ids"))]
-            )
+            busy = [notes[w]["run_ids"] for w in self._running_workers() if notes.get(w, {}).get("run_ids")]
+            check_in(done, busy)
             if not left:
                 return
             if tried < len(ordered):
-                if any(self._flies(r) for r in ordered[:tried]):
+                if any(self._has_started(r) for r in ordered[:tried]):
                     tried = len(ordered)
                     self._offer([*ordered, *spares])
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
                     self._offer(ordered[:tried])
-            self._look_after(notes, by_id)
-            self._offer(self.offered)  # before a new worker looks
-            self._staff(len(left))
+            self._watch_workers(notes, by_id)
+            self._offer(self.offered)  # before a new worker reads the list
+            self._start_workers(len(left))
             time.sleep(self.poll_s)
 
     def _offer(self, runs: Sequence[str]) -> None:
-        """Have this list published, with which of it go alone, and over how many workers it is to be shared."""
+        """Publish this list, which of its runs go alone, and over how many workers it is shared."""
         self.offered = list(runs)
         now = (self.offered, [r for r in runs if r in self.alone], max(1, self.slots))
         if now != self.published:
             self.published = now
             self.session.publish(now[0], alone=now[1], slots=now[2])
 
-    def _take_back(self) -> None:
-        """A run that has run out of memory where several share a worker may have lacked only what the others took: its result
-        is taken back, once, and it goes alone."""
+    def _retry_shared_memory_failures(self) -> None:
+        """A run that ran out of memory while sharing a worker may only have lacked what the others took: its
+        result is removed, once, and it is tried again alone."""
         for run_id in self.offered:
-            if self._stands(run_id) or not (result := self.study.result(run_id)):
+            if self._is_final(run_id) or not (result := self.study.result(run_id)):
                 continue
             if result["outcome"] != "oom":
-                self.seen.add(run_id)
+                self.final.add(run_id)
                 continue
-            self.say(f"{run_id} has run out of memory, maybe for what ran beside it: it is tried again alone")
+            self.say(
+                f"{run_id} ran out of memory, maybe because of the runs next to it: it is tried again alone"
+            )
             self.alone.add(run_id)
-            self._offer(self.offered)  # first, so that nobody takes it in company again
+            self._offer(self.offered)  # first, so that no worker takes it together with others again
             self.study.run_files(run_id).result.unlink()
 
-    def _stands(self, run_id: str) -> bool:
-        """Whether a result of this run would be kept, whatever it is."""
-        return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.seen
+    def _is_final(self, run_id: str) -> bool:
+        """Whether any result of this run would be kept."""
+        return self.config.launcher.runs_per_worker <= 1 or run_id in self.alone or run_id in self.final
 
-    def _flies(self, run_id: str) -> bool:
-        """Whether a canary has come through: a step taken, or a result."""
+    def _has_started(self, run_id: str) -> bool:
+        """Whether a canary has survived its start: it has taken a step, or it has a result."""
         result = self.study.result(run_id)
         if result is not None:
             return result["outcome"] in FINISHED
         return bool((self.study.progress(run_id) or {}).get("step"))
 
-    def _look_after(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
+    # -- watching ----------------------------------------------------------------------------------
+
+    def _watch_workers(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
         for note in notes.values():
             if note.get("error"):
-                raise UserError(f"{note['error']}; free or mend that, and give the same command again.")
-        self.places.update(place for worker, note in notes.items() if (place := self._place(worker, note)))
+                raise UserError(f"{note['error']}; fix that, and run the same command again.")
+        places = (self._place(worker, note) for worker, note in notes.items())
+        self.places.update(place for place in places if place)
         for death in self._deaths():
-            self._bury(death, notes.get(death.worker) or self.session.notes().get(death.worker) or {}, specs)
-        if time.monotonic() - self.watched >= min(WATCH_S, self.config.launcher.heartbeat_s / 4):
-            self.watched = time.monotonic()
-            at_work = self._at_work()
-            for worker in set(self.beats) - set(at_work):
-                del self.beats[worker]
-            for worker in at_work:
-                self._feel_pulse(worker, notes.get(worker, {}))
+            note = notes.get(death.worker) or self.session.notes().get(death.worker) or {}
+            self._record_death(death, note, specs)
+        if time.monotonic() - self.watched < min(WATCH_S, self.config.launcher.heartbeat_s / 4):
+            return
+        self.watched = time.monotonic()
+        running = self._running_workers()
+        for worker in set(self.alive) - set(running):
+            del self.alive[worker]
+        for worker in running:
+            self._check_heartbeat(worker, notes.get(worker, {}))
 
-    def _feel_pulse(self, worker: str, note: Mapping[str, Any]) -> None:
-        """Kill a worker that shows no sign of life, or takes longer for a run than allowed.
+    def _check_heartbeat(self, worker: str, note: Mapping[str, Any]) -> None:
+        """Kill a worker that shows no sign of life, or takes longer over a run than allowed.
 
-        Signs are its runs' progress, or where it has none the beat in its note. Time is our own clock's: none can jump.
+        Signs of life are its runs' progress or, if there is none, the heartbeat in its note.
         """
-        run_ids, now = note.get("run_ids") or [], time.monotonic()
-        beat = (run_ids, [self.study.progress(r) for r in run_ids] or note.get("beat"))
-        known = self.beats.get(worker, (None, now, {}))
-        begun = {r: known[2].get(r, now) for r in run_ids}
-        since = known[1] if known[0] == beat else now
-        self.beats[worker] = (beat, since, begun)
-        allowed = self.config.launcher
+        run_ids = note.get("run_ids") or []
+        now = time.monotonic()
+        sign = (run_ids, [self.study.progress(r) for r in run_ids] or note.get("beat"))
+        known = self.alive.get(worker, Alive(None, now, {}))
+        begun = {r: known.begun.get(r, now) for r in run_ids}
+        since = known.since if known.sign == sign else now
+        self.alive[worker] = Alive(sign, since, begun)
         if worker in self.killed:
             return
-        late = [r for r in run_ids if allowed.run_timeout_s and now - begun[r] > allowed.run_timeout_s]
-        if now - since > allowed.heartbeat_s:
-            why, on, late = f"no sign of life for {allowed.heartbeat_s:g} s", run_ids, []
+        launcher = self.config.launcher
+        late = [r for r in run_ids if launcher.run_timeout_s and now - begun[r] > launcher.run_timeout_s]
+        if now - since > launcher.heartbeat_s:
+            self._kill_for(worker, f"no sign of life for {launcher.heartbeat_s:g} s", run_ids, [])
         elif late:
-            why, on = f"longer than launcher.run_timeout_s, {allowed.run_timeout_s:g} s", late
-        else:
-            return
+            why = f"longer than launcher.run_timeout_s, {launcher.run_timeout_s:g} s"
+            self._kill_for(worker, why, late, late)
+
+    def _kill_for(self, worker: str, why: str, on: Sequence[str], guilty: list[str]) -> None:
         self.say(f"worker {worker}{' on ' + ', '.join(on) if on else ''}: {why}; it is killed")
-        self.killed[worker] = why, late
+        self.killed[worker] = why, guilty
         self._kill(worker)
 
-    def _bury(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
-        """A worker has died: charge the run that is to blame, and give it up once it has cost too many workers; where it may
-        have been any of several, let each go alone from now on."""
+    # -- deaths ------------------------------------------------------------------------------------
+
+    def _record_death(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
+        """A worker has died: charge the run to blame, and give it up once it has cost too many workers. If
+        any of several runs may be to blame, each goes alone from now on."""
         why, guilty = self.killed.pop(death.worker, ("", []))
         cause = why or note.get("cause") or death.cause
         guilty = guilty or note.get("guilty") or []
         run_ids = note.get("run_ids") or []
         self.session.forget(death.worker)
-        self.beats.pop(death.worker, None)
-        if note.get("ran"):
-            self.stillborn = 0
-        elif death.counts:
-            self.stillborn += 1
-        if self.stillborn >= STARTS_TO_GIVE_UP:
-            what = "find no run that they can claim" if death.clean else "die before they take a run"
-            raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
+        self.alive.pop(death.worker, None)
+        self._count_failed_starts(death, note, cause)
         if death.clean:
             return
-        self._blame(
-            self._place(death.worker, note), guilty or run_ids, int(note.get("ran") or 0) - len(run_ids)
-        )
+        finished = int(note.get("ran") or 0) - len(run_ids)
+        self._blame_place(self._place(death.worker, note), guilty or run_ids, finished)
         lost = [r for r in run_ids if not self.study.has_result(r)]
         for run_id in lost:
             attempts.note(self.study.run_dir(run_id), "lost", worker=death.worker, cause=cause)
             self.say(f"{run_id} has lost its worker {death.worker}: {cause}")
         if len(lost) > 1 and not guilty:
             self.say(
-                f"which of the {len(lost)} is to blame is not known: each goes alone from now on, and none is charged"
+                f"any of these {len(lost)} may be to blame: each runs alone from now on, and none is charged"
             )
             self.alone.update(lost)
             return
@@ -261,40 +277,57 @@ class WorkerPool(ABC):
             if self.lost[run_id] > self.config.launcher.max_lost:
                 self._give_up(specs[run_id], death, cause)
 
-    def _blame(self, place: str | None, run_ids: Sequence[str], finished: int) -> None:
-        """Avoid a place where workers die on one run after the other, finishing none between, while others do not.
+    def _count_failed_starts(self, death: Death, note: Mapping[str, Any], cause: str) -> None:
+        """Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have ended before they took a run."""
+        if note.get("ran"):
+            self.failed_starts = 0
+        elif death.counts:
+            self.failed_starts += 1
+        if self.failed_starts >= MAX_FAILED_STARTS:
+            what = "find no run that they can claim" if death.clean else "die before they take a run"
+            raise WorkersFailed(f"workers {what} ({cause}): read {death.log}.")
 
-        Deaths that one run may explain, because it was there at each, count as one.
+    def _blame_place(self, place: str | None, run_ids: Sequence[str], finished: int) -> None:
+        """Avoid a place where workers die on one run after another and finish none in between, while others
+        do not.
+
+        Deaths that a single run may explain, because it was present at each, count as one.
         """
         if place is None:
             return
-        deaths, suspects = self.deaths_at.setdefault(place, []), set[str | None](run_ids) or {None}
+        deaths = self.deaths_at.setdefault(place, [])
+        suspects = set[str | None](run_ids) or {None}
         if finished > 0:
             deaths.clear()
-        alike = next((d for d in deaths if d & suspects), None)
-        if alike is None:
+        same = next((d for d in deaths if d & suspects), None)
+        if same is None:
             deaths.append(suspects)
         else:
-            alike &= suspects
+            same &= suspects
         if len(deaths) >= RUNS_TO_AVOID and self.places - self.avoided - set(self.deaths_at):
             self.avoided.add(place)
             self.say(f"workers keep dying in {place}, and not elsewhere: no more are started there")
 
     def _give_up(self, spec: RunSpec, death: Death, cause: str) -> None:
-        """Record a run as lost, unless another worker has taken it up meanwhile."""
-        run_id, files = spec.run_id, self.study.run_files(spec.run_id)
+        """Record a run as lost, unless another worker has taken it in the meantime."""
+        files = self.study.run_files(spec.run_id)
         with run_lock(files.directory) as mine:
             if not mine or files.result.exists():
                 return
-            times = "once" if self.lost[run_id] == 1 else f"{self.lost[run_id]} times"
-            cause = f"its worker died {times}, at last: {cause}; its log: {death.log}"
-            identity = digest(spec.identity)
-            result = {"run_id": run_id, "identity": identity, "outcome": "lost", "cause": cause, "steps": 0}
+            times = "once" if self.lost[spec.run_id] == 1 else f"{self.lost[spec.run_id]} times"
+            result = {
+                "run_id": spec.run_id,
+                "identity": digest(spec.identity),
+                "outcome": "lost",
+                "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
+                "steps": 0,
+            }
             write_checksummed(files.result, result)
 
 
 def slots(config: Config) -> int:
-    """How many workers go at a time under a resolved configuration: jobs, or here one (or more) per GPU, or per core group."""
+    """How many workers run at a time under a resolved configuration: jobs, or here one (or more) per GPU or
+    core group."""
     launcher = config.launcher
     if launcher.name == "inline":
         return 1
@@ -305,21 +338,21 @@ def slots(config: Config) -> int:
 
 
 def at_a_time(config: Config) -> int:
-    """How many runs go at a time under a resolved configuration: so many a worker."""
+    """How many runs go at a time under a resolved configuration."""
     return slots(config) * max(1, config.launcher.runs_per_worker)
 
 
-def habits(config: Config) -> dict[str, Any]:
-    """What session.json tells every worker, wherever it runs, and which code is meant."""
-    asked = config.launcher
-    code = {
-        "ebc_lab": __version__,
-        "git": git_revision(),
-        "torch": versions()["torch"],
-        "numerics_version": NUMERICS_VERSION,
-    }
-    about = {"checkpoint_every_s": asked.checkpoint_every_s, "beat_s": asked.heartbeat_s / 10, "code": code}
+def worker_settings(config: Config) -> dict[str, Any]:
+    """What session.json tells every worker: how it behaves, and which version of the code is meant."""
+    launcher = config.launcher
     return {
-        **about,
-        "runs_per_worker": max(1, asked.runs_per_worker),
-    }  # 0 is resolved by now, or nobody has a GPU
+        "checkpoint_every_s": launcher.checkpoint_every_s,
+        "beat_s": launcher.heartbeat_s / 10,
+        "code": {
+            "ebc_lab": __version__,
+            "git": git_revision(),
+            "torch": versions()["torch"],
+            "numerics_version": NUMERICS_VERSION,
+        },
+        "runs_per_worker": max(1, launcher.runs_per_worker),  # 0 is resolved by now, or there is no GPU
+    }

@@ -1,7 +1,8 @@
-"""A study's Slurm jobs as the queue shows them: which they are, where they stand, how to end them.
+"""A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
 
-The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. Which name, and in which folder the
-jobs and their driver meet, stands in the study itself, so that whoever comes later, on whichever machine, finds them.
+The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. Which name, and in
+which folder the jobs and their driver meet, stands in the study itself, so that whoever comes later, on
+whichever machine, finds them.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from ebc_lab.records.json_files import read_json, write_json
 from ..store.study import Study
 from .session import Session
 
-PATIENCE_S = 60.0  # for one answer of Slurm's
+PATIENCE_S = 60.0  # for one answer from Slurm
 SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
 HARD_S = 300.0  # for cancelled jobs to end
-LOOK_S = 2.0  # between two looks while they do
+LOOK_S = 2.0  # between two reads of the queue meanwhile
 ENDING = "COMPLETING"
 LIVE = (
     "PENDING",
@@ -42,7 +43,7 @@ LIVE = (
 )
 
 
-class QueueSilent(Exception):
+class QueueUnavailable(Exception):
     """Slurm did not answer; says what it said."""
 
 
@@ -58,26 +59,29 @@ class Job:
         return self.state in LIVE
 
 
-def _ask(*command: str) -> str:
-    """What a command of Slurm's says. Raises QueueSilent."""
+def _run_slurm(*command: str) -> str:
+    """The output of a Slurm command. Raises QueueUnavailable."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     except FileNotFoundError:
-        raise QueueSilent(f"there is no {command[0]} on this machine") from None
+        raise QueueUnavailable(f"there is no {command[0]} on this machine") from None
     except subprocess.TimeoutExpired:
-        raise QueueSilent(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
+        raise QueueUnavailable(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
     if done.returncode:
-        raise QueueSilent((done.stderr.strip().splitlines() or [f"{command[0]} fails without a word"])[-1])
+        raise QueueUnavailable(
+            (done.stderr.strip().splitlines() or [f"{command[0]} fails without a message"])[-1]
+        )
     return done.stdout
 
 
-def queue(name: str) -> dict[str, Job]:
-    """Job key (`<array>_<task>`) -> the job, of all with this name that Slurm still knows. Raises QueueSilent."""
-    return listed(_ask(*squeue(), f"--name={name}"))
+def jobs_named(name: str) -> dict[str, Job]:
+    """Job key (`<array>_<task>`) -> job, for all with this name that Slurm still knows. Raises
+    QueueUnavailable."""
+    return parse_squeue(_run_slurm(*squeue_command(), f"--name={name}"))
 
 
-def squeue() -> list[str]:
-    """The command whose answer `listed` reads: all of this user's jobs that Slurm still knows."""
+def squeue_command() -> list[str]:
+    """The command whose output `parse_squeue` reads: all of this user's jobs that Slurm still knows."""
     return [
         "squeue",
         "--noheader",
@@ -88,8 +92,8 @@ def squeue() -> list[str]:
     ]
 
 
-def listed(text: str) -> dict[str, Job]:
-    """Job key -> the job, from what `squeue` says."""
+def parse_squeue(text: str) -> dict[str, Job]:
+    """Job key -> job, from the output of `squeue_command`."""
     found = {}
     for line in text.splitlines():
         array, task, state, reason = line.split("|", 3)
@@ -98,23 +102,23 @@ def listed(text: str) -> dict[str, Job]:
 
 
 def scancel(name: str, *options: str) -> None:
-    """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueSilent."""
-    _ask("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
+    """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueUnavailable."""
+    _run_slurm("scancel", f"--user={os.getuid()}", f"--name={name}", *options)
 
 
 def scancel_one(key: str) -> None:
-    """Cancel one array task. Raises QueueSilent."""
-    _ask("scancel", key)
+    """Cancel one array task. Raises QueueUnavailable."""
+    _run_slurm("scancel", key)
 
 
 def job_name(session: Session) -> str:
-    """What a session's jobs are called: the study, and the session's own token, which no other cluster's job can have."""
+    """The name of a session's jobs: the study, and a token of the session that no other job can have."""
     study = Path(session.about()["study"]).name
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
 
 def remember(study: Study, session: Session) -> None:
-    """Write into the study where its jobs and their driver meet."""
+    """Record in the study where its jobs and their driver communicate."""
     about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
     write_json(study.launcher_file, about)
 
@@ -125,7 +129,8 @@ def forget(study: Study) -> None:
 
 
 def session_of(study: Study) -> Session | None:
-    """Where the study's jobs and their driver meet; None when it has none. Raises UserError where that is not to be seen."""
+    """Where the study's jobs and their driver communicate; None without jobs. Raises UserError if it is out
+    of reach."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -133,15 +138,18 @@ def session_of(study: Study) -> Session | None:
     session = Session(Path(known["session"]))
     if not (session.root / "session.json").exists():
         raise UserError(
-            f"the Slurm jobs of study {study.name} are called {known['name']} and were begun on {known['host']} with the state "
-            f"folder {session.root}, which is not to be seen here: go there, or set XDG_STATE_HOME as it was; once `squeue "
-            f"--name={known['name']}` shows none, delete {path}."
+            f"the Slurm jobs of study {study.name}, named {known['name']}, were started on {known['host']} with "
+            f"the state folder {session.root}, which does not exist here: go there, or set XDG_STATE_HOME as it "
+            f"was then; once `squeue --name={known['name']}` shows none, delete {path}."
         )
     return session
 
 
-def looked_up(session: Session, every_s: float) -> dict[str, Job]:
-    """`queue`, but no oftener than `every_s`, whoever asks: the last answer lies in the session. Raises QueueSilent."""
+def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
+    """`jobs_named`, at most once every `every_s` over all processes: the last answer is kept in the session.
+
+    Raises QueueUnavailable.
+    """
     path = session.root / "queue.json"
     try:
         last = read_json(path)
@@ -149,8 +157,8 @@ def looked_up(session: Session, every_s: float) -> dict[str, Job]:
             return {k: Job(*v) for k, v in last["jobs"].items()}
     except (OSError, UserError):
         pass
-    found = queue(job_name(session))
-    with suppress(OSError):  # then it is asked again sooner, that is all
+    found = jobs_named(job_name(session))
+    with suppress(OSError):  # then Slurm is only asked again sooner
         write_json(
             path,
             {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in found.items()}},
@@ -159,9 +167,12 @@ def looked_up(session: Session, every_s: float) -> dict[str, Job]:
     return found
 
 
-def dismiss(session: Session) -> tuple[int, list[str]]:
-    """Stop a session's jobs and see them gone: softly, then with scancel. -> how many there were, and the keys of those
-    that Slurm still shows after minutes. Raises QueueSilent."""
+def stop_jobs(session: Session) -> tuple[int, list[str]]:
+    """Stop a session's jobs and wait until they are gone: first by asking the workers, then with scancel.
+
+    -> how many there were, and the keys of those that Slurm still shows after minutes. Raises
+    QueueUnavailable.
+    """
     name = job_name(session)
     session.publish([], closed=True, stop=True)
     first = _live(name)
@@ -181,4 +192,4 @@ def dismiss(session: Session) -> tuple[int, list[str]]:
 
 
 def _live(name: str) -> dict[str, Any]:
-    return {key: job.state for key, job in queue(name).items() if job.live}
+    return {key: job.state for key, job in jobs_named(name).items() if job.live}

@@ -1,8 +1,8 @@
-"""Where a driver and its workers meet: a private folder outside the study, read and written as JSON.
+"""Where a driver and its workers communicate: a private folder outside the study, read and written as JSON.
 
-`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, `worker-<name>.json`
-which of them each worker is on. The folder lies in the user's state directory with mode 0700, because submitit keeps pickles
-beside; results never travel through it.
+`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order,
+`worker-<name>.json` which of them each worker is on. The folder lies in the user's state directory with mode
+0700, because submitit keeps pickles beside; results never travel through it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..store.study import Study
 
 
 def state_dir(study: Study, launcher: str) -> Path:
-    """A private folder for this study's launcher, outside the study. Raises UserError where it cannot be made."""
+    """A private folder for a study's launcher, outside the study. Raises UserError if it cannot be made."""
     from platformdirs import user_state_path
 
     name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
@@ -39,7 +39,7 @@ def state_dir(study: Study, launcher: str) -> Path:
 
 
 class Session:
-    """One folder of this kind."""
+    """One such folder."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -47,7 +47,7 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, **about: Any) -> Session:
-        """A new one, in place of any that an earlier driver left behind."""
+        """A new session, replacing any that an earlier driver left behind."""
         state = state_dir(study, launcher)
         for old in state.glob(
             "session-*"
@@ -61,7 +61,7 @@ class Session:
     def about(self) -> dict[str, Any]:
         return dict(read_json(self.root / "session.json"))
 
-    # -- the driver's side ---------------------------------------------------------------------------------------------
+    # -- the driver's side -------------------------------------------------------------------------
 
     def publish(
         self,
@@ -72,28 +72,29 @@ class Session:
         closed: bool = False,
         stop: bool = False,
     ) -> None:
-        """What is to be trained, by `slots` workers. `alone`: runs of these that may share no worker; `closed`: no more will
-        come; `stop`: leave what you are on, with a checkpoint."""
+        """What `slots` workers are to train. `alone`: runs that may not share a worker; `closed`: no more
+        will come; `stop`: stop the runs in progress, with a checkpoint each."""
         about = {"closed": closed, "stop": stop, "slots": slots, "alone": list(alone), "runs": list(runs)}
         write_json(self.root / "tasks.json", about, durable=False)
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Worker -> what it last said: `run_ids` (the runs it is on), `ran` (how many it has begun, these included) …"""
+        """Worker -> its last note: `run_ids` (runs in progress), `ran` (how many it has begun, these
+        included) …"""
         out = {}
         for path in self.root.glob("worker-*.json"):
             try:
                 out[path.stem.removeprefix("worker-")] = dict(read_json(path))
-            except (OSError, UserError):  # being replaced; on NFS also stale for a moment
+            except (OSError, UserError):  # being replaced; on NFS also briefly stale
                 continue
         return out
 
     def forget(self, worker: str) -> None:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
-    # -- a worker's side -----------------------------------------------------------------------------------------------
+    # -- a worker's side ---------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
-        """None while it cannot be read: gone, or on NFS stale for a moment."""
+        """None while it cannot be read: gone, or on NFS briefly stale."""
         try:
             return dict(read_json(self.root / "tasks.json"))
         except (OSError, UserError):
@@ -104,7 +105,7 @@ class Session:
 
 
 def exit_cause(session: Session, worker: str) -> str:
-    """How a worker process ended, in words; empty when nobody was there to say."""
+    """How a worker process ended, in words; empty if its parent did not live to record it."""
     try:
         code = int(read_json(session.root / f"exit-{worker}.json")["code"])
     except (OSError, UserError):

@@ -1,8 +1,8 @@
 """Workers as Slurm array jobs, submitted through submitit; one job, one worker, one GPU.
 
-Jobs outlive their driver: one that returns finds them by what the study remembers (`jobs.py`) and adopts them. submitit turns
-Slurm's warning (USR2, before a time-out and on preemption) into a checkpoint and a requeue. The queue is looked at once in
-`launcher.queue_every_s` at most. What runs find is read from their own files.
+Jobs outlive their driver: a later driver finds them by what the study records (`queue.py`) and adopts them.
+submitit turns Slurm's warning (USR2, before a time-out and on preemption) into a checkpoint and a requeue.
+The queue is read at most once every `launcher.queue_every_s`. Results are read from the runs' own files.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from ebc_lab.config.schema import Config
 from ..store.study import Study
 from . import queue
 from .command import WorkerCommand, worker_env
-from .pool import Death, Say, WorkerPool, WorkersFailed, habits
-from .queue import ENDING, Job, QueueSilent, job_name
+from .pool import Death, Say, WorkerPool, WorkersFailed, worker_settings
+from .queue import ENDING, Job, QueueUnavailable, job_name
 from .session import Session, exit_cause
 from .submit import REFUSALS, submitted
 
 POLL_S = 0.5
 GONE_S = (
-    60.0  # until a job that the queue does not show counts as gone, and one that is always ending as ended
+    60.0  # until a job that the queue no longer shows counts as gone, and one that stays COMPLETING as ended
 )
 
 
 class SlurmPool(WorkerPool):
-    """Array jobs; the driver's part is to keep as many as are wanted, and to tell lost ones from those that are done."""
+    """Array jobs: the driver keeps as many as are wanted, and tells lost ones from finished ones."""
 
     poll_s = POLL_S
 
@@ -37,54 +37,53 @@ class SlurmPool(WorkerPool):
         session, live = self._adopted(config, study, say)
         if session is None:
             session = Session.begin(
-                study, "slurm", bound=False, idle_s=config.launcher.idle_s, **habits(config)
+                study, "slurm", bound=False, idle_s=config.launcher.idle_s, **worker_settings(config)
             )
             queue.remember(study, session)
         super().__init__(config, study, session, slots, say)
         self.jobs = live
-        self.own: set[str] = set()  # submitted by this driver, and known to be complete
+        self.submitted_here: set[str] = set()  # by this driver
         self.since = dict.fromkeys(live, time.monotonic())  # submitted or adopted
         self.ending: dict[str, float] = {}
-        self.fresh: list[Death] = []
-        self.refused, self.again = 0, 0.0
+        self.new_deaths: list[Death] = []
+        self.refused = 0  # submissions in a row
+        self.submit_at = 0.0  # not before
         self.looked = time.monotonic()
-        self.shown = ""
+        self.last_said = ""
         for worker in set(session.notes()) - set(live):
             session.forget(worker)
         if live:
-            say(
-                f"{len(live)} Slurm job(s) of an earlier call are still there: {', '.join(sorted(live))}; adopted"
-            )
+            say(f"adopted {len(live)} Slurm job(s) of an earlier call: {', '.join(sorted(live))}")
 
     def _adopted(self, config: Config, study: Study, say: Say) -> tuple[Session | None, dict[str, Job]]:
-        """The session whose jobs still live and run this very code, if there is one. Raises UserError."""
+        """The session whose jobs are still alive and run the same code, if there is one. Raises UserError."""
         session = queue.session_of(study)
         if session is None:
             return None, {}
         try:
-            live = {k: j for k, j in queue.queue(job_name(session)).items() if j.live and j.state != ENDING}
+            live = {
+                k: j for k, j in queue.jobs_named(job_name(session)).items() if j.live and j.state != ENDING
+            }
             about = session.about()
-            if live and any(about.get(k) != v for k, v in habits(config).items()):
-                say(
-                    f"{len(live)} Slurm job(s) of an earlier call run other code or settings of the launcher: ended"
-                )
-                queue.dismiss(session)
+            if live and any(about.get(k) != v for k, v in worker_settings(config).items()):
+                say(f"cancelled {len(live)} Slurm job(s) of an earlier call that run other code or settings")
+                queue.stop_jobs(session)
                 live = {}
-        except QueueSilent as error:
+        except QueueUnavailable as error:
             raise UserError(
-                f"the Slurm queue cannot be asked ({error}): mend that, and give the command again."
+                f"the Slurm queue cannot be read ({error}): fix that, and run the command again."
             ) from None
         return (session, live) if live else (None, {})
 
-    # -- what every pool does ------------------------------------------------------------------------------------------
+    # -- what every pool does ----------------------------------------------------------------------
 
-    def _staff(self, wanted: int) -> None:
+    def _start_workers(self, wanted: int) -> None:
         if self.slots < 1:
             raise WorkersFailed(
-                "all its jobs were cancelled from outside: the same command carries on with new ones."
+                "all its jobs were cancelled by somebody: the same command continues with new ones."
             )
         missing = min(self.slots, wanted) - len(self.jobs)
-        if missing <= 0 or time.monotonic() < self.again:
+        if missing <= 0 or time.monotonic() < self.submit_at:
             return
         try:
             self._submit(missing)
@@ -93,8 +92,8 @@ class SlurmPool(WorkerPool):
             self.refused += 1
             if not self.since or self.refused >= REFUSALS:
                 raise
-            self.again = time.monotonic() + self.config.launcher.queue_every_s
-            self._show(f"{error} Trying again.")
+            self.submit_at = time.monotonic() + self.config.launcher.queue_every_s
+            self._say_once(f"{error} Trying again.")
 
     def _submit(self, count: int) -> None:
         command = WorkerCommand(str(self.session.root), None, worker_env(self.config))
@@ -103,66 +102,67 @@ class SlurmPool(WorkerPool):
         for job in made:
             self.jobs[job.job_id] = Job("PENDING", "submitted")
             self.since[job.job_id] = time.monotonic()
-            self.own.add(job.job_id)
+            self.submitted_here.add(job.job_id)
         self.say(f"submitted {count} Slurm job(s): {', '.join(job.job_id for job in made)}")
 
-    def _at_work(self) -> list[str]:
+    def _running_workers(self) -> list[str]:
         return [key for key, job in self.jobs.items() if job.state == "RUNNING" or job.reason == "submitted"]
 
     def _deaths(self) -> list[Death]:
         if time.monotonic() - self.looked >= self.config.launcher.queue_every_s:
-            self._look()
-        deaths, self.fresh = self.fresh, []
+            self._read_queue()
+        deaths = self.new_deaths
+        self.new_deaths = []
         return deaths
 
-    def _look(self) -> None:
-        self.looked = now = time.monotonic()
+    def _read_queue(self) -> None:
+        now = time.monotonic()
+        self.looked = now
         try:
-            found = queue.looked_up(self.session, self.config.launcher.queue_every_s / 2)
-        except QueueSilent as error:
-            self._show(f"the queue does not answer ({error}); asking again")
+            found = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
+        except QueueUnavailable as error:
+            self._say_once(f"the queue does not answer ({error}); trying again")
             return
-        for key, job in found.items():
-            if (
-                job.live and key not in self.jobs and job.state != ENDING
-            ):  # of a submission that was cut off half-way
+        for key, job in found.items():  # also those of a submission that was interrupted half-way
+            if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
                 self.since.setdefault(key, now)
         for key in list(self.jobs):
             seen = found.get(key)
-            if seen is not None and seen.state == ENDING:  # it may be requeued yet
-                if now - self.ending.setdefault(key, now) < GONE_S:
-                    self.jobs[key] = seen
-                    continue
+            if self._is_alive(key, seen, now):
+                self.jobs[key] = seen or self.jobs[key]
             else:
-                self.ending.pop(key, None)
-                if seen is None and now - self.since[key] < GONE_S:
-                    continue
-                if seen is not None and seen.live:
-                    self.jobs[key] = seen
-                    continue
-            del self.jobs[key]
-            self._mourn(key, seen)
+                del self.jobs[key]
+                self._record_end(key, seen)
         waiting = [j for j in self.jobs.values() if j.state != "RUNNING"]
         reasons = sorted({j.reason for j in waiting if j.reason not in ("None", "submitted")})
         why = f" ({', '.join(reasons)})" if reasons else ""
-        self._show(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
+        self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
 
-    def _mourn(self, key: str, job: Job | None) -> None:
+    def _is_alive(self, key: str, seen: Job | None, now: float) -> bool:
+        """Whether a job of ours still counts as alive, given what the queue shows of it."""
+        if seen is not None and seen.state == ENDING:  # it may still be requeued
+            return now - self.ending.setdefault(key, now) < GONE_S
+        self.ending.pop(key, None)
+        return now - self.since[key] < GONE_S if seen is None else seen.live
+
+    def _record_end(self, key: str, job: Job | None) -> None:
         state = job.state if job else "gone from the queue"
         if state.startswith("CANCELLED") and key not in self.killed:
             self.slots -= 1
-            self.say(f"job {key} was cancelled from outside; {max(self.slots, 0)} job(s) share what is left")
+            self.say(f"job {key} was cancelled by somebody; {max(self.slots, 0)} job(s) share what is left")
         log = self.session.root / "submitit" / f"{key}_0_log.out"
         ended = exit_cause(self.session, key)
         cause = f"its job was {state}" + (f", {ended}" if ended else "")
         if not log.exists():
             cause += "; it wrote no log: is the state folder shared with the nodes?"
-        self.fresh.append(Death(key, cause, log, clean=state == "COMPLETED", counts=key in self.own))
+        self.new_deaths.append(
+            Death(key, cause, log, clean=state == "COMPLETED", counts=key in self.submitted_here)
+        )
 
-    def _show(self, text: str) -> None:
-        if text != self.shown:
-            self.shown = text
+    def _say_once(self, text: str) -> None:
+        if text != self.last_said:
+            self.last_said = text
             self.say(text)
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:
@@ -171,28 +171,26 @@ class SlurmPool(WorkerPool):
     def _kill(self, worker: str) -> None:
         try:
             queue.scancel_one(worker)
-        except QueueSilent as error:
-            self.killed.pop(worker, None)  # tried again at the next look
-            self._show(f"scancel {worker}: {error}")
+        except QueueUnavailable as error:
+            self.killed.pop(worker, None)  # tried again at the next check
+            self._say_once(f"scancel {worker}: {error}")
 
     def close(self) -> None:
         try:
-            _, left = queue.dismiss(self.session)
-        except QueueSilent as error:
-            self.say(
-                f"the queue does not answer ({error}): `ebc-lab cancel {self.study.name}` ends what may still run"
-            )
+            _, left = queue.stop_jobs(self.session)
+        except QueueUnavailable as error:
+            remedy = f"`ebc-lab cancel {self.study.name}` ends what may still be running"
+            self.say(f"the queue does not answer ({error}): {remedy}")
             return
         if left:
-            self.say(
-                f"Slurm still shows {', '.join(left)}, though cancelled: `ebc-lab cancel {self.study.name}` looks again"
-            )
+            remedy = f"`ebc-lab cancel {self.study.name}` checks again"
+            self.say(f"Slurm still shows {', '.join(left)}, though cancelled: {remedy}")
         else:
             queue.forget(self.study)
 
     def leave(self) -> None:
         if self.jobs:
             self.say(
-                f"{len(self.jobs)} Slurm job(s) go on without this driver: the same command adopts them, "
+                f"{len(self.jobs)} Slurm job(s) continue without this driver: the same command adopts them, "
                 f"`ebc-lab cancel {self.study.name}` ends them"
             )

@@ -14,7 +14,7 @@ from ebc_lab.config.schema import Config, LauncherConfig
 
 from .command import SCRUBBED
 
-REFUSALS = 5  # submissions in a row that Slurm refuses, after it has taken one, before the study stops
+REFUSALS = 5  # submissions in a row that Slurm refuses, after it has accepted one, before the study stops
 KEPT = (
     "SLURM_CONF",
     "SLURM_CLUSTERS",
@@ -47,15 +47,16 @@ def submitted(
         with _own_environment(), executor.batch():
             return [executor.submit(command) for command in commands]
     except (*errors, OSError, subprocess.SubprocessError) as error:
-        said = str(error).splitlines() or ["sbatch fails without a word"]
+        said = str(error).splitlines() or ["sbatch fails without a message"]
         lines = [x.strip() for x in said if "error" in x.lower()] or said[-1:]
         raise UserError(
-            f"Slurm does not take the job ({lines[0]}): see launcher.partition, launcher.sbatch …"
+            f"Slurm does not accept the job ({lines[0]}): see launcher.partition, launcher.sbatch …"
         ) from None
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """The options of one submission, in submitit's names; what the user gives in `launcher.sbatch` takes the place of ours."""
+    """The options of one submission, in submitit's names; what the user sets in `launcher.sbatch` overrides
+    ours."""
     asked: LauncherConfig = config.launcher
     own = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     gpus = asked.gpus_per_node if asked.gpus_per_node is not None else int(config.device == "cuda")
@@ -84,7 +85,8 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
 
 @contextmanager
 def _own_environment() -> Iterator[None]:
-    """Without what an enclosing job or MPI has set: sbatch would take it for wishes, and pass it on to the workers."""
+    """Without the variables of an enclosing job or MPI: sbatch would read them as options, and pass them to
+    the workers."""
     taken = {k: v for k, v in os.environ.items() if k.startswith(SCRUBBED) and k not in KEPT}
     for key in taken:
         del os.environ[key]

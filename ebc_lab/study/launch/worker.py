@@ -1,15 +1,17 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME`. It carries the session's runs, up to `runs_per_worker` at a time.
+"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME`. It trains the session's runs, up to
+`runs_per_worker` at a time.
 
-Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its own (DESIGN: speed).
-Which runs share one changes no bit of any. Those for which it would go alone: see `Worker.company`.
+Runs that share a worker take turns in one thread, a block of steps each; on a GPU each has a stream of its
+own. Sharing changes no bit of any run. `Worker.sharing_class` says which runs share a worker.
 
-A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends when the list is
-closed and done, or when the driver's lock is free: the driver is gone, however it went. In a Slurm job it lives on without its
-driver, until the list is done and it has been idle for `idle_s`.
+A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends
+when the list is closed and done, or when the driver's lock is free: the driver is gone, for whatever reason.
+In a Slurm job it survives its driver, until the list is done and it has been idle for `idle_s`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import signal
@@ -21,112 +23,116 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
+from ebc_lab.config.errors import UserError, any_of
+from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Heartbeat
+from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress, to_the_end
 
-from ..stages.spec import identity_of
 from ..store import attempts
 from ..store.study import Study
 from .session import Session
 
+# Kind of run -> the function that trains it, as "module:function", imported only when such a run is claimed.
+# It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…), writes
+# result.json, and is a generator that yields between blocks of steps.
+KINDS = {
+    "train": "ebc_lab.training.outcome:recorded_run",
+    "overhead": "ebc_lab.bench.pairs:overhead_run",
+    "idle": "ebc_lab.study.launch.idle:idle",
+}
+MEASUREMENTS = ("overhead",)  # kinds that measure time, and so share a worker with nothing
 POLL_S = 0.1
-POLL_SHARED_S = 1.0  # in a Slurm job: the folder is every worker's, and its server is everybody's
+POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
-GRACE_S = (
-    60.0  # for a checkpoint, once asked to go; then this process ends itself, so that none is left hanging
-)
-PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to carry out what it announced
-CANNOT_WRITE, DEVICE_FAILED = 74, 75  # exit codes, of sysexits.h: an I/O error; a temporary failure
+GRACE_S = 60.0  # for a checkpoint, once asked to stop; then this process ends itself
+PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
+CANNOT_WRITE = 74  # exit codes, from sysexits.h: an input/output error
+DEVICE_FAILED = 75  # a temporary failure
+
+Turns = Generator[None, None, bool]  # of a claimed run; yields between blocks of steps
 
 
-Turns = Generator[None, None, bool]  # of a run that gives way between blocks of steps
+def function_of(kind: str) -> Callable[..., Progress]:
+    """The function that trains a kind of run. Raises UserError for an unknown kind."""
+    if kind not in KINDS:
+        raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
+    module, _, name = KINDS[kind].partition(":")
+    function: Callable[..., Progress] = getattr(importlib.import_module(module), name)
+    return function
 
 
-def carried(
+def carry(
     study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool], beside: int = 0
 ) -> Turns:
-    """Carry one planned run to its result, unless somebody else has it, giving way between blocks of steps.
+    """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
-    The first `yield` says that the run is claimed; the value is whether this call carried it. `beside`: how many other runs
-    the same worker is on, for the log. Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError where the
-    folder cannot be written, and DeviceFailed.
+    The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: how
+    many other runs the same worker is on, for the log. Raises Interrupted (with a checkpoint written) once
+    `should_stop()`, OSError if the folder cannot be written, and DeviceFailed.
     """
-    from ebc_lab.training.outcome import recorded_run
-    from ebc_lab.training.turns import Interrupted
-
     files = study.run_files(run_id)
-    directory = files.directory
-    with run_lock(directory) as mine:
+    with run_lock(files.directory) as mine:
         if not mine or files.result.exists():
             return False
-        attempts.note(directory, "begin", beside=beside, **attempts.surroundings())
-        yield
+        problem: UserError | None = None
         try:
             kind, run = study.read_spec(run_id)
+            train = function_of(kind)
         except UserError as error:
-            _refuse(directory, run_id, error)
+            problem = error
+        attempts.note(files.directory, "begin", beside=beside, **attempts.surroundings())
+        yield
+        if problem is not None:
+            _record_refusal(files, run_id, problem)
             return True
-        name = digest(identity_of(kind, run))
-
-        report = Heartbeat(files.progress, run.steps)
-        if kind == "overhead":
-            from ebc_lab.bench.pairs import overhead_and_record
-
-            overhead_and_record(run, directory, run_id, name, on_progress=report)
-            attempts.note(directory, "end")
-            files.progress.unlink(missing_ok=True)
-            return True
+        hooks = {"checkpoint_every_s": checkpoint_every_s, "should_stop": should_stop}
         try:
-            result = yield from recorded_run(
-                run,
-                directory,
-                run_id,
-                checkpoint_every_s=checkpoint_every_s,
-                should_stop=should_stop,
-                on_progress=report,
+            progress = train(
+                run, files.directory, run_id, on_progress=Heartbeat(files.progress, run.steps), **hooks
             )
-            attempts.note(directory, "end", outcome=result["outcome"])
+            result = yield from progress
+            attempts.note(files.directory, "end", outcome=result["outcome"])
         except UserError as error:
-            _refuse(directory, run_id, error, name)
+            _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
         except Interrupted:
-            attempts.note(directory, "stopped")
+            attempts.note(files.directory, "stopped")
             raise
         files.progress.unlink(missing_ok=True)
         return True
 
 
 def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
-    """`carried` by itself, to its end. -> whether this call carried the run."""
-    from ebc_lab.training.turns import to_the_end
-
-    return to_the_end(carried(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
+    """`carry` without yielding to other runs. -> whether this call trained the run."""
+    return to_the_end(carry(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
 
 
-def _refuse(directory: Path, run_id: str, error: UserError, identity: str | None = None) -> None:
-    """Record why this run cannot be made, in the words of the error; its files stay as they are."""
+def _record_refusal(files: RunFiles, run_id: str, error: UserError, identity: str | None = None) -> None:
+    """Record why this run cannot be trained, in the error's words; its files stay as they are."""
     result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
-    write_checksummed(RunFiles(directory).result, result)
-    attempts.note(directory, "end", outcome="failed")
+    write_checksummed(files.result, result)
+    attempts.note(files.directory, "end", outcome="failed")
 
 
 class _Stop:
-    """Whether to leave the runs that this worker is on, and whether to end as well.
+    """Whether to stop the runs of this worker, and whether the worker is to end as well.
 
-    SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted and requeued, or
-    killed; the runs are left with a checkpoint each, and taken up again if nothing happens.
+    SIGINT, a freed driver's lock, or `stop` in the session: both. SIGTERM in a Slurm job: it may be preempted
+    and requeued, or killed; each run is stopped with a checkpoint, and resumed if nothing happens.
     """
 
     def __init__(self, session: Session, *, bound: bool):
-        self.session, self.bound = session, bound
-        self.event, self.final, self.dismissed = threading.Event(), threading.Event(), False
+        self.session = session
+        self.bound = bound
+        self.event = threading.Event()
+        self.final = threading.Event()
+        self.told_to_end = False
         signal.signal(signal.SIGINT, lambda *_: self._end())
         signal.signal(signal.SIGHUP, lambda *_: self._end())
         signal.signal(signal.SIGTERM, lambda *_: self._end() if bound else self.event.set())
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; the one above this answers
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _end(self) -> None:
@@ -135,13 +141,13 @@ class _Stop:
 
     def _watch(self) -> None:
         while not self.final.wait(WATCH_S):
-            if self._dismissed():
-                self.dismissed = True
+            if self._session_is_over():
+                self.told_to_end = True
                 self._end()
         time.sleep(GRACE_S)
         os._exit(1)
 
-    def _dismissed(self) -> bool:
+    def _session_is_over(self) -> bool:
         if not self.session.root.exists() or (self.bound and not locked(self.session.lock_path)):
             return True
         tasks = self.session.tasks()
@@ -152,57 +158,54 @@ class _Stop:
 
 
 class Worker:
-    """What this process is on, and what it tells the driver about that."""
+    """The runs of this process, and what it tells the driver about them."""
 
     def __init__(self, session: Session, name: str):
-        self.session, self.name, self.about = session, name, session.about()
+        self.session = session
+        self.name = name
+        self.about = session.about()
         self.study = Study(Path(self.about["study"]))
-        self.seen = attempts.surroundings()
-        self.turns: dict[str, Turns] = {}  # run id -> the run, one of those under way
-        self.with_whom: dict[str, int | None] = {}  # of the runs under way: their `company`
+        self.surroundings = attempts.surroundings()
+        self.turns: dict[str, Turns] = {}  # run id -> the run, for each run in progress
+        self.sharing: dict[str, int | None] = {}  # run id -> its `sharing_class`, for each run in progress
         self.taken = 0
-        self.left: list[
-            str
-        ] = []  # of the runs on the list those without a result, when it was last looked at
-        self.leaving = False  # every run goes to a checkpoint, because one of them cannot write
-        self.look_at = 0.0  # while runs are under way: when to look for another one
+        self.left: list[str] = []  # runs on the list that had no result when it was last read
+        self.leaving = False  # every run is stopped with a checkpoint, because one of them cannot write
+        self.look_at = 0.0  # while runs are in progress: when to look for another one
         self.say()
         self.stop = _Stop(session, bound=self.about["bound"])
 
     def say(self, **more: Any) -> None:
-        self.session.note(self.name, run_ids=list(self.turns), ran=self.taken, **self.seen, **more)
+        self.session.note(self.name, run_ids=list(self.turns), ran=self.taken, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train until nothing is left. -> exit code: 0 done or dismissed, 74 cannot write, 75 no GPU any more, 130 stopped."""
-        # torch is imported while the driver is still busy: one import a worker, not one a run
-        from ebc_lab.training.turns import DeviceFailed
-
+        """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
+        stopped."""
         try:
             return self._work()
         except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
             for turns in self.turns.values():
-                with suppress(Exception):  # on a device that is gone nothing can be saved
+                with suppress(Exception):  # nothing can be saved from a device that is gone
                     turns.close()
             own_fault = [r for r in self.turns if self.study.has_result(r)]
             self.say(cause=str(error), **({"guilty": own_fault} if own_fault else {}))
             return DEVICE_FAILED
         except OSError as error:
             what = f"{error.filename or self.study.root}: {error.strerror or error}"
-            self._leave()
+            self._checkpoint_all()
             self.say(error=what)
             return CANNOT_WRITE
 
     def _work(self) -> int:
-        stop, about = self.stop, self.about
-        poll_s = POLL_S if about["bound"] else POLL_SHARED_S
+        poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
         worked = beat = time.monotonic()
-        while self.turns or not stop.final.is_set():
-            if stop() and not self.turns:
-                stop.final.wait(min(PAUSE_S, about["beat_s"]))
-                stop.event.clear()
+        while self.turns or not self.stop.final.is_set():
+            if self.stop() and not self.turns:
+                self.stop.final.wait(min(PAUSE_S, self.about["beat_s"]))
+                self.stop.event.clear()
                 continue
             tasks: dict[str, Any] = {"closed": False}
-            if not stop() and self._may_look():
+            if not self.stop() and self._may_take_another():
                 tasks = self.session.tasks() or {"runs": [], "alone": [], "slots": 1, "closed": False}
                 self.look_at = 0.0 if self._take(tasks) else time.monotonic() + poll_s
             if self.turns:
@@ -212,42 +215,44 @@ class Worker:
                 continue
             if tasks["closed"] and not self.left:
                 return 0
-            if about["idle_s"] is not None and time.monotonic() - worked > about["idle_s"]:
+            if self.about["idle_s"] is not None and time.monotonic() - worked > self.about["idle_s"]:
                 return 0
-            if time.monotonic() - beat > about["beat_s"]:
+            if time.monotonic() - beat > self.about["beat_s"]:
                 beat = time.monotonic()
                 self.say(beat=beat)
-            stop.event.wait(poll_s)
-        return 0 if stop.dismissed else 130
+            self.stop.event.wait(poll_s)
+        return 0 if self.stop.told_to_end else 130
 
-    # -- which runs ----------------------------------------------------------------------------------------------------
+    # -- which runs --------------------------------------------------------------------------------
 
-    def _may_look(self) -> bool:
-        """Whether this worker could carry another run; while some are under way it looks no oftener than an idle one."""
+    def _may_take_another(self) -> bool:
+        """Whether to look for another run; while some are in progress, no more often than an idle worker
+        does."""
         if not self.turns:
             return True
         return len(self.turns) < self.about["runs_per_worker"] and time.monotonic() >= self.look_at
 
     def _take(self, tasks: dict[str, Any]) -> bool:
-        """Claim the next run on the list, if it goes with those under way. -> whether one was claimed.
+        """Claim the next run on the list, if it may share with those in progress. -> whether one was claimed.
 
-        No worker hoards: it carries no more than its share, what is left over the slots. A run that has to go alone is not
-        passed by: nothing behind it on the list is begun until those under way are done, and then it is its turn.
+        A worker takes no more than its share of what is left over the slots. A run that has to go alone is
+        not skipped: nothing after it on the list is begun until those in progress are done, and then it is
+        its turn.
         """
-        self.left = [
-            r for r in tasks["runs"] if not self.study.has_result(r)
-        ]  # a result may be taken back: looked up anew
-        if len(self.turns) >= min(self.about["runs_per_worker"], math.ceil(len(self.left) / tasks["slots"])):
+        # a result may be taken back, so this is looked up every time
+        self.left = [r for r in tasks["runs"] if not self.study.has_result(r)]
+        share = math.ceil(len(self.left) / tasks["slots"])
+        if len(self.turns) >= min(self.about["runs_per_worker"], share):
             return False
         for run_id in self.left:
             if run_id in self.turns:
                 continue
-            company = None if run_id in tasks["alone"] else self.company(run_id)
-            if self.turns and (company is None or any(c != company for c in self.with_whom.values())):
-                if locked(self.study.run_files(run_id).lock):  # another worker's
+            sharing = None if run_id in tasks["alone"] else self.sharing_class(run_id)
+            if self.turns and (sharing is None or any(s != sharing for s in self.sharing.values())):
+                if locked(self.study.run_files(run_id).lock):  # another worker has it
                     continue
                 return False
-            turns = carried(
+            turns = carry(
                 self.study,
                 run_id,
                 checkpoint_every_s=self.about["checkpoint_every_s"],
@@ -256,45 +261,45 @@ class Worker:
             )
             try:
                 next(turns)
-            except StopIteration:  # somebody else has it
+            except StopIteration:  # another process has it
                 continue
-            self.turns[run_id], self.with_whom[run_id] = turns, company
+            self.turns[run_id] = turns
+            self.sharing[run_id] = sharing
             self.taken += 1
             self.say()
             return True
         return False
 
-    def company(self, run_id: str) -> int | None:
-        """Which runs a run may share this worker with: those of the same company; None: it goes alone.
+    def sharing_class(self, run_id: str) -> int | None:
+        """Runs of the same class may share this worker; None: the run goes alone.
 
-        Alone go measurements of time, and runs with dropout, which draw from the device's one generator. Threads are the
-        process's, and their number changes bits on a CPU: runs share a worker with runs of as many.
+        Measurements of time go alone, and so do runs with dropout, which draw from the device's only
+        generator. The number of threads belongs to the process and changes bits on a CPU, so runs share with
+        runs of the same number.
         """
         if self.about["runs_per_worker"] == 1:
             return None
         try:
             spec = read_json(self.study.run_files(run_id).spec)
-            alone = spec["kind"] != "train" or spec["config"]["model"]["dropout"] > 0
+            alone = spec["kind"] in MEASUREMENTS or spec["config"]["model"]["dropout"] > 0
             return None if alone else int(spec["config"]["threads_per_run"])
         except (OSError, UserError, KeyError, TypeError, ValueError):
-            return None  # what is wrong with it is said when its turn comes
+            return None  # the problem is reported when the run is claimed
 
-    # -- the runs under way --------------------------------------------------------------------------------------------
+    # -- the runs in progress ----------------------------------------------------------------------
 
     def _advance(self, run_id: str) -> None:
-        """One block of steps of one run. Raises DeviceFailed, and OSError where its folder cannot be written."""
-        from ebc_lab.training.turns import Interrupted
-
+        """One block of steps of one run. Raises DeviceFailed, and OSError if its folder cannot be written."""
         try:
             next(self.turns[run_id])
             return
         except (StopIteration, Interrupted):
-            del self.turns[run_id], self.with_whom[run_id]
+            del self.turns[run_id], self.sharing[run_id]
         self.look_at = 0.0
         self.say()
 
-    def _leave(self) -> None:
-        """Bring every run to a checkpoint, as far as they can still write."""
+    def _checkpoint_all(self) -> None:
+        """Stop every run with a checkpoint, as far as they can still write."""
         self.leaving = True
         for turns in self.turns.values():
             with suppress(Exception):
@@ -303,10 +308,5 @@ class Worker:
         self.turns = {}
 
 
-def work(root: Path, name: str) -> int:
-    """`Worker.work` in the session that lies in `root`."""
-    return Worker(Session(root), name).work()
-
-
 if __name__ == "__main__":
-    sys.exit(work(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(Worker(Session(Path(sys.argv[1])), sys.argv[2]).work())

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.identity import digest, identity
+from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.config.schema import RunConfig
-
-_RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 
 
 def number(value: float) -> str:
@@ -90,29 +85,3 @@ def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -
         * (1.1 if stabilizer != "none" else 1.0)
         * (1.4 if optimizer == "muon" else 1.0)
     )
-
-
-def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """A training run's identity, or that of a measurement made at a run's shape."""
-    own = identity(run) | _RECORDED.get({})
-    return own if kind == "train" else {"kind": kind, "run": own}
-
-
-def describes(kind: str, run: RunConfig, run_id: str) -> bool:
-    """Whether a run's name is the one that its settings give it."""
-    return run_id.endswith(f"-{digest(identity_of(kind, run))[:10]}")
-
-
-def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that is none of its settings: torch's version, the version of our numerics."""
-    return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
-
-
-@contextmanager
-def as_recorded(found: Mapping[str, Any]) -> Iterator[None]:
-    """Name runs as in this recorded `environment`, so that a study can be read where another torch is installed."""
-    token = _RECORDED.set(dict(found))
-    try:
-        yield
-    finally:
-        _RECORDED.reset(token)

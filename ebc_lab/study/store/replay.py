@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import as_recorded
 from ebc_lab.records.json_files import as_json
 
 from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Undecidable
 from ..stages.runs import distinct
-from ..stages.spec import as_recorded
 from .reuse import runs_in_words
 from .snapshot import Snapshot, read
 from .study import Study

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ebc_lab.config.identity import environment, identity_of
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
 from ..stages import planned_runs, stage_of
 from ..stages.rules import Decision, Results, Undecidable, fault, inputs_digest, inputs_of
 from ..stages.runs import distinct
-from ..stages.spec import RunSpec, environment, identity_of
+from ..stages.spec import RunSpec
 from .study import RETRIED, RETRIED_UNFINISHED, Record
 
 ResultsOf = Callable[[list[RunSpec]], dict[str, RunResult]]

@@ -9,11 +9,12 @@ from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import as_recorded
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
 from ..stages.rules import Decision, fault
-from ..stages.spec import RunSpec, as_recorded
+from ..stages.spec import RunSpec
 from . import reuse
 from .reuse import ResultsOf
 from .study import Record, Study, StudyHeader

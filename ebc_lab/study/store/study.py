@@ -15,13 +15,14 @@ from filelock import FileLock, Timeout
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import describes
 from ebc_lab.config.schema import STAGES, RunConfig
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import locked
 from ebc_lab.records.paths import SpecRecord, StudyFiles
 
-from ..stages.spec import RunSpec, describes
+from ..stages.spec import RunSpec
 from . import manifest
 
 FINISHED = ("completed", "diverged")  # outcomes that are results

@@ -11,11 +11,10 @@ from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
+from ebc_lab.config.identity import as_recorded, describes, digest, environment, identity_of
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json
 
-from ..stages.spec import as_recorded, describes, environment, identity_of
 from . import manifest
 from .study import Study
 

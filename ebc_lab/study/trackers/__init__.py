@@ -16,7 +16,7 @@ from ebc_lab.config.schema import TrackerConfig
 
 from .backends import PLACE, QUIET
 
-# -- the driver's side -----------------------------------------------------------------------------------------------------
+# -- the driver's side -----------------------------------------------------------------------------
 
 
 @contextmanager

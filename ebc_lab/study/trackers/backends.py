@@ -18,7 +18,7 @@ QUIET = {  # for MLflow: no word to its makers, and no minutes of retries agains
 METRICS_A_CALL = 1000  # MLflow's own limit
 
 
-# -- the tracker's side ----------------------------------------------------------------------------------------------------
+# -- the tracker's side ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class TensorBoard:
 
 
 class MLflow:
-    """One MLflow run for each run, in an experiment named after the study; a sqlite file in `folder` unless `uri` says else."""
+    """One MLflow run for each run, in an experiment named after the study; a sqlite file in `folder` unless
+    `uri` says else."""
 
     def __init__(self, folder: Path, uri: str | None = None):
         if uri and uri.startswith("file:"):

@@ -1,9 +1,11 @@
-"""TensorBoard and MLflow, opt-in (docs/trackers.md): they show what a study's files hold, and can do no run any harm.
+"""TensorBoard and MLflow, opt-in (docs/trackers.md): they show what a study's files hold, and can do no run
+any harm.
 
-A tracker is a process of its own, one for each name (`python -m ebc_lab.study.trackers.process`), which reads the files that runs write
-anyway. They are its queue, so nothing is lost while it is slow or down; what it has shown is noted in `.trackers/` beside them,
-so nothing is shown twice. Whoever drives the runs starts it, says its first complaint, and at the end waits for it so long and
-no longer. The end of its standard input tells it that nothing more will come, however the driver went.
+A tracker is a process of its own, one for each name (`python -m ebc_lab.study.trackers.process`), which reads
+the files that runs write anyway. They are its queue, so nothing is lost while it is slow or down; what it has
+shown is noted in `.trackers/` beside them, so nothing is shown twice. Whoever drives the runs starts it, says
+its first complaint, and at the end waits for it so long and no longer. The end of its standard input tells it
+that nothing more will come, however the driver went.
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. -> whether all of it was shown. Only the first failure is said."""
+    """Show what comes until `over`, and then what is left. -> whether all of it was shown. Only the first
+    failure is said."""
     tracker: Tracker | None = None
     pause, said = POLL_S, False
     while True:

@@ -1,4 +1,8 @@
-"""Worker processes on this machine: who they are, what they see, and that none is left behind."""
+"""The pool's protocol, with real worker processes: what they see, which runs they take, and that none is left behind.
+
+The runs are `idle` ones, which train nothing; what training itself has to survive is in test_worker.py,
+tests/study/test_promises.py and tests/study/test_autopilot.py.
+"""
 
 import json
 import os
@@ -7,36 +11,41 @@ import select
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, sessions, until, without_timing
+from support.drivers import CLI, until, without_timing
+from support.idle import Bench
 
+from ebc_lab.config import machine
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch import pool as pool_module
-from ebc_lab.study.launch.local import LocalPool
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.launch import worker
+from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
 PATIENCE_S = 60
+TESTS = Path(__file__).parents[2]
 
 
-def begin(tiny, out, *more, **how) -> tuple[subprocess.Popen, Study]:
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how
-    ), Study(out / "s")
+class Seen(Exception):
+    """What a test was waiting for has happened."""
 
 
-def notes(study: Study) -> dict[str, dict]:
-    [session] = sessions(study, "local")
-    return session.notes()
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    yield made
+    made.close()
 
 
 def watch(pids) -> dict[int, int]:
-    """Process -> a descriptor that becomes readable when it has gone."""
+    """Process -> a descriptor that becomes readable when it has ended."""
     return {pid: os.pidfd_open(pid) for pid in pids}
 
 
@@ -50,76 +59,63 @@ def family(pid: int) -> list[int]:
     return [p for child in map(int, children) for p in (child, *family(child))]
 
 
-@pytest.fixture
-def pool_of(tiny, tmp_path):
-    """A pool without a driver, on the first runs of a study."""
-    from dataclasses import replace
-
-    from ebc_lab.config.compose import compose
-    from ebc_lab.study.resolve import resolve_study
-
-    opened = []
-
-    def make(gpus: list[str], slots: int, **launcher):
-        study = Study(tmp_path / "s")
-        study.prepare()
-        config, _ = resolve_study(
-            compose([*tiny, f"output_dir={tmp_path}", "study.name=s"]), study, print, force=False
-        )
-        config = replace(config, launcher=replace(config.launcher, **launcher))
-        specs = stage_of("lr_sweep").runs(config, {}, {})
-        for spec in specs:
-            study.write_spec(spec)
-        opened.append(LocalPool(config, study, gpus, slots, print))
-        return opened[-1], study, specs
-
-    yield make
-    for pool in opened:
-        pool.close()
+# -- what workers see ------------------------------------------------------------------------------
 
 
-def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(pool_of, monkeypatch):
+def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(bench, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("PMI_RANK", "3")
-    pool, study, specs = pool_of(["GPU-a", "GPU-b"], 3)
-    pool.run(specs, [], lambda done, busy: None, canary=False)
-    begun = [e for s in specs for e in attempts.log(study.run_dir(s.run_id)) if e["event"] == "begin"]
+    specs = bench.idle(3, at=1, do="hold")
+    environment = []
+
+    def release(done, busy):
+        if len(busy) == 3 and not environment:
+            environment.append(Path(f"/proc/{bench.worker()}/environ").read_bytes())
+            bench.release(*specs)
+
+    pool = bench.pool(3, ("GPU-a", "GPU-b"))
+    pool.run(specs, [], release, canary=False)
+    begun = [bench.events(s)[0] for s in specs]
     seen = {e["pid"]: e["cuda_visible_devices"] for e in begun}
-    slot_of = {note["pid"]: int(slot) for slot, note in notes(study).items()}
-    assert seen
+    slot_of = {note["pid"]: int(slot) for slot, note in bench.notes().items()}
+    assert len(seen) == 3
     assert all(gpu == ["GPU-a", "GPU-b", "GPU-a"][slot_of[pid]] for pid, gpu in seen.items())
     assert not any("slurm_job_id" in e for e in begun), "an enclosing job's variables reached a worker"
-    worker = Path(f"/proc/{begun[0]['pid']}/environ").read_bytes()
-    assert b"SLURM_JOB_ID" not in worker
-    assert b"PMI_RANK" not in worker
-    assert b"OMP_NUM_THREADS=1" in worker
+    assert b"SLURM_JOB_ID" not in environment[0]
+    assert b"PMI_RANK" not in environment[0]
+    assert b"OMP_NUM_THREADS=1" in environment[0]
 
 
-def test_slots_follow_gpus_and_workers_per_gpu_and_cores(resolved, monkeypatch):
-    from dataclasses import replace
+def test_a_worker_imports_torch_only_for_runs_that_need_it(bench):
+    [spec] = bench.idle(1, at=1, do="hold")
+    mapped = []
 
-    def on(config: Config, **launcher) -> int:
-        return pool_module.slots(
-            replace(config, launcher=replace(config.launcher, name="local", slots=0, **launcher))
-        )
+    def release(done, busy):
+        if busy and not mapped:
+            mapped.append(Path(f"/proc/{bench.worker()}/maps").read_text())
+            bench.release(spec)
+
+    bench.pool().run([spec], [], release, canary=False)
+    assert "libtorch" not in mapped[0]
+
+
+def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, monkeypatch):
+    def on(config: Config, **launcher) -> Config:
+        settings = {"name": "local", "slots": 0, **launcher}
+        return replace(config, launcher=replace(config.launcher, **settings))
 
     monkeypatch.setattr(pool_module, "visible_gpus", lambda: ["0", "1", "2"])
     monkeypatch.setattr(pool_module, "cores", lambda: 8)
-    cuda = replace(resolved, device="cuda")
-    assert on(cuda) == 3
-    assert on(cuda, workers_per_gpu=2) == 6
-    assert (
-        pool_module.at_a_time(replace(cuda, launcher=replace(cuda.launcher, name="local", runs_per_worker=4)))
-        == 12
-    )
-    assert on(resolved) == 8
-    assert on(replace(resolved, threads_per_run=3)) == 2
-    assert pool_module.slots(replace(cuda, launcher=replace(cuda.launcher, name="local", slots=5))) == 5
+    cuda = replace(bench.config, device="cuda")
+    assert pool_module.slots(on(cuda)) == 3
+    assert pool_module.slots(on(cuda, workers_per_gpu=2)) == 6
+    assert pool_module.slots(on(cuda, slots=5)) == 5
+    assert pool_module.at_a_time(on(cuda, runs_per_worker=4)) == 12
+    assert pool_module.slots(on(bench.config)) == 8
+    assert pool_module.slots(on(replace(bench.config, threads_per_run=3))) == 2
 
 
 def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
-    from ebc_lab.config import machine
-
     monkeypatch.setattr(machine, "gpu_names", lambda: ("a", "b", "c", "d"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-3f")
     assert machine.visible_gpus() == ["2", "GPU-3f"]
@@ -127,11 +123,44 @@ def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
     assert machine.visible_gpus() == ["0", "1", "2", "3"]
 
 
+# -- no process is left ----------------------------------------------------------------------------
+
+
+def driver_of(out: Path) -> list[str]:
+    path = f"import sys; sys.path.insert(0, {str(TESTS)!r}); sys.argv[1:] = [{str(out)!r}]; "
+    return [
+        sys.executable,
+        "-c",
+        path + "import runpy; runpy.run_module('support.idle', run_name='__main__')",
+    ]
+
+
 @pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
-def test_no_process_is_left_when_the_driver_goes(tiny, tmp_path, how):
-    driver, study = begin(tiny, tmp_path, "calibrate.steps=20000")
+def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
+    driver = subprocess.Popen(
+        driver_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until(driver, "both are held")
+    processes = watch(family(driver.pid))
+    assert len(processes) >= 4
+    driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "kill": signal.SIGTERM}[how])
+    out, _ = driver.communicate()
+    assert gone(processes)
+    assert driver.returncode == {"kill -9": -9, "Ctrl-C": 130, "kill": -15}[how], out
+    assert "Traceback" not in out
+    for log in (tmp_path / "s/runs").glob("*/checkpoint.pt"):
+        assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
+def test_no_process_is_left_when_an_autopilot_goes(tiny, tmp_path, how):
+    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s"]
+    driver = subprocess.Popen(
+        [*command, "calibrate.steps=20000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     until(driver, "calibrate: ")
-    processes = watch([*family(driver.pid), *(n["pid"] for n in notes(study).values())])
+    processes = watch(family(driver.pid))
     assert len(processes) >= 4
     driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT, "kill": signal.SIGTERM}[how])
     out, _ = driver.communicate()
@@ -140,109 +169,165 @@ def test_no_process_is_left_when_the_driver_goes(tiny, tmp_path, how):
     assert "Traceback" not in out
 
 
-def test_no_process_is_left_when_the_terminal_is_closed(tiny, tmp_path):
+def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
     ours, theirs = pty.openpty()
-    command = [
-        *CLI,
-        "autopilot",
-        *tiny,
-        "launcher.slots=2",
-        f"output_dir={tmp_path}",
-        "study.name=s",
-        "calibrate.steps=20000",
-    ]
-    wrapped = [
-        sys.executable,
-        "-c",
-        "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])",
-        *command,
-    ]
-    driver = subprocess.Popen(wrapped, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    login = "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", login, *driver_of(tmp_path)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     seen = b""
-    while b"lr_sweep decided" not in seen:
+    while b"both are held" not in seen:
         seen += os.read(ours, 65536)
-    processes = watch(
-        [driver.pid, *family(driver.pid), *(n["pid"] for n in notes(Study(tmp_path / "s")).values())]
-    )
+    processes = watch([driver.pid, *family(driver.pid)])
     os.close(ours)
     assert driver.wait(timeout=PATIENCE_S) != 0
     assert gone(processes)
 
 
-def test_a_worker_that_hangs_is_killed_and_its_run_trained_again(tiny, tmp_path):
-    """A stopped process is as deaf as one that hangs in a driver call."""
-    driver, study = begin(tiny, tmp_path, "launcher.heartbeat_s=8", "launcher.slots=1", "calibrate.steps=400")
-    until(driver, "calibrate: ")
-    while not (note := notes(study)["0"])["run_ids"]:
-        pass
-    [run_id] = note["run_ids"]
-    os.kill(note["pid"], signal.SIGSTOP)
-    out, _ = driver.communicate()
-    assert driver.returncode == 0, out
-    assert f"worker 0 on {run_id}: no sign of life for 8 s; it is killed" in out
-    kinds = [e["event"] for e in attempts.log(study.run_dir(run_id))]
-    assert kinds == ["begin", "lost", "begin", "end"]
+# -- workers that die, hang, or take too long ------------------------------------------------------
 
 
-def test_a_run_that_takes_longer_than_allowed_is_given_up_and_the_study_goes_on(tiny, tmp_path):
-    allowed = ["launcher.run_timeout_s=6", "launcher.max_lost=0"]
-    driver, study = begin(tiny, tmp_path, "calibrate.steps=200000", *allowed)
-    out, _ = driver.communicate()
-    lost = [
-        r for p in study.runs.glob("*/result.json") if (r := json.loads(p.read_text()))["outcome"] == "lost"
-    ]
-    assert lost, out
-    assert all("longer than launcher.run_timeout_s, 6 s" in r["cause"] for r in lost)
-    assert driver.returncode == 3
-    assert "calibrate could not decide: its worker died once, at last: longer than" in out
+def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(bench):
+    first, second = bench.idle(2, at=2, do="kill")
+    bench.run([first, second], max_lost=1)
+    for spec in (first, second):
+        assert bench.kinds(spec) == ["begin", "lost", "begin", "end"]
+        cause = bench.events(spec)[1]["cause"]
+        assert "SIGKILL" in cause
+        assert "memory" in cause
+        assert bench.study.result(spec.run_id)["outcome"] == "completed"
 
 
-def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_retried(finished, tiny, tmp_path):
-    driver, study = begin(tiny, tmp_path, "launcher.slots=1")
-    until(driver, "lr_scale: ")
-    [note] = notes(study).values()
-    os.kill(note["pid"], signal.SIGKILL)
-    out, _ = driver.communicate()
-    assert driver.returncode == 0, out
-    logs = {d.name: attempts.log(d) for d in study.runs.iterdir()}
-    for events in logs.values():
-        kinds = [e["event"] for e in events]
-        assert kinds[-1] == "end"
-        assert kinds.count("begin") == 1 + kinds.count("lost")
-    causes = [e["cause"] for events in logs.values() for e in events if e["event"] == "lost"]
-    assert all("SIGKILL" in c and "memory" in c for c in causes)
-    assert without_timing(study.root / "summary_final.csv") == without_timing(
-        finished[1].study.root / "summary_final.csv"
-    )
+def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
+    """A stopped process is as unresponsive as one that hangs in a driver call."""
+    [spec] = bench.idle(1, at=2, do="hold")
+    stopped = []
+
+    def stop(done, busy):
+        if busy and not stopped and (bench.study.progress(spec.run_id) or {}).get("step"):
+            stopped.append(bench.worker())
+            os.kill(stopped[0], signal.SIGSTOP)
+            bench.release(spec)
+
+    bench.pool(heartbeat_s=2).run([spec], [], stop, canary=False)
+    assert f"worker 0 on {spec.run_id}: no sign of life for 2 s; it is killed" in bench.said
+    assert bench.kinds(spec) == ["begin", "lost", "begin", "end"]
 
 
-def test_a_run_that_loses_every_worker_is_given_up_as_lost(pool_of):
-    pool, study, specs = pool_of([], 1, max_lost=1)
-    spec = specs[0]
+def test_a_run_that_takes_longer_than_allowed_is_given_up_and_the_others_continue(bench):
+    [slow] = bench.idle(1, at=2, do="hold")
+    quick = bench.spec(steps=3, seed=9)
+    bench.run([slow, quick], run_timeout_s=1, max_lost=0)
+    lost = bench.study.result(slow.run_id)
+    assert lost["outcome"] == "lost"
+    assert "its worker died once, at last: longer than launcher.run_timeout_s, 1 s" in lost["cause"]
+    assert bench.study.result(quick.run_id)["outcome"] == "completed"
+
+
+def test_a_run_that_loses_every_worker_is_given_up_as_lost(bench):
+    pool = bench.pool(max_lost=1)
+    [spec] = bench.idle(1)
     for _ in range(2):
-        attempts.note(study.run_dir(spec.run_id), "begin")
-        pool._bury(
-            pool_module.Death("0", "killed by SIGKILL", Path("log")),
-            {"run_ids": [spec.run_id]},
-            {spec.run_id: spec},
-        )
-    result = json.loads((study.run_dir(spec.run_id) / "result.json").read_text())
+        attempts.note(bench.study.run_dir(spec.run_id), "begin")
+        note = {"run_ids": [spec.run_id]}
+        pool._record_death(Death("0", "killed by SIGKILL", Path("log")), note, {spec.run_id: spec})
+    result = bench.study.result(spec.run_id)
     assert result["outcome"] == "lost"
     assert "2 times" in result["cause"]
-    assert [e["event"] for e in attempts.log(study.run_dir(spec.run_id))] == ["begin", "lost"] * 2
+    assert bench.kinds(spec) == ["begin", "lost"] * 2
 
 
-def test_the_canary_goes_alone_until_it_has_taken_a_step(pool_of):
-    pool, study, specs = pool_of([], 2)
-    offered = []
+@pytest.mark.parametrize("clean", [False, True])
+def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
+    pool = bench.pool()
+    death = Death("0", "exit code 1", Path("the.log"), clean=clean)
+    pool._record_death(death, {"ran": 1}, {})  # one that has worked does not count
+    for _ in range(pool_module.MAX_FAILED_STARTS - 1):
+        pool._record_death(death, {}, {})
+    what = "find no run that they can claim" if clean else "die before they take a run"
+    with pytest.raises(WorkersFailed, match=rf"workers {what} \(exit code 1\): read the\.log"):
+        pool._record_death(death, {}, {})
+
+
+@pytest.mark.slow
+def test_a_study_survives_a_hanging_worker_and_a_killed_one(finished, tiny, tmp_path):
+    command = [*CLI, "autopilot", *tiny, "launcher.slots=1", "launcher.heartbeat_s=8"]
+    driver = subprocess.Popen(
+        [*command, f"output_dir={tmp_path}", "study.name=s"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    study = Study(tmp_path / "s")
+    from support.drivers import sessions
+
+    for line, sent in (("calibrate: ", signal.SIGSTOP), ("lr_scale: ", signal.SIGKILL)):
+        until(driver, line)
+        [session] = sessions(study, "local")
+        [note] = session.notes().values()
+        os.kill(note["pid"], sent)
+    out, _ = driver.communicate()
+    assert driver.returncode == 0, out
+    assert "no sign of life for 8 s; it is killed" in out
+    expected = finished[1].study.root / "summary_final.csv"
+    assert without_timing(study.root / "summary_final.csv") == without_timing(expected)
+
+
+# -- which runs are offered, and to whom -----------------------------------------------------------
+
+
+def offers(pool) -> list[list[str]]:
+    """Every list of runs that a pool publishes from now on."""
+    seen: list[list[str]] = []
     publish = pool.session.publish
-    pool.session.publish = lambda runs, **how: (offered.append(list(runs)), publish(runs, **how))
+    pool.session.publish = lambda runs, **how: (seen.append(list(runs)), publish(runs, **how))
+    return seen
+
+
+def test_the_canary_goes_alone_until_it_has_taken_a_step(bench):
+    specs = bench.idle(4)
+    pool = bench.pool(2)
+    offered = offers(pool)
     pool.run(specs, [], lambda done, busy: None, canary=True)
     assert len(offered[0]) == 1
     assert sorted(offered[-1]) == sorted(s.run_id for s in specs)
-    first = study.result(offered[0][0])
-    assert first["outcome"] == "completed"
+    assert bench.study.result(offered[0][0])["outcome"] == "completed"
+
+
+def test_where_the_canary_fails_another_run_goes_alone(bench):
+    specs = [bench.spec("unheard_of", steps=9), *bench.idle(3)]
+    pool = bench.pool(2)
+    offered = offers(pool)
+    pool.run(specs, [], lambda done, busy: None, canary=True)
+    assert [len(runs) for runs in offered[:3]] == [1, 2, 4]
+    refused = bench.study.result(offered[0][0])
+    assert refused["outcome"] == "failed"
+    assert (
+        "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead or idle"
+        in refused["cause"]
+    )
+
+
+def test_three_workers_never_train_one_run_at_once(bench):
+    specs = bench.idle(2, steps=40)
+    bench.run(specs, 3)
+    assert [bench.kinds(s) for s in specs] == [["begin", "end"]] * 2
+
+
+def test_every_kind_of_run_names_a_function_that_exists():
+    assert {worker.function_of(kind).__name__ for kind in worker.KINDS} == {
+        "recorded_run",
+        "overhead_run",
+        "idle",
+    }
+
+
+# -- what lies where -------------------------------------------------------------------------------
 
 
 def test_a_log_cut_off_by_a_crash_is_still_read(tmp_path):
@@ -254,9 +339,6 @@ def test_a_log_cut_off_by_a_crash_is_still_read(tmp_path):
 
 
 def test_the_launcher_settings_of_another_launcher_are_refused():
-    from ebc_lab.config.compose import compose
-    from ebc_lab.config.errors import UserError
-
     with pytest.raises(UserError, match=r"launcher\.partition goes with launcher=slurm"):
         compose(["scale=smoke", "launcher.partition=gpu"])
     with pytest.raises(UserError, match=r"workers_per_gpu goes with launcher=local"):
@@ -269,7 +351,7 @@ def test_the_launcher_settings_of_another_launcher_are_refused():
     assert config.launcher.sbatch == {"reservation": "x"}
 
 
-def test_a_session_folder_is_private(pool_of):
-    pool, _, _ = pool_of([], 1)
-    for level in (pool.session.root, pool.session.root.parent, pool.session.root.parent.parent):
+def test_a_session_folder_is_private(bench):
+    root = bench.pool().session.root
+    for level in (root, root.parent, root.parent.parent):
         assert level.stat().st_mode & 0o077 == 0

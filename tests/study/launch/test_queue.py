@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.launch import queue, slurm, submit
+from ebc_lab.study.launch import queue, slurm
 from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.launch.pool import Death
-from ebc_lab.study.launch.queue import Job, QueueSilent
+from ebc_lab.study.launch.queue import Job, QueueUnavailable
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.launch.submit import REFUSALS
 from ebc_lab.study.store.study import Study
@@ -33,22 +33,22 @@ def pool(config, study, monkeypatch):
     pool = SlurmPool(config, study, 2, lambda text: pool.said.append(text))
     pool.said, pool.answer = [], {"7_0": Job("RUNNING", "None"), "7_1": Job("RUNNING", "None")}
     pool.jobs, pool.since = dict(pool.answer), dict.fromkeys(pool.answer, 0.0)
-    pool.own = set(pool.answer)
-    monkeypatch.setattr(queue, "looked_up", lambda session, every_s: pool.answer)
+    pool.submitted_here = set(pool.answer)
+    monkeypatch.setattr(queue, "cached_jobs", lambda session, every_s: pool.answer)
     return pool
 
 
 def test_a_job_that_is_ending_may_come_back_and_counts_until_it_has_been_ending_for_long(pool, monkeypatch):
     pool.answer["7_0"] = Job("COMPLETING", "None")
-    pool._look()
+    pool._read_queue()
     assert set(pool.jobs) == {"7_0", "7_1"}
     pool.answer["7_0"] = Job("PENDING", "BeginTime")
-    pool._look()
+    pool._read_queue()
     assert pool.jobs["7_0"].state == "PENDING"
     assert pool.said[-1] == "1 job(s) running, 1 waiting (BeginTime)"
     pool.answer["7_0"] = Job("COMPLETING", "None")
     monkeypatch.setattr(slurm, "GONE_S", 0.0)
-    pool._look()
+    pool._read_queue()
     assert set(pool.jobs) == {"7_1"}
     assert [d.worker for d in pool._deaths()] == ["7_0"]
     assert pool.slots == 2, "nobody cancelled it"
@@ -56,30 +56,30 @@ def test_a_job_that_is_ending_may_come_back_and_counts_until_it_has_been_ending_
 
 def test_jobs_of_a_submission_that_was_cut_off_are_found_by_their_name(pool):
     pool.answer["8"] = Job("PENDING", "Priority")
-    pool._look()
+    pool._read_queue()
     assert set(pool.jobs) == {"7_0", "7_1", "8"}
-    assert "8" not in pool.own
+    assert "8" not in pool.submitted_here
 
 
 def test_a_replacement_that_is_refused_is_tried_again_while_the_others_work(pool, monkeypatch):
     def refuse(*_, **__):
-        raise UserError("Slurm does not take the job (error: socket timed out).")
+        raise UserError("Slurm does not accept the job (error: socket timed out).")
 
-    monkeypatch.setattr(submit, "submitted", refuse)
+    monkeypatch.setattr(slurm, "submitted", refuse)
     del pool.jobs["7_0"]
     for _ in range(REFUSALS - 1):
-        pool.again = 0.0
-        pool._staff(2)
+        pool.submit_at = 0.0
+        pool._start_workers(2)
     assert "socket timed out" in pool.said[-1]
-    pool.again = 0.0
+    pool.submit_at = 0.0
     with pytest.raises(UserError, match="socket timed out"):
-        pool._staff(2)
+        pool._start_workers(2)
 
 
 def test_jobs_that_run_other_code_are_ended_and_not_adopted(pool, config, study, monkeypatch):
     ended = []
-    monkeypatch.setattr(queue, "queue", lambda name: dict(pool.answer))
-    monkeypatch.setattr(queue, "dismiss", lambda session: (ended.append(session.root), (2, []))[1])
+    monkeypatch.setattr(queue, "jobs_named", lambda name: dict(pool.answer))
+    monkeypatch.setattr(queue, "stop_jobs", lambda session: (ended.append(session.root), (2, []))[1])
     adopted = SlurmPool(config, study, 2, lambda text: None)
     assert set(adopted.jobs) == {"7_0", "7_1"}
     assert adopted.session.root == pool.session.root
@@ -90,19 +90,19 @@ def test_jobs_that_run_other_code_are_ended_and_not_adopted(pool, config, study,
     assert queue.session_of(study).root == fresh.session.root
 
 
-def test_jobs_whose_meeting_place_is_not_to_be_seen_are_named(pool, study):
+def test_jobs_whose_session_is_out_of_reach_are_named(pool, study):
     (pool.session.root / "session.json").unlink()
-    with pytest.raises(UserError, match=r"are called ebc-s-\S+ and were begun on .*XDG_STATE_HOME"):
+    with pytest.raises(UserError, match=r"named ebc-s-\S+, were started on .*XDG_STATE_HOME"):
         queue.session_of(study)
 
 
 def test_a_slurm_that_is_not_there_or_fails_without_a_word_is_silent(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(QueueSilent, match="no squeue on this machine"):
-        queue.queue("x")
+    with pytest.raises(QueueUnavailable, match="no squeue on this machine"):
+        queue.jobs_named("x")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", ""))
-    with pytest.raises(QueueSilent, match="fails without a word"):
-        queue.queue("x")
+    with pytest.raises(QueueUnavailable, match="fails without a message"):
+        queue.jobs_named("x")
 
 
 def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(
@@ -118,10 +118,10 @@ def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_ano
         for run_id in ("a", "b"):
             note = {"run_ids": [run_id], "ran": 1}
             study.run_dir(run_id).mkdir()
-            local._look_after({"0": note, "1": {"run_ids": ["c"], "ran": 4}}, {})
-            local._bury(Death("0", "killed by SIGKILL", tmp_path), note, {})
+            local._watch_workers({"0": note, "1": {"run_ids": ["c"], "ran": 4}}, {})
+            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note, {})
         assert any("workers keep dying in slot 0" in line for line in said)
-        local._staff(2)
+        local._start_workers(2)
         assert started == [1]
     finally:
         local.close()
@@ -132,8 +132,10 @@ def test_the_only_slot_is_never_avoided(config, study, tmp_path):
     try:
         for run_id in ("a", "b", "c"):
             study.run_dir(run_id).mkdir()
-            local._look_after({"0": {"run_ids": [run_id], "ran": 1}}, {})
-            local._bury(Death("0", "killed by SIGKILL", tmp_path), {"run_ids": [run_id], "ran": 1}, {})
+            local._watch_workers({"0": {"run_ids": [run_id], "ran": 1}}, {})
+            local._record_death(
+                Death("0", "killed by SIGKILL", tmp_path), {"run_ids": [run_id], "ran": 1}, {}
+            )
         assert local.avoided == set()
     finally:
         local.close()

@@ -1,0 +1,89 @@
+"""A run that trains nothing, for tests of the launchers: the kind `idle` (see `worker.KINDS`). It needs no
+torch.
+
+It counts its steps, reports its progress, writes checkpoints and resumes from them like any run. A file
+`idle.json` in
+its folder makes it misbehave at a step: `{"at": 3, "do": "hold"}`. What it can do:
+
+* `hold`: stay at this step, showing signs of life, until a file `go` appears in its folder;
+* `hang`: the same without any sign of life;
+* `kill`: end the worker by SIGKILL; `oom`: run out of memory; `device`: fail as if the GPU were gone.
+
+All but `hold` and `hang` happen once: the file is removed first.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.identity import digest, identity_of
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.json_files import read_json, write_checksummed, write_json
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress
+
+LOOK_S = 0.05  # between two looks for `go`
+
+
+def idle(
+    run: RunConfig,
+    directory: Path,
+    run_id: str,
+    *,
+    checkpoint_every_s: float,
+    should_stop: Callable[[], bool],
+    on_progress: Callable[[int], None],
+) -> Progress:
+    """Take `run.steps` steps that do nothing, yielding after each. Raises Interrupted, with a checkpoint
+    written."""
+    files = RunFiles(directory)
+    begun = time.monotonic()
+    step = int(read_json(files.checkpoint)["step"]) if files.checkpoint.exists() else 0
+    outcome = "completed"
+    while step < run.steps:
+        on_progress(step)
+        try:
+            for _ in _misbehave(directory, step):
+                if should_stop():
+                    break
+                on_progress(step)
+                yield
+        except MemoryError:
+            outcome = "oom"
+            break
+        if should_stop():
+            write_json(files.checkpoint, {"step": step})
+            raise Interrupted
+        step += 1
+        yield
+    identity = digest(identity_of("idle", run))
+    result: dict[str, Any] = {"run_id": run_id, "identity": identity, "outcome": outcome, "steps": step}
+    write_checksummed(files.result, {**result, "wall_s": time.monotonic() - begun})
+    files.checkpoint.unlink(missing_ok=True)
+    return result
+
+
+def _misbehave(directory: Path, step: int) -> Iterator[None]:
+    """What idle.json asks for at this step; yields while the run is to be held."""
+    asked = directory / "idle.json"
+    plan = read_json(asked) if asked.exists() else {}
+    if plan.get("at") != step:
+        return
+    if plan["do"] in ("hold", "hang"):
+        while not (directory / "go").exists():
+            select.select([], [], [], LOOK_S)
+            if plan["do"] == "hold":
+                yield
+        return
+    asked.unlink()
+    if plan["do"] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if plan["do"] == "oom":
+        raise MemoryError
+    raise DeviceFailed("CUDA error: unspecified launch failure")

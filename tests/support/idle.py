@@ -1,0 +1,103 @@
+"""Runs of kind `idle`, which train nothing, in a study without a driver; or, run as a program, with one."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from support.drivers import sessions
+
+from ebc_lab.config.compose import compose
+from ebc_lab.study.launch import opened
+from ebc_lab.study.launch.local import LocalPool
+from ebc_lab.study.resolve import resolve_study
+from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import Study
+
+# nothing is left to be measured, so nothing of this imports torch
+RESOLVED = ["scale=smoke", "data=pydoc", "device=cpu", "dtype=float32", "threads_per_run=1", "compile=off"]
+
+
+class Bench:
+    """A study with planned runs, and pools that work on them."""
+
+    def __init__(self, out: Path, *overrides: str):
+        self.study = Study(out / "s")
+        self.study.prepare()
+        composed = compose([*(overrides or RESOLVED), f"output_dir={out}", "study.name=s"])
+        self.config, _ = resolve_study(composed, self.study, print, force=False)
+        self.first = stage_of("lr_sweep").runs(self.config, {}, {})[0]
+        self.pools: list[LocalPool] = []
+        self.said: list[str] = []
+
+    def spec(self, kind: str = "idle", **changed) -> RunSpec:
+        spec = replace(self.first, kind=kind, run=replace(self.first.run, **changed))
+        self.study.write_spec(spec)
+        return spec
+
+    def idle(self, count: int, steps: int = 5, **plan) -> list[RunSpec]:
+        """`count` idle runs; with `at=` and `do=` each misbehaves so (see ebc_lab/study/launch/idle.py)."""
+        specs = [self.spec(steps=steps, seed=seed) for seed in range(5, 5 + count)]
+        for spec in specs if plan else []:
+            (self.study.run_dir(spec.run_id) / "idle.json").write_text(json.dumps(plan))
+        return specs
+
+    def release(self, *specs: RunSpec) -> None:
+        """Let held runs continue."""
+        for spec in specs:
+            (self.study.run_dir(spec.run_id) / "go").touch()
+
+    def pool(self, slots: int = 1, gpus: tuple[str, ...] = (), **launcher) -> LocalPool:
+        settings = {"runs_per_worker": 1, **launcher}
+        changed = replace(self.config.launcher, name="local", slots=slots, **settings)
+        config = replace(self.config, launcher=changed)
+        self.pools.append(LocalPool(config, self.study, list(gpus), slots, self.said.append))
+        return self.pools[-1]
+
+    def run(self, specs, slots: int = 1, **launcher) -> None:
+        self.pool(slots, **launcher).run(specs, [], lambda done, busy: None, canary=False)
+
+    def events(self, spec: RunSpec) -> list[dict]:
+        return attempts.log(self.study.run_dir(spec.run_id))
+
+    def kinds(self, spec: RunSpec) -> list[str]:
+        return [event["event"] for event in self.events(spec)]
+
+    def notes(self) -> dict[str, dict]:
+        [session] = sessions(self.study, "local")
+        return session.notes()
+
+    def worker(self) -> int:
+        """The process id of the worker of the first slot."""
+        return self.notes()["0"]["pid"]
+
+    def all_in(self, specs, file: str) -> bool:
+        return all((self.study.run_dir(s.run_id) / file).exists() for s in specs)
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.close()
+
+
+def drive(out: Path) -> None:
+    """Drive two workers that hold a run each, for as long as nobody ends this process."""
+    bench = Bench(out)
+    specs = bench.idle(2, at=1, do="hold")
+    launcher = replace(bench.config.launcher, name="local", slots=2, checkpoint_every_s=0.0)
+    config = replace(bench.config, launcher=launcher)
+
+    def check_in(done, busy) -> None:
+        if len(busy) == 2:
+            print("both are held", flush=True)
+
+    with bench.study.held(), opened(config, bench.study, print) as pool:
+        pool.run(specs, [], check_in, canary=False)
+
+
+if __name__ == "__main__":
+    try:
+        drive(Path(sys.argv[1]))
+    except KeyboardInterrupt:
+        sys.exit(130)
