@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-JOBS ?= 2  # processes that run tests
+# processes that run tests
+JOBS ?= 2
 HERE := not slurm and not cuda and not browser
 
 # a folder that holds tinyshakespeare.txt, where the text is at hand already

@@ -2,40 +2,51 @@
 
 from __future__ import annotations
 
-STEP_COLUMNS = (
-    "step",
-    "loss",  # nats per token, on the batch, before the update
-    "lr",
-    "c",  # clip coefficient
-    "eta_eff",  # c·lr
-    "delta",  # KL budget, nats per token
-    "target_kl",  # delta* at this step
-    "radius",  # tau = 2·sqrt(delta), logits per token
-    "guard",  # g, the factor on tau
-    "trial",  # last shadow trial scale
-    "trial_kl",  # KL measured there, on the tokens that choose c
-    "measurements",
-    "predicted_kl",  # q of the whole proposal, nats per token
-    "calibration",  # k of `calibrated`: KL over S^2
-    "slope",  # <gradient, dW> of the whole proposal, nats per token
-    "agreement",  # r: what the loss fell by over what was predicted
-    "applied_kl",  # on tokens that did not choose c
-    "audit_tokens",
-    "movement",  # T, logits per token
-    "surrogate",  # S, logits per token
-    "tightness",  # T/(c·S)
-    "grad_norm",  # before anything limits it
-    "grad_scale",  # the limited gradient's norm over it
-    "skipped",
-)
-EVAL_COLUMNS = ("step", "val_loss", "val_se", "tokens", "train_s")
+NATS = "nats/token"
+LOGITS = "logits/token"
+SHARE = "0–1"
+SCALE = "×"
 
-
-NATS, SHARE, SCALE = "nats/token", "0–1", "×"
+STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
+    "step": ("", "from 0"),
+    "loss": (NATS, "on the batch, before the update"),
+    "lr": ("", "learning rate"),
+    "c": (SHARE, "clip coefficient"),
+    "eta_eff": ("", "c·lr"),
+    "delta": (NATS, "the KL budget"),
+    "target_kl": (NATS, "δ* at this step"),
+    "radius": (LOGITS, "τ = 2·sqrt(δ)"),
+    "guard": ("", "the factor on τ"),
+    "trial": (SHARE, "the last scale that `shadow` tried"),
+    "trial_kl": (NATS, "the KL measured there, on the tokens that choose c"),
+    "measurements": ("", "how many it made"),
+    "predicted_kl": (NATS, "q of the whole proposal"),
+    "calibration": ("", "k of `calibrated`: KL over S²"),
+    "slope": (NATS, "⟨gradient, ΔW⟩ of the whole proposal"),
+    "agreement": ("", "what the loss fell by over what was predicted"),
+    "applied_kl": (NATS, "between W and W + c·ΔW, on tokens that did not choose c; at audits"),
+    "audit_tokens": ("tokens", "how many those were"),
+    "movement": (LOGITS, "T"),
+    "surrogate": (LOGITS, "S"),
+    "tightness": ("", "T/(c·S)"),
+    "grad_norm": ("", "global L2 norm, before anything limits it"),
+    "grad_scale": ("", "the limited gradient's norm over it"),
+    "skipped": ("0 or 1", "no usable gradient or update"),
+}
+STEP_COLUMNS = tuple(STEP_MEANINGS)
+EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
+    "step": ("", "steps taken"),
+    "val_loss": (NATS, "on the same 64 windows of the validation split each time (`eval_windows`)"),
+    "val_se": (NATS, "its standard error"),
+    "tokens": ("tokens", "trained on so far"),
+    "train_s": ("s", "of training so far, evaluations aside"),
+}
+EVAL_COLUMNS = tuple(EVAL_MEANINGS)
 COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "arm": (
         "",
-        "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>[_lindelta][_lrdecay]`",
+        "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>"
+        "[_lindelta][_lrdecay]`",
     ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),
@@ -55,7 +66,7 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "test_se": (NATS, "its standard error over the split's windows"),
     "heldout_loss": (NATS, "validation and test split together"),
     "test_bits_per_char": ("bits/character", "test_loss over ln 2"),
-    "test_accuracy": (SHARE, "next characters of the test split told right"),
+    "test_accuracy": (SHARE, "characters of the test split predicted correctly"),
     "clip_rate": (SHARE, "steps with c < 0.999"),
     "c_mean": (SHARE, "mean clip coefficient c, over steps that were not skipped, like its quantiles"),
     "c_p10": (SHARE, "10% quantile of c"),
@@ -86,19 +97,9 @@ COLUMNS = tuple(COLUMN_MEANINGS)
 TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
 TUNED = "tuned_"
 OF_A_DIFFERENCE = (
-    *("low", "high", "detectable"),
-    *(
-        "method",
-        "median",
-        "joint_low",
-        "joint_high",
-        "joint_detectable",
-        "comparisons",
-        "p",
-        "p_joint",
-        "sigmas",
-    ),
-    *("alone", "judged"),
+    *("low", "high", "detectable", "method", "median"),
+    *("joint_low", "joint_high", "joint_detectable", "comparisons"),
+    *("p", "p_joint", "sigmas", "alone", "judged"),
 )
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
@@ -123,8 +124,8 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "kl_median": COLUMN_MEANINGS["kl_median"],
     "kl_ratio_median": ("", "median of applied KL over δ*, audited, clipped steps"),
     "kl_within_30pct": COLUMN_MEANINGS["kl_within_30pct"],
-    "surrogate_early": ("logits/token", "median S, when as for c"),
-    "surrogate_late": ("logits/token", "median S, when as for c"),
+    "surrogate_early": (LOGITS, "median S, when as for c"),
+    "surrogate_late": (LOGITS, "median S, when as for c"),
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
     **{k: COLUMN_MEANINGS[k] for k in ("tightness_median", "guard_count", "skipped_steps")},

@@ -1,34 +1,31 @@
-"""What is recorded of a run, step by step, and how it is written.
+"""The figures of a run, computed from its recorded steps, and the thresholds that they are judged by.
 
-`steps.csv` has one row for every step and `evals.csv` one for every evaluation; both are append-only and are cut back to the
-checkpoint's step on resume. Other files are written whole. An empty cell was not measured. No torch here.
+A run's result holds them as a `RunResult`. An empty cell of `steps.csv` was not measured.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
+
+from ebc_lab.ebc.options import CLIPPED_BELOW
 
 if TYPE_CHECKING:
     import numpy as np
 
-
-CLIPPED_BELOW = 0.999
 WARM_STEPS = 20  # the KL of the first steps is several times larger: medians leave them out
 KL_BAND = 0.30  # "within ±30% of the target"
 PLATEAU_C = 0.3
-LOGGED_EVERY = (
-    20  # steps between log lines of the earlier study, whose clip statistics came from those steps alone
-)
+LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics came from those alone
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
 
 
 class RunResult(TypedDict, total=False):
-    """result.json: how a run ended, and its figures; None where nothing was measured. A failed run has the first keys.
+    """result.json: how a run ended, and its figures; None where nothing was measured.
 
-    Losses in nats per token, KL divergences in nats per token and step, times in seconds.
+    Losses and KL divergences in nats per token, times in seconds. A failed run has the first keys only.
     """
 
     run_id: str
@@ -67,25 +64,21 @@ def longest_streak(flags: Iterable[bool]) -> int:
     return best
 
 
-def _median(values: np.ndarray) -> float | None:
-    import numpy as np
-
-    return float(np.median(values)) if len(values) else None
-
-
 def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
-    """What a disturbance at step `shock` did to the training loss, and how long it took to pass.
+    """What a disturbance at step `shock` did to the training loss, and how long that lasted.
 
-    Before: mean and spread of the 20 steps until it. `shock_peak`: how far the mean of any 10 later steps rose above that;
+    `shock_peak`: how far the mean of any 10 later steps rose above the mean of the 20 steps before the shock.
     `shock_recovery_steps`: steps until such a mean is back within two standard errors, None if it never is.
     """
     import numpy as np
 
-    before, after = losses[max(0, shock - SHOCK_WINDOW) : shock], losses[shock + 1 :]
+    before = losses[max(0, shock - SHOCK_WINDOW) : shock]
+    after = losses[shock + 1 :]
     if len(before) < 2 or len(after) < RECOVERY_WINDOW:
         return {"shock_peak": None, "shock_recovery_steps": None}
     means = np.convolve(after, np.full(RECOVERY_WINDOW, 1 / RECOVERY_WINDOW), mode="valid")
-    level, error = before.mean(), before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
+    level = before.mean()
+    error = before.std(ddof=1) / math.sqrt(RECOVERY_WINDOW)
     back = np.flatnonzero(means <= level + 2 * error)
     return {
         "shock_peak": float(means.max() - level),
@@ -93,16 +86,79 @@ def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
     }
 
 
-def _drift(values: np.ndarray, step: np.ndarray) -> tuple[float | None, float | None]:
-    """Median of what was measured early (a tenth of the run from step 20 on, half of a short run) and in its last tenth."""
+def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """One run's figures from the columns of `steps.csv`; None where nothing was measured.
+
+    Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the two ends of the run, and
+    `c_median_logged` is the median of every 20th step alone.
+    """
+    done = steps["skipped"] == 0
+    c = steps["c"][done]
+    losses = steps["loss"]
+    warm = steps["step"] >= WARM_STEPS
+    slope = steps["slope"]
+    return {
+        "initial_loss": float(losses[0]) if len(losses) else None,
+        "last_loss": _mean(losses[-50:]),
+        "clip_rate": _mean(c < CLIPPED_BELOW),
+        "c_mean": _mean(c),
+        "c_p10": _quantile(c, 0.1),
+        "c_median": _quantile(c, 0.5),
+        "c_p90": _quantile(c, 0.9),
+        "plateau_steps": longest_streak(c < PLATEAU_C),
+        "eta_eff_median": _median(steps["eta_eff"][done]),
+        **_kl_figures(steps),
+        "surrogate_median": _median(_measured(steps["surrogate"])),
+        "tightness_median": _median(_measured(steps["tightness"])),
+        "descent_median": _median(-_measured(slope[warm])),
+        "c_median_logged": _median(c[steps["step"][done] % LOGGED_EVERY == 0]),
+        **_drifts(steps),
+        "grad_clip_rate": _mean(_measured(steps["grad_scale"]) < CLIPPED_BELOW),
+        "grad_norm_quantiles": _grid_of_quantiles(steps["grad_norm"][done]),
+        "skipped_steps": int((~done).sum()),
+    }
+
+
+def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Applied KL over all audited steps, and over its target where the step was clipped.
+
+    `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps if any audit was later.
+    `kl_within_30pct` is the share of audited, clipped steps whose applied KL is within 30% of the target.
+    """
+    applied = steps["applied_kl"]
+    audited = applied == applied  # not NaN
+    late = audited & (steps["step"] >= WARM_STEPS)
+    clipped = audited & (steps["c"] < CLIPPED_BELOW) & (steps["target_kl"] == steps["target_kl"])
+    ratio = applied[clipped] / steps["target_kl"][clipped]
+    return {
+        "kl_median": _median(applied[late if late.any() else audited]),
+        "kl_ratio_median": _median(ratio),
+        "kl_within_30pct": _mean(abs(ratio - 1) <= KL_BAND),
+        "kl_audits": int(audited.sum()),
+        "kl_clipped_audits": int(clipped.sum()),
+    }
+
+
+def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """Medians of c, S and beta (the groups' mean, each as last measured) early and late in the run.
+
+    Early is a tenth of the run from step 20 on, or from half of a short run; late is its last tenth.
+    """
     import numpy as np
 
-    n = len(step)
-    span = max(n // 10, 1)
-    first = min(WARM_STEPS, n // 2)
-    seen = ~np.isnan(values)
-    early, late = seen & (step >= first) & (step < first + span), seen & (step >= n - span)
-    return _median(values[early]), _median(values[late])
+    columns = {"c": steps["c"], "surrogate": steps["surrogate"]}
+    betas = np.array([values for name, values in steps.items() if name.startswith("beta_")])
+    if len(betas):
+        columns["beta"] = _carried(betas).mean(0)
+    step = steps["step"]
+    span = max(len(step) // 10, 1)
+    first = min(WARM_STEPS, len(step) // 2)
+    windows = {"early": (step >= first) & (step < first + span), "late": step >= len(step) - span}
+    return {
+        f"{name}_{when}": _median(_measured(values[window]))
+        for name, values in columns.items()
+        for when, window in windows.items()
+    }
 
 
 def _carried(rows: np.ndarray) -> np.ndarray:
@@ -113,64 +169,30 @@ def _carried(rows: np.ndarray) -> np.ndarray:
     return np.take_along_axis(rows, np.maximum.accumulate(known, axis=1), axis=1)
 
 
-def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """One run's figures, from every step of `steps.csv`; None where nothing was measured.
+def _measured(values: np.ndarray) -> np.ndarray:
+    return cast("np.ndarray", values[values == values])  # without NaN
 
-    `kl_median` (of a plain run: its natural KL) leaves out the first 20 steps where the run is longer; `kl_within_30pct` is
-    the share of audited, clipped steps whose applied KL lies within 30% of delta*; c quantiles are over all steps that were not
-    skipped; `_early` and `_late` are medians near the two ends of the run (of beta: the groups' mean, each as last measured);
-    `c_median_logged` is the median of every 20th step alone.
-    """
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _median(values: np.ndarray) -> float | None:
     import numpy as np
 
-    done = steps["skipped"] == 0
-    c = steps["c"][done]
-    audited = ~np.isnan(steps["applied_kl"])
-    clipped = audited & (steps["c"] < CLIPPED_BELOW) & ~np.isnan(steps["target_kl"])
-    late = audited & (steps["step"] >= WARM_STEPS)
-    kl = steps["applied_kl"][late if late.any() else audited]
-    ratio = steps["applied_kl"][clipped] / steps["target_kl"][clipped]
-    tightness = steps["tightness"][~np.isnan(steps["tightness"])]
-    surrogate = steps["surrogate"][~np.isnan(steps["surrogate"])]
-    quantile = (lambda q: float(np.quantile(c, q))) if len(c) else (lambda q: None)
-    losses = steps["loss"]
-    warm = steps["step"] >= WARM_STEPS
-    descent = -steps["slope"][warm & ~np.isnan(steps["slope"])]
-    norms = steps["grad_norm"][done]
-    scales = steps["grad_scale"][~np.isnan(steps["grad_scale"])]
-    betas = np.array([v for k, v in steps.items() if k.startswith("beta_")])
-    logged = c[steps["step"][done] % LOGGED_EVERY == 0]
-    drifts = {"c": steps["c"], "surrogate": steps["surrogate"]}
-    if len(betas):
-        drifts["beta"] = _carried(betas).mean(0)
-    drift = {
-        f"{k}_{when}": v
-        for k, x in drifts.items()
-        for when, v in zip(("early", "late"), _drift(x, steps["step"]), strict=True)
-    }
-    return {
-        "initial_loss": float(losses[0]) if len(losses) else None,
-        "last_loss": float(losses[-min(50, len(losses)) :].mean()) if len(losses) else None,
-        "clip_rate": float((c < CLIPPED_BELOW).mean()) if len(c) else None,
-        "c_mean": float(c.mean()) if len(c) else None,
-        "c_p10": quantile(0.1),
-        "c_median": quantile(0.5),
-        "c_p90": quantile(0.9),
-        "plateau_steps": longest_streak(c < PLATEAU_C),
-        "eta_eff_median": _median(steps["eta_eff"][done]),
-        "kl_median": _median(kl),
-        "kl_ratio_median": _median(ratio),
-        "kl_within_30pct": float((np.abs(ratio - 1) <= KL_BAND).mean()) if len(ratio) else None,
-        "kl_audits": int(audited.sum()),
-        "kl_clipped_audits": int(clipped.sum()),
-        "surrogate_median": _median(surrogate),
-        "tightness_median": _median(tightness),
-        "descent_median": _median(descent),
-        "c_median_logged": _median(logged),
-        **drift,
-        "grad_clip_rate": float((scales < CLIPPED_BELOW).mean()) if len(scales) else None,
-        "grad_norm_quantiles": [float(q) for q in np.quantile(norms, np.linspace(0, 1, 41))]
-        if len(norms)
-        else None,
-        "skipped_steps": int((~done).sum()),
-    }
+    return float(np.median(values)) if len(values) else None
+
+
+def _quantile(values: np.ndarray, share: float) -> float | None:
+    import numpy as np
+
+    return float(np.quantile(values, share)) if len(values) else None
+
+
+def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
+    """41 quantiles, from the smallest value to the largest."""
+    import numpy as np
+
+    if not len(values):
+        return None
+    return [float(q) for q in np.quantile(values, np.linspace(0, 1, 41))]

@@ -1,4 +1,4 @@
-"""Files that a reader, or a crash, sees whole or not at all."""
+"""Atomic writes: a reader, or a crash, sees a complete file or none."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ebc_lab.config.errors import UserError
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file by way of `atomic_writer`."""
+    """Write a file through `atomic_writer`."""
     with atomic_writer(path, durable=durable) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Write a file so that a reader, or a crash, sees the old one or the new one: temporary name, fsync, rename.
+    """A file to write that replaces the old one at the end: temporary name, fsync, rename.
 
-    `durable=False` leaves out the fsync, for what may be lost with the machine (progress).
+    `durable=False` leaves out the fsync, for what may be lost when the machine fails (progress).
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is. Raises UserError."""
+    """Raises UserError for a folder that cannot be created or written."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

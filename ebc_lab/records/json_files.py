@@ -15,7 +15,7 @@ from .files import write_atomic
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """`write_atomic` of readable JSON. NaN and infinities become null: JSON has none."""
+    """Write readable JSON atomically. NaN and infinities become null, because JSON has neither."""
     write_atomic(path, json.dumps(as_json(value), indent=1, allow_nan=False) + "\n", durable=durable)
 
 
@@ -35,22 +35,24 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and the next run makes it anew.") from None
+        raise UserError(
+            f"{path} is damaged ({error}): delete it, and the next run writes it again."
+        ) from None
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
-    """`write_json` with a checksum of everything else in it, by which `read_checksummed` notices an edit."""
+    """Write JSON with a checksum of everything else in it, so that `read_checksummed` notices an edit."""
     write_json(path, with_checksum(value))
 
 
 def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
-    """The value as it is read back, and under `key` the digest of all the rest of it."""
+    """The value as it is read back, with the digest of everything else in it under `key`."""
     rest = {k: v for k, v in as_json(value).items() if k != key}
     return {**rest, key: digest(rest)}
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Whether what `with_checksum` made is still what it was; one without is not."""
+    """Whether a value still has the checksum that `with_checksum` gave it; False without one."""
     if not isinstance(value, dict):
         return False
     try:
@@ -60,7 +62,7 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
 
 
 def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_checksummed` was given. Raises UserError, with the remedy, when the file was truncated or edited since."""
+    """What `write_checksummed` was given. Raises UserError with the remedy if the file was edited since."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError as error:  # not JSON, or not text

@@ -16,7 +16,7 @@ from .paths import RunFiles
 
 
 def locked(path: Path) -> bool:
-    """Whether somebody holds this lock file; the look takes and writes nothing. Raises UserError where there are no locks."""
+    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work."""
     try:
         with open(path, "rb") as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -32,7 +32,7 @@ def locked(path: Path) -> bool:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[bool]:
-    """Try to be the only one who trains in this run's folder; yields whether it worked. Freed by the kernel on death."""
+    """Try to lock a run's folder for training; yields whether that worked. The kernel unlocks on death."""
     lock = FileLock(RunFiles(directory).lock, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)

@@ -1,4 +1,4 @@
-"""Where the files of a run and of a study lie, and what their descriptions hold. No other module spells these names."""
+"""Where the files of a run and of a study are. No other module spells out these names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PICTURES = ("*.png", "*.svg", "figures.json")
 
 
 class SpecRecord(TypedDict):
-    """What spec.json holds. A run that was trained without a study has no `stage`, `role`, `arm` and `lr_scale`."""
+    """What spec.json holds. A run without a study has no `stage`, `role`, `arm` and `lr_scale`."""
 
     run_id: str
     kind: str  # train, overhead
@@ -78,7 +78,7 @@ class StudyFiles:
         return self.root / ("summary_final.csv" if stage == "finals" else f"summary_{stage}.csv")
 
     def conclusions(self) -> tuple[str, ...]:
-        """Names and patterns of the files that are made from the runs, and made again when the runs change."""
+        """Names and patterns of the files that are computed from the runs."""
         made = (
             self.decisions_file,
             self.acceptance_file,

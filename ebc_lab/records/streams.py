@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 from .files import write_atomic
 from .json_files import write_json
 
-REPORT_S = 0.5  # seconds between two signs of life of a run
+REPORT_S = 0.5  # seconds between two heartbeats of a run
 
 
 def _cell(value: Any) -> str:
@@ -31,10 +31,12 @@ def _cell(value: Any) -> str:
 
 
 class Heartbeat:
-    """A run's sign of life: progress.json, written at most every REPORT_S seconds however often it is called."""
+    """A run's progress.json, written at most every REPORT_S seconds however often this is called."""
 
     def __init__(self, path: Path, steps: int):
-        self.path, self.steps, self.at = path, steps, time.monotonic()
+        self.path = path
+        self.steps = steps
+        self.at = time.monotonic()
         self.step: int | None = None  # where this attempt began, or what was written last
         self._write(0, 0.0)
 
@@ -43,7 +45,8 @@ class Heartbeat:
         self.step = step if self.step is None else self.step
         if now - self.at >= REPORT_S:
             self._write(step, (step - self.step) / (now - self.at))
-            self.at, self.step = now, step
+            self.at = now
+            self.step = step
 
     def _write(self, step: int, steps_per_s: float) -> None:
         now = {"step": step, "steps": self.steps, "steps_per_s": steps_per_s, "at": time.monotonic()}
@@ -51,10 +54,15 @@ class Heartbeat:
 
 
 class Stream:
-    """An append-only CSV. `keep_below` drops the rows at or after a step: what a killed run wrote past its checkpoint."""
+    """An append-only CSV.
+
+    Args:
+        keep_below: rows from this step on are dropped: a killed run wrote them after its checkpoint.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], keep_below: int):
-        self.path, self.columns = path, tuple(columns)
+        self.path = path
+        self.columns = tuple(columns)
         kept: list[str] = []
         if keep_below and path.exists():
             lines = path.read_text().splitlines()
@@ -82,12 +90,13 @@ class Stream:
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """A stream as float arrays by column, NaN where empty. A last line that is still being written is left out."""
+    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out."""
     import numpy as np
 
     with open(path, newline="") as f:
         rows = list(csv.reader(f))
-    header, body = rows[0], [r for r in rows[1:] if len(r) == len(rows[0])]
+    header = rows[0]
+    body = [r for r in rows[1:] if len(r) == len(header)]
     return {
         name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
         for i, name in enumerate(header)

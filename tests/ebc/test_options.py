@@ -6,11 +6,6 @@ import sys
 from ebc_lab.config.choices import groups
 from ebc_lab.ebc import options
 from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.records import figures
-
-
-def test_both_sides_call_the_same_steps_clipped():
-    assert figures.CLIPPED_BELOW == options.CLIPPED_BELOW
 
 
 def test_targets_are_refused_below_ten_floors():

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ebc_lab.records.figures import CLIPPED_BELOW, KL_BAND, PLATEAU_C, WARM_STEPS
+from ebc_lab.ebc.options import CLIPPED_BELOW
+from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS
 
 from ..text.words import optimizer, words
 from .curves import (
