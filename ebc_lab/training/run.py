@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ebc_lab import workloads
-from ebc_lab.components import optimizers, projections, shocks, stabilizers
+from ebc_lab.components import forensics, optimizers, projections, shocks, stabilizers
 from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolve_controller
@@ -26,7 +26,7 @@ from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimiz
 from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.workloads.batches import overlapping_windows, training_batches, windows
+from ebc_lab.workloads.batches import training_batches, windows
 from ebc_lab.workloads.losses import evaluate
 
 from . import checkpoint, result
@@ -57,7 +57,9 @@ class Training:
         self.stream = torch.cuda.Stream() if run.device == "cuda" else None  # type: ignore[no-untyped-call]
         with self._on_stream():
             self.workload = workloads.load(run, device)
-            self.model = self.workload.build().to(device, getattr(torch, run.param_dtype))
+            self.model = self.workload.build().to(device)
+            if run.param_dtype != "float32":
+                forensics.set_parameter_dtype(self.model, run.param_dtype)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
             self.optimizer = self._stabilized()
@@ -255,7 +257,7 @@ class Training:
         def evaluated(split: str) -> dict[str, float]:
             tokens = self.workload.tokens[split]
             if run.final_windows:
-                pairs = overlapping_windows(tokens, run.model.context, run.final_windows)
+                pairs = forensics.overlapping_windows(tokens, run.model.context, run.final_windows)
             else:
                 pairs = windows(tokens, run.model.context)
             return self._evaluate(pairs, alive)

@@ -86,9 +86,3 @@ def windows(tokens: Tensor, context: int, count: int | None = None) -> list[tupl
         return [(inputs[keep], targets[keep])]
     tail = tokens[full * context :]
     return [(inputs, targets)] + ([(tail[None, :-1], tail[None, 1:])] if len(tail) > 1 else [])
-
-
-def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """`count` windows half a context apart at the head of `tokens`: what the earlier study evaluated on."""
-    rows = tokens.unfold(0, context + 1, max(1, context // 2))[:count]
-    return [(rows[:, :-1], rows[:, 1:])]

@@ -1,7 +1,7 @@
 """What a CUDA graph would see, on a CPU: the operations of a step, recorded and repeated on the same memory.
 
-A `Tape` stands in for `ebc_lab.training.graphs.CudaGraph`. Whatever a step keeps in Python (a counter, a number read from a tensor, a
-state that is replaced instead of changed in place) is frozen in it, as it would be in a graph.
+A `Tape` stands in for `ebc_lab.training.graphs.CudaGraph`. Whatever a step keeps in Python (a counter,
+a number read from a tensor, a state that is replaced instead of changed in place) is frozen in it, as in a graph.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def name_of(op: Any) -> str:
 
 
 class Counting(TorchDispatchMode):
-    """How often each operation is launched; `bytes` that copies write; `reads`: values that the host waits for."""
+    """How often each operation is launched, the `bytes` that copies write, the `reads` the host waits for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Recording(TorchDispatchMode):
         if name_of(op) in READS:
             raise RuntimeError(f"{op} reads a value on the host")
         if name_of(op) in ("lift_fresh", "lift"):
-            raise RuntimeError("a tensor is made of Python numbers, which a GPU would have to wait for")
+            raise RuntimeError("a tensor is made of Python numbers, for which a GPU would have to wait")
         kwargs = kwargs or {}
         out = op(*args, **kwargs)
         # the memory, as a graph would: a weight may point elsewhere by the time of the replay
@@ -69,12 +69,13 @@ class _Recording(TorchDispatchMode):
 
 
 class Tape:
-    """Recording takes the step, which capturing does not: so the first `replay` only hands out what is there."""
+    """Recording takes the step, unlike capturing, so the first `replay` only returns its values."""
 
-    def __init__(self, compute: Any, beside: Any):
+    def __init__(self, compute: Any, earlier: Any):
         with _Recording() as recording:
             self.output: Packed = compute()
-        self.calls, self.fresh = recording.calls, True
+        self.calls = recording.calls
+        self.fresh = True
 
     def replay(self) -> Packed:
         if self.fresh:

@@ -93,7 +93,7 @@ def test_fixed_windows_spread_over_the_split():
 
 def test_batches_are_a_function_of_seed_and_step():
     tokens = torch.arange(5000)
-    a, b = Batches(tokens, 4, 8, seed=3), Batches(tokens, 4, 8, seed=3)
+    a, b = (Batches(tokens, 4, 8, seed=3) for _ in range(2))
     straight = [a.at(step) for step in range(300)]
     assert torch.equal(b.at(299)[0], straight[299][0])  # as a resumed run asks for it
     assert torch.equal(b.at(0)[0], straight[0][0])
