@@ -1,8 +1,8 @@
-"""What bfloat16 parameters do to a small update: the KL of W + c·dW kept in float32 and in bfloat16, at the same W and dW.
+"""What bfloat16 parameters do to a small update: the KL of W + c·dW, stored in float32 and in bfloat16.
 
     python scripts/bf16_parameters.py [scale=laptop steps=300 optimizer.lr=4e-3 …]
 
-Trains a plain run with the given overrides, then takes one more proposal of its optimizer and applies shares of it.
+Trains a plain run with the given overrides, then applies fractions c of one more update of its optimizer.
 """
 
 from __future__ import annotations
@@ -18,30 +18,26 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.ebc import mean_kl
 from ebc_lab.training.process import set_up_torch
-from ebc_lab.workloads import gpt
 from ebc_lab.workloads.batches import Batches
 from ebc_lab.workloads.corpus import locate
+from ebc_lab.workloads.gpt import build, hidden_matrices
 from ebc_lab.workloads.losses import token_losses
 
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)
 
 
 def main(overrides: list[str]) -> None:
-    run = run_part(
-        compose(
-            ["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off", *overrides], study=False
-        )
-    )
+    fixed = ["stabilizer=none", "dtype=float32", "threads_per_run=1", "compile=off"]
+    run = run_part(compose([*fixed, *overrides], study=False))
     set_up_torch(run)
     corpus = locate(run.data)
-    model = gpt.build(run.model, len(corpus.vocabulary), run.seed)
-    bases = optimizers.build(model, run.optimizer, gpt.hidden_matrices(model))
+    model = build(run.model, len(corpus.vocabulary), run.seed)
+    bases = optimizers.build(model, run.optimizer, hidden_matrices(model))
     batches = Batches(torch.from_numpy(corpus.tokens()["train"]), run.batch_size, run.model.context, run.seed)
     for step in range(run.steps + 1):
         if step == run.steps:
-            before = {
-                n: p.detach().bfloat16().float() for n, p in model.named_parameters()
-            }  # both start from the same W
+            # both start from the same W
+            before = {n: p.detach().bfloat16().float() for n, p in model.named_parameters()}
             model.load_state_dict(before, strict=False)
         inputs, targets = batches.at(step)
         model.zero_grad()
@@ -65,7 +61,7 @@ def main(overrides: list[str]) -> None:
     print("     c      float32     bfloat16    ratio")
     for share in SHARES:
         exact, rounded = (float(mean_kl(z, logits(share, low))) for low in (False, True))
-        ratio = exact / rounded if rounded > 0 else math.inf  # nothing arrived at all
+        ratio = exact / rounded if rounded > 0 else math.inf  # nothing is left of the update
         print(f"{share:6g} {exact:12.3g} {rounded:12.3g} {ratio:8.2f}")
 
 

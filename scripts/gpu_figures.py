@@ -1,8 +1,9 @@
-"""Everything that only a GPU can show, in one call of less than eight minutes: python scripts/gpu_figures.py [FILE]
+"""Everything that only a GPU can show, in less than eight minutes: python scripts/gpu_figures.py [FILE]
 
-At the paper study's shape (64 x 256 tokens). Prints, and writes to FILE, one JSON: whether graphs and packing change results,
-whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed runs, the overhead of EBC's budgets, the
-share of the matrix peak, and the wall time of a whole `paper` autopilot, or how far it came in the time that was left.
+At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs and
+packing change results, whether the hot path ever waits, tokens/s of the plain loop and of 1, 2, 4 … packed
+runs, the overhead of EBC's budgets, the share of the matrix peak, and the wall time of a whole `paper`
+autopilot, or how far it got in the time that was left.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def packed_losses(runs: list[RunConfig], folder: Path) -> list[Any]:
 
 
 def sameness(run: RunConfig, folder: Path) -> dict[str, Any]:
-    """Graphed against eager losses (largest relative difference), packed against single ones (equal or not), by arm."""
+    """By arm: graphed against eager losses (largest relative difference), packed equal to single or not."""
     found = {}
     for name, settings in ARMS.items():
         runs = [

@@ -1,10 +1,12 @@
-"""How often do the finals claim what is not so? Their own decision, made for many invented studies whose truth is known.
+"""How often the finals claim something false: their own decision on invented studies whose truth is known.
 
-    python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g. seeds=[0,1,2,3,4]
+    python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g.
+    seeds=[0,1,2,3,4]
 
-In each study every arm has the same true loss (or every EBC arm is truly worse by just the margin); seeds differ, runs differ,
-the validation loss by which the best arm is picked shares the run's luck with the test loss by which it is judged. Counted are
-the studies in which any arm is said to beat the baseline or the fair control; and those that call EBC no worse.
+In each study all arms have the same true loss (or every EBC arm is worse by exactly the margin). Seeds
+differ, runs differ, and the validation loss that picks the best arm shares the run's luck with the test loss
+that judges it. Counted are the studies in which any arm is said to beat the baseline or the fair control, and
+those that call EBC no worse.
 """
 
 from __future__ import annotations
@@ -20,11 +22,9 @@ from ebc_lab.study.stages import compare_arms, finals
 from ebc_lab.study.stages.rules import Decision, Results
 from ebc_lab.study.stages.spec import RunSpec
 
-SEEDS_SD, RUNS_SD, SPLIT_SD = (
-    0.03,
-    0.02,
-    0.005,
-)  # nats: between seeds, between runs of a seed, between the splits of a run
+SEEDS_SD = 0.03  # nats, between seeds
+RUNS_SD = 0.02  # between runs of a seed
+SPLIT_SD = 0.005  # between the splits of a run
 SETTINGS = (
     "scale=laptop",
     "optimizer=adam",
@@ -42,7 +42,7 @@ def settings(overrides: Sequence[str] = ()) -> Config:
 
 
 def decided(config: Config) -> dict[str, Decision]:
-    """What the finals build on: an lr, the noise, a delta* and a scale that merges with none of the other arms."""
+    """What the finals build on: an lr, the noise, a target KL and a scale that no other arm has."""
     control = {"lr": 4e-3, "lr_scale": 1.0}
     swept = {
         "optimizer": "adam",
@@ -63,7 +63,7 @@ def decided(config: Config) -> dict[str, Decision]:
 def invented(
     specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float
 ) -> dict[str, dict[str, Any]]:
-    """Results of runs whose truth is known: EBC arms `worse` by so many nats, a share of all runs `diverging`."""
+    """Results of runs whose truth is known: EBC arms `worse` in nats, a share of runs `diverging`."""
     seeds = {s.run.seed: draw.gauss(2.0, SEEDS_SD) for s in specs}
     results: dict[str, dict[str, Any]] = {}
     for spec in specs:
@@ -87,8 +87,9 @@ def judged(
 def simulate(
     config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0
 ) -> dict[str, float]:
-    """Shares of the studies: `beats` anything, `no_worse` by the first or the other line of the verdict; mean `seeds`."""
-    decisions, draw = decided(config), random.Random(seed)
+    """Shares of studies: `beats` anything, `no_worse` by each line of the verdict; mean `seeds`."""
+    decisions = decided(config)
+    draw = random.Random(seed)
     looks = seeds_of(config, decisions)
     found = {"beats": 0.0, "uncorrected": 0.0, "x2_no_worse": 0.0, "best_no_worse": 0.0, "seeds": 0.0}
     for _ in range(studies):

@@ -1,9 +1,11 @@
-"""What the orchestration costs: the driver's own time per run, `status` on a large study, the share of time not spent training.
+"""What orchestration costs: the driver's time per run, `status` on a large study, time not spent training.
 
-    python scripts/orchestration.py many [RUNS]            a study of 1,000 trivial runs over two slots, in a temporary folder
-    python scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots did
+    python scripts/orchestration.py many [RUNS]            a study of 1,000 trivial runs on two slots python
+    scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots
+    did
 
-The driver's own cost is the processor time of the process that plans, launches, decides and summarises; workers are others.
+The driver's own cost is the processor time of the process that plans, launches, decides and summarises,
+without its workers.
 """
 
 from __future__ import annotations
@@ -49,14 +51,15 @@ def many(runs: int) -> None:
         grid = ",".join(f"{1e-2 * (1 + i / 1000):.6g}" for i in range(runs - others))
         asked = [*TRIVIAL, f"data.file={text}", f"output_dir={folder}/out", f"lr_sweep.grids.adam=[{grid}]"]
         config = compose(asked)
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu_before = time.process_time()
+        wall_before = time.perf_counter()
         done = autopilot(config, concluding())
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        cpu = time.process_time() - cpu_before
+        wall = time.perf_counter() - wall_before
         trained = done.trained
         results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
-        print(
-            f"{trained} runs in {wall:.1f} s; the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run"
-        )
+        own = f"the driver's own time {cpu:.1f} s, {1e3 * cpu / trained:.1f} ms a run"
+        print(f"{trained} runs in {wall:.1f} s; {own}")
         print(f"training took the two workers {sum(r['wall_s'] for r in results):.1f} s")
         cpu = time.process_time()
         again = autopilot(config, concluding())
@@ -82,9 +85,8 @@ def share(overrides: list[str]) -> None:
     results = [json.loads(p.read_text()) for p in done.study.runs.glob("*/result.json")]
     trained = sum(r.get("wall_s") or 0.0 for r in results)
     n = slots(config)
-    print(
-        f"{wall:.1f} s of wall time on {n} slots; training and its evaluations {trained:.1f} s, {trained / n:.1f} s a slot"
-    )
+    each = f"training and its evaluations {trained:.1f} s, {trained / n:.1f} s a slot"
+    print(f"{wall:.1f} s of wall time on {n} slots; {each}")
     print(f"not spent training: {100 * (1 - trained / (n * wall)):.1f}% of the slots' time")
 
 

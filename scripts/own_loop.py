@@ -1,9 +1,9 @@
-"""EBC in a training loop of one's own: any torch model, any torch optimizer, no lab around it.
+"""EBC in your own training loop: any torch model and optimizer, without the lab.
 
     python scripts/own_loop.py --steps 200 --target-kl 0.01
 
-Trains a small recurrent network on Python's own documentation, which is always at hand, and prints the loss, the clip
-coefficient and the KL that the step really applied. `--target-kl inf` is the plain optimizer, bit for bit.
+Trains a small recurrent network on Python's own documentation, and prints the loss, the clip coefficient and
+the KL that the step applied. `--target-kl inf` is the plain optimizer, bit for bit.
 """
 
 import argparse

@@ -3,9 +3,10 @@
     python scripts/transformers_loop.py --steps 100 --target-kl 0.005
     python scripts/transformers_loop.py --model llama --budget fisher
 
-Trains a small causal language model on sentences of Python's own documentation, as bytes, padded to the longest of a batch,
-and prints the loss, the clip coefficient, and the KL that the step really applied over its target. The batch goes to `step`
-as the model takes it, with the model's output and the mask of what is text; tied weights and dropout need nothing.
+Trains a small causal language model on the bytes of sentences of Python's own documentation, padded to the
+longest of a batch, and prints the loss, the clip coefficient, and the applied KL over its target. `step`
+takes the batch as the model does, the model's output, and the mask of what is text; tied weights and dropout
+need no extra code.
 """
 
 import argparse
@@ -17,7 +18,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from ebc_lab.ebc import EllipsotopeClip
 
-PAD, VOCABULARY = 256, 257  # bytes, and one token for the padding
+PAD = 256  # after the 256 bytes
+VOCABULARY = 257
 GPT2 = GPT2Config(
     vocab_size=VOCABULARY, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=PAD, eos_token_id=PAD
 )
@@ -42,7 +44,7 @@ def sentences(longest: int = 96) -> list[torch.Tensor]:
 
 
 def batch_of(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the tokenizer and the collator of a real project give: ids, attention mask and labels, each (B, T)."""
+    """What a tokenizer and a collator return: ids, attention mask and labels, each (B, T)."""
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     mask = ids != PAD
     return {"input_ids": ids, "attention_mask": mask.long(), "labels": ids.where(mask, -100)}
@@ -68,24 +70,24 @@ def main() -> None:
         budget=options.budget,
         probe_sequences=8,
     )
-    text, clipped = sentences(), []
+    text = sentences()
+    clipped: list[float] = []
     for step in range(options.steps):
         batch = batch_of([text[i] for i in torch.randint(len(text), (32,)).tolist()])
         output = model(**batch)
         output.loss.backward()
         stats = optimizer.step(batch, output, batch["attention_mask"])
         optimizer.zero_grad()
-        told = ""
+        kl = ""
         if stats.applied_kl is not None:  # at every tenth step
             ratio = float(stats.applied_kl) / options.target_kl
             clipped += [ratio] if stats.clip_coefficient < 0.999 else []
-            told = f"  applied KL / target {ratio:.2f}"
+            kl = f"  applied KL / target {ratio:.2f}"
         if step % 10 == 0:
-            print(f"step {step:4d}  loss {output.loss.item():.3f}  c {stats.clip_coefficient:.3f}{told}")
+            print(f"step {step:4d}  loss {output.loss.item():.3f}  c {stats.clip_coefficient:.3f}{kl}")
     if clipped:
-        print(
-            f"median over {len(clipped)} audited, clipped steps: applied KL / target {statistics.median(clipped):.2f}"
-        )
+        median = statistics.median(clipped)
+        print(f"median over {len(clipped)} audited, clipped steps: applied KL / target {median:.2f}")
 
 
 if __name__ == "__main__":

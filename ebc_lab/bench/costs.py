@@ -107,7 +107,7 @@ def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
 
 
 def matmul_peak(run: RunConfig, sizes: Sequence[int], repeats: int) -> dict[str, float]:
-    """FLOP/s of the best square product (2·n³ operations) by size n, in the run's precision, on its threads."""
+    """FLOP/s of the best square product (2·n³ operations) by size n, in the run's precision."""
     found = {}
     for n in sizes:
         a, b = (torch.randn(n, n, device=run.device).to(getattr(torch, run.dtype)) for _ in range(2))

@@ -110,7 +110,7 @@ class Loop:
         with autocast(self.run):
             logits = self.training.forward(inputs)
         loss = token_losses(logits, targets).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         return logits, loss.detach()
 
     def update(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Any:

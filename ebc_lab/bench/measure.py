@@ -63,7 +63,8 @@ def resolved(config: Config) -> RunConfig:
     run = run_part(config)
     corpus = locate(run.data, quiet=True)
     check_length(corpus, run.model.context)
-    run.data.name, run.data.sha256 = corpus.name, corpus.sha256
+    run.data.name = corpus.name
+    run.data.sha256 = corpus.sha256
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
         raise UserError("lr_schedule=replay has a fixed length and costs as much as any other: leave it out.")

@@ -108,7 +108,7 @@ def _peak_on_cuda(step: Callable[[], object]) -> int:
 
 
 def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes of the parameters, the gradients after a backward pass, the base optimizers and the stabilizer."""
+    """Bytes of parameters, gradients after a backward pass, base optimizers and stabilizer."""
     inputs, targets = loop.batch()
     logits, _ = loop.forward_backward(inputs, targets)
     parameters = storages([*training.model.parameters(), *training.model.buffers()])

@@ -144,7 +144,8 @@ class PackedRuns:
                     raise UserError(f"a run ended after {training.step} steps: give another optimizer.lr.")
         synchronise(self.run)
         taken = sum(training.step for training, _ in self.runs) - sum(begun)
-        return taken * self.run.batch_size * self.run.model.context / (time.perf_counter() - start)
+        tokens: int = taken * self.run.batch_size * self.run.model.context
+        return tokens / (time.perf_counter() - start)
 
     def close(self) -> None:
         for _, blocks in self.runs:

@@ -41,7 +41,8 @@ class Block(nn.Module):
         )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        mlp: Tensor = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x))))
+        return x + mlp
 
 
 class GPT(nn.Module):
@@ -86,7 +87,7 @@ class PlainLoop:
         targets = torch.stack([self.data[i + 1 : i + 1 + self.context] for i in starts]).to(self.device)
         logits = self.model(inputs)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach()

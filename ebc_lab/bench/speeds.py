@@ -41,8 +41,8 @@ RULES = {  # as `ebc-lab doctor` prints them
     "compile": "off where the longest run trains for less than 2 minutes; else on where it saves twice the "
     "seconds that compiling takes; off on a GPU, whose steps come from CUDA graphs, and on Slurm nodes; "
     "compile=on overrides this",
-    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own arithmetic "
-    "is batched over all tensors (foreach)",
+    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
+    "arithmetic is batched over all tensors (foreach)",
 }
 
 Case = tuple[int, int, str]  # threads per process, processes in parallel, dtype
@@ -110,10 +110,7 @@ def chosen_by_rule(
 
 
 def cases_of(run: RunConfig, cores: int, limit: int) -> list[Case]:
-    """What to measure for the settings that are open.
-
-    As many runs train in parallel as the cores hold: on a CPU at most `limit`, unless that is 0; on a GPU one.
-    """
+    """What to measure. `limit`: runs in parallel at most on a CPU, 0 for as many as the cores hold."""
     threads = [run.threads_per_run] if run.threads_per_run else [t for t in THREADS if t <= cores]
     dtypes = DTYPES if is_open(run, "dtype") else (run.dtype,)
     limit = 1 if run.device == "cuda" else limit or cores
@@ -168,8 +165,8 @@ def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | 
         return "off", found
     saved = steps * (found["eager_ms"] - found["compiled_ms"]) / 1e3
     why = (
-        f"compiling takes {found['compile_s']:.0f} s and makes a step {found['compiled_ms']:.1f} ms instead of "
-        f"{found['eager_ms']:.1f}: {saved:+.0f} s saved in the longest run's {steps} steps"
+        f"compiling takes {found['compile_s']:.0f} s and makes a step {found['compiled_ms']:.1f} ms instead "
+        f"of {found['eager_ms']:.1f}: {saved:+.0f} s saved in the longest run's {steps} steps"
     )
     return ("on" if saved > MIN_PAYOFF * found["compile_s"] else "off"), why
 
@@ -342,9 +339,9 @@ def run_module(
 
 
 def report(config: Config, run: RunConfig) -> dict[str, Any]:
-    """All rates at this shape, what a study and a single run would choose, and why. Measures what is not known.
+    """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
 
-    Both dtypes are measured even where one is given. Raises UserError when a measurement fails.
+    Measures what is not known. Raises UserError when a measurement fails.
     """
     cores = machine.cores()
     shape = replace(chosen_by_rule(run, cores, job_cores(config.launcher))[0], dtype="auto")

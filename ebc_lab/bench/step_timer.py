@@ -56,7 +56,7 @@ class StepTimer:
         start = time.perf_counter()
         with autocast(self.run):
             logits = self.forward(self.tokens[:, :-1])
-        token_losses(logits, self.tokens[:, 1:]).mean().backward()
+        token_losses(logits, self.tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
         for base in self.bases:
             base.step()
             base.zero_grad()

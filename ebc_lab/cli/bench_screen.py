@@ -54,27 +54,22 @@ def size(count: float) -> str:
 def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     """Everything, section by section."""
     a = found["about"]
-    run, machine = a["run"], a["machine"]
+    run = a["run"]
+    machine = a["machine"]
     m = run["model"]
-    on = (
-        ", ".join(machine["gpus"])
-        if run["device"] == "cuda"
-        else f"{machine['cpu']}, {machine['cores']} cores"
-    )
-    shape = f"{m['blocks']} blocks, d = {m['width']}, {run['batch_size']}×{m['context']} tokens, {run['optimizer']['name']}"
-    console.print(Text.assemble((f"{a['scale']} shape ", "bold"), f"on {on}: {shape}"))
-    console.print(
-        Text(
-            f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s",
-            style="dim",
-        )
-    )
+    cpu = f"{machine['cpu']}, {machine['cores']} cores"
+    on = ", ".join(machine["gpus"]) if run["device"] == "cuda" else cpu
+    shape = f"{m['blocks']} blocks, d = {m['width']}, {run['batch_size']}×{m['context']} tokens"
+    about = f"on {on}: {shape}, {run['optimizer']['name']}"
+    console.print(Text.assemble((f"{a['scale']} shape ", "bold"), about))
+    how = f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s"
+    console.print(Text(how, style="dim"))
     if a["quick"]:
-        console.print(Text("--quick: too few steps for figures to go by", style="yellow"))
+        console.print(Text("--quick: too few steps for reliable figures", style="yellow"))
     load = machine["load_before"]
     if load and load[0] > machine["cores"] / 2:
-        busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores as it began: expect wide quartiles"
-        console.print(Text(busy, style="yellow"))
+        busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
+        console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
     for section in (_throughput, _overhead, _shares, _fixed, _compute, _memory):
         title, table = section(found)
         console.print(Text(f"\n{title}", style="bold"))
@@ -84,14 +79,15 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _throughput(found: Mapping[str, Any]) -> tuple[str, Table]:
-    title, t = "Speed", found["throughput"]
+    t = found["throughput"]
     table = plain_table("~loop", "precision", ">threads", ">tokens/s", ">ms/step", ">the lab's speed over it")
     for side, label in SIDES.items():
         s = t[side]
         times = within(t[f"lab_over_{side}"], ".2f") + "×" if side != "lab" else ""
-        rate, ms = within(s["tokens_per_s"], ",.0f"), within(s["step_ms"], ".2f")
+        rate = within(s["tokens_per_s"], ",.0f")
+        ms = within(s["step_ms"], ".2f")
         table.add_row(label, s["dtype"], str(s["threads"]), rate, ms, times)
-    return title, table
+    return "Speed", table
 
 
 def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
@@ -102,9 +98,8 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
         low, high = row["overhead_iqr_pct"]
-        table.add_row(
-            row["stabilizer"], f"{row['overhead_pct']:+.1f}%", f"{low:+.1f} to {high:+.1f}", str(row["pairs"])
-        )
+        quartiles = f"{low:+.1f} to {high:+.1f}"
+        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+.1f}%", quartiles, str(row["pairs"]))
     return title, table
 
 
@@ -133,14 +128,13 @@ def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
     table = plain_table("what", ">figure")
     flops = c["flops_per_step"]
     n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
+    flops_per_s = c["achieved_flops_per_s"]
     achieved = {
-        k: [x / 1e9 for x in v] if isinstance(v, list) else v / 1e9
-        for k, v in c["achieved_flops_per_s"].items()
+        "median": flops_per_s["median"] / 1e9,
+        "quartiles": [x / 1e9 for x in flops_per_s["quartiles"]],
     }
-    table.add_row(
-        "work per step",
-        f"{flops['total'] / 1e9:.3g} GFLOP, {flops['attention'] / flops['total']:.0%} of it attention",
-    )
+    share = f"{flops['attention'] / flops['total']:.0%} of it attention"
+    table.add_row("work per step", f"{flops['total'] / 1e9:.3g} GFLOP, {share}")
     table.add_row("achieved", f"{within(achieved, ',.3g')} GFLOP/s")
     table.add_row("best matrix product", f"{c['peak_flops_per_s'] / 1e9:,.3g} GFLOP/s, n = {n}")
     table.add_row("share of it", f"{c['share_of_peak_pct']:.0f}%")
@@ -150,20 +144,16 @@ def _compute(found: Mapping[str, Any]) -> tuple[str, Table]:
 def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
     m = found["memory"]
     b = m["bare_bytes"]
-    held = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}, optimizer {size(b['optimizer_state'])}"
-    title = f"Memory: {held}; a bare step adds {size(b['peak'])} at most"
-    columns = (
-        "stabilizer",
-        ">held",
-        ">in copies of the parameters",
-        ">at the height of a step, copies more",
-        "~",
-    )
-    table = plain_table(*columns)
+    held = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}"
+    peak = f"a bare step adds {size(b['peak'])} at most"
+    title = f"Memory: {held}, optimizer {size(b['optimizer_state'])}; {peak}"
+    copies = (">in copies of the parameters", ">at the peak of a step, copies more")
+    table = plain_table("stabilizer", ">held", *copies, "~")
     for row in m["stabilizers"]:
         if row["refused"]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
-        copies, peak = f"{row['extra_copies']:.2f}", f"{row['peak_extra_copies']:+.2f}"
-        table.add_row(row["stabilizer"], size(row["held_bytes"]), copies, peak)
+        held = size(row["held_bytes"])
+        copies_more = f"{row['peak_extra_copies']:+.2f}"
+        table.add_row(row["stabilizer"], held, f"{row['extra_copies']:.2f}", copies_more)
     return title, table

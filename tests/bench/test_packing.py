@@ -34,7 +34,8 @@ def test_packing_is_measured_with_whole_runs(run, stabilizer):
 def test_a_number_of_runs_that_memory_does_not_hold_is_left_out(run, monkeypatch):
     from ebc_lab.components import optimizers
 
-    build, built = optimizers.build, []
+    build = optimizers.build
+    built = []
 
     def full_at_the_third(*asked):
         if len(built) == 2:
@@ -54,7 +55,8 @@ def test_a_cpu_carries_one_run_a_worker_without_being_asked(run, monkeypatch):
 def test_a_measurement_is_made_and_reported_once_per_shape(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = {"runs_per_worker": 4, "tokens_per_s": {"1": 1e5, "4": 3e5}}
-    measured, said = [], []
+    measured = []
+    said = []
     monkeypatch.setattr(packing, "measured", lambda run: measured.append(run) or found)
     run = replace(run, device="cuda")
     assert [packing.packing(run, said.append) for _ in range(2)] == [found, found]

@@ -1,4 +1,4 @@
-"""The rules that choose precision, threads and compiling, on made-up measurements; and real ones of a tiny shape."""
+"""The rules that choose precision, threads and compiling, on invented measurements; and a real one."""
 
 import re
 import shutil
