@@ -1,12 +1,14 @@
-"""The study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the verdict.
+"""The study, stage after stage: plan, train what is missing, decide, record; then tables, plots and the
+verdict.
 
-Everything it does is a function of the configuration and of the results on disk, so the same command again carries on.
+Everything it does is a function of the configuration and of the results on disk, so the same command
+continues a study.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +36,12 @@ Conclude = Callable[[Config, Study, dict[str, Decision], Say], dict[str, Any] | 
 
 @dataclass
 class Listener:
-    """What the caller does while a study runs, all optional: it is told, and it writes what is made for readers.
+    """What the caller does while a study runs, all optional: it is told of progress, and writes what readers
+    see.
 
-    `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)` writes what a
-    study leaves behind after its last stage, and returns the verdict if there is one. Both are `ebc_lab.report.conclude`'s.
+    `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
+    writes everything that is made after the last stage, and returns the verdict if there is one.
+    `ebc_lab.report.conclude` has both.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -49,7 +53,7 @@ class Listener:
 
 @dataclass
 class Progress:
-    """Where a running study stands, for the live view."""
+    """The state of a running stage, for the live view."""
 
     study: str
     stage: str
@@ -65,8 +69,8 @@ class Outcome:
     """What a call did and found."""
 
     study: Study
-    trained: int
-    failed: list[str]
+    trained: int  # runs
+    failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
@@ -74,10 +78,8 @@ class Outcome:
 
 
 def study_of(config: Config) -> Study:
+    """The study that a configuration names."""
     return Study(Path(config.output_dir).expanduser() / config.study.name)
-
-
-# -- the stages -----------------------------------------------------------------------------------------------------------
 
 
 def autopilot(
@@ -88,19 +90,19 @@ def autopilot(
     force: bool = False,
     limits: Limits | None = None,
 ) -> Outcome:
-    """Run `stages` of the study in order (all of `study.stages` by default), or carry on with them.
+    """Run or continue `stages` of the study in order (all of `study.stages` by default).
 
-    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits` are used up),
-    WorkersFailed, Cancelled, KeyboardInterrupt.
+    Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
+    are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
     study = study_of(config)
     order = config.study.stages
-    stages = order if stages is None else stages
+    stages = list(order if stages is None else stages)
     if stages[0] not in order:
         raise UserError(f"study {study.name} has no stage {stages[0]}; its stages are {', '.join(order)}.")
     earlier = order[: order.index(stages[0])]
-    _refuse_lacking(stages[0], study.decisions(), earlier)
-    if not study.exists():  # whatever is wrong leaves nothing behind
+    _refuse_undecided(stages[0], earlier, study.decisions())
+    if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
         check_length(locate(config.data), config.model.context)
     study.prepare()
@@ -110,177 +112,182 @@ def autopilot(
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
         manifest.begin(study.root)
-        finished = order[-1] in study.decisions()
-        retried = study.forget(RETRIED if finished else RETRIED_UNFINISHED, stages)
-        if retried:
-            listener.say(f"{len(retried)} run(s) that were lost or failed are tried again")
-        decisions: dict[str, Decision] = {}
-        for stage in earlier:  # decided again from their runs, so that a stale decision cannot be built on
-            _refuse_lacking(stages[0], study.decisions(), [stage])
-            specs, results = planned_runs(stage, config, decisions, study.results)
-            if any(s.run_id not in results for s in specs):
-                raise UserError(
-                    f"the runs of {stage} are not all there: run `ebc-lab stage {stage} …` first."
-                )
-            decisions[stage] = _decide(stage, config, specs, results, decisions)
-            _record(study, stage, decisions[stage], listener)
+        call = _Call(config, study, stages, listener, limits or Limits())
+        call.forget_failures()
+        for stage in earlier:
+            call.decide_again(stage)
         before = _trained(study)
         with following(config.tracker, study.root, listener.say), opened(config, study, listener.say) as pool:
             for stage in stages:
-                specs = _stage(stage, stages, config, study, decisions, pool, listener, limits or Limits())
-                results = study.results(specs)
-                decisions[stage] = _decide(stage, config, specs, results, decisions)
-                _record(study, stage, decisions[stage], listener)
-                listener.decided(stage, decisions[stage])
-                listener.tabulate(study, stage, specs, results)
-        accepted = listener.conclude(config, study, decisions, listener.say) if order[-1] in stages else None
+                call.run_stage(stage, pool)
+        concluded = order[-1] in stages
+        verdict = listener.conclude(config, study, call.decisions, listener.say) if concluded else None
         manifest.complete(study.root)
-        trained, failed = len(_trained(study) - before), _failed(study)
-        return Outcome(
-            study,
-            trained,
-            failed,
-            list(stages),
-            corpus.warning,
-            accepted,
-            decision_that_shows("arms", decisions),
-        )
+        failed = [r.run_id for r in study.records() if r.result and r.result["outcome"] not in FINISHED]
+        suite = decision_that_shows("arms", call.decisions)
+        trained = len(_trained(study) - before)
+        return Outcome(study, trained, failed, stages, corpus.warning, verdict, suite)
 
 
-def _refuse_lacking(stage: str, known: Mapping[str, Decision], earlier: Sequence[str]) -> None:
+@dataclass
+class _Call:
+    """One call on a study that it holds, and the decisions made so far."""
+
+    config: Config
+    study: Study
+    stages: list[str]
+    listener: Listener
+    limits: Limits
+    decisions: dict[str, Decision] = field(default_factory=dict)
+
+    def forget_failures(self) -> None:
+        """Remove results of the call's stages that say nothing about the run itself, so that it is trained
+        again."""
+        finished = self.config.study.stages[-1] in self.study.decisions()
+        again = self.study.forget(RETRIED if finished else RETRIED_UNFINISHED, self.stages)
+        if again:
+            self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
+
+    def decide_again(self, stage: str) -> None:
+        """Decide an earlier stage from its runs again, so that nothing is built on an outdated decision."""
+        _refuse_undecided(self.stages[0], [stage], self.study.decisions())
+        specs, results = planned_runs(stage, self.config, self.decisions, self.study.results)
+        if any(s.run_id not in results for s in specs):
+            raise UserError(f"some runs of {stage} are missing: run `ebc-lab stage {stage} …` first.")
+        self._decide(stage, specs, results)
+
+    def run_stage(self, stage: str, pool: Pool) -> None:
+        """Train until the stage asks for no more runs, decide it, and tell the listener."""
+        while True:
+            specs, results = planned_runs(stage, self.config, self.decisions, self.study.results)
+            missing = [s for s in distinct(specs) if s.run_id not in results]
+            if not missing:
+                break
+            self._train(stage, distinct(specs), missing, pool)
+        decision = self._decide(stage, specs, results)
+        self.listener.decided(stage, decision)
+        self.listener.tabulate(self.study, stage, specs, results)
+
+    def _decide(self, stage: str, specs: Sequence[RunSpec], results: Results) -> Decision:
+        """Decide and record; a decision that replaces another one is announced. Raises StageFailed."""
+        try:
+            decision = stage_of(stage).decide(self.config, specs, results, self.decisions)
+        except Undecidable as error:
+            raise StageFailed(str(error)) from None
+        self.decisions[stage] = decision
+        if self.study.write_decision(stage, decision):
+            self.listener.say(
+                f"{stage}: the recorded decision does not follow from the runs that are there now; it is "
+                "replaced, and "
+                "what was built on it is decided again"
+            )
+        return decision
+
+    def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
+        """Train one wave of the missing runs: as many as the limits admit, measurements of time one by one at
+        the end."""
+        study = self.study
+        timed = [s for s in missing if s.kind != "train"]
+        wave = self.limits.admitted([s for s in missing if s.kind == "train"])
+        if not wave and len(timed) < len(missing):
+            what = f"{len(missing)} run(s) of {stage} are still to be trained"
+            raise StageFailed(self.limits.message(what))
+        spare: list[RunSpec] = []
+        if wave and not self.limits.any:
+            later = self.stages[self.stages.index(stage) + 1 :]
+            wanted = {s.run_id for s in runs}
+            spare = distinct(speculative_runs(self.config, self.decisions, wave, later))
+            spare = [s for s in spare if s.run_id not in wanted]
+        wave = wave or timed[:1]  # a measurement of time runs alone
+        if stage in study.decisions():  # a deleted run, or one whose name changed with the code
+            self.listener.say(
+                f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained "
+                "again"
+            )
+        planned = [*wave, *spare]
+        manifest.strike(study.root, runs=[s.run_id for s in planned if not study.has_result(s.run_id)])
+        for spec in planned:
+            study.write_spec(spec)
+        there = len(runs) - len(missing)
+        self.listener.say(f"{stage}: {len(wave)} run(s) to train, {there} of {len(runs)} there already")
+        watched = _Wave(self, stage, runs, wave, spare, pool.at_a_time)
+        canary = not watched.breaker.proven and wave[0].kind == "train"
+        pool.run(wave, spare, watched.check_in, canary=canary)
+
+
+class _Wave:
+    """The runs that a pool is training: what ended, what is left, and whether to stop."""
+
+    def __init__(
+        self,
+        call: _Call,
+        stage: str,
+        runs: Sequence[RunSpec],
+        wave: Sequence[RunSpec],
+        spare: Sequence[RunSpec],
+        at_a_time: int,
+    ):
+        self.call = call
+        self.progress = Progress(call.study.name, stage, at_a_time, total=len(runs))
+        self.specs = {s.run_id: s for s in [*spare, *wave]}
+        self.left = {s.run_id: s for s in wave}
+        known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
+        proven = any(found is not None and found["outcome"] in FINISHED for found in known)
+        self.breaker = Breaker(stage, call.study, proven=proven)
+
+    def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
+        """`done`: ids of the runs that ended since the last call; `busy`: those of each worker. Raises
+        Cancelled, StageFailed."""
+        study = self.call.study
+        if study.cancel_mark.exists():
+            raise Cancelled(f"study {study.name} was cancelled; the same command continues from here")
+        self.call.limits.tick(len(busy))
+        for run_id in done:
+            found = study.result(run_id)
+            assert found is not None
+            self.call.limits.ended(self.left.pop(run_id), found)
+            if found["outcome"] not in FINISHED:
+                self.call.listener.say(
+                    f"{self.progress.stage}: {run_id} {found['outcome']}: {found.get('cause')}"
+                )
+            self.breaker.saw(run_id, found, len(self.left))
+        self.progress.done = self.progress.total - len(self.left)
+        self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
+        self.progress.eta_s = self._eta()
+        self.call.listener.watch(self.progress)
+
+    def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
+        found = []
+        for run_id in run_ids:
+            spec = self.specs.get(run_id)
+            now = self.call.study.progress(run_id)
+            if spec and now:
+                shown = {"arm": spec.arm, "lr": spec.run.optimizer.lr, "seed": spec.run.seed}
+                found.append({"run_id": run_id, **shown, **now})
+        return found
+
+    def _eta(self) -> float | None:
+        """Seconds until the wave is done, from the speed of the runs in progress."""
+        running = self.progress.running
+        rates = [r["steps_per_s"] for r in running if r["steps_per_s"] > 0]
+        if not rates or not self.left:
+            return None
+        done = sum(r["step"] for r in running if r["run_id"] in self.left)
+        steps = sum(s.run.steps for s in self.left.values()) - done
+        at_a_time = min(self.progress.at_a_time, len(self.left))
+        return float(steps) / (statistics.fmean(rates) * at_a_time)
+
+
+def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
         raise UserError(
-            f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same settings first."
+            f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same "
+            "settings first."
         )
-
-
-def _record(study: Study, stage: str, decision: Decision, listener: Listener) -> None:
-    """Write a decision, and say it when it takes the place of another one."""
-    if study.write_decision(stage, decision):
-        listener.say(
-            f"{stage}: the recorded decision does not follow from the runs that are there now; it is replaced, and what was "
-            "built on it is decided again"
-        )
-
-
-def _decide(
-    stage: str,
-    config: Config,
-    specs: Sequence[RunSpec],
-    results: dict[str, Any],
-    decisions: dict[str, Decision],
-) -> Decision:
-    try:
-        return stage_of(stage).decide(config, specs, results, decisions)
-    except Undecidable as error:
-        raise StageFailed(str(error)) from None
-
-
-def _stage(
-    stage: str,
-    stages: Sequence[str],
-    config: Config,
-    study: Study,
-    decisions: dict[str, Decision],
-    pool: Pool,
-    listener: Listener,
-    limits: Limits,
-) -> list[RunSpec]:
-    """Train until the stage asks for nothing more. -> its runs."""
-    while True:
-        specs, results = planned_runs(stage, config, decisions, study.results)
-        runs = distinct(specs)
-        missing = [s for s in runs if s.run_id not in results]
-        if not missing:
-            return specs
-        timed = [s for s in missing if s.kind != "train"]
-        wave = limits.admitted([s for s in missing if s.kind == "train"])
-        if not wave and len(timed) < len(missing):
-            raise StageFailed(limits.message(f"{len(missing)} run(s) of {stage} are still to be trained"))
-        wave = wave or timed[:1]  # a measurement of time runs alone
-        later = list(stages)[list(stages).index(stage) + 1 :] if wave != timed[:1] and not limits.any else []
-        wanted = {s.run_id for s in runs}
-        spare = [
-            s for s in distinct(speculative_runs(config, decisions, wave, later)) if s.run_id not in wanted
-        ]
-        if stage in study.decisions():  # a deleted run, or one whose name changed with the code
-            listener.say(
-                f"{stage} was decided, but {len(missing)} of its {len(runs)} runs are not there: trained again"
-            )
-        manifest.strike(
-            study.root, runs=[s.run_id for s in [*wave, *spare] if not study.has_result(s.run_id)]
-        )
-        for spec in [*wave, *spare]:
-            study.write_spec(spec)
-        listener.say(
-            f"{stage}: {len(wave)} run(s) to train, {len(runs) - len(missing)} of {len(runs)} there already"
-        )
-        _train(stage, study, runs, wave, spare, pool, listener, limits)
-
-
-def _train(
-    stage: str,
-    study: Study,
-    specs: list[RunSpec],
-    wave: list[RunSpec],
-    spare: list[RunSpec],
-    pool: Pool,
-    listener: Listener,
-    limits: Limits,
-) -> None:
-    progress = Progress(study.name, stage, pool.at_a_time, total=len(specs))
-    by_id = {s.run_id: s for s in [*spare, *wave]}
-    left = {s.run_id: s for s in wave}
-    known = [found for s in specs if s.run_id not in left and (found := study.result(s.run_id))]
-    breaker = Breaker(stage, study, proven=any(found["outcome"] in FINISHED for found in known))
-    mark = study.cancel_mark
-
-    def check_in(done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
-        if mark.exists():
-            raise Cancelled(f"study {study.name} was cancelled; the same command carries on from here")
-        limits.tick(len(busy))
-        for run_id in done:
-            spec, found = left.pop(run_id), study.result(run_id)
-            assert found is not None
-            limits.ended(spec, found)
-            if found["outcome"] not in FINISHED:
-                listener.say(f"{stage}: {run_id} {found['outcome']}: {found.get('cause')}")
-            breaker.saw(run_id, found, len(left))
-        progress.done = len(specs) - len(left)
-        progress.running = [
-            {"run_id": s.run_id, "arm": s.arm, "lr": s.run.optimizer.lr, "seed": s.run.seed, **now}
-            for run_ids in busy
-            for run_id in run_ids
-            if (s := by_id.get(run_id)) and (now := study.progress(run_id))
-        ]
-        progress.eta_s = _eta(progress, list(left.values()))
-        listener.watch(progress)
-
-    pool.run(wave, spare, check_in, canary=not breaker.proven and wave[0].kind == "train")
-
-
-def _eta(progress: Progress, left: list[RunSpec]) -> float | None:
-    """Seconds until the wave is done, from the speed of the runs in progress."""
-    rates = [r["steps_per_s"] for r in progress.running if r["steps_per_s"] > 0]
-    if not rates or not left:
-        return None
-    ids = {s.run_id for s in left}
-    done = sum(r["step"] for r in progress.running if r["run_id"] in ids)
-    return float(sum(s.run.steps for s in left) - done) / (
-        statistics.fmean(rates) * min(progress.at_a_time, len(left))
-    )
 
 
 def _trained(study: Study) -> set[str]:
     """Ids of the training runs that have a result."""
-    return {
-        run_id
-        for run_id in study.run_ids()
-        if study.has_result(run_id) and not run_id.startswith("overhead_")
-    }
-
-
-def _failed(study: Study) -> list[str]:
-    """Run ids whose outcome is no result."""
-    return [r.run_id for r in study.records() if r.result is not None and r.result["outcome"] not in FINISHED]
+    ids = [run_id for run_id in study.run_ids() if not run_id.startswith("overhead_")]
+    return {run_id for run_id in ids if study.has_result(run_id)}

@@ -1,4 +1,5 @@
-"""What stops a study early: the same failure again and again, a budget that is used up, a request to cancel."""
+"""What stops a study early: the same failure again and again, a budget that is used up, a request to
+cancel."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from ebc_lab.config.errors import UserError
 from .stages.spec import RunSpec
 from .store.study import FINISHED, Study
 
-ALIKE_FIRST = 2  # failures alike that stop a stage in which nothing has finished yet
-ALIKE_LATER = 3  # in a row, that stop it later on
+ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
+ALIKE_LATER = 3  # that stop it later on
 
 
 class StageFailed(Exception):
@@ -21,36 +22,44 @@ class StageFailed(Exception):
 
 
 def cause_class(outcome: str, cause: str | None) -> str:
-    """Causes that differ in numbers and addresses only are one cause."""
+    """The outcome and its cause without numbers and addresses, so that similar causes are equal."""
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause or "")
 
 
 class Breaker:
-    """Stops a stage whose runs fail alike: its first ones, or several in a row later on."""
+    """Stops a stage whose runs fail for the same cause: its first ones, or several in a row later on.
+
+    `proven`: a run of the stage has finished before.
+    """
 
     def __init__(self, stage: str, study: Study, *, proven: bool):
-        self.stage, self.study, self.proven = stage, study, proven
-        self.row: list[str] = []  # runs that failed alike, in a row
-        self.kind = ""
+        self.stage = stage
+        self.study = study
+        self.proven = proven
+        self.row: list[str] = []  # the latest runs, all of which failed for the same cause
+        self.cause = ""
 
     def saw(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
         """A run has ended, `left` others are still to come. Raises StageFailed."""
         if result["outcome"] in FINISHED:
-            self.proven, self.row = True, []
+            self.proven = True
+            self.row = []
             return
-        kind = cause_class(result["outcome"], result.get("cause"))
-        self.row = [*self.row, run_id] if kind == self.kind else [run_id]
-        self.kind = kind
+        cause = cause_class(result["outcome"], result.get("cause"))
+        self.row = [*self.row, run_id] if cause == self.cause else [run_id]
+        self.cause = cause
         if left and len(self.row) >= (ALIKE_LATER if self.proven else ALIKE_FIRST):
             which = "its last" if self.proven else "its first"
             raise StageFailed(
-                f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with {result.get('cause')!r}; "
-                f"read {self.study.run_files(self.row[0]).log}, mend it, and give the same command again."
+                f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with "
+                f"{result.get('cause')!r}; "
+                f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again."
             )
 
 
 class Limits:
-    """`--max-runs` and `--max-hours`: what this call may train, and the hours of its workers taken together."""
+    """`--max-runs` and `--max-hours`: how many runs this call may train, and for how many hours of its
+    workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
@@ -68,15 +77,16 @@ class Limits:
         return self.runs_left is not None or self.max_s is not None
 
     def admitted(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
-        """As much of the wave, in its order of work, as fits. Hours are foretold from the runs that this call has finished;
-        before the first, one run alone is let through to learn from."""
+        """The longest runs of the wave that fit into what is left. Hours are predicted from the runs that
+        this call has finished; before the first, one run alone is admitted."""
         chosen = sorted(wave, key=lambda s: -s.cost)
         if self.runs_left is not None:
             chosen = chosen[: self.runs_left]
         if self.max_s is not None:
             if self.rate is None:
                 return chosen[:1] if self.spent_s < self.max_s else []
-            left, fitting = self.max_s - self.spent_s, []
+            left = self.max_s - self.spent_s
+            fitting = []
             for spec in chosen:
                 left -= self.rate * spec.cost
                 if left < 0:
@@ -95,7 +105,8 @@ class Limits:
             self.rate = sum(s for s, _ in self._timed) / max(sum(c for _, c in self._timed), 1.0)
 
     def tick(self, busy: int) -> None:
-        """So many workers have been training since the last call. Raises StageFailed once the hours are used up."""
+        """`busy` workers have been training since the last call. Raises StageFailed once the hours are used
+        up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -103,4 +114,4 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        return f"the budget is used up, {what}; the same command carries on from here, with a new budget."
+        return f"the budget is used up, {what}; the same command continues from here, with a new budget."

@@ -1,7 +1,7 @@
-"""study.json: a study's settings, its corpus, and what was chosen automatically, chosen once and kept.
+"""study.json: a study's settings, its corpus, and what was chosen automatically: chosen once, then kept.
 
-A later call on the same study takes up what the first one resolved (corpus, device, precision, threads, compiling), so that a
-change of mind, of machine or of network never retrains what is finished.
+A later call on the same study adopts what the first one resolved (corpus, device, precision, threads,
+compiling), so that another machine, network or default never retrains what is finished.
 """
 
 from __future__ import annotations
@@ -34,58 +34,68 @@ from .store.study import Study, StudyHeader
 def resolve_study(
     config: Config, study: Study, say: Callable[[str], None], *, force: bool
 ) -> tuple[Config, Corpus]:
-    """Resolve the configuration and write study.json, or take up the resolution of the study that is already there.
+    """Resolve the configuration and write study.json, or adopt the resolution of the study that is already
+    there.
 
-    With `force` a study begun with other settings, or under another torch, is changed: what was concluded from the old ones is
-    removed, runs that are still the same are kept. Raises UserError: the corpus, or such a difference without `force`; it says
-    what would be trained again.
+    With `force` a study begun with other settings, or under another torch, is changed: what was concluded
+    from the old ones is removed, runs that are still the same are kept. Raises UserError: the corpus, or such
+    a difference without `force`; it says what would be trained again.
     """
     requested = _requested(config)
     known = study.header() if study.exists() else None
     changed = changes(config, known) if known else []
     if known:
-        config = take_up(config, known)
+        config = adopt(config, known)
     shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
     if changed and not force:
         raise UserError(
-            f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add --force to "
-            f"change this one; runs that are still the same are kept ({_again(config, study)})."
+            f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add "
+            "--force to change this one; runs that are still the same are kept "
+            f"({_retrained(config, study)})."
         )
     corpus = locate(config.data)
     check_length(corpus, config.model.context)
-    if known and known["corpus"]["sha256"] == corpus.sha256:
-        corpus = replace(
-            corpus, warning=known["corpus"]["warning"]
-        )  # the fallback is named only when it is made
+    if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
+        corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say)
     check_run(config)
-    if not known or changed:
-        if changed:
-            say(f"other settings than before ({shown}): {_again(config, study)}")
-            study.drop_conclusions()
-        header: StudyHeader = {
-            "study": study.name,
-            "created": known["created"] if known else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "ebc_lab": __version__,
-            "requested": requested,
-            "config": {
-                k: v for k, v in to_dict(config).items() if k != "tracker"
-            },  # whose address may hold a password
-            "environment": environment(identity(config)),
-            "chosen": {**(known["chosen"] if known else {}), **why},
-            "corpus": {
-                "name": corpus.name,
-                "title": corpus.title,
-                "sha256": corpus.sha256,
-                "warning": corpus.warning,
-            },
-            "versions": versions(),
-            "git": git_revision(),
-            "hardware": hardware(),
-        }
+    if changed:
+        say(f"other settings than before ({shown}): {_retrained(config, study)}")
+        study.drop_conclusions()
+    if changed or not known:
         manifest.strike(study.root, study.header_file.name)
-        write_checksummed(study.header_file, header)
+        write_checksummed(study.header_file, _header(config, corpus, study, requested, known or {}, why))
     return config, corpus
+
+
+def _header(
+    config: Config,
+    corpus: Corpus,
+    study: Study,
+    requested: dict[str, Any],
+    known: Mapping[str, Any],
+    why: Mapping[str, str],
+) -> StudyHeader:
+    """What study.json records. `known`: what it recorded before."""
+    return {
+        "study": study.name,
+        "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "ebc_lab": __version__,
+        "requested": requested,
+        # without the tracker, whose address may contain a password
+        "config": {k: v for k, v in to_dict(config).items() if k != "tracker"},
+        "environment": environment(identity(config)),
+        "chosen": {**known.get("chosen", {}), **why},
+        "corpus": {
+            "name": corpus.name,
+            "title": corpus.title,
+            "sha256": corpus.sha256,
+            "warning": corpus.warning,
+        },
+        "versions": versions(),
+        "git": git_revision(),
+        "hardware": hardware(),
+    }
 
 
 def _requested(config: Config) -> dict[str, Any]:
@@ -94,7 +104,8 @@ def _requested(config: Config) -> dict[str, Any]:
 
 
 def changes(config: Config, known: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(what, in study.json, now) of all that makes this another study than the one that is there: settings, torch, numerics."""
+    """(what, in study.json, now) of everything that makes this another study than the recorded one: settings,
+    torch, numerics."""
     settings = differences(known["requested"], _requested(config))
     return settings + environment_changes(from_dict(Config, known["config"]), known)
 
@@ -107,7 +118,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     return [] if old == new else [(path, old, new)]
 
 
-def take_up(config: Config, known: Mapping[str, Any]) -> Config:
+def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
     resolved: Config = from_dict(Config, known["config"])
     if known["requested"]["data"] == to_dict(config.data):
@@ -116,34 +127,29 @@ def take_up(config: Config, known: Mapping[str, Any]) -> Config:
     return replace(config, **left_open)
 
 
-def _again(config: Config, study: Study) -> str:
+def _retrained(config: Config, study: Study) -> str:
     """What this call would train, in words."""
     if not config.data.sha256:
         return "on another corpus none is"
     records = study.records()
     problem = next((r.problem for r in records if r.problem), None)
-    return (
-        f"which ones is not known: {problem}"
-        if problem
-        else work_in_words(remaining_work(config, reusable_results(records, finished=False)))
-    )
+    if problem:
+        return f"which ones is not known: {problem}"
+    return work_in_words(remaining_work(config, reusable_results(records, finished=False)))
 
 
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]
 ) -> tuple[Config, dict[str, str]]:
-    """The configuration with nothing left open, and why each setting that was is as it is."""
+    """The configuration with nothing left open, and why each setting that was left open was chosen."""
     data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
         data.file = corpus.source
     config = replace(config, data=data, device=chosen_device(config.device))
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
-        choice = (
-            _on_node(config, study, say)
-            if config.launcher.name == "slurm"
-            else choose_for_study(config, say=say)
-        )
+        on_node = config.launcher.name == "slurm"
+        choice = _on_node(config, study, say) if on_node else choose_for_study(config, say=say)
         for line in choice.reasons(config):
             say(line)
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
@@ -153,11 +159,13 @@ def _resolve(
 
 
 def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -> int:
-    """How many runs a worker carries at a time: as many as measured on a GPU, fewer where it has several workers; else 1.
+    """How many runs a worker trains at a time: as measured on a GPU, fewer where that has several workers;
+    else 1.
 
-    It changes no number, so where it cannot be measured the study goes on with 1. Raises Cancelled.
+    It changes no number, so where it cannot be measured the study continues with 1. Raises Cancelled.
     """
-    run, name = run_part(config), config.launcher.name
+    run = run_part(config)
+    name = config.launcher.name
     if run.device != "cuda" or name == "inline":
         return 1
     try:
@@ -165,14 +173,14 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
             return int(packing_on_node(config, study, say)["runs_per_worker"])
         found = packing(run, say)
     except UserError as error:
-        say(f"{error} A worker carries one run at a time: launcher.runs_per_worker=… sets another number.")
+        say(f"{error} A worker trains one run at a time: launcher.runs_per_worker=… sets another number.")
         return 1
     workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
     return max(1, int(found["runs_per_worker"]) // workers_per_gpu)
 
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
-    """What Slurm jobs take: the precision is measured on a node, unless it is given."""
+    """The settings of Slurm jobs: the precision is measured on a node, unless it is given."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     if not is_open(run, "dtype"):
         return Choice(run.dtype, run.threads_per_run, run.compile, why)

@@ -14,9 +14,11 @@ from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS, TIMING_COLUMNS
 from ebc_lab.records.streams import read_columns
-from ebc_lab.report.conclude import concluding, report
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.report.conclude import concluding, report, write_table
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import StageFailed
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -100,41 +102,33 @@ def test_another_configuration_of_the_same_study_is_refused(finished):
     config, _, _ = finished
     other = replace(config, finals=replace(config.finals, steps=26))
     with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
-        autopilot(other, concluding())
-    autopilot(
-        replace(config, launcher=replace(config.launcher, slots=5)), concluding()
-    )  # not part of the study
+        autopilot(other, Listener())
+    elsewhere = replace(config, launcher=replace(config.launcher, slots=5))  # not part of the study
+    assert autopilot(elsewhere, Listener(), stages=["lr_sweep"]).trained == 0
 
 
-def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old_one(tiny, tmp_path):
-    def config(steps):
-        return compose(
-            [*tiny, f"finals.steps={steps}", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
-        )
-
-    first = autopilot(config(20), concluding())
+def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old_one(own_copy):
+    config, study = own_copy
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
-        autopilot(replace(config(20), audit_every=5), concluding(), stages=["finals"], force=True)
-    assert not (tmp_path / "x/acceptance.json").exists()
-    again = autopilot(config(22), concluding(), force=True)
-    assert 0 < again.trained < first.trained  # the stages' runs are still the same
-    assert set(pd.read_csv(tmp_path / "x/summary_final.csv").steps) == {22}
+        autopilot(replace(config, audit_every=5), Listener(), stages=["finals"], force=True)
+    assert study.decisions() == {}
+    assert not any(
+        name in str(list(study.root.iterdir())) for name in ("acceptance", "summary", "report", "png")
+    )
+    other = replace(config, lr_scale=replace(config.lr_scale, steps=16))
+    again = autopilot(other, Listener(), stages=["lr_sweep", "calibrate", "lr_scale"], force=True)
+    assert 0 < again.trained < 5  # the runs of earlier stages are still the same
 
 
-def test_a_stage_decides_the_earlier_ones_again_from_their_runs(finished, tiny, tmp_path):
-    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
-    autopilot(config, concluding(), stages=["lr_sweep"])
-    root = tmp_path / "x"
-    decisions = json.loads((root / "auto_decisions.json").read_text())
+def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
+    config, study = own_copy
+    decisions = study.decisions()
     right = decisions["lr_sweep"]["tracks"]["adam_none"]["lr"]
     decisions["lr_sweep"]["tracks"]["adam_none"]["lr"] = 99.0
     decisions["lr_sweep"]["inputs_sha256"] = "edited"
-    (root / "auto_decisions.json").write_text(json.dumps(decisions))
-    autopilot(config, concluding(), stages=["calibrate"])
-    assert (
-        json.loads((root / "auto_decisions.json").read_text())["lr_sweep"]["tracks"]["adam_none"]["lr"]
-        == right
-    )
+    study.decisions_file.write_text(json.dumps(decisions))
+    assert autopilot(config, Listener(), stages=["calibrate"]).trained == 0
+    assert study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
 
 
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
@@ -148,7 +142,7 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
     config = compose([*overrides, "data=auto", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     for _ in range(2):
         said: list[str] = []
-        outcome = autopilot(config, concluding(say=said.append), stages=["lr_sweep"])
+        outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
         assert any("NOT Shakespeare" in line for line in said)
         assert "NOT Shakespeare" in outcome.warning
 
@@ -162,6 +156,9 @@ def test_report_rebuilds_what_was_deleted(finished):
         (root / name).unlink()
     report(outcome.study)
     assert {name: (root / name).read_bytes() for name in gone} == before
+
+
+SHORT = "study.stages=[lr_sweep,calibrate]"
 
 
 def study_command(tiny, out, name, *more):
@@ -192,59 +189,49 @@ def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp
 
 def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished, tiny, tmp_path):
     _, outcome, _ = finished
-    command = study_command(tiny, tmp_path, "killed", "launcher.slots=2", "launcher.checkpoint_every_s=0")
+    more = (SHORT, "launcher.slots=2", "launcher.checkpoint_every_s=0")
+    command = study_command(tiny, tmp_path, "killed", *more)
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in driver.stdout:
-        if "lr_scale" in line:
-            break
+    assert any("calibrate: " in line for line in driver.stdout)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     driver.stdout.close()
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    for table in ("summary_final.csv", "summary_calibrate.csv"):
+    for table in ("summary_lr_sweep.csv", "summary_calibrate.csv"):
         assert without_timing(tmp_path / "killed" / table) == without_timing(outcome.study.root / table)
 
 
 def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tiny, tmp_path):
     _, outcome, _ = finished
     state = Path(os.environ["XDG_STATE_HOME"]) / "ebc-lab" / "local"
-    driver = subprocess.Popen(
-        study_command(tiny, tmp_path, "orphan", "launcher.slots=1"), stdout=subprocess.PIPE, text=True
-    )
-    killed = False
-    for line in driver.stdout:
-        if "calibrate: " in line and not killed:
+    killed = []
+
+    def say(text):
+        if text.startswith("calibrate: ") and not killed:
             [worker] = state.glob("orphan-*/session-*/worker-0.json")
-            os.kill(json.loads(worker.read_text())["pid"], signal.SIGKILL)
-            killed = True
-    assert driver.wait() == 0
-    driver.stdout.close()
+            killed.append(json.loads(worker.read_text())["pid"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    config = compose([*tiny, SHORT, "launcher.slots=1", f"output_dir={tmp_path}", "study.name=orphan"])
+    assert autopilot(config, Listener(say=say, tabulate=write_table)).failed == []
     assert killed
-    assert without_timing(tmp_path / "orphan" / "summary_final.csv") == without_timing(
-        outcome.study.root / "summary_final.csv"
-    )
+    table = "summary_calibrate.csv"
+    assert without_timing(tmp_path / "orphan" / table) == without_timing(outcome.study.root / table)
 
 
-def test_an_interrupted_study_says_so_and_how_to_go_on(tiny, tmp_path):
-    command = study_command(tiny, tmp_path, "stopped", "launcher.slots=1", "finals.steps=400")
+def test_an_interrupted_study_says_so_and_how_to_continue(tiny, tmp_path):
+    more = (SHORT, "launcher.slots=1", "calibrate.steps=4000")
+    command = study_command(tiny, tmp_path, "stopped", *more)
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in driver.stdout:
-        if "finals: " in line:
-            break
+    assert any("calibrate: " in line for line in driver.stdout)
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate()
     assert driver.returncode == 130
-    assert "carries on" in err
-    status = subprocess.run(
-        [*CLI, "status", "stopped", "--output-dir", str(tmp_path), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(status.stdout)
+    assert "the same command" in err
+    found = status(Study(tmp_path / "stopped"))
     assert found["state"] == "interrupted"
-    assert [s["state"] for s in found["stages"]] == ["decided", "decided", "decided", "open"]
+    assert [s["state"] for s in found["stages"]] == ["decided", "open"]
 
 
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
@@ -259,9 +246,8 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
         return build(model, config, matrices)
 
     monkeypatch.setattr(optimizers, "build", crash_at_one_lr)
-    outcome = autopilot(
-        compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"]), concluding()
-    )
+    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+    outcome = autopilot(config, Listener(), stages=["lr_sweep"])
     assert len(outcome.failed) == 1
     decision = outcome.study.decisions()["lr_sweep"]
     assert decision["tracks"]["adam_none"]["run_id"] not in outcome.failed
@@ -269,7 +255,7 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
     assert "a bug that strikes once" in failed["cause"]
 
 
-def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, monkeypatch):
+def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
     from ebc_lab.components import optimizers
 
     def crash(*_):
@@ -279,9 +265,11 @@ def test_a_stage_whose_first_runs_fail_alike_is_stopped_early(tiny, tmp_path, mo
         patch.setattr(optimizers, "build", crash)
         config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
         with pytest.raises(StageFailed, match=r"first 2 runs all failed.*no kernel for this"):
-            autopilot(config, concluding())
+            autopilot(config, Listener())
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 2
-    assert not autopilot(config, concluding()).failed  # mended: the failed runs are made again
+    assert not autopilot(
+        config, Listener(), stages=["lr_sweep"]
+    ).failed  # fixed: the failed runs are run again
 
 
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
@@ -295,7 +283,7 @@ def test_a_diverging_arm_is_a_result(tiny, tmp_path):
             "study.name=x",
         ]
     )
-    outcome = autopilot(config, concluding(), stages=["lr_sweep"])
+    outcome = autopilot(config, Listener(), stages=["lr_sweep"])
     outcomes = {
         c["lr"]: c["outcome"]
         for c in outcome.study.decisions()["lr_sweep"]["candidates"]
@@ -310,10 +298,10 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     with pytest.raises(UserError, match="needs the decision of lr_sweep"):
-        autopilot(config, concluding(), stages=["calibrate"])
+        autopilot(config, Listener(), stages=["calibrate"])
     assert not (tmp_path / "x").exists()
     for stage in config.study.stages:
-        autopilot(config, concluding(), stages=[stage])
+        autopilot(config, Listener(tabulate=write_table), stages=[stage])
     assert without_timing(tmp_path / "x/summary_final.csv") == without_timing(
         outcome.study.root / "summary_final.csv"
     )

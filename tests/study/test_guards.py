@@ -1,17 +1,20 @@
-"""What stops a study early: failures alike, budgets, a request to cancel; and that each can be carried on."""
+"""What stops a study early: similar failures, budgets, a request to cancel; each can be continued."""
 
 import json
+import os
 import subprocess
-from dataclasses import replace
 
 import pytest
 from support.drivers import CLI
+from typer.testing import CliRunner
 
+from ebc_lab.cli.commands import app
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.report.conclude import concluding
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.launch.cancel import cancel
 from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.study import Cancelled, Study
 
@@ -65,12 +68,12 @@ def test_causes_are_told_apart_by_their_words_and_outcome():
     assert cause_class("failed", "no kernel") != cause_class("failed", "no memory")
 
 
-def specs_of(resolved):
+def sweep_runs(resolved):
     return stage_of("lr_sweep").runs(resolved, {}, {})
 
 
 def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):
-    specs = specs_of(resolved)
+    specs = sweep_runs(resolved)
     limits = Limits(max_hours=10 / 3600)
     assert len(limits.admitted(specs)) == 1, "one run alone, to learn from"
     limits.spent_s = 4.0
@@ -81,12 +84,12 @@ def test_hours_are_foretold_from_finished_runs_and_never_exceeded(resolved):
     limits.spent_s = 9.0
     assert limits.admitted(specs[2:]) == []
     limits.spent_s = 10.0
-    with pytest.raises(StageFailed, match=r"--max-hours.*the same command carries on"):
+    with pytest.raises(StageFailed, match=r"--max-hours.*the same command continues"):
         limits.tick(1)
 
 
 def test_a_run_cut_short_teaches_the_rate_of_what_it_did(resolved):
-    spec = specs_of(resolved)[0]
+    spec = sweep_runs(resolved)[0]
     limits = Limits(max_hours=1)
     limits.ended(spec, {"outcome": "diverged", "steps": spec.run.steps / 2, "wall_s": 3.0})
     assert limits.rate * spec.cost == pytest.approx(6.0)
@@ -98,77 +101,59 @@ def test_a_limit_that_allows_nothing_is_refused(limit):
         Limits(**limit)
 
 
-def test_max_runs_stops_before_the_next_run_and_the_same_command_carries_on(finished, tiny, tmp_path):
+def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     with pytest.raises(StageFailed, match=r"budget is used up.*still to be trained"):
-        autopilot(config, concluding(), limits=Limits(max_runs=4))
+        autopilot(config, Listener(), stages=["lr_sweep"], limits=Limits(max_runs=4))
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 4
-    again = autopilot(config, concluding(), limits=Limits(max_runs=100))
-    assert again.trained == outcome.trained - 4
+    again = autopilot(config, Listener(), stages=["lr_sweep"], limits=Limits(max_runs=100))
+    needed = {c["run_id"] for c in outcome.study.decisions()["lr_sweep"]["candidates"]}
+    assert again.trained == len(needed) - 4
 
 
 def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
-    command = [
-        *CLI,
-        "autopilot",
-        *tiny,
-        "launcher.slots=2",
-        f"output_dir={tmp_path}",
-        "study.name=x",
-        "--max-runs",
-        "5",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 3
-    assert "stopped: the budget is used up" in done.stderr
-    assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 5
-    assert len(list(tmp_path.glob("x/runs/*/attempts.jsonl"))) == 5
+    config = compose([*tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=x"])
+    with pytest.raises(StageFailed, match="budget is used up"):
+        autopilot(config, Listener(), limits=Limits(max_runs=4))
+    assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 4
+    assert len(list(tmp_path.glob("x/runs/*/attempts.jsonl"))) == 4
 
 
-def test_cancel_reaches_a_driver_through_the_study_and_records_what_was_under_way(tiny, tmp_path):
-    command = [
-        *CLI,
-        "autopilot",
-        *tiny,
-        "launcher.slots=2",
-        f"output_dir={tmp_path}",
-        "study.name=x",
-        "calibrate.steps=20000",
-    ]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progress(tiny, tmp_path):
+    """The command cancels; the driver is this process, whose listener gives the command once a run is in progress."""
+    overrides = [*tiny, "launcher.slots=2", "lr_sweep.steps=20000", "lr_sweep.grids.adam=[1e-2]"]
+    config = compose([*overrides, f"output_dir={tmp_path}", "study.name=x"])
     study = Study(tmp_path / "x")
-    assert any("calibrate: " in line for line in driver.stdout)
-    while not any(study.progress(d.name) for d in study.runs.iterdir()):
-        pass
-    done = subprocess.run(
-        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    out, _ = driver.communicate()
-    assert driver.returncode == 130
-    assert "cancelled" in out
-    found = json.loads(done.stdout)
-    assert found["driver"]["pid"] == driver.pid
+    command = [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"]
+    commands = []
+
+    def watch(progress):
+        if progress.running and not commands:
+            commands.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+
+    with pytest.raises(Cancelled, match="the same command continues"):
+        autopilot(config, Listener(watch=watch))
+    out, _ = commands[0].communicate()
+    assert commands[0].returncode == 0
+    found = json.loads(out)
+    assert found["driver"]["pid"] == os.getpid()
     assert found["runs"]
     assert all(study.result(r)["outcome"] == "cancelled" for r in found["runs"])
-    assert (study.run_dir(found["runs"][0]) / "checkpoint.pt").exists()
+    assert study.run_files(found["runs"][0]).checkpoint.exists()
     assert study.holder() is None
-    status = json.loads(
-        subprocess.run(
-            [*CLI, "status", "x", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True
-        ).stdout
-    )
-    assert status["state"] == "interrupted"
-    again = subprocess.run(
-        [*CLI, "cancel", "x", "--output-dir", str(tmp_path), "--json"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(again.stdout) == {"study": "x", "driver": None, "jobs": 0, "runs": []}
+    assert status(study)["state"] == "interrupted"
+    assert cancel(study, print) == {"study": "x", "driver": None, "jobs": 0, "runs": []}
+
+
+def test_a_cancelled_command_ends_like_an_interrupted_one(monkeypatch):
+    def cancelled(*_, **__):
+        raise Cancelled("study x was cancelled")
+
+    monkeypatch.setattr("ebc_lab.study.autopilot.autopilot", cancelled)
+    done = CliRunner().invoke(app, ["autopilot", "scale=smoke"], standalone_mode=False)
+    assert done.return_value == 130
+    assert "study x was cancelled" in done.output
 
 
 def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
@@ -180,9 +165,9 @@ def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
             study.cancel_mark.touch()
 
     with pytest.raises(Cancelled):
-        autopilot(config, concluding(say=say))
+        autopilot(config, Listener(say=say))
     assert list(study.decisions()) == ["lr_sweep"]
-    assert autopilot(replace(config), concluding()).failed == []
+    assert autopilot(config, Listener(), stages=["calibrate"]).failed == []
     assert not study.cancel_mark.exists()
 
 

@@ -1,11 +1,13 @@
-"""Two studies side by side: settings, corpus, machine, runs in common, decisions, verdicts, arms. Reads, never writes."""
+"""Two studies side by side: settings, corpus, machine, runs in common, decisions, verdicts, arms. Reads,
+never writes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ebc_lab.config.dicts import flat
+from ebc_lab.records.figures import RunResult
 
 from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
@@ -23,28 +25,28 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     """
     snapshots = read(a), read(b)
     heads = [snapshot.header for snapshot in snapshots]
-    settings = flat(heads[0]["requested"]), flat(heads[1]["requested"])
-    machine = [
-        {**flat(h["versions"]), **h["environment"], "git": h["git"], **flat(h["hardware"])} for h in heads
-    ]
     decisions = [snapshot.sound_decisions() for snapshot in snapshots]
-    stages = [s for s in decisions[0] if s in decisions[1]]
+    corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
+    resolved = _unequal(heads[0]["config"], heads[1]["config"])
     return {
         "studies": [a.name, b.name],
         "roots": [str(a.root), str(b.root)],
-        "settings": _unequal(*settings, leave=OF_A_PLACE),
-        "resolved": {
-            k: v for k, v in _unequal(heads[0]["config"], heads[1]["config"]).items() if k in RESOLVED
-        },
-        "corpus": [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads],
-        "same_corpus": heads[0]["corpus"]["sha256"] == heads[1]["corpus"]["sha256"],
-        "machine": _unequal(machine[0], machine[1]),
-        "runs": _runs(snapshots),
+        "settings": _unequal(flat(heads[0]["requested"]), flat(heads[1]["requested"]), leave=OF_A_PLACE),
+        "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
+        "corpus": corpora,
+        "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
+        "machine": _unequal(_machine(heads[0]), _machine(heads[1])),
+        "runs": _runs(*snapshots),
         "decided": [list(decisions[0]), list(decisions[1])],
-        "decisions": {s: _figures(s, decisions[0][s], decisions[1][s]) for s in stages},
+        "decisions": {s: _figures(s, *(d[s] for d in decisions)) for s in decisions[0] if s in decisions[1]},
         "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
         "arms": _arms(*decisions),
     }
+
+
+def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
+    versions = {**flat(header["versions"]), **header["environment"]}
+    return {**versions, "git": header["git"], **flat(header["hardware"])}
 
 
 def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] = ()) -> dict[str, list[Any]]:
@@ -52,24 +54,12 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
     return {k: [a.get(k), b.get(k)] for k in keys if a.get(k) != b.get(k) and k not in leave}
 
 
-def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
+def _runs(*snapshots: Snapshot) -> dict[str, Any]:
     """The runs that both planned, and whether their results are equal, timing aside."""
-    found = []
-    for snapshot in snapshots:
-        records = snapshot.sound_records()
-        found.append(
-            {
-                r.run_id: r.result
-                for r in records
-                if r.result is not None and r.spec and r.spec["kind"] == "train"
-            }
-        )
+    found = [_trained(snapshot) for snapshot in snapshots]
     common = [r for r in found[0] if r in found[1]]
-    different = {}
-    for run_id in common:
-        keys = _unequal(found[0][run_id], found[1][run_id], leave=TIMING)
-        if keys:
-            different[run_id] = keys
+    unequal = {r: _unequal(found[0][r], found[1][r], leave=TIMING) for r in common}
+    different = {r: keys for r, keys in unequal.items() if keys}
     return {
         "counts": [len(found[0]), len(found[1])],
         "common": len(common),
@@ -78,56 +68,57 @@ def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
     }
 
 
+def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
+    """Run id -> result of the training runs. Raises UserError when a file was edited."""
+    found = {}
+    for r in snapshot.sound_records():
+        if r.spec and r.spec["kind"] == "train" and r.result is not None:
+            found[r.run_id] = r.result
+    return found
+
+
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """Track -> figure -> pair; a track that only one of them kept has None on the other side."""
-    tracks = dict.fromkeys([*a["tracks"], *b["tracks"]])
-    return {
-        track: {
-            figure.path: pair
-            for figure in stage_of(stage).figures
-            if (pair := [figure.value(d["tracks"].get(track)) for d in (a, b)]) != [None, None]
-        }
-        for track in tracks
-    }
+    found: dict[str, Any] = {}
+    for track in dict.fromkeys([*a["tracks"], *b["tracks"]]):
+        own = [d["tracks"].get(track) for d in (a, b)]
+        pairs = {figure.path: [figure.value(d) for d in own] for figure in stage_of(stage).figures}
+        found[track] = {path: pair for path, pair in pairs.items() if pair != [None, None]}
+    return found
 
 
-def _verdict(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Each line of the verdicts, side by side; `flipped` where they do not say the same."""
-    lines = [
-        {
-            (track, line["name"]): line
-            for track, found in (d or {"tracks": {}})["tracks"].items()
-            for line in found["verdict"]
-        }
-        for d in (a, b)
-    ]
+def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Each line of the verdicts, side by side; `flipped` where they do not agree."""
+    tracks = [[] if d is None else d["tracks"].items() for d in decisions]
+    lines = [{(t, line["name"]): line for t, found in own for line in found["verdict"]} for own in tracks]
     out = []
     for track, name in dict.fromkeys([*lines[0], *lines[1]]):
         pair = [own.get((track, name)) for own in lines]
-        says = [x["verdict"] if x else None for x in pair]
-        figures = [x["figure"] if x else None for x in pair]
-        flipped = None not in says and says[0] != says[1]
-        out.append({"track": track, "name": name, "verdict": says, "figure": figures, "flipped": flipped})
+        verdicts = [x["verdict"] if x else None for x in pair]
+        out.append(
+            {
+                "track": track,
+                "name": name,
+                "verdict": verdicts,
+                "figure": [x["figure"] if x else None for x in pair],
+                "flipped": None not in verdicts and verdicts[0] != verdicts[1],
+            }
+        )
     return out
 
 
-def _arms(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The arms that both have, with the mean test loss of the seeds that completed, and b's minus a's."""
     out = {}
     for shown in ("verdict", "arms"):
-        own = [
-            {
-                (track, name): arm
-                for track, found in (decision_that_shows(shown, d) or {"tracks": {}})["tracks"].items()
-                for name, arm in found["arms"].items()
-            }
-            for d in (a, b)
-        ]
-        for track, name in (key for key in own[0] if key in own[1]):
-            arms = [d[track, name] for d in own]
-            losses = [arm["test_loss"] for arm in arms]
+        ends = [decision_that_shows(shown, d) for d in decisions]
+        tracks = [[] if d is None else d["tracks"].items() for d in ends]
+        arms = [{(t, name): arm for t, found in own for name, arm in found["arms"].items()} for own in tracks]
+        for track, name in (key for key in arms[0] if key in arms[1]):
+            pair = [own[track, name] for own in arms]
+            losses = [arm["test_loss"] for arm in pair]
             out[name if shown == "verdict" else f"{track}: {name}"] = {
-                "seeds": [len(arm["runs"]) for arm in arms],
+                "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
                 "difference": None if None in losses else losses[1] - losses[0],
             }

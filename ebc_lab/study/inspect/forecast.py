@@ -46,7 +46,8 @@ SCENARIOS = (
 def forecast(
     config: Config, names: Sequence[str] = ("min", "expected", "max"), known: ResultsOf = lambda specs: {}
 ) -> dict[str, dict[str, list[RunSpec]]]:
-    """Scenario -> stage -> the distinct runs it would make. `known`: the results that exist; others are invented."""
+    """Scenario -> stage -> the distinct runs it would make. `known`: the results that exist; others are
+    invented."""
     return {s.name: _runs_in(config, s, known) for s in SCENARIOS if s.name in names}
 
 
@@ -94,7 +95,8 @@ def _asked(
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known ones."""
+    """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known
+    ones."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids[spec.run.optimizer.name]
     if scenario.edge or len(grid) <= 2:
@@ -119,25 +121,20 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Runs, steps, tokens and time per stage: min, expected and max, for sweeps may extend.
+    """Runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
 
-    Of a study that has begun, `done` runs are counted and left out of the time. Raises UserError when a result was edited.
+    Of a study that has begun, `done` runs are counted and left out of the time. Raises UserError when a
+    result was edited.
     """
-    from ..resolve import changes, take_up  # needs the corpora's numpy, which `status` does without
+    from ..resolve import adopt, changes  # needs the corpora's numpy, which `status` does without
 
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
     header = snapshot.header if snapshot else None
     changed = changes(config, header) if header else []
-    config = take_up(config, header) if header else config
+    config = adopt(config, header) if header else config
     records = snapshot.sound_records() if snapshot else []
-    device = chosen_device(config.device)
-    begun_with = (
-        header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
-    )  # as it was measured then
-    launcher = replace(config.launcher, runs_per_worker=config.launcher.runs_per_worker or begun_with)
-    data = replace(config.data, sha256=config.data.sha256 or "0" * 64)
-    placed = replace(config, device=device, data=data, launcher=launcher)
+    placed = _placed(config, header)
     speed: Choice | None = None
     with suppress(NotMeasured):
         speed = choose_for_study(placed, measure=False)
@@ -146,34 +143,22 @@ def planned(config: Config) -> dict[str, Any]:
     known = reusable_results(records, finished=finished)
     rate = learned(records) or of_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
-    for scenario, played in forecast(named, known=known).items():
+    for scenario, runs in forecast(named, known=known).items():
+        runs["total"] = [s for specs in runs.values() for s in specs]
         for stage, figures in stages.items():
-            specs = [
-                s for st, ss in played.items() for s in ss if stage in (st, "total") and s.kind == "train"
-            ]
-            done = known(specs)
-            steps = sum(s.run.steps for s in specs)
-            left = [s for s in specs if s.run_id not in done]
-            figures[scenario] = {
-                "runs": len(specs),
-                "done": len(done),
-                "steps": steps,
-                "tokens": steps * config.batch_size * config.model.context,
-                "eta_s": _seconds(left, named, rate, speed),
-            }
-    for figures in stages.values():  # what is known may turn the scenarios' order around
+            figures[scenario] = _figures(runs[stage], named, known, rate, speed)
+    for figures in stages.values():  # known results may turn the scenarios' order around
         for key in ("runs", "steps", "tokens", "eta_s"):
             found = [f[key] for f in figures.values() if f[key] is not None]
-            figures["min"][key], figures["max"][key] = min(found, default=None), max(found, default=None)
-    measured = (
-        "steps/s measured on this machine, evaluations and start-up not counted"
-        if speed and speed.rate
-        else None
-    )
+            figures["min"][key] = min(found, default=None)
+            figures["max"][key] = max(found, default=None)
+    measured = None
+    if speed and speed.rate:
+        measured = "steps/s measured on this machine, evaluations and start-up not counted"
     return {
         "study": config.study.name,
         "scale": config.scale,
-        "device": device,
+        "device": placed.device,
         "dtype": named.dtype if speed else config.dtype,
         "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
         "slots": at_a_time(named),
@@ -181,6 +166,35 @@ def planned(config: Config) -> dict[str, Any]:
         "changed": [f"{k}: {a!r} → {b!r}" for k, a, b in changed],
         "stages": stages,
         "eta_from": rate.source if rate else measured,
+    }
+
+
+def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
+    """The configuration with a device, a corpus and a number of runs per worker, as far as they are known."""
+    begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
+    runs_per_worker = config.launcher.runs_per_worker or begun_with
+    return replace(
+        config,
+        device=chosen_device(config.device),
+        data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
+        launcher=replace(config.launcher, runs_per_worker=runs_per_worker),
+    )
+
+
+def _figures(
+    specs: Sequence[RunSpec], config: Config, known: ResultsOf, rate: Pace | None, speed: Choice | None
+) -> dict[str, Any]:
+    """What the training runs among `specs` take."""
+    training = [s for s in specs if s.kind == "train"]
+    done = known(training)
+    steps = sum(s.run.steps for s in training)
+    left = [s for s in training if s.run_id not in done]
+    return {
+        "runs": len(training),
+        "done": len(done),
+        "steps": steps,
+        "tokens": steps * config.batch_size * config.model.context,
+        "eta_s": _seconds(left, config, rate, speed),
     }
 
 
@@ -197,7 +211,8 @@ def _seconds(
 
 
 def _plainest(config: Config) -> Choice:
-    """What an estimate takes for settings that are still to be measured: float32, one thread, not compiled."""
+    """What an estimate takes for settings that are still to be measured: float32, one thread, not
+    compiled."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     dtype = "float32" if is_open(run, "dtype") else run.dtype
     return Choice(dtype, run.threads_per_run or 1, "off" if is_open(run, "compile") else run.compile, why)

@@ -1,6 +1,6 @@
-"""How long runs take, learned from those that are finished: seconds of wall time a unit of `RunSpec.cost`.
+"""How long runs take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
 
-Runs that shared a machine took longer than each alone would have; that is what their followers will meet as well.
+Runs that shared a machine took longer than each alone would have; so will the runs that follow.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from ebc_lab.config.schema import Config
 from ..stages.spec import RunSpec, cost_of
 from ..store.study import FINISHED, Record, Study
 
-ENOUGH = 2  # finished runs of a kind, from which on it has a pace of its own
-SIBLINGS = 3  # other studies that are asked at most, the newest first
-# settings that a step's time hangs on
+ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
+SIBLINGS = 3  # other studies that are read at most, the newest first
+# settings that a step's time depends on
 SHAPE = ("model", "batch_size", "threads_per_run", "compile", "device", "dtype", "param_dtype")
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds a unit of cost, over all and by (optimizer, stabilizer). `source`: what it was learned from, in words."""
+    """Seconds per unit of cost, overall and by (optimizer, stabilizer). `source`: what it was learned from,
+    in words."""
 
     overall: float
     of_kind: Mapping[tuple[str, str], float]
     source: str
 
     def seconds(self, spec: RunSpec) -> float:
-        """What a run will take from its first step to its result."""
+        """Seconds that a run will take from its first step to its result."""
         kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
         return self.of_kind.get(kind, self.overall) * spec.cost
 
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
-    """The pace of the finished training runs; None while there is none."""
+    """The pace of the finished training runs; None where there is none."""
     timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for spec, result in ((r.spec, r.result) for r in records):
         if spec is None or result is None or spec["kind"] != "train" or result["outcome"] not in FINISHED:
@@ -64,10 +65,11 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def of_siblings(config: Config, study: Study) -> Pace | None:
-    """The pace of the newest other studies beside this one that had the same shape on the same machine."""
+    """The pace of the newest other studies in the same folder that had the same shape on the same machine."""
     found: list[Record] = []
     names = []
-    host, shape = hardware()["host"], _shape(to_dict(run_part(config)))
+    host = hardware()["host"]
+    shape = _shape(to_dict(run_part(config)))
     others = [Study(path) for path in study.root.parent.glob("*") if path != study.root]
     written = sorted((s for s in others if s.exists()), key=lambda s: _written(s.header_file), reverse=True)
     for other in written:
@@ -75,7 +77,7 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
             header = other.header()
             same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
         except (UserError, KeyError, OSError):
-            continue  # a damaged study says nothing, and is not the one asked about
+            continue  # a damaged study, which is not the one asked about, is left out
         if same and learned(records := other.records()):
             found += records
             names.append(other.name)

@@ -1,4 +1,4 @@
-"""The commands that do something again: one run exactly, or a whole study with the settings it was asked for."""
+"""The commands that run something again: one run exactly, or a study with the settings it was asked for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from ebc_lab.config.schema import NOT_THE_STUDY, Config, RunConfig
 
 @dataclass(frozen=True)
 class StudyCommand:
-    """`command` begins the study anew. `changed`: (setting, its default, here) of what departs from scale and suite.
-    `unsaid`: those of them that no command line can give, because they need a file in `conf/study`."""
+    """`command` begins the study again. `changed`: (setting, its default, its value here) of the settings
+    that differ from those of the scale and the suite. `unsaid`: those of them that need a file in
+    `conf/study`."""
 
     command: str
     changed: list[tuple[str, Any, Any]]
@@ -41,9 +42,10 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     chosen += [f"study={suite}"] if suite != "default" else []
     base = _defaults(tuple(chosen), study=True)
     name = "study.name"
-    changed = [(k, base.get(k), asked.get(k)) for k in (*asked, *(b for b in base if b not in asked))]
-    changed = [(k, old, new) for k, old, new in changed if old != new]
-    unsaid = [k for k, _, _ in changed if k in STUDY_DECIDES or k not in asked or k not in base]
+    both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
+    changed = [(k, old, new) for k, (old, new) in both.items() if old != new]
+    settable = asked.keys() & base.keys() - STUDY_DECIDES.keys()
+    unsaid = [k for k, _, _ in changed if k not in settable]
     words = [f"{k}={_override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
     named = [f"{name}={_override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
@@ -55,7 +57,8 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
 
 @functools.cache
 def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
-    """Every setting that these choices give by themselves; composing is slow, and a page asks for each failed run."""
+    """Every setting that these choices give. Cached: composing is slow, and a page asks for each failed
+    run."""
     config = compose(chosen, study=study, here=False)
     return flat(
         {k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY}
@@ -63,7 +66,7 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any]) -> str:
-    """The choice of `conf/study` that most of these settings agree with."""
+    """The choice of `conf/study` that agrees with most of these settings."""
 
     def agreement(choice: str) -> int:
         try:
@@ -76,9 +79,9 @@ def _suite(asked: Mapping[str, Any]) -> str:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return bool(
-        a == b or (isinstance(a, int | float) and isinstance(b, int | float) and float(a) == float(b))
-    )
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return float(a) == float(b)
+    return bool(a == b)
 
 
 def _override_value(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Questions about a study, answered from its files alone: where it stands, and why it decided."""
+"""Where a study is, from its files alone."""
 
 from __future__ import annotations
 
@@ -14,55 +14,33 @@ from ebc_lab.records.json_files import read_json
 from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
+from ..stages import stage_of
 from ..store.reuse import ResultsOf, remaining_work
-from ..store.snapshot import read
+from ..store.snapshot import Snapshot, read
 from ..store.study import FINISHED, Record, Study
 from . import pace
 from .forecast import forecast
 from .reproduce import reproduce
-from .why import headline
-
-# -- status ---------------------------------------------------------------------------------------------------------------
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Where a study stands. Raises UserError when there is none, or its study.json cannot be read at all.
+    """Where a study is. Raises UserError when there is none, or its study.json cannot be read at all.
 
-    `state` is `running` (somebody holds it), `finished`, `finished_with_failures`, `stale` (decided, but a decision no longer
-    follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing trained yet). `problems` names damaged
-    files. A stage is `decided`, `stale`, `open` or `waiting`; `would_train` counts the runs that the same command would train
-    again for a stale one, None where that hangs on how an earlier stage decides.
+    `state` is `running` (a process holds it), `finished`, `finished_with_failures`, `stale` (decided, but a
+    decision no longer follows from the files), `interrupted` (begun, nobody holds it) or `empty` (nothing
+    trained yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or `waiting`;
+    `would_train` counts the runs that the same command would train again for a stale one, None where that
+    depends on an earlier stage.
     """
     snapshot = read(study, strict=False)
-    config, decisions, records = snapshot.config, snapshot.decisions, snapshot.records
+    config = snapshot.config
+    records = snapshot.records
     holder = study.holder()
-    queue, silent = _queue(study, config.launcher.queue_every_s)
+    queue, unavailable = _queue(study, config.launcher.queue_every_s)
     runs = [run_status(study, r.run_id, r.spec, r.result) for r in records if r.spec]
     failures = failures_of(study, config, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
-    sound = [s for s in decisions if s not in snapshot.faults]  # the others may lack anything
     because = snapshot.stale_decisions()
     known = snapshot.reusable_results()
-    missing = {work.stage: work.missing for work in remaining_work(config, known)} if because else {}
-    stages = []
-    for stage in config.study.stages:
-        own = [r for r in runs if r["stage"] == stage]
-        outcomes: dict[str, int] = {}
-        for r in own:
-            outcomes[r["outcome"] or "open"] = outcomes.get(r["outcome"] or "open", 0) + 1
-        state = (
-            "stale" if stage in because else "decided" if stage in decisions else "open" if own else "waiting"
-        )
-        stages.append(
-            {
-                "stage": stage,
-                "state": state,
-                "runs": len(own),
-                "outcomes": outcomes,
-                "decided": headline(stage, decisions[stage]) if stage in sound else [],
-                "stale_because": because.get(stage),
-                "would_train": missing[stage] if stage in because else None,
-            }
-        )
     if holder is not None:
         state = "running"
     elif because:
@@ -71,12 +49,10 @@ def status(study: Study) -> dict[str, Any]:
         state = "finished_with_failures" if failures else "finished"
     else:
         state = "interrupted" if runs else "empty"
-    if state.startswith("finished"):
-        eta: float | None = 0.0
-    else:
-        eta = (
-            _eta(config, records, runs, known) if state != "stale" else None
-        )  # it hangs on what is decided again
+    eta = None  # of a stale study it depends on what is decided again
+    if state != "stale":
+        eta = 0.0 if state.startswith("finished") else _eta(config, records, runs, known)
+    in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
     return {
         "study": study.name,
         "root": str(study.root),
@@ -84,21 +60,50 @@ def status(study: Study) -> dict[str, Any]:
         "holder": holder,
         "scale": config.scale,
         "corpus": snapshot.header["corpus"],
-        "stages": stages,
-        "running": [r for r in runs if r["outcome"] is None and r["progress"]]
-        if holder is not None or queue
-        else [],
+        "stages": _stages(snapshot, because, runs),
+        "running": in_progress if holder is not None or queue else [],
         "queue": queue,
         "eta_s": eta,
         "failures": failures,
-        "problems": [*snapshot.problems, *silent],
+        "problems": [*snapshot.problems, *unavailable],
     }
+
+
+def _stages(
+    snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Each stage of the study. `because`: stage -> why its decision is stale."""
+    decisions = snapshot.decisions
+    work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
+    would_train = {w.stage: w.missing for w in work}
+    stages = []
+    for stage in snapshot.config.study.stages:
+        outcomes = Counter(r["outcome"] or "open" for r in runs if r["stage"] == stage)
+        if stage in because:
+            state = "stale"
+        elif stage in decisions:
+            state = "decided"
+        else:
+            state = "open" if outcomes else "waiting"
+        readable = stage in decisions and stage not in snapshot.faults  # others may lack anything
+        stages.append(
+            {
+                "stage": stage,
+                "state": state,
+                "runs": outcomes.total(),
+                "outcomes": dict(outcomes),
+                "decided": stage_of(stage).headlines(decisions[stage]) if readable else [],
+                "stale_because": because.get(stage),
+                "would_train": would_train[stage] if stage in because else None,
+            }
+        )
+    return stages
 
 
 def run_status(
     study: Study, run_id: str, spec: Mapping[str, Any], result: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """A planned run in a few words: what it is, and what became of it."""
+    """A planned run: what it is, and how it ended."""
     return {
         "run_id": run_id,
         "stage": spec["stage"],
@@ -113,7 +118,7 @@ def run_status(
 
 
 def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failed runs grouped by cause, with one command that does the first of them again."""
+    """Failed runs grouped by cause, each group with the command that runs its first one again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["outcome"], r["cause"]), []).append(r)
@@ -130,7 +135,8 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
 
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
-    """Slurm's states of the study's jobs, and how many are in each; asked no oftener than the launcher would. And problems."""
+    """Slurm's states of the study's jobs, and how many are in each; asked no more often than the launcher
+    would. And problems."""
     try:
         session = queue_module.session_of(study)
         known = queue_module.cached_jobs(session, every_s) if session else {}
@@ -140,10 +146,10 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
-    """The command for one failed run as its spec describes it; None for a measurement of time."""
+    """The command that trains one run as its spec describes it; None for a measurement of time."""
     spec = read_json(study.run_files(run_id).spec)
     run = from_dict(RunConfig, spec["config"])
-    if run.lr_schedule.source:  # beside this run in the study, and nowhere near a new one
+    if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
     return reproduce(config, run) if spec["kind"] == "train" else None
 
@@ -151,16 +157,13 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
 def _eta(
     config: Config, records: Sequence[Record], runs: Sequence[Mapping[str, Any]], known: ResultsOf
 ) -> float | None:
-    """Seconds left, at the pace of the finished runs, for the runs to be expected; None where nothing is known."""
+    """Seconds left for the expected runs, at the pace of the finished ones; None where no run has
+    finished."""
     rate = pace.learned(records)
     if rate is None:
         return None
-    expected = [
-        s
-        for specs in forecast(config, ("expected",), known)["expected"].values()
-        for s in specs
-        if s.kind == "train"
-    ]
+    stages = forecast(config, ("expected",), known)["expected"].values()
+    expected = [s for specs in stages for s in specs if s.kind == "train"]
     done = known(expected)
     part = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
     left = sum(rate.seconds(s) * (1 - part.get(s.run_id, 0.0)) for s in expected if s.run_id not in done)

@@ -17,7 +17,8 @@ from .stage import Stage
 
 @functools.cache
 def stage_of(name: str) -> Stage:
-    """The stage of this name: the `STAGE` of the module named like it. Raises UserError for an unknown one."""
+    """The stage of this name: the `STAGE` of the module named like it. Raises UserError for an unknown
+    one."""
     if name not in STAGES:
         raise UserError(f"{name} is not a stage; the stages are {', '.join(STAGES)}.")
     stage: Stage = importlib.import_module(f".{name}", __package__).STAGE
@@ -51,8 +52,9 @@ def planned_runs(
 def speculative_runs(
     config: Config, decisions: Mapping[str, Decision], running: Sequence[RunSpec], later: Sequence[str]
 ) -> list[RunSpec]:
-    """Runs that an idle worker may start on: those of `later` stages that the decisions so far already determine,
-    and those that will follow `running` ones if they win (the only runs that may turn out not to be needed).
+    """Runs that an idle worker may start on: those of `later` stages that the decisions so far already
+    determine, and those that will follow `running` ones if they win (the only runs that may turn out not to
+    be needed).
     """
     determined = [s for stage in later for s in stage_of(stage).runs(config, decisions, {})]
     following = [stage_of(s.stage).follow_up(config, s) for s in running]

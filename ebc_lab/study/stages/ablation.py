@@ -119,7 +119,8 @@ def decide(
     if all(math.isinf(loss) for loss in losses_of(specs, results)):
         raise Undecidable("ablation could not be judged: no run completed.")
     rule = (
-        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% intervals; an arm "
+        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% "
+        "intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
     return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
@@ -164,7 +165,8 @@ def _notes(config: Config, track: str, found: Track) -> list[str]:
 def _add_differences(
     config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every arm its difference in test loss from its reference, None where it has none. -> how many have one."""
+    """Give every arm its difference in test loss from its reference, None where it has none. -> how many have
+    one."""
     pairs = []
     for name, track in tracks.items():
         for arm in track["arms"].values():

@@ -33,7 +33,8 @@ PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The target KL grid of each track and budget, and up to `max_extra` more to bring the median c into the band."""
+    """The target KL grid of each track and budget, and up to `max_extra` more to bring the median c into the
+    band."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
         track = decisions["lr_sweep"]["tracks"][name]
@@ -73,7 +74,8 @@ def _next_target(points: Sequence[RunSpec], results: Results, band: Sequence[flo
     known = sorted((target, c) for target, c in medians.items() if c is not None)
     if not known or any(band_distance(c, band) == 0 for _, c in known):
         return None
-    # bisect (geometrically) where the band lies between two points, else go beyond the end that is nearer to it
+    # bisect (geometrically) where the band lies between two points, else go beyond the end that is nearer to
+    # it
     for (low, c_low), (high, c_high) in pairwise(known):
         if c_low < band[0] and c_high > band[1]:
             return round3(math.sqrt(low * high))
@@ -81,7 +83,8 @@ def _next_target(points: Sequence[RunSpec], results: Results, band: Sequence[flo
 
 
 def _bound(spec: RunSpec) -> str:
-    """What is said of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it is shown."""
+    """What is said of the aggregate behind a surrogate; `l2` bounds nothing, and is labelled so wherever it
+    is shown."""
     aggregate = spec.run.budget.aggregate
     if spec.run.budget.name != "surrogate":
         return ""
@@ -91,8 +94,8 @@ def _bound(spec: RunSpec) -> str:
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The target KL (and the budget) of each track: best validation loss with the median c in the band, else nearest
-    to the band."""
+    """The target KL (and the budget) of each track: best validation loss with the median c in the band, else
+    nearest to the band."""
     low, high = config.study.band
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -107,7 +110,8 @@ def decide(
     refuse_without_tracks(tracks, "calibrate", specs, results)
     rule = (
         f"at LR ×{config.calibrate.lr_scale:g}: lowest validation loss among those with median c in "
-        f"{low:g}–{high:g}; none inside: bisect or extend by 2, {config.calibrate.max_extra} runs at most, then the nearest"
+        f"{low:g}–{high:g}; none inside: bisect or extend by 2, {config.calibrate.max_extra} runs at most, "
+        "then the nearest"
     )
     return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -177,6 +181,7 @@ STAGE = Stage(
     flips=partial(runner_up, setting="δ* {delta_star:g}"),
     invented=invented,
     title="How large a KL budget",
-    about="With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling it.",
+    about="With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling "
+    "it.",
     pictures=("calibrate",),
 )

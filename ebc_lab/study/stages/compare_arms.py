@@ -1,9 +1,10 @@
 """The final arms, the paired differences between them, and whether more seeds are needed.
 
-Only here and in `verdict` does the test loss decide. With few seeds most comparisons are undecided, and the smallest
-difference that this many seeds could have shown is given with them. EBC at ×2 against the baseline is named beforehand
-and judged by its own interval; the best EBC arm is picked from several by the runs that it is then judged by, so its
-interval is the one that holds for all of them at once, and so is every claim that an arm beats another.
+Only here and in `verdict` does the test loss decide. With few seeds most comparisons are undecided, and the
+smallest difference that this many seeds could have shown is given with them. EBC at ×2 against the baseline
+is named beforehand and judged by its own interval; the best EBC arm is picked from several by the runs that
+it is then judged by, so its interval is the one that holds for all of them at once, and so is every claim
+that an arm beats another.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ MEANS = ("val_loss", "test_loss", "heldout_loss", "c_mean", "c_median", "kl_medi
 
 
 def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
-    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the same runs
-    are one.
+    """Arm -> roles, settings, run ids by seed, and its figures over the seeds that completed. Arms with the
+    same runs are one.
 
-    `test_median` and `val_median`, by which arms are ranked, are over all finished seeds, where one that diverged ranks
-    behind every other: None where it is the median itself.
+    `test_median` and `val_median`, by which arms are ranked, are over all finished seeds, where one that
+    diverged ranks behind every other: None where it is the median itself.
     """
     arms: dict[str, Arm] = {}
     for spec in (s for s in specs if s.kind == "train"):
@@ -87,7 +88,8 @@ def losses(
 def efficiency(
     arms: Mapping[str, Arm], baseline: str, results: Results, tokens_per_step: int
 ) -> dict[str, Any]:
-    """Per arm: median steps, tokens and training seconds until the fixed windows' loss is at the baseline's final one.
+    """Per arm: median steps, tokens and training seconds until the fixed windows' loss is at the baseline's
+    final one.
 
     Seeds are paired; None where fewer than half of them got there.
     """
@@ -122,8 +124,9 @@ def _reached(
 def compare(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> dict[str, dict[str, Any]]:
-    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by: every other
-    arm's from the baseline's, every EBC arm's from the control's. Raises Undecidable where no baseline run completed.
+    """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by:
+    every other arm's from the baseline's, every EBC arm's from the control's. Raises Undecidable where no
+    baseline run completed.
     """
     arms = arms_of(specs, results)
     tracks: dict[str, Any] = {}
@@ -164,15 +167,18 @@ def _mean_val_loss(arm: Arm, results: Results) -> float:
 
 
 def looks(config: Config) -> list[int]:
-    """After how many seeds the finals are looked at: once, or again whenever seeds are added, up to `max_seeds`."""
-    first, most = len(config.seeds), config.finals.max_seeds
+    """After how many seeds the finals are looked at: once, or again whenever seeds are added, up to
+    `max_seeds`."""
+    first = len(config.seeds)
+    most = config.finals.max_seeds
     return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
 
 
 def next_seeds(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> list[int]:
-    """The seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or at the last look."""
+    """The seeds to add to the finals of `specs`: none once the verdict's comparisons are decided, or at the
+    last look."""
     used = list(dict.fromkeys(s.run.seed for s in specs if s.kind == "train"))
     at = looks(config)
     if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
@@ -200,6 +206,7 @@ def claims(track: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def seeds_of(decision: Mapping[str, Any]) -> list[int]:
-    """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those added."""
+    """The seeds that the arms of the finals, or of a suite, were trained with: those asked for, and those
+    added."""
     arms = [arm for found in decision["tracks"].values() for arm in found["arms"].values()]
     return sorted({int(seed) for arm in arms for seed in arm["runs"]})

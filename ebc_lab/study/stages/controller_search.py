@@ -43,8 +43,8 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The controller of each track: best validation loss among those that hold the KL on its target, else the nearest
-    to it."""
+    """The controller of each track: best validation loss among those that hold the KL on its target, else the
+    nearest to it."""
     band = f"±{100 * KL_BAND:g}% of δ*"
     tracks: dict[str, Any] = {}
     notes: list[str] = []
@@ -58,7 +58,8 @@ def decide(
             notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
     refuse_without_tracks(tracks, "controller_search", specs, results)
     rule = (
-        f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the candidates whose "
+        f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
+        "candidates whose "
         f"median applied KL, over audited clipped steps, is within {band}; none: the nearest to it"
     )
     return make_decision(

@@ -22,8 +22,8 @@ OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are allowed; one
-    paired measurement of EBC's overhead at this shape.
+    """Every arm at full length over `seeds`, and over more while the verdict is undecided and more are
+    allowed; one paired measurement of EBC's overhead at this shape.
     """
     seeds = list(config.seeds)
     while True:
@@ -57,7 +57,8 @@ def _runs_over(config: Config, decisions: Mapping[str, Decision], seeds: Sequenc
 def final_arms(
     config: Config, decisions: Mapping[str, Decision], name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
-    """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the same run."""
+    """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the
+    same run."""
     track = decisions["lr_sweep"]["tracks"][name]
 
     def plain(scale: float) -> RunConfig:
@@ -71,7 +72,8 @@ def final_arms(
     if "calibrate" not in decisions:
         return
     calibrated = decisions["calibrate"]["tracks"][name]
-    budget, target_kl = calibrated["budget"], calibrated["delta_star"]
+    budget = calibrated["budget"]
+    target_kl = calibrated["delta_star"]
     yield "ebc_x2", with_ebc(plain(2.0), track, budget, target_kl, **chosen), 2.0
     if "lr_scale" not in decisions:
         return
@@ -86,7 +88,8 @@ def final_arms(
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the other."""
+    """The finals as a decision: arms, paired differences, efficiency, verdict lines; one track after the
+    other."""
     tracks = compare(config, specs, results, earlier)
     tokens_per_step = config.batch_size * config.model.context
     notes: list[str] = []
@@ -103,8 +106,10 @@ def decide(
         if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":
             notes.append(f"{name}: the overhead was not measured ({overhead.get('cause') or 'no result'})")
     rule = (
-        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is picked from "
-        f"several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau and overhead "
+        f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is "
+        "picked from "
+        f"several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau "
+        "and overhead "
         "on EBC ×2"
     )
     sequential = _sequential(config, specs, tracks)
@@ -119,7 +124,8 @@ def decide(
 def _sequential(
     config: Config, specs: Sequence[RunSpec], tracks: Mapping[str, Track]
 ) -> dict[str, Any] | None:
-    """After how many seeds the results were looked at, and why no more were added; None where none could be."""
+    """After how many seeds the results were looked at, and why no more were added; None where none could
+    be."""
     at = looks(config)
     if len(at) == 1:
         return None

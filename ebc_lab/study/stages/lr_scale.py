@@ -32,7 +32,8 @@ SURROGATE_SHARE = 0.6  # of its median at ×1, which a fixed trust radius is set
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median S of ×1."""
+    """Every LR scale with and without EBC; with the surrogate also with its trust radius fixed at the median
+    S of ×1."""
     search_open = "controller_search" in config.study.stages and "controller_search" not in decisions
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "lr_scale"):
@@ -93,8 +94,10 @@ def decide(
             )
     refuse_without_tracks(tracks, "lr_scale", specs, results)
     rule = (
-        "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped on "
-        f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale within "
+        "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped "
+        "on "
+        f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale "
+        "within "
         "one sigma of the baseline at ×1"
     )
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
@@ -132,10 +135,10 @@ def _decided(
         chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
     else:
         chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
-    within = {
-        arm: [r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma]
-        for arm, rows in arms.items()
-    }
+    headroom: dict[str, float | None] = {}
+    for arm, rows in arms.items():
+        within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
+        headroom[arm] = max(within, default=None)
     return {
         "lr_scale": chosen["lr_scale"],
         "run_id": chosen["run_id"],
@@ -144,7 +147,7 @@ def _decided(
         "in_band": bool(inside),
         "inert": chosen["inert"],
         "baseline_val_loss": reference,
-        "headroom": {arm: max(scales, default=None) for arm, scales in within.items()},
+        "headroom": headroom,
         "headroom_is_tautology": bool(inert),
         "ranked": [r["run_id"] for r in inside],
         "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),

@@ -32,7 +32,8 @@ Pair = tuple[str, str]  # optimizer, projection
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and controls."""
+    """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and
+    controls."""
     sweep = config.lr_sweep
     pairs = list(itertools.product(sweep.optimizers, sweep.projections))
     grids = {pair: [_spec(config, "grid", pair, lr) for lr in sweep.grids[pair[0]]] for pair in pairs}
@@ -72,7 +73,8 @@ def _spec(
 
 
 def _extend(config: Config, pair: Pair, grid: list[RunSpec], results: Results) -> None:
-    """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is missing."""
+    """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is
+    missing."""
     for _ in range(config.lr_sweep.max_extensions):
         lrs = [s.run.optimizer.lr for s in grid]
         winner = best(grid, results)
@@ -119,7 +121,8 @@ def decide(
     pairs = _pairs(config, grid, winners, results, kept)
     rule = (
         "lowest validation loss on the grid; a winner on the edge extends the grid by a factor 2, at most "
-        f"{config.lr_sweep.max_extensions} times; sigma is the standard deviation of the winner's fresh replicate seeds"
+        f"{config.lr_sweep.max_extensions} times; sigma is the standard deviation of the winner's fresh "
+        "replicate seeds"
     )
     notes = _notes(config, tracks, pairs)
     return make_decision(
@@ -140,7 +143,8 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
     lr = winner.run.optimizer.lr
     if len(noise) < 2 or not natural:
         raise Undecidable(
-            f"lr_sweep could not decide: fewer than two replicates of {winner.arm} at lr {lr:g} completed with an "
+            f"lr_sweep could not decide: fewer than two replicates of {winner.arm} at lr {lr:g} completed "
+            "with an "
             "audited KL, so neither the noise nor the natural KL is known."
         )
     if control is None:
@@ -174,7 +178,8 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
 
 
 def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
-    """The predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy` controller."""
+    """The predicted decrease in loss of the baseline's steps, nats a step: the unit of the `energy`
+    controller."""
     found = [results[s.run_id].get("descent_median") for s in replicates if s.run_id in results]
     known = [d for d in found if d]
     return statistics.median(known) if known else None
@@ -214,7 +219,8 @@ def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[
     ]
     notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
     notes += [
-        f"{t}: the winner lr {d['lr']:g} lies on the grid's {d['edge']} edge even after {d['extensions']} extensions"
+        f"{t}: the winner lr {d['lr']:g} lies on the grid's {d['edge']} edge even after {d['extensions']} "
+        "extensions"
         for t, d in tracks.items()
         if d["edge"]
     ]
@@ -280,8 +286,8 @@ STAGE = Stage(
     ),
     follow_up=follow_up,
     title="Learning rate, noise and a fair control",
-    about="Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the spread "
-    "over replicate seeds), how far predictions move by themselves (the natural KL), and how good the same optimizer "
-    "gets with warm-up and decay (the fair control).",
+    about="Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the "
+    "spread over replicate seeds), how far predictions move by themselves (the natural KL), and how good the "
+    "same optimizer gets with warm-up and decay (the fair control).",
     pictures=("lr_sweep",),
 )

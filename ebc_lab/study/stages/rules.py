@@ -1,8 +1,8 @@
 """The rules that several stages share, and the record of a decision.
 
-Pure functions: configuration, earlier decisions and results in, a decision out. Every decision uses the validation loss;
-only the verdict looks at the test loss. A run that did not complete never wins. A decision holds its candidates, its rule,
-its margin in units of the noise sigma, and the hash of what it was made from.
+Pure functions: configuration, earlier decisions and results in, a decision out. Every decision uses the
+validation loss; only the verdict looks at the test loss. A run that did not complete never wins. A decision
+holds its candidates, its rule, its margin in units of the noise sigma, and the hash of what it was made from.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:
 
 
 def best(specs: Sequence[RunSpec], results: Results) -> RunSpec | None:
-    """The spec with the lowest validation loss, the lower learning rate where equal; None when none completed."""
+    """The spec with the lowest validation loss, the lower learning rate where equal; None when none
+    completed."""
     ranked = sorted(specs, key=lambda s: (val_loss(results.get(s.run_id)), s.run.optimizer.lr))
     return ranked[0] if ranked and math.isfinite(val_loss(results.get(ranked[0].run_id))) else None
 
@@ -112,7 +113,8 @@ def edge_of(values: Sequence[float], value: float) -> str | None:
 
 
 def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
-    """How far the runner-up lies behind the winner, in units of sigma; None without a runner-up or without sigma."""
+    """How far the runner-up lies behind the winner, in units of sigma; None without a runner-up or without
+    sigma."""
     finite = sorted(x for x in losses if math.isfinite(x))
     return (finite[1] - finite[0]) / sigma if len(finite) > 1 and sigma else None
 
@@ -182,7 +184,8 @@ def inputs_digest(
     results: Mapping[str, Mapping[str, Any]],
     earlier: Mapping[str, Decision],
 ) -> str:
-    """The hash of all that a decision rests on: settings, earlier decisions, results without their timings."""
+    """The hash of all that a decision rests on: settings, earlier decisions, results without their
+    timings."""
     settings = {
         "stage": to_dict(getattr(config, stage)),
         "scale": config.scale,

@@ -1,4 +1,4 @@
-"""How a run is put together: a track's plain run at a multiple of its best learning rate, with EBC, with a decaying rate.
+"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, with LR decay.
 
 Pure functions of the configuration and of the decisions so far; the stages say which of these runs they want.
 """
@@ -35,7 +35,8 @@ def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, s
 
 
 def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
-    """The optimizer's settings from its own group file, or the study's where it names the same one; at `lr`."""
+    """The optimizer at `lr`: the study's settings where it is the study's optimizer, else those of its own
+    file."""
     own = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
     return replace(own, lr=float(f"{lr:.6g}"))
 
@@ -44,29 +45,29 @@ def with_ebc(
     run: RunConfig,
     track: Mapping[str, Any],
     budget: str,
-    delta: float,
+    target_kl: float,
     schedule: str = "constant",
     **settings: Any,
 ) -> RunConfig:
-    """The run with EBC; `settings` are what a controller search chose. Completes what depends on the baseline."""
+    """The run with EBC, completed from the track's baseline; `settings` are those that a controller search
+    chose."""
     run = replace(
         run,
         stabilizer=replace(run.stabilizer, name="ebc"),
-        budget=replace(run.budget, name=budget, target_kl=delta, schedule=schedule),
+        budget=replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule),
     )
     return completed(changed(run, settings), track)
 
 
-def with_target(run: RunConfig, delta: float) -> RunConfig:
-    """The run at delta* = `delta`, or the least that its budget can hold in its precision, to three digits."""
-    least = least_target_kl(run)
-    return replace(
-        run, budget=replace(run.budget, target_kl=round3(delta) if round3(delta) >= least else least)
-    )
+def with_target(run: RunConfig, target_kl: float) -> RunConfig:
+    """The run at this target KL, to three digits, or at the least that its budget can hold in its
+    precision."""
+    return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
 def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
-    """The gain of `energy` from the baseline where it is open, a delta* that can be held, and no guard without a bound."""
+    """The run with a target KL that can be held, no guard without a bound, and the open gain of the `energy`
+    controller set from the baseline."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
@@ -75,29 +76,25 @@ def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
     descent = track.get("descent_median") or 0.0
     if (
         energy and run.controller.a is None and descent > 0
-    ):  # else the run itself says that the gain is missing
-        run = replace(
-            run, controller=replace(run.controller, a=float(f"{track['natural_kl'] / descent:.4g}"))
-        )
+    ):  # otherwise the run is refused for its missing gain
+        gain = float(f"{track['natural_kl'] / descent:.4g}")
+        run = replace(run, controller=replace(run.controller, a=gain))
     return run
 
 
 def with_decay(config: Config, run: RunConfig) -> RunConfig:
     """The fair control's schedule: a short warm-up, then linearly down to 0."""
-    return replace(
-        run,
-        lr_schedule=replace(
-            run.lr_schedule, name="warmup_linear", warmup_steps=config.lr_sweep.control_warmup
-        ),
-    )
+    warmup = config.lr_sweep.control_warmup
+    return replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=warmup))
 
 
 def spec_of(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:
+    """A stage's run, with its arm named from its settings."""
     return RunSpec(stage, role, arm_name(run, scale, note), scale, run)
 
 
 def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:
-    """The tracks that the latest decision before `stage` left; none before the first."""
+    """The tracks that the latest decision before `stage` kept; none before the first decision."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
@@ -109,9 +106,10 @@ def searched(decisions: Mapping[str, Decision], track: str) -> dict[str, Any]:
 
 
 def waiting(specs: Sequence[RunSpec], results: Results) -> bool:
+    """Whether a run has no result yet."""
     return any(s.run_id not in results for s in specs)
 
 
 def distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """One spec a run, the first that asked for it."""
+    """One spec per run: the first that asked for it."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""What a run is called: its identity's hash, a slug a person can read, and the arm it belongs to (DESIGN: files of a study)."""
+"""What a run is called: a readable slug with its identity's hash, and the name of the arm it belongs to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebc_lab.config.schema import RunConfig
 
 
 def number(value: float) -> str:
-    """A number as file names carry it: three significant digits, the point written as p."""
+    """A number in file names: three significant digits, the point written as p."""
     return f"{value:.3g}".replace(".", "p").replace("+", "")
 
 
@@ -21,12 +21,13 @@ def round3(value: float) -> float:
 
 
 def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
-    """`<optimizer>_<projection>_<stabilizer>[_d<delta*>_<budget>]_x<scale>[_lindelta][_lrdecay]`."""
+    """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale>[_lindelta][_lrdecay]`."""
     return f"{_stem(run)}_x{number(lr_scale)}{_tail(run)}{note}"
 
 
 def _stem(run: RunConfig) -> str:
-    name, strength = run.stabilizer.name, run.stabilizer.strength
+    name = run.stabilizer.name
+    strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
     if name == "ebc":
         return f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
@@ -41,7 +42,8 @@ def _tail(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One run that a stage needs. Only `kind` and `run` decide what it computes; the rest says why it is there."""
+    """One run that a stage needs. Only `kind` and `run` decide what it computes; the rest says why it is
+    there."""
 
     stage: str
     role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
@@ -73,15 +75,13 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Relative work, for balancing: tokens trained on, with a little more for what EBC and Muon add."""
+        """Relative work of the run, see `cost_of`."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    return (
-        steps
-        * tokens_per_step
-        * (1.1 if stabilizer != "none" else 1.0)
-        * (1.4 if optimizer == "muon" else 1.0)
-    )
+    """Relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
+    step."""
+    cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
+    return cost * (1.4 if optimizer == "muon" else 1.0)

@@ -1,8 +1,9 @@
 """A stage is one object: which runs it needs, what it decides from their results, and how both are shown.
 
-To add a stage: a module here that exports `STAGE`, a subclass of `StageConfig` with a field of the stage's name in
-`config.schema.Config` (it says what the stage needs, and its place in the order), and its numbers in `conf/scale/`.
-Autopilot, `status`, `why`, `diff`, `plan`, the page and the tables ask the stage; nothing branches on its name.
+To add a stage: a module here that exports `STAGE`, a subclass of `StageConfig` with a field of the stage's
+name in `config.schema.Config` (it says what the stage needs, and its place in the order), and its numbers in
+`conf/scale/`. Autopilot, `status`, `why`, `diff`, `plan`, the page and the tables ask the stage; nothing
+branches on its name.
 """
 
 from __future__ import annotations
@@ -90,13 +91,15 @@ def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """What the forecast assumes of a run in addition to its loss: a median c in the band at the scale that is chosen."""
+    """What the forecast assumes of a run in addition to its loss: a median c in the band at the scale that is
+    chosen."""
     return {"c_median": 0.6 if scenario.merged == (spec.lr_scale == 2) else 0.3}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. The fields from `figures` on have defaults that serve a stage which chooses one winner per track."""
+    """One stage. The fields from `figures` on have defaults that serve a stage which chooses one winner per
+    track."""
 
     name: str
     # (config, earlier decisions, results so far) -> its runs; the list may grow with the results
@@ -110,9 +113,11 @@ class Stage:
     )
     grows: bool = True  # its list of runs grows with its own results; if not, asking once is enough
     concludes: bool = False  # no later stage builds on its decision
-    # while this run is still in progress, the one that would follow if it wins: an idle worker may start on it
+    # while this run is still in progress, the one that would follow if it wins: an idle worker may start on
+    # it
     follow_up: Callable[[Config, RunSpec], RunSpec | None] = lambda config, spec: None
-    # (config, scenario, run, how many runs the stage has made before it) -> figures of a result that the forecast invents
+    # (config, scenario, run, how many runs the stage has made before it) -> figures of a result that the
+    # forecast invents
     invented: Callable[[Config, Scenario, RunSpec, int], RunResult] = invented
     title: str = ""
     about: str = ""  # what it is for, in a sentence for readers who do not know the method

@@ -1,14 +1,16 @@
-"""What paired seeds can show: differences with intervals, what they are judged to be, how much noise there is.
+"""What paired seeds can show: differences with intervals, how they are judged, and how much noise there is.
 
-Distributions and tests are scipy's; what is ours is only which of them is asked, and at which level:
+Distributions and tests are scipy's; chosen here is only which of them is used, and at which level:
 
-* The differences of an arm from its reference, seed by seed, get a t-interval. Where a run diverged there is no mean: its
-  loss ranks behind every other, and the median difference gets the distribution-free interval of order statistics.
-* Wherever several arms are compared with one reference, a second, wider interval holds for all of them at once (Bonferroni),
-  and what is claimed of an arm rests on that one.
-* A study that looks at its results more than once, adding seeds while they leave it open, shares its error out over the looks.
+* The differences of an arm from its reference, seed by seed, get a t-interval. Where a run diverged there is
+  no mean: its loss ranks behind every other, and the median difference gets the distribution-free interval of
+  order statistics.
+* Wherever several arms are compared with one reference, a second, wider interval holds for all of them at
+  once (Bonferroni), and what is claimed of an arm rests on that one.
+* A study that looks at its results more than once, adding seeds while they are undecided, divides its error
+  by the number of looks.
 
-Import scipy late: it costs half a second, and `status` does without.
+scipy is imported late: it takes half a second, and `status` needs none of it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 CONFIDENCE = 0.95
 POWER = 0.80
-ROUNDING = 1e-12  # nats: differences that spread no further are one number
+ROUNDING = 1e-12  # nats: differences that spread no further are equal
 
 
 def paired(
@@ -34,19 +36,26 @@ def paired(
     looks: int = 1,
     replicates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where a run diverged.
+    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where a run
+    diverged.
 
-    `replicates`: losses of one configuration under several seeds, the noise floor. -> `seeds`; `method` (`t`, or `rank` where a
-    run diverged, None without a pair); `mean` (None by rank), `median`; `low`, `high`: the 95% interval of one or the other,
-    corrected for `looks`; `joint_low`, `joint_high`: the one that holds for all `comparisons` at once; `p`, `p_joint`: of no
-    difference, two-sided, likewise; `detectable`, `joint_detectable`: the smallest true difference that such an interval would
-    tell from 0, 4 times in 5; `sigmas`: the mean in units of the noise of one run; `alone`, `judged`: what `judge` says by the
-    interval by itself and by the joint one. A limit is None where it is infinite, or so few seeds have none.
+    `replicates`: losses of one configuration under several seeds, the noise floor. Returns
+
+    * `seeds`; `method`: `t`, or `rank` where a run diverged, None without a pair;
+    * `mean` (None by rank), `median`, and `sigmas`, the mean in units of the noise of one run;
+    * `low`, `high`: the 95% interval of the mean or the median, corrected for `looks`; None where it is
+      infinite;
+    * `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
+    * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
+    * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
+      in 4 of 5 studies;
+    * `alone`, `judged`: what `judge` says by the arm's own interval and by the joint one.
     """
     seeds = sorted(set(arm) & set(reference))
     both = [(arm[s], reference[s]) for s in seeds]
-    lost, gained = (sum(math.isinf(pair[i]) for pair in both) for i in (0, 1))
-    differences = [0.0 if a == b else a - b for a, b in both]  # two that diverged are alike
+    lost = sum(math.isinf(a) for a, _ in both)
+    gained = sum(math.isinf(b) for _, b in both)
+    differences = [0.0 if a == b else a - b for a, b in both]  # two that diverged are equal
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
@@ -58,23 +67,24 @@ def paired(
         out["sigmas"] = out["mean"] / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
     found = _tested(out["method"], differences)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
-        low, high, p = (
-            (math.nan, math.nan, None)
-            if found is None
-            else (*found.confidence_interval(1 - level / k), found.pvalue)
-        )
+        low = high = math.nan
+        p = None
+        if found is not None:
+            low, high = found.confidence_interval(1 - level / k)
+            p = min(1.0, float(found.pvalue) * looks * k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
-        out["p_joint" if prefix else "p"] = None if p is None else min(1.0, float(p) * looks * k)
+        out["p_joint" if prefix else "p"] = p
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k)
         out[name] = "misses" if lost > gained else judge(low, high, margin)
     return out
 
 
 def judge(low: float, high: float, margin: float) -> str:
-    """`beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it: the lower limit is above.
+    """`beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it: the lower
+    limit is above.
 
-    Else, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its reference misses, whatever its
-    other seeds did.)
+    Otherwise, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its
+    reference misses, whatever its other seeds did.)
     """
     if high <= margin:
         return "beats" if high < 0 else "meets"
@@ -83,7 +93,7 @@ def judge(low: float, high: float, margin: float) -> str:
 
 @dataclass(frozen=True)
 class _Same:
-    """In the place of scipy's result where all differences are one number: the same runs under two names."""
+    """Instead of scipy's result where all differences are equal: the same runs under two names."""
 
     value: float
 
@@ -96,18 +106,16 @@ class _Same:
 
 
 def _tested(method: str | None, differences: Sequence[float]) -> Any:
-    """scipy's test of no difference, which also has the intervals; None where there is nothing to test."""
+    """scipy's test of no difference, which also gives intervals; None where there is nothing to test."""
     from scipy import stats
 
     if method is None or (method == "t" and len(differences) < 2):
         return None
     if method == "t" and max(differences) - min(differences) <= ROUNDING:
         return _Same(statistics.fmean(differences))
-    return (
-        stats.ttest_1samp(differences, 0.0)
-        if method == "t"
-        else stats.quantile_test(differences, q=0.0, p=0.5)
-    )
+    if method == "t":
+        return stats.ttest_1samp(differences, 0.0)
+    return stats.quantile_test(differences, q=0.0, p=0.5)
 
 
 def _median(differences: Sequence[float]) -> float | None:
@@ -122,9 +130,8 @@ def _finite(value: float) -> float | None:
 def _detectable(differences: Sequence[float], replicates: Sequence[float], level: float) -> float | None:
     """From the spread of the differences; where there is none yet, from the replicates'."""
     if len(differences) > 1:
-        return (
-            _factor(len(differences) - 1, level) * statistics.stdev(differences) / math.sqrt(len(differences))
-        )
+        found = _factor(len(differences) - 1, level) * statistics.stdev(differences)
+        return found / math.sqrt(len(differences))
     if len(replicates) > 1:
         return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
     return None
@@ -132,7 +139,8 @@ def _detectable(differences: Sequence[float], replicates: Sequence[float], level
 
 @functools.cache
 def _factor(freedom: int, level: float) -> float:
-    """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability POWER."""
+    """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability
+    POWER."""
     from scipy import optimize, stats
 
     critical = stats.t.ppf(1 - level / 2, freedom)
@@ -142,7 +150,7 @@ def _factor(freedom: int, level: float) -> float:
 
 
 def by_interval(difference: Mapping[str, Any], joint: bool) -> dict[str, Any]:
-    """The `low`, `high`, `detectable` and `judged` of one of the two intervals, and the rest as it is."""
+    """The difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
     k = "joint_" if joint else ""
     own = {end: difference[k + end] for end in ("low", "high", "detectable")}
     return {**difference, **own, "judged": difference["judged" if joint else "alone"]}
@@ -152,34 +160,36 @@ VERDICT_OF = {"beats": "pass", "meets": "pass", "misses": "fail", "undecided": "
 
 
 def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
-    """A difference in one line: its estimate, its interval, how many seeds, and what so many could have shown."""
+    """A difference in one line: estimate, interval, seeds, and the smallest difference that they could have
+    shown."""
     d = by_interval(d, joint)
-    low, high, detectable = d["low"], d["high"], d["detectable"]
-    shown = (
-        f"smallest detectable {detectable:.4f}"
-        if detectable is not None
-        else "too few seeds to detect any difference"
-    )
+    shown = "too few seeds to detect any difference"
+    if d["detectable"] is not None:
+        shown = f"smallest detectable {d['detectable']:.4f}"
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
     words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""
     if d["method"] == "rank":
         lost = d["diverged"]
-        words = f"diverged: {lost['arm']} of the arm's, {lost['reference']} of the reference's runs; median difference "
+        words = f"diverged: {lost['arm']} of the arm's, {lost['reference']} of the reference's runs; "
+        words += "median difference "
         words += f"{d['median']:+.4f} nats" if d["median"] is not None else "unbounded"
-    if low is None and high is None:
+    if d["low"] is None and d["high"] is None:
         words += " from one seed: no interval" if d["seeds"] == 1 else ": no finite interval"
     else:
-        words += f" [{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
+        low = "−∞" if d["low"] is None else f"{d['low']:+.4f}"
+        high = "∞" if d["high"] is None else f"{d['high']:+.4f}"
+        words += f" [{low}, {high}]"
         words += f" for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
     return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
 
 
 def noise(losses: Sequence[float]) -> dict[str, Any]:
-    """The noise floor from replicate seeds: `sigma`, its 95% interval, and what a comparison of two single runs could show.
+    """The noise floor from replicate seeds: `sigma`, its 95% interval, and what a comparison of two single
+    runs could show.
 
-    `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5. None from less
-    than two losses.
+    `detectable`: the smallest true difference, nats, that two runs of one seed each would show 4 times in 5.
+    None from fewer than two losses.
     """
     from scipy import stats
 
@@ -187,15 +197,12 @@ def noise(losses: Sequence[float]) -> dict[str, Any]:
     if freedom < 1:
         return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": len(losses)}
     sigma = statistics.stdev(losses)
-    low, high = (
-        sigma * math.sqrt(freedom / stats.chi2.ppf(p, freedom))
-        for p in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
-    )
-    detectable = _detectable((), losses, 1 - CONFIDENCE)
+    tails = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], freedom)
+    low, high = (sigma * math.sqrt(freedom / tail) for tail in tails)
     return {
         "sigma": sigma,
-        "low": float(low),
-        "high": float(high),
-        "detectable": detectable,
+        "low": low,
+        "high": high,
+        "detectable": _detectable((), losses, 1 - CONFIDENCE),
         "seeds": len(losses),
     }

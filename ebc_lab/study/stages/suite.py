@@ -1,4 +1,5 @@
-"""What `tune` and `ablation` share: a suite's named arms, each the best baseline with some settings changed."""
+"""What `tune` and `ablation` share: a suite's named arms, each the best baseline with some settings
+changed."""
 
 from __future__ import annotations
 
@@ -32,7 +33,10 @@ def run_of(
     seed: int,
     point: Point,
 ) -> tuple[RunConfig, float]:
-    """An arm's run at a point of its grid, and its LR scale. delta* is the calibrated one's, or the natural KL's, multiple."""
+    """An arm's run at a point of its grid, and its LR scale.
+
+    Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
+    """
     swept = decisions["lr_sweep"]["tracks"][track]
     scale = point.get("lr_scale", arm.lr_scale)
     run = changed(plain_run(config, swept, steps, seed, scale), searched(decisions, track) | arm.settings)

@@ -50,7 +50,8 @@ def decide(
             arms[label] = found
         tracks[track] = {"arms": arms, "sigma": sigma}
     rule = (
-        f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, one seed, as many runs for "
+        f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, one seed, as many "
+        "runs for "
         "every arm"
     )
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)

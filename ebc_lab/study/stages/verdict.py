@@ -19,14 +19,16 @@ Line = dict[str, Any]  # name, question, verdict, figure, and what the figure wa
 
 
 def overhead_limit(scale: str) -> float:
-    """What EBC may add to a step's time, in percent. Where a step is a few thousand tokens, a probe costs more of it."""
+    """What EBC may add to a step's time, in percent. Where a step is a few thousand tokens, a probe costs
+    more of it."""
     return 8.0 if scale == "laptop" else 5.0
 
 
 def verdict_lines(
     config: Config, track: Mapping[str, Any], results: Results, overhead: RunResult
 ) -> list[Line]:
-    """The six lines of a track: three on EBC at ×2 itself, two comparisons of the test loss, and the overhead."""
+    """The six lines of a track: three on EBC at ×2 itself, two comparisons of the test loss, and the
+    overhead."""
     twice = track["roles"]["ebc_x2"]
     runs = track["arms"][twice]["runs"].values()
     known = [results[run_id] for run_id in runs if run_id in results]
@@ -107,7 +109,8 @@ def _no_plateau(finished: Sequence[RunResult], steps: int) -> Line:
 def _comparison(
     track: Mapping[str, Any], reference: str, arm: str, name: str, question: str, *, joint: bool
 ) -> Line:
-    """An arm's test loss against the baseline's or the control's, by the interval that is its own or joint."""
+    """An arm's test loss against the baseline's or the control's, by the interval that is its own or
+    joint."""
     difference = track["differences"][reference][arm]
     beats = difference["judged"] == "beats"
     return _line(

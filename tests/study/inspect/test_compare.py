@@ -5,8 +5,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
-from ebc_lab.report.conclude import concluding
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.compare import compare
 from ebc_lab.study.store.study import Study
 
@@ -69,7 +68,7 @@ def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tm
     other = replace(
         config, output_dir=str(tmp_path), lr_sweep=sweep, study=replace(config.study, name="other")
     )
-    autopilot(other, concluding(), stages=["lr_sweep"])
+    autopilot(other, Listener(), stages=["lr_sweep"])
     found = compare(outcome.study, Study(tmp_path / "other"))
     assert list(found["settings"]) == ["lr_sweep.grids.adam"]
     assert found["settings"]["lr_sweep.grids.adam"] == [[1e-2, 2e-2, 4e-2], [2e-2, 4e-2]]
