@@ -59,6 +59,21 @@ def test_links_lead_somewhere(name):
         assert not anchor or anchor in anchors(there), target
 
 
+def test_what_the_architecture_names_is_in_the_file_it_names():
+    text = (ROOT / "docs/architecture.md").read_text()
+    pairs = re.findall(r"\[([^\]]*)\]\(\.\./(ebc_lab/[\w/]+\.py)\)", text)
+    named = [(name, path) for names, path in pairs for name in re.findall(r"`(\w+)`", names)]
+    named += re.findall(r"`(\w+)` in\s+`(ebc_lab/[\w/]+\.py)`", text)
+    assert len(named) > 30
+    for name, path in named:
+        assert re.search(rf"^ *(?:def |class )?{name}\b", (ROOT / path).read_text(), re.MULTILINE), (
+            name,
+            path,
+        )
+    for path in re.findall(r"`((?:ebc_lab|conf)/[\w/.]*)`", text):
+        assert (ROOT / path).exists() or "NAME" in path, path
+
+
 # -- code ------------------------------------------------------------------------------------------------
 
 

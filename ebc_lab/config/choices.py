@@ -1,4 +1,4 @@
-"""The choices in `conf/`: where they lie, what they set, and how a mistaken name is answered."""
+"""The choices in `conf/`: where they are, what they set, and the error for an unknown one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from .dicts import type_hints
 from .errors import UserError, any_of, nearest
 from .schema import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
 
-FRESH = {
-    "controller": ControllerConfig,
-    "stabilizer": StabilizerConfig,
-}  # groups whose settings mean nothing under another name
+# groups whose settings mean nothing under another name
+FRESH = {"controller": ControllerConfig, "stabilizer": StabilizerConfig}
 
 
 def conf_dir() -> Path:
@@ -36,7 +34,7 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def settings_of(group: str, name: str) -> dict[str, Any]:
-    """What the file of a choice sets, e.g. `settings_of("optimizer", "adam")`. Raises UserError for an unknown one."""
+    """What a choice's file sets: `settings_of("optimizer", "adam")`. Raises UserError for an unknown one."""
     from omegaconf import OmegaConf
 
     if name not in groups()[group]:
@@ -56,8 +54,8 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
-    A group's `name` brings what its file in `conf` sets; a controller or stabilizer is then that file's alone, in other groups
-    the run's own settings stay where the file says nothing. An optimizer's learning rate stays the run's.
+    A group's `name` brings what its file in `conf` sets. A controller or stabilizer then has only that file's
+    settings; other groups keep the run's own where the file sets nothing. The learning rate stays the run's.
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}

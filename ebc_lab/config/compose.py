@@ -1,6 +1,6 @@
 """From Hydra overrides to a validated `Config`; the choices themselves are the files in `conf/`.
 
-What is wrong is refused in one sentence, with the nearest valid spelling, before anything is written.
+Mistakes are refused in one sentence, with the nearest valid spelling, before anything is written.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
 
     Args:
         overrides: Hydra overrides, e.g. `["scale=smoke", "seeds=[0,1]"]`.
-        study: the overrides are a study's, not one run's: `optimizer=`, `projection=` and `budget=` then choose what
-            the sweep covers, and settings that a stage decides are refused.
+        study: the overrides are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose
+            what the sweep covers, and settings that a stage decides are refused.
         here: this machine trains, so that it must have the device asked for.
     Raises:
-        UserError: an unknown key or choice (with the nearest valid ones), a value of the wrong type or out of range.
+        UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -58,7 +58,7 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
         if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and (
             "struct" in first or "subclass" in first
         ):
-            first = "an arm that the suite does not have goes into a file of conf/study; here those it has can be changed"
+            first = "a new arm goes into a file of conf/study; overrides change those that the suite has"
             key = "ablation.arms"
         raise UserError(f"{key + ': ' if key else ''}{first}") from None
     validate(config, study=study, here=here)
@@ -84,7 +84,8 @@ def check_overrides(
 ) -> dict[str, Any]:
     """Refuse unknown groups, choices and keys; return {key: value as written}.
 
-    `hydra_keys` lets `hydra.…` and `hydra/…` pass, for `train`; `sweeps` lets several values a key pass. Raises UserError.
+    `hydra_keys` accepts `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
+    Raises UserError.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -116,7 +117,8 @@ def check_overrides(
             for value in values:
                 if value not in choices:
                     raise UserError(
-                        f"{key}={value} is unknown{nearest(str(value), choices)}; {key} takes {any_of(choices)}."
+                        f"{key}={value} is unknown{nearest(str(value), choices)}; "
+                        f"{key} takes {any_of(choices)}."
                     )
         elif key not in keys and not _in_mapping(key, keys):
             raise UserError(f"{key} is not a setting{nearest(key, [*keys, *known_groups])}.")
@@ -169,8 +171,8 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
             raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
     if parsed.get("stabilizer", "ebc") != "ebc":
         raise UserError(
-            f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the plain optimizer, "
-            "study=stabilizers the rivals, `ebc-lab train` any one of them."
+            f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the "
+            "plain optimizer, study=stabilizers the rivals, `ebc-lab train` any one of them."
         )
     covers = {
         "optimizer": "lr_sweep.optimizers",
@@ -187,7 +189,7 @@ def _narrow(parsed: dict[str, Any]) -> list[str]:
 def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None
 ) -> list[Config]:
-    """The studies that the overrides ask for: one, or one per combination with `multirun`, named after what varies.
+    """The studies asked for: one, or with `multirun` one per combination, named after what varies.
 
     Raises UserError for anything that is wrong with any of them.
     """
@@ -214,7 +216,7 @@ def configurations(
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises UserError."""
+    """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), lists of plain overrides. Raises UserError."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class UserError(Exception):
-    """A mistake the user can mend: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
+    """A user's mistake: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
 
 
 def any_of(choices: Sequence[str]) -> str:
@@ -16,7 +16,7 @@ def any_of(choices: Sequence[str]) -> str:
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """` (did you mean …?)`, or nothing when nothing is near; a dotted path is also matched by its last part."""
+    """` (did you mean …?)`, or nothing if nothing is near; a dotted path also matches by its last part."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))

@@ -45,8 +45,9 @@ def resolve_controller(run: RunConfig) -> RunConfig:
 def identity(run: RunConfig) -> dict[str, Any]:
     """All that can change a run's numbers, and nothing that cannot.
 
-    Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule, compiling that
-    is off), so that equal computations get equal names. Raises UserError if something is still to be resolved.
+    Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule,
+    compiling that is off), so that equal computations get equal names. Raises UserError if something is not
+    resolved yet.
     """
     run = resolve_controller(run_part(run))
     if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
@@ -106,13 +107,13 @@ def describes(kind: str, run: RunConfig, run_id: str) -> bool:
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that is none of its settings: torch's version, the version of our numerics."""
+    """The part of a run's identity that is not a setting: the versions of torch and of our numerics."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 @contextmanager
 def as_recorded(found: Mapping[str, Any]) -> Iterator[None]:
-    """Name runs as in this recorded `environment`, so that a study can be read where another torch is installed."""
+    """Name runs as in a recorded `environment`, so that a study can be read under another torch."""
     token = _RECORDED.set(dict(found))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What this machine can do: cores, GPUs, corpus, places to write; what is fastest on it is `speeds.py`. Nothing needs torch."""
+"""What this machine has: cores, GPUs, versions. `bench/speeds.py` measures what is fastest on it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cores() -> int:
 
 
 def visible_gpus() -> list[str]:
-    """The ids that `CUDA_VISIBLE_DEVICES` would take, one a GPU; an inherited setting is respected."""
+    """The ids of the GPUs that this process may use; an inherited CUDA_VISIBLE_DEVICES is respected."""
     names = gpu_names()
     inherited = os.environ.get("CUDA_VISIBLE_DEVICES")
     if inherited is None or not names:
@@ -47,7 +47,9 @@ def visible_gpus() -> list[str]:
 
 def chosen_device(device: str) -> str:
     """`auto` is a GPU where one is visible."""
-    return ("cuda" if visible_gpus() else "cpu") if device == "auto" else device
+    if device != "auto":
+        return device
+    return "cuda" if visible_gpus() else "cpu"
 
 
 @functools.cache

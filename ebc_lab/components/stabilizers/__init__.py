@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ebc_lab.components.forensics import ForensicClip, ForensicSettings
+from ..forensics import ForensicClip, ForensicSettings
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
 
