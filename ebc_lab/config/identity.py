@@ -46,8 +46,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     """All that can change a run's numbers, and nothing that cannot.
 
     Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule,
-    compiling that is off), so that equal computations get equal names. Raises UserError if something is not
-    resolved yet.
+    compiling that is off), so that equal computations get equal names. Raises UserError while `auto` is left.
     """
     run = resolve_controller(run_part(run))
     if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:

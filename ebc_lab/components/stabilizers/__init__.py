@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from ..forensics import ForensicClip, ForensicSettings
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
 
+from ..forensics import ForensicClip, ForensicSettings
 from .energy import EnergyBudget
 from .rivals import (
     AdaptiveGradientClip,
