@@ -1,7 +1,7 @@
 """What a CUDA graph would see, on a CPU: the operations of a step, recorded and repeated on the same memory.
 
 A `Tape` stands in for `ebc_lab.training.graphs.CudaGraph`. Whatever a step keeps in Python (a counter,
-a number read from a tensor, a state that is replaced instead of changed in place) is frozen in it, as in a graph.
+a number read from a tensor, a state that is replaced instead of changed in place) is frozen in it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,116 @@
+"""An interrupted run continues bit for bit, and a checkpoint that is not its own is refused."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.runs import ebc, made
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.errors import UserError
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "budget"),
+    [
+        ("adam", "surrogate"),
+        ("muon", "shadow"),
+        pytest.param("adam", "shadow", marks=pytest.mark.slow),
+        pytest.param("muon", "surrogate", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget):
+    run = ebc(run, name=budget, target_kl=0.005)
+    run = replace(
+        run, optimizer=replace(run.optimizer, name=optimizer), model=replace(run.model, dropout=0.1)
+    )
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    for stop_at in (7, 23):
+        broken = Training(run, made(tmp_path / "broken"))
+        with pytest.raises(Interrupted):
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+        torch.manual_seed(99)  # whatever else happened in between
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
+    timing = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")
+    assert {k: v for k, v in whole.items() if k not in timing} == {
+        k: v for k, v in resumed.items() if k not in timing
+    }
+
+
+def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    killed = Training(run, made(tmp_path / "killed"))
+    for _ in range(12):
+        killed.advance(1)
+    killed.save_checkpoint()
+    for _ in range(5):
+        killed.advance(1)
+    killed.recording.close()  # what a kill leaves: rows past the checkpoint
+    assert run_and_record(run, tmp_path / "killed", "x")["val_loss"] == whole["val_loss"]
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "killed/steps.csv").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
+def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
+    training_ = Training(run, tmp_path)
+    training_.advance(1)
+    training_.save_checkpoint()
+    path = tmp_path / "checkpoint.pt"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    elif damage == "foreign":
+        run = replace(run, seed=run.seed + 1)
+    else:
+        torch.save({"identity": Evil()}, path)
+    with pytest.raises(UserError, match=r"checkpoint\.pt (is damaged|belongs to another run).*delete it"):
+        run_and_record(run, tmp_path, "x")
+    assert path.exists()
+    assert not (tmp_path / "result.json").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a pickle was executed')",))
+
+
+PARTS = {  # what else carries state from step to step
+    "guard, rsl": {
+        "budget": {"name": "surrogate", "guard": "shrink_inflate", "aggregate": "l2"},
+        "controller": {"name": "rsl"},
+    },
+    "held text, agreement": {"budget": {"probe_tokens": "held"}, "controller": {"name": "agreement"}},
+    "schedule-free, stiefel": {"optimizer": {"name": "schedule_free"}, "projection": {"name": "stiefel"}},
+}
+MORE_PARTS = {
+    "fisher": {"budget": {"name": "fisher"}},
+    "calibrated": {"budget": {"name": "calibrated", "grouping": "type"}},
+    "energy": {
+        "budget": {"grouping": "matrices", "schedule": "cosine"},
+        "controller": {"name": "energy", "a": 0.05},
+    },
+    "bfloat16 parameters": {"param_dtype": "bfloat16", "budget": {"target_kl": 0.01}},
+    "zclip, soap": {"stabilizer": {"name": "zclip"}, "optimizer": {"name": "soap"}},
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(pytest.param(settings, id=name) for name, settings in PARTS.items()),
+        *(pytest.param(settings, id=name, marks=pytest.mark.slow) for name, settings in MORE_PARTS.items()),
+    ],
+)
+def test_every_part_resumes_bit_for_bit(run, tmp_path, settings):
+    run = changed(ebc(run, target_kl=0.005), settings)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    assert whole["outcome"] == "completed"
+    broken = Training(run, made(tmp_path / "broken"))
+    with pytest.raises(Interrupted):
+        broken.run(should_stop=lambda: broken.step == 23)
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
+    assert whole["test_loss"] == resumed["test_loss"]

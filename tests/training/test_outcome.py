@@ -1,0 +1,102 @@
+"""How a run ends, and what is done about it: diverged, crashed, finished before."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from support.runs import plain
+
+from ebc_lab.components import optimizers, stabilizers
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity
+from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.training import outcome as outcome_module
+from ebc_lab.training import run as run_module
+from ebc_lab.training.outcome import run_and_record
+
+
+def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
+    write_checksummed(
+        tmp_path / "result.json", {"identity": digest(identity(run)), "outcome": "completed", "val_loss": 2.0}
+    )
+    assert run_and_record(run, tmp_path, "x")["val_loss"] == 2.0
+    (tmp_path / "result.json").write_text((tmp_path / "result.json").read_text().replace("2.0", "1.0"))
+    with pytest.raises(
+        UserError, match=rf"result\.json was edited.*delete {tmp_path}, and the same command trains the run"
+    ):
+        run_and_record(run, tmp_path, "x")
+
+
+def test_a_non_finite_loss_ends_the_run_as_diverged(run, tmp_path):
+    huge = plain(replace(run, optimizer=replace(run.optimizer, name="sgd", lr=1e30, momentum=0.0)))
+    result = run_and_record(huge, tmp_path, "x")
+    assert result["outcome"] == "diverged"
+    assert result["steps"] < 30
+    assert result["val_loss"] is None
+    assert "step" in result["cause"]
+
+
+def test_a_loss_that_ends_above_its_start_is_diverged(run, tmp_path):
+    result = run_and_record(plain(replace(run, optimizer=replace(run.optimizer, lr=2.0))), tmp_path, "x")
+    assert result["outcome"] == "diverged"
+    assert "above the initial loss" in result["cause"]
+    assert result["steps"] == 30
+
+
+def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
+    original = stabilizers.build
+
+    def poisoned(model, *others):
+        for p in model.parameters():
+            p.register_hook(lambda grad: grad * math.nan)
+        return original(model, *others)
+
+    monkeypatch.setattr(stabilizers, "build", poisoned)
+    result = run_and_record(plain(run), tmp_path, "x")
+    assert (result["outcome"], result["steps"], result["skipped_steps"]) == ("diverged", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed")],
+)
+def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
+    def crash(*_):
+        raise error
+
+    monkeypatch.setattr(optimizers, "build", crash)
+    result = run_and_record(run, tmp_path, "x")
+    assert result["outcome"] == outcome
+    assert type(error).__name__ in result["cause"]
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(optimizers, "build", full)
+    with pytest.raises(OSError, match="No space"):
+        run_and_record(run, tmp_path, "x")
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0}
+    )
+    result = run_and_record(plain(run), tmp_path, "x")
+    assert (result["outcome"], result["val_loss"]) == ("diverged", None)
+
+
+def test_another_runs_result_is_not_taken_for_ones_own(run, tmp_path):
+    run_and_record(run, tmp_path, "x")
+    with pytest.raises(UserError, match="another run's result"):
+        run_and_record(replace(run, seed=run.seed + 1), tmp_path, "x")
+
+
+def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
+    first = run_and_record(run, tmp_path, "x")
+    monkeypatch.setattr(outcome_module, "Training", None)
+    assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]

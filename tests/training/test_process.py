@@ -1,0 +1,71 @@
+"""What is compiled, and what is not."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from support.runs import ebc
+
+from ebc_lab.components import optimizers, stabilizers
+from ebc_lab.config.identity import resolve_controller
+from ebc_lab.training import process
+from ebc_lab.training import run as run_module
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.workloads import gpt
+
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+def test_stabilizers_that_hook_into_layers_are_known(run):
+    """Compiled code may leave hooks out without a word."""
+    for name in stabilizers.STABILIZERS:
+        shape = replace(run, stabilizer=replace(run.stabilizer, name=name))
+        model = gpt.build(shape.model, 20, 0)
+        bases = optimizers.build(model, shape.optimizer, gpt.hidden_matrices(model))
+        stabilizers.build(model, bases, None, resolve_controller(shape))
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+        assert hooked == (name in stabilizers.HOOKED), name
+        assert (process.forward_of(model, replace(shape, compile="on")) is model) == hooked
+
+
+@COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
+def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run, tmp_path, budget):
+    run = ebc(run, name=budget, target_kl=0.005)
+    eager = run_and_record(run, tmp_path / "eager", "x")
+    compiled = [run_and_record(replace(run, compile="on"), tmp_path / str(i), "x") for i in range(2)]
+    assert compiled[0]["outcome"] == "completed"
+    assert compiled[0]["val_loss"] == pytest.approx(eager["val_loss"], abs=2e-3)
+    assert compiled[0]["kl_median"] == pytest.approx(eager["kl_median"], rel=0.05)
+    assert (tmp_path / "0/steps.csv").read_bytes() == (tmp_path / "1/steps.csv").read_bytes()
+
+
+@COMPILER
+@pytest.mark.slow
+def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not(run, tmp_path, monkeypatch):
+    original = run_module.forward_of
+    called = []
+
+    class Counted(torch.nn.Module):
+        def __init__(self, model, run_):
+            super().__init__()
+            self.inner = original(model, run_)
+
+        def forward(self, x):
+            called.append((len(x), torch.is_grad_enabled()))
+            return self.inner(x)
+
+    monkeypatch.setattr(run_module, "forward_of", Counted)
+    trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
+    trained.advance(1)
+    audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
+    assert called == [
+        (run.batch_size, True),
+        (audited, False),
+    ]  # the step, the audit; its sensitivities took the model itself
+    called.clear()
+    trained.advance(1)
+    assert called == [(run.batch_size, True)]
