@@ -1,7 +1,7 @@
 """Mistakes of the earlier study, kept to show what each of them does: the study `forensics`, docs/suites.md.
 
-`ForensicClip` is `EllipsotopeClip` with any of them switched on, `UncorrectedAdam` an Adam without bias correction. Nothing
-here is part of the method, and `EllipsotopeClip` itself takes none of these settings.
+`ForensicClip` is `EllipsotopeClip` with any of them switched on, `UncorrectedAdam` an Adam without bias
+correction. Nothing here is part of the method, and `EllipsotopeClip` itself takes none of these settings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class ForensicSettings(ClipSettings):
         cadence: `published` too: all groups every 200 steps and two in turn every 20, see `ForensicFilter`.
         guard: of `surrogate`: `none`, `shrink` or `shrink_inflate`, see `Guard`.
         beta_init: `first`, or `zero`: an EMA from 0, see `ForensicFilter`.
-        units: of the contributions: `logits`, or `per_lr`: divided by the learning rate, so that delta has no unit.
+        units: of the contributions: `logits`, or `per_lr`: divided by the learning rate, so that delta has no
+            unit.
     """
 
     guard: str = GUARDS[0]
@@ -61,9 +62,7 @@ class ForensicSettings(ClipSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guard != "none" and self.budget != "surrogate":
-            raise ValueError(
-                f"guard={self.guard!r} corrects a bound: it goes with budget='surrogate', not {self.budget!r}."
-            )
+            raise ValueError(f"guard={self.guard!r} corrects a bound: it goes with budget='surrogate' only.")
 
     @property
     def forensic(self) -> bool:
@@ -78,7 +77,7 @@ class ForensicSettings(ClipSettings):
 
 
 class ForensicFilter(SensitivityFilter):
-    """With `published`, each observation after the first weighs 1-decay and is limited. With `zero`, an EMA from 0.
+    """`published`: each observation after the first weighs 1-decay and is limited. `zero`: an EMA from 0.
 
     That EMA takes no observation in full and limits none, so it stays far too small for hundreds of steps.
     """
@@ -97,7 +96,7 @@ class ForensicFilter(SensitivityFilter):
 
 
 class PI(Fixed):
-    """The published loop: error in raw nats, integral through an EMA of half-life 250 steps, delta in [0.01, 0.30].
+    """The published loop: error in raw nats, integral by an EMA of half-life 250 steps, delta clamped.
 
     Its error is in nats and its output in ln(delta), so it has hardly any authority.
     """
@@ -124,13 +123,13 @@ class PI(Fixed):
 
 
 class Guard:
-    """g in c = min(1, g·tau/S), lowered at each audit by rho > 1, the factor by which S still under-estimates.
+    """g in c = min(1, g·tau/S), divided at each audit by rho > 1, by which S still under-estimates.
 
-    `shrink`: ln g recovers by half in 200 steps, and ln g <- ln g - ln rho where rho > 1. `shrink_inflate`: the betas are
-    to be multiplied by rho too. `none`: g = 1, always. Raises ValueError on another kind.
+    `shrink`: ln g recovers by half in 200 steps, and ln g <- ln g - ln rho where rho > 1. `shrink_inflate`:
+    the betas are to be multiplied by rho too. `none`: g = 1, always. Raises ValueError on another kind.
 
-    rho is g·T/(c·S), on a clipped step T/tau. The tightness alone does not depend on g: a guard fed with it would shrink
-    again at every audit, however small the step has become.
+    rho is g·T/(c·S), on a clipped step T/tau. The tightness alone does not depend on g: a guard fed with it
+    would shrink again at every audit, however small the step has become.
     """
 
     def __init__(self, kind: str = "none"):
@@ -153,7 +152,8 @@ class Guard:
     def audit(self, rho: Tensor | float, step: int) -> Tensor:
         """One audit at `step` (0-based) -> the factor by which beta is to be inflated, 0-dim, no unit.
 
-        The recovery since the audit before comes first. A rho that is not finite shrinks nothing; time passes all the same.
+        The recovery since the audit before comes first. A rho that is not finite shrinks nothing; time passes
+        all the same.
         """
         rho = torch.as_tensor(rho, dtype=torch.float64, device=self.log_factor.device)
         if self.kind == "none":
@@ -180,7 +180,7 @@ class Guard:
 
 
 class ForensicClip(EllipsotopeClip):
-    """`EllipsotopeClip` that takes `ForensicSettings`, as `settings` or one by one. Arguments and errors as there."""
+    """`EllipsotopeClip` that takes `ForensicSettings`. Arguments and errors as there."""
 
     settings: ForensicSettings
     settings_type: ClassVar[type[ClipSettings]] = ForensicSettings
@@ -232,10 +232,10 @@ class ForensicClip(EllipsotopeClip):
 
 
 class UncorrectedAdam(torch.optim.Adam):
-    """Adam without bias correction: the first step is lr·(1-b1)·g/(sqrt(1-b2)·|g| + eps), 3.2 times Adam's by default.
+    """Adam without bias correction: its first step is 3.2 times Adam's at the default betas.
 
-    The state starts at step 10^6, where b^step is below half a float64 ulp of 1 for every b below 0.99996, so that both
-    corrections are exactly 1 in every implementation that torch may pick.
+    The state starts at step 10^6, where b^step is below half a float64 ulp of 1 for every b below 0.99996, so
+    that both corrections are exactly 1 in every implementation that torch may pick.
     """
 
     STEP = 1e6

@@ -1,11 +1,12 @@
 """Base optimizers: a name -> the torch optimizers that share out a model's parameters.
 
-They come from torch and from `pytorch_optimizer`. A subclass replaces one that breaks the contract which the rest of the lab
-relies on: every step uses the learning rate of its parameter group unchanged, moves the weights from the first step on,
-leaves `p.grad` unchanged, and has all of its state in `state_dict()`.
+They come from torch and from `pytorch_optimizer`. A subclass replaces one that breaks the contract which the
+rest of the lab relies on: every step uses the learning rate of its parameter group unchanged, moves the
+weights from the first step on, leaves `p.grad` unchanged, and has all of its state in `state_dict()`.
 
-An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they are scaled with
-the update. One that evaluates other weights than it trains has `eval()` and `train()`, which swap them.
+An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they
+are scaled with the update. One that evaluates other weights than it trains has `eval()` and `train()`, which
+swap them.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape (or its transpose).
+    """torch's Muon, with one batch of Newton–Schulz products for all matrices of one shape or its transpose.
 
-    torch handles the matrices one by one: at 128 features on a CPU that is a third of the step, stacked it is a quarter.
-    State, defaults and formula are torch's, with Nesterov momentum and `adjust_lr_fn="match_rms_adamw"` only. The updates
-    agree up to bfloat16 rounding.
+    torch handles the matrices one by one: at 128 features on a CPU that is a third of the step, stacked it is
+    a quarter. State, defaults and formula are torch's, with Nesterov momentum and
+    `adjust_lr_fn="match_rms_adamw"` only. The updates agree up to bfloat16 rounding.
     """
 
     @torch.no_grad()
@@ -92,7 +93,7 @@ class StackedMuon(torch.optim.Muon):
                         p.add_(turned, alpha=-rate)
 
     def _momenta(self, matrices: list[nn.Parameter], group: dict[str, Any], bad: Tensor | None) -> Tensor:
-        """The Nesterov momenta after this step's gradients, each transposed if it is tall, (n, short, long)."""
+        """The Nesterov momenta after this step's gradients, transposed if tall, (n, short, long)."""
         gradients = [p.grad for p in matrices if p.grad is not None]
         buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in matrices]
         weight = 1 - group["momentum"]
@@ -125,7 +126,7 @@ def orthogonal(momenta: Tensor, group: dict[str, Any]) -> Tensor:
 
 
 def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Muon on the hidden matrices, Adam on the rest; Muon's updates have Adam's rms, so that one learning rate fits both."""
+    """Muon on the hidden matrices, its updates at Adam's rms so that one rate fits both; Adam on the rest."""
     hidden = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in hidden]
     return [
@@ -141,20 +142,21 @@ def muon(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
 
 
 def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Adam whose moments start at zero and are never corrected for that: a mistake of the earlier study, kept as an arm."""
+    """Adam without bias correction: a mistake of the earlier study, kept as an arm."""
     return [UncorrectedAdam(model.parameters(), **_fused(model.parameters(), c))]
 
 
 def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), then m follows g with b2; decoupled weight decay."""
+    """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), m follows g with b2; decoupled decay."""
     return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
 
 
 class UncappedAdafactor(torch.optim.Adafactor):
     """torch's Adafactor without its cap of the learning rate at 1/sqrt(step); decoupled weight decay.
 
-    lr is relative, as in torch: a tensor moves by lr·max(1e-3, rms(W)) times an update whose rms is at most 1. If torch
-    caps lr, the movement is stretched back afterwards, which costs a copy of the tensor on those steps only.
+    lr is relative, as in torch: a tensor moves by lr·max(1e-3, rms(W)) times an update whose rms is at most
+    1. If torch caps lr, the movement is stretched back afterwards, which costs a copy of the tensor on those
+    steps only.
     """
 
     @torch.no_grad()
@@ -175,8 +177,9 @@ class UncappedAdafactor(torch.optim.Adafactor):
 def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Adafactor: second moments by rows and columns, no momentum, lr relative to the rms of each tensor.
 
-    eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose gradients have an
-    rms below 3e-4, as most have here, would lose its second moments. torch adds its square to g²: 1e-30, as in the paper.
+    eps1 is not torch's default, 1.2e-7: that is compared with mean *squared* gradients, so a matrix whose
+    gradients have an rms below 3e-4, as most have here, would lose its second moments. torch adds its square
+    to g²: 1e-30, as in the paper.
     """
     return [UncappedAdafactor(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, eps=(1e-15, 1e-3))]
 
@@ -184,9 +187,9 @@ def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[
 class PromptSOAP(SOAP):
     """SOAP that moves the weights at its first step too.
 
-    The library uses the first gradient for the eigenbases alone, and a step that proposes nothing has no KL to measure. Here
-    the same gradient is then applied in the bases made from it. What the library added to the preconditioners while it made
-    the bases is removed, because `step` adds the same gradient again.
+    The library uses the first gradient for the eigenbases alone, and a step that proposes nothing has no KL
+    to measure. Here the same gradient is then applied in the bases made from it. What the library added to
+    the preconditioners while it made the bases is removed, because `step` adds the same gradient again.
     """
 
     def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
@@ -200,16 +203,16 @@ class PromptSOAP(SOAP):
 
 
 def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled weight decay."""
+    """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled decay."""
     return [PromptSOAP(model.parameters(), **_moments(c))]
 
 
 class ScheduleFree(ScheduleFreeAdamW):
     """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
 
-    The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library divides the
-    gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to the second moments: an eps
-    below 3e-8 has no effect.
+    The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
+    divides the gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to
+    the second moments: an eps below 3e-8 has no effect.
     """
 
     weight_copies = ("z",)
@@ -251,5 +254,5 @@ CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
 def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """The base optimizers of a model, of which `matrices` are the hidden ones (a workload's `matrices(model)`)."""
+    """The base optimizers of a model; `matrices` are its hidden ones (a workload's `matrices(model)`)."""
     return OPTIMIZERS[config.name](model, config, matrices)

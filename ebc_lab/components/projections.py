@@ -1,7 +1,8 @@
 """Where the hidden matrices may be: a convex set (`spectral`) or a manifold (`stiefel`).
 
-On a convex set the projection acts inside the proposal: dW becomes P(W + dW) - W, and W + c·dW lies in the set for every c.
-A manifold is left by scaling, so the retraction acts on W + c·dW, after c is known. `retracts` says which of the two.
+On a convex set the projection acts inside the proposal: dW becomes P(W + dW) - W, and W + c·dW lies in the
+set for every c. A manifold is left by scaling, so the retraction acts on W + c·dW, after c is known.
+`retracts` says which of the two.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def by_shape(matrices: Sequence[Tensor]) -> list[list[Tensor]]:
 
 
 def norm_bound(stack: Tensor, squarings: int = 5) -> Tensor:
-    """An upper bound of the operator norm of each matrix of `stack` (n, a, b), within a few per cent, without an SVD.
+    """An upper bound of each matrix's operator norm in `stack` (n, a, b), to a few per cent, without an SVD.
 
     ||W||_2 <= ||(W W^T)^(2^k)||_F^(1/2^(k+1)), each square normalised so that it cannot overflow. -> (n,)
     """
@@ -52,8 +53,8 @@ def norm_bound(stack: Tensor, squarings: int = 5) -> Tensor:
 class Spectral:
     """Operator norm of each hidden matrix at most `bound` times its largest initial singular value.
 
-    The exact (Frobenius-nearest) projection clips singular values. An SVD is made only for matrices that a cheap upper bound
-    does not already clear.
+    The exact (Frobenius-nearest) projection clips singular values. An SVD is made only for matrices that a
+    cheap upper bound does not already clear.
     """
 
     retracts: ClassVar[bool] = False
@@ -74,7 +75,7 @@ class Spectral:
 
 
 def svd_polar(matrix: Tensor) -> Tensor:
-    """U V^T of an SVD: the matrix with orthonormal rows or columns nearest to `matrix` (a, b) of at least float32."""
+    """U V^T of an SVD: the orthonormal matrix nearest to `matrix` (a, b), float32 or wider."""
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
     return u @ vh
 
@@ -82,12 +83,13 @@ def svd_polar(matrix: Tensor) -> Tensor:
 def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Tensor]:
     """The polar factors of `stack` (n, a, b), float32 or wider, by X <- 1.5 X - 0.5 X X^T X.
 
-    The iteration takes a singular value x to 1.5 x - 0.5 x^3: towards 1 for 0 < x < sqrt(3), a small one by a factor 1.5 at a
-    time, and close to 1 the error is squared. So a matrix whose largest may be above 1.2 is divided by its bound first, which
-    changes no polar factor, and the iterations end with the first whose squared error is below rounding: twelve bring values
-    from 0.03 of the largest up to 1.
+    The iteration takes a singular value x to 1.5 x - 0.5 x^3: towards 1 for 0 < x < sqrt(3), a small one by a
+    factor 1.5 at a time, and close to 1 the error is squared. So a matrix whose largest may be above 1.2 is
+    divided by its bound first, which changes no polar factor, and the iterations end with the first whose
+    squared error is below rounding: twelve bring values from 0.03 of the largest up to 1.
 
-    Returns: the factors (n, a, b), and max|X^T X - I| on the short side (n,): an upper estimate where they ended early.
+    Returns: the factors (n, a, b), and max|X^T X - I| on the short side (n,): an upper estimate where they
+    ended early.
     """
     bound = norm_bound(stack)
     x = stack / torch.where(bound > 1.2, bound, 1.0).to(stack)[:, None, None]
@@ -98,9 +100,8 @@ def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Te
     residual = torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device)
     for _ in range(iterations):
         gram = x @ x.mT
-        residual = torch.linalg.matrix_norm(
-            gram - eye
-        )  # of Frobenius, so no singular value is further from 1
+        # the Frobenius norm: no singular value is further from 1
+        residual = torch.linalg.matrix_norm(gram - eye)
         x = torch.baddbmm(x, gram, x, beta=1.5, alpha=-0.5)
         if bool((residual <= tolerance).all()):
             break
@@ -110,11 +111,12 @@ def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Te
 
 
 class Stiefel:
-    """Each hidden matrix W (a, b) on its scaled Stiefel manifold: all singular values s = ||W_initial||_F / sqrt(min(a, b)).
+    """Each hidden matrix W (a, b) on its Stiefel manifold: singular values s = ||W_0||_F / sqrt(min(a, b)).
 
-    The initial weights are put there when this is made, with their Frobenius norm kept; a call retracts W to s times its polar
-    factor, the nearest point of the manifold, which agrees with W + t·xi to first order in t for tangent xi. A matrix on which
-    Newton-Schulz does not settle, because it is nearly singular, gets an SVD. Low-precision weights are computed in float32.
+    The initial weights are put there when this is made, with their Frobenius norm kept; a call retracts W to
+    s times its polar factor, the nearest point of the manifold, which agrees with W + t·xi to first order in
+    t for tangent xi. A matrix on which Newton-Schulz does not converge, being nearly singular, gets an SVD.
+    Low-precision weights are computed in float32.
     """
 
     retracts: ClassVar[bool] = True
@@ -134,10 +136,9 @@ class Stiefel:
         for matrices, s in zip(self.stacks, self.sizes, strict=True):
             stack = _at_least_float32(matrices)
             polar, residual = newton_schulz_polar(stack / s)
-            unsettled = ~(residual <= 1e-3) & stack.isfinite().all(-1).all(
-                -1
-            )  # non-finite weights are the caller's to refuse
-            for i in unsettled.nonzero().flatten().tolist():
+            # non-finite weights are the caller's to refuse
+            unconverged = ~(residual <= 1e-3) & stack.isfinite().all(-1).all(-1)
+            for i in unconverged.nonzero().flatten().tolist():
                 polar[i] = svd_polar(stack[i])
             torch._foreach_copy_(matrices, list(s * polar))
 
@@ -146,27 +147,15 @@ def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(matrices)).to(torch.promote_types(matrices[0].dtype, torch.float32))
 
 
-def none(matrices: Sequence[Tensor], config: ProjectionConfig) -> None:
-    return None
-
-
-def spectral(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection:
-    return Spectral(matrices, config.bound)
-
-
-def stiefel(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection:
-    return Stiefel(matrices)
-
-
 PROJECTIONS: dict[str, Callable[[Sequence[Tensor], ProjectionConfig], Projection | None]] = {
-    "none": none,
-    "spectral": spectral,
-    "stiefel": stiefel,
+    "none": lambda matrices, config: None,
+    "spectral": lambda matrices, config: Spectral(matrices, config.bound),
+    "stiefel": lambda matrices, config: Stiefel(matrices),
 }
 
 
 def build(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection | None:
-    """The projection of a model's hidden matrices, to be built while they hold their initial values; None for `none`.
+    """The projection of a model's hidden matrices, built while they hold their initial values; or None.
 
     `stiefel` moves them onto its manifold, so build whatever copies the weights after it.
     """

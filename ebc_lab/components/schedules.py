@@ -19,7 +19,7 @@ def constant(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up linearly over `warmup_steps` (the first step already moves), then linearly down, to 0 just after the last step."""
+    """Up linearly over `warmup_steps`, from the first step on, then linearly down to 0 after the last."""
     warmup = min(config.warmup_steps, steps - 1)
     if step < warmup:
         return (step + 1) / warmup
@@ -38,7 +38,7 @@ def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
 
 
 def source_folder(config: LRScheduleConfig, beside: Path) -> Path:
-    """The folder of the run to replay: as it is written, or `beside` this run's. Raises UserError where there is no record."""
+    """The folder of the run to replay, as written or next to this one. Raises UserError if there is none."""
     named = Path(config.source or "").expanduser()
     folder = named if RunFiles(named).steps.exists() else beside / named
     steps = RunFiles(folder).steps
@@ -48,7 +48,7 @@ def source_folder(config: LRScheduleConfig, beside: Path) -> Path:
 
 
 def recorded_rates(folder: Path) -> list[float]:
-    """The c·lr of every step that the run in `folder` recorded. Raises UserError where its steps.csv is no such record."""
+    """The c·lr of every step of the run in `folder`. Raises UserError if its steps.csv is no such record."""
     path = RunFiles(folder).steps
     try:
         return [float(rate) for rate in read_columns(path)["eta_eff"]]
@@ -57,7 +57,7 @@ def recorded_rates(folder: Path) -> list[float]:
 
 
 def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path) -> Callable[[int], float]:
-    """step (0-based) -> learning rate. `replay` is the c·lr that another run recorded, its folder given or `beside` this one's.
+    """step (0-based) -> learning rate; `replay`: the c·lr that another run recorded (see `source_folder`).
 
     Raises UserError when that record is not there or shorter than `steps`.
     """

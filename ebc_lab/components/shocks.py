@@ -1,6 +1,7 @@
-"""One disturbance at one step, to see how a stabilizer recovers: wrong labels, a learning-rate spike, a corrupted gradient.
+"""One disturbance at one step, to see how a stabilizer recovers: wrong labels, a rate spike, a bad gradient.
 
-Each is a function of the run's seed alone, so that paired runs get the same one. `shock` is None at all other steps.
+Each is a function of the run's seed alone, so that paired runs get the same one. `shock` is None at all other
+steps.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
-"""Ellipsotope-Budgeted Clipping: scale each update so that predictions move by at most a chosen KL divergence.
+"""Ellipsotope-Budgeted Clipping: scale each update so that predictions move by at most a chosen KL.
 
-This package imports torch and nothing else of this project, so it can be copied into another one. Each part of the theory
-has its own file:
+This package imports torch and nothing else of this project, so it can be copied into another one. Each part
+of the theory has its own file:
 
 * `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
 * `budget`: how c is found; `controller`: how delta evolves
-* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and plain
+* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and
+  plain
 * `options` and `settings`: names, constants and what can be chosen, without torch
-* `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the weights
+* `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
+  weights
 
-Torch is loaded at the first use of a name that needs it, so that `options` and `settings` can be imported without it.
+Torch is loaded at the first use of a name that needs it, so that `options` and `settings` can be imported
+without it.
 """
 
 from __future__ import annotations
@@ -51,23 +54,16 @@ __all__ = [
     "trust_radius",
 ]
 
-_NAMES = {
-    "budget": ("clip_coefficient", "trust_radius"),
-    "clip": ("EllipsotopeClip",),
-    "controller": ("make_controller", "schedule_multiplier"),
-    "grouping": ("group_parameters",),
-    "logits": ("centre", "half_fisher", "mean_kl", "rms_norm"),
-    "proposal": ("Proposal",),
-    "sensitivity": ("SensitivityFilter",),
-    "settings": ("ClipSettings",),
-    "stabilized": ("StabilizedOptimizer",),
-    "step": ("NonFiniteUpdateError", "StepInputs", "StepStats"),
-    "surrogate": ("aggregate",),
-}
-_FILE_OF = {name: file for file, names in _NAMES.items() for name in names}
+_FILES = (
+    *("logits", "grouping", "sensitivity", "surrogate", "budget", "controller"),
+    *("settings", "step", "proposal", "stabilized", "clip"),
+)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_FILE_OF[name]}", __name__), name)
+    if name in __all__:
+        for file in _FILES:
+            module = import_module(f".{file}", __name__)
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,8 @@
-"""How c is found: by measuring the KL of a trial step (`shadow`), from the bound S (`surrogate`), from the second-order
-prediction q (`fisher`: c = min(1, sqrt(delta/q))), or from k·S² with k fitted to q at every probe (`calibrated`).
+"""How c is found, with a budget of delta nats per token.
 
-delta is the budget in nats per token. Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
+`shadow` measures the KL of a trial step, `surrogate` uses the bound S, `fisher` the second-order prediction q
+(c = min(1, sqrt(delta/q))), and `calibrated` k·S² with k fitted to q at every probe. Since
+KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is 2·sqrt(delta).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tenso
 
 
 def fitted_log_k(log_k: Tensor, predicted_kl: Tensor, surrogate: Tensor) -> Tensor:
-    """ln k of `calibrated`, KL = k·S²: ln(q/S²) at the first probe (`log_k` NaN), half-way to it at each later one. 0-dim.
+    """ln k of `calibrated`: ln(q/S²) at the first probe (`log_k` NaN), half-way to it at later ones. 0-dim.
 
     A probe without a finite, positive q and S changes nothing.
     """
@@ -55,8 +56,8 @@ class ShadowResult:
 def shadow_step(kl: Tensor, trial: Tensor, delta: Tensor, floor: float) -> tuple[Tensor, Tensor, Tensor]:
     """One measurement -> (c, next trial, skipped), without a branch.
 
-    KL grows as c^2, so a KL of `kl` at `trial` puts delta at trial·sqrt(delta/kl). A KL below the floor shows nothing:
-    accept the trial and try ten times as much next. Not finite: give up a factor of ten.
+    KL grows as c^2, so a KL of `kl` at `trial` puts delta at trial·sqrt(delta/kl). A KL below the floor shows
+    nothing: accept the trial and try ten times as much next. Not finite: give up a factor of ten.
     """
     finite = torch.isfinite(kl)
     low = finite & (kl < floor)

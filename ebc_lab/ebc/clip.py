@@ -1,7 +1,7 @@
-"""`EllipsotopeClip`: a torch optimizer that applies c·dW, c chosen so that predictions move by at most a KL budget.
+"""`EllipsotopeClip`: a torch optimizer that applies c·dW, so that predictions move by at most a KL budget.
 
-`StabilizedOptimizer` has the order of a step and the rules for failing ones; this file says how c is found and how delta
-evolves. Formulas: docs/method.md.
+`StabilizedOptimizer` has the order of a step and the rules for failing ones; this file says how c is found
+and how delta evolves. Formulas: docs/method.md.
 """
 
 from __future__ import annotations
@@ -30,13 +30,16 @@ from .surrogate import aggregate
 
 
 class EllipsotopeClip(StabilizedOptimizer):
-    """Scale each update of `optimizers` by one c <= 1 so that predictions move by about `target_kl` nats per token.
+    """Scale each update by one c <= 1 so that predictions move by about `target_kl` nats per token.
 
     Args:
         model: the module whose predictions are budgeted.
-        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on the rest).
-        settings: what `ClipSettings` lists; or its fields as keyword arguments, of which `target_kl` is required.
-        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 0 if `target_kl` is infinite.
+        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on
+            the rest).
+        settings: what `ClipSettings` lists; or its fields as keyword arguments, of which `target_kl` is
+            required.
+        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 0 if `target_kl` is
+            infinite.
         options: those of `StabilizedOptimizer`, and the fields of `ClipSettings`.
     Raises:
         ValueError: an unknown name, a target below ten floors, or parameters outside `model`.
@@ -102,7 +105,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         for g, f in self.filters.items():
             f.load_state_dict(state["filters"][g])
 
-    # -- which steps do what -------------------------------------------------------------------------------------------
+    # -- which steps do what ---------------------------------------------------------------------------------
 
     def kind(self, t: int) -> tuple[str, ...] | None:
         kind = super().kind(t)
@@ -120,7 +123,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         return self.settings.active
 
     def _measures_kl(self, t: int) -> bool:
-        """Whether `shadow` measures at step `t`: one step in `measure_every`, in an order that audits do not favour."""
+        """Whether `shadow` measures at step `t`: one in `measure_every`, and audits see both kinds alike."""
         k = self.settings.measure_every
         shifted = t // math.lcm(k, self.audit_every or 1)
         return self.settings.budget != "shadow" or t < self.settings.refine_steps or (t + shifted) % k == 0
@@ -136,7 +139,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             return due_groups(t, list(self.groups), s.cadence)
         return list(self.groups) if s.sensitivity_every > 0 and t % s.sensitivity_every == 0 else []
 
-    # -- one step: delta and the batch ---------------------------------------------------------------------------------
+    # -- one step: delta and the batch -----------------------------------------------------------------------
 
     def _prepare(self, t: int) -> None:
         s = self.settings
@@ -161,7 +164,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             )
         return batch
 
-    # -- one step: c ---------------------------------------------------------------------------------------------------
+    # -- one step: c -----------------------------------------------------------------------------------------
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         budget = self.settings.budget
@@ -251,7 +254,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         """Where the next measurement begins, if `trial` is a positive scale of a sound step."""
         self.trial.copy_(torch.where(proposal.sound & (trial > 0), trial, self.trial))
 
-    # -- one step: derivatives -----------------------------------------------------------------------------------------
+    # -- one step: derivatives -------------------------------------------------------------------------------
 
     def _functional_weights(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """One tensor for each weight, as the probes take them: by name, float32 at least."""
@@ -259,7 +262,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         return {f"model.{n}": w for n, w in zip(self.names, wide, strict=True)}
 
     def _predict(self, stats: StepStats, proposal: Proposal, judging: bool) -> None:
-        """q of the whole (budgeted) proposal from one derivative; if `judging`, the forecast for the loss as well."""
+        """q of the (budgeted) proposal from one derivative; if `judging`, the forecast for the loss too."""
         batch = proposal.batch
         assert batch is not None
         updates = self._functional_weights(proposal.updates())
@@ -313,7 +316,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         betas = [f.beta for f in self.filters.values()]
         return torch.stack([unknown if b is None else b.to(norms) for b in betas])
 
-    # -- after an audit ------------------------------------------------------------------------------------------------
+    # -- after an audit --------------------------------------------------------------------------------------
 
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
         if not self.settings.active:
@@ -333,7 +336,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         stats.agreement = None if ratio is None else ratio.clone()
 
     def _budgeted_movement(self, stats: StepStats, proposal: Proposal) -> Tensor:
-        """T of what the budget covers: under `matrices` the rest, which moves freely, is put back for one forward."""
+        """T of what the budget covers: under `matrices`, the rest is put back to W for one forward."""
         assert stats.movement is not None
         rest = [i for i in range(len(self.weights)) if i not in self.scaled]
         if not rest:

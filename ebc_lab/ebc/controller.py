@@ -1,7 +1,8 @@
 """How the budget delta evolves from audit to audit, and how its target delta* is scheduled over a run.
 
-A controller holds delta, a 0-dim float64 tensor on the model's device, and moves it in `update(kl, clipped, **signals)` at
-each audit. No value is read on the host: every rule is branch-free. docs/method.md, "Controllers and schedules".
+A controller holds delta, a 0-dim float64 tensor on the model's device, and moves it in `update(kl, clipped,
+**signals)` at each audit. No value is read on the host: every rule is branch-free. docs/method.md,
+"Controllers and schedules".
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def schedule_multiplier(
 ) -> float:
     """m(t), the factor on delta* at `step` t (0-based) of `total_steps` n; `lr_ratio` is lr_t / lr_peak.
 
-    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end; `lr_squared`
-    lr_ratio². Raises ValueError on an unknown kind, or where what the kind needs is not given.
+    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end;
+    `lr_squared` lr_ratio². Raises ValueError on an unknown kind, or where what the kind needs is not given.
     """
     check_option("schedule", kind, SCHEDULES)
     if kind in _OF_PROGRESS:
@@ -73,7 +74,7 @@ class Fixed:
         self.target.fill_(target)
 
     def update(self, kl: Tensor | float, clipped: Tensor | bool, **signals: Tensor | float | None) -> Tensor:
-        """One audit: the applied KL (nats per token) and whether the step was clipped -> delta, nats per token.
+        """One audit: the applied KL and whether the step was clipped -> delta, both in nats per token.
 
         Signals, all in nats per token; those in `needs` must be given, the others may be:
             loss_drop: loss(W) - loss(W + c·dW).
@@ -117,7 +118,7 @@ class Fixed:
 
 
 class LogPI(Fixed):
-    """PI on e = ln(delta*/KL), unit-free: it pauses while nothing is clipped and the KL is below its target."""
+    """PI on e = ln(delta*/KL), unit-free; it pauses while nothing is clipped and the KL is below target."""
 
     gains: ClassVar[dict[str, float]] = {"kp": 0.2, "ki": 0.3}
 
@@ -143,10 +144,11 @@ class RSL(Fixed):
 
 
 class Agreement(Fixed):
-    """r = loss_drop / (-c·slope - c²·q), the loss's real fall over its predicted one: the classical trust-region ratio.
+    """The classical trust-region ratio: r = loss_drop / (-c·slope - c²·q), the real over the predicted fall.
 
-    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta; within a factor e^12 of
-    delta*. `ratio` is the last r, 0-dim, no unit: NaN before the first, and where no fall was predicted.
+    r < 1/4, or a prediction that is not a fall -> delta/1.5; r > 3/4 and clipped -> 1.5·delta; within a
+    factor e^12 of delta*. `ratio` is the last r, 0-dim, no unit: NaN before the first, and where no fall was
+    predicted.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("loss_drop", "slope", "q")
@@ -164,10 +166,11 @@ class Agreement(Fixed):
 
 
 class Energy(Fixed):
-    """delta = m·a·max(-slope, 0): the budget follows the fall of the loss that the proposal promises; it may be 0.
+    """delta = m·a·max(-slope, 0): the budget follows the loss's predicted fall; it may be 0.
 
-    The gain `a` has no default: nats of KL per nat of promised fall, natural KL / median(-slope) of the baseline. m is how
-    far the schedule has moved delta* since construction. Raises ValueError if `a` is missing or not a positive number.
+    The gain `a` has no default: nats of KL per nat of predicted fall, natural KL / median(-slope) of the
+    baseline. m is how far the schedule has moved delta* since construction. Raises ValueError if `a` is
+    missing or not a positive number.
     """
 
     gains: ClassVar[dict[str, float]] = {"a": math.nan}
@@ -195,10 +198,10 @@ CONTROLLERS: dict[str, type[Fixed]] = {
 
 
 def make_controller(kind: str, target: float, initial: float | None = None, **gains: float) -> Fixed:
-    """A controller of delta around `target`, starting from `initial` (default: the target), both nats per token.
+    """A controller of delta around `target` that starts from `initial` (default: the target), nats per token.
 
-    Gains left out take the kind's own. Raises ValueError on an unknown kind or gain, and if `energy` is not given its
-    gain.
+    Gains left out take the kind's own. Raises ValueError on an unknown kind or gain, and if `energy` is not
+    given its gain.
     """
     check_option("controller", kind, CONTROLLERS)
     return CONTROLLERS[kind](target, initial, **gains)

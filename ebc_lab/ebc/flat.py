@@ -1,7 +1,7 @@
-"""Weights that are neighbours in memory, treated as one tensor, so that an operation on all of them is one kernel.
+"""Weights that are neighbours in memory, treated as one tensor: an operation on all of them is one kernel.
 
-`lay_flat` moves a model's weights next to each other. `Layout` finds out which weights are neighbours and keeps copies
-of them in the same layout. Weights that are scattered work too, only slower.
+`lay_flat` moves a model's weights next to each other. `Layout` finds out which weights are neighbours and
+keeps copies of them in the same layout. Weights that are scattered work too, only slower.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ALIGNMENT = 64  # bytes: each weight starts on a cache line
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring weights, by their index in a list, and their memory: one flat view, or the only weight itself."""
+    """Neighbouring weights, by index, and their memory: one flat view, or the only weight itself."""
 
     members: tuple[int, ...]
     tensor: Tensor
@@ -33,7 +33,7 @@ def _room(weight: Tensor) -> int:
 
 @torch.no_grad()
 def lay_flat(weights: Iterable[nn.Parameter]) -> None:
-    """Move weights, in order, into one block of memory for each device and dtype; values and objects stay the same.
+    """Move weights, in order, into one block of memory for each device and dtype; their values stay the same.
 
     Call it after `model.to(...)`, which would scatter them again. The gaps between them are zeros.
     """
@@ -77,7 +77,7 @@ def _joined(weights: Sequence[Tensor], where: Sequence[tuple[int, int]], run: Se
 
 
 class Copy:
-    """A copy of weights in their layout: `parts` one for each segment, `views` one for each weight. `store` fills it."""
+    """A copy of weights in their layout: `parts` by segment, `views` by weight. `store` fills it."""
 
     def __init__(self, weights: Sequence[Tensor], originals: Sequence[Segment]):
         self.segments = originals
@@ -107,10 +107,10 @@ class Copy:
 
 
 class Layout:
-    """Where weights lie in memory, valid while `holds`, and up to two copies of them, allocated at their first use.
+    """Where weights lie in memory, valid while `holds`, and two copies of them, made at their first use.
 
-    `parts` is the weights' own memory, one tensor for each segment; `moving` are the indices of the segments of
-    `scaled` weights, which have no others among them.
+    `parts` is the weights' own memory, one tensor for each segment; `moving` are the indices of the segments
+    of `scaled` weights, which have no others among them.
     """
 
     def __init__(self, weights: Sequence[Tensor], scaled: Collection[int]):
@@ -121,7 +121,7 @@ class Layout:
         self.moving = [i for i, s in enumerate(self.segments) if s.members[0] in scaled]
 
     def holds(self) -> bool:
-        """Whether the weights are still there. The segments keep their memory alive, so no address is used twice."""
+        """Whether the weights are still there; the segments keep that memory from being used again."""
         return [p.data_ptr() for p in self.weights] == self.addresses
 
     @cached_property

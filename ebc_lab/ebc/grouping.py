@@ -1,4 +1,4 @@
-"""Which parameters are budgeted together, told from their names: this project's and Hugging Face's usual ones."""
+"""Which parameters are budgeted together, by their names: this project's and Hugging Face's usual ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from .options import check_option
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?|h)\.(\d+)\.")
 
-# The modules that hold the hidden matrices, by the end of their names. Some names serve both attention and mlp (c_proj, wo,
-# output.dense): they are listed under mlp, and an `attention` in front of them decides otherwise.
+# The modules that hold the hidden matrices, by the end of their names. Those of both attention and mlp
+# (c_proj, wo, output.dense) are listed under mlp, and an `attention` in front of them decides otherwise.
 _ATTENTION = (
     *("q", "q_proj", "q_lin", "query", "wq", "q_attn"),
     *("k", "k_proj", "k_lin", "key", "wk"),
@@ -27,7 +27,7 @@ _MLP = (
 
 
 def _held_by(modules: Sequence[str]) -> str:
-    """The pattern of the parameters of these modules; in `in_proj_weight` the module has no name of its own."""
+    """The pattern of these modules' parameters; in `in_proj_weight` the module has no name of its own."""
     return rf"(?:^|\.)(?:{'|'.join(modules)})[._](?:weight|bias)$"
 
 
@@ -74,12 +74,12 @@ def group_parameters(
 ) -> dict[str, list[str]]:
     """Parameter names, in the model's order, -> {group: its names}, in order of first appearance.
 
-    * `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is `blockN`, the
-      rest is `head`; without any block, everything is `model`
+    * `block`: what comes before the first block is `embeddings`, each `blocks.N`, `layers.N` or `h.N` is
+      `blockN`, the rest is `head`; without any block, everything is `model`
     * `tensor`: each its own
     * `type`: `attention`, `mlp`, `norm`, `embedding`, `head`; anything else is `other`
-    * `matrices`: each of q, k, v, o, mlp-in and mlp-out is its own group; everything else is left out. With `shapes`
-      (name -> shape) only the two-dimensional ones count
+    * `matrices`: each of q, k, v, o, mlp-in and mlp-out is its own group; everything else is left out. With
+      `shapes` (name -> shape) only the two-dimensional ones count
     * `global`: one group, `all`
 
     Raises ValueError on an unknown kind, and where `matrices` finds none.

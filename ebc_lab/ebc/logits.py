@@ -1,7 +1,7 @@
 """How far predictions moved: the geometry of logits (docs/method.md, "Symbols").
 
-All functions take logits of shape (..., V), V the vocabulary, and treat every leading position as one token. `mask`, of the
-leading shape, keeps the tokens where it is true. Reductions run in float32 or better.
+All functions take logits of shape (..., V), V the vocabulary, and treat every leading position as one token.
+`mask`, of the leading shape, keeps the tokens where it is true. Reductions run in float32 or better.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens of `values` (one number a token, any shape) -> 0-dim; over the tokens of `mask` if given."""
+    """Mean of `values` (one for each token, any shape) -> 0-dim; over the tokens of `mask` if given."""
     if mask is None:
         return values.mean()
     kept = mask.bool()
@@ -46,7 +46,7 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over tokens of half the variance of `dz` under softmax(z): the KL to second order; 0-dim, nats per token."""
+    """Mean over tokens of ½·Var(dz) under softmax(z), the KL to second order; 0-dim, nats per token."""
     p = _wide(z).softmax(-1)
     dz = _wide(dz)
     mean = (p * dz).sum(-1, keepdim=True)

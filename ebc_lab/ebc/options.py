@@ -1,7 +1,7 @@
-"""The names and constants of the method, each stated once and without torch, for code that only checks settings.
+"""The names and constants of the method, each stated once and without torch, for whatever checks settings.
 
-The forensic names belong to `ebc_lab.components.forensics`, which subclasses the method to reproduce mistakes of the
-earlier study; `EllipsotopeClip` itself refuses them.
+The forensic names belong to `ebc_lab.components.forensics`, which subclasses the method to reproduce mistakes
+of the earlier study; `EllipsotopeClip` itself refuses them.
 """
 
 from __future__ import annotations

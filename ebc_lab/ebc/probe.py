@@ -1,6 +1,7 @@
-"""One batch as the method sees it: the rows that choose c, the rows that audit it, and the model's logits on them.
+"""One batch as the method sees it: the rows that choose c, the rows that audit it, and the logits on them.
 
-Measurements run with dropout off, in the training forward's precision; sensitivities in float32 outside autocast.
+Measurements run with dropout off, in the training forward's precision; sensitivities in float32 outside
+autocast.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Prober(nn.Module):
     """A model and its user's forward as one module, so that `functional_call` can swap weights under both.
 
-    `fresh_logits`: whether the training forward's logits are not those of the model without dropout; `seconds`: the
-    host time spent measuring. `compiled`, if training calls that instead of the model, is called by `as_trained` alone,
-    because rounding that differs between z(W) and z(W + c·dW) would count as KL. `functional_call` and transforms call
-    the model itself.
+    `fresh_logits`: whether the training forward's logits are not those of the model without dropout;
+    `seconds`: the host time spent measuring. `compiled`, if training calls that instead of the model, is
+    called by `as_trained` alone, because rounding that differs between z(W) and z(W + c·dW) would count as
+    KL. `functional_call` and transforms call the model itself.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class Batch:
     """The leading `k` rows (`probe`) choose c; if an audit is due, enough of the others (`held`) judge it.
 
     Args:
-        inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit still
-            leaves out. Logits that are not given are computed.
+        inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit
+            still leaves out. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
     Raises:
         ValueError: no tokens, or no row is left for the audit.
@@ -142,9 +143,10 @@ class Batch:
         )
 
     def logits(self, rows: Any) -> Tensor:
-        """The model's logits on `rows` at its present weights, without dropout, in the training forward's precision.
+        """The logits on `rows` at the present weights, without dropout, in the training forward's precision.
 
-        autocast may hold a low-precision copy of a weight that was changed in place, so its cache is cleared and off.
+        autocast may hold a low-precision copy of a weight that was changed in place, so its cache is cleared
+        and off.
         """
         torch.clear_autocast_cache()
         context = (
@@ -156,7 +158,7 @@ class Batch:
             return self.prober.as_trained(rows)
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
-        """The logits of the probe rows at other weights (`model.<name>`), in those weights' precision, outside autocast.
+        """The probe rows' logits at other weights (`model.<name>`), in their precision, outside autocast.
 
         Weights that are not given are the model's own.
         """
@@ -165,7 +167,7 @@ class Batch:
             return out
 
     def probe_loss(self, z: Tensor) -> Tensor:
-        """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token. Needs targets."""
+        """Mean cross-entropy of logits on the probe rows, float32 or better, nats per token."""
         targets = self.probe.targets
         assert targets is not None
         wide = z if z.dtype == torch.float64 else z.float()
@@ -181,7 +183,7 @@ def _size(tokens: Any, logits: Tensor | None, mask: Tensor | None) -> int:
 
 
 def _low_precision(like: Tensor, device: str) -> torch.dtype | None:
-    """The dtype of the autocast region we are in, or else that of the logits, if it is a low-precision one."""
+    """The dtype of the enclosing autocast, or else that of the logits, if it is a low-precision one."""
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return like.dtype if like.dtype in LOW_PRECISION else None
@@ -190,7 +192,7 @@ def _low_precision(like: Tensor, device: str) -> torch.dtype | None:
 def _audited_rows(
     size: int, k: int, tokens: int, tokens_per_row: int, mask: Tensor | None
 ) -> tuple[int, int]:
-    """Where the rows from the k-th on that hold at least `tokens` tokens end, and how many those rows hold."""
+    """The end of the rows that, from the k-th on, hold at least `tokens` tokens, and how many they hold."""
     if mask is None:
         end = min(size, k - (-tokens // tokens_per_row))
         return end, (end - k) * tokens_per_row

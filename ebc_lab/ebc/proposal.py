@@ -14,7 +14,7 @@ from .probe import Batch
 
 
 class StateCopy(NamedTuple):
-    """A copy of a weight in a base optimizer's state, as Schedule-Free holds one, and what it was before the step."""
+    """A copy of a weight in a base's state (Schedule-Free has one), and its value before the step."""
 
     weight: int  # index of the weight
     state: dict[str, Any]
@@ -59,7 +59,7 @@ class Proposal:
         return total
 
     def interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
-        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out` (one tensor for each segment)."""
+        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`, by segment."""
         for i in self.layout.moving:
             w = self.layout.parts[i]
             torch.lerp(self.before.parts[i], w, c.to(w.dtype), out=out[i])

@@ -1,8 +1,8 @@
 """EBC again, as a slow plain transcription of docs/method.md: the tests compare the fast path with it.
 
-Python floats and one tensor at a time, deep copies of the model, derivatives by central differences. It imports nothing from
-the other files here: geometry, surrogates, budgets, controllers and schedules are all written out again, in the order of
-docs/method.md.
+Python floats and one tensor at a time, deep copies of the model, derivatives by central differences. It
+imports nothing from the other files here: geometry, surrogates, budgets, controllers and schedules are all
+written out again, in the order of docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 Weights = dict[str, Tensor]
 
 
-# -- how far logits moved, token by token ----------------------------------------------------------------------------------
+# -- how far logits moved, token by token --------------------------------------------------------------------
 
 
 def rows(z: Tensor) -> list[list[float]]:
@@ -78,7 +78,7 @@ def cross_entropy_rise(z: Tensor, dz: Tensor, targets: Tensor) -> float:
     return sum(rises) / len(rises)
 
 
-# -- one budgeted run ------------------------------------------------------------------------------------------------------
+# -- one budgeted run ----------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -112,10 +112,10 @@ class Proposal:
 
 @dataclass
 class ReferenceClip:
-    """One model, its base optimizers, one budget. `step(tokens)` needs the gradients in place, as torch's `step` does.
+    """One model, its base optimizers, one budget. `step(tokens)` needs the gradients in place.
 
-    Tensors that are in none of `groups` are not budgeted and move freely. `retract` puts the model it is given back on its
-    manifold, in place.
+    Tensors that are in none of `groups` are not budgeted and move freely. `retract` puts the model it is
+    given back on its manifold, in place.
     """
 
     model: nn.Module
@@ -367,7 +367,7 @@ class ReferenceClip:
             self.delta = target / self.target_kl * self.gain * max(-done.slope, 0.0)
 
     def _fall(self, done: ReferenceStep, proposal: Proposal) -> tuple[float, float]:
-        """By how much the loss on the probe tokens fell over the budgeted c·dW, and what slope and q promised."""
+        """By how much the loss on the probe tokens fell over the budgeted c·dW, and the prediction."""
         assert proposal.targets is not None
         z, dz = self._derivative(proposal, self.budgeted)
         done.q = half_variance(z, dz)

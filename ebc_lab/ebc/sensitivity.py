@@ -1,7 +1,7 @@
-"""beta_g: how far the logits move per unit of weight norm along group g's own proposed direction, and how it is tracked.
+"""beta_g: how far the logits move per unit of weight norm along group g's own proposed direction.
 
-beta_g = rms(centre(J_g U_g)) with U_g = dW_g/||dW_g||, measured by a forward-mode derivative (`jvp`) or a finite difference
-(`fd`), always in float32 outside autocast, and smoothed by `SensitivityFilter`.
+beta_g = rms(centre(J_g U_g)) with U_g = dW_g/||dW_g||, measured by a forward-mode derivative (`jvp`) or a
+finite difference (`fd`), always in float32 outside autocast, and smoothed by `SensitivityFilter`.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def probe_fd(
 ) -> Tensor:
     """The same by (z(W + eps·U) - z(W))/eps, eps chosen so that the logits move by about `FD_MOVEMENT` rms.
 
-    `guess` is a first estimate of the answer. Two passes are enough when it is off by less than a few hundred times; at
-    most four are made. -> 0-dim, logits.
+    `guess` is a first estimate of the answer. Two passes are enough when it is off by less than a few hundred
+    times; at most four are made. -> 0-dim, logits.
     """
     z = forward(weights)
     beta = torch.tensor(guess)
@@ -114,9 +114,9 @@ class SensitivityFilter:
 def due_groups(step: int, groups: Sequence[str], cadence: str = "warm") -> list[str]:
     """Which groups are measured at `step` (0-based).
 
-    `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps. `dense`: the
-    same, with two groups in turn every 5 steps. `sweep`: all every 20 steps. A turn that falls on a sweep is part of it.
-    Raises ValueError on another cadence.
+    `warm`: all at steps 0, 10, 20, 50, 100, 200, 400, 800, …; in between two groups in turn every 20 steps.
+    `dense`: the same, with two groups in turn every 5 steps. `sweep`: all every 20 steps. A turn that falls
+    on a sweep is part of it. Raises ValueError on another cadence.
     """
     check_option("cadence", cadence, CADENCES)
     if cadence == "sweep":

@@ -1,4 +1,4 @@
-"""`ClipSettings`: everything that can be chosen about `EllipsotopeClip`, in one frozen value that needs no torch."""
+"""`ClipSettings`: everything that can be chosen about `EllipsotopeClip`, in one frozen value."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ class ClipSettings:
     """What an `EllipsotopeClip` does; its keyword arguments of the same names build one.
 
     Args:
-        target_kl: delta*, nats per token; `math.inf` applies every update in full, bit-equal to the plain optimizer.
-        budget: `shadow` measures the KL of a trial step; `surrogate` bounds the movement by the groups' sensitivities;
-            `fisher` predicts the KL from one derivative of the whole proposal; `calibrated` is k·S², k now and then
-            fitted to that prediction.
+        target_kl: delta*, nats per token; `math.inf` applies every update in full, bit-equal to the plain
+            optimizer.
+        budget: `shadow` measures the KL of a trial step; `surrogate` bounds the movement by the groups'
+            sensitivities; `fisher` predicts the KL from one derivative of the whole proposal; `calibrated` is
+            k·S², k now and then fitted to that prediction.
         aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
-        grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and scales the
-            hidden matrices alone, the rest moves freely.
+        grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and
+            scales the hidden matrices alone, the rest moves freely.
         controller: `fixed`, `log_pi`, `rsl`, `agreement` or `energy`; `gains` overrides its gains.
         schedule: of delta*: `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
-        sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0 never.
-        measure_every: `shadow` measures at one step in this many. In between, the KL is taken to be what the last
-            measurement found for each unit of ||dW||², and c follows from that without a forward.
-        refine_steps, measurements: `shadow` may measure up to `measurements` times in its first `refine_steps` steps.
-        floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a forward that
-            casts low-precision logits up needs to be told (1e-5).
+        sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0
+            never.
+        measure_every: `shadow` measures at one step in this many. In between, the KL is taken to be what the
+            last measurement found for each unit of ||dW||², and c follows from that without a forward.
+        refine_steps, measurements: `shadow` may measure up to `measurements` times in its first
+            `refine_steps` steps.
+        floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a
+            forward that casts low-precision logits up needs to be told (1e-5).
     Raises:
         ValueError: an unknown name, or a number out of its range.
     """
@@ -90,12 +93,12 @@ class ClipSettings:
         return 10 if self.active else 0
 
     def check_floor(self, floor: float) -> None:
-        """Raises ValueError where `shadow` cannot measure the target, nats per token, from its first to its last step."""
+        """Raises ValueError if `shadow` cannot measure the target from the first to the last step."""
         least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
         if not self.active or self.budget != "shadow" or least >= 10 * floor * (1 - 1e-9):
             return
         falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
         raise ValueError(
-            f"target_kl={self.target_kl:g}{falling} is below ten times {floor:g}, the smallest KL that this precision "
-            "can see: raise target_kl, or use budget='surrogate'."
+            f"target_kl={self.target_kl:g}{falling} is below ten times {floor:g}, the smallest KL that this "
+            "precision can see: raise target_kl, or use budget='surrogate'."
         )

@@ -1,9 +1,9 @@
-"""`StabilizedOptimizer`: the step that EBC and its rivals share, a torch optimizer around one or several base optimizers.
+"""`StabilizedOptimizer`: the step that EBC and its rivals share, a torch optimizer around base optimizers.
 
-In order: check the gradients → `_limit_gradients` → base optimizers step → projection → `_limit_update` → retraction →
-at every audit, measure the applied KL on tokens that had no part in choosing c. A stabilizer is a subclass that overrides
-one of the two limits; without any it is the plain optimizer, bit for bit. Failing steps follow the rules of
-docs/method.md, the same for every stabilizer.
+In order: check the gradients → `_limit_gradients` → base optimizers step → projection → `_limit_update` →
+retraction → at every audit, measure the applied KL on tokens that had no part in choosing c. A stabilizer is
+a subclass that overrides one of the two limits; without any it is the plain optimizer, bit for bit. Failing
+steps follow the rules of docs/method.md, the same for every stabilizer.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from .step import NonFiniteUpdateError, StepInputs, StepStats
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):
-    """The plain optimizers with audits and rules for failing steps; subclasses limit the gradient or the update.
+    """Plain optimizers with audits and rules for failing steps; subclasses limit the gradient or the update.
 
     Args:
         model: the module whose predictions are audited.
-        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on the rest).
-            One whose state holds copies of the weights names their keys in an attribute `weight_copies`: they are scaled
-            too.
+        optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on
+            the rest). One whose state holds copies of the weights names their keys in an attribute
+            `weight_copies`: they are scaled too.
         probe_sequences: leading rows of the batch that an audit leaves out.
         audit_every: steps between measurements of the applied KL; 0 never.
         audit_tokens: how many tokens an audit needs at least.
         forward: (model, inputs) -> logits (B, ..., V), or an object with `.logits`. Default: call the model.
-        compiled: `torch.compile(model)` if training calls that; measurements of the KL then call it too, through
-            `forward` in the model's place. Sensitivities, which swap weights, always use `model`.
+        compiled: `torch.compile(model)` if training calls that; measurements of the KL then call it too,
+            through `forward` in the model's place. Sensitivities, which swap weights, always use `model`.
         project: called after the base step, sets the weights to their projection on a convex set.
         retract: called after the update was limited, puts the weights back on their manifold.
-        fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm modules.
+        fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm
+            modules.
     Raises:
         ValueError: parameters outside `model`, or of two optimizers.
     """
@@ -86,7 +87,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
 
-    # -- a torch optimizer to schedulers, scalers and checkpoints ------------------------------------------------------
+    # -- a torch optimizer to schedulers, scalers and checkpoints --------------------------------------------
 
     def _share_groups(self) -> None:
         self.param_groups = [group for base in self.bases for group in base.param_groups]
@@ -98,7 +99,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, the bases' states included; loads with `weights_only=True`."""
+        """Everything that the next step depends on, the bases' states too; loads with `weights_only=True`."""
         return {
             "bases": [base.state_dict() for base in self.bases],
             "step_index": self.step_index,
@@ -123,9 +124,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Set the weights for evaluation, for bases that train at other weights than they are judged by (Schedule-Free).
+        """Set the weights for evaluation, if a base evaluates other weights than it trains (Schedule-Free).
 
-        What they are judged by is put on the projection's set or manifold too.
+        Those are put on the projection's set or manifold too.
         """
         swapping = [base for base in self.bases if hasattr(base, "eval")]
         if not swapping or self._trained_at is not None:
@@ -148,12 +149,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._trained_at = None
 
     def _lr_ratio(self) -> float:
-        """The learning rate over its peak, at most 1: the peak that a torch scheduler keeps in the group, or the first."""
+        """The learning rate over its peak (the one that a scheduler keeps, or the first), at most 1."""
         group = self.param_groups[0]
         peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))
         return min(1.0, float(group["lr"]) / peak) if peak else 1.0
 
-    # -- what a stabilizer overrides -----------------------------------------------------------------------------------
+    # -- what a stabilizer overrides -------------------------------------------------------------------------
 
     def _prepare(self, t: int) -> None:
         """On the host, before anything else at step `t`: schedules."""
@@ -177,7 +178,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
         """After an audit: controllers."""
 
-    # -- one step ------------------------------------------------------------------------------------------------------
+    # -- one step --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -192,12 +193,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """Apply one limited update from the gradients at hand.
 
         Args:
-            tokens: the batch as `forward` takes it, batch first; may be None when nothing is to be measured.
-            logits: the training forward's own, (B, ..., V), or its output, which has them as `.logits`, so that z(W)
-                need not be computed again.
-            mask: (B, ...) of bools, or of ones and zeros, the token positions that count; all if None.
-            targets: (B, ...) class indices, for the rules that need the loss of a trial step.
-            probe: (tokens, targets) of held-back training text to choose c on, instead of the batch's leading rows.
+            tokens: the batch as `forward` takes it, rows first; may be None when nothing is to be measured.
+            logits, mask, targets, probe: see `StepInputs`. Without logits, z(W) is computed again.
         Raises:
             NonFiniteUpdateError: the base proposed a non-finite update.
             ValueError: tokens are missing, or the batch has no row left for the audit.
@@ -206,16 +203,16 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def begin_step(self) -> int:
-        """The host's part of `step`: count it, and update everything that depends on its number. -> t, 0-based."""
+        """The host's part of `step`: count it, and update what depends on its number. -> t, 0-based."""
         t = self.step_index
         self.step_index += 1
         self._prepare(t)
         return t
 
     def kind(self, t: int) -> tuple[str, ...] | None:
-        """What step `t` does in addition to the usual. Steps of one kind launch the same work: one graph serves them all.
+        """What step `t` does beyond the usual; None if it reads values on the host or is like no other.
 
-        None if the step reads values on the host, or is like no other.
+        Steps of one kind launch the same work, so that one graph serves them all.
         """
         if not self.capturable or self.project is not None or self.retract is not None:
             return None
@@ -225,8 +222,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def take_step(self, inputs: StepInputs) -> StepStats:
         """The device's part of `step`, after `begin_step` has returned `inputs.t`; errors as there.
 
-        With `deferred` it reads nothing on the host, at steps that have a `kind`: a bad gradient or update shows in the
-        StepStats alone, and the weights are as if it had been noticed.
+        With `deferred` it reads nothing on the host, at steps that have a `kind`: a bad gradient or update
+        shows in the StepStats alone, and the weights are as if it had been noticed.
         """
         gradients = [p.grad for p in self.weights if p.grad is not None]
         stats = self._start(gradients)
@@ -344,7 +341,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
                 torch.where(usable, part, old, out=part)
 
     def _give_up(self, stats: StepStats, proposal: Proposal) -> None:
-        """No usable update: restore the weights by copy and count the step as skipped. The bases' finite state stays."""
+        """No usable update: restore W and count the step as skipped. The bases' finite state stays."""
         stats.skipped = torch.ones_like(stats.skipped)
         stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
         proposal.scale_states(stats.clip_coefficient, range(len(self.weights)))
@@ -367,7 +364,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
 
 def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:
-    """The parameters that the optimizers train, by name, in the model's order. Raises ValueError as the class says."""
+    """The parameters that the optimizers train, by name, in the model's order. Raises as the class says."""
     own = {id(p) for p in model.parameters()}
     held = [id(p) for base in bases for group in base.param_groups for p in group["params"]]
     if len(set(held)) < len(held):
@@ -382,14 +379,15 @@ def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[s
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
-    """Whether every element is finite, given their joint norm; only if that overflowed is each tensor looked at."""
+    """Whether every element is finite; each tensor is looked at only if their joint norm overflowed."""
     return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
     """`all_finite` as a 0-dim bool tensor, without reading a value on the host.
 
-    Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32 exceeds.
+    Whether the norm overflowed is unknown then, so it is computed again in float64, whose range no float32
+    exceeds.
     """
     if not tensors or tensors[0].dtype == torch.float64:
         return torch.isfinite(norm)

@@ -22,8 +22,8 @@ class StepInputs:
     t: int  # 0-based
     tokens: Any = None  # the batch as the forward takes it, rows first
     logits: Any = None  # the training forward's, (B, ..., V), or its output, which has them as `.logits`
-    mask: Tensor | None = None  # (B, ...) bool, the token positions that count
-    targets: Tensor | None = None  # (B, ...) class indices
+    mask: Tensor | None = None  # (B, ...) bools or ones and zeros, the positions that count; None: all
+    targets: Tensor | None = None  # (B, ...) class indices, for rules that need the loss of a trial step
     probe: tuple[Any, Tensor | None] | None = (
         None  # (rows, targets) that choose c instead of the leading rows
     )

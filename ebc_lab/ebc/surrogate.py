@@ -1,4 +1,4 @@
-"""S, the predicted movement of the logits, from the groups' contributions s_g = beta_g * ||dW_g|| (the ellipsotope bound).
+"""S, the ellipsotope bound on the movement of the logits, from the contributions s_g = beta_g * ||dW_g||.
 
 docs/method.md, "The surrogate bound".
 """
@@ -27,8 +27,8 @@ _AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
 def aggregate(contributions: Tensor, kind: str) -> Tensor:
     """Contributions (L,) in logits per token -> S, 0-dim, same unit.
 
-    `l1` is the triangle inequality, `sqrtl_l2` = sqrt(L)·l2 with L the groups that move, never tighter than l1;
-    `l2` is NOT a bound. Raises ValueError on another kind.
+    `l1` is the triangle inequality, `sqrtl_l2` = sqrt(L)·l2 with L the groups that move, never tighter than
+    l1; `l2` is NOT a bound. Raises ValueError on another kind.
     """
     check_option("aggregate", kind, _AGGREGATES)
     return _AGGREGATES[kind](torch.as_tensor(contributions))

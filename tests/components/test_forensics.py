@@ -1,4 +1,4 @@
-"""The mistakes of the earlier study: each does what it did there, and is chosen by the run's settings alone."""
+"""The mistakes of the earlier study: each does what it did there, chosen by the run's settings."""
 
 import math
 
@@ -32,7 +32,7 @@ def clip(model, base=None, **options):
     return ForensicClip(model, base, **{"target_kl": 0.002, **options})
 
 
-# -- when the lab chooses it -----------------------------------------------------------------------------------------------
+# -- when the lab chooses it ---------------------------------------------------------------------------------
 
 TRAPS = [
     {"budget": {"guard": "shrink"}},
@@ -95,17 +95,19 @@ def test_unknown_names_are_refused(options, message):
         ForensicSettings(target_kl=0.01, budget="surrogate", **options)
 
 
-# -- against the slow transcription ----------------------------------------------------------------------------------------
+# -- against the slow transcription --------------------------------------------------------------------------
 
 RUNS = {
     "shadow-pi-linear": {"budget": "shadow", "controller": "pi", "schedule": "linear"},
     "l1-pi-published": {"controller": "pi", "cadence": "published", "target_kl": 0.02},
     "l1-per_lr-log_pi": {"units": "per_lr", "controller": "log_pi"},
     "sqrtl_l2-rsl-shrink-sweep": {
-        "aggregate": "sqrtl_l2", "controller": "rsl", "guard": "shrink", "cadence": "sweep", "target_kl": 0.02,
+        "aggregate": "sqrtl_l2", "controller": "rsl",
+        "guard": "shrink", "cadence": "sweep", "target_kl": 0.02,
     },
     "matrices-shrink": {
-        "aggregate": "l2", "guard": "shrink", "grouping": "matrices", "cadence": "published", "target_kl": 0.02,
+        "aggregate": "l2",
+        "guard": "shrink", "grouping": "matrices", "cadence": "published", "target_kl": 0.02,
     },
     "l2-shrink": {"aggregate": "l2", "guard": "shrink", "grouping": "tensor", "target_kl": 0.02},
     "l2-shrink_inflate-log_pi": {"aggregate": "l2", "guard": "shrink_inflate", "controller": "log_pi"},
@@ -141,7 +143,7 @@ def test_a_checkpoint_restores_each_bit_for_bit(
     assert_resumes(build, batches(20), backward)
 
 
-# -- beta ------------------------------------------------------------------------------------------------------------------
+# -- beta ----------------------------------------------------------------------------------------------------
 
 
 def test_golden_published_filter(golden):
@@ -152,9 +154,11 @@ def test_golden_published_filter(golden):
 
 
 def test_a_filter_from_zero_stays_small():
-    zero, first = ForensicFilter(published=True, zero=True), ForensicFilter(published=True)
+    zero = ForensicFilter(published=True, zero=True)
+    first = ForensicFilter(published=True)
     for _ in range(20):
-        slow, immediate = zero.update(2.0), first.update(2.0)
+        slow = zero.update(2.0)
+        immediate = first.update(2.0)
     assert slow.item() == pytest.approx(2 * (1 - 0.95**20), rel=1e-5)
     assert immediate == 2
 
@@ -163,7 +167,8 @@ def test_a_filter_from_zero_stays_small():
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("when", [0, 1, 5])
 def test_an_observation_that_is_not_finite_changes_nothing(published, zero, when):
-    plain, disturbed = ForensicFilter(published, zero), ForensicFilter(published, zero)
+    plain = ForensicFilter(published, zero)
+    disturbed = ForensicFilter(published, zero)
     for i, value in enumerate([2.0, 2.2, 3.0, 2.1, 1.0, 2.0]):
         if i == when:
             disturbed.update(math.nan)
@@ -186,7 +191,7 @@ def test_how_often_it_audits(make_gpt, controller, every):
     assert clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
 
 
-# -- the guard and units ---------------------------------------------------------------------------------------------------
+# -- the guard and units -------------------------------------------------------------------------------------
 
 
 rhos = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
@@ -196,7 +201,8 @@ moving = pytest.mark.parametrize("kind", ["shrink", "shrink_inflate"])
 @moving
 def test_golden_guard(golden, kind):
     values = golden["guard_shrink"]
-    guard, factors = Guard(kind), []
+    guard = Guard(kind)
+    factors = []
     for i, rho in enumerate(values["rho"]):
         guard.audit(rho, i * values["audit_every"])
         factors.append(guard.factor.item())
@@ -240,7 +246,8 @@ def test_half_of_ln_g_is_recovered_in_200_steps_however_many_audits(kind, rho, s
 @fixed
 @given(rhos)
 def test_only_shrink_inflate_asks_for_larger_betas(values):
-    shrink, inflate = Guard("shrink"), Guard("shrink_inflate")
+    shrink = Guard("shrink")
+    inflate = Guard("shrink_inflate")
     for i, rho in enumerate(values):
         assert shrink.audit(rho, i) == 1
         assert inflate.audit(torch.tensor(rho), i).item() == pytest.approx(max(rho, 1.0), rel=1e-6)
@@ -250,7 +257,8 @@ def test_only_shrink_inflate_asks_for_larger_betas(values):
 @moving
 @pytest.mark.parametrize("rho", [math.nan, math.inf, -math.inf])
 def test_after_a_rho_that_is_not_finite_only_time_has_passed(kind, rho):
-    told, untold = Guard(kind), Guard(kind)
+    told = Guard(kind)
+    untold = Guard(kind)
     for guard in (told, untold):
         guard.audit(2.0, 0)
     assert told.audit(rho, 100) == 1
@@ -262,7 +270,8 @@ def test_after_a_rho_that_is_not_finite_only_time_has_passed(kind, rho):
 
 @pytest.mark.parametrize("kind", GUARDS)
 def test_guard_state_round_trip_is_exact(kind):
-    first, second = Guard(kind), Guard(kind)
+    first = Guard(kind)
+    second = Guard(kind)
     for i, rho in enumerate((1.3, 0.8, 1.7)):
         first.audit(rho, 10 * i)
     second.load_state_dict(first.state_dict())
@@ -286,7 +295,7 @@ def test_an_unknown_guard_is_refused():
 
 
 def guarded(make_gpt, batches, backward, guard):
-    """Audits of 200 steps whose surrogate is l2 over tensors, not a bound: -> tightness, and T over the radius."""
+    """Audits of 200 steps whose surrogate is l2 over tensors, no bound: tightness, and T over the radius."""
     model = make_gpt()
     optimizer = clip(model, budget="surrogate", aggregate="l2", grouping="tensor", guard=guard)
     steps = [go(model, optimizer, batch, backward) for batch in batches(200)]
@@ -333,13 +342,14 @@ def test_units_per_lr_divide_by_the_learning_rate(make_gpt, batches, backward, l
         model = make_gpt(dtype=torch.float64)
         optimizer = clip(model, torch.optim.Adam(model.parameters(), lr=lr), budget="surrogate", units=units)
         seen[units] = go(model, optimizer, batches(1)[0], backward)
-    plain, per_lr = seen["logits"], seen["per_lr"]
+    plain = seen["logits"]
+    per_lr = seen["per_lr"]
     assert per_lr.surrogate.item() == pytest.approx(plain.surrogate.item() / lr)
     assert per_lr.contributions.tolist() == pytest.approx((plain.contributions / lr).tolist())
     assert per_lr.clip_coefficient.item() == pytest.approx(plain.clip_coefficient.item() * lr)
 
 
-# -- Adam ------------------------------------------------------------------------------------------------------------------
+# -- Adam ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("implementation", [{"fused": True}, {"foreach": True}, {"foreach": False}])
@@ -347,7 +357,9 @@ def test_uncorrected_adam_corrects_in_no_implementation(implementation):
     """Bit for bit where both corrections are 1: the moments by hand, over several steps."""
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
     adam = UncorrectedAdam([p], lr=LR, betas=(0.9, 0.999), eps=1e-8, **implementation)
-    w, m, v = p.detach().clone(), torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    w = p.detach().clone()
+    m = torch.zeros(3, dtype=torch.float64)
+    v = torch.zeros(3, dtype=torch.float64)
     for i in range(5):
         p.grad = torch.tensor([1.0, -0.5, 0.1 * i], dtype=torch.float64)
         adam.step()

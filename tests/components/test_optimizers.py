@@ -140,12 +140,13 @@ def test_no_gradient_at_all_is_no_error(model, name):
 
 @every
 def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
-    """At twice the rate a step is twice as long, also where the rate is large and the run is not at its beginning."""
+    """At twice the rate a step is twice as long, also at a large rate and later in a run."""
     bases = build(model, replace(CONFIGS[name], weight_decay=0.0))
     take_steps(model, bases, 12)
     lengths = []
     for lr in (0.25, 0.5):
-        before, stepped = copy.deepcopy(model), copy.deepcopy(model)
+        before = copy.deepcopy(model)
+        stepped = copy.deepcopy(model)
         others = build(stepped, replace(CONFIGS[name], weight_decay=0.0))
         for p in stepped.parameters():
             p.grad = torch.ones_like(p)
@@ -159,7 +160,7 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
                 else {}
             )
             other.step()
-        # a mean that weighs terms by their rates depends on them otherwise too: there the newest term is looked at
+        # a mean weighted by the rates depends on them in other ways too: there the newest term is compared
         ends = [others[0].state[p]["z"] if old else p for p in stepped.parameters()]
         starts = [old.get(p, q) for p, q in zip(stepped.parameters(), before.parameters(), strict=True)]
         lengths.append([(a - b).detach().norm() for a, b in zip(ends, starts, strict=True)])
@@ -237,7 +238,8 @@ def test_muon_takes_the_hidden_matrices_at_adams_rms(model):
 
 
 def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model):
-    plain, stacked = copy.deepcopy(model), copy.deepcopy(model)
+    plain = copy.deepcopy(model)
+    stacked = copy.deepcopy(model)
     settings = {"lr": LR, "momentum": 0.9, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
     reference = torch.optim.Muon(hidden_matrices(plain), **settings)
     fast = StackedMuon(hidden_matrices(stacked), **settings)
@@ -251,8 +253,8 @@ def test_stacked_muon_is_torchs_muon_up_to_bfloat16_rounding(model):
     for (name, p), q in zip(plain.named_parameters(), stacked.parameters(), strict=True):
         moved = (p - start[name]).norm()
         assert (p - q).norm() <= 0.01 * moved, name
-    assert all(torch.equal(fast.state[q]["momentum_buffer"], reference.state[p]["momentum_buffer"]) for p, q in
-               zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True))  # fmt: skip
+    for p, q in zip(hidden_matrices(plain), hidden_matrices(stacked), strict=True):
+        assert torch.equal(fast.state[q]["momentum_buffer"], reference.state[p]["momentum_buffer"])
 
 
 def test_muon_leaves_a_matrix_without_gradient_alone(model):
@@ -315,13 +317,12 @@ def test_adafactor_is_relative_to_the_weights_and_factors_their_moments(model):
 def test_adafactors_rate_is_not_capped_and_below_the_cap_it_is_torchs():
     for lr, agrees in ((0.1, True), (0.9, False)):  # torch's cap is 1/sqrt(4) at the last step
         p, q = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
-        ours, torchs = (
-            UncappedAdafactor([p], lr=lr, weight_decay=0.1),
-            torch.optim.Adafactor([q], lr=lr, weight_decay=0.1),
-        )
+        ours = UncappedAdafactor([p], lr=lr, weight_decay=0.1)
+        torchs = torch.optim.Adafactor([q], lr=lr, weight_decay=0.1)
         for _ in range(4):
             before = p.detach().clone()
-            p.grad, q.grad = -torch.ones(4, 3), -torch.ones(4, 3)
+            p.grad = -torch.ones(4, 3)
+            q.grad = -torch.ones(4, 3)
             ours.step()
             torchs.step()
         torch.testing.assert_close(
@@ -331,12 +332,14 @@ def test_adafactors_rate_is_not_capped_and_below_the_cap_it_is_torchs():
 
 
 def test_soap_is_adam_in_the_eigenbases_of_its_gradient(model):
-    """At the first step m/sqrt(v) is the sign of the gradient in its own singular bases, so a matrix moves by lr·U V^T.
+    """At the first step m/sqrt(v) is the gradient's sign in its singular bases: a matrix moves by lr·U V^T.
 
-    One of full rank does: elsewhere the sign of rounding errors is taken. A vector has no bases: there SOAP is Adam.
+    One of full rank does: elsewhere the sign of rounding errors is taken. A vector has no bases: there SOAP
+    is Adam.
     """
     bases = build(model, OptimizerConfig("soap", lr=LR, beta1=0.95, beta2=0.95, eps=1e-12))
-    matrix, vector = model.blocks[0].q.weight, model.norm.weight
+    matrix = model.blocks[0].q.weight
+    vector = model.norm.weight
     old = matrix.detach().clone(), vector.detach().clone()
     u, _, vh = torch.linalg.svd(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))
     matrix.grad = u @ torch.diag(torch.linspace(1, 3, 16)) @ vh

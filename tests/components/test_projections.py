@@ -1,6 +1,7 @@
 """The spectral projection: exact, untouched inside, and a cheap bound that never clears a matrix wrongly.
 
-The Stiefel retraction: on the manifold, where an SVD would put it, and as good as the straight line to first order.
+The Stiefel retraction: on the manifold, where an SVD would put it, and as good as the straight line to first
+order.
 """
 
 import math
@@ -81,7 +82,8 @@ def test_inside_it_touches_nothing():
 
 
 def test_each_matrix_has_a_limit_of_its_own():
-    small, large = normal(8, 8), 10 * normal(8, 8, seed=1)
+    small = normal(8, 8)
+    large = 10 * normal(8, 8, seed=1)
     wide = normal(8, 16, seed=2)
     initial = norms([small, large, wide])
     project = Spectral([small, large, wide], bound=2.0)
@@ -123,7 +125,7 @@ def test_none_is_no_projection():
     assert build([torch.eye(3)], ProjectionConfig("none")) is None
 
 
-# -- the Stiefel retraction ----------------------------------------------------------------------------------------------
+# -- the Stiefel retraction ----------------------------------------------------------------------------------
 
 shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))  # tall, wide and square
 seeds = st.integers(0, 2**31)
@@ -188,10 +190,11 @@ def test_on_the_manifold_it_moves_by_rounding_only(shape, seed):
 @fixed
 @given(shapes, seeds)
 def test_along_a_tangent_it_agrees_to_first_order(shape, seed):
-    """W = sQ with orthonormal columns, xi with Q^T xi skew: retract(W + t xi) = W + t xi - t^2/(2 s^2) W xi^T xi + O(t^3)."""
+    """W = sQ, Q^T xi skew: retract(W + t xi) = W + t xi - t^2/(2 s^2) W xi^T xi + O(t^3)."""
     w = normal(*shape, seed=seed, dtype=torch.float64)
     retract = Stiefel([w])
-    start, s = w.clone(), radius(w)
+    start = w.clone()
+    s = radius(w)
     flip = shape[0] < shape[1]
     q = (start.T if flip else start) / s
     free = normal(*q.shape, seed=seed + 1, dtype=torch.float64)
@@ -211,7 +214,8 @@ def test_a_nearly_singular_matrix_is_left_to_an_svd(shape, monkeypatch):
     asked = []
     exact = projections.svd_polar
     monkeypatch.setattr(projections, "svd_polar", lambda m: asked.append(m.shape) or exact(m))
-    good, bad = normal(*shape), normal(*shape, seed=1)
+    good = normal(*shape)
+    bad = normal(*shape, seed=1)
     retract = Stiefel([good, bad])
     s = radius(good), radius(bad)
     asked.clear()
@@ -231,7 +235,8 @@ def test_a_nearly_singular_matrix_is_left_to_an_svd(shape, monkeypatch):
 
 def test_non_finite_weights_stay_non_finite_and_spoil_no_other():
     """Refusing them is the optimizer's part; here they must neither raise nor spread."""
-    good, bad = normal(8, 8), normal(8, 8, seed=1)
+    good = normal(8, 8)
+    bad = normal(8, 8, seed=1)
     retract = Stiefel([good, bad])
     there = good.clone()
     bad[0, 0] = math.nan

@@ -1,4 +1,4 @@
-"""One disturbance at one step: what it changes, that nothing else is, and that paired runs get the same one."""
+"""One disturbance at one step: what it changes, nothing else, and the same in paired runs."""
 
 from dataclasses import replace
 

@@ -71,7 +71,8 @@ def test_no_movement_is_not_clipped_and_an_unknown_one_is_not_applied():
 )
 def test_golden_shadow(golden, case, measurements):
     shadow = golden["linear_model"]["shadow"]
-    values, true_kl = shadow[case], linear_kl(golden)
+    values = shadow[case]
+    true_kl = linear_kl(golden)
     scripted = [entry["kl"] is None for entry in values["trace"]]
     trace = []
 

@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
 
 def golden_step(values, **options):
-    """One step whose proposal is the golden dW; the audit rows repeat the probe rows, hence the same tokens."""
+    """One step whose proposal is the golden dW; the audit rows repeat the probe rows."""
     model = Linear(values["W"])
     for block, dw in zip(model.blocks, values["dW"], strict=True):
         block.weight.grad = -torch.tensor(dw, dtype=torch.float64)
@@ -95,7 +95,8 @@ def test_golden_calibrated_step(golden, kind):
 def test_without_a_budget_it_is_the_plain_optimizer_bit_for_bit(
     make_gpt, make_bases, batches, backward, train, name, audit_every
 ):
-    plain, wrapped = make_gpt(), make_gpt()
+    plain = make_gpt()
+    wrapped = make_gpt()
     bases = make_bases(name, plain)
     data = batches(7)
     for batch in data:
@@ -186,7 +187,8 @@ def test_a_schedule_lowers_target_and_budget(make_gpt, batches, train):
 
 
 def test_recording_sensitivities_leaves_a_shadow_run_alone(make_gpt, batches, train):
-    silent, recorded = make_gpt(), make_gpt()
+    silent = make_gpt()
+    recorded = make_gpt()
     data = batches(7)
     train(silent, adam_clip(silent), data)
     steps = train(recorded, adam_clip(recorded, sensitivity_every=3), data)
@@ -205,7 +207,7 @@ def test_fd_and_jvp_choose_the_same_c(make_gpt, batches, train):
     assert seen["fd"] == pytest.approx(seen["jvp"], rel=0.01)
 
 
-# -- audits ------------------------------------------------------------------------------------------------------------
+# -- audits --------------------------------------------------------------------------------------------------
 
 
 def recorder(seen):
@@ -218,7 +220,8 @@ def recorder(seen):
 
 @pytest.mark.parametrize(("rows", "audited"), [(48, 32), (34, 32), (10, 8)])
 def test_the_audit_reads_only_rows_that_did_not_choose_c(make_gpt, batches, train, rows, audited):
-    model, seen = make_gpt(), []
+    model = make_gpt()
+    seen = []
     optimizer = adam_clip(model, forward=recorder(seen), audit_every=1)
     (batch,) = batches(1, rows=rows)
     (stats,) = train(model, optimizer, [batch])
@@ -256,7 +259,7 @@ def test_a_batch_without_audit_rows_is_refused_before_anything_moves(make_gpt, b
         optimizer.step()
 
 
-# -- failing steps -----------------------------------------------------------------------------------------------------
+# -- failing steps -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target_kl", [0.01, math.inf])
@@ -268,7 +271,8 @@ def test_a_gradient_that_is_not_finite_touches_nothing(
     optimizer = adam_clip(model, target_kl=target_kl)
     *first, last = batches(4)
     train(model, optimizer, first)
-    weights, state = weights_of(model), copy.deepcopy(optimizer.bases[0].state_dict())
+    weights = weights_of(model)
+    state = copy.deepcopy(optimizer.bases[0].state_dict())
     logits = backward(model, last)
     next(model.parameters()).grad[0, 0] = bad
     stats = optimizer.step(last[:, :-1], logits)
@@ -299,10 +303,12 @@ def test_a_proposal_that_is_not_finite_ends_the_run_with_the_weights_restored(
 def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(
     make_gpt, batches, train, weights_of
 ):
-    model, broken = make_gpt(), [False]
+    model = make_gpt()
+    broken = [False]
     optimizer = adam_clip(model, forward=lambda m, x: m(x) * (math.nan if broken[0] else 1))
     train(model, optimizer, batches(3))
-    weights, trial = weights_of(model), optimizer.trial.item()
+    weights = weights_of(model)
+    trial = optimizer.trial.item()
     broken[0] = True
     (stats,) = train(model, optimizer, batches(1))
     assert stats.skipped
@@ -317,7 +323,8 @@ def test_no_usable_trial_restores_the_weights_and_keeps_the_optimizer_state(
 
 
 def test_an_unknown_sensitivity_is_not_taken_for_zero(make_gpt, batches, train, weights_of):
-    model, broken = make_gpt(), [True]
+    model = make_gpt()
+    broken = [True]
     optimizer = adam_clip(
         model, budget="surrogate", forward=lambda m, x: m(x) * (math.nan if broken[0] else 1)
     )
@@ -361,7 +368,7 @@ def test_a_group_at_rest_is_left_out(make_gpt, batches, train, budget):
     assert stats.surrogate.isfinite()
 
 
-# -- configuration errors ----------------------------------------------------------------------------------------------
+# -- configuration errors ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -387,7 +394,8 @@ def test_impossible_settings_are_refused(make_gpt, options, message):
 
 
 def test_optimizers_must_share_out_the_models_parameters(make_gpt):
-    model, other = make_gpt(), make_gpt()
+    model = make_gpt()
+    other = make_gpt()
     adam = torch.optim.Adam(model.parameters())
     with pytest.raises(ValueError, match="belongs to two"):
         EllipsotopeClip(model, [adam, torch.optim.SGD(model.head.parameters())], target_kl=0.01)

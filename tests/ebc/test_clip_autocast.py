@@ -51,7 +51,8 @@ def test_a_trial_sees_the_weights_it_set(make_gpt, batches, enclosed):
 
 
 def test_inside_and_outside_the_block_are_the_same_run(make_gpt, batches):
-    inside, outside = make_gpt(), make_gpt()
+    inside = make_gpt()
+    outside = make_gpt()
     run(inside, adam_clip(inside), batches(8), enclosed=True)
     run(outside, adam_clip(outside), batches(8), enclosed=False)
     assert all(torch.equal(p, q) for p, q in zip(inside.parameters(), outside.parameters(), strict=True))

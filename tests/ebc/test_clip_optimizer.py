@@ -1,4 +1,4 @@
-"""`EllipsotopeClip` as a torch optimizer: checkpoints, schedulers, scalers, and the models and batches it takes."""
+"""`EllipsotopeClip` as a torch optimizer: checkpoints, schedulers, scalers, models and batches."""
 
 import io
 import math
@@ -45,7 +45,7 @@ def integers(*shape, seed=0):
     return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- checkpoints -------------------------------------------------------------------------------------------------------
+# -- checkpoints ---------------------------------------------------------------------------------------------
 
 RUNS = {
     "shadow": {"schedule": "linear", "total_steps": 24, "controller": "log_pi"},
@@ -60,7 +60,8 @@ RUNS = {
 @pytest.mark.parametrize("run", RUNS)
 def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train, run, base):
     options = {"target_kl": 0.01, **RUNS[run]}
-    data, cut = batches(24), 11
+    data = batches(24)
+    cut = 11
     model = make_gpt()
     optimizer = EllipsotopeClip(model, make_bases(base, model), **options)
     train(model, optimizer, data[:cut])
@@ -78,7 +79,8 @@ def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train,
     assert identical(resumed, model)
     for got, want in zip(steps, expected, strict=True):
         for name in ("clip_coefficient", "delta", "trial", "surrogate", "applied_kl", "contributions"):
-            a, b = getattr(got, name), getattr(want, name)
+            a = getattr(got, name)
+            b = getattr(want, name)
             assert (a is None and b is None) or torch.equal(a, b), name
 
 
@@ -112,7 +114,7 @@ def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train)
         assert copies * parameters <= held(vars(optimizer), known) < copies * parameters + 100
 
 
-# -- schedulers, scalers, groups ---------------------------------------------------------------------------------------
+# -- schedulers, scalers, groups -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target_kl", [0.01, math.inf])
@@ -136,7 +138,8 @@ def test_a_learning_rate_scheduler_drives_the_bases(make_gpt, make_bases, batche
 
 
 def test_a_scheduled_run_without_a_budget_is_the_plain_scheduled_run(make_gpt, batches, backward):
-    plain, wrapped = make_gpt(), make_gpt()
+    plain = make_gpt()
+    wrapped = make_gpt()
     adam = torch.optim.Adam(plain.parameters(), lr=LR)
     clip = adam_clip(wrapped, target_kl=math.inf)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.7**t) for o in (adam, clip)]
@@ -159,8 +162,10 @@ def test_schedulers_that_read_the_defaults_work_too(make_gpt, batches, train):
 
 
 def test_a_gradient_scaler_sees_an_optimizer(make_gpt, batches, weights_of):
-    model, plain = make_gpt(), make_gpt()
-    optimizer, scaler = adam_clip(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    model = make_gpt()
+    plain = make_gpt()
+    optimizer = adam_clip(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     (batch,) = batches(1)
     for m in (model, plain):
         logits = m(batch[:, :-1])
@@ -189,7 +194,8 @@ def test_parameter_groups_keep_their_own_settings(make_gpt, batches, backward, b
             [{"params": rest, "lr": LR}, {"params": blocks, "lr": LR / 4, "weight_decay": 0.3}]
         )
 
-    plain, model = make_gpt(), make_gpt()
+    plain = make_gpt()
+    model = make_gpt()
     base = two_groups(plain)
     optimizer = EllipsotopeClip(model, two_groups(model), target_kl=0.01, budget=budget)
     assert [group["lr"] for group in optimizer.param_groups] == [LR, LR / 4]
@@ -246,7 +252,7 @@ def watched(seen):
     return forward
 
 
-# -- models and batches ------------------------------------------------------------------------------------------------
+# -- models and batches --------------------------------------------------------------------------------------
 
 
 class Named(Tokenwise):
@@ -258,8 +264,10 @@ class Named(Tokenwise):
 
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])
 def test_batches_by_name_and_outputs_with_logits(budget):
-    tokens, scale = integers(12, 5), torch.rand(12, 5, generator=torch.Generator().manual_seed(1)) + 0.5
-    named, plain = Named(), Tokenwise()
+    tokens = integers(12, 5)
+    scale = torch.rand(12, 5, generator=torch.Generator().manual_seed(1)) + 0.5
+    named = Named()
+    plain = Tokenwise()
     results = []
     for model, inputs, options in (
         (named, {"ids": tokens, "scale": scale}, {}),
@@ -316,7 +324,8 @@ def test_masked_tokens_have_no_say(budget):
 
 
 def test_the_audit_counts_the_tokens_that_the_mask_keeps():
-    tokens, seen = integers(40, 6), []
+    tokens = integers(40, 6)
+    seen = []
     mask = torch.zeros(40, 6, dtype=torch.bool)
     mask[:, :2] = True
     model = Tokenwise()
@@ -345,7 +354,8 @@ def test_with_dropout_the_logits_are_computed_again(make_gpt, batches, backward,
 
 
 def test_without_dropout_the_training_logits_are_used(make_gpt, batches, backward):
-    model, calls = make_gpt(), []
+    model = make_gpt()
+    calls = []
     (batch,) = batches(1)
     stats = adam_clip(model, forward=watched(calls)).step(batch[:, :-1], backward(model, batch))
     assert len(calls) == stats.measurements + 1  # the trials and the audit, nothing at W

@@ -1,4 +1,4 @@
-"""What each option of a budgeted step does: matrices, copies of the weights, retraction, held-back text, controllers."""
+"""What each option of a budgeted step does: matrices, weight copies, retraction, held-back text …"""
 
 import copy
 import math
@@ -35,7 +35,7 @@ def proposal_of(model, optimizer, kind, **settings):
     return snapshot(twin), {name: base.state[p] for name, p in twin.named_parameters()}
 
 
-# -- matrices: what is not budgeted moves freely -----------------------------------------------------------------------
+# -- matrices: what is not budgeted moves freely -------------------------------------------------------------
 
 
 def is_hidden(name):
@@ -51,7 +51,8 @@ def test_what_is_not_budgeted_goes_where_the_base_sends_it(make_gpt, batches, ba
     )
     for batch in batches(5):
         logits = backward(model, batch)
-        before, (proposal, _) = snapshot(model), proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        before = snapshot(model)
+        proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
         stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:])
         c = stats.clip_coefficient.item()
         assert 0 < c < 1
@@ -62,7 +63,8 @@ def test_what_is_not_budgeted_goes_where_the_base_sends_it(make_gpt, batches, ba
 
 
 def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward):
-    model, at_trials = make_gpt(), []
+    model = make_gpt()
+    at_trials = []
 
     def forward(model, inputs):
         at_trials.append(snapshot(model))
@@ -85,7 +87,8 @@ def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward)
 def test_a_step_without_a_usable_c_leaves_everything_where_it_was(
     make_gpt, batches, backward, budget, grouping
 ):
-    model, broken = make_gpt(), [False]
+    model = make_gpt()
+    broken = [False]
     forward = lambda m, x: m(x) * (math.nan if broken[0] else 1)  # noqa: E731
     optimizer = clip(
         model,
@@ -113,7 +116,7 @@ def test_a_step_without_a_usable_c_leaves_everything_where_it_was(
     assert not go(model, optimizer, data[0], backward).skipped
 
 
-# -- optimizers whose state holds a copy of the weights ----------------------------------------------------------------
+# -- optimizers whose state holds a copy of the weights ------------------------------------------------------
 
 
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
@@ -142,7 +145,7 @@ def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backwa
             assert not torch.equal(z, copies[name])
 
 
-# -- retraction --------------------------------------------------------------------------------------------------------
+# -- retraction ----------------------------------------------------------------------------------------------
 
 
 def off_manifold(model, sizes):
@@ -157,7 +160,8 @@ def off_manifold(model, sizes):
     "options", [*({"budget": b} for b in BUDGETS), {"target_kl": 1e3}, {"target_kl": math.inf}], ids=str
 )
 def test_weights_are_on_their_manifold_at_every_step_and_every_trial(make_gpt, batches, backward, options):
-    model, at_trials = make_gpt(), []
+    model = make_gpt()
+    at_trials = []
     retract = Stiefel(hidden_matrices(model))
     sizes = [w.norm().item() / math.sqrt(min(w.shape)) for w in hidden_matrices(model)]
 
@@ -180,12 +184,13 @@ def test_weights_are_on_their_manifold_at_every_step_and_every_trial(make_gpt, b
     assert max(at_trials) < 1e-3
 
 
-# -- held-back text ----------------------------------------------------------------------------------------------------
+# -- held-back text ------------------------------------------------------------------------------------------
 
 
 @every_budget
 def test_held_back_text_chooses_c_and_the_batch_is_left_to_the_audit(make_gpt, batches, backward, budget):
-    (batch, other, held, changed), seen = batches(4), []
+    (batch, other, held, changed) = batches(4)
+    seen = []
 
     def forward(model, inputs):
         seen.append(inputs)
@@ -204,7 +209,8 @@ def test_held_back_text_chooses_c_and_the_batch_is_left_to_the_audit(make_gpt, b
             targets=rows[:, 1:],
             probe=(probe[:, :-1], probe[:, 1:]) if probe is not None else None,
         )
-        chose, audited = [s for s in seen if len(s) == 2], [s for s in seen if len(s) > 2]
+        chose = [s for s in seen if len(s) == 2]
+        audited = [s for s in seen if len(s) > 2]
         assert len(audited) == 1
         assert torch.equal(audited[0], batch[2:, :-1])
         assert all(torch.equal(s, (leading if probe is None else probe)[:2, :-1]) for s in chose)
@@ -218,7 +224,7 @@ def test_held_back_text_chooses_c_and_the_batch_is_left_to_the_audit(make_gpt, b
     assert step(batch, None)[0] != step(other, None)[0]
 
 
-# -- controllers that look at the loss ---------------------------------------------------------------------------------
+# -- controllers that look at the loss -----------------------------------------------------------------------
 
 
 @every_budget
@@ -237,7 +243,8 @@ def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promis
 ):
     model = make_gpt()
     optimizer = clip(model, budget=budget, controller="agreement", target_kl=1e-4, audit_every=3)
-    deltas, ratios = [], []
+    deltas = []
+    ratios = []
     for t, batch in enumerate(batches(7)):
         logits = backward(model, batch)
         stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:] if t % 3 == 0 else None)
@@ -282,7 +289,7 @@ def test_the_slope_is_that_of_the_whole_proposal(make_gpt, batches, backward):
     assert stats.slope.item() == pytest.approx(-0.5 * stats.grad_norm.item() ** 2, rel=1e-5)
 
 
-# -- low precision and checkpoints -------------------------------------------------------------------------------------
+# -- low precision and checkpoints ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
@@ -320,15 +327,17 @@ def test_a_checkpoint_restores_every_rule_bit_for_bit(
     assert_resumes(build, batches(20), backward)
 
 
-# -- measuring one step in k -----------------------------------------------------------------------------------------------
+# -- measuring one step in k ---------------------------------------------------------------------------------
 
 
 def test_between_measurements_c_follows_from_the_last_kl_per_squared_norm(make_gpt, batches, backward):
     model = make_gpt()
     optimizer = clip(model, measure_every=2, refine_steps=0, audit_every=0)
-    measured, carried = None, 0
+    measured = None
+    carried = 0
     for batch in batches(12):
-        logits, before = backward(model, batch), snapshot(model)
+        logits = backward(model, batch)
+        before = snapshot(model)
         proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
         norm = math.sqrt(sum((proposal[n] - before[n]).double().square().sum().item() for n in before))
         stats = optimizer.step(batch[:, :-1], logits)

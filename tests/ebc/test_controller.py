@@ -72,7 +72,8 @@ def test_fixed_never_moves(audits):
 @fixed
 @given(kls)
 def test_ranges(audits):
-    published, log_pi = make("pi"), make("log_pi")
+    published = make("pi")
+    log_pi = make("log_pi")
     for kl, clipped in audits:
         assert 0.01 <= published.update(kl, clipped) <= 0.30
         assert abs(math.log(log_pi.update(kl, clipped) / 0.05)) <= 12 + 1e-9
@@ -81,7 +82,8 @@ def test_ranges(audits):
 @fixed
 @given(kls, st.floats(1e-3, 1e3))
 def test_log_pi_has_no_unit(audits, unit):
-    small, large = make_controller("log_pi", 0.05), make_controller("log_pi", 0.05 * unit)
+    small = make_controller("log_pi", 0.05)
+    large = make_controller("log_pi", 0.05 * unit)
     for kl, clipped in audits:
         kl = max(kl, 1e-3)  # away from the smallest KL it takes, which has a unit
         delta = small.update(kl, clipped).item()
@@ -116,7 +118,8 @@ def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, 
 @fixed
 @given(kls, st.lists(st.tuples(numbers, numbers, numbers), min_size=30, max_size=30), st.floats(1e-9, 1e3))
 def test_rsl_and_agreement_keep_within_their_reach(audits, signals, target):
-    rsl, agreement = make("rsl", target), make("agreement", target)
+    rsl = make("rsl", target)
+    agreement = make("agreement", target)
     for (kl, clipped), (drop, slope, q) in zip(audits, signals, strict=False):
         for controller in (rsl, agreement):
             delta = controller.update(kl, clipped, loss_drop=drop, slope=slope, q=q)
@@ -133,9 +136,10 @@ def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
 
 
 def quadratic(seed, c, curvature):
-    """The signals of a step c·dW on loss = g·w + curvature·½·w'Hw, whose predicted KL is q = ½·dW'H dW, and r by hand."""
+    """The signals of a step c·dW on loss = g·w + curvature·½·w'Hw, q = ½·dW'H dW, and r by hand."""
     draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
-    root, w, dw, g = torch.randn(4, 4, **draw), *(torch.randn(4, **draw) for _ in range(3))
+    root = torch.randn(4, 4, **draw)
+    w, dw, g = (torch.randn(4, **draw) for _ in range(3))
     h = root @ root.T
 
     def loss(w):
@@ -147,7 +151,8 @@ def quadratic(seed, c, curvature):
     w.requires_grad_(False)
     q = 0.5 * dw @ h @ dw
     dw = dw * (-(gradient @ dw) / (2 * q))  # a proposal as long as it may promise most: -slope = 2q
-    slope, q = gradient @ dw, 0.5 * dw @ h @ dw
+    slope = gradient @ dw
+    q = 0.5 * dw @ h @ dw
     r = (2 - c * curvature) / (2 - c)
     return {"loss_drop": loss(w) - loss(w + c * dw), "slope": slope, "q": q, "c": c}, r
 
@@ -162,11 +167,13 @@ def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
         assert controller.ratio.isnan()
         moved = controller.update(0.05, clipped, **signals).item() / 0.05
         assert controller.ratio.item() == pytest.approx(r, rel=1e-6, abs=1e-6)
-        assert moved == pytest.approx(1 / 1.5 if r < 0.25 else 1.5 if r > 0.75 and clipped else 1)
+        widened = 1.5 if r > 0.75 and clipped else 1
+        assert moved == pytest.approx(1 / 1.5 if r < 0.25 else widened)
 
 
 def test_agreement_takes_a_whole_step_unless_told():
-    told, untold = make("agreement"), make("agreement")
+    told = make("agreement")
+    untold = make("agreement")
     assert torch.equal(told.update(0.05, True, **SIGNALS, c=1.0), untold.update(0.05, True, **SIGNALS))
     assert untold.ratio.item() == pytest.approx(8 / 9)
 
@@ -202,7 +209,8 @@ def test_energy_gives_nothing_to_a_proposal_that_climbs(slope):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_may_touch_zero(kind):
-    controller, never = make(kind), make(kind)
+    controller = make(kind)
+    never = make(kind)
     for c in (controller, never):
         c.update(0.02, True, **SIGNALS)
     controller.rescale(0.0)
@@ -226,7 +234,8 @@ def test_a_schedule_moves_delta_and_its_target_together(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_round_trip_is_exact(kind):
-    first, second = make(kind), make(kind)
+    first = make(kind)
+    second = make(kind)
     for kl in (0.02, 0.09, 0.03):
         first.update(kl, True, **SIGNALS)
     second.load_state_dict(first.state_dict())
@@ -236,7 +245,8 @@ def test_state_round_trip_is_exact(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kl_that_is_not_finite_says_nothing(kind):
-    told, untold = make(kind), make(kind)
+    told = make(kind)
+    untold = make(kind)
     for kl in (0.02, math.nan, math.inf, 0.08):
         told.update(kl, True, **SIGNALS)
     for kl in (0.02, 0.08):

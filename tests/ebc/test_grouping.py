@@ -38,17 +38,12 @@ LLAMA = {
     ],
     "head": ["lm_head.weight"],
 }
+_BERT_ATTENTION = ("self.query", "self.key", "self.value", "output.dense")
 _LAYERS = [f"bert.encoder.layer.{i}" for i in (0, 1)]
 BERT = {
     "embedding": [f"bert.embeddings.{m}_embeddings.weight" for m in ("word", "position", "token_type")],
-    "attention": [
-        n
-        for at in _LAYERS
-        for n in both(
-            *(f"{at}.attention.{m}" for m in ("self.query", "self.key", "self.value", "output.dense"))
-        )
-    ],
-    "mlp": [n for at in _LAYERS for n in both(f"{at}.intermediate.dense", f"{at}.output.dense")],
+    "attention": both(*(f"{at}.attention.{m}" for at in _LAYERS for m in _BERT_ATTENTION)),
+    "mlp": both(*(f"{at}.{m}.dense" for at in _LAYERS for m in ("intermediate", "output"))),
     "norm": both(
         "bert.embeddings.LayerNorm",
         *(f"{at}.{m}.LayerNorm" for at in _LAYERS for m in ("attention.output", "output")),

@@ -32,14 +32,16 @@ def test_golden(golden):
 @fixed
 @given(seeds, shapes, scales, scales)
 def test_kl_is_at_most_a_quarter_of_the_centred_square(seed, shape, size, move):
-    z, d = size * normal(seed, *shape), move * normal(seed + 1, *shape)
+    z = size * normal(seed, *shape)
+    d = move * normal(seed + 1, *shape)
     assert mean_kl(z, z + d) <= rms_norm(centre(d)).square() / 4 * (1 + 1e-12)
 
 
 @fixed
 @given(seeds, shapes, scales, scales)
 def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
-    z, d = size * normal(seed, *shape), move * normal(seed + 1, *shape)
+    z = size * normal(seed, *shape)
+    d = move * normal(seed + 1, *shape)
     shift = 10 * normal(seed + 2, shape[0], 1)
     close = {"rel": 1e-9, "abs": 1e-12}
     assert mean_kl(z + shift, z + d).item() == pytest.approx(mean_kl(z, z + d).item(), **close)
@@ -51,7 +53,8 @@ def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
 @fixed
 @given(seeds, shapes, st.floats(0.01, 5.0))
 def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
-    z, d = size * normal(seed, *shape), normal(seed + 1, *shape)
+    z = size * normal(seed, *shape)
+    d = normal(seed + 1, *shape)
     for eps in (1e-3, 1e-4):  # the third order is what is left
         assert mean_kl(z, z + eps * d).item() == pytest.approx(
             half_fisher(z, eps * d).item(), rel=20 * eps, abs=1e-15
@@ -61,8 +64,10 @@ def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
 @fixed
 @given(seeds, shapes, st.integers(2, 4))
 def test_the_number_of_tokens_cancels(seed, shape, copies):
-    z, d = normal(seed, *shape), normal(seed + 1, *shape)
-    many, moves = z.repeat(copies, 1), d.repeat(copies, 1)
+    z = normal(seed, *shape)
+    d = normal(seed + 1, *shape)
+    many = z.repeat(copies, 1)
+    moves = d.repeat(copies, 1)
     assert mean_kl(many, many + moves).item() == pytest.approx(mean_kl(z, z + d).item(), rel=1e-12)
     assert half_fisher(many, moves).item() == pytest.approx(half_fisher(z, d).item(), rel=1e-12)
     assert rms_norm(moves).item() == pytest.approx(rms_norm(d).item(), rel=1e-12)
@@ -70,14 +75,17 @@ def test_the_number_of_tokens_cancels(seed, shape, copies):
 
 @pytest.mark.parametrize("measure", [mean_kl, half_fisher, lambda z, d, mask=None: rms_norm(centre(d), mask)])
 def test_a_mask_keeps_only_its_tokens(measure):
-    z, d = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    z = normal(0, 2, 3, 5)
+    d = normal(1, 2, 3, 5)
     mask = torch.tensor([[True, False, True], [False, True, True]])
-    d[0, 1], d[1, 0] = math.nan, math.inf  # padding may hold anything
+    d[0, 1] = math.nan
+    d[1, 0] = math.inf  # padding may hold anything
     assert measure(z, d, mask).item() == pytest.approx(measure(z[mask], d[mask]).item(), rel=1e-12)
 
 
 def test_leading_dimensions_are_all_tokens():
-    z, d = normal(0, 2, 3, 5), normal(1, 2, 3, 5)
+    z = normal(0, 2, 3, 5)
+    d = normal(1, 2, 3, 5)
     assert mean_kl(z, d).item() == pytest.approx(mean_kl(z.flatten(0, 1), d.flatten(0, 1)).item(), rel=1e-12)
 
 

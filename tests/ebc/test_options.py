@@ -1,4 +1,4 @@
-"""The names of `ebc_lab.ebc.options` are those that the registries and the settings accept, and cost no torch."""
+"""The names of `ebc_lab.ebc.options` are those that the settings accept, and load no torch."""
 
 import subprocess
 import sys

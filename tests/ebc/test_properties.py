@@ -1,6 +1,7 @@
 """What holds for a whole budgeted step, whatever the model, the proposal and the options.
 
-The same facts about the single formulas stand in test_logits, test_surrogate, test_sensitivity and test_budget.
+The same facts about the single formulas stand in test_logits, test_surrogate, test_sensitivity and
+test_budget.
 """
 
 import math
@@ -36,7 +37,7 @@ def integers(*shape, seed=0):
 
 
 class Tokenwise(nn.Module):
-    """Logits of a token depend on that token alone. `factor` stands before the middle matrix, which is divided by it."""
+    """Logits depend on their own token alone. The middle matrix is divided and multiplied by `factor`."""
 
     def __init__(self, seed=0, width=6, factor=1.0):
         super().__init__()
@@ -56,7 +57,7 @@ class Tokenwise(nn.Module):
 
 
 def propose(model, seed, size=0.3):
-    """Gradients such that SGD with lr = 1 proposes a random dW, the same function's movement whatever `factor` is."""
+    """Gradients with which SGD at lr = 1 proposes a random dW, the same movement whatever `factor` is."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         scale = model.factor if name.startswith("blocks") else 1.0
@@ -75,7 +76,8 @@ def one_step(model, tokens, held=None, **options):
 @given(seeds, deltas)
 def test_a_constant_on_a_tokens_logits_changes_no_step(budget, seed, delta):
     shifts = 5 * torch.randn(VOCABULARY, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    tokens, seen = integers(6, 5, seed=seed), []
+    tokens = integers(6, 5, seed=seed)
+    seen = []
     for forward in (None, lambda model, x: model(x) + shifts[x][..., None] * (1 + model.head.weight.sum())):
         model = Tokenwise(seed)
         propose(model, seed)
@@ -97,7 +99,9 @@ def test_a_constant_on_a_tokens_logits_changes_no_step(budget, seed, delta):
 @examples(8)
 @given(seed=seeds, delta=deltas, copies=st.integers(2, 4))
 def test_the_number_of_probe_tokens_changes_no_step(budget, seed, delta, copies):
-    tokens, held, seen = integers(10, 5, seed=seed), integers(2, 5, seed=seed + 1), []
+    tokens = integers(10, 5, seed=seed)
+    held = integers(2, 5, seed=seed + 1)
+    seen = []
     for n in (1, copies):
         model = Tokenwise(seed)
         propose(model, seed)
@@ -113,7 +117,9 @@ def test_the_number_of_probe_tokens_changes_no_step(budget, seed, delta, copies)
 @given(seed=seeds, factor=st.floats(1e-3, 1e3))
 def test_how_a_matrix_is_written_changes_no_step(budget, probe, seed, factor):
     """W = a·V: the norm of an update shrinks by a and beta grows by a, so that s_g, S and c stay."""
-    tokens, seen, betas = integers(6, 5, seed=seed), [], []
+    tokens = integers(6, 5, seed=seed)
+    seen = []
+    betas = []
     for a in (1.0, factor):
         model = Tokenwise(seed, factor=a)
         propose(model, seed)
@@ -150,7 +156,8 @@ def test_no_step_moves_a_linear_model_further_than_its_bound(aggregate, seed, la
         p.grad = size * torch.randn(p.shape, dtype=p.dtype, generator=generator)
     rows = torch.cat([x, x])  # the audit reads the tokens that chose c
     stats = one_step(model, rows, budget="surrogate", aggregate=aggregate, target_kl=delta, probe_sequences=6)
-    c, S = stats.clip_coefficient.item(), stats.surrogate.item()
+    c = stats.clip_coefficient.item()
+    S = stats.surrogate.item()
     assert 0 < c <= 1
     assert stats.movement.item() <= c * S * (1 + 1e-6) <= stats.radius.item() * (1 + 2e-6)
     assert stats.applied_kl.item() <= delta * (1 + 1e-6)
@@ -231,7 +238,7 @@ def test_without_a_budget_every_base_is_itself_bit_for_bit(name, audit_every):
 @examples(10)
 @given(seeds)
 def test_fisher_is_shadow_to_first_order(seed):
-    """Where the KL is measured at fisher's own c, the two differ by the KL's third order: ten times less at c/10."""
+    """With the KL measured at fisher's own c, they differ by the KL's third order: ten times less at c/10."""
     apart = []
     for delta in (1e-5, 1e-7):
         chosen = []

@@ -24,7 +24,9 @@ SHADOW = {
 }
 JUDGED = {  # one derivative at the audits
     "agreement": {"controller": "agreement", "target_kl": 0.002},
-    "agreement-matrices-held": {"controller": "agreement", "grouping": "matrices", "held": True, "target_kl": 0.001},
+    "agreement-matrices-held": {
+        "controller": "agreement", "grouping": "matrices", "held": True, "target_kl": 0.001,
+    },
 }  # fmt: skip
 SURROGATE = {
     "l1": {"target_kl": 0.05},
@@ -32,9 +34,15 @@ SURROGATE = {
     "l1-energy": {"controller": "energy", "gain": 0.2},
     "l1-lr_squared-global": {"schedule": "lr_squared", "grouping": "global", "target_kl": 0.1},
     "l1-agreement-retracted": {"controller": "agreement", "retracted": True, "target_kl": 0.005},
-    "sqrtl_l2-rsl-sweep": {"aggregate": "sqrtl_l2", "controller": "rsl", "cadence": "sweep", "target_kl": 0.02},
-    "sqrtl_l2-linear-type": {"aggregate": "sqrtl_l2", "schedule": "linear", "grouping": "type", "target_kl": 0.3},
-    "l2-log_pi-matrices": {"aggregate": "l2", "controller": "log_pi", "grouping": "matrices", "target_kl": 0.001},
+    "sqrtl_l2-rsl-sweep": {
+        "aggregate": "sqrtl_l2", "controller": "rsl", "cadence": "sweep", "target_kl": 0.02,
+    },
+    "sqrtl_l2-linear-type": {
+        "aggregate": "sqrtl_l2", "schedule": "linear", "grouping": "type", "target_kl": 0.3,
+    },
+    "l2-log_pi-matrices": {
+        "aggregate": "l2", "controller": "log_pi", "grouping": "matrices", "target_kl": 0.001,
+    },
     "l2-tensor": {"aggregate": "l2", "grouping": "tensor", "target_kl": 0.02},
 }  # fmt: skip
 PREDICTED = {
@@ -43,14 +51,20 @@ PREDICTED = {
         "budget": "fisher", "grouping": "matrices", "controller": "log_pi", "target_kl": 0.005,
     },
     "fisher-energy-cosine": {"budget": "fisher", "controller": "energy", "gain": 0.05, "schedule": "cosine"},
-    "fisher-agreement-held": {"budget": "fisher", "controller": "agreement", "held": True, "target_kl": 0.002},
+    "fisher-agreement-held": {
+        "budget": "fisher", "controller": "agreement", "held": True, "target_kl": 0.002,
+    },
     "fisher-retracted": {"budget": "fisher", "retracted": True},
     "calibrated-type-linear": {"budget": "calibrated", "grouping": "type", "schedule": "linear"},
-    "calibrated-l2-dense-rsl": {"budget": "calibrated", "aggregate": "l2", "cadence": "dense", "controller": "rsl"},
+    "calibrated-l2-dense-rsl": {
+        "budget": "calibrated", "aggregate": "l2", "cadence": "dense", "controller": "rsl",
+    },
     "calibrated-sweep-agreement": {
         "budget": "calibrated", "cadence": "sweep", "controller": "agreement", "target_kl": 0.001,
     },
-    "calibrated-matrices-held": {"budget": "calibrated", "grouping": "matrices", "held": True, "target_kl": 0.004},
+    "calibrated-matrices-held": {
+        "budget": "calibrated", "grouping": "matrices", "held": True, "target_kl": 0.004,
+    },
 }  # fmt: skip
 
 

@@ -42,7 +42,9 @@ def test_golden(golden, probe):
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
 def test_scale_of_a_direction_and_number_of_tokens(probe, seed, factor):
     draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
-    x, w, u = torch.randn(1, 5, 4, **draw), torch.randn(4, 6, **draw), torch.randn(4, 6, **draw)
+    x = torch.randn(1, 5, 4, **draw)
+    w = torch.randn(4, 6, **draw)
+    u = torch.randn(4, 6, **draw)
     measure = PROBES[probe]
     once = measure(linear(x), {"w0": w}, {"w0": u}, None).item()
     assert measure(linear(x), {"w0": w}, {"w0": factor * u}, None).item() == pytest.approx(
@@ -57,7 +59,8 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
     values = golden["linear_model"]
     x, w, dw = (torch.tensor(values[k], dtype=torch.float64) for k in ("X", "W", "dW"))
     mask = torch.tensor([True, True, False, True, False, False])
-    weights, direction = {f"w{i}": m for i, m in enumerate(w)}, {"w1": dw[1]}
+    weights = {f"w{i}": m for i, m in enumerate(w)}
+    direction = {"w1": dw[1]}
     masked = PROBES[probe](linear(x), weights, direction, mask).item()
     assert masked == pytest.approx(
         PROBES[probe](linear(x[:, mask]), weights, direction, None).item(), rel=1e-6
@@ -66,7 +69,7 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
 
 @pytest.fixture
 def proposal(make_gpt, batches, backward, weights_of):
-    """The 30th step of Adam on a GPT in float32: (z as a function of the weights, the weights, their update)."""
+    """The 30th step of Adam on a GPT in float32: (z of the weights, the weights, their update)."""
     model = make_gpt(width=32)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     data = batches(30)
@@ -117,7 +120,8 @@ def test_inflation_multiplies_beta_and_nothing_else(observed, factor, dtype):
 @pytest.mark.parametrize("when", [0, 1, 5])
 def test_an_observation_that_is_not_finite_changes_nothing(when):
     observed = [2.0, 2.2, 3.0, 2.1, 1.0, 2.0]
-    plain, disturbed = SensitivityFilter(), SensitivityFilter()
+    plain = SensitivityFilter()
+    disturbed = SensitivityFilter()
     for i, value in enumerate(observed):
         if i == when:
             disturbed.update(math.nan)
@@ -126,7 +130,8 @@ def test_an_observation_that_is_not_finite_changes_nothing(when):
 
 
 def test_filter_state_round_trip_is_exact():
-    first, second = SensitivityFilter(), SensitivityFilter()
+    first = SensitivityFilter()
+    second = SensitivityFilter()
     for value in (2.0, 2.2, 40.0, 2.1):
         first.update(value)
     second.load_state_dict(first.state_dict())

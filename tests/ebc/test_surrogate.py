@@ -30,7 +30,8 @@ def test_l2_is_no_bound(golden):
 def test_bounds_hold_on_a_linear_model(seed, layers):
     generator = torch.Generator().manual_seed(seed)
     draw = {"dtype": torch.float64, "generator": generator}
-    x, dw = torch.randn(layers, 7, 4, **draw), torch.randn(layers, 4, 5, **draw)
+    x = torch.randn(layers, 7, 4, **draw)
+    dw = torch.randn(layers, 4, 5, **draw)
     moves = x @ dw  # each layer's share of the logits' movement
     s = torch.stack([rms_norm(centre(move)) for move in moves])
     movement = rms_norm(centre(moves.sum(0)))

@@ -1,7 +1,7 @@
 """A run of the fast path and the same run of the slow plain transcription, and how near they must be.
 
-Tolerances: `shadow` is the same arithmetic in another order. The other budgets meet the reference's central differences,
-good to about 1e-9. `energy` meets a slope that the fast path sums up in float32.
+Tolerances: `shadow` is the same arithmetic in another order. The other budgets meet the reference's central
+differences, good to about 1e-9. `energy` meets a slope that the fast path sums up in float32.
 """
 
 import math
@@ -21,7 +21,7 @@ SLOPES = 3e-6
 
 
 def polar(sizes):
-    """The exact retraction, by an SVD: each hidden matrix to its polar factor, all singular values `sizes`."""
+    """The exact retraction, by an SVD: each hidden matrix to its polar factor times its size."""
 
     def retract(model):
         for w, size in zip(hidden_matrices(model), sizes, strict=True):
@@ -32,7 +32,7 @@ def polar(sizes):
 
 
 def run_both(make_gpt, batches, backward, options, broken=(), classes=(EllipsotopeClip, ReferenceClip)):
-    """-> the steps of the fast path, those of the reference, and both models; at `broken` steps one gradient is NaN."""
+    """-> the steps of both, and both models; at `broken` steps one gradient is NaN."""
     fast_model = make_gpt(dtype=torch.float64)
     slow_model = make_gpt(dtype=torch.float64)
     defaults = {
@@ -63,7 +63,8 @@ def run_both(make_gpt, batches, backward, options, broken=(), classes=(Ellipsoto
     groups = list(group_parameters([n for n, _ in slow_model.named_parameters()], grouping).values())
     adam = torch.optim.Adam(slow_model.parameters(), lr=LR)
     slow = classes[1](slow_model, [adam], groups, gain=gain, retract=retract, **options)
-    fast_steps, slow_steps = [], []
+    fast_steps = []
+    slow_steps = []
     for t, (batch, other) in enumerate(zip(batches(STEPS), batches(STEPS, seed=1), strict=True)):
         for group in (*fast.param_groups, *adam.param_groups):
             group["lr"] = LR * (1 - 0.6 * t / STEPS)
@@ -72,7 +73,8 @@ def run_both(make_gpt, batches, backward, options, broken=(), classes=(Ellipsoto
         if t in broken:
             for model in (fast_model, slow_model):
                 model.head.weight.grad[0, 0] = torch.nan
-        tokens, targets = batch[:, :-1], batch[:, 1:]
+        tokens = batch[:, :-1]
+        targets = batch[:, 1:]
         probe = (other[:, :-1], other[:, 1:]) if held else None
         fast_steps.append(fast.step(tokens, logits, targets=targets, probe=probe))
         slow_steps.append(slow.step(tokens, targets, probe))

@@ -8,8 +8,8 @@ import pytest
 def pairwise(*columns):
     """Rows, one value from each column, chosen greedily and always the same.
 
-    Each row starts with a pair that is still missing and takes, column by column, the value that completes most of the
-    other missing pairs.
+    Each row starts with a pair that is still missing and takes, column by column, the value that completes
+    most of the other missing pairs.
     """
     spots = [(i, value) for i, column in enumerate(columns) for value in column]
     missing = {(a, b): None for a, b in itertools.combinations(spots, 2) if a[0] != b[0]}

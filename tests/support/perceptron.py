@@ -1,4 +1,4 @@
-"""A two-layer perceptron, small enough to write every formula out, and what the tests of the rivals do with it."""
+"""A two-layer perceptron, small enough to write every formula out, for the tests of the rivals."""
 
 import math
 

@@ -20,7 +20,7 @@ def same(first, second):
 
 
 def assert_resumes(build, data, backward):
-    """`build()` -> (model, optimizer). From a checkpoint half-way, through a file, the same steps follow bit for bit."""
+    """`build()` -> (model, optimizer). After a checkpoint half-way, through a file, the same steps follow."""
     half = len(data) // 2
     model, optimizer = build()
     for batch in data[:half]:

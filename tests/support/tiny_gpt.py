@@ -26,7 +26,7 @@ def alphabet(small_text: str) -> list[str]:
 
 @pytest.fixture
 def make_gpt(alphabet: list[str]) -> Callable[..., nn.Module]:
-    """make_gpt(dtype=..., dropout=...) -> a GPT of 2 blocks, width 16, context 16; the same weights at every call."""
+    """make_gpt(dtype=..., dropout=...) -> a GPT of 2 blocks, width and context 16, the same weights."""
 
     def make(dtype: torch.dtype = torch.float32, **settings: Any) -> nn.Module:
         config = ModelConfig(**{"blocks": 2, "width": 16, "heads": 2, "context": 16, **settings})
@@ -37,7 +37,7 @@ def make_gpt(alphabet: list[str]) -> Callable[..., nn.Module]:
 
 @pytest.fixture
 def batches(small_text: str, alphabet: list[str]) -> Callable[..., list[Tensor]]:
-    """batches(n, rows=8) -> n batches of (rows, 17) characters: 16 to read and, one further on, 16 to predict."""
+    """batches(n, rows=8) -> n batches of (rows, 17) characters: 16 to read, the next 16 to predict."""
     index = {c: i for i, c in enumerate(alphabet)}
     ids = torch.tensor([index[c] for c in small_text])
 
@@ -78,7 +78,7 @@ def train(backward: Callable[..., Tensor]) -> Callable[..., list[Any]]:
 
 @pytest.fixture
 def make_bases() -> Callable[[str, nn.Module], list[torch.optim.Optimizer]]:
-    """make_bases(name, model) -> the plain optimizers that share out its parameters; `muon` is a list of two."""
+    """make_bases(name, model) -> the plain optimizers of its parameters; `muon` has two."""
 
     def make(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
         parameters = list(model.parameters())

@@ -34,7 +34,8 @@ def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common:
 
 def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> EllipsotopeClip:
     """The method, or its forensic subclass if the run asks for a mistake of the earlier study."""
-    budget, controller = run.budget, run.controller
+    budget = run.budget
+    controller = run.controller
     gains = {"kp": controller.kp, "ki": controller.ki, "a": controller.a}
     settings = ForensicSettings(
         target_kl=budget.target_kl,
@@ -95,7 +96,7 @@ def build(
     run: RunConfig,
     compiled: nn.Module | None = None,
 ) -> StabilizedOptimizer:
-    """The run's stabilizer around its base optimizers; `compiled` is what training calls instead of the model, if it does.
+    """The run's stabilizer around its base optimizers; `compiled`: what training calls in the model's place.
 
     Raises ValueError for a combination that it refuses.
     """

@@ -1,4 +1,4 @@
-"""Energy budgets: each layer's gradient is limited to a share of the norm of that layer's output at the same step.
+"""Energy budgets: each layer's gradient is limited to a share of the norm of its output at the same step.
 
 For any training loop three lines, and nothing else of this project:
 
@@ -6,20 +6,23 @@ For any training loop three lines, and nothing else of this project:
     ...
     loss.backward(); clip(); optimizer.step()
 
-`monitor_ebc_ratio` measures the same ratios and changes nothing; `EnergyBudget` is the limit as a stabilizer of the lab.
-`ActivationRecord` is what all three share: forward hooks, one number a layer, read on the device without waiting for it.
+`monitor_ebc_ratio` measures the same ratios and changes nothing; `EnergyBudget` is the limit as a stabilizer
+of the lab. All three use `ActivationRecord`: forward hooks that keep one number for each
+layer on the device.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc.options import check_option
 from ebc_lab.ebc.probe import LOW_PRECISION
 from ebc_lab.ebc.stabilized import all_finite
 
@@ -39,9 +42,9 @@ def tensor_norms(tensors: Sequence[Tensor]) -> Tensor:
 def output_norm(output: Tensor, norm: str) -> Tensor:
     """The size of a layer's output (..., features), 0-dim, float32 or better.
 
-    `raw` is the Frobenius norm of all of it, as published: it grows with the square root of the number of tokens, and so does
-    the budget. `rms` is the root of the mean over tokens (every position but the last axis) of the squared L2 norm over
-    features, and does not depend on the batch's size.
+    `raw` is the Frobenius norm of all of it, as published: it grows with the square root of the number of
+    tokens, and so does the budget. `rms` is the root of the mean over tokens (every position but the last
+    axis) of the squared L2 norm over features, and does not depend on the batch's size.
     """
     wide = torch.float32 if output.dtype in LOW_PRECISION else None
     whole = torch.linalg.vector_norm(output, dtype=wide)
@@ -62,16 +65,17 @@ class Reading(NamedTuple):
 
 
 class ActivationRecord:
-    """Forward hooks that keep the norm of every layer's output, and a reading of the gradients beside them.
+    """Forward hooks that keep the norm of every layer's output, to be read together with the gradients.
 
-    A layer is a module with parameters of its own, by its path in `model` (`""` is the model itself): leaf modules, and also
-    others that own some directly. A parameter of two modules belongs to the first; parametrised weights (weight norm …) belong
-    to the module that they are the weights of. Only forwards in training mode and with gradients enabled count, so that no
-    probe or evaluation overwrites them, and of several the last one.
+    A layer is a module with parameters of its own, by its path in `model` (`""` is the model itself): leaf
+    modules, and also others that own some directly. A parameter of two modules belongs to the first;
+    parametrised weights (weight norm …) belong to the module that they are the weights of. Only forwards in
+    training mode and with gradients enabled count, so that no probe or evaluation overwrites them, and of
+    several the last one.
 
-    Some modules are never called because the module around them reads their weights (`out_proj` of `nn.MultiheadAttention`,
-    q, k and v of this lab's model): for them the output of the nearest enclosing module that was called stands in. A layer for
-    which there is none either is not limited.
+    Some modules are never called because the module around them reads their weights (`out_proj` of
+    `nn.MultiheadAttention`, q, k and v of this lab's model): for them the output of the nearest enclosing
+    module that was called stands in. A layer for which there is none either is not limited.
 
     Args:
         model: watched until `remove`. A deep copy of it is watched by a copy of this record.
@@ -80,9 +84,9 @@ class ActivationRecord:
     """
 
     def __init__(self, model: nn.Module, norm: str = "rms", parameters: Sequence[nn.Parameter] | None = None):
-        if norm not in NORMS:
-            raise ValueError(f"norm={norm!r} is unknown; it takes {', '.join(NORMS)}.")
-        self.model, self.norm = model, norm
+        check_option("norm", norm, NORMS)
+        self.model = model
+        self.norm = norm
         self.layers: dict[str, list[nn.Parameter]] = {}
         self.energies: dict[str, Tensor] = {}  # 0-dim, by module
         unclaimed = {id(p) for p in (model.parameters() if parameters is None else parameters)}
@@ -104,9 +108,9 @@ class ActivationRecord:
         if not torch.is_grad_enabled() or not (module.training or self.model.training):
             return
         # what is called inside a module has been recorded before it
-        open_layers = (
-            [name] if name in self.layers else [n for n in self.inside[name] if n not in self.energies]
-        )
+        open_layers = [name]
+        if name not in self.layers:
+            open_layers = [n for n in self.inside[name] if n not in self.energies]
         if not any(p.requires_grad for n in open_layers for p in self.layers[n]):
             return
         found = _first_floating(output)
@@ -123,9 +127,8 @@ class ActivationRecord:
         if not held:
             return None
         squares = tensor_norms([g for gradients in held.values() for g in gradients]).square()
-        norms = torch.stack(
-            [s.sum() for s in squares.split([len(gradients) for gradients in held.values()])]
-        ).sqrt()
+        by_layer = squares.split([len(gradients) for gradients in held.values()])
+        norms = torch.stack([s.sum() for s in by_layer]).sqrt()
         energies = [self._energy(n) for n in held]
         limitless = torch.full_like(norms[0], torch.inf)
         stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
@@ -139,7 +142,7 @@ class ActivationRecord:
 
 
 def limit(reading: Reading, budgets: Tensor) -> Tensor:
-    """Scale each layer's gradients in place to a joint norm of at most its budget, (L,) -> the factors, (L,) float64."""
+    """Scale each layer's gradients in place to a norm of at most its budget -> the factors, (L,) float64."""
     factors = torch.where(reading.norms > budgets, budgets / reading.norms, 1.0)
     each = [f for f, gradients in zip(factors.unbind(), reading.gradients, strict=True) for _ in gradients]
     torch._foreach_mul_([g for gradients in reading.gradients for g in gradients], each)
@@ -147,15 +150,16 @@ def limit(reading: Reading, budgets: Tensor) -> Tensor:
 
 
 class EnergyBudget(StabilizedOptimizer):
-    """Each layer's joint gradient norm is at most `strength` times the norm of its output, layer by layer and step by step.
+    """At each step, each layer's joint gradient norm is at most `strength` times the norm of its output.
 
-    The budget has no unit that both sides share: what gradients measure against outputs depends on the loss's scale. A layer
-    whose output is exactly zero gets no gradient at all, so that a layer initialised to zero stays there. Layers as in
+    Gradients and outputs share no unit: their ratio depends on the loss's scale. A layer whose output is
+    exactly zero gets no gradient at all, so that a layer initialised to zero stays there. Layers as in
     `ActivationRecord`.
 
     Args:
         strength: gradient norm over output norm, > 0; None: 0.1.
-        norm: of the output: `rms`, or `raw` as published, which grows with the square root of the number of tokens.
+        norm: of the output: `rms`, or `raw` as published, which grows with the square root of the number of
+            tokens.
         common: see `StabilizedOptimizer`.
     Raises:
         ValueError: strength <= 0 or an unknown norm.
@@ -184,20 +188,41 @@ class EnergyBudget(StabilizedOptimizer):
             stats.gradient_scale = torch.ones_like(stats.clip_coefficient)
             return
         factors = limit(reading, self.strength * reading.energies)
-        whole = torch.linalg.vector_norm(reading.norms)
-        stats.gradient_scale = torch.where(
-            whole > 0, torch.linalg.vector_norm(factors * reading.norms) / whole, 1.0
-        )
+        total = torch.linalg.vector_norm(reading.norms)
+        limited = torch.linalg.vector_norm(factors * reading.norms)
+        stats.gradient_scale = torch.where(total > 0, limited / total, 1.0)
 
 
 class EnergyClip:
-    """What `energy_budget_clip` returns: call it between backward and the optimizer's step."""
+    """Limit every layer's gradient to `ratio` times the norm of its output, in any training loop.
 
-    def __init__(self, model: nn.Module, ratio: float | Mapping[str, float], norm: str, non_finite: str):
-        if non_finite not in NON_FINITE:
-            raise ValueError(f"non_finite={non_finite!r} is unknown; it takes {', '.join(NON_FINITE)}.")
+    `clip = energy_budget_clip(model)`, then `loss.backward(); clip(); optimizer.step()`. Under a GradScaler
+    unscale first. `clip.remove()` ends it.
+
+    Args:
+        model: any module; its layers are `ActivationRecord`'s.
+        ratio: gradient norm over output norm, > 0, or one by layer (those not named are not limited).
+        norm: of the output: `rms` or `raw`, see `output_norm`.
+        non_finite: what a NaN or infinite gradient does. `skip`: all gradients become None, so that the
+            optimizer's step does nothing, and `clip.skipped` counts it. `zero`: all of that layer's gradient
+            becomes zero (a gradient whose norm overflows float32 too), the others are limited. `raise`:
+            FloatingPointError naming the layers, nothing is changed.
+    Raises:
+        ValueError: a ratio that is not > 0 or is no layer's, an unknown norm or policy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ratio: float | Mapping[str, float] = RATIO,
+        norm: str = "rms",
+        non_finite: str = "skip",
+    ):
+        check_option("non_finite", non_finite, NON_FINITE)
         self.record = ActivationRecord(model, norm)
-        self.model, self.ratio, self.non_finite = model, ratio, non_finite
+        self.model = model
+        self.ratio = ratio
+        self.non_finite = non_finite
         self.skipped = 0  # calls that met a non-finite gradient and left none
         try:
             self._check()
@@ -212,30 +237,26 @@ class EnergyClip:
         for layer, ratio in self.ratio.items():
             _check_ratio(f"ratio of {layer!r}", ratio)
             if layer not in self.record.layers:
-                raise ValueError(
-                    f"ratio names {layer!r}, which is no layer; those are {', '.join(self.record.layers)}."
-                )
+                known = ", ".join(self.record.layers)
+                raise ValueError(f"ratio names {layer!r}, which is no layer; those are {known}.")
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
-        """Limit the gradients in place -> {layer: ||gradient|| / (ratio·||output||) before that}, 0-dim, above 1 where limited.
+        """Limit the gradients in place -> {layer: ||gradient|| / (ratio·||output||)} as they were, 0-dim.
 
-        Layers without a gradient, a recorded output or a ratio are left out. Raises FloatingPointError under `raise`.
+        Layers above 1 were limited; those without a gradient, a recorded output or a ratio are left out.
+        Raises FloatingPointError under `raise`.
         """
         reading = self.record.read()
         if reading is None:
             return {}
-        budgets, limited = reading.energies, reading.recorded
-        if isinstance(self.ratio, Mapping):
-            ratios = [self.ratio.get(layer, torch.inf) for layer in reading.layers]
-            budgets = budgets * torch.tensor(ratios, dtype=torch.float64).to(budgets.device)
-            limited = [
-                known and layer in self.ratio for known, layer in zip(limited, reading.layers, strict=True)
-            ]
-        else:
-            budgets = budgets * self.ratio
-        shares = torch.where(reading.norms == 0, 0.0, reading.norms / budgets).unbind()
-        measured = {n: s for n, s, use in zip(reading.layers, shares, limited, strict=True) if use}
+        of = self.ratio if isinstance(self.ratio, Mapping) else dict.fromkeys(reading.layers, self.ratio)
+        ratios = torch.tensor([of.get(layer, math.inf) for layer in reading.layers], dtype=torch.float64)
+        budgets = reading.energies * ratios.to(reading.energies.device)
+        limited = [
+            known and layer in of for known, layer in zip(reading.recorded, reading.layers, strict=True)
+        ]
+        measured = _shares(reading, budgets, limited)
 
         if self.non_finite == "zero":
             bad = ~reading.norms.isfinite()
@@ -257,47 +278,32 @@ class EnergyClip:
 
 
 class RatioMonitor:
-    """What `monitor_ebc_ratio` returns: call it after backward."""
+    """Measure what `energy_budget_clip` would limit: `monitor = monitor_ebc_ratio(model)`; after backward
+    `monitor()`.
+    """
 
-    def __init__(self, model: nn.Module, norm: str):
+    def __init__(self, model: nn.Module, norm: str = "rms"):
         self.record = ActivationRecord(model, norm)
 
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
         """{layer: ||gradient|| / ||output||}, 0-dim, of the layers that have both."""
         reading = self.record.read()
-        if reading is None:
-            return {}
-        ratios = torch.where(reading.norms == 0, 0.0, reading.norms / reading.energies).unbind()
-        return {n: r for n, r, known in zip(reading.layers, ratios, reading.recorded, strict=True) if known}
+        return {} if reading is None else _shares(reading, reading.energies, reading.recorded)
 
     def remove(self) -> None:
         """Take the hooks off the model."""
         self.record.remove()
 
 
-def energy_budget_clip(
-    model: nn.Module, ratio: float | Mapping[str, float] = RATIO, norm: str = "rms", non_finite: str = "skip"
-) -> EnergyClip:
-    """Limit every layer's gradient to `ratio` times the norm of its output: `clip = energy_budget_clip(model)`, then
-    `loss.backward(); clip(); optimizer.step()`. Under a GradScaler unscale first. `clip.remove()` ends it.
-
-    Args:
-        model: any module; its layers are `ActivationRecord`'s.
-        ratio: gradient norm over output norm, > 0, or one by layer (those not named are not limited).
-        norm: of the output: `rms` or `raw`, see `output_norm`.
-        non_finite: what a NaN or infinite gradient does. `skip`: all gradients become None, so that the optimizer's step does
-            nothing, and `clip.skipped` counts it. `zero`: all of that layer's gradient becomes zero (a gradient whose norm
-            overflows float32 too), the others are limited. `raise`: FloatingPointError naming the layers, nothing is touched.
-    Raises:
-        ValueError: a ratio that is not > 0 or is no layer's, an unknown norm or policy.
-    """
-    return EnergyClip(model, ratio, norm, non_finite)
+energy_budget_clip = EnergyClip
+monitor_ebc_ratio = RatioMonitor
 
 
-def monitor_ebc_ratio(model: nn.Module, norm: str = "rms") -> RatioMonitor:
-    """Measure what `energy_budget_clip` would limit: `monitor = monitor_ebc_ratio(model)`, and after backward `monitor()`."""
-    return RatioMonitor(model, norm)
+def _shares(reading: Reading, budgets: Tensor, known: list[bool]) -> dict[str, Tensor]:
+    """{layer: gradient norm over budget}, 0-dim, of the layers `known`; 0 without a gradient."""
+    shares = torch.where(reading.norms == 0, 0.0, reading.norms / budgets).unbind()
+    return {layer: s for layer, s, use in zip(reading.layers, shares, known, strict=True) if use}
 
 
 def _enclosing(name: str) -> list[str]:
@@ -309,19 +315,17 @@ def _enclosing(name: str) -> list[str]:
 def _first_floating(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    values = (
-        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
-    )
+    values: Iterable[Any] = ()
+    if isinstance(output, Mapping):
+        values = output.values()
+    elif isinstance(output, tuple | list):
+        values = output
     return next((t for t in map(_first_floating, values) if t is not None), None)
 
 
 def _non_finite_layers(reading: Reading) -> list[str]:
-    pairs = zip(reading.layers, reading.gradients, strict=True)
-    return [
-        n or "the model itself"
-        for n, gradients in pairs
-        if not all(bool(g.isfinite().all()) for g in gradients)
-    ]
+    bad = [not all(bool(g.isfinite().all()) for g in gradients) for gradients in reading.gradients]
+    return [n or "the model itself" for n, is_bad in zip(reading.layers, bad, strict=True) if is_bad]
 
 
 def _check_ratio(name: str, ratio: float) -> None:

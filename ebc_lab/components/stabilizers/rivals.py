@@ -1,9 +1,9 @@
 """The rivals of EBC: what else may limit a gradient or an update, on the same contract.
 
-A stabilizer is a `StabilizedOptimizer`: a torch optimizer around the base optimizers whose `step(tokens, logits)` returns
-`StepStats`, with the same audits and the same rules for failing steps for all. A new one is a subclass that limits the
-gradient or the update, one line in `STABILIZERS`, and one file in `conf/stabilizer`. The classes take a model and optimizers
-and know nothing of the lab's configuration.
+A stabilizer is a `StabilizedOptimizer`: a torch optimizer around the base optimizers whose `step(tokens,
+logits)` returns `StepStats`, with the same audits and the same rules for failing steps for all. A new one is
+a subclass that limits the gradient or the update, one line in `STABILIZERS`, and one file in
+`conf/stabilizer`. The classes take a model and optimizers and know nothing of the lab's configuration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .energy import tensor_norms
 
 
 class Rival(StabilizedOptimizer):
-    """One that has a threshold, `strength` > 0, in the unit that its class states; None takes the class's `default`.
+    """One with a threshold, `strength` > 0, in the unit that its class states; None: the class's `default`.
 
     `common`: see `StabilizedOptimizer`. Raises ValueError where strength is not > 0.
     """
@@ -55,7 +55,7 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole > 0, part.double() / whole.double(), 1.0)
 
 
-# -- what limits the gradient ----------------------------------------------------------------------------------------------
+# -- what limits the gradient --------------------------------------------------------------------------------
 
 
 class NormClip(Rival):
@@ -86,8 +86,9 @@ class ValueClip(Rival):
 class AdaptiveGradientClip(Rival):
     """Unit by unit, ||g|| is at most `strength` · max(||w||, 1e-3) (Brock, De, Smith & Simonyan 2021).
 
-    A unit is what feeds one output: a row of a matrix (torch keeps outputs first; of an embedding, one token's vector), a
-    filter of a convolution, a vector as a whole. The paper leaves the last layer out; here all are limited.
+    A unit is what feeds one output: a row of a matrix (torch keeps outputs first; of an embedding, one
+    token's vector), a filter of a convolution, a vector as a whole. The paper leaves the last layer out; here
+    all are limited.
     """
 
     default = 0.01
@@ -96,8 +97,8 @@ class AdaptiveGradientClip(Rival):
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         for w in self.weights:
             if w.grad is not None:
-                # The library takes a 3-dim weight's norm over one axis only, hence flat filters, and raises small gradient
-                # norms to 1e-6 before it compares them, hence another floor.
+                # the library takes a 3-dim weight's norm over one axis only, hence flat filters, and raises
+                # small gradient norms to 1e-6 before it compares them, hence another floor
                 g, flat = (t.flatten(1) if t.ndim > 2 else t for t in (w.grad, w))
                 clipped = agc(flat, g, self.eps, self.strength, eps=torch.finfo(g.dtype).tiny)
                 w.grad.copy_(clipped.view_as(w.grad))
@@ -105,27 +106,21 @@ class AdaptiveGradientClip(Rival):
 
 
 class ZClip(Rival):
-    """Gradient norms that are outliers of their own running distribution are pulled back (ZClip: Kumar et al. 2025).
+    """Outliers among the gradient norms are pulled back (ZClip: Kumar et al. 2025).
 
-    z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out, the nearer to
-    the mean. Mean and variance are running averages (`alpha`) of the norms after that; the first `warm_up` steps only
-    collect the norms from which both start. As in the authors' code the variance is taken around the new mean. Left out are
-    their fixed ceiling on the norm, which is `NormClip`, and the 1e-6 that they add to std, which fits no gradient's scale.
+    z = (||g|| - mean)/std. Where z > `strength` the norm becomes mean + (strength²/z)·std: the further out,
+    the nearer to the mean. Mean and variance are running averages (`alpha`) of the norms after that; the
+    first `warm_up` steps only collect the norms from which both start. As in the authors' code the variance
+    is taken around the new mean. Left out are their fixed ceiling on the norm, which is `NormClip`, and the
+    1e-6 that they add to std, which fits no gradient's scale.
     """
 
     default = 2.5  # standard deviations
     alpha = 0.97
     warm_up = 25  # steps
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizers: Optimizer | Sequence[Optimizer],
-        *,
-        strength: float | None = None,
-        **common: Any,
-    ):
-        super().__init__(model, optimizers, strength=strength, **common)
+    def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], **options: Any):
+        super().__init__(model, optimizers, **options)
         device = self.weights[0].device
         self.seen = 0  # norms collected in the warm-up
         self.collected = torch.zeros(self.warm_up, dtype=torch.float64, device=device)
@@ -165,14 +160,14 @@ class ZClip(Rival):
             torch._foreach_mul_(gradients, stats.gradient_scale)
 
 
-# -- what limits the update ------------------------------------------------------------------------------------------------
+# -- what limits the update ----------------------------------------------------------------------------------
 
 
 class TrustRegion(Rival):
     """The complete update's Frobenius norm is at most w = `strength`·sqrt(m(t)); c = min(1, w/||dW||).
 
-    This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far weights move and
-    ignores what that does to predictions. `strength` is in units of weight norm.
+    This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far
+    weights move and ignores what that does to predictions. `strength` is in units of weight norm.
 
     Args:
         schedule: m(t): `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
@@ -186,13 +181,12 @@ class TrustRegion(Rival):
         model: nn.Module,
         optimizers: Optimizer | Sequence[Optimizer],
         *,
-        strength: float | None = None,
         schedule: str = "constant",
         total_steps: int | None = None,
-        **common: Any,
+        **options: Any,
     ):
         schedule_multiplier(schedule, 0, total_steps, 1.0)  # a schedule that lacks something fails here
-        super().__init__(model, optimizers, strength=strength, **common)
+        super().__init__(model, optimizers, **options)
         self.schedule = schedule
         self.total_steps = total_steps
 
@@ -204,11 +198,12 @@ class TrustRegion(Rival):
 
 
 class KLClip(Rival):
-    """K-FAC's clip of the update by its predicted KL (Ba, Grosse & Martens 2017; the usual K-FAC codes' `kl_clip`).
+    """K-FAC's clip of the update by its predicted KL (Ba, Grosse & Martens 2017; `kl_clip` in K-FAC codes).
 
-    c = min(1, sqrt(strength/(lr²·Σ V·g))) with the direction V = -dW/lr, that is sqrt(strength/(lr·|<g, dW>|)). For a natural
-    gradient V·g is V'FV and lr²·V'FV/2 the update's KL in nats; other optimizers' V·g only predicts the fall of the loss, so
-    `strength` is in nats for K-FAC alone. g is the gradient, lr that of each weight's parameter group.
+    c = min(1, sqrt(strength/(lr²·Σ V·g))) with the direction V = -dW/lr, that is sqrt(strength/(lr·|<g,
+    dW>|)). For a natural gradient V·g is V'FV and lr²·V'FV/2 the update's KL in nats; other optimizers' V·g
+    only predicts the fall of the loss, so `strength` is in nats for K-FAC alone. g is the gradient, lr that
+    of each weight's parameter group.
     """
 
     default = 1e-3
@@ -226,12 +221,12 @@ class KLClip(Rival):
 
 
 class RMSClip(Rival):
-    """Tensor by tensor, the update in units of the learning rate, u = dW/lr, is divided by max(1, rms(u)/`strength`).
+    """Each tensor's update in units of the learning rate, u = dW/lr, is divided by max(1, rms(u)/`strength`).
 
-    The clip of Adafactor (Shazeer & Stern 2018) on whatever an optimizer proposes. StableAdamW (Wortsman et al. 2023; also in
-    `pytorch_optimizer`) is Adam with the same formula on rms(g/sqrt(v)): it looks at the gradient of the step alone, not at
-    the momentum that is applied, and weight decay is added after it, not clipped with it. No unit: an update of Adam has an
-    rms of about 1 while gradients agree.
+    The clip of Adafactor (Shazeer & Stern 2018) on whatever an optimizer proposes. StableAdamW (Wortsman et
+    al. 2023; also in `pytorch_optimizer`) is Adam with the same formula on rms(g/sqrt(v)): it looks at the
+    gradient of the step alone, not at the momentum that is applied, and weight decay is added after it, not
+    clipped with it. No unit: an update of Adam has an rms of about 1 while gradients agree.
     """
 
     default = 1.0

@@ -24,7 +24,7 @@ def outputs(model, x):
     return [first.detach(), model[2](first.tanh()).detach()]
 
 
-# -- how an output is measured -----------------------------------------------------------------------------------------------
+# -- how an output is measured -------------------------------------------------------------------------------
 
 
 def test_the_two_norms_of_an_output():
@@ -46,7 +46,8 @@ def test_low_precision_outputs_are_summed_in_float32():
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(st.integers(0, 999), st.integers(1, 9))
 def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, rows):
-    model, (x, y) = small_model(seed), batch(seed, rows)
+    model = small_model(seed)
+    x, y = batch(seed, rows)
     measured = {}
     for norm in ("rms", "raw"):
         monitor = monitor_ebc_ratio(model, norm)
@@ -61,13 +62,14 @@ def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, 
     )
 
 
-# -- the limit ---------------------------------------------------------------------------------------------------------------
+# -- the limit -----------------------------------------------------------------------------------------------
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.integers(0, 999), st.floats(1e-4, 10), st.floats(1e-3, 1e4), st.sampled_from(["raw", "rms"]))
 def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
-    model, (x, y) = small_model(seed), batch(seed)
+    model = small_model(seed)
+    x, y = batch(seed)
     clip = energy_budget_clip(model, ratio, norm)
     backward_on(model, x, y, factor)
     before = gradients(model)
@@ -86,7 +88,8 @@ def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
 
 
 def test_a_ratio_for_each_layer():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     clip = energy_budget_clip(model, {"2": 1e-3})
     backward_on(model, x, y)
     before = gradients(model)
@@ -116,8 +119,10 @@ def test_impossible_settings_are_refused_and_leave_no_hooks(options, why):
 
 
 def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
-    model, (x, y) = small_model(), batch()
-    clip, monitor = energy_budget_clip(model), monitor_ebc_ratio(model)
+    model = small_model()
+    x, y = batch()
+    clip = energy_budget_clip(model)
+    monitor = monitor_ebc_ratio(model)
     backward_on(model, x, y, factor=0.0)
     assert floats(clip()) == floats(monitor()) == {"0": 0, "2": 0}
     nn.init.zeros_(model[2].weight)
@@ -129,7 +134,8 @@ def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
 
 
 def test_in_a_plain_loop():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     clip = energy_budget_clip(model, ratio=0.01)
     for _ in range(3):
@@ -144,11 +150,12 @@ def test_in_a_plain_loop():
             assert math.sqrt(moved[2 * i] + moved[2 * i + 1]) == pytest.approx(budget, rel=1e-3)
 
 
-# -- which forward counts ----------------------------------------------------------------------------------------------------
+# -- which forward counts ------------------------------------------------------------------------------------
 
 
 def test_evaluations_and_probes_do_not_count():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     monitor = monitor_ebc_ratio(model)
     backward_on(model, x, y)
     measured = floats(monitor())
@@ -161,7 +168,8 @@ def test_evaluations_and_probes_do_not_count():
 
 
 def test_a_layer_that_stays_in_eval_mode_is_still_trained():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     model[0].eval()
     monitor = monitor_ebc_ratio(model)
     backward_on(model, x, y)
@@ -171,7 +179,8 @@ def test_a_layer_that_stays_in_eval_mode_is_still_trained():
 
 
 def test_of_several_calls_the_last_counts():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     monitor = monitor_ebc_ratio(model)
     other, _ = batch(1)
     F.cross_entropy(model(7 * x) + model(other), y).backward()
@@ -182,7 +191,7 @@ def test_of_several_calls_the_last_counts():
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
 
 
-# -- which parameters are a layer --------------------------------------------------------------------------------------------
+# -- which parameters are a layer ----------------------------------------------------------------------------
 
 
 class Tied(nn.Module):
@@ -203,7 +212,8 @@ class Tied(nn.Module):
 
 def test_tied_weights_are_the_first_modules_and_own_parameters_count():
     torch.manual_seed(0)
-    model, tokens = Tied(), torch.randint(11, (4, 5))
+    model = Tied()
+    tokens = torch.randint(11, (4, 5))
     clip = energy_budget_clip(model, ratio=1e-4)
     logits = model(tokens)
     F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
@@ -218,7 +228,8 @@ def test_tied_weights_are_the_first_modules_and_own_parameters_count():
 
 
 def test_frozen_layers_and_layers_out_of_reach():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     model[0].requires_grad_(False)
     spare = nn.ModuleDict({"used": model, "spare": nn.Linear(2, 2)})  # the outermost module is never called
     for p in spare["spare"].parameters():
@@ -242,7 +253,8 @@ class Reader(nn.Module):
 
 
 def test_a_layer_that_is_only_read_goes_by_the_module_around_it():
-    model, (x, y) = Reader(), batch()
+    model = Reader()
+    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3)
     out = model(x)["hidden"]
     F.cross_entropy(out, y).backward()
@@ -266,7 +278,8 @@ def test_torchs_attention_owns_some_weights_and_reads_others():
 
 
 def test_parametrised_weights_belong_to_their_layer():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     nn.utils.parametrizations.weight_norm(model[0])
     clip = energy_budget_clip(model, ratio=1e-3)
     backward_on(model, x, y)
@@ -276,12 +289,13 @@ def test_parametrised_weights_belong_to_their_layer():
     assert len(list(model[0].parameters())) == 3
 
 
-# -- non-finite gradients ----------------------------------------------------------------------------------------------------
+# -- non-finite gradients ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_skip_leaves_nothing_for_the_optimizer(value):
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
     clip = energy_budget_clip(model)
     for bad in (False, True, True, False):
@@ -298,7 +312,8 @@ def test_skip_leaves_nothing_for_the_optimizer(value):
 
 
 def test_a_norm_that_overflows_is_not_a_bad_gradient():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     clip = energy_budget_clip(model, non_finite="raise")
     backward_on(model, x, y)
     model[0].weight.grad.fill_(1e30)
@@ -308,7 +323,8 @@ def test_a_norm_that_overflows_is_not_a_bad_gradient():
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="zero")
     backward_on(model, x, y)
     model[0].weight.grad[0, 0] = value
@@ -322,7 +338,8 @@ def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
 
 
 def test_raise_names_the_layer_and_touches_nothing():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="raise")
     backward_on(model, x, y)
     model[2].bias.grad[0] = math.inf
@@ -332,11 +349,13 @@ def test_raise_names_the_layer_and_touches_nothing():
     assert same(gradients(model), before)
 
 
-# -- hooks -------------------------------------------------------------------------------------------------------------------
+# -- hooks ---------------------------------------------------------------------------------------------------
 
 
 def test_the_monitor_changes_nothing():
-    model, plain, (x, y) = small_model(), small_model(), batch()
+    model = small_model()
+    plain = small_model()
+    x, y = batch()
     monitor = monitor_ebc_ratio(model)
     assert monitor() == {}
     backward_on(model, x, y)
@@ -351,8 +370,10 @@ def test_the_monitor_changes_nothing():
 
 
 def test_remove_takes_the_hooks_off():
-    model, (x, y) = small_model(), batch()
-    clip, monitor = energy_budget_clip(model, ratio=1e-6), monitor_ebc_ratio(model)
+    model = small_model()
+    x, y = batch()
+    clip = energy_budget_clip(model, ratio=1e-6)
+    monitor = monitor_ebc_ratio(model)
     clip.remove()
     monitor.remove()
     assert not any(module._forward_hooks for module in model.modules())
@@ -364,7 +385,8 @@ def test_remove_takes_the_hooks_off():
 
 @pytest.mark.parametrize("used", [False, True])
 def test_a_watched_model_can_be_copied_and_pickled(used):
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     clip = energy_budget_clip(model)
     if used:
         backward_on(model, x, y)

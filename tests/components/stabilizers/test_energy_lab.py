@@ -58,11 +58,13 @@ def test_the_labs_audits_do_not_overwrite_what_training_recorded():
 
 
 def test_the_stabilizer_is_the_three_line_clip():
-    model, plain = small_model(), small_model()
+    model = small_model()
+    plain = small_model()
     stabilizer = EnergyBudget(
         model, torch.optim.Adam(model.parameters(), lr=0.1), strength=0.01, audit_every=0
     )
-    base, clip = torch.optim.Adam(plain.parameters(), lr=0.1), energy_budget_clip(plain, 0.01)
+    base = torch.optim.Adam(plain.parameters(), lr=0.1)
+    clip = energy_budget_clip(plain, 0.01)
     for step in range(4):
         x, y = batch(step)
         for m in (model, plain):
@@ -75,7 +77,8 @@ def test_the_stabilizer_is_the_three_line_clip():
 
 
 def test_only_what_the_optimizer_trains_is_limited():
-    model, (x, y) = small_model(), batch()
+    model = small_model()
+    x, y = batch()
     stabilizer = EnergyBudget(
         model, torch.optim.SGD(model[2].parameters(), lr=0.1), strength=1e-3, audit_every=0
     )

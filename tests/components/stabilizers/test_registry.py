@@ -1,4 +1,4 @@
-"""The contract of everything that may stand between backward and the applied update, on every optimizer and projection.
+"""The contract of everything between backward and the applied update, on every optimizer and projection.
 
 One table: a new optimizer, stabilizer or projection is in it as soon as it is in its registry.
 """
@@ -116,7 +116,8 @@ def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, s
 
     twin, other = prepare(run)
     take(twin, other, range(3))
-    kept, state = copy.deepcopy(twin.state_dict()), saved(other)
+    kept = copy.deepcopy(twin.state_dict())
+    state = saved(other)
     take(twin, other, range(3, 5))
     assert equal(model.parameters(), twin.parameters())  # the same from the start
 
@@ -171,7 +172,8 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
 
     take(model, wrapped, range(1, 3))
     for bad in (math.nan, math.inf):
-        before, state = weights(model), saved(wrapped)["bases"]
+        before = weights(model)
+        state = saved(wrapped)["bases"]
         tokens, logits = gradients(model, 3)
         model.head.weight.grad[0, 0] = bad
         stats = wrapped.step(tokens, logits)
@@ -185,7 +187,7 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
     assert not take(model, wrapped, [4])[0].skipped
 
 
-# -- one new stabilizer: one class, one file, one line ----------------------------------------------------------------------
+# -- one new stabilizer: one class, one file, one line -------------------------------------------------------
 
 
 class Halve(Rival):
@@ -226,7 +228,7 @@ def test_a_stabilizer_is_one_class_one_file_and_one_line(with_a_toy):
     torch.testing.assert_close(p.detach(), before - 0.01 * p.grad)
 
 
-# -- how a run becomes a stabilizer -----------------------------------------------------------------------------------------
+# -- how a run becomes a stabilizer --------------------------------------------------------------------------
 
 
 def test_every_stabilizer_has_its_file_and_the_other_way_round():

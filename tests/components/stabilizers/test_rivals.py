@@ -19,7 +19,7 @@ from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 
-# -- what holds for all ----------------------------------------------------------------------------------------------------
+# -- what holds for all --------------------------------------------------------------------------------------
 
 
 def test_each_has_a_file_a_line_and_one_default():
@@ -59,7 +59,8 @@ def test_a_strength_that_is_not_positive_is_refused(name, strength):
 @pytest.mark.parametrize("strength", [1e30, math.inf])
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_huge_strength_is_the_plain_optimizer(name, strength):
-    model, plain = small_model(), small_model()
+    model = small_model()
+    plain = small_model()
     stabilizer = around(
         name, model, torch.optim.Adam(model.parameters(), lr=0.1), strength=strength, audit_every=3
     )
@@ -122,7 +123,7 @@ def test_an_update_that_overflows_is_given_up(name):
     assert equal(values(model), before)
 
 
-# -- gradients -------------------------------------------------------------------------------------------------------------
+# -- gradients -----------------------------------------------------------------------------------------------
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -229,7 +230,8 @@ def with_norm(model, size, step):
 def test_zclip(strength):
     norms = noisy_norms(60)
     model, stabilizer = one_vector(strength)
-    left, scales = [], []
+    left = []
+    scales = []
     for step, size in enumerate(norms):
         with_norm(model, size, step)
         stats = stabilizer.step()

@@ -18,7 +18,8 @@ def test_trust_region(strength):
     model = small_model()
     stabilizer = TrustRegion(model, sgd(model), strength=strength, audit_every=0)
     backward(model)
-    old, update = values(model), [-0.5 * g for g in grads(model)]
+    old = values(model)
+    update = [-0.5 * g for g in grads(model)]
     c = min(1.0, strength / norm(update))
     assert (c < 1) == (strength < 1)
     stats = stabilizer.step()
@@ -53,8 +54,10 @@ def test_an_unknown_schedule_is_refused():
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "lr_squared"])
 def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
     monkeypatch.setattr("ebc_lab.ebc.clip.probe_jvp", lambda *_: torch.tensor(1.0))
-    model, other = small_model(), small_model()
-    strength, steps = 0.05, 20
+    model = small_model()
+    other = small_model()
+    strength = 0.05
+    steps = 20
     options = {"schedule": schedule, "total_steps": steps, "audit_every": 0}
     region = TrustRegion(model, torch.optim.Adam(model.parameters(), lr=0.02), strength=strength, **options)
     ebc = EllipsotopeClip(
@@ -80,7 +83,8 @@ def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
 
 
 def two_groups(model, lr=0.5):
-    first, last = model[0].parameters(), model[2].parameters()
+    first = model[0].parameters()
+    last = model[2].parameters()
     return torch.optim.SGD([{"params": first, "lr": lr}, {"params": last, "lr": lr / 10}])
 
 
@@ -89,7 +93,9 @@ def test_kl_clip_is_that_of_the_kfac_codes(strength, clips):
     model = small_model()
     stabilizer = KLClip(model, two_groups(model), strength=strength, audit_every=0)
     backward(model)
-    old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
+    old = values(model)
+    gradients = grads(model)
+    rates = [0.5, 0.5, 0.05, 0.05]
     predicted = sum(
         lr**2 * float((g * g).sum()) for g, lr in zip(gradients, rates, strict=True)
     )  # SGD's direction is g
@@ -120,7 +126,9 @@ def test_rms_clip_limits_each_tensor_by_itself():
     model = small_model()
     stabilizer = RMSClip(model, two_groups(model), strength=0.06, audit_every=0)
     backward(model)
-    old, gradients, rates = values(model), grads(model), [0.5, 0.5, 0.05, 0.05]
+    old = values(model)
+    gradients = grads(model)
+    rates = [0.5, 0.5, 0.05, 0.05]
     factors = [
         1 / max(1.0, norm([g]) / math.sqrt(g.numel()) / 0.06) for g in gradients
     ]  # SGD's u is the gradient
@@ -150,7 +158,7 @@ def test_no_tensors_update_has_a_larger_rms(strength, lr, seed):
 
 
 class WithCopies(torch.optim.SGD):
-    """SGD whose state holds a second point z that moves three times as far, as Schedule-Free's does in kind."""
+    """SGD whose state holds a second point z, as Schedule-Free's does, which moves three times as far."""
 
     weight_copies = ("z",)
 
@@ -170,7 +178,8 @@ def test_copies_of_the_weights_are_scaled_alike(name):
     stabilizer = around(name, model, base, strength=strength)
     for step in range(3):
         backward(model, step)
-        weights, gradients = values(model), grads(model)
+        weights = values(model)
+        gradients = grads(model)
         copies = [
             base.state[p]["z"].clone() if step else w
             for p, w in zip(model.parameters(), weights, strict=True)
