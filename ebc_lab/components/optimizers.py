@@ -169,7 +169,7 @@ class UncappedAdafactor(torch.optim.Adafactor):
                     stretch = group["lr"] * math.sqrt(step)
                     if stretch > 1:
                         capped.append((p, p * (1 - group["lr"] * group["weight_decay"]), stretch))
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
         for p, decayed, stretch in capped:
             p.copy_(decayed.lerp_(p, stretch))
 
@@ -192,7 +192,7 @@ class PromptSOAP(SOAP):
     the preconditioners while it made the bases is removed, because `step` adds the same gradient again.
     """
 
-    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
+    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:
         fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
         super().init_group(group, **kwargs)
         group["step"] = max(group["step"], 1)  # the library applies nothing while this is 0

@@ -77,7 +77,8 @@ class Spectral:
 def svd_polar(matrix: Tensor) -> Tensor:
     """U V^T of an SVD: the orthonormal matrix nearest to `matrix` (a, b), float32 or wider."""
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    return u @ vh
+    polar: Tensor = u @ vh
+    return polar
 
 
 def newton_schulz_polar(stack: Tensor, iterations: int = 12) -> tuple[Tensor, Tensor]:

@@ -47,11 +47,11 @@ def output_norm(output: Tensor, norm: str) -> Tensor:
     axis) of the squared L2 norm over features, and does not depend on the batch's size.
     """
     wide = torch.float32 if output.dtype in LOW_PRECISION else None
-    whole = torch.linalg.vector_norm(output, dtype=wide)
+    whole: Tensor = torch.linalg.vector_norm(output, dtype=wide)
     if norm == "raw":
         return whole
     tokens = output.numel() // max(output.shape[-1], 1) if output.ndim else 1
-    return whole / max(tokens, 1) ** 0.5
+    return whole.div(max(tokens, 1) ** 0.5)
 
 
 class Reading(NamedTuple):
@@ -127,7 +127,7 @@ class ActivationRecord:
         if not held:
             return None
         squares = tensor_norms([g for gradients in held.values() for g in gradients]).square()
-        by_layer = squares.split([len(gradients) for gradients in held.values()])
+        by_layer = torch.split(squares, [len(gradients) for gradients in held.values()])
         norms = torch.stack([s.sum() for s in by_layer]).sqrt()
         energies = [self._energy(n) for n in held]
         limitless = torch.full_like(norms[0], torch.inf)
