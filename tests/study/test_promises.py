@@ -15,6 +15,7 @@ from support.drivers import CLI, struck_once, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import opened
 from ebc_lab.study.store.study import Study
 
@@ -25,9 +26,15 @@ time.time = lambda: _true() + _draw.uniform(-86400, 86400)  # a day forth or bac
 """
 
 
-def autopilot(tiny, out, *more, **how) -> subprocess.CompletedProcess:
-    command = [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
-    return subprocess.run(command, capture_output=True, text=True, **how)
+WHOLE = pytest.param("summary_final.csv", marks=pytest.mark.slow)
+EXTENT = pytest.mark.parametrize("table", ["summary_lr_sweep.csv", WHOLE], ids=["first stage", "whole study"])
+
+
+def begin(tiny, out, table: str, *more, **how) -> subprocess.CompletedProcess:
+    """The first stage of a study, or all of it, with two workers."""
+    command = ["autopilot"] if table == "summary_final.csv" else ["stage", "lr_sweep"]
+    settings = ["launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
+    return subprocess.run([*CLI, *command, *tiny, *settings], capture_output=True, text=True, **how)
 
 
 @pytest.fixture
@@ -48,9 +55,10 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
-def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk):
-    place = disk("-o", "size=700k")
-    done = autopilot(tiny, place)
+@EXTENT
+def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk, table):
+    place = disk("-o", "size=300k" if table != "summary_final.csv" else "size=700k")
+    done = begin(tiny, place, table, "launcher.checkpoint_every_s=0")
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
     assert str(place) in done.stderr
@@ -59,11 +67,9 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk
     outcomes = [json.loads(p.read_text())["outcome"] for p in study.runs.glob("*/result.json")]
     assert set(outcomes) <= {"completed"}, "a run was blamed for the disk"
     subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
-    done = autopilot(tiny, place)
+    done = begin(tiny, place, table)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert without_timing(place / "s/summary_final.csv") == without_timing(
-        finished[1].study.root / "summary_final.csv"
-    )
+    assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
 
 
 def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
@@ -85,34 +91,22 @@ def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
 
 def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_works_as_pasted(tiny, tmp_path):
     """A real allocation that the system refuses: an address-space limit on the driver and all it starts."""
-    big = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))] + [
-        "model.width=8192",
-        "model.blocks=1",
-    ]
+    smaller = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))]
+    big = [*smaller, "model.width=32768", "model.blocks=1"]  # one matrix takes 4 GiB
     limited = ["prlimit", f"--as={3 << 30}"]
-    command = [
-        *limited,
-        *CLI,
-        "autopilot",
-        *big,
-        "launcher.slots=1",
-        f"output_dir={tmp_path}",
-        "study.name=s",
-    ]
+    settings = ["launcher.slots=1", f"output_dir={tmp_path}", "study.name=s"]
+    command = [*limited, *CLI, "stage", "lr_sweep", *big, *settings]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "its first 2 runs all failed" in done.stderr
-    status = subprocess.run(
-        [*CLI, "status", "s", "--output-dir", str(tmp_path), "--json"], capture_output=True, text=True
-    )
-    [failure] = json.loads(status.stdout)["failures"]
+    [failure] = status(Study(tmp_path / "s"))["failures"]
     assert failure["outcome"] == "oom", failure
     assert len(failure["runs"]) == 2, "runs that fail alike are one cause"
     ebc_lab = Path(sys.executable).with_name("ebc-lab")
     if not ebc_lab.exists():
-        pytest.skip("the ebc-lab command is not installed beside this Python")
+        pytest.skip("the ebc-lab command is not installed next to this Python")
     again = subprocess.run(
-        f"prlimit --as={3 << 30} {failure['command']}",
+        f"{' '.join(limited)} {failure['command']}",
         shell=True,
         cwd=tmp_path,
         env={**os.environ, "PATH": f"{ebc_lab.parent}:{os.environ['PATH']}"},
@@ -124,30 +118,30 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     assert shlex.split(failure["command"])[:2] == ["ebc-lab", "train"]
 
 
-def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
+@EXTENT
+def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path, table):
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(JUMPING)
     path = os.pathsep.join([str(tmp_path / "clock"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
+    done = begin(tiny, tmp_path, table, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
-        finished[1].study.root / "summary_final.csv"
-    )
-    timings = pd.read_csv(tmp_path / "s/summary_final.csv").wall_s
-    assert timings.between(0, 600).all(), "a duration was taken from a clock that jumps"
+    found = tmp_path / "s" / table
+    assert without_timing(found) == without_timing(finished[1].study.root / table)
+    assert pd.read_csv(found).wall_s.between(0, 600).all(), "a duration was taken from a clock that jumps"
 
 
-def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(finished, tiny, tmp_path):
+@EXTENT
+def test_a_gpu_that_vanishes_costs_its_worker_and_an_attempt_and_blames_no_run(
+    finished, tiny, tmp_path, table
+):
     """No GPU here: the error that CUDA gives then is raised in the first run of a real worker, once."""
     path = struck_once(tmp_path, 'RuntimeError("CUDA error: unspecified launch failure")')
-    done = autopilot(tiny, tmp_path, env={**os.environ, "PYTHONPATH": path})
+    done = begin(tiny, tmp_path, table, env={**os.environ, "PYTHONPATH": path})
     assert (tmp_path / "struck").exists()
     assert done.returncode == 0, done.stdout + done.stderr
     assert "has lost its worker" in done.stdout
     assert "CUDA error: unspecified launch failure" in done.stdout
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
-        finished[1].study.root / "summary_final.csv"
-    )
+    assert without_timing(tmp_path / "s" / table) == without_timing(finished[1].study.root / table)
 
 
 def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewhere(resolved, tmp_path):
@@ -157,43 +151,25 @@ def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewh
         pytest.raises(UserError, match="nvidia-smi shows no GPU here"),
         opened(replace(resolved, device="cuda"), Study(tmp_path)),
     ):
-        pass  # begun on a GPU, carried on without
+        pass  # begun on a GPU, continued without one
     assert compose(["scale=smoke", "device=cuda", "launcher=slurm"]).device == "cuda"
     assert compose(["scale=smoke", "device=cuda"], study=False, here=False).device == "cuda"
 
 
-def test_a_second_driver_says_who_holds_the_study_and_leaves(finished, tiny, tmp_path):
-    first = subprocess.Popen(
-        [*CLI, "autopilot", *tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=s"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert any("calibrate: " in line for line in first.stdout)
-    second = autopilot(tiny, tmp_path)
-    first.communicate()
+def test_a_second_driver_says_who_holds_the_study_and_leaves(own_copy, tiny):
+    config, study = own_copy
+    with study.held():
+        second = subprocess.run(
+            [*CLI, "autopilot", *tiny, f"output_dir={config.output_dir}", f"study.name={study.name}"],
+            capture_output=True,
+            text=True,
+        )
     assert second.returncode == 2
-    assert f"is being run by process {first.pid} on" in second.stderr
-    assert first.returncode == 0
-    assert without_timing(tmp_path / "s/summary_final.csv") == without_timing(
-        finished[1].study.root / "summary_final.csv"
-    )
-
-
-def test_two_workers_never_train_one_run_at_once(tiny, tmp_path):
-    """Three workers on two runs: each run begins once."""
-    done = autopilot(tiny, tmp_path, "launcher.slots=3", "study.stages=[lr_sweep]")
-    assert done.returncode == 0, done.stdout + done.stderr
-    for log in tmp_path.glob("s/runs/*/attempts.jsonl"):
-        assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["begin", "end"]
+    assert f"is being run by process {os.getpid()} on" in second.stderr
 
 
 @pytest.mark.parametrize("name", ["../outside", "with space", "-rf", "a/b", ""])
 def test_a_name_that_would_leave_its_folder_is_refused(tiny, tmp_path, name):
-    done = subprocess.run(
-        [*CLI, "autopilot", *tiny, f"output_dir={tmp_path}", f"study.name={name!r}"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "study.name" in done.stderr
+    with pytest.raises(UserError, match=r"study\.name"):
+        compose([*tiny, f"output_dir={tmp_path}", f"study.name={name!r}"])
     assert not list(tmp_path.iterdir())

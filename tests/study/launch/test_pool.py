@@ -59,7 +59,7 @@ def family(pid: int) -> list[int]:
     return [p for child in map(int, children) for p in (child, *family(child))]
 
 
-# -- what workers see ------------------------------------------------------------------------------
+# -- what workers see ----------------------------------------------------------------------------------------
 
 
 def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(bench, monkeypatch):
@@ -123,7 +123,7 @@ def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
     assert machine.visible_gpus() == ["0", "1", "2", "3"]
 
 
-# -- no process is left ----------------------------------------------------------------------------
+# -- no process is left --------------------------------------------------------------------------------------
 
 
 def driver_of(out: Path) -> list[str]:
@@ -189,7 +189,7 @@ def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
     assert gone(processes)
 
 
-# -- workers that die, hang, or take too long ------------------------------------------------------
+# -- workers that die, hang, or take too long ----------------------------------------------------------------
 
 
 def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(bench):
@@ -278,7 +278,7 @@ def test_a_study_survives_a_hanging_worker_and_a_killed_one(finished, tiny, tmp_
     assert without_timing(study.root / "summary_final.csv") == without_timing(expected)
 
 
-# -- which runs are offered, and to whom -----------------------------------------------------------
+# -- which runs are offered, and to whom ---------------------------------------------------------------------
 
 
 def offers(pool) -> list[list[str]]:
@@ -327,7 +327,7 @@ def test_every_kind_of_run_names_a_function_that_exists():
     }
 
 
-# -- what lies where -------------------------------------------------------------------------------
+# -- what lies where -----------------------------------------------------------------------------------------
 
 
 def test_a_log_cut_off_by_a_crash_is_still_read(tmp_path):

@@ -1,4 +1,4 @@
-"""Several runs of one worker: the same bytes as one at a time, whatever becomes of the worker or of a neighbour."""
+"""Several runs of one worker: the same bytes as one at a time, whatever happens to the worker or to one of them."""
 
 import json
 import os
@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, sessions, struck_once, without_timing
+from support.drivers import CLI, struck_once, without_timing
+from support.idle import Bench
 
 from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
@@ -16,64 +17,28 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.study import resolve
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import on_node
-from ebc_lab.study.launch import pool as pool_module
-from ebc_lab.study.launch.local import LocalPool
-from ebc_lab.study.resolve import resolve_study
-from ebc_lab.study.stages import stage_of
+from ebc_lab.study.launch.pool import Death
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.training.outcome import run_and_record
 
 
 class Seen(Exception):
-    """What a test was waiting for has come."""
+    """What a test was waiting for has happened."""
 
 
-class Packed:
-    """Runs of one kind in a study without a driver, and pools that train them, `runs_per_worker` at a time."""
-
-    def __init__(self, tiny, out: Path):
-        self.study = Study(out / "s")
-        self.study.prepare()
-        composed = compose([*tiny, f"output_dir={out}", "study.name=s"])
-        self.config, _ = resolve_study(composed, self.study, print, force=False)
-        self.first = stage_of("lr_sweep").runs(self.config, {}, {})[0]
-        self.pools: list[LocalPool] = []
-        self.said: list[str] = []
-
-    def spec(self, **changed):
-        spec = replace(self.first, run=replace(self.first.run, **changed))
-        self.study.write_spec(spec)
-        return spec
-
-    def pool(self, slots: int = 1, **launcher) -> LocalPool:
-        settings = {"runs_per_worker": 3, **launcher}
-        config = replace(
-            self.config, launcher=replace(self.config.launcher, name="local", slots=slots, **settings)
-        )
-        self.pools.append(LocalPool(config, self.study, [], slots, self.said.append))
-        return self.pools[-1]
-
-    def events(self, spec) -> list[dict]:
-        return attempts.log(self.study.run_dir(spec.run_id))
-
-    def worker(self) -> int:
-        [session] = sessions(self.study, "local")
-        return session.notes()["0"]["pid"]
-
-    def all_in(self, specs, file: str) -> bool:
-        return all((self.study.run_dir(s.run_id) / file).exists() for s in specs)
+EITHER = pytest.mark.parametrize("kind", ["idle", pytest.param("train", marks=pytest.mark.slow)])
 
 
 @pytest.fixture
 def packed(tiny, tmp_path):
-    made = Packed(tiny, tmp_path)
+    """Runs of a tiny study without a driver."""
+    made = Bench(tmp_path, *tiny, "dtype=float32", "threads_per_run=1", "compile=off")
     yield made
-    for pool in made.pools:
-        pool.close()
+    made.close()
 
 
-def same_as_alone(packed: Packed, specs, out: Path) -> None:
+def same_as_alone(packed: Bench, specs, out: Path) -> None:
     """Each run's steps and figures, against the same run by itself in this process."""
     for spec in specs:
         alone = run_and_record(spec.run, out / "alone" / spec.run_id, spec.run_id)
@@ -84,38 +49,37 @@ def same_as_alone(packed: Packed, specs, out: Path) -> None:
         assert steps.read_bytes() == (out / "alone" / spec.run_id / "steps.csv").read_bytes()
 
 
-def test_a_study_of_packed_runs_is_byte_for_byte_that_of_single_ones(finished, tiny, tmp_path):
+@pytest.mark.parametrize(
+    "stages", [["lr_sweep"], pytest.param([], marks=pytest.mark.slow)], ids=["sweep", "all"]
+)
+def test_a_study_of_packed_runs_is_byte_for_byte_that_of_single_ones(finished, tiny, tmp_path, stages):
+    command = ["stage", *stages] if stages else ["autopilot"]
     packing = ["launcher.slots=1", "launcher.runs_per_worker=3", f"output_dir={tmp_path}", "study.name=s"]
-    done = subprocess.run([*CLI, "autopilot", *tiny, *packing], capture_output=True, text=True)
+    done = subprocess.run([*CLI, *command, *tiny, *packing], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    single, study = finished[1].study, Study(tmp_path / "s")
-    for table in (
-        "summary_final.csv",
-        "summary_lr_sweep.csv",
-        "summary_calibrate.csv",
-        "summary_lr_scale.csv",
-    ):
-        assert without_timing(study.root / table) == without_timing(single.root / table)
-    runs = [d.name for d in single.runs.iterdir()]
-    assert sorted(runs) == sorted(d.name for d in study.runs.iterdir())
+    single = finished[1].study
+    study = Study(tmp_path / "s")
+    for table in study.root.glob("summary_*.csv"):
+        assert without_timing(table) == without_timing(single.root / table.name)
     beside = {}
-    for name in runs:
+    for name in study.run_ids():
         [begun] = [e for e in attempts.log(study.run_dir(name)) if e["event"] == "begin"]
         beside[name] = begun["beside"]
         if not name.startswith("overhead_"):
-            assert (study.run_dir(name) / "steps.csv").read_bytes() == (
-                single.run_dir(name) / "steps.csv"
-            ).read_bytes()
+            ours, theirs = (place.run_files(name).steps.read_bytes() for place in (study, single))
+            assert ours == theirs
     assert max(beside.values()) == 2, "three at a time"
-    assert {n for name, n in beside.items() if name.startswith("overhead_")} == {0}, "time is measured alone"
+    assert stages or study.run_ids() == single.run_ids()
+    alone = {n for name, n in beside.items() if name.startswith("overhead_")}
+    assert alone <= {0}, "time is measured alone"
 
 
 def test_a_run_that_diverges_or_fails_leaves_its_neighbours_bits_alone(packed, tmp_path):
-    good = [packed.spec(steps=60, seed=s) for s in (5, 6)]
+    good = [packed.spec("train", steps=60, seed=s) for s in (5, 6)]
     wild = packed.spec(
-        steps=60, optimizer=replace(packed.first.run.optimizer, name="sgd", lr=1e30, momentum=0.0)
+        "train", steps=60, optimizer=replace(packed.first.run.optimizer, name="sgd", lr=1e30, momentum=0.0)
     )
-    lost_text = packed.spec(steps=60, data=replace(packed.first.run.data, sha256="0" * 64))
+    lost_text = packed.spec("train", steps=60, data=replace(packed.first.run.data, sha256="0" * 64))
     specs = [*good, wild, lost_text]
     packed.pool(runs_per_worker=4).run(specs, [], lambda done, busy: None, canary=False)
     assert [packed.study.result(s.run_id)["outcome"] for s in specs] == [
@@ -128,16 +92,22 @@ def test_a_run_that_diverges_or_fails_leaves_its_neighbours_bits_alone(packed, t
     same_as_alone(packed, [*good, wild], tmp_path)
 
 
-def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_goes_on_alone(packed, tmp_path):
-    specs = [packed.spec(steps=100, seed=s) for s in (5, 6, 7)]
+@EITHER
+def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_continues_alone(packed, tmp_path, kind):
+    if kind == "idle":
+        specs = packed.idle(3, at=3, do="hold")
+    else:
+        specs = [packed.spec("train", steps=100, seed=s) for s in (5, 6, 7)]
+    begun = "progress.json" if kind == "idle" else "checkpoint.pt"
     killed = []
 
     def kill(done, busy):
-        if not killed and busy and len(busy[0]) == 3 and packed.all_in(specs, "checkpoint.pt"):
+        if not killed and busy and len(busy[0]) == 3 and packed.all_in(specs, begun):
             killed.append(packed.worker())
             os.kill(killed[0], signal.SIGKILL)
+            packed.release(*specs)
 
-    pool = packed.pool(checkpoint_every_s=0, max_lost=0)
+    pool = packed.pool(runs_per_worker=3, checkpoint_every_s=0, max_lost=0)
     pool.run(specs, [], kill, canary=False)
     assert killed
     for spec in specs:
@@ -145,79 +115,91 @@ def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_goes_on_alo
         assert [e["event"] for e in events] == ["begin", "lost", "begin", "end"]
         assert events[2]["beside"] == 0
     assert "any of these 3 may be to blame" in "\n".join(packed.said)
-    same_as_alone(packed, specs, tmp_path)
+    if kind == "train":
+        same_as_alone(packed, specs, tmp_path)
 
 
-def test_memory_that_lacks_in_company_is_no_result(packed, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, 'MemoryError("what the neighbours took")'))
-    specs = [packed.spec(steps=40, seed=s) for s in (5, 6, 7)]
-    packed.pool().run(specs, [], lambda done, busy: None, canary=False)
-    assert (tmp_path / "struck").exists()
+@EITHER
+def test_memory_that_lacked_only_because_of_others_is_no_result(packed, tmp_path, monkeypatch, kind):
+    if kind == "idle":
+        specs = packed.idle(3, steps=40)
+        (packed.study.run_dir(specs[0].run_id) / "idle.json").write_text('{"at": 1, "do": "oom"}')
+    else:
+        monkeypatch.setenv("PYTHONPATH", struck_once(tmp_path, 'MemoryError("what the others took")'))
+        specs = [packed.spec("train", steps=40, seed=s) for s in (5, 6, 7)]
+    packed.pool(runs_per_worker=3).run(specs, [], lambda done, busy: None, canary=False)
     first = packed.events(specs[0])
     assert [(e["event"], e.get("outcome")) for e in first][:2] == [("begin", None), ("end", "oom")]
     assert (first[2]["beside"], first[3]["outcome"], len(first)) == (0, "completed", 4)
-    same_as_alone(packed, specs, tmp_path)
+    if kind == "train":
+        assert (tmp_path / "struck").exists()
+        same_as_alone(packed, specs, tmp_path)
 
 
-def test_a_stopped_worker_leaves_a_checkpoint_of_every_run_which_goes_on_to_the_same_bits(packed, tmp_path):
-    specs = [packed.spec(steps=120, seed=s) for s in (5, 6, 7)]
+def test_a_stopped_worker_leaves_a_checkpoint_of_every_run_which_continues_to_the_same_bits(packed, tmp_path):
+    specs = [packed.spec("train", steps=120, seed=s) for s in (5, 6, 7)]
 
     def stop(done, busy):
         if busy and len(busy[0]) == 3 and packed.all_in(specs, "progress.json"):
             os.kill(packed.worker(), signal.SIGINT)
             raise Seen
 
-    pool = packed.pool()
+    pool = packed.pool(runs_per_worker=3)
     with pytest.raises(Seen):
         pool.run(specs, [], stop, canary=False)
     packed.pools.remove(pool)
     pool.close()
     assert packed.all_in(specs, "checkpoint.pt")
     assert [[e["event"] for e in packed.events(s)] for s in specs] == [["begin", "stopped"]] * 3
-    packed.pool().run(specs, [], lambda done, busy: None, canary=False)
+    packed.pool(runs_per_worker=3).run(specs, [], lambda done, busy: None, canary=False)
     assert [[e["event"] for e in packed.events(s)][2:] for s in specs] == [["begin", "end"]] * 3
     same_as_alone(packed, specs, tmp_path)
 
 
-def test_runs_with_dropout_go_alone_and_keep_their_order(packed, tmp_path):
+@EITHER
+def test_runs_with_dropout_go_alone_and_keep_their_order(packed, tmp_path, kind):
     dropping = replace(packed.first.run.model, dropout=0.2)
-    plain = [packed.spec(steps=40, seed=s) for s in (5, 6)]
-    noisy = [packed.spec(steps=40, seed=s, model=dropping) for s in (5, 6)]
-    packed.pool().run([plain[0], noisy[0], noisy[1], plain[1]], [], lambda done, busy: None, canary=False)
+    plain = [packed.spec(kind, steps=40, seed=s) for s in (5, 6)]
+    noisy = [packed.spec(kind, steps=40, seed=s, model=dropping) for s in (5, 6)]
+    ordered = [plain[0], noisy[0], noisy[1], plain[1]]
+    packed.pool(runs_per_worker=3).run(ordered, [], lambda done, busy: None, canary=False)
     assert [packed.events(s)[0]["beside"] for s in [*plain, *noisy]] == [0] * 4
-    same_as_alone(packed, [*plain, *noisy], tmp_path)
+    if kind == "train":
+        same_as_alone(packed, [*plain, *noisy], tmp_path)
 
 
 def test_no_worker_carries_more_than_its_share(packed):
-    specs = [packed.spec(steps=40, seed=s) for s in (5, 6, 7, 8)]
-    packed.pool(slots=2, runs_per_worker=8).run(specs, [], lambda done, busy: None, canary=False)
-    assert max(packed.events(s)[0]["beside"] for s in specs) <= 1, "four runs on two workers are two each"
+    specs = packed.idle(4, at=2, do="hold")
+
+    def release(done, busy):
+        if sum(map(len, busy)) == 4:
+            packed.release(*specs)
+
+    packed.pool(2, runs_per_worker=8).run(specs, [], release, canary=False)
+    assert max(packed.events(s)[0]["beside"] for s in specs) == 1, "four runs on two workers are two each"
 
 
-def test_status_shows_every_run_under_way(tiny, tmp_path):
-    longer = ["launcher.slots=1", "launcher.runs_per_worker=3", "lr_sweep.steps=4000"]
-    command = [*CLI, "autopilot", *tiny, *longer, f"output_dir={tmp_path}", "study.name=s"]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    study = Study(tmp_path / "s")
-    try:
-        running: list[str] = []
-        while len(running) < 3 and driver.poll() is None:
-            running = [r["run_id"] for r in status(study)["running"]] if study.exists() else []
-        [session] = sessions(study, "local")
-        assert sorted(session.notes()["0"]["run_ids"]) == sorted(running)
-    finally:
-        driver.send_signal(signal.SIGINT)
-        out, _ = driver.communicate()
-    assert driver.returncode == 130, out
+def test_status_shows_every_run_in_progress(packed):
+    specs = packed.idle(3, at=2, do="hold")
+    shown = []
+
+    def look(done, busy):
+        if not shown and busy and len(busy[0]) == 3 and packed.all_in(specs, "progress.json"):
+            shown.extend(r["run_id"] for r in status(packed.study)["running"])
+            packed.release(*specs)
+
+    with packed.study.held():
+        packed.pool(runs_per_worker=3).run(specs, [], look, canary=False)
+    assert sorted(shown) == sorted(s.run_id for s in specs)
 
 
 def test_only_the_run_that_took_too_long_is_charged(packed):
     specs = [packed.spec(seed=s) for s in (5, 6)]
     late, other = (s.run_id for s in specs)
-    pool = packed.pool(max_lost=0)
+    pool = packed.pool(runs_per_worker=3, max_lost=0)
     pool.killed["0"] = ("longer than allowed", [late])
     pool._record_death(
-        pool_module.Death("0", "killed", Path("log")),
+        Death("0", "killed", Path("log")),
         {"run_ids": [late, other], "ran": 2},
         {s.run_id: s for s in specs},
     )
@@ -231,18 +213,16 @@ def test_a_run_that_broke_the_device_itself_is_the_only_one_to_blame(packed):
     specs = [packed.spec(seed=s) for s in (5, 6)]
     guilty, other = (s.run_id for s in specs)
     (packed.study.run_dir(guilty) / "result.json").write_text("{}")
-    pool = packed.pool(max_lost=0)
+    pool = packed.pool(runs_per_worker=3, max_lost=0)
     note = {"run_ids": [guilty, other], "ran": 2, "guilty": [guilty], "cause": "device-side assert"}
-    pool._record_death(
-        pool_module.Death("0", "exit code 75", Path("log")), note, {s.run_id: s for s in specs}
-    )
+    pool._record_death(Death("0", "exit code 75", Path("log")), note, {s.run_id: s for s in specs})
     assert (pool.lost, pool.alone) == ({}, set())
     assert [e["event"] for e in packed.events(specs[1])] == ["lost"]
     assert not (packed.study.run_dir(other) / "result.json").exists()
 
 
 def test_deaths_that_one_run_explains_are_one_death_of_a_place(packed):
-    pool = packed.pool(slots=2)
+    pool = packed.pool(2, runs_per_worker=3)
     pool.places = {"slot 0", "slot 1"}
     pool._blame_place("slot 0", ["a", "b", "c"], 0)
     pool._blame_place("slot 0", ["a"], 0)
@@ -299,5 +279,5 @@ def test_the_number_is_no_part_of_what_a_study_is(finished):
 def test_numbers_that_cannot_be_meant_are_refused():
     with pytest.raises(UserError, match=r"launcher\.runs_per_worker must be a finite number >= 0"):
         compose(["scale=smoke", "launcher.runs_per_worker=-1"])
-    with pytest.raises(UserError, match="launcher=inline trains one run at a time"):
+    with pytest.raises(UserError, match="launcher=inline trains one at a time"):
         compose(["scale=smoke", "launcher=inline", "launcher.runs_per_worker=2"])
