@@ -79,7 +79,8 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     assert np.allclose(table.test_bits_per_char, table.test_loss / np.log(2))
     between = np.minimum(table.val_loss, table.test_loss) <= table.heldout_loss
     assert (between & (table.heldout_loss <= np.maximum(table.val_loss, table.test_loss))).all()
-    plain, ebc = table[table.stabilizer == "none"], table[table.stabilizer == "ebc"]
+    plain = table[table.stabilizer == "none"]
+    ebc = table[table.stabilizer == "ebc"]
     assert (plain.clip_rate == 0).all()
     assert plain.delta_star.isna().all()
     assert (ebc.budget == "shadow").all()
@@ -334,6 +335,7 @@ def test_the_study_layer_never_imports_torch(module):
 
 def test_status_imports_nothing_that_it_does_not_need():
     banned = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}
-    code = f"import sys, ebc_lab.cli.commands, ebc_lab.study.inspect.status; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
+    imports = "import sys, ebc_lab.cli.commands, ebc_lab.study.inspect.status"
+    code = f"{imports}; sys.exit(', '.join({banned!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -121,7 +121,8 @@ def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
 
 
 def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progress(tiny, tmp_path):
-    """The command cancels; the driver is this process, whose listener gives the command once a run is in progress."""
+    """The command cancels; the driver is this process, whose listener gives the command once a run is in
+    progress."""
     overrides = [*tiny, "launcher.slots=2", "lr_sweep.steps=20000", "lr_sweep.grids.adam=[1e-2]"]
     config = compose([*overrides, f"output_dir={tmp_path}", "study.name=x"])
     study = Study(tmp_path / "x")

@@ -28,9 +28,10 @@ def done(loss, c=0.6, **more):
     }
 
 
-def settle(stage, config, decisions, answer):
-    """Ask for runs and answer them until the stage asks for nothing more; the waves it took, and its last list."""
-    results, waves = {}, []
+def played(stage, config, decisions, answer):
+    """Invent results until the stage asks for no more runs. -> its waves, its last list, the results."""
+    results = {}
+    waves = []
     while True:
         specs = stage_of(stage).runs(config, decisions, results)
         new = [s for s in distinct(specs) if s.run_id not in results]
@@ -41,13 +42,13 @@ def settle(stage, config, decisions, answer):
 
 
 def swept(config, best_lr=4e-3):
-    _, specs, results = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
+    _, specs, results = played("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - best_lr)))
     return {"lr_sweep": stage_of("lr_sweep").decide(config, specs, results, {})}
 
 
 def test_the_sweep_covers_the_grid_then_replicates_and_controls_of_the_winner():
     config = config_of()
-    waves, specs, _ = settle("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - 4e-3), 1.0))
+    waves, specs, _ = played("lr_sweep", config, {}, lambda s: done(2 + abs(s.run.optimizer.lr - 4e-3), 1.0))
     assert [len(w) for w in waves[:1]] == [7]
     tail = [s for s in specs if s.role != "grid"]
     assert {s.run.seed for s in tail if s.role == "replicate"} == {101, 102, 103}
@@ -60,14 +61,14 @@ def test_the_sweep_covers_the_grid_then_replicates_and_controls_of_the_winner():
 @pytest.mark.parametrize(("slope", "lrs"), [(-1, [4e-3, 8e-3]), (1, [2.5e-4, 5e-4])])
 def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
     config = config_of("optimizer=adam", "lr_sweep.grids.adam=[1e-3,2e-3]")
-    _, specs, _ = settle("lr_sweep", config, {}, lambda s: done(2 + slope * s.run.optimizer.lr))
+    _, specs, _ = played("lr_sweep", config, {}, lambda s: done(2 + slope * s.run.optimizer.lr))
     grid = sorted(s.run.optimizer.lr for s in specs if s.role == "grid")
     assert grid == sorted([1e-3, 2e-3, *lrs])
 
 
 def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
     config = config_of("lr_sweep.keep=all")
-    _, specs, results = settle(
+    _, specs, results = played(
         "lr_sweep",
         config,
         {},
@@ -91,7 +92,7 @@ def test_keep_all_carries_every_pair_that_is_close():
 
 def test_calibration_stops_at_the_grid_when_a_median_c_is_in_the_band():
     config = config_of("optimizer=adam")
-    waves, specs, _ = settle("calibrate", config, swept(config), lambda s: done(2.0, 0.6))
+    waves, specs, _ = played("calibrate", config, swept(config), lambda s: done(2.0, 0.6))
     assert [s.run.budget.target_kl for s in specs] == [0.0075, 0.01, 0.0125, 0.015, 0.02]
     assert len(waves) == 1
     assert all(s.lr_scale == 2 and s.run.optimizer.lr == 8e-3 for s in specs)
@@ -99,7 +100,7 @@ def test_calibration_stops_at_the_grid_when_a_median_c_is_in_the_band():
 
 def test_calibration_bisects_a_bracket_that_straddles_the_band():
     config = config_of("optimizer=adam")
-    _, specs, _ = settle(
+    _, specs, _ = played(
         "calibrate",
         config,
         swept(config),
@@ -114,24 +115,24 @@ def test_calibration_bisects_a_bracket_that_straddles_the_band():
 @pytest.mark.parametrize(("c", "deltas"), [(0.1, [0.04, 0.08, 0.16]), (0.9, [0.00375, 0.00188, 0.00094])])
 def test_calibration_extends_by_two_on_one_side(c, deltas):
     config = config_of("optimizer=adam")
-    _, specs, _ = settle("calibrate", config, swept(config), lambda s: done(2.0, c))
+    _, specs, _ = played("calibrate", config, swept(config), lambda s: done(2.0, c))
     assert [s.run.budget.target_kl for s in specs][5:] == pytest.approx(deltas, rel=1e-2)
 
 
 def test_failed_runs_neither_extend_nor_stall_a_stage():
     config = config_of("optimizer=adam")
     decisions = swept(config)
-    waves, _, _ = settle("calibrate", config, decisions, lambda s: {"outcome": "failed", "val_loss": None})
+    waves, _, _ = played("calibrate", config, decisions, lambda s: {"outcome": "failed", "val_loss": None})
     assert len(waves) == 1
-    waves, _, _ = settle("lr_sweep", config, {}, lambda s: {"outcome": "failed"})
+    waves, _, _ = played("lr_sweep", config, {}, lambda s: {"outcome": "failed"})
     assert len(waves) == 1
 
 
 def scaled(config, chosen=2.0):
     decisions = swept(config)
-    _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0, 0.6))
+    _, specs, results = played("calibrate", config, decisions, lambda s: done(2.0, 0.6))
     decisions["calibrate"] = stage_of("calibrate").decide(config, specs, results, decisions)
-    _, specs, results = settle(
+    _, specs, results = played(
         "lr_scale",
         config,
         decisions,
@@ -234,14 +235,15 @@ SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
 
 
 def searched(config, ratios):
-    """Decisions up to a controller search whose candidates reach these shares of their target; equal losses."""
+    """Decisions up to a controller search whose candidates reach these shares of their target; equal
+    losses."""
     decisions = swept(config)
     for stage in ("calibrate", "controller_search"):
 
         def answer(s):
             return done(2.0, kl_ratio_median=ratios.get(s.role), surrogate_median=1.0)
 
-        _, specs, results = settle(stage, config, decisions, answer)
+        _, specs, results = played(stage, config, decisions, answer)
         decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
     return decisions, specs
 
@@ -261,7 +263,7 @@ def test_the_controller_that_holds_its_target_is_used_from_then_on():
     decisions, _ = searched(config, {"rsl": 1.1, "log_pi": 0.5, "log_pi_often": 1.5})
     found = decisions["controller_search"]["tracks"]["adam_none"]
     assert (found["candidate"], found["settings"]) == ("rsl", {"controller": {"name": "rsl"}})
-    _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
+    _, specs, results = played("lr_scale", config, decisions, lambda s: done(2.0))
     ebc = [s for s in specs if s.role == "ebc"]
     assert {s.run.controller.name for s in ebc} == {"rsl"}
     assert all(s.run.stabilizer.name == "none" for s in specs if s.role == "none")
@@ -280,7 +282,7 @@ def test_a_search_in_which_none_holds_its_target_takes_the_nearest_and_says_so()
 def test_without_a_search_nothing_waits_for_one():
     config = config_of("optimizer=adam")
     decisions = swept(config)
-    _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0))
+    _, specs, results = played("calibrate", config, decisions, lambda s: done(2.0))
     decisions["calibrate"] = stage_of("calibrate").decide(config, specs, results, decisions)
     assert any(s.role == "ebc" for s in stage_of("lr_scale").runs(config, decisions, {}))
     config = config_of("optimizer=adam", SEARCH)
@@ -290,7 +292,7 @@ def test_without_a_search_nothing_waits_for_one():
 def test_the_published_recipe_to_the_letter():
     config = config_of("study=published")
     decisions = swept(config)
-    _, specs, results = settle("calibrate", config, decisions, lambda s: done(2.0))
+    _, specs, results = played("calibrate", config, decisions, lambda s: done(2.0))
     assert [s.run.budget.target_kl for s in specs] == [0.03, 0.05, 0.07]
     run = specs[0].run
     assert (run.budget.name, run.budget.aggregate, run.budget.grouping) == ("surrogate", "l1", "matrices")
@@ -327,7 +329,7 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
     """Of those that may be asked once only; a suite's `tune` is pinned by the suites' own tests."""
     config = config_of("optimizer=adam", SEARCH)
     decisions, _ = searched(config, {"rsl": 1.1})
-    _, specs, results = settle("lr_scale", config, decisions, lambda s: done(2.0))
+    _, specs, results = played("lr_scale", config, decisions, lambda s: done(2.0))
     decisions["lr_scale"] = stage_of("lr_scale").decide(config, specs, results, decisions)
     fixed = {name for name in STAGES if not stage_of(name).grows}
     assert fixed == {"controller_search", "tune"}

@@ -98,7 +98,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def extended(tiny, tmp_path_factory: pytest.TempPathFactory):
-    """What a copy of the program with one more stage says of a study that it trained, and the study's folder."""
+    """A copy of the program with one more stage trains a study. -> what it says of it, and its folder."""
     house = tmp_path_factory.mktemp("house")
     package = house / "ebc_lab"
     shutil.copytree(Path(ebc_lab.__file__).parent, package)

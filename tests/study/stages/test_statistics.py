@@ -1,4 +1,5 @@
-"""What paired seeds can show: against scipy and by hand, and how often studies without any effect claim one."""
+"""What paired seeds can show: against scipy and by hand, and how often studies without any effect claim
+one."""
 
 import math
 import random
@@ -21,7 +22,8 @@ def by_seed(*losses):
 
 
 def test_the_interval_is_the_paired_t_interval():
-    arm, reference = by_seed(2.0, 2.1, 1.9, 2.05), by_seed(2.05, 2.12, 1.97, 2.06)
+    arm = by_seed(2.0, 2.1, 1.9, 2.05)
+    reference = by_seed(2.05, 2.12, 1.97, 2.06)
     found = paired(arm, reference, comparisons=5)
     differences = np.array(list(arm.values())) - np.array(list(reference.values()))
     alone = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
@@ -33,8 +35,10 @@ def test_the_interval_is_the_paired_t_interval():
 
 
 def test_looking_more_than_once_widens_every_interval():
-    arm, reference = by_seed(2.0, 2.1, 1.9), by_seed(2.05, 2.12, 1.97)
-    once, often = paired(arm, reference), paired(arm, reference, looks=4)
+    arm = by_seed(2.0, 2.1, 1.9)
+    reference = by_seed(2.05, 2.12, 1.97)
+    once = paired(arm, reference)
+    often = paired(arm, reference, looks=4)
     exact = stats.ttest_rel(list(arm.values()), list(reference.values()))
     assert often["high"] == pytest.approx(exact.confidence_interval(1 - 0.05 / 4).high)
     assert often["high"] > once["high"]
@@ -45,7 +49,8 @@ def test_looking_more_than_once_widens_every_interval():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(LOSS, LOSS), min_size=2, max_size=8), st.integers(1, 9), st.floats(0, 0.1))
 def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, comparisons, margin):
-    arm, reference = by_seed(*(a for a, _ in pairs)), by_seed(*(b for _, b in pairs))
+    arm = by_seed(*(a for a, _ in pairs))
+    reference = by_seed(*(b for _, b in pairs))
     found = paired(arm, reference, margin=margin, comparisons=comparisons)
     back = paired(reference, arm, margin=margin, comparisons=comparisons)
     assert found["joint_low"] <= found["low"] <= found["mean"] <= found["high"] <= found["joint_high"]
@@ -130,7 +135,8 @@ def test_the_rank_interval_covers_the_median():
         differences = draw.normal(0.3, 1.0, 9)
         differences[draw.integers(9)] = math.inf  # whatever it was, it ranks last
         found = paired(by_seed(*(2 + d for d in differences)), by_seed(*[2.0] * 9))
-        low, high = found["low"], math.inf if found["high"] is None else found["high"]
+        low = found["low"]
+        high = math.inf if found["high"] is None else found["high"]
         covered += low <= 0.3 <= high
     assert covered >= 0.93 * 150
 
@@ -143,8 +149,6 @@ def test_the_noise_has_an_interval_of_its_own():
     assert found["low"] < found["sigma"] < found["high"] < found["detectable"] * 2
     assert noise([2.0])["sigma"] is None
 
-
-# -- a thousand studies without an effect ---------------------------------------------------------------------------------
 
 KINDS = {"fixed": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
 
@@ -168,9 +172,6 @@ def test_what_is_worse_by_the_margin_is_rarely_called_no_worse(studies):
     found = null_studies.simulate(config, studies, worse=config.finals.margin)
     assert found["x2_no_worse"] <= 0.05
     assert found["best_no_worse"] <= 0.05
-
-
-# -- more seeds while undecided -------------------------------------------------------------------------------------------
 
 
 def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():

@@ -1,4 +1,5 @@
-"""Suites: what arms become, how each is tuned, what is copied from another arm's record, and what is concluded."""
+"""Suites: what arms become, how each is tuned, what is copied from another arm's record, and what is
+concluded."""
 
 import json
 import math
@@ -92,9 +93,6 @@ def spec_of(outcome, label, seed):
     return json.loads(
         (outcome.study.run_dir(arms_of(outcome)[label]["runs"][seed]) / "spec.json").read_text()
     )["config"]
-
-
-# -- plan -----------------------------------------------------------------------------------------------------------------
 
 
 def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
@@ -243,9 +241,6 @@ def test_every_suite_that_is_shipped_can_be_planned():
             assert label == label.lower()
 
 
-# -- a finished suite -----------------------------------------------------------------------------------------------------
-
-
 def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     config, outcome = done
     root = outcome.study.root
@@ -325,15 +320,14 @@ def test_a_finished_suite_trains_nothing_and_answers_questions(done):
     assert set(why(outcome.study, None)) == {"lr_sweep", "tune", "ablation"}
 
 
-# -- what is concluded ----------------------------------------------------------------------------------------------------
-
-
 def invented(config, loss, **more):
-    """Results of every run that is asked for, until nothing more is: loss by (label, seed), None for a diverged run."""
+    """Results of every run that is asked for, until nothing more is: loss by (label, seed), None for a
+    diverged run."""
     results = {}
     decisions = dict(DECIDED)
     for stage in ("tune", "ablation"):
-        run, decide = stage_of(stage).runs, stage_of(stage).decide
+        run = stage_of(stage).runs
+        decide = stage_of(stage).decide
         while new := [s for s in run(config, decisions, results) if s.run_id not in results]:
             for s in new:
                 value = loss(s)

@@ -66,7 +66,8 @@ def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
     val = {n: a["val_loss"] for n, a in found["arms"].items() if a["ebc"]}
     assert found["best_ebc_by_val"] == min(val, key=val.get)
     control = found["roles"]["control"]
-    best, reference = found["arms"][found["best_ebc_by_val"]], found["arms"][control]
+    best = found["arms"][found["best_ebc_by_val"]]
+    reference = found["arms"][control]
     difference = found["differences"]["control"][found["best_ebc_by_val"]]["mean"]
     assert difference == pytest.approx(best["test_loss"] - reference["test_loss"])
 
