@@ -14,10 +14,8 @@ from .commands import USAGE_ERROR, app
 
 def main() -> None:
     """The `ebc-lab` command."""
-    for number in (
-        signal.SIGTERM,
-        signal.SIGHUP,
-    ):  # a closed terminal, a polite kill: like Ctrl-C, unless they are ignored
+    # a closed terminal or a plain kill acts like Ctrl-C, unless the signal is ignored
+    for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     try:
@@ -27,10 +25,8 @@ def main() -> None:
         code = 2
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        typer.echo(
-            f"error: {place}{error.strerror or error}: mend that, or choose another folder, and try again",
-            err=True,
-        )
+        what = error.strerror or error
+        typer.echo(f"error: {place}{what}: fix that, or choose another folder, and try again", err=True)
         code = 2
     except USAGE_ERROR as error:
         error.show()
@@ -38,5 +34,5 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # typer turns Ctrl-C into this code itself
-        typer.echo("interrupted; the same command carries on from here", err=True)
+        typer.echo("interrupted; the same command continues from here", err=True)
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,6 +1,8 @@
-"""Hydra's submitit launchers under `ebc-lab train -m`: settings that suit runs with checkpoints, plain words on failure.
+"""Hydra's submitit launchers under `ebc-lab train -m`: defaults for runs with checkpoints, one sentence on
+failure.
 
-The launchers themselves are the plugin's, hydra-submitit-launcher: its pickles lie in `.submitit` inside the sweep folder.
+The launchers are those of the plugin hydra-submitit-launcher: its pickles lie in `.submitit` in the sweep
+folder.
 """
 
 from __future__ import annotations
@@ -21,14 +23,14 @@ from ebc_lab.study.launch.queue import parse_squeue, squeue_command
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
-DEFAULTS = {  # where the plugin's own would end a run that can go on from its checkpoint
+DEFAULTS = {  # where the plugin's own would end a run that could continue from its checkpoint
     "SlurmLauncher": {"max_num_timeout": 1000},
     "LocalLauncher": {"timeout_min": 60 * 24 * 365},
 }
 
 
 class JobFailed(Exception):
-    """A run ended badly in a job of a launcher: what to say about it, and the exit code. Travels back in submitit's pickle."""
+    """A run failed in a launcher's job: the message and the exit code, which submitit's pickle brings back."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message, code)
@@ -41,7 +43,10 @@ def is_submitit(launcher: Any) -> bool:
 
 
 def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
-    """Overrides that give a launcher of the plugin our defaults where the user says nothing. Raises UserError."""
+    """Overrides that give a launcher of the plugin our defaults for what the user leaves open.
+
+    Raises UserError.
+    """
     from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
     from submitit.slurm.slurm import SlurmExecutor
 
@@ -71,16 +76,16 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
 
 @contextmanager
 def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
-    """Around a sweep of the plugin's: a clean environment for its jobs; SystemExit with a sentence when one fails."""
+    """Around a sweep of the plugin's: a clean environment for its jobs; SystemExit with a sentence when one
+    fails."""
     from submitit.core.utils import UncompletedJobError
 
     slurm = launcher._target_.endswith("SlurmLauncher")
-    # of a job that this command itself runs in: sizes that would clash with those of the jobs it submits
-    for name in [
-        n for n in os.environ if n.startswith(SCRUBBED) and n not in (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")
-    ]:
+    # variables of a job that this command itself runs in would clash with those of the jobs it submits
+    kept = (*KEPT, "SUBMITIT_PREEMPT_SIGNAL")
+    for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in kept]:
         del os.environ[name]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; what fails is ours to say
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; the messages are ours
     if slurm and not _accounting():
         _watch_the_queue()
     again = f"the same command with hydra.sweep.dir={sweep_dir}"
@@ -96,15 +101,15 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
         dead = re.match(r"Job (\S+) .*?\(state: (.*?)\)", str(error), re.DOTALL)
         what = f"job {dead[1]} ended without a result, {dead[2]}" if dead else str(error).splitlines()[0]
         _leave(
-            f"{what}; the logs are in {sweep_dir}/.submitit, and {again} carries on from the checkpoints", 4
+            f"{what}; the logs are in {sweep_dir}/.submitit, and {again} continues from the checkpoints", 4
         )
     except KeyboardInterrupt:
         if slurm:
             _leave(
-                f"interrupted; the jobs go on without it, and once they are over {again} finds what they did",
+                f"interrupted; the jobs continue without it, and once they are over {again} finds their results",
                 130,
             )
-        _leave(f"interrupted; {again} carries on from the checkpoints", 130)
+        _leave(f"interrupted; {again} continues from the checkpoints", 130)
 
 
 def _leave(message: str, code: int) -> NoReturn:
@@ -132,7 +137,7 @@ def _watch_the_queue() -> None:
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             text = string if isinstance(string, str) else string.decode()
-            # submitit takes words that it does not know for an end
+            # submitit takes an unknown state for an end
             found = {
                 key: {"State": "RUNNING" if job.live else job.state}
                 for key, job in parse_squeue(text).items()

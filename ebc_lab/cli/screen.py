@@ -1,4 +1,4 @@
-"""What a person sees on the terminal: the live view, decisions, the verdict, status, plan and doctor, drawn with rich."""
+"""What the terminal shows: the live view, decisions, the verdict, status, plan and doctor, drawn with rich."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", 
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; `>` right-aligns a column, `~` lets it wrap: only long words give way on a narrow terminal."""
+    """A plain table; `>` right-aligns a column, `~` lets it wrap, so that the others keep their width."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
     )
@@ -49,7 +49,10 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 
 class View:
-    """Follows a study: a live table on a terminal, plain lines elsewhere. Its three methods are the study's listener."""
+    """Follows a study: a live table on a terminal, plain lines elsewhere.
+
+    Its three methods are the study's listener.
+    """
 
     def __init__(self, console: Console):
         self.console = console
@@ -163,28 +166,8 @@ def suite(decision: Mapping[str, Any]) -> RenderableType:
 
 
 def status(console: Console, found: Mapping[str, Any]) -> None:
-    state = Text(found["state"].replace("_", " "), style=STATE_STYLE.get(found["state"], ""))
-    console.print(
-        Text.assemble(
-            (f"{found['study']} ", "bold"), state, f"  ({found['scale']} scale, {found['corpus']['title']})"
-        )
-    )
-    console.print(Text(found["root"], style="dim"))
-    if found["corpus"].get("warning"):
-        console.print(Text(f"warning: {found['corpus']['warning']}", style="yellow"))
-    if found["holder"] is not None:
-        h = found["holder"]
-        console.print(
-            f"run by process {h.get('pid', '?')} on {h.get('host', '?')} since {h.get('since', '?')}"
-        )
-    if found["queue"]:
-        jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
-        alone = (
-            ""
-            if found["holder"] is not None
-            else "; nobody drives them: the command that began the study adopts them"
-        )
-        console.print(Text(f"Slurm jobs: {jobs}{alone}"))
+    """How far a study is, and what is wrong with it."""
+    _print_header(console, found)
     table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in found["stages"]:
         outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])
@@ -192,21 +175,16 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     console.print(table)
     for r in found["running"]:
         p = r["progress"]
-        console.print(
-            Text(
-                f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
-            )
+        about = (
+            f"  {r['arm']} seed {r['seed']}: step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         )
+        console.print(Text(about))
     if found["state"] in ("running", "interrupted") and found["eta_s"] is not None:
         console.print(f"about {clock(found['eta_s'])} of work left")
     for s in found["stages"]:
         if s["stale_because"]:
-            console.print(
-                Text(
-                    f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}",
-                    style="yellow",
-                )
-            )
+            stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
+            console.print(Text(stale, style="yellow"))
     for problem in found["problems"]:
         console.print(Text(f"problem: {problem}", style="red"))
     for f in found["failures"]:
@@ -214,17 +192,32 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}", overflow="fold"))
     if found["state"] in ("interrupted", "empty", "stale"):
-        console.print("carry on with the command that began it")
+        console.print("the command that began the study continues it")
+
+
+def _print_header(console: Console, found: Mapping[str, Any]) -> None:
+    """Which study, its state, who drives it."""
+    state = Text(found["state"].replace("_", " "), style=STATE_STYLE.get(found["state"], ""))
+    about = f"  ({found['scale']} scale, {found['corpus']['title']})"
+    console.print(Text.assemble((f"{found['study']} ", "bold"), state, about))
+    console.print(Text(found["root"], style="dim"))
+    if found["corpus"].get("warning"):
+        console.print(Text(f"warning: {found['corpus']['warning']}", style="yellow"))
+    if (h := found["holder"]) is not None:
+        pid, host, since = (h.get(key, "?") for key in ("pid", "host", "since"))
+        console.print(f"run by process {pid} on {host} since {since}")
+    if found["queue"]:
+        jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
+        alone = "; no process drives them: the command that began the study adopts them"
+        console.print(Text(f"Slurm jobs: {jobs}{alone if h is None else ''}"))
 
 
 def _retrained(runs: int | None) -> str:
     if runs is None:
         return "it is decided again after that"
-    return (
-        f"{runs} run(s) would be trained"
-        if runs
-        else "it would be decided again, from the runs that are there"
-    )
+    if runs:
+        return f"{runs} run(s) would be trained"
+    return "it would be decided again, from the runs that are there"
 
 
 def why(console: Console, found: Mapping[str, Any], band: Sequence[float]) -> None:
@@ -297,7 +290,7 @@ def verified(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text(f"{bad['file']}: {bad['what']}", style="red"))
         console.print(Text(f"  {bad['remedy']}", overflow="fold"))
     if found["under_way"]:
-        console.print(f"under way or interrupted: {found['unrecorded']} file(s) are not recorded yet")
+        console.print(f"in progress or interrupted: {found['unrecorded']} file(s) are not recorded yet")
     if found["growing"]:
         console.print(
             f"{found['growing']} file(s) of runs without a result: not recorded before they have one"
@@ -369,7 +362,7 @@ def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> T
     """(name, in a, in b), what differs in bold."""
     table = plain_table(f"~{what}", f"~{a}", f"~{b}")
     for name, *pair in rows:
-        shown = [f"{x:.6g}" if isinstance(x, float) else "–" if x is None else str(x) for x in pair]
+        shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
         table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")
     return table
 

@@ -1,7 +1,7 @@
 """Hydra's own command line, behind our validation: `ebc-lab train …` and the sweeps of `-m`.
 
-Overrides are composed and validated first, every combination of a sweep, so that nothing is written for a mistake; then
-`hydra.main` takes over with the arguments as they were given.
+Overrides are composed and validated first, every combination of a sweep, so that nothing is written for a
+mistake; then `hydra.main` takes over with the arguments as they were given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import check_overrides, compose, default_scale, expand, register_schema
-from ebc_lab.config.dicts import from_dict, run_part
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
@@ -28,7 +28,7 @@ from ebc_lab.workloads.corpus import check_length, locate
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 
 
-def _own(overrides: Sequence[str]) -> list[str]:
+def _without_hydra(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
@@ -39,32 +39,40 @@ def train(arguments: Sequence[str]) -> None:
 
     given = get_args_parser().parse_args(list(arguments))
     register_schema()
-    multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
     extra = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [default_scale()]
     around: Any = nullcontext()
     if not given.hydra_help and not given.help:
+        multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
         combinations = expand(given.overrides) if multirun else [given.overrides]
-        for combination in combinations:
-            check_overrides(combination, hydra_keys=True)
-        here = "hydra/launcher=submitit_slurm" not in given.overrides
-        configs = [compose(_own(combination), study=False, here=here) for combination in combinations]
+        configs = _validated(combinations)
         settings = _hydra_settings([*combinations[0], *extra])
-        chosen = any(o.startswith("hydra/launcher=") for o in given.overrides)
-        if chosen and not multirun:
+        if not multirun and any(o.startswith("hydra/launcher=") for o in given.overrides):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         if given.cfg is None:
-            for data, context in {
-                (c.data.name, c.data.file): (c.data, c.model.context) for c in configs
-            }.values():
-                check_length(locate(data), context)
             directory = str((settings.sweep if multirun else settings.run).dir)
-            refuse_unwritable(Path(directory))
+            _refuse_impossible(configs, directory)
             if is_submitit(settings.launcher):
                 extra += defaults(settings.launcher, given.overrides)
                 around = launching(settings.launcher, directory)
     sys.argv = ["ebc-lab train", *arguments, *extra]
     with around:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
+
+
+def _validated(combinations: Sequence[Sequence[str]]) -> list[Config]:
+    """The configuration of every combination of a sweep. Raises UserError."""
+    for combination in combinations:
+        check_overrides(combination, hydra_keys=True)
+    here = "hydra/launcher=submitit_slurm" not in combinations[0]
+    return [compose(_without_hydra(combination), study=False, here=here) for combination in combinations]
+
+
+def _refuse_impossible(configs: Sequence[Config], directory: str) -> None:
+    """Raises UserError where a text is too short or not there, or the folder cannot be written."""
+    texts = {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}
+    for data, context in texts.values():
+        check_length(locate(data), context)
+    refuse_unwritable(Path(directory))
 
 
 def _hydra_settings(overrides: Sequence[str]) -> Any:
@@ -79,31 +87,28 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
             composed = hydra_compose("config", list(overrides), return_hydra_config=True)
     except HydraException as error:
         told = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
-        lines = [
-            line.strip()
-            for line in told.splitlines()
-            if line.strip() and not line.startswith(("To append", " "))
-        ]
-        raise UserError(" ".join(lines)) from None
+        lines = [line.strip() for line in told.splitlines() if not line.startswith(("To append", " "))]
+        raise UserError(" ".join(filter(None, lines))) from None
     HydraConfig.instance().set_config(composed)  # for ${hydra:…}
     return composed.hydra
 
 
 def task(composed: Any) -> float | None:
-    """What Hydra calls for each job: train one run in the job's output folder. -> its validation loss, for sweepers."""
+    """What Hydra calls for each job: train one run in the job's output folder. -> its validation loss, for
+    sweepers."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from ebc_lab.training.turns import Interrupted
+    from ebc_lab.training.run import Interrupted
 
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-    directory = Path(HydraConfig.get().runtime.output_dir)
+    hydra = HydraConfig.get()
+    directory = Path(hydra.runtime.output_dir)
+    in_job = is_submitit(hydra.launcher)
     message, code = None, 0
-    folder = "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
     try:
-        launcher = HydraConfig.get().launcher
-        cores = int(launcher.get("cpus_per_task") or 1) if is_submitit(launcher) else None
+        cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
         with following(config.tracker, directory, print):
             result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
         if result["outcome"] not in ("completed", "diverged"):
@@ -111,11 +116,10 @@ def task(composed: Any) -> float | None:
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
     except (Interrupted, KeyboardInterrupt):
-        message, code = (
-            f"interrupted; the same command with the same {folder} carries on from the checkpoint",
-            130,
-        )
-    if message and is_submitit(HydraConfig.get().launcher):
+        folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
+        message = f"interrupted; the same command with the same {folder} continues from the checkpoint"
+        code = 130
+    if message and in_job:
         raise JobFailed(f"{directory}: {message}", code)
     if message:
         print(message, file=sys.stderr)
@@ -126,68 +130,75 @@ def task(composed: Any) -> float | None:
 def train_one(
     run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None
 ) -> dict[str, Any]:
-    """Resolve what is left to choose, train in `directory`, and say what came out. `job_cores`: those of a launcher's job."""
-    from ebc_lab.bench.speeds import CHOSEN, choose, is_open
-    from ebc_lab.config.dicts import to_dict
+    """Resolve what is left to choose, train in `directory`, and print the outcome. `job_cores`: of a
+    launcher's job.
+
+    Raises UserError.
+    """
     from ebc_lab.config.identity import digest, identity
-    from ebc_lab.config.machine import chosen_device
     from ebc_lab.records.json_files import read_json, write_json
     from ebc_lab.training.outcome import run_and_record
 
     known = RunFiles(directory).spec
     earlier = read_json(known) if known.exists() else None
-    if earlier:  # carry on with what was chosen the first time
-        begun: RunConfig = from_dict(RunConfig, earlier["config"])
-        for key in (*CHOSEN, "device"):
-            if is_open(run, key):
-                setattr(run, key, getattr(begun, key))
-    corpus = locate(run.data)
-    check_length(corpus, run.model.context)
-    run.data.name, run.data.sha256 = corpus.name, corpus.sha256
-    run.device = chosen_device(run.device)
-    if any(is_open(run, k) for k in CHOSEN):
-        choice = choose(run, steps=run.steps, limit=1, job_cores=job_cores, say=print)
-        print("\n".join(choice.reasons(run)))
-        run = choice.apply_to(run)
-    check_run(run)
+    run = _resolved(run, from_dict(RunConfig, earlier["config"]) if earlier else None, job_cores)
     if run.lr_schedule.name == "replay":
         from ebc_lab.components.schedules import recorded_rates, source_folder
 
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
-    if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
-        raise UserError(
-            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study finds it."
-        )
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
         raise UserError(
             f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete it."
         )
     directory.mkdir(parents=True, exist_ok=True)
-    spec: SpecRecord = {
-        "run_id": run_id,
-        "kind": "train",
-        "identity": identity(run),
-        "config": to_dict(run),
-    }
+    spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
     write_json(known, spec)
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks = {"checkpoint_every_s": checkpoint_every_s}
         result = _until_done(lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks))
-    losses = ", ".join(
-        f"{s} {result[f'{s}_loss']:.4f}" for s in ("val", "test") if result.get(f"{s}_loss") is not None
-    )
+    known_losses = {split: result.get(f"{split}_loss") for split in ("val", "test")}
+    losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known_losses.items() if loss is not None)
     print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")
     return result
 
 
-def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict[str, Any]:
-    """Train; a signal takes effect at the next checkpoint, where its own handler runs or, without one, Interrupted is raised.
+def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) -> RunConfig:
+    """The run with corpus, device and speed settings chosen, as `begun` has them where it was begun earlier.
 
-    submitit's handlers requeue the job on USR2 (time-out, pre-emption) and wave TERM through: what follows it, a kill or
-    another start, is Slurm's affair, and until then the run goes on.
+    Raises UserError where it cannot be trained.
+    """
+    from ebc_lab.bench.speeds import CHOSEN, choose, is_open
+    from ebc_lab.config.machine import chosen_device
+
+    for key in (*CHOSEN, "device"):
+        if begun and is_open(run, key):
+            setattr(run, key, getattr(begun, key))
+    corpus = locate(run.data)
+    check_length(corpus, run.model.context)
+    run.data.name = corpus.name
+    run.data.sha256 = corpus.sha256
+    run.device = chosen_device(run.device)
+    if any(is_open(run, key) for key in CHOSEN):
+        choice = choose(run, steps=run.steps, limit=1, job_cores=job_cores, say=print)
+        print("\n".join(choice.reasons(run)))
+        run = choice.apply_to(run)
+    check_run(run)
+    if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
+        raise UserError(
+            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study finds it."
+        )
+    return run
+
+
+def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict[str, Any]:
+    """Train; a signal takes effect at the next checkpoint: its own handler runs or, without one, Interrupted
+    is raised.
+
+    submitit's handlers requeue the job on USR2 (time-out, pre-emption) and ignore TERM: whether a kill or a
+    restart follows is up to Slurm, and until then the run continues.
     """
     from ebc_lab.training.turns import Interrupted
 

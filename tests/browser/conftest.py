@@ -1,4 +1,5 @@
-"""A real Chromium, and the pages it is shown: hundreds of invented runs, a suite, a study under way, and one really trained."""
+"""A real Chromium, and the pages it is shown: hundreds of invented runs, a suite, a study under way, and one
+really trained."""
 
 from __future__ import annotations
 

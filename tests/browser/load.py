@@ -1,4 +1,5 @@
-"""How long a page takes to open: `python tests/browser/load.py report.html`. Median of five, from navigation to the load event.
+"""How long a page takes to open: `python tests/browser/load.py report.html`. Median of five, from navigation
+to the load event.
 
 Not a test: the figure is for the record.
 """

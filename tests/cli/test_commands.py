@@ -1,26 +1,18 @@
+"""The commands as a user types them: what they print, their exit codes, and that nothing is written for a
+mistake."""
+
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support.called import called as call
 
 from ebc_lab.records.json_files import read_json, write_checksummed
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
-
-
-def call(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*CLI, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **env},
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +67,8 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
 
 
 def test_help_lists_the_commands(tmp_path):
-    done = call("--help", cwd=tmp_path)
+    """In a process of its own, as a shell starts it."""
+    done = subprocess.run([*CLI, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     for command in (
         "autopilot",

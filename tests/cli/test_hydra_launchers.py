@@ -1,4 +1,5 @@
-"""`ebc-lab train -m hydra/launcher=submitit_…` as a user types it; the Slurm is a real one (make test-slurm)."""
+"""`ebc-lab train -m hydra/launcher=submitit_…` as a user types it; the Slurm is a real one (make test-
+slurm)."""
 
 import os
 import subprocess
@@ -7,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from support.called import called
 
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
@@ -93,6 +95,7 @@ def test_local_jobs_train_the_runs_of_a_sweep(swept):
     assert all(p.is_relative_to(folder / ".submitit") for p in pickles)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_in_its_job_is_a_sentence_and_the_others_are_done(run, tmp_path):
     words = [*run, "steps=20", "controller=energy,log_pi", *LOCAL, "hydra.sweep.dir=sweep"]
     code, said = train(*words, cwd=tmp_path)
@@ -116,15 +119,15 @@ def test_a_run_that_fails_in_its_job_is_a_sentence_and_the_others_are_done(run, 
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, words, answer):
-    code, said = train(*run, *words, cwd=tmp_path, PATH="")
-    assert code == 2, said
-    assert answer in said
-    assert len(said.strip().splitlines()) == 1
+    done = called("train", "-m", *run, *words, cwd=tmp_path, PATH="")
+    assert done.returncode == 2, done.stderr
+    assert answer in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_launcher_without_m_is_refused(run, tmp_path):
-    done = subprocess.run([*CLI, "train", *run, *LOCAL], capture_output=True, text=True, cwd=tmp_path)
+    done = called("train", *run, *LOCAL, cwd=tmp_path)
     assert done.returncode == 2
     assert "it needs -m" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -136,9 +139,9 @@ def test_two_processes_do_not_train_in_one_folder(run, tmp_path):
     (tmp_path / "sweep/0").mkdir(parents=True)
     with run_lock(tmp_path / "sweep/0") as mine:
         assert mine
-        code, said = train(*run, "hydra.sweep.dir=sweep", cwd=tmp_path)
-    assert code == 2
-    assert "another process is training in" in said
+        done = called("train", "-m", *run, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "another process is training in" in done.stderr
 
 
 @pytest.mark.slurm
@@ -192,5 +195,5 @@ def test_a_job_that_dies_is_noticed(run, tmp_path):
     )
     assert code == 4
     assert "ended without a result" in said
-    assert "the same command with hydra.sweep.dir=sweep carries on" in said
+    assert "the same command with hydra.sweep.dir=sweep continues" in said
     assert "Traceback" not in said

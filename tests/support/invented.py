@@ -1,5 +1,5 @@
-"""A study of the real format whose losses are invented: planned, decided, judged and written by the program itself, only never
-trained. Hundreds of runs take seconds, and the same call gives the same bytes."""
+"""A study of the real format whose losses are invented: planned, decided, judged and written by the program
+itself, only never trained. Hundreds of runs take seconds, and the same call gives the same bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def invent(
     stages: int | None = None,
     drawn: bool = True,
 ) -> Study:
-    """`fate`: what of a run's result is otherwise than made up, e.g. its outcome. `stages`: decide only so many of them."""
+    """`fate`: what of a run's result is otherwise than made up, e.g. its outcome.
+
+    `stages`: decide only so many of them.
+    """
     config = compose(["scale=smoke", *RESOLVED, *overrides, f"output_dir={folder}"])
     study = study_of(config)
     study.prepare()

@@ -1,6 +1,7 @@
 """What the page shows, as plain data: gathered from a study's files and from nothing else.
 
-`gather` reads, the templates lay out. Nothing here is decided again: decisions and verdict are told as recorded.
+`gather` reads, the templates lay out. Nothing here is decided again: decisions and verdict are told as
+recorded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ CHOICES = ("candidates", "points")  # what a stage shows that chooses something 
 
 
 def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
-    """Everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that is possible.
+    """Everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that is
+    possible.
 
     Raises UserError: there is no study, or one of its files was truncated or edited.
     """
@@ -312,7 +314,8 @@ def _compared(
 
 
 class Ruler:
-    """Where paired differences lie on a drawn axis of width 240, zero in its middle; what lies beyond is cut off."""
+    """Where paired differences lie on a drawn axis of width 240, zero in its middle; what lies beyond is cut
+    off."""
 
     WIDTH, EDGE = 240.0, 8.0
 

@@ -1,7 +1,7 @@
 """report.html: a study on one page, in one file that asks the network for nothing.
 
-A pure function of the study's files: equal files give equal bytes. Text from the study is escaped wherever it stands, and the
-page's own policy lets nothing run or load but what is written in it.
+A pure function of the study's files: equal files give equal bytes. Text from the study is escaped wherever it
+stands, and the page's own policy lets nothing run or load but what is written in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class Picture:
 
 
 def write_page(root: Path) -> Path:
-    """Write the page of the study in folder `root`. Raises UserError when a file that it is made from is damaged."""
+    """Write the page of the study in folder `root`.
+
+    Raises UserError when a file that it is made from is damaged.
+    """
     study = Study(root)
     content = render(study.root, evidence.gather(study))
     manifest.strike(root, study.page_file.name)
@@ -59,7 +62,10 @@ def write_page(root: Path) -> Path:
 
 
 def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
-    """The page of what `evidence.gather` found. `live`: what `inspect.status` says, for a page that follows a study."""
+    """The page of what `evidence.gather` found.
+
+    `live`: what `inspect.status` says, for a page that follows a study.
+    """
     shown, left_out = chosen_pictures(pictures(root), _judged(found))
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
@@ -82,7 +88,8 @@ def _rendered(template: str, **values: Any) -> str:
     return page
 
 
-# -- figures ---------------------------------------------------------------------------------------------------------------
+# -- figures -------------------------------------------------------------------------------------------------
+# --------------
 
 
 def pictures(root: Path) -> list[Picture]:
@@ -102,7 +109,8 @@ def _file(root: Path, name: str) -> Path | None:
 
 
 def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[Picture], list[Picture]]:
-    """(those to embed, those left out): all of them while they are few, else the study's own and the judged arms'."""
+    """(those to embed, those left out): all of them while they are few, else the study's own and the judged
+    arms'."""
     if len(all_of_them) <= EMBEDDED:
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
@@ -118,7 +126,8 @@ def _judged(found: Mapping[str, Any]) -> set[str]:
     return about
 
 
-# -- templates -------------------------------------------------------------------------------------------------------------
+# -- templates -----------------------------------------------------------------------------------------------
+# --------------
 
 
 @functools.cache

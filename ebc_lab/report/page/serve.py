@@ -1,7 +1,8 @@
-"""`ebc-lab watch`: the page of a study while it runs, served to this machine alone, made of the study's files as they are.
+"""`ebc-lab watch`: the page of a study while it runs, served to this machine alone, made of the study's files
+as they are.
 
-Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the file system by
-what a request says. The page is made anew only when a file that it is made from has changed.
+Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the
+file system by what a request says. The page is made anew only when a file that it is made from has changed.
 """
 
 from __future__ import annotations
@@ -57,11 +58,13 @@ class LivePage:
             TypeError,
             ValueError,
         ) as error:  # a file that vanishes, or holds what it never should
-            told = f"Its files do not read as those of a study ({type(error).__name__}: {error}): see `ebc-lab verify`."
+            what = f"{type(error).__name__}: {error}"
+            told = f"Its files cannot be read as those of a study ({what}): see `ebc-lab verify`."
             return html.message(f"Study {self.study.name} cannot be shown", told)
 
     def _fingerprint(self) -> str:
-        """Changes when the page would: names, sizes and times of the files that it is made from, and who holds the study."""
+        """Changes when the page would: names, sizes and times of the files that it is made from, and who
+        holds the study."""
         facts: list[Any] = [f"{p.relative_to(self.study.root)} {at}" for p, at in self._stamps()]
         try:
             facts.append(self.study.holder() is not None)
@@ -93,7 +96,10 @@ def _launcher(study: Study) -> str:
 
 
 def server(study: Study, port: int = 0) -> ThreadingHTTPServer:
-    """A server of the study's page, bound but not yet answering. Raises UserError: no study, or the port cannot be had."""
+    """A server of the study's page, bound but not yet answering.
+
+    Raises UserError: no study, or the port cannot be had.
+    """
     study.must_exist()
     shown = LivePage(study)
 

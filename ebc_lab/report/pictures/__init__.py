@@ -1,4 +1,7 @@
-"""Pictures of a study. Each stage names those that are drawn of its decision; a study that compares arms has theirs too."""
+"""Pictures of a study.
+
+Each stage names those that are drawn of its decision; a study that compares arms has theirs too.
+"""
 
 from __future__ import annotations
 

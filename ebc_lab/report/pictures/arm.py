@@ -1,4 +1,5 @@
-"""One arm, of a study's finals or of a suite: its name in words, and the pictures of its loss, clip coefficient and KL."""
+"""One arm, of a study's finals or of a suite: its name in words, and the pictures of its loss, clip
+coefficient and KL."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ FRAMED_FROM = (
 
 @dataclass(frozen=True)
 class Rival:
-    """What an arm's loss is drawn against: the baseline of the finals, or the arm of a suite that it is paired with."""
+    """What an arm's loss is drawn against: the baseline of the finals, or the arm of a suite that it is
+    paired with."""
 
     name: str
     runs: Sequence[Run]
@@ -46,7 +48,8 @@ class Rival:
     itself: bool = False  # the arm is what the others are drawn against
 
 
-# -- one arm ----------------------------------------------------------------------------------------------------------
+# -- one arm
+# ----------------------------------------------------------------------------------------------------------
 
 
 def arm_page(
@@ -145,7 +148,8 @@ def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None
 
 
 def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet:
-    """The clip coefficient over the steps: quantiles over the seeds and a moving window, and where it should lie."""
+    """The clip coefficient over the steps: quantiles over the seeds and a moving window, and where it should
+    lie."""
     low, high = facts.band
     what = "How much of each update is applied"
     figure, axes = arm_page(facts, name, arm, runs, what, _clip_finding(facts, arm, runs))
@@ -188,7 +192,8 @@ def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> 
 
 
 def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Sheet:
-    """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's natural KL."""
+    """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's
+    natural KL."""
     what = "How far each step moves the predictions (KL divergence)"
     figure, axes = arm_page(facts, name, arm, runs, what, _kl_finding(arm, runs))
     axes.set_ylabel("applied KL (nats per token, log scale)")

@@ -60,8 +60,9 @@ def _stream(path: Path) -> dict[str, np.ndarray]:
 
 
 def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ma.MaskedArray]:
-    """A column of several streams side by side. -> the steps that any of them has, and (streams, steps), masked where
-    a stream has no finite value: a run that ended early drops out of the mean instead of bending it."""
+    """A column of several streams side by side. -> the steps that any of them has, and (streams, steps),
+    masked where a stream has no finite value: a run that ended early drops out of the mean instead of bending
+    it."""
     own = [s for s in streams if s]
     steps = np.unique(np.concatenate([s["step"] for s in own])) if own else np.empty(0)
     table = np.full((len(own), len(steps)), np.nan)
@@ -71,7 +72,8 @@ def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[n
 
 
 def spans(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the moving window of each of `n` steps begins and ends; it narrows towards the first, where curves are steep."""
+    """Where the moving window of each of `n` steps begins and ends; it narrows towards the first, where
+    curves are steep."""
     half = window(n) // 2
     at = np.arange(n)
     return np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)

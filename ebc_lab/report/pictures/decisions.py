@@ -1,4 +1,5 @@
-"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the effective step, the calibration."""
+"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the effective step, the
+calibration."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def seeds_in_words(rows: Rows) -> str:
 
 
 def ticks_at(axes: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
-    """Ticks of a log x axis at the values that were tried, except where a label would run into the one before."""
+    """Ticks of a log x axis at the values that were tried, except where a label would run into the one
+    before."""
     low, high = np.log(axes.get_xlim())
     kept: list[int] = []
     for i, value in enumerate(values):
@@ -160,7 +162,8 @@ def _sweep_finding(kept: Mapping[str, Mapping[str, Any]]) -> str:
 def _draw_swept(
     axes: Axes, track: str, found: Rows, look: tuple[str, str, str], facts: Facts, kept: bool
 ) -> tuple[list[Any], bool, bool]:
-    """The runs of an optimizer. -> its line, whether its grid was extended, whether a control was searched for."""
+    """The runs of an optimizer. -> its line, whether its grid was extended, whether a control was searched
+    for."""
     colour, marker, dashes = look
 
     def of(role: str) -> list[Mapping[str, Any]]:
@@ -186,7 +189,8 @@ def _draw_swept(
 
 
 def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Sheet:
-    """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen scale."""
+    """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen
+    scale."""
     rows = [row for arm in found["arms"].values() for row in arm]
     what = "How far can the learning rate rise?"
     whom = f"{optimizer(track)} with and without EBC; ×1 is its best learning rate without EBC, {best_lr:g}"
@@ -342,7 +346,8 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
 
 
 def _draw_budgets(top: Axes, bottom: Axes, rows: Rows, done: Rows, chosen: str, handles: list[Any]) -> bool:
-    """A line for every budget in both panels; their legend goes to `handles`. -> whether a run did not complete."""
+    """A line for every budget in both panels; their legend goes to `handles`. -> whether a run did not
+    complete."""
     lost = False
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
     for budget, (colour, marker, dashes) in zip(budgets, BUDGETS * len(budgets), strict=False):

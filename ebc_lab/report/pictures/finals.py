@@ -1,4 +1,5 @@
-"""The final arms side by side: what holding updates back costs, how soon the baseline's loss is reached, EBC's time.
+"""The final arms side by side: what holding updates back costs, how soon the baseline's loss is reached,
+EBC's time.
 
 Their paired differences in test loss are `forest`'s.
 """
@@ -114,7 +115,8 @@ def seeds_in(arms: Arms) -> int:
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The arms that no other one dominates, by (mean c, loss): with a c at least as high and a loss at least as low."""
+    """The arms that no other one dominates, by (mean c, loss): with a c at least as high and a loss at least
+    as low."""
 
     def beaten(c: float, loss: float) -> bool:
         return any(c2 >= c and loss2 <= loss and (c2, loss2) != (c, loss) for c2, loss2 in points.values())
@@ -123,7 +125,8 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 
 def draw_pareto(facts: Facts, arms: Arms, results: Results) -> Sheet:
-    """Test loss against mean c of the final arms: means over the seeds, the seeds faint, the front of undominated arms.
+    """Test loss against mean c of the final arms: means over the seeds, the seeds faint, the front of
+    undominated arms.
 
     Labels stand in a column beside the axes, in the order of the points, because plain arms share c = 1.
     """
@@ -218,7 +221,8 @@ def _label_points(
 
 
 def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results: Results) -> Sheet:
-    """Steps, tokens and training seconds until an arm's validation loss is at the baseline's final one, seeds faint.
+    """Steps, tokens and training seconds until an arm's validation loss is at the baseline's final one, seeds
+    faint.
 
     Arms that never got there say so.
     """
@@ -296,7 +300,8 @@ def draw_reached(
     seeds: Sequence[Mapping[str, float]],
     unit: str,
 ) -> None:
-    """An arm's row in one unit: its seeds faint, its median with the figure beside it, or that it never got there."""
+    """An arm's row in one unit: its seeds faint, its median with the figure beside it, or that it never got
+    there."""
     colour, runs = colour_of(arm), len(arm["runs"])
     axes.plot([x[unit] for x in seeds], [y + 0.25] * len(seeds), color=colour, **SEED)
     if not reached:
@@ -329,7 +334,8 @@ Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds,
 
 
 def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Results) -> Sheet | None:
-    """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time spent in its probes.
+    """EBC's overhead with its quartiles against the limit, and the share of each EBC arm's time spent in its
+    probes.
 
     `found`: the finals' tracks; `measured`: track -> its overhead's result. None where nothing was measured.
     """

@@ -1,7 +1,7 @@
 """The main result: every arm's paired difference in test loss from its reference, best first.
 
-Of a suite's arms, and of the finals' against the baseline and against the fair control. The thick line is the 95%
-interval of one difference; the thin one, where the decision holds it, that of all differences together.
+Of a suite's arms, and of the finals' against the baseline and against the fair control. The thick line is the
+95% interval of one difference; the thin one, where the decision holds it, that of all differences together.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class Row:
 
     @property
     def by_rank(self) -> bool:
-        """Whether a diverged run made ranks decide: the middle is then a median, and a limit may be infinite."""
+        """Whether a diverged run made ranks decide: the middle is then a median, and a limit may be
+        infinite."""
         return self.difference.get("method") == "rank"
 
     @property
@@ -83,7 +84,10 @@ class Row:
         return self.interval("low", "high") or (self.mean or 0.0, self.mean or 0.0)
 
     def interval(self, *names: str) -> tuple[float, float] | None:
-        """Two of the difference's limits; None where they were not computed. By rank, one that is null is infinite."""
+        """Two of the difference's limits; None where they were not computed.
+
+        By rank, one that is null is infinite.
+        """
         low, high = (self.difference.get(name) for name in names)
         if low is None and high is None:
             return None
@@ -93,7 +97,8 @@ class Row:
 
     @property
     def place(self) -> tuple[int, float]:
-        """Best first; without a difference because the reference diverged, because the arm did, for lack of results."""
+        """Best first; without a difference because the reference diverged, because the arm did, for lack of
+        results."""
         if self.mean is not None:
             return 0, self.mean
         if self.arm["outcomes"].get("diverged"):
@@ -145,7 +150,8 @@ def missing(arms: Arms, asked: Sequence[str] = ()) -> str:
 
 
 def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequence[Row], rule: str) -> Sheet:
-    """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, its losses."""
+    """A suite's arms: one row each, its difference from its reference with its intervals, seeds faint, its
+    losses."""
     arms, reference = found["arms"], found["reference"]
     zero = arms[reference]["test_loss"] if reference in arms else None
     said = f"0 = {reference}, which has no test loss"
@@ -165,7 +171,8 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
 
 
 def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Results, rule: str) -> Sheet:
-    """The final arms against the baseline, and under them against the fair control, with zero and the target's margin."""
+    """The final arms against the baseline, and under them against the fair control, with zero and the
+    target's margin."""
     arms, margin = found["arms"], facts.margin
     groups: dict[str, list[Row]] = {}
     parts = []
@@ -338,7 +345,8 @@ def across_of(axes: Axes) -> Any:
 
 
 def head_of(axes: Axes, said: str) -> None:
-    """Put the axes between the names and the figures; above the rows, what zero is, and the columns' headings."""
+    """Put the axes between the names and the figures; above the rows, what zero is, and the columns'
+    headings."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     box = axes.get_position()

@@ -1,4 +1,5 @@
-"""What the clip coefficient follows from, where it was measured: the groups' contributions s_g, and how tight their sum is.
+"""What the clip coefficient follows from, where it was measured: the groups' contributions s_g, and how tight
+their sum is.
 
 The columns `s_<group>`, `surrogate`, `radius` and `tightness` of steps.csv, which docs/files.md explains.
 """
@@ -37,7 +38,8 @@ LAYERS = (EBC, "C4", GOAL, "C6", ALERT, "C5")  # neighbours far apart, also for 
 LABELS_FROM = 0.74  # of the width: the layers' labels stand beyond it
 
 
-# -- the groups' contributions ----------------------------------------------------------------------------------------
+# -- the groups' contributions
+# ----------------------------------------------------------------------------------------
 
 
 def groups_of(runs: Sequence[Run]) -> list[str]:
@@ -60,7 +62,8 @@ def percent(share: float) -> str:
 
 
 def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:
-    """The groups' contributions to S stacked over the steps, the largest by name; None where no run measured any."""
+    """The groups' contributions to S stacked over the steps, the largest by name; None where no run measured
+    any."""
     streams, groups = measured(runs, "surrogate"), groups_of(runs)
     if not streams or not groups:
         return None
@@ -123,7 +126,8 @@ def _draw_layers(
     return stacked, ends
 
 
-# -- tightness --------------------------------------------------------------------------------------------------------
+# -- tightness
+# --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A figure as files: PNG, and SVG small enough to embed; the same bytes at every call.
 
-Text stays text in the SVG (`svg.fonttype: none`): it can be selected, searched and read out, and takes a fifth of the bytes
-that outlines take. Its layout was measured in DejaVu Sans, about the widest face there is, so that a reader's own sans-serif
-leaves a little air instead of running into something.
+Text stays text in the SVG (`svg.fonttype: none`): it can be selected, searched and read out, and takes a
+fifth of the bytes that outlines take. Its layout was measured in DejaVu Sans, about the widest face there is,
+so that a reader's own sans-serif leaves a little air instead of running into something.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def svg(figure: Sheet, name: str) -> bytes:
 
 
 def shrink(root: ElementTree.Element) -> None:
-    """Take out what draws nothing, say once what many marks say, and round places: to a hundredth of a point at most."""
+    """Take out what draws nothing, say once what many marks say, and round places: to a hundredth of a point
+    at most."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):

@@ -1,6 +1,7 @@
 """A picture's page: its header in words, its axes, and its key under them where it hides no data.
 
-The layout is computed here, once, from the measured text: matplotlib's layout engines take several times as long.
+The layout is computed here, once, from the measured text: matplotlib's layout engines take several times as
+long.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Facts:
 
 
 class Sheet(Figure):
-    """A figure that knows its own header: its title, and what can be said of it to somebody who cannot see it."""
+    """A figure that knows its own header: its title, and what can be said of it to somebody who cannot see
+    it."""
 
     title = ""
     alt = ""
@@ -103,7 +105,8 @@ def page(
     size: tuple[float, float] | None = None,
     left: float = LEFT,
 ) -> tuple[Sheet, Axes]:
-    """A figure with its header: what it shows (bold), of whom, what was found, where the data come from, warnings.
+    """A figure with its header: what it shows (bold), of whom, what was found, where the data come from,
+    warnings.
 
     `size`: inches, where not the style's; `left`: the margin, as a share of the width.
     """

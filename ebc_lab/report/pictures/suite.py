@@ -1,4 +1,5 @@
-"""The pictures of a suite: its arms side by side, the mechanism over the run, recovery from shocks, and each arm.
+"""The pictures of a suite: its arms side by side, the mechanism over the run, recovery from shocks, and each
+arm.
 
 With several tracks, every picture has its track's name in its own.
 """
@@ -128,7 +129,8 @@ def in_words(arm: Mapping[str, Any]) -> str:
     return f"; test loss {signed(difference['mean'])}{half}"
 
 
-# -- what the mechanism did -------------------------------------------------------------------------------------------
+# -- what the mechanism did
+# -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,10 @@ def _farthest(arms: Arms) -> str:
 def _draw_course(
     axes: Axes, x: np.ndarray, y: np.ma.MaskedArray, seeds: np.ma.MaskedArray, words: str, place: int | None
 ) -> list[End]:
-    """A line and, where it is told apart, each seed's. `place`: which look it has; None: one of the rest. -> its end."""
+    """A line and, where it is told apart, each seed's.
+
+    `place`: which look it has; None: one of the rest. -> its end.
+    """
     if place is None:
         axes.plot(x, y, color=REST, ls="-", lw=1.0, zorder=1.5)
         return []
@@ -269,12 +274,16 @@ def ratio_in_words(arm: Mapping[str, Any]) -> str:
     return f"KL / δ* {ratio:.2f} where clipped" if ratio is not None else "never clipped at an audit"
 
 
-# -- how shocks passed ------------------------------------------------------------------------------------------------
+# -- how shocks passed
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """An arm's training loss around its shock. `loss`: minus its level before, by `offset` from the shock's step."""
+    """An arm's training loss around its shock.
+
+    `loss`: minus its level before, by `offset` from the shock's step.
+    """
 
     label: str
     kind: str  # of the shock
@@ -362,7 +371,8 @@ def draw_recovery(facts: Facts, track: str, arms: Arms, recoveries: Sequence[Rec
 
 
 def _draw_recoveries(axes: Axes, arms: Arms, recoveries: Sequence[Recovery]) -> None:
-    """The lines of one kind of shock: thinner when the colours are used up, and dashed differently after that."""
+    """The lines of one kind of shock: thinner when the colours are used up, and dashed differently after
+    that."""
     axes.set_ylabel("loss − before (nats)")
     axes.axhline(0, color="#999999", lw=0.8)
     axes.axvline(0, color=ALERT, ls=":", lw=1.2)

@@ -1,7 +1,8 @@
-"""The tables of a study as Markdown and LaTeX, for papers: what was found, with its uncertainty, and a caption.
+"""The tables of a study as Markdown and LaTeX, for papers: what was found, with its uncertainty, and a
+caption.
 
-`finals`, `suite` and `verdict` choose and caption the tables; `markdown` and `latex` write the same cells twice.
-The LaTeX needs booktabs and nothing else.
+`finals`, `suite` and `verdict` choose and caption the tables; `markdown` and `latex` write the same cells
+twice. The LaTeX needs booktabs and nothing else.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def _markdown_cell(kind: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket of a link."""
+    """Text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket of a
+    link."""
     return re.sub(r"([\\`*|<~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
 
 

@@ -54,7 +54,8 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
 
 
 def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test loss."""
+    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test
+    loss."""
     import pandas as pd
 
     rows = []

@@ -1,4 +1,5 @@
-"""Tables as data: what a column shows and in which format, stated once for the terminal, the papers and the page.
+"""Tables as data: what a column shows and in which format, stated once for the terminal, the papers and the
+page.
 
 `tables` builds them; `cli.screen`, `papers` and the page's templates only write the cells down.
 """
@@ -64,7 +65,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """`name` identifies it on the page and in a paper; `note`: units and what else a reader needs at its head."""
+    """`name` identifies it on the page and in a paper; `note`: units and what else a reader needs at its
+    head."""
 
     name: str
     title: str

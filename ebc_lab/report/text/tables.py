@@ -1,6 +1,7 @@
 """The tables of a study: what stands in each, for the terminal, the papers and the page alike.
 
-Everything is told from decisions as they were recorded; `results` (run id -> result) adds what these leave out.
+Everything is told from decisions as they were recorded; `results` (run id -> result) adds what these leave
+out.
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ ARMS = (
 def arms(
     name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table:
-    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed seeds.
+    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed
+    seeds.
 
     Without `results` the means are those of the decision, and no spread is known but that of the test loss.
     """

@@ -1,4 +1,5 @@
-"""What the page says in words: numbers a person can read, what each check means, and the answer in a sentence.
+"""What the page says in words: numbers a person can read, what each check means, and the answer in a
+sentence.
 
 The judgements themselves are made in `study.verdict`; here they are only told.
 """
@@ -15,25 +16,29 @@ from ebc_lab.study.stages.statistics import by_interval, show_difference
 NOTHING = "–"
 QUESTION = "Does bounding how far each update may move the model’s predictions help?"
 METHOD = (
-    "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, so that the model’s "
-    "predictions move by no more than a chosen amount.",
-    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate can then "
-    "rise, and trains every arm again at full length over fresh seeds. Validation loss decides; test loss only judges.",
+    "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, so that "
+    "the model’s predictions move by no more than a chosen amount.",
+    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate "
+    "can then rise, and trains every arm again at full length over fresh seeds. Validation loss decides; test loss "
+    "only judges.",
 )
 TERMS = {
     "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions",
     "c": "the clip coefficient: the share of an update that is applied; 1 is all of it",
     "baseline": "the plain optimizer at its best constant learning rate",
-    "fair control": "the same optimizer with 20 steps of warm-up and linear decay, its learning rate tuned too",
+    "fair control": "the same optimizer with 20 steps of warm-up and linear decay, "
+    "its learning rate tuned too",
     "arm": "one way to train, over all seeds",
     "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
-    "smallest detectable difference": "what these seeds would have shown as a difference four times out of five",
+    "smallest detectable difference": "the least true difference that these seeds would have shown "
+    "four times out of five",
 }
 CHECKS = {  # name -> title, what it asks, and what each verdict means
     "kl_on_target": (
-        "Does the bound hold what it promises?",
-        "The KL divergence of EBC’s steps, measured on tokens that had no part in choosing them, against its target δ*.",
+        "Does the bound hold?",
+        "The KL divergence of EBC’s steps, measured on tokens that had no part in choosing them, "
+        "against its target δ*.",
         {
             "pass": "It does: clipped steps move the predictions about as far as they were allowed to.",
             "fail": "It does not: clipped steps move the predictions clearly more, or less, than asked.",
@@ -64,9 +69,9 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
         {},
     ),
     "best_ebc_no_worse_than_control": (
-        "Is EBC worth having beside a tuned schedule?",
-        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with warm-up and decay, its "
-        "learning rate tuned too.",
+        "Is EBC worth having where a tuned schedule is at hand?",
+        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with warm-up and "
+        "decay, its learning rate tuned too.",
         {},
     ),
     "overhead": (
@@ -101,11 +106,12 @@ JUDGED = {  # of a paired difference -> badge, what it says
 }
 
 
-# -- numbers --------------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
+# -------------
 
 
 def fixed(x: float | None, digits: int = 4) -> str:
-    """A figure with so many decimals: losses have four."""
+    """A figure with this many decimals: losses have four."""
     return NOTHING if x is None or not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−")
 
 
@@ -132,24 +138,21 @@ def percent(x: float | None, digits: int = 0) -> str:
 
 def setting(x: Any) -> str:
     """A value of the configuration, short and exact."""
-    if isinstance(x, Mapping | list | tuple):
-        return (
-            "[" + ", ".join(map(setting, x)) + "]"
-            if not isinstance(x, Mapping)
-            else "{}"
-            if not x
-            else str(dict(x))
-        )
-    return "none" if x is None else {True: "yes", False: "no"}[x] if isinstance(x, bool) else str(x)
+    if isinstance(x, Mapping):
+        return str(dict(x)) if x else "{}"
+    if isinstance(x, list | tuple):
+        return f"[{', '.join(map(setting, x))}]"
+    if isinstance(x, bool):
+        return "yes" if x else "no"
+    return "none" if x is None else str(x)
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     """`−0.012 to +0.034`; a missing limit is an infinite one."""
     if low is None and high is None:
         return NOTHING
-    return (
-        f"{'−∞' if low is None else signed(low, digits)} to {'+∞' if high is None else signed(high, digits)}"
-    )
+    left = "−∞" if low is None else signed(low, digits)
+    return f"{left} to {'+∞' if high is None else signed(high, digits)}"
 
 
 def plural(n: int, one: str, many: str | None = None) -> str:
@@ -163,7 +166,8 @@ def breakable(name: str) -> Any:
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
 
 
-# -- sentences ------------------------------------------------------------------------------------------------------------
+# -- sentences
+# ------------------------------------------------------------------------------------------------------------
 
 
 def judgement(line: Mapping[str, Any]) -> str:
@@ -175,15 +179,17 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
     """What a line's verdict says, for somebody who does not know the method."""
     if line["name"] == "c_in_band" and line["verdict"] == "fail" and line.get("c_median") is not None:
         if line["c_median"] > band[1]:
-            return "It hardly acts: over a full-length run the typical step is within the budget by itself, or nearly so."
+            return "It hardly acts: over a full-length run the typical step is within the budget anyway, or nearly so."
         return "It throttles: the typical step is cut down further than was meant."
     if not line.get("difference"):
         return str(CHECKS.get(line["name"], ("", "", {}))[2].get(line["verdict"], ""))
     return {
         "beats": f"It beats {reference}: the whole interval lies below zero.",
-        "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; that it beats it is not shown.",
+        "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; "
+        "that it beats it is not shown.",
         "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above {reference}.",
-        "undecided": f"Not settled: losing no more than {margin:g} nats to {reference} and losing more are both possible.",
+        "undecided": f"Undecided: losing no more than {margin:g} nats to {reference} and losing more "
+        "are both possible.",
     }[judgement(line)]
 
 
@@ -195,20 +201,20 @@ def gap(difference: Mapping[str, Any], joint: bool) -> str:
     size = f"{abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
     if d["low"] is None and d["high"] is None:
         return f"{size}, from one pair of runs"
-    whose = f"for {d['comparisons']} comparisons at once" if joint and d["comparisons"] > 1 else ""
-    return f"{size} (95% interval {interval(d['low'], d['high'], 3)}{whose and f' {whose}'}, {plural(d['seeds'], 'paired seed')})"
+    whose = f" for all {d['comparisons']} comparisons together" if joint and d["comparisons"] > 1 else ""
+    limits = interval(d["low"], d["high"], 3)
+    return f"{size} (95% interval {limits}{whose}, {plural(d['seeds'], 'paired seed')})"
 
 
 def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] | None:
     """The finals in a word and two sentences; None where the lines that compare arms are not there."""
     by_name = {line["name"]: line for line in lines if line.get("difference")}
-    fair, twice = by_name.get("best_ebc_no_worse_than_control"), by_name.get("x2_no_worse_than_baseline")
+    fair = by_name.get("best_ebc_no_worse_than_control")
+    twice = by_name.get("x2_no_worse_than_baseline")
     if fair is None:
         return None
     how = judgement(fair)
-    word = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Not settled."}[
-        how
-    ]
+    words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Undecided."}
     said = {
         "beats": "EBC’s best arm beats the fair control",
         "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
@@ -220,13 +226,13 @@ def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] 
     text = f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
     if twice is not None:
         then = {
-            "beats": "At twice the best plain learning rate, EBC even beats the plain optimizer at its best one",
-            "meets": f"At twice the best plain learning rate, EBC stays within {margin:g} nats of the plain one at its best",
-            "misses": "At twice the best plain learning rate, EBC is worse than the plain optimizer at its best one",
-            "undecided": "At twice the best plain learning rate, EBC against the plain optimizer at its best is undecided",
+            "beats": "EBC even beats the plain optimizer at its best one",
+            "meets": f"EBC stays within {margin:g} nats of the plain optimizer at its best one",
+            "misses": "EBC is worse than the plain optimizer at its best one",
+            "undecided": "EBC against the plain optimizer at its best one is undecided",
         }[judgement(twice)]
-        text += f" {then}: {gap(twice['difference'], twice['joint'])}."
-    return {"judged": how, "word": word, "text": text}
+        text += f" At twice the best plain learning rate, {then}: {gap(twice['difference'], twice['joint'])}."
+    return {"judged": how, "word": words_of[how], "text": text}
 
 
 def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
@@ -237,11 +243,8 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     arms = {n: a for n, a in found["arms"].items() if a["comparable"] and a["test_median"] is not None}
     arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
-        return {
-            "judged": "undecided",
-            "word": "No answer.",
-            "text": "No arm completed a run that can be compared.",
-        }
+        text = "No arm completed a run that can be compared."
+        return {"judged": "undecided", "word": "No answer.", "text": text}
     best = min(arms, key=lambda n: arms[n]["test_median"])
     text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
     told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
@@ -275,7 +278,8 @@ OPTIMIZERS = {
 }
 
 
-# -- an arm in words --------------------------------------------------------------------------------------------------
+# -- an arm in words
+# --------------------------------------------------------------------------------------------------
 
 
 def short(name: str, arm: Mapping[str, Any]) -> str:

@@ -1,4 +1,5 @@
-"""The pictures of the decisions before the finals: what was tried stands where its figures put it, and the winner is marked."""
+"""The pictures of the decisions before the finals: what was tried stands where its figures put it, and the
+winner is marked."""
 
 from __future__ import annotations
 
@@ -6,17 +7,12 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from report.pictures.test_pictures import drawn, write_study
+from support.drawn import drawn, words_of, write_study
 
 
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory) -> dict[str, Figure]:
     return drawn(write_study(tmp_path_factory.mktemp("study")))
-
-
-def words_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
 def points(axes: Axes, marker: str) -> list[tuple[float, float]]:

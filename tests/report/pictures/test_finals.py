@@ -1,4 +1,5 @@
-"""The final arms side by side: who dominates whom, who got there and when, what EBC costs, and the paired differences."""
+"""The final arms side by side: who dominates whom, who got there and when, what EBC costs, and the paired
+differences."""
 
 from __future__ import annotations
 
@@ -7,15 +8,10 @@ import math
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
-from report.pictures.test_pictures import BASELINE, CONTROL, FALLING, drawn, write_study
+from support.drawn import BASELINE, CONTROL, FALLING, drawn, words_of, write_study
 
 from ebc_lab.report.pictures.finals import front
 from ebc_lab.report.pictures.forest import Row
-
-
-def words_of(figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
 def changed(root, change):
@@ -23,7 +19,12 @@ def changed(root, change):
     decisions = json.loads((root / "auto_decisions.json").read_text())
     change(decisions["finals"]["tracks"]["adam_none"])
     (root / "auto_decisions.json").write_text(json.dumps(decisions))
-    return drawn(root)
+    return drawn(root, until="finals")
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return drawn(write_study(tmp_path_factory.mktemp("study")), until="overhead")
 
 
 def test_the_front_holds_the_arms_that_none_dominates():
@@ -38,8 +39,8 @@ def test_the_front_holds_the_arms_that_none_dominates():
     assert front({}) == []
 
 
-def test_pareto_draws_the_test_loss_with_each_seed_and_val_in_words(tmp_path):
-    figure = drawn(write_study(tmp_path))["pareto"]
+def test_pareto_draws_the_test_loss_with_each_seed_and_val_in_words(figures):
+    figure = figures["pareto"]
     axes = figure.axes[0]
     assert axes.get_ylabel().startswith("test loss")
     means = [line for line in axes.get_lines() if line.get_markersize() == 7]
@@ -50,8 +51,8 @@ def test_pareto_draws_the_test_loss_with_each_seed_and_val_in_words(tmp_path):
     assert all("2.205 (val 2.205)" in text.get_text() for text in axes.texts)
 
 
-def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(tmp_path):
-    figure = drawn(write_study(tmp_path))["efficiency"]
+def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figures):
+    figure = figures["efficiency"]
     left, right = figure.axes[:2]
     told = [text.get_text() for text in left.texts]
     assert "30  (1 of 2 seeds)" in told
@@ -62,8 +63,8 @@ def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(tmp_
     assert np.allclose(tokens.get_xlim(), np.array(left.get_xlim()) * 32)
 
 
-def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(tmp_path):
-    figure = drawn(write_study(tmp_path))["overhead"]
+def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(figures):
+    figure = figures["overhead"]
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
@@ -79,7 +80,7 @@ def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(tmp
 def test_without_a_measured_overhead_the_probes_alone_are_drawn(tmp_path):
     root = write_study(tmp_path)
     (root / "runs" / "overhead_adam_none_ebc_x2_n80_s0" / "result.json").unlink()
-    assert "The overhead was not measured." in words_of(drawn(root)["overhead"])
+    assert "The overhead was not measured." in words_of(drawn(root, until="overhead")["overhead"])
 
 
 def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
@@ -132,7 +133,7 @@ def test_limits_that_were_not_computed_are_none_and_those_beyond_all_ranks_infin
     assert Row("a", arm, [], False).interval("joint_low", "joint_high") is None
 
 
-def test_the_baseline_itself_is_never_compared_with_itself(tmp_path):
-    figure = drawn(write_study(tmp_path))["finals"]
+def test_the_baseline_itself_is_never_compared_with_itself(figures):
+    figure = figures["finals"]
     assert sum(text.startswith("plain ×2 (baseline)") for text in words_of(figure)) == 1
     assert BASELINE  # its row stands under the fair control

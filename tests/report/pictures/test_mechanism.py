@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
-from matplotlib.text import Text
-from report.pictures.test_pictures import BASELINE, FALLING, drawn, write_study
+from support.drawn import BASELINE, FALLING, drawn, words_of, write_study
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
@@ -23,12 +22,12 @@ FACTS = Facts("tiny", "words", None, "smoke", 160, 8, (0.5, 0.7))
 ARM = {"roles": ["ebc"], "track": "adam_none", "lr": 0.01, "lr_scale": 1.0, "ebc": True}
 
 
-def words_of(figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return drawn(write_study(tmp_path_factory.mktemp("study")))
 
 
-def test_groups_are_stacked_largest_first_and_add_up_to_s(tmp_path):
-    figures = drawn(write_study(tmp_path))
+def test_groups_are_stacked_largest_first_and_add_up_to_s(figures):
     figure = figures[f"adam_none_{FALLING}_groups"]
     axes = figure.axes[0]
     layers = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
@@ -69,8 +68,8 @@ def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     assert np.median(found.values) == pytest.approx(result["tightness_median"])
 
 
-def test_tightness_has_a_row_for_each_arm_that_measured_it(tmp_path):
-    figure = drawn(write_study(tmp_path))["tightness"]
+def test_tightness_has_a_row_for_each_arm_that_measured_it(figures):
+    figure = figures["tightness"]
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["EBC ×2, falling δ*"]
     middle = next(line for line in axes.get_lines() if line.get_marker() == "o" and line.get_alpha() is None)

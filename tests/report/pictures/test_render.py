@@ -1,21 +1,35 @@
-"""The files of the pictures: what every one says of its study, what an SVG may hold inside a page, and the palette."""
+"""The files of the pictures: what every one says of its study, what an SVG may hold inside a page, and the
+palette."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from report.pictures.test_pictures import write_run, write_study
-from report.pictures.test_suite import GOOD, PLAIN, write_suite
+from support.drawn import (
+    FALLING,
+    GAIN,
+    GOOD,
+    PLAIN,
+    TRAP,
+    drawn,
+    expected_names,
+    write_run,
+    write_study,
+    write_suite,
+)
 
 from ebc_lab.report import pictures as pictures_module
 from ebc_lab.report.pictures.catalogue import SECTIONS, catalogue
+from ebc_lab.report.pictures.render import png, svg
 from ebc_lab.report.pictures.sheet import STYLE
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -84,15 +98,38 @@ def test_an_svg_tells_what_it_shows_to_who_cannot_see_it(study):
 
 def test_the_pictures_of_long_runs_stay_small(tmp_path):
     root = write_study(tmp_path)
-    for folder in (root / "runs").glob("*x*_s?"):
-        (folder / "steps.csv").unlink(missing_ok=True)
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
-        write_run(folder, ebc="ebc" in folder.name, seed=int(folder.name[-1]), steps=3000)
-    pictures_module.draw_study(root)
-    sizes = {path.name: path.stat().st_size for path in root.glob("*.svg")}
-    assert max(sizes.values()) < LARGEST, max(sizes.items(), key=lambda item: item[1])
+    for folder in (root / "runs").glob(f"*{FALLING}_s?"):
+        shutil.rmtree(folder)
+        write_run(folder, ebc=True, seed=int(folder.name[-1]), steps=3000)
+    names = [f"adam_none_{FALLING}_{kind}" for kind in ("loss", "clip", "kl", "groups")]
+    figures = drawn(root)
+    sizes = {name: len(svg(figures[name], name)) for name in names}
+    assert max(sizes.values()) < LARGEST, sizes
+
+
+def test_a_study_with_finals_and_a_suite_has_every_picture(study):
+    kinds = {f"{arm}_loss" for arm in GAIN}
+    kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
+    together = {"ablation", "ablation_steps", "ablation_tightness", "recovery"}
+    assert {path.stem for path in study.glob("*.png")} == expected_names("adam_none") | kinds | together
+
+
+def test_no_picture_is_blank_or_all_ink(study):
+    for path in study.glob("*.png"):
+        image = matplotlib.image.imread(path)
+        assert 300 < image.shape[0] < image.shape[1] < 1400
+        assert 0.01 < (image[:, :, :3].min(axis=2) < 0.95).mean() < 0.6, path.name
+
+
+def test_a_picture_has_the_same_bytes_each_time(study):
+    """Of all pictures: test_draws_every_picture_of_a_study_the_same_each_time."""
+    settings = dict(matplotlib.rcParams)
+    again = drawn(study, until="calibrate")
+    with matplotlib.rc_context(fname=STYLE):
+        for name, figure in again.items():
+            assert png(figure) == (study / f"{name}.png").read_bytes(), name
+            assert svg(figure, name) == (study / f"{name}.svg").read_bytes(), name
+    assert dict(matplotlib.rcParams) == settings
 
 
 def test_the_catalogue_lists_every_picture_once_in_reading_order(study):
@@ -117,7 +154,8 @@ def test_a_study_without_pictures_has_an_empty_catalogue(tmp_path):
     assert catalogue(tmp_path) == []
 
 
-# What a reader without one kind of cone sees, in linear RGB (Machado, Oliveira and Fernandes 2009, severity 1).
+# What a reader without one kind of cone sees, in linear RGB (Machado, Oliveira and Fernandes 2009, severity
+# 1).
 SIGHT = {
     "normal": np.eye(3),
     "protanopia": [

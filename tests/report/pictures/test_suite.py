@@ -4,105 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from report.pictures.test_pictures import drawn, expected_names, write_run, write_study
+from support.drawn import BROKEN, GAIN, GOOD, PLAIN, SEEDS, TRAP, drawn, words_of, write_suite
 
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures import forest
 from ebc_lab.report.pictures import suite as suite_module
-from ebc_lab.study.stages.statistics import paired
-
-SEEDS = (0, 1, 2)
-PLAIN, GOOD, TRAP, BROKEN = "plain_arm", "good_arm", "trap_arm", "broken_arm"
-GAIN = {
-    PLAIN: (0.0, 0.0, 0.0),
-    GOOD: (-0.05, -0.04, -0.03),
-    TRAP: (0.06, 0.05, 0.07),
-    BROKEN: (0.1, 0.1, 0.1),
-}
-
-
-def write_suite(
-    root: Path,
-    *,
-    gains: Mapping[str, Sequence[float]] = GAIN,
-    versus: Mapping[str, str] = {TRAP: GOOD},
-    outcomes: Mapping[tuple[str, int], str] = {(BROKEN, 0): "diverged"},
-    shocks: Mapping[str, Mapping[str, Any]] = {},
-    tracks: tuple[str, ...] = ("adam_none",),
-    asked: Sequence[str] = (),
-    ebc: Sequence[str] = (GOOD, TRAP),
-    finals: bool = False,
-) -> Path:
-    """A finished suite. `gains`: an arm's test loss minus 2, seed by seed; `shocks`: by arm; `finals`: a study's too."""
-    write_study(root)
-    found: dict[str, Any] = {}
-    swept = {track: {"lr": 0.004, "natural_kl": 0.009} for track in tracks}
-    for track in tracks:
-        losses: dict[str, dict[str, float]] = {}
-        arms: dict[str, Any] = {}
-        for label, own in gains.items():
-            runs = {str(seed): f"{track}_{label}_s{seed}" for seed in SEEDS[: len(own)]}
-            losses[label] = {}
-            ends = []
-            for (seed, run_id), gain in zip(runs.items(), own, strict=True):
-                folder, outcome = root / "runs" / run_id, outcomes.get((label, int(seed)), "completed")
-                write_run(folder, ebc=label in ebc, seed=int(seed), outcome=outcome)
-                ends.append(outcome)
-                if outcome == "missing":
-                    continue
-                if outcome in ("completed", "diverged"):
-                    losses[label][seed] = 2 + gain if outcome == "completed" else math.inf
-                result = json.loads((folder / "result.json").read_text())
-                result["test_loss"] = 2 + gain if outcome == "completed" else None
-                shock = shocks.get(label)
-                if shock:
-                    result |= {"shock_peak": shock["peak"], "shock_recovery_steps": shock["back"]}
-                (folder / "result.json").write_text(json.dumps(result))
-                told = {"name": shock["name"] if shock else "none", "step": None, "size": 10.0}
-                (folder / "spec.json").write_text(json.dumps({"config": {"steps": 40, "shock": told}}))
-            finite = [x for x in losses[label].values() if np.isfinite(x)]
-            mean = float(np.mean(finite)) if finite else None
-            arms[label] = {
-                "roles": [label], "track": track, "lr": 0.004, "lr_scale": 1.0, "ebc": label in ebc,
-                "delta_star": 0.01 if label in ebc else None, "runs": runs, "about": f"what {label} is", "point": None,
-                "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})}, "test_loss": mean, "val_loss": mean,
-                "figures": {"c_early": 0.5, "c_late": 0.5 + own[0], "kl_ratio_median": 1.0} if label in ebc else {},
-            }  # fmt: skip
-        reference = next(iter(gains))
-        for label, arm in arms.items():
-            arm["versus"] = versus.get(label, reference) if label != reference else None
-            known = arm["versus"] in losses
-            arm["difference"] = paired(losses[label], losses[arm["versus"]]) if known else None
-        found[track] = {"reference": reference, "arms": arms}
-    decisions = {
-        "lr_sweep": {"tracks": swept},
-        "ablation": {"tracks": found, "rule": "test loss after 40 steps", "notes": []},
-    }
-    if finals:
-        decisions = json.loads((root / "auto_decisions.json").read_text()) | {
-            "ablation": decisions["ablation"]
-        }
-    (root / "auto_decisions.json").write_text(json.dumps(decisions))
-    header = json.loads((root / "study.json").read_text())
-    header["config"]["ablation"] = {
-        "question": "Does it pay?",
-        "arms": {label: {} for label in (*gains, *asked)},
-    }
-    (root / "study.json").write_text(json.dumps(header))
-    return root
-
-
-def words_of(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+from ebc_lab.report.pictures.curves import read_runs
+from ebc_lab.report.pictures.sheet import STYLE
 
 
 def row_of(figure: Figure, label: str) -> tuple[float, list[str]]:
@@ -133,24 +46,18 @@ def suite(tmp_path_factory) -> dict[str, Figure]:
     return drawn(write_suite(tmp_path_factory.mktemp("suite"), asked=("copied_arm",)))
 
 
-def test_a_suite_draws_its_arms_together_and_each_alone_the_same_each_time(tmp_path):
+@pytest.mark.slow
+def test_a_suite_draws_the_same_each_time(tmp_path):
     root = write_suite(tmp_path)
     written = pictures.draw_study(root)
-    kinds = {f"{arm}_loss" for arm in GAIN} | {
-        f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")
-    }
-    assert {path.stem for path in written[:-1]} == kinds | {
-        "ablation",
-        "ablation_steps",
-        "ablation_tightness",
-    }
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in pictures.draw_study(root)} == first
 
 
-def test_a_study_with_finals_and_a_suite_draws_both(tmp_path):
-    names = set(drawn(write_suite(tmp_path, finals=True)))
-    assert names >= expected_names("adam_none") | {"ablation", "ablation_steps", f"{GOOD}_loss"}
+def test_a_suite_draws_its_arms_together_and_each_alone(suite):
+    kinds = {f"{arm}_loss" for arm in GAIN}
+    kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
+    assert set(suite) == kinds | {"ablation", "ablation_steps", "ablation_tightness"}
 
 
 def test_the_forest_has_a_row_for_each_arm_best_first_diverged_last(suite):
@@ -202,17 +109,18 @@ def test_an_outlier_leaves_the_axis_and_is_pointed_to(tmp_path):
     root = write_suite(
         tmp_path, gains={PLAIN: (0.0,) * 3, **near, "far": (3.0, 3.1, 3.2)}, versus={}, outcomes={}, ebc=()
     )
-    figures = drawn(root)
-    figure = figures["ablation"]
+    figure = drawn(root, until="ablation")["ablation"]
     y, words = row_of(figure, "far")
     assert figure.axes[0].get_xlim()[1] < 1
     assert marks_of(figure, y)[">"] == [0.985]
     assert "+3.100 ± 0.248" in words
-    assert "ablation_steps" not in figures
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("outcome", ["diverged", "missing", "oom"])
+@pytest.mark.parametrize(
+    "outcome",
+    ["diverged", *(pytest.param(other, marks=pytest.mark.slow) for other in ("missing", "oom"))],
+)
 def test_draws_a_suite_whose_reference_never_completed(tmp_path, outcome):
     figures = drawn(write_suite(tmp_path, outcomes={(PLAIN, seed): outcome for seed in SEEDS}))
     _, words = row_of(figures["ablation"], GOOD)
@@ -224,7 +132,9 @@ def test_draws_a_suite_whose_reference_never_completed(tmp_path, outcome):
 
 
 def test_one_seed_has_a_mean_and_no_interval(tmp_path):
-    figure = drawn(write_suite(tmp_path, gains={PLAIN: (0.0,), GOOD: (-0.02,)}, outcomes={}))["ablation"]
+    figure = drawn(
+        write_suite(tmp_path, gains={PLAIN: (0.0,), GOOD: (-0.02,)}, outcomes={}), until="ablation"
+    )["ablation"]
     y, words = row_of(figure, GOOD)
     assert "−0.020" in words
     assert marks_of(figure, y)["o"] == pytest.approx([-0.02])
@@ -233,13 +143,14 @@ def test_one_seed_has_a_mean_and_no_interval(tmp_path):
 
 def test_each_track_has_pictures_of_its_own(tmp_path):
     tracks = ("adam_none", "muon_none")
-    names = set(drawn(write_suite(tmp_path, tracks=tracks)))
+    gains = {PLAIN: (0.0,), GOOD: (-0.02,)}
+    names = set(drawn(write_suite(tmp_path, tracks=tracks, gains=gains, versus={}, outcomes={})))
     for track in tracks:
         assert {
             f"ablation_{track}",
             f"ablation_steps_{track}",
             f"{GOOD}_{track}_loss",
-            f"{TRAP}_{track}_kl",
+            f"{GOOD}_{track}_kl",
         } <= names
     assert "ablation" not in names
 
@@ -274,16 +185,18 @@ def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):
 
 def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
     gains = {PLAIN: (0.0,), **{f"arm{i}": (0.01 * i,) for i in range(1, 22)}}
-    root = write_suite(
-        tmp_path, gains=gains, versus={}, outcomes={}, ebc=[label for label in gains if label != PLAIN]
-    )
-    figures = drawn(root)
+    ebc = [label for label in gains if label != PLAIN]
+    root = write_suite(tmp_path, gains=gains, versus={}, outcomes={}, ebc=ebc)
+    figures = drawn(root, until="ablation")  # and not the pictures of 21 arms
+    facts = pictures.facts_of(json.loads((root / "study.json").read_text()))
+    decision = json.loads((root / "auto_decisions.json").read_text())["ablation"]
+    arms = {label: decision["tracks"]["adam_none"]["arms"][label] for label in ebc}
+    courses = {label: suite_module.course_of(read_runs(root, arm)) for label, arm in arms.items()}
+    with matplotlib.rc_context(fname=STYLE):
+        figures["ablation_steps"] = suite_module.draw_steps(facts, "adam_none", arms, courses)
     named = {text.get_text().split("  ")[0] for text in figures["ablation_steps"].axes[1].texts}
-    assert {
-        "arm19",
-        "arm20",
-        "arm21",
-    } < named  # the farthest from their targets; as many for the drift of c, the same for all here
+    # the farthest from their targets; as many for the drift of c, the same for all here
+    assert {"arm19", "arm20", "arm21"} < named
     assert len(named) == 6
     assert any(text.startswith("15 other arms") for text in words_of(figures["ablation_steps"]))
     figure = figures["ablation"]

@@ -12,8 +12,11 @@ import pandas as pd
 import pytest
 
 from ebc_lab.records import columns
+from ebc_lab.report import pictures
+from ebc_lab.report.conclude import report
 from ebc_lab.report.text import papers, summaries
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
+from ebc_lab.study.store.study import Study
 
 ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
 LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 2.0, 2.1), "broken": (1.8, None, 2.0)}
@@ -90,7 +93,8 @@ def cells(text: str, first: str) -> list[list[str]]:
     return [row for row in rows if row[0].strip("`") == first]
 
 
-# -- CSV -------------------------------------------------------------------------------------------------------------------
+# -- CSV -----------------------------------------------------------------------------------------------------
+# --------------
 
 
 def test_every_summary_has_the_documented_columns_in_their_order(finished):
@@ -117,7 +121,8 @@ def test_every_column_of_a_suite_is_documented():
     assert list(table.columns) == list(columns.ABLATION_MEANINGS)
 
 
-# -- the model -------------------------------------------------------------------------------------------------------------
+# -- the model -----------------------------------------------------------------------------------------------
+# --------------
 
 
 def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_empty():
@@ -136,7 +141,8 @@ def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_emp
     assert table.on(PAGE).rows[0].cells[1] == Cell("1.50", value=1.5)
 
 
-# -- for papers ------------------------------------------------------------------------------------------------------------
+# -- for papers
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_arm_has_mean_and_spread_over_its_seeds():
@@ -220,21 +226,20 @@ def test_the_lines_of_the_verdict_are_as_judged(finished):
     assert [row[2].replace("\\", "") for row in rows] == [line["figure"] for line in lines]
 
 
-def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path):
+def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "draw_study", lambda root: [])
     _, outcome, _ = finished
     root = Path(shutil.copytree(outcome.study.root, tmp_path / "again"))
     names = [f"{name}.{kind}" for name in ("acceptance", "summary_final") for kind in ("md", "tex")]
     before = {name: (root / name).read_bytes() for name in names}
-    from ebc_lab.report.conclude import report
-    from ebc_lab.study.store.study import Study
-
     for name in names:
         (root / name).unlink()
     report(Study(root))
     assert {name: (root / name).read_bytes() for name in names} == before
 
 
-# -- what each language reads as its own -----------------------------------------------------------------------------------
+# -- what each language reads as its own
+# -----------------------------------------------------------------------------------
 
 NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × ≤ ∞ “"
 

@@ -1,4 +1,4 @@
-// Adds to a page that is whole without it: sorting, filtering, enlarging, copying, the theme, and, under `watch`, refreshing.
+// Adds to a page that is complete without it: sorting, filtering, enlarging, copying, the theme, and, under `watch`, refreshing.
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -174,7 +174,7 @@
   if (stored === "light" || stored === "dark") root.dataset.theme = stored;
   const parts = new Map(all("[data-part]").map((part) => [part.id, part.outerHTML])); // as they came
 
-  // -- a study under way: take over the parts that have changed, and leave the reader where they are ----------------------
+  // -- a study in progress: take over the parts that have changed, and leave the reader where they are ----------------------
   let version = null, silent = false;
   async function look() {
     try {

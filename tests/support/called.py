@@ -1,0 +1,39 @@
+"""The command line, called in this process: the same exit code and text as from a shell, without a new
+interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from ebc_lab.cli import main
+
+CAUGHT = (signal.SIGTERM, signal.SIGHUP)  # what `main` takes over for as long as the process lives
+
+
+def called(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """`ebc-lab ARGUMENTS…` in folder `cwd`."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in CAUGHT}
+    code = 0
+    try:
+        with (
+            contextlib.chdir(cwd),
+            mock.patch.dict(os.environ, env),
+            mock.patch.object(sys, "argv", ["ebc-lab", *arguments]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
