@@ -150,7 +150,7 @@ MARKS = {"figure": ">", "prose": "~"}  # of `plain_table`
 
 
 def _cell(cell: model.Cell) -> Text:
-    note = f" ({cell.note})" if cell.note and cell.note not in cell.text else ""
+    note = f" ({cell.note})" if cell.note and not cell.page else ""
     return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
 
 

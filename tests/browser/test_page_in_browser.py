@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from typing import Any
 
 import pytest
 from browser.reader import AXE, DESKTOP, HOSTILE, PHONE
@@ -105,7 +107,7 @@ def test_what_the_study_says_of_itself_stays_text(reader, studies, name):
         assert HOSTILE in reader.one("#broken").text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param("many", marks=pytest.mark.slow), "suite", "smoke"])
 def test_every_column_sorts_both_ways_by_what_its_cells_mean(reader, studies, name):
     reader.open(studies[name])
     tables = reader.run(TABLES)
@@ -259,9 +261,17 @@ def test_the_page_never_scrolls_sideways(reader, studies, name, size):
     )
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", NAMES)
+def looks() -> list[Any]:
+    """Every study in every size and theme; each pair of these is among those that are not slow."""
+    made = []
+    for name, size, dark in itertools.product(NAMES, (DESKTOP, PHONE), (False, True)):
+        shown = f"{name}-{'phone' if size == PHONE else 'desktop'}-{'dark' if dark else 'light'}"
+        paired = (NAMES.index(name) + (size == PHONE) + dark) % 2 == 0
+        made.append(pytest.param(name, size, dark, id=shown, marks=() if paired else pytest.mark.slow))
+    return made
+
+
+@pytest.mark.parametrize(("name", "size", "dark"), looks())
 def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
     reader.open(studies[name], size, dark=dark)
     reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
@@ -281,7 +291,7 @@ def test_axe_finds_nothing_serious(reader, studies, name, size, dark, capsys):
     assert len(found["passes"]) > 20
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["suite", "smoke"])
 def test_an_enlarged_figure_is_accessible_too(reader, studies, name):
     reader.open(studies[name])
     reader.all("figure button")[0].send_keys(Keys.ENTER)

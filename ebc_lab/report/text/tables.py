@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import words
@@ -204,13 +205,15 @@ def _arm(
     outcomes = _outcomes(arm, own)
     done = outcomes.get("completed", 0)
     runs = len(arm["runs"])
-    lost = f"{outcomes['diverged']} of {runs} diverged" if outcomes.get("diverged") else None
+    diverged = outcomes.get("diverged")
+    lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
 
     def mean(key: str) -> float | None:
         return _mean(arm, own, key)
 
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
+    in_suite = "about" in arm  # the finals' table has other columns instead
     return (
         _named(label, arm, reference),
         arm.get("about"),
@@ -218,8 +221,8 @@ def _arm(
         arm.get("lr"),
         arm.get("delta_star"),
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
-        Cell(lost) if lost else _with_spread(arm, own, "val_loss"),
-        Cell(lost) if lost else _with_spread(arm, own, "test_loss"),
+        lost or replace(_with_spread(arm, own, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
+        lost or _with_spread(arm, own, "test_loss"),
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
         _ends(arm, "surrogate"),
@@ -227,14 +230,14 @@ def _arm(
         mean("clip_rate"),
         mean("kl_median"),
         mean("kl_ratio_median") if ebc else None,
-        mean("kl_within_30pct") if ebc else None,
+        mean("kl_within_30pct") if ebc and in_suite else None,
         mean("shock_peak"),
         mean("shock_recovery_steps"),
         mean("shock_recovered"),
         _unless_baseline(efficiency, reached, "steps"),
         reached["train_s"] if reached else None,
         mean("tokens_per_s"),
-        "" if done == runs else ", ".join(f"{n} {o}" for o, n in outcomes.items()),
+        ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
     )
 
 
@@ -296,7 +299,7 @@ DIFFERENCES = (
     Column("Arm", "name", short="arm", head=True),
     Column("Interval", on=(PAGE,)),
     Column("Seeds", "figure", brief, "seeds"),
-    Column("Diverged", "figure", short="diverged", optional=True),
+    Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
     Column("95% interval", "figure"),
     Column("95% for all together", "figure", short="joint", optional=True),
@@ -319,7 +322,7 @@ def differences(
         elsewhere = arm.get("versus") not in (None, found.get("reference"))
         lost = d.get("diverged")
         values = (
-            _compared(label, arm, elsewhere),
+            _compared(label, arm, elsewhere, lost),
             Cell(page="none", drawing=draw(d)),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
@@ -349,10 +352,15 @@ def ranked(found: Mapping[str, Any]) -> list[str]:
     return sorted(found["arms"], key=place)
 
 
-def _compared(label: str, arm: Mapping[str, Any], elsewhere: bool) -> Cell:
+def _compared(label: str, arm: Mapping[str, Any], elsewhere: bool, lost: Mapping[str, int] | None) -> Cell:
+    """The arm, what it is compared with if not with the reference, and on the page what diverged."""
     against = f"against {arm['versus']}" if elsewhere else ""
-    own = "" if "about" in arm or "roles" not in arm else words.short(label, arm)
-    return Cell(label, page=own, note=against)
+    name = label if "about" in arm or "roles" not in arm else words.short(label, arm)
+    text = f"{label} ({against})" if against else label
+    by_rank = (
+        f"by rank: {lost['arm']} of its runs diverged, {lost['reference']} of the reference’s" if lost else ""
+    )
+    return Cell(text, page=name, note="; ".join(filter(None, (against, by_rank))))
 
 
 def _centre(d: Mapping[str, Any]) -> Cell:
@@ -360,7 +368,8 @@ def _centre(d: Mapping[str, Any]) -> Cell:
     if d.get("mean") is not None:
         return Cell(signed(d["mean"], 3), d["mean"])
     if d.get("median") is not None:
-        return Cell(f"median {signed(d['median'], 3)}", d["median"])
+        median = signed(d["median"], 3)
+        return Cell(f"median {median}", d["median"], page=median)
     return Cell(NOTHING)
 
 
