@@ -191,16 +191,10 @@ class PlainProcess:
         text = Path(self.folder.name) / "text.txt"
         text.write_bytes(locate(run.data, quiet=True).text.encode())
         options = {"text": text, **plain_settings(run)}
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ebc_lab.bench.plain_loop", "--on-request"),
-                *(f"--{name}={value}" for name, value in options.items()),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = [sys.executable, "-m", "ebc_lab.bench.plain_loop", "--on-request"]
+        command += [f"--{name}={value}" for name, value in options.items()]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         self.threads = int(self._answer())
 
     def _answer(self) -> str:
@@ -243,11 +237,8 @@ def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str],
     with opened(baseline) as training, PlainProcess(run) as elsewhere:
         workload = training.workload
         plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
-        sides = {
-            "lab": Loop(training).recorded_steps,
-            "plain": plain.steps,
-            "plain_defaults": elsewhere.steps,
-        }
+        lab = Loop(training)
+        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": elsewhere.steps}
         for side in sides.values():
             side(WARM_STEPS)
         took = dict(

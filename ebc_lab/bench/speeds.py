@@ -10,6 +10,7 @@ its standard input: this is what runs on a Slurm node.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -92,9 +93,8 @@ def chosen_by_rule(
     `job_cores`: what each Slurm job asks for; None where this machine trains.
     """
     on_gpu = run.device == "cuda"
-    found: dict[str, tuple[Any, str]] = {
-        k: (getattr(run, k), "as given") for k in CHOSEN if not is_open(run, k)
-    }
+    given = [k for k in CHOSEN if not is_open(run, k)]
+    found: dict[str, tuple[Any, str]] = {k: (getattr(run, k), "as given") for k in given}
     if "threads_per_run" not in found:
         if on_gpu:
             found["threads_per_run"] = (1, "the GPU does the work")
@@ -215,9 +215,8 @@ def choose(
     compiled = run.compile
     if "compile" in undecided:
         planned_s = steps * processes / rates[case]
-        compiled, why["compile"] = compile_rule(
-            planned_s, steps, lambda: compile_cost(run, measure=measure, say=say)
-        )
+        cost = functools.partial(compile_cost, run, measure=measure, say=say)
+        compiled, why["compile"] = compile_rule(planned_s, steps, cost)
     return Choice(dtype, threads, compiled, why, (*case, rates[case]))
 
 
