@@ -100,7 +100,7 @@ def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
     return own if kind == "train" else {"kind": kind, "run": own}
 
 
-def describes(kind: str, run: RunConfig, run_id: str) -> bool:
+def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
     """Whether a run's name is the one that its settings give it."""
     return run_id.endswith(f"-{digest(identity_of(kind, run))[:10]}")
 
@@ -111,7 +111,7 @@ def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def as_recorded(found: Mapping[str, Any]) -> Iterator[None]:
+def recorded_environment(found: Mapping[str, Any]) -> Iterator[None]:
     """Name runs as in a recorded `environment`, so that a study can be read under another torch."""
     token = _RECORDED.set(dict(found))
     try:

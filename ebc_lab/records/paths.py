@@ -73,10 +73,6 @@ class StudyFiles:
     def all_runs(self) -> list[RunFiles]:
         return [self.run_files(run_id) for run_id in self.run_ids()]
 
-    def summary_file(self, stage: str) -> Path:
-        """The table of a stage's runs."""
-        return self.root / ("summary_final.csv" if stage == "finals" else f"summary_{stage}.csv")
-
     def conclusions(self) -> tuple[str, ...]:
         """Names and patterns of the files that are computed from the runs."""
         made = (

@@ -33,7 +33,7 @@ def write_table(
     """Write the table of a stage's runs."""
     from .text import summaries
 
-    manifest.strike(study.root, stage_of(stage).summary_csv)
+    manifest.remove_entries(study.root, stage_of(stage).summary_csv)
     summaries.write_summary(study.root / stage_of(stage).summary_csv, specs, results)
 
 
@@ -52,7 +52,7 @@ def write_conclusions(
     about = {"study": header["study"], **corpus}
     accepted = None
     made = (study.acceptance_file, study.ablation_file, study.results_file)
-    manifest.strike(study.root, *(path.name for path in made), *PAPERS)
+    manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
     if final := decision_that_shows("verdict", decisions):
         accepted = {**about, **verdict.acceptance(config, final)}
         write_json(study.acceptance_file, accepted)
@@ -73,7 +73,7 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
     if not stamp.exists() or stamp.read_text() != inputs:
         say("drawing the plots …")
-        manifest.strike(study.root, *PICTURES)
+        manifest.remove_entries(study.root, *PICTURES)
         pictures.draw_study(study.root)
         stamp.write_text(inputs)
 

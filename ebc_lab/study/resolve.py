@@ -63,7 +63,7 @@ def resolve_study(
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
         study.drop_conclusions()
     if changed or not known:
-        manifest.strike(study.root, study.header_file.name)
+        manifest.remove_entries(study.root, study.header_file.name)
         write_checksummed(study.header_file, _header(config, corpus, study, requested, known or {}, why))
     return config, corpus
 

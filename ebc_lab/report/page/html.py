@@ -56,7 +56,7 @@ def write_page(root: Path) -> Path:
     """
     study = Study(root)
     content = render(study.root, evidence.gather(study))
-    manifest.strike(root, study.page_file.name)
+    manifest.remove_entries(root, study.page_file.name)
     write_atomic(study.page_file, content)
     return study.page_file
 

@@ -165,7 +165,7 @@ def make_decision(
     return cast(Decision, with_checksum(decision, "decision_sha256"))
 
 
-def fault(decision: Mapping[str, Any]) -> str | None:
+def decision_problem(decision: Mapping[str, Any]) -> str | None:
     """Why a recorded decision cannot be used; None when it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"

@@ -1,8 +1,8 @@
-"""Who tried to train a run, when, where, and how it went: an append-only log in the run's folder.
+"""Who tried to train a run, when, where, and how it ended: an append-only log, one line an event.
 
-One line a happening: `begin` (a worker has claimed the run, and what it sees of the machine), `end` (with the outcome),
-`stopped` (asked to, checkpoint written), `lost` (its worker died; written by the driver). A `begin` followed by none of the
-others was cut off together with its driver.
+`begin` (a worker has claimed the run; what it sees of the machine), `end` (with the outcome), `stopped` (by
+request, with a checkpoint), `lost` (its worker died; written by the driver). After a `begin` with none of the
+others, worker and driver were killed together.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEEN = (
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
-    """Append one happening; a single write, so that lines of two processes never mix."""
+    """Append one event; a single write, so that lines of two processes never mix."""
     line = json.dumps({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -37,7 +37,7 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """What this process sees of the machine: the proof of where a run was trained, and on which device."""
+    """What this process sees of the machine: evidence of where a run was trained, and on which device."""
     return {
         "host": os.uname().nodename,
         "pid": os.getpid(),
@@ -46,7 +46,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """Every happening so far, oldest first; a line that a crash cut off is left out."""
+    """Every event so far, oldest first; a line that a crash cut off is left out."""
     path = RunFiles(directory).attempts
     out = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:

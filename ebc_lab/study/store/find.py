@@ -7,15 +7,13 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 
-from .bundle import is_bundle, unpack, verify
+from .bundle import Bundled, is_bundle, unpack, verify
 from .study import Study
 from .verify import verify as verify_study
 
 
 def find(name: str | None, output_dir: str) -> Study:
-    """A study by name or path, or a bundle of one; without a name, the newest in `output_dir`. Raises UserError."""
-    from .bundle import Bundled, is_bundle
-
+    """A study by name or path, or a bundle of one; without a name, the newest one. Raises UserError."""
     base = Path(output_dir).expanduser()
     if name:
         path = Path(name).expanduser()
@@ -30,7 +28,7 @@ def find(name: str | None, output_dir: str) -> Study:
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:
-    """The study that `report` works in: a bundle is unpacked for it, into `output`, or beside it. Raises UserError."""
+    """The study for `report`; a bundle is unpacked into `output`, or next to it. Raises UserError."""
     path = Path(name or "").expanduser()
     if is_bundle(path):
         return unpack(path, output.expanduser() if output else path.with_suffix(""))
@@ -47,5 +45,5 @@ def verify_named(name: str | None, output_dir: str, sha256: str | None) -> dict[
     if is_bundle(path):
         return verify(path, sha256)
     if sha256:
-        raise UserError("--sha256 is a bundle's: the files of a study have theirs in its manifest.json.")
+        raise UserError("--sha256 is for bundles: a study's manifest.json has those of its files.")
     return verify_study(find(name, output_dir))

@@ -1,10 +1,12 @@
 """manifest.json: the sha256 of each file of a study, as it was when it was recorded.
 
-An entry is made once, at the end of the call that made the file, and then stays, whatever becomes of the file: no later call
-blesses an edit. Whoever is about to write a file anew (a run that is trained again, a table, a plot) strikes its entry out
-first, so a kill between the two leaves a file without an entry, never a wrong one. While a call is under way, or was cut off,
-`complete` is false: files without an entry are then no surprise. Runs without a result still grow, and are not recorded; nor is
-what no call of ours writes, nor a checkpoint, which only a failed run keeps: it is no evidence.
+* An entry is added once, at the end of the command that made the file, and never changed: no later command
+  accepts an edit.
+* Before a file is written again (of a run, a table, a plot), its entry is removed. A kill between the two
+  leaves a file without an entry, never a wrong one.
+* While a command is in progress, or after it was cut off, `complete` is false, and files may lack an entry.
+* Not recorded: runs without a result, which still grow; what no command of ours writes; checkpoints, which
+  are no evidence.
 """
 
 from __future__ import annotations
@@ -26,29 +28,31 @@ RESULT = RunFiles(Path()).result.name
 
 
 def read(root: Path) -> dict[str, Any]:
-    """`files`, path -> sha256, and `complete`. Raises UserError when there is none, or it was truncated or edited."""
+    """`files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or edited."""
     if not (root / NAME).exists():
         raise UserError(
-            f"study {root.name} has no {NAME}: it is written when a call ends; give the study's command again, or "
-            f"`ebc-lab report {root.name}`."
+            f"study {root.name} has no {NAME}, which is written when a command ends: run the study's command "
+            f"again, or `ebc-lab report {root.name}`."
         )
-    remedy = f"bring back a copy, or delete it and let `ebc-lab report {root.name}` record the files as they are now"
+    report = f"`ebc-lab report {root.name}`"
+    remedy = f"restore a copy, or delete it and let {report} record the files as they are now"
     found = read_checksummed(root / NAME, remedy)
     files = {path: sha256 for path, sha256 in found["files"].items() if not path.endswith(CHECKPOINT)}
     return {**found, "files": files}
 
 
 def begin(root: Path) -> None:
-    """A call is under way from now on. Raises UserError when there is a manifest that cannot be trusted."""
+    """A command is in progress from now on. Raises UserError when the manifest was truncated or edited."""
     if (root / NAME).exists() and (found := read(root))["complete"]:
         _write(root, found["files"], complete=False)
 
 
-def strike(root: Path, *patterns: str, runs: Iterable[str] = ()) -> None:
-    """Take out the entries of files that are about to be written anew: by name in the study's own folder, or whole runs."""
+def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = ()) -> None:
+    """Remove the entries of files that are about to be written: the study's by name, and all of `runs`."""
     if not (root / NAME).exists():
         return
-    found, gone = read(root), set(runs)
+    found = read(root)
+    gone = set(runs)
     kept = {path: sha256 for path, sha256 in found["files"].items() if not _meant(path, patterns, gone)}
     if len(kept) < len(found["files"]):
         _write(root, kept, complete=False)
@@ -60,7 +64,7 @@ def _meant(path: str, patterns: Sequence[str], runs: set[str]) -> bool:
 
 
 def complete(root: Path) -> None:
-    """Record what has no entry yet: the study's own files, and finished runs as a whole. Entries that are there stay."""
+    """Add entries for the study's own files and those of finished runs; existing entries do not change."""
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     there = {path: run_of(path) for path in files(root)}
     study = StudyFiles(root)
@@ -75,7 +79,7 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """All files but the manifest, checkpoints and hidden ones; those of a run without a result only with `unfinished`."""
+    """All files but the manifest, checkpoints and hidden ones; `unfinished`: also runs without a result."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         inside = os.path.relpath(folder, root)
@@ -91,7 +95,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
 
 
 def run_of(path: str) -> str | None:
-    """The run that a path of a study belongs to."""
+    """The run that a file belongs to, by its path in the study."""
     parts = path.split("/")
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 

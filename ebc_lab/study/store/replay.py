@@ -1,6 +1,6 @@
 """Do the recorded decisions follow from the results on disk? Each is made again and compared completely.
 
-Reads only; needs neither the corpus nor torch. Runs are named as under the version of torch that the study recorded.
+Reads only; needs neither the corpus nor torch. Runs are named as under the torch that the study recorded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import as_recorded
+from ebc_lab.config.identity import recorded_environment
 from ebc_lab.records.json_files import as_json
 
 from ..stages import planned_runs, stage_of
@@ -23,12 +23,13 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem` if it cannot be decided.
+    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
 
     For one stage, or all that are decided. Raises UserError when there is no such decision.
     """
     snapshot = read(study)
-    config, recorded = snapshot.config, snapshot.decisions
+    config = snapshot.config
+    recorded = snapshot.decisions
     asked = [stage] if stage else [s for s in config.study.stages if s in recorded]
     if not asked or any(s not in recorded for s in asked):
         raise UserError(
@@ -38,7 +39,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     made: dict[str, Decision] = {}
     found: dict[str, Any] = {}
     problem: str | None = None
-    with as_recorded(snapshot.header["environment"]):
+    with recorded_environment(snapshot.header["environment"]):
         for name in config.study.stages[: last + 1]:
             if problem is None:
                 problem = _decide_again(name, snapshot, made)

@@ -1,4 +1,4 @@
-"""What of a study can be reused: which decisions follow from its files, and what a command would train again."""
+"""What of a study can be reused: which decisions follow from its files, and what would be trained again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
 from ..stages import planned_runs, stage_of
-from ..stages.rules import Decision, Results, Undecidable, fault, inputs_digest, inputs_of
+from ..stages.rules import Decision, Results, Undecidable, decision_problem, inputs_digest, inputs_of
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from .study import RETRIED, RETRIED_UNFINISHED, Record
@@ -33,7 +33,7 @@ class StageWork:
 
 
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
-    """What a command would train, stage by stage, as far as the results on disk tell; sweeps may still extend."""
+    """What a command would train in each stage, as far as the results tell; sweeps may still extend."""
     decisions: dict[str, Decision] = {}
     found: list[StageWork] = []
     for stage in config.study.stages:
@@ -54,7 +54,7 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
 
 
 def work_in_words(found: Sequence[StageWork]) -> str:
-    """`lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that`."""
+    """`lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
     for look in found:
         if look.missing is None:
@@ -83,7 +83,7 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
 def stale_decisions(
     config: Config, header: Mapping[str, Any], decisions: Mapping[str, Decision], records: Sequence[Record]
 ) -> dict[str, str]:
-    """Stage -> why its recorded decision no longer follows from the results on disk and the decisions before it.
+    """Stage -> why its recorded decision no longer follows from the results and the decisions before it.
 
     Only hashes are compared; nothing is decided again.
     """
@@ -94,7 +94,7 @@ def stale_decisions(
     sound: dict[str, Decision] = {}
     for stage in (s for s in config.study.stages if s in decisions):
         decision = decisions[stage]
-        if why := fault(decision):
+        if why := decision_problem(decision):
             reasons = [*changed, why]
         else:
             reasons = changed + _changed_inputs(config, stage, decision, results, damaged, sound)

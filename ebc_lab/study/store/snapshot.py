@@ -1,4 +1,4 @@
-"""One reading of a study: settings, decisions and runs together, for everything that answers questions about it."""
+"""One reading of a study: settings, decisions and runs, for everything that answers questions about it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import as_recorded
+from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
-from ..stages.rules import Decision, fault
+from ..stages.rules import Decision, decision_problem
 from ..stages.spec import RunSpec
 from . import reuse
 from .reuse import ResultsOf
@@ -42,8 +42,8 @@ class Snapshot:
         if self.faults:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
-                f"{self.study.decisions_file} cannot be used ({what}): run the study's command again, which decides "
-                "again from the runs."
+                f"{self.study.decisions_file} cannot be used ({what}): run the study's command again, which "
+                "decides again from the runs."
             )
         return self.decisions
 
@@ -55,7 +55,7 @@ class Snapshot:
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """The results that exist among `specs`, by run id. Raises UserError when one is damaged or another run's."""
+        """Run id -> result, of those `specs` that have one. Raises UserError: damaged, or another run's."""
         known = {record.run_id: record for record in self.records}
         found = {}
         for spec in specs:
@@ -74,19 +74,19 @@ class Snapshot:
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Stage -> why its decision no longer follows from the files. Elsewhere another torch makes none stale."""
+        """Stage -> why its decision no longer follows from the files (in a bundle, under any torch)."""
         with self._environment():
             return reuse.stale_decisions(self.config, self.header, self.decisions, self.records)
 
     def _environment(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.study.resumable else as_recorded(self.header["environment"])
+        return nullcontext() if self.study.resumable else recorded_environment(self.header["environment"])
 
 
 def read(study: Study, *, strict: bool = True) -> Snapshot:
-    """Read all of a study. A damaged run is listed in `problems`, and so is a damaged study.json or auto_decisions.json.
+    """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
 
-    `strict`: raises UserError where one of those two is damaged. Raises UserError anyway when there is no study, or its
-    settings cannot be read.
+    `strict`: raises UserError where one of those two files is damaged. Raises UserError in any case when there
+    is no study, or its settings cannot be read.
     """
     problems: list[str] = []
     try:
@@ -106,7 +106,7 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
         problems.append(str(error))
     records = study.records()
     problems += [record.problem for record in records if record.problem]
-    faults = {stage: why for stage, decision in decisions.items() if (why := fault(decision))}
+    faults = {stage: why for stage, decision in decisions.items() if (why := decision_problem(decision))}
     config: Config = from_dict(Config, header["config"])
     return Snapshot(study, header, config, decisions, faults, records, problems)
 

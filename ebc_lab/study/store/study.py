@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import describes
+from ebc_lab.config.identity import matches_run_id
 from ebc_lab.config.schema import STAGES, RunConfig
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
@@ -85,13 +85,13 @@ class Study(StudyFiles):
             )
 
     def header(self, *, checked: bool = True) -> StudyHeader:
-        """study.json. Raises UserError: no study here, or the file was truncated or, unless not `checked`, edited."""
+        """study.json. Raises UserError: no study here, or the file was truncated or (`checked`) edited."""
         self.must_exist()
         if not checked:
             return cast(StudyHeader, read_json(self.header_file))
         remedy = (
-            "undo the edit (settings are changed on the command line, with --force), or delete the file: the study's "
-            "command writes it again and keeps the runs that are still the same"
+            "undo the edit (settings are changed on the command line, with --force), or delete the file: the "
+            "study's command writes it again and keeps the runs that are still the same"
         )
         return cast(StudyHeader, read_checksummed(self.header_file, remedy))
 
@@ -118,7 +118,7 @@ class Study(StudyFiles):
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
-        """The results that exist among `specs`, by run id. Raises UserError when one was edited or belongs to another run."""
+        """Run id -> result, of those `specs` that have one. Raises UserError: edited, or another run's."""
         found = {}
         for spec in specs:
             result = self.result(spec.run_id)
@@ -160,11 +160,11 @@ class Study(StudyFiles):
         return Record(run_id, spec, result, problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """(kind, configuration) of a planned run. Raises UserError when spec.json does not match the run's name."""
+        """(kind, configuration) of a planned run. Raises UserError when its spec does not match its name."""
         path = self.run_files(run_id).spec
         spec = read_json(path)
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        if not describes(spec["kind"], run, run_id):
+        if not matches_run_id(spec["kind"], run, run_id):
             raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
         return spec["kind"], run
 
@@ -198,15 +198,15 @@ class Study(StudyFiles):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only process that runs this study. Raises UserError, naming the other one, when there is one."""
+        """Be the only process that runs this study. Raises UserError, naming the other one."""
         lock = FileLock(self.driver_lock, fallback_to_soft=False)
         try:
             lock.acquire(timeout=2)  # `holder` may have it for a moment
         except Timeout:
-            who = self.holder() or {}
+            who = {"pid": "?", "host": "?", "since": "?"} | (self.holder() or {})
             raise UserError(
-                f"study {self.name} is being run by process {who.get('pid', '?')} on {who.get('host', '?')} since "
-                f"{who.get('since', '?')}: wait for it, or stop it."
+                f"study {self.name} is being run by process {who['pid']} on {who['host']} since {who['since']}: "
+                "wait for it, or stop it."
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
@@ -240,7 +240,7 @@ class Study(StudyFiles):
         write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
-        """Record a decision. If it replaces a different one, remove what was built on that. -> whether it did."""
+        """Record a decision. If it replaces a different one, remove what was built on that. -> whether so."""
         known = self.decisions()
         before = known.get(stage)
         if before is not None and before == as_json(decision):
@@ -248,19 +248,19 @@ class Study(StudyFiles):
         if before is not None:
             self.drop_conclusions()
         kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
-        manifest.strike(self.root, self.decisions_file.name)
+        manifest.remove_entries(self.root, self.decisions_file.name)
         write_json(self.decisions_file, {**kept, stage: decision})
         return before is not None
 
     def drop_conclusions(self) -> None:
         """Remove decisions, verdict, tables and plots, which are made again from the runs."""
-        manifest.strike(self.root, *self.conclusions())
+        manifest.remove_entries(self.root, *self.conclusions())
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
                 path.unlink()
 
     def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
-        """Remove the results of `stages` with one of `outcomes`, so that they are trained again. -> their run ids."""
+        """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids."""
         wanted = set(outcomes)
         among = set(stages)
         gone = []
@@ -269,7 +269,7 @@ class Study(StudyFiles):
                 continue
             if record.result["outcome"] in wanted and record.spec["stage"] in among:
                 gone.append(record.run_id)
-        manifest.strike(self.root, runs=gone)
+        manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
             self.run_files(run_id).result.unlink()
         return gone

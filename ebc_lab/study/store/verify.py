@@ -1,6 +1,6 @@
-"""Is every file of a study the one that was recorded? Each against manifest.json, and each run against its own name.
+"""Is every file of a study the one that was recorded, and does each run belong to its name?
 
-Reads, never writes; needs neither the corpus nor torch.
+Reads only; needs neither the corpus nor torch.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from typing import Any
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import as_recorded, describes, digest, environment, identity_of
+from ebc_lab.config.identity import digest, environment, identity_of, matches_run_id, recorded_environment
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json
 
 from . import manifest
 from .study import Study
 
-CHANGED, MISSING, UNKNOWN = "changed since it was recorded", "missing", "not in the manifest"
+CHANGED = "changed since it was recorded"
+MISSING = "missing"
+UNKNOWN = "not in the manifest"
 
 
 def verify(study: Study) -> dict[str, Any]:
-    """`bad`: each file that is not what it should be, what is wrong with it, and the remedy; `ok` when there is none.
+    """`bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is none.
 
-    `under_way`: the study has not come to its end, a call is on it, or was cut off; files that are not recorded yet are then
-    only counted (`unrecorded`), as are the files of runs without a result (`growing`).
+    `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that are
+    not recorded yet are then only counted (`unrecorded`), as are the files of runs without a result (`growing`).
     Raises UserError when there is no study or no manifest, or the manifest was truncated or edited.
     """
     study.must_exist()
     recorded = manifest.read(study.root)
     under_way = study.holder() is not None or not recorded["complete"] or not _ended(study)
     wrong = _compare(study.root, recorded["files"])
-    if wrong:  # whoever writes a file strikes it out first: ask again about those that were struck meanwhile
+    if wrong:  # a file's entry is removed before the file is written: leave out those removed since
         recorded = manifest.read(study.root)
         wrong = {p: what for p, what in wrong.items() if p in recorded["files"]}
     there, all_there = (list(manifest.files(study.root, unfinished=u)) for u in (False, True))
@@ -58,7 +60,7 @@ def _ended(study: Study) -> bool:
     try:
         return study.header()["config"]["study"]["stages"][-1] in study.decisions()
     except UserError:
-        return True  # then nothing is excused
+        return True  # then every unrecorded file is reported
 
 
 def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -76,19 +78,19 @@ def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
 
 
 def _contents(study: Study, files: set[str]) -> dict[str, str]:
-    """Files of runs whose content does not belong to the run, and a study.json that was edited -> what is wrong."""
+    """A study.json that was edited, and files in the folders of runs that are not theirs -> what is wrong."""
     wrong: dict[str, str] = {}
     try:
         study.header()
     except UserError:
-        wrong[study.header_file.name] = "edited: its checksum does not hold"
+        wrong[study.header_file.name] = "edited: its checksum does not match"
     for run_id in sorted({r for path in files if (r := manifest.run_of(path))}):
         run = study.run_files(run_id)
         spec, result = (str(path.relative_to(study.root)) for path in (run.spec, run.result))
         expected = None
         if spec in files:
             try:
-                expected = _named(study, run_id)
+                expected = _identity_digest(study, run_id)
             except (UserError, OSError, KeyError, TypeError, AttributeError):
                 wrong[spec] = "does not describe the run it is named after"
         elif result in files:
@@ -96,21 +98,22 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
         try:
             found = study.result(run_id)
         except UserError:
-            wrong[result] = "damaged or edited: its checksum does not hold"
+            wrong[result] = "damaged or edited: its checksum does not match"
             continue
         if found is not None and expected is not None and found.get("identity") != expected:
             wrong[result] = "was not written by the run it is named after"
     return wrong
 
 
-def _named(study: Study, run_id: str) -> str:
+def _identity_digest(study: Study, run_id: str) -> str:
     """The digest of a run's identity, from its spec. Raises UserError when the spec is not this run's."""
     spec = read_json(study.run_files(run_id).spec)
-    kind, whole = spec["kind"], spec["identity"]
+    kind = spec["kind"]
+    whole = spec["identity"]
     run: RunConfig = from_dict(RunConfig, spec["config"])
     own = whole if kind == "train" else whole["run"]
-    with as_recorded(environment(own)):
-        if identity_of(kind, run) != whole or not describes(kind, run, run_id):
+    with recorded_environment(environment(own)):
+        if identity_of(kind, run) != whole or not matches_run_id(kind, run, run_id):
             raise UserError(f"{run_id} is another run.")
     return digest(whole)
 
@@ -118,11 +121,11 @@ def _named(study: Study, run_id: str) -> str:
 def _remedy(study: Study, path: str, what: str) -> str:
     run_id = manifest.run_of(path)
     if what == UNKNOWN:
-        return f"move it out of {study.root}, if it is none of the study's"
+        return f"move it out of {study.root} if it does not belong to the study"
     if run_id:
-        return f"delete {study.run_dir(run_id)} and give the study's command again: the run is trained anew"
+        return f"delete {study.run_dir(run_id)} and run the study's command again, which trains the run again"
     if path == study.header_file.name:
-        return "bring back a copy, or delete it and give the study's command again: runs that are still the same are kept"
+        return "restore a copy, or delete it and run the study's command again; runs that are still the same are kept"
     if path == study.decisions_file.name:
-        return "give the study's command again: it decides anew from the runs"
-    return f"`ebc-lab report {study.name}` makes it anew from the runs"
+        return "run the study's command again, which decides again from the runs"
+    return f"`ebc-lab report {study.name}` makes it again from the runs"

@@ -334,7 +334,7 @@ def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(own_cop
     decisions = study.decisions()
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
-    manifest.strike(study.root, "auto_decisions.json")
+    manifest.remove_entries(study.root, "auto_decisions.json")
     report(study)
     bundle.export(study, tmp_path / "out.zip")
     assert wrong(tmp_path / "out.zip") == {}

@@ -47,19 +47,19 @@ def test_a_finished_study_is_as_recorded(finished):
 @pytest.mark.parametrize(
     ("file", "remedy"),
     [
-        ("study.json", "delete it and give the study's command again"),
-        ("auto_decisions.json", "give the study's command again"),
+        ("study.json", "delete it and run the study's command again"),
+        ("auto_decisions.json", "run the study's command again"),
         ("acceptance.json", "`ebc-lab report done`"),
         ("results_final.json", "`ebc-lab report done`"),
         ("summary_final.csv", "`ebc-lab report done`"),
         ("summary_lr_sweep.csv", "`ebc-lab report done`"),
         ("lr_scale.png", "`ebc-lab report done`"),
-        ("runs/{run}/spec.json", "the run is trained anew"),
-        ("runs/{run}/result.json", "the run is trained anew"),
-        ("runs/{run}/steps.csv", "the run is trained anew"),
-        ("runs/{run}/evals.csv", "the run is trained anew"),
-        ("runs/{run}/log.txt", "the run is trained anew"),
-        ("runs/{run}/attempts.jsonl", "the run is trained anew"),
+        ("runs/{run}/spec.json", "which trains the run again"),
+        ("runs/{run}/result.json", "which trains the run again"),
+        ("runs/{run}/steps.csv", "which trains the run again"),
+        ("runs/{run}/evals.csv", "which trains the run again"),
+        ("runs/{run}/log.txt", "which trains the run again"),
+        ("runs/{run}/attempts.jsonl", "which trains the run again"),
     ],
 )
 def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(own_copy, file, remedy):
@@ -161,7 +161,7 @@ def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
     path.write_text(json.dumps(decisions))
     assert bad(study) == ["auto_decisions.json"]
     with pytest.raises(
-        UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): give the study's"
+        UserError, match=r"calibrate: its record in auto_decisions\.json was edited\): run the study's"
     ):
         report(study)
     said: list[str] = []
@@ -205,10 +205,10 @@ def test_a_study_that_has_not_come_to_its_end_may_hold_what_is_not_recorded_yet(
     decisions = study.decisions()
     decisions.pop("finals")
     (study.root / "auto_decisions.json").write_text(json.dumps(decisions))
-    manifest.strike(study.root, "auto_decisions.json", runs=[a_run(study, 25)])
+    manifest.remove_entries(study.root, "auto_decisions.json", runs=[a_run(study, 25)])
     report(study)
     assert verify(study)["ok"]
-    manifest.strike(study.root, runs=[a_run(study, 25)])
+    manifest.remove_entries(study.root, runs=[a_run(study, 25)])
     found = verify(study)
     assert found["ok"]
     assert found["under_way"]
@@ -234,7 +234,7 @@ def test_a_run_without_a_result_may_grow(own_copy):
             lambda path: path.write_text(path.read_text().replace('"lr_scale.png"', '"lr_scala.png"')),
             "was edited",
         ),
-        (lambda path: path.unlink(), r"has no manifest\.json: it is written when a call ends"),
+        (lambda path: path.unlink(), r"has no manifest\.json, which is written when a command ends"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_said_at_once(own_copy, damage, words):
