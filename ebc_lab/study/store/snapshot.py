@@ -85,8 +85,8 @@ class Snapshot:
 def read(study: Study, *, strict: bool = True) -> Snapshot:
     """Read all of a study. `problems` lists damaged runs, and a damaged study.json or auto_decisions.json.
 
-    `strict`: raises UserError where one of those two files is damaged. Raises UserError in any case when there
-    is no study, or its settings cannot be read.
+    `strict`: raises UserError where one of those two files is damaged. Raises UserError in any case when
+    there is no study, or its settings cannot be read.
     """
     problems: list[str] = []
     try:

@@ -81,7 +81,7 @@ class Study(StudyFiles):
         """Raises UserError when there is no study here."""
         if not self.exists():
             raise UserError(
-                f"there is no study at {self.root}: start one with `ebc-lab autopilot study.name={self.name}`."
+                f"there is no study at {self.root}: start it with `ebc-lab autopilot study.name={self.name}`."
             )
 
     def header(self, *, checked: bool = True) -> StudyHeader:
@@ -204,9 +204,9 @@ class Study(StudyFiles):
             lock.acquire(timeout=2)  # `holder` may have it for a moment
         except Timeout:
             who = {"pid": "?", "host": "?", "since": "?"} | (self.holder() or {})
+            where = f"process {who['pid']} on {who['host']}"
             raise UserError(
-                f"study {self.name} is being run by process {who['pid']} on {who['host']} since {who['since']}: "
-                "wait for it, or stop it."
+                f"study {self.name} is being run by {where} since {who['since']}: wait for it, or stop it."
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         try:

@@ -26,8 +26,8 @@ UNKNOWN = "not in the manifest"
 def verify(study: Study) -> dict[str, Any]:
     """`bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is none.
 
-    `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that are
-    not recorded yet are then only counted (`unrecorded`), as are the files of runs without a result (`growing`).
+    `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
+    are not recorded yet are then only counted (`unrecorded`), as are those of runs without result (`growing`).
     Raises UserError when there is no study or no manifest, or the manifest was truncated or edited.
     """
     study.must_exist()
@@ -125,7 +125,7 @@ def _remedy(study: Study, path: str, what: str) -> str:
     if run_id:
         return f"delete {study.run_dir(run_id)} and run the study's command again, which trains the run again"
     if path == study.header_file.name:
-        return "restore a copy, or delete it and run the study's command again; runs that are still the same are kept"
+        return "restore a copy, or delete it and run the study's command again, which keeps unchanged runs"
     if path == study.decisions_file.name:
         return "run the study's command again, which decides again from the runs"
     return f"`ebc-lab report {study.name}` makes it again from the runs"

@@ -98,8 +98,10 @@ def test_a_bundle_is_as_recorded_and_can_be_held_against_a_published_sha256(expo
 
 
 def test_one_flipped_bit_at_any_byte_is_noticed_and_contents_are_told_from_structure(small, tmp_path):
-    raw, path = small.read_bytes(), tmp_path / "done.zip"
-    data, whole = packed_data(small), contents(small)
+    raw = small.read_bytes()
+    path = tmp_path / "done.zip"
+    data = packed_data(small)
+    whole = contents(small)
     draw = random.Random(1)
     for at in range(len(raw)):
         damaged = bytearray(raw)
@@ -114,7 +116,8 @@ def test_one_flipped_bit_at_any_byte_is_noticed_and_contents_are_told_from_struc
 
 
 def test_truncation_and_bytes_in_front_behind_and_between_are_noticed(small, tmp_path):
-    raw, path = small.read_bytes(), tmp_path / "done.zip"
+    raw = small.read_bytes()
+    path = tmp_path / "done.zip"
     for cut in range(1, len(raw), 7):
         path.write_bytes(raw[:cut])
         assert list(wrong(path)) == [bundle.ARCHIVE], cut
@@ -141,7 +144,8 @@ def test_what_the_disk_has_no_room_for_is_not_unpacked(small, tmp_path, monkeypa
 
 @pytest.mark.parametrize("how", ["ours", "theirs"])
 def test_a_file_that_is_there_twice_is_named(small, tmp_path, how):
-    path, inside = tmp_path / "twice.zip", "runs/a/steps.csv"
+    path = tmp_path / "twice.zip"
+    inside = "runs/a/steps.csv"
     again = inside if how == "ours" else f"{inside}/more"  # below what is a file already
     with (
         open(path, "wb") as out,
@@ -344,7 +348,8 @@ def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(own_cop
 
 def test_the_commands_need_nothing_but_the_bundle(exported, tmp_path):
     """Another user and folder, no corpus, no cache, no torch; the bundle's own folder cannot be written."""
-    shelf, desk = tmp_path / "shelf", tmp_path / "desk"
+    shelf = tmp_path / "shelf"
+    desk = tmp_path / "desk"
     shelf.mkdir()
     desk.mkdir()
     shutil.copy(exported, shelf / "paper.zip")

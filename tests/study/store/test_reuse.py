@@ -176,7 +176,8 @@ def test_other_settings_are_refused_with_what_they_would_train(own_copy):
         config, calibrate=replace(config.calibrate, multiples=[0.25, *config.calibrate.multiples])
     )
     runs = len(config.calibrate.multiples)
-    words = rf"lr_sweep: all \d+ kept; calibrate: 1 of {runs + 1} would be trained; lr_scale, finals: decided again after that"
+    calibrate = f"calibrate: 1 of {runs + 1} would be trained"
+    words = rf"lr_sweep: all \d+ kept; {calibrate}; lr_scale, finals: decided again after that"
     with pytest.raises(UserError, match=words):
         autopilot(other, concluding())
     grid = replace(
