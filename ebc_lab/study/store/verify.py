@@ -27,7 +27,7 @@ def verify(study: Study) -> dict[str, Any]:
     """`bad`: each file that is not as it should be, with what is wrong and the remedy; `ok`: there is none.
 
     `under_way`: the last stage is not decided, a command is running the study, or one was cut off. Files that
-    are not recorded yet are then only counted (`unrecorded`), as are those of runs without result (`growing`).
+    are not recorded yet are then only counted (`unrecorded`), as are those of runs in progress (`growing`).
     Raises UserError when there is no study or no manifest, or the manifest was truncated or edited.
     """
     study.must_exist()

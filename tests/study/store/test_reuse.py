@@ -7,8 +7,7 @@ import pytest
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
-from ebc_lab.report.conclude import concluding
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
@@ -69,7 +68,7 @@ def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided(own_copy):
     found = stages(study)
     assert [found[s]["state"] for s in ("lr_sweep", *LATER)] == ["decided", "decided", "decided", "stale"]
     assert found["finals"]["would_train"] == 3
-    assert autopilot(config, concluding()).trained == 3  # as foretold
+    assert autopilot(config, Listener()).trained == 3  # as predicted
     assert stages(study)["finals"]["state"] == "decided"
 
 
@@ -100,7 +99,7 @@ def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy)
     write_checksummed(path, {**before, "val_loss": 9.0})
     assert stages(study)["lr_sweep"]["would_train"] == 4  # controls and replicates of another winner
     said: list[str] = []
-    assert autopilot(config, concluding(say=said.append), stages=["lr_sweep"]).trained == 4
+    assert autopilot(config, Listener(say=said.append), stages=["lr_sweep"]).trained == 4
     assert any("lr_sweep was decided, but 4 of its" in line for line in said)
     assert any("lr_sweep: the recorded decision does not follow" in line for line in said)
     assert list(study.decisions()) == ["lr_sweep"]
@@ -162,9 +161,9 @@ def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too
         UserError,
         match=r"torch: '2\.\d+' → '99\.0'.*--force.*lr_sweep: all 3 would be trained; calibrate, lr_s",
     ):
-        autopilot(config, concluding())
+        autopilot(config, Listener())
     said: list[str] = []
-    outcome = autopilot(config, concluding(say=said.append), stages=["lr_sweep"], force=True)
+    outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"], force=True)
     assert any("lr_sweep: all 3 would be trained" in line for line in said)
     assert outcome.trained > 3
     assert study.header()["environment"]["torch"] == "99.0"
@@ -179,14 +178,14 @@ def test_other_settings_are_refused_with_what_they_would_train(own_copy):
     calibrate = f"calibrate: 1 of {runs + 1} would be trained"
     words = rf"lr_sweep: all \d+ kept; {calibrate}; lr_scale, finals: decided again after that"
     with pytest.raises(UserError, match=words):
-        autopilot(other, concluding())
+        autopilot(other, Listener())
     grid = replace(
         config, lr_sweep=replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [5e-3, 2e-2, 4e-2]})
     )
     with pytest.raises(
         UserError, match=r"lr_sweep: 1 of 3 would be trained; calibrate, lr_scale, finals: decided again"
     ):
-        autopilot(grid, concluding())
+        autopilot(grid, Listener())
     again = replace(config, finals=replace(config.finals, margin=0.5))
     with pytest.raises(UserError, match=r"finals: all \d+ kept"):
-        autopilot(again, concluding())
+        autopilot(again, Listener())

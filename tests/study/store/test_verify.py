@@ -77,7 +77,7 @@ def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(own_cop
     assert found["what"] == "missing"
 
 
-def test_a_file_that_nobody_recorded_is_named(own_copy):
+def test_a_file_that_nobody_recorded_is_named(own_copy, undrawn):
     _, study = own_copy
     (study.root / "notes.txt").write_text("mine")
     (study.run_dir(a_run(study)) / "more.csv").write_text("mine")
@@ -105,7 +105,7 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(own_c
     }
 
 
-def test_no_later_call_blesses_an_edit(own_copy):
+def test_no_later_command_accepts_an_edit(own_copy, undrawn):
     config, study = own_copy
     for name in ("steps.csv", "evals.csv"):
         flip_a_byte(study.run_dir(a_run(study)) / name)
@@ -124,7 +124,7 @@ def test_no_later_call_blesses_an_edit(own_copy):
     assert bad(study) == sorted(tampered)
 
 
-def test_a_call_that_does_not_draw_does_not_bless_a_plot_and_report_draws_it_anew(own_copy):
+def test_a_command_that_does_not_draw_accepts_no_edited_plot_and_report_draws_it_again(own_copy):
     config, study = own_copy
     before = (study.root / "lr_scale.png").read_bytes()
     flip_a_byte(study.root / "lr_scale.png")
@@ -152,7 +152,7 @@ def test_the_remedy_works_and_leaves_nothing_wrong(own_copy):
     assert json.loads((study.run_dir(run) / "result.json").read_text())["val_loss"] == before["val_loss"]
 
 
-def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
+def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(own_copy, undrawn):
     config, study = own_copy
     path = study.root / "auto_decisions.json"
     before = path.read_bytes()
@@ -171,7 +171,7 @@ def test_an_edited_decision_is_made_anew_by_the_next_call_and_said(own_copy):
     assert verify(study)["ok"]
 
 
-def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, monkeypatch):
+def test_while_a_study_is_continued_unrecorded_files_are_not_reported(own_copy, monkeypatch):
     from ebc_lab.report import conclude
 
     config, study = own_copy
@@ -199,8 +199,8 @@ def test_while_a_study_is_carried_on_nothing_unrecorded_is_an_alarm(own_copy, mo
     assert [b["file"] for b in found["bad"]] == [f"runs/{a_run(study, 25)}/steps.csv"]
 
 
-def test_a_study_that_has_not_come_to_its_end_may_hold_what_is_not_recorded_yet(own_copy):
-    """Slurm jobs that outlive their driver go on after `ebc-lab report` has recorded what was there."""
+def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(own_copy, undrawn):
+    """Slurm jobs that outlive their driver continue after `ebc-lab report` has recorded what was there."""
     _, study = own_copy
     decisions = study.decisions()
     decisions.pop("finals")
@@ -237,7 +237,7 @@ def test_a_run_without_a_result_may_grow(own_copy):
         (lambda path: path.unlink(), r"has no manifest\.json, which is written when a command ends"),
     ],
 )
-def test_a_manifest_that_cannot_be_trusted_is_said_at_once(own_copy, damage, words):
+def test_a_manifest_that_cannot_be_trusted_is_refused_with_a_remedy(own_copy, undrawn, damage, words):
     config, study = own_copy
     damage(study.root / "manifest.json")
     with pytest.raises(UserError, match=words):
