@@ -205,7 +205,9 @@ class _Call:
                 "again"
             )
         planned = [*wave, *spare]
-        manifest.remove_entries(study.root, runs=[s.run_id for s in planned if not study.has_result(s.run_id)])
+        manifest.remove_entries(
+            study.root, runs=[s.run_id for s in planned if not study.has_result(s.run_id)]
+        )
         for spec in planned:
             study.write_spec(spec)
         there = len(runs) - len(missing)
