@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
@@ -93,7 +93,7 @@ def simulate(
     looks = seeds_of(config, decisions)
     found = {"beats": 0.0, "uncorrected": 0.0, "x2_no_worse": 0.0, "best_no_worse": 0.0, "seeds": 0.0}
     for _ in range(studies):
-        results = invented(looks[-1], draw, worse, diverging)
+        results = cast(Results, invented(looks[-1], draw, worse, diverging))
         decision = judged(config, decisions, looks, results)
         [track] = decision["tracks"].values()
         differences = [d for family in track["differences"].values() for d in family.values()]

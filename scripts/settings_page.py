@@ -14,7 +14,6 @@ from typing import Any
 
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import type_hints
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.fields import setting_of
 from ebc_lab.config.schema import ArmConfig
@@ -63,7 +62,7 @@ def table(config: Any, group: str) -> Iterator[str]:
     """The rows of one dataclass, without the dataclasses inside it."""
     yield "| setting | default | unit | takes | meaning |"
     yield "|---|---|---|---|---|"
-    hints: dict[str, Any] = type_hints(type(config))
+    hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
