@@ -115,7 +115,7 @@ def overhead_run(
 ) -> Progress:
     """Measure and write `result.json` under the measurement's identity; a failure is recorded as one.
 
-    The kind `overhead` of a run: it never yields to other runs, and `hooks` (checkpoints, stopping) mean nothing to it.
+    The run kind `overhead`: it never yields to other runs and ignores `hooks` (checkpoints, stopping).
     """
     yield from ()
     files = RunFiles(directory)
