@@ -1,4 +1,4 @@
-"""Trackers as the driver sees them: started, watched, and left behind when they hang."""
+"""Trackers as the driver sees them: processes that it starts, watches, and stops waiting for if they hang."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from pathlib import Path
 
 from ebc_lab.config.schema import TrackerConfig
 
-from .backends import PLACE, QUIET
-
-# -- the driver's side -----------------------------------------------------------------------------
+from .backends import FOLDER, MLFLOW_ENV
 
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study, or the single run, in `root` meanwhile. Never raises by itself."""
+    """Have the trackers follow the study, or the single run, in `root`. Raises nothing of its own."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
     except BaseException:
         for follower in followers:
-            follower.dismiss()  # it ends by itself, in its own time
+            follower.close_input()  # it ends when it is done
         raise
     deadline = time.monotonic() + config.wait_s
     for follower in followers:
-        follower.dismiss()
+        follower.close_input()
     for follower in followers:
         follower.finish(deadline)
 
@@ -40,36 +38,38 @@ class _Follower:
     """One tracker's process, as its driver sees it."""
 
     def __init__(self, name: str, config: TrackerConfig, root: Path, say: Callable[[str], None]):
-        self.name, self.config, self.say = name, config, say
-        self.said = False
+        self.name = name
+        self.config = config
+        self.say = say
+        self.warned = False
         self.process: subprocess.Popen[str] | None = None
-        root = root.resolve()
-        folder = Path(config.folder).expanduser().resolve() if config.folder else root / PLACE
-        self.log = root / PLACE / f"{name}.log"
-        about = {"name": name, "root": str(root), "folder": str(folder), "uri": absolute(config.mlflow_uri)}
+        self.log = root.resolve() / FOLDER / f"{name}.log"
+        self.reader = threading.Thread(target=self._listen, daemon=True)
+        folder = Path(config.folder).expanduser().resolve() if config.folder else self.log.parent
+        about = {"name": name, "root": str(root.resolve()), "folder": str(folder), "wait_s": config.wait_s}
         try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "a") as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "ebc_lab.study.trackers.process"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    env={**QUIET, **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-                    start_new_session=True,  # Ctrl-C is the driver's
-                )
-            assert self.process.stdin is not None
-            self.process.stdin.write(
-                json.dumps({**about, "wait_s": config.wait_s}) + "\n"
-            )  # an address is nothing for `ps`
-            self.process.stdin.flush()
+            self._start({**about, "uri": absolute(config.mlflow_uri)})
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")
-        if self.process is None:
-            return
-        self.reader = threading.Thread(target=self._listen, daemon=True)
-        self.reader.start()
+        if self.process is not None:
+            self.reader.start()
+
+    def _start(self, about: dict[str, object]) -> None:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ebc_lab.study.trackers.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**MLFLOW_ENV, **os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+                start_new_session=True,  # Ctrl-C is for the driver
+            )
+        assert self.process.stdin is not None
+        # not as an argument: `ps` would show the store's address, and the password in it
+        self.process.stdin.write(json.dumps(about) + "\n")
+        self.process.stdin.flush()
 
     def _listen(self) -> None:
         assert self.process is not None
@@ -80,27 +80,27 @@ class _Follower:
                     self.warn(line.removeprefix("warning: ").strip())
 
     def warn(self, what: str) -> None:
-        """Say it, if it is the first complaint."""
-        if not self.said:
-            self.said = True
-            self.say(f"warning: tracker {self.name}: {what}; the runs go on without it")
+        """Say it, if it is this tracker's first warning."""
+        if not self.warned:
+            self.warned = True
+            self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
 
-    def dismiss(self) -> None:
+    def close_input(self) -> None:
+        """Tell the process that no more will come."""
         if self.process and self.process.stdin:
             with suppress(OSError):
                 self.process.stdin.close()
 
     def finish(self, deadline: float) -> None:
+        """Wait for the process until `deadline`, and then kill it."""
         if self.process is None:
             return
         try:
             code = self.process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.warn(
-                f"not done {self.config.wait_s:g} s (tracker.wait_s) after the last run, and stopped: the same command again "
-                "lets it carry on"
-            )
+            late = f"not done {self.config.wait_s:g} s (tracker.wait_s) after the last run"
+            self.warn(f"{late}, and stopped: the same command shows the rest")
             return
         self.reader.join(timeout=1.0)
         if code:
@@ -109,7 +109,7 @@ class _Follower:
 
 def absolute(uri: str | None) -> str | None:
     """A store's address that means the same in any working directory."""
-    for lead in ("sqlite:///", "file:"):
-        if uri and uri.startswith(lead) and not uri.removeprefix(lead).startswith("/"):
-            return lead + str(Path(uri.removeprefix(lead)).resolve())
+    for scheme in ("sqlite:///", "file:"):
+        if uri and uri.startswith(scheme) and not uri.removeprefix(scheme).startswith("/"):
+            return scheme + str(Path(uri.removeprefix(scheme)).resolve())
     return uri

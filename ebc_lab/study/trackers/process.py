@@ -1,11 +1,11 @@
-"""TensorBoard and MLflow, opt-in (docs/trackers.md): they show what a study's files hold, and can do no run
-any harm.
+"""TensorBoard and MLflow, both opt-in (docs/trackers.md): they show what a study's files contain, and cannot
+harm a run.
 
-A tracker is a process of its own, one for each name (`python -m ebc_lab.study.trackers.process`), which reads
-the files that runs write anyway. They are its queue, so nothing is lost while it is slow or down; what it has
-shown is noted in `.trackers/` beside them, so nothing is shown twice. Whoever drives the runs starts it, says
-its first complaint, and at the end waits for it so long and no longer. The end of its standard input tells it
-that nothing more will come, however the driver went.
+Each tracker is a process (`python -m ebc_lab.study.trackers.process`) that reads the files which runs write
+anyway. These files are its queue, so nothing is lost while it is slow or down; what it has shown is noted in
+`.trackers/`, so nothing is shown twice. The driver starts it, prints its first warning, and at the end waits
+`tracker.wait_s` for it. The end of its standard input tells it that no more will come, however the driver
+ended.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RunFiles, StudyFiles
 from ebc_lab.records.streams import read_columns
 
-from .backends import PLACE, TRACKERS, Row, Run, Tracker
+from .backends import FOLDER, TRACKERS, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
 EVAL_FIGURES = ("val_loss",)  # … of evals.csv
-SETTINGS = {  # name -> where it stands in a run's configuration
+SETTINGS = {  # name -> its keys in a run's configuration
     "seed": ("seed",),
     "steps": ("steps",),
     "lr": ("optimizer", "lr"),
@@ -42,24 +42,26 @@ SETTINGS = {  # name -> where it stands in a run's configuration
     "budget": ("budget", "name"),
     "target_kl": ("budget", "target_kl"),
 }
-POLL_S, PATIENCE_S = 2.0, 60.0  # between two looks at the files; the longest such pause after failures
+POLL_S = 2.0  # between two looks at the files
+MAX_PAUSE_S = 60.0  # the same after repeated failures
 
 
 class Reader:
-    """What of the runs in `root` has been shown, and what has not."""
+    """What has been shown of the runs in `root`, and what has not."""
 
     def __init__(self, root: Path, name: str, to: str):
-        self.root, self.path = root, root / PLACE / f"{name}.json"
+        self.root = root
+        self.path = root / FOLDER / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state: Any = {}
         with suppress(OSError, UserError):
             state = read_json(self.path)
         known = isinstance(state, dict) and state.get("to") == to and isinstance(state.get("runs"), dict)
         self.state: dict[str, Any] = state if known else {"to": to, "runs": {}}
-        self.settled: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
+        self.complete: dict[Path, int] = {}  # result.json -> its time, of runs that are shown to their end
 
     def measuring(self) -> bool:
-        """Whether a measurement of time is under way, beside which nothing else is to be done."""
+        """Whether a measurement of time is in progress, which must not be disturbed."""
         return any(
             run.progress.exists() and not run.result.exists()
             for run in StudyFiles(self.root).all_runs()
@@ -70,46 +72,45 @@ class Reader:
         """Show what is new, run by run."""
         single = RunFiles(self.root)
         for files in [single] if single.spec.exists() else StudyFiles(self.root).all_runs():
-            self._show_run(files, tracker)
+            ended = files.result.stat().st_mtime_ns if files.result.exists() else None
+            if ended is not None and self.complete.get(files.result) == ended:
+                continue
+            try:  # the result before the rows, which are complete once it is there
+                result = None if ended is None else read_json(files.result)
+                spec = read_json(files.spec)
+            except (FileNotFoundError, UserError):  # no run, or a damaged file, which `verify` reports
+                continue
+            if spec["kind"] == "train":
+                self._show_run(files, spec, result, tracker)
+            if ended is not None:
+                self.complete[files.result] = ended
 
-    def _show_run(self, files: RunFiles, tracker: Tracker) -> None:
-        result_path = files.result
-        ended = result_path.stat().st_mtime_ns if result_path.exists() else None
-        if ended is not None and self.settled.get(result_path) == ended:
-            return
-        try:
-            result = (
-                read_json(result_path) if ended is not None else None
-            )  # before the rows, which are whole then
-            spec = read_json(files.spec)
-        except (
-            FileNotFoundError,
-            UserError,
-        ):  # a folder of something else, or a damaged file, which others complain of
-            return
+    def _show_run(
+        self, files: RunFiles, spec: Mapping[str, Any], result: Mapping[str, Any] | None, tracker: Tracker
+    ) -> None:
         run = Run(spec["run_id"], self.root.name, settings_of(spec))
         shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
-        if spec["kind"] == "train" and (result is None or shown["result"] != result["checksum"]):
-            rows = new_rows(files.steps, STEP_FIGURES, shown["step"])
-            evals = new_rows(files.evals, EVAL_FIGURES, shown["eval"])
-            if rows or evals:
-                tracker.log(run, [*rows, *evals])
-            shown["step"], shown["eval"] = (
-                new[-1][0] if new else shown[k] for k, new in (("step", rows), ("eval", evals))
-            )
-            if result is not None:
-                tracker.end(run, result["outcome"], figures_of(result))
-                shown["result"] = result["checksum"]
-            if rows or evals or result is not None:
-                tracker.flush(run)
-                self.state["runs"][run.run_id] = shown
-                write_json(self.path, self.state, durable=False)
-        if ended is not None:
-            self.settled[result_path] = ended
+        if result is not None and shown["result"] == result["checksum"]:
+            return
+        rows = new_rows(files.steps, STEP_FIGURES, shown["step"])
+        evals = new_rows(files.evals, EVAL_FIGURES, shown["eval"])
+        if not (rows or evals or result):
+            return
+        tracker.log(run, [*rows, *evals])
+        if rows:
+            shown["step"] = rows[-1][0]
+        if evals:
+            shown["eval"] = evals[-1][0]
+        if result is not None:
+            tracker.end(run, result["outcome"], figures_of(result))
+            shown["result"] = result["checksum"]
+        tracker.flush(run)
+        self.state["runs"][run.run_id] = shown
+        write_json(self.path, self.state, durable=False)
 
 
 def settings_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a run from the others."""
+    """The settings that distinguish a run from the others."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
     for name, keys in SETTINGS.items():
         value: Any = spec["config"]
@@ -128,7 +129,7 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
-    """What a stream holds behind a step, where it was measured. A file that is not there holds nothing yet."""
+    """The figures that a stream holds after a step. A file that does not exist holds none yet."""
     try:
         found = read_columns(path)
     except (FileNotFoundError, IndexError, ValueError):  # ValueError: its last line is being written
@@ -144,12 +145,16 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, say: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. -> whether all of it was shown. Only the first
-    failure is said."""
+    """Show what comes until `over`, and then what is left; only the first failure is said.
+
+    -> whether all of it was shown.
+    """
     tracker: Tracker | None = None
-    pause, said = POLL_S, False
+    pause = POLL_S
+    warned = False
     while True:
-        last, began = over.is_set(), time.monotonic()
+        last = over.is_set()
+        began = time.monotonic()
         try:
             if last or not reader.measuring():
                 tracker = tracker or connect()
@@ -158,11 +163,12 @@ def follow(
             if last:
                 return True
         except Exception as error:
-            tracker, pause = None, min(2 * pause, PATIENCE_S)
+            tracker = None
+            pause = min(2 * pause, MAX_PAUSE_S)
             what = re.sub(r"//[^/@\s]+@", "//…@", f"{type(error).__name__}: {error}")  # without a password
             print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}", file=sys.stderr, flush=True)
-            if not said:
-                said = True
+            if not warned:
+                warned = True
                 say(what.splitlines()[0][:300])
             if last:
                 return False
@@ -173,21 +179,22 @@ def main(about: Mapping[str, Any]) -> int:
     """One tracker's process, which `_Follower` starts. -> exit code."""
     over = threading.Event()
 
-    def until_the_end() -> None:
+    def wait_for_the_end() -> None:
         sys.stdin.read()
         over.set()
         time.sleep(about["wait_s"])
-        os._exit(1)  # it hangs, and nobody may be left to stop it
+        os._exit(1)  # it hangs, and there may be no driver to stop it
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=until_the_end, daemon=True).start()
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     with suppress(OSError):
         os.nice(10)
-    folder, uri = Path(about["folder"]), about["uri"]
+    folder = Path(about["folder"])
+    uri = about["uri"]
 
     def connect() -> Tracker:
         folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)  # where MLflow makes folders that nobody asked for
+        os.chdir(folder)  # where MLflow creates folders of its own
         return TRACKERS[about["name"]](folder, uri)
 
     def say(what: str) -> None:

@@ -1,4 +1,9 @@
-"""Against a real Slurm (make test-slurm): what happens to a study there, and that it ends as it does in one process."""
+"""On a real Slurm (make test-slurm): what happens to a study there, and that its results are those of one
+process.
+
+The quick ones (make test-slurm-quick) hold runs of kind `idle`, or train one stage. Run as a program, this
+file is a driver of two idle runs.
+"""
 
 import json
 import os
@@ -6,12 +11,18 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.drivers import CLI, sessions, until, without_timing
+from support.idle import Bench
 
-from ebc_lab.study.launch import queue
+from ebc_lab.config.compose import compose
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.launch import opened, queue
+from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
@@ -24,11 +35,17 @@ WHOLE_NODE = [
     "--output=/dev/null",
     "--wrap=true",
 ]
+# the driver of `drive`, in a process of its own
+IDLE_DRIVER = [
+    sys.executable,
+    "-c",
+    f"import runpy, sys; sys.path[:0] = {sys.path!r}; runpy.run_path({__file__!r}, run_name='__main__')",
+]
 
 
 @pytest.fixture
 def study(tiny, tmp_path):
-    """A study on two jobs of one (fake) GPU each, that leaves nothing in the queue whatever becomes of the test."""
+    """A study on two jobs of one (fake) GPU each. No job is left in the queue, even if the test fails."""
     made = SlurmStudy(tiny, tmp_path)
     yield made
     for session in sessions(made.study, "slurm"):
@@ -66,6 +83,61 @@ class SlurmStudy:
         return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
 
 
+class IdleStudy(Bench):
+    """Runs of kind `idle` on two jobs of one (fake) GPU each, for pools that run in this process."""
+
+    def __init__(self, out: Path):
+        super().__init__(out)
+        changes = {
+            "name": "slurm",
+            "slots": 2,
+            "gpus_per_node": 1,
+            "queue_every_s": 1.0,
+            "runs_per_worker": 1,
+        }
+        self.config = replace(self.config, launcher=replace(self.config.launcher, **changes))
+
+    def slurm_pool(self) -> SlurmPool:
+        return SlurmPool(self.config, self.study, 2, self.said.append)
+
+    def jobs(self) -> dict[str, queue.Job]:
+        [session] = sessions(self.study, "slurm")
+        return queue.jobs_named(queue.job_name(session))
+
+    def shown(self) -> list[str]:
+        """What Slurm shows of each job."""
+        return [show_job(key) for key in self.jobs()]
+
+    def close(self) -> None:
+        for session in sessions(self.study, "slurm"):
+            queue.scancel(queue.job_name(session))
+
+
+@pytest.fixture
+def idle(tmp_path):
+    made = IdleStudy(tmp_path)
+    yield made
+    made.close()
+
+
+def drive(out: Path) -> None:
+    """Drive two jobs that hold a run each, for as long as nobody ends this process."""
+    bench = IdleStudy(out)
+    specs = bench.idle(2, at=1, do="hold")
+
+    def check_in(done, busy) -> None:
+        if len(busy) == 2:
+            print("both are held", flush=True)
+
+    with bench.study.held(), opened(bench.config, bench.study, print) as pool:
+        pool.run(specs, [], check_in, canary=False)
+
+
+def show_job(key: str) -> str:
+    command = ["scontrol", "show", "job", key]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def rest(process: subprocess.Popen) -> str:
     out, _ = process.communicate()
     assert process.returncode == 0, out
@@ -78,31 +150,95 @@ def same_as(finished, study: SlurmStudy) -> None:
     assert study.live() == []
 
 
-def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_queue(finished, study):
-    said = study.finish()
+def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_queue(tiny, study, tmp_path):
+    stage = "study.stages=[lr_sweep]"
+    said = study.finish(stage)
     assert "submitted 2 Slurm job(s)" in said
-    same_as(finished, study)
+    autopilot(
+        compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline", stage]),
+        concluding(),
+    )
+    table = "summary_lr_sweep.csv"
+    assert without_timing(study.study.root / table) == without_timing(tmp_path / "inline" / table)
     assert {job.state for job in study.jobs().values()} == {"COMPLETED"}
-    begun = [e for e in study.events() if e["event"] == "begin"]
-    seen = {(e["slurm_array_task_id"], e["cuda_visible_devices"]) for e in begun}
-    assert sorted(gpu for _, gpu in seen) == ["0", "1"], "each job sees the one (fake) GPU that Slurm gave it"
 
 
-def test_kill_9_of_the_driver_leaves_the_jobs_at_work_and_the_next_call_adopts_them(finished, study):
+def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(tmp_path):
+    driver = subprocess.Popen(
+        [*IDLE_DRIVER, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until(driver, "submitted 2 Slurm job(s)", "both are held")
+    driver.kill()
+    driver.communicate()
+    study = IdleStudy(tmp_path)
+    specs = study.idle(2)
+    study.release(*specs)
+    try:
+        pool = study.slurm_pool()
+        pool.run(specs, [], lambda done, busy: None, canary=False)
+        pool.close()
+    finally:
+        study.close()
+    assert study.said[0].startswith("adopted 2 Slurm job(s) of an earlier call: ")
+    assert not any("submitted" in line for line in study.said)
+    assert [study.kinds(spec) for spec in specs] == [["begin", "end"]] * 2
+    gpus = {study.events(spec)[0]["cuda_visible_devices"] for spec in specs}
+    assert gpus == {"0", "1"}, "each job sees the one (fake) GPU that Slurm gave it"
+    assert not any(job.live for job in study.jobs().values())
+
+
+def test_preemption_is_a_checkpoint_and_a_requeue(idle):
+    specs = idle.idle(2, at=1, do="hold")
+    preempting: list[str] = []
+
+    def check_in(done, busy) -> None:
+        if len(busy) == 2 and not preempting:
+            preempting.append(subprocess.run(WHOLE_NODE, capture_output=True, text=True, check=True).stdout)
+        if all("stopped" in idle.kinds(spec) for spec in specs):
+            idle.release(*specs)
+
+    pool = idle.slurm_pool()
+    pool.run(specs, [], check_in, canary=False)
+    shown = idle.shown()
+    pool.close()
+    assert [idle.kinds(spec) for spec in specs] == [["begin", "stopped", "begin", "end"]] * 2
+    assert [idle.study.result(spec.run_id)["steps"] for spec in specs] == [5, 5]
+    assert len(shown) == 2
+    assert all("Restarts=1" in text for text in shown), shown
+
+
+def test_cancel_ends_driver_and_jobs(study):
+    driver = study.start("calibrate.steps=20000")
+    until(driver, "submitted", "calibrate: ")
+    done = study.call("cancel", "s", "--json")
+    out, _ = driver.communicate()
+    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + out
+    assert "cancelled" in out
+    assert study.live() == []
+    assert study.study.holder() is None
+    assert json.loads(study.call("status", "s", "--json").stdout)["state"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_whole_study_survives_kill_9_of_its_driver_and_then_cancel(finished, study):
     driver = study.start()
     until(driver, "submitted", "calibrate: ")
     driver.kill()
     driver.communicate()
     before = set(study.live())
     assert before
-    said = study.finish()
-    assert "of an earlier call" in said
-    assert set(re.findall(r"\d+_\d", said.partition("adopted")[0])) <= before
+    driver = study.start()
+    adopted = until(driver, "of an earlier call", "lr_scale: ").partition("adopted")[2].partition("\n")[0]
+    assert set(re.findall(r"\d+_\d", adopted)) <= before
+    assert study.call("cancel", "s").returncode == 0
+    driver.communicate()
+    assert driver.returncode == 130
+    study.finish()
     same_as(finished, study)
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_what_goes_on_and_how_to_end_it(study):
+def test_ctrl_c_says_what_continues_and_how_to_end_it(study):
     driver = study.start("calibrate.steps=20000")
     until(driver, "calibrate: ")
     driver.send_signal(signal.SIGINT)
@@ -117,21 +253,6 @@ def test_ctrl_c_says_what_goes_on_and_how_to_end_it(study):
     assert study.live() == []
 
 
-def test_cancel_ends_driver_and_jobs_and_the_same_command_carries_on(finished, study, tiny):
-    driver = study.start()
-    until(driver, "submitted", "calibrate: ")
-    done = study.call("cancel", "s", "--json")
-    out, _ = driver.communicate()
-    assert (done.returncode, driver.returncode) == (0, 130), done.stderr + out
-    assert "cancelled" in out
-    assert study.live() == []
-    assert study.study.holder() is None
-    status = json.loads(study.call("status", "s", "--json").stdout)
-    assert status["state"] == "interrupted"
-    study.finish()
-    same_as(finished, study)
-
-
 @pytest.mark.slow
 def test_scancel_of_one_array_task_leaves_its_runs_to_the_other(finished, study):
     driver = study.start()
@@ -144,7 +265,7 @@ def test_scancel_of_one_array_task_leaves_its_runs_to_the_other(finished, study)
 
 
 @pytest.mark.slow
-def test_scancel_of_all_its_jobs_stops_the_study_which_carries_on_with_the_same_command(finished, study):
+def test_scancel_of_all_its_jobs_stops_the_study_and_the_same_command_continues(finished, study):
     driver = study.start("launcher.slots=1")
     until(driver, "submitted", "1 job(s) running", "calibrate: ")
     subprocess.run(["scancel", *study.live()], check=True)
@@ -153,21 +274,6 @@ def test_scancel_of_all_its_jobs_stops_the_study_which_carries_on_with_the_same_
     assert "cancelled by somebody" in out
     study.finish()
     same_as(finished, study)
-
-
-def test_preemption_is_a_checkpoint_and_a_requeue(finished, study):
-    driver = study.start()
-    until(driver, "submitted", "2 job(s) running", "calibrate: ")
-    jobs = study.live()
-    bigger = subprocess.run(WHOLE_NODE, capture_output=True, text=True, check=True).stdout.strip()
-    rest(driver)
-    same_as(finished, study)
-    shown = [
-        subprocess.run(["scontrol", "show", "job", j], capture_output=True, text=True).stdout
-        for j in [*jobs, bigger]
-    ]
-    assert any("Restarts=1" in text for text in shown), shown
-    assert not [e for e in study.events() if e["event"] == "lost"]
 
 
 @pytest.mark.slow
@@ -179,7 +285,8 @@ def test_a_requeue_by_hand_starts_again_from_the_last_checkpoint(finished, study
     same_as(finished, study)
 
 
-def test_a_partition_that_is_not_there_is_named_and_nothing_is_left(study):
+@pytest.mark.slow
+def test_an_unknown_partition_is_named_and_no_job_is_left(study):
     done = subprocess.run([*study.command, "launcher.partition=nope"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "invalid partition" in done.stderr
@@ -188,6 +295,7 @@ def test_a_partition_that_is_not_there_is_named_and_nothing_is_left(study):
     assert study.live() == []
 
 
+@pytest.mark.slow
 def test_settings_reach_sbatch(study, tmp_path):
     study.finish(
         "study.stages=[lr_sweep]",
@@ -199,9 +307,7 @@ def test_settings_reach_sbatch(study, tmp_path):
         f"launcher.setup=['touch {tmp_path}/set-up']",
     )
     [key] = study.jobs()
-    shown = subprocess.run(
-        ["scontrol", "show", "job", key], capture_output=True, text=True, check=True
-    ).stdout
+    shown = show_job(key)
     for expected in (
         "Partition=high",
         "TimeLimit=00:07:00",
@@ -213,6 +319,7 @@ def test_settings_reach_sbatch(study, tmp_path):
     assert (tmp_path / "set-up").exists()
 
 
+@pytest.mark.slow
 def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, monkeypatch):
     driver = study.start("calibrate.steps=20000")
     until(driver, "2 job(s) running", "calibrate: ")
@@ -245,6 +352,7 @@ def test_a_worker_killed_on_its_node_is_replaced_and_the_run_charged(finished, s
     same_as(finished, study)
 
 
+@pytest.mark.slow
 def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study):
     done = subprocess.run([*study.command, "launcher.setup=['exit 3']"], capture_output=True, text=True)
     assert done.returncode == 3, done.stdout + done.stderr
@@ -253,18 +361,19 @@ def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study
 
 
 @pytest.mark.slow
-def test_a_queue_that_falls_silent_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
-    silent = tmp_path / "bin" / "squeue"
-    silent.parent.mkdir()
+def test_a_queue_that_does_not_answer_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
+    fake = tmp_path / "bin" / "squeue"
+    fake.parent.mkdir()
     real = subprocess.run(["which", "squeue"], capture_output=True, text=True, check=True).stdout.strip()
     count = f"echo x >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 4 ]"
-    silent.write_text(
-        f'#!/bin/sh\n{{ {count}; }} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}\nexec {real} "$@"\n'
+    fake.write_text(
+        f'#!/bin/sh\n{{ {count}; }} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}\n'
+        f'exec {real} "$@"\n'
     )
-    silent.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{silent.parent}:{os.environ['PATH']}")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     said = study.finish()
-    assert "the queue does not answer (slurm_load_jobs error: timed out); asking again" in said
+    assert "the queue does not answer (slurm_load_jobs error: timed out); trying again" in said
     same_as(finished, study)
 
 
@@ -298,10 +407,8 @@ def test_cancel_finds_the_jobs_whatever_the_state_folder_of_the_one_who_asks(stu
 
 
 @pytest.mark.slow
-def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_its_driver(
-    tmp_path, text_file
-):
-    """All of it in one study, whose finals are long enough for Slurm's shortest time-outs, which are minutes."""
+def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
+    """One study, with finals long enough for Slurm's shortest time-outs, which are minutes."""
     asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
     study = SlurmStudy(asked, tmp_path)
     short = ["launcher.timeout_min=2", "launcher.signal_delay_s=60"]
@@ -319,9 +426,7 @@ def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_i
     out = rest(driver)
     assert f"job {victim} was cancelled by somebody; 1 job(s) share what is left" in out
     assert study.live() == []
-    shown = subprocess.run(
-        ["scontrol", "show", "job", survivor], capture_output=True, text=True, check=True
-    ).stdout
+    shown = show_job(survivor)
     assert survivor in first
     assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
     inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
@@ -336,7 +441,7 @@ def test_a_smoke_study_comes_through_preemption_time_out_scancel_and_kill_9_of_i
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
+def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
     """docs/slurm.md, every line with a $, in order, in a folder as a user has it after the set-up."""
     here = Path(__file__).parents[3]
     (tmp_path / "scripts").symlink_to(here / "scripts")
@@ -356,3 +461,7 @@ def test_the_lines_of_the_guide_work_as_they_stand(tmp_path, monkeypatch):
     assert "0 run(s) trained in this call" in said[[x for x in lines if "study.name=first" in x][-1]]
     assert (tmp_path / "outputs/ebc_ablation/second/acceptance.json").exists()
     assert len(list((tmp_path / "outputs/multirun").glob("*/*/*/result.json"))) == 2
+
+
+if __name__ == "__main__":
+    drive(Path(sys.argv[1]))

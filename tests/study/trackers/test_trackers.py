@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,13 +14,13 @@ import pytest
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import TrackerConfig
+from ebc_lab.config.schema import Config, TrackerConfig
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.streams import read_columns
-from ebc_lab.report.conclude import concluding
 from ebc_lab.study import trackers
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 from ebc_lab.study.trackers import backends, process
 from ebc_lab.training.outcome import run_and_record
@@ -73,23 +74,38 @@ def as_measured(path: Path, column: str) -> list[tuple[int, float]]:
     return [(int(s), pytest.approx(v)) for s, v in zip(found["step"], found[column], strict=True) if v == v]
 
 
+def one_stage(tiny, out: Path, said: list[str], *tracker: str) -> tuple[Config, Study]:
+    asked = ["launcher=inline", f"output_dir={out}", "study.name=done", "study.stages=[lr_sweep]"]
+    asked += ["lr_sweep.grids.adam=[1e-2,2e-2]", *tracker]
+    config = compose([*tiny, *asked])
+    return config, autopilot(config, Listener(say=said.append)).study
+
+
 @pytest.fixture(scope="module")
 def tracked(tiny, tmp_path_factory, own_places):
-    """A study with both trackers, told to the driver's listener."""
+    """A study followed by both trackers, and what was said."""
     said: list[str] = []
-    out = tmp_path_factory.mktemp("tracked")
-    overrides = [
-        "launcher=inline",
-        f"output_dir={out}",
-        "study.name=done",
-        "tracker.names=[tensorboard,mlflow]",
-    ]
-    config = compose([*tiny, *overrides, "tracker.wait_s=600"])
-    return autopilot(config, concluding(say=said.append)).study, said
+    names = "tracker.names=[tensorboard,mlflow]"
+    return one_stage(tiny, tmp_path_factory.mktemp("tracked"), said, names, "tracker.wait_s=600")[1], said
 
 
-def test_a_tracked_study_has_the_same_numbers_and_stays_clean(finished, tracked):
-    plain, (study, said) = finished[1].study, tracked
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory, own_places):
+    """The same without trackers: (configuration, study)."""
+    return one_stage(tiny, tmp_path_factory.mktemp("plain"), [])
+
+
+@pytest.fixture
+def own_copy(plain, tmp_path):
+    """A copy for a test that changes it, or follows it."""
+    config, study = plain
+    shutil.copytree(study.root, tmp_path / "done")
+    return replace(config, output_dir=str(tmp_path)), Study(tmp_path / "done")
+
+
+def test_a_tracked_study_has_the_same_numbers_and_no_other_files(plain, tracked):
+    plain = plain[1]
+    study, said = tracked
     assert trained(study) == trained(plain)
     for run_id in trained(study):
         for name in ("steps.csv", "spec.json"):
@@ -135,24 +151,21 @@ def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
     assert not (Path.cwd() / "mlruns").exists()
 
 
-def test_the_same_command_again_shows_nothing_twice_and_a_tracker_added_later_catches_up(
-    finished, tracked, tmp_path
-):
-    study, _ = tracked
+def test_nothing_is_shown_twice_and_a_tracker_added_later_shows_everything(own_copy):
+    study = own_copy[1]
     tracker = shown(study, Kept())
     assert len(tracker.ends) == len(trained(study))
     assert shown(study, Kept()).rows == []
-    again = process.Reader(study.root, "kept", "another place")
     other = Kept()
-    again.show(other)
+    process.Reader(study.root, "kept", "another place").show(other)
     assert other.rows == tracker.rows
-    (study.root / ".trackers" / "kept.json").unlink()
 
 
-def test_a_run_that_goes_on_from_its_checkpoint_is_shown_without_repeats(own_copy):
+def test_a_run_that_resumes_from_its_checkpoint_is_shown_without_repeats(own_copy):
     _, study = own_copy
     run = study.run_dir(trained(study)[0])
-    whole, result = (run / "steps.csv").read_text(), (run / "result.json").read_bytes()
+    whole = (run / "steps.csv").read_text()
+    result = (run / "result.json").read_bytes()
     for other in set(study.runs.iterdir()) - {run}:
         (other / "spec.json").unlink()
     (run / "result.json").unlink()
@@ -172,10 +185,12 @@ def test_a_run_that_goes_on_from_its_checkpoint_is_shown_without_repeats(own_cop
     assert tracker.ends == [(run.name, "completed")]
 
 
-def test_a_tracker_that_fails_is_said_once_and_loses_nothing(finished, own_copy, monkeypatch):
-    _, study = own_copy
+def test_a_failing_tracker_is_reported_once_and_loses_nothing(own_copy, monkeypatch):
+    study = own_copy[1]
     monkeypatch.setattr(process, "POLL_S", 0.0)
-    tracker, over, said = Kept(failures=3), threading.Event(), []
+    tracker = Kept(failures=3)
+    over = threading.Event()
+    said: list[str] = []
 
     def show_then_end(to):
         process.Reader.show(reader, to)
@@ -186,27 +201,26 @@ def test_a_tracker_that_fails_is_said_once_and_loses_nothing(finished, own_copy,
     assert process.follow(reader, lambda: tracker, over, said.append)
     assert said == ["ConnectionError: the server is down"]
     assert len(tracker.ends) == len(trained(study))
-    plain = shown(finished[1].study, Kept(), "compared")
-    assert tracker.rows == plain.rows
-    (finished[1].study.root / ".trackers" / "compared.json").unlink()
-    (finished[1].study.root / ".trackers").rmdir()
+    assert tracker.rows == shown(study, Kept(), "compared").rows
 
 
-def test_nothing_is_done_beside_a_measurement_of_time(own_copy):
-    _, study = own_copy
+def test_nothing_is_shown_during_a_measurement_of_time(own_copy):
+    study = own_copy[1]
     reader = process.Reader(study.root, "kept", "here")
     assert not reader.measuring()
-    overhead = next(study.runs.glob("overhead_*"))
-    (overhead / "result.json").unlink()
+    overhead = study.run_dir("overhead_1")
+    overhead.mkdir()
     (overhead / "progress.json").write_text("{}")
     assert reader.measuring()
 
 
-def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_mlflows_file_store_works_when_it_is_asked_for(plain, tmp_path, monkeypatch):
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
-    study, uri = finished[1].study, f"file:{tmp_path / 'store'}"
+    study = plain[1]
+    uri = f"file:{tmp_path / 'store'}"
     run_id = trained(study)[0]
     run = backends.Run(run_id, "done", {"arm": "x"})
     tracker = backends.MLflow(tmp_path, uri)
@@ -218,7 +232,7 @@ def test_mlflows_file_store_works_where_it_is_asked_for(finished, tmp_path, monk
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 15
 
 
-# -- down, broken, hanging -------------------------------------------------------------------------------------------------
+# -- down, broken, hanging -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -250,37 +264,34 @@ def closed_port() -> int:
         return int(s.getsockname()[1])
 
 
-HERE = "import os, signal, sys\nif 'ebc_lab.study.trackers.process' in sys.orig_argv:\n    "  # in the tracker's process alone
-BROKEN, HANGING, KILLED = (
-    HERE + "sys.modules['mlflow'] = None\n",
-    HERE + "signal.pause()\n",
-    HERE + "os.kill(os.getpid(), 9)\n",
-)
-DOWN = {  # name -> the tracker's settings, what happens to its process, what is said
-    "server_down": (["mlflow"], {"mlflow_uri": "http://127.0.0.1:{port}"}, "", "the runs go on without it"),
-    "server_hangs": (
-        ["mlflow"],
-        {"mlflow_uri": "http://127.0.0.1:{silent}", "wait_s": 1.0},
-        "",
-        "tracker mlflow: ",
-    ),
-    "store_is_a_folder": (
-        ["mlflow"],
-        {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0},
-        "",
-        "the runs go on without it",
-    ),
-    "folder_below_a_file": (["mlflow"], {"folder": "{file}/below"}, "", "NotADirectoryError"),
-    "folder_is_a_file": (["tensorboard"], {"folder": "{file}"}, "", "FileExistsError"),
-    "broken_import": (["mlflow"], {}, BROKEN, "Error"),
-    "hangs": (["tensorboard"], {"wait_s": 1.0}, HANGING, "not done 1 s (tracker.wait_s) after the last run"),
-    "killed": (["tensorboard"], {}, KILLED, "ended with exit code -9"),
+# a sitecustomize.py for the tracker's process alone
+HERE = "import os, signal, sys\nif 'ebc_lab.study.trackers.process' in sys.orig_argv:\n    "
+BROKEN = HERE + "sys.modules['mlflow'] = None\n"
+HANGING = HERE + "signal.pause()\n"
+KILLED = HERE + "os.kill(os.getpid(), 9)\n"
+GOES_ON = "the runs continue without it"
+SILENT = "http://127.0.0.1:{silent}"
+NOT_DONE = "not done 1 s (tracker.wait_s) after the last run"
+# the tracker, its settings, its sitecustomize.py, what is said
+DOWN = {
+    "server_down": ("mlflow", {"mlflow_uri": "http://127.0.0.1:{port}"}, "", GOES_ON),
+    "hangs": ("tensorboard", {"wait_s": 1.0}, HANGING, NOT_DONE),
+    "killed": ("tensorboard", {}, KILLED, "ended with exit code -9"),
 }
+DOWN_TOO = {
+    "server_hangs": ("mlflow", {"mlflow_uri": SILENT, "wait_s": 1.0}, "", "tracker mlflow: "),
+    "store_is_a_folder": ("mlflow", {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0}, "", GOES_ON),
+    "folder_below_a_file": ("mlflow", {"folder": "{file}/below"}, "", "NotADirectoryError"),
+    "folder_is_a_file": ("tensorboard", {"folder": "{file}"}, "", "FileExistsError"),
+    "broken_import": ("mlflow", {}, BROKEN, "Error"),
+}
+CASES = [pytest.param(*case, id=name) for name, case in DOWN.items()]
+CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in DOWN_TOO.items()]
 
 
-@pytest.mark.parametrize(("names", "settings", "site", "words"), DOWN.values(), ids=DOWN)
+@pytest.mark.parametrize(("name", "settings", "site", "words"), CASES)
 def test_a_tracker_that_is_down_never_harms_a_run(
-    untracked, small_run, tmp_path, monkeypatch, names, settings, site, words
+    untracked, small_run, tmp_path, monkeypatch, name, settings, site, words
 ):
     (tmp_path / "file").write_text("")
     for folder in ("taken", "site"):
@@ -295,53 +306,31 @@ def test_a_tracker_that_is_down_never_harms_a_run(
         places = {"port": closed_port(), "silent": silent.getsockname()[1]}
         places |= {"taken": tmp_path / "taken", "file": tmp_path / "file"}
         given = {k: v.format(**places) if isinstance(v, str) else v for k, v in settings.items()}
-        with trackers.following(
-            TrackerConfig(names, **{"wait_s": 300.0, **given}), tmp_path / "run", said.append
-        ):
+        config = TrackerConfig([name], **{"wait_s": 300.0, **given})
+        with trackers.following(config, tmp_path / "run", said.append):
             assert train(small_run, tmp_path / "run") == untracked
     assert len(said) == 1, said
-    assert said[0].startswith(f"warning: tracker {names[0]}: ")
+    assert said[0].startswith(f"warning: tracker {name}: ")
     assert words in said[0]
 
 
-def test_ebc_lab_train_goes_on_without_a_tracker_that_is_down(tmp_path, text_file):
-    words = [
-        "train",
-        "scale=smoke",
-        "data=path",
-        f"data.file={text_file}",
-        "steps=30",
-        "threads_per_run=1",
-        "compile=off",
-    ]
-    words += [
-        "dtype=float32",
-        "device=cpu",
-        "hydra.run.dir=run",
-        "tracker.names=[tensorboard,mlflow]",
-        "tracker.wait_s=300",
-    ]
+@pytest.mark.slow
+def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_file):
+    words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "device=cpu"]
+    words += ["hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]", "tracker.wait_s=300"]
     words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
     done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "completed after 30 steps" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith("warning: tracker mlflow")]) == 1
-    assert (
-        scalars(tmp_path / "run/.trackers/tensorboard/run" / read_json(tmp_path / "run/spec.json")["run_id"])[
-            "loss"
-        ][29][0]
-        == 29
-    )
+    run_id = read_json(tmp_path / "run/spec.json")["run_id"]
+    assert scalars(tmp_path / "run/.trackers/tensorboard/run" / run_id)["loss"][29][0] == 29
 
 
-def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
-    """However it went: the end of its input is the end."""
-    about = {
-        "name": "tensorboard",
-        "root": str(finished[1].study.root),
-        "folder": str(tmp_path / "out"),
-        "uri": None,
-    }
+def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
+    """However it ended: the end of the tracker's input is the end."""
+    study = own_copy[1]
+    about = {"name": "tensorboard", "root": str(study.root), "folder": str(tmp_path / "out"), "uri": None}
     done = subprocess.run(
         [sys.executable, "-m", "ebc_lab.study.trackers.process"],
         input=json.dumps({**about, "wait_s": 600.0}) + "\n",
@@ -349,12 +338,10 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, "")
-    assert len(list((tmp_path / "out/tensorboard/done").iterdir())) == len(trained(finished[1].study))
-    (finished[1].study.root / ".trackers" / "tensorboard.json").unlink()
-    (finished[1].study.root / ".trackers").rmdir()
+    assert len(list((tmp_path / "out/tensorboard/done").iterdir())) == len(trained(study))
 
 
-# -- what is refused, and what is kept out of a study ----------------------------------------------------------------------
+# -- what is refused, and what is kept out of a study --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -366,14 +353,14 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, finished):
         ("tracker.wait_s=-1", "must be a finite number >= 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(override, words):
+def test_impossible_settings_are_refused(override, words):
     with pytest.raises(UserError, match=words):
         configurations(["scale=smoke", override])
     with pytest.raises(UserError, match="is no URI"):
         configurations(["scale=smoke", "tracker=mlflow", "tracker.mlflow_uri=/some/folder"])
 
 
-def test_a_missing_extra_is_refused_at_once_with_the_command_that_installs_it(monkeypatch):
+def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError,
@@ -386,8 +373,9 @@ def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own
     config, study = own_copy
     before = (study.root / "study.json").read_bytes()
     uri = "http://me:secret@127.0.0.1:9"
-    tracker, said = TrackerConfig(names=["mlflow"], mlflow_uri=uri, wait_s=30.0), []
-    assert autopilot(replace(config, tracker=tracker), concluding(say=said.append)).trained == 0
+    tracker = TrackerConfig(names=["mlflow"], mlflow_uri=uri, wait_s=30.0)
+    said: list[str] = []
+    assert autopilot(replace(config, tracker=tracker), Listener(say=said.append)).trained == 0
     assert (study.root / "study.json").read_bytes() == before
     assert "tracker" not in study.header()["config"]
     told = [line for line in said if line.startswith("warning: tracker mlflow")]
