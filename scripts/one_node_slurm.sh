@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A real Slurm on this one machine, for the tests: no systemd, no cgroups, GPUs in name only.
-#   one_node_slurm.sh up            start it and leave it up; a usable Slurm that answers already is left as it is
+#   one_node_slurm.sh up            start it and leave it up; a usable Slurm that already answers is left as it is
 #   one_node_slurm.sh down          stop what `up` started, jobs included, and nothing else
 #   one_node_slurm.sh run COMMAND…  up, COMMAND, down (unless it was up before); exits with COMMAND's code
-# Partitions: main, and high, which pre-empts main (user signal at once, requeue after 20 s).
-# ONE_NODE_SLURM_GPUS=2 ONE_NODE_SLURM_CPUS=8  what to offer; may exceed what there is, since nothing is bound or limited
+# Partitions: main, and high, which preempts main (user signal immediately, requeue after 20 s).
+# ONE_NODE_SLURM_GPUS=2 ONE_NODE_SLURM_CPUS=8  what to offer; may be more than the machine has: nothing is bound or limited
 # ONE_NODE_SLURM_ACCOUNTING=0                  1: with MariaDB and slurmdbd, so that sacct answers
-# Exit code 69: no Slurm can be had here (not root, not Debian, no packages, another Slurm's configuration).
+# Exit code 69: Slurm cannot be set up here (not root, not Debian, no packages, another Slurm's configuration).
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 gpus=${ONE_NODE_SLURM_GPUS:-2} cpus=${ONE_NODE_SLURM_CPUS:-8} accounting=${ONE_NODE_SLURM_ACCOUNTING:-0}
@@ -33,7 +33,7 @@ until_true() { # SECONDS COMMAND…
   done
 }
 
-daemon_pid() { # NAME: the process of its pidfile, if it is that daemon: pids are used again
+daemon_pid() { # NAME: the process of its pidfile, if it is that daemon: pids are reused
   local pid
   pid=$(cat "$run/$1.pid" 2>/dev/null) && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = "$1" ] && echo "$pid"
 }
@@ -42,7 +42,7 @@ gone() { ! daemon_pid "$1"; }
 no_jobs() { [ -z "$(timeout 5 squeue -h)" ]; }
 munge_answers() { munge -n | unmunge; }
 
-usable() { # both partitions have a node that takes jobs
+usable() { # both partitions have a node that accepts jobs
   local partition
   command -v sinfo >/dev/null || return 1
   for partition in main high; do
@@ -58,7 +58,7 @@ need_packages() {
     commands+=(slurmdbd mariadbd) packages+=(slurmdbd mariadb-server)
   fi
   [ "$(for c in "${commands[@]}"; do command -v "$c" || true; done | wc -l)" -lt ${#commands[@]} ] || return 0
-  command -v apt-get >/dev/null || unavailable "Slurm is not installed, and this is no Debian to install it on"
+  command -v apt-get >/dev/null || unavailable "Slurm is not installed, and only on Debian can this script install it"
   say "installing ${packages[*]}"
   export DEBIAN_FRONTEND=noninteractive
   { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >/dev/null ||
@@ -82,7 +82,7 @@ start_accounting() {
     until_true 60 mariadb-admin ping || broken $log/mariadbd.log "MariaDB did not start"
     cp /run/mysqld/one-node-slurm.pid $run/mariadbd.pid
   fi
-  # root reaches the database over its socket: no password to keep; slurmdbd insists on a private file all the same
+  # root reaches the database over its socket: no password to keep; slurmdbd still insists on a private file
   (umask 077 && cat >$etc/slurmdbd.conf) <<END
 $mark
 DbdHost=localhost
@@ -121,7 +121,7 @@ SlurmdLogFile=$log/slurmd.log
 StateSaveLocation=$state/slurmctld
 SlurmdSpoolDir=$state/slurmd
 ReturnToService=2
-# no cgroups, no binding, no measuring; the CPUs are as many as this file says
+# no cgroups, no binding, no measuring; this file says how many CPUs there are
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -131,7 +131,7 @@ SlurmdParameters=config_overrides
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
-# a requeued job waits until its old credential has expired, two minutes unless told
+# a requeued job waits until its old credential has expired, two minutes by default
 AuthInfo=cred_expire=5
 KillWait=10
 PreemptType=preempt/partition_prio
@@ -147,7 +147,7 @@ END
 
 up() {
   if usable; then
-    say "a Slurm with main and high answers already: it is used as it is"
+    say "a Slurm with main and high already answers: it is used as it is"
     offer
     return
   fi
@@ -167,11 +167,11 @@ up() {
 
 down() {
   local name pid
-  [ -d $run ] || return 0 # what is up, if anything, is somebody else's
+  [ -d $run ] || return 0 # what is up, if anything, was not started here
   [ "$(id -u)" = 0 ] || unavailable "only root can stop it"
   if daemon_pid slurmctld >/dev/null; then # jobs would outlive the daemons
     timeout 20 squeue -h -o %A | sort -u | xargs -r timeout 20 scancel || true
-    until_true 30 no_jobs || say "there are jobs that do not end"
+    until_true 30 no_jobs || say "some jobs do not end"
   fi
   for name in slurmd slurmctld slurmdbd mariadbd munged; do
     if pid=$(daemon_pid $name); then
@@ -179,7 +179,7 @@ down() {
       until_true 30 gone $name || broken "$log/$name.log" "$name ($pid) does not stop"
     fi
   done
-  # a configuration without a controller behind it would let sinfo and sbatch hang; the job numbers in $state go on
+  # a configuration without a controller behind it would let sinfo and sbatch hang; the job numbers in $state continue
   for name in slurm.conf gres.conf slurmdbd.conf; do
     ! grep -qxF "$mark" $etc/$name 2>/dev/null || rm $etc/$name
   done
@@ -192,7 +192,7 @@ run_in() { # COMMAND…
     trap 'code=$?; trap "" INT TERM HUP; down; exit $code' EXIT
   fi
   up
-  # bash starts a background command deaf to Ctrl-C; in the foreground, though, it would itself be deaf to a TERM until the end
+  # in the background, bash would have the command ignore Ctrl-C (hence env); in the foreground, bash could not pass on a TERM
   env --default-signal=INT,QUIT "$@" <&0 &
   child=$!
   trap 'kill -TERM $child 2>/dev/null || true' TERM
