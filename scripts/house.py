@@ -65,7 +65,7 @@ class Import:
         return f"{self.importer}, line {self.line}, imports {self.imported}"
 
 
-# -- reading ---------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -115,7 +115,7 @@ def part(module: str, depth: int) -> str:
     return parts[depth] if len(parts) > depth else ""
 
 
-# -- rules of imports ------------------------------------------------------------------------------
+# -- rules of imports ----------------------------------------------------------------------------------------
 
 
 def upward(found: Iterable[Import]) -> Iterator[str]:
@@ -183,7 +183,7 @@ def folder_of(root: Path) -> Callable[[str], str]:
     return lambda module: module if module in packages else module.rpartition(".")[0]
 
 
-# -- rules of files and lines ----------------------------------------------------------------------
+# -- rules of files and lines --------------------------------------------------------------------------------
 
 
 def crowded(root: Path) -> Iterator[str]:
@@ -235,7 +235,7 @@ def violations(root: Path) -> list[str]:
     ]
 
 
-# -- the picture -----------------------------------------------------------------------------------
+# -- the picture ---------------------------------------------------------------------------------------------
 
 
 def packages_imported(found: Iterable[Import]) -> dict[str, set[str]]:

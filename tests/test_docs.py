@@ -37,7 +37,7 @@ def blocks(name: str, language: str) -> list[str]:
     return [body for kind, body in FENCE.findall((ROOT / name).read_text()) if kind == language]
 
 
-# -- links ------------------------------------------------------------------------------------------
+# -- links ---------------------------------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
@@ -74,7 +74,7 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
         assert (ROOT / path).exists() or "NAME" in path, path
 
 
-# -- code ------------------------------------------------------------------------------------------------
+# -- code ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
@@ -91,7 +91,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-# -- commands --------------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------------------
 
 
 def commands() -> list[str]:
@@ -163,7 +163,7 @@ def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
     assert "`clipped`" in (tmp_path / "mine" / "ablation.md").read_text()
 
 
-# -- tables ----------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def section(name: str, heading: str) -> str:

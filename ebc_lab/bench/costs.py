@@ -39,7 +39,7 @@ def seconds_of(run: RunConfig, call: Callable[..., object], *arguments: object) 
     return time.perf_counter() - start
 
 
-# -- fixed costs -----------------------------------------------------------------------------------
+# -- fixed costs ---------------------------------------------------------------------------------------------
 
 
 def start_up(repeats: int) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], N
     return {**start_up(repeats), **costs, "steps": steps, "checkpoint_bytes": checkpoint, "repeats": repeats}
 
 
-# -- arithmetic ------------------------------------------------------------------------------------
+# -- arithmetic ----------------------------------------------------------------------------------------------
 
 
 def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:

@@ -66,7 +66,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "quartiles": [low, high]}
 
 
-# -- what a stabilizer adds to a step --------------------------------------------------------------
+# -- what a stabilizer adds to a step ------------------------------------------------------------------------
 
 
 def paired_overhead(
@@ -171,7 +171,7 @@ def overheads(
     return [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
 
 
-# -- the lab's step against a plain loop -----------------------------------------------------------
+# -- the lab's step against a plain loop ---------------------------------------------------------------------
 
 
 def plain_settings(run: RunConfig) -> dict[str, Any]:

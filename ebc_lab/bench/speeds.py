@@ -82,7 +82,7 @@ def is_open(run: RunConfig, setting: str) -> bool:
     return getattr(run, setting) in ("auto", 0)
 
 
-# -- the rules -------------------------------------------------------------------------------------
+# -- the rules -----------------------------------------------------------------------------------------------
 
 
 def chosen_by_rule(
@@ -171,7 +171,7 @@ def compile_rule(planned_s: float, steps: int, cost: Callable[[], CompileCost | 
     return ("on" if saved > MIN_PAYOFF * found["compile_s"] else "off"), why
 
 
-# -- from measurements to a choice -----------------------------------------------------------------
+# -- from measurements to a choice ---------------------------------------------------------------------------
 
 
 def choose(
@@ -244,7 +244,7 @@ def job_cores(launcher: LauncherConfig) -> int | None:
     return launcher.cpus_per_task or 1 if launcher.name == "slurm" else None
 
 
-# -- measuring -------------------------------------------------------------------------------------
+# -- measuring -----------------------------------------------------------------------------------------------
 
 
 def shape_here(run: RunConfig) -> dict[str, Any]:
@@ -334,7 +334,7 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# -- for doctor ------------------------------------------------------------------------------------
+# -- for doctor ----------------------------------------------------------------------------------------------
 
 
 def report(config: Config, run: RunConfig) -> dict[str, Any]:

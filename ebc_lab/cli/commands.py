@@ -42,7 +42,8 @@ Name = Annotated[
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
 app = typer.Typer(
-    help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a verdict.",
+    help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a "
+    "verdict.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -174,7 +175,9 @@ def why(
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
 ) -> int:
-    """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed it."""
+    """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed
+    it.
+    """
     from ebc_lab.config.schema import STAGES
     from ebc_lab.study.inspect import why as why_module
     from ebc_lab.study.store import find as find_module
@@ -215,7 +218,9 @@ def export(
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
 ) -> None:
-    """Pack a study into one .zip: settings, decisions, runs, tables, pictures, and the sha256 of each file."""
+    """Pack a study into one .zip: settings, decisions, runs, tables, pictures, and the sha256 of each
+    file.
+    """
     from ebc_lab.study.store.bundle import export as pack
     from ebc_lab.study.store.find import find
 

@@ -30,7 +30,9 @@ DEFAULTS = {  # where the plugin's own would end a run that could continue from 
 
 
 class JobFailed(Exception):
-    """A run failed in a launcher's job: the message and the exit code, which submitit's pickle brings back."""
+    """A run failed in a launcher's job: the message and the exit code, which submitit's pickle brings
+    back.
+    """
 
     def __init__(self, message: str, code: int):
         super().__init__(message, code)
@@ -61,7 +63,8 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
     if kind == "SlurmLauncher":
         if 60 * launcher.timeout_min <= launcher.signal_delay_s:
             raise UserError(
-                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told to write their "
+                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told "
+                f"to write their "
                 f"checkpoint hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end."
             )
         missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
@@ -106,7 +109,8 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
     except KeyboardInterrupt:
         if slurm:
             _leave(
-                f"interrupted; the jobs continue without it, and once they are over {again} finds their results",
+                f"interrupted; the jobs continue without it, and once they are over {again} finds their "
+                f"results",
                 130,
             )
         _leave(f"interrupted; {again} continues from the checkpoints", 130)

@@ -1,4 +1,6 @@
-"""What the terminal shows: the live view, decisions, the verdict, status, plan and doctor, drawn with rich."""
+"""What the terminal shows: the live view, decisions, the verdict, status, plan and doctor, drawn with
+rich.
+"""
 
 from __future__ import annotations
 
@@ -306,7 +308,8 @@ def verified(console: Console, found: Mapping[str, Any]) -> None:
 def exported(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
         Text(
-            f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not in it"
+            f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not "
+            f"in it"
         )
     )
     console.print(f"sha256: {found['sha256']}", soft_wrap=True)
@@ -379,7 +382,8 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
         c = found["corpus"]
         console.print(
             Text(
-                f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 {c['sha256'][:12]}…"
+                f"corpus     {c['name']}: {c['source']}, {c['characters']:,} characters, sha256 "
+                f"{c['sha256'][:12]}…"
             )
         )
     if "speed" in found:
@@ -389,7 +393,8 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
     o = found["output"]
     console.print(
         Text(
-            f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB free"
+            f"output     {o['path']}: {'writable' if o['writable'] else 'NOT writable'}, {o['free_gb']} GB "
+            f"free"
         )
     )
     console.print(Text(f"slurm      {'sbatch is here' if found['slurm'] else 'no sbatch here'}"))

@@ -100,7 +100,7 @@ def task(composed: Any) -> float | None:
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    from ebc_lab.training.run import Interrupted
+    from ebc_lab.training.turns import Interrupted
 
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     hydra = HydraConfig.get()
@@ -149,7 +149,8 @@ def train_one(
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
         raise UserError(
-            f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete it."
+            f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete "
+            f"it."
         )
     directory.mkdir(parents=True, exist_ok=True)
     spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
@@ -188,7 +189,8 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) ->
     check_run(run)
     if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
         raise UserError(
-            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study finds it."
+            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study "
+            "finds it."
         )
     return run
 

@@ -254,7 +254,8 @@ class UncorrectedAdam(torch.optim.Adam):
 
 
 def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """`count` windows half a context apart at the head of a split: the earlier study judged about 600 characters.
+    """`count` windows half a context apart at the head of a split: the earlier study judged about 600
+    characters.
 
     As (inputs, targets), (count, T) each.
     """

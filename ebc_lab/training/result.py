@@ -22,7 +22,7 @@ OOM_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memo
 DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
 OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
-# -- diverged --------------------------------------------------------------------------------------
+# -- diverged ------------------------------------------------------------------------------------------------
 
 
 def fatal(step: int, found: Mapping[str, Any]) -> str | None:
@@ -51,7 +51,7 @@ def risen(figures: Mapping[str, Any], steps: int) -> str | None:
     return f"the mean loss of the last {count} steps, {last:.3f}, is above the initial loss, {initial:.3f}"
 
 
-# -- crashed ---------------------------------------------------------------------------------------
+# -- crashed -------------------------------------------------------------------------------------------------
 
 
 def is_oom(error: BaseException) -> bool:
@@ -74,7 +74,7 @@ def is_own_fault(cause: str) -> bool:
     return any(words in cause for words in OWN_FAULT)
 
 
-# -- the figures -----------------------------------------------------------------------------------
+# -- the figures ---------------------------------------------------------------------------------------------
 
 
 def finished(

@@ -103,7 +103,7 @@ class Training:
         with self._on_stream():
             checkpoint.save(self.files.checkpoint, self.identity, reached, self.model, self.optimizer)
 
-    # -- the loop ----------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
     def run(self, **hooks: Any) -> dict[str, Any]:
         """Train to the end and return the result; `hooks` are those of `blocks`."""
@@ -229,7 +229,7 @@ class Training:
                 return cause
         return None
 
-    # -- evaluation and the end --------------------------------------------------------------------
+    # -- evaluation and the end ------------------------------------------------------------------------------
 
     def _trained_tokens(self) -> int:
         return self.step * self.run_config.batch_size * self.run_config.model.context

@@ -94,7 +94,7 @@ def found(called):
     return called[0]
 
 
-# -- the command -----------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
@@ -212,7 +212,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert said == []
 
 
-# -- pairs -----------------------------------------------------------------------------------------
+# -- pairs ---------------------------------------------------------------------------------------------------
 
 
 def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
@@ -273,7 +273,7 @@ def test_a_run_that_diverges_is_no_measurement(shape):
         take_steps(training, 20)
 
 
-# -- the plain loop --------------------------------------------------------------------------------
+# -- the plain loop ------------------------------------------------------------------------------------------
 
 
 def test_the_plain_loop_runs_as_a_script_and_learns(text_file, capsys, monkeypatch):
@@ -308,7 +308,7 @@ def test_a_plain_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
         PlainProcess(shape)
 
 
-# -- shares, arithmetic, memory --------------------------------------------------------------------
+# -- shares, arithmetic, memory ------------------------------------------------------------------------------
 
 
 def test_a_part_inside_another_counts_for_itself_alone(shape, monkeypatch):

@@ -64,7 +64,7 @@ def would_measure(machine, rates, compile_cost=None):
     return asked
 
 
-# -- the rules -------------------------------------------------------------------------------------
+# -- the rules -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_only_what_is_open_is_tried():
     ]
 
 
-# -- from measurements to a choice -----------------------------------------------------------------
+# -- from measurements to a choice ---------------------------------------------------------------------------
 
 RATES = {(1, 4, "float32"): 100.0, (2, 2, "float32"): 60.0, (4, 1, "float32"): 30.0}
 RATES |= {(t, n, "bfloat16"): 1.2 * r for (t, n, _), r in RATES.items()}
@@ -230,7 +230,7 @@ def test_another_shape_or_machine_is_measured_again(machine):
     assert known_rates(OPEN, cases) == {}
 
 
-# -- real measurements -----------------------------------------------------------------------------
+# -- real measurements ---------------------------------------------------------------------------------------
 
 
 def test_a_measurement_that_fails_says_what_to_give_instead(machine):

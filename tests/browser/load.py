@@ -12,7 +12,10 @@ from pathlib import Path
 
 from selenium import webdriver
 
-LOADED = "const t = performance.timing; return [t.domContentLoadedEventEnd - t.navigationStart, t.loadEventEnd - t.navigationStart]"
+LOADED = (
+    "const t = performance.timing; return [t.domContentLoadedEventEnd - t.navigationStart, "
+    "t.loadEventEnd - t.navigationStart]"
+)
 
 
 def main() -> None:
@@ -30,7 +33,8 @@ def main() -> None:
         parsed, loaded = (statistics.median(s[i] for s in seen) for i in (0, 1))
         size = path.stat().st_size / 1e6
         print(
-            f"{name}: {runs} runs, {size:.1f} MB: parsed in {parsed:.0f} ms, loaded in {loaded:.0f} ms (median of 5)"
+            f"{name}: {runs} runs, {size:.1f} MB: parsed in {parsed:.0f} ms, loaded in {loaded:.0f} ms "
+            f"(median of 5)"
         )
     driver.quit()
 

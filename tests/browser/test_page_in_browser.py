@@ -28,7 +28,10 @@ const named = (table) => [...table.tHead.rows[0].cells].map((cell) => cell.textC
 return [...document.querySelectorAll("table")].map((table) => [table.id, named(table)]);
 """
 HEADER = "document.getElementById(arguments[0]).tHead.rows[0].cells"
-SHOWN = "return [...document.querySelectorAll('#runs-table tbody tr')].filter((r) => r.offsetHeight).map((r) => r.innerText)"
+SHOWN = (
+    "return [...document.querySelectorAll('#runs-table tbody tr')].filter((r) => "
+    "r.offsetHeight).map((r) => r.innerText)"
+)
 CONTROLS = """
 const controls = [...document.querySelectorAll("button, input, select, nav, dialog")];
 return controls.filter((e) => e.offsetHeight && !e.closest("th")).map((e) => e.outerHTML);

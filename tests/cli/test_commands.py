@@ -110,7 +110,9 @@ def test_status_of_an_empty_study(tmp_path, study):
 
 
 def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
-    """The command that status prints, run as it is, trains the same run: same first losses, same final loss."""
+    """The command that status prints, run as it is, trains the same run: same first losses, same final
+    loss.
+    """
     root = tmp_path / "outputs/ebc_ablation/broken"
     (root / "runs").mkdir(parents=True)
     write_checksummed(root / "study.json", study.header())

@@ -1,4 +1,6 @@
-"""kill -9 of driver and workers at random moments, then the same command again: the same bytes as an undisturbed study."""
+"""kill -9 of driver and workers at random moments, then the same command again: the same bytes as an
+undisturbed study.
+"""
 
 import contextlib
 import os
@@ -20,7 +22,9 @@ TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv
 
 
 def command(tiny: list[str], out: Path) -> list[str]:
-    """A study of plain Adam and EBC that takes seconds, on two workers that write a checkpoint at every step."""
+    """A study of plain Adam and EBC that takes seconds, on two workers that write a checkpoint at every
+    step.
+    """
     smaller = [
         "seeds=[0]",
         "lr_sweep.grids.adam=[2e-2]",
@@ -45,7 +49,9 @@ def workers(study: Study) -> list[int]:
 
 
 def disturbed(command: list[str], study: Study, draw: random.Random) -> str:
-    """Run the command, kill one of its processes at a random moment, and let the rest go on. -> what was killed."""
+    """Run the command, kill one of its processes at a random moment, and let the rest go on. -> what was
+    killed.
+    """
     driver = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )

@@ -71,10 +71,19 @@ def write_run(folder: Path, *, ebc: bool, seed: int, outcome: str = "completed",
 
 def scale_row(role: str, scale: float, **changed: Any) -> dict[str, Any]:
     row = {
-        "run_id": f"{role}_{scale:g}", "role": role, "arm": f"adam_none_{role}_x{scale:g}",
-        "lr": 0.004 * scale, "lr_scale": scale, "seed": 100,
-        "outcome": "completed", "val_loss": 2.0 + 0.1 * scale, "val_se": 0.01, "c_median": 0.6, "inert": False, "cause": None,
-    }  # fmt: skip
+        "run_id": f"{role}_{scale:g}",
+        "role": role,
+        "arm": f"adam_none_{role}_x{scale:g}",
+        "lr": 0.004 * scale,
+        "lr_scale": scale,
+        "seed": 100,
+        "outcome": "completed",
+        "val_loss": 2.0 + 0.1 * scale,
+        "val_se": 0.01,
+        "c_median": 0.6,
+        "inert": False,
+        "cause": None,
+    }
     return row | changed
 
 
@@ -135,21 +144,30 @@ def _choose(decisions: dict[str, Any], track: str) -> None:
         scale_row("control", 1.0, **plain),
     ]
     decisions["calibrate"]["tracks"][track] = {
-        "delta_star": 0.018, "lr_scale": 2.0, "run_id": "ebc_2", "c_median": 0.6, "val_loss": 2.2, "in_band": True,
-    }  # fmt: skip
+        "delta_star": 0.018,
+        "lr_scale": 2.0,
+        "run_id": "ebc_2",
+        "c_median": 0.6,
+        "val_loss": 2.2,
+        "in_band": True,
+    }
     lost = {"outcome": "oom", "val_loss": None}
     for scale, changed in ((1.0, {"c_median": 0.3}), (2.0, {}), (4.0, lost)):
         about = {"arm": f"{track}_ebc_d0p0{9 * scale:.0f}_shadow_x2", "delta_star": 0.009 * scale}
         decisions["calibrate"]["candidates"].append(scale_row("ebc", scale, **about, **changed))
     decisions["lr_scale"]["tracks"][track] = {
-        "lr_scale": 2.0, "run_id": "ebc_2", "baseline_val_loss": 2.1, "sigma": 0.03,
-        "headroom": {"none": None, "ebc": 2.0, "fixed_tau": 1.0}, "headroom_is_tautology": True,
+        "lr_scale": 2.0,
+        "run_id": "ebc_2",
+        "baseline_val_loss": 2.1,
+        "sigma": 0.03,
+        "headroom": {"none": None, "ebc": 2.0, "fixed_tau": 1.0},
+        "headroom_is_tautology": True,
         "arms": {
             "none": [scale_row("none", 1.0), scale_row("none", 2.0, outcome="diverged", val_loss=None)],
             "ebc": [scale_row("ebc", 1.0), scale_row("ebc", 2.0, inert=True)],
             "fixed_tau": [scale_row("fixed_tau", 1.0), scale_row("fixed_tau", 2.0, **lost)],
         },
-    }  # fmt: skip
+    }
 
 
 def _final(root: Path, track: str, outcomes: Mapping[tuple[str, int], str]) -> dict[str, Any]:
@@ -262,10 +280,20 @@ def _suite_arm(
     mean = float(np.mean(finite)) if finite else None
     figures = {"c_early": 0.5, "c_late": 0.5 + gains[0], "kl_ratio_median": 1.0}
     return {
-        "roles": [label], "track": track, "lr": 0.004, "lr_scale": 1.0, "ebc": ebc, "runs": runs, "point": None,
-        "delta_star": 0.01 if ebc else None, "about": f"what {label} is", "figures": figures if ebc else {},
-        "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})}, "test_loss": mean, "val_loss": mean,
-    }  # fmt: skip
+        "roles": [label],
+        "track": track,
+        "lr": 0.004,
+        "lr_scale": 1.0,
+        "ebc": ebc,
+        "runs": runs,
+        "point": None,
+        "delta_star": 0.01 if ebc else None,
+        "about": f"what {label} is",
+        "figures": figures if ebc else {},
+        "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})},
+        "test_loss": mean,
+        "val_loss": mean,
+    }
 
 
 def words_of(figure: Figure) -> list[str]:

@@ -64,7 +64,9 @@ if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
 
 
 def struck_once(folder: Path, error: str) -> str:
-    """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then `folder`/struck is there."""
+    """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then
+    `folder`/struck is there.
+    """
     (folder / "site").mkdir()
     (folder / "site" / "sitecustomize.py").write_text(
         STRIKING.format(mark=str(folder / "struck"), error=error)

@@ -89,15 +89,37 @@ def made_up(study: Study, spec: RunSpec, otherwise: Mapping[str, Any]) -> None:
     c = min(1.0, 0.6 * math.sqrt(run.budget.target_kl / 0.01) * 2 / spec.lr_scale) if ebc else 1.0
     steps = max(2, run.steps)
     found = {
-        "outcome": "completed", "cause": None, "steps": steps, "val_loss": loss, "val_se": 0.007,
-        "test_loss": loss + 0.04 if "test" in run.evaluate else None, "test_se": 0.008, "heldout_loss": loss + 0.02,
-        "test_bits_per_char": (loss + 0.04) / math.log(2), "test_accuracy": 0.4, "clip_rate": 0.9 if c < 1 else 0.0,
-        "c_mean": c, "c_p10": c, "c_median": c, "c_p90": c, "plateau_steps": 0, "eta_eff_median": c * run.optimizer.lr,
-        "kl_median": 0.0098 + draw.random() * 1e-4, "kl_ratio_median": 1.02 if ebc else None, "kl_audits": 6,
-        "kl_within_30pct": 0.8 if ebc else None, "kl_clipped_audits": 5 if ebc else 0, "skipped_steps": 0, "guard_count": 0,
-        "grad_norm_quantiles": [0.1 * k for k in range(1, 102)], "tokens_per_s": 2e4, "probe_pct": 2.0, "wall_s": 12.5,
-        "train_s": 12.0, "curve": [[steps * k / 4, loss + 1 / k - 0.25, 3.0 * k] for k in (1, 2, 3, 4)],
-    }  # fmt: skip
+        "outcome": "completed",
+        "cause": None,
+        "steps": steps,
+        "val_loss": loss,
+        "val_se": 0.007,
+        "test_loss": loss + 0.04 if "test" in run.evaluate else None,
+        "test_se": 0.008,
+        "heldout_loss": loss + 0.02,
+        "test_bits_per_char": (loss + 0.04) / math.log(2),
+        "test_accuracy": 0.4,
+        "clip_rate": 0.9 if c < 1 else 0.0,
+        "c_mean": c,
+        "c_p10": c,
+        "c_median": c,
+        "c_p90": c,
+        "plateau_steps": 0,
+        "eta_eff_median": c * run.optimizer.lr,
+        "kl_median": 0.0098 + draw.random() * 1e-4,
+        "kl_ratio_median": 1.02 if ebc else None,
+        "kl_audits": 6,
+        "kl_within_30pct": 0.8 if ebc else None,
+        "kl_clipped_audits": 5 if ebc else 0,
+        "skipped_steps": 0,
+        "guard_count": 0,
+        "grad_norm_quantiles": [0.1 * k for k in range(1, 102)],
+        "tokens_per_s": 2e4,
+        "probe_pct": 2.0,
+        "wall_s": 12.5,
+        "train_s": 12.0,
+        "curve": [[steps * k / 4, loss + 1 / k - 0.25, 3.0 * k] for k in (1, 2, 3, 4)],
+    }
     found |= dict(otherwise)
     if found["outcome"] != "completed":
         found |= dict.fromkeys(("val_loss", "test_loss", "heldout_loss", "c_median"))

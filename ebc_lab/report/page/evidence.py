@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,16 +57,19 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     floors = why.noise_floor(decisions)
     again = study_command(header["requested"])
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
+    verdicts = [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else []
+    decided = {s: _decision(s, d, config, floors) for s, d in chosen.items()}
+    waiting = [s for s in config.study.stages if s not in decisions]
     return {
         "name": header["study"],
         "header": header,
         "problems": problems,
         "question": next((q for s in config.study.stages if (q := _question(s, config))), words.QUESTION),
         "facts": _facts(config, header, decisions, results),
-        "verdict": [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else [],
+        "verdict": verdicts,
         "suite": _suite(suite, results) if suite else None,
-        "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
-        "open": [s for s in config.study.stages if s not in decisions],
+        "decided": decided,
+        "open": waiting,
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
         "runs": _runs(trained),
@@ -87,7 +91,7 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
     return name if "about" in arm else words.short(name, arm)
 
 
-# -- the study ---------------------------------------------------------------------------------------------
+# -- the study -----------------------------------------------------------------------------------------------
 
 
 def _question(stage: str, config: Config) -> str:
@@ -162,7 +166,7 @@ def _checksums(study: Study, decisions: Mapping[str, Any]) -> Table:
     return tables.plain("checksums", title, {"File": "text", "sha256": "code"}, rows, note)
 
 
-# -- decisions ---------------------------------------------------------------------------------------------
+# -- decisions -----------------------------------------------------------------------------------------------
 
 
 def _decision(
@@ -207,21 +211,21 @@ def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, s
     return ("margin", f"{sigmas:.1f} σ", f"{remark}; smallest detectable {fixed(floor['detectable'])} nats")
 
 
-# -- verdict, finals, suite --------------------------------------------------------------------------------
+# -- verdict, finals, suite ----------------------------------------------------------------------------------
 
 
 def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, Any]:
     margin = config.finals.margin
     differences = [by_interval(x["difference"], x["joint"]) for x in found["verdict"] if "difference" in x]
     ruler = Ruler.over(differences, margin)
+    verdicts = Counter(x["verdict"] for x in found["verdict"])
+    lines = [_line(line, found, ruler, config) for line in found["verdict"]]
     return {
         "track": track,
         "name": optimizer(track),
         "answer": words.answer(found["verdict"], margin),
-        "counts": {
-            v: sum(x["verdict"] == v for x in found["verdict"]) for v in ("pass", "fail", "undecided")
-        },
-        "lines": [_line(line, found, ruler, config) for line in found["verdict"]],
+        "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
+        "lines": lines,
         "least": [d["detectable"] for d in differences if d.get("detectable") is not None],
         "seeds": max((d["seeds"] for d in differences), default=0),
         "ruler": ruler,
@@ -302,7 +306,7 @@ def _compared(
     pairs: Mapping[str, Mapping[str, Any]],
     found: Mapping[str, Any],
     margin: float | None,
-) -> dict[str, Any]:
+) -> Table:
     """Paired differences as rows with a drawn interval each, on one ruler."""
     ruler = Ruler.over([by_interval(d, joint=True) for d in pairs.values()], margin)
 

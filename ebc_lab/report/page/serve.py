@@ -95,84 +95,91 @@ def _launcher(study: Study) -> str:
         return ""
 
 
-def server(study: Study, port: int = 0) -> ThreadingHTTPServer:
+class Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD for the page and for its state, to this machine only."""
+
+    server: Server
+    server_version = "ebc-lab"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        # another name that points here would be DNS rebinding
+        if self.headers.get("Host") not in self.server.allowed:
+            refusal = b"this server answers to 127.0.0.1 only\n"
+            return self._send(HTTPStatus.MISDIRECTED_REQUEST, "text/plain", refusal)
+        path = self.path.partition("?")[0]
+        if path == "/":
+            return self._send(HTTPStatus.OK, "text/html; charset=utf-8", self.server.shown.now()[0])
+        if path == "/state":
+            state = json.dumps({"version": self.server.shown.now()[1]})
+            return self._send(HTTPStatus.OK, "application/json", state.encode())
+        return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"the page is at /\n")
+
+    def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.send_header("Referrer-Policy", "no-referrer")
+        self.send_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Any other method ends up here, and is not allowed."""
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            code = HTTPStatus.METHOD_NOT_ALLOWED
+            message = "read only: GET and HEAD"
+        self.close_connection = True
+        self._send(HTTPStatus(code), "text/plain", f"{message or HTTPStatus(code).phrase}\n".encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one study's page, on this machine only."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, shown: LivePage, port: int):
+        super().__init__((ADDRESS, port), Handler)
+        self.shown = shown
+        self.allowed = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
+        if self.server_port == 80:
+            self.allowed |= {ADDRESS, "localhost"}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader who disconnects half-way is no error."""
+
+
+def server(study: Study, port: int = 0) -> Server:
     """A server of the study's page, bound but not yet answering.
 
-    Raises UserError: no study, or the port cannot be had.
+    Raises UserError: no study, or the port cannot be used.
     """
     study.must_exist()
-    shown = LivePage(study)
-
-    class Handler(BaseHTTPRequestHandler):
-        server_version, sys_version = "ebc-lab", ""
-        protocol_version = "HTTP/1.1"
-        timeout = 30
-
-        def do_GET(self) -> None:
-            self._answer()
-
-        def do_HEAD(self) -> None:
-            self._answer()
-
-        def _answer(self) -> None:
-            if (
-                self.headers.get("Host") not in allowed
-            ):  # a name of somebody else's that points here: DNS rebinding
-                return self._send(
-                    HTTPStatus.MISDIRECTED_REQUEST, "text/plain", b"this server answers to 127.0.0.1 only\n"
-                )
-            path = self.path.partition("?")[0]
-            if path == "/":
-                return self._send(HTTPStatus.OK, "text/html; charset=utf-8", shown.now()[0])
-            if path == "/state":
-                return self._send(
-                    HTTPStatus.OK, "application/json", json.dumps({"version": shown.now()[1]}).encode()
-                )
-            return self._send(HTTPStatus.NOT_FOUND, "text/plain", b"the page is at /\n")
-
-        def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("X-Frame-Options", "DENY")
-            self.send_header("Referrer-Policy", "no-referrer")
-            self.send_header("Cross-Origin-Resource-Policy", "same-origin")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-            """Any other method comes here too, and is not allowed."""
-            if code == HTTPStatus.NOT_IMPLEMENTED:
-                code, message = HTTPStatus.METHOD_NOT_ALLOWED, "read only: GET and HEAD"
-            self.close_connection = True
-            self._send(HTTPStatus(code), "text/plain", f"{message or HTTPStatus(code).phrase}\n".encode())
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        allow_reuse_address = True
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            """A reader who goes away in the middle is no news."""
-
     if not 0 <= port <= 65535:
         raise UserError(
             f"--port {port} is no port: give one from 1 to 65535, or leave it out for a free one."
         )
     try:
-        made = Server((ADDRESS, port), Handler)
+        return Server(LivePage(study), port)
     except OSError as error:
-        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be had ({error.strerror})"
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise UserError(f"port {port} {what}: give another --port, or leave it out for a free one.") from None
-    allowed = {f"{name}:{made.server_port}" for name in (ADDRESS, "localhost")}
-    if made.server_port == 80:
-        allowed |= {ADDRESS, "localhost"}
-    return made
 
 
 def address_of(made: ThreadingHTTPServer) -> str:

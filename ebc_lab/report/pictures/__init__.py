@@ -81,7 +81,7 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
                         yield Picture(f"{picture}_{track}" if track and several else picture, name, sheet)
 
 
-# -- of a decision between candidates ----------------------------------------------------------------------
+# -- of a decision between candidates ------------------------------------------------------------------------
 
 
 def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:

@@ -83,7 +83,9 @@ def mark_of(arm: Mapping[str, Any]) -> str:
 
 
 def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
-    """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the rival's."""
+    """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the
+    rival's.
+    """
     target, own = final_validation(rival.runs), final_validation(runs)
     what = "Is it learning? Training and validation loss"
     figure, axes = arm_page(facts, name, arm, runs, what, _loss_finding(own, target, rival))
@@ -254,5 +256,5 @@ def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour:
             for k in ("step", "applied_kl")
         )
         if len(x):
-            look = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
+            look: dict[str, Any] = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
             axes.plot(x[::every], y[::every], "o", **look, label=label)

@@ -106,7 +106,9 @@ def moving_quantiles(table: np.ma.MaskedArray, shares: Sequence[float], at: np.n
 
 
 def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
-    """The columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells apart."""
+    """The columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells
+    apart.
+    """
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.arange(0)
 
 

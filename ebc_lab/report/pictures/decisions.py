@@ -86,8 +86,13 @@ def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float) -> bool:
     for row in broken:
         axes.plot(row[x], height, "x", color=colour, ms=9, mew=2.2, transform=top)
         side = -1 if row[x] == max(column(rows, x)) else 1  # the last one's words stay on the page
-        offset = {"xytext": (7 * side, 0), "textcoords": "offset points"}
-        told = axes.annotate(str(row["outcome"]), (row[x], height), xycoords=top, **offset)
+        told = axes.annotate(
+            str(row["outcome"]),
+            (row[x], height),
+            xycoords=top,
+            xytext=(7 * side, 0),
+            textcoords="offset points",
+        )
         told.set(color=colour, size=8, va="center", ha="left" if side > 0 else "right")
     return bool(broken)
 
@@ -103,7 +108,7 @@ def bars(axes: Axes, x: Sequence[float], rows: Rows, colour: str) -> None:
     axes.errorbar(x, column(rows, "val_loss"), errors, fmt="none", ecolor=colour, elinewidth=1)
 
 
-# -- 1. the sweep without EBC ------------------------------------------------------------------------------
+# -- 1. the sweep without EBC --------------------------------------------------------------------------------
 
 
 def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
@@ -185,7 +190,7 @@ def _draw_swept(
     return line, bool(added), bool(control)
 
 
-# -- 2. the LR scales --------------------------------------------------------------------------------------
+# -- 2. the LR scales ----------------------------------------------------------------------------------------
 
 
 def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Sheet:
@@ -246,7 +251,7 @@ def _scale_finding(found: Mapping[str, Any]) -> str:
     return finding + (tautology if found["headroom_is_tautology"] else "")
 
 
-# -- 3. the effective learning rate ------------------------------------------------------------------------
+# -- 3. the effective learning rate --------------------------------------------------------------------------
 
 
 def draw_eta_eff(
@@ -296,7 +301,7 @@ def draw_eta_eff(
     return figure
 
 
-# -- 4. the calibration ------------------------------------------------------------------------------------
+# -- 4. the calibration --------------------------------------------------------------------------------------
 
 
 def budget_of(row: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ def seeds_in(arms: Arms) -> int:
     return max((len(arm["runs"]) for arm in arms.values()), default=0)
 
 
-# -- loss against mean c -----------------------------------------------------------------------------------
+# -- loss against mean c -------------------------------------------------------------------------------------
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -211,13 +211,13 @@ def _label_points(
         val = f" (val {arm['val_loss']:.3f})" if arm.get("val_loss") is not None else ""
         text = f"{points[name][1]:.3f}{val}  {labels[name]}"
         axes.plot(*zip(points[name], end, strict=True), color="#AAAAAA", lw=0.6, clip_on=False, zorder=1)
-        look = {"va": "center", "size": 8, "color": colour_of(arm)}
+        look: dict[str, Any] = {"va": "center", "size": 8, "color": colour_of(arm)}
         weight = "bold" if name in ahead else "normal"
         beside = axes.text(1.03, place, text, transform=axes.transAxes, weight=weight, **look)
         fit(beside, figure.bbox.width - beside.get_window_extent().x0 - 4)
 
 
-# -- how soon the baseline's loss is reached ---------------------------------------------------------------
+# -- how soon the baseline's loss is reached -----------------------------------------------------------------
 
 
 def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results: Results) -> Sheet:
@@ -271,7 +271,9 @@ def _each_seed(
 ) -> dict[str, list[Mapping[str, float]]]:
     """Arm -> where each of its seeds that got there reached the loss of the baseline's run of that seed."""
     arms, baseline = found["arms"], found["roles"]["baseline"]
-    flat = {arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()}
+    flat: dict[str, Any] = {
+        arms[name]["runs"][seed]: result for name, own in results.items() for seed, result in own.items()
+    }
     own: dict[str, list[Mapping[str, float]]] = {}
     for name, arm in arms.items():
         pairs = [s for s in arm["runs"] if s in arms[baseline]["runs"]]
@@ -327,7 +329,7 @@ def efficiency_key(arms: Arms) -> list[Line2D]:
     return [*handles, entry("each seed", **SEED)]
 
 
-# -- what EBC costs in time --------------------------------------------------------------------------------
+# -- what EBC costs in time ----------------------------------------------------------------------------------
 
 
 Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds, whether it is the overhead

@@ -394,7 +394,9 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
             limits = row.interval(*names)
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
-        mark = ("D" if row.arm["ebc"] else "d") if row.elsewhere else mark_of(row.arm)
+        mark = mark_of(row.arm)
+        if row.elsewhere:
+            mark = "D" if row.arm["ebc"] else "d"
         axes.plot(row.mean, y, mark, color=colour, ms=5.5 if row.elsewhere else 6.5, zorder=3)
 
 

@@ -179,8 +179,12 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
     height = figure.bbox.height
     edge = EDGE * figure.dpi / 72
     for columns in (4, 3, 2, 1):
-        place = {"loc": "lower left", "bbox_to_anchor": (left, edge / height), "borderaxespad": 0}
-        legend = figure.legend(handles=shown, ncols=columns, **place)  # type: ignore[arg-type]
+        place: dict[str, Any] = {
+            "loc": "lower left",
+            "bbox_to_anchor": (left, edge / height),
+            "borderaxespad": 0,
+        }
+        legend = figure.legend(handles=shown, ncols=columns, **place)
         box = legend.get_window_extent()
         if columns == 1 or box.width <= (RIGHT - left) * figure.bbox.width:
             break

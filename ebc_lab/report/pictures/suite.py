@@ -223,7 +223,9 @@ End = tuple[float, float, str, str]  # of a line: x, y, label, colour
 
 
 def _told_apart(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
-    """The arms whose lines are named: all while they are few, else those whose c or KL moved most, by turns."""
+    """The arms whose lines are named: all while they are few, else those whose c or KL moved most, by
+    turns.
+    """
     if len(courses) <= MOST:
         return list(courses)
 

@@ -44,7 +44,7 @@ class About:
         return f"{told} Corpus: {self.warning}." if self.warning else told
 
 
-# -- which tables, and what is said below them -------------------------------------------------------------
+# -- which tables, and what is said below them ---------------------------------------------------------------
 
 
 def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[Table]:
@@ -81,7 +81,8 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
     caption = [
         f"After {steps} steps: seeds completed; mean cross-entropy on the whole split, in nats per token, "
-        "± the standard deviation over seeds; median clip coefficient c; applied KL over its target δ*; training "
+        "± the standard deviation over seeds; median clip coefficient c; applied KL over its target δ*; "
+        "training "
         "tokens per second (the last three: means over completed seeds).",
         "An arm of which a run diverged has no mean: a mean over the survivors would flatter it.",
         str(about),
@@ -99,15 +100,18 @@ def _differences(
     looks = max((d.get("looks") or 1 for d in pairs.values()), default=1)
     margin = f"+{about.margin:g}"
     explained = {
-        "diverged": "diverged: runs of the arm / of the reference; the median and its interval are then by rank.",
-        "joint": f"Joint: intervals that hold, at 95%, for all {family} comparisons together (Bonferroni); by them "
+        "diverged": "diverged: runs of the arm / of the reference; the median and its interval are then by "
+        "rank.",
+        "joint": f"Joint: intervals that hold, at 95%, for all {family} comparisons together (Bonferroni); "
+        f"by them "
         "an arm is judged, and what is detectable is theirs.",
         "judged": f"beats: the upper limit is below 0; meets: at most {margin}; "
         f"misses: the lower limit is above {margin}.",
     }
     caption = [
         "Arm minus reference in nats per token, paired by seed, negative where the arm is better: mean, 95% "
-        "t-interval by itself, and the smallest difference that so many seeds would have shown with power 80%.",
+        "t-interval by itself, and the smallest difference that so many seeds would have shown with power "
+        "80%.",
         *(words for column, words in explained.items() if column in shown),
         *([f"Every interval is corrected for {looks} looks at the results."] if looks > 1 else []),
         *([] if "joint" in shown else [f"Nothing corrects for the {len(pairs)} comparisons."]),
@@ -116,7 +120,7 @@ def _differences(
     return replace(made, caption=caption)
 
 
-# -- how they are written ----------------------------------------------------------------------------------
+# -- how they are written ------------------------------------------------------------------------------------
 
 
 def title_of(column: Column) -> str:

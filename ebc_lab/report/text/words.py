@@ -16,10 +16,13 @@ from ebc_lab.study.stages.statistics import by_interval, show_difference
 NOTHING = "–"
 QUESTION = "Does bounding how far each update may move the model’s predictions help?"
 METHOD = (
-    "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, so that "
+    "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
+    "so that "
     "the model’s predictions move by no more than a chosen amount.",
-    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the learning rate "
-    "can then rise, and trains every arm again at full length over fresh seeds. Validation loss decides; test loss "
+    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the "
+    "learning rate "
+    "can then rise, and trains every arm again at full length over fresh seeds. Validation loss decides; "
+    "test loss "
     "only judges.",
 )
 TERMS = {
@@ -70,7 +73,8 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
     ),
     "best_ebc_no_worse_than_control": (
         "Is EBC worth having where a tuned schedule is at hand?",
-        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with warm-up and "
+        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with "
+        "warm-up and "
         "decay, its learning rate tuned too.",
         {},
     ),
@@ -179,7 +183,10 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
     """What a line's verdict says, for somebody who does not know the method."""
     if line["name"] == "c_in_band" and line["verdict"] == "fail" and line.get("c_median") is not None:
         if line["c_median"] > band[1]:
-            return "It hardly acts: over a full-length run the typical step is within the budget anyway, or nearly so."
+            return (
+                "It hardly acts: over a full-length run the typical step is within the budget anyway, or "
+                "nearly so."
+            )
         return "It throttles: the typical step is cut down further than was meant."
     if not line.get("difference"):
         return str(CHECKS.get(line["name"], ("", "", {}))[2].get(line["verdict"], ""))
@@ -187,7 +194,8 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
         "beats": f"It beats {reference}: the whole interval lies below zero.",
         "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; "
         "that it beats it is not shown.",
-        "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above {reference}.",
+        "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above "
+        f"{reference}.",
         "undecided": f"Undecided: losing no more than {margin:g} nats to {reference} and losing more "
         "are both possible.",
     }[judgement(line)]

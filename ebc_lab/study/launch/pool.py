@@ -197,7 +197,7 @@ class WorkerPool(ABC):
             return result["outcome"] in FINISHED
         return bool((self.study.progress(run_id) or {}).get("step"))
 
-    # -- watching ----------------------------------------------------------------------------------
+    # -- watching --------------------------------------------------------------------------------------------
 
     def _watch_workers(self, notes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, RunSpec]) -> None:
         for note in notes.values():
@@ -244,7 +244,7 @@ class WorkerPool(ABC):
         self.killed[worker] = why, guilty
         self._kill(worker)
 
-    # -- deaths ------------------------------------------------------------------------------------
+    # -- deaths ----------------------------------------------------------------------------------------------
 
     def _record_death(self, death: Death, note: Mapping[str, Any], specs: Mapping[str, RunSpec]) -> None:
         """A worker has died: charge the run to blame, and give it up once it has cost too many workers. If

@@ -138,8 +138,10 @@ def session_of(study: Study) -> Session | None:
     session = Session(Path(known["session"]))
     if not (session.root / "session.json").exists():
         raise UserError(
-            f"the Slurm jobs of study {study.name}, named {known['name']}, were started on {known['host']} with "
-            f"the state folder {session.root}, which does not exist here: go there, or set XDG_STATE_HOME as it "
+            f"the Slurm jobs of study {study.name}, named {known['name']}, were started on {known['host']} "
+            f"with "
+            f"the state folder {session.root}, which does not exist here: go there, or set XDG_STATE_HOME "
+            f"as it "
             f"was then; once `squeue --name={known['name']}` shows none, delete {path}."
         )
     return session

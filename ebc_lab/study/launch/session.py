@@ -61,7 +61,7 @@ class Session:
     def about(self) -> dict[str, Any]:
         return dict(read_json(self.root / "session.json"))
 
-    # -- the driver's side -------------------------------------------------------------------------
+    # -- the driver's side -----------------------------------------------------------------------------------
 
     def publish(
         self,
@@ -91,7 +91,7 @@ class Session:
     def forget(self, worker: str) -> None:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
-    # -- a worker's side ---------------------------------------------------------------------------
+    # -- a worker's side -------------------------------------------------------------------------------------
 
     def tasks(self) -> dict[str, Any] | None:
         """None while it cannot be read: gone, or on NFS briefly stale."""

@@ -75,7 +75,7 @@ class SlurmPool(WorkerPool):
             ) from None
         return (session, live) if live else (None, {})
 
-    # -- what every pool does ----------------------------------------------------------------------
+    # -- what every pool does --------------------------------------------------------------------------------
 
     def _start_workers(self, wanted: int) -> None:
         if self.slots < 1:

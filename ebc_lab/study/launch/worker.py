@@ -223,7 +223,7 @@ class Worker:
             self.stop.event.wait(poll_s)
         return 0 if self.stop.told_to_end else 130
 
-    # -- which runs --------------------------------------------------------------------------------
+    # -- which runs ------------------------------------------------------------------------------------------
 
     def _may_take_another(self) -> bool:
         """Whether to look for another run; while some are in progress, no more often than an idle worker
@@ -286,7 +286,7 @@ class Worker:
         except (OSError, UserError, KeyError, TypeError, ValueError):
             return None  # the problem is reported when the run is claimed
 
-    # -- the runs in progress ----------------------------------------------------------------------
+    # -- the runs in progress --------------------------------------------------------------------------------
 
     def _advance(self, run_id: str) -> None:
         """One block of steps of one run. Raises DeviceFailed, and OSError if its folder cannot be written."""

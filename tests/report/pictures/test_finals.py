@@ -98,8 +98,8 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
     figure = changed(write_study(tmp_path), judge)["finals"]
     axes, words = figure.axes[0], words_of(figure)
     assert (
-        "Against the baseline, of 2 arms 1 worse, 1 undecided; against the fair control, of 2 arms 2 undecided."
-        in words
+        "Against the baseline, of 2 arms 1 worse, 1 undecided; against the fair control, of 2 arms 2 "
+        "undecided." in words
     )
     assert words.count("+0.100 ± 0.050") == 4
     assert "95% for all 2 comparisons together" in words

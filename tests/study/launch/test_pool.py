@@ -1,4 +1,5 @@
-"""The pool's protocol, with real worker processes: what they see, which runs they take, and that none is left behind.
+"""The pool's protocol, with real worker processes: what they see, which runs they take, and that none is
+left behind.
 
 The runs are `idle` ones, which train nothing; what training itself has to survive is in test_worker.py,
 tests/study/test_promises.py and tests/study/test_autopilot.py.

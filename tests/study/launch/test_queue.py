@@ -1,4 +1,6 @@
-"""What a driver makes of the queue's answers; the queue itself is made up here, test_slurm.py has a real one."""
+"""What a driver makes of the queue's answers; the queue itself is made up here, test_slurm.py has a real
+one.
+"""
 
 import subprocess
 from dataclasses import replace

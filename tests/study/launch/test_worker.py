@@ -1,4 +1,6 @@
-"""Several runs of one worker: the same bytes as one at a time, whatever happens to the worker or to one of them."""
+"""Several runs of one worker: the same bytes as one at a time, whatever happens to the worker or to one of
+them.
+"""
 
 import json
 import os
