@@ -87,7 +87,7 @@ def measure_packing(
     included; each run has its own seed, and trains on the text that is always there. Numbers of runs that do
     not fit into memory are left out. Raises UserError when a run ends (diverges) before it is measured.
     """
-    from ebc_lab.training.result import is_oom
+    from ebc_lab.training.outcome import is_oom
     from ebc_lab.workloads.corpus import locate
 
     data = DataConfig(name="pydoc", sha256=locate(DataConfig(name="pydoc"), quiet=True).sha256)

@@ -94,6 +94,40 @@ def identity(run: RunConfig) -> dict[str, Any]:
     return kept
 
 
+def number(value: float) -> str:
+    """A number in file names: three significant digits, the point written as p."""
+    return f"{value:.3g}".replace(".", "p").replace("+", "")
+
+
+def round3(value: float) -> float:
+    """Three significant digits, so that equal names mean equal numbers."""
+    return float(f"{value:.3g}")
+
+
+def stem_of(run: RunConfig) -> str:
+    """How the names of runs and arms begin: optimizer, projection, stabilizer and its strength or budget."""
+    name = run.stabilizer.name
+    strength = run.stabilizer.strength
+    stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
+    if name == "ebc":
+        return f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
+    return stem if name == "none" or strength is None else f"{stem}_{number(strength)}"
+
+
+def tail_of(run: RunConfig) -> str:
+    """How they end: the schedules of the target KL and of the learning rate."""
+    lindelta = run.stabilizer.name == "ebc" and run.budget.schedule == "linear"
+    schedule = {"constant": "", "replay": "_replay"}.get(run.lr_schedule.name, "_lrdecay")
+    return ("_lindelta" if lindelta else "") + schedule
+
+
+def run_id(kind: str, run: RunConfig) -> str:
+    """The name of a run: a slug that a person can read, and the start of its identity's hash."""
+    lead = "" if kind == "train" else f"{kind}_"
+    slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
+    return f"{slug}-{digest(identity_of(kind, run))[:10]}"
+
+
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
     """A training run's identity, or that of a measurement made at a run's shape."""
     own = identity(run) | _RECORDED.get({})

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ebc_lab.config.errors import UserError
 
-from .paths import RunFiles
+from .json_files import read_json, write_json
+from .paths import RunFiles, StudyFiles
 
 
 def locked(path: Path) -> bool:
@@ -42,4 +47,39 @@ def run_lock(directory: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
+        lock.release()
+
+
+def study_holder(files: StudyFiles) -> dict[str, Any] | None:
+    """Which process is running a study now, or None; found without taking the lock or writing."""
+    if not locked(files.driver_lock):
+        return None
+    try:
+        return dict(read_json(files.driver_file))
+    except (OSError, UserError):
+        return {}
+
+
+@contextmanager
+def study_lock(files: StudyFiles) -> Iterator[None]:
+    """Be the only process that runs a study. Raises UserError, naming the other one."""
+    lock = FileLock(files.driver_lock, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=2)  # `study_holder` of another process may have it for a moment
+    except Timeout:
+        who = {"pid": "?", "host": "?", "since": "?"} | (study_holder(files) or {})
+        where = f"process {who['pid']} on {who['host']}"
+        raise UserError(
+            f"study {files.root.name} is being run by {where} since {who['since']}: wait for it, or stop it."
+        ) from None
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        write_json(files.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        yield
+    except OSError as error:
+        # a disk that fills up in the middle of a file names no file
+        error.filename = error.filename or str(files.root)
+        raise
+    finally:
+        files.driver_file.unlink(missing_ok=True)
         lock.release()

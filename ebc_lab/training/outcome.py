@@ -8,17 +8,22 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 
-from .result import is_device_failure, is_oom, is_own_fault
 from .run import Training
 from .turns import DeviceFailed, Interrupted, Progress, to_the_end
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
+OOM = (MemoryError, torch.OutOfMemoryError)
+OOM_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
+OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
 
 def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
@@ -84,3 +89,23 @@ def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
 def _log(files: RunFiles, text: str) -> None:
     with open(files.log, "a") as log:
         log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+
+
+def is_oom(error: BaseException) -> bool:
+    """Whether memory ran out; torch's CPU allocator says so only in its message."""
+    named = any(words in str(error) for words in OOM_WORDS)
+    return isinstance(error, OOM) or (isinstance(error, RuntimeError | OSError) and named)
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the GPU vanished or its context is broken, so that this process can do nothing more with it."""
+    named = any(words in str(error) for words in DEVICE_WORDS)
+    return isinstance(error, RuntimeError) and named and not is_oom(error)
+
+
+def is_own_fault(cause: str) -> bool:
+    """Whether the run's own code caused a device failure, going by the first line of its message.
+
+    The lines after it advise on device-side assertions, whatever has happened.
+    """
+    return any(words in cause for words in OWN_FAULT)

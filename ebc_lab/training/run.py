@@ -29,7 +29,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.batches import training_batches, windows
 from ebc_lab.workloads.losses import evaluate
 
-from . import checkpoint, result
+from . import checkpoint, divergence, result
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .process import forward_of, set_up_torch
@@ -220,11 +220,11 @@ class Training:
         for lr, found in taken:
             step = self.step
             self.step += 1
-            cause = result.fatal(step, found)
+            cause = divergence.fatal(step, found)
             self.recording.step(step, lr, found, failed=cause is not None)
             if cause is None:
                 self.skips = self.skips + 1 if found["skipped"] else 0
-                cause = result.stuck(self.skips, step)
+                cause = divergence.stuck(self.skips, step)
             if cause:
                 return cause
         return None

@@ -313,3 +313,10 @@ def test_what_a_kind_cannot_do_without_is_asked_for():
 
 def test_every_schedule_starts_whole():
     assert [schedule_multiplier(kind, 0, 10, 1.0) for kind in SCHEDULES] == pytest.approx([1.0] * 4)
+
+
+def test_log_pi_waits_for_a_kl_anywhere_below_its_target_while_nothing_is_clipped():
+    controller = make_controller("log_pi", 0.05)
+    for kl in (0.049, 0.03, 0.001):
+        assert float(controller.update(kl, False)) == 0.05
+    assert float(controller.update(0.06, False)) < 0.05

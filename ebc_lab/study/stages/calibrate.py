@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
@@ -26,7 +27,7 @@ from .rules import (
     val_loss,
 )
 from .runs import plain_run, spec_of, tracks_of, waiting, with_ebc
-from .spec import RunSpec, round3
+from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track, runner_up
 
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .rules import Decision, Results, make_decision
 from .runs import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
-from .spec import RunSpec, arm_name, round3
+from .spec import RunSpec, arm_name
 from .stage import Figure, Stage, Track
 from .statistics import CONFIDENCE
 from .verdict import verdict_lines

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
@@ -22,7 +23,7 @@ from .rules import (
     val_loss,
 )
 from .runs import plain_run, searched, spec_of, tracks_of, with_ebc
-from .spec import RunSpec, round3
+from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track
 from .stage import invented as invented_by_default
 

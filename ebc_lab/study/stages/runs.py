@@ -12,11 +12,11 @@ from typing import Any
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.identity import resolve_controller, round3
 from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
 
 from .rules import Decision, Results
-from .spec import RunSpec, arm_name, round3
+from .spec import RunSpec, arm_name
 
 
 def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:

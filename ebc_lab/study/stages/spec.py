@@ -6,38 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.identity import digest, identity_of
+from ebc_lab.config.identity import digest, identity_of, number, run_id, stem_of, tail_of
 from ebc_lab.config.schema import RunConfig
-
-
-def number(value: float) -> str:
-    """A number in file names: three significant digits, the point written as p."""
-    return f"{value:.3g}".replace(".", "p").replace("+", "")
-
-
-def round3(value: float) -> float:
-    """Three significant digits, so that equal names mean equal numbers."""
-    return float(f"{value:.3g}")
 
 
 def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
     """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale>[_lindelta][_lrdecay]`."""
-    return f"{_stem(run)}_x{number(lr_scale)}{_tail(run)}{note}"
-
-
-def _stem(run: RunConfig) -> str:
-    name = run.stabilizer.name
-    strength = run.stabilizer.strength
-    stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
-    if name == "ebc":
-        return f"{stem}_d{number(run.budget.target_kl)}_{run.budget.name}"
-    return stem if name == "none" or strength is None else f"{stem}_{number(strength)}"
-
-
-def _tail(run: RunConfig) -> str:
-    lindelta = run.stabilizer.name == "ebc" and run.budget.schedule == "linear"
-    schedule = {"constant": "", "replay": "_replay"}.get(run.lr_schedule.name, "_lrdecay")
-    return ("_lindelta" if lindelta else "") + schedule
+    return f"{stem_of(run)}_x{number(lr_scale)}{tail_of(run)}{note}"
 
 
 @dataclass(frozen=True)
@@ -64,10 +39,7 @@ class RunSpec:
 
     @cached_property
     def run_id(self) -> str:
-        run = self.run
-        lead = "" if self.kind == "train" else f"{self.kind}_"
-        slug = f"{lead}{_stem(run)}_lr{number(run.optimizer.lr)}{_tail(run)}_n{run.steps}_s{run.seed}"
-        return f"{slug}-{self.identity_sha256[:10]}"
+        return run_id(self.kind, self.run)
 
     @cached_property
     def identity_sha256(self) -> str:

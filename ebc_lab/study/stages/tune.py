@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.identity import number
 from ebc_lab.config.schema import ArmConfig, Config
 
 from .rules import Decision, Results, best, edge_of, losses_of, make_decision, margin_sigma, val_loss
-from .spec import RunSpec, number
+from .spec import RunSpec
 from .stage import Stage, Track
 from .suite import points, ready, run_of
 

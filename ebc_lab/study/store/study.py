@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
-
-from filelock import FileLock, Timeout
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
@@ -19,7 +15,7 @@ from ebc_lab.config.identity import matches_run_id
 from ebc_lab.config.schema import STAGES, RunConfig
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
-from ebc_lab.records.locks import locked
+from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import SpecRecord, StudyFiles
 
 from ..stages.spec import RunSpec
@@ -177,12 +173,7 @@ class Study(StudyFiles):
 
     def holder(self) -> dict[str, Any] | None:
         """Which process is running the study now, or None; found without taking the lock or writing."""
-        if not locked(self.driver_lock):
-            return None
-        try:
-            return dict(read_json(self.driver_file))
-        except (OSError, UserError):
-            return {}
+        return study_holder(self)
 
     def prepare(self) -> None:
         """Make the folder and check that it can be written. Raises UserError."""
@@ -196,30 +187,9 @@ class Study(StudyFiles):
                 f"{self.root} cannot be written ({error.strerror}): choose another output_dir."
             ) from None
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[None]:
         """Be the only process that runs this study. Raises UserError, naming the other one."""
-        lock = FileLock(self.driver_lock, fallback_to_soft=False)
-        try:
-            lock.acquire(timeout=2)  # `holder` may have it for a moment
-        except Timeout:
-            who = {"pid": "?", "host": "?", "since": "?"} | (self.holder() or {})
-            where = f"process {who['pid']} on {who['host']}"
-            raise UserError(
-                f"study {self.name} is being run by {where} since {who['since']}: wait for it, or stop it."
-            ) from None
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            write_json(self.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-            yield
-        except OSError as error:
-            error.filename = error.filename or str(
-                self.root
-            )  # a disk that fills up in mid-write names no file
-            raise
-        finally:
-            self.driver_file.unlink(missing_ok=True)
-            lock.release()
+        return study_lock(self)
 
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder and spec.json, once."""

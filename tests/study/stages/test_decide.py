@@ -176,3 +176,9 @@ def test_small_rules():
     assert edge_of([1], 1) == "both"
     assert margin_sigma([2.0, math.inf, 2.1], 0.05) == pytest.approx(2)
     assert margin_sigma([2.0], 0.05) is None
+
+
+def test_a_track_is_triaged_when_it_is_more_than_the_threshold_behind_the_best(config):
+    threshold = config.lr_sweep.skip_threshold
+    losses = {"best": 2.0, "near": 2.0 * (1 + 0.99 * threshold), "far": 2.0 * (1 + 1.01 * threshold)}
+    assert [lr_sweep.triaged(config, losses, track) for track in losses] == [False, False, True]

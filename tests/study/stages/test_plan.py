@@ -107,9 +107,20 @@ def test_calibration_bisects_a_bracket_that_straddles_the_band():
         lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9),
     )
     extra = [s.run.budget.target_kl for s in specs][5:]
-    assert extra[0] == pytest.approx((0.0125 * 0.015) ** 0.5, rel=1e-2)
+    assert extra[0] == pytest.approx((0.0125 * 0.015) ** 0.5, rel=1e-2)  # about 0.0137
     assert len(extra) == 3
     assert all(0.0125 < d < 0.015 for d in extra)
+
+
+def test_a_wide_bracket_is_bisected_geometrically():
+    config = config_of("optimizer=adam", "calibrate.multiples=[1,4]")
+    _, specs, _ = played(
+        "calibrate",
+        config,
+        swept(config),
+        lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9),
+    )
+    assert [s.run.budget.target_kl for s in specs][:3] == pytest.approx([0.01, 0.04, 0.02])
 
 
 @pytest.mark.parametrize(("c", "deltas"), [(0.1, [0.04, 0.08, 0.16]), (0.9, [0.00375, 0.00188, 0.00094])])

@@ -23,6 +23,11 @@ def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
     assert found["fast"] == {"steps": 10, "tokens": 1000, "train_s": 1.5, "seeds": 1}
     assert found["slow"] is None
     assert found["late"]["steps"] == 20
+    of_three = {
+        "base": {"runs": dict.fromkeys("012", "a")},
+        "arm": {"runs": {"0": "b", "1": "never", "2": "never"}},
+    }
+    assert efficiency(of_three, "base", results, tokens_per_step=100)["arm"] is None, "one seed of three"
     results["a"]["outcome"] = "diverged"
     assert set(efficiency(arms, "base", results, tokens_per_step=100).values()) == {None}
 
