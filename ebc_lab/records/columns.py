@@ -140,7 +140,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),
     "low": (NATS, "lower end of its 95% interval by itself; empty: none, or infinite where method is `rank`"),
     "high": (NATS, "upper end of it"),
-    "detectable": (NATS, "the smallest difference that so many seeds would have shown, with power 80%"),
+    "detectable": (NATS, "the smallest difference that this many seeds would have shown, with power 80%"),
     "method": ("", "`t`, or `rank` where a run diverged"),
     "median": (NATS, "of the paired differences"),
     "joint_low": (NATS, "lower end of the interval that holds, at 95%, for all comparisons together"),

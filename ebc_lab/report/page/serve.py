@@ -2,7 +2,7 @@
 as they are.
 
 Reading only: two addresses, the page and a short word on whether it has changed; nothing is looked up in the
-file system by what a request says. The page is made anew only when a file that it is made from has changed.
+file system by what a request says. The page is rebuilt only when a file that it is made from has changed.
 """
 
 from __future__ import annotations

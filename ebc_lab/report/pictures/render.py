@@ -19,7 +19,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FACES = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the style's, and what stands in for it
 NUMBER = re.compile(r"-?\d+\.\d+")
 PLACES = ("d", "x", "y", "transform", "width", "height")  # attributes that say where
-LONG = 400  # characters of a path: a curve of so many points needs no hundredth of a point
+LONG = 400  # characters of a path: a curve of this many points needs no hundredth of a point
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -87,7 +87,7 @@ def shrink(root: ElementTree.Element) -> None:
 
 
 def rounded(value: str, digits: int) -> str:
-    """Every number in an attribute, to so many digits after the point."""
+    """Every number in an attribute, rounded to `places` digits after the point."""
     return NUMBER.sub(
         lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
     )

@@ -1,8 +1,7 @@
 """A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
 
-The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. Which name, and in
-which folder the jobs and their driver meet, stands in the study itself, so that whoever comes later, on
-whichever machine, finds them.
+The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. The study records that
+name, and the folder through which its jobs and their driver communicate, so that any later process finds them.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ MOST_TIMES = 200  # its packed size that a file may unpack to; tables of numbers
 SMALL = 1 << 20  # bytes, up to which a file may unpack to any multiple
 CHUNK = 1 << 20
 UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # as a zip
-REMEDY = "get the bundle again from whoever exported it"
+REMEDY = "get the bundle again from the person who exported it"
 FOREIGN = (
     "it is not as `ebc-lab export` writes it: packed again by another program, exported by an earlier "
     "version, or damaged at its end"
