@@ -87,7 +87,7 @@ def shrink(root: ElementTree.Element) -> None:
 
 
 def rounded(value: str, digits: int) -> str:
-    """Every number in an attribute, rounded to `places` digits after the point."""
+    """Every number in an attribute, rounded to `digits` digits after the point."""
     return NUMBER.sub(
         lambda found: f"{float(found[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
     )

@@ -1,7 +1,8 @@
 """A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
 
-The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. The study records that
-name, and the folder through which its jobs and their driver communicate, so that any later process finds them.
+The queue is asked by name, one `squeue` for all jobs of a study; no accounting is needed. The study records
+that name, and the folder through which its jobs and their driver communicate, so that any later process finds
+them.
 """
 
 from __future__ import annotations
