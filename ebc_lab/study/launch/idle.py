@@ -2,8 +2,7 @@
 torch.
 
 It counts its steps, reports its progress, writes checkpoints and resumes from them like any run. A file
-`idle.json` in
-its folder makes it misbehave at a step: `{"at": 3, "do": "hold"}`. What it can do:
+`idle.json` in its folder makes it misbehave at a step: `{"at": 3, "do": "hold"}`. What it can do:
 
 * `hold`: stay at this step, showing signs of life, until a file `go` appears in its folder;
 * `hang`: the same without any sign of life;

@@ -5,10 +5,9 @@ Instructions to workers travel as JSON (`session.py`), and results are read from
 take runs from one list, so the others take over what a dead worker leaves.
 
 A worker may carry several runs at a time. When it dies, the run to blame is known only if it took too long or
-broke the
-device itself: that one is charged, and no other. Otherwise none is charged, and each runs alone from then on;
-    a run that
-loses its worker while alone is charged. So `max_lost` counts only what a run did by itself.
+broke the device itself: that one is charged, and no other. Otherwise none is charged, and each runs alone
+from then on; a run that loses its worker while alone is charged. So `max_lost` counts only what a run did by
+itself.
 """
 
 from __future__ import annotations
