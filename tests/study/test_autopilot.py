@@ -148,6 +148,7 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
         assert "NOT Shakespeare" in outcome.warning
 
 
+@pytest.mark.slow  # of the page alone: tests/report/page
 def test_report_rebuilds_what_was_deleted(finished):
     _, outcome, _ = finished
     root = outcome.study.root
@@ -166,6 +167,7 @@ def study_command(tiny, out, name, *more):
     return [*CLI, "autopilot", *tiny, f"output_dir={out}", f"study.name={name}", *more]
 
 
+@pytest.mark.slow  # kill -9 below compares the first stages
 def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp_path):
     """Two real workers through submitit, from a shell, against the study trained in this process."""
     _, outcome, _ = finished
@@ -190,7 +192,7 @@ def test_worker_processes_give_the_same_bytes_as_one_process(finished, tiny, tmp
 
 def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished, tiny, tmp_path):
     _, outcome, _ = finished
-    more = (SHORT, "launcher.slots=2", "launcher.checkpoint_every_s=0")
+    more = (SHORT, "launcher.slots=2")
     command = study_command(tiny, tmp_path, "killed", *more)
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert any("calibrate: " in line for line in driver.stdout)

@@ -112,6 +112,7 @@ def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finis
     assert again.trained == len(needed) - 4
 
 
+@pytest.mark.slow
 def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
     config = compose([*tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=x"])
     with pytest.raises(StageFailed, match="budget is used up"):

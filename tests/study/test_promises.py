@@ -33,7 +33,8 @@ EXTENT = pytest.mark.parametrize("table", ["summary_lr_sweep.csv", WHOLE], ids=[
 def begin(tiny, out, table: str, *more, **how) -> subprocess.CompletedProcess:
     """The first stage of a study, or all of it, with two workers."""
     command = ["autopilot"] if table == "summary_final.csv" else ["stage", "lr_sweep"]
-    settings = ["launcher.slots=2", f"output_dir={out}", "study.name=s", *more]
+    workers = [] if "launcher=inline" in more else ["launcher.slots=2"]
+    settings = [*workers, f"output_dir={out}", "study.name=s", *more]
     return subprocess.run([*CLI, *command, *tiny, *settings], capture_output=True, text=True, **how)
 
 
@@ -57,8 +58,10 @@ def disk(tmp_path):
 
 @EXTENT
 def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk, table):
-    place = disk("-o", "size=300k" if table != "summary_final.csv" else "size=700k")
-    done = begin(tiny, place, table, "launcher.checkpoint_every_s=0")
+    whole = table == "summary_final.csv"
+    launcher = [] if whole else ["launcher=inline"]
+    place = disk("-o", "size=700k" if whole else "size=150k")
+    done = begin(tiny, place, table, *launcher)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "No space left on device" in done.stderr
     assert str(place) in done.stderr
@@ -67,7 +70,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk
     outcomes = [json.loads(p.read_text())["outcome"] for p in study.runs.glob("*/result.json")]
     assert set(outcomes) <= {"completed"}, "a run was blamed for the disk"
     subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
-    done = begin(tiny, place, table)
+    done = begin(tiny, place, table, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
 
@@ -94,7 +97,7 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     smaller = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))]
     big = [*smaller, "model.width=32768", "model.blocks=1"]  # one matrix takes 4 GiB
     limited = ["prlimit", f"--as={3 << 30}"]
-    settings = ["launcher.slots=1", f"output_dir={tmp_path}", "study.name=s"]
+    settings = ["launcher=inline", f"output_dir={tmp_path}", "study.name=s"]
     command = [*limited, *CLI, "stage", "lr_sweep", *big, *settings]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 3, done.stdout + done.stderr
