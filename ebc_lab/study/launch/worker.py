@@ -181,6 +181,7 @@ class Worker:
     def work(self) -> int:
         """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
         stopped."""
+        self._import_ahead()
         try:
             return self._work()
         except DeviceFailed as error:  # the driver counts the runs as lost, and starts another worker
@@ -195,6 +196,12 @@ class Worker:
             self._checkpoint_all()
             self.say(error=what)
             return CANNOT_WRITE
+
+    def _import_ahead(self) -> None:
+        """Import what the first run on the list needs, before it is claimed: torch takes seconds."""
+        with suppress(OSError, UserError, LookupError, TypeError):
+            first = (self.session.tasks() or {"runs": []})["runs"][0]
+            function_of(read_json(self.study.run_files(first).spec)["kind"])
 
     def _work(self) -> int:
         poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
