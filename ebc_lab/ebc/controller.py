@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .options import LEAST_MULTIPLIER, SCHEDULES, check_option
+from .options import DECAYING_SHARE, LEAST_MULTIPLIER, SCHEDULES, check_option
 
 _OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
     "linear": lambda x: max(LEAST_MULTIPLIER["linear"], 1 - x),
     "cosine": lambda x: LEAST_MULTIPLIER["cosine"] + 0.475 * (1 + math.cos(math.pi * min(x, 1.0))),
+    "hold_decay": lambda x: max(LEAST_MULTIPLIER["hold_decay"], min(1, max(0, 1 - x) / DECAYING_SHARE) ** 2),
 }
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
 REACH = 12.0  # |ln delta - ln delta*| at most
@@ -30,8 +31,9 @@ def schedule_multiplier(
 ) -> float:
     """m(t), the factor on delta* at `step` t (0-based) of `total_steps` n; `lr_ratio` is lr_t / lr_peak.
 
-    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)), 0.05 past the end;
-    `lr_squared` lr_ratio². Raises ValueError on an unknown kind, or where what the kind needs is not given.
+    `constant` 1; `linear` max(0.05, 1 - t/n); `cosine` 0.05 + 0.475·(1 + cos(pi·t/n)); `hold_decay`
+    max(0.05, min(1, (1 - t/n)/0.4)²); these three 0.05 past the end; `lr_squared` lr_ratio². Raises
+    ValueError on an unknown kind, or where what the kind needs is not given.
     """
     check_option("schedule", kind, SCHEDULES)
     if kind in _OF_PROGRESS:

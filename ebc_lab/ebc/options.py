@@ -15,7 +15,7 @@ GROUPINGS = ("block", "tensor", "type", "matrices", "global")
 PROBES = ("jvp", "fd")
 CADENCES = ("warm", "dense", "sweep")
 CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy")
-SCHEDULES = ("constant", "linear", "cosine", "lr_squared")
+SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")
@@ -26,7 +26,12 @@ UNITS = ("logits", "per_lr")
 CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise
 LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `shadow`: ten floors
-LEAST_MULTIPLIER = {"linear": 0.05, "cosine": 0.05}  # the end of a schedule's factor on the target KL
+LEAST_MULTIPLIER = {  # the end of a schedule's factor on the target KL
+    "linear": 0.05,
+    "cosine": 0.05,
+    "hold_decay": 0.05,
+}
+DECAYING_SHARE = 0.4  # of a run, its last part, in which `hold_decay` falls
 
 
 def check_option(key: str, value: str, allowed: Iterable[str]) -> None:

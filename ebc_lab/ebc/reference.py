@@ -334,6 +334,9 @@ class ReferenceClip:
             return max(0.05, 1 - t / self.total_steps)
         if self.schedule == "cosine":
             return 0.05 + 0.475 * (1 + math.cos(math.pi * min(1.0, t / self.total_steps)))
+        if self.schedule == "hold_decay":
+            left = max(0.0, 1 - t / self.total_steps)
+            return max(0.05, (left / 0.4) ** 2) if left < 0.4 else 1.0
         if self.schedule == "lr_squared":
             return (self._lr() / self.peak_lr) ** 2
         return 1.0

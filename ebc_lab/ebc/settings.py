@@ -34,7 +34,7 @@ class ClipSettings:
         grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and
             scales the hidden matrices alone, the rest moves freely.
         controller: `fixed`, `log_pi`, `rsl`, `agreement` or `energy`; `gains` overrides its gains.
-        schedule: of delta*: `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
+        schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
         sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0
             never.

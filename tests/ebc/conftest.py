@@ -7,6 +7,7 @@ from support.tiny_gpt import (  # noqa: F401
     golden,
     make_bases,
     make_gpt,
+    own_golden,
     train,
     weights_of,
 )

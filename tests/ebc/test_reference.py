@@ -15,6 +15,7 @@ SHADOW = {
     "fixed": {},
     "fixed-linear": {"schedule": "linear"},
     "log_pi-cosine": {"controller": "log_pi", "schedule": "cosine"},
+    "log_pi-hold_decay": {"controller": "log_pi", "schedule": "hold_decay"},
     "rsl-lr_squared": {"controller": "rsl", "schedule": "lr_squared", "target_kl": 0.02},
     "energy": {"controller": "energy", "gain": 0.05},
     "matrices-log_pi": {"grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},

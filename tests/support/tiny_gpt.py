@@ -20,6 +20,12 @@ def golden() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def own_golden() -> dict[str, Any]:
+    """What `golden` lacks; the file says how it was made."""
+    return json.loads((Path(__file__).parents[1] / "ebc/golden_own.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def alphabet(small_text: str) -> list[str]:
     return sorted(set(small_text))
 

@@ -170,7 +170,7 @@ class TrustRegion(Rival):
     weights move and ignores what that does to predictions. `strength` is in units of weight norm.
 
     Args:
-        schedule: m(t): `constant`, `linear` or `cosine` over `total_steps`, or `lr_squared`.
+        schedule: m(t): `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
     """
 
     default = 1.0

@@ -30,7 +30,13 @@ def test_trust_region(strength):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "at_15"), [("constant", 1.0), ("linear", 0.25), ("cosine", 0.05 + 0.475 * (1 - 0.5**0.5))]
+    ("schedule", "at_15"),
+    [
+        ("constant", 1.0),
+        ("linear", 0.25),
+        ("cosine", 0.05 + 0.475 * (1 - 0.5**0.5)),
+        ("hold_decay", 0.625**2),
+    ],
 )
 def test_the_trust_regions_radius_follows_the_root_of_its_schedule(schedule, at_15):
     model = small_model()
@@ -51,7 +57,7 @@ def test_an_unknown_schedule_is_refused():
         TrustRegion(model, sgd(model), schedule="steep")
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "lr_squared"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "hold_decay", "lr_squared"])
 def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
     monkeypatch.setattr("ebc_lab.ebc.clip.probe_jvp", lambda *_: torch.tensor(1.0))
     model = small_model()
