@@ -17,7 +17,7 @@ from typing import Any
 
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest, identity_of, resolve_controller
+from ebc_lab.config.identity import digest, identity_of, resolved
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import write_checksummed
@@ -80,7 +80,7 @@ def paired_overhead(
     warm-up, which measure more often. Median over block pairs and quartiles. Raises UserError, ValueError or
     KeyError for a run that cannot be built.
     """
-    run = resolve_controller(run)
+    run = resolved(run)
     block = interval(run)
     rounds = max(2, (run.steps - WARM_STEPS) // block)
     graphed = run.device == "cuda"
@@ -153,7 +153,7 @@ def measured_variants(
     """What `measure` finds for each variant, by name; where the settings rule one out, `refused` says why."""
     for name, variant in asked:
         try:
-            yield name, {"refused": None, **measure(name, resolve_controller(variant))}
+            yield name, {"refused": None, **measure(name, resolved(variant))}
         except (UserError, ValueError) as error:
             yield name, {"refused": str(error)}
 

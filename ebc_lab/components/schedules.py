@@ -5,6 +5,7 @@ The schedules of delta* belong to the method: `ebc_lab.ebc.schedule_multiplier`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,20 +21,52 @@ def constant(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
     """Up linearly over `warmup_steps`, from the first step on, then linearly down to 0 after the last."""
-    warmup = min(config.warmup_steps, steps - 1)
+    warmup = _warmup(config, steps)
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (steps - step) / (steps - warmup))
 
 
+def cosine(step: int, steps: int, config: LRScheduleConfig) -> float:
+    """The same with half a wave of the cosine for the way down."""
+    warmup = _warmup(config, steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup)))
+
+
+def trapezoid(step: int, steps: int, config: LRScheduleConfig) -> float:
+    """Up as above, held, then linearly down to 0 over the last `decay_share` of the run.
+
+    Where the warm-up reaches into the decay the smaller of the two factors applies, and 1 is never reached.
+    """
+    warmup = _warmup(config, steps)
+    rise = (step + 1) / warmup if step < warmup else 1.0
+    return min(rise, max(0.0, (1 - step / steps) / config.decay_share))
+
+
+def inverse_sqrt(step: int, steps: int, config: LRScheduleConfig) -> float:
+    """Up as above, then down as 1/sqrt(step), whatever the run's length."""
+    warmup = max(1, _warmup(config, steps))
+    return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
+
+
+def _warmup(config: LRScheduleConfig, steps: int) -> int:
+    """The steps of warm-up: one is left for the rest of the run."""
+    return min(config.warmup_steps, steps - 1)
+
+
 LR_SCHEDULES: dict[str, Callable[[int, int, LRScheduleConfig], float]] = {
     "constant": constant,
     "warmup_linear": warmup_linear,
+    "cosine": cosine,
+    "trapezoid": trapezoid,
+    "inverse_sqrt": inverse_sqrt,
 }
 
 
 def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
-    """The factor on the peak learning rate at `step` (0-based) of `steps`."""
+    """The factor on the peak learning rate at `step` (0-based) of `steps`, with the warm-up in steps."""
     return LR_SCHEDULES[config.name](step, steps, config)
 
 

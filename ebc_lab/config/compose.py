@@ -155,6 +155,8 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "lr_schedule": "lr_sweep.control_scales",
     "lr_schedule.name": "lr_sweep.control_scales",
     "lr_schedule.warmup_steps": "lr_sweep.control_warmup",
+    "lr_schedule.warmup_share": "lr_sweep.control_warmup",
+    "lr_schedule.decay_share": "the stages",
     "projection.name": "projection=NAME or lr_sweep.projections",
     "stabilizer.name": "the stages",
     "stabilizer.strength": "the arms of a suite",

@@ -14,7 +14,7 @@ from typing import Any
 
 from .dicts import run_part, to_dict
 from .errors import UserError
-from .schema import RunConfig
+from .schema import LRScheduleConfig, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NUMERICS_VERSION = 3  # bump by hand when a change of code changes a run's numbers
@@ -29,16 +29,47 @@ OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "schedule_free": ("beta1", "beta2", "eps"),
     "adam_uncorrected": ("beta1", "beta2", "eps"),
 }
+LR_SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {  # beside the record of a replay
+    "constant": (),
+    "warmup_linear": ("warmup_steps",),
+    "cosine": ("warmup_steps",),
+    "trapezoid": ("warmup_steps", "decay_share"),
+    "inverse_sqrt": ("warmup_steps",),
+    "replay": (),
+}
+DELTA_TAILS = {  # a schedule of delta* -> how it shows in a run's name
+    "constant": "",
+    "linear": "_lindelta",
+    "cosine": "_cosdelta",
+    "hold_decay": "_holddelta",
+    "lr_squared": "_lrdelta",
+}
+LR_TAILS = {
+    "constant": "",
+    "warmup_linear": "_lrdecay",
+    "cosine": "_cosine",
+    "trapezoid": "_trapezoid",
+    "inverse_sqrt": "_invsqrt",
+    "replay": "_replay",
+}
 
 
-def resolve_controller(run: RunConfig) -> RunConfig:
-    """Replace what depends on another choice: `controller=auto`, and the audit interval that `pi` sets."""
+def resolved(run: RunConfig) -> RunConfig:
+    """Replace what depends on another choice: `controller=auto`, the audit interval that `pi` sets, and a
+    warm-up given as a share of the run."""
     name = run.controller.name
     if name == "auto":
         name = "log_pi" if run.budget.name == "surrogate" else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
+    schedule = run.lr_schedule
+    if schedule.warmup_share is not None:
+        warmup = round(schedule.warmup_share * run.steps)
+        schedule = dataclasses.replace(schedule, warmup_steps=warmup, warmup_share=None)
     return dataclasses.replace(
-        run, controller=dataclasses.replace(run.controller, name=name), audit_every=every
+        run,
+        controller=dataclasses.replace(run.controller, name=name),
+        audit_every=every,
+        lr_schedule=schedule,
     )
 
 
@@ -48,7 +79,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     Settings without effect are left out (the budget of a run without EBC, the warm-up of a constant schedule,
     compiling that is off), so that equal computations get equal names. Raises UserError while `auto` is left.
     """
-    run = resolve_controller(run_part(run))
+    run = resolved(run_part(run))
     if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
         raise UserError(
             "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
@@ -83,9 +114,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.shock.name == "none":
         del kept["shock"]
     record = "sha256" if run.lr_schedule.sha256 else "source"
-    needed = {"constant": (), "warmup_linear": ("warmup_steps",), "replay": (record,)}.get(
-        run.lr_schedule.name, ()
-    )
+    needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
     if run.projection.name != "spectral":
         kept["projection"] = {"name": run.projection.name}
@@ -115,10 +144,19 @@ def stem_of(run: RunConfig) -> str:
 
 
 def tail_of(run: RunConfig) -> str:
-    """How they end: the schedules of the target KL and of the learning rate."""
-    lindelta = run.stabilizer.name == "ebc" and run.budget.schedule == "linear"
-    schedule = {"constant": "", "replay": "_replay"}.get(run.lr_schedule.name, "_lrdecay")
-    return ("_lindelta" if lindelta else "") + schedule
+    """How they end: the schedules of the target KL (or of a trust region) and of the learning rate, with
+    what sets the latter apart from its default: `_w100` for 100 steps of warm-up, `_e0p6` for a decay_share
+    of 0.6."""
+    run = resolved(run)
+    of_delta = {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}
+    schedule, usual = run.lr_schedule, LRScheduleConfig()
+    read = LR_SCHEDULE_SETTINGS[schedule.name]
+    tail = DELTA_TAILS[of_delta.get(run.stabilizer.name, "constant")] + LR_TAILS[schedule.name]
+    if "warmup_steps" in read and schedule.warmup_steps != usual.warmup_steps:
+        tail += f"_w{schedule.warmup_steps}"
+    if "decay_share" in read and schedule.decay_share != usual.decay_share:
+        tail += f"_e{number(schedule.decay_share)}"
+    return tail
 
 
 def run_id(kind: str, run: RunConfig) -> str:

@@ -60,7 +60,11 @@ class LRScheduleConfig:
     """How the learning rate changes during a run."""
 
     name: str = setting("constant", "which schedule", group="lr_schedule")
-    warmup_steps: int = setting(20, "of warmup_linear: steps of linear warm-up", "steps", low=0)
+    warmup_steps: int = setting(20, "steps of linear warm-up; constant and replay have none", "steps", low=0)
+    warmup_share: float | None = setting(
+        None, "warm-up as a share of the run, instead of warmup_steps", low=0, below=1
+    )
+    decay_share: float = setting(0.4, "of trapezoid: the share of the run that decays", above=0, high=1)
     source: str | None = setting(None, "of replay: id or folder of the run whose recorded c·lr is replayed")
     sha256: str | None = setting(None, "of replay: checksum of that record; filled in for a single run")
 

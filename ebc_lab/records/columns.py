@@ -46,7 +46,7 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "arm": (
         "",
         "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>"
-        "[_lindelta][_lrdecay]`",
+        "<schedules>`, which end as in `_holddelta_trapezoid_w0`",
     ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),

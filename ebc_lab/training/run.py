@@ -20,7 +20,7 @@ from ebc_lab import workloads
 from ebc_lab.components import forensics, optimizers, projections, shocks, stabilizers
 from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.schedules import lr_schedule
-from ebc_lab.config.identity import digest, identity, resolve_controller
+from ebc_lab.config.identity import digest, identity, resolved
 from ebc_lab.config.schema import RunConfig, ShockConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
@@ -47,7 +47,7 @@ class Training:
     """
 
     def __init__(self, run: RunConfig, directory: Path):
-        self.run_config = run = resolve_controller(run)
+        self.run_config = run = resolved(run)
         self.directory = directory
         self.files = RunFiles(directory)
         self.identity = digest(identity(run))

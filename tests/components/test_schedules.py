@@ -1,8 +1,11 @@
 """Learning-rate schedules: the factor on the peak at each step."""
 
+import math
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebc_lab.components.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 from ebc_lab.config.errors import UserError
@@ -32,10 +35,70 @@ def test_without_warmup_it_starts_at_the_peak():
     assert factors("warmup_linear", 4, warmup=0) == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
+def test_trapezoid_warms_up_holds_and_falls_over_its_last_share():
+    got = factors("trapezoid", 10, warmup=2)
+    assert got == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+    config = LRScheduleConfig("trapezoid", warmup_steps=0, decay_share=0.2)
+    assert [lr_factor(config, t, 10) for t in range(10)] == pytest.approx([1] * 9 + [0.5])
+    assert lr_factor(config, 10, 10) == 0
+
+
+def test_a_trapezoid_that_decays_before_it_is_warm_takes_the_smaller_factor():
+    got = factors("trapezoid", 10, warmup=8)
+    assert got[4:] == pytest.approx([5 / 8, 6 / 8, 7 / 8, 0.75, 0.5, 0.25])
+
+
+def test_cosine_is_half_way_down_in_the_middle():
+    got = factors("cosine", 12, warmup=4)
+    assert got[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert got[8] == pytest.approx(0.5)
+    assert got[-1] == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 7 / 8))
+    assert lr_factor(LRScheduleConfig("cosine", warmup_steps=4), 12, 12) == 0
+
+
+def test_inverse_sqrt_halves_after_four_warmups_whatever_the_length():
+    assert factors("inverse_sqrt", 17, warmup=4)[:4] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert factors("inverse_sqrt", 17, warmup=4)[15] == pytest.approx(0.5)
+    assert factors("inverse_sqrt", 40, warmup=4)[:17] == factors("inverse_sqrt", 17, warmup=4)
+    assert factors("inverse_sqrt", 4, warmup=0) == pytest.approx([1, 2**-0.5, 3**-0.5, 0.5])
+
+
+def plainly(name, t, n, warmup, decay):
+    """The formulas again, in the order in which they are said."""
+    if t < warmup:
+        up = (t + 1) / warmup
+        return min(up, (1 - t / n) / decay) if name == "trapezoid" else up
+    if name == "constant":
+        return 1.0
+    if name == "warmup_linear":
+        return 1 - (t - warmup) / (n - warmup)
+    if name == "cosine":
+        return (1 + math.cos(math.pi * (t - warmup) / (n - warmup))) / 2
+    if name == "inverse_sqrt":
+        return (max(1, warmup) / (t + 1)) ** 0.5
+    held = (1 - decay) * n
+    return 1.0 if t <= held else (n - t) / (n - held)
+
+
+@given(
+    st.sampled_from(sorted(LR_SCHEDULES)),
+    st.integers(2, 400),
+    st.integers(0, 100),
+    st.floats(0.01, 1.0),
+)
+def test_every_factor_is_the_plain_formulas_and_lies_between_0_and_1(name, steps, warmup, decay):
+    warmup = min(warmup, steps - 1)
+    config = LRScheduleConfig(name, warmup_steps=warmup, decay_share=decay)
+    got = [lr_factor(config, t, steps) for t in range(steps)]
+    plain = 0 if name == "constant" else warmup
+    assert got == pytest.approx([plainly(name, t, steps, plain, decay) for t in range(steps)])
+    assert all(0 < f <= 1 for f in got)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10, 21])
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 def test_a_short_run_still_moves_at_every_step_and_reaches_the_peak(name, steps):
-    got = factors(name, steps, warmup=20)
+    got = factors(name, steps, warmup=20 if name != "trapezoid" else steps // 2)
     assert all(0 < f <= 1 for f in got)
     assert max(got) == 1
 

@@ -5,11 +5,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import canonical_json, digest, identity
+from ebc_lab.config.identity import (
+    DELTA_TAILS,
+    LR_SCHEDULE_SETTINGS,
+    LR_TAILS,
+    canonical_json,
+    digest,
+    identity,
+    run_id,
+    tail_of,
+)
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.ebc import options
 
 
 @functools.cache
@@ -136,6 +147,40 @@ def test_new_settings_without_effect_do_not_split_a_run_in_two():
     assert identity(resolved("budget=fisher")) == identity(resolved("budget=fisher", "budget.units=per_lr"))
     every = identity(resolved("budget=surrogate", "budget.sensitivity_every=5"))
     assert every == identity(resolved("budget=surrogate"))  # it records S at every step anyway
+
+
+def test_a_warmup_given_as_a_share_is_the_warmup_in_steps():
+    share = resolved("lr_schedule=trapezoid", "lr_schedule.warmup_share=0.1")
+    steps = resolved("lr_schedule=trapezoid", "lr_schedule.warmup_steps=6")  # of 60
+    assert identity(share) == identity(steps)
+    assert run_id("train", run_part(share)) == run_id("train", run_part(steps))
+    assert identity(share)["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 6, "decay_share": 0.4}
+    assert identity(resolved("lr_schedule.warmup_share=0.1")) == identity(resolved())
+    other = "lr_schedule.decay_share=0.6"
+    assert identity(resolved("lr_schedule=cosine", other)) == identity(resolved("lr_schedule=cosine"))
+
+
+def test_the_end_of_a_name_says_what_tells_schedules_apart():
+    ends = {
+        (): "",
+        ("lr_schedule=warmup_linear",): "_lrdecay",
+        ("lr_schedule=warmup_linear", "lr_schedule.warmup_steps=7"): "_lrdecay_w7",
+        ("lr_schedule=cosine",): "_cosine",
+        ("lr_schedule=inverse_sqrt",): "_invsqrt",
+        ("lr_schedule=trapezoid", "lr_schedule.warmup_share=0.5"): "_trapezoid_w30",
+        ("lr_schedule=trapezoid", "lr_schedule.decay_share=0.6"): "_trapezoid_e0p6",
+        ("budget.schedule=linear", "lr_schedule=trapezoid"): "_lindelta_trapezoid",
+        ("budget.schedule=cosine",): "_cosdelta",
+        ("budget.schedule=lr_squared",): "_lrdelta",
+        ("stabilizer=trust_region", "stabilizer.schedule=linear"): "_lindelta",
+        ("stabilizer=agc", "budget.schedule=linear"): "",
+    }
+    assert {named: tail_of(run_part(resolved(*named))) for named in ends} == ends
+
+
+def test_every_schedule_has_a_name_and_the_settings_that_it_reads():
+    assert set(LR_SCHEDULE_SETTINGS) == set(LR_TAILS) == set(groups()["lr_schedule"])
+    assert set(options.SCHEDULES) <= set(DELTA_TAILS)
 
 
 def test_a_replay_is_named_by_its_record_where_that_is_known():

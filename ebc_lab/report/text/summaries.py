@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.identity import resolved
 from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
 from ebc_lab.records.files import write_atomic
 
@@ -30,7 +30,7 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
     for spec in specs:
         if spec.kind != "train" or spec.run_id in rows:
             continue
-        run = resolve_controller(spec.run)
+        run = resolved(spec.run)
         result = results.get(spec.run_id, {})
         ebc = run.stabilizer.name == "ebc"
         bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)

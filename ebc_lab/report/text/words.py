@@ -7,7 +7,8 @@ The judgements themselves are made in `study.verdict`; here they are only told.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
@@ -286,6 +287,30 @@ OPTIMIZERS = {
 }
 
 
+SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) -> in a label
+    "lindelta": "falling δ*",
+    "cosdelta": "δ* falling as a cosine",
+    "holddelta": "δ* held, then falling",
+    "lrdelta": "δ* with LR²",
+    "lrdecay": "LR decay",
+    "cosine": "cosine LR",
+    "trapezoid": "trapezoid LR",
+    "invsqrt": "1/√t LR",
+    "replay": "LR replayed",
+}
+SCHEDULES = {  # -> in a title
+    "lindelta": "KL target falling to 5%",
+    "cosdelta": "KL target falling to 5% as a cosine",
+    "holddelta": "KL target held, then falling to 5%",
+    "lrdelta": "KL target falling with the square of the learning rate",
+    "lrdecay": "warm-up and decay",
+    "cosine": "warm-up and half a cosine down",
+    "trapezoid": "learning rate held, then falling to 0",
+    "invsqrt": "warm-up, then down as 1/√t",
+    "replay": "the learning rate of another run",
+}
+
+
 # -- an arm in words
 # --------------------------------------------------------------------------------------------------
 
@@ -293,9 +318,17 @@ OPTIMIZERS = {
 def short(name: str, arm: Mapping[str, Any]) -> str:
     """An arm as a label: `EBC ×4, falling δ*`."""
     text = f"{'EBC' if arm['ebc'] else 'plain'} ×{arm['lr_scale']:g}"
-    text += ", falling δ*" if "_lindelta" in name else ""
-    text += ", LR decay" if name.endswith("_lrdecay") else ""
+    text += "".join(f", {said}" for said in _schedules(name, SHORT_SCHEDULES))
     return text + {"baseline": " (baseline)", "control": " (fair control)"}.get(arm["roles"][0], "")
+
+
+def _schedules(name: str, phrases: Mapping[str, str]) -> Iterator[str]:
+    """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words."""
+    for part in name.split("_"):
+        if part in phrases:
+            yield phrases[part]
+        elif re.fullmatch(r"w\d+", part):
+            yield "no warm-up" if part == "w0" else f"{part[1:]} steps of warm-up"
 
 
 def words(name: str, arm: Mapping[str, Any]) -> str:
@@ -305,8 +338,7 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     rate = "the best plain learning rate" if arm["lr_scale"] != 1 else "its best learning rate"
     text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, "
     text += rate if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× {rate}"
-    text += ", KL target falling to 5%" if "_lindelta" in name else ""
-    text += ", warm-up and decay" if name.endswith("_lrdecay") else ""
+    text += "".join(f", {said}" for said in _schedules(name, SCHEDULES))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 

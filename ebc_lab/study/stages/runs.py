@@ -12,7 +12,7 @@ from typing import Any
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import resolve_controller, round3
+from ebc_lab.config.identity import resolved, round3
 from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
 
 from .rules import Decision, Results
@@ -72,7 +72,7 @@ def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
         run = replace(run, budget=replace(run.budget, guard="none"))
-    energy = run.stabilizer.name == "ebc" and resolve_controller(run).controller.name == "energy"
+    energy = run.stabilizer.name == "ebc" and resolved(run).controller.name == "energy"
     descent = track.get("descent_median") or 0.0
     if (
         energy and run.controller.a is None and descent > 0

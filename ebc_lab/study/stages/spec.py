@@ -11,7 +11,8 @@ from ebc_lab.config.schema import RunConfig
 
 
 def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
-    """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale>[_lindelta][_lrdecay]`."""
+    """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the schedules as
+    `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`."""
     return f"{stem_of(run)}_x{number(lr_scale)}{tail_of(run)}{note}"
 
 

@@ -25,7 +25,7 @@ from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import conf_dir, groups, optimizer_defaults, settings_of
 from ebc_lab.config.compose import compose
-from ebc_lab.config.identity import resolve_controller
+from ebc_lab.config.identity import resolved
 from ebc_lab.config.schema import (
     BudgetConfig,
     ControllerConfig,
@@ -53,7 +53,7 @@ def run_of(optimizer, stabilizer, projection, **changes):
     run = replace(
         RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection)
     )
-    return resolve_controller(replace(run, **changes))
+    return resolved(replace(run, **changes))
 
 
 def prepare(run, prepare_model=lambda model: None, prepare_base=lambda base: None):
