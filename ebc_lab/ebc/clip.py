@@ -113,7 +113,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         if kind is None or not s.active:
             return kind
         unsensed = s.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
-        if unsensed or self._due(t) or self._judges(t) or s.schedule == "lr_squared":
+        if unsensed or self._due(t) or self._judges(t):
             return None
         if s.budget == "shadow" and t < s.refine_steps:
             return None

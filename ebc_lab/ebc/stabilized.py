@@ -203,7 +203,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def begin_step(self) -> int:
-        """The host's part of `step`: count it, and update what depends on its number. -> t, 0-based."""
+        """The host's part of `step`: count it, and update what depends on its number. -> t, 0-based.
+
+        The step's learning rate must be set by then. A schedule of delta* that follows it reads it here.
+        """
         t = self.step_index
         self.step_index += 1
         self._prepare(t)

@@ -179,14 +179,14 @@ class Training:
         run = self.run_config
         shock = run.shock if shocks.strikes(run, step) else None
         lr = shocks.learning_rate(shock, self.lr_at(step))
+        self._set_rate(lr)  # as a number first: schedules of delta* read it on the host
         t = self.optimizer.begin_step()
         kind = self.optimizer.kind(t) if self.graphs and not shock else None
         graph = self.graphs if self.graphs and self.graphs.wants(kind) else None
         self.optimizer.deferred = graph is not None
         if self.graphs:
             self.rate.fill_(lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate if self.graphs else lr
+            self._set_rate(self.rate)
         values: Values | Packed
         if graph:
             self.starts.copy_(self.batches.starts_at(step))
@@ -196,6 +196,10 @@ class Training:
             targets = shocks.targets(shock, targets, self.workload.vocabulary, run.seed)
             values = self._computed(t, inputs, targets, shock)
         self.pending.add(lr, values)
+
+    def _set_rate(self, lr: float | Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
 
     def _computed(self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None) -> Values:
         """Forward, backward and update of step `t` -> everything recorded of it, still on the device."""

@@ -50,6 +50,10 @@ MORE = {
     "every second step measures": {"budget": {"measure_every": 2}},
     "fisher": {"budget": {"name": "fisher"}},
     "calibrated, hidden matrices": {"budget": {"name": "calibrated", "grouping": "matrices"}},
+    "a budget that follows a falling rate": {
+        "lr_schedule": {"name": "warmup_linear"},
+        "budget": {"schedule": "lr_squared"},
+    },
     "a rate that falls": {"lr_schedule": {"name": "warmup_linear"}},
 }
 

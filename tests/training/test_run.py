@@ -120,6 +120,16 @@ def test_warmup_and_decay_reach_the_optimizer(run, tmp_path):
     assert lr[-1] == pytest.approx(1e-2 / 25)
 
 
+def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(run, tmp_path):
+    settings = {
+        "lr_schedule": {"name": "warmup_linear", "warmup_steps": 5},
+        "budget": {"target_kl": 0.005, "schedule": "lr_squared"},
+    }
+    run_and_record(changed(ebc(run), settings), tmp_path, "x")
+    steps = read_columns(tmp_path / "steps.csv")
+    assert steps["target_kl"] == pytest.approx(0.005 * (steps["lr"] / run.optimizer.lr) ** 2)
+
+
 def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
     columns = {}
     for name, settings in {
