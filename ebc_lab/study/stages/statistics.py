@@ -16,6 +16,7 @@ scipy is imported late: it takes half a second, and `status` needs none of it.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 CONFIDENCE = 0.95
 POWER = 0.80
 ROUNDING = 1e-12  # nats: differences that spread no further are equal
+WINDOW_NATS = 0.05  # how far above its best an arm's loss may lie inside its window
 
 
 def paired(
@@ -184,6 +186,15 @@ def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
     return f"{words}, {d['seeds']} seed{'s' * (d['seeds'] != 1)}; {shown}"
 
 
+def show_mean(d: Mapping[str, Any]) -> str:
+    """The estimate alone: `+0.0123 nats`, or how many runs diverged."""
+    if d["mean"] is not None:
+        return f"{d['mean']:+.4f} nats"
+    if d["method"] == "rank":
+        return f"{d['diverged']['arm']} of {d['seeds']} runs diverged"
+    return "not known"
+
+
 def noise(losses: Sequence[float]) -> dict[str, Any]:
     """The noise floor from replicate seeds: `sigma`, its 95% interval, and what a comparison of two single
     runs could show.
@@ -206,3 +217,43 @@ def noise(losses: Sequence[float]) -> dict[str, Any]:
         "detectable": _detectable((), losses, 1 - CONFIDENCE),
         "seeds": len(losses),
     }
+
+
+def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> dict[str, Any] | None:
+    """How far a setting may be off: the range around its best value whose loss is within `within` nats of it.
+
+    `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
+    taken to be linear in the logarithm of the setting; where one of them is infinite, the window ends at the
+    other. Returns `best`, `loss` there, `low`, `high`, `octaves` between them, and `open_low`, `open_high`:
+    whether the window still holds at the end of what was tried, so that it is at least that wide. None
+    without a finite loss.
+    """
+    values = sorted(losses)
+    best = min(values, key=lambda x: (losses[x], x), default=None)
+    if best is None or math.isinf(losses[best]):
+        return None
+    limit = losses[best] + within
+    at = values.index(best)
+    low, open_low = _crossing(values[at::-1], losses, limit)
+    high, open_high = _crossing(values[at:], losses, limit)
+    return {
+        "best": best,
+        "loss": losses[best],
+        "low": low,
+        "high": high,
+        "octaves": math.log2(high / low),
+        "open_low": open_low,
+        "open_high": open_high,
+    }
+
+
+def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
+    """Where the loss first exceeds `limit` along `values`; the last value and True where it never does."""
+    for inside, outside in itertools.pairwise(values):
+        if losses[outside] <= limit:
+            continue
+        if math.isinf(losses[outside]):
+            return inside, False
+        share = (limit - losses[inside]) / (losses[outside] - losses[inside])
+        return inside * (outside / inside) ** share, False
+    return values[-1], True

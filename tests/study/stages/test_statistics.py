@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ebc_lab.study.stages import compare_arms, finals
-from ebc_lab.study.stages.statistics import judge, noise, paired, show_difference
+from ebc_lab.study.stages.statistics import judge, noise, paired, show_difference, window
 
 LOSS = st.floats(1.0, 3.0)
 
@@ -215,3 +215,21 @@ def test_a_stage_that_cannot_be_judged_asks_for_no_more_seeds():
     specs = null_studies.seeds_of(config, decisions)[0]
     results = {s.run_id: {"outcome": "diverged", "val_loss": None, "test_loss": None} for s in specs}
     assert finals.runs(config, decisions, results) == specs
+
+
+def test_a_window_reaches_to_where_the_loss_crosses_its_limit():
+    losses = {1.0: 2.10, 2.0: 2.00, 4.0: 2.02, 8.0: 2.06, 16.0: 2.50}
+    found = window(losses, 0.05)
+    assert (found["best"], found["open_low"], found["open_high"]) == (2.0, False, False)
+    assert found["low"] == pytest.approx(2**0.5)  # half-way, in octaves, between 2.10 and 2.00
+    assert found["high"] == pytest.approx(4 * 2**0.75)  # three quarters of the way from 2.02 to 2.06
+    assert found["octaves"] == pytest.approx(2.25)
+
+
+def test_a_window_is_open_where_the_grid_ends_and_shut_where_a_run_diverged():
+    found = window({1.0: 2.0, 2.0: 2.01, 4.0: math.inf, 8.0: 2.0})
+    assert (found["low"], found["high"], found["octaves"]) == (1.0, 2.0, 1.0)
+    assert (found["open_low"], found["open_high"]) == (True, False)
+    assert window({3.0: 2.0})["octaves"] == 0
+    assert window({3.0: math.inf}) is None
+    assert window({}) is None
