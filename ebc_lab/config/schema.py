@@ -16,6 +16,7 @@ from .fields import setting
 
 SPLITS = ("train", "val", "test")
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
+LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
 TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 
 
@@ -190,6 +191,10 @@ class StudyConfig:
     )
     stage_seed: int = setting(100, "seed of the stages' runs; their replicates use those after it", low=0)
     band: list[float] = setting([0.5, 0.7], "where the median c should lie: low, high", above=0, high=1)
+    lr_schedule: str = setting(
+        "trapezoid", "learning rate in the stages' runs; EBC's have no warm-up", choices=LR_SHAPES
+    )
+    kl_schedule: str = setting("hold_decay", "δ* in the stages' runs", choices=options.SCHEDULES)
 
 
 @dataclass
@@ -216,27 +221,56 @@ class LRSweepConfig(StageConfig):
         0.2, "a pair whose loss is this much above the best, relatively, is dropped", above=0
     )
     keep: str = setting("best", "which pairs of optimizer and projection go on", choices=("best", "all"))
-    replicates: int = setting(3, "seeds of the winner, for the noise σ and the natural KL", "runs", low=2)
-    control_scales: list[float] = setting(
-        [1.0, 2.0, 4.0], "peaks of the fair control", "× the best lr", above=0, least=1, increasing=True
+    warmup: float = setting(
+        1 / 6, "warm-up of these runs, where their schedule has one; < 1: share of the run", "steps", low=0
     )
-    control_warmup: int = setting(20, "warm-up of the fair control", "steps", low=0)
+    long_steps: int = setting(
+        600, "length of the runs that tune the baseline and the fair control", "steps", low=1
+    )
+    baseline_scales: list[float] = setting(
+        [0.5, 1.0],
+        "constant learning rates to try; the best is the baseline's, and the unit of all scales",
+        "× the grid's best",
+        above=0,
+        least=1,
+        increasing=True,
+    )
+    replicates: int = setting(3, "seeds of the baseline, for the noise σ and the natural KL", "runs", low=2)
+    control_shapes: list[str] = setting(
+        ["trapezoid", "warmup_linear"],
+        "schedules of the fair control; its search starts from the first",
+        choices=LR_SHAPES,
+        least=1,
+        unique=True,
+    )
+    control_warmups: list[float] = setting(
+        [1 / 6, 20.0, 1 / 3], "its warm-ups, likewise; < 1: share of the run", "steps", low=0, least=1
+    )
+    control_scales: list[float] = setting(
+        [1.0, 2.0], "its peaks", "× the grid's best", above=0, least=1, increasing=True
+    )
+    control_extensions: int = setting(2, "how often these grow, ×2, when the best lies on their edge", low=0)
 
 
 @dataclass
 class CalibrateConfig(StageConfig):
-    """The δ* at which the median c lies in the band."""
+    """The δ* with the lowest loss, or the one at which the median c lies in the band."""
 
     needs = ("lr_sweep",)
-    lr_scale: float = setting(2.0, "learning rate of its runs", "× the best lr", above=0)
+    steps: int = setting(600, "length of each of its runs; the best δ* depends on it", "steps", low=1)
+    lr_scale: float = setting(8.0, "learning rate of its runs", "× the best lr", above=0)
+    choose: str = setting("loss", "δ* by validation loss, or by the band", choices=("loss", "band"))
+    seeds: int = setting(1, "runs of each δ*, whose mean loss counts", "runs", low=1)
     delta_grid: str = setting(
         "natural", "multiples of the natural KL, or 0.03, 0.05, 0.07", choices=("natural", "published")
     )
     multiples: list[float] = setting(
-        [0.75, 1.0, 1.25, 1.5, 2.0], "δ* to try", "× the natural KL", above=0, least=1, increasing=True
+        [0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", above=0, least=1, increasing=True
     )
     budgets: list[str] = setting(["shadow"], "budgets to calibrate", group="budget", least=1, unique=True)
-    max_extra: int = setting(3, "further δ* tried where none of these reaches the band", "runs", low=0)
+    max_extra: int = setting(
+        3, "further δ* tried where the best lies on an edge, or none reaches the band", low=0
+    )
 
 
 @dataclass
@@ -252,8 +286,14 @@ class LRScaleConfig(StageConfig):
     """How far the learning rate can rise with EBC, and without it."""
 
     needs = ("lr_sweep", "calibrate")
+    steps: int = setting(600, "length of each of its runs", "steps", low=1)
     scales: list[float] = setting(
-        [1.0, 1.5, 2.0, 3.0, 4.0], "learning rates to try", "× the best lr", above=0, least=1, increasing=True
+        [1.0, 2.0, 4.0, 8.0, 16.0],
+        "learning rates to try",
+        "× the best lr",
+        above=0,
+        least=1,
+        increasing=True,
     )
 
 
@@ -263,7 +303,16 @@ class FinalsConfig(StageConfig):
 
     needs = ("lr_scale",)
     steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    arms: list[str] = setting(
+        ["baseline", "control", "ebc_x2", "ebc_x8", "control_x2", "control_x8"],
+        "which arms (docs/stages.md)",
+        least=1,
+        unique=True,
+    )
     margin: float = setting(0.01, "how much worse than the baseline still meets the target", "nats", low=0)
+    window_margin: float = setting(
+        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", low=0
+    )
     max_seeds: int = setting(
         0, "seeds are added up to this number while the verdict is undecided; 0: none", "seeds"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .checks import check_settings, choice, need, need_gpu, validate_run
@@ -34,6 +35,8 @@ SBATCH_OURS = (
     "signal",
     "time",
 )
+NEEDED_ARMS = ("baseline", "control", "ebc_x2")
+FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
 TRACKER_MODULES = {  # of each extra
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
@@ -75,7 +78,7 @@ def _study(config: Config) -> None:
     )
     need(bool(config.output_dir.strip()), "output_dir must name a folder.")
     first = config.study.stage_seed
-    last = first + config.lr_sweep.replicates
+    last = first + max(config.lr_sweep.replicates, config.calibrate.seeds - 1)
     need(
         not any(first <= seed <= last for seed in config.seeds),
         f"seeds must not contain {first} to {last}: those make decisions, and no decision is judged on them.",
@@ -90,11 +93,25 @@ def _study(config: Config) -> None:
             bool(config.lr_sweep.grids.get(optimizer)),
             f"lr_sweep.grids.{optimizer} is missing: give its learning rates.",
         )
+    _final_arms(config.finals.arms)
     most = config.finals.max_seeds
     need(
         most == 0 or 2 <= len(config.seeds) < most,
         f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {len(config.seeds)}.",
     )
+
+
+def _final_arms(arms: Sequence[str]) -> None:
+    """The finals have the arms that the verdict compares, and no other than are known."""
+    for arm in arms:
+        known = arm in FINAL_ARMS or re.fullmatch(r"(ebc|control)_x\d+(\.\d+)?", arm)
+        need(
+            bool(known),
+            f"finals.arms: {arm} is unknown{nearest(arm, FINAL_ARMS)}; it takes {', '.join(FINAL_ARMS)}, and "
+            "ebc_x or control_x with any multiple of the best learning rate, as in ebc_x8.",
+        )
+    for arm in NEEDED_ARMS:
+        need(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
 
 
 def _launcher(launcher: LauncherConfig) -> None:

@@ -1,17 +1,18 @@
-"""calibrate: which target KL, at a multiple of the best learning rate."""
+"""calibrate: which target KL, at a multiple of the best learning rate. δ* is a stiff knob: the best depends
+on the run's length, so it is looked for at that of the finals."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.identity import round3
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
@@ -19,14 +20,14 @@ from .rules import (
     Results,
     band_distance,
     c_median,
-    losses_of,
+    edge_of,
     make_decision,
     margin_sigma,
     nearest_to_band,
     refuse_without_tracks,
     val_loss,
 )
-from .runs import plain_run, spec_of, tracks_of, waiting, with_ebc
+from .runs import ebc_run, spec_of, tracks_of, waiting
 from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track, runner_up
 
@@ -34,8 +35,8 @@ PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The target KL grid of each track and budget, and up to `max_extra` more to bring the median c into the
-    band."""
+    """The target KL grid of each track and budget, and up to `max_extra` more: beyond the edge that the best
+    lies on, or to bring the median c into the band."""
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "calibrate"):
         track = decisions["lr_sweep"]["tracks"][name]
@@ -47,30 +48,61 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
 def _runs_of(config: Config, track: Track, budget: str, results: Results) -> list[RunSpec]:
     """The runs of one track under one budget."""
     settings = config.calibrate
-    plain = plain_run(config, track, settings.steps, config.study.stage_seed, settings.lr_scale)
-    least = least_target_kl(replace(plain, budget=replace(plain.budget, name=budget)))
+    scale = settings.lr_scale
+    first = config.study.stage_seed
+    least = least_target_kl(_run(config, track, budget, 1.0, first))
 
-    def spec(target_kl: float) -> RunSpec:
-        run = with_ebc(plain, track, budget, target_kl)
-        return spec_of("calibrate", "ebc", run, settings.lr_scale)
+    def specs(target_kl: float) -> list[RunSpec]:
+        seeds = range(first, first + settings.seeds)
+        made = [_run(config, track, budget, target_kl, seed) for seed in seeds]
+        return [spec_of("calibrate", "ebc", run, scale) for run in made]
 
     if settings.delta_grid == "published":
         targets = list(PUBLISHED_TARGETS)
     else:
         targets = [round3(m * track["natural_kl"]) for m in settings.multiples]
-    points = [spec(target_kl) for target_kl in sorted({max(t, round3(least)) for t in targets})]
+    points = {target_kl: specs(target_kl) for target_kl in sorted({max(t, round3(least)) for t in targets})}
     for _ in range(settings.max_extra):
-        if waiting(points, results):
+        own = [s for runs in points.values() for s in runs]
+        if waiting(own, results):
             break
-        more = _next_target(points, results, config.study.band)
-        if more is None or more < least or any(p.run.budget.target_kl == more for p in points):
+        more = _next_target(config, own, results)
+        if more is None or more < least or more in points:
             break
-        points.append(spec(more))
-    return points
+        points[more] = specs(more)
+    return [s for runs in points.values() for s in runs]
 
 
-def _next_target(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
-    """One more target KL to try; None: in the band already, or nothing to go by. c rises with the target."""
+def _run(config: Config, track: Track, budget: str, target_kl: float, seed: int) -> RunConfig:
+    settings = config.calibrate
+    return ebc_run(config, track, settings.steps, seed, settings.lr_scale, budget=budget, target_kl=target_kl)
+
+
+def mean_losses(specs: Sequence[RunSpec], results: Results) -> dict[float, float]:
+    """Target KL -> mean validation loss over its seeds, infinite where one of them did not complete."""
+    found: dict[float, list[float]] = {}
+    for spec in specs:
+        found.setdefault(spec.run.budget.target_kl, []).append(val_loss(results.get(spec.run_id)))
+    return {target_kl: statistics.fmean(losses) for target_kl, losses in sorted(found.items())}
+
+
+def _next_target(config: Config, points: Sequence[RunSpec], results: Results) -> float | None:
+    """One more target KL to try; None where there is no reason for one."""
+    if config.calibrate.choose == "band":
+        return _towards_band(points, results, config.study.band)
+    losses = mean_losses(points, results)
+    targets = list(losses)
+    winner = min(targets, key=lambda target_kl: losses[target_kl])
+    if math.isinf(losses[winner]) or len(targets) == 1:
+        return None
+    # one more, at the grid's own spacing, beyond the edge that the best lies on
+    if winner == targets[-1]:
+        return round3(winner * winner / targets[-2])
+    return round3(winner * winner / targets[1]) if winner == targets[0] else None
+
+
+def _towards_band(points: Sequence[RunSpec], results: Results, band: Sequence[float]) -> float | None:
+    """None: in the band already, or nothing to go by. c rises with the target."""
     medians = {p.run.budget.target_kl: c_median(results.get(p.run_id)) for p in points}
     known = sorted((target, c) for target, c in medians.items() if c is not None)
     if not known or any(band_distance(c, band) == 0 for _, c in known):
@@ -95,71 +127,104 @@ def _bound(spec: RunSpec) -> str:
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """The target KL (and the budget) of each track: best validation loss with the median c in the band, else
-    nearest to the band."""
+    """The target KL (and the budget) of each track: lowest mean validation loss; or, by the band, the lowest
+    with the median c inside it, else the nearest to it."""
+    settings = config.calibrate
     low, high = config.study.band
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     for track, swept in earlier["lr_sweep"]["tracks"].items():
         own = [s for s in specs if s.track == track]
         usable = [s for s in own if c_median(results.get(s.run_id)) is not None]
+        losses = mean_losses(own, results)
+        usable = [s for s in usable if math.isfinite(losses[s.run.budget.target_kl])]
         if not usable:
             continue
-        tracks[track] = _decided(config, usable, results, swept)
-        if not tracks[track]["in_band"]:
+        tracks[track] = found = _decided(config, usable, results, swept)
+        if settings.choose == "band" and not found["in_band"]:
             notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
+        if settings.choose == "loss" and found["edge"]:
+            notes.append(f"{track}: δ* {found['delta_star']:g} is the {found['edge']}est tried")
     refuse_without_tracks(tracks, "calibrate", specs, results)
     rule = (
-        f"at LR ×{config.calibrate.lr_scale:g}: lowest validation loss among those with median c in "
-        f"{low:g}–{high:g}; none inside: bisect or extend by 2, {config.calibrate.max_extra} runs at most, "
-        "then the nearest"
+        f"at LR ×{settings.lr_scale:g}: lowest validation loss over a grid of δ* that is extended where the "
+        f"best lies on its edge, {settings.max_extra} times at most; c is reported, not aimed at"
     )
+    if settings.choose == "band":
+        rule = (
+            f"at LR ×{settings.lr_scale:g}: lowest validation loss among those with median c in "
+            f"{low:g}–{high:g}; none inside: bisect or extend by 2, {settings.max_extra} runs at most, "
+            "then the nearest"
+        )
     return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
 def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept: Track) -> dict[str, Any]:
     """What is decided for one track, from its completed runs."""
-    band = config.study.band
-    inside = [s for s in usable if band_distance(c_median(results[s.run_id]), band) == 0]
-    winner = nearest_to_band(usable, results, band)
     by_budget: dict[str, list[RunSpec]] = {}
     for spec in usable:
         by_budget.setdefault(spec.run.budget.name, []).append(spec)
-    nearest = {budget: nearest_to_band(own, results, band) for budget, own in by_budget.items()}
+    chosen = {budget: _chosen(config, own, results) for budget, own in by_budget.items()}
+    winner = _chosen(config, list(chosen.values()), results)
+    own = by_budget[winner.run.budget.name]
+    losses = mean_losses(own, results)
+    band = config.study.band
+    first = [s for s in usable if s.run.seed == config.study.stage_seed]
+    ranked = first
+    if config.calibrate.choose == "band":
+        ranked = [s for s in first if band_distance(c_median(results[s.run_id]), band) == 0]
+    target_kl = winner.run.budget.target_kl
+    behind = [losses.get(s.run.budget.target_kl, math.inf) for s in ranked]
     return {
         "budget": winner.run.budget.name,
         "bound": _bound(winner),
-        "delta_star": winner.run.budget.target_kl,
-        "times_natural": winner.run.budget.target_kl / swept["natural_kl"],
+        "delta_star": target_kl,
+        "times_natural": target_kl / swept["natural_kl"],
         "lr_scale": winner.lr_scale,
         "run_id": winner.run_id,
-        "val_loss": val_loss(results[winner.run_id]),
+        "val_loss": losses[target_kl],
+        "seeds": config.calibrate.seeds,
+        "losses": {f"{target:g}": loss for target, loss in losses.items()},
+        "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
         "c_median": c_median(results[winner.run_id]),
-        "in_band": bool(inside),
-        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in nearest.items()},
-        "ranked": [s.run_id for s in inside],
-        "margin_sigma": margin_sigma(losses_of(inside, results), swept["sigma"]),
+        "in_band": band_distance(c_median(results[winner.run_id]), band) == 0,
+        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
+        "ranked": [s.run_id for s in ranked],
+        "margin_sigma": margin_sigma(behind, swept["sigma"]),
         "sigma": swept["sigma"],
     }
 
 
+def _chosen(config: Config, specs: Sequence[RunSpec], results: Results) -> RunSpec:
+    """The run of the stage's first seed that the rule picks."""
+    first = [s for s in specs if s.run.seed == config.study.stage_seed] or list(specs)
+    if config.calibrate.choose == "band":
+        return nearest_to_band(first, results, config.study.band)
+    losses = mean_losses(specs, results)
+    return min(first, key=lambda s: (losses[s.run.budget.target_kl], s.run.budget.target_kl))
+
+
 def headline(track: Track) -> str:
-    outside = "" if track["in_band"] else " (outside the band)"
     return (
         f"δ* {track['delta_star']:g} nats ({track['times_natural']:.2f} × natural) by {track['budget']}"
-        f"{track['bound']}, median c {track['c_median']:.2f}{outside}, val {track['val_loss']:.4f}"
+        f"{track['bound']}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}"
     )
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """The median c falls into the band after the grid and `scenario.extra` more runs."""
-    natural = config.calibrate.delta_grid == "natural"
-    points = len(config.calibrate.multiples if natural else PUBLISHED_TARGETS)
-    return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
+    """The best loss, or the median c inside the band, comes after the grid and `scenario.extra` more runs."""
+    settings = config.calibrate
+    natural = settings.delta_grid == "natural"
+    points = len(settings.multiples if natural else PUBLISHED_TARGETS)
+    if settings.choose == "band":
+        return {"c_median": 0.6 if nth >= points - 1 + scenario.extra else 0.1}
+    best = nth // settings.seeds
+    behind = abs(best - (points // 2 if not scenario.extra else points - 2 + scenario.extra))
+    return {"c_median": 0.6, "val_loss": 2.0 + 0.001 * behind}
 
 
-def _band(track: Track) -> str:
-    return "in the band" if track["in_band"] else "outside the band: the nearest was taken"
+def _reported(track: Track) -> str:
+    return "reported, not aimed at; " + ("inside" if track["in_band"] else "outside") + " the band"
 
 
 STAGE = Stage(
@@ -176,13 +241,13 @@ STAGE = Stage(
             lambda track: f"nats per step, {track['times_natural']:.2f} × the natural KL",
         ),
         Figure("times_natural"),
-        Figure("c_median", "median c", "{:.2f}", _band),
+        Figure("c_median", "median c", "{:.2f}", _reported),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
     ),
     flips=partial(runner_up, setting="δ* {delta_star:g}"),
     invented=invented,
     title="How large a KL budget",
-    about="With EBC, at a raised learning rate: which budget δ* limits the typical step without throttling "
-    "it.",
+    about="With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "
+    "loss.",
     pictures=("calibrate",),
 )

@@ -125,8 +125,8 @@ def compare(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> dict[str, dict[str, Any]]:
     """Track -> its arms, their roles, the best EBC arm by val, and what each arm's test loss differs by:
-    every other arm's from the baseline's, every EBC arm's from the control's. Raises Undecidable where no
-    baseline run completed.
+    every other arm's from the baseline's, every EBC arm's from the control's and from the plain arm's at the
+    same rate (`rate`); and the LR windows. Raises Undecidable where no baseline run completed.
     """
     arms = arms_of(specs, results)
     tracks: dict[str, Any] = {}
@@ -142,11 +142,17 @@ def compare(
         with_ebc = [n for n, a in own.items() if a["ebc"]]
         pairs += [(track, "baseline", n, baseline) for n in own if n != baseline]
         pairs += [(track, "control", n, role["control"]) for n in with_ebc]
+        pairs += [
+            (track, "rate", role[r], role[plain])
+            for r in role
+            if r.startswith("ebc_x") and (plain := r.replace("ebc", "control")) in role
+        ]
+        families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
             "roles": role,
             "arms": own,
             "best_ebc_by_val": min(with_ebc, key=lambda n: (_mean_val_loss(arms[n], results), n)),
-            "differences": {"baseline": {}, "control": {}},
+            "differences": {family: {} for family in families},
         }
     comparisons = Counter(family for _, family, _, _ in pairs)
     for track, family, name, reference in pairs:
@@ -158,7 +164,33 @@ def compare(
             looks=len(looks(config)),
             replicates=earlier["lr_sweep"]["tracks"][track]["replicate_losses"],
         )
+    for name, found in tracks.items():
+        replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
+        found["lr_windows"] = _lr_windows(config, found, results, replicates)
     return tracks
+
+
+def _lr_windows(
+    config: Config, track: Mapping[str, Any], results: Results, replicates: Sequence[float]
+) -> dict[str, Any]:
+    """`ebc` and `control`: the arm at the highest of the finals' rates against itself at the lowest; only
+    those that have two."""
+    found: dict[str, Any] = {}
+    for kind in ("ebc", "control"):
+        scales = sorted(float(r.rpartition("_x")[2]) for r in track["roles"] if r.startswith(f"{kind}_x"))
+        if len(scales) < 2:
+            continue
+        low, high = (track["roles"][f"{kind}_x{scale:g}"] for scale in (scales[0], scales[-1]))
+        difference = paired(
+            losses(track["arms"][high], results),
+            losses(track["arms"][low], results),
+            margin=config.finals.window_margin,
+            looks=len(looks(config)),
+            replicates=replicates,
+        )
+        ends = {"scales": [scales[0], scales[-1]], "arm": high, "reference": low}
+        found[kind] = {**ends, "difference": difference}
+    return found
 
 
 def _mean_val_loss(arm: Arm, results: Results) -> float:
@@ -198,11 +230,12 @@ def _all_decided(
     return all("undecided" not in claims(track) for track in found.values())
 
 
-def claims(track: Mapping[str, Any]) -> tuple[str, str]:
-    """What the verdict's two comparisons of the test loss are judged to be."""
+def claims(track: Mapping[str, Any]) -> list[str]:
+    """What the verdict's comparisons of the test loss are judged to be."""
     baseline = track["differences"]["baseline"][track["roles"]["ebc_x2"]]
     control = track["differences"]["control"][track["best_ebc_by_val"]]
-    return baseline["alone"], control["judged"]
+    windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
+    return [baseline["alone"], control["judged"], *windows]
 
 
 def seeds_of(decision: Mapping[str, Any]) -> list[int]:

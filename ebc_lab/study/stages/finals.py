@@ -13,7 +13,7 @@ from ebc_lab.records.figures import RunResult
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .rules import Decision, Results, make_decision
-from .runs import plain_run, searched, spec_of, tracks_of, waiting, with_decay, with_ebc
+from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .spec import RunSpec, arm_name
 from .stage import Figure, Stage, Track
 from .statistics import CONFIDENCE
@@ -58,32 +58,44 @@ def _runs_over(config: Config, decisions: Mapping[str, Decision], seeds: Sequenc
 def final_arms(
     config: Config, decisions: Mapping[str, Decision], name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
-    """(role, run, LR scale) of each final arm of a track that the decisions determine; two roles may be the
+    """(role, run, LR scale) of each arm in `finals.arms` that the decisions determine; two roles may be the
     same run."""
+    for role in config.finals.arms:
+        found = _final_arm(config, decisions, name, seed, role)
+        if found is not None:
+            run, scale = found
+            yield role, replace(run, evaluate=["val", "test"]), scale
+
+
+def _final_arm(
+    config: Config, decisions: Mapping[str, Decision], name: str, seed: int, role: str
+) -> tuple[RunConfig, float] | None:
+    """The run of one role, and its LR scale; None while a decision that it needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
-
-    def plain(scale: float) -> RunConfig:
-        run = plain_run(config, track, config.finals.steps, seed, scale)
-        return replace(run, evaluate=["val", "test"])
-
-    chosen = searched(decisions, name)
-    control = track["control"]["lr_scale"]
-    yield "baseline", plain(1.0), 1.0
-    yield "control", with_decay(config, plain(control)), control
+    steps = config.finals.steps
+    kind, _, at = role.rpartition("_x")
+    if role == "baseline":
+        return plain_run(config, track, steps, seed, 1.0), 1.0
+    if role == "control" or kind == "control":
+        scale = float(at) if kind else track["control"]["lr_scale"]
+        return control_run(config, track, steps, seed, scale), scale
     if "calibrate" not in decisions:
-        return
+        return None
     calibrated = decisions["calibrate"]["tracks"][name]
     budget = calibrated["budget"]
     target_kl = calibrated["delta_star"]
-    yield "ebc_x2", with_ebc(plain(2.0), track, budget, target_kl, **chosen), 2.0
-    if "lr_scale" not in decisions:
-        return
-    scale = decisions["lr_scale"]["tracks"][name]["lr_scale"]
-    falling = with_ebc(plain(2 * scale), track, budget, round3(2 * target_kl), "linear", **chosen)
-    yield "ebc_chosen", with_ebc(plain(scale), track, budget, target_kl, **chosen), scale
-    yield "none_chosen", plain(scale), scale
-    yield "ebc_lindelta", falling, 2 * scale
-    yield "ebc_lindelta_lrdecay", with_decay(config, falling), 2 * scale
+    chosen = searched(decisions, name)
+    if kind != "ebc" and "lr_scale" not in decisions:
+        return None
+    scale = float(at) if kind == "ebc" else decisions["lr_scale"]["tracks"][name]["lr_scale"]
+    if kind == "ebc" or role == "ebc_chosen":
+        ebc = {"budget": budget, "target_kl": target_kl, **chosen}
+        return ebc_run(config, track, steps, seed, scale, **ebc), scale
+    if role == "none_chosen":
+        return plain_run(config, track, steps, seed, scale), scale
+    make = control_run if role == "ebc_lindelta_lrdecay" else plain_run
+    run = make(config, track, steps, seed, 2 * scale)
+    return with_ebc(run, track, budget, round3(2 * target_kl), "linear", **chosen), 2 * scale
 
 
 def decide(
@@ -110,8 +122,8 @@ def decide(
         f"test loss, paired by seed, {100 * CONFIDENCE:g}% intervals, of all arms at once where one is "
         "picked from "
         f"several; no worse: upper limit ≤ +{config.finals.margin:g} nats; beats: below 0; KL, c, plateau "
-        "and overhead "
-        "on EBC ×2"
+        "and overhead on EBC ×2; LR window: EBC at its highest rate minus EBC at its lowest, upper limit "
+        f"≤ +{config.finals.window_margin:g}"
     )
     sequential = _sequential(config, specs, tracks)
     if sequential:
@@ -131,7 +143,7 @@ def _sequential(
     if len(at) == 1:
         return None
     seeds = len({s.run.seed for s in specs if s.kind == "train"})
-    stopped = "both comparisons are decided"
+    stopped = "every comparison is decided"
     if any("undecided" in claims(track) for track in tracks.values()):
         stopped = f"still undecided at {seeds} seeds, the most allowed"
     return {

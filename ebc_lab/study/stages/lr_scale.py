@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ebc_lab.config.identity import round3
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
@@ -22,10 +23,11 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import plain_run, searched, spec_of, tracks_of, with_ebc
+from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of
 from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track
 from .stage import invented as invented_by_default
+from .statistics import WINDOW_NATS, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
 INERT_NOTE = "LR inert: the same run up to rounding"
@@ -41,31 +43,42 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         track = decisions["lr_sweep"]["tracks"][name]
         scales = config.lr_scale.scales
         seed = config.study.stage_seed
-        plain = {s: plain_run(config, track, config.lr_scale.steps, seed, s) for s in sorted({1.0, *scales})}
+        plain = {s: _plain(config, track, seed, s) for s in sorted({1.0, *scales})}
         specs += [spec_of("lr_scale", "none", run, s) for s, run in plain.items()]
         if "calibrate" not in decisions or search_open:
             continue
         chosen = searched(decisions, name)
         found = decisions["calibrate"]["tracks"][name]
         for scale in scales:
-            run = with_ebc(plain[scale], track, found["budget"], found["delta_star"], **chosen)
+            budget = {"budget": found["budget"], "target_kl": found["delta_star"]}
+            run = ebc_run(config, track, config.lr_scale.steps, seed, scale, **budget, **chosen)
             specs.append(spec_of("lr_scale", "ebc", run, scale))
         if "surrogate" in found["by_budget"]:
-            specs += _fixed_radius(config, track, plain, found["by_budget"]["surrogate"], results)
+            specs += _fixed_radius(config, track, found["by_budget"]["surrogate"], results)
     return specs
 
 
-def _fixed_radius(
-    config: Config, track: Track, plain: Mapping[float, Any], target_kl: float, results: Results
-) -> list[RunSpec]:
+def _plain(config: Config, track: Track, seed: int, scale: float) -> RunConfig:
+    """Without EBC: constant where the study's schedule is, else on the fair control's schedule."""
+    make = plain_run if config.study.lr_schedule == "constant" else control_run
+    return make(config, track, config.lr_scale.steps, seed, scale)
+
+
+def _fixed_radius(config: Config, track: Track, target_kl: float, results: Results) -> list[RunSpec]:
     """The surrogate at ×1, and, once its median S is known, every scale with the trust radius fixed there."""
-    measured = spec_of("lr_scale", "surrogate_x1", with_ebc(plain[1.0], track, "surrogate", target_kl), 1.0)
+
+    def surrogate_run(target_kl: float, scale: float) -> RunConfig:
+        seed = config.study.stage_seed
+        steps = config.lr_scale.steps
+        return ebc_run(config, track, steps, seed, scale, budget="surrogate", target_kl=target_kl)
+
+    measured = spec_of("lr_scale", "surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)
     specs = [measured]
     surrogate = results[measured.run_id].get("surrogate_median") if measured.run_id in results else None
     if surrogate:
         fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
         for scale in config.lr_scale.scales:
-            run = with_ebc(plain[scale], track, "surrogate", fixed)
+            run = surrogate_run(fixed, scale)
             run = replace(run, controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None))
             specs.append(spec_of("lr_scale", "fixed_tau", run, scale, "_fixedtau"))
     return specs
@@ -85,7 +98,7 @@ def decide(
         if found is None:
             continue
         tracks[track] = found
-        if not found["in_band"]:
+        if config.calibrate.choose == "band" and not found["in_band"]:
             notes.append(f"{track}: no EBC scale has its median c in {low:g}–{high:g}; the nearest was taken")
         inert = [r for r in _usable(arms, results) if r["inert"]]
         if len(inert) > 1:
@@ -94,12 +107,13 @@ def decide(
                 f"{track}: EBC at {scales} — {INERT_NOTE}; ×{inert[0]['lr_scale']:g} stands for them"
             )
     refuse_without_tracks(tracks, "lr_scale", specs, results)
+    among = "EBC scales with median c in the band, else the nearest"
+    if config.calibrate.choose == "loss":
+        among = "EBC scales"
     rule = (
-        "lowest validation loss among EBC scales with median c in the band, else the nearest; scales clipped "
-        "on "
-        f"{100 * INERT_CLIP_RATE:g}% of steps or more count as one candidate; headroom: the largest scale "
-        "within "
-        "one sigma of the baseline at ×1"
+        f"lowest validation loss among {among}; scales clipped on {100 * INERT_CLIP_RATE:g}% of steps or "
+        "more count as one candidate; headroom: the largest scale within one sigma of the plain "
+        f"optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
     )
     return make_decision("lr_scale", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -124,7 +138,7 @@ def _decided(
     """What is decided for one track; None where no EBC run, or no baseline at ×1, completed."""
     band = config.study.band
     losses = {r["run_id"]: val_loss(results.get(r["run_id"])) for rows in arms.values() for r in rows}
-    reference = next((losses[r["run_id"]] for r in arms.get("none", []) if r["lr_scale"] == 1), math.inf)
+    reference = _reference(config, arms, losses)
     usable = _usable(arms, results)
     if not usable or math.isinf(reference):
         return None
@@ -132,6 +146,8 @@ def _decided(
     inert = [r for r in usable if r["inert"]]
     candidates = [r for r in usable if not r["inert"]] + inert[:1]
     inside = [r for r in candidates if band_distance(r["c_median"], band) == 0]
+    if config.calibrate.choose == "loss":
+        inside = candidates
     if inside:
         chosen = min(inside, key=lambda r: (r["val_loss"], r["lr_scale"]))
     else:
@@ -145,10 +161,13 @@ def _decided(
         "run_id": chosen["run_id"],
         "val_loss": chosen["val_loss"],
         "c_median": chosen["c_median"],
-        "in_band": bool(inside),
+        "in_band": band_distance(chosen["c_median"], band) == 0,
         "inert": chosen["inert"],
         "baseline_val_loss": reference,
         "headroom": headroom,
+        "lr_window": {
+            arm: window({r["lr_scale"]: losses[r["run_id"]] for r in rows}) for arm, rows in arms.items()
+        },
         "headroom_is_tautology": bool(inert),
         "ranked": [r["run_id"] for r in inside],
         "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
@@ -157,14 +176,29 @@ def _decided(
     }
 
 
+def _reference(config: Config, arms: Mapping[str, Sequence[Track]], losses: Mapping[str, float]) -> float:
+    """The plain optimizer's loss: at ×1 where its rate is constant, on a schedule at the best scale."""
+    plain = {r["lr_scale"]: losses[r["run_id"]] for r in arms.get("none", [])}
+    return plain.get(1.0, math.inf) if config.study.lr_schedule == "constant" else min(plain.values())
+
+
 def headline(track: Track) -> str:
     scales = {arm: "none" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
     headroom = ", ".join(f"{arm} {scale}" for arm, scale in scales.items())
     inert = " (LR inert under EBC, so its headroom is a tautology)" if track["headroom_is_tautology"] else ""
+    windows = ", ".join(f"{arm} {octaves(found)}" for arm, found in track["lr_window"].items())
     return (
         f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; "
-        f"headroom {headroom}{inert}"
+        f"LR window {windows}; headroom {headroom}{inert}"
     )
+
+
+def octaves(found: Mapping[str, Any] | None) -> str:
+    """The width of a window in words; one that ends with what was tried is at least that wide."""
+    if found is None:
+        return "none"
+    at_least = "≥ " if found["open_low"] or found["open_high"] else ""
+    return f"{at_least}{found['octaves']:.1f} octaves"
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -172,6 +206,13 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     if spec.role != "ebc" or scenario.merged:
         return invented_by_default(config, scenario, spec, nth)
     return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}
+
+
+def _reach(role: str, track: Track) -> str:
+    found = track["lr_window"][role]
+    reach = f"×{found['low']:.3g} to ×{found['high']:.3g}, within {WINDOW_NATS:g} nats of its best"
+    ends = [end for end in ("low", "high") if found[f"open_{end}"]]
+    return reach + (f"; open at the {' and the '.join(ends)} end of what was tried" if ends else "")
 
 
 HEADROOM = {  # role of an arm -> in words
@@ -197,6 +238,15 @@ STAGE = Stage(
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         *(
             Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", "within one σ of the baseline")
+            for role, words in HEADROOM.items()
+        ),
+        *(
+            Figure(
+                f"lr_window.{role}.octaves",
+                f"LR window, {words}",
+                "{:.1f} octaves",
+                partial(_reach, role),
+            )
             for role, words in HEADROOM.items()
         ),
     ),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, LRScheduleConfig, RunConfig
 
 from .rules import (
     Decision,
     Results,
     Undecidable,
     best,
+    candidate,
     edge_of,
     losses_of,
     make_decision,
@@ -23,7 +25,7 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import plain_run, spec_of, waiting, with_decay
+from .runs import distinct, plain_run, scheduled, spec_of, waiting
 from .spec import RunSpec
 from .stage import Figure, Stage, Track
 from .statistics import noise as noise_floor
@@ -32,11 +34,12 @@ Pair = tuple[str, str]  # optimizer, projection
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
-    """The grid of every (optimizer, projection), its extensions, then the kept tracks' replicates and
-    controls."""
+    """The grid of every (optimizer, projection) and its extensions; then, for the kept tracks and at the
+    length of `long_steps`, constant rates, their winner's replicates, and the search for the fair control.
+    """
     sweep = config.lr_sweep
     pairs = list(itertools.product(sweep.optimizers, sweep.projections))
-    grids = {pair: [_spec(config, "grid", pair, lr) for lr in sweep.grids[pair[0]]] for pair in pairs}
+    grids = {pair: [_grid_run(config, pair, lr) for lr in sweep.grids[pair[0]]] for pair in pairs}
     specs = [s for grid in grids.values() for s in grid]
     if waiting(specs, results):
         return specs
@@ -46,45 +49,121 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     for pair, grid in grids.items():
         track = "_".join(pair)
         if track in winners and not triaged(config, losses, track):
-            _extend(config, pair, grid, results)
+            _extend(grid, partial(_grid_run, config, pair), _rate, results, sweep.max_extensions)
     specs = [s for grid in grids.values() for s in grid]
     if waiting(specs, results):
         return specs
-    # every extension is known too: the kept winners' controls and replicates
+    # every extension is known too
     winners = sweep_winners(specs, results)
     for track in kept_tracks(config, winners, results):
         won = winners[track].run
         pair = (won.optimizer.name, won.projection.name)
-        seeds = range(config.study.stage_seed + 1, config.study.stage_seed + sweep.replicates + 1)
-        specs += [
-            _spec(config, "control", pair, won.optimizer.lr, scale=scale) for scale in sweep.control_scales
-        ]
-        specs += [_spec(config, "replicate", pair, won.optimizer.lr, seed=seed) for seed in seeds]
+        specs += _baselines(config, pair, won.optimizer.lr, results)
+        specs += _control_search(config, pair, won.optimizer.lr, results)
     return specs
 
 
-def _spec(
-    config: Config, role: str, pair: Pair, lr: float, scale: float = 1.0, seed: int | None = None
-) -> RunSpec:
+def _plain(config: Config, pair: Pair, lr: float, steps: int, seed: int, scale: float) -> RunConfig:
     track = {"optimizer": pair[0], "projection": pair[1], "lr": lr}
-    seed = config.study.stage_seed if seed is None else seed
-    run = plain_run(config, track, config.lr_sweep.steps, seed, scale)
-    return spec_of("lr_sweep", role, with_decay(config, run) if role == "control" else run, scale)
+    return plain_run(config, track, steps, seed, scale)
 
 
-def _extend(config: Config, pair: Pair, grid: list[RunSpec], results: Results) -> None:
+def _grid_run(config: Config, pair: Pair, lr: float) -> RunSpec:
+    sweep = config.lr_sweep
+    run = _plain(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
+    return spec_of("lr_sweep", "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
+
+
+def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
+    """Constant rates around the grid's best `lr`, and replicates of the best of them."""
+    sweep = config.lr_sweep
+    seed = config.study.stage_seed
+
+    def baseline(scale: float, seed: int = seed, role: str = "baseline") -> RunSpec:
+        run = _plain(config, pair, lr, sweep.long_steps, seed, scale)
+        return spec_of("lr_sweep", role, run, scale)
+
+    points = [baseline(scale) for scale in sweep.baseline_scales]
+    if len(points) > 1:
+        _extend(points, baseline, _scale, results, sweep.max_extensions)
+    winner = None if waiting(points, results) else best(points, results)
+    if winner is None:
+        return points
+    seeds = range(seed + 1, seed + sweep.replicates + 1)
+    return points + [baseline(winner.lr_scale, seed, "replicate") for seed in seeds]
+
+
+def _control_search(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
+    """Plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the shape,
+    and the peak once more where one of these changed. Each factor starts from the best run so far."""
+    sweep = config.lr_sweep
+    plain = partial(_plain, config, pair, lr, sweep.long_steps, config.study.stage_seed)
+
+    def control(scale: float, schedule: LRScheduleConfig) -> RunSpec:
+        return spec_of("lr_sweep", "control", replace(plain(scale), lr_schedule=schedule), scale)
+
+    first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
+    points = [control(scale, first) for scale in sweep.control_scales]
+    _extend(points, lambda scale: control(scale, first), _scale, results, sweep.control_extensions)
+    for factor in (_other_warmups, _other_shapes, _other_peaks):
+        winner = None if waiting(points, results) else best(points, results)
+        if winner is None:
+            break
+        points += [control(scale, schedule) for scale, schedule in factor(config, winner, points)]
+    return distinct(points)
+
+
+Peaks = list[tuple[float, LRScheduleConfig]]  # scale and schedule of further runs of the control
+
+
+def _other_warmups(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    shape = winner.run.lr_schedule.name
+    runs = [scheduled(winner.run, shape, warmup) for warmup in config.lr_sweep.control_warmups[1:]]
+    return [(winner.lr_scale, run.lr_schedule) for run in runs]
+
+
+def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    schedule = winner.run.lr_schedule
+    return [(winner.lr_scale, replace(schedule, name=shape)) for shape in config.lr_sweep.control_shapes[1:]]
+
+
+def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
+    """The peaks next to the winner's that its schedule was not tried at."""
+    if len(config.lr_sweep.control_scales) == 1:
+        return []
+    schedule = winner.run.lr_schedule
+    tried = {s.lr_scale for s in points if s.run.lr_schedule == schedule}
+    return [(x, schedule) for x in (winner.lr_scale / 2, winner.lr_scale * 2) if x not in tried]
+
+
+def _rate(spec: RunSpec) -> float:
+    return spec.run.optimizer.lr
+
+
+def _scale(spec: RunSpec) -> float:
+    return spec.lr_scale
+
+
+def _extend(
+    points: list[RunSpec],
+    make: Callable[[float], RunSpec],
+    value: Callable[[RunSpec], float],
+    results: Results,
+    most: int,
+) -> None:
     """Extend a grid by a factor 2 beyond the edge that its winner lies on, until it lies inside or a run is
     missing."""
-    for _ in range(config.lr_sweep.max_extensions):
-        lrs = [s.run.optimizer.lr for s in grid]
-        winner = best(grid, results)
-        assert winner is not None
-        edge = edge_of(lrs, winner.run.optimizer.lr)
+    for _ in range(most):
+        winner = None if waiting(points, results) else best(points, results)
+        if winner is None:
+            return
+        values = [value(s) for s in points]
+        edge = edge_of(values, value(winner))
         if edge in ("high", "both"):
-            grid.append(_spec(config, "grid", pair, 2 * max(lrs)))
+            points.append(make(2 * max(values)))
         if edge in ("low", "both"):
-            grid.append(_spec(config, "grid", pair, min(lrs) / 2))
-        if edge is None or waiting(grid, results):
+            points.append(make(min(values) / 2))
+        if edge is None:
             return
 
 
@@ -120,9 +199,10 @@ def decide(
     tracks = {t: _decided(config, winners[t], [s for s in specs if s.track == t], results) for t in kept}
     pairs = _pairs(config, grid, winners, results, kept)
     rule = (
-        "lowest validation loss on the grid; a winner on the edge extends the grid by a factor 2, at most "
-        f"{config.lr_sweep.max_extensions} times; sigma is the standard deviation of the winner's fresh "
-        "replicate seeds"
+        "the grid's lowest validation loss; at the length of the finals, the lowest of constant rates around "
+        "it, and the fair control: peak, warm-up and shape one after the other; a best point on an edge "
+        f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times; sigma is the "
+        "standard deviation of the baseline's fresh replicate seeds"
     )
     notes = _notes(config, tracks, pairs)
     return make_decision(
@@ -132,48 +212,88 @@ def decide(
 
 def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: Results) -> dict[str, Any]:
     """What is decided for one track, from its own runs. Raises Undecidable."""
-    grid = [s for s in own if s.role == "grid"]
-    lrs = [s.run.optimizer.lr for s in grid]
-    controls = [s for s in own if s.role == "control"]
-    control = best(controls, results)
-    replicates = [s for s in own if s.role == "replicate"]
-    completed = [results[s.run_id] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
-    noise = [val_loss(result) for result in completed]
-    natural = [kl for result in completed if (kl := result["kl_median"])]
-    lr = winner.run.optimizer.lr
-    if len(noise) < 2 or not natural:
+    of_role: dict[str, list[RunSpec]] = {role: [] for role in ("grid", "baseline", "replicate", "control")}
+    for spec in own:
+        of_role[spec.role].append(spec)
+    grid = of_role["grid"]
+    baseline = best(of_role["baseline"], results)
+    control = best(of_role["control"], results)
+    if baseline is None or control is None:
+        lacking = "a constant" if baseline is None else "a scheduled"
         raise Undecidable(
-            f"lr_sweep could not decide: fewer than two replicates of {winner.arm} at lr {lr:g} completed "
-            "with an "
-            "audited KL, so neither the noise nor the natural KL is known."
+            f"lr_sweep could not decide: no run of {winner.track} with {lacking} learning rate completed."
         )
-    if control is None:
-        raise Undecidable(
-            f"lr_sweep could not decide: no run of {winner.track} with a decaying learning rate completed."
-        )
+    noise, natural = _replicated(baseline, of_role["replicate"], results)
     sigma = statistics.stdev(noise)
-    scales = [s.lr_scale for s in controls]
+    tried = of_role["baseline"] if len(of_role["baseline"]) > 1 else grid
+    rates = [_rate(s) for s in grid]
     return {
         "optimizer": winner.run.optimizer.name,
         "projection": winner.run.projection.name,
-        "lr": lr,
-        "run_id": winner.run_id,
-        "val_loss": val_loss(results[winner.run_id]),
-        "edge": edge_of(lrs, lr),
-        "extensions": len(lrs) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
-        "ranked": [s.run_id for s in grid],
-        "margin_sigma": margin_sigma(losses_of(grid, results), sigma),
+        "lr": _rate(baseline),
+        "run_id": baseline.run_id,
+        "val_loss": val_loss(results[baseline.run_id]),
+        "edge": edge_of([_rate(s) for s in tried], _rate(baseline)),
+        "grid": {
+            "lr": _rate(winner),
+            "val_loss": val_loss(results[winner.run_id]),
+            "edge": edge_of(rates, _rate(winner)),
+            "extensions": len(rates) - len(config.lr_sweep.grids[winner.run.optimizer.name]),
+        },
+        "ranked": [s.run_id for s in tried],
+        "margin_sigma": margin_sigma(losses_of(tried, results), sigma),
         "sigma": sigma,
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
-        "descent_median": _descent(replicates, results),
-        "control": {
-            "lr": control.run.optimizer.lr,
-            "lr_scale": control.lr_scale,
-            "run_id": control.run_id,
-            "val_loss": val_loss(results[control.run_id]),
-            "edge": edge_of(scales, control.lr_scale) if len(scales) > 1 else None,
+        "descent_median": _descent(of_role["replicate"], results),
+        "control": _control(control, of_role["control"], _rate(baseline), results),
+    }
+
+
+def _replicated(
+    baseline: RunSpec, replicates: Sequence[RunSpec], results: Results
+) -> tuple[list[float], list[float]]:
+    """The replicates' losses and their KL divergences of a step. Raises Undecidable."""
+    completed = [results[s.run_id] for s in replicates if math.isfinite(val_loss(results.get(s.run_id)))]
+    natural = [float(kl) for result in completed if (kl := result["kl_median"])]
+    if len(completed) < 2 or not natural:
+        raise Undecidable(
+            f"lr_sweep could not decide: fewer than two replicates of {baseline.arm} at lr "
+            f"{_rate(baseline):g} completed with an audited KL, so neither the noise nor the natural KL is "
+            "known."
+        )
+    return [val_loss(result) for result in completed], natural
+
+
+def _control(
+    winner: RunSpec, points: Sequence[RunSpec], baseline_lr: float, results: Results
+) -> dict[str, Any]:
+    """The fair control, and everything that it was chosen from."""
+    schedule = winner.run.lr_schedule
+    alike = [s.lr_scale for s in points if s.run.lr_schedule == schedule]
+    warmups = [s.run.lr_schedule.warmup_steps for s in points]
+    return {
+        "lr": _rate(winner),
+        "lr_scale": float(f"{_rate(winner) / baseline_lr:.6g}"),
+        "run_id": winner.run_id,
+        "val_loss": val_loss(results[winner.run_id]),
+        "lr_schedule": {
+            "name": schedule.name,
+            "warmup_steps": schedule.warmup_steps,
+            "decay_share": schedule.decay_share,
         },
+        "edge": edge_of(alike, winner.lr_scale) if len(alike) > 1 else None,
+        "longest_warmup": len(set(warmups)) > 1 and schedule.warmup_steps == max(warmups),
+        "grid": [
+            {
+                "run_id": s.run_id,
+                "lr": _rate(s),
+                "schedule": s.run.lr_schedule.name,
+                "warmup_steps": s.run.lr_schedule.warmup_steps,
+                "val_loss": candidate(s, results)["val_loss"],
+            }
+            for s in points
+        ],
     }
 
 
@@ -211,19 +331,24 @@ def _pairs(
 
 
 def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[str, Any]]) -> list[str]:
-    notes = [
-        f"{t}: the fair control's best scale, ×{d['control']['lr_scale']:g}, lies on its grid's "
-        f"{d['control']['edge']} edge: it may be under-tuned"
-        for t, d in tracks.items()
-        if d["control"]["edge"]
-    ]
+    notes = []
+    for t, d in tracks.items():
+        control = d["control"]
+        if control["edge"]:
+            notes.append(
+                f"{t}: the fair control's lr {control['lr']:g} is the {control['edge']}est tried on its "
+                "schedule: it may be under-tuned"
+            )
+        if control["longest_warmup"]:
+            notes.append(f"{t}: the fair control has the longest warm-up that was tried")
+        if d["grid"]["edge"]:
+            notes.append(
+                f"{t}: the winner lr {d['grid']['lr']:g} lies on the grid's {d['grid']['edge']} edge even "
+                f"after {d['grid']['extensions']} extensions"
+            )
+        if d["edge"]:
+            notes.append(f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried")
     notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
-    notes += [
-        f"{t}: the winner lr {d['lr']:g} lies on the grid's {d['edge']} edge even after {d['extensions']} "
-        "extensions"
-        for t, d in tracks.items()
-        if d["edge"]
-    ]
     behind = f"triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
     return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]
 
@@ -250,14 +375,19 @@ def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
 def headline(track: Track) -> str:
     control = track["control"]
     return (
-        f"lr {track['lr']:g}, val {track['val_loss']:.4f}, σ {track['sigma']:.4f}; natural KL "
+        f"baseline lr {track['lr']:g}, val {track['val_loss']:.4f}, σ {track['sigma']:.4f}; natural KL "
         f"{track['natural_kl']:.4g} nats; fair control lr {control['lr']:g} (×{control['lr_scale']:g}), "
-        f"val {control['val_loss']:.4f}"
+        f"{schedule_in_words(control['lr_schedule'])}, val {control['val_loss']:.4f}"
     )
 
 
+def schedule_in_words(schedule: Mapping[str, Any]) -> str:
+    """`trapezoid, 100 steps of warm-up`."""
+    return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
+
+
 def _edge(track: Track) -> str:
-    return f"on the grid’s {track['edge']} edge" if track["edge"] else "inside its grid"
+    return f"constant; the {track['edge']}est tried" if track["edge"] else "constant; lower and higher tried"
 
 
 def _noise(track: Track) -> str:
@@ -265,10 +395,11 @@ def _noise(track: Track) -> str:
     return f"nats, {floor['seeds']} replicate seeds; 95% interval {floor['low']:.4f} to {floor['high']:.4f}"
 
 
-def _control(track: Track) -> str:
+def _of_control(track: Track) -> str:
     control = track["control"]
     edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
-    return f"×{control['lr_scale']:g}, loss {control['val_loss']:.4f}{edge}"
+    schedule = schedule_in_words(control["lr_schedule"])
+    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{edge}"
 
 
 STAGE = Stage(
@@ -277,17 +408,18 @@ STAGE = Stage(
     decide=decide,
     headline=headline,
     figures=(
-        Figure("lr", "learning rate", "{:.3g}", _edge),
+        Figure("lr", "baseline’s learning rate", "{:.3g}", _edge),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("sigma", "noise σ", "{:.4f}", _noise),
         Figure("natural_kl", "natural KL", "{:.3g}", "nats per step, without EBC"),
-        Figure("control.lr", "fair control", "lr {:.3g}", _control),
+        Figure("control.lr", "fair control", "lr {:.3g}", _of_control),
         Figure("control.val_loss"),
     ),
     follow_up=follow_up,
     title="Learning rate, noise and a fair control",
-    about="Without EBC: which optimizer and learning rate are best, how much luck there is in a loss (σ, the "
-    "spread over replicate seeds), how far predictions move by themselves (the natural KL), and how good the "
-    "same optimizer gets with warm-up and decay (the fair control).",
+    about="Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "
+    "in a loss (σ, the spread over replicate seeds), how far predictions move by themselves (the natural "
+    "KL), and how good the same optimizer gets on a schedule whose peak, warm-up and shape are tuned (the "
+    "fair control).",
     pictures=("lr_sweep",),
 )

@@ -1,4 +1,4 @@
-"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, with LR decay.
+"""How runs are built: a track's plain run at a multiple of its best learning rate, with EBC, on a schedule.
 
 Pure functions of the configuration and of the decisions so far; the stages say which of these runs they want.
 """
@@ -20,7 +20,7 @@ from .spec import RunSpec, arm_name
 
 
 def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
-    """A track's plain run at a multiple of its best learning rate."""
+    """A track's plain run at a multiple of its best constant learning rate, held constant."""
     base = run_part(config)
     return replace(
         base,
@@ -32,6 +32,34 @@ def plain_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, s
         stabilizer=replace(base.stabilizer, name="none"),
         lr_schedule=replace(base.lr_schedule, name="constant"),
     )
+
+
+def control_run(config: Config, track: Mapping[str, Any], steps: int, seed: int, scale: float) -> RunConfig:
+    """A track's plain run on the fair control's schedule, which keeps its warm-up in steps."""
+    run = plain_run(config, track, steps, seed, scale)
+    return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
+
+
+def ebc_run(
+    config: Config,
+    track: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    scale: float,
+    *,
+    budget: str,
+    target_kl: float,
+    **settings: Any,
+) -> RunConfig:
+    """A track's run with EBC on the study's schedules. It warms up by itself: the learning rate does not."""
+    run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
+    return with_ebc(run, track, budget, target_kl, config.study.kl_schedule, **settings)
+
+
+def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
+    """The run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
+    steps = round(warmup * run.steps) if warmup < 1 else int(warmup)
+    return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
 
 def track_optimizer(config: Config, name: str, lr: float) -> OptimizerConfig:
@@ -80,12 +108,6 @@ def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
         gain = float(f"{track['natural_kl'] / descent:.4g}")
         run = replace(run, controller=replace(run.controller, a=gain))
     return run
-
-
-def with_decay(config: Config, run: RunConfig) -> RunConfig:
-    """The fair control's schedule: a short warm-up, then linearly down to 0."""
-    warmup = config.lr_sweep.control_warmup
-    return replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=warmup))
 
 
 def spec_of(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:

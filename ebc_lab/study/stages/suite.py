@@ -11,7 +11,7 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 
 from .rules import Decision
-from .runs import completed, plain_run, searched, tracks_of, with_decay, with_target
+from .runs import completed, plain_run, searched, tracks_of, with_target
 
 Point = dict[str, float]
 
@@ -46,8 +46,6 @@ def run_of(
             found = decisions["calibrate"]["tracks"][track]
             unit = found["by_budget"].get(run.budget.name, found["delta_star"])
         run = with_target(run, unit * point.get("delta", arm.delta or 1.0))
-    if run.lr_schedule.name == "warmup_linear" and "warmup_steps" not in arm.settings.get("lr_schedule", {}):
-        run = with_decay(config, run)
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
     return completed(run, swept), scale

@@ -13,7 +13,7 @@ from ebc_lab.records.figures import KL_BAND, PLATEAU_C, RunResult
 
 from .compare_arms import seeds_of
 from .rules import Decision, Results, band_distance
-from .statistics import CONFIDENCE, POWER, VERDICT_OF, show_difference
+from .statistics import CONFIDENCE, POWER, VERDICT_OF, by_interval, show_difference, show_mean
 
 Line = dict[str, Any]  # name, question, verdict, figure, and what the figure was made from
 
@@ -27,8 +27,8 @@ def overhead_limit(scale: str) -> float:
 def verdict_lines(
     config: Config, track: Mapping[str, Any], results: Results, overhead: RunResult
 ) -> list[Line]:
-    """The six lines of a track: three on EBC at ×2 itself, two comparisons of the test loss, and the
-    overhead."""
+    """The lines of a track: three on EBC at ×2 itself, two comparisons of the test loss, the LR window where
+    the finals have EBC at two rates, and the overhead."""
     twice = track["roles"]["ebc_x2"]
     runs = track["arms"][twice]["runs"].values()
     known = [results[run_id] for run_id in runs if run_id in results]
@@ -53,6 +53,7 @@ def verdict_lines(
             f"test loss of the best EBC arm by val ≤ fair control + {config.finals.margin:g}",
             joint=True,
         ),
+        *_lr_window(config, track),
         _overhead(overhead, overhead_limit(config.scale)),
     ]
 
@@ -124,6 +125,33 @@ def _comparison(
         joint=joint,
         beats=beats,
     )
+
+
+def _lr_window(config: Config, track: Mapping[str, Any]) -> list[Line]:
+    """EBC at its highest rate against EBC at its lowest, with the plain arm's own difference beside it."""
+    windows = track["lr_windows"]
+    if "ebc" not in windows:
+        return []
+    own = windows["ebc"]
+    low, high = own["scales"]
+    difference = own["difference"]
+    figure = show_difference(difference)
+    if "control" in windows:
+        plain = by_interval(windows["control"]["difference"], joint=False)
+        figure += f"; without EBC {show_mean(plain)}"
+    line = _line(
+        "lr_window",
+        f"test loss of EBC at LR ×{high:g} ≤ EBC at ×{low:g} + {config.finals.window_margin:g}",
+        {"pass": True, "fail": False}.get(VERDICT_OF[difference["alone"]]),
+        figure,
+        arm=own["arm"],
+        reference=own["reference"],
+        difference=difference,
+        joint=False,
+        beats=False,
+        plain=windows.get("control"),
+    )
+    return [line]
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
