@@ -175,6 +175,7 @@ def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept:
         ranked = [s for s in first if band_distance(c_median(results[s.run_id]), band) == 0]
     target_kl = winner.run.budget.target_kl
     behind = [losses.get(s.run.budget.target_kl, math.inf) for s in ranked]
+    targets = {budget: spec.run.budget.target_kl for budget, spec in chosen.items()}
     return {
         "budget": winner.run.budget.name,
         "bound": _bound(winner),
@@ -184,11 +185,11 @@ def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept:
         "run_id": winner.run_id,
         "val_loss": losses[target_kl],
         "seeds": config.calibrate.seeds,
-        "losses": {f"{target:g}": loss for target, loss in losses.items()},
+        "losses": {f"{at:g}": loss for at, loss in losses.items()},
         "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
         "c_median": c_median(results[winner.run_id]),
         "in_band": band_distance(c_median(results[winner.run_id]), band) == 0,
-        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
+        "by_budget": targets,
         "ranked": [s.run_id for s in ranked],
         "margin_sigma": margin_sigma(behind, swept["sigma"]),
         "sigma": swept["sigma"],

@@ -153,7 +153,9 @@ def _decided(
     else:
         chosen = min(candidates, key=lambda r: (band_distance(r["c_median"], band), r["val_loss"]))
     headroom: dict[str, float | None] = {}
+    windows: dict[str, dict[str, Any] | None] = {}
     for arm, rows in arms.items():
+        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows})
         within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
         headroom[arm] = max(within, default=None)
     return {
@@ -165,9 +167,7 @@ def _decided(
         "inert": chosen["inert"],
         "baseline_val_loss": reference,
         "headroom": headroom,
-        "lr_window": {
-            arm: window({r["lr_scale"]: losses[r["run_id"]] for r in rows}) for arm, rows in arms.items()
-        },
+        "lr_window": windows,
         "headroom_is_tautology": bool(inert),
         "ranked": [r["run_id"] for r in inside],
         "margin_sigma": margin_sigma([r["val_loss"] for r in inside], sigma),
