@@ -228,7 +228,7 @@ class LRSweepConfig(StageConfig):
         600, "length of the runs that tune the baseline and the fair control", "steps", low=1
     )
     baseline_scales: list[float] = setting(
-        [0.5, 1.0],
+        [0.25, 0.5],
         "constant learning rates to try; the best is the baseline's, and the unit of all scales",
         "× the grid's best",
         above=0,
