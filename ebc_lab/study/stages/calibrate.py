@@ -30,6 +30,7 @@ from .rules import (
 from .runs import ebc_run, spec_of, tracks_of, waiting
 from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track, runner_up
+from .statistics import WINDOW_NATS, in_octaves, window
 
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
@@ -187,6 +188,7 @@ def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept:
         "seeds": config.calibrate.seeds,
         "losses": {f"{at:g}": loss for at, loss in losses.items()},
         "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
+        "delta_window": window(losses),
         "c_median": c_median(results[winner.run_id]),
         "in_band": band_distance(c_median(results[winner.run_id]), band) == 0,
         "by_budget": targets,
@@ -208,7 +210,8 @@ def _chosen(config: Config, specs: Sequence[RunSpec], results: Results) -> RunSp
 def headline(track: Track) -> str:
     return (
         f"δ* {track['delta_star']:g} nats ({track['times_natural']:.2f} × natural) by {track['budget']}"
-        f"{track['bound']}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}"
+        f"{track['bound']}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; δ* window "
+        f"{in_octaves(track['delta_window'])}"
     )
 
 
@@ -222,6 +225,13 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
     best = nth // settings.seeds
     behind = abs(best - (points // 2 if not scenario.extra else points - 2 + scenario.extra))
     return {"c_median": 0.6, "val_loss": 2.0 + 0.001 * behind}
+
+
+def _reach(track: Track) -> str:
+    found = track["delta_window"]
+    ends = [end for end in ("low", "high") if found[f"open_{end}"]]
+    reach = f"{found['low']:.3g} to {found['high']:.3g} nats, loss within {WINDOW_NATS:g} of the best"
+    return reach + (f"; at least: open at the {' and the '.join(ends)} end" if ends else "")
 
 
 def _reported(track: Track) -> str:
@@ -244,6 +254,7 @@ STAGE = Stage(
         Figure("times_natural"),
         Figure("c_median", "median c", "{:.2f}", _reported),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
+        Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
     ),
     flips=partial(runner_up, setting="δ* {delta_star:g}"),
     invented=invented,

@@ -27,7 +27,7 @@ from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of
 from .spec import RunSpec
 from .stage import Figure, Scenario, Stage, Track
 from .stage import invented as invented_by_default
-from .statistics import WINDOW_NATS, window
+from .statistics import WINDOW_NATS, in_octaves, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps from which on the learning rate no longer matters
 INERT_NOTE = "LR inert: the same run up to rounding"
@@ -186,19 +186,11 @@ def headline(track: Track) -> str:
     scales = {arm: "none" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
     headroom = ", ".join(f"{arm} {scale}" for arm, scale in scales.items())
     inert = " (LR inert under EBC, so its headroom is a tautology)" if track["headroom_is_tautology"] else ""
-    windows = ", ".join(f"{arm} {octaves(found)}" for arm, found in track["lr_window"].items())
+    windows = ", ".join(f"{arm} {in_octaves(found)}" for arm, found in track["lr_window"].items())
     return (
         f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; "
         f"LR window {windows}; headroom {headroom}{inert}"
     )
-
-
-def octaves(found: Mapping[str, Any] | None) -> str:
-    """The width of a window in words; one that ends with what was tried is at least that wide."""
-    if found is None:
-        return "none"
-    at_least = "≥ " if found["open_low"] or found["open_high"] else ""
-    return f"{at_least}{found['octaves']:.1f} octaves"
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:

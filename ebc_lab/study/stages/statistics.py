@@ -247,6 +247,14 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> dict[s
     }
 
 
+def in_octaves(found: Mapping[str, Any] | None) -> str:
+    """The width of a window in words; one that ends with what was tried is at least that wide."""
+    if found is None:
+        return "none"
+    at_least = "≥ " if found["open_low"] or found["open_high"] else ""
+    return f"{at_least}{found['octaves']:.1f} octaves"
+
+
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
     """Where the loss first exceeds `limit` along `values`; the last value and True where it never does."""
     for inside, outside in itertools.pairwise(values):
