@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 ALIGNMENT = 64  # bytes: each weight starts on a cache line
 
@@ -76,11 +77,26 @@ def _joined(weights: Sequence[Tensor], where: Sequence[tuple[int, int]], run: Se
     return first.as_strided((end - start,), (1,), start)
 
 
+def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of all elements of the tensors together, 0-dim; 0 without any.
+
+    The bits of torch's `get_total_norm`, which spends longer on sorting 28 tensors by device and dtype than
+    on their norms: where there is nothing to sort, that is left out.
+    """
+    kinds = {(type(t), t.dtype, t.device) for t in tensors}
+    if len(kinds) != 1 or type(tensors[0]) is not Tensor:
+        return get_total_norm(tensors)
+    norms = torch._foreach_norm(list(tensors)) if len(tensors) > 1 else None
+    total: Tensor = torch.linalg.vector_norm(tensors[0] if norms is None else torch.stack(norms))
+    return total
+
+
 class Copy:
     """A copy of weights in their layout: `parts` by segment, `views` by weight. `store` fills it."""
 
     def __init__(self, weights: Sequence[Tensor], originals: Sequence[Segment]):
         self.segments = originals
+        self.own = [w.data for w in weights]  # where the weights are while no copy stands in for them
         self.parts = [torch.empty_like(s.tensor) for s in originals]
         self.views: list[Tensor] = [torch.empty(0)] * len(weights)
         for s, part in zip(originals, self.parts, strict=True):
@@ -96,13 +112,12 @@ class Copy:
     @contextmanager
     def standing_in(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:
         """The model computes with this copy meanwhile: its parameters point here, and no weight is copied."""
-        own = [p.data for p in weights]
         try:
             for p, view in zip(weights, self.views, strict=True):
                 p.data = view
             yield
         finally:
-            for p, data in zip(weights, own, strict=True):
+            for p, data in zip(weights, self.own, strict=True):
                 p.data = data
 
 

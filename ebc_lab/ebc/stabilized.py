@@ -8,14 +8,14 @@ steps follow the rules of docs/method.md, the same for every stabilizer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
-from .flat import Layout
+from .flat import Layout, joint_norm
 from .logits import centre, mean_kl, rms_norm
 from .probe import Batch, Prober
 from .proposal import Proposal, StateCopy
@@ -83,6 +83,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         # read nothing on the host: the bases must then heed `found_inf`, as torch's fused ones do
         self.deferred = False
+        device = self.weights[0].device
+        # what most steps say of themselves; nothing changes them
+        self._one = torch.ones((), dtype=torch.float64, device=device)
+        self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
         self._index = {id(p): i for i, p in enumerate(self.weights)}
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
@@ -254,10 +258,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def _start(self, gradients: list[Tensor]) -> StepStats:
         """Check the gradients: the stats of a step that applies everything, or of one that is skipped."""
-        norm = get_total_norm(gradients)
-        bad = ~self._finite(gradients, norm)
-        one = torch.ones((), dtype=torch.float64, device=self.weights[0].device)
-        stats = StepStats(one, norm, skipped=bad, bad_gradient=bad, failed=torch.zeros_like(bad))
+        norm = joint_norm(gradients)
+        bad = self._bad(gradients, norm)
+        stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
         return stats
 
@@ -277,20 +280,20 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if self.deferred:
                 base.found_inf = None  # type: ignore[attr-defined]
         parts = layout.parts
-        norm = get_total_norm(parts) if len(parts) > 1 else torch.linalg.vector_norm(parts[0])
-        finite = self._finite(parts, norm)
-        proposal = Proposal(t, batch, layout, kept, copies, ~stats.bad_gradient & finite)
-        if not self.deferred and not finite:
+        stats.failed = failed = self._bad(parts, joint_norm(parts))
+        sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
+        proposal = Proposal(t, batch, layout, kept, copies, sound)
+        if not self.deferred and failed:
             if keep:
                 proposal.restore()
             raise NonFiniteUpdateError(f"step {t}: the optimizer proposed a non-finite update.")
-        stats.failed = ~finite
         return proposal
 
-    def _finite(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+    def _bad(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
+        """Whether an element of the tensors, whose joint norm is given, is not finite; 0-dim bool."""
         if self.deferred:
-            return finite_flag(tensors, norm)
-        return torch.full((), all_finite(tensors, norm), dtype=torch.bool, device=norm.device)
+            return ~finite_flag(tensors, norm)
+        return self._flags[not all_finite(tensors, norm)]
 
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
@@ -328,20 +331,24 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         If c is not finite: to W, and the step counts as skipped.
         """
-        usable = torch.isfinite(c) & proposal.sound
-        if not self.deferred and not usable:
-            self._give_up(stats, proposal)
-            return
         parts = proposal.layout.parts
-        c = torch.where(usable, c, 0.0)
-        stats.clip_coefficient = c
+        if not self.deferred:
+            value = float(c)
+            if not math.isfinite(value):
+                self._give_up(stats, proposal)
+                return
+            stats.clip_coefficient = c
+            if value < 1:
+                proposal.scale_states(c, self.scaled)
+                proposal.interpolate(c, parts)
+            return
+        usable = torch.isfinite(c) & proposal.sound
+        stats.clip_coefficient = c = torch.where(usable, c, 0.0)
         stats.skipped = ~usable
-        if self.deferred or c < 1:
-            proposal.scale_states(c, self.scaled)
-            proposal.interpolate(c, parts)
-        if self.deferred:
-            for part, old in zip(parts, proposal.before.parts, strict=True):
-                torch.where(usable, part, old, out=part)
+        proposal.scale_states(c, self.scaled)
+        proposal.interpolate(c, parts)
+        for part, old in zip(parts, proposal.before.parts, strict=True):
+            torch.where(usable, part, old, out=part)
 
     def _give_up(self, stats: StepStats, proposal: Proposal) -> None:
         """No usable update: restore W and count the step as skipped. The bases' finite state stays."""
@@ -383,7 +390,7 @@ def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[s
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
     """Whether every element is finite; each tensor is looked at only if their joint norm overflowed."""
-    return bool(torch.isfinite(norm)) or all(bool(torch.isfinite(t).all()) for t in tensors)
+    return math.isfinite(norm) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def finite_flag(tensors: Sequence[Tensor], norm: Tensor) -> Tensor:

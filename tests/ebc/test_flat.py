@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.flat import ALIGNMENT, Copy, lay_flat, segments
+from ebc_lab.ebc.flat import ALIGNMENT, Copy, joint_norm, lay_flat, segments
 
 
 def weights_of(*shapes, dtype=torch.float32):
@@ -37,6 +38,15 @@ def test_one_dtype_does_not_lie_among_another():
     weights = [*weights_of((3,), (4,)), *weights_of((5,), dtype=torch.bfloat16)]
     lay_flat(weights)
     assert [s.members for s in segments(weights, [True] * 3)] == [(0, 1), (2,)]
+
+
+@pytest.mark.parametrize("dtypes", [[torch.float32] * 3, [torch.float32, torch.bfloat16, torch.float32]])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_joint_norm_has_the_bits_of_torchs(dtypes, count):
+    shapes = ((31, 5), (700,), (2, 3, 4))
+    weights = [w for shape, dtype in zip(shapes, dtypes, strict=True) for w in weights_of(shape, dtype=dtype)]
+    tensors = [w.detach() for w in weights[:count]]
+    assert torch.equal(joint_norm(tensors), get_total_norm(tensors))
 
 
 @pytest.mark.parametrize("flat", [True, False])
