@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL
+from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
 
 from .choices import groups
 from .errors import UserError, any_of, nearest
@@ -123,7 +123,7 @@ def check_run(run: RunConfig) -> None:
 
 def least_target_kl(run: RunConfig) -> float:
     """The smallest target KL, nats per token, that a run's budget can hold in its precision; 0: any."""
-    if run.budget.name != "shadow":
+    if run.budget.name not in MEASURED:
         return 0.0
     return LEAST_TARGET_KL[_precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 

@@ -12,6 +12,8 @@ from contextvars import ContextVar
 from importlib import metadata
 from typing import Any
 
+from ebc_lab.ebc.options import BOUNDED, MEASURED
+
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .schema import LRScheduleConfig, RunConfig
@@ -99,7 +101,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.stabilizer.name != "ebc":
         kept.pop("controller")
         kept["budget"] = {"probe_sequences": run.budget.probe_sequences}  # the audit leaves these rows out
-    elif run.budget.name in ("shadow", "fisher") and not run.budget.sensitivity_every:
+    elif run.budget.name not in BOUNDED and not run.budget.sensitivity_every:
         without = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
         for key in without if run.budget.grouping == "matrices" else (*without, "grouping"):
             del kept["budget"][key]
@@ -107,9 +109,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
         kept["stabilizer"] = {"name": run.stabilizer.name}
     elif run.stabilizer.name != "trust_region":
         del kept["stabilizer"]["schedule"]
-    if run.stabilizer.name == "ebc" and run.budget.name != "shadow":
+    if run.stabilizer.name == "ebc" and run.budget.name not in MEASURED:
         del kept["budget"]["measure_every"]
-    if run.stabilizer.name == "ebc" and run.budget.name in ("surrogate", "calibrated"):
+    if run.stabilizer.name == "ebc" and run.budget.name in BOUNDED:
         del kept["budget"]["sensitivity_every"]  # they record S at every step
     if run.shock.name == "none":
         del kept["shock"]

@@ -113,9 +113,9 @@ class BudgetConfig:
     units: str = setting(
         "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
     )
-    measure_every: int = setting(1, "of shadow: steps between measurements", "steps", low=1)
+    measure_every: int = setting(1, "of shadow and tracked: steps between measurements", "steps", low=1)
     sensitivity_every: int = setting(
-        0, "of shadow and fisher: steps between recordings of S; 0: never", "steps", low=0
+        0, "of shadow, tracked and fisher: steps between recordings of S; 0: never", "steps", low=0
     )
 
 

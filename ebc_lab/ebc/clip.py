@@ -14,12 +14,22 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from .budget import clip_coefficient, fitted_log_k, shadow_search, trust_radius
+from .budget import (
+    Scale,
+    ShadowResult,
+    Track,
+    clip_coefficient,
+    fitted_log_k,
+    proposal_scale,
+    shadow_search,
+    trust_radius,
+)
 from .controller import Fixed, make_controller, schedule_multiplier
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
-from .options import BOUNDED, CLIPPED_BELOW
+from .options import BOUNDED, CLIPPED_BELOW, MEASURED, TOKEN_NOISE
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
@@ -27,6 +37,8 @@ from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
 from .step import Forecast, StepInputs, StepStats
 from .surrogate import aggregate
+
+CARRIED = ("trial", "kl_rate", "log_ratio", "variance", "log_k")  # numbers that go from step to step
 
 
 class EllipsotopeClip(StabilizedOptimizer):
@@ -75,8 +87,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.filters = {group: self._make_filter() for group in self.groups}
         self.controller = self._make_controller().to(device)
         number = functools.partial(torch.tensor, dtype=torch.float64, device=device)
-        self.trial: Tensor = number(0.1)  # the scale at which `shadow` measures first
+        self.trial: Tensor = number(0.1)  # what `shadow` tries first, and `tracked` while x is unknown
         self.kl_rate: Tensor = number(0.0)  # KL over ||c·dW||², as last measured
+        self.log_ratio: Tensor = number(math.nan)  # x of `tracked`
+        self.variance: Tensor = number(math.nan)  # and its variance
         self.log_k: Tensor = number(math.nan)  # of `calibrated`
         self.floor = s.floor
         if s.floor is not None:
@@ -91,15 +105,13 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "trial": self.trial.clone(),
-            "kl_rate": self.kl_rate.clone(),
-            "log_k": self.log_k.clone(),
+            **{name: getattr(self, name).clone() for name in CARRIED},
             "controller": self.controller.state_dict(),
             "filters": {g: f.state_dict() for g, f in self.filters.items()},
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
-        for name in ("trial", "kl_rate", "log_k"):
+        for name in CARRIED:
             getattr(self, name).copy_(state[name])
         self.controller.load_state_dict(state["controller"])
         for g, f in self.filters.items():
@@ -115,7 +127,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         unsensed = s.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
         if unsensed or self._due(t) or self._judges(t):
             return None
-        if s.budget == "shadow" and t < s.refine_steps:
+        if s.budget in MEASURED and t < s.refine_steps:
             return None
         return kind if self._measures_kl(t) else (*kind, "carried")
 
@@ -123,10 +135,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         return self.settings.active
 
     def _measures_kl(self, t: int) -> bool:
-        """Whether `shadow` measures at step `t`: one in `measure_every`, and audits see both kinds alike."""
-        k = self.settings.measure_every
-        shifted = t // math.lcm(k, self.audit_every or 1)
-        return self.settings.budget != "shadow" or t < self.settings.refine_steps or (t + shifted) % k == 0
+        """Whether a KL is measured at step `t`: one in `measure_every`, and audits see both kinds alike."""
+        s = self.settings
+        shifted = t // math.lcm(s.measure_every, self.audit_every or 1)
+        return s.budget not in MEASURED or t < s.refine_steps or (t + shifted) % s.measure_every == 0
 
     def _judges(self, t: int) -> bool:
         """Whether the controller compares losses at step `t`."""
@@ -180,7 +192,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         if budget == "fisher" or calibrating or judging:
             self._predict(stats, proposal, judging)
 
-        if budget == "shadow" and self._measures_kl(proposal.t):
+        if budget == "tracked":
+            c = self._tracked_c(stats, proposal)
+        elif budget == "shadow" and self._measures_kl(proposal.t):
             c = self._measured_c(stats, proposal)
         elif budget == "shadow":
             c = self._carried_c(stats, proposal)
@@ -210,8 +224,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         """The factor on the trust radius: 1. A subclass may lower it."""
         return torch.ones_like(radius)
 
-    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
-        """c of `shadow`, by measuring the KL of trial steps; NaN if none was finite."""
+    def _search(
+        self, stats: StepStats, proposal: Proposal, trial: Tensor, scale: Scale | None = None
+    ) -> ShadowResult:
+        """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
         batch = proposal.batch
         assert batch is not None
         assert stats.delta is not None
@@ -231,13 +247,18 @@ class EllipsotopeClip(StabilizedOptimizer):
         s = self.settings
         allowed = s.measurements if proposal.t < s.refine_steps else 1
         found = shadow_search(
-            measure, stats.delta, self.trial.clone(), measurements=allowed, floor=self.floor
+            measure, stats.delta, trial, measurements=allowed, floor=self.floor, scale=scale
         )
         stats.trial = found.trial
         stats.trial_kl = found.kl
         stats.measurements = found.measurements
         self._start_from(found.next_trial, proposal)
-        if s.measure_every > 1:
+        return found
+
+    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """c of `shadow`, by measuring the KL of trial steps; NaN if none was finite."""
+        found = self._search(stats, proposal, self.trial.clone())
+        if self.settings.measure_every > 1:
             rate = found.kl.clamp(min=self.floor) / (found.trial * proposal.norm()).square()
             self.kl_rate.copy_(torch.where(proposal.sound & rate.isfinite(), rate, self.kl_rate))
         return torch.where(found.skipped, torch.nan, found.c)
@@ -249,6 +270,67 @@ class EllipsotopeClip(StabilizedOptimizer):
         c = clip_coefficient(stats.delta.sqrt(), predicted.sqrt())
         self._start_from(c, proposal)
         return c
+
+    def _tracked_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """c of `tracked`, from the KL predicted and, if it is due, measured; NaN if none was finite."""
+        assert stats.delta is not None
+        root = stats.delta.sqrt()
+        scale = self._proposal_scale(stats, proposal)
+        usable = (scale > 0) & scale.isfinite()
+        prior = Track(self.log_ratio, self.variance).later()
+        known = usable & prior.variance.isfinite()
+        expected = clip_coefficient(root, (scale * prior.log_ratio.exp()).sqrt())  # NaN without an x
+        if self._measures_kl(proposal.t):
+            trial = torch.where(known & (expected > 0), expected, self.trial)
+            after, c = self._tracked_by_measuring(stats, proposal, prior, scale, trial)
+        else:
+            after = prior
+            cautious = torch.where(usable, torch.fmin(self.trial, expected), self.trial)
+            c = torch.where(known, expected, cautious)
+            self._start_from(c, proposal)
+        moves = proposal.sound & usable
+        self.log_ratio.copy_(torch.where(moves, after.log_ratio, self.log_ratio))
+        self.variance.copy_(torch.where(moves, after.variance, self.variance))
+        stats.tracked_scale = scale
+        stats.tracked_log_ratio = self.log_ratio.clone()
+        stats.tracked_variance = self.variance.clone()
+        return c
+
+    def _proposal_scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
+        """P of what c scales."""
+        fall, norm = proposal.fall_and_norm()
+        grad_norm = stats.grad_norm
+        if len(self.scaled) < len(self.weights):
+            grads = [g for i in self.scaled if (g := self.weights[i].grad) is not None]
+            grad_norm = get_total_norm(grads)
+        return proposal_scale(fall, grad_norm, norm)
+
+    def _tracked_by_measuring(
+        self, stats: StepStats, proposal: Proposal, prior: Track, scale: Tensor, trial: Tensor
+    ) -> tuple[Track, Tensor]:
+        """Measure at `trial` -> what is known then, and c; repeated measurements all start from `prior`."""
+        assert proposal.batch is not None
+        assert stats.delta is not None
+        assert self.floor is not None
+        delta = stats.delta
+        noise = TOKEN_NOISE / proposal.batch.probe.count()
+
+        def seen(kl: Tensor, trial: Tensor) -> Tensor:
+            return (kl / trial.square() / scale).log()
+
+        def believed(kl: Tensor, trial: Tensor) -> Tensor:
+            whole = scale * prior.measured(seen(kl, trial), noise).log_ratio.exp()
+            return (delta / torch.where(whole.isfinite(), whole, kl / trial.square())).sqrt()
+
+        found = self._search(stats, proposal, trial, believed)
+        x = seen(found.kl.clamp(min=self.floor), found.trial)
+        low = found.kl < self.floor  # it shows an upper bound of x
+        unknown = low | found.skipped
+        after = prior.measured(x, noise)
+        kept = torch.where(found.skipped, prior.log_ratio, torch.where(low, x, after.log_ratio))
+        stats.innovation = torch.where(unknown, torch.nan, prior.innovation(x))
+        after = Track(kept, torch.where(unknown, torch.nan, after.variance))
+        return after, torch.where(found.skipped, torch.nan, found.c)
 
     def _start_from(self, trial: Tensor, proposal: Proposal) -> None:
         """Where the next measurement begins, if `trial` is a positive scale of a sound step."""

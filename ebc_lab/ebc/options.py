@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-BUDGETS = ("shadow", "surrogate", "fisher", "calibrated")
+BUDGETS = ("shadow", "tracked", "surrogate", "fisher", "calibrated")
+MEASURED = ("shadow", "tracked")  # c follows from the KL of trial steps
 BOUNDED = ("surrogate", "calibrated")  # c follows from the bound S, which is needed at every step
 AGGREGATES = ("l1", "sqrtl_l2", "l2")
 GROUPINGS = ("block", "tensor", "type", "matrices", "global")
@@ -25,7 +26,11 @@ UNITS = ("logits", "per_lr")
 
 CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise
-LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `shadow`: ten floors
+LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `MEASURED`: ten floors
+DRIFT = 0.04  # of `tracked`: by how much the variance of ln(KL/P) grows at a step
+TOKEN_NOISE = 9.0  # of `tracked`: the variance of a measured ln KL, times the tokens it was measured on
+SURPRISE = 2.3  # of `tracked`: a measured ln KL as far from the predicted one starts the filter again
+LEAST_COSINE = 0.05  # of `tracked`: a proposal is taken to promise as much of the steepest fall at least
 LEAST_MULTIPLIER = {  # the end of a schedule's factor on the target KL
     "linear": 0.05,
     "cosine": 0.05,

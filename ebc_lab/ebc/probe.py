@@ -87,6 +87,12 @@ class Rows:
     targets: Tensor | None
     z: Tensor
 
+    def count(self) -> Tensor | int:
+        """The tokens that count, 1 at least; a 0-dim tensor under a mask."""
+        if self.mask is None:
+            return self.z[..., 0].numel()
+        return self.mask.sum().clamp(min=1)
+
 
 class Batch:
     """The leading `k` rows (`probe`) choose c; if an audit is due, enough of the others (`held`) judge it.

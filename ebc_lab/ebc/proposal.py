@@ -58,6 +58,27 @@ class Proposal:
         total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
         return total
 
+    def fall_and_norm(self) -> tuple[Tensor, Tensor]:
+        """-<g, dW> with the weights' gradients g, and ||dW||, of what c scales; 0-dim float64.
+
+        The copy for trial weights is overwritten: it holds dW meanwhile.
+        """
+        layout = self.layout
+        room = layout.trial
+        parts = [room.parts[i] for i in layout.moving]
+        for i, part in zip(layout.moving, parts, strict=True):
+            torch.sub(layout.parts[i], self.before.parts[i], out=part)
+        wide = torch.promote_types(parts[0].dtype, torch.float32)
+        norms = torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts])
+        members = [j for i in layout.moving for j in layout.segments[i].members]
+        gradients = {j: g for j in members if (g := layout.weights[j].grad) is not None}
+        torch._foreach_mul_([room.views[j] for j in gradients], list(gradients.values()))
+        for j in set(members).difference(gradients):
+            room.views[j].zero_()
+        falls = torch.stack([part.sum(dtype=wide) for part in parts])
+        norm: Tensor = torch.linalg.vector_norm(norms.double())
+        return -falls.double().sum(), norm
+
     def interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
         """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`, by segment."""
         for i in self.layout.moving:

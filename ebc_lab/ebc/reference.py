@@ -87,7 +87,11 @@ class ReferenceStep:
     delta: float
     target: float  # delta*, scheduled
     skipped: bool = False
-    trace: list[tuple[float, float]] = field(default_factory=list)  # of `shadow`: (trial, KL)
+    trace: list[tuple[float, float]] = field(default_factory=list)  # of what is measured: (trial, KL)
+    P: float | None = None  # of `tracked`, like these three
+    x: float | None = None
+    v: float | None = None
+    innovation: float | None = None
     guard: float = 1.0  # the factor on the trust radius, under `surrogate`
     S: float | None = None
     s: list[float] | None = None
@@ -101,11 +105,12 @@ class ReferenceStep:
 
 @dataclass
 class Proposal:
-    """What a step starts from: the model at W (a deep copy), W and W + dW, and the tokens that choose c."""
+    """What a step starts from: the model at W (a deep copy), W, W + dW, and the tokens that choose c."""
 
     before: nn.Module
     old: Weights
     new: Weights
+    gradients: Weights  # at W, of the whole batch
     tokens: Tensor
     targets: Tensor | None
 
@@ -132,6 +137,7 @@ class ReferenceClip:
     audit_every: int = 10
     audit_tokens: int = 512
     floor: float = 1e-7
+    measure_every: int = 1  # of `tracked`
     cadence: str = "warm"
     retract: Callable[[nn.Module], None] | None = None
 
@@ -139,6 +145,8 @@ class ReferenceClip:
         self.t = 0
         self.peak_lr = self._lr()
         self.trial = 0.1
+        self.x: float | None = None
+        self.v: float | None = None
         self.log_k: float | None = None
         self.delta = self.target_kl
         self.previous_target = self.target_kl
@@ -168,12 +176,15 @@ class ReferenceClip:
         new = {n: p.detach().clone() for n, p in names.items()}
         rows, labels = (tokens, targets) if probe is None else probe
         k = self.probe_sequences
-        proposal = Proposal(before, old, new, rows[:k], None if labels is None else labels[:k])
+        first = None if labels is None else labels[:k]
+        proposal = Proposal(before, old, new, gradients, rows[:k], first)
 
         # c, and the update it leaves
         done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
         if self.budget == "shadow":
-            self._shadow(done, proposal, t)
+            self._search(done, proposal, t, self.trial, lambda kl, c: c * math.sqrt(self.delta / kl))
+        elif self.budget == "tracked":
+            self._tracked(done, proposal, t)
         else:
             self._predicted(done, proposal, t)
         if done.skipped:
@@ -203,11 +214,18 @@ class ReferenceClip:
 
     # -- budgets: how c is found
 
-    def _shadow(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
+    def _search(
+        self,
+        done: ReferenceStep,
+        proposal: Proposal,
+        t: int,
+        trial: float,
+        scale: Callable[[float, float], float],
+    ) -> None:
+        """Measure the KL at `trial`, and again where that was far off; `scale`: (KL, trial) -> c unlimited."""
         z = self._z(proposal.before, proposal.tokens)
         trial_model = copy.deepcopy(proposal.before)
         left = 3 if t < 20 else 1
-        trial = self.trial
         while True:
             self._set(trial_model, proposal, trial, free=0.0)
             kl = mean_kl(z, self._z(trial_model, proposal.tokens))
@@ -223,7 +241,7 @@ class ReferenceClip:
                 c = trial
                 following = min(1.0, 10 * trial)
             else:
-                c = min(1.0, trial * math.sqrt(self.delta / kl))
+                c = min(1.0, scale(kl, trial))
                 again = not 1 / 1.5 <= c / trial <= 1.5
                 following = c if c > 0 else trial
             trial = following
@@ -232,6 +250,58 @@ class ReferenceClip:
         self.trial = trial
         done.c = c
         done.skipped = not math.isfinite(kl)
+
+    def _tracked(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
+        P = done.P = self._proposal_scale(proposal)
+        x = self.x
+        v = None if self.v is None else self.v + 0.04
+        expected = None if x is None or P == 0 else min(1.0, math.sqrt(self.delta / (P * math.exp(x))))
+        first = self.trial if v is None or expected is None else expected
+
+        # between measurements: the prediction, or what an upper bound of x allows
+        if t >= 20 and (t + t // math.lcm(self.measure_every, self.audit_every)) % self.measure_every:
+            done.c = first if expected is None else min(first, expected)
+            self.trial = done.c or self.trial
+            if P > 0:
+                self.v = v
+            done.x, done.v = self.x, self.v
+            return
+
+        noise = 9 / proposal.tokens.numel()
+
+        def update(y: float) -> tuple[float, float]:
+            if v is None or x is None or abs(y - x) >= 2.3:
+                return y, noise
+            k = v / (v + noise)
+            return x + k * (y - x), (1 - k) * v
+
+        def scale(kl: float, trial: float) -> float:
+            whole = kl / trial**2
+            return math.sqrt(self.delta / (P * math.exp(update(math.log(whole / P))[0]) if P else whole))
+
+        self._search(done, proposal, t, first or self.trial, scale)
+        trial, kl = done.trace[-1]
+        if P > 0 and not math.isfinite(kl):
+            self.v = None
+        elif P > 0:
+            y = math.log(max(kl, self.floor) / trial**2 / P)
+            self.x, self.v = update(y) if kl >= self.floor else (y, None)
+            if v is not None and x is not None and kl >= self.floor:
+                done.innovation = y - x
+        done.x, done.v = self.x, self.v
+
+    def _proposal_scale(self, proposal: Proposal) -> float:
+        """P = max(u, 0.05·||g||·n)·n, of what is budgeted."""
+        u = g = n = 0.0
+        for name in self.budgeted:
+            moved = (proposal.new[name] - proposal.old[name]).double()
+            n += float(moved.square().sum())
+            if name in proposal.gradients:
+                gradient = proposal.gradients[name].double()
+                u -= float((gradient * moved).sum())
+                g += float(gradient.square().sum())
+        n = math.sqrt(n)
+        return max(u, 0.05 * math.sqrt(g) * n) * n
 
     def _predicted(self, done: ReferenceStep, proposal: Proposal, t: int) -> None:
         """`surrogate`, `fisher` and `calibrated`: c from S, from q, or from S corrected by q now and then."""

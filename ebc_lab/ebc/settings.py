@@ -14,6 +14,7 @@ from .options import (
     CONTROLLERS,
     GROUPINGS,
     LEAST_MULTIPLIER,
+    MEASURED,
     PROBES,
     SCHEDULES,
     check_option,
@@ -27,7 +28,8 @@ class ClipSettings:
     Args:
         target_kl: delta*, nats per token; `math.inf` applies every update in full, bit-equal to the plain
             optimizer.
-        budget: `shadow` measures the KL of a trial step; `surrogate` bounds the movement by the groups'
+        budget: `shadow` measures the KL of a trial step; `tracked` predicts it from step to step as well, so
+            that fewer tokens or measurements do; `surrogate` bounds the movement by the groups'
             sensitivities; `fisher` predicts the KL from one derivative of the whole proposal; `calibrated` is
             k·S², k now and then fitted to that prediction.
         aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
@@ -36,11 +38,11 @@ class ClipSettings:
         controller: `fixed`, `log_pi`, `rsl`, `agreement` or `energy`; `gains` overrides its gains.
         schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
-        sensitivity_every: under `shadow` and `fisher`, steps between recordings of S and the contributions; 0
-            never.
-        measure_every: `shadow` measures at one step in this many. In between, the KL is taken to be what the
-            last measurement found for each unit of ||dW||², and c follows from that without a forward.
-        refine_steps, measurements: `shadow` may measure up to `measurements` times in its first
+        sensitivity_every: under `shadow`, `tracked` and `fisher`, steps between recordings of S and the
+            contributions; 0 never.
+        measure_every: `shadow` and `tracked` measure at one step in this many. In between, `tracked` predicts
+            the KL, and `shadow` takes it to be what the last measurement found for each unit of ||dW||².
+        refine_steps, measurements: these two may measure up to `measurements` times in its first
             `refine_steps` steps.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a
             forward that casts low-precision logits up needs to be told (1e-5).
@@ -93,9 +95,9 @@ class ClipSettings:
         return 10 if self.active else 0
 
     def check_floor(self, floor: float) -> None:
-        """Raises ValueError if `shadow` cannot measure the target from the first to the last step."""
+        """Raises ValueError if the budget measures KLs and the target is too small for that at some step."""
         least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
-        if not self.active or self.budget != "shadow" or least >= 10 * floor * (1 - 1e-9):
+        if not self.active or self.budget not in MEASURED or least >= 10 * floor * (1 - 1e-9):
             return
         falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
         raise ValueError(

@@ -57,6 +57,10 @@ class StepStats:
     trial: Tensor | None = None  # the last shadow trial scale
     trial_kl: Tensor | None = None  # the KL measured there, nats per token
     measurements: int = 0
+    tracked_log_ratio: Tensor | None = None  # x of `tracked`, ln(KL of the whole proposal / P)
+    tracked_variance: Tensor | None = None  # v, of x; NaN: not measured yet
+    tracked_scale: Tensor | None = None  # P
+    innovation: Tensor | None = None  # the measured x minus the predicted one
     predicted_kl: Tensor | None = None  # q of the whole proposal, nats per token
     forecast: Forecast | None = None  # for controllers that compare losses
     calibration: Tensor | None = None  # k of `calibrated`, KL over S²

@@ -11,6 +11,8 @@ from support.against_reference import (
     tolerance,
 )
 
+from ebc_lab.ebc.options import MEASURED
+
 SHADOW = {
     "fixed": {},
     "fixed-linear": {"schedule": "linear"},
@@ -22,6 +24,18 @@ SHADOW = {
     "held-rsl": {"held": True, "controller": "rsl"},
     "retracted": {"retracted": True, "target_kl": 0.004},
     "retracted-matrices-held": {"retracted": True, "grouping": "matrices", "held": True, "target_kl": 0.0002},
+}
+TRACKED = {
+    "fixed": {},
+    "hold_decay-one-row": {"schedule": "hold_decay", "probe_sequences": 1},
+    "log_pi-every-2nd": {"controller": "log_pi", "measure_every": 2},
+    "linear-every-3rd": {"schedule": "linear", "measure_every": 3},
+    "energy": {"controller": "energy", "gain": 0.05},
+    "matrices": {"grouping": "matrices", "target_kl": 0.005},
+    "held-rsl": {"held": True, "controller": "rsl"},
+    "retracted": {"retracted": True, "target_kl": 0.004},
+    "now-and-then": {"target_kl": 0.03},
+    "high-floor": {"target_kl": 0.002, "floor": 2e-4},
 }
 JUDGED = {  # one derivative at the audits
     "agreement": {"controller": "agreement", "target_kl": 0.002},
@@ -88,6 +102,30 @@ def test_shadow(make_gpt, batches, backward, options):
     assert {step.measurements for step in fast_steps[20:]} == {1}
 
 
+@cases(TRACKED)
+def test_tracked(make_gpt, batches, backward, options):
+    rel = tolerance(options, EXACT)
+    options = {"budget": "tracked", **options}
+    fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
+    compare(fast_steps, slow_steps, *models, rel=rel)
+    assert clipped_steps(slow_steps) > 0
+    for got, want in zip(fast_steps, slow_steps, strict=True):
+        assert got.measurements == len(want.trace)
+        assert got.tracked_scale.item() == pytest.approx(want.P, rel=rel)
+        assert number(got.tracked_log_ratio) == pytest.approx(want.x, abs=10 * rel)
+        assert number(got.tracked_variance) == pytest.approx(want.v, rel=rel)
+        assert number(got.innovation) == pytest.approx(want.innovation, abs=10 * rel)
+    every = options.get("measure_every", 1)
+    measured = [t for t, step in enumerate(slow_steps) if step.trace]
+    assert len(measured) == pytest.approx(20 + (STEPS - 20) / every, abs=1)
+    assert sum(step.innovation is not None for step in slow_steps) > len(measured) // 2
+
+
+def number(value):
+    """A figure that was measured, else None."""
+    return None if value is None or value.isnan() else value.item()
+
+
 @cases(SURROGATE | PREDICTED)
 def test_predicted(make_gpt, batches, backward, options):
     options = {"budget": "surrogate", **options}
@@ -98,11 +136,11 @@ def test_predicted(make_gpt, batches, backward, options):
         assert 1 < sum(step.q is not None for step in slow_steps) < STEPS
 
 
-@pytest.mark.parametrize("budget", ["shadow", "surrogate", "fisher", "calibrated"])
+@pytest.mark.parametrize("budget", ["shadow", "tracked", "surrogate", "fisher", "calibrated"])
 def test_steps_with_a_bad_gradient(make_gpt, batches, backward, budget):
     options = {"budget": budget, "controller": "log_pi", "schedule": "linear", "target_kl": 0.01}
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options, broken=(0, 1, 8, 30))
-    compare(fast_steps, slow_steps, *models, rel=EXACT if budget == "shadow" else DIFFERENCES)
+    compare(fast_steps, slow_steps, *models, rel=EXACT if budget in MEASURED else DIFFERENCES)
     assert [t for t, step in enumerate(fast_steps) if step.skipped] == [0, 1, 8, 30]
 
 
@@ -112,6 +150,6 @@ def test_steps_with_a_bad_gradient(make_gpt, batches, backward, budget):
 def test_a_budget_that_binds_now_and_then(make_gpt, batches, backward, budget, target_kl):
     options = {"budget": budget, "controller": "log_pi", "target_kl": target_kl}
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
-    compare(fast_steps, slow_steps, *models, rel=EXACT if budget == "shadow" else DIFFERENCES)
+    compare(fast_steps, slow_steps, *models, rel=EXACT if budget in MEASURED else DIFFERENCES)
     audited = [step for step in slow_steps if step.T is not None]
     assert 0 < clipped_steps(audited) < len(audited)
