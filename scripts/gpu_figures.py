@@ -36,8 +36,9 @@ from ebc_lab.workloads.corpus import locate
 MINUTES = 7.5
 ARMS: dict[str, dict[str, Any]] = {
     "plain": {"stabilizer": {"name": "none"}},
-    "shadow": {"stabilizer": {"name": "ebc"}},
-    "shadow, muon": {"stabilizer": {"name": "ebc"}, "optimizer": {"name": "muon"}},
+    "tracked": {"stabilizer": {"name": "ebc"}},
+    "shadow": {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}},
+    "tracked, muon": {"stabilizer": {"name": "ebc"}, "optimizer": {"name": "muon"}},
     "surrogate": {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}},
 }
 

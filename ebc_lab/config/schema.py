@@ -91,7 +91,7 @@ class StabilizerConfig:
 class BudgetConfig:
     """EBC's budget of predicted change, and how the clip coefficient c is found."""
 
-    name: str = setting("shadow", "how c is found", group="budget")
+    name: str = setting("tracked", "how c is found", group="budget")
     target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0)
     schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
     probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1)
@@ -267,7 +267,7 @@ class CalibrateConfig(StageConfig):
     multiples: list[float] = setting(
         [0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", above=0, least=1, increasing=True
     )
-    budgets: list[str] = setting(["shadow"], "budgets to calibrate", group="budget", least=1, unique=True)
+    budgets: list[str] = setting(["tracked"], "budgets to calibrate", group="budget", least=1, unique=True)
     max_extra: int = setting(
         3, "further δ* tried where the best lies on an edge, or none reaches the band", low=0
     )
