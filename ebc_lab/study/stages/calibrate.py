@@ -23,7 +23,6 @@ from .rules import (
     edge_of,
     make_decision,
     margin_sigma,
-    nearest_to_band,
     refuse_without_tracks,
     val_loss,
 )
@@ -90,7 +89,8 @@ def mean_losses(specs: Sequence[RunSpec], results: Results) -> dict[float, float
 def _next_target(config: Config, points: Sequence[RunSpec], results: Results) -> float | None:
     """One more target KL to try; None where there is no reason for one."""
     if config.calibrate.choose == "band":
-        return _towards_band(points, results, config.study.band)
+        first = [p for p in points if p.run.seed == config.study.stage_seed]
+        return _towards_band(first, results, config.study.band)
     losses = mean_losses(points, results)
     targets = list(losses)
     winner = min(targets, key=lambda target_kl: losses[target_kl])
@@ -136,12 +136,10 @@ def decide(
     notes: list[str] = []
     for track, swept in earlier["lr_sweep"]["tracks"].items():
         own = [s for s in specs if s.track == track]
-        usable = [s for s in own if c_median(results.get(s.run_id)) is not None]
-        losses = mean_losses(own, results)
-        usable = [s for s in usable if math.isfinite(losses[s.run.budget.target_kl])]
-        if not usable:
+        found = _decided(config, own, results, swept)
+        if found is None:
             continue
-        tracks[track] = found = _decided(config, usable, results, swept)
+        tracks[track] = found
         if settings.choose == "band" and not found["in_band"]:
             notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
         if settings.choose == "loss" and found["edge"]:
@@ -160,23 +158,34 @@ def decide(
     return make_decision("calibrate", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept: Track) -> dict[str, Any]:
-    """What is decided for one track, from its completed runs."""
+def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Track) -> dict[str, Any] | None:
+    """What is decided for one track, from its runs; None where no δ* completed under all of its seeds."""
     by_budget: dict[str, list[RunSpec]] = {}
-    for spec in usable:
+    for spec in own:
         by_budget.setdefault(spec.run.budget.name, []).append(spec)
-    chosen = {budget: _chosen(config, own, results) for budget, own in by_budget.items()}
-    winner = _chosen(config, list(chosen.values()), results)
-    own = by_budget[winner.run.budget.name]
-    losses = mean_losses(own, results)
-    band = config.study.band
-    first = [s for s in usable if s.run.seed == config.study.stage_seed]
-    ranked = first
+    losses = {budget: mean_losses(runs, results) for budget, runs in by_budget.items()}
+
+    def loss(spec: RunSpec) -> float:
+        return losses[spec.run.budget.name][spec.run.budget.target_kl]
+
+    def outside(spec: RunSpec) -> float:
+        return band_distance(c_median(results.get(spec.run_id)), config.study.band)
+
+    usable = [s for s in own if math.isfinite(outside(s)) and math.isfinite(loss(s))]
+    usable = [s for s in usable if s.run.seed == config.study.stage_seed]  # one run stands for its δ*
+    if not usable:
+        return None
+    ranked = usable
     if config.calibrate.choose == "band":
-        ranked = [s for s in first if band_distance(c_median(results[s.run_id]), band) == 0]
+        usable = sorted(usable, key=lambda s: (outside(s), loss(s)))
+        ranked = [s for s in usable if outside(s) == 0]
+    else:
+        usable = sorted(usable, key=loss)
+    chosen = {s.run.budget.name: s for s in reversed(usable)}  # budget -> its best run
+    winner = usable[0]
     target_kl = winner.run.budget.target_kl
-    behind = [losses.get(s.run.budget.target_kl, math.inf) for s in ranked]
-    targets = {budget: spec.run.budget.target_kl for budget, spec in chosen.items()}
+    tried = losses[winner.run.budget.name]
+    finite = {f"{at:g}": nats for at, nats in tried.items() if math.isfinite(nats)}
     return {
         "budget": winner.run.budget.name,
         "bound": _bound(winner),
@@ -184,27 +193,18 @@ def _decided(config: Config, usable: Sequence[RunSpec], results: Results, swept:
         "times_natural": target_kl / swept["natural_kl"],
         "lr_scale": winner.lr_scale,
         "run_id": winner.run_id,
-        "val_loss": losses[target_kl],
+        "val_loss": loss(winner),
         "seeds": config.calibrate.seeds,
-        "losses": {f"{at:g}": loss for at, loss in losses.items()},
-        "edge": edge_of(list(losses), target_kl) if len(losses) > 1 else None,
-        "delta_window": window(losses),
+        "losses": finite,
+        "edge": edge_of(list(tried), target_kl) if len(tried) > 1 else None,
+        "delta_window": window(tried),
         "c_median": c_median(results[winner.run_id]),
-        "in_band": band_distance(c_median(results[winner.run_id]), band) == 0,
-        "by_budget": targets,
+        "in_band": outside(winner) == 0,
+        "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
         "ranked": [s.run_id for s in ranked],
-        "margin_sigma": margin_sigma(behind, swept["sigma"]),
+        "margin_sigma": margin_sigma(list(map(loss, ranked)), swept["sigma"]),
         "sigma": swept["sigma"],
     }
-
-
-def _chosen(config: Config, specs: Sequence[RunSpec], results: Results) -> RunSpec:
-    """The run of the stage's first seed that the rule picks."""
-    first = [s for s in specs if s.run.seed == config.study.stage_seed] or list(specs)
-    if config.calibrate.choose == "band":
-        return nearest_to_band(first, results, config.study.band)
-    losses = mean_losses(specs, results)
-    return min(first, key=lambda s: (losses[s.run.budget.target_kl], s.run.budget.target_kl))
 
 
 def headline(track: Track) -> str:
