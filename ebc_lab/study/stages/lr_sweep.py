@@ -95,7 +95,7 @@ def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[
 
 def _control_search(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
     """Plain schedules around the grid's best `lr`, one factor at a time: the peak, the warm-up, the shape,
-    and the peak once more where one of these changed. Each factor starts from the best run so far."""
+    and the peak once more where one of these two changed. Each factor starts from the best run so far."""
     sweep = config.lr_sweep
     plain = partial(_plain, config, pair, lr, sweep.long_steps, config.study.stage_seed)
 
@@ -128,10 +128,10 @@ def _other_shapes(config: Config, winner: RunSpec, points: Sequence[RunSpec]) ->
 
 
 def _other_peaks(config: Config, winner: RunSpec, points: Sequence[RunSpec]) -> Peaks:
-    """The peaks next to the winner's that its schedule was not tried at."""
-    if len(config.lr_sweep.control_scales) == 1:
-        return []
+    """The peaks next to the winner's that its schedule was not tried at; the first schedule had its own."""
     schedule = winner.run.lr_schedule
+    if len(config.lr_sweep.control_scales) == 1 or schedule == points[0].run.lr_schedule:
+        return []
     tried = {s.lr_scale for s in points if s.run.lr_schedule == schedule}
     return [(x, schedule) for x in (winner.lr_scale / 2, winner.lr_scale * 2) if x not in tried]
 
