@@ -19,7 +19,7 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import plain_run, spec_of, tracks_of, with_ebc
+from .runs import ebc_run, spec_of, tracks_of
 from .spec import RunSpec
 from .stage import Figure, Stage, Track
 
@@ -33,9 +33,10 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     for name in tracks_of(decisions, "controller_search"):
         track = decisions["lr_sweep"]["tracks"][name]
         found = decisions["calibrate"]["tracks"][name]
-        plain = plain_run(config, track, config.controller_search.steps, config.study.stage_seed, scale)
+        budget = {"budget": found["budget"], "target_kl": found["delta_star"]}
         for candidate, settings in config.controller_search.candidates.items():
-            run = with_ebc(plain, track, found["budget"], found["delta_star"], **settings)
+            steps = config.controller_search.steps
+            run = ebc_run(config, track, steps, config.study.stage_seed, scale, **budget, **settings)
             specs.append(spec_of("controller_search", candidate, run, scale, f"_{candidate}"))
     return specs
 
