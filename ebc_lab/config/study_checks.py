@@ -77,11 +77,11 @@ def _study(config: Config) -> None:
         f"study.name={name!r} must be a plain folder name: letters, digits, '.', '_' and '-', at most 80.",
     )
     need(bool(config.output_dir.strip()), "output_dir must name a folder.")
-    first = config.study.stage_seed
-    last = first + max(config.lr_sweep.replicates, config.calibrate.seeds - 1)
+    deciding = stage_seeds(config)
     need(
-        not any(first <= seed <= last for seed in config.seeds),
-        f"seeds must not contain {first} to {last}: those make decisions, and no decision is judged on them.",
+        not any(seed in deciding for seed in config.seeds),
+        f"seeds must not contain {deciding[0]} to {deciding[-1]}: those make decisions, and no decision is "
+        "judged on them.",
     )
     band = config.study.band
     need(
@@ -101,12 +101,18 @@ def _study(config: Config) -> None:
     )
 
 
+def stage_seeds(config: Config) -> range:
+    """The seeds of the runs that decisions are made from."""
+    first = config.study.stage_seed
+    return range(first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds))
+
+
 def _final_arms(arms: Sequence[str]) -> None:
     """The finals have the arms that the verdict compares, and no other than are known."""
     for arm in arms:
-        known = arm in FINAL_ARMS or re.fullmatch(r"(ebc|control)_x\d+(\.\d+)?", arm)
+        at = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
         need(
-            bool(known),
+            arm in FINAL_ARMS or (at is not None and float(at[1]) > 0),
             f"finals.arms: {arm} is unknown{nearest(arm, FINAL_ARMS)}; it takes {', '.join(FINAL_ARMS)}, and "
             "ebc_x or control_x with any multiple of the best learning rate, as in ebc_x8.",
         )

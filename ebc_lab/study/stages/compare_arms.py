@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.figures import RunResult
 
 from .rules import Decision, Results, Undecidable
@@ -177,10 +178,12 @@ def _lr_windows(
     those that have two."""
     found: dict[str, Any] = {}
     for kind in ("ebc", "control"):
-        scales = sorted(float(r.rpartition("_x")[2]) for r in track["roles"] if r.startswith(f"{kind}_x"))
-        if len(scales) < 2:
+        own = {r: n for r, n in track["roles"].items() if r.startswith(f"{kind}_x")}
+        arms = {float(r.rpartition("_x")[2]): n for r, n in own.items()}  # by LR scale
+        if len(arms) < 2:
             continue
-        low, high = (track["roles"][f"{kind}_x{scale:g}"] for scale in (scales[0], scales[-1]))
+        scales = [min(arms), max(arms)]
+        low, high = (arms[scale] for scale in scales)
         difference = paired(
             losses(track["arms"][high], results),
             losses(track["arms"][low], results),
@@ -188,8 +191,7 @@ def _lr_windows(
             looks=len(looks(config)),
             replicates=replicates,
         )
-        ends = {"scales": [scales[0], scales[-1]], "arm": high, "reference": low}
-        found[kind] = {**ends, "difference": difference}
+        found[kind] = {"scales": scales, "arm": high, "reference": low, "difference": difference}
     return found
 
 
@@ -216,7 +218,7 @@ def next_seeds(
     if len(used) >= at[-1] or _all_decided(config, specs, results, earlier):
         return []
     wanted = next(n for n in at if n > len(used)) - len(used)
-    taken = {*used, *range(config.study.stage_seed, config.study.stage_seed + config.lr_sweep.replicates + 1)}
+    taken = {*used, *stage_seeds(config)}
     return list(itertools.islice((s for s in itertools.count(max(used) + 1) if s not in taken), wanted))
 
 
