@@ -16,7 +16,7 @@ from ebc_lab import __version__
 from ebc_lab.bench.packing import packing
 from ebc_lab.bench.speeds import CHOSEN, Choice, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.checks import check_run
-from ebc_lab.config.dicts import from_dict, run_part, to_dict
+from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import environment, identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
@@ -28,7 +28,7 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .store import manifest
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import Study, StudyHeader
+from .store.study import Study, StudyHeader, settings_of
 
 
 def resolve_study(
@@ -107,7 +107,7 @@ def changes(config: Config, known: Mapping[str, Any]) -> list[tuple[str, Any, An
     """(what, in study.json, now) of everything that makes this another study than the recorded one: settings,
     torch, numerics."""
     settings = differences(known["requested"], _requested(config))
-    return settings + environment_changes(from_dict(Config, known["config"]), known)
+    return settings + environment_changes(settings_of(known), known)
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -120,7 +120,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
-    resolved: Config = from_dict(Config, known["config"])
+    resolved = settings_of(known)
     if known["requested"]["data"] == to_dict(config.data):
         config = replace(config, data=resolved.data)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}

@@ -20,7 +20,7 @@ from ebc_lab.records.json_files import checksum_holds, with_checksum
 from .spec import RunSpec
 
 Results = Mapping[str, RunResult]  # by run id
-FORM = 2  # of a recorded decision; raised by hand when what it holds changes
+FORM = 3  # of a recorded decision; raised by hand when what it holds changes
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a result: no decision rests on them
 
 
@@ -97,13 +97,6 @@ def c_median(result: RunResult | None) -> float | None:
 def band_distance(c: float | None, band: Sequence[float]) -> float:
     """How far a median c lies outside the band; 0 inside."""
     return math.inf if c is None else max(band[0] - c, c - band[1], 0.0)
-
-
-def nearest_to_band(specs: Sequence[RunSpec], results: Results, band: Sequence[float]) -> RunSpec:
-    """The lowest loss among those in the band; where none is, the nearest to it."""
-    found = [results[s.run_id] for s in specs]
-    ranks = [(band_distance(c_median(result), band), val_loss(result)) for result in found]
-    return specs[ranks.index(min(ranks))]
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:

@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
@@ -17,7 +16,7 @@ from ..stages.rules import Decision, decision_problem
 from ..stages.spec import RunSpec
 from . import reuse
 from .reuse import ResultsOf
-from .study import Record, Study, StudyHeader
+from .study import Record, Study, StudyHeader, settings_of
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,7 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
     records = study.records()
     problems += [record.problem for record in records if record.problem]
     faults = {stage: why for stage, decision in decisions.items() if (why := decision_problem(decision))}
-    config: Config = from_dict(Config, header["config"])
-    return Snapshot(study, header, config, decisions, faults, records, problems)
+    return Snapshot(study, header, settings_of(header), decisions, faults, records, problems)
 
 
 def _readable(header: Mapping[str, Any]) -> bool:

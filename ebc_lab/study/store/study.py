@@ -12,7 +12,7 @@ from typing import Any, TypedDict, cast
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import matches_run_id
-from ebc_lab.config.schema import STAGES, RunConfig
+from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
@@ -49,6 +49,18 @@ class StudyHeader(TypedDict):
     versions: dict[str, Any]
     git: str | None
     hardware: dict[str, Any]
+
+
+def settings_of(header: Mapping[str, Any]) -> Config:
+    """The settings in study.json, resolved. Raises UserError where another version wrote them."""
+    try:
+        found: Config = from_dict(Config, header["config"])
+    except UserError as error:
+        raise UserError(
+            f"study {header['study']} cannot be read here ({str(error).rstrip('.')}): use that version of "
+            "ebc-lab, or choose another study.name."
+        ) from None
+    return found
 
 
 @dataclass(frozen=True)
