@@ -191,9 +191,13 @@ def why(
     if as_json:
         _json(found)
         return 0
+    from ebc_lab.config.dicts import from_dict
+    from ebc_lab.config.schema import Config
+    from ebc_lab.study.stages.calibrate import band_aimed_at
+
     from . import screen
 
-    screen.why(_console(), found, where.header()["config"]["study"]["band"])
+    screen.why(_console(), found, band_aimed_at(from_dict(Config, where.header()["config"])))
     return 0
 
 

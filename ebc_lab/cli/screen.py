@@ -222,8 +222,8 @@ def _retrained(runs: int | None) -> str:
     return "it would be decided again, from the runs that are there"
 
 
-def why(console: Console, found: Mapping[str, Any], band: Sequence[float]) -> None:
-    """Decisions with their evidence. `band`: where the median c should lie."""
+def why(console: Console, found: Mapping[str, Any], band: Sequence[float] | None) -> None:
+    """Decisions with their evidence. `band`: where the rule wants the median c, if it does."""
     for stage, d in found.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
@@ -240,7 +240,7 @@ def why(console: Console, found: Mapping[str, Any], band: Sequence[float]) -> No
             console.print(Text(f"  note: {note}", style="yellow"))
 
 
-def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float]) -> RenderableType:
+def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | None) -> RenderableType:
     """The table that explains a decision."""
     shows = stage_of(stage).shows
     if shows == "arms":

@@ -20,6 +20,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.stages import decision_that_shows, stage_of
+from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
@@ -64,7 +65,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "name": header["study"],
         "header": header,
         "problems": problems,
-        "question": next((q for s in config.study.stages if (q := _question(s, config))), words.QUESTION),
+        "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "verdict": verdicts,
         "suite": _suite(suite, results) if suite else None,
@@ -94,9 +95,13 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
 # -- the study -----------------------------------------------------------------------------------------------
 
 
-def _question(stage: str, config: Config) -> str:
-    asked = stage_of(stage).question(config)
-    return asked[:1].upper() + asked[1:]
+def _question(config: Config) -> str:
+    """The suite's own, or the lab's; without EBC at several rates the page cannot answer all of it."""
+    for stage in config.study.stages:
+        if asked := stage_of(stage).question(config):
+            return asked[:1].upper() + asked[1:]
+    rates = [role for role in config.finals.arms if role.startswith("ebc_x")]
+    return words.QUESTION if len(rates) > 1 else words.QUESTION_WITHOUT_WINDOW
 
 
 def _facts(
@@ -176,7 +181,7 @@ def _decision(
     if stage.shows == "points":
         table = tables.tuned(name, decision)
     else:
-        table = tables.candidates(name, decision, config.study.band)
+        table = tables.candidates(name, decision, band_aimed_at(config))
     return {
         "title": stage.title or name,
         "about": stage.about,
@@ -217,18 +222,18 @@ def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, s
 def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, Any]:
     margin = config.finals.margin
     differences = [by_interval(x["difference"], x["joint"]) for x in found["verdict"] if "difference" in x]
-    ruler = Ruler.over(differences, margin)
+    ruler = Ruler.over(differences, max((d["margin"] for d in differences), default=margin))
     verdicts = Counter(x["verdict"] for x in found["verdict"])
     lines = [_line(line, found, ruler, config) for line in found["verdict"]]
+    scales = found["lr_windows"].get("ebc", {}).get("scales", ())
     return {
         "track": track,
         "name": optimizer(track),
-        "answer": words.answer(found["verdict"], margin),
+        "answer": words.answer(found["verdict"], margin, scales),
         "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
         "lines": lines,
         "least": [d["detectable"] for d in differences if d.get("detectable") is not None],
         "seeds": max((d["seeds"] for d in differences), default=0),
-        "ruler": ruler,
     }
 
 
@@ -243,6 +248,7 @@ def _line(line: Mapping[str, Any], found: Mapping[str, Any], ruler: Ruler, confi
         d = by_interval(line["difference"], line["joint"])
         told |= {
             "drawn": ruler.drawn(d),
+            "ruler": Ruler(ruler.reach, d["margin"]),  # each line has a target of its own
             "least": d["detectable"],
             "at_once": d["comparisons"] if line["joint"] else 1,
             "between": [label(n, found["arms"][n]) for n in (line["arm"], line["reference"])],
@@ -259,8 +265,8 @@ def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results
         of = f": {optimizer(track)}" if several else ""
         arms = replace(tables.arms(f"finals-{track}", found, results).on(PAGE), title=f"Arms{of}")
         compared = [
-            _compared(f"against-{track}-{i}", f"against the {words.ROLES[role]}{of}", pairs, found, margin)
-            for i, (role, pairs) in enumerate(found["differences"].items(), 1)
+            _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, found, margin)
+            for i, family in enumerate(found["differences"], 1)
         ]
         named = {n: label(n, arm) for n, arm in found["arms"].items()}
         tracks.append({"name": optimizer(track), "named": named, "arms": arms, "compared": compared})
@@ -283,7 +289,7 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
         ranked = tables.ranked(found)
         pairs = tables.suite_pairs(found, ranked)
         arms = tables.arms(f"suite-{track}", found, results, ranked).on(PAGE)
-        own = (f"suite-differences-{track}", f"against its reference{of}", pairs, found, None)
+        own = (f"suite-differences-{track}", f"its reference{of}", "", found, None, pairs)
         tracks.append(
             {
                 "name": optimizer(track),
@@ -303,18 +309,22 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
 def _compared(
     name: str,
     against: str,
-    pairs: Mapping[str, Mapping[str, Any]],
+    family: str,
     found: Mapping[str, Any],
     margin: float | None,
+    pairs: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """Paired differences as rows with a drawn interval each, on one ruler."""
+    """Paired differences as rows with a drawn interval each, on one ruler: a family of the finals', or a
+    suite's `pairs`."""
+    pairs = found["differences"][family] if pairs is None else pairs
     ruler = Ruler.over([by_interval(d, joint=True) for d in pairs.values()], margin)
 
     def draw(d: Mapping[str, Any]) -> dict[str, Any] | None:
         alone = ruler.drawn(d)
         return alone and {**alone, "all": ruler.drawn(by_interval(d, joint=True)), "ruler": ruler}
 
-    return tables.differences(name, f"Difference in test loss {against}", pairs, found, draw).on(PAGE)
+    title = f"Difference in test loss against {against}"
+    return tables.differences(name, title, pairs, found, draw, family).on(PAGE)
 
 
 class Ruler:

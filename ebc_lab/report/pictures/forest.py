@@ -21,7 +21,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ..text.words import optimizer, short, words
+from ebc_lab.study.stages.compare_arms import reference_of
+
+from ..text.words import FAMILIES, optimizer, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet import (
@@ -51,7 +53,6 @@ LINE = 11.0  # points from one line of a row's words to the next
 OWN = 34  # characters of a label that is followed by another
 WORDS = 62  # characters of them that a line holds
 OFF_SCALE = 4.0  # times the rows' median reach: a longer axis would leave no room to tell the others apart
-REFERENCES = (("baseline", "the baseline"), ("control", "the fair control"))
 
 
 @dataclass(frozen=True)
@@ -171,17 +172,16 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
 
 
 def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Results, rule: str) -> Sheet:
-    """The final arms against the baseline, and under them against the fair control, with zero and the
-    target's margin."""
+    """The final arms against the baseline, under them against the fair control and against the plain arm of
+    the same rate, with zero and the target's margin."""
     arms, margin = found["arms"], facts.margin
     groups: dict[str, list[Row]] = {}
     parts = []
-    for role, words_of in REFERENCES:
-        rows = _final_rows(found, role, results)
-        reference = found["roles"][role]
-        loss = arms[reference]["test_loss"]
-        heading = f"Against {words_of}\n{short(reference, arms[reference]).partition(' (')[0]}"
-        groups[heading + (f", test loss {loss:.3f}" if loss is not None else "")] = rows
+    for family, words_of in FAMILIES.items():
+        if family not in found["differences"]:
+            continue
+        rows = _final_rows(found, family, results)
+        groups[_heading(found, family, words_of)] = rows
         parts.append(f"against {words_of}, {counts(rows)}")
     rows = [row for own in groups.values() for row in own]
     text = "; ".join(parts)
@@ -207,12 +207,23 @@ def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Res
     return figure
 
 
-def _final_rows(found: Mapping[str, Any], role: str, results: Results) -> list[Row]:
-    """The final arms that are compared with the arm of this role, best first."""
-    arms, reference = found["arms"], found["roles"][role]
+def _heading(found: Mapping[str, Any], family: str, words_of: str) -> str:
+    """Above the rows of one family: what they are compared with, and, where that is one arm, its loss."""
+    if family not in found["roles"]:
+        return f"Against {words_of}"
+    reference = found["roles"][family]
+    arm = found["arms"][reference]
+    loss = f", test loss {arm['test_loss']:.3f}" if arm["test_loss"] is not None else ""
+    return f"Against {words_of}\n{short(reference, arm).partition(' (')[0]}{loss}"
+
+
+def _final_rows(found: Mapping[str, Any], family: str, results: Results) -> list[Row]:
+    """The final arms of one family of differences, best first."""
+    arms = found["arms"]
     rows = []
-    for name, difference in found["differences"][role].items():
+    for name, difference in found["differences"][family].items():
         arm = arms[name]
+        reference = reference_of(found, family, name)
         judged = f" · {difference['judged']}" if difference.get("judged") else ""
         compared = {"versus": reference, "difference": difference, "about": words(name, arm), "point": None}
         seeds = seed_differences(results[name], results[reference])

@@ -21,7 +21,7 @@ from ebc_lab.study.stages.compare_arms import seeds_of
 from . import tables
 from .table import PAPER, Column, Table
 from .tables import Results
-from .words import ROLES
+from .words import FAMILIES
 
 WIDE = 6  # columns that fit a page of LaTeX's article in a larger type
 
@@ -48,13 +48,14 @@ class About:
 
 
 def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[Table]:
-    """The arms of the finals, and their differences from the baseline and from the fair control."""
+    """The arms of the finals, and their differences from each of their references."""
     made = []
     for track, found in decision["tracks"].items():
         made.append(_arms(about, "finals", track, found, results))
-        for role, pairs in found["differences"].items():
-            title = f"Test loss against the {ROLES[role]}, {found['roles'][role]}"
-            made.append(_differences(about, f"{track}-{role}", title, pairs, found))
+        for family, pairs in found["differences"].items():
+            title = f"Test loss against {FAMILIES[family]}"
+            title += f", {found['roles'][family]}" if family in found["roles"] else ""
+            made.append(_differences(about, f"{track}-{family}", title, pairs, found, family))
     return made
 
 
@@ -92,9 +93,14 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
 
 
 def _differences(
-    about: About, name: str, title: str, pairs: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]
+    about: About,
+    name: str,
+    title: str,
+    pairs: Mapping[str, Mapping[str, Any]],
+    found: Mapping[str, Any],
+    family: str = "",
 ) -> Table:
-    made = tables.differences(name, title, pairs, found).on(PAPER)
+    made = tables.differences(name, title, pairs, found, family=family).on(PAPER)
     shown = {column.short for column in made.columns}
     family = max((d.get("comparisons") or 0 for d in pairs.values()), default=0)
     looks = max((d.get("looks") or 1 for d in pairs.values()), default=1)

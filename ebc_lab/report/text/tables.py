@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.study.stages.compare_arms import reference_of
+from ebc_lab.study.stages.lr_sweep import schedule_in_words
+from ebc_lab.study.stages.rules import band_distance
+
 from . import words
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
 from .words import NOTHING, brief, fixed, percent, signed
@@ -48,34 +52,37 @@ CANDIDATES = (
 )
 
 
-def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float]) -> Table:
-    """The runs that a stage chose from, with what became of each. `band`: where their median c should lie."""
+def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | None) -> Table:
+    """The runs that a stage chose from, with what became of each. `band`: where the rule wants their median
+    c; None where it does not ask for one."""
     tracks = decision["tracks"].values()
-    controls = {d["control"]["run_id"] for d in tracks if "control" in d}
+    told = _of_the_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
     ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
     inert = {r["run_id"] for d in tracks for own in d.get("arms", {}).values() for r in own if r.get("inert")}
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
+    best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
     rows: list[Row] = []
     for c in decision["candidates"]:
-        known = sigma and best is not None and c["val_loss"] is not None
+        lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
+        known = sigma and lead is not None and c["val_loss"] is not None
         won = c["run_id"] in chosen
         values = (
             _became(c, won, ranked),
             Cell(c["arm"], link=f"run-{c['run_id']}"),
-            words.ROLES.get(c["role"], c["role"]),
+            PARTS.get(c["role"]) or words.role(c["role"]),
             c["lr"],
             c["lr_scale"] if len(scales) > 1 else Cell(),
             c["delta_star"],
             c["seed"],
             c["val_loss"],
             c["val_se"],
-            (c["val_loss"] - best) / sigma if known else None,
+            (c["val_loss"] - lead) / sigma if known else None,
             c.get("c_median"),
             c["clip_rate"],
-            "; ".join(_notes(c, controls, inert, band)),
+            "; ".join([*told.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
         )
         chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
         rows.append(filled(CANDIDATES, values, chosen=won))
@@ -83,7 +90,20 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float]) -
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 
-UNSCALED = ("grid", "replicate", "control")  # roles whose learning rate is asked for as it is
+UNSCALED = ("grid", "baseline", "replicate", "control")  # roles that come before a best learning rate is known
+PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
+
+
+def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """(role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken for."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for d in tracks:
+        control = d.get("control", {})
+        for point in control.get("grid", ()):
+            schedule = schedule_in_words({"name": point["schedule"], **point})
+            taken = ["taken as the fair control"] if point["run_id"] == control["run_id"] else []
+            told["control", point["run_id"]] = [schedule, *taken]
+    return told
 
 
 def _became(candidate: Mapping[str, Any], chosen: bool, ranked: Iterable[str]) -> Cell:
@@ -94,17 +114,14 @@ def _became(candidate: Mapping[str, Any], chosen: bool, ranked: Iterable[str]) -
     return Cell("qualified" if candidate["run_id"] in ranked else "")
 
 
-def _notes(
-    c: Mapping[str, Any], controls: Iterable[str], inert: Iterable[str], band: Sequence[float]
-) -> list[str]:
+def _notes(c: Mapping[str, Any], inert: Iterable[str], band: Sequence[float] | None) -> list[str]:
     """What a reader must know of a candidate beyond its figures."""
-    low, high = band
-    notes = ["taken as the fair control"] if c["run_id"] in controls else []
+    notes = []
     middle = c.get("c_median")
     if c["outcome"] != "completed":
         notes.append(c["cause"] or "no result")
-    elif c["delta_star"] is not None and middle is not None and not low <= middle <= high:
-        notes.append(f"median c {'below' if middle < low else 'above'} the band")
+    elif band and c["delta_star"] is not None and middle is not None and band_distance(middle, band):
+        notes.append(f"median c {'below' if middle < band[0] else 'above'} the band")
     return [*notes, *(["LR inert"] if c["run_id"] in inert else [])]
 
 
@@ -279,7 +296,7 @@ def _ends(arm: Mapping[str, Any], key: str) -> tuple[float, float] | None:
 def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
     """A suite's arm by its own name, a final one in words where there is room for them."""
     if "about" not in arm and "roles" in arm:
-        roles = ", ".join(words.ROLES.get(role, role) for role in arm["roles"])
+        roles = ", ".join(map(words.role, arm["roles"]))
         return Cell(label, page=words.short(label, arm), note=roles, code=label)
     remarks = ["reference"] if reference else []
     remarks += [] if arm.get("comparable", True) else ["judged on another text"]
@@ -314,15 +331,19 @@ def differences(
     pairs: Mapping[str, Mapping[str, Any]],
     found: Mapping[str, Any],
     draw: Draw = lambda difference: None,
+    family: str = "",
 ) -> Table:
-    """Paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page."""
+    """Paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
+    `family`: of the finals' differences, where each arm may have a reference of its own."""
     rows = []
     for label, d in pairs.items():
         arm = found["arms"].get(label, {})
         elsewhere = arm.get("versus") not in (None, found.get("reference"))
         lost = d.get("diverged")
+        rival = reference_of(found, family, label) if family == "rate" else ""
+        own = f"against {words.short(rival, found['arms'][rival])}" if rival else ""
         values = (
-            _compared(label, arm, elsewhere, lost),
+            _compared(label, arm, elsewhere, lost, own),
             Cell(page="none", drawing=draw(d)),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
@@ -352,15 +373,18 @@ def ranked(found: Mapping[str, Any]) -> list[str]:
     return sorted(found["arms"], key=place)
 
 
-def _compared(label: str, arm: Mapping[str, Any], elsewhere: bool, lost: Mapping[str, int] | None) -> Cell:
-    """The arm, what it is compared with if not with the reference, and on the page what diverged."""
+def _compared(
+    label: str, arm: Mapping[str, Any], elsewhere: bool, lost: Mapping[str, int] | None, own: str
+) -> Cell:
+    """The arm, what it is compared with if not with the reference, and on the page what diverged and what is
+    its `own` reference."""
     against = f"against {arm['versus']}" if elsewhere else ""
     name = label if "about" in arm or "roles" not in arm else words.short(label, arm)
     text = f"{label} ({against})" if against else label
     by_rank = (
         f"by rank: {lost['arm']} of its runs diverged, {lost['reference']} of the reference’s" if lost else ""
     )
-    return Cell(text, page=name, note="; ".join(filter(None, (against, by_rank))))
+    return Cell(text, page=name, note="; ".join(filter(None, (against, own, by_rank))))
 
 
 def _centre(d: Mapping[str, Any]) -> Cell:

@@ -12,26 +12,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
-from ebc_lab.study.stages.statistics import by_interval, show_difference
+from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, show_difference
 
 NOTHING = "–"
-QUESTION = "Does bounding how far each update may move the model’s predictions help?"
+QUESTION = "What does EBC buy, and what does it not?"
+QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
-    "so that "
-    "the model’s predictions move by no more than a chosen amount.",
-    "The study finds the best learning rate without EBC, calibrates EBC’s budget, tests how far the "
-    "learning rate "
-    "can then rise, and trains every arm again at full length over fresh seeds. Validation loss decides; "
-    "test loss "
-    "only judges.",
+    "so that the model’s predictions move by no more than a chosen amount.",
+    "The study tunes the plain optimizer, a constant learning rate and a schedule; then EBC’s budget, which "
+    "is a setting like any other and has to be tuned too. It tests how far the learning rate can rise, with "
+    "EBC and without, and trains every arm again at full length over fresh seeds. Validation loss decides; "
+    "test loss only judges.",
 )
 TERMS = {
-    "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions",
+    "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions; "
+    "on a schedule it falls towards the end of the run",
+    "natural KL": "how far a step moves the predictions without EBC, at the baseline’s learning rate: "
+    "the unit in which δ* is tried",
     "c": "the clip coefficient: the share of an update that is applied; 1 is all of it",
-    "baseline": "the plain optimizer at its best constant learning rate",
-    "fair control": "the same optimizer with 20 steps of warm-up and linear decay, "
-    "its learning rate tuned too",
+    "baseline": "the plain optimizer at its best constant learning rate, which is ×1 of every other rate",
+    "fair control": "the same optimizer on a learning-rate schedule that was tuned for it: its peak, and its "
+    "warm-up and shape where several are tried",
+    "LR window": f"the learning rates at which an arm’s loss lies within {WINDOW_NATS:g} nats of its own "
+    "best, in octaves: factors of 2; “≥” where it does not end within what was tried",
     "arm": "one way to train, over all seeds",
     "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
@@ -74,10 +78,19 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
     ),
     "best_ebc_no_worse_than_control": (
         "Is EBC worth having where a tuned schedule is at hand?",
-        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer with "
-        "warm-up and "
-        "decay, its learning rate tuned too.",
+        "The EBC arm with the lowest validation loss, against the fair control: the same optimizer on "
+        "a schedule that was tuned for it.",
         {},
+    ),
+    "lr_window": (
+        "Does EBC make the learning rate irrelevant?",
+        "EBC at its highest learning rate against EBC at its lowest, everything else the same; beside it, "
+        "what the plain optimizer loses by the same step on the fair control’s schedule.",
+        {
+            "pass": "Between these two rates it does: the higher one costs no more than the target.",
+            "fail": "It does not: the higher rate costs more than the target.",
+            "undecided": "Undecided: the higher rate may cost no more than the target, or more.",
+        },
     ),
     "overhead": (
         "What does it cost?",
@@ -92,7 +105,6 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
 ROLES = {
     "baseline": "baseline",
     "control": "fair control",
-    "ebc_x2": "EBC at twice the rate",
     "ebc_chosen": "EBC at the chosen rate",
     "none_chosen": "no EBC at the chosen rate",
     "ebc_lindelta": "EBC, falling δ*",
@@ -102,6 +114,13 @@ ROLES = {
     "none": "without EBC",
     "ebc": "with EBC",
     "fixed_tau": "fixed trust radius",
+    "surrogate_x1": "surrogate at ×1",
+}
+ROLES_AT_RATES = {"ebc": "EBC at", "control": "control’s schedule at"}  # of ebc_x8, control_x8
+FAMILIES = {  # of the finals' paired differences: against what
+    "baseline": "the baseline",
+    "control": "the fair control",
+    "rate": "the plain optimizer on the control’s schedule at the same rate",
 }
 JUDGED = {  # of a paired difference -> badge, what it says
     "beats": ("pass", "beats it"),
@@ -189,8 +208,9 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
                 "nearly so."
             )
         return "It throttles: the typical step is cut down further than was meant."
-    if not line.get("difference"):
-        return str(CHECKS.get(line["name"], ("", "", {}))[2].get(line["verdict"], ""))
+    own = CHECKS.get(line["name"], ("", "", {}))[2]
+    if own or not line.get("difference"):
+        return str(own.get(line["verdict"], ""))
     return {
         "beats": f"It beats {reference}: the whole interval lies below zero.",
         "meets": f"It meets the target, at most {margin:g} nats worse than {reference}; "
@@ -202,12 +222,12 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
     }[judgement(line)]
 
 
-def gap(difference: Mapping[str, Any], joint: bool) -> str:
+def gap(difference: Mapping[str, Any], joint: bool, than: str = "") -> str:
     """A paired difference in words, from the arm's side, with the interval that it is judged by."""
     d = by_interval(difference, joint)
     if d["mean"] is None:
         return show_difference(difference, joint=joint)
-    size = f"{abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
+    size = f"{abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}{than}"
     if d["low"] is None and d["high"] is None:
         return f"{size}, from one pair of runs"
     whose = f" for all {d['comparisons']} comparisons together" if joint and d["comparisons"] > 1 else ""
@@ -215,33 +235,94 @@ def gap(difference: Mapping[str, Any], joint: bool) -> str:
     return f"{size} (95% interval {limits}{whose}, {plural(d['seeds'], 'paired seed')})"
 
 
-def answer(lines: Sequence[Mapping[str, Any]], margin: float) -> dict[str, str] | None:
-    """The finals in a word and two sentences; None where the lines that compare arms are not there."""
+def answer(
+    lines: Sequence[Mapping[str, Any]], margin: float, scales: Sequence[float] = ()
+) -> dict[str, str] | None:
+    """The finals in a word and a few sentences; None where the lines that compare arms are not there.
+
+    `scales`: the learning rates that the line `lr_window` compares.
+    """
     by_name = {line["name"]: line for line in lines if line.get("difference")}
     fair = by_name.get("best_ebc_no_worse_than_control")
-    twice = by_name.get("x2_no_worse_than_baseline")
     if fair is None:
         return None
+    window = by_name.get("lr_window")
+    told = [_against_control(fair)]
+    if twice := by_name.get("x2_no_worse_than_baseline"):
+        told.append(_against_baseline(twice, margin))
     how = judgement(fair)
-    words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No.", "undecided": "Undecided."}
+    if window is None:
+        words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No."}
+        return {"judged": how, "word": words_of.get(how, "Undecided."), "text": " ".join(told)}
+    told = [_over_the_window(window, scales), *told, "The setting to be tuned instead is EBC’s budget δ*."]
+    headroom, word = _headroom(window)
+    loss = {"beats": "yes", "misses": "no"}.get(how, "not shown")
+    signs = {headroom, how}
+    judged = "undecided"
+    if not {"pass", "beats"} & signs and {"fail", "misses"} & signs:
+        judged = "misses"
+    elif {"pass", "beats"} & signs and not {"fail", "misses"} & signs:
+        judged = "meets"
+    return {"judged": judged, "word": f"Headroom, {word}; a better loss, {loss}.", "text": " ".join(told)}
+
+
+def _headroom(window: Mapping[str, Any]) -> tuple[str, str]:
+    """What the LR window's line is judged, and in a word; `same` where the plain optimizer passes it too."""
+    plain = window["plain"]
+    if window["verdict"] == "pass" and plain and plain["difference"]["alone"] in ("beats", "meets"):
+        return "same", "the same without EBC"
+    return window["verdict"], {"pass": "yes", "fail": "no", "undecided": "undecided"}[window["verdict"]]
+
+
+def _over_the_window(window: Mapping[str, Any], scales: Sequence[float]) -> str:
+    """What a higher learning rate does to EBC, and to the plain optimizer."""
+    low, high = (f"×{scale:g}" for scale in scales)
+    between = f"between {low} and {high} of the best constant one"
+    said = {
+        "pass": f"With EBC the learning rate hardly matters {between}",
+        "fail": f"With EBC the learning rate still matters {between}",
+        "undecided": f"Whether the learning rate still matters with EBC, {between}, is open",
+    }[window["verdict"]]
+    lead = f"at {high} the test loss is " if window["difference"]["mean"] is not None else ""
+    text = f"{said}: {lead}{gap(window['difference'], window['joint'], f' than at {low}')}"
+    if window["plain"] and (plain := _plain_step(window["plain"], low, high)):
+        text += f"; on the fair control’s schedule without EBC, {plain}"
+    return f"{text}."
+
+
+def _plain_step(plain: Mapping[str, Any], low: str, high: str) -> str:
+    """What the same step of the learning rate does without EBC; empty where that is not known."""
+    d = plain["difference"]
+    if d["mean"] is not None:
+        return f"it is {abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
+    lost = d.get("diverged")
+    if not lost:
+        return ""
+    ends = [(lost["arm"], high), (lost["reference"], low)]
+    return " and ".join(f"{n} of {plural(d['seeds'], 'run')} diverged at {at}" for n, at in ends if n)
+
+
+def _against_control(fair: Mapping[str, Any]) -> str:
     said = {
         "beats": "EBC’s best arm beats the fair control",
         "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
         "misses": "EBC’s best arm loses to the fair control",
         "undecided": "Whether EBC’s best arm keeps up with the fair control is open",
-    }[how]
-    said += " (the same optimizer with warm-up and decay)"
+    }[judgement(fair)]
+    said += " (the same optimizer on a schedule tuned for it)"
     lead = "its test loss is " if fair["difference"]["mean"] is not None else ""
-    text = f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
-    if twice is not None:
-        then = {
-            "beats": "EBC even beats the plain optimizer at its best one",
-            "meets": f"EBC stays within {margin:g} nats of the plain optimizer at its best one",
-            "misses": "EBC is worse than the plain optimizer at its best one",
-            "undecided": "EBC against the plain optimizer at its best one is undecided",
-        }[judgement(twice)]
-        text += f" At twice the best plain learning rate, {then}: {gap(twice['difference'], twice['joint'])}."
-    return {"judged": how, "word": words_of[how], "text": text}
+    return f"{said}: {lead}{gap(fair['difference'], fair['joint'])}."
+
+
+def _against_baseline(twice: Mapping[str, Any], margin: float) -> str:
+    then = {
+        "beats": "EBC even beats the plain optimizer at its best one",
+        "meets": f"EBC stays within {margin:g} nats of the plain optimizer at its best one",
+        "misses": "EBC is worse than the plain optimizer at its best one",
+        "undecided": "EBC against the plain optimizer at its best one is undecided",
+    }[judgement(twice)]
+    compared = gap(twice["difference"], twice["joint"])
+    return f"At twice the best constant learning rate, {then}: {compared}."
 
 
 def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
@@ -315,11 +396,25 @@ SCHEDULES = {  # -> in a title
 # --------------------------------------------------------------------------------------------------
 
 
+def role(name: str) -> str:
+    """A role in words: `EBC at ×8` of `ebc_x8`."""
+    kind, _, scale = name.rpartition("_x")
+    return f"{ROLES_AT_RATES[kind]} ×{scale}" if kind in ROLES_AT_RATES else ROLES.get(name, name)
+
+
 def short(name: str, arm: Mapping[str, Any]) -> str:
-    """An arm as a label: `EBC ×4, falling δ*`."""
+    """An arm as a label: `EBC ×8`, `plain ×8, control’s schedule`; only what departs from the study's own
+    schedules is named."""
     text = f"{'EBC' if arm['ebc'] else 'plain'} ×{arm['lr_scale']:g}"
-    text += "".join(f", {said}" for said in _schedules(name, SHORT_SCHEDULES))
-    return text + {"baseline": " (baseline)", "control": " (fair control)"}.get(arm["roles"][0], "")
+    first = arm["roles"][0]
+    if first in ("baseline", "control"):
+        return f"{text} ({ROLES[first]})"
+    kind = first.rpartition("_x")[0]
+    if kind == "control":
+        return f"{text}, control’s schedule"
+    if kind == "ebc" or first == "ebc_chosen":
+        return text
+    return text + "".join(f", {said}" for said in _schedules(name, SHORT_SCHEDULES))
 
 
 def _schedules(name: str, phrases: Mapping[str, str]) -> Iterator[str]:

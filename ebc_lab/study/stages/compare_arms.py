@@ -146,7 +146,7 @@ def compare(
         pairs += [
             (track, "rate", role[r], role[plain])
             for r in role
-            if r.startswith("ebc_x") and (plain := r.replace("ebc", "control")) in role
+            if r.startswith("ebc_x") and (plain := _plain_at_rate_of(r)) in role
         ]
         families = dict.fromkeys(family for of, family, _, _ in pairs if of == track)
         tracks[track] = {
@@ -169,6 +169,20 @@ def compare(
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
         found["lr_windows"] = _lr_windows(config, found, results, replicates)
     return tracks
+
+
+def _plain_at_rate_of(role: str) -> str:
+    """`control_x8` of `ebc_x8`: the fair control's schedule at the same rate."""
+    return role.replace("ebc", "control")
+
+
+def reference_of(track: Mapping[str, Any], family: str, name: str) -> str:
+    """The arm from which `differences[family][name]` of a compared track is measured."""
+    role: dict[str, str] = track["roles"]
+    if family != "rate":
+        return role[family]
+    plain = (_plain_at_rate_of(r) for r in track["arms"][name]["roles"] if r.startswith("ebc_x"))
+    return next(role[r] for r in plain if r in role)
 
 
 def _lr_windows(

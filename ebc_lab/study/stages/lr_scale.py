@@ -225,11 +225,11 @@ STAGE = Stage(
             "c_median",
             "median c",
             "{:.2f}",
-            lambda track: "in the band" if track["in_band"] else "outside the band",
+            lambda track: f"{'inside' if track['in_band'] else 'outside'} the verdict’s band",
         ),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         *(
-            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", "within one σ of the baseline")
+            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", "within one σ of the best without EBC")
             for role, words in HEADROOM.items()
         ),
         *(
