@@ -102,13 +102,13 @@ def _differences(
 ) -> Table:
     made = tables.differences(name, title, pairs, found, family=family).on(PAPER)
     shown = {column.short for column in made.columns}
-    family = max((d.get("comparisons") or 0 for d in pairs.values()), default=0)
+    together = max((d.get("comparisons") or 0 for d in pairs.values()), default=0)
     looks = max((d.get("looks") or 1 for d in pairs.values()), default=1)
     margin = f"+{about.margin:g}"
     explained = {
         "diverged": "diverged: runs of the arm / of the reference; the median and its interval are then by "
         "rank.",
-        "joint": f"Joint: intervals that hold, at 95%, for all {family} comparisons together (Bonferroni); "
+        "joint": f"Joint: intervals that hold, at 95%, for all {together} comparisons together (Bonferroni); "
         f"by them "
         "an arm is judged, and what is detectable is theirs.",
         "judged": f"beats: the upper limit is below 0; meets: at most {margin}; "

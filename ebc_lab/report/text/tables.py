@@ -90,7 +90,12 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 
-UNSCALED = ("grid", "baseline", "replicate", "control")  # roles that come before a best learning rate is known
+UNSCALED = (
+    "grid",
+    "baseline",
+    "replicate",
+    "control",
+)  # roles that come before a best learning rate is known
 PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
 
 

@@ -161,13 +161,15 @@ def percent(x: float | None, digits: int = 0) -> str:
 
 
 def setting(x: Any) -> str:
-    """A value of the configuration, short and exact."""
+    """A value of the configuration; of a third, six digits."""
     if isinstance(x, Mapping):
         return str(dict(x)) if x else "{}"
     if isinstance(x, list | tuple):
         return f"[{', '.join(map(setting, x))}]"
     if isinstance(x, bool):
         return "yes" if x else "no"
+    if isinstance(x, float):
+        return f"{x:.6g}"
     return "none" if x is None else str(x)
 
 
@@ -207,7 +209,7 @@ def means(line: Mapping[str, Any], margin: float, reference: str, band: Sequence
                 "It hardly acts: over a full-length run the typical step is within the budget anyway, or "
                 "nearly so."
             )
-        return "It throttles: the typical step is cut down further than was meant."
+        return "It cuts deep: the typical step is shortened further than the band allows."
     own = CHECKS.get(line["name"], ("", "", {}))[2]
     if own or not line.get("difference"):
         return str(own.get(line["verdict"], ""))

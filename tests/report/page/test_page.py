@@ -65,7 +65,7 @@ def read(root: Path) -> Words:
 
 
 def unlucky(spec):
-    if spec.role == "ebc_lindelta" and spec.run.seed == 0:
+    if spec.role == "control_x8" and spec.run.seed == 0:
         return {"outcome": "diverged", "cause": HOSTILE}
     return {}
 
@@ -106,7 +106,7 @@ def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_see
     verdict = json.loads((told / "auto_decisions.json").read_text())["finals"]["tracks"]["adam_none"][
         "verdict"
     ]
-    assert len(verdict) == 6
+    assert len(verdict) == 7
     for line in verdict:
         assert " ".join(line["question"].split()) in text
         assert " ".join(line["figure"].split()) in text

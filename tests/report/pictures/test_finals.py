@@ -110,7 +110,7 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
         if len(line.get_xdata())
     }
     assert {(0.05, 0.15), (-0.02, 0.22)} <= spans
-    assert any(text == "plain ×2, LR decay (fair control) · misses" for text in words)
+    assert any(text == "plain ×2 (fair control) · misses" for text in words)
 
 
 def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):
