@@ -79,7 +79,7 @@ def main() -> None:
         stats = optimizer.step(batch, output, batch["attention_mask"])
         optimizer.zero_grad()
         kl = ""
-        if stats.applied_kl is not None:  # at every tenth step
+        if stats.applied_kl is not None:  # at every twentieth step
             ratio = float(stats.applied_kl) / options.target_kl
             clipped += [ratio] if stats.clip_coefficient < 0.999 else []
             kl = f"  applied KL / target {ratio:.2f}"

@@ -168,7 +168,7 @@ class RunConfig:
     final_windows: int = setting(
         0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0
     )
-    audit_every: int = setting(10, "steps between measurements of the applied KL", "steps", low=1)
+    audit_every: int = setting(20, "steps between measurements of the applied KL", "steps", low=1)
     audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -50,7 +50,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             the rest).
         settings: what `ClipSettings` lists; or its fields as keyword arguments, of which `target_kl` is
             required.
-        audit_every: steps between measurements of the applied KL; 0 never. Default: 10; 0 if `target_kl` is
+        audit_every: steps between measurements of the applied KL; 0 never. Default: 20; 0 if `target_kl` is
             infinite.
         options: those of `StabilizedOptimizer`, and the fields of `ClipSettings`.
     Raises:

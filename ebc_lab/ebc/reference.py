@@ -134,7 +134,7 @@ class ReferenceClip:
     schedule: str = "constant"
     total_steps: int = 1
     probe_sequences: int = 2
-    audit_every: int = 10
+    audit_every: int = 20
     audit_tokens: int = 512
     floor: float = 1e-7
     measure_every: int = 1  # of `tracked`

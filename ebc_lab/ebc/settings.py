@@ -92,7 +92,7 @@ class ClipSettings:
     @property
     def audit_every(self) -> int:
         """Steps between audits, where nothing else is asked for."""
-        return 10 if self.active else 0
+        return 20 if self.active else 0
 
     def check_floor(self, floor: float) -> None:
         """Raises ValueError if the budget measures KLs and the target is too small for that at some step."""

@@ -53,7 +53,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         probe_sequences: int = 2,
-        audit_every: int = 10,
+        audit_every: int = 20,
         audit_tokens: int = 512,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         compiled: nn.Module | None = None,

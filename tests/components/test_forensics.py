@@ -185,7 +185,7 @@ def test_the_published_cadence_sweeps_every_200_steps_with_two_groups_in_turn_be
     assert [due[t] for t in (20, 40, 60)] == [groups[:2], groups[2:], groups[:2]]
 
 
-@pytest.mark.parametrize(("controller", "every"), [("fixed", 10), ("pi", 20)])
+@pytest.mark.parametrize(("controller", "every"), [("fixed", 20), ("pi", 20)])
 def test_how_often_it_audits(make_gpt, controller, every):
     assert clip(make_gpt(), controller=controller).audit_every == every
     assert clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7

@@ -242,7 +242,7 @@ def test_the_applied_kl_is_that_of_the_held_rows(make_gpt, batches, train):
         assert stats.applied_kl.item() == pytest.approx(mean_kl(before, model(held)).item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("controller", "every"), [("fixed", 10), ("log_pi", 10)])
+@pytest.mark.parametrize(("controller", "every"), [("fixed", 20), ("log_pi", 20)])
 def test_how_often_it_audits(make_gpt, controller, every):
     assert adam_clip(make_gpt(), controller=controller).audit_every == every
     assert adam_clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
