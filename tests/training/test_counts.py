@@ -16,10 +16,11 @@ from ebc_lab.training.run import Training
 from ebc_lab.workloads.corpus import locate
 
 NONE = {"stabilizer": {"name": "none"}}
-SHADOW = {"stabilizer": {"name": "ebc"}}
+TRACKED = {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked"}}
+SHADOW = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
 SURROGATE = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}}
 FISHER = {"stabilizer": {"name": "ebc"}, "budget": {"name": "fisher"}}
-EVERY_SECOND = {"stabilizer": {"name": "ebc"}, "budget": {"measure_every": 2}}
+EVERY_SECOND = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow", "measure_every": 2}}
 USUAL = range(21, 30)  # past the refinement; the surrogate's groups are due at 40
 AUDITED = 30
 SHAPE = ["device=cpu", "dtype=float32", "threads_per_run=1", "compile=off", "data=path"]
@@ -55,6 +56,7 @@ def counted(training):
     ("settings", "forwards", "launches", "reads", "copies"),
     [
         pytest.param(NONE, 1, 132, 4, 0.5, id="none"),
+        pytest.param(TRACKED, 2, 331, 6, 1.5, id="tracked"),
         pytest.param(SHADOW, 2, 236, 6, 1.5, id="shadow"),
         pytest.param(SURROGATE, 1, 190, 6, 1.5, id="surrogate"),
         pytest.param(FISHER, 2, 950, 6, 3, id="fisher"),  # one of them forward-mode, hence its launches

@@ -25,7 +25,7 @@ SHAPE = [
 ]
 RUNS = {
     "plain": ["optimizer.lr=2e-2", "stabilizer=none"],
-    "shadow": ["optimizer.lr=4e-2", "stabilizer=ebc", "budget.target_kl=0.01"],
+    "shadow": ["optimizer.lr=4e-2", "stabilizer=ebc", "budget=shadow", "budget.target_kl=0.01"],
     "muon, surrogate": ["optimizer=muon", "optimizer.lr=4e-2", "stabilizer=ebc", "budget=surrogate"],
 }
 COLUMNS = ("loss", "c", "grad_norm", "applied_kl")
