@@ -28,7 +28,7 @@ from .budget import (
 )
 from .controller import Fixed, make_controller, schedule_multiplier
 from .grouping import group_parameters
-from .logits import centre, half_fisher, mean_kl, rms_norm, token_mean
+from .logits import centre, half_fisher, mean_kl, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, CLIPPED_BELOW, MEASURED, TOKEN_NOISE
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
@@ -92,6 +92,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.log_ratio: Tensor = number(math.nan)  # x of `tracked`
         self.variance: Tensor = number(math.nan)  # and its variance
         self.log_k: Tensor = number(math.nan)  # of `calibrated`
+        self._boldness: Tensor = number(math.nan)  # of this step's predictions, for a controller that watches
         self.floor = s.floor
         if s.floor is not None:
             s.check_floor(s.floor)
@@ -174,7 +175,19 @@ class EllipsotopeClip(StabilizedOptimizer):
             raise ValueError(
                 "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
             )
+        if self.controller.watches:
+            self._boldness = self._overconfidence(inputs)
         return batch
+
+    def _overconfidence(self, inputs: StepInputs) -> Tensor:
+        """Of the predictions on the batch, before any step has seen it."""
+        if inputs.logits is None or inputs.targets is None:
+            raise ValueError(
+                f"controller={self.settings.controller!r} compares predictions with targets at every step: "
+                "give step(tokens, logits, targets=...)."
+            )
+        z = getattr(inputs.logits, "logits", inputs.logits)
+        return overconfidence(z, inputs.targets, inputs.mask)
 
     # -- one step: c -----------------------------------------------------------------------------------------
 
@@ -182,6 +195,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         budget = self.settings.budget
         if not self.settings.active:
             return
+        if self.controller.watches:
+            self.controller.observe(torch.where(proposal.sound, self._boldness, torch.nan))
         # sensitivities and S, if they are needed or due for recording
         due = self._due(proposal.t)
         if due or budget in BOUNDED:

@@ -22,6 +22,8 @@ _OF_PROGRESS: dict[str, Callable[[float], float]] = {  # t/n -> m
     "hold_decay": lambda x: max(LEAST_MULTIPLIER["hold_decay"], min(1, max(0, 1 - x) / DECAYING_SHARE) ** 2),
 }
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
+RISE = math.log(1.25) / 10  # the most that `confidence` adds to ln delta for each step
+FALL = math.log(2.0) / 10  # the most that it takes away
 REACH = 12.0  # |ln delta - ln delta*| at most
 SMALLEST_TARGET = 1e-30  # nats per token: a schedule at 0 keeps delta/delta*, so that it can come back
 
@@ -52,6 +54,7 @@ class Fixed:
 
     gains: ClassVar[dict[str, float]] = {}
     needs: ClassVar[tuple[str, ...]] = ()  # the signals that `update` must be given
+    watches: ClassVar[bool] = False  # whether `observe` is to be called at every step
 
     def __init__(self, target: float, initial: float | None = None, **gains: float):
         unknown = set(gains) - set(self.gains)
@@ -99,6 +102,9 @@ class Fixed:
             value.copy_(torch.where(usable, getattr(self, name), value))
             setattr(self, name, value)
         return self.delta.clone()
+
+    def observe(self, overconfidence: Tensor | float) -> None:
+        """What a rule that `watches` is told of every step: how much too bold the batch's predictions are."""
 
     def _number(self, value: Tensor | float | None) -> Tensor:
         return torch.as_tensor(1.0 if value is None else value, dtype=torch.float64, device=self.delta.device)
@@ -190,12 +196,56 @@ class Energy(Fixed):
         self.delta = self.target / self.first_target * self.gain["a"] * (-signals["slope"]).clamp(min=0)
 
 
+class Confidence(Fixed):
+    """delta falls where predictions on new batches are too bold, and rises where they are too timid.
+
+    `observe` is given each step's `overconfidence`, in standard errors. An audit takes `mean`, that of the K
+    steps since the last one, and moves ln delta by -m·K·mean/20, at most `RISE` up and `FALL` down for each
+    step; m is how far the schedule has moved delta* since construction. Within a factor e^12 of delta*.
+
+    delta does not rise in the first 20 steps, which are timid at any delta; nor where nothing is clipped; nor
+    where timidity heals by itself: it was more than a standard error, and halves within ten steps.
+    """
+
+    watches: ClassVar[bool] = True
+
+    def __init__(self, target: float, initial: float | None = None, **gains: float):
+        super().__init__(target, initial, **gains)
+        self.first_target = self.target.clone()
+        self.total = torch.zeros((), dtype=torch.float64)
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.steps = torch.zeros((), dtype=torch.float64)
+        self.mean = torch.zeros((), dtype=torch.float64)  # at the last audit
+
+    def observe(self, overconfidence: Tensor | float) -> None:
+        """One step's value; one that is not finite is no step."""
+        value = self._number(overconfidence)
+        known = value.isfinite()
+        self.total.add_(torch.where(known, value, 0))
+        self.count.add_(known)
+        self.steps.add_(known)
+
+    def _rule(self, kl: Tensor, clipped: Tensor, signals: dict[str, Tensor]) -> None:
+        mean = self.total / self.count.clamp(min=1)
+        heals = (self.mean < -1) & (mean > self.mean * 0.5 ** (self.count / 10))
+        may_rise = clipped & (self.steps > 20) & ~heals
+        move = (-mean / 20).clamp(-FALL, RISE)
+        move = torch.where(may_rise, move, move.clamp(max=0))
+        weight = self.count * self.target / self.first_target
+        offset = (self.delta / self.target).log() + weight * move
+        self.delta = self.target * offset.clamp(-REACH, REACH).exp()
+        self.total = torch.zeros_like(self.total)
+        self.count = torch.zeros_like(self.count)
+        self.mean = mean
+
+
 CONTROLLERS: dict[str, type[Fixed]] = {
     "fixed": Fixed,
     "log_pi": LogPI,
     "rsl": RSL,
     "agreement": Agreement,
     "energy": Energy,
+    "confidence": Confidence,
 }
 
 

@@ -45,6 +45,23 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
     return token_mean(terms.sum(-1), mask)
 
 
+def overconfidence(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """d(loss)/d(ln s) of logits s·z at s = 1, over its standard error: too bold where > 0; 0-dim, no unit.
+
+    Logits (..., V) and targets (...); negative targets and what `mask` drops do not count. NaN for fewer
+    than two tokens.
+    """
+    z = _wide(z)
+    label = z.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    p = z.softmax(-1)
+    excess = torch.where(p > 0, p * z, 0).sum(-1) - label  # p = 0 where the vocabulary is masked
+    kept = targets >= 0 if mask is None else (targets >= 0) & mask.bool()
+    count = kept.sum()
+    mean = token_mean(excess, kept)
+    variance = token_mean((excess - mean).square(), kept) / (count - 1)
+    return mean / variance.sqrt()
+
+
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over tokens of ½·Var(dz) under softmax(z), the KL to second order; 0-dim, nats per token."""
     p = _wide(z).softmax(-1)

@@ -15,7 +15,7 @@ AGGREGATES = ("l1", "sqrtl_l2", "l2")
 GROUPINGS = ("block", "tensor", "type", "matrices", "global")
 PROBES = ("jvp", "fd")
 CADENCES = ("warm", "dense", "sweep")
-CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy")
+CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy", "confidence")
 SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
 
 FORENSIC_CADENCES = (*CADENCES, "published")

@@ -78,6 +78,16 @@ def cross_entropy_rise(z: Tensor, dz: Tensor, targets: Tensor) -> float:
     return sum(rises) / len(rises)
 
 
+def overconfidence(z: Tensor, targets: Tensor) -> float:
+    """d(loss)/d(ln s) of the logits s·z at s = 1, in standard errors."""
+    slopes: list[float] = []
+    for row, y in zip(rows(z), targets.flatten().tolist(), strict=True):
+        slopes.append(sum(math.exp(a) * x for a, x in zip(log_softmax(row), row, strict=True)) - row[y])
+    mean = sum(slopes) / len(slopes)
+    variance = sum((s - mean) ** 2 for s in slopes) / (len(slopes) - 1)
+    return mean / math.sqrt(variance / len(slopes))
+
+
 # -- one budgeted run ----------------------------------------------------------------------------------------
 
 
@@ -151,6 +161,8 @@ class ReferenceClip:
         self.delta = self.target_kl
         self.previous_target = self.target_kl
         self.previous_error: float | None = None
+        self.observed: list[float] = []  # of `confidence`, since the last audit
+        self.boldness = 0.0  # their mean at the last audit
         self.beta: list[float | None] = [None] * len(self.groups)
         self.seen = [0] * len(self.groups)
         self.budgeted = {name for members in self.groups for name in members}
@@ -178,6 +190,10 @@ class ReferenceClip:
         k = self.probe_sequences
         first = None if labels is None else labels[:k]
         proposal = Proposal(before, old, new, gradients, rows[:k], first)
+
+        if self.controller == "confidence":
+            assert targets is not None
+            self.observed.append(overconfidence(self._z(before, tokens), targets))
 
         # c, and the update it leaves
         done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
@@ -438,6 +454,15 @@ class ReferenceClip:
                 self.delta *= 1.5
         elif self.controller == "energy":
             self.delta = target / self.target_kl * self.gain * max(-done.slope, 0.0)
+        elif self.controller == "confidence":
+            mean = sum(self.observed) / len(self.observed)
+            rise = max(-math.log(2) / 10, min(math.log(1.25) / 10, -mean / 20))
+            healing = self.boldness < -1 and mean > self.boldness * 0.5 ** (len(self.observed) / 10)
+            if not clipped or t < 20 or healing:
+                rise = min(rise, 0.0)
+            self.boldness = mean
+            self.delta *= math.exp(len(self.observed) * rise * target / self.target_kl)
+            self.observed = []
 
     def _fall(self, done: ReferenceStep, proposal: Proposal) -> tuple[float, float]:
         """By how much the loss on the probe tokens fell over the budgeted c·dW, and the prediction."""

@@ -35,7 +35,7 @@ class ClipSettings:
         aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
         grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and
             scales the hidden matrices alone, the rest moves freely.
-        controller: `fixed`, `log_pi`, `rsl`, `agreement` or `energy`; `gains` overrides its gains.
+        controller: `fixed`, `log_pi`, `rsl`, `agreement`, `energy`, `confidence`; `gains` overrides its own.
         schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
         sensitivity_every: under `shadow`, `tracked` and `fisher`, steps between recordings of S and the

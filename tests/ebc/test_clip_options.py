@@ -289,6 +289,36 @@ def test_the_slope_is_that_of_the_whole_proposal(make_gpt, batches, backward):
     assert stats.slope.item() == pytest.approx(-0.5 * stats.grad_norm.item() ** 2, rel=1e-5)
 
 
+@every_budget
+def test_confidence_asks_for_logits_and_targets_at_every_step(make_gpt, batches, backward, budget):
+    first, second = batches(2)
+    for lacking in ("logits", "targets"):
+        model = make_gpt()
+        optimizer = clip(model, budget=budget, controller="confidence")
+        go(model, optimizer, first, backward)
+        given = {"logits": backward(model, second), "targets": second[:, 1:], lacking: None}
+        with pytest.raises(ValueError, match="controller='confidence' compares predictions with targets"):
+            optimizer.step(second[:, :-1], **given)
+
+
+@every_budget
+@pytest.mark.parametrize("timid", [True, False])
+def test_confidence_widens_the_budget_of_a_timid_model_alone(make_gpt, batches, backward, budget, timid):
+    model = make_gpt()
+    optimizer = clip(model, budget=budget, controller="confidence", audit_every=4, target_kl=1e-3)
+    optimizer.controller.steps.fill_(20)
+    data = batches(10)
+    if timid:  # a model that has learned the text, and then predicts it with less than half the confidence
+        adam = torch.optim.Adam(model.parameters(), lr=LR)
+        for batch in 5 * data:
+            backward(model, batch)
+            adam.step()
+    with torch.no_grad():
+        model.head.weight.mul_(0.3 if timid else 30.0)
+    deltas = [go(model, optimizer, batch, backward).delta.item() for batch in data]
+    assert deltas[-1] > deltas[0] if timid else deltas[-1] < deltas[0]
+
+
 # -- low precision and checkpoints ---------------------------------------------------------------------------
 
 

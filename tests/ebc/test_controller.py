@@ -210,6 +210,79 @@ def test_energy_gives_nothing_to_a_proposal_that_climbs(slope):
     assert controller.update(0.01, True, slope=-0.1).item() == pytest.approx(0.5 * 0.3 * 0.1)
 
 
+def watched(controller, values, kl=0.05, clipped=True):
+    """One audit after these values of each step. -> delta"""
+    for value in values:
+        controller.observe(value)
+    return controller.update(kl, clipped).item()
+
+
+@fixed
+@given(st.lists(st.floats(-30, 30), min_size=1, max_size=30), st.booleans())
+def test_confidence_moves_against_the_mean_of_what_it_saw(values, clipped):
+    controller = make("confidence")
+    before = watched(controller, [0.0] * 21)
+    assert before == pytest.approx(0.05)
+    mean = sum(values) / len(values)
+    rate = max(-math.log(2) / 10, min(math.log(1.25) / 10, -mean / 20))
+    moved = len(values) * (rate if clipped else min(rate, 0))
+    assert math.log(watched(controller, values, clipped=clipped) / before) == pytest.approx(moved, abs=1e-9)
+    assert watched(controller, [0.0]) == pytest.approx(before * math.exp(moved))  # nothing is counted twice
+
+
+def test_confidence_does_not_rise_in_the_first_steps_and_then_has_limits():
+    controller = make("confidence")
+    assert watched(controller, [-9.0] * 20) == pytest.approx(0.05)
+    assert watched(controller, [-9.0] * 10) == pytest.approx(0.05 * 1.25)
+    assert watched(make("confidence"), [9.0] * 10) == pytest.approx(0.05 / 2)
+
+
+@pytest.mark.parametrize(("now", "rises"), [(-2.1, True), (-1.9, False)])
+@pytest.mark.parametrize("steps", [5, 20])
+def test_confidence_waits_while_timidity_halves_within_ten_steps(now, rises, steps):
+    controller = make("confidence")
+    before = watched(controller, [0.0] * 30 + [-4 * 31])
+    after = watched(controller, [now * 2 * 0.5 ** (steps / 10)] * steps)
+    assert (after > before) == rises
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_confidence_takes_no_notice_of_a_step_without_a_number(value):
+    told = make("confidence")
+    untold = make("confidence")
+    for controller in (told, untold):
+        watched(controller, [0.0] * 30)
+    assert watched(told, [value, 1.0, value]) == watched(untold, [1.0])
+
+
+@pytest.mark.parametrize("times", [1 / 4, 1 / 2, 1, 2, 4])
+@pytest.mark.parametrize("unit", [1e-3, 1.0])
+def test_confidence_forgets_its_start(times, unit):
+    """Predictions that get bolder with delta, by one standard error for each factor e, among noise."""
+    natural = 0.01 * unit
+    controller = make("confidence", times * natural)
+    noise = torch.Generator().manual_seed(7)
+    for _ in range(30):
+        excess = math.log(controller.delta.item() / natural)
+        watched(controller, excess + torch.randn(10, generator=noise, dtype=torch.float64))
+    ends = []
+    for _ in range(30):
+        excess = math.log(controller.delta.item() / natural)
+        ends.append(watched(controller, excess + torch.randn(10, generator=noise, dtype=torch.float64)))
+    assert sum(map(math.log, ends)) / 30 == pytest.approx(math.log(natural), abs=0.15)
+
+
+def test_confidence_rests_as_its_schedule_falls():
+    whole = make("confidence")
+    tenth = make("confidence")
+    for controller in (whole, tenth):
+        watched(controller, [0.0] * 30)
+    tenth.rescale(0.005)
+    before = tenth.delta.item()
+    moves = [math.log(watched(whole, [0.5] * 10) / 0.05), math.log(watched(tenth, [0.5] * 10) / before)]
+    assert moves == pytest.approx([-0.25, -0.025])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_may_touch_zero(kind):
     controller = make(kind)
@@ -280,6 +353,7 @@ def test_a_missing_signal_is_named(kind, signal):
 def test_which_signals_are_needed():
     needed = {kind: KINDS[kind].needs for kind in KINDS if KINDS[kind].needs}
     assert needed == {"agreement": ("loss_drop", "slope", "q"), "energy": ("slope",)}
+    assert [kind for kind in KINDS if KINDS[kind].watches] == ["confidence"]
 
 
 def test_gains_and_start_can_be_chosen():
@@ -289,7 +363,8 @@ def test_gains_and_start_can_be_chosen():
 
 def test_unknown_names_are_refused():
     with pytest.raises(
-        ValueError, match="controller='pid' is unknown; it takes fixed, log_pi, rsl, agreement, energy"
+        ValueError,
+        match="controller='pid' is unknown; it takes fixed, log_pi, rsl, agreement, energy, confidence",
     ):
         make_controller("pid", 0.05)
     with pytest.raises(ValueError, match="no gain kd"):

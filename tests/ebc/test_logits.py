@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ebc_lab.ebc import centre, half_fisher, mean_kl, rms_norm
+from ebc_lab.ebc.logits import overconfidence
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80)
 seeds = st.integers(0, 2**32 - 1)
@@ -106,3 +107,49 @@ def test_a_move_that_is_not_finite_shows():
     broken = z.clone()
     broken[2, 3] = math.nan
     assert not mean_kl(z, broken).isfinite()
+
+
+def drawn(seed: int, z: Tensor) -> Tensor:
+    """One label for each token, drawn from what the logits predict."""
+    return torch.multinomial(z.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
+
+
+@fixed
+@given(seeds, st.integers(3, 30), st.floats(0.1, 5.0), st.floats(-100, 100))
+def test_overconfidence_is_the_slope_along_the_scale_of_the_logits(seed, tokens, size, shift):
+    z = size * normal(seed, tokens, 5)
+    y = drawn(seed, z)
+    s = torch.ones(tokens, 1, dtype=torch.float64, requires_grad=True)
+    losses = torch.nn.functional.cross_entropy(s * z, y, reduction="none")
+    (slopes,) = torch.autograd.grad(losses.sum(), s)
+    expected = slopes.mean() / (slopes.std() / math.sqrt(tokens))
+    assert overconfidence(z, y).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert overconfidence(z + shift, y).item() == pytest.approx(expected.item(), rel=1e-6, abs=1e-9)
+
+
+def test_overconfidence_tells_bold_from_timid_and_is_within_noise_for_predictions_that_hold():
+    z = 2 * normal(3, 4000, 7)
+    y = drawn(4, z)
+    assert abs(overconfidence(z, y).item()) < 3
+    assert overconfidence(1.5 * z, y) > 5
+    assert overconfidence(z / 1.5, y) < -5
+
+
+@fixed
+@given(seeds, st.integers(3, 10), st.integers(1, 10))
+def test_overconfidence_leaves_out_what_does_not_count(seed, kept, dropped):
+    z = normal(seed, kept + dropped, 4)
+    y = drawn(seed, z)
+    expected = overconfidence(z[:kept], y[:kept])
+    ignored = y.clone()
+    ignored[kept:] = -100
+    z[kept:] = torch.nan
+    mask = torch.arange(kept + dropped) < kept
+    torch.testing.assert_close(overconfidence(z, ignored), expected)
+    torch.testing.assert_close(overconfidence(z, y, mask), expected)
+
+
+def test_overconfidence_of_a_masked_vocabulary_is_finite():
+    z = normal(1, 20, 6)
+    z[:, 5] = -torch.inf
+    assert overconfidence(z, torch.arange(20) % 5).isfinite()

@@ -20,6 +20,7 @@ SHADOW = {
     "log_pi-hold_decay": {"controller": "log_pi", "schedule": "hold_decay"},
     "rsl-lr_squared": {"controller": "rsl", "schedule": "lr_squared", "target_kl": 0.02},
     "energy": {"controller": "energy", "gain": 0.05},
+    "confidence-hold_decay": {"controller": "confidence", "schedule": "hold_decay"},
     "matrices-log_pi": {"grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
     "held-rsl": {"held": True, "controller": "rsl"},
     "retracted": {"retracted": True, "target_kl": 0.004},

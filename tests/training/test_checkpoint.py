@@ -83,6 +83,7 @@ PARTS = {  # what else carries state from step to step
         "controller": {"name": "rsl"},
     },
     "held text, agreement": {"budget": {"probe_tokens": "held"}, "controller": {"name": "agreement"}},
+    "confidence": {"controller": {"name": "confidence"}, "audit_every": 4},
     "schedule-free, stiefel": {"optimizer": {"name": "schedule_free"}, "projection": {"name": "stiefel"}},
 }
 MORE_PARTS = {

@@ -312,6 +312,7 @@ def test_ebc_is_built_as_the_run_says():
         ("surrogate", ControllerConfig("rsl"), "RSL", 4),
         ("fisher", ControllerConfig("agreement"), "Agreement", 4),
         ("shadow", ControllerConfig("energy", a=0.1), "Energy", 4),
+        ("shadow", ControllerConfig("confidence"), "Confidence", 4),
     ],
 )
 def test_controllers(budget, controller, kind, audit_every):
