@@ -11,7 +11,7 @@ from typing import Any
 
 from .dicts import type_hints
 from .errors import UserError, any_of, nearest
-from .schema import ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
+from .schema import ArmConfig, ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
 
 # groups whose settings mean nothing under another name
 FRESH = {"controller": ControllerConfig, "stabilizer": StabilizerConfig}
@@ -68,6 +68,18 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
             value = {**fresh, **own, **value}
         whole[key] = value
     return typing.cast(RunConfig, _changed(run, whole, ""))
+
+
+def shaped(run: RunConfig, arm: ArmConfig) -> RunConfig:
+    """The run at the arm's length, batch and width, which stays a multiple of the heads."""
+    heads = run.model.heads
+    per_head = round(run.model.width * arm.width_scale / heads)
+    return dataclasses.replace(
+        run,
+        steps=max(1, round(run.steps * arm.steps)),
+        batch_size=max(1, round(run.batch_size * arm.batch_scale)),
+        model=dataclasses.replace(run.model, width=heads * max(1, per_head)),
+    )
 
 
 def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:

@@ -51,6 +51,11 @@ class Setting:
         return " and ".join(f"{sign} {value:g}" for sign, value in bounds.items() if value is not None)
 
 
+def number(value: float) -> str:
+    """A number in names of files and arms: three significant digits, the point written as p."""
+    return f"{value:.3g}".replace(".", "p").replace("+", "")
+
+
 def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:
     """A dataclass field with this default; `limits` are the other fields of `Setting`."""
     metadata = {"setting": Setting(about, unit, **limits)}

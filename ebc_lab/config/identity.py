@@ -16,6 +16,7 @@ from ebc_lab.ebc.options import BOUNDED, MEASURED
 
 from .dicts import run_part, to_dict
 from .errors import UserError
+from .fields import number as number
 from .schema import LRScheduleConfig, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
@@ -123,11 +124,6 @@ def identity(run: RunConfig) -> dict[str, Any]:
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept
-
-
-def number(value: float) -> str:
-    """A number in file names: three significant digits, the point written as p."""
-    return f"{value:.3g}".replace(".", "p").replace("+", "")
 
 
 def round3(value: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ebc_lab.ebc import options
 
-from .fields import setting
+from .fields import number, setting
 
 SPLITS = ("train", "val", "test")
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
@@ -327,6 +327,12 @@ class TuneConfig(StageConfig):
 
     needs = ("lr_sweep", "ablation")
     steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    seeds: int = setting(
+        2, "seeds of each point, from study.stage_seed on; their mean loss decides", "runs", low=1
+    )
+    max_extensions: int = setting(
+        2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0
+    )
 
 
 @dataclass
@@ -339,15 +345,32 @@ class ArmConfig:
     delta: float | None = setting(
         None, "δ*", "× the calibrated one, or the natural KL without calibration", above=0
     )
+    steps: float = setting(1.0, "length", "× the suite's", above=0)
+    batch_scale: float = setting(1.0, "batch_size", "× the study's", above=0)
+    width_scale: float = setting(1.0, "model.width", "× the study's", above=0)
+    control: bool = setting(
+        False, "on the fair control's learning-rate schedule; lr_scale counts from the control's rate"
+    )
     tune: dict[str, list[Any]] = setting(
         {}, "grids whose best point is taken", above=0, keys=TUNABLE, least=1, increasing=True
     )
+    tuned_as: str | None = setting(None, "an arm whose best point this one takes")
     replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
     replay_seed: str = setting(
         "own", "replay the record of the same or the next seed", choices=("own", "next")
     )
     matched: str | None = setting(None, "an arm whose clip rate the strength of norm_clip is to reproduce")
     versus: str | None = setting(None, "the arm it is paired with; empty: the suite's reference")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A point of a sweep: of which arm, over which setting, how its name ends, and the value there."""
+
+    arm: str
+    key: str  # lr_scale | delta
+    tail: str
+    value: float
 
 
 @dataclass
@@ -362,17 +385,52 @@ class AblationConfig(StageConfig):
     shocks: list[str] = setting(
         [], "each arm also runs under each of these, paired with itself undisturbed", group="shock"
     )
+    lr_scales: list[float] = setting(
+        [], "each arm runs at each of these instead of its own lr_scale", above=0, increasing=True
+    )
+    deltas: list[float] = setting(
+        [], "each arm with EBC runs at each of these, too, as its delta", above=0, increasing=True
+    )
+
+    def swept(self) -> dict[str, Swept]:
+        """The points of the sweeps, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
+        out: dict[str, Swept] = {}
+        for name, arm in self.arms.items():
+            stabilizer = arm.settings.get("stabilizer")
+            ebc = isinstance(stabilizer, dict) and stabilizer.get("name") == "ebc"
+            points = [Swept(name, "lr_scale", f"_x{number(x)}", x) for x in self.lr_scales]
+            points += [Swept(name, "delta", f"_d{number(x)}", x) for x in self.deltas if ebc]
+            out |= {name + point.tail: point for point in points}
+        return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """The arms, and after each its shocked versions, `<arm>_<shock>`."""
+        """The arms, one for each point of those that are swept, and after each its shocked versions,
+        `<arm>_<shock>`."""
+        swept = self.swept()
         out: dict[str, ArmConfig] = {}
-        for name, arm in self.arms.items():
-            out[name] = arm
-            for shock in self.shocks:
-                shocked = {**arm.settings, "shock": {"name": shock}}
-                about = f"{arm.about or name}, {shock.replace('_', ' ')}"
-                out[f"{name}_{shock}"] = dataclasses.replace(arm, about=about, settings=shocked, versus=name)
+        for name in self.arms:
+            for label in [label for label, point in swept.items() if point.arm == name] or [name]:
+                arm = self._at(swept[label]) if label in swept else self.arms[name]
+                out[label] = arm
+                out |= {f"{label}_{shock}": _shocked(label, arm, shock) for shock in self.shocks}
         return out
+
+    def _at(self, point: Swept) -> ArmConfig:
+        """The arm at a point of its sweep, compared with the same point of the arm that it is compared
+        with."""
+        arm = self.arms[point.arm]
+        versus = f"{arm.versus}{point.tail}" if arm.versus in self.arms else arm.versus
+        said = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
+        about = f"{arm.about or point.arm}, {said}"
+        at: dict[str, Any] = {point.key: point.value}
+        return dataclasses.replace(arm, about=about, versus=versus, **at)
+
+
+def _shocked(label: str, arm: ArmConfig, shock: str) -> ArmConfig:
+    about = f"{arm.about or label}, {shock.replace('_', ' ')}"
+    return dataclasses.replace(
+        arm, about=about, settings={**arm.settings, "shock": {"name": shock}}, versus=label
+    )
 
 
 SLURM = ("slurm",)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .checks import check_settings, choice, need, need_gpu, validate_run
-from .choices import changed
+from .choices import changed, shaped
 from .dicts import run_part
 from .errors import UserError, nearest
 from .schema import (
@@ -104,7 +104,7 @@ def _study(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """The seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
-    return range(first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds))
+    return range(first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds))
 
 
 def _final_arms(arms: Sequence[str]) -> None:
@@ -176,7 +176,13 @@ def _suite(config: Config) -> None:
     )
     for name, arm in arms.items():
         _arm(name, arm, config)
-    sizes = {name: math.prod(map(len, arm.tune.values())) for name, arm in arms.items() if arm.tune}
+    sizes = {name: math.prod(map(len, arm.tune.values())) for name, arm in suite.arms.items() if arm.tune}
+    sweeps = bool(suite.lr_scales or suite.deltas)
+    need(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
+    copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
+    need(
+        not (suite.lr_scales and copies), f"ablation.lr_scales does not go with copies: {', '.join(copies)}."
+    )
     need(not (sizes and suite.shocks), "ablation.shocks goes with arms that have nothing to tune.")
     need(not sizes or "tune" in config.study.stages, "study.stages: arms with a grid need the stage tune.")
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
@@ -189,7 +195,7 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         bool(re.fullmatch(r"[a-z0-9][a-z0-9_]{0,59}", name)),
         f"{path}: an arm's name is lower-case letters, digits and _.",
     )
-    base = replace(run_part(config), steps=config.ablation.steps)
+    base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings})
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
@@ -205,6 +211,13 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     )
     need(not arm.matched or stabilizer == "norm_clip", f"{path}.matched goes with stabilizer norm_clip.")
     need(
+        not (arm.tune and arm.tuned_as), f"{path}: an arm has its own grid or another's best point, not both."
+    )
+    need(
+        not (arm.control and "lr_schedule" in arm.settings),
+        f"{path}.control sets the learning-rate schedule: leave settings.lr_schedule out.",
+    )
+    need(
         not (arm.tune and (arm.replay or arm.matched)),
         f"{path}: an arm that copies another has nothing to tune.",
     )
@@ -214,9 +227,11 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         ("replay", arm.replay, recorded),
         ("matched", arm.matched, recorded),
         ("versus", arm.versus, list(others)),
+        ("tuned_as", arm.tuned_as, [n for n, a in config.ablation.arms.items() if a.tune]),
     )
     for key, other, allowed in references:
         if other is not None:
+            need(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
             choice(f"{path}.{key}", other, allowed)
 
 

@@ -17,7 +17,7 @@ from .rules import Decision, Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec
 from .stage import Stage, Track
 from .statistics import paired
-from .suite import ready, run_of
+from .suite import point_of, ready, run_of, shape_of, transfer_of, windows_in_words, windows_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
     "val_loss",
@@ -50,9 +50,9 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     for track in ready(config, decisions, "ablation"):
         own: dict[tuple[str, int], RunSpec] = {}
         for (label, arm), seed in itertools.product(config.ablation.all_arms().items(), config.seeds):
-            if arm.replay or arm.matched or (arm.tune and "tune" not in decisions):
+            point = point_of(config, decisions, track, label, arm)
+            if arm.replay or arm.matched or point is None:
                 continue
-            point = decisions["tune"]["tracks"][track]["arms"][label]["point"] if arm.tune else {}
             run, scale = run_of(config, decisions, track, arm, config.ablation.steps, seed, point)
             own[label, seed] = _spec(track, label, run, scale)
         specs += own.values()
@@ -112,9 +112,12 @@ def decide(
             "arms": _arms(config, [s for s in specs if s.track == track], results, earlier),
             "sigma": earlier["lr_sweep"]["tracks"][track]["sigma"],
         }
+        tracks[track]["windows"] = windows_of(config, tracks[track]["arms"], results)
+        tracks[track]["transfer"] = transfer_of(config, tracks[track]["arms"], results)
         arms = tracks[track]["arms"]
         tracks[track]["best_by_seed"] = {str(s): _best_of(arms, results, str(s)) for s in config.seeds}
         notes += _notes(config, track, tracks[track])
+        notes += [f"{track}: {said}" for said in windows_in_words(tracks[track]["windows"])]
     compared = _add_differences(config, tracks, results, earlier)
     if all(math.isinf(loss) for loss in losses_of(specs, results)):
         raise Undecidable("ablation could not be judged: no run completed.")
@@ -136,10 +139,10 @@ def _arms(
         mine = [s.run for s in own if s.arm == label]
         reference = asked[label].versus or config.ablation.reference
         strengths = {x for run in mine if (x := run.stabilizer.strength) is not None}
-        tuned = earlier["tune"]["tracks"][arm["track"]]["arms"] if "tune" in earlier else {}
         arm |= {
             "about": asked[label].about or label,
-            "point": tuned.get(label, {}).get("point"),
+            "shape": shape_of(asked[label]),
+            "point": point_of(config, earlier, arm["track"], label, asked[label]) or None,
             "figures": _figures(arm, results),
             "strength": statistics.median(strengths) if strengths else None,
             "comparable": not any(run.final_windows for run in mine),

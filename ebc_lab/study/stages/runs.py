@@ -93,9 +93,9 @@ def with_target(run: RunConfig, target_kl: float) -> RunConfig:
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
-def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
+def completed(run: RunConfig, track: Mapping[str, Any], times: float = 1.0) -> RunConfig:
     """The run with a target KL that can be held, no guard without a bound, and the open gain of the `energy`
-    controller set from the baseline."""
+    controller set from the baseline: `times` the KL that it spent for each nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name != "surrogate":
@@ -105,7 +105,7 @@ def completed(run: RunConfig, track: Mapping[str, Any]) -> RunConfig:
     if (
         energy and run.controller.a is None and descent > 0
     ):  # otherwise the run is refused for its missing gain
-        gain = float(f"{track['natural_kl'] / descent:.4g}")
+        gain = float(f"{times * track['natural_kl'] / descent:.4g}")
         run = replace(run, controller=replace(run.controller, a=gain))
     return run
 

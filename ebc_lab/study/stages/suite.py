@@ -1,18 +1,24 @@
-"""What `tune` and `ablation` share: a suite's named arms, each the best baseline with some settings
-changed."""
+"""A suite's named arms, each the best baseline with some settings changed: their runs, for `tune` and
+`ablation`, and what a sweep over them shows."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from ebc_lab.config.choices import changed
+from ebc_lab.config.choices import changed, shaped
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 
-from .rules import Decision
+from .compare_arms import Arm, losses
+from .rules import Decision, Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
+from .statistics import WINDOW_NATS, paired, window
 
+SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
 Point = dict[str, float]
 
 
@@ -33,25 +39,191 @@ def run_of(
     seed: int,
     point: Point,
 ) -> tuple[RunConfig, float]:
-    """An arm's run at a point of its grid, and its LR scale.
+    """An arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual length.
 
     Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
     """
     swept = decisions["lr_sweep"]["tracks"][track]
     scale = point.get("lr_scale", arm.lr_scale)
-    run = changed(plain_run(config, swept, steps, seed, scale), searched(decisions, track) | arm.settings)
+    if arm.control:
+        scale *= swept["control"]["lr"] / swept["lr"]
+    run = shaped(plain_run(config, swept, steps, seed, scale), arm)
+    run = changed(run, searched(decisions, track) | arm.settings)
+    times = point.get("delta", arm.delta or 1.0)
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
         unit = swept["natural_kl"]
         if "calibrate" in decisions:
             found = decisions["calibrate"]["tracks"][track]
             unit = found["by_budget"].get(run.budget.name, found["delta_star"])
-        run = with_target(run, unit * point.get("delta", arm.delta or 1.0))
+        run = with_target(run, unit * times)
+    if arm.control:
+        run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
-    return completed(run, swept), scale
+    return completed(run, swept, times), scale
+
+
+def point_of(
+    config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
+) -> Point | None:
+    """What the stage tune chose for an arm: {} where nothing was to be tuned, None before it has decided.
+
+    What a sweep sets is not taken from there.
+    """
+    swept = config.ablation.swept().get(label)
+    source = arm.tuned_as or (swept.arm if swept else label)
+    if not arm.tuned_as and not arm.tune:
+        return {}
+    if "tune" not in decisions:
+        return None
+    point: Point = decisions["tune"]["tracks"][track]["arms"][source]["point"]
+    return {k: v for k, v in point.items() if not swept or k != swept.key}
 
 
 def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list[str]:
     """The tracks of a suite's stage, once every earlier stage that it builds on has decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
+
+
+def shape_of(arm: ArmConfig) -> str:
+    """How an arm's runs differ in size from the suite's, in words; empty where they do not."""
+    sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
+    return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
+
+
+# -- what a sweep shows
+# ----------------------------------------------------------------------------------------------
+
+
+def windows_of(
+    config: Config, arms: Mapping[str, Arm], results: Results
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Swept arm -> `lr_scale`, `delta` -> its points, its window, and how far it may be off."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for label, point in config.ablation.swept().items():
+        if label in arms:
+            own = found.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
+            own["points"].append(_point(label, point.value, arms[label], results))
+    for name, sweeps in found.items():
+        for own in sweeps.values():
+            own["points"].sort(key=lambda p: p["value"])
+            own["about"] = config.ablation.arms[name].about or name
+            own["shape"] = shape_of(config.ablation.arms[name])
+            own |= _spans(own["points"])
+    for name, sweeps in found.items():
+        yardstick = config.ablation.arms[name].versus or name
+        if "delta" in sweeps and "delta" in found.get(yardstick, {}):
+            sweeps["delta"] |= _from_any_start(yardstick, found[yardstick]["delta"], sweeps["delta"])
+    return found
+
+
+def _point(label: str, value: float, arm: Arm, results: Results) -> dict[str, Any]:
+    """One value of a swept setting. A seed that diverged has no loss, and then nor has their mean."""
+    own = losses(arm, results)
+    mean = statistics.fmean(own.values()) if own else math.inf
+    c = arm["figures"].get("c_median")
+    return {
+        "value": value,
+        "arm": label,
+        "lr": arm["lr"],
+        "delta_star": arm["delta_star"],
+        "loss": mean if math.isfinite(mean) else None,
+        "seeds": {seed: loss if math.isfinite(loss) else None for seed, loss in own.items()},
+        "rate": c * arm["lr"] if c is not None else None,
+    }
+
+
+def _losses(points: Sequence[Mapping[str, Any]]) -> dict[float, float]:
+    return {p["value"]: math.inf if p["loss"] is None else p["loss"] for p in points}
+
+
+def _spans(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The window of a sweep, the regret of four times its best value, the spread of its losses, and by how
+    much the effective rate differs between the window's ends."""
+    by_value = _losses(points)
+    span = window(by_value)
+    finite = all(map(math.isfinite, by_value.values()))
+    found: dict[str, Any] = {
+        "window": span,
+        "spread": max(by_value.values()) - min(by_value.values()) if finite else None,
+        "regret_x4": None,
+        "rate_octaves": None,
+    }
+    if span is None:
+        return found
+    further = next((x for x in by_value if math.isclose(x, 4 * span["best"], rel_tol=1e-3)), None)
+    if further is not None and math.isfinite(by_value[further]):
+        found["regret_x4"] = by_value[further] - span["loss"]
+    rates = {p["value"]: p["rate"] for p in points if p["rate"]}
+    if len(rates) == len(points):
+        low, high = (_between(rates, span[end]) for end in ("low", "high"))
+        found["rate_octaves"] = math.log2(high / low)
+    return found
+
+
+def _between(values: Mapping[float, float], at: float) -> float:
+    """A positive figure at a setting between two measured ones, linear in both logarithms."""
+    for (left, a), (right, b) in itertools.pairwise(sorted(values.items())):
+        if left <= at <= right:
+            share = math.log(at / left) / math.log(right / left)
+            return float(a * (b / a) ** share)
+    return values[min(values, key=lambda x: abs(math.log(x / at)))]
+
+
+def _from_any_start(yardstick: str, best: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """How far the worst start ends above the best point of the arm that a rule is measured by, and whether
+    that is near enough to need no tuning."""
+    if best["window"] is None:
+        return {"yardstick": yardstick, "worst": None, "every_start": False}
+    worst = max(_losses(own["points"]).values()) - best["window"]["loss"]
+    finite = math.isfinite(worst)
+    return {"yardstick": yardstick, "worst": worst if finite else None, "every_start": worst <= SAME_NATS}
+
+
+def octaves_in_words(span: Mapping[str, Any] | None) -> str:
+    """`at least 6.0 octaves`, where the window does not end within the grid."""
+    if span is None:
+        return "none: every run diverged"
+    least = "at least " * (span["open_low"] or span["open_high"])
+    return f"{least}{span['octaves']:.1f} octaves"
+
+
+def windows_in_words(windows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """One sentence for each sweep."""
+    for name, sweeps in windows.items():
+        if own := sweeps.get("lr_scale"):
+            regret = own["regret_x4"]
+            further = f"; at 4 times its best LR {regret:+.3f} nats" if regret is not None else ""
+            width = octaves_in_words(own["window"])
+            yield f"{name}: LR window (within {WINDOW_NATS:g} nats of its best) {width}{further}"
+        if own := sweeps.get("delta"):
+            rate = own["rate_octaves"]
+            of_rate = f", {abs(rate):.1f} of c·LR" if rate is not None else ""
+            said = f"{name}: δ* window {octaves_in_words(own['window'])}{of_rate}"
+            if own.get("yardstick") and own["worst"] is not None:
+                said += f"; its worst start ends {own['worst']:+.3f} nats from the best of {own['yardstick']}"
+            yield said
+
+
+def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[dict[str, Any]]:
+    """Of a suite whose arms are tuned at one size and run at others: at each other size the arm that was
+    tuned there again, and the regret of each of those that were not.
+
+    The regret is the difference in test loss that the arm has anyway; beside it stands that of every arm
+    with EBC from the plain one that kept its settings, too.
+    """
+    asked = config.ablation.all_arms()
+    found = []
+    for label, arm in asked.items():
+        kept = [n for n, a in asked.items() if a.tuned_as and a.versus == label and n in arms]
+        if arm.tuned_as or not kept or label not in arms:
+            continue
+        plain = [n for n in kept if not arms[n]["ebc"]]
+        pairs = {
+            n: paired(losses(arms[n], results), losses(arms[plain[0]], results))
+            for n in kept
+            if arms[n]["ebc"] and plain
+        }
+        found.append({"shape": shape_of(arm), "tuned": label, "kept": kept, "against_kept": pairs})
+    return found

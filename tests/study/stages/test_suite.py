@@ -11,6 +11,7 @@ import pytest
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import resolved
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.streams import read_columns
@@ -20,9 +21,10 @@ from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages import ablation, stage_of
 from ebc_lab.study.stages.runs import distinct
-from ebc_lab.study.stages.suite import run_of
+from ebc_lab.study.stages.suite import _spans, run_of
 
 EBC = {"stabilizer": {"name": "ebc"}}
+WARM = {"name": "trapezoid", "warmup_share": 0.25}
 NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}
 ARMS = {
     "plain": ArmConfig(about="nothing"),
@@ -48,8 +50,11 @@ SWEPT |= {"replicate_losses": [2.0, 2.01, 2.02]}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 
 
-def suite(tiny, arms=ARMS, *overrides, shocks=(), reference="plain"):
-    """A study that consists of a suite, on the small text."""
+ONCE = {"seeds": 1, "max_extensions": 0}
+
+
+def suite(tiny, arms=ARMS, *overrides, reference="plain", tune=ONCE, **more):
+    """A study that consists of a suite, on the small text. `more`: its shocks and sweeps."""
     config = compose(
         [*tiny, "data.sha256=" + "0" * 64, "dtype=float32", "launcher=inline", "seeds=[3,5]", *overrides]
     )
@@ -57,10 +62,8 @@ def suite(tiny, arms=ARMS, *overrides, shocks=(), reference="plain"):
         config,
         data=replace(config.data, sha256=None),
         study=replace(config.study, stages=["lr_sweep", "tune", "ablation"]),
-        tune=replace(config.tune, steps=20),
-        ablation=replace(
-            config.ablation, steps=30, arms=dict(arms), reference=reference, shocks=list(shocks)
-        ),
+        tune=replace(config.tune, steps=20, **tune),
+        ablation=replace(config.ablation, steps=30, arms=dict(arms), reference=reference, **more),
     )
     validate(config, study=True)
     return config
@@ -201,6 +204,12 @@ def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
         (
             {"plain": ArmConfig(), "b": ArmConfig(settings={**EBC, "budget": {"guard": "shrink"}})},
             "budget.guard goes with budget=surrogate",
+        ),
+        ({"plain": ArmConfig(), "b": ArmConfig(tuned_as="plain")}, "tuned_as=plain: there is no such arm"),
+        ({"plain": ArmConfig(), "b": ArmConfig(batch_scale=0.01)}, "probe_sequences must leave rows"),
+        (
+            {"plain": ArmConfig(), "b": ArmConfig(control=True, settings={"lr_schedule": WARM})},
+            "leave settings.lr_schedule out",
         ),
     ],
 )
@@ -357,6 +366,185 @@ def test_a_nan_never_wins_a_grid(tiny):
     config = named(tiny)
     decisions, _ = invented(config, lambda s: math.nan if s.role == "tuned" and s.lr_scale == 0.5 else 2.0)
     assert decisions["tune"]["tracks"]["adam_none"]["arms"]["tuned"]["point"]["lr_scale"] == 1
+
+
+def test_a_point_is_the_mean_of_its_seeds_and_one_that_diverged_counts(tiny):
+    def loss(s):
+        good = {(0.5, 0.1): (1.0, 2.2), (0.5, 10): (1.5, None), (1.0, 0.1): (1.4, 1.6), (1.0, 10): (1.7, 1.7)}
+        own = good.get((s.lr_scale, s.run.stabilizer.strength), (2.0, 2.0))
+        return own[s.run.seed - 100] if s.stage == "tune" else 2.0
+
+    decisions, _ = invented(named(tiny, tune={"seeds": 2, "max_extensions": 0}), loss)
+    found = decisions["tune"]["tracks"]["adam_none"]["arms"]["tuned"]
+    assert found["point"] == {"lr_scale": 1.0, "strength": 0.1}
+    assert (found["val_loss"], found["runs"]) == (pytest.approx(1.5), 8)
+
+
+def test_a_grid_grows_by_its_own_ratio_where_its_best_point_lies_on_an_edge(tiny):
+    arms = {"plain": ARMS["plain"], "b": ArmConfig(settings=NORM_CLIP, tune={"strength": [0.5, 1, 4]})}
+
+    def loss(s):
+        return 2 + abs(math.log2((s.run.stabilizer.strength or 1) / 30)) / 10
+
+    found, grids = {}, {}
+    for most in (0, 1, 2, 3):
+        config = named(tiny, arms, tune={"seeds": 1, "max_extensions": most})
+        decisions, results = invented(config, loss)
+        found[most] = decisions["tune"]["tracks"]["adam_none"]["arms"]["b"]
+        specs = stage_of("tune").runs(config, DECIDED, results)
+        grids[most] = [s.run.stabilizer.strength for s in specs]
+    assert grids == {0: [0.5, 1, 4], 1: [0.5, 1, 4, 16], 2: [0.5, 1, 4, 16, 64], 3: [0.5, 1, 4, 16, 64]}
+    assert [f["edges"] for f in found.values()] == [{"strength": "high"}, {"strength": "high"}, {}, {}]
+    assert found[3]["point"] == {"strength": 16}
+    assert found[3]["extended"] == [{"strength": 16}, {"strength": 64}]
+    assert any("grid grew by strength 64" in note for note in decisions["tune"]["notes"])
+
+
+def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny):
+    config = named(tiny, tune={"seeds": 1, "max_extensions": 1})
+    low = (0.5, 10)
+    _, results = invented(config, lambda s: 1.0 if (s.lr_scale, s.run.stabilizer.strength) == low else 2.0)
+    specs = stage_of("tune").runs(config, DECIDED, results)
+    assert [(s.lr_scale, s.run.stabilizer.strength) for s in specs[4:]] == [(0.25, 10), (0.5, 1000)]
+
+
+def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
+    config = named(tiny)
+    arm = ArmConfig(steps=4, width_scale=1.5, batch_scale=2, settings={"lr_schedule": WARM})
+    run, _ = run_of(config, DECIDED, "adam_none", arm, 30, 3, {})
+    assert (run.steps, run.batch_size) == (120, 2 * config.batch_size)
+    assert run.model.width == 1.5 * config.model.width
+    assert resolved(run).lr_schedule.warmup_steps == 30  # of its own length
+    odd, _ = run_of(config, DECIDED, "adam_none", ArmConfig(width_scale=1.01), 30, 3, {})
+    assert odd.model.width == config.model.width  # a multiple of the heads
+
+
+def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
+    shape = {"name": "trapezoid", "warmup_steps": 9, "decay_share": 0.5}
+    swept = {**SWEPT, "control": {"lr": 3e-2, "lr_schedule": shape}}
+    decided = {"lr_sweep": {"tracks": {"adam_none": swept}, "inputs_sha256": "x"}}
+    run, scale = run_of(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
+    assert (run.optimizer.lr, scale) == (pytest.approx(6e-2), pytest.approx(6))
+    assert {k: getattr(run.lr_schedule, k) for k in shape} == shape
+
+
+def test_an_arm_takes_the_best_point_of_another(tiny):
+    arms = {**ARMS, "like": ArmConfig(settings=NORM_CLIP, steps=2, tuned_as="tuned", versus="tuned")}
+    config = named(tiny, arms)
+    assert "like" not in {s.role for s in ablation.runs(config, DECIDED, {})}  # it waits, too
+    decisions, results = invented(config, lambda s: 2 + s.run.optimizer.lr + (s.run.stabilizer.strength or 0))
+    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    assert runs["like"].stabilizer == runs["tuned"].stabilizer
+    assert runs["like"].optimizer == runs["tuned"].optimizer
+    assert (runs["like"].steps, runs["tuned"].steps) == (60, 30)
+
+
+SWEEP = {
+    "plain": ArmConfig(about="nothing"),
+    "ebc": ArmConfig(settings=EBC, lr_scale=4, versus="plain", tune={"delta": [1, 3]}),
+}
+
+
+def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
+    config = named(tiny, SWEEP, reference="plain_x1", lr_scales=[1, 2], deltas=[0.5, 2])
+    arms = config.ablation.all_arms()
+    assert list(arms) == ["plain_x1", "plain_x2", "ebc_x1", "ebc_x2", "ebc_d0p5", "ebc_d2"]
+    assert arms["ebc_x2"].versus == "plain_x2"  # the same point of what it is compared with
+    decisions, results = invented(config, lambda s: 2.0 - s.run.budget.target_kl)
+    runs = {s.role: s.run for s in ablation.runs(config, decisions, results)}
+    assert runs["ebc_x2"].budget.target_kl == pytest.approx(3 * 0.02)
+    assert runs["ebc_d2"].budget.target_kl == pytest.approx(2 * 0.02)
+    assert runs["ebc_d2"].optimizer.lr == pytest.approx(4e-2)
+    found = decisions["ablation"]["tracks"]["adam_none"]
+    assert found["arms"]["ebc_x2"]["point"] == {"delta": 3}
+    assert found["arms"]["ebc_d2"]["point"] is None
+
+
+def swept_with(tiny, curve, **more):
+    """The windows of an arm whose loss by its LR scale is `curve`; None: diverged."""
+    scales = sorted(curve)
+    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
+    config = named(tiny, arms, reference="plain_x1", lr_scales=scales)
+    decisions, _ = invented(config, lambda s: curve[s.lr_scale] if s.role[0] == "b" else 2.0, **more)
+    return decisions["ablation"]["tracks"]["adam_none"]["windows"]["b"]["lr_scale"], decisions["ablation"]
+
+
+def test_the_window_of_a_learning_rate_in_octaves(tiny):
+    found, decision = swept_with(tiny, {1: 2.2, 2: 2.0, 4: 2.01, 8: 2.09, 16: None})
+    assert found["window"]["low"] == pytest.approx(2 * 2**-0.25)
+    assert found["window"]["high"] == pytest.approx(4 * 2**0.5)
+    assert found["window"]["octaves"] == pytest.approx(1.75)
+    assert found["regret_x4"] == pytest.approx(0.09)
+    assert found["spread"] is None  # one diverged
+    assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
+    said = "adam_none: b: LR window (within 0.05 nats of its best) 1.8 octaves; at 4 times its best LR +0.090"
+    assert any(note.startswith(said) for note in decision["notes"])
+    flat = "adam_none: plain: LR window (within 0.05 nats of its best) at least 4.0 octaves"
+    assert any(note.startswith(flat) for note in decision["notes"])
+
+
+def test_a_sweep_of_runs_that_all_diverge_has_no_window(tiny):
+    found, decision = swept_with(tiny, {1: None, 2: None})
+    assert (found["window"], found["regret_x4"]) == (None, None)
+    assert any(note.endswith("none: every run diverged") for note in decision["notes"])
+
+
+def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
+    arms = {
+        "fixed": ArmConfig(settings=EBC),
+        "rule": ArmConfig(settings={**EBC, "controller": {"name": "log_pi"}}, versus="fixed"),
+        "worse": ArmConfig(settings={**EBC, "controller": {"name": "agreement"}}, versus="fixed"),
+    }
+    config = named(tiny, arms, reference="fixed_d1", deltas=[0.5, 1, 2])
+    losses = {"fixed": (2.3, 2.0, 2.1), "rule": (2.01, 2.0, 2.02), "worse": (2.0, 2.0, 2.5)}
+
+    def loss(s):
+        name, _, start = s.role.partition("_d")
+        return losses[name][("0p5", "1", "2").index(start)]
+
+    decisions, _ = invented(config, loss, c_median=0.5)
+    found = {k: v["delta"] for k, v in decisions["ablation"]["tracks"]["adam_none"]["windows"].items()}
+    assert {k: v["every_start"] for k, v in found.items()} == {"fixed": False, "rule": True, "worse": False}
+    assert found["rule"]["worst"] == pytest.approx(0.02)
+    assert found["worse"]["spread"] == pytest.approx(0.5)
+    assert found["rule"]["yardstick"] == "fixed"
+    assert found["rule"]["rate_octaves"] == 0  # the same c at every start
+
+
+def test_the_effective_rate_between_the_ends_of_a_window():
+    points = [
+        {"value": 1.0, "loss": 2.0, "rate": 1e-3},
+        {"value": 2.0, "loss": 2.0, "rate": 8e-3},
+        {"value": 4.0, "loss": 2.1, "rate": 16e-3},
+    ]
+    found = _spans(points)
+    assert found["window"]["octaves"] == pytest.approx(1.5)
+    assert found["rate_octaves"] == pytest.approx(3.5)  # the rate is linear between, in octaves
+
+
+def test_energy_takes_its_start_as_a_multiple_of_its_gain(tiny):
+    arm = ArmConfig(delta=2, settings={**EBC, "controller": {"name": "energy"}})
+    run, _ = run_of(named(tiny), DECIDED, "adam_none", arm, 30, 3, {})
+    assert run.controller.a == pytest.approx(2 * 0.02 / 0.1)
+
+
+def test_a_regret_is_measured_by_what_was_tuned_again(tiny):
+    tuned = {"lr_scale": [1, 2]}
+    arms = {
+        "plain": ArmConfig(tune=tuned),
+        "ebc": ArmConfig(settings=EBC, tune={"delta": [1, 2]}),
+        "again": ArmConfig(steps=2, tune=tuned),
+        "plain_long": ArmConfig(steps=2, tuned_as="plain", versus="again"),
+        "ebc_long": ArmConfig(steps=2, settings=EBC, tuned_as="ebc", versus="again"),
+    }
+    losses = {"again": 1.8, "plain_long": 1.9, "ebc_long": 1.85}
+    decisions, _ = invented(named(tiny, arms), lambda s: losses.get(s.role, 2.0) + 0.01 * (s.run.seed % 2))
+    found = decisions["ablation"]["tracks"]["adam_none"]
+    [size] = found["transfer"]
+    assert (size["shape"], size["tuned"], size["kept"]) == ("2× steps", "again", ["plain_long", "ebc_long"])
+    assert found["arms"]["ebc_long"]["difference"]["mean"] == pytest.approx(0.05)
+    assert size["against_kept"]["ebc_long"]["mean"] == pytest.approx(-0.05)
+    assert found["arms"]["again"]["shape"] == "2× steps"
 
 
 def test_an_edge_of_a_grid_is_said(tiny):
