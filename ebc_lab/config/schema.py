@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -410,16 +411,18 @@ class AblationConfig(StageConfig):
         out: dict[str, ArmConfig] = {}
         for name in self.arms:
             for label in [label for label, point in swept.items() if point.arm == name] or [name]:
-                arm = self._at(swept[label]) if label in swept else self.arms[name]
+                arm = self._at(swept[label], swept) if label in swept else self.arms[name]
                 out[label] = arm
                 out |= {f"{label}_{shock}": _shocked(label, arm, shock) for shock in self.shocks}
         return out
 
-    def _at(self, point: Swept) -> ArmConfig:
+    def _at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
         """The arm at a point of its sweep, compared with the same point of the arm that it is compared
-        with."""
+        with, or with the reference where that has no such point."""
         arm = self.arms[point.arm]
-        versus = f"{arm.versus}{point.tail}" if arm.versus in self.arms else arm.versus
+        versus = arm.versus
+        if versus in self.arms:
+            versus = versus + point.tail if versus + point.tail in swept else None
         said = {"lr_scale": "at LR ×{:g}", "delta": "from δ* ×{:g}"}[point.key].format(point.value)
         about = f"{arm.about or point.arm}, {said}"
         at: dict[str, Any] = {point.key: point.value}

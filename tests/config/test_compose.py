@@ -141,8 +141,8 @@ def test_a_run_that_cannot_be_meant_is_refused(overrides, words):
 def test_an_arm_can_be_changed_on_the_command_line():
     config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
     assert config.ablation.arms["shadow"].lr_scale == 3
-    config = compose(["scale=smoke", "study=stabilizers", "ablation.arms.agc.tune.strength=[0.3,3]"])
-    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 3]
+    config = compose(["scale=smoke", "study=stabilizers", "ablation.arms.agc.tune.strength=[0.3,1,3]"])
+    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
 def test_a_named_choice_in_an_arm_is_what_its_file_says():

@@ -16,7 +16,7 @@ from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from .compare_arms import Arm, losses
 from .rules import Decision, Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
-from .statistics import WINDOW_NATS, paired, window
+from .statistics import ROUNDING, WINDOW_NATS, paired, window
 
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
 Point = dict[str, float]
@@ -178,7 +178,11 @@ def _from_any_start(yardstick: str, best: Mapping[str, Any], own: Mapping[str, A
         return {"yardstick": yardstick, "worst": None, "every_start": False}
     worst = max(_losses(own["points"]).values()) - best["window"]["loss"]
     finite = math.isfinite(worst)
-    return {"yardstick": yardstick, "worst": worst if finite else None, "every_start": worst <= SAME_NATS}
+    return {
+        "yardstick": yardstick,
+        "worst": worst if finite else None,
+        "every_start": worst <= SAME_NATS + ROUNDING,
+    }
 
 
 def octaves_in_words(span: Mapping[str, Any] | None) -> str:
