@@ -104,7 +104,9 @@ def _study(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """The seeds of the runs that decisions are made from."""
     first = config.study.stage_seed
-    return range(first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds))
+    return range(
+        first, first + max(config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds)
+    )
 
 
 def _final_arms(arms: Sequence[str]) -> None:
