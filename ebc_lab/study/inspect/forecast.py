@@ -193,7 +193,7 @@ def _figures(
         "runs": len(training),
         "done": len(done),
         "steps": steps,
-        "tokens": steps * config.batch_size * config.model.context,
+        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
         "eta_s": _seconds(left, config, rate, speed),
     }
 
