@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from ebc_lab.ebc import EllipsotopeClip
+from ebc_lab.ebc.options import BUDGETS
 
 PAD = 256  # after the 256 bytes
 VOCABULARY = 257
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--target-kl", type=float, default=0.005, help="nats per token; inf switches EBC off")
-    parser.add_argument("--budget", choices=("shadow", "fisher", "calibrated", "surrogate"), default="shadow")
+    parser.add_argument("--budget", choices=BUDGETS, default="shadow")
     options = parser.parse_args()
 
     torch.manual_seed(0)

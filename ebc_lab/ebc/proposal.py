@@ -72,7 +72,8 @@ class Proposal:
         norms = torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts])
         members = [j for i in layout.moving for j in layout.segments[i].members]
         gradients = {j: g for j in members if (g := layout.weights[j].grad) is not None}
-        torch._foreach_mul_([room.views[j] for j in gradients], list(gradients.values()))
+        if gradients:
+            torch._foreach_mul_([room.views[j] for j in gradients], list(gradients.values()))
         for j in set(members).difference(gradients):
             room.views[j].zero_()
         falls = torch.stack([part.sum(dtype=wide) for part in parts])

@@ -238,7 +238,7 @@ class ReferenceClip:
         trial: float,
         scale: Callable[[float, float], float],
     ) -> None:
-        """Measure the KL at `trial`, and again where that was far off; `scale`: (KL, trial) -> c unlimited."""
+        """Measure the KL at `trial`, again where that was far off; `scale`: (KL, trial) -> c, unlimited."""
         z = self._z(proposal.before, proposal.tokens)
         trial_model = copy.deepcopy(proposal.before)
         left = 3 if t < 20 else 1

@@ -1,5 +1,6 @@
 """How c is found: the golden bound and the golden shadow searches, entry for entry."""
 
+import itertools
 import math
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ebc_lab.ebc import clip_coefficient, mean_kl, trust_radius
-from ebc_lab.ebc.budget import shadow_search
-from ebc_lab.ebc.options import KL_FLOOR
+from ebc_lab.ebc.budget import Track, proposal_scale, shadow_search
+from ebc_lab.ebc.options import DRIFT, KL_FLOOR, SURPRISE
 
 fixed = settings(derandomize=True, deadline=None, max_examples=80)
 positive = st.floats(1e-6, 1e6)
@@ -133,3 +134,86 @@ def test_a_far_answer_is_measured_again(ratio, measured):
     found = search(lambda c: at_trial * (c / 0.1) ** 2, trial=0.1)
     assert found.c.item() == pytest.approx(0.1 * ratio)
     assert found.measurements == measured
+
+
+# -- predicted and measured ----------------------------------------------------------------------------------
+
+UNKNOWN = Track(f64(math.nan), f64(math.nan))
+
+
+def test_golden_track(own_golden):
+    values = own_golden["tracked"]
+    track = UNKNOWN
+    steps = []
+    for seen in values["seen"]:
+        track = track.later()
+        innovation = f64(math.nan)
+        if seen is not None:
+            innovation = track.innovation(f64(seen))
+            track = track.measured(f64(seen), 9 / values["tokens"])
+        steps.append([track.log_ratio.item(), track.variance.item(), innovation.item()])
+    for i, name in enumerate(("log_ratio", "variance", "innovation")):
+        want = [math.nan if v is None else v for v in values[name]]
+        assert [step[i] for step in steps] == pytest.approx(want, rel=1e-12, nan_ok=True), name
+
+
+def test_golden_proposal_scale(own_golden):
+    values = own_golden["tracked"]
+    found = proposal_scale(*(f64(values[name]) for name in ("fall", "grad_norm", "norm")))
+    assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
+
+
+@fixed
+@given(st.floats(-5, 5), st.integers(8, 4096))
+def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio, tokens):
+    track = UNKNOWN
+    variances = []
+    for _ in range(30):
+        track = track.later().measured(f64(ratio), 9 / tokens)
+        assert track.log_ratio.item() == pytest.approx(ratio, abs=1e-12)
+        variances.append(track.variance.item())
+    assert variances[0] == 9 / tokens
+    assert all(0 < b <= a for a, b in itertools.pairwise(variances))
+    prior = variances[-1] + DRIFT  # settled: what a measurement takes away is what a step adds
+    assert prior - prior**2 / (prior + 9 / tokens) == pytest.approx(variances[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_its_variance_is_the_square_of_its_error_where_the_ratio_drifts_as_assumed(tokens):
+    generator = torch.Generator().manual_seed(0)
+    noise = 9 / tokens
+
+    def draw(variance):
+        return variance**0.5 * torch.randn(4000, generator=generator, dtype=torch.float64)
+
+    ratio = torch.zeros(4000, dtype=torch.float64)
+    track = Track(*2 * [torch.full_like(ratio, math.nan)])
+    for _ in range(25):
+        ratio = ratio + draw(DRIFT)
+        seen = ratio + draw(noise)
+        track = track.later().measured(seen, noise)
+    error = (track.log_ratio - ratio).square().mean().item()
+    assert error == pytest.approx(track.variance.mean().item(), rel=0.1)
+    assert error < 0.75 * (seen - ratio).square().mean().item()
+
+
+@fixed
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_measurement_never_leads_beyond_itself(predicted, seen):
+    after = Track(f64(predicted), f64(0.05)).measured(f64(seen), 0.07).log_ratio.item()
+    assert min(predicted, seen) - 1e-12 <= after <= max(predicted, seen) + 1e-12
+    if abs(seen - predicted) > SURPRISE:
+        assert after == seen
+
+
+def test_a_scale_may_say_what_a_measurement_stands_for():
+    found = shadow_search(
+        lambda c: 0.5 * c**2,
+        f64(1e-2),
+        f64(0.1),
+        measurements=3,
+        floor=1e-7,
+        scale=lambda kl, trial: f64(0.25) * trial / trial,
+    )
+    assert found.c.item() == 0.25
+    assert found.measurements == 2

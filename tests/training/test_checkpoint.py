@@ -18,6 +18,8 @@ from ebc_lab.training.turns import Interrupted
     [
         ("adam", "surrogate"),
         ("muon", "shadow"),
+        ("adam", "tracked"),
+        pytest.param("muon", "tracked", marks=pytest.mark.slow),
         pytest.param("adam", "shadow", marks=pytest.mark.slow),
         pytest.param("muon", "surrogate", marks=pytest.mark.slow),
     ],

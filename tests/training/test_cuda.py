@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 ARMS = {
     "plain": {"stabilizer": {"name": "none"}},
     "shadow": {"stabilizer": {"name": "ebc"}, "budget": {"target_kl": 0.01, "schedule": "linear"}},
+    "tracked": {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked", "target_kl": 0.01}},
     "shadow under muon": {"stabilizer": {"name": "ebc"}, "optimizer": {"name": "muon", "momentum": 0.9}},
     "surrogate": {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate", "target_kl": 0.01}},
 }

@@ -40,8 +40,14 @@ FEW = {  # a kind of step each
     "plain": {"stabilizer": {"name": "none"}},
     "muon": {"optimizer": {"name": "muon", "momentum": 0.9, "weight_decay": 0.1}},
     "surrogate": {"budget": {"name": "surrogate"}},
+    "tracked": {"budget": {"name": "tracked"}},
 }
 MORE = {
+    "tracked under muon, every second step measures": {
+        "budget": {"name": "tracked", "measure_every": 2},
+        "optimizer": {"name": "muon", "momentum": 0.9},
+    },
+    "tracked, hidden matrices": {"budget": {"name": "tracked", "grouping": "matrices"}},
     "adamw on a falling budget": {
         "optimizer": {"name": "adamw", "weight_decay": 0.1},
         "budget": {"schedule": "linear"},
@@ -89,9 +95,15 @@ def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("ebc", "adam"), ("ebc", "muon"), ("none", "adam")])
-def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(run, tmp_path, name, optimizer):
-    run = changed(run, {"stabilizer": {"name": name}, "optimizer": {"name": optimizer}, "steps": 24})
+@pytest.mark.parametrize(
+    ("name", "optimizer", "budget"),
+    [("ebc", "adam", "shadow"), ("ebc", "muon", "tracked"), ("none", "adam", "shadow")],
+)
+def test_a_bad_gradient_inside_a_graph_is_skipped_with_the_state_untouched(
+    run, tmp_path, name, optimizer, budget
+):
+    settings = {"stabilizer": {"name": name}, "optimizer": {"name": optimizer}, "budget": {"name": budget}}
+    run = changed(run, {**settings, "steps": 24})
     recorded = {}
     for kind, graphs in (("eager", StepGraphs(None)), ("taped", StepGraphs(Tape))):
         (tmp_path / kind).mkdir()

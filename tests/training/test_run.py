@@ -134,6 +134,7 @@ def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
     columns = {}
     for name, settings in {
         "shadow": {"budget": {"target_kl": 0.005}},
+        "tracked": {"budget": {"name": "tracked", "target_kl": 0.005}},
         "fisher": {"budget": {"name": "fisher", "target_kl": 0.005}},
         "surrogate": {"budget": {"name": "surrogate", "target_kl": 0.005, "grouping": "tensor"}},
         "agreement": {"controller": {"name": "agreement"}},
@@ -150,6 +151,9 @@ def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
             assert np.nansum([steps[c.replace("beta_", "s_")] for c in measured], axis=0) == pytest.approx(
                 steps["surrogate"], rel=1e-6
             )
+    assert columns["tracked"] - columns["shadow"] == {
+        *("tracked_log_ratio", "tracked_variance", "tracked_scale", "innovation")
+    }
     assert columns["fisher"] - columns["shadow"] == {"predicted_kl"}
     assert {"guard", "surrogate", "radius"} <= columns["surrogate"]
     assert {"agreement", "predicted_kl"} <= columns["agreement"]
