@@ -331,18 +331,19 @@ class EllipsotopeClip(StabilizedOptimizer):
         noise = TOKEN_NOISE / proposal.batch.probe.count()
 
         def seen(kl: Tensor, trial: Tensor) -> Tensor:
-            return (kl / trial.square() / scale).log()
+            return (kl / trial.square() / scale).log() + noise / 2  # a noisy mean's log lies low by that
 
         def believed(kl: Tensor, trial: Tensor) -> Tensor:
             whole = scale * prior.measured(seen(kl, trial), noise).log_ratio.exp()
             return (delta / torch.where(whole.isfinite(), whole, kl / trial.square())).sqrt()
 
         found = self._search(stats, proposal, trial, believed)
-        x = seen(found.kl.clamp(min=self.floor), found.trial)
-        low = found.kl < self.floor  # it shows an upper bound of x
+        x = seen(found.kl, found.trial)
+        low = found.kl < self.floor
         unknown = low | found.skipped
         after = prior.measured(x, noise)
-        kept = torch.where(found.skipped, prior.log_ratio, torch.where(low, x, after.log_ratio))
+        most = (self.floor / found.trial.square() / scale).log()
+        kept = torch.where(found.skipped, prior.log_ratio, torch.where(low, most, after.log_ratio))
         stats.innovation = torch.where(unknown, torch.nan, prior.innovation(x))
         after = Track(kept, torch.where(unknown, torch.nan, after.variance))
         return after, torch.where(found.skipped, torch.nan, found.c)

@@ -293,7 +293,9 @@ class ReferenceClip:
 
         def scale(kl: float, trial: float) -> float:
             whole = kl / trial**2
-            return math.sqrt(self.delta / (P * math.exp(update(math.log(whole / P))[0]) if P else whole))
+            return math.sqrt(
+                self.delta / (P * math.exp(update(math.log(whole / P) + noise / 2)[0]) if P else whole)
+            )
 
         self._search(done, proposal, t, first or self.trial, scale)
         trial, kl = done.trace[-1]
@@ -301,9 +303,9 @@ class ReferenceClip:
             self.v = None
         elif P > 0:
             y = math.log(max(kl, self.floor) / trial**2 / P)
-            self.x, self.v = update(y) if kl >= self.floor else (y, None)
+            self.x, self.v = update(y + noise / 2) if kl >= self.floor else (y, None)
             if v is not None and x is not None and kl >= self.floor:
-                done.innovation = y - x
+                done.innovation = y + noise / 2 - x
         done.x, done.v = self.x, self.v
 
     def _proposal_scale(self, proposal: Proposal) -> float:

@@ -29,14 +29,14 @@ def test_the_first_measurement_is_believed_in_full_and_later_ones_in_part(make_g
     assert first.innovation.isnan()
     assert first.tracked_variance.item() == pytest.approx(9 / TOKENS)
     assert first.clip_coefficient.item() == pytest.approx(
-        min(1, 0.1 * math.sqrt(0.002 / first.trial_kl.item())), rel=1e-9
+        min(1, 0.1 * math.sqrt(0.002 / first.trial_kl.item() / math.exp(9 / TOKENS / 2))), rel=1e-9
     )
     before = first
     for step in steps:
         prior = before.tracked_variance.item() + 0.04
         gain = prior / (prior + 9 / TOKENS)
         x = before.tracked_log_ratio.item()
-        seen = math.log(step.trial_kl / step.trial**2 / step.tracked_scale)
+        seen = math.log(step.trial_kl / step.trial**2 / step.tracked_scale) + 9 / TOKENS / 2
         assert step.innovation.item() == pytest.approx(seen - x)
         assert step.tracked_log_ratio.item() == pytest.approx(x + gain * (seen - x))
         assert step.tracked_variance.item() == pytest.approx((1 - gain) * prior)
