@@ -147,13 +147,18 @@ class Track:
     log_ratio: Tensor
     variance: Tensor
 
+    @property
+    def known(self) -> Tensor:
+        """Whether x was measured, bool."""
+        return self.variance > 0
+
     def later(self) -> Track:
         """One step on: x may have drifted."""
         return Track(self.log_ratio, self.variance + DRIFT)
 
     def innovation(self, seen: Tensor) -> Tensor:
         """By how much a measured x exceeds this one; NaN where there is none to compare with."""
-        return torch.where(self.variance.isfinite(), seen - self.log_ratio, torch.nan)
+        return torch.where(self.known, seen - self.log_ratio, torch.nan)
 
     def measured(self, seen: Tensor, noise: Tensor | float) -> Track:
         """After a measurement of x, `seen`, whose variance is `noise`.

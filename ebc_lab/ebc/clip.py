@@ -289,26 +289,27 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _tracked_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
         """c of `tracked`, from the KL predicted and, if it is due, measured; NaN if none was finite."""
         assert stats.delta is not None
-        root = stats.delta.sqrt()
         scale = self._proposal_scale(stats, proposal)
-        usable = (scale > 0) & scale.isfinite()
+        usable = (scale > 0) & (scale < math.inf)
         prior = Track(self.log_ratio, self.variance).later()
-        known = usable & prior.variance.isfinite()
-        expected = clip_coefficient(root, (scale * prior.log_ratio.exp()).sqrt())  # NaN without an x
+        known = usable & prior.known
+        expected = (stats.delta / (scale * prior.log_ratio.exp())).sqrt().clamp(max=1)  # NaN without an x
         if self._measures_kl(proposal.t):
             trial = torch.where(known & (expected > 0), expected, self.trial)
-            after, c = self._tracked_by_measuring(stats, proposal, prior, scale, trial)
+            after, c = self._tracked_by_measuring(
+                stats, proposal, prior, torch.where(usable, scale, 0.0), trial
+            )
         else:
             after = prior
             cautious = torch.where(usable, torch.fmin(self.trial, expected), self.trial)
             c = torch.where(known, expected, cautious)
             self._start_from(c, proposal)
         moves = proposal.sound & usable
-        self.log_ratio.copy_(torch.where(moves, after.log_ratio, self.log_ratio))
-        self.variance.copy_(torch.where(moves, after.variance, self.variance))
         stats.tracked_scale = scale
-        stats.tracked_log_ratio = self.log_ratio.clone()
-        stats.tracked_variance = self.variance.clone()
+        stats.tracked_log_ratio = torch.where(moves, after.log_ratio, self.log_ratio)
+        stats.tracked_variance = torch.where(moves, after.variance, self.variance)
+        self.log_ratio.copy_(stats.tracked_log_ratio)
+        self.variance.copy_(stats.tracked_variance)
         return c
 
     def _proposal_scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
@@ -329,22 +330,23 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert self.floor is not None
         delta = stats.delta
         noise = TOKEN_NOISE / proposal.batch.probe.count()
+        seen: list[Tensor] = []  # x, by each measurement
+        believed: list[Track] = []
 
-        def seen(kl: Tensor, trial: Tensor) -> Tensor:
-            return (kl / trial.square() / scale).log() + noise / 2  # a noisy mean's log lies low by that
+        def believe(kl: Tensor, trial: Tensor) -> Tensor:
+            whole = kl / trial.square()
+            seen.append((whole / scale).log() + noise / 2)  # a noisy mean's log lies low by that
+            believed.append(prior.measured(seen[-1], noise))
+            tracked = scale * believed[-1].log_ratio.exp()
+            return (delta / torch.where(tracked > 0, tracked, whole)).sqrt()
 
-        def believed(kl: Tensor, trial: Tensor) -> Tensor:
-            whole = scale * prior.measured(seen(kl, trial), noise).log_ratio.exp()
-            return (delta / torch.where(whole.isfinite(), whole, kl / trial.square())).sqrt()
-
-        found = self._search(stats, proposal, trial, believed)
-        x = seen(found.kl, found.trial)
+        found = self._search(stats, proposal, trial, believe)
         low = found.kl < self.floor
         unknown = low | found.skipped
-        after = prior.measured(x, noise)
-        most = (self.floor / found.trial.square() / scale).log()
+        after = believed[-1]
+        most = seen[-1] - noise / 2  # what was seen of a KL below the floor is the floor
         kept = torch.where(found.skipped, prior.log_ratio, torch.where(low, most, after.log_ratio))
-        stats.innovation = torch.where(unknown, torch.nan, prior.innovation(x))
+        stats.innovation = torch.where(unknown, torch.nan, prior.innovation(seen[-1]))
         after = Track(kept, torch.where(unknown, torch.nan, after.variance))
         return after, torch.where(found.skipped, torch.nan, found.c)
 

@@ -56,7 +56,7 @@ def counted(training):
     ("settings", "forwards", "launches", "reads", "copies"),
     [
         pytest.param(NONE, 1, 132, 4, 0.5, id="none"),
-        pytest.param(TRACKED, 2, 331, 6, 1.5, id="tracked"),
+        pytest.param(TRACKED, 2, 283, 6, 1.5, id="tracked"),
         pytest.param(SHADOW, 2, 236, 6, 1.5, id="shadow"),
         pytest.param(SURROGATE, 1, 190, 6, 1.5, id="surrogate"),
         pytest.param(FISHER, 2, 950, 6, 3, id="fisher"),  # one of them forward-mode, hence its launches
