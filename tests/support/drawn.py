@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures.sheet import STYLE
-from ebc_lab.study.stages.statistics import paired
+from ebc_lab.study.stages.statistics import paired, window
 
 STEPS = 40
 BASELINE, CONTROL, FALLING = "baseline_x1", "baseline_x2_lrdecay", "ebc_d0p02_shadow_x4_lindelta"
@@ -324,3 +324,22 @@ def expected_names(*tracks: str) -> set[str]:
     arms |= {f"{t}_{FALLING}_groups" for t in tracks}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
     return arms | own | {"lr_sweep", "pareto", "overhead"}
+
+
+def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict[str, Any]:
+    """What a decision says of a swept arm: its loss by the setting's value, None where a seed diverged."""
+    points = [
+        {
+            "value": value,
+            "arm": f"{label}{value:g}",
+            "lr": 0.001 * value,
+            "delta_star": more.get("delta_star", 0.01 * value),
+            "loss": loss,
+            "seeds": {"0": loss, "1": None if loss is None else loss + 0.01},
+            "rate": None,
+        }
+        for value, loss in losses.items()
+    ]
+    span = window({value: math.inf if loss is None else loss for value, loss in losses.items()})
+    found = {"about": label, "shape": "", "points": points, "window": span, "spread": None}
+    return found | {"regret_x4": None, "rate_octaves": None} | more

@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from .sheet import (
     page,
     stack,
 )
+from .windows import window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
@@ -78,7 +79,10 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     decision = decisions[section]
     for track, found in decision["tracks"].items():
         tail, arms = f"_{track}" * (len(decision["tracks"]) > 1), found["arms"]
-        forest = draw_forest(facts, track, found, rows_of(root, found), decision["rule"])
+        for name, sheet in window_pictures(facts, track, found):
+            yield Picture(f"{name}{tail}", "verdict", sheet)
+        arms = told_apart(found)
+        forest = draw_forest(facts, track, found, rows_of(root, {**found, "arms": arms}), decision["rule"])
         yield Picture(f"ablation{tail}", "verdict", forest)
         all_arms = Gathered({}, [], {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
@@ -94,6 +98,17 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             yield Picture(f"recovery{tail}", section, sheet)
 
 
+def told_apart(found: Mapping[str, Any]) -> Arms:
+    """The arms that have pictures of their own: of the points of a sweep the best one, and the reference."""
+    best, swept = {found["reference"]}, set()
+    for sweeps in found.get("windows", {}).values():
+        for own in sweeps.values():
+            at = own["window"]["best"] if own["window"] else own["points"][0]["value"]
+            best |= {p["arm"] for p in own["points"] if p["value"] == at}
+            swept |= {p["arm"] for p in own["points"]}
+    return {label: arm for label, arm in found["arms"].items() if label in best or label not in swept}
+
+
 def _arm_pictures(
     root: Path, facts: Facts, arms: Arms, tail: str, natural_kl: float, all_arms: Gathered
 ) -> Iterator[Picture]:
@@ -101,23 +116,31 @@ def _arm_pictures(
     references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
     for label, arm in arms.items():
         runs = references[label] if label in references else read_runs(root, arm)
+        specs = read_results(root, arm, "spec")
+        own_facts = _sized(facts, specs)
         of = arm["versus"] or label
         itself = of == label
         rival = Rival(of, runs if itself else references.get(of, []), in_words(arm), itself=itself)
-        own = {"loss": draw_loss(facts, label, arm, runs, rival)}
+        own = {"loss": draw_loss(own_facts, label, arm, runs, rival)}
         if arm["ebc"]:
             own |= {
-                "clip": draw_clip(facts, label, arm, runs),
-                "kl": draw_kl(facts, label, arm, runs, natural_kl),
+                "clip": draw_clip(own_facts, label, arm, runs),
+                "kl": draw_kl(own_facts, label, arm, runs, natural_kl),
             }
-            if sheet := draw_groups(facts, label, arm, runs):
+            if sheet := draw_groups(own_facts, label, arm, runs):
                 own["groups"] = sheet
             if measured := tightness_of(runs):
                 all_arms.tight[label] = measured
             all_arms.courses[label] = course_of(runs)
         for kind, sheet in own.items():
             yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
-        all_arms.recoveries += recovery_of(label, arm, runs, read_results(root, arm, "spec"))
+        all_arms.recoveries += recovery_of(label, arm, runs, specs)
+
+
+def _sized(facts: Facts, specs: Mapping[str, Mapping[str, Any]]) -> Facts:
+    """The study's facts with the tokens of a step of these runs."""
+    run = next((spec["config"] for spec in specs.values() if "batch_size" in spec.get("config", {})), None)
+    return replace(facts, tokens_per_step=run["batch_size"] * run["model"]["context"]) if run else facts
 
 
 def in_words(arm: Mapping[str, Any]) -> str:

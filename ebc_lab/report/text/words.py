@@ -13,6 +13,7 @@ from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, show_difference
+from ebc_lab.study.stages.suite import octaves_in_words
 
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
@@ -337,6 +338,8 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     if not arms:
         text = "No arm completed a run that can be compared."
         return {"judged": "undecided", "word": "No answer.", "text": text}
+    if any("lr_scale" in own for own in found.get("windows", {}).values()):
+        return _window_answer(found["windows"])
     best = min(arms, key=lambda n: arms[n]["test_median"])
     text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
     told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
@@ -347,6 +350,15 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     if difference:
         text += f" Against {arms[best]['versus']}, {best} is {gap(difference, joint=True)}."
     return {"judged": "undecided", "word": "Best arm: " + best + ".", "text": text}
+
+
+def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of a suite that sweeps the learning rate: the widest window, and all of them in order."""
+    spans = {name: own["lr_scale"]["window"] for name, own in windows.items() if "lr_scale" in own}
+    order = sorted(spans, key=lambda n: -(spans[n]["octaves"] if spans[n] else -1.0))
+    said = "; ".join(f"{name} {octaves_in_words(spans[name])}" for name in order)
+    text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {said}."
+    return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
 
 
 _SUITE_COUNTS = {

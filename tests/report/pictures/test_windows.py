@@ -1,0 +1,119 @@
+"""The pictures of a suite's sweeps: each arm's line and window where its figures put them."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+from support.drawn import sweep, words_of
+
+from ebc_lab.report.pictures import png
+from ebc_lab.report.pictures.sheet import STYLE, Facts
+from ebc_lab.report.pictures.suite import told_apart
+from ebc_lab.report.pictures.windows import window_pictures
+from ebc_lab.report.text.words import suite_answer
+
+FACTS = Facts("sweeps", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
+WIDE = {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
+NARROW = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}
+
+
+def arm(label, *, ebc=False, mean=0.1):
+    runs = {"0": f"{label}_s0", "1": f"{label}_s1"}
+    difference = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "seeds": 2, "method": "t"}
+    return {"ebc": ebc, "runs": runs, "outcomes": {"completed": 2}, "about": label, "difference": difference}
+
+
+def found_of(windows, **more):
+    points = [p["arm"] for sweeps in windows.values() for own in sweeps.values() for p in own["points"]]
+    return {
+        "reference": points[0] if points else "",
+        "arms": {p: arm(p) for p in points},
+        "windows": windows,
+    } | more
+
+
+def drawn(found):
+    with matplotlib.rc_context(fname=STYLE):
+        return dict(window_pictures(FACTS, "adam_none", found))
+
+
+RATES = {
+    "plain": {"lr_scale": sweep(NARROW, "plain", delta_star=None)},
+    "ebc": {"lr_scale": sweep(WIDE, "ebc", delta_star=0.01)},
+}
+
+
+def test_the_windows_of_the_learning_rate_are_bars_under_the_losses():
+    sheet = drawn(found_of(RATES))["lr_windows"]
+    top, bottom = sheet.axes[1], sheet.axes[0]
+    lines = [line for line in top.get_lines() if len(line.get_xdata()) == 4]
+    assert [list(line.get_ydata()) for line in lines][1] == list(WIDE.values())
+    assert np.isnan(lines[0].get_ydata()[3])  # broken where a seed diverged
+    assert any(line.get_marker() == "x" for line in top.get_lines())
+    bars = {line.get_ydata()[0]: list(line.get_xdata()) for line in bottom.get_lines() if line.get_lw() == 5}
+    assert bars[1] == pytest.approx([0.001, 0.008])
+    span = RATES["plain"]["lr_scale"]["window"]
+    assert bars[0] == pytest.approx([0.001 * span["low"], 0.001 * span["high"]])
+    assert [line.get_marker() for line in bottom.get_lines() if line.get_ydata()[0] == 1][-2:] == ["<", ">"]
+    said = words_of(sheet)
+    assert "ebc  at least 3.0 octaves" in said
+    assert sheet.alt.endswith("Widest window: ebc, at least 3.0 octaves.")
+    assert png(sheet).startswith(b"\x89PNG")
+
+
+def test_rules_are_drawn_by_size_and_judged_by_the_fixed_target():
+    windows = {
+        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
+        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
+        "fixed_long": {"delta": sweep(WIDE, "long", shape="3× steps", yardstick="fixed_long", worst=0.02)},
+    }
+    sheet = drawn(found_of(windows))["delta_windows"]
+    assert [axes.get_title(loc="left") for axes in sheet.axes] == ["3× steps", "the usual length"]
+    assert "rule  worst start +0.020" in words_of(sheet)
+    assert sheet.alt.endswith("Every start ends within 0.02 nats of the best fixed δ*: rule.")
+
+
+def test_a_sweep_in_which_every_run_diverged_is_drawn():
+    lost = {"plain": {"lr_scale": sweep({1: None, 2: None}, "plain", delta_star=None)}}
+    sheet = drawn(found_of(lost))["lr_windows"]
+    assert "plain  none: every run diverged" in words_of(sheet)
+    assert png(sheet).startswith(b"\x89PNG")
+
+
+def test_regrets_stand_in_rows_at_each_size():
+    arms = {
+        "plain_long": arm("plain as tuned", mean=0.1),
+        "ebc_long": arm("EBC as tuned", ebc=True, mean=0.02),
+    }
+    sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": {}}]
+    sheet = drawn({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
+    [axes] = sheet.axes
+    marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
+    assert marks == {"s": 0.1, "o": 0.02}
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "4× steps: plain as tuned",
+        "4× steps: EBC as tuned",
+    ]
+    assert sheet.alt.endswith(
+        "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
+    )
+
+
+def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
+    found = found_of(RATES)
+    found["arms"]["unswept"] = arm("unswept")
+    assert set(told_apart(found)) == {"plain1", "plain2", "ebc1", "unswept"}
+
+
+def test_a_suite_without_sweeps_has_no_such_pictures():
+    assert drawn(found_of({})) == {}
+
+
+def test_the_answer_names_the_widest_window():
+    found = found_of(RATES)
+    for label in found["arms"]:
+        found["arms"][label] |= {"comparable": True, "test_median": 2.0}
+    said = suite_answer(found)
+    assert said["word"] == "Widest window: ebc."
+    assert "ebc at least 3.0 octaves; plain" in said["text"]
