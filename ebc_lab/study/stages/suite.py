@@ -218,9 +218,10 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
     with EBC from the plain one that kept its settings, too.
     """
     asked = config.ablation.all_arms()
+    copies = {n: a.versus for n, a in asked.items() if a.tuned_as and n in arms}
     found = []
     for label, arm in asked.items():
-        kept = [n for n, a in asked.items() if a.tuned_as and a.versus == label and n in arms]
+        kept = [n for n, versus in copies.items() if versus == label]
         if arm.tuned_as or not kept or label not in arms:
             continue
         plain = [n for n in kept if not arms[n]["ebc"]]

@@ -130,14 +130,16 @@ def _decided(arm: ArmConfig, tried: Tried, results: Results, sigma: float) -> di
     chosen = dict(winner or next(iter(tried)))
     grids = {key: [dict(point)[key] for point in tried] for key in chosen}
     edges = {k: edge_of(grids[k], v) for k, v in chosen.items() if len(set(grids[k])) > 1}
+    losses = [_mean(own, results) for own in tried.values()]
+    extended = list(tried)[len(points(arm)) :]
     return {
         "point": chosen,
         "run_id": tried[winner][0].run_id if winner else None,
         "val_loss": _mean(tried[winner], results) if winner else None,
         "runs": sum(map(len, tried.values())),
-        "extended": [dict(point) for point in list(tried)[len(points(arm)) :]],
+        "extended": list(map(dict, extended)),
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([_mean(own, results) for own in tried.values()], sigma),
+        "margin_sigma": margin_sigma(losses, sigma),
     }
 
 
