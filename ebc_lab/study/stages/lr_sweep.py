@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ebc_lab.config.schema import Config, LRScheduleConfig, RunConfig
+from ebc_lab.records.figures import RunResult
 
 from .rules import (
     Decision,
@@ -27,7 +28,8 @@ from .rules import (
 )
 from .runs import distinct, plain_run, scheduled, spec_of, waiting
 from .spec import RunSpec
-from .stage import Figure, Stage, Track
+from .stage import Figure, Scenario, Stage, Track
+from .stage import invented as invented_by_default
 from .statistics import noise as noise_floor
 
 Pair = tuple[str, str]  # optimizer, projection
@@ -196,7 +198,16 @@ def decide(
     winners = sweep_winners(grid, results)
     refuse_without_tracks(winners, "lr_sweep", grid, results)
     kept = kept_tracks(config, winners, results)
-    tracks = {t: _decided(config, winners[t], [s for s in specs if s.track == t], results) for t in kept}
+    tracks: dict[str, Any] = {}
+    dropped = []
+    for track in kept:
+        try:
+            own = [s for s in specs if s.track == track]
+            tracks[track] = _decided(config, winners[track], own, results)
+        except Undecidable as why:
+            dropped.append(str(why))
+    if not tracks:
+        raise Undecidable(" ".join(dropped))
     pairs = _pairs(config, grid, winners, results, kept)
     rule = (
         "the grid's lowest validation loss; at the length of the finals, the lowest of constant rates around "
@@ -204,7 +215,7 @@ def decide(
         f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times; sigma is the "
         "standard deviation of the baseline's fresh replicate seeds"
     )
-    notes = _notes(config, tracks, pairs)
+    notes = [*_notes(config, tracks, pairs), *dropped]
     return make_decision(
         "lr_sweep", rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
     )
@@ -372,6 +383,18 @@ def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
     return replace(spec, run=replace(spec.run, optimizer=optimizer))
 
 
+def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+    """At the most, another warm-up or shape than the control's first wins, so that its peaks are looked at
+    again."""
+    result = invented_by_default(config, scenario, spec, nth)
+    own = spec.run.lr_schedule
+    sweep = config.lr_sweep
+    first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
+    if spec.role == "control" and own != first and not scenario.merged:
+        result["val_loss"] = 1.0 + 1e-6 * nth
+    return result
+
+
 def headline(track: Track) -> str:
     control = track["control"]
     return (
@@ -416,6 +439,7 @@ STAGE = Stage(
         Figure("control.val_loss"),
     ),
     follow_up=follow_up,
+    invented=invented,
     title="Learning rate, noise and a fair control",
     about="Without EBC: which optimizer is best, and at which constant learning rate, how much luck there is "
     "in a loss (σ, the spread over replicate seeds), how far predictions move by themselves (the natural "
