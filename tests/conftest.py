@@ -48,9 +48,7 @@ def tiny(text_file: Path) -> list[str]:
         "lr_sweep.steps=15",
         "lr_sweep.grids.adam=[1e-2,2e-2,4e-2]",
         "lr_sweep.max_extensions=0",
-        "calibrate.steps=15",
         "calibrate.max_extra=1",
-        "lr_scale.steps=15",
         "finals.steps=25",
         "device=cpu",
     ]
