@@ -3,10 +3,11 @@
     python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g.
     seeds=[0,1,2,3,4]
 
-In each study all arms have the same true loss (or every EBC arm is worse by exactly the margin). Seeds
-differ, runs differ, and the validation loss that picks the best arm shares the run's luck with the test loss
-that judges it. Counted are the studies in which any arm is said to beat the baseline or the fair control, and
-those that call EBC no worse.
+In each study all arms have the same true loss (or every EBC arm is worse by exactly the margin, or only EBC
+at its highest rate, by exactly the LR window's). Seeds differ, runs differ, and the validation loss that
+picks the best arm shares the run's luck with the test loss that judges it. Counted are the studies in which
+any arm is said to beat the baseline or the fair control, or the plain arm at its own rate, and those that
+call EBC no worse or its window wide.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def settings(overrides: Sequence[str] = ()) -> Config:
 
 def decided(config: Config) -> dict[str, Decision]:
     """What the finals build on: an lr, the noise, a target KL and a scale that no other arm has."""
-    control = {"lr": 4e-3, "lr_scale": 1.0}
+    schedule = {"name": "trapezoid", "warmup_steps": 100, "decay_share": 0.4}
+    control = {"lr": 4e-3, "lr_scale": 1.0, "lr_schedule": schedule}
     swept = {
         "optimizer": "adam",
         "projection": "none",
@@ -54,20 +56,24 @@ def decided(config: Config) -> dict[str, Decision]:
     }
     found = {
         "lr_sweep": swept | {"replicate_losses": [2.0, 2.02, 2.04]},
-        "calibrate": {"budget": "shadow", "delta_star": 0.02, "by_budget": {"shadow": 0.02}},
+        "calibrate": {"budget": "tracked", "delta_star": 0.02, "by_budget": {"tracked": 0.02}},
         "lr_scale": {"lr_scale": 4.0},
     }
     return {stage: {"inputs_sha256": stage, "tracks": {"adam_none": track}} for stage, track in found.items()}
 
 
 def invented(
-    specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float
+    specs: Sequence[RunSpec], draw: random.Random, worse: float, diverging: float, narrow: float
 ) -> dict[str, dict[str, Any]]:
-    """Results of runs whose truth is known: EBC arms `worse` in nats, a share of runs `diverging`."""
+    """Results of runs whose truth is known: EBC arms `worse` in nats and `narrow` more at the highest rate, a
+    share of runs `diverging`."""
     seeds = {s.run.seed: draw.gauss(2.0, SEEDS_SD) for s in specs}
+    highest = max(s.lr_scale for s in specs)
     results: dict[str, dict[str, Any]] = {}
     for spec in specs:
-        loss = draw.gauss(seeds[spec.run.seed], RUNS_SD) + worse * (spec.run.stabilizer.name == "ebc")
+        loss = draw.gauss(seeds[spec.run.seed], RUNS_SD)
+        if spec.run.stabilizer.name == "ebc":
+            loss += worse + narrow * (spec.lr_scale == highest)
         whole = draw.random() >= diverging
         figures = {
             f"{split}_loss": draw.gauss(loss, SPLIT_SD) if whole else None for split in ("val", "test")
@@ -85,26 +91,37 @@ def judged(
 
 
 def simulate(
-    config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0
+    config: Config,
+    studies: int,
+    *,
+    worse: float = 0.0,
+    diverging: float = 0.0,
+    narrow: float = 0.0,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """Shares of studies: `beats` anything, `no_worse` by each line of the verdict; mean `seeds`."""
+    """Shares of studies: `beats` the baseline or the control, `beats_rate` the plain arm at its rate,
+    `no_worse` by each line of the verdict, a wide `window`; mean `seeds`."""
     decisions = decided(config)
     draw = random.Random(seed)
     looks = seeds_of(config, decisions)
-    found = {"beats": 0.0, "uncorrected": 0.0, "x2_no_worse": 0.0, "best_no_worse": 0.0, "seeds": 0.0}
+    counted = ("beats", "beats_rate", "uncorrected", "x2_no_worse", "best_no_worse", "window", "seeds")
+    found = dict.fromkeys(counted, 0.0)
     for _ in range(studies):
-        results = cast(Results, invented(looks[-1], draw, worse, diverging))
+        results = cast(Results, invented(looks[-1], draw, worse, diverging, narrow))
         decision = judged(config, decisions, looks, results)
         [track] = decision["tracks"].values()
-        differences = [d for family in track["differences"].values() for d in family.values()]
+        families = track["differences"]
+        differences = [*families["baseline"].values(), *families["control"].values()]
         lines = {line["name"]: line for line in track["verdict"]}
         claims = [d["judged"] for d in differences] + [
             "beats" for line in lines.values() if line.get("beats")
         ]
         found["beats"] += "beats" in claims
+        found["beats_rate"] += "beats" in [d["judged"] for d in families["rate"].values()]
         found["uncorrected"] += any(d["alone"] == "beats" for d in differences)
         found["x2_no_worse"] += lines["x2_no_worse_than_baseline"]["verdict"] == "pass"
         found["best_no_worse"] += lines["best_ebc_no_worse_than_control"]["verdict"] == "pass"
+        found["window"] += lines["lr_window"]["verdict"] == "pass"
         found["seeds"] += len(next(iter(track["arms"].values()))["runs"])
     return {k: v / studies for k, v in found.items()}
 
@@ -132,12 +149,14 @@ def main(studies: int, overrides: Sequence[str]) -> None:
             "no effect": {},
             "no effect, one run in 20 diverges": {"diverging": 0.05},
             "EBC worse by the margin": {"worse": config.finals.margin},
+            "EBC at ×8 worse by the window's margin": {"narrow": config.finals.window_margin},
         }
         for truth, how in truths.items():
-            worse = how.get("worse", 0.0)
-            found = simulate(config, studies, worse=worse, diverging=how.get("diverging", 0.0))
+            found = simulate(config, studies, **how)
             shares = f"beats {found['beats']:.1%} (uncorrected {found['uncorrected']:.1%})"
+            shares += f", at its rate {found['beats_rate']:.1%}"
             passes = f"no worse: ×2 {found['x2_no_worse']:.1%}, best {found['best_no_worse']:.1%}"
+            passes += f"; wide window {found['window']:.1%}"
             print(f"{kind}, {truth}: {shares}; {passes}; {found['seeds']:.1f} seeds")
 
 
