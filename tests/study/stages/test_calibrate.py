@@ -1,0 +1,239 @@
+"""The calibration: δ* by loss over a grid that grows at its edges; or, as published, by the band of c."""
+
+import pytest
+from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played
+
+from ebc_lab.study.inspect.forecast import planned
+from ebc_lab.study.stages import calibrate, stage_of
+from ebc_lab.study.stages.rules import Undecidable
+
+BAND = ("calibrate.choose=band", "calibrate.multiples=[0.75,1,1.25,1.5,2]", "calibrate.lr_scale=2")
+
+
+def after_the_sweep(*overrides):
+    """A configuration, and its sweep's decision: natural KL 0.01, baseline 2e-3."""
+    config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", *overrides)
+    return config, {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
+
+
+def targets(specs):
+    return [s.run.budget.target_kl for s in specs]
+
+
+def nearest(best):
+    """The nearer to this δ*, the better."""
+    return lambda s: done(2 + abs(s.run.budget.target_kl - best), 0.2)
+
+
+def track_of(config, decisions, answer):
+    return decided("calibrate", config, decisions, answer)["tracks"]["adam_none"]
+
+
+# -- by loss -------------------------------------------------------------------------------------------------
+
+
+def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_need_no_warm_up():
+    config, decisions = after_the_sweep()
+    waves, specs, _ = played("calibrate", config, decisions, nearest(0.0125))
+    assert len(waves) == 1
+    assert targets(specs) == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
+    for s in specs:
+        assert (s.run.steps, s.run.optimizer.lr, s.lr_scale) == (600, 8 * 2e-3, 8)
+        assert (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps) == ("trapezoid", 0)
+        assert (s.run.stabilizer.name, s.run.budget.schedule) == ("ebc", "hold_decay")
+
+
+def test_the_lowest_loss_wins_whatever_its_c():
+    config, decisions = after_the_sweep()
+    found = track_of(config, decisions, nearest(0.0125))
+    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)
+    assert found["times_natural"] == pytest.approx(1.25)
+    assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
+    assert found["losses"] == pytest.approx({"0.01": 2.0025, "0.0125": 2, "0.016": 2.0035, "0.02": 2.0075})
+
+
+@pytest.mark.parametrize(
+    ("best", "more"),
+    [
+        (0.021, [0.025]),  # 0.02·0.02/0.016
+        (1.0, [0.025, 0.0313, 0.0392]),
+        (0.0095, [0.008]),  # 0.01·0.01/0.0125
+        (1e-3, [0.008, 0.0064, 0.00512]),
+    ],
+)
+def test_a_best_on_the_edge_extends_the_grid_at_its_own_spacing(best, more):
+    config, decisions = after_the_sweep()
+    waves, specs, results = played("calibrate", config, decisions, nearest(best))
+    assert targets(specs)[4:] == pytest.approx(more)
+    assert all(len(wave) == 1 for wave in waves[1:])
+    decision = calibrate.decide(config, specs, results, decisions)
+    on_edge = len(more) == config.calibrate.max_extra
+    assert (decision["tracks"]["adam_none"]["edge"] is not None) == on_edge
+    assert any("est tried" in note for note in decision["notes"]) == on_edge
+
+
+def test_no_more_points_than_allowed():
+    config, decisions = after_the_sweep("calibrate.max_extra=0")
+    waves, _, _ = played("calibrate", config, decisions, nearest(1.0))
+    assert len(waves) == 1
+
+
+def test_several_seeds_of_each_target_count_by_their_mean():
+    config, decisions = after_the_sweep("calibrate.seeds=3")
+
+    def answer(s):
+        """0.0125 is best under seed 100 by far, 0.016 in the mean."""
+        lucky = -0.02 if (s.run.budget.target_kl, s.run.seed) == (0.0125, 100) else 0.0
+        return done(2 + lucky + abs(s.run.budget.target_kl - 0.016) * 10)
+
+    _, specs, results = played("calibrate", config, decisions, answer)
+    assert {s.run.seed for s in specs} == {100, 101, 102}
+    assert len(specs) == 4 * 3
+    found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    assert (found["delta_star"], found["seeds"]) == (0.016, 3)
+    assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
+    assert len(found["ranked"]) == 4  # one run stands for each
+
+
+def test_a_target_of_which_one_seed_diverged_does_not_win():
+    config, decisions = after_the_sweep("calibrate.seeds=2")
+
+    def answer(s):
+        unlucky = (s.run.budget.target_kl, s.run.seed) == (0.016, 101)
+        return DIVERGED if unlucky else nearest(0.016)(s)
+
+    assert track_of(config, decisions, answer)["delta_star"] == 0.0125
+
+
+def test_a_target_that_diverged_was_tried_all_the_same():
+    """So the one below it is no edge: the grid does not grow there, and the δ* window ends there."""
+    config, decisions = after_the_sweep()
+
+    def answer(s):
+        return DIVERGED if s.run.budget.target_kl == 0.02 else nearest(1.0)(s)
+
+    waves, specs, results = played("calibrate", config, decisions, answer)
+    assert len(waves) == 1
+    found = calibrate.decide(config, specs, results, decisions)["tracks"]["adam_none"]
+    assert (found["delta_star"], found["edge"]) == (0.016, None)
+    assert not found["delta_window"]["open_high"]
+    assert found["delta_window"]["open_low"]
+    assert "0.02" not in found["losses"]
+
+
+@pytest.mark.parametrize("losses", [{"tracked": 2.0, "shadow": 1.9}, {"tracked": 1.9, "shadow": 2.0}])
+def test_budgets_at_the_same_target_are_told_apart(losses):
+    config, decisions = after_the_sweep("calibrate.budgets=[tracked,shadow]")
+    found = track_of(
+        config,
+        decisions,
+        lambda s: done(losses[s.run.budget.name] + abs(s.run.budget.target_kl - 0.0125)),
+    )
+    best = min(losses, key=losses.get)
+    assert (found["budget"], found["val_loss"]) == (best, 1.9)
+    assert found["by_budget"] == {"tracked": 0.0125, "shadow": 0.0125}
+    assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
+
+
+def test_targets_below_what_the_budget_can_hold_are_raised_to_it_once():
+    config, decisions = after_the_sweep("calibrate.multiples=[0.0005,0.001,1]")
+    _, specs, _ = played("calibrate", config, decisions, nearest(0.0))
+    assert targets(specs) == [2e-5, 0.01]  # 1e-6 where hold_decay ends, at a twentieth; none lower is tried
+
+
+@pytest.mark.parametrize("bad", [DIVERGED, FAILED], ids=["diverged", "failed"])
+def test_runs_that_all_went_wrong_neither_extend_nor_stall(bad):
+    config, decisions = after_the_sweep()
+    waves, specs, results = played("calibrate", config, decisions, lambda s: bad)
+    assert len(waves) == 1
+    with pytest.raises(Undecidable, match="calibrate could not decide"):
+        calibrate.decide(config, specs, results, decisions)
+
+
+def test_a_track_without_a_completed_run_is_left_out():
+    config = config_of("lr_sweep.keep=all")
+    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(8e-3))}
+
+    def answer(s):
+        return DIVERGED if s.run.optimizer.name == "adam" else nearest(0.0125)(s)
+
+    decision = decided("calibrate", config, decisions, answer)
+    assert list(decision["tracks"]) == ["muon_none"]
+    decisions["calibrate"] = decision
+    assert {s.track for s in stage_of("lr_scale").runs(config, decisions, {})} == {"muon_none"}
+
+
+# -- by the band ---------------------------------------------------------------------------------------------
+
+
+def in_band(cs):
+    """These median c, by rising δ*, with rising losses."""
+    at = {}
+
+    def answer(s):
+        at.setdefault(s.run.budget.target_kl, len(at))
+        nth = at[s.run.budget.target_kl]
+        return done(2.0 + nth, cs[nth])
+
+    return answer
+
+
+def test_by_the_band_the_best_loss_inside_it_wins():
+    config, decisions = after_the_sweep(*BAND)
+    found = track_of(config, decisions, in_band((0.2, 0.4, 0.55, 0.65, 0.9)))
+    assert (found["delta_star"], found["in_band"]) == (0.0125, True)
+    assert found["margin_sigma"] == pytest.approx(1.0 / found["sigma"])
+
+
+def test_outside_the_band_the_nearest_is_taken_and_that_is_said():
+    config, decisions = after_the_sweep(*BAND, "calibrate.max_extra=0")
+    decision = decided("calibrate", config, decisions, in_band((0.1, 0.2, 0.3, 0.45, 0.9)))
+    assert decision["tracks"]["adam_none"]["delta_star"] == 0.015
+    assert not decision["tracks"]["adam_none"]["in_band"]
+    assert any("nearest" in n for n in decision["notes"])
+
+
+def test_the_grid_is_enough_when_a_median_c_is_in_the_band():
+    config, decisions = after_the_sweep(*BAND)
+    waves, specs, _ = played("calibrate", config, decisions, lambda s: done(2.0, 0.6))
+    assert targets(specs) == [0.0075, 0.01, 0.0125, 0.015, 0.02]
+    assert len(waves) == 1
+    assert all(s.lr_scale == 2 and s.run.optimizer.lr == 4e-3 for s in specs)
+
+
+def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
+    config, decisions = after_the_sweep(*BAND, "calibrate.multiples=[1,4]")
+    _, specs, _ = played(
+        "calibrate",
+        config,
+        decisions,
+        lambda s: done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9),
+    )
+    assert targets(specs) == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
+
+
+@pytest.mark.parametrize(("c", "deltas"), [(0.1, [0.04, 0.08, 0.16]), (0.9, [0.00375, 0.00188, 0.00094])])
+def test_a_grid_on_one_side_of_the_band_is_extended_by_two(c, deltas):
+    config, decisions = after_the_sweep(*BAND)
+    _, specs, _ = played("calibrate", config, decisions, lambda s: done(2.0, c))
+    assert targets(specs)[5:] == pytest.approx(deltas, rel=1e-2)
+
+
+def test_by_the_band_the_stages_own_seed_says_where_c_lies():
+    config, decisions = after_the_sweep(*BAND, "calibrate.seeds=2", "calibrate.max_extra=1")
+    _, specs, _ = played(
+        "calibrate", config, decisions, lambda s: done(2.0, 0.6 if s.run.seed == 101 else 0.1)
+    )
+    assert len(specs) == 2 * (5 + 1)
+
+
+# -- the forecast --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["loss", "band"])
+def test_the_forecast_knows_how_often_it_may_extend(rule):
+    config = config_of("optimizer=adam", f"calibrate.choose={rule}", "study.name=nowhere")
+    found = planned(config)["stages"]["calibrate"]
+    grid = len(config.calibrate.multiples)
+    runs = [found[k]["runs"] for k in ("min", "expected", "max")]
+    assert runs == [grid, grid + 1, grid + config.calibrate.max_extra]

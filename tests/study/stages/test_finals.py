@@ -1,0 +1,227 @@
+"""The finals: which arms there are, what they are compared with, and the line about the LR window."""
+
+import random
+
+import pytest
+from support.played import DIVERGED, config_of, decided_through, done, played
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.stages import finals, stage_of
+
+TRACK = "adam_none"
+EARLIER = [
+    "baseline",
+    "control",
+    "ebc_x2",
+    "ebc_chosen",
+    "none_chosen",
+    "ebc_lindelta",
+    "ebc_lindelta_lrdecay",
+]
+
+
+def spread(spec):
+    return done(2 + abs(spec.run.optimizer.lr - 4e-3) + 0.01 * (spec.run.seed % 100))
+
+
+def before(*overrides, chosen=None, control=None):
+    """A configuration and the decisions that its finals build on; baseline 2e-3.
+
+    `chosen`: the scale of lr_scale; `control`: the fair control's.
+    """
+    config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", *overrides)
+    decisions = decided_through("lr_scale", config, spread)
+    if chosen:
+        decisions["lr_scale"]["tracks"][TRACK]["lr_scale"] = chosen
+    if control:
+        found = decisions["lr_sweep"]["tracks"][TRACK]["control"]
+        found |= {"lr_scale": control, "lr": 2e-3 * control}
+    return config, decisions
+
+
+def arms(*roles):
+    return f"finals.arms=[{','.join(roles)}]"
+
+
+def runs_of(config, decisions, role):
+    return [s.run for s in stage_of("finals").runs(config, decisions, {}) if s.role == role]
+
+
+# -- the arms ------------------------------------------------------------------------------------------------
+
+
+def test_the_arms_are_ebc_at_two_rates_and_the_control_at_the_same():
+    config, decisions = before()
+    specs = stage_of("finals").runs(config, decisions, {})
+    train = [s for s in specs if s.kind == "train"]
+    assert list(dict.fromkeys(s.role for s in train)) == config.finals.arms
+    rate = {s.role: s.run.optimizer.lr for s in train}
+    assert rate == pytest.approx(
+        {
+            "baseline": 2e-3,
+            "control": 4e-3,
+            "ebc_x2": 4e-3,
+            "ebc_x8": 16e-3,
+            "control_x2": 4e-3,
+            "control_x8": 16e-3,
+        }
+    )
+    for s in train:
+        schedule = (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps)
+        if s.role == "baseline":
+            assert schedule[0] == "constant"
+        else:
+            assert schedule == ("trapezoid", 0 if s.role.startswith("ebc") else 100)
+        assert s.run.evaluate == ["val", "test"]
+        assert (s.run.stabilizer.name == "ebc") == s.role.startswith("ebc")
+    calibrated = decisions["calibrate"]["tracks"][TRACK]
+    own = {(s.run.budget.name, s.run.budget.target_kl) for s in train if s.role.startswith("ebc")}
+    assert own == {(calibrated["budget"], calibrated["delta_star"])}
+    assert sum(s.kind == "overhead" for s in specs) == 1
+
+
+def test_identical_runs_are_one_arm_with_two_roles():
+    config, decisions = before(control=2.0)
+    specs = stage_of("finals").runs(config, decisions, {})
+    train = [s for s in specs if s.kind == "train"]
+    assert len({s.run_id for s in train}) == 5 * len(config.seeds)
+    results = {s.run_id: spread(s) for s in specs}
+    found = finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    assert found["roles"]["control"] == found["roles"]["control_x2"]
+    assert found["arms"][found["roles"]["control"]]["roles"] == ["control", "control_x2"]
+
+
+def test_any_other_rate_can_be_asked_for():
+    config, decisions = before(arms("baseline", "control", "ebc_x2", "ebc_x16", "control_x0.5"))
+    assert {run.optimizer.lr for run in runs_of(config, decisions, "ebc_x16")} == {32e-3}
+    assert {run.optimizer.lr for run in runs_of(config, decisions, "control_x0.5")} == {1e-3}
+
+
+@pytest.mark.parametrize(("chosen", "runs"), [(2.0, 6), (1.0, 6), (4.0, 7)])
+def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
+    config, decisions = before("study.lr_schedule=constant", arms(*EARLIER), chosen=chosen)
+    train = [s for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"]
+    assert {s.role for s in train} == set(EARLIER)
+    assert len({s.run_id for s in train}) == runs * 3
+    named = {}
+    for s in train:
+        named.setdefault(s.arm, set()).add((s.run.seed, s.run_id))
+    assert all(len(a) == 3 for a in named.values())  # two arms never share a name
+    falling = next(s for s in train if s.role == "ebc_lindelta")
+    found = decisions["calibrate"]["tracks"][TRACK]
+    assert falling.run.budget.target_kl == pytest.approx(2 * found["delta_star"], rel=1e-2)
+    assert falling.lr_scale == 2 * chosen
+
+
+def test_arm_names_say_what_is_in_them():
+    config, decisions = before()
+    named = {s.role: s.arm for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"}
+    assert named["baseline"] == "adam_none_baseline_x1"
+    assert named["control"] == named["control_x2"] == "adam_none_baseline_x2_trapezoid_w100"
+    assert named["control_x8"] == "adam_none_baseline_x8_trapezoid_w100"
+    delta = f"{decisions['calibrate']['tracks'][TRACK]['delta_star']:g}".replace(".", "p")
+    assert named["ebc_x8"] == f"adam_none_ebc_d{delta}_tracked_x8_holddelta_trapezoid_w0"
+    config, decisions = before("study=published", arms(*EARLIER))
+    named = {s.role: s.arm for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"}
+    assert named["ebc_x2"] == "adam_none_ebc_d0p03_surrogate_x2"
+    assert named["control"].endswith("_lrdecay")
+    assert named["ebc_lindelta_lrdecay"].endswith("_lindelta_lrdecay")
+
+
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [
+        (["baseline", "control", "ebc_x2", "ebc_x"], ["ebc_x is unknown", "as in ebc_x8"]),
+        (["baseline", "control", "ebc_x2", "ebc_x0"], ["ebc_x0 is unknown"]),
+        (["baseline", "control", "ebc_x2", "ebc_xtwo"], ["ebc_xtwo is unknown"]),
+        (["baseline", "control", "ebc_x2", "none_choosen"], ["did you mean none_chosen"]),
+        (["baseline", "control", "ebc_x8"], ["finals.arms lacks ebc_x2"]),
+        (["control", "ebc_x2"], ["finals.arms lacks baseline"]),
+        (["baseline", "ebc_x2"], ["finals.arms lacks control"]),
+        (["baseline", "control", "ebc_x2", "ebc_x2"], ["finals.arms", "twice"]),
+        ([], ["finals.arms"]),
+    ],
+)
+def test_arms_that_cannot_be_are_refused_in_one_sentence(roles, words):
+    with pytest.raises(UserError) as caught:
+        compose(["scale=smoke", arms(*roles)])
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert str(caught.value).count("\n") == 0
+
+
+# -- what is compared ----------------------------------------------------------------------------------------
+
+
+def judged(gap, *, sd=0.001, plain=1.0, bad=(), overrides=()):
+    """The finals' track, with EBC at its highest rate `gap` nats behind its lowest, paired up to `sd`, and
+    plain arms behind by `plain`; roles in `bad` diverge."""
+    config, decisions = before(*overrides)
+    draw = random.Random(0)
+
+    def answer(s):
+        behind = {"ebc_x8": gap, "control_x8": plain}.get(s.role, 0.0)
+        return DIVERGED if s.role in bad else done(2 + behind + draw.gauss(0, sd), kl_ratio_median=1.0)
+
+    _, specs, results = played("finals", config, decisions, answer)
+    return finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+
+
+def line_of(track):
+    return {line["name"]: line for line in track["verdict"]}.get("lr_window")
+
+
+@pytest.mark.parametrize(
+    ("gap", "sd", "verdict"), [(0.0, 0.001, "pass"), (0.1, 0.001, "fail"), (0.02, 0.02, "undecided")]
+)
+def test_the_window_is_ebc_at_its_highest_rate_against_its_lowest(gap, sd, verdict):
+    track = judged(gap, sd=sd)
+    line = line_of(track)
+    assert line["verdict"] == verdict
+    assert line["question"] == "test loss of EBC at LR ×8 ≤ EBC at ×2 + 0.02"
+    assert (line["arm"], line["reference"]) == (track["roles"]["ebc_x8"], track["roles"]["ebc_x2"])
+    assert line["difference"]["mean"] == pytest.approx(gap, abs=3 * sd)
+    plain = line["plain"]["difference"]["mean"]
+    assert plain == pytest.approx(1.0, abs=3 * sd)
+    assert line["figure"].endswith(f"; without EBC {plain:+.4f} nats")
+
+
+def test_a_window_in_which_ebc_diverges_is_a_fail_and_a_plain_arm_that_does_is_said():
+    assert line_of(judged(0.0, bad=("ebc_x8",)))["verdict"] == "fail"
+    line = line_of(judged(0.0, bad=("control_x8",)))
+    assert line["verdict"] == "pass"
+    assert line["figure"].endswith("without EBC 3 of 3 runs diverged")
+
+
+def test_the_window_spans_the_lowest_and_the_highest_rate_however_they_are_written():
+    many = arms("baseline", "control", "ebc_x8.0", "ebc_x2", "ebc_x16", "ebc_x0.5", "control_x2")
+    track = judged(0.0, overrides=(many,))
+    assert track["lr_windows"]["ebc"]["scales"] == [0.5, 16]
+    assert "control" not in track["lr_windows"]
+    assert "without EBC" not in line_of(track)["figure"]
+
+
+def test_with_ebc_at_one_rate_there_is_no_line_about_a_window():
+    track = judged(0.0, overrides=(arms("baseline", "control", "ebc_x2", "control_x2", "control_x8"),))
+    assert line_of(track) is None
+    assert track["lr_windows"].keys() == {"control"}
+
+
+def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_its_rate():
+    track = judged(0.01, plain=0.5)
+    role = track["roles"]
+    differences = track["differences"]
+    assert set(differences["control"]) == {role["ebc_x2"], role["ebc_x8"]}
+    assert set(differences["rate"]) == {role["ebc_x2"], role["ebc_x8"]}
+    assert differences["rate"][role["ebc_x8"]]["mean"] == pytest.approx(0.01 - 0.5, abs=0.005)
+    assert set(differences["baseline"]) == set(track["arms"]) - {role["baseline"]}
+    assert {d["comparisons"] for d in differences["rate"].values()} == {2}
+
+
+def test_the_published_study_has_six_lines_and_no_window():
+    config, decisions = before("study=published")
+    _, specs, results = played("finals", config, decisions, spread)
+    track = finals.decide(config, specs, results, decisions)["tracks"][TRACK]
+    assert len(track["verdict"]) == 6
+    assert line_of(track) is None
+    assert set(track["differences"]) == {"baseline", "control"}

@@ -1,0 +1,144 @@
+"""How far the learning rate can rise: the scale that is chosen, the headroom, and the LR windows."""
+
+import pytest
+from support.played import DIVERGED, config_of, decided, decided_through, done, played
+
+from ebc_lab.study.stages import lr_scale, stage_of
+from ebc_lab.study.stages.rules import Undecidable
+
+TRACK = "adam_none"
+ONE_RATE = ("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_scale.scales=[1,2,4,8]")
+
+
+def spread(spec):
+    """Losses that decide a sweep: best at 4e-3 (constant: 2e-3), replicates 0.01 apart."""
+    return done(2 + abs(spec.run.optimizer.lr - 4e-3) + 0.01 * (spec.run.seed % 100), surrogate_median=1.0)
+
+
+def calibrated(*overrides):
+    config = config_of(*ONE_RATE, *overrides)
+    return config, decided_through("calibrate", config, spread)
+
+
+def scaled(ebc, none, c=None, clip_rate=None, overrides=()):
+    """The stage's decision, of losses by scale, None where a run diverged."""
+    config, decisions = calibrated(*overrides)
+
+    def answer(s):
+        losses = ebc if s.role == "ebc" else none
+        if losses[s.lr_scale] is None:
+            return DIVERGED
+        more = {"clip_rate": (clip_rate or {}).get(s.lr_scale, 0.5)} if s.role == "ebc" else {}
+        return done(losses[s.lr_scale], (c or {}).get(s.lr_scale, 0.6), **more)
+
+    return decided("lr_scale", config, decisions, answer)
+
+
+LEVEL = {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.0}
+
+
+def test_it_asks_for_every_scale_on_the_schedules_that_are_compared():
+    config, decisions = calibrated()
+    decisions["lr_sweep"]["tracks"][TRACK]["control"]["lr_schedule"]["warmup_steps"] = 77
+    _, specs, _ = played("lr_scale", config, decisions, spread)
+    assert {(s.role, s.lr_scale) for s in specs} == {(r, x) for r in ("none", "ebc") for x in (1, 2, 4, 8)}
+    for s in specs:
+        schedule = (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps)
+        assert schedule == ("trapezoid", 0 if s.role == "ebc" else 77)  # EBC warms up by itself
+        assert s.run.optimizer.lr == pytest.approx(2e-3 * s.lr_scale)
+        assert s.run.steps == config.finals.steps
+    at_8 = next(s for s in specs if (s.role, s.lr_scale) == ("ebc", 8))
+    assert at_8.run_id == decisions["calibrate"]["tracks"][TRACK]["run_id"]  # trained already
+
+
+def test_without_a_schedule_the_plain_arm_has_none():
+    config, decisions = calibrated("study.lr_schedule=constant")
+    _, specs, _ = played("lr_scale", config, decisions, spread)
+    assert {s.run.lr_schedule.name for s in specs} == {"constant"}
+    ids = {s.run_id for s in specs}
+    assert decisions["lr_sweep"]["tracks"][TRACK]["run_id"] in ids  # ×1 is the baseline itself
+
+
+def test_the_plain_run_at_one_is_asked_for_whatever_the_scales():
+    config, decisions = calibrated("lr_scale.scales=[2,4]")
+    _, specs, _ = played("lr_scale", config, decisions, spread)
+    assert [s.lr_scale for s in specs if s.role == "none"] == [1, 2, 4]
+    assert [s.lr_scale for s in specs if s.role == "ebc"] == [2, 4]
+
+
+def test_the_lowest_loss_of_ebc_is_chosen_whatever_its_c():
+    found = scaled({1: 2.1, 2: 2.0, 4: 1.9, 8: 2.0}, LEVEL, c={1: 0.6, 2: 0.6, 4: 0.1, 8: 0.6})
+    assert found["tracks"][TRACK]["lr_scale"] == 4
+    assert not found["tracks"][TRACK]["in_band"]
+    assert not any("band" in note for note in found["notes"])
+    assert found["tracks"][TRACK]["margin_sigma"] == pytest.approx(0.1 / 0.01)
+
+
+def test_by_the_band_only_scales_inside_it_are_candidates():
+    by_band = ("calibrate.choose=band",)
+    losses = {1: 2.1, 2: 2.0, 4: 1.9, 8: 1.8}
+    found = scaled(losses, LEVEL, c={1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}, overrides=by_band)
+    assert found["tracks"][TRACK]["lr_scale"] == 2
+    found = scaled(losses, LEVEL, c={1: 0.3, 2: 0.2, 4: 0.1, 8: 0.75}, overrides=by_band)
+    assert found["tracks"][TRACK]["lr_scale"] == 8
+    assert any("the nearest was taken" in note for note in found["notes"])
+
+
+def test_inert_scales_count_as_one_candidate_the_smallest():
+    inert = {1: 0.6, 2: 1.0, 4: 0.995, 8: 1.0}
+    found = scaled({1: 2.5, 2: 2.02, 4: 2.01, 8: 2.0}, LEVEL, clip_rate=inert)
+    track = found["tracks"][TRACK]
+    assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (2, True, True)
+    assert any("LR inert" in n and "×2, ×4, ×8" in n for n in found["notes"])
+    assert len(track["ranked"]) == 2
+
+
+def test_headroom_is_the_largest_scale_within_one_sigma_of_the_best_without_ebc():
+    found = scaled({1: 2.0, 2: 2.0, 4: 1.999, 8: 2.5}, {1: 2.1, 2: 1.99, 4: 1.999, 8: None})
+    track = found["tracks"][TRACK]
+    assert track["sigma"] == pytest.approx(0.01)
+    assert track["baseline_val_loss"] == 1.99
+    assert track["headroom"] == {"none": 4.0, "ebc": 4.0}
+    assert not track["headroom_is_tautology"]
+
+
+def test_at_a_constant_rate_the_reference_is_the_plain_run_at_one():
+    constant = ("study.lr_schedule=constant",)
+    found = scaled(LEVEL, {1: 2.1, 2: 1.99, 4: 2.105, 8: 2.2}, overrides=constant)
+    assert found["tracks"][TRACK]["baseline_val_loss"] == 2.1
+    assert found["tracks"][TRACK]["headroom"]["none"] == 4
+
+
+def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
+    found = scaled({1: 2.06, 2: 2.0, 4: 2.0, 8: 2.0}, {1: 2.0, 2: 2.04, 4: None, 8: None})
+    windows = found["tracks"][TRACK]["lr_window"]
+    assert (windows["none"]["low"], windows["none"]["high"]) == (1, 2)
+    assert (windows["none"]["open_low"], windows["none"]["open_high"]) == (True, False)
+    assert windows["ebc"]["low"] == pytest.approx(2 ** (1 / 6))
+    assert windows["ebc"]["open_high"]
+    [headline] = stage_of("lr_scale").headlines(found)
+    assert "none ≥ 1.0 octaves" in headline
+    assert "ebc ≥ 2.8 octaves" in headline
+    shown = {label: (figure, remark) for label, figure, remark in lr_scale.STAGE.rows(found["tracks"][TRACK])}
+    assert shown["LR window, without EBC"][0] == "1.0 octaves"
+    assert "open at the low end" in shown["LR window, without EBC"][1]
+
+
+def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide():
+    nothing = dict.fromkeys(LEVEL)
+    with pytest.raises(Undecidable):
+        scaled(LEVEL, nothing)
+    with pytest.raises(Undecidable):
+        scaled(nothing, LEVEL)
+
+
+def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
+    config, decisions = calibrated("budget=surrogate")
+    _, specs, results = played("lr_scale", config, decisions, spread)
+    fixed = [s for s in specs if s.role == "fixed_tau"]
+    assert [s.lr_scale for s in fixed] == [1, 2, 4, 8]
+    assert {s.run.budget.target_kl for s in fixed} == {0.09}  # (0.6·1/2)²
+    assert {s.run.controller.name for s in fixed} == {"fixed"}
+    assert all(s.arm.endswith("_fixedtau") for s in fixed)
+    found = lr_scale.decide(config, specs, results, decisions)["tracks"][TRACK]
+    assert set(found["lr_window"]) == {"none", "ebc", "surrogate_x1", "fixed_tau"}

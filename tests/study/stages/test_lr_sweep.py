@@ -1,0 +1,271 @@
+"""The sweep: the grid at its own length; then, at the finals', constant rates, replicates, and the search for
+the fair control, one factor at a time."""
+
+import pytest
+from support.played import DIVERGED, FAILED, by_lr, config_of, decided, done, played, rates
+
+from ebc_lab.study.stages import lr_sweep, stage_of
+from ebc_lab.study.stages.rules import Undecidable
+
+BEST = 4e-3
+
+
+@pytest.fixture(scope="module")
+def config():
+    return config_of("optimizer=adam")
+
+
+def controls(specs):
+    """(lr, schedule, warm-up) of the control's runs, in the order they were asked for."""
+    own = [s.run for s in specs if s.role == "control"]
+    return [(run.optimizer.lr, run.lr_schedule.name, run.lr_schedule.warmup_steps) for run in own]
+
+
+def landscape(peak=BEST, warmup=100, shape="trapezoid", constant=BEST / 4):
+    """Grid and control are best at `peak`, with this warm-up and shape; constant rates at `constant`."""
+
+    def answer(spec):
+        run = spec.run
+        at = constant if spec.role in ("baseline", "replicate") else peak
+        loss = 2 + 10 * abs(run.optimizer.lr - at) + 1e-3 * (run.seed % 10)
+        if spec.role == "control":
+            loss += 1e-3 * (run.lr_schedule.warmup_steps != warmup) + 1e-3 * (run.lr_schedule.name != shape)
+        return done(loss, 1.0)
+
+    return answer
+
+
+# -- the grid ------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_is_on_the_studys_schedule_and_everything_after_it_at_the_length_of_the_finals(config):
+    waves, specs, _ = played("lr_sweep", config, {}, landscape())
+    assert rates(waves[0], "grid") == [1e-3, 2e-3, 4e-3, 8e-3]
+    assert len(waves[0]) == 4
+    assert {(s.run.steps, s.run.lr_schedule.name) for s in waves[0]} == {(200, "trapezoid")}
+    assert {s.run.lr_schedule.warmup_steps for s in waves[0]} == {33}  # a sixth of its own length
+    assert {s.run.steps for s in specs if s.role != "grid"} == {config.finals.steps}
+    assert {s.run.stabilizer.name for s in specs} == {"none"}
+    assert all(s.run.evaluate == ["val"] for s in specs)  # val decides
+    assert {s.run.seed for s in specs if s.role != "replicate"} == {100}
+
+
+@pytest.mark.parametrize(("slope", "lrs"), [(-1, [4e-3, 8e-3]), (1, [2.5e-4, 5e-4])])
+def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
+    config = config_of("optimizer=adam", "lr_sweep.grids.adam=[1e-3,2e-3]")
+    _, specs, results = played("lr_sweep", config, {}, lambda s: done(2 + slope * s.run.optimizer.lr))
+    assert sorted(rates(specs, "grid")) == sorted([1e-3, 2e-3, *lrs])
+    decision = lr_sweep.decide(config, specs, results, {})
+    edge = "high" if slope < 0 else "low"
+    assert decision["tracks"]["adam_none"]["grid"]["edge"] == edge
+    assert any(f"grid's {edge} edge even after 2 extensions" in note for note in decision["notes"])
+
+
+def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
+    config = config_of("lr_sweep.keep=all")
+    _, specs, results = played(
+        "lr_sweep",
+        config,
+        {},
+        lambda s: done(3.0 - s.run.optimizer.lr if s.run.optimizer.name == "adam" else 2.0),
+    )
+    assert max(s.run.optimizer.lr for s in specs if s.track == "adam_none") == 8e-3
+    decision = lr_sweep.decide(config, specs, results, {})
+    assert list(decision["tracks"]) == ["muon_none"]
+    assert any("triaged" in note for note in decision["notes"])
+
+
+def test_keep_all_tunes_a_baseline_and_a_control_for_every_pair_that_is_close():
+    config = config_of("lr_sweep.keep=all")
+    _, specs, results = played("lr_sweep", config, {}, by_lr(8e-3))
+    for track in ("adam_none", "muon_none"):
+        roles = {s.role for s in specs if s.track == track}
+        assert roles == {"grid", "baseline", "replicate", "control"}
+    decisions = {"lr_sweep": lr_sweep.decide(config, specs, results, {})}
+    assert set(decisions["lr_sweep"]["tracks"]) == {"adam_none", "muon_none"}
+    specs = stage_of("calibrate").runs(config, decisions, {})
+    assert {s.run.optimizer.name for s in specs} == {"adam", "muon"}
+
+
+def test_by_default_only_the_best_pair_goes_on():
+    _, specs, _ = played("lr_sweep", config_of(), {}, by_lr(8e-3))
+    assert len({s.track for s in specs if s.role == "grid"}) == 2
+    assert len({s.track for s in specs if s.role != "grid"}) == 1
+
+
+def test_a_track_is_triaged_when_it_is_more_than_the_threshold_behind_the_best(config):
+    threshold = config.lr_sweep.skip_threshold
+    losses = {"best": 2.0, "near": 2.0 * (1 + 0.99 * threshold), "far": 2.0 * (1 + 1.01 * threshold)}
+    assert [lr_sweep.triaged(config, losses, track) for track in losses] == [False, False, True]
+
+
+# -- the baseline --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("constant", "tried"),
+    [
+        (1e-3, [1e-3, 2e-3, 5e-4]),  # ¼ and ½ of the grid's best, and below, where ¼ is the better one
+        (2e-3, [1e-3, 2e-3, 4e-3]),
+        (9e-3, [1e-3, 2e-3, 4e-3, 8e-3]),  # twice at most
+    ],
+)
+def test_the_baseline_is_the_best_constant_rate_around_the_grids_best(config, constant, tried):
+    _, specs, results = played("lr_sweep", config, {}, landscape(constant=constant))
+    own = [s for s in specs if s.role in ("baseline", "replicate")]
+    assert rates(specs, "baseline") == tried
+    assert {s.run.lr_schedule.name for s in own} == {"constant"}
+    track = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    best = min(tried, key=lambda lr: abs(lr - constant))
+    assert track["lr"] == best
+    assert {s.run.optimizer.lr for s in own if s.role == "replicate"} == {best}
+    assert track["edge"] == ("high" if best == max(tried) else None)
+
+
+def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(config):
+    _, specs, results = played("lr_sweep", config, {}, landscape())
+    own = [s for s in specs if s.role == "replicate"]
+    assert [s.run.seed for s in own] == [101, 102, 103]
+    for i, s in enumerate(own):
+        results[s.run_id] = done(2 + 0.01 * i, kl_median=0.01 * (i + 1), descent_median=0.1 * (i + 1))
+    found = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    assert found["replicate_losses"] == pytest.approx([2.0, 2.01, 2.02])
+    assert found["sigma"] == pytest.approx(0.01)
+    assert found["natural_kl"] == 0.02
+    assert found["descent_median"] == 0.2
+    assert found["margin_sigma"] == pytest.approx(10 * 5e-4 / 0.01)  # to the next constant rate
+
+
+def test_one_bad_replicate_is_survived_two_are_not(config):
+    _, specs, results = played("lr_sweep", config, {}, landscape())
+    bad = [s.run_id for s in specs if s.role == "replicate"]
+    results[bad[0]] = DIVERGED
+    assert len(lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["replicate_losses"]) == 2
+    results[bad[1]] = FAILED
+    with pytest.raises(Undecidable, match="fewer than two replicates"):
+        lr_sweep.decide(config, specs, results, {})
+
+
+# -- the fair control ----------------------------------------------------------------------------------------
+
+
+def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(config):
+    _, specs, results = played("lr_sweep", config, {}, landscape(peak=4e-3, warmup=20))
+    assert controls(specs) == [
+        (4e-3, "trapezoid", 100),  # ×1 and ×2 of the grid's best, a sixth of the run
+        (8e-3, "trapezoid", 100),
+        (2e-3, "trapezoid", 100),  # the best lay on the lower edge
+        (4e-3, "trapezoid", 20),  # the other warm-ups at the best peak
+        (4e-3, "trapezoid", 200),
+        (4e-3, "warmup_linear", 20),  # the other shape with the best of these
+        (2e-3, "trapezoid", 20),  # the warm-up changed: its peaks once more
+        (8e-3, "trapezoid", 20),
+    ]
+    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    assert control["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 20, "decay_share": 0.4}
+    assert (control["lr"], control["edge"], control["longest_warmup"]) == (4e-3, None, False)
+    assert control["lr_scale"] == 4  # times the best constant rate
+    assert [point["lr"] for point in control["grid"]] == [lr for lr, _, _ in controls(specs)]
+
+
+def test_the_peaks_of_a_schedule_that_stays_the_best_are_not_looked_at_again(config):
+    _, specs, _ = played("lr_sweep", config, {}, landscape(peak=4e-3, warmup=100))
+    assert len(controls(specs)) == 3 + 2 + 1
+
+
+def test_a_control_that_wants_another_shape_has_its_peaks_looked_at_again(config):
+    _, specs, results = played("lr_sweep", config, {}, landscape(shape="warmup_linear"))
+    linear = [lr for lr, shape, _ in controls(specs) if shape == "warmup_linear"]
+    assert linear == [4e-3, 2e-3, 8e-3]
+    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    assert control["lr_schedule"]["name"] == "warmup_linear"
+
+
+@pytest.mark.parametrize(
+    ("extensions", "peaks"), [(0, [4e-3, 8e-3]), (1, [4e-3, 8e-3, 16e-3]), (2, [4e-3, 8e-3, 16e-3, 32e-3])]
+)
+def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed(extensions, peaks):
+    config = config_of("optimizer=adam", f"lr_sweep.control_extensions={extensions}")
+
+    def answer(s):
+        return done(2 - s.run.optimizer.lr) if s.role == "control" else landscape()(s)
+
+    _, specs, results = played("lr_sweep", config, {}, answer)
+    assert [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)] == peaks
+    decision = lr_sweep.decide(config, specs, results, {})
+    assert decision["tracks"]["adam_none"]["control"]["edge"] == "high"
+    assert any("it may be under-tuned" in note for note in decision["notes"])
+
+
+def test_the_longest_warm_up_of_all_is_said(config):
+    decision = decided("lr_sweep", config, {}, landscape(warmup=200))
+    assert decision["tracks"]["adam_none"]["control"]["longest_warmup"]
+    assert "adam_none: the fair control has the longest warm-up that was tried" in decision["notes"]
+
+
+def test_one_peak_one_warm_up_and_one_shape_are_one_run():
+    one = ["lr_sweep.control_scales=[1]", "lr_sweep.control_shapes=[cosine]", "lr_sweep.control_warmups=[7]"]
+    config = config_of("optimizer=adam", "lr_sweep.control_extensions=0", *one)
+    _, specs, results = played("lr_sweep", config, {}, landscape())
+    assert controls(specs) == [(4e-3, "cosine", 7)]
+    control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]
+    assert (control["edge"], control["longest_warmup"]) == (None, False)
+
+
+def test_warm_ups_that_are_the_same_number_of_steps_are_one_run():
+    config = config_of("optimizer=adam", "finals.steps=120")  # a sixth of it is 20 steps
+    _, specs, _ = played("lr_sweep", config, {}, landscape(warmup=20))
+    assert len(controls(specs)) == len(set(controls(specs)))
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [DIVERGED, FAILED], ids=["diverged", "failed"])
+@pytest.mark.parametrize("nth", range(17))
+def test_one_bad_run_neither_stalls_nor_crashes_the_sweep_and_never_wins(config, bad, nth):
+    seen = []
+
+    def answer(s):
+        seen.append(s)
+        return bad if len(seen) == nth + 1 else landscape(warmup=20)(s)
+
+    _, specs, results = played("lr_sweep", config, {}, answer)
+    track = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]
+    assert seen[nth].run_id not in (track["run_id"], track["control"]["run_id"])
+    assert {s.role for s in specs} == {"grid", "baseline", "replicate", "control"}
+
+
+def test_a_stage_without_a_completed_run_says_why(config):
+    waves, specs, results = played("lr_sweep", config, {}, lambda s: FAILED)
+    assert len(waves) == 1
+    with pytest.raises(Undecidable, match="a bug"):
+        lr_sweep.decide(config, specs, results, {})
+
+
+@pytest.mark.parametrize(("role", "words"), [("control", "a scheduled"), ("baseline", "a constant")])
+def test_without_a_control_or_a_baseline_it_says_so(config, role, words):
+    _, specs, results = played(
+        "lr_sweep", config, {}, lambda s: DIVERGED if s.role == role else landscape()(s)
+    )
+    with pytest.raises(Undecidable, match=f"no run of adam_none with {words} learning rate completed"):
+        lr_sweep.decide(config, specs, results, {})
+
+
+def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
+    config = config_of("lr_sweep.keep=all")
+
+    def answer(s):
+        return DIVERGED if (s.role, s.track) == ("control", "adam_none") else by_lr(8e-3)(s)
+
+    decision = decided("lr_sweep", config, {}, answer)
+    assert list(decision["tracks"]) == ["muon_none"]
+    assert any("no run of adam_none with a scheduled" in note for note in decision["notes"])
+
+
+def test_the_hash_of_a_decision_moves_with_its_inputs(config):
+    _, specs, results = played("lr_sweep", config, {}, landscape())
+    first = lr_sweep.decide(config, specs, results, {})
+    assert lr_sweep.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
+    changed = {**results, specs[0].run_id: done(7.0)}
+    assert lr_sweep.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]
