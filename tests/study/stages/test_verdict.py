@@ -45,6 +45,7 @@ def test_every_line_has_a_verdict_and_a_figure(finished):
         "no_plateau",
         "x2_no_worse_than_baseline",
         "best_ebc_no_worse_than_control",
+        "lr_window",
         "overhead",
     }
     assert all(line["verdict"] in ("pass", "fail", "undecided") and line["figure"] for line in lines.values())
