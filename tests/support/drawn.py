@@ -95,9 +95,10 @@ def write_study(
     name: str = "tiny",
     title: str = "tiny Shakespeare",
     warning: str | None = None,
+    choose: str = "loss",
 ) -> Path:
     """A finished study of three final arms and two seeds a track; `outcomes`: (arm, seed) -> what became of
-    a run."""
+    a run; `choose`: what δ* is chosen by."""
     decisions: dict[str, Any] = {s: {"tracks": {}} for s in ("lr_sweep", "calibrate", "lr_scale", "finals")}
     pairs = [{"track": track, "triaged": False} for track in tracks]
     decisions["lr_sweep"] |= {"pairs": pairs, "candidates": []}
@@ -106,7 +107,7 @@ def write_study(
     for track in tracks:
         _choose(decisions, track)
         for run_id in ("none_1", "ebc_1", "ebc_2", "fixed_tau_1"):
-            found = {"eta_eff_median": 0.003, "c_p10": 0.4, "c_p90": 0.9}
+            found = {"eta_eff_median": 0.003, "c_p10": 0.4, "c_median": 0.6, "c_p90": 0.9}
             _write_result(root, run_id, found)
         decisions["finals"]["tracks"][track] = _final(root, track, outcomes)
         overhead = f"overhead_{track}_ebc_x2_n80_s0"
@@ -118,7 +119,8 @@ def write_study(
         "scale": "smoke",
         "eval_windows": 64,
         "finals": {"margin": 0.01},
-        "lr_sweep": {"grids": {"adam": [0.002, 0.004]}},
+        "lr_sweep": {"grids": {"adam": [0.002, 0.004]}, "steps": 20, "long_steps": 40},
+        "calibrate": {"choose": choose},
         "study": {"band": [0.5, 0.7]},
     }
     header = {"study": name, "config": config, "corpus": {"title": title, "warning": warning}}
@@ -134,14 +136,32 @@ def _write_result(root: Path, run_id: str, found: Mapping[str, Any]) -> None:
 
 def _choose(decisions: dict[str, Any], track: str) -> None:
     """Decide the stages before the finals for a track."""
+    points = [
+        {"run_id": "control_1", "lr": 0.004, "schedule": "trapezoid", "warmup_steps": 10, "val_loss": 2.0},
+        {"run_id": "control_2", "lr": 0.008, "schedule": "trapezoid", "warmup_steps": 10, "val_loss": 2.05},
+        {
+            "run_id": "control_4",
+            "lr": 0.004,
+            "schedule": "warmup_linear",
+            "warmup_steps": 20,
+            "val_loss": None,
+        },
+    ]
+    schedule = {"name": "trapezoid", "warmup_steps": 10, "decay_share": 0.4}
+    control = {"run_id": "control_1", "lr": 0.004, "val_loss": 2.0, "lr_schedule": schedule, "grid": points}
     swept = {"lr": 0.004, "natural_kl": 0.009, "val_loss": 2.1, "sigma": 0.03, "edge": "high"}
-    decisions["lr_sweep"]["tracks"][track] = swept
+    decisions["lr_sweep"]["tracks"][track] = {**swept, "control": control}
     plain = {"arm": f"{track}_baseline_x1"}
     decisions["lr_sweep"]["candidates"] += [
         *(scale_row("grid", scale, **plain) for scale in (0.5, 1.0, 2.0)),
         scale_row("grid", 4.0, **plain, outcome="diverged", val_loss=None),
+        scale_row("baseline", 0.5, **plain, val_loss=2.15),
+        scale_row("baseline", 1.0, **plain, val_loss=2.1),
+        scale_row("baseline", 2.0, **plain, val_loss=9.0),
         *(scale_row("replicate", 1.0, **plain, seed=seed) for seed in (101, 102)),
-        scale_row("control", 1.0, **plain),
+        scale_row("control", 1.0, **plain, val_loss=2.0),
+        scale_row("control", 2.0, **plain, val_loss=2.05),
+        scale_row("control", 4.0, **plain, lr=0.004, outcome="diverged", val_loss=None),
     ]
     decisions["calibrate"]["tracks"][track] = {
         "delta_star": 0.018,
@@ -150,6 +170,7 @@ def _choose(decisions: dict[str, Any], track: str) -> None:
         "c_median": 0.6,
         "val_loss": 2.2,
         "in_band": True,
+        "delta_window": window({0.009: 2.3, 0.018: 2.2}),
     }
     lost = {"outcome": "oom", "val_loss": None}
     for scale, changed in ((1.0, {"c_median": 0.3}), (2.0, {}), (4.0, lost)):
@@ -161,6 +182,11 @@ def _choose(decisions: dict[str, Any], track: str) -> None:
         "baseline_val_loss": 2.1,
         "sigma": 0.03,
         "headroom": {"none": None, "ebc": 2.0, "fixed_tau": 1.0},
+        "lr_window": {
+            "none": window({1.0: 2.1, 2.0: math.inf}),
+            "ebc": window({1.0: 2.1, 2.0: 2.2}),
+            "fixed_tau": None,
+        },
         "headroom_is_tautology": True,
         "arms": {
             "none": [scale_row("none", 1.0), scale_row("none", 2.0, outcome="diverged", val_loss=None)],

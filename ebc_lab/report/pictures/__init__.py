@@ -50,6 +50,7 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
     config, corpus = header["config"], header["corpus"]
     suite = from_dict(AblationConfig, config.get("ablation") or {})
     low, high = config["study"]["band"]
+    sweep = config.get("lr_sweep") or {}
     return Facts(
         name=header["study"],
         corpus=corpus["title"],
@@ -59,7 +60,9 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         windows=config["eval_windows"],
         band=(low, high),
         margin=(config.get("finals") or {}).get("margin"),
-        grids=(config.get("lr_sweep") or {}).get("grids") or {},
+        grids=sweep.get("grids") or {},
+        aims_at_band=(config.get("calibrate") or {}).get("choose") == "band",
+        sweep_steps=(sweep.get("steps", 0), sweep.get("long_steps", 0)),
         question=suite.question,
         arms=tuple(suite.all_arms()),
     )
@@ -91,7 +94,7 @@ def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: 
 
 def _lr_scale(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
     for track, found in decision["tracks"].items():
-        yield track, draw_lr_scale(facts, track, found, decisions["lr_sweep"]["tracks"][track]["lr"])
+        yield track, draw_lr_scale(facts, track, found, decisions["lr_sweep"]["tracks"][track])
 
 
 def _eta_eff(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:

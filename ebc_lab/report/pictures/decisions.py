@@ -3,7 +3,9 @@ calibration."""
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +13,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from ..text.words import optimizer
+from ebc_lab.study.stages.lr_sweep import schedule_in_words
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
+
+from ..text.words import optimizer, schedules
 from .sheet import (
     ALERT,
     EBC,
     GOAL,
     GREY,
+    INK,
     OTHER,
     PLAIN,
     SEED,
@@ -24,6 +30,7 @@ from .sheet import (
     Facts,
     Sheet,
     another,
+    columns,
     entry,
     key,
     log_axis,
@@ -46,7 +53,9 @@ BUDGETS = ((EBC, "o", "-"), (OTHER, "D", "-."), (SPARE, "v", "--"), (PLAIN, "s",
 LEAST_GAP = 0.06  # of the axis, between two ticks with labels
 RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 ADDED: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
-CONTROL: dict[str, Any] = {"marker": "+", "ms": 8, "ls": ":", "lw": 1.2}
+SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12, "color": INK}
+FOOT = 0.11  # of the axes' height, for each LR window
+MOST_TIMES = 2.0  # as far from the best loss as the baseline's, or the median: a higher one is off the axis
 RATES = (1.0, 2.0, 4.0)  # ticks of a decade
 
 
@@ -79,15 +88,17 @@ def ticks_at(axes: Axes, values: Sequence[float], labels: Sequence[str]) -> None
     axes.set_xticks([values[i] for i in kept], [labels[i] for i in kept])
 
 
-def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float) -> bool:
-    """Runs that did not complete, as crosses near the top, with their outcome. -> whether there were any."""
-    broken = [row for row in rows if not whole(row)]
+def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float, ceiling: float = math.inf) -> bool:
+    """Near the top: runs that did not complete as crosses with their outcome, and those above the `ceiling`
+    as arrows with their loss. -> whether there were any."""
+    broken = [row for row in rows if not whole(row) or row["val_loss"] > ceiling]
     top = axes.get_xaxis_transform()
     for row in broken:
-        axes.plot(row[x], height, "x", color=colour, ms=9, mew=2.2, transform=top)
+        mark = "^" if whole(row) else "x"
+        axes.plot(row[x], height, mark, color=colour, ms=9, mew=2.2, transform=top)
         side = -1 if row[x] == max(column(rows, x)) else 1  # the last one's words stay on the page
         told = axes.annotate(
-            str(row["outcome"]),
+            f"{row['val_loss']:.3f}" if whole(row) else str(row["outcome"]),
             (row[x], height),
             xycoords=top,
             xytext=(7 * side, 0),
@@ -112,100 +123,137 @@ def bars(axes: Axes, x: Sequence[float], rows: Rows, colour: str) -> None:
 
 
 def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
-    """Validation loss by learning rate of every plain optimizer.
-
-    Shown: grid, extensions, replicates, the fair control's search.
-    """
+    """Validation loss by learning rate of the plain optimizers: left the grid of each, right the kept ones at
+    full length, at constant rates with replicates, and on the schedules that the control was sought among."""
     rows, kept = decision["candidates"], decision["tracks"]
     own = by_track(rows, [pair["track"] for pair in decision["pairs"]])
-    whom = f"{', '.join(optimizer(track) for track in own)}, without EBC"
+    edges = [
+        f"{optimizer(t)}'s best constant rate is the {d['edge']}est" for t, d in kept.items() if d["edge"]
+    ]
+    whom = "; ".join((f"{', '.join(optimizer(track) for track in own)}, without EBC", *edges))
     seeds = len({row["seed"] for row in rows})
     grid_seeds = seeds_in_words([row for row in rows if row["role"] == "grid"])
-    small = f"stage lr_sweep, grid with seed {grid_seeds}"
-    what = "Which learning rate is best without EBC?"
-    figure, axes = page(facts, what, whom, _sweep_finding(kept), seeds, (small,))
-    log_axis(axes, "x", RATES)
-    rows_of_crosses = 0
-    handles: list[Any] = []
-    extended = fair = False
-    for (track, found), look in zip(own.items(), TRACKS * len(own), strict=False):
-        line, added, control = _draw_swept(axes, track, found, look, facts, track in kept)
-        handles += line
-        extended |= added
-        fair |= control
-        grid = [row for row in found if row["role"] == "grid"]
-        grid.sort(key=lambda row: row["lr"])
-        rows_of_crosses += crosses(axes, grid, "lr", look[0], 0.95 - 0.08 * rows_of_crosses)
-        if track in kept:
-            axes.plot(kept[track]["lr"], kept[track]["val_loss"], **RING)
-    handles.append(entry("the baseline from here on", **RING))
-    if extended:
-        handles.append(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
+    small = (f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e.")
+    what = "Which learning rate is best without EBC, constant and on a schedule?"
+    lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in kept.values())
+    size = (8.6, 5.4 + 0.1 * lines)  # the key needs the room
+    figure, left = page(facts, what, whom, _sweep_finding(kept), seeds, small, size=size)
+    handles = _draw_grids(left, facts, own, kept)
+    right = another(left)
+    for track in kept:
+        whose = f"{optimizer(track)}, " if len(kept) > 1 else ""
+        handles += _draw_long(right, own.get(track, []), kept[track], whose)
     handles.append(entry("each replicate seed", **SEED))
-    if fair:
-        handles.append(entry("with warm-up and decay (control)", **CONTROL))
-    make_room(axes, rows_of_crosses)
-    rates = sorted({row["lr"] for row in rows})
-    ticks_at(axes, rates, [f"{rate:g}" for rate in rates])
-    axes.set_xlabel("learning rate (log scale)")
-    axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
-    key(axes, handles)
+    handles.append(entry("the baseline from here on", **RING))
+    handles.append(entry("the fair control", **SQUARE))
+    steps = [f", {n:,} steps" if n else "" for n in facts.sweep_steps]
+    left.set_xlabel(f"learning rate (log scale): the grid{steps[0]}")
+    right.set_xlabel(f"learning rate (log scale): around its best{steps[1]}")
+    left.set_ylabel("validation loss (nats per token)")
+    key(left, list({handle.get_label(): handle for handle in handles}.values()))
+    columns((left, right), 34)
+    for axes in (left, right):
+        shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
+        rates = sorted({row["lr"] for row in shown})
+        ticks_at(axes, rates, [f"{rate:g}" for rate in rates])
     return figure
+
+
+def _schedule_of(point: Mapping[str, Any]) -> str:
+    """The schedule of a run of the control's search, in words."""
+    return schedule_in_words({"name": point["schedule"], **point})
 
 
 def _sweep_finding(kept: Mapping[str, Mapping[str, Any]]) -> str:
     best = min(kept, key=lambda track: kept[track]["val_loss"])
-    sigma = kept[best].get("sigma")
-    finding = f"Lowest: {optimizer(best)} at {kept[best]['lr']:g}, {kept[best]['val_loss']:.3f}"
+    found = kept[best]
+    sigma = found.get("sigma")
+    finding = f"Lowest at a constant rate: {optimizer(best)} at {found['lr']:g}, {found['val_loss']:.3f}"
     finding += f" (σ over fresh seeds {sigma:.3f})" if sigma is not None else ""
-    edges = [
-        f"{optimizer(t)}'s best is its grid's {d['edge']} edge" for t, d in kept.items() if d.get("edge")
-    ]
-    return "; ".join([finding, *edges]) + "."
+    control = found["control"]
+    schedule = schedule_in_words(control["lr_schedule"])
+    finding += f"; {schedule}, at {control['lr']:g}: {control['val_loss']:.3f}"
+    return f"{finding}."
 
 
-def _draw_swept(
-    axes: Axes, track: str, found: Rows, look: tuple[str, str, str], facts: Facts, kept: bool
-) -> tuple[list[Any], bool, bool]:
-    """The runs of an optimizer. -> its line, whether its grid was extended, whether a control was searched
-    for."""
-    colour, marker, dashes = look
+def _draw_grids(
+    axes: Axes, facts: Facts, own: Mapping[str, Rows], kept: Mapping[str, Mapping[str, Any]]
+) -> list[Any]:
+    """The grid of every optimizer. -> its part of the key."""
+    log_axis(axes, "x", RATES)
+    rows_of_crosses = 0
+    handles: list[Any] = []
+    extended = False
+    for (track, found), (colour, marker, dashes) in zip(own.items(), TRACKS * len(own), strict=False):
+        grid = sorted((r for r in found if r["role"] == "grid"), key=lambda r: r["lr"])
+        done = [row for row in grid if whole(row)]
+        label = optimizer(track) + ("" if track in kept else ", not kept")
+        look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
+        handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look, label=label)
+        bars(axes, column(done, "lr"), done, colour)
+        asked = facts.grids.get(track.rpartition("_")[0], ())
+        added = [row for row in done if asked and not any(np.isclose(row["lr"], x) for x in asked)]
+        look = {"color": colour, **ADDED, "marker": marker}
+        axes.plot(column(added, "lr"), column(added, "val_loss"), **look)
+        extended |= bool(added)
+        rows_of_crosses += crosses(axes, grid, "lr", colour, 0.95 - 0.08 * rows_of_crosses)
+    if extended:
+        handles.append(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
+    make_room(axes, rows_of_crosses)
+    return handles
 
-    def of(role: str) -> list[Mapping[str, Any]]:
-        return sorted((r for r in found if r["role"] == role and whole(r)), key=lambda r: r["lr"])
 
-    done = of("grid")
-    lr, loss = column(done, "lr"), column(done, "val_loss")
-    label = optimizer(track) + ("" if kept else ", not kept")
-    line = axes.plot(lr, loss, color=colour, marker=marker, ls=dashes, label=label)
-    bars(axes, lr, done, colour)
-    asked = facts.grids.get(track.rpartition("_")[0], ())
-    added = [row for row in done if asked and not any(np.isclose(row["lr"], x) for x in asked)]
-    axes.plot(column(added, "lr"), column(added, "val_loss"), color=colour, **{**ADDED, "marker": marker})
-    again = [row for row in found if row["role"] == "replicate" and whole(row)]
+def _draw_long(axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str) -> list[Any]:
+    """A kept optimizer at full length. -> its part of the key."""
+    log_axis(axes, "x", RATES)
+    lines = {"constant rate": [row for row in rows if row["role"] == "baseline"]}
+    by_run = {row["run_id"]: row for row in rows if row["role"] == "control"}
+    for point in decided["control"]["grid"]:
+        lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
+    handles: list[Any] = []
+    drawn = [row for own in lines.values() for row in own]
+    ceiling = _ceiling([row["val_loss"] for row in drawn if whole(row)], decided["val_loss"])
+    rows_of_crosses = 0
+    for (label, own), (colour, marker, dashes) in zip(lines.items(), TRACKS * len(lines), strict=False):
+        own = sorted(own, key=lambda row: row["lr"])
+        done = [row for row in own if whole(row)]
+        look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "label": whose + label}
+        handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look)
+        bars(axes, column(done, "lr"), done, colour)
+        rows_of_crosses += crosses(axes, own, "lr", colour, 0.95 - 0.08 * rows_of_crosses, ceiling)
+    again = [row for row in rows if row["role"] == "replicate" and whole(row)]
     beside = [1.03 * row["lr"] for row in again]
-    axes.plot(beside, column(again, "val_loss"), color=colour, **{**SEED, "marker": marker})
-    control = of("control")
-    axes.plot(column(control, "lr"), column(control, "val_loss"), color=colour, mew=1.6, **CONTROL)
-    return line, bool(added), bool(control)
+    axes.plot(beside, column(again, "val_loss"), color=TRACKS[0][0], **{**SEED, "marker": TRACKS[0][1]})
+    axes.plot(decided["lr"], decided["val_loss"], **RING)
+    axes.plot(decided["control"]["lr"], decided["control"]["val_loss"], **SQUARE)
+    if math.isfinite(ceiling):
+        axes.set_ylim(top=ceiling)
+    make_room(axes, rows_of_crosses)
+    return handles
+
+
+def _ceiling(losses: Sequence[float], baseline: float) -> float:
+    """Above it a few bad runs would press all others together; infinite where there are none such."""
+    low = min(losses)
+    limit = low + MOST_TIMES * (max(statistics.median(losses), baseline) - low)
+    return limit if max(losses) > limit > low else math.inf
 
 
 # -- 2. the LR scales ----------------------------------------------------------------------------------------
 
 
-def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: float) -> Sheet:
-    """Validation loss against the LR scale, with and without EBC; the baseline's noise as a band; the chosen
-    scale."""
+def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Mapping[str, Any]) -> Sheet:
+    """Validation loss against the LR scale, with and without EBC, and each one's LR window; the best without
+    EBC with its noise, the baseline, the chosen scale.
+
+    `swept`: what lr_sweep decided for the track.
+    """
     rows = [row for arm in found["arms"].values() for row in arm]
     what = "How far can the learning rate rise?"
-    whom = f"{optimizer(track)} with and without EBC; ×1 is its best learning rate without EBC, {best_lr:g}"
+    whom = f"{optimizer(track)} with and without EBC; ×1 is its best constant learning rate, {swept['lr']:g}"
     small = (f"stage lr_scale, seed {seeds_in_words(rows)}",)
     seeds = len({str(row["seed"]) for row in rows})
-    figure, axes = page(facts, what, whom, _scale_finding(found), seeds, small)
-    base, sigma = found["baseline_val_loss"], found["sigma"]
-    label = f"baseline ± 1σ (σ = {sigma:.3f} over seeds)"
-    axes.axhspan(base - sigma, base + sigma, color=GOAL, alpha=0.15, lw=0, label=label)
-    axes.axhline(base, color=GOAL, ls="--", lw=1.2)
+    figure, axes = page(facts, what, whom, _scale_finding(found), seeds, small, size=(8.6, 5.8))
     scales = {row["lr_scale"]: f"×{row['lr_scale']:g}\nlr {row['lr']:g}" for row in rows}
     for row in found["arms"].get("ebc", []):
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
@@ -213,7 +261,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
     axes.set_xticks(sorted(scales), [scales[s] for s in sorted(scales)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(min(scales) / 1.15, max(scales) * 1.15)
-    handles = axes.get_legend_handles_labels()[0]
+    handles = _draw_references(axes, found, swept)
     ring: list[Any] = []
     rows_of_crosses = 0
     for role, arm in found["arms"].items():
@@ -221,32 +269,74 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], best_lr: f
         done = [row for row in arm if whole(row)]
         x = [row["lr_scale"] * shift for row in done]
         look = {"color": colour, "marker": marker, "ls": dashes}
+        label = ", ".join((label, *schedules(arm[0]["arm"])))
         handles += axes.plot(x, column(done, "val_loss"), **look, label=label)
         bars(axes, x, done, colour)
         for at, row in zip(x, done, strict=True):
             if row["inert"]:
                 axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
             if row["run_id"] == found["run_id"]:
-                chosen = f"chosen for the finals: ×{found['lr_scale']:g}"
+                chosen = f"lowest with EBC: ×{found['lr_scale']:g}"
                 ring = axes.plot(at, row["val_loss"], **RING, label=chosen)
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
     handles += ring
     if any(row["inert"] for row in rows):
         handles.append(entry("LR inert: the same run up to rounding", EBC, ls="", marker="o", mfc="white"))
+    handles.append(entry(f"LR window: loss within {WINDOW_NATS:g} nats of the arm's own best", lw=4.0))
     make_room(axes, rows_of_crosses)
+    _draw_windows(axes, found["lr_window"])
     axes.set_xlabel(
-        "learning rate, as a multiple of the best without EBC; c: median clip coefficient of EBC there"
+        "learning rate at its peak, as a multiple of the best constant one; c: median clip coefficient of EBC"
     )
     axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
     key(axes, handles)
     return figure
 
 
+def _draw_references(axes: Axes, found: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
+    """The best loss without EBC with its noise, and the baseline's where that is another. -> their part of
+    the key."""
+    best, sigma, constant = found["baseline_val_loss"], found["sigma"], swept["val_loss"]
+    other = not math.isclose(best, constant)
+    name = "best without EBC" if other else "baseline"
+    label = f"{name} ± 1σ (σ = {sigma:.3f} over seeds)"
+    handles: list[Any] = [axes.axhspan(best - sigma, best + sigma, color=GOAL, alpha=0.15, lw=0, label=label)]
+    axes.axhline(best, color=GOAL, ls="--", lw=1.2)
+    if other:
+        label = f"baseline: constant rate ×1, {constant:.3f}"
+        handles.append(axes.axhline(constant, color=GREY, ls=":", lw=1.4, label=label))
+    return handles
+
+
+def _draw_windows(axes: Axes, windows: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Each arm's LR window as a bar at the foot of the axes, an arrow where it does not end within what was
+    tried."""
+    wide = {role: w for role, w in windows.items() if w and w["high"] > w["low"]}
+    foot = FOOT * len(wide)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - foot / (1 - foot) * (high - low), high)
+    across = axes.get_xaxis_transform()
+    for i, (role, window) in enumerate(wide.items()):
+        label, colour, *_ = LR_ARMS.get(role, (role, SPARE, *UNKNOWN))
+        at = foot - FOOT * (i + 0.72)
+        ends = (window["low"], window["high"])
+        axes.plot(ends, (at, at), color=colour, lw=4.0, solid_capstyle="butt", transform=across)
+        for end, tip in zip(("low", "high"), "<>", strict=True):
+            look: dict[str, Any] = {"color": colour, "ms": 9, "transform": across, "clip_on": False}
+            axes.plot(window[end], at, tip if window[f"open_{end}"] else "|", mew=2, **look)
+        told = axes.annotate(
+            f"{label}: {in_octaves(window)}",
+            (math.sqrt(ends[0] * ends[1]), at),
+            xycoords=across,
+            xytext=(0, 4),
+            textcoords="offset points",
+        )
+        told.set(ha="center", size=8.5, color=colour)
+
+
 def _scale_finding(found: Mapping[str, Any]) -> str:
-    reach = {arm: f"up to ×{s:g}" if s else "nowhere" for arm, s in found["headroom"].items()}
-    finding = (
-        f"Within 1σ of the baseline: with EBC {reach.get('ebc', '–')}, without {reach.get('none', '–')}."
-    )
+    windows = {role: in_octaves(found["lr_window"].get(role)) for role in ("ebc", "none")}
+    finding = f"LR window: {windows['ebc']} with EBC, {windows['none']} without."
     tautology = " At hollow points c < 1 cancels the learning rate."
     return finding + (tautology if found["headroom_is_tautology"] else "")
 
@@ -265,9 +355,10 @@ def draw_eta_eff(
     for role, own in found["arms"].items():
         for row in own:
             result = results.get(row["run_id"], {})
-            if result.get("eta_eff_median") is not None and result.get("c_p10") is not None:
-                spread = (row["lr"] * result["c_p10"], row["lr"] * result["c_p90"])
-                arms.setdefault(role, []).append((row["lr"], result["eta_eff_median"], *spread))
+            if result.get("eta_eff_median") is not None and result.get("c_median"):
+                applied = result["eta_eff_median"]
+                spread = [applied * result[k] / result["c_median"] for k in ("c_p10", "c_p90")]
+                arms.setdefault(role, []).append((row["lr"], applied, *spread))
     if not arms:
         return None
     rows = [row for own in found["arms"].values() for row in own]
@@ -285,17 +376,20 @@ def draw_eta_eff(
     log_axis(axes, "y")
     rates = column(rows, "lr")
     ends = (min(rates) / 1.1, max(rates) * 1.1)
-    handles = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4, label="c = 1: c·lr = lr")
+    handles = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4, label="c = 1, at a constant rate: c·lr = lr")
     for role, points in arms.items():
         label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
         lr, middle, below, above = np.array(sorted(points)).T
+        label = ", ".join((label, *schedules(found["arms"][role][0]["arm"])))
         handles += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
         spreads = np.maximum((middle - below, above - middle), 0)
         axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)
-    handles.append(entry("bars: 10th to 90th percentile of the steps", GREY, lw=1))
+    handles.append(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
     scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
     axes.set_xticks(sorted(set(rates)), [f"{lr:g}\n×{scale:g}" for lr, scale in scales])
-    axes.set_xlabel("learning rate asked for, and as a multiple of the best without EBC (log scale)")
+    axes.set_xlabel(
+        "learning rate asked for, at its peak, and as a multiple of the best constant one (log scale)"
+    )
     axes.set_ylabel("median η_eff = c·lr (log scale)")
     key(axes, handles)
     return figure
@@ -313,16 +407,20 @@ def budget_of(row: Mapping[str, Any]) -> str:
 def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: Rows, natural: float) -> Sheet:
     """Validation loss and median c against δ*, a line for every budget.
 
-    Shown too: the band for c, the natural KL, the winner.
+    Shown too: the δ* window, the natural KL, the winner, and the band for c where the rule aims at it.
     """
     low, high = facts.band
     done = [row for row in rows if whole(row) and row["c_median"] is not None]
     inside = sum(low <= row["c_median"] <= high for row in done)
     finding = f"Chosen: δ* {found['delta_star']:g}, {found['delta_star'] / natural:.2g} × the natural KL: "
     finding += f"median c {found['c_median']:.2f}, validation loss {found['val_loss']:.3f}; "
-    finding += f"{inside} of {len(rows)} runs inside the band."
-    what = "Which KL target δ* holds the updates back as much as wanted?"
-    whom = f"{optimizer(track)} with EBC at ×{found['lr_scale']:g} the best plain learning rate: "
+    what = "Which KL target δ* gives the lowest loss?"
+    if facts.aims_at_band:
+        what = "Which KL target δ* holds the updates back as much as wanted?"
+        finding += f"{inside} of {len(rows)} runs inside the band."
+    else:
+        finding += f"δ* window {in_octaves(found['delta_window'])}."
+    whom = f"{optimizer(track)} with EBC at ×{found['lr_scale']:g} the best constant learning rate: "
     whom += "loss and clip coefficient against δ*"
     small = (f"stage calibrate, seed {seeds_in_words(rows)}",)
     seeds = len({str(row["seed"]) for row in rows})
@@ -331,16 +429,22 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     for axes in (top, bottom):
         log_axis(axes, "x", RATES)
         axes.axvline(natural, color=GREY, ls=":", lw=1.2)
-    label = f"target band for c, {low:g} to {high:g}"
-    handles: list[Any] = [bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label)]
+    handles: list[Any] = []
+    if facts.aims_at_band:
+        label = f"target band for c, {low:g} to {high:g}"
+        handles.append(bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label))
     handles.append(entry(f"natural KL of the baseline, {natural:.2g}", GREY, ls=":", lw=1.2))
-    lost = _draw_budgets(top, bottom, rows, done, found["run_id"], handles)
+    lost = _draw_budgets(top, bottom, rows, done, found, handles)
     handles.append(entry("chosen", **RING))
     make_room(top, int(lost))
+    if window := found["delta_window"]:
+        reach = top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
+        reach.set_label(f"δ* window, {in_octaves(window)}: within {WINDOW_NATS:g} nats of the best")
+        handles.append(reach)
     targets = sorted({row["delta_star"] for row in rows})
     for axes in (bottom, top):
         axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
-        ticks_at(axes, targets, [f"{delta:g}\n{delta / natural:.2g}×" for delta in targets])
+        ticks_at(axes, targets, [f"{delta:g}\n{delta / natural:.2f}×" for delta in targets])
     top.tick_params(labelbottom=False)
     top.set_ylabel("validation loss (nats per token)")
     bottom.set(ylabel="median c", ylim=(-0.02, 1.06))
@@ -350,22 +454,30 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     return figure
 
 
-def _draw_budgets(top: Axes, bottom: Axes, rows: Rows, done: Rows, chosen: str, handles: list[Any]) -> bool:
-    """A line for every budget in both panels; their legend goes to `handles`. -> whether a run did not
-    complete."""
+def _draw_budgets(
+    top: Axes, bottom: Axes, rows: Rows, done: Rows, found: Mapping[str, Any], handles: list[Any]
+) -> bool:
+    """A line for every budget in both panels, through the means over the seeds; their legend goes to
+    `handles`. -> whether a run did not complete."""
     lost = False
     budgets = list(dict.fromkeys(budget_of(row) for row in rows))
+    several = len({row["seed"] for row in rows}) > 1
     for budget, (colour, marker, dashes) in zip(budgets, BUDGETS * len(budgets), strict=False):
         own = sorted((row for row in rows if budget_of(row) == budget), key=lambda row: row["delta_star"])
         shown = [row for row in own if row in done]
-        x = column(shown, "delta_star")
+        x = sorted({row["delta_star"] for row in shown})
         style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
-        handles += top.plot(x, column(shown, "val_loss"), **style, label=f"budget {budget}")
-        bars(top, x, shown, colour)
-        bottom.plot(x, column(shown, "c_median"), **style)
+        label = f"budget {budget}" + (", mean over the seeds" if several else "")
+        for axes, name in ((top, "val_loss"), (bottom, "c_median")):
+            means = {d: statistics.fmean(r[name] for r in shown if r["delta_star"] == d) for d in x}
+            line = axes.plot(x, list(means.values()), **style, label=label)
+            handles += line if axes is top else []
+            if several:
+                axes.plot(column(shown, "delta_star"), column(shown, name), color=colour, **SEED)
+            for row in shown:
+                if row["run_id"] == found["run_id"]:
+                    axes.plot(row["delta_star"], means[row["delta_star"]], **RING)
+        if not several:
+            bars(top, x, shown, colour)
         lost |= crosses(top, own, "delta_star", colour, 0.93)
-        for row in shown:
-            if row["run_id"] == chosen:
-                top.plot(row["delta_star"], row["val_loss"], **RING)
-                bottom.plot(row["delta_star"], row["c_median"], **RING)
     return lost

@@ -58,11 +58,13 @@ class Facts:
     scale: str
     tokens_per_step: int
     windows: int  # of validation text, always the same, that evaluations during a run look at
-    band: tuple[float, float]  # where the median c should lie
+    band: tuple[float, float]  # where the verdict wants the median c
     margin: float | None = None  # nats of test loss that "no worse" allows
     grids: Mapping[str, Sequence[float]] = field(
         default_factory=dict
     )  # optimizer -> learning rates asked for
+    aims_at_band: bool = False  # whether δ* is chosen by that band, too, instead of by the loss
+    sweep_steps: tuple[int, int] = (0, 0)  # of the sweep's grid, and of its other runs
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
 
@@ -227,6 +229,17 @@ def stack(axes: Sequence[Axes], heights: Sequence[float], gap: float, right: flo
         height = room * share / sum(heights)
         panel.set_position((box.x0, top - height, right - box.x0, height))
         top -= height + between
+
+
+def columns(axes: Sequence[Axes], gap: float) -> None:
+    """Panels of one width beside one another in the place of the first one; `gap`: points between them."""
+    figure = axes[0].get_figure(root=True)
+    box = axes[0].get_position()
+    assert isinstance(figure, Figure)
+    between = gap / 72 / figure.get_figwidth()
+    width = (box.width - between * (len(axes) - 1)) / len(axes)
+    for i, panel in enumerate(axes):
+        panel.set_position((box.x0 + i * (width + between), box.y0, width, box.height))
 
 
 def beside(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:

@@ -385,7 +385,7 @@ OPTIMIZERS = {
 SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) -> in a label
     "lindelta": "falling δ*",
     "cosdelta": "δ* falling as a cosine",
-    "holddelta": "δ* held, then falling",
+    "holddelta": "hold-decay δ*",
     "lrdelta": "δ* with LR²",
     "lrdecay": "LR decay",
     "cosine": "cosine LR",
@@ -396,11 +396,11 @@ SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) ->
 SCHEDULES = {  # -> in a title
     "lindelta": "KL target falling to 5%",
     "cosdelta": "KL target falling to 5% as a cosine",
-    "holddelta": "KL target held, then falling to 5%",
+    "holddelta": "hold-decay KL target",
     "lrdelta": "KL target falling with the square of the learning rate",
     "lrdecay": "warm-up and decay",
     "cosine": "warm-up and half a cosine down",
-    "trapezoid": "learning rate held, then falling to 0",
+    "trapezoid": "trapezoid learning rate",
     "invsqrt": "warm-up, then down as 1/√t",
     "replay": "the learning rate of another run",
 }
@@ -428,10 +428,10 @@ def short(name: str, arm: Mapping[str, Any]) -> str:
         return f"{text}, control’s schedule"
     if kind == "ebc" or first == "ebc_chosen":
         return text
-    return text + "".join(f", {said}" for said in _schedules(name, SHORT_SCHEDULES))
+    return text + "".join(f", {said}" for said in schedules(name))
 
 
-def _schedules(name: str, phrases: Mapping[str, str]) -> Iterator[str]:
+def schedules(name: str, phrases: Mapping[str, str] = SHORT_SCHEDULES) -> Iterator[str]:
     """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words."""
     for part in name.split("_"):
         if part in phrases:
@@ -444,10 +444,11 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     """An arm in plain words, for a title; a suite's arms bring their own."""
     if "about" in arm:
         return f"{name}: {arm['about']}" if arm["about"] != name else name
-    rate = "the best plain learning rate" if arm["lr_scale"] != 1 else "its best learning rate"
-    text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, "
-    text += rate if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× {rate}"
-    text += "".join(f", {said}" for said in _schedules(name, SCHEDULES))
+    rate = (
+        "its best constant rate" if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× the best constant rate"
+    )
+    text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, {rate}"
+    text += "".join(f", {said}" for said in schedules(name, SCHEDULES))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 

@@ -3,6 +3,8 @@ winner is marked."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -37,19 +39,37 @@ def ring(axes: Axes) -> list[tuple[float, float]]:
     ]
 
 
-def test_the_sweep_shows_its_grid_its_extension_its_winner_and_what_diverged(figures):
+def line_of(axes: Axes, label: str) -> list[tuple[float, float]]:
+    line = next(line for line in axes.get_lines() if line.get_label() == label)
+    return [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
+
+
+def test_the_sweep_shows_its_grid_its_extension_and_what_diverged(figures):
     axes = figures["lr_sweep"].axes[0]
-    line = next(line for line in axes.get_lines() if list(line.get_xdata()) == [0.002, 0.004, 0.008])
-    assert line.get_ydata().tolist() == pytest.approx([2.05, 2.1, 2.2])
-    assert ring(axes) == [(0.004, 2.1)]
+    assert line_of(axes, "Adam") == [(0.002, 2.05), (0.004, 2.1), (0.008, 2.2)]
+    assert ring(axes) == []
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[0.008]]  # not of the grid that was asked for
     assert [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "x"] == [0.016]
+    assert axes.get_xlabel().endswith("the grid, 20 steps")
     words = words_of(figures["lr_sweep"])
     assert "diverged" in words
-    assert "with warm-up and decay (control)" in words
-    assert any("edge" in text and "σ over fresh seeds 0.030" in text for text in words)
     assert "3 seeds" in figures["lr_sweep"].texts[3].get_text()  # the grid's, and two replicates
+
+
+def test_at_full_length_the_sweep_shows_constant_rates_replicates_and_the_controls_search(figures):
+    axes = figures["lr_sweep"].axes[1]
+    assert axes.get_xlabel().endswith("40 steps")
+    assert line_of(axes, "constant rate")[:2] == [(0.002, 2.15), (0.004, 2.1)]
+    assert line_of(axes, "trapezoid, 10 steps of warm-up") == [(0.004, 2.0), (0.008, 2.05)]
+    assert line_of(axes, "warmup linear, 20 steps of warm-up") == []  # it diverged, and says so
+    assert ring(axes) == [(0.004, 2.1)]
+    assert [(x, y) for x, y in points(axes, "s") if (x, y) == (0.004, 2.0)]
+    words = words_of(figures["lr_sweep"])
+    assert "9.000" in words  # above the axis, which it would have squashed
+    assert axes.get_ylim()[1] < 2.5
+    assert any("σ over fresh seeds 0.030); trapezoid, 10 steps of warm-up, at 0.004" in t for t in words)
+    assert any("constant rate is the highest" in text for text in words)
 
 
 def test_headroom_tells_its_arms_apart_by_marker_and_line_too(figures):
@@ -64,20 +84,32 @@ def test_headroom_tells_its_arms_apart_by_marker_and_line_too(figures):
     assert all(len({look[i] for look in arms}) == 3 for i in range(3))
 
 
+def test_headroom_draws_each_lr_window_with_its_octaves(figures):
+    axes = figures["lr_scale"].axes[0]
+    words = words_of(figures["lr_scale"])
+    assert "with EBC: ≥ 0.5 octaves" in words
+    assert not any(text.startswith("without EBC: ") for text in words)  # a point is no window
+    bar = next(line for line in axes.get_lines() if line.get_linewidth() == 4.0)
+    assert list(bar.get_xdata()) == pytest.approx([1.0, 2**0.5])
+    assert any("LR window: ≥ 0.5 octaves with EBC, ≥ 0.0 octaves without." in text for text in words)
+
+
 def test_the_effective_step_is_drawn_against_the_rate_asked_for(figures):
     axes = figures["eta_eff"].axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    ebc = next(line for line in axes.get_lines() if line.get_label() == "with EBC")
+    ebc = next(line for line in axes.get_lines() if line.get_label().startswith("with EBC"))
     assert np.allclose(ebc.get_xdata(), [0.004, 0.008], rtol=0.05)
     assert list(ebc.get_ydata()) == [0.003, 0.003]
-    diagonal = next(line for line in axes.get_lines() if line.get_label() == "c = 1: c·lr = lr")
+    diagonal = next(
+        line for line in axes.get_lines() if line.get_label() == "c = 1, at a constant rate: c·lr = lr"
+    )
     assert list(diagonal.get_xdata()) == list(diagonal.get_ydata())
     assert any(
         "rises 2×, the median step that is applied 1×" in text for text in words_of(figures["eta_eff"])
     )
 
 
-def test_the_calibration_shows_loss_and_c_by_target_with_the_band_and_the_winner(figures):
+def test_the_calibration_shows_loss_and_c_by_target_with_the_window_and_the_winner(figures):
     bottom, top = figures["calibrate"].axes
     assert points(bottom, "o")[:2] == [(0.009, 0.3), (0.018, 0.6)]
     assert [x for x, _ in points(top, "o")][:2] == [0.009, 0.018]
@@ -86,4 +118,24 @@ def test_the_calibration_shows_loss_and_c_by_target_with_the_band_and_the_winner
     assert bottom.get_xlim() == top.get_xlim()
     assert "oom" in words_of(figures["calibrate"])
     assert any("2 × the natural KL: median c 0.60" in text for text in words_of(figures["calibrate"]))
-    assert "target band for c, 0.5 to 0.7" in words_of(figures["calibrate"])
+    assert "target band for c, 0.5 to 0.7" not in words_of(figures["calibrate"])
+    assert any("validation loss 2.200; δ* window ≥ 0.5 octaves" in t for t in words_of(figures["calibrate"]))
+
+
+def test_a_calibration_that_aims_at_the_band_shows_it(tmp_path):
+    words = words_of(drawn(write_study(tmp_path, choose="band"), until="calibrate")["calibrate"])
+    assert "target band for c, 0.5 to 0.7" in words
+    assert any("1 of 3 runs inside the band" in text for text in words)
+
+
+def test_of_several_seeds_the_calibration_shows_the_means_and_each(tmp_path):
+    root = write_study(tmp_path)
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    rows = decisions["calibrate"]["candidates"]
+    rows += [{**row, "run_id": "more", "seed": 101, "val_loss": row["val_loss"] + 0.1} for row in rows[:2]]
+    (root / "auto_decisions.json").write_text(json.dumps(decisions))
+    bottom, top = drawn(root, until="calibrate")["calibrate"].axes
+    means = [y for _, y in line_of(top, "budget shadow, mean over the seeds")]
+    assert means == pytest.approx([2.15, 2.25])
+    assert ring(top) == [(0.018, means[1])]
+    assert bottom.get_ylim()[1] > 1

@@ -113,6 +113,19 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
     assert any(text == "plain ×2 (fair control) · misses" for text in words)
 
 
+def test_ebc_stands_against_the_plain_arm_of_the_same_rate_too(tmp_path):
+    def add(track):
+        ebc, control = f"adam_none_{FALLING}", f"adam_none_{CONTROL}"
+        track["roles"] |= {"ebc_x2": ebc, "control_x2": control}
+        track["arms"][ebc]["roles"].append("ebc_x2")
+        track["arms"][control]["roles"].append("control_x2")
+        track["differences"]["rate"] = {ebc: {**track["differences"]["control"][ebc], "judged": "misses"}}
+
+    words = words_of(changed(write_study(tmp_path), add)["finals"])
+    assert "Against the plain optimizer on the control’s schedule at the same rate" in words
+    assert any(text.endswith("against plain at the same rate, of 1 arms 1 worse.") for text in words)
+
+
 def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):
     def diverge(track):
         ranked = {"seeds": 2, "method": "rank", "mean": None, "median": 0.2, "low": -0.1, "high": None}

@@ -19,7 +19,7 @@ ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_n
     [
         ("", "EBC ×2"),
         ("_lindelta_lrdecay", "EBC ×2, falling δ*, LR decay"),
-        ("_holddelta_trapezoid_w0", "EBC ×2, δ* held, then falling, trapezoid LR, no warm-up"),
+        ("_holddelta_trapezoid_w0", "EBC ×2, hold-decay δ*, trapezoid LR, no warm-up"),
         ("_cosine_w100", "EBC ×2, cosine LR, 100 steps of warm-up"),
     ],
 )
@@ -29,8 +29,8 @@ def test_a_label_names_the_schedules(tail, said):
 
 def test_a_title_says_the_same_at_length():
     title = words("adam_none_ebc_d0p02_shadow_x2_holddelta_trapezoid_w0", ARM)
-    assert title.startswith("Adam with EBC, 2× the best plain learning rate, KL target held")
-    assert title.endswith("learning rate held, then falling to 0, no warm-up")
+    assert title.startswith("Adam with EBC, 2× the best constant rate, hold-decay KL target, ")
+    assert title.endswith("trapezoid learning rate, no warm-up")
 
 
 def test_the_finals_arms_are_named_by_their_roles():
