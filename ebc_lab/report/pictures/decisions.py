@@ -3,10 +3,11 @@ calibration."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from .sheet import (
 )
 
 Rows = Sequence[Mapping[str, Any]]
+Look = tuple[str, str, str]  # colour, marker, line
 
 LR_ARMS = {  # role -> label, colour, marker, line, horizontal shift that keeps error bars apart
     "none": ("without EBC", PLAIN, "s", "--", 0.985),
@@ -140,9 +142,10 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     figure, left = page(facts, what, whom, _sweep_finding(kept), seeds, small, size=size)
     handles = _draw_grids(left, facts, own, kept)
     right = another(left)
+    looks = itertools.cycle(TRACKS)
     for track in kept:
         whose = f"{optimizer(track)}, " if len(kept) > 1 else ""
-        handles += _draw_long(right, own.get(track, []), kept[track], whose)
+        handles += _draw_long(right, own.get(track, []), kept[track], whose, looks)
     handles.append(entry("each replicate seed", **SEED))
     handles.append(entry("the baseline from here on", **RING))
     handles.append(entry("the fair control", **SQUARE))
@@ -203,8 +206,11 @@ def _draw_grids(
     return handles
 
 
-def _draw_long(axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str) -> list[Any]:
-    """A kept optimizer at full length. -> its part of the key."""
+def _draw_long(
+    axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str, looks: Iterator[Look]
+) -> list[Any]:
+    """A kept optimizer at full length, each of its schedules in the next of `looks`. -> its part of the
+    key."""
     log_axis(axes, "x", RATES)
     lines = {"constant rate": [row for row in rows if row["role"] == "baseline"]}
     by_run = {row["run_id"]: row for row in rows if row["role"] == "control"}
@@ -214,7 +220,8 @@ def _draw_long(axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str) -
     drawn = [row for own in lines.values() for row in own]
     ceiling = _ceiling([row["val_loss"] for row in drawn if whole(row)], decided["val_loss"])
     rows_of_crosses = 0
-    for (label, own), (colour, marker, dashes) in zip(lines.items(), TRACKS * len(lines), strict=False):
+    for label, own in lines.items():
+        colour, marker, dashes = next(looks)
         own = sorted(own, key=lambda row: row["lr"])
         done = [row for row in own if whole(row)]
         look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "label": whose + label}
@@ -223,11 +230,12 @@ def _draw_long(axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str) -
         rows_of_crosses += crosses(axes, own, "lr", colour, 0.95 - 0.08 * rows_of_crosses, ceiling)
     again = [row for row in rows if row["role"] == "replicate" and whole(row)]
     beside = [1.03 * row["lr"] for row in again]
-    axes.plot(beside, column(again, "val_loss"), color=TRACKS[0][0], **{**SEED, "marker": TRACKS[0][1]})
+    axes.plot(beside, column(again, "val_loss"), color=INK, **SEED)
     axes.plot(decided["lr"], decided["val_loss"], **RING)
     axes.plot(decided["control"]["lr"], decided["control"]["val_loss"], **SQUARE)
     if math.isfinite(ceiling):
-        axes.set_ylim(top=ceiling)
+        low = min(row["val_loss"] for row in drawn if whole(row))
+        axes.set_ylim(low - 0.1 * (ceiling - low), ceiling)
     make_room(axes, rows_of_crosses)
     return handles
 
@@ -276,7 +284,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
             if row["inert"]:
                 axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
             if row["run_id"] == found["run_id"]:
-                chosen = f"lowest with EBC: ×{found['lr_scale']:g}"
+                chosen = f"chosen, with EBC: ×{found['lr_scale']:g}"
                 ring = axes.plot(at, row["val_loss"], **RING, label=chosen)
         rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
     handles += ring
