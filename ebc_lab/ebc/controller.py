@@ -205,6 +205,8 @@ class Confidence(Fixed):
 
     delta does not rise in the first 20 steps, which are timid at any delta; nor where nothing is clipped; nor
     where timidity heals by itself: it was more than a standard error, and halves within ten steps.
+
+    It forgets its start on one text and not on another: docs/method.md.
     """
 
     watches: ClassVar[bool] = True

@@ -257,7 +257,7 @@ def test_confidence_takes_no_notice_of_a_step_without_a_number(value):
 
 @pytest.mark.parametrize("times", [1 / 4, 1 / 2, 1, 2, 4])
 @pytest.mark.parametrize("unit", [1e-3, 1.0])
-def test_confidence_forgets_its_start(times, unit):
+def test_confidence_forgets_its_start_where_boldness_follows_delta(times, unit):
     """Predictions that get bolder with delta, by one standard error for each factor e, among noise."""
     natural = 0.01 * unit
     controller = make("confidence", times * natural)
