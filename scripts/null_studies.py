@@ -152,7 +152,7 @@ def main(studies: int, overrides: Sequence[str]) -> None:
             "EBC at ×8 worse by the window's margin": {"narrow": config.finals.window_margin},
         }
         for truth, how in truths.items():
-            found = simulate(config, studies, **how)
+            found = simulate(config, studies, **how)  # type: ignore[arg-type]
             shares = f"beats {found['beats']:.1%} (uncorrected {found['uncorrected']:.1%})"
             shares += f", at its rate {found['beats_rate']:.1%}"
             passes = f"no worse: ×2 {found['x2_no_worse']:.1%}, best {found['best_no_worse']:.1%}"

@@ -110,6 +110,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
         kept["stabilizer"] = {"name": run.stabilizer.name}
     elif run.stabilizer.name != "trust_region":
         del kept["stabilizer"]["schedule"]
+    if run.stabilizer.name == "ebc" and run.budget.until == 1:
+        del kept["budget"]["until"]
     if run.stabilizer.name == "ebc" and run.budget.name not in MEASURED:
         del kept["budget"]["measure_every"]
     if run.stabilizer.name == "ebc" and run.budget.name in BOUNDED:

@@ -114,6 +114,9 @@ class BudgetConfig:
     units: str = setting(
         "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
     )
+    until: float = setting(
+        1.0, "EBC acts until then; from there on every update is applied in full", "× steps", above=0, high=1
+    )
     measure_every: int = setting(1, "of shadow and tracked: steps between measurements", "steps", low=1)
     sensitivity_every: int = setting(
         0, "of shadow, tracked and fisher: steps between recordings of S; 0: never", "steps", low=0

@@ -125,6 +125,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         s = self.settings
         if kind is None or not s.active:
             return kind
+        if not s.limits(t):
+            return (*kind, "free")
         unsensed = s.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
         if unsensed or self._due(t) or self._judges(t):
             return None
@@ -133,7 +135,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         return kind if self._measures_kl(t) else (*kind, "carried")
 
     def _measures(self, t: int) -> bool:
-        return self.settings.active
+        return self.settings.limits(t)
 
     def _measures_kl(self, t: int) -> bool:
         """Whether a KL is measured at step `t`: one in `measure_every`, and audits see both kinds alike."""
@@ -193,7 +195,7 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         budget = self.settings.budget
-        if not self.settings.active:
+        if not self.settings.limits(proposal.t):
             return
         if self.controller.watches:
             self.controller.observe(torch.where(proposal.sound, self._boldness, torch.nan))
@@ -419,7 +421,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     # -- after an audit --------------------------------------------------------------------------------------
 
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
-        if not self.settings.active:
+        if not self.settings.limits(proposal.t):
             return
         assert stats.applied_kl is not None
         if stats.surrogate is not None:

@@ -37,6 +37,7 @@ class ClipSettings:
             scales the hidden matrices alone, the rest moves freely.
         controller: `fixed`, `log_pi`, `rsl`, `agreement`, `energy`, `confidence`; `gains` overrides its own.
         schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
+        until: the share of `total_steps` after which every update is applied in full.
         probe, cadence: how beta is measured (`jvp`, `fd`), and how often (`warm`, `dense`, `sweep`).
         sensitivity_every: under `shadow`, `tracked` and `fisher`, steps between recordings of S and the
             contributions; 0 never.
@@ -58,6 +59,7 @@ class ClipSettings:
     gains: Mapping[str, float] | None = field(default=None, hash=False)
     schedule: str = "constant"
     total_steps: int | None = None
+    until: float = 1.0
     probe: str = "jvp"
     cadence: str = "warm"
     sensitivity_every: int = 0
@@ -83,11 +85,19 @@ class ClipSettings:
             check_option(key, getattr(self, key), allowed)
         if self.measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until must be a share of the run in (0, 1], not {self.until}.")
+        if self.until < 1 and not self.total_steps:
+            raise ValueError("until is a share of the run: it needs total_steps, the length of the run.")
 
     @property
     def active(self) -> bool:
         """Whether there is a budget at all."""
         return math.isfinite(self.target_kl)
+
+    def limits(self, t: int) -> bool:
+        """Whether step `t` (0-based) is limited."""
+        return self.active and (self.until == 1 or t < self.until * (self.total_steps or 0))
 
     @property
     def audit_every(self) -> int:

@@ -409,3 +409,26 @@ def test_every_step_is_measured_by_default_and_never_none(make_gpt, batches, tra
     assert all(s.measurements for s in train(model, clip(model), batches(8)))
     with pytest.raises(ValueError, match="measure_every must be at least 1"):
         clip(make_gpt(), measure_every=0)
+
+
+# -- only the first part of a run ----------------------------------------------------------------------------
+
+
+def test_after_its_share_of_the_run_every_update_is_applied_in_full(make_gpt, batches, backward):
+    model = make_gpt()
+    optimizer = clip(model, total_steps=12, until=1 / 3, audit_every=3)
+    for t, batch in enumerate(batches(12)):
+        logits = backward(model, batch)
+        proposal, _ = proposal_of(model, optimizer, torch.optim.Adam, lr=LR)
+        stats = optimizer.step(batch[:, :-1], logits)
+        free = t >= 4
+        assert same(proposal, snapshot(model)) is free
+        assert (stats.measurements == 0) is free
+        assert (stats.applied_kl is not None) is (t % 3 == 0)  # what the plain optimizer does is audited too
+
+
+def test_the_share_must_be_one_of_a_known_length(make_gpt):
+    with pytest.raises(ValueError, match="until must be a share"):
+        clip(make_gpt(), until=0.0, total_steps=10)
+    with pytest.raises(ValueError, match="needs total_steps"):
+        clip(make_gpt(), until=0.5)

@@ -46,6 +46,7 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: 
         gains={name: gain for name, gain in gains.items() if gain is not None},
         schedule=budget.schedule,
         total_steps=run.steps,
+        until=budget.until,
         probe=budget.probe,
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
