@@ -40,7 +40,7 @@ class ForensicSettings(ClipSettings):
     Args:
         controller: `pi` too, see `PI`; audits are then every 20 steps by default.
         cadence: `published` too: all groups every 200 steps and two in turn every 20, see `ForensicFilter`.
-        guard: of `surrogate`: `none`, `shrink` or `shrink_inflate`, see `Guard`.
+        guard: of `surrogate`: `none`, `shrink`, `shrink_inflate` or `shrink_published`, see `Guard`.
         beta_init: `first`, or `zero`: an EMA from 0, see `ForensicFilter`.
         units: of the contributions: `logits`, or `per_lr`: divided by the learning rate, so that delta has no
             unit.
@@ -128,8 +128,9 @@ class Guard:
     `shrink`: ln g recovers by half in 200 steps, and ln g <- ln g - ln rho where rho > 1. `shrink_inflate`:
     the betas are to be multiplied by rho too. `none`: g = 1, always. Raises ValueError on another kind.
 
-    rho is g·T/(c·S), on a clipped step T/tau. The tightness alone does not depend on g: a guard fed with it
-    would shrink again at every audit, however small the step has become.
+    rho is g·T/(c·S), on a clipped step T/tau, with T of what the budget covers. `shrink_published` is
+    `shrink` fed with T/(c·S) itself, T of the whole update: that does not fall with g, so it shrinks again at
+    every audit, however small the step has become.
     """
 
     def __init__(self, kind: str = "none"):
@@ -226,7 +227,11 @@ class ForensicClip(EllipsotopeClip):
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
         super()._audited(stats, proposal)
         if self.guard.kind != "none" and stats.tightness is not None and stats.guard is not None:
-            inflation = self.guard.audit(stats.tightness * stats.guard, proposal.t)
+            rho = stats.tightness * stats.guard
+            if self.guard.kind == "shrink_published":
+                assert stats.movement is not None
+                rho = stats.movement / (stats.clip_coefficient * stats.surrogate)
+            inflation = self.guard.audit(rho, proposal.t)
             for group in self.filters.values():
                 group.inflate(inflation)
 

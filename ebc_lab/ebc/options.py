@@ -20,7 +20,7 @@ SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")
-GUARDS = ("none", "shrink", "shrink_inflate")  # the first name of each is the method
+GUARDS = ("none", "shrink", "shrink_inflate", "shrink_published")  # the first name of each is the method
 BETA_INITS = ("first", "zero")
 UNITS = ("logits", "per_lr")
 

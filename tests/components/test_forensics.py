@@ -109,6 +109,10 @@ RUNS = {
         "aggregate": "l2",
         "guard": "shrink", "grouping": "matrices", "cadence": "published", "target_kl": 0.02,
     },
+    "matrices-shrink_published": {
+        "guard": "shrink_published", "grouping": "matrices", "cadence": "published", "target_kl": 0.02,
+        "audit_every": 12,  # before c is so small that the movement is rounding
+    },
     "l2-shrink": {"aggregate": "l2", "guard": "shrink", "grouping": "tensor", "target_kl": 0.02},
     "l2-shrink_inflate-log_pi": {"aggregate": "l2", "guard": "shrink_inflate", "controller": "log_pi"},
 }  # fmt: skip
@@ -195,7 +199,7 @@ def test_how_often_it_audits(make_gpt, controller, every):
 
 
 rhos = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20)
-moving = pytest.mark.parametrize("kind", ["shrink", "shrink_inflate"])
+moving = pytest.mark.parametrize("kind", ["shrink", "shrink_inflate", "shrink_published"])
 
 
 @moving
@@ -312,13 +316,18 @@ def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backw
     assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
 
 
-@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
-def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
-    """The published recipe: what moves freely is no reason to hold the rest back more and more."""
+def published(make_gpt, batches, backward, guard):
+    """160 steps of the published recipe."""
     model = make_gpt()
     options = {"grouping": "matrices", "cadence": "published", "controller": "pi", "target_kl": 0.05}
     optimizer = clip(model, budget="surrogate", guard=guard, audit_every=4, **options)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(160)]
+    return [go(model, optimizer, batch, backward) for batch in batches(160)]
+
+
+@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
+def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
+    """The published recipe: what moves freely is no reason to hold the rest back more and more."""
+    steps = published(make_gpt, batches, backward, guard)
     audited = [s for s in steps if s.tightness is not None]
     assert all(s.tightness.isfinite() for s in audited)
     worst = max(float(s.tightness) for s in audited)
@@ -326,8 +335,19 @@ def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
     assert not any(s.skipped for s in steps)
 
 
+def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):
+    """Fed with T/(c·S), T of the whole update: the less g lets through, the less S seems to be."""
+    steps = published(make_gpt, batches, backward, "shrink_published")
+    settled = published(make_gpt, batches, backward, "shrink")
+    falls = [float(s.guard) for s in steps]
+    assert falls[40] < 0.5 * falls[20] < 0.25 * falls[10]
+    assert min(falls) < 1e-6 < 1e-2 < min(float(s.guard) for s in settled)
+    assert all(math.isfinite(float(s.clip_coefficient)) for s in steps)
+    assert min(float(s.clip_coefficient) for s in steps) < 1e-6  # the matrices stand still
+
+
 @pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])
-@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
+@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate", "shrink_published"])
 def test_a_guard_goes_with_a_bound(make_gpt, budget, guard):
     with pytest.raises(
         ValueError, match=f"guard='{guard}' corrects a bound: it goes with budget='surrogate'"

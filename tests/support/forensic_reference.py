@@ -40,7 +40,9 @@ class ForensicReference(ReferenceClip):
             self.log_g *= 0.5 ** ((t - self.last_audit) / 200)
             self.last_audit = t
             rho = done.guard * done.tightness  # by how much S still under-estimates: T/tau on a clipped step
-            if rho > 1:
+            if self.guard == "shrink_published":
+                rho = done.T / (done.c * done.S) if done.c * done.S else math.nan
+            if 1 < rho < math.inf:
                 self.log_g -= math.log(rho)
                 if self.guard == "shrink_inflate":
                     self.beta = [None if beta is None else rho * beta for beta in self.beta]
