@@ -8,13 +8,72 @@ with k fitted to q at every probe. Since KL <= ||centre(dz)||^2 / 4, the trust r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .options import DRIFT, LEAST_COSINE, SURPRISE
+
+# What a formula computes with: 0-dim tensors, and nothing is read on the host; or floats, and no kernel is
+# launched, which on a CPU would take a hundred times longer. Both give the same bits.
+Number = Tensor | float
+Flag = Tensor | bool
+
+
+def where(condition: Flag, a: Number, b: Number) -> Any:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    return a if condition else b
+
+
+def opposite(condition: Flag) -> Any:
+    return ~condition if isinstance(condition, Tensor) else not condition
+
+
+def finite(x: Number) -> Any:
+    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(x)
+
+
+def at_least(x: Number, low: float) -> Any:
+    if isinstance(x, Tensor):
+        return x.clamp(min=low)
+    return low if x < low else x  # NaN stays NaN, here and below
+
+
+def at_most(x: Number, high: float) -> Any:
+    if isinstance(x, Tensor):
+        return x.clamp(max=high)
+    return high if x > high else x
+
+
+def divided(a: Number, b: Number) -> Any:
+    """a/b; a float divided by zero is infinite or NaN, as a tensor is."""
+    if isinstance(b, Tensor) or isinstance(a, Tensor) or b:
+        return a / b
+    return a * math.copysign(math.inf, b)
+
+
+def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Number], Any]:
+    """One whose last bit is torch's own: for floats, too, torch computes it."""
+
+    def computed(x: Number) -> Any:
+        if isinstance(x, Tensor):
+            return function(x)
+        return function(torch.tensor(x, dtype=torch.float64)).item()
+
+    return computed
+
+
+root = _elementwise(torch.sqrt)
+log = _elementwise(torch.log)
+exp = _elementwise(torch.exp)
+
+
+# -- c from a bound or a prediction --------------------------------------------------------------------------
 
 
 def trust_radius(delta: Tensor | float) -> Tensor:
@@ -25,10 +84,14 @@ def trust_radius(delta: Tensor | float) -> Tensor:
 def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tensor:
     """c = min(1, radius/S), 0-dim; S = 0 gives 1, a non-finite S gives NaN (the caller skips such a step)."""
     surrogate = torch.as_tensor(surrogate)
-    radius = torch.as_tensor(radius).to(surrogate)
-    c = (radius / surrogate).clamp(max=1)
-    c = torch.where(surrogate == 0, torch.ones_like(c), c)
-    return torch.where(torch.isfinite(surrogate), c, torch.full_like(c, torch.nan))
+    c: Tensor = scale_within(torch.as_tensor(radius).to(surrogate), surrogate)
+    return c
+
+
+def scale_within(radius: Number, surrogate: Number) -> Any:
+    """`clip_coefficient` of numbers."""
+    c = where(surrogate == 0, 1.0, at_most(divided(radius, surrogate), 1.0))
+    return where(finite(surrogate), c, math.nan)
 
 
 def fitted_log_k(log_k: Tensor, predicted_kl: Tensor, surrogate: Tensor) -> Tensor:
@@ -43,47 +106,43 @@ def fitted_log_k(log_k: Tensor, predicted_kl: Tensor, surrogate: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class ShadowResult:
-    """What a shadow search found. All 0-dim tensors.
+    """What a shadow search found. All 0-dim tensors, or floats if `measure` gave one.
 
     `c` is 0 where `skipped`; `trial` and `kl` are the last trial scale and the KL measured there.
     """
 
-    c: Tensor
-    next_trial: Tensor
-    skipped: Tensor
-    trial: Tensor
-    kl: Tensor
+    c: Number
+    next_trial: Number
+    skipped: Flag
+    trial: Number
+    kl: Number
     measurements: int
 
 
-Scale = Callable[
-    [Tensor, Tensor], Tensor
-]  # (a KL, the trial scale it was measured at) -> c, before its limit 1
+Scale = Callable[[Any, Any], Number]  # (a KL, the trial scale it was measured at) -> c, before its limit 1
 
 
 def shadow_step(
-    kl: Tensor, trial: Tensor, delta: Tensor, floor: float, scale: Scale
-) -> tuple[Tensor, Tensor, Tensor]:
+    kl: Number, trial: Number, delta: Number, floor: float, scale: Scale
+) -> tuple[Number, Number, Flag]:
     """One measurement -> (c, next trial, skipped), without a branch.
 
     A KL below the floor shows nothing: accept the trial and try ten times as much next. Not finite: give up a
     factor of ten.
     """
-    finite = torch.isfinite(kl)
-    low = finite & (kl < floor)
-    scaled = scale(kl.clamp(min=floor), trial).clamp(max=1)
-    c = torch.where(low & (delta > 0), trial, torch.where(finite, scaled, torch.zeros_like(trial)))
-    positive = torch.where(
-        scaled > 0, scaled, trial
-    )  # after a budget of 0, start from the last positive scale
-    following = torch.where(low, (10 * trial).clamp(max=1), torch.where(finite, positive, trial / 10))
-    return c, following, ~finite
+    sound = finite(kl)
+    low = sound & (kl < floor)
+    scaled = at_most(scale(at_least(kl, floor), trial), 1.0)
+    c = where(low & (delta > 0), trial, where(sound, scaled, 0.0))
+    positive = where(scaled > 0, scaled, trial)  # after a budget of 0, start from the last positive scale
+    following = where(low, at_most(10 * trial, 1.0), where(sound, positive, trial / 10))
+    return c, following, opposite(sound)
 
 
 def shadow_search(
-    measure: Callable[[Tensor], Tensor],
-    delta: Tensor,
-    trial: Tensor,
+    measure: Callable[[Any], Any],
+    delta: Number,
+    trial: Number,
     *,
     measurements: int,
     floor: float,
@@ -93,7 +152,8 @@ def shadow_search(
     """Find c such that the measured KL of c·dW is delta.
 
     Args:
-        measure: trial scale -> KL of that part of the update, nats per token; both 0-dim.
+        measure: trial scale -> KL of that part of the update, nats per token; both 0-dim tensors, or both
+            floats, as `delta` and `trial` are then.
         delta: the budget, nats per token.
         trial: the first scale to try, in (0, 1].
         measurements: how many are allowed; with one, the search itself reads no value on the host.
@@ -103,14 +163,15 @@ def shadow_search(
             at trial·sqrt(delta/kl).
     """
 
-    def alone(kl: Tensor, trial: Tensor) -> Tensor:
-        return trial * (delta / kl).sqrt()
+    def alone(kl: Any, trial: Any) -> Any:
+        return trial * root(divided(delta, kl))
 
     used = 0
     while True:
         # a float32 forward cannot resolve KLs below ~1e-7: rounding may even make them negative
-        kl = measure(trial).to(delta.dtype)
-        kl = torch.where(torch.isfinite(kl), kl.clamp(min=0), kl)
+        kl = measure(trial)
+        kl = kl.double() if isinstance(kl, Tensor) else kl
+        kl = where(finite(kl), at_least(kl, 0.0), kl)
         used += 1
         c, following, skipped = shadow_step(kl, trial, delta, floor, scale or alone)
         if used < measurements:
@@ -125,30 +186,30 @@ def shadow_search(
 # -- the KL measured and predicted ---------------------------------------------------------------------------
 
 
-def proposal_scale(fall: Tensor, grad_norm: Tensor, norm: Tensor) -> Tensor:
-    """P = max(u, 0.05·||g||·n)·n of a proposal, which its KL is roughly proportional to. 0-dim float64.
+def proposal_scale(fall: Number, grad_norm: Number, norm: Number) -> Any:
+    """P = max(u, 0.05·||g||·n)·n of a proposal, which its KL is roughly proportional to.
 
     Args:
         fall: u = -<g, dW>, the promised fall of the loss, nats per token; g is the batch's gradient at W.
         grad_norm: ||g||, and `norm` n = ||dW||, both over the weights that c scales.
     """
-    least = LEAST_COSINE * grad_norm.double() * norm.double()
-    return torch.maximum(fall.double(), least) * norm.double()
+    least = LEAST_COSINE * grad_norm * norm
+    return where((fall > least) | (fall != fall), fall, least) * norm  # NaN if any of them is
 
 
 @dataclass(frozen=True)
 class Track:
     """What `tracked` knows of x = ln(KL of the whole proposal / P): a Kalman filter's mean and variance.
 
-    0-dim float64 tensors. With a variance of NaN, `log_ratio` is no measurement but an upper bound, or NaN,
+    Float64 both. With a variance of NaN, `log_ratio` is no measurement but an upper bound, or NaN,
     and the next measurement is believed in full.
     """
 
-    log_ratio: Tensor
-    variance: Tensor
+    log_ratio: Number
+    variance: Number
 
     @property
-    def known(self) -> Tensor:
+    def known(self) -> Flag:
         """Whether x was measured, bool."""
         return self.variance > 0
 
@@ -156,16 +217,16 @@ class Track:
         """One step on: x may have drifted."""
         return Track(self.log_ratio, self.variance + DRIFT)
 
-    def innovation(self, seen: Tensor) -> Tensor:
+    def innovation(self, seen: Number) -> Any:
         """By how much a measured x exceeds this one; NaN where there is none to compare with."""
-        return torch.where(self.known, seen - self.log_ratio, torch.nan)
+        return where(self.known, seen - self.log_ratio, math.nan)
 
-    def measured(self, seen: Tensor, noise: Tensor | float) -> Track:
+    def measured(self, seen: Number, noise: Number) -> Track:
         """After a measurement of x, `seen`, whose variance is `noise`.
 
         One that contradicts a factor of ten or more is believed in full: the filter starts again from it.
         """
         innovation = self.innovation(seen)
-        starts = ~(innovation.abs() < SURPRISE)  # nothing known, too
-        gain = torch.where(starts, 1.0, self.variance / (self.variance + noise))
-        return Track(torch.where(starts, seen, self.log_ratio + gain * innovation), gain * noise)
+        starts = opposite(abs(innovation) < SURPRISE)  # nothing known, too
+        gain = where(starts, 1.0, divided(self.variance, self.variance + noise))
+        return Track(where(starts, seen, self.log_ratio + gain * innovation), gain * noise)

@@ -14,19 +14,30 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from .budget import (
+    Flag,
+    Number,
     Scale,
     ShadowResult,
     Track,
+    at_least,
+    at_most,
     clip_coefficient,
+    divided,
+    exp,
+    finite,
     fitted_log_k,
+    log,
     proposal_scale,
+    root,
+    scale_within,
     shadow_search,
     trust_radius,
+    where,
 )
 from .controller import Fixed, make_controller, schedule_multiplier
+from .flat import joint_norm
 from .grouping import group_parameters
 from .logits import centre, half_fisher, mean_kl, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, CLIPPED_BELOW, MEASURED, TOKEN_NOISE
@@ -217,7 +228,12 @@ class EllipsotopeClip(StabilizedOptimizer):
             c = self._carried_c(stats, proposal)
         else:
             c = self._predicted_c(stats, calibrating)
-        self._apply(stats, proposal, c)
+        self._apply(stats, proposal, _tensor(c))
+
+    def _number(self, x: Tensor) -> Number:
+        """As formulas take it: a float on a CPU, where reading one waits for nothing."""
+        reads = not self.deferred and x.device.type == "cpu"
+        return float(x) if reads else x.double()
 
     def _predicted_c(self, stats: StepStats, calibrating: bool) -> Tensor:
         """c of `fisher`, `surrogate` and `calibrated`, NaN if S or q is not finite."""
@@ -242,7 +258,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         return torch.ones_like(radius)
 
     def _search(
-        self, stats: StepStats, proposal: Proposal, trial: Tensor, scale: Scale | None = None
+        self, stats: StepStats, proposal: Proposal, trial: Number, scale: Scale | None = None
     ) -> ShadowResult:
         """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
         batch = proposal.batch
@@ -254,107 +270,112 @@ class EllipsotopeClip(StabilizedOptimizer):
             if i not in proposal.layout.moving:
                 trial_weights.parts[i].copy_(part)
 
-        def measure(trial: Tensor) -> Tensor:
+        def measure(trial: Number) -> Number:
             proposal.interpolate(trial, trial_weights.parts)
             with trial_weights.standing_in(self.weights):
                 if self.retract is not None:
                     self.retract()
-                return mean_kl(batch.probe.z, batch.logits(batch.probe.inputs), batch.probe.mask)
+                z = batch.logits(batch.probe.inputs)
+            return self._number(mean_kl(batch.probe.z, z, batch.probe.mask))
 
         s = self.settings
         allowed = s.measurements if proposal.t < s.refine_steps else 1
-        found = shadow_search(
-            measure, stats.delta, trial, measurements=allowed, floor=self.floor, scale=scale
-        )
-        stats.trial = found.trial
-        stats.trial_kl = found.kl
+        delta = self._number(stats.delta)
+        found = shadow_search(measure, delta, trial, measurements=allowed, floor=self.floor, scale=scale)
+        stats.trial = _tensor(found.trial)
+        stats.trial_kl = _tensor(found.kl)
         stats.measurements = found.measurements
-        self._start_from(found.next_trial, proposal)
+        self._carry(self.trial, found.next_trial, proposal, found.next_trial > 0)
         return found
 
-    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Any:
         """c of `shadow`, by measuring the KL of trial steps; NaN if none was finite."""
-        found = self._search(stats, proposal, self.trial.clone())
+        found = self._search(stats, proposal, self._number(self.trial.clone()))
         if self.settings.measure_every > 1:
-            rate = found.kl.clamp(min=self.floor) / (found.trial * proposal.norm()).square()
-            self.kl_rate.copy_(torch.where(proposal.sound & rate.isfinite(), rate, self.kl_rate))
-        return torch.where(found.skipped, torch.nan, found.c)
+            assert self.floor is not None
+            moved = found.trial * self._number(proposal.norm())
+            rate = divided(at_least(found.kl, self.floor), moved * moved)
+            self._carry(self.kl_rate, rate, proposal, finite(rate))
+        return where(found.skipped, math.nan, found.c)
 
-    def _carried_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _carried_c(self, stats: StepStats, proposal: Proposal) -> Any:
         """c of `shadow` between measurements, from the last measured KL for each unit of ||dW||²."""
         assert stats.delta is not None
-        predicted = self.kl_rate * proposal.norm().square()
-        c = clip_coefficient(stats.delta.sqrt(), predicted.sqrt())
-        self._start_from(c, proposal)
+        norm = self._number(proposal.norm())
+        predicted = self._number(self.kl_rate) * (norm * norm)
+        c = scale_within(root(self._number(stats.delta)), root(predicted))
+        self._carry(self.trial, c, proposal, c > 0)
         return c
 
-    def _tracked_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _tracked_c(self, stats: StepStats, proposal: Proposal) -> Any:
         """c of `tracked`, from the KL predicted and, if it is due, measured; NaN if none was finite."""
         assert stats.delta is not None
+        delta = self._number(stats.delta)
         scale = self._proposal_scale(stats, proposal)
         usable = (scale > 0) & (scale < math.inf)
-        prior = Track(self.log_ratio, self.variance).later()
+        prior = Track(self._number(self.log_ratio), self._number(self.variance)).later()
         known = usable & prior.known
-        expected = (stats.delta / (scale * prior.log_ratio.exp())).sqrt().clamp(max=1)  # NaN without an x
+        expected = at_most(root(divided(delta, scale * exp(prior.log_ratio))), 1.0)  # NaN without an x
+        last = self._number(self.trial)
         if self._measures_kl(proposal.t):
-            trial = torch.where(known & (expected > 0), expected, self.trial)
-            after, c = self._tracked_by_measuring(
-                stats, proposal, prior, torch.where(usable, scale, 0.0), trial
-            )
+            trial = where(known & (expected > 0), expected, last)
+            after, c = self._tracked_by_measuring(stats, proposal, prior, where(usable, scale, 0.0), trial)
         else:
             after = prior
-            cautious = torch.where(usable, torch.fmin(self.trial, expected), self.trial)
-            c = torch.where(known, expected, cautious)
-            self._start_from(c, proposal)
-        moves = proposal.sound & usable
-        stats.tracked_scale = scale
-        stats.tracked_log_ratio = torch.where(moves, after.log_ratio, self.log_ratio)
-        stats.tracked_variance = torch.where(moves, after.variance, self.variance)
-        self.log_ratio.copy_(stats.tracked_log_ratio)
-        self.variance.copy_(stats.tracked_variance)
+            c = where(known | (usable & (expected < last)), expected, last)
+            self._carry(self.trial, c, proposal, c > 0)
+        self._carry(self.log_ratio, after.log_ratio, proposal, usable)
+        self._carry(self.variance, after.variance, proposal, usable)
+        stats.tracked_scale = _tensor(scale)
+        stats.tracked_log_ratio = self.log_ratio.clone()
+        stats.tracked_variance = self.variance.clone()
         return c
 
-    def _proposal_scale(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _proposal_scale(self, stats: StepStats, proposal: Proposal) -> Any:
         """P of what c scales."""
         fall, norm = proposal.fall_and_norm()
         grad_norm = stats.grad_norm
         if len(self.scaled) < len(self.weights):
             grads = [g for i in self.scaled if (g := self.weights[i].grad) is not None]
-            grad_norm = get_total_norm(grads)
-        return proposal_scale(fall, grad_norm, norm)
+            grad_norm = joint_norm(grads)
+        return proposal_scale(self._number(fall), self._number(grad_norm), self._number(norm))
 
     def _tracked_by_measuring(
-        self, stats: StepStats, proposal: Proposal, prior: Track, scale: Tensor, trial: Tensor
-    ) -> tuple[Track, Tensor]:
+        self, stats: StepStats, proposal: Proposal, prior: Track, scale: Number, trial: Number
+    ) -> tuple[Track, Number]:
         """Measure at `trial` -> what is known then, and c; repeated measurements all start from `prior`."""
         assert proposal.batch is not None
         assert stats.delta is not None
         assert self.floor is not None
-        delta = stats.delta
-        noise = TOKEN_NOISE / proposal.batch.probe.count()
-        seen: list[Tensor] = []  # x, by each measurement
+        delta = self._number(stats.delta)
+        tokens = proposal.batch.probe.count()
+        noise = TOKEN_NOISE / (self._number(tokens) if isinstance(tokens, Tensor) else tokens)
+        seen: list[Any] = []  # x, by each measurement
         believed: list[Track] = []
 
-        def believe(kl: Tensor, trial: Tensor) -> Tensor:
-            whole = kl / trial.square()
-            seen.append((whole / scale).log() + noise / 2)  # a noisy mean's log lies low by that
+        def believe(kl: Any, trial: Any) -> Any:
+            whole = divided(kl, trial * trial)
+            seen.append(log(divided(whole, scale)) + noise / 2)  # a noisy mean's log lies low by that
             believed.append(prior.measured(seen[-1], noise))
-            tracked = scale * believed[-1].log_ratio.exp()
-            return (delta / torch.where(tracked > 0, tracked, whole)).sqrt()
+            tracked = scale * exp(believed[-1].log_ratio)
+            return root(divided(delta, where(tracked > 0, tracked, whole)))
 
         found = self._search(stats, proposal, trial, believe)
         low = found.kl < self.floor
         unknown = low | found.skipped
         after = believed[-1]
         most = seen[-1] - noise / 2  # what was seen of a KL below the floor is the floor
-        kept = torch.where(found.skipped, prior.log_ratio, torch.where(low, most, after.log_ratio))
-        stats.innovation = torch.where(unknown, torch.nan, prior.innovation(seen[-1]))
-        after = Track(kept, torch.where(unknown, torch.nan, after.variance))
-        return after, torch.where(found.skipped, torch.nan, found.c)
+        kept = where(found.skipped, prior.log_ratio, where(low, most, after.log_ratio))
+        stats.innovation = _tensor(where(unknown, math.nan, prior.innovation(seen[-1])))
+        after = Track(kept, where(unknown, math.nan, after.variance))
+        return after, where(found.skipped, math.nan, found.c)
 
-    def _start_from(self, trial: Tensor, proposal: Proposal) -> None:
-        """Where the next measurement begins, if `trial` is a positive scale of a sound step."""
-        self.trial.copy_(torch.where(proposal.sound & (trial > 0), trial, self.trial))
+    def _carry(self, to: Tensor, value: Number, proposal: Proposal, usable: Flag) -> None:
+        """Keep a number for the next steps, if it is usable and the step is sound."""
+        if isinstance(value, Tensor):
+            to.copy_(torch.where(proposal.sound & usable, value, to))
+        elif usable:  # an unsound step has come to its end before
+            to.fill_(value)
 
     # -- one step: derivatives -------------------------------------------------------------------------------
 
@@ -469,3 +490,8 @@ class EllipsotopeClip(StabilizedOptimizer):
             "q": stats.predicted_kl,
             "c": stats.clip_coefficient,
         }
+
+
+def _tensor(x: Number) -> Tensor:
+    """A number as it is recorded, 0-dim."""
+    return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)

@@ -80,11 +80,11 @@ class Proposal:
         norm: Tensor = torch.linalg.vector_norm(norms.double())
         return -falls.double().sum(), norm
 
-    def interpolate(self, c: Tensor, out: Sequence[Tensor]) -> None:
+    def interpolate(self, c: Tensor | float, out: Sequence[Tensor]) -> None:
         """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`, by segment."""
         for i in self.layout.moving:
             w = self.layout.parts[i]
-            torch.lerp(self.before.parts[i], w, c.to(w.dtype), out=out[i])
+            torch.lerp(self.before.parts[i], w, torch.as_tensor(c, dtype=w.dtype), out=out[i])
 
     def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""

@@ -55,10 +55,11 @@ def counted(training):
 @pytest.mark.parametrize(
     ("settings", "forwards", "launches", "reads", "copies"),
     [
-        pytest.param(NONE, 1, 132, 4, 0.5, id="none"),
-        pytest.param(TRACKED, 2, 283, 6, 1.5, id="tracked"),
-        pytest.param(SHADOW, 2, 236, 6, 1.5, id="shadow"),
-        pytest.param(SURROGATE, 1, 190, 6, 1.5, id="surrogate"),
+        pytest.param(NONE, 1, 115, 4, 0.5, id="none"),
+        # numbers are read on a CPU, where that costs less than the kernels that it saves
+        pytest.param(TRACKED, 2, 195, 22, 1.5, id="tracked"),
+        pytest.param(SHADOW, 2, 174, 9, 1.5, id="shadow"),
+        pytest.param(SURROGATE, 1, 165, 6, 1.5, id="surrogate"),
         pytest.param(FISHER, 2, 950, 6, 3, id="fisher"),  # one of them forward-mode, hence its launches
     ],
 )
