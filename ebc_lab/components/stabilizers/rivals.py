@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pytorch_optimizer.optimizer.agc import agc
+from pytorch_optimizer.optimizer.utils.gradient import unit_norm
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
 
 from ebc_lab.ebc import Proposal, StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
+from ebc_lab.ebc.flat import joint_norm
 
 from .energy import tensor_norms
 
@@ -80,7 +81,7 @@ class ValueClip(Rival):
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         if gradients:  # torch's fails on none
             clip_grad_value_(self.weights, self.strength)
-        stats.gradient_scale = share(get_total_norm(gradients), stats.grad_norm)
+        stats.gradient_scale = share(joint_norm(gradients), stats.grad_norm)
 
 
 class AdaptiveGradientClip(Rival):
@@ -97,12 +98,14 @@ class AdaptiveGradientClip(Rival):
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         for w in self.weights:
             if w.grad is not None:
-                # the library takes a 3-dim weight's norm over one axis only, hence flat filters, and raises
-                # small gradient norms to 1e-6 before it compares them, hence another floor
+                # the library takes a 3-dim weight's norm over one axis only, hence flat filters
                 g, flat = (t.flatten(1) if t.ndim > 2 else t for t in (w.grad, w))
-                clipped = agc(flat, g, self.eps, self.strength, eps=torch.finfo(g.dtype).tiny)
-                w.grad.copy_(clipped.view_as(w.grad))
-        stats.gradient_scale = share(get_total_norm(gradients), stats.grad_norm)
+                most = unit_norm(flat).clamp_min_(self.eps).mul_(self.strength)
+                norms = unit_norm(g)
+                factor = torch.where(norms > most, most / norms, 1.0)
+                # flat filters may be a copy: it is the gradient itself that is scaled
+                w.grad.mul_(factor.view(-1, *[1] * (w.ndim - 1)) if w.ndim > 2 else factor)
+        stats.gradient_scale = share(joint_norm(gradients), stats.grad_norm)
 
 
 class ZClip(Rival):
