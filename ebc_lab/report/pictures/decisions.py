@@ -143,9 +143,13 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     handles = _draw_grids(left, facts, own, kept)
     right = another(left)
     looks = itertools.cycle(TRACKS)
+    low, ceiling = _framed(rows, kept)
     for track in kept:
         whose = f"{optimizer(track)}, " if len(kept) > 1 else ""
-        handles += _draw_long(right, own.get(track, []), kept[track], whose, looks)
+        handles += _draw_long(right, own.get(track, []), kept[track], whose, looks, ceiling)
+    if math.isfinite(ceiling):
+        right.set_ylim(low - 0.1 * (ceiling - low), ceiling)
+    make_room(right, 1)
     handles.append(entry("each replicate seed", **SEED))
     handles.append(entry("the baseline from here on", **RING))
     handles.append(entry("the fair control", **SQUARE))
@@ -207,18 +211,16 @@ def _draw_grids(
 
 
 def _draw_long(
-    axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str, looks: Iterator[Look]
+    axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str, looks: Iterator[Look], ceiling: float
 ) -> list[Any]:
-    """A kept optimizer at full length, each of its schedules in the next of `looks`. -> its part of the
-    key."""
+    """A kept optimizer at full length, each of its schedules in the next of `looks`; losses above the
+    `ceiling` as figures. -> its part of the key."""
     log_axis(axes, "x", RATES)
     lines = {"constant rate": [row for row in rows if row["role"] == "baseline"]}
     by_run = {row["run_id"]: row for row in rows if row["role"] == "control"}
     for point in decided["control"]["grid"]:
         lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
     handles: list[Any] = []
-    drawn = [row for own in lines.values() for row in own]
-    ceiling = _ceiling([row["val_loss"] for row in drawn if whole(row)], decided["val_loss"])
     rows_of_crosses = 0
     for label, own in lines.items():
         colour, marker, dashes = next(looks)
@@ -233,18 +235,17 @@ def _draw_long(
     axes.plot(beside, column(again, "val_loss"), color=INK, **SEED)
     axes.plot(decided["lr"], decided["val_loss"], **RING)
     axes.plot(decided["control"]["lr"], decided["control"]["val_loss"], **SQUARE)
-    if math.isfinite(ceiling):
-        low = min(row["val_loss"] for row in drawn if whole(row))
-        axes.set_ylim(low - 0.1 * (ceiling - low), ceiling)
-    make_room(axes, rows_of_crosses)
     return handles
 
 
-def _ceiling(losses: Sequence[float], baseline: float) -> float:
-    """Above it a few bad runs would press all others together; infinite where there are none such."""
+def _framed(rows: Rows, kept: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """The lowest loss at full length, and the one above which a few bad runs would press all others
+    together: infinite where there are none such."""
+    losses = [row["val_loss"] for row in rows if row["role"] in ("baseline", "control") and whole(row)]
     low = min(losses)
-    limit = low + MOST_TIMES * (max(statistics.median(losses), baseline) - low)
-    return limit if max(losses) > limit > low else math.inf
+    middle = max(statistics.median(losses), *(decided["val_loss"] for decided in kept.values()))
+    limit = low + MOST_TIMES * (middle - low)
+    return low, limit if max(losses) > limit > low else math.inf
 
 
 # -- 2. the LR scales ----------------------------------------------------------------------------------------

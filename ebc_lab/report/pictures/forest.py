@@ -182,7 +182,7 @@ def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Res
             continue
         rows = _final_rows(found, family, results)
         groups[_heading(found, family, words_of)] = rows
-        whom = f"against {words_of}" if family in found["roles"] else "against plain at the same rate"
+        whom = f"against {words_of}" if family in found["roles"] else "against plain at its rate"
         parts.append(f"{whom}, {counts(rows)}")
     rows = [row for own in groups.values() for row in own]
     text = "; ".join(parts)

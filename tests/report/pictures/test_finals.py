@@ -121,9 +121,9 @@ def test_ebc_stands_against_the_plain_arm_of_the_same_rate_too(tmp_path):
         track["arms"][control]["roles"].append("control_x2")
         track["differences"]["rate"] = {ebc: {**track["differences"]["control"][ebc], "judged": "misses"}}
 
-    words = words_of(changed(write_study(tmp_path), add)["finals"])
-    assert "Against the plain optimizer on the control’s schedule at the same rate" in words
-    assert any(text.endswith("against plain at the same rate, of 1 arms 1 worse.") for text in words)
+    figure = changed(write_study(tmp_path), add)["finals"]
+    assert "Against the plain optimizer on the control’s schedule at the same rate" in words_of(figure)
+    assert "against plain at its rate, of 1 arms 1 worse." in figure.alt
 
 
 def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):
