@@ -219,7 +219,8 @@ def _draw_long(
     lines = {"constant rate": [row for row in rows if row["role"] == "baseline"]}
     by_run = {row["run_id"]: row for row in rows if row["role"] == "control"}
     for point in decided["control"]["grid"]:
-        lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
+        if point["run_id"] in by_run:  # it has a result
+            lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
     handles: list[Any] = []
     rows_of_crosses = 0
     for label, own in lines.items():
