@@ -246,7 +246,7 @@ def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
     axes.grid(axis="y", visible=False)
     axes.axvline(0, color=INK, lw=1.0)
     key(axes, _transfer_key(rows, arms))
-    name_rows(axes, [f"{size['shape']}: {arms[label]['about']}" for size, label in rows])
+    name_rows(axes, [arms[label]["about"] for _, label in rows])
     for row, (_, label) in enumerate(rows):
         _draw_regret(axes, row, arms[label])
     return figure
@@ -273,7 +273,7 @@ def _transfer_key(rows: Sequence[tuple[Any, str]], arms: Mapping[str, Any]) -> l
         for words, ebc, colour, marker in (("EBC", True, EBC, "o"), ("plain", False, COLOURS[0], "s"))
         if any(bool(arms[label]["ebc"]) == ebc for _, label in rows)
     ]
-    return [*handles, entry("mean and its own 95% interval, each seed under it", GREY, **SEED)]
+    return [*handles, entry("its own 95% interval", GREY, lw=1.6)]
 
 
 def _draw_regret(axes: Axes, row: int, arm: Mapping[str, Any]) -> None:

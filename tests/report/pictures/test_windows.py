@@ -92,8 +92,8 @@ def test_regrets_stand_in_rows_at_each_size():
     marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
     assert marks == {"s": 0.1, "o": 0.02}
     assert [t.get_text() for t in axes.get_yticklabels()] == [
-        "4× steps: plain as tuned",
-        "4× steps: EBC as tuned",
+        "plain as tuned",
+        "EBC as tuned",
     ]
     assert sheet.alt.endswith(
         "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
