@@ -230,6 +230,7 @@ class ForensicClip(EllipsotopeClip):
             rho = stats.tightness * stats.guard
             if self.guard.kind == "shrink_published":
                 assert stats.movement is not None
+                assert stats.surrogate is not None
                 rho = stats.movement / (stats.clip_coefficient * stats.surrogate)
             inflation = self.guard.audit(rho, proposal.t)
             for group in self.filters.values():
