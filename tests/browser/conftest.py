@@ -16,9 +16,9 @@ from ebc_lab.report.page import html
 
 def unlucky(spec) -> dict[str, Any]:
     """Some runs diverge, some fail, for a cause that tries to be markup."""
-    if spec.role == "ebc_lindelta" and spec.run.seed in (3, 5):
+    if spec.role == "ebc_x8" and spec.run.seed in (3, 5):
         return {"outcome": "diverged", "cause": HOSTILE}
-    if spec.role == "none_chosen" and spec.run.seed == 4:
+    if spec.role == "control_x8" and spec.run.seed == 4:
         return {"outcome": "failed", "cause": HOSTILE}
     return {}
 

@@ -236,7 +236,8 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
         )
     noise, natural = _replicated(baseline, of_role["replicate"], results)
     sigma = statistics.stdev(noise)
-    tried = of_role["baseline"] if len(of_role["baseline"]) > 1 else grid
+    same_run = baseline.run_id in {s.run_id for s in grid}
+    tried = grid if same_run else of_role["baseline"]  # runs of another length or schedule tell nothing
     rates = [_rate(s) for s in grid]
     return {
         "optimizer": winner.run.optimizer.name,
@@ -244,7 +245,7 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
         "lr": _rate(baseline),
         "run_id": baseline.run_id,
         "val_loss": val_loss(results[baseline.run_id]),
-        "edge": edge_of([_rate(s) for s in tried], _rate(baseline)),
+        "edge": edge_of([_rate(s) for s in tried], _rate(baseline)) if len(tried) > 1 else None,
         "grid": {
             "lr": _rate(winner),
             "val_loss": val_loss(results[winner.run_id]),
@@ -410,6 +411,8 @@ def schedule_in_words(schedule: Mapping[str, Any]) -> str:
 
 
 def _edge(track: Track) -> str:
+    if len(track["ranked"]) == 1:
+        return "constant; no other was tried"
     return f"constant; the {track['edge']}est tried" if track["edge"] else "constant; lower and higher tried"
 
 

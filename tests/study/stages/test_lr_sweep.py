@@ -122,6 +122,16 @@ def test_the_baseline_is_the_best_constant_rate_around_the_grids_best(config, co
     assert track["edge"] == ("high" if best == max(tried) else None)
 
 
+def test_one_constant_rate_is_compared_with_nothing_of_another_length_or_schedule():
+    config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]")
+    track = decided("lr_sweep", config, {}, landscape())["tracks"]["adam_none"]
+    assert (track["ranked"], track["margin_sigma"], track["edge"]) == ([track["run_id"]], None, None)
+    config = config_of("study=published")  # its baseline is the grid's own winner
+    track = decided("lr_sweep", config, {}, landscape())["tracks"]["adam_none"]
+    assert len(track["ranked"]) > 1
+    assert track["margin_sigma"] > 0
+
+
 def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(config):
     _, specs, results = played("lr_sweep", config, {}, landscape())
     own = [s for s in specs if s.role == "replicate"]
