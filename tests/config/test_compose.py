@@ -38,7 +38,15 @@ from ebc_lab.config.errors import UserError
         (["budget.target_kl=1e-9"], ["target_kl", "1e-06"]),
         (["device=cuda"], ["no GPU"]),
         (["output_dir=''"], ["output_dir"]),
-        (["lr_sweep.control_warmup=-5"], ["control_warmup"]),
+        (["lr_sweep.control_warmups=[-5]"], ["control_warmups"]),
+        (["lr_sweep.control_scales=[2,1]"], ["control_scales", "increasing"]),
+        (["lr_sweep.control_shapes=[trapesoid]"], ["did you mean trapezoid"]),
+        (["lr_sweep.control_shapes=[replay]"], ["replay"]),
+        (["study.lr_schedule=replay"], ["study.lr_schedule"]),
+        (["study.kl_schedule=holds"], ["study.kl_schedule", "hold_decay"]),
+        (["calibrate.choose=best"], ["calibrate.choose", "loss"]),
+        (["calibrate.seeds=0"], ["calibrate.seeds"]),
+        (["lr_sweep.baseline_scales=[]"], ["baseline_scales"]),
     ],
 )
 def test_a_mistake_is_refused_in_one_sentence_that_names_it(overrides, words):
@@ -96,7 +104,9 @@ def test_every_choice_of_every_group_composes():
     [
         (["stabilizer=norm_clip"], ["study=stabilizers", "ebc-lab train"]),
         (["stabilizer.strength=0.1"], ["the arms of a suite"]),
-        (["seeds=[7,101]"], ["100 to 103"]),
+        (["seeds=[7,101]"], ["100 to 102"]),
+        (["seeds=[7,105]", "lr_sweep.replicates=5"], ["100 to 105"]),
+        (["seeds=[7,106]", "calibrate.seeds=7"], ["100 to 106"]),
         (["study=shocks", "shock.size=3"], ["only shock.step"]),
         (["study=shocks", "shock.step=60"], ["beyond the run's 60 steps"]),
         (["study=stabilizers", "study.stages=[lr_sweep,ablation]"], ["need the stage tune"]),

@@ -83,7 +83,7 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     ebc = table[table.stabilizer == "ebc"]
     assert (plain.clip_rate == 0).all()
     assert plain.delta_star.isna().all()
-    assert (ebc.budget == "shadow").all()
+    assert (ebc.budget == "tracked").all()
     assert ebc.overhead_pct.notna().all()
     sweep = pd.read_csv(outcome.study.root / "summary_lr_sweep.csv")
     assert sweep.test_loss.isna().all()  # val decides

@@ -28,7 +28,7 @@ def test_a_study_is_equal_to_its_copy(pair):
     )
     assert {"lr", "natural_kl"} <= set(found["decisions"]["lr_sweep"]["adam_none"])
     assert "delta_star" in found["decisions"]["calibrate"]["adam_none"]
-    assert len(found["verdict"]) == 6
+    assert len(found["verdict"]) == 7
     assert not any(line["flipped"] for line in found["verdict"])
     assert all(arm["difference"] == 0 for arm in found["arms"].values())
     assert "adam_none_baseline_x1" in found["arms"]
@@ -36,7 +36,7 @@ def test_a_study_is_equal_to_its_copy(pair):
 
 def test_what_differs_is_named_and_timing_is_not(pair):
     a, b = pair
-    first, second = [r.run_id for r in b.records() if "_n25_" in r.run_id][:2]
+    first, second = [r.run_id for r in b.records() if "_n25_s0-" in r.run_id][:2]
     path = b.run_dir(first) / "result.json"
     result = read_checksummed(path, "")
     write_checksummed(path, {**result, "test_loss": result["test_loss"] + 1, "wall_s": 9.0})
@@ -75,7 +75,7 @@ def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tm
     assert found["runs"]["equal"] == found["runs"]["common"] == found["runs"]["counts"][1]
     assert found["decided"] == [config.study.stages, ["lr_sweep"]]
     assert list(found["decisions"]) == ["lr_sweep"]
-    assert [line["verdict"][1] for line in found["verdict"]] == [None] * 6
+    assert [line["verdict"][1] for line in found["verdict"]] == [None] * 7
     assert found["arms"] == {}
 
 

@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     whole = planned(replace(config, study=replace(config.study, name="fresh")))  # from the sibling's runs
     assert "done, of the same shape on this machine" in whole["eta_from"]
     assert whole["stages"]["total"]["expected"]["done"] == 0
-    late = [p for p in sorted(study.runs.iterdir()) if "_n25_" in p.name][4:]
+    late = [p for p in sorted(study.runs.iterdir()) if re.search(r"_n25_s[01]-", p.name)][4:]
     for folder in late:
         shutil.rmtree(folder)
     found = planned(config)
@@ -136,7 +137,7 @@ def test_siblings_of_another_shape_or_machine_say_nothing(own_copy):
 def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy):
     config, study = own_copy
     (study.root / "auto_decisions.json").unlink()
-    path = next(p for p in sorted(study.runs.glob("*_n25_*")))
+    path = next(p for p in sorted(study.runs.glob("*_n25_s0-*")))
     (path / "result.json").unlink()
     whole = status(study)["eta_s"]
     assert whole == pytest.approx(planned(config)["stages"]["total"]["expected"]["eta_s"])

@@ -20,10 +20,8 @@ from ebc_lab.study.stages.stage import Figure, Stage
 MODULE = '''
 """warm_up: how many steps of warm-up the best baseline learning rate wants."""
 
-from dataclasses import replace
-
 from .rules import best, losses_of, make_decision, margin_sigma, refuse_without_tracks, val_loss
-from .runs import plain_run, spec_of, tracks_of, with_decay
+from .runs import plain_run, scheduled, spec_of, tracks_of
 from .stage import Figure, Stage
 
 
@@ -31,9 +29,9 @@ def runs(config, decisions, results):
     specs = []
     for name in tracks_of(decisions, "warm_up"):
         track = decisions["lr_sweep"]["tracks"][name]
-        run = with_decay(config, plain_run(config, track, config.warm_up.steps, config.study.stage_seed, 1.0))
+        run = plain_run(config, track, config.warm_up.steps, config.study.stage_seed, 1.0)
         for steps in config.warm_up.choices:
-            warmed = replace(run, lr_schedule=replace(run.lr_schedule, warmup_steps=steps))
+            warmed = scheduled(run, "trapezoid", steps)
             specs.append(spec_of("warm_up", f"{steps} steps", warmed, 1.0, f"_w{steps}"))
     return specs
 

@@ -48,7 +48,7 @@ def test_an_edited_decision_is_shown_leaf_by_leaf(own_copy, stage):
     assert shown["notes"][0] == ["mine"]
     assert len(shown) == 2
     assert replay(study, "lr_sweep")["same"] == (stage != "lr_sweep")
-    assert any("candidates[0].lr: 99.0 → 0.0" in line for line in replay_in_words(found))
+    assert any("candidates[0].lr: 99.0 → 0." in line for line in replay_in_words(found))
 
 
 def test_another_result_changes_the_decision_and_what_was_built_on_it(own_copy):
@@ -67,9 +67,11 @@ def test_another_result_changes_the_decision_and_what_was_built_on_it(own_copy):
 
 def test_a_result_that_changes_the_winner_asks_for_runs_that_are_not_there(own_copy):
     _, study = own_copy
-    rewrite(a_run(study, "lr_sweep") / "result.json", lambda r: r.update(val_loss=9.0))
+    grid = [c for c in study.decisions()["lr_sweep"]["candidates"] if c["role"] == "grid"]
+    won = min(grid, key=lambda c: c["val_loss"])["run_id"]
+    rewrite(study.run_dir(won) / "result.json", lambda r: r.update(val_loss=9.0))
     found = replay(study)["stages"]
-    assert "are missing" in found["lr_sweep"]["problem"]  # the replicates of the one that would have won
+    assert "missing" in found["lr_sweep"]["problem"]  # what is tuned around the one that would have won
     assert found["calibrate"]["problem"] == "builds on lr_sweep, which could not be decided again"
 
 

@@ -6,10 +6,12 @@ import pytest
 
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
+from ebc_lab.report.conclude import report
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
+from ebc_lab.study.stages.rules import FORM
 from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
 from ebc_lab.study.store.snapshot import read
 
@@ -62,7 +64,7 @@ def test_a_missing_run_makes_its_stage_and_all_after_it_stale(own_copy):
 
 def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided(own_copy):
     config, study = own_copy
-    gone = [p for p in sorted(study.runs.iterdir()) if "_n25_" in p.name][:3]
+    gone = sorted(study.runs.glob("*_n25_s0-*"))[:3]
     for folder in gone:
         shutil.rmtree(folder)
     found = stages(study)
@@ -96,13 +98,48 @@ def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy)
     assert "other results" in found["lr_sweep"]["stale_because"]
     assert {found[s]["state"] for s in LATER} == {"stale"}
     assert [s["would_train"] for s in found.values()] == [0, 0, 0, 0]  # the same one wins
-    write_checksummed(path, {**before, "val_loss": 9.0})
-    assert stages(study)["lr_sweep"]["would_train"] == 4  # controls and replicates of another winner
+    write_checksummed(path, before)
+    grid = [c for c in study.decisions()["lr_sweep"]["candidates"] if c["role"] == "grid"]
+    path = study.run_dir(min(grid, key=lambda c: c["val_loss"])["run_id"]) / "result.json"
+    write_checksummed(path, {**read_checksummed(path, ""), "val_loss": 9.0})
+    asked = stages(study)["lr_sweep"]["would_train"]
+    assert asked > 0  # a baseline and peaks of a control around another winner
     said: list[str] = []
-    assert autopilot(config, Listener(say=said.append), stages=["lr_sweep"]).trained == 4
-    assert any("lr_sweep was decided, but 4 of its" in line for line in said)
+    assert autopilot(config, Listener(say=said.append), stages=["lr_sweep"]).trained >= asked
+    assert any(f"lr_sweep was decided, but {asked} of its" in line for line in said)
     assert any("lr_sweep: the recorded decision does not follow" in line for line in said)
     assert list(study.decisions()) == ["lr_sweep"]
+
+
+def test_decisions_of_another_form_are_said_to_be_stale_and_are_made_again_from_the_runs(own_copy):
+    """As a study is found that an earlier version decided."""
+    config, study = own_copy
+    earlier = study.decisions()
+    for stage, decision in earlier.items():
+        unmarked = {k: v for k, v in decision.items() if k != "decision_sha256"}
+        earlier[stage] = with_checksum({**unmarked, "form": FORM - 1}, "decision_sha256")
+    study.decisions_file.write_text(json.dumps(earlier))
+    words = "it was recorded by another version of ebc-lab"
+    found = stages(study)
+    assert all(s["stale_because"].startswith(words) for s in found.values())
+    assert [s["would_train"] for s in found.values()] == [0, 0, 0, 0]
+    with pytest.raises(UserError, match=f"lr_sweep: {words}.*decides again from the runs"):
+        why(study, "lr_sweep")
+    with pytest.raises(UserError, match=words):
+        report(study)
+    assert autopilot(config, Listener()).trained == 0
+    assert {d["form"] for d in study.decisions().values()} == {FORM}
+
+
+def test_a_study_whose_settings_another_version_wrote_is_named_with_a_remedy(own_copy):
+    config, study = own_copy
+    header = study.header()
+    header["config"]["lr_sweep"]["control_warmup"] = 20
+    write_checksummed(study.header_file, header)
+    words = "study done cannot be read here .LRSweepConfig has no control_warmup.*another study.name"
+    for ask in (status, report, lambda s: why(s, None), lambda s: autopilot(config, Listener())):
+        with pytest.raises(UserError, match=words):
+            ask(study)
 
 
 def test_other_timings_make_nothing_stale(own_copy):
