@@ -136,7 +136,7 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
 
 
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
-    done = call("why", str(study.root), "lr_sweep", cwd=tmp_path)
+    done = call("why", str(study.root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for shown in (
         "rule:",
