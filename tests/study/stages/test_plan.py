@@ -188,14 +188,13 @@ def test_published_calibrates_its_own_targets_by_the_band():
 
 
 def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_results():
-    """Of those that may be asked once only; a suite's `tune` is pinned by the suites' own tests."""
     config = config_of(
         "optimizer=adam", "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
     )
     decisions = decided_through("calibrate", config, lambda s: done(2.0, surrogate_median=1.0))
     fixed = {name for name in STAGES if not stage_of(name).grows}
-    assert fixed == {"controller_search", "tune"}
-    for stage in fixed - {"tune"}:
+    assert fixed == {"controller_search"}
+    for stage in fixed:
         first = stage_of(stage).runs(config, decisions, {})
         answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}
         assert [s.run_id for s in stage_of(stage).runs(config, decisions, answered)] == [

@@ -177,7 +177,7 @@ def test_what_is_worse_by_the_margin_is_rarely_called_no_worse(studies):
 
 
 @pytest.mark.parametrize("studies", [FEW, MANY])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["fixed", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_a_window_that_is_too_narrow_by_its_margin_is_rarely_called_wide(kind, studies):
     config = null_studies.settings(KINDS[kind])
     narrow = null_studies.simulate(config, studies, narrow=config.finals.window_margin)
