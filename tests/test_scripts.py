@@ -45,7 +45,7 @@ def test_a_transformers_model_is_held_to_its_budget_and_nothing_is_downloaded(sc
     *steps, median = script("transformers_loop.py", "--steps=41", *options)
     losses = [float(re.search(r"loss (\d+\.\d+)", line)[1]) for line in steps]
     assert losses[-1] < losses[0] - 1
-    assert "over 5 audited, clipped steps" in median
+    assert "over 3 audited, clipped steps" in median
     assert float(median.split()[-1]) == pytest.approx(1, abs=0.3)
 
 

@@ -249,6 +249,7 @@ def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
     rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)
     refused = {row["stabilizer"]: row["refused"] for row in rows}
     assert "the smallest KL" in refused.pop("ebc shadow")
+    assert "the smallest KL" in refused.pop("ebc tracked")
     assert refused == {"ebc surrogate": None, "ebc fisher": None, "ebc calibrated": None}
 
 

@@ -95,7 +95,7 @@ def test_a_constant_on_a_tokens_logits_changes_no_step(budget, seed, delta):
     assert seen[1] == pytest.approx(seen[0], rel=1e-7, nan_ok=True)
 
 
-@every_budget
+@pytest.mark.parametrize("budget", sorted({*BUDGETS} - {"tracked"}))  # `tracked` trusts more tokens more
 @examples(8)
 @given(seed=seeds, delta=deltas, copies=st.integers(2, 4))
 def test_the_number_of_probe_tokens_changes_no_step(budget, seed, delta, copies):

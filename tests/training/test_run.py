@@ -133,7 +133,7 @@ def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(ru
 def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
     columns = {}
     for name, settings in {
-        "shadow": {"budget": {"target_kl": 0.005}},
+        "shadow": {"budget": {"name": "shadow", "target_kl": 0.005}},
         "tracked": {"budget": {"name": "tracked", "target_kl": 0.005}},
         "fisher": {"budget": {"name": "fisher", "target_kl": 0.005}},
         "surrogate": {"budget": {"name": "surrogate", "target_kl": 0.005, "grouping": "tensor"}},
