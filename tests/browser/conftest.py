@@ -25,7 +25,7 @@ def unlucky(spec) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory: pytest.TempPathFactory, finished, small_text: str) -> dict[str, Path]:
-    """Name -> a study's folder: `many` (500 runs, two tracks), `suite`, `smoke` (really trained)."""
+    """Name -> a study's folder: `many` (over 400 runs, two tracks), `suite`, `smoke` (really trained)."""
     folder = tmp_path_factory.mktemp("shown")
     text = folder / "words & <b>more.txt"
     text.write_text(small_text * 3)

@@ -67,12 +67,12 @@ def test_a_run_under_way_shows_how_far_it_is(reader, watched):
     study = onwards(1)
     run_id = next(p.name for p in sorted(study.runs.iterdir()))
     (study.runs / run_id / "result.json").unlink()
-    write_json(study.runs / run_id / "progress.json", {"step": 12, "steps": 30, "steps_per_s": 4.0})
+    write_json(study.runs / run_id / "progress.json", {"step": 12, "steps": 60, "steps_per_s": 4.0})
     with study.held():
         reader.open(address)
         assert reader.one("#live .state").text == "running"
         assert reader.one("#live progress").get_attribute("value") == "12"
-        assert "12 of 30 steps" in reader.one("#live").text
+        assert "12 of 60 steps" in reader.one("#live").text
 
 
 def test_a_damaged_study_is_said_and_shown_again_once_it_is_mended(reader, watched):
