@@ -10,7 +10,7 @@ import pytest
 from browser.reader import AXE, DESKTOP, HOSTILE, PHONE
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 pytestmark = pytest.mark.browser
 NAMES = ("many", "suite", "smoke")
@@ -178,6 +178,11 @@ def test_filters_show_the_runs_that_fit_and_say_how_many(reader, studies):
     assert len(shown()) == total  # whoever follows a link to a run sees it
 
 
+def assert_focused(reader, button):
+    """A dialog tells that it was closed a moment later, and the page gives the focus back then."""
+    WebDriverWait(reader.driver, 10).until(lambda d: d.switch_to.active_element == button)
+
+
 def test_a_figure_enlarges_and_gives_the_focus_back(reader, studies):
     reader.open(studies["smoke"])
     buttons, viewer = reader.all("figure button"), reader.one("#viewer")
@@ -198,13 +203,13 @@ def test_a_figure_enlarges_and_gives_the_focus_back(reader, studies):
     assert large.get_attribute("src") == small[-1].get_attribute("src")
     viewer.send_keys(Keys.ESCAPE)
     assert not viewer.is_displayed()
-    assert reader.switch_to.active_element == buttons[1]
+    assert_focused(reader, buttons[1])
     reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", small[0])
     small[0].click()
     assert viewer.is_displayed()
     reader.one("[data-close]").click()
     assert not viewer.is_displayed()
-    assert reader.switch_to.active_element == buttons[0]
+    assert_focused(reader, buttons[0])
 
 
 @pytest.mark.parametrize("dark", [False, True])
