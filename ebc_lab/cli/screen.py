@@ -164,6 +164,7 @@ def suite(decision: Mapping[str, Any]) -> RenderableType:
         pairs = tables.suite_pairs(found, names)
         made.append(drawn(tables.arms(track, found, names=names)))
         made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
+        made += [drawn(t) for t in (tables.windows(track, found), tables.regrets(track, found)) if t]
     return Group(*made)
 
 

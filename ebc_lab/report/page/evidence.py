@@ -297,6 +297,7 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
                 "named": {name: name for name in ranked},
                 "judged": {found["reference"], *ranked[:1]},
                 "arms": replace(arms, title=f"Arms, best first{of}"),
+                "spans": _spans(track, of, found),
                 "compared": [_compared(*own)] if pairs else [],
                 "least": [d["detectable"] for d in pairs.values() if d.get("detectable") is not None],
             }
@@ -304,6 +305,12 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
     notes = untracked(decision["notes"], decision["tracks"])
     about = stage_of(decision["stage"]).about
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
+
+
+def _spans(track: str, of: str, found: Mapping[str, Any]) -> list[Table]:
+    """The windows of what a suite sweeps and the regrets of what it carries to other sizes, if it does."""
+    made = (tables.windows(f"windows-{track}", found), tables.regrets(f"regrets-{track}", found))
+    return [replace(t.on(PAGE), title=f"{t.title}{of}") for t in made if t]
 
 
 def _compared(

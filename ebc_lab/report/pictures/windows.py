@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ebc_lab.study.stages.statistics import WINDOW_NATS
-from ebc_lab.study.stages.suite import SAME_NATS, octaves_in_words
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
+from ebc_lab.study.stages.suite import SAME_NATS
 
 from ..text.words import optimizer
 from .decisions import COLOURS, TRACKS
@@ -62,7 +62,7 @@ def draw_rates(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mappi
     """Test loss against the learning rate, a line for each arm, and under it each arm's window as a bar."""
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     widest = max(sweeps, key=lambda name: _octaves(sweeps[name]))
-    finding = f"Widest window: {widest}, {octaves_in_words(sweeps[widest]['window'])}"
+    finding = f"Widest window: {widest}, {in_octaves(sweeps[widest]['window'])}"
     size = (10.4, 5.6 + ROW * len(sweeps))
     figure, bottom = _page(facts, track, found, sweeps, (what, finding), size)
     top = another(bottom)
@@ -92,7 +92,7 @@ def draw_deltas(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapp
     )
     if not judged:
         name, own = next(iter(sweeps.items()))
-        finding = f"{name}: {octaves_in_words(own['window'])} of δ*"
+        finding = f"{name}: {in_octaves(own['window'])} of δ*"
     size = (10.4, 2.6 + 2.6 * len(shapes))
     figure, last = _page(facts, track, found, sweeps, (what, finding), size)
     panels = [*(another(last) for _ in shapes[1:]), last]
@@ -197,7 +197,7 @@ def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, L
                 if there:
                     axes.plot(edge, row, marker, color=colour, ms=6)
             last = high
-        ends.append((last, float(row), f"{name}  {octaves_in_words(span)}", colour))
+        ends.append((last, float(row), f"{name}  {in_octaves(span)}", colour))
     beside(axes, ends)
 
 
@@ -221,7 +221,7 @@ def _found_of_rate(own: Sweep) -> str:
 
 
 def _found_of_delta(name: str, own: Sweep) -> str:
-    said = octaves_in_words(own["window"])
+    said = in_octaves(own["window"])
     if own.get("yardstick") in (None, name):
         return said
     return f"worst start {signed(own['worst'])}" if own["worst"] is not None else "a start diverged"

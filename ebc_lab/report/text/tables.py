@@ -15,6 +15,7 @@ from typing import Any
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.lr_sweep import schedule_in_words
 from ebc_lab.study.stages.rules import band_distance
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from . import words
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
@@ -312,6 +313,72 @@ def _unless_baseline(efficiency: Any, reached: Any, key: str) -> Any:
     if efficiency is None:
         return Cell()
     return reached[key] if reached else Cell("not reached")
+
+
+# -- windows and regrets of a suite --------------------------------------------------------------------------
+
+
+SWEPT = {"lr_scale": "learning rate", "delta": "δ*"}  # a swept setting -> what it sets
+AT = {"lr_scale": "lr", "delta": "delta_star"}  # and the point's value of it
+WINDOWS = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("Of", short="of"),
+    Column("Window, octaves", "figure", short="octaves"),
+    Column("Best at", "figure", brief, "best at"),
+    loss_column("Best test loss", "best loss"),
+    Column("At 4 × its best", "figure", lambda x: signed(x, 3), "at ×4", optional=True),
+    Column("c·LR, octaves", "figure", lambda x: fixed(x, 1), "c·LR, octaves", optional=True),
+    Column("Worst start", "figure", lambda x: signed(x, 3), "worst start", optional=True),
+)
+
+
+def windows(name: str, found: Mapping[str, Any]) -> Table | None:
+    """How far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
+    sweeps = [
+        (arm, key, own) for arm, swept in found.get("windows", {}).items() for key, own in swept.items()
+    ]
+    sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
+    rows = [filled(WINDOWS, _window(arm, key, own)) for arm, key, own in sweeps]
+    note = (
+        f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s own best test loss; "
+        "≥ where the window does not end within what was tried; “worst start” against the best fixed δ*"
+    )
+    return Table(name, "Windows", WINDOWS, rows, note) if rows else None
+
+
+def _window(arm: str, key: str, own: Mapping[str, Any]) -> tuple[Any, ...]:
+    span = own["window"]
+    if span is None:
+        return (arm, SWEPT[key], Cell("every run diverged"), *(None,) * (len(WINDOWS) - 3))
+    best = next(p for p in own["points"] if p["value"] == span["best"])
+    width = Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"])
+    rate = own["rate_octaves"] if key == "delta" else None
+    values = (best[AT[key]], span["loss"], own["regret_x4"], abs(rate) if rate is not None else None)
+    return arm, SWEPT[key], width, *values, own.get("worst")
+
+
+REGRETS = (
+    Column("Size", short="size", head=True),
+    Column("Arm", "name", short="arm"),
+    Column("Regret", "figure", short="regret"),
+    Column("95% interval", "figure"),
+    Column("Minus plain as tuned", "figure", short="minus plain", optional=True),
+    Column("its 95% interval", "figure", short="95%", optional=True),
+)
+
+
+def regrets(name: str, found: Mapping[str, Any]) -> Table | None:
+    """What it costs to keep the settings of another size, against tuning again; None without transfers."""
+    rows = []
+    for size in found.get("transfer", ()):
+        for arm in size["kept"]:
+            regret, plain = found["arms"][arm]["difference"] or {}, size["against_kept"].get(arm)
+            own = (_centre(plain), _interval(plain, "low", "high")) if plain else ("", "")
+            rows.append(
+                filled(REGRETS, (size["shape"], arm, _centre(regret), _interval(regret, "low", "high"), *own))
+            )
+    note = "nats per token: kept settings minus settings tuned again at that size; below zero is better"
+    return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
 # -- differences ---------------------------------------------------------------------------------------------

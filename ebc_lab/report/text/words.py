@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
-from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, show_difference
-from ebc_lab.study.stages.suite import octaves_in_words
+from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
@@ -356,7 +355,7 @@ def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of a suite that sweeps the learning rate: the widest window, and all of them in order."""
     spans = {name: own["lr_scale"]["window"] for name, own in windows.items() if "lr_scale" in own}
     order = sorted(spans, key=lambda n: -(spans[n]["octaves"] if spans[n] else -1.0))
-    said = "; ".join(f"{name} {octaves_in_words(spans[name])}" for name in order)
+    said = "; ".join(f"{name} {in_octaves(spans[name])}" for name in order)
     text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {said}."
     return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
 

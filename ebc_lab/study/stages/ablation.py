@@ -17,7 +17,7 @@ from .rules import Decision, Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec
 from .stage import Stage, Track
 from .statistics import paired
-from .suite import point_of, ready, run_of, shape_of, transfer_of, windows_in_words, windows_of
+from .suite import point_of, ready, run_of, shape_of, transfer_of, windows_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
     "val_loss",
@@ -117,7 +117,6 @@ def decide(
         arms = tracks[track]["arms"]
         tracks[track]["best_by_seed"] = {str(s): _best_of(arms, results, str(s)) for s in config.seeds}
         notes += _notes(config, track, tracks[track])
-        notes += [f"{track}: {said}" for said in windows_in_words(tracks[track]["windows"])]
     compared = _add_differences(config, tracks, results, earlier)
     if all(math.isinf(loss) for loss in losses_of(specs, results)):
         raise Undecidable("ablation could not be judged: no run completed.")

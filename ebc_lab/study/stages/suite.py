@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ebc_lab.config.schema import ArmConfig, Config, RunConfig
 from .compare_arms import Arm, losses
 from .rules import Decision, Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
-from .statistics import ROUNDING, WINDOW_NATS, paired, window
+from .statistics import ROUNDING, paired, window
 
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
 Point = dict[str, float]
@@ -183,31 +183,6 @@ def _from_any_start(yardstick: str, best: Mapping[str, Any], own: Mapping[str, A
         "worst": worst if finite else None,
         "every_start": worst <= SAME_NATS + ROUNDING,
     }
-
-
-def octaves_in_words(span: Mapping[str, Any] | None) -> str:
-    """`at least 6.0 octaves`, where the window does not end within the grid."""
-    if span is None:
-        return "none: every run diverged"
-    least = "at least " * (span["open_low"] or span["open_high"])
-    return f"{least}{span['octaves']:.1f} octaves"
-
-
-def windows_in_words(windows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
-    """One sentence for each sweep."""
-    for name, sweeps in windows.items():
-        if own := sweeps.get("lr_scale"):
-            regret = own["regret_x4"]
-            further = f"; at 4 times its best LR {regret:+.3f} nats" if regret is not None else ""
-            width = octaves_in_words(own["window"])
-            yield f"{name}: LR window (within {WINDOW_NATS:g} nats of its best) {width}{further}"
-        if own := sweeps.get("delta"):
-            rate = own["rate_octaves"]
-            of_rate = f", {abs(rate):.1f} of c·LR" if rate is not None else ""
-            said = f"{name}: δ* window {octaves_in_words(own['window'])}{of_rate}"
-            if own.get("yardstick") and own["worst"] is not None:
-                said += f"; its worst start ends {own['worst']:+.3f} nats from the best of {own['yardstick']}"
-            yield said
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[dict[str, Any]]:

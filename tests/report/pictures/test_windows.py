@@ -57,8 +57,8 @@ def test_the_windows_of_the_learning_rate_are_bars_under_the_losses():
     assert bars[0] == pytest.approx([0.001 * span["low"], 0.001 * span["high"]])
     assert [line.get_marker() for line in bottom.get_lines() if line.get_ydata()[0] == 1][-2:] == ["<", ">"]
     said = words_of(sheet)
-    assert "ebc  at least 3.0 octaves" in said
-    assert sheet.alt.endswith("Widest window: ebc, at least 3.0 octaves.")
+    assert "ebc  ≥ 3.0 octaves" in said
+    assert sheet.alt.endswith("Widest window: ebc, ≥ 3.0 octaves.")
     assert png(sheet).startswith(b"\x89PNG")
 
 
@@ -77,7 +77,7 @@ def test_rules_are_drawn_by_size_and_judged_by_the_fixed_target():
 def test_a_sweep_in_which_every_run_diverged_is_drawn():
     lost = {"plain": {"lr_scale": sweep({1: None, 2: None}, "plain", delta_star=None)}}
     sheet = drawn(found_of(lost))["lr_windows"]
-    assert "plain  none: every run diverged" in words_of(sheet)
+    assert "plain  none" in words_of(sheet)
     assert png(sheet).startswith(b"\x89PNG")
 
 
@@ -116,4 +116,4 @@ def test_the_answer_names_the_widest_window():
         found["arms"][label] |= {"comparable": True, "test_median": 2.0}
     said = suite_answer(found)
     assert said["word"] == "Widest window: ebc."
-    assert "ebc at least 3.0 octaves; plain" in said["text"]
+    assert "ebc ≥ 3.0 octaves; plain" in said["text"]

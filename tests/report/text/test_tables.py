@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from support.drawn import sweep
 
 from ebc_lab.records import columns
 from ebc_lab.report import pictures
 from ebc_lab.report.conclude import report
-from ebc_lab.report.text import papers, summaries
+from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
 from ebc_lab.study.store.study import Study
 
@@ -316,3 +317,45 @@ def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_pa
     assert made.returncode == 0, made.stdout[-2000:]
     assert (tmp_path / "p.pdf").exists()
     assert not fits or "Overfull" not in made.stdout
+
+
+def test_the_windows_of_a_suite_are_a_table_widest_first():
+    swept = {
+        "narrow": {"lr_scale": sweep({1: 2.3, 2: 2.0, 4: 2.4, 8: None}, "narrow", delta_star=None)},
+        "wide": {
+            "delta": sweep({1: 2.1, 2: 2.02}, "wide", yardstick="fixed", worst=0.12),
+            "lr_scale": sweep({1: 2.0, 2: 2.01, 4: 2.0}, "wide"),
+        },
+        "lost": {"lr_scale": sweep({1: None, 2: None}, "lost", delta_star=None)},
+    }
+    table = tables.windows("w", {"windows": swept})
+    assert table is not None
+    told = table.texts()
+    assert [row[:2] for row in told] == [
+        ["wide", "learning rate"],
+        ["narrow", "learning rate"],
+        ["lost", "learning rate"],
+        ["wide", "δ*"],
+    ]
+    span = swept["narrow"]["lr_scale"]["window"]
+    assert [row[2] for row in told] == ["≥ 2.0", f"{span['octaves']:.1f}", "every run diverged", "≥ 0.6"]
+    assert told[0][4] == "2.0000"
+    assert told[3][-1] == "+0.120"
+    assert table.rows[1].cells[2].value == span["octaves"]  # the page sorts by it
+    assert tables.windows("w", {"windows": {}}) is None
+
+
+def test_regrets_are_a_table_against_tuning_again_and_against_plain_as_tuned():
+    arms = {
+        "plain_long": {"difference": {"mean": 0.1, "low": 0.05, "high": 0.15}},
+        "ebc_long": {"difference": {"mean": 0.02, "low": -0.01, "high": 0.05}},
+    }
+    beside = {"ebc_long": {"mean": -0.08, "low": -0.1, "high": -0.06}}
+    sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": beside}]
+    table = tables.regrets("r", {"arms": arms, "transfer": sizes})
+    assert table is not None
+    assert table.texts() == [
+        ["4× steps", "plain_long", "+0.100", "[+0.050, +0.150]", "", ""],
+        ["4× steps", "ebc_long", "+0.020", "[−0.010, +0.050]", "−0.080", "[−0.100, −0.060]"],
+    ]
+    assert tables.regrets("r", {"arms": arms, "transfer": []}) is None

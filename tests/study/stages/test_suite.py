@@ -465,18 +465,13 @@ def test_the_window_of_a_learning_rate_in_octaves(tiny):
     assert found["regret_x4"] == pytest.approx(0.09)
     assert found["spread"] is None  # one diverged
     assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
-    said = "octaves; at 4 times its best LR +0.090 nats"
-    assert any(
-        note.startswith("adam_none: b: LR window") and note.endswith(said) for note in decision["notes"]
-    )
-    flat = "adam_none: plain: LR window (within 0.05 nats of its best) at least 4.0 octaves"
-    assert any(note.startswith(flat) for note in decision["notes"])
+    flat = decision["tracks"]["adam_none"]["windows"]["plain"]["lr_scale"]["window"]
+    assert (flat["octaves"], flat["open_low"], flat["open_high"]) == (4.0, True, True)
 
 
 def test_a_sweep_of_runs_that_all_diverge_has_no_window(tiny):
-    found, decision = swept_with(tiny, {1: None, 2: None})
+    found, _ = swept_with(tiny, {1: None, 2: None})
     assert (found["window"], found["regret_x4"]) == (None, None)
-    assert any(note.endswith("none: every run diverged") for note in decision["notes"])
 
 
 def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
