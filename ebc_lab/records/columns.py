@@ -54,7 +54,10 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),
-    "lr_scale": (SCALE, "lr over the track's best plain learning rate"),
+    "lr_scale": (
+        SCALE,
+        "lr over the track's best constant rate; in summary_lr_sweep.csv over the grid's best",
+    ),
     "optimizer": ("", "the base optimizer"),
     "projection": ("", "of the weights"),
     "stabilizer": ("", "what acts between backward and the update; `none` is the plain optimizer"),

@@ -19,7 +19,7 @@ from .stage import Figure, Stage, Track
 from .statistics import CONFIDENCE
 from .verdict import verdict_lines
 
-OVERHEAD_STEPS = 80  # steps a side of the overhead measurement
+OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
