@@ -66,7 +66,7 @@ def resolved(run: RunConfig) -> RunConfig:
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
     schedule = run.lr_schedule
     if schedule.warmup_share is not None:
-        warmup = round(schedule.warmup_share * run.steps)
+        warmup = share_in_steps(schedule.warmup_share, run.steps)
         schedule = dataclasses.replace(schedule, warmup_steps=warmup, warmup_share=None)
     return dataclasses.replace(
         run,
@@ -74,6 +74,11 @@ def resolved(run: RunConfig) -> RunConfig:
         audit_every=every,
         lr_schedule=schedule,
     )
+
+
+def share_in_steps(share: float, steps: int) -> int:
+    """A share of a run of `steps`, in whole steps."""
+    return round(share * steps)
 
 
 def identity(run: RunConfig) -> dict[str, Any]:

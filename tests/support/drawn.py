@@ -367,5 +367,5 @@ def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict
         for value, loss in losses.items()
     ]
     span = window({value: math.inf if loss is None else loss for value, loss in losses.items()})
-    found = {"about": label, "shape": "", "points": points, "window": span, "spread": None}
+    found = {"about": label, "shape": "", "points": points, "window": span, "left_out": []}
     return found | {"regret_x4": None, "rate_octaves": None} | more

@@ -80,13 +80,14 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
 
 
 def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> Table:
-    ids = [run_id for arm in found["arms"].values() for run_id in arm["runs"].values()]
+    usual = [arm for arm in found["arms"].values() if not arm.get("shape")]
+    ids = [run_id for arm in usual for run_id in arm["runs"].values()]
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
+    otherwise = "" if len(usual) == len(found["arms"]) else ", or as many times that as an arm says"
     caption = [
-        f"After {steps} steps: seeds completed; mean cross-entropy on the whole split, in nats per token, "
-        "± the standard deviation over seeds; median clip coefficient c; applied KL over its target δ*; "
-        "training "
-        "tokens per second (the last three: means over completed seeds).",
+        f"After {steps} steps{otherwise}: seeds completed; mean cross-entropy on the whole split, in nats "
+        "per token, ± the standard deviation over seeds; median clip coefficient c; applied KL over its "
+        "target δ*; training tokens per second (the last three: means over completed seeds).",
         "An arm of which a run diverged has no mean: a mean over the survivors would flatter it.",
         str(about),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
+from ebc_lab.study.stages.suite import contenders
 
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
@@ -332,7 +333,7 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
 
     An arm with a reference of its own (a shocked one) is not called the best: it answers another question.
     """
-    arms = {n: a for n, a in found["arms"].items() if a["comparable"] and a["test_median"] is not None}
+    arms = {n: a for n, a in contenders(found).items() if a["test_median"] is not None}
     arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
         text = "No arm completed a run that can be compared."

@@ -17,7 +17,7 @@ from .rules import Decision, Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec
 from .stage import Stage, Track
 from .statistics import paired
-from .suite import point_of, ready, run_of, shape_of, transfer_of, windows_of
+from .suite import contenders, point_of, ready, run_of, shape_of, transfer_of, windows_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
     "val_loss",
@@ -114,15 +114,15 @@ def decide(
         }
         tracks[track]["windows"] = windows_of(config, tracks[track]["arms"], results)
         tracks[track]["transfer"] = transfer_of(config, tracks[track]["arms"], results)
-        arms = tracks[track]["arms"]
-        tracks[track]["best_by_seed"] = {str(s): _best_of(arms, results, str(s)) for s in config.seeds}
+        likely = contenders(tracks[track])
+        tracks[track]["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
         notes += _notes(config, track, tracks[track])
     compared = _add_differences(config, tracks, results, earlier)
     if all(math.isinf(loss) for loss in losses_of(specs, results)):
         raise Undecidable("ablation could not be judged: no run completed.")
     rule = (
-        f"test loss after {config.ablation.steps} steps, paired by seed with the reference arm, 95% "
-        "intervals; an arm "
+        f"test loss after {config.ablation.steps} steps, or as many times that as an arm's size says, paired "
+        "by seed with the reference arm, 95% intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
     return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
@@ -157,6 +157,11 @@ def _notes(config: Config, track: str, found: Track) -> list[str]:
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
             notes.append(f"{track}: {label}: {diverged} of {len(arm['runs'])} seeds diverged")
+    for name, sweeps in found["windows"].items():
+        for left_out in {tuple(own["left_out"]) for own in sweeps.values() if own["left_out"]}:
+            notes.append(
+                f"{track}: {name}'s windows leave out {', '.join(left_out)}: a run failed or was lost"
+            )
     by_seed = found["best_by_seed"]
     if len(set(by_seed.values())) > 1:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
@@ -187,8 +192,8 @@ def _add_differences(
 
 
 def _best_of(arms: Mapping[str, Arm], results: Results, seed: str) -> str | None:
-    """The arm with the lowest test loss of this seed alone, among those judged on the whole split."""
-    by_seed = {label: losses(arm, results) for label, arm in arms.items() if arm["comparable"]}
+    """The arm with the lowest test loss of this seed alone."""
+    by_seed = {label: losses(arm, results) for label, arm in arms.items()}
     found = {label: own[seed] for label, own in by_seed.items() if seed in own}
     return min(found, key=lambda label: found[label], default=None)
 
@@ -209,8 +214,8 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
 
 
 def headline(track: Track) -> str:
-    comparable = {a: f["val_median"] for a, f in track["arms"].items() if f["comparable"]}
-    losses = {a: x for a, x in comparable.items() if x is not None}
+    medians = {a: f["val_median"] for a, f in contenders(track).items()}
+    losses = {a: x for a, x in medians.items() if x is not None}
     best = min(losses, key=lambda a: losses[a], default=None)
     told = f"; lowest median validation loss {best}, {losses[best]:.4f}" if best else ""
     return f"{len(track['arms'])} arms{told}"

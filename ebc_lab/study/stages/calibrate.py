@@ -21,6 +21,7 @@ from .rules import (
     band_distance,
     c_median,
     edge_of,
+    ended,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
@@ -89,6 +90,12 @@ def mean_losses(specs: Sequence[RunSpec], results: Results) -> dict[float, float
     for spec in specs:
         found.setdefault(spec.run.budget.target_kl, []).append(val_loss(results.get(spec.run_id)))
     return {target_kl: statistics.fmean(losses) for target_kl, losses in sorted(found.items())}
+
+
+def _known(specs: Sequence[RunSpec], losses: Mapping[float, float], results: Results) -> dict[float, float]:
+    """The losses of those targets of which no run failed or was lost."""
+    lost = {s.run.budget.target_kl for s in specs if not ended(results.get(s.run_id))}
+    return {target_kl: nats for target_kl, nats in losses.items() if target_kl not in lost}
 
 
 def _next_target(config: Config, points: Sequence[RunSpec], results: Results) -> float | None:
@@ -189,7 +196,9 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
     chosen = {s.run.budget.name: s for s in reversed(usable)}  # budget -> its best run
     winner = usable[0]
     target_kl = winner.run.budget.target_kl
+    ranked_losses = {s.run_id: loss(s) for s in ranked}
     tried = losses[winner.run.budget.name]
+    known = _known(by_budget[winner.run.budget.name], tried, results)
     finite = {f"{at:g}": nats for at, nats in tried.items() if math.isfinite(nats)}
     return {
         "budget": winner.run.budget.name,
@@ -202,12 +211,13 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
         "seeds": config.calibrate.seeds,
         "losses": finite,
         "edge": edge_of(list(tried), target_kl) if len(tried) > 1 else None,
-        "delta_window": window(tried),
+        "delta_window": window(known),
         "c_median": c_median(results[winner.run_id]),
         "in_band": outside(winner) == 0,
         "by_budget": {budget: spec.run.budget.target_kl for budget, spec in chosen.items()},
-        "ranked": [s.run_id for s in ranked],
-        "margin_sigma": margin_sigma(list(map(loss, ranked)), swept["sigma"]),
+        "ranked": list(ranked_losses),
+        "ranked_losses": ranked_losses,
+        "margin_sigma": margin_sigma(list(ranked_losses.values()), swept["sigma"]),
         "sigma": swept["sigma"],
     }
 

@@ -188,15 +188,21 @@ def reference_of(track: Mapping[str, Any], family: str, name: str) -> str:
 def _lr_windows(
     config: Config, track: Mapping[str, Any], results: Results, replicates: Sequence[float]
 ) -> dict[str, Any]:
-    """`ebc` and `control`: the arm at the highest of the finals' rates against itself at the lowest; only
-    those that have two."""
+    """`ebc`: the arm at the highest of its rates in the finals against itself at the lowest, if it has two;
+    `control`: the same at these two rates, if it has both. Where more than half of the runs diverged at the
+    highest it misses, whatever became of those at the lowest."""
     found: dict[str, Any] = {}
-    for kind in ("ebc", "control"):
-        own = {r: n for r, n in track["roles"].items() if r.startswith(f"{kind}_x")}
-        arms = {float(r.rpartition("_x")[2]): n for r, n in own.items()}  # by LR scale
-        if len(arms) < 2:
+    by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
+    for role, name in track["roles"].items():
+        kind, _, scale = role.partition("_x")
+        if kind in by_scale and scale:
+            by_scale[kind][float(scale)] = name
+    if len(by_scale["ebc"]) < 2:
+        return {}
+    scales = [min(by_scale["ebc"]), max(by_scale["ebc"])]
+    for kind, arms in by_scale.items():
+        if not all(scale in arms for scale in scales):
             continue
-        scales = [min(arms), max(arms)]
         low, high = (arms[scale] for scale in scales)
         difference = paired(
             losses(track["arms"][high], results),
@@ -205,6 +211,8 @@ def _lr_windows(
             looks=len(looks(config)),
             replicates=replicates,
         )
+        if 2 * difference.get("diverged", {}).get("arm", 0) > difference["seeds"]:
+            difference |= {"alone": "misses", "judged": "misses"}
         found[kind] = {"scales": scales, "arm": high, "reference": low, "difference": difference}
     return found
 

@@ -18,6 +18,7 @@ from .rules import (
     band_distance,
     c_median,
     candidate,
+    ended,
     make_decision,
     margin_sigma,
     refuse_without_tracks,
@@ -80,6 +81,7 @@ def _fixed_radius(config: Config, track: Track, target_kl: float, results: Resul
         for scale in config.lr_scale.scales:
             run = surrogate_run(fixed, scale)
             run = replace(run, controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None))
+            run = replace(run, budget=replace(run.budget, schedule="constant"))
             specs.append(spec_of("lr_scale", "fixed_tau", run, scale, "_fixedtau"))
     return specs
 
@@ -155,7 +157,7 @@ def _decided(
     headroom: dict[str, float | None] = {}
     windows: dict[str, dict[str, Any] | None] = {}
     for arm, rows in arms.items():
-        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows})
+        windows[arm] = window({r["lr_scale"]: losses[r["run_id"]] for r in rows if ended(r)})
         within = (r["lr_scale"] for r in rows if losses[r["run_id"]] <= reference + sigma)
         headroom[arm] = max(within, default=None)
     return {

@@ -106,7 +106,8 @@ def _control_search(config: Config, pair: Pair, lr: float, results: Results) -> 
 
     first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
     points = [control(scale, first) for scale in sweep.control_scales]
-    _extend(points, lambda scale: control(scale, first), _scale, results, sweep.control_extensions)
+    if len(points) > 1:
+        _extend(points, lambda scale: control(scale, first), _scale, results, sweep.control_extensions)
     for factor in (_other_warmups, _other_shapes, _other_peaks):
         winner = None if waiting(points, results) else best(points, results)
         if winner is None:
@@ -212,8 +213,9 @@ def decide(
     rule = (
         "the grid's lowest validation loss; at the length of the finals, the lowest of constant rates around "
         "it, and the fair control: peak, warm-up and shape one after the other; a best point on an edge "
-        f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times; sigma is the "
-        "standard deviation of the baseline's fresh replicate seeds"
+        f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times, that of the "
+        f"control's peaks {config.lr_sweep.control_extensions} times; sigma is the standard deviation of the "
+        "baseline's fresh replicate seeds"
     )
     notes = [*_notes(config, tracks, pairs), *dropped]
     return make_decision(

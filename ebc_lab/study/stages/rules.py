@@ -74,6 +74,12 @@ def val_loss(result: RunResult | None) -> float:
     return float(loss) if loss is not None and math.isfinite(loss) else math.inf
 
 
+def ended(run: Mapping[str, Any] | None) -> bool:
+    """Whether a result, or a candidate, says something about its settings: it completed or diverged, and was
+    not lost or failed."""
+    return run is not None and run.get("outcome") in ("completed", "diverged")
+
+
 def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:
     """The validation loss of each run, infinite where it did not complete."""
     return [val_loss(results.get(s.run_id)) for s in specs]

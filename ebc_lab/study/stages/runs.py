@@ -12,7 +12,7 @@ from typing import Any
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import resolved, round3
+from ebc_lab.config.identity import resolved, round3, share_in_steps
 from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
 
 from .rules import Decision, Results
@@ -58,7 +58,7 @@ def ebc_run(
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
     """The run on this learning-rate schedule; `warmup` in steps, or below 1 as a share of the run."""
-    steps = round(warmup * run.steps) if warmup < 1 else int(warmup)
+    steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
 

@@ -66,15 +66,19 @@ def runner_up(
     others = [c for c in decision["candidates"] if c["run_id"] != track["run_id"]]
     others = [c for c in others if c["val_loss"] is not None]
     parts = []
+    means = {c["run_id"]: c["val_loss"] for c in others} | track.get("ranked_losses", {})
     ranked = [c for c in others if c["run_id"] in track["ranked"]]
     if ranked:
-        second = min(ranked, key=lambda c: c["val_loss"])
-        gap = second["val_loss"] - track["val_loss"]
+        second = min(ranked, key=lambda c: means[c["run_id"]])
+        gap = means[second["run_id"]] - track["val_loss"]
         sigmas = f" ({gap / track['sigma']:.1f} σ)" if track["sigma"] else ""
         at = setting.format_map(second)
         parts.append(f"{second['arm']} at {at} would have had to be {gap:.4f} nats better{sigmas}")
-    unranked = [c for c in others if c["role"] == "ebc" and c["run_id"] not in track["ranked"]]
-    lower = [c for c in unranked if c["val_loss"] < track["val_loss"]]
+    # neither another seed of a ranked arm nor an inert rate, which is a ranked run under another name
+    told = {c["arm"] for c in decision["candidates"] if c["run_id"] in track["ranked"]}
+    inert = {r["run_id"] for rows in track.get("arms", {}).values() for r in rows if r["inert"]}
+    unranked = [c for c in others if c["role"] == "ebc" and c["run_id"] not in inert]
+    lower = [c for c in unranked if c["arm"] not in told and c["val_loss"] < track["val_loss"]]
     if lower:
         lowest = min(lower, key=lambda c: c["val_loss"])
         parts.append(

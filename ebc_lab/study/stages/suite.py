@@ -12,12 +12,14 @@ from typing import Any
 
 from ebc_lab.config.choices import changed, shaped
 from ebc_lab.config.schema import ArmConfig, Config, RunConfig
+from ebc_lab.ebc.options import MEASURED
 
 from .compare_arms import Arm, losses
 from .rules import Decision, Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
 from .statistics import ROUNDING, paired, window
 
+ROUNDED = 0.02  # relative: how far rounding may take a target from its multiple
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
 Point = dict[str, float]
 
@@ -54,13 +56,20 @@ def run_of(
         unit = swept["natural_kl"]
         if "calibrate" in decisions:
             found = decisions["calibrate"]["tracks"][track]
-            unit = found["by_budget"].get(run.budget.name, found["delta_star"])
+            unit = _calibrated(found, run.budget.name)
         run = with_target(run, unit * times)
     if arm.control:
         run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
     return completed(run, swept, times), scale
+
+
+def _calibrated(found: Mapping[str, Any], budget: str) -> float:
+    """The target calibrated for this budget; else for another that measures the KL too, else the winner's."""
+    own: Mapping[str, float] = found["by_budget"]
+    alike = [budget, *(MEASURED if budget in MEASURED else ())]
+    return next((own[name] for name in alike if name in own), float(found["delta_star"]))
 
 
 def point_of(
@@ -92,6 +101,13 @@ def shape_of(arm: ArmConfig) -> str:
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
 
 
+def contenders(found: Mapping[str, Any]) -> dict[str, Arm]:
+    """The arms of a suite that may be called its best: judged on the whole split, of the reference's size."""
+    arms: Mapping[str, Arm] = found["arms"]
+    size = arms[found["reference"]].get("shape") if found["reference"] in arms else ""
+    return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
+
+
 # -- what a sweep shows
 # ----------------------------------------------------------------------------------------------
 
@@ -106,8 +122,11 @@ def windows_of(
             own = found.setdefault(point.arm, {}).setdefault(point.key, {"points": []})
             own["points"].append(_point(label, point.value, arms[label], results))
     for name, sweeps in found.items():
-        for own in sweeps.values():
-            own["points"].sort(key=lambda p: p["value"])
+        for key, own in list(sweeps.items()):
+            own["points"], own["left_out"] = _comparable(key, own["points"])
+            if not own["points"]:
+                del sweeps[key]
+                continue
             own["about"] = config.ablation.arms[name].about or name
             own["shape"] = shape_of(config.ablation.arms[name])
             own |= _spans(own["points"])
@@ -134,19 +153,34 @@ def _point(label: str, value: float, arm: Arm, results: Results) -> dict[str, An
     }
 
 
+def _comparable(key: str, points: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The points by rising value, and the arms of those left out, of which a run failed or was lost.
+
+    A target that was raised to the least possible one counts as what it was, and once.
+    """
+    most = max(1, *(len(p["seeds"]) for p in points))
+    whole = [p for p in points if len(p["seeds"]) == most]
+    left_out = [p["arm"] for p in points if len(p["seeds"]) < most]
+    if key == "delta" and whole:
+        unit = min(p["delta_star"] / p["value"] for p in whole)
+        whole = list({p["delta_star"]: p for p in whole}.values())
+        for p in whole:
+            if p["delta_star"] > unit * p["value"] * (1 + ROUNDED):
+                p["value"] = p["delta_star"] / unit
+    return sorted(whole, key=lambda p: p["value"]), left_out
+
+
 def _losses(points: Sequence[Mapping[str, Any]]) -> dict[float, float]:
     return {p["value"]: math.inf if p["loss"] is None else p["loss"] for p in points}
 
 
 def _spans(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The window of a sweep, the regret of four times its best value, the spread of its losses, and by how
-    much the effective rate differs between the window's ends."""
+    """The window of a sweep, the regret of four times its best value, and by how much the effective rate
+    differs between the window's ends."""
     by_value = _losses(points)
     span = window(by_value)
-    finite = all(map(math.isfinite, by_value.values()))
     found: dict[str, Any] = {
         "window": span,
-        "spread": max(by_value.values()) - min(by_value.values()) if finite else None,
         "regret_x4": None,
         "rate_octaves": None,
     }

@@ -93,6 +93,11 @@ def test_several_seeds_of_each_target_count_by_their_mean():
     assert (found["delta_star"], found["seeds"]) == (0.016, 3)
     assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
     assert len(found["ranked"]) == 4  # one run stands for each
+    decision = calibrate.decide(config, specs, results, decisions)
+    [flips] = stage_of("calibrate").would_change(decision)
+    assert "band" not in flips  # another seed of a target is no other candidate
+    gap = sorted(found["losses"].values())[1] - found["val_loss"]
+    assert f"would have had to be {gap:.4f} nats better" in flips
 
 
 def test_a_target_of_which_one_seed_diverged_does_not_win():
@@ -103,6 +108,17 @@ def test_a_target_of_which_one_seed_diverged_does_not_win():
         return DIVERGED if unlucky else nearest(0.016)(s)
 
     assert track_of(config, decisions, answer)["delta_star"] == 0.0125
+
+
+def test_a_target_whose_run_failed_does_not_end_the_window():
+    config, decisions = after_the_sweep()
+
+    def answer(s):
+        return FAILED if s.run.budget.target_kl == 0.0125 else nearest(0.016)(s)
+
+    found = track_of(config, decisions, answer)
+    assert found["delta_window"]["open_low"]
+    assert found["delta_window"]["low"] == 0.01
 
 
 def test_a_target_that_diverged_was_tried_all_the_same():

@@ -1,7 +1,7 @@
 """How far the learning rate can rise: the scale that is chosen, the headroom, and the LR windows."""
 
 import pytest
-from support.played import DIVERGED, config_of, decided, decided_through, done, played
+from support.played import DIVERGED, FAILED, config_of, decided, decided_through, done, played
 
 from ebc_lab.study.stages import lr_scale, stage_of
 from ebc_lab.study.stages.rules import Undecidable
@@ -21,13 +21,15 @@ def calibrated(*overrides):
 
 
 def scaled(ebc, none, c=None, clip_rate=None, overrides=()):
-    """The stage's decision, of losses by scale, None where a run diverged."""
+    """The stage's decision, of losses by scale; None where a run diverged, FAILED where it failed."""
     config, decisions = calibrated(*overrides)
 
     def answer(s):
         losses = ebc if s.role == "ebc" else none
         if losses[s.lr_scale] is None:
             return DIVERGED
+        if losses[s.lr_scale] is FAILED:
+            return FAILED
         more = {"clip_rate": (clip_rate or {}).get(s.lr_scale, 0.5)} if s.role == "ebc" else {}
         return done(losses[s.lr_scale], (c or {}).get(s.lr_scale, 0.6), **more)
 
@@ -91,6 +93,15 @@ def test_inert_scales_count_as_one_candidate_the_smallest():
     assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (2, True, True)
     assert any("LR inert" in n and "×2, ×4, ×8" in n for n in found["notes"])
     assert len(track["ranked"]) == 2
+    [flips] = stage_of("lr_scale").would_change(found)
+    assert "band" not in flips  # ×8 has the lowest loss of all, but is ×2 under another name
+
+
+def test_a_scale_whose_run_failed_does_not_end_the_window():
+    found = scaled({1: 2.0, 2: 2.0, 4: FAILED, 8: 2.0}, {1: 2.0, 2: 2.0, 4: None, 8: 2.0})
+    windows = found["tracks"][TRACK]["lr_window"]
+    assert (windows["ebc"]["octaves"], windows["ebc"]["open_high"]) == (3, True)
+    assert (windows["none"]["octaves"], windows["none"]["open_high"]) == (1, False)
 
 
 def test_headroom_is_the_largest_scale_within_one_sigma_of_the_best_without_ebc():

@@ -215,7 +215,7 @@ def test_the_longest_warm_up_of_all_is_said(config):
 
 def test_one_peak_one_warm_up_and_one_shape_are_one_run():
     one = ["lr_sweep.control_scales=[1]", "lr_sweep.control_shapes=[cosine]", "lr_sweep.control_warmups=[7]"]
-    config = config_of("optimizer=adam", "lr_sweep.control_extensions=0", *one)
+    config = config_of("optimizer=adam", *one)
     _, specs, results = played("lr_sweep", config, {}, landscape())
     assert controls(specs) == [(4e-3, "cosine", 7)]
     control = lr_sweep.decide(config, specs, results, {})["tracks"]["adam_none"]["control"]

@@ -159,7 +159,7 @@ def test_published_is_the_earlier_recipe_run_for_run():
         ("finals", "none_chosen"): [(1.5, 600, "constant")],
         ("finals", "ebc_lindelta"): [(3, 600, "constant")],
         ("finals", "ebc_lindelta_lrdecay"): [(3, 600, "warmup_linear")],
-        ("finals", "overhead"): [(2, 80, "constant")],
+        ("finals", "overhead"): [(2, 160, "constant")],
     }
     ebc = found["calibrate", "ebc"] + found["lr_scale", "ebc"] + found["finals", "ebc_x2"]
     assert {s.run.budget.schedule for s in ebc} == {"constant"}

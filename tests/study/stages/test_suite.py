@@ -16,6 +16,7 @@ from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
+from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
@@ -463,7 +464,6 @@ def test_the_window_of_a_learning_rate_in_octaves(tiny):
     assert found["window"]["high"] == pytest.approx(4 * 2**0.5)
     assert found["window"]["octaves"] == pytest.approx(1.75)
     assert found["regret_x4"] == pytest.approx(0.09)
-    assert found["spread"] is None  # one diverged
     assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
     flat = decision["tracks"]["adam_none"]["windows"]["plain"]["lr_scale"]["window"]
     assert (flat["octaves"], flat["open_low"], flat["open_high"]) == (4.0, True, True)
@@ -472,6 +472,58 @@ def test_the_window_of_a_learning_rate_in_octaves(tiny):
 def test_a_sweep_of_runs_that_all_diverge_has_no_window(tiny):
     found, _ = swept_with(tiny, {1: None, 2: None})
     assert (found["window"], found["regret_x4"]) == (None, None)
+
+
+def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
+    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
+    config = named(tiny, arms, reference="plain_x1", lr_scales=[1, 2, 4])
+    decisions, results = invented(config, lambda s: 2.0)
+    failed = next(iter(decisions["ablation"]["tracks"]["adam_none"]["arms"]["b_x4"]["runs"].values()))
+    results[failed] = {"outcome": "failed", "cause": "no memory"}
+    specs = ablation.runs(config, decisions, results)
+    decision = ablation.decide(config, specs, results, decisions)
+    found = decision["tracks"]["adam_none"]["windows"]["b"]["lr_scale"]
+    assert found["left_out"] == ["b_x4"]
+    assert (found["window"]["high"], found["window"]["open_high"]) == (2, True)
+    assert "adam_none: b's windows leave out b_x4: a run failed or was lost" in decision["notes"]
+
+
+def test_a_target_that_was_raised_to_the_least_possible_counts_as_what_it_was(tiny):
+    arms = {"ebc": ArmConfig(settings={**EBC, "budget": {"schedule": "hold_decay"}})}
+    config = named(tiny, arms, reference="ebc_d1", deltas=[0.0002, 0.0005, 0.5, 1])
+    decisions, _ = invented(config, lambda s: 2.0, c_median=0.5)
+    points = decisions["ablation"]["tracks"]["adam_none"]["windows"]["ebc"]["delta"]["points"]
+    assert [p["value"] for p in points] == pytest.approx([p["delta_star"] / 0.02 for p in points])
+    assert [p["value"] for p in points][1:] == [0.5, 1]
+    assert len(points) == 3  # the two lowest are one run
+
+
+def test_only_arms_of_the_references_size_are_called_the_best(tiny):
+    arms = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP), "long": ArmConfig(steps=2)}
+    config = named(tiny, arms, reference="plain")
+    decisions, _ = invented(config, lambda s: {"plain": 2.1, "b": 2.0, "long": 1.5}[s.role])
+    track = decisions["ablation"]["tracks"]["adam_none"]
+    assert suite_answer(track)["word"] == "Best arm: b."
+    assert set(track["best_by_seed"].values()) == {"b"}
+    assert "lowest median validation loss b," in stage_of("ablation").headline(track)
+
+
+def test_a_budget_that_was_not_calibrated_takes_the_target_of_one_that_measures_too(tiny):
+    found = {"by_budget": {"tracked": 0.01, "surrogate": 0.03}, "delta_star": 0.03}
+    calibrated = {**DECIDED, "calibrate": {"tracks": {"adam_none": found}}}
+    targets = {
+        budget: run_of(
+            named(tiny),
+            calibrated,
+            "adam_none",
+            ArmConfig(settings={"stabilizer": {"name": "ebc"}, "budget": {"name": budget}}),
+            30,
+            3,
+            {},
+        )[0].budget.target_kl
+        for budget in ("shadow", "tracked", "surrogate", "fisher")
+    }
+    assert targets == {"shadow": 0.01, "tracked": 0.01, "surrogate": 0.03, "fisher": 0.03}
 
 
 def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
@@ -491,7 +543,7 @@ def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
     found = {k: v["delta"] for k, v in decisions["ablation"]["tracks"]["adam_none"]["windows"].items()}
     assert {k: v["every_start"] for k, v in found.items()} == {"fixed": False, "rule": True, "worse": False}
     assert found["rule"]["worst"] == pytest.approx(0.02)
-    assert found["worse"]["spread"] == pytest.approx(0.5)
+    assert found["worse"]["worst"] == pytest.approx(0.5)
     assert found["rule"]["yardstick"] == "fixed"
     assert found["rule"]["rate_octaves"] == 0  # the same c at every start
 
