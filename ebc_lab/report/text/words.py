@@ -13,7 +13,7 @@ from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
-from ebc_lab.study.stages.suite import contenders
+from ebc_lab.study.stages.suite import SAME_NATS, contenders
 
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
@@ -338,8 +338,14 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     if not arms:
         text = "No arm completed a run that can be compared."
         return {"judged": "undecided", "word": "No answer.", "text": text}
-    if any("lr_scale" in own for own in found.get("windows", {}).values()):
-        return _window_answer(found["windows"])
+    windows = found.get("windows", {})
+    if any("lr_scale" in own for own in windows.values()):
+        return _window_answer(windows)
+    rules = {n: own["delta"] for n, own in windows.items() if own.get("delta", {}).get("yardstick", n) != n}
+    if rules:
+        return _start_answer(rules)
+    if found.get("transfer"):
+        return _transfer_answer(found)
     best = min(arms, key=lambda n: arms[n]["test_median"])
     text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
     told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
@@ -359,6 +365,37 @@ def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     said = "; ".join(f"{name} {in_octaves(spans[name])}" for name in order)
     text = f"Learning rates whose test loss is within {WINDOW_NATS:g} nats of an arm’s own best: {said}."
     return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
+
+
+def _start_answer(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Of a suite that sets rules for δ against the fixed one: those that forget where they started."""
+    good = [name for name, own in rules.items() if own["every_start"]]
+    worst = {
+        n: "a start diverged" if own["worst"] is None else signed(own["worst"], 3) for n, own in rules.items()
+    }
+    text = (
+        "Test loss from each rule’s worst start, minus that of the best fixed δ* of its length, in nats: "
+        f"{'; '.join(f'{n} {said}' for n, said in worst.items())}. At most {SAME_NATS:g} needs no tuning."
+    )
+    word = f"Without tuning: {', '.join(good) or 'no rule'}."
+    return {"judged": "undecided" if good else "misses", "word": word, "text": text}
+
+
+def _transfer_answer(found: Mapping[str, Any]) -> dict[str, str]:
+    """Of a suite that carries settings to other sizes: the regrets, and the largest of each kind."""
+    arms = found["arms"]
+    regrets = {
+        n: (arms[n]["difference"] or {}).get("mean") for size in found["transfer"] for n in size["kept"]
+    }
+    said = "; ".join(f"{n} {NOTHING if x is None else signed(x, 3)}" for n, x in regrets.items())
+    largest = []
+    for kind, ebc in (("EBC", True), ("plain", False)):
+        known = [x for n, x in regrets.items() if arms[n]["ebc"] == ebc and x is not None]
+        largest += [f"{kind} {signed(max(known), 3)}"] if known else []
+    text = (
+        f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {said}."
+    )
+    return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
 
 
 _SUITE_COUNTS = {

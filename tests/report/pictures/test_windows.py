@@ -117,3 +117,33 @@ def test_the_answer_names_the_widest_window():
     said = suite_answer(found)
     assert said["word"] == "Widest window: ebc."
     assert "ebc ≥ 3.0 octaves; plain" in said["text"]
+
+
+def test_the_answer_of_rules_is_which_of_them_forget_their_start():
+    windows = {
+        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
+        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
+        "lost": {"delta": sweep(NARROW, "lost", yardstick="fixed", worst=None, every_start=False)},
+    }
+    found = found_of(windows)
+    for label in found["arms"]:
+        found["arms"][label] |= {"comparable": True, "test_median": 2.0}
+    said = suite_answer(found)
+    assert said["word"] == "Without tuning: rule."
+    assert "rule +0.020; lost a start diverged." in said["text"]
+    windows["rule"]["delta"]["every_start"] = False
+    assert suite_answer(found)["word"] == "Without tuning: no rule."
+
+
+def test_the_answer_of_a_transfer_is_its_regrets():
+    arms = {
+        "plain_long": arm("plain", mean=0.1),
+        "ebc_long": arm("EBC", ebc=True, mean=0.02),
+        "again": arm("again"),
+    }
+    for label in arms:
+        arms[label] |= {"comparable": True, "test_median": 2.0}
+    sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
+    said = suite_answer({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})
+    assert said["word"] == "Largest regret: EBC +0.020, plain +0.100."
+    assert "plain_long +0.100; ebc_long +0.020." in said["text"]
