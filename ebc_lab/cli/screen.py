@@ -164,7 +164,7 @@ def suite(decision: Mapping[str, Any]) -> RenderableType:
         pairs = tables.suite_pairs(found, names)
         made.append(drawn(tables.arms(track, found, names=names)))
         made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
-        made += [drawn(t) for t in (tables.windows(track, found), tables.regrets(track, found)) if t]
+        made += map(drawn, tables.spans(found, f"{track}-{{}}".format))
     return Group(*made)
 
 

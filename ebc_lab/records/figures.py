@@ -20,6 +20,7 @@ PLATEAU_C = 0.3
 LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statistics came from those alone
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
+FINISHED = ("completed", "diverged")  # outcomes that are results
 
 
 class RunResult(TypedDict, total=False):

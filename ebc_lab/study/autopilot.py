@@ -15,6 +15,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.workloads.corpus import check_length, locate
 
@@ -26,7 +27,7 @@ from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import manifest
-from .store.study import FINISHED, RETRIED, RETRIED_UNFINISHED, Cancelled, Study
+from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
 Say = Callable[[str], None]

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.figures import FINISHED
 
 from .stages.spec import RunSpec
-from .store.study import FINISHED, Study
+from .store.study import Study
 
 ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
 ALIKE_LATER = 3  # that stop it later on

@@ -17,6 +17,7 @@ from typing import Any
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.stages import decision_that_shows, stage_of
@@ -25,7 +26,7 @@ from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.snapshot import read
-from ebc_lab.study.store.study import FINISHED, Record, Study
+from ebc_lab.study.store.study import Record, Study
 
 from ..text import tables, words
 from ..text.table import PAGE, Table
@@ -308,9 +309,8 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
 
 
 def _spans(track: str, of: str, found: Mapping[str, Any]) -> list[Table]:
-    """The windows of what a suite sweeps and the regrets of what it carries to other sizes, if it does."""
-    made = (tables.windows(f"windows-{track}", found), tables.regrets(f"regrets-{track}", found))
-    return [replace(t.on(PAGE), title=f"{t.title}{of}") for t in made if t]
+    spans = tables.spans(found, f"{{}}-{track}".format)
+    return [replace(t.on(PAGE), title=f"{t.title}{of}") for t in spans]
 
 
 def _compared(

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ..text.words import optimizer
+from ..text.words import largest_regrets, optimizer, regrets_of, rules_among
 from .decisions import COLOURS, TRACKS
 from .forest import missing, signed
 from .sheet import (
@@ -85,7 +85,7 @@ def draw_deltas(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapp
     """Test loss against the δ* that runs start from, a line for each arm, a panel for each size of run."""
     shapes = list(dict.fromkeys(own["shape"] for own in sweeps.values()))
     what = "How much does the δ* that a run starts from matter?"
-    judged = {name: own for name, own in sweeps.items() if own.get("yardstick") not in (None, name)}
+    judged = rules_among(sweeps)
     good = [name for name, own in judged.items() if own["every_start"]]
     finding = (
         f"Every start ends within {SAME_NATS:g} nats of the best fixed δ*: {', '.join(good) or 'no rule'}"
@@ -240,7 +240,7 @@ def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
     height = 2.6 + 0.42 * len(rows)
     shown = {label: arms[label] for _, label in rows}
     what = "Do settings that were chosen at one size serve at another?"
-    said = _worst_regrets(arms, rows)
+    said = _worst_regrets(found)
     figure, axes = page(facts, what, whom, said, seeds, (), missing(shown), (10.4, height))
     axes.set_xlabel("regret, nats per token (left is better)")
     axes.grid(axis="y", visible=False)
@@ -252,18 +252,14 @@ def draw_transfer(facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet:
     return figure
 
 
-def _worst_regrets(arms: Mapping[str, Any], rows: Sequence[tuple[Any, str]]) -> str:
+def _worst_regrets(found: Mapping[str, Any]) -> str:
     """The largest mean regret with EBC and of the plain optimizer."""
     told = []
+    worst = largest_regrets(regrets_of(found), found["arms"])
     for words, ebc in (("EBC", True), ("the plain optimizer", False)):
-        found = {
-            label: arms[label]["difference"]["mean"]
-            for _, label in rows
-            if arms[label]["ebc"] == ebc and (arms[label]["difference"] or {}).get("mean") is not None
-        }
-        if found:
-            worst = max(found, key=lambda label: found[label])
-            told.append(f"of {words} {signed(found[worst])} ({worst})")
+        if ebc in worst:
+            label, regret = worst[ebc]
+            told.append(f"of {words} {signed(regret)} ({label})")
     return f"Largest regret {', '.join(told)}." if told else "No regret is known."
 
 

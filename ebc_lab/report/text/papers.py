@@ -67,8 +67,8 @@ def suite(about: About, decision: Mapping[str, Any], results: Results) -> list[T
         title = f"Test loss of {track}'s arms against {found['reference']}"
         pairs = tables.suite_pairs(found, found["arms"])
         made.append(_differences(about, f"{track}-differences", title, pairs, found))
-        spans = (tables.windows(f"{track}-windows", found), tables.regrets(f"{track}-regrets", found))
-        made += [replace(t.on(PAPER), caption=[f"{t.note}.", str(about)]) for t in spans if t]
+        spans = tables.spans(found, f"{track}-{{}}".format)
+        made += [replace(t.on(PAPER), caption=[f"{t.note}.", str(about)]) for t in spans]
     return made
 
 

@@ -381,6 +381,15 @@ def regrets(name: str, found: Mapping[str, Any]) -> Table | None:
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
+def spans(found: Mapping[str, Any], name: Callable[[str], str]) -> list[Table]:
+    """The windows of what a suite sweeps and the regrets of what it carries to other sizes, if it does.
+
+    `name`: what a table shows, `windows` or `regrets` -> the table's name.
+    """
+    made = (windows(name("windows"), found), regrets(name("regrets"), found))
+    return [table for table in made if table is not None]
+
+
 # -- differences ---------------------------------------------------------------------------------------------
 
 

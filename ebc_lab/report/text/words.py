@@ -341,8 +341,7 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
     windows = found.get("windows", {})
     if any("lr_scale" in own for own in windows.values()):
         return _window_answer(windows)
-    rules = {n: own["delta"] for n, own in windows.items() if own.get("delta", {}).get("yardstick", n) != n}
-    if rules:
+    if rules := rules_among({name: own["delta"] for name, own in windows.items() if "delta" in own}):
         return _start_answer(rules)
     if found.get("transfer"):
         return _transfer_answer(found)
@@ -367,6 +366,26 @@ def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return {"judged": "undecided", "word": f"Widest window: {order[0]}.", "text": text}
 
 
+def rules_among(sweeps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The sweeps over δ* of arms that are measured by another one's: rules by which δ moves."""
+    return {name: own for name, own in sweeps.items() if own.get("yardstick") not in (None, name)}
+
+
+def largest_regrets(
+    regrets: Mapping[str, float | None], arms: Mapping[str, Any]
+) -> dict[bool, tuple[str, float]]:
+    """Whether with EBC -> the arm with the largest known regret, and that."""
+    known = {name: x for name, x in regrets.items() if x is not None}
+    rising = sorted(known, key=lambda name: known[name])
+    return {bool(arms[name]["ebc"]): (name, known[name]) for name in rising}
+
+
+def regrets_of(found: Mapping[str, Any]) -> dict[str, float | None]:
+    """The mean regret of each arm of a transfer that keeps the settings of another size, None if unknown."""
+    kept = [name for size in found["transfer"] for name in size["kept"]]
+    return {name: (found["arms"][name]["difference"] or {}).get("mean") for name in kept}
+
+
 def _start_answer(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Of a suite that sets rules for δ against the fixed one: those that forget where they started."""
     good = [name for name, own in rules.items() if own["every_start"]]
@@ -383,15 +402,11 @@ def _start_answer(rules: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 def _transfer_answer(found: Mapping[str, Any]) -> dict[str, str]:
     """Of a suite that carries settings to other sizes: the regrets, and the largest of each kind."""
-    arms = found["arms"]
-    regrets = {
-        n: (arms[n]["difference"] or {}).get("mean") for size in found["transfer"] for n in size["kept"]
-    }
+    regrets = regrets_of(found)
     said = "; ".join(f"{n} {NOTHING if x is None else signed(x, 3)}" for n, x in regrets.items())
-    largest = []
-    for kind, ebc in (("EBC", True), ("plain", False)):
-        known = [x for n, x in regrets.items() if arms[n]["ebc"] == ebc and x is not None]
-        largest += [f"{kind} {signed(max(known), 3)}"] if known else []
+    worst = largest_regrets(regrets, found["arms"])
+    kinds = {"EBC": True, "plain": False}
+    largest = [f"{kind} {signed(worst[ebc][1], 3)}" for kind, ebc in kinds.items() if ebc in worst]
     text = (
         f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {said}."
     )

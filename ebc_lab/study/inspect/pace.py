@@ -14,9 +14,10 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import FINISHED
 
 from ..stages.spec import RunSpec, cost_of
-from ..store.study import FINISHED, Record, Study
+from ..store.study import Record, Study
 
 ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
 SIBLINGS = 3  # other studies that are read at most, the newest first

@@ -9,6 +9,7 @@ from typing import Any
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
 
 from ..guards import cause_class
@@ -17,7 +18,7 @@ from ..launch.pool import at_a_time
 from ..stages import stage_of
 from ..store.reuse import ResultsOf, remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import FINISHED, Record, Study
+from ..store.study import Record, Study
 from . import pace
 from .forecast import forecast
 from .reproduce import reproduce

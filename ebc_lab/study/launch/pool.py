@@ -24,12 +24,13 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import NUMERICS_VERSION, digest
 from ebc_lab.config.machine import cores, git_revision, versions, visible_gpus
 from ebc_lab.config.schema import Config
+from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.locks import run_lock
 
 from ..stages.spec import RunSpec
 from ..store import attempts
-from ..store.study import FINISHED, Study
+from ..store.study import Study
 from .session import Session
 
 MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run

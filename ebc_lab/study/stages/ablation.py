@@ -158,7 +158,8 @@ def _notes(config: Config, track: str, found: Track) -> list[str]:
         if diverged := arm["outcomes"].get("diverged"):
             notes.append(f"{track}: {label}: {diverged} of {len(arm['runs'])} seeds diverged")
     for name, sweeps in found["windows"].items():
-        for left_out in {tuple(own["left_out"]) for own in sweeps.values() if own["left_out"]}:
+        left_out = [label for own in sweeps.values() for label in own["left_out"]]
+        if left_out:
             notes.append(
                 f"{track}: {name}'s windows leave out {', '.join(left_out)}: a run failed or was lost"
             )

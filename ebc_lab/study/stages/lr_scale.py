@@ -80,8 +80,11 @@ def _fixed_radius(config: Config, track: Track, target_kl: float, results: Resul
         fixed = round3((SURROGATE_SHARE * surrogate / 2) ** 2)
         for scale in config.lr_scale.scales:
             run = surrogate_run(fixed, scale)
-            run = replace(run, controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None))
-            run = replace(run, budget=replace(run.budget, schedule="constant"))
+            run = replace(
+                run,
+                controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None),
+                budget=replace(run.budget, schedule="constant"),
+            )
             specs.append(spec_of("lr_scale", "fixed_tau", run, scale, "_fixedtau"))
     return specs
 

@@ -14,7 +14,7 @@ from typing import Any, TypedDict, cast
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
-from ebc_lab.records.figures import RunResult
+from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
 
 from .spec import RunSpec
@@ -77,7 +77,7 @@ def val_loss(result: RunResult | None) -> float:
 def ended(run: Mapping[str, Any] | None) -> bool:
     """Whether a result, or a candidate, says something about its settings: it completed or diverged, and was
     not lost or failed."""
-    return run is not None and run.get("outcome") in ("completed", "diverged")
+    return run is not None and run.get("outcome") in FINISHED
 
 
 def losses_of(specs: Sequence[RunSpec], results: Results) -> list[float]:

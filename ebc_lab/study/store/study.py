@@ -21,7 +21,6 @@ from ebc_lab.records.paths import SpecRecord, StudyFiles
 from ..stages.spec import RunSpec
 from . import manifest
 
-FINISHED = ("completed", "diverged")  # outcomes that are results
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
 RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study whose last stage is not decided
 

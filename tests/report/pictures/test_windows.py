@@ -21,7 +21,8 @@ NARROW = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}
 def arm(label, *, ebc=False, mean=0.1):
     runs = {"0": f"{label}_s0", "1": f"{label}_s1"}
     difference = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "seeds": 2, "method": "t"}
-    return {"ebc": ebc, "runs": runs, "outcomes": {"completed": 2}, "about": label, "difference": difference}
+    figures = {"comparable": True, "test_median": 2.0, "difference": difference}
+    return {"ebc": ebc, "runs": runs, "outcomes": {"completed": 2}, "about": label, **figures}
 
 
 def found_of(windows, **more):
@@ -112,8 +113,6 @@ def test_a_suite_without_sweeps_has_no_such_pictures():
 
 def test_the_answer_names_the_widest_window():
     found = found_of(RATES)
-    for label in found["arms"]:
-        found["arms"][label] |= {"comparable": True, "test_median": 2.0}
     said = suite_answer(found)
     assert said["word"] == "Widest window: ebc."
     assert "ebc ≥ 3.0 octaves; plain" in said["text"]
@@ -126,8 +125,6 @@ def test_the_answer_of_rules_is_which_of_them_forget_their_start():
         "lost": {"delta": sweep(NARROW, "lost", yardstick="fixed", worst=None, every_start=False)},
     }
     found = found_of(windows)
-    for label in found["arms"]:
-        found["arms"][label] |= {"comparable": True, "test_median": 2.0}
     said = suite_answer(found)
     assert said["word"] == "Without tuning: rule."
     assert "rule +0.020; lost a start diverged." in said["text"]
@@ -141,8 +138,6 @@ def test_the_answer_of_a_transfer_is_its_regrets():
         "ebc_long": arm("EBC", ebc=True, mean=0.02),
         "again": arm("again"),
     }
-    for label in arms:
-        arms[label] |= {"comparable": True, "test_median": 2.0}
     sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
     said = suite_answer({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})
     assert said["word"] == "Largest regret: EBC +0.020, plain +0.100."
