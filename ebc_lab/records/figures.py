@@ -52,6 +52,7 @@ class RunResult(TypedDict, total=False):
     shock_peak: float | None
     shock_recovery_steps: int | None
     curve: list[Any]  # (step, loss on the fixed windows, seconds of training)
+    streams: dict[str, str]  # steps.csv and evals.csv -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ebc_lab.config.errors import UserError
 
@@ -53,31 +54,42 @@ class Heartbeat:
         write_json(self.path, now, durable=False)
 
 
+class Mark(NamedTuple):
+    """How far a stream had come: its length in bytes, and their sha256."""
+
+    size: int
+    sha256: str
+
+
 class Stream:
     """An append-only CSV.
 
     Args:
-        keep_below: rows from this step on are dropped: a killed run wrote them after its checkpoint.
+        after: continue behind this mark, which must hold (`holds`): a killed run also wrote rows after its
+            checkpoint, and they are dropped. A new stream without it.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], keep_below: int):
+    def __init__(self, path: Path, columns: Sequence[str], after: Mark | None = None):
         self.path = path
         self.columns = tuple(columns)
-        kept: list[str] = []
-        if keep_below and path.exists():
-            lines = path.read_text().splitlines()
-            if not lines or lines[0] != ",".join(self.columns):
-                raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
-            kept = [
-                line
-                for line in lines[1:]
-                if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below
-            ]
-        write_atomic(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
-        self.file = open(path, "a", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
+        header = f"{','.join(self.columns)}\n".encode()
+        kept = path.read_bytes()[: after.size] if after else header
+        if not kept.startswith(header):
+            raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
+        write_atomic(path, kept)
+        self.size = len(kept)
+        self.sha256 = hashlib.sha256(kept)
+        self.file = open(path, "ab", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self.file.write(",".join(_cell(row.get(c)) for c in self.columns) + "\n")
+        line = f"{','.join(_cell(row.get(c)) for c in self.columns)}\n".encode()
+        self.file.write(line)
+        self.size += len(line)
+        self.sha256.update(line)
+
+    def mark(self) -> Mark:
+        """Everything appended so far."""
+        return Mark(self.size, self.sha256.hexdigest())
 
     def sync(self) -> None:
         """Everything appended so far is on disk when this returns."""
@@ -87,6 +99,17 @@ class Stream:
     def close(self) -> None:
         self.sync()
         self.file.close()
+
+
+def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
+    """Whether a stream still begins with the bytes of the mark; `to_the_end`: and has no others."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    if len(content) < mark.size or (to_the_end and len(content) > mark.size):
+        return False
+    return hashlib.sha256(content[: mark.size]).hexdigest() == mark.sha256
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ from .stages import decision_that_shows, planned_runs, speculative_runs, stage_o
 from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
-from .store import manifest
+from .store import attempts, manifest
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
@@ -249,6 +249,8 @@ class _Wave:
             found = study.result(run_id)
             assert found is not None
             self.call.limits.ended(self.left.pop(run_id), found)
+            for why in attempts.restarts(study.run_dir(run_id)):
+                self.call.listener.say(f"{self.progress.stage}: {run_id}: {why}")
             if found["outcome"] not in FINISHED:
                 self.call.listener.say(
                     f"{self.progress.stage}: {run_id} {found['outcome']}: {found.get('cause')}"

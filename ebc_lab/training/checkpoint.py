@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from torch import nn
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc import StabilizedOptimizer
 from ebc_lab.records.files import write_atomic
+from ebc_lab.records.streams import Mark
 
 
 @dataclass
@@ -25,13 +29,19 @@ class Reached:
 
 
 def save(
-    path: Path, identity: str, reached: Reached, model: nn.Module, optimizer: StabilizedOptimizer
+    path: Path,
+    identity: str,
+    reached: Reached,
+    marks: Mapping[str, Mark],
+    model: nn.Module,
+    optimizer: StabilizedOptimizer,
 ) -> None:
-    """Write the checkpoint of the run called `identity`."""
+    """Write the checkpoint of the run called `identity`, whose streams are at `marks`, with a checksum."""
     on_gpu = next(model.parameters()).is_cuda
     state = {
         "identity": identity,
         **asdict(reached),
+        "streams": {name: tuple(mark) for name, mark in marks.items()},
         "probe_s": optimizer.prober.seconds,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -40,25 +50,42 @@ def save(
     }
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomic(path, _first_line(content) + content)
 
 
-def load(path: Path, identity: str, model: nn.Module, optimizer: StabilizedOptimizer) -> Reached:
-    """Put a checkpoint into the model, the optimizer and the random generators, if there is one.
+def _first_line(content: bytes) -> bytes:
+    return f"ebc-lab checkpoint, sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
 
-    Raises UserError when it is damaged or another run's. Nothing in it is executed.
+
+def read(path: Path, identity: str) -> dict[str, Any] | None:
+    """What `save` wrote, if it is there. Nothing in it is executed.
+
+    Raises UserError when it is damaged, was edited, or is another run's.
     """
     if not path.exists():
-        return Reached()
+        return None
+    line, newline, content = path.read_bytes().partition(b"\n")
+    again = "delete it, and the run starts from its first step"
+    if line + newline != _first_line(content):
+        raise UserError(f"{path} is damaged or was edited (its checksum does not match): {again}.")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         foreign = state["identity"] != identity
     except Exception as error:
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}): delete it, and the run starts from its first step."
-        ) from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}): {again}.") from None
     if foreign:
-        raise UserError(f"{path} belongs to another run: delete it, and this run starts from its first step.")
+        raise UserError(f"{path} belongs to another run: {again}.")
+    return dict(state)
+
+
+def marks_of(state: Mapping[str, Any]) -> dict[str, Mark]:
+    """How far the streams had come."""
+    return {name: Mark(*mark) for name, mark in state["streams"].items()}
+
+
+def restore(state: Mapping[str, Any], model: nn.Module, optimizer: StabilizedOptimizer) -> Reached:
+    """Put what `read` returned into the model, the optimizer and the random generators."""
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     optimizer.prober.seconds = state["probe_s"]

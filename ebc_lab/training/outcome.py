@@ -17,7 +17,7 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 
 from .run import Training
-from .turns import DeviceFailed, Interrupted, Progress, to_the_end
+from .turns import DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
 OOM = (MemoryError, torch.OutOfMemoryError)
@@ -31,11 +31,11 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     return to_the_end(recorded_run(run, directory, run_id, **hooks))
 
 
-def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
+def recorded_run(run: RunConfig, directory: Path, run_id: str, *, say: Say = quiet, **hooks: Any) -> Progress:
     """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
 
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
-    `hooks` go to `Training.blocks`. A crash of the run is its outcome, with a traceback in log.txt.
+    `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
@@ -52,7 +52,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> 
     _log(files, f"{run_id} begins or resumes")
     device_error: str | None = None
     try:
-        result = yield from Training(run, directory).blocks(**hooks)
+        result = yield from Training(run, directory, say).blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:

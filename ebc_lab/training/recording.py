@@ -12,7 +12,7 @@ from torch import Tensor
 from ebc_lab.ebc import StepStats
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.streams import Stream
+from ebc_lab.records.streams import Mark, Stream
 
 from .pending import Values
 
@@ -59,15 +59,20 @@ def step_row(
 class Recording:
     """steps.csv and evals.csv of one run, without what an earlier attempt wrote after its last checkpoint.
 
-    `groups` are those whose contributions and sensitivities are recorded, `step` the one the run starts at.
+    `groups` are those whose contributions and sensitivities are recorded, `marks` where that checkpoint left
+    the streams.
     """
 
-    def __init__(self, files: RunFiles, groups: Sequence[str], step: int):
+    def __init__(self, files: RunFiles, groups: Sequence[str], marks: Mapping[str, Mark]):
         self.groups = groups
         by_group = [f"{kind}_{group}" for kind in BY_GROUP for group in groups]
-        self.steps = Stream(files.steps, [*STEP_COLUMNS, *by_group], step)
-        self.evals = Stream(files.evals, EVAL_COLUMNS, step + 1 if step else 0)
+        self.steps = Stream(files.steps, [*STEP_COLUMNS, *by_group], marks.get(files.steps.name))
+        self.evals = Stream(files.evals, EVAL_COLUMNS, marks.get(files.evals.name))
         self.streams = (self.steps, self.evals)
+
+    def marks(self) -> dict[str, Mark]:
+        """Everything recorded so far, by file name."""
+        return {stream.path.name: stream.mark() for stream in self.streams}
 
     def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
         self.steps.append(step_row(step, lr, found, self.groups, failed=failed))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from ebc_lab.components import shocks
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.streams import read_columns
+from ebc_lab.records.streams import Mark, holds, read_columns
 
 from .divergence import risen
 
@@ -20,6 +21,7 @@ from .divergence import risen
 def finished(
     run: RunConfig,
     files: RunFiles,
+    marks: Mapping[str, Mark],
     cause: str | None,
     evaluate: Callable[[str], dict[str, float]],
     *,
@@ -31,10 +33,18 @@ def finished(
     """The result of a run after its last step, without `wall_s`.
 
     Args:
+        marks: what was recorded in each stream; the figures are computed from the files.
         cause: why it has diverged, if that showed in its steps.
         evaluate: split -> loss, its standard error, accuracy and tokens; called unless the run has diverged.
         train_s: seconds of training, of which measurements took `probe_s`.
+    Raises:
+        UserError: somebody changed a stream while the run was training.
     """
+    for name, mark in marks.items():
+        path = files.directory / name
+        if not holds(path, mark, to_the_end=True):
+            again = f"delete {files.directory}, and the same command trains the run again"
+            raise UserError(f"{path} was changed while the run was training: {again}.")
     columns = read_columns(files.steps)
     figures = summarise(columns)
     cause = cause or risen(figures, run.steps)
@@ -54,6 +64,7 @@ def finished(
     result["tokens_per_s"] = tokens / train_s if train_s else None
     result["probe_pct"] = 100 * probe_s / train_s if train_s else None
     result["train_s"] = train_s
+    result["streams"] = {name: mark.sha256 for name, mark in marks.items()}
     return result
 
 

@@ -26,6 +26,7 @@ from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimiz
 from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import holds
 from ebc_lab.workloads.batches import training_batches, windows
 from ebc_lab.workloads.losses import evaluate
 
@@ -34,7 +35,7 @@ from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .process import forward_of, set_up_torch
 from .recording import Recording, recorded
-from .turns import Interrupted, Progress, to_the_end
+from .turns import Interrupted, Progress, Say, quiet, to_the_end
 
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
 BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the device has computed
@@ -43,10 +44,12 @@ BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the d
 class Training:
     """One run in its folder, at the step of its checkpoint if there is one. `run()` trains it to its end.
 
+    `say` is told why it starts from its first step although it has a checkpoint.
+
     Raises UserError where the text, a checkpoint or a replayed schedule is missing, damaged or another one's.
     """
 
-    def __init__(self, run: RunConfig, directory: Path):
+    def __init__(self, run: RunConfig, directory: Path, say: Say = quiet):
         self.run_config = run = resolved(run)
         self.directory = directory
         self.files = RunFiles(directory)
@@ -69,7 +72,8 @@ class Training:
             self.rate = torch.zeros((), device=device)
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
             torch.manual_seed(run.seed)  # dropout
-            reached = checkpoint.load(self.files.checkpoint, self.identity, self.model, self.optimizer)
+            saved = self._saved(say)
+            reached = checkpoint.restore(saved, self.model, self.optimizer) if saved else checkpoint.Reached()
         self.step = reached.step
         self.skips = reached.skips
         self.train_s = reached.train_s
@@ -79,7 +83,7 @@ class Training:
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
         graphed = self.stream is not None and capturable and self.probe_batches is None
         self.graphs = StepGraphs() if graphed else None
-        self.recording = Recording(self.files, self._groups(), self.step)
+        self.recording = Recording(self.files, self._groups(), checkpoint.marks_of(saved) if saved else {})
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
@@ -97,11 +101,22 @@ class Training:
         measured = budget.name in BOUNDED or budget.sensitivity_every
         return list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and measured else []
 
+    def _saved(self, say: Say) -> dict[str, Any] | None:
+        """The checkpoint, unless the rows before it are no longer those that were recorded."""
+        saved = checkpoint.read(self.files.checkpoint, self.identity)
+        marks = checkpoint.marks_of(saved) if saved else {}
+        for name, mark in marks.items():
+            if not holds(self.directory / name, mark):
+                say(f"{name} is not what the checkpoint was written after: it starts from its first step")
+                return None
+        return saved
+
     def save_checkpoint(self) -> None:
         self.recording.sync()
         reached = checkpoint.Reached(self.step, self.skips, self.train_s, self.wall_s)
+        marks = self.recording.marks()
         with self._on_stream():
-            checkpoint.save(self.files.checkpoint, self.identity, reached, self.model, self.optimizer)
+            checkpoint.save(self.files.checkpoint, self.identity, reached, marks, self.model, self.optimizer)
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -270,6 +285,7 @@ class Training:
         return result.finished(
             run,
             self.files,
+            self.recording.marks(),
             cause,
             evaluated,
             steps=self.step,

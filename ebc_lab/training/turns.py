@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 # of a run: it yields between blocks of steps, and its value is the result
 Progress = Generator[None, None, dict[str, Any]]
+Say = Callable[[str], None]
+
+
+def quiet(text: str) -> None:
+    """A `Say` for whoever is not listening."""
 
 
 class Interrupted(Exception):

@@ -11,7 +11,7 @@ from ebc_lab.records.columns import STEP_COLUMNS
 from ebc_lab.records.figures import longest_streak, recovery, summarise
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.streams import Stream, read_columns
+from ebc_lab.records.streams import Stream, holds, read_columns
 
 
 def rows(n=40, **columns):
@@ -53,31 +53,52 @@ def test_damaged_json_is_named(tmp_path):
 
 def test_a_stream_is_cut_back_to_the_checkpoint(tmp_path):
     path = tmp_path / "steps.csv"
-    stream = Stream(path, ("step", "loss"), 0)
+    stream = Stream(path, ("step", "loss"))
     for step in range(5):
+        if step == 3:
+            mark = stream.mark()
         stream.append({"step": step, "loss": 1 / (step + 1)})
     stream.close()
     with open(path, "a") as f:
         f.write("5,0.1")  # a row that a killed run was still writing
-    again = Stream(path, ("step", "loss"), 3)
+    assert holds(path, mark)
+    assert not holds(path, mark, to_the_end=True)
+    again = Stream(path, ("step", "loss"), mark)
     again.append({"step": 3, "loss": None})
     again.close()
+    assert holds(path, again.mark(), to_the_end=True)
     found = read_columns(path)
     assert found["step"].tolist() == [0, 1, 2, 3]
     assert np.isnan(found["loss"][3])
 
 
+@pytest.mark.parametrize("damage", ["gone", "truncated", "edited", "a folder"])
+def test_a_stream_that_lost_what_was_recorded_does_not_hold(tmp_path, damage):
+    path = tmp_path / "steps.csv"
+    stream = Stream(path, ("step", "loss"))
+    stream.append({"step": 0, "loss": 1.5})
+    stream.close()
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "gone":
+        path.write_bytes(content[:-1] if damage == "truncated" else content.replace(b"1.5", b"1.4"))
+    assert not holds(path, stream.mark())
+
+
 def test_a_stream_with_other_columns_is_refused(tmp_path):
-    Stream(tmp_path / "s.csv", ("step", "x"), 0).close()
+    stream = Stream(tmp_path / "s.csv", ("step", "x"))
+    stream.close()
     with pytest.raises(UserError, match="other columns"):
-        Stream(tmp_path / "s.csv", ("step", "y"), 1)
+        Stream(tmp_path / "s.csv", ("step", "y"), stream.mark())
 
 
 @settings(derandomize=True, deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_float32_survives_the_file(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("s") / "s.csv"
-    stream = Stream(path, ("step", "x"), 0)
+    stream = Stream(path, ("step", "x"))
     stream.append({"step": 0, "x": value})
     stream.close()
     assert np.float32(read_columns(path)["x"][0]) == np.float32(value)

@@ -15,9 +15,15 @@ from support.drivers import CLI, struck_once, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.report.conclude import concluding
+from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import opened
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.stages import planned_runs
+from ebc_lab.study.store.study import Study, settings_of
+from ebc_lab.study.store.verify import verify
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
 
 JUMPING = """
 import random, time
@@ -119,6 +125,29 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     assert again.returncode == 4, again.stdout + again.stderr
     assert "oom" in again.stderr
     assert shlex.split(failure["command"])[:2] == ["ebc-lab", "train"]
+
+
+@pytest.mark.parametrize("stream", ["steps.csv", "evals.csv"])
+def test_rows_lost_before_a_checkpoint_are_said_and_change_no_figure(finished, own_copy, undrawn, stream):
+    config, study = own_copy
+    specs, _ = planned_runs("lr_sweep", settings_of(study.header()), {}, study.results)
+    files = study.run_files(specs[0].run_id)
+    _, run = study.read_spec(specs[0].run_id)
+    files.result.unlink()
+    files.steps.unlink()
+    begun = Training(run, files.directory)
+    with pytest.raises(Interrupted):
+        begun.run(should_stop=lambda: begun.step == 10)
+    (files.directory / stream).write_text("")
+    said = []
+    autopilot(config, concluding(say=said.append))
+    why = f"{stream} is not what the checkpoint was written after: it starts from its first step"
+    assert f"lr_sweep: {specs[0].run_id}: {why}" in said
+    for table in ("summary_lr_sweep.csv", "summary_final.csv"):
+        assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
+    there = finished[1].study.run_dir(specs[0].run_id) / "steps.csv"
+    assert files.steps.read_bytes() == there.read_bytes()
+    assert verify(study)["ok"]
 
 
 @EXTENT

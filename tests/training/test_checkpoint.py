@@ -1,5 +1,7 @@
 """An interrupted run continues bit for bit, and a checkpoint that is not its own is refused."""
 
+import hashlib
+import io
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ from support.runs import ebc, made
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
+from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
@@ -37,10 +40,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget
         torch.manual_seed(99)  # whatever else happened in between
     resumed = run_and_record(run, tmp_path / "broken", "x")
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
-    timing = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")
-    assert {k: v for k, v in whole.items() if k not in timing} == {
-        k: v for k, v in resumed.items() if k not in timing
-    }
+    assert untimed(whole) == untimed(resumed)
+
+
+def untimed(result):
+    return {k: v for k, v in result.items() if k not in TIMING}
 
 
 def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
@@ -56,6 +60,55 @@ def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "killed/steps.csv").read_bytes()
 
 
+def interrupted(run, directory, steps=20):
+    """A run stopped at its checkpoint, after its second evaluation."""
+    begun = Training(run, made(directory))
+    with pytest.raises(Interrupted):
+        begun.run(should_stop=lambda: begun.step == steps)
+
+
+@pytest.mark.parametrize("stream", ["steps.csv", "evals.csv"])
+@pytest.mark.parametrize("damage", ["gone", "truncated", "a row less", "edited"])
+def test_rows_lost_before_the_checkpoint_are_noticed_and_the_run_begins_again(run, tmp_path, stream, damage):
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    interrupted(run, tmp_path / "damaged")
+    path = tmp_path / "damaged" / stream
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()
+    if damage == "truncated":
+        path.write_text("".join(lines)[:-7])
+    elif damage == "a row less":
+        path.write_text("".join([*lines[:1], *lines[2:]]))
+    elif damage == "edited":
+        path.write_text("".join(lines).replace(",2.", ",1.", 1))
+    said = []
+    resumed = run_and_record(run, tmp_path / "damaged", "x", say=said.append)
+    assert said == [f"{stream} is not what the checkpoint was written after: it starts from its first step"]
+    assert untimed(whole) == untimed(resumed)
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "damaged/steps.csv").read_bytes()
+
+
+def test_a_stream_changed_under_a_training_run_gives_no_result(run, tmp_path):
+    training_ = Training(run, tmp_path)
+    training_.advance(5)
+    training_.recording.flush()
+    (tmp_path / "steps.csv").write_text("")
+    with pytest.raises(UserError, match=r"steps\.csv was changed while the run was training: delete"):
+        training_.run()
+
+
+def test_an_edited_checkpoint_is_not_believed(run, tmp_path):
+    interrupted(run, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    line, _, content = path.read_bytes().partition(b"\n")
+    state = torch.load(io.BytesIO(content), weights_only=True)
+    edited = io.BytesIO()
+    torch.save({**state, "step": 10**9}, edited)
+    path.write_bytes(line + b"\n" + edited.getvalue())
+    with pytest.raises(UserError, match=r"checkpoint\.pt is damaged or was edited .*: delete it"):
+        run_and_record(run, tmp_path, "x")
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
 def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
     training_ = Training(run, tmp_path)
@@ -67,7 +120,10 @@ def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_p
     elif damage == "foreign":
         run = replace(run, seed=run.seed + 1)
     else:
-        torch.save({"identity": Evil()}, path)
+        buffer = io.BytesIO()
+        torch.save({"identity": Evil()}, buffer)
+        checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
+        path.write_bytes(f"ebc-lab checkpoint, sha256 {checksum}\n".encode() + buffer.getvalue())
     with pytest.raises(UserError, match=r"checkpoint\.pt (is damaged|belongs to another run).*delete it"):
         run_and_record(run, tmp_path, "x")
     assert path.exists()

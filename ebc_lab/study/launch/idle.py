@@ -38,6 +38,7 @@ def idle(
     checkpoint_every_s: float,
     should_stop: Callable[[], bool],
     on_progress: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> Progress:
     """Take `run.steps` steps that do nothing, yielding after each. Raises Interrupted, with a checkpoint
     written."""

@@ -36,8 +36,8 @@ from ..store.study import Study
 from .session import Session
 
 # Kind of run -> the function that trains it, as "module:function", imported only when such a run is claimed.
-# It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…), writes
-# result.json, and is a generator that yields between blocks of steps.
+# It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…, say=…),
+# writes result.json, and is a generator that yields between blocks of steps.
 KINDS = {
     "train": "ebc_lab.training.outcome:recorded_run",
     "overhead": "ebc_lab.bench.pairs:overhead_run",
@@ -88,10 +88,15 @@ def carry(
         if problem is not None:
             _record_refusal(files, run_id, problem)
             return True
-        hooks = {"checkpoint_every_s": checkpoint_every_s, "should_stop": should_stop}
         try:
             progress = train(
-                run, files.directory, run_id, on_progress=Heartbeat(files.progress, run.steps), **hooks
+                run,
+                files.directory,
+                run_id,
+                checkpoint_every_s=checkpoint_every_s,
+                should_stop=should_stop,
+                on_progress=Heartbeat(files.progress, run.steps),
+                say=lambda why: attempts.note(files.directory, attempts.RESTARTED, cause=why),
             )
             result = yield from progress
             attempts.note(files.directory, "end", outcome=result["outcome"])

@@ -21,7 +21,8 @@ from .spec import RunSpec
 
 Results = Mapping[str, RunResult]  # by run id
 FORM = 3  # of a recorded decision; raised by hand when what it holds changes
-TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve")  # of a result: no decision rests on them
+# of a result: no decision rests on them; evals.csv, and so its hash, has times as well
+TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 
 class Candidate(TypedDict):
@@ -206,5 +207,5 @@ def refuse_without_tracks(
     """Raises Undecidable, with the causes of the failed runs, where no track is left."""
     if not tracks:
         causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}
-        why = "; ".join(sorted(c for c in causes if c)[:3]) or "no run completed"
+        why = "; ".join(sorted(c.rstrip(".") for c in causes if c)[:3]) or "no run completed"
         raise Undecidable(f"{stage} could not decide: {why}.")

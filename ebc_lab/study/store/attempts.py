@@ -1,6 +1,7 @@
 """Who tried to train a run, when, where, and how it ended: an append-only log, one line an event.
 
-`begin` (a worker has claimed the run; what it sees of the machine), `end` (with the outcome), `stopped` (by
+`begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
+step although it has a checkpoint, for the `cause`), `end` (with the outcome), `stopped` (by
 request, with a checkpoint), `lost` (its worker died; written by the driver). After a `begin` with none of the
 others, worker and driver were killed together.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from ebc_lab.records.paths import RunFiles
 
+RESTARTED = "restarted"
 SEEN = (
     "CUDA_VISIBLE_DEVICES",
     "OMP_NUM_THREADS",
@@ -55,3 +57,11 @@ def log(directory: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return out
+
+
+def restarts(directory: Path) -> list[str]:
+    """Why the latest attempt began with the first step again; empty if it did not."""
+    events = log(directory)
+    begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
+    latest = events[begins[-1] :] if begins else []
+    return [str(event.get("cause")) for event in latest if event.get("event") == RESTARTED]

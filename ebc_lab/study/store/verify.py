@@ -102,6 +102,11 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
             continue
         if found is not None and expected is not None and found.get("identity") != expected:
             wrong[result] = "was not written by the run it is named after"
+            continue
+        for name, sha256 in (found or {}).get("streams", {}).items():
+            stream = f"{run.directory.relative_to(study.root)}/{name}"
+            if stream in files and manifest.sha256_of(study.root / stream) != sha256:
+                wrong[stream] = CHANGED
     return wrong
 
 

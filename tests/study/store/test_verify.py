@@ -105,6 +105,15 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(own_c
     }
 
 
+def test_rows_edited_before_anything_was_recorded_are_named(own_copy):
+    _, study = own_copy
+    run_id = a_run(study)
+    (study.root / manifest.NAME).unlink()
+    flip_a_byte(study.run_dir(run_id) / "steps.csv")
+    manifest.complete(study.root)
+    assert bad(study) == [f"runs/{run_id}/steps.csv"]
+
+
 def test_no_later_command_accepts_an_edit(own_copy, undrawn):
     config, study = own_copy
     for name in ("steps.csv", "evals.csv"):

@@ -27,7 +27,7 @@ from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.corpus import locate
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
-TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "checksum")
+TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams", "checksum")
 
 
 class Kept:
