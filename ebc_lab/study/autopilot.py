@@ -27,6 +27,7 @@ from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import attempts, manifest
+from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
@@ -126,7 +127,7 @@ def autopilot(
         manifest.complete(study.root)
         failed = [r.run_id for r in study.records() if r.result and r.result["outcome"] not in FINISHED]
         suite = decision_that_shows("arms", call.decisions)
-        trained = len(_trained(study) - before)
+        trained = len(_trained(study) - before - call.taken)
         return Outcome(study, trained, failed, stages, corpus.warning, verdict, suite)
 
 
@@ -140,6 +141,7 @@ class _Call:
     listener: Listener
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)  # runs copied from other studies
 
     def forget_failures(self) -> None:
         """Remove results of the call's stages that say nothing about the run itself, so that it is trained
@@ -164,6 +166,8 @@ class _Call:
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
+            if self._take_from_neighbours(stage, missing):
+                continue
             self._train(stage, distinct(specs), missing, pool)
         decision = self._decide(stage, specs, results)
         self.listener.decided(stage, decision)
@@ -184,6 +188,17 @@ class _Call:
             )
         return decision
 
+    def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
+        """Copy those runs that another study of this output folder has finished. -> how many."""
+        there = finished_elsewhere(self.study, missing)
+        manifest.remove_entries(self.study.root, runs=there)
+        taken = [s.run_id for s in missing if s.run_id in there and take(self.study, s, there[s.run_id])]
+        self.taken.update(taken)
+        if taken:
+            names = ", ".join(sorted({there[run_id].name for run_id in taken}))
+            self.listener.say(f"{stage}: {len(taken)} run(s) taken from {names}, where they are finished")
+        return len(taken)
+
     def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
         """Train one wave of the missing runs: as many as the limits admit, measurements of time one by one at
         the end."""
@@ -199,6 +214,8 @@ class _Call:
             wanted = {s.run_id for s in runs}
             spare = distinct(speculative_runs(self.config, self.decisions, wave, later))
             spare = [s for s in spare if s.run_id not in wanted]
+            elsewhere = finished_elsewhere(study, spare)  # they are taken when they are wanted
+            spare = [s for s in spare if s.run_id not in elsewhere]
         wave = wave or timed[:1]  # a measurement of time runs alone
         if stage in study.decisions():  # a deleted run, or one whose name changed with the code
             self.listener.say(

@@ -2,7 +2,7 @@
 
 `begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
 step although it has a checkpoint, for the `cause`), `end` (with the outcome), `stopped` (by
-request, with a checkpoint), `lost` (its worker died; written by the driver). After a `begin` with none of the
+request, with a checkpoint), `taken` (copied, finished, from another study), `lost` (its worker died; written by the driver). After a `begin` with none of the
 others, worker and driver were killed together.
 """
 

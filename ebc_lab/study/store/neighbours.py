@@ -1,0 +1,106 @@
+"""Runs that another study in the same output folder has finished: copied, not trained again.
+
+A run's name holds the hash of everything that can change its numbers, so a run of the same name is the same
+run. Copies, not links: each study stays whole by itself, whatever becomes of the other.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.figures import FINISHED, RunResult
+from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.locks import run_lock
+from ebc_lab.records.paths import RunFiles
+
+from ..stages.spec import RunSpec
+from . import attempts, manifest
+from .study import Study
+
+
+def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Study]:
+    """Run id -> a neighbour that has finished this very run, with the files that it recorded of it.
+
+    Measurements of time are left out: they belong to a machine and an hour.
+    """
+    found: dict[str, Study] = {}
+    for neighbour in _neighbours(study):
+        left = [s for s in specs if s.kind == "train" and s.run_id not in found]
+        there = [s for s in left if neighbour.has_result(s.run_id)]
+        recorded = _recorded(neighbour) if there else {}
+        found |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
+    return found
+
+
+def _neighbours(study: Study) -> Iterator[Study]:
+    for path in sorted(study.root.parent.glob("*")):
+        neighbour = Study(path)
+        if path.name != study.name and neighbour.exists():
+            yield neighbour
+
+
+def _recorded(study: Study) -> Mapping[str, str] | None:
+    """What its manifest records; None where that cannot be trusted."""
+    try:
+        return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
+    except (UserError, OSError):
+        return None
+
+
+def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
+    """The result of a finished run whose files are as its result, and the manifest, recorded them."""
+    if recorded is None:
+        return None
+    try:
+        result = study.results([spec])[spec.run_id]
+        if result["outcome"] not in FINISHED or not _streams_match(study.run_files(spec.run_id), result):
+            return None
+        files = study.run_files(spec.run_id)
+        for path in (files.result, *_copied(files)):
+            known = recorded.get(str(path.relative_to(study.root)))
+            if known is not None and manifest.sha256_of(path) != known:
+                return None
+    except (UserError, OSError, LookupError):
+        return None
+    return result
+
+
+def _streams_match(files: RunFiles, result: RunResult) -> bool:
+    recorded = result.get("streams", {})
+    found = {path.name: manifest.sha256_of(path) for path in (files.steps, files.evals)}
+    return found == recorded
+
+
+def _copied(files: RunFiles) -> tuple[Path, ...]:
+    return (files.steps, files.evals, files.log, files.attempts)
+
+
+def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
+    """Copy a finished run, its result last. -> False where that cannot be done: train it.
+
+    A kill on the way leaves no result, so the run is taken, or trained, by the next command.
+    """
+    study.write_spec(spec)
+    own = study.run_files(spec.run_id)
+    other = neighbour.run_files(spec.run_id)
+    with run_lock(own.directory) as mine:
+        result = _sound_result(neighbour, spec, _recorded(neighbour))
+        if not mine or own.result.exists() or result is None:
+            return False
+        own.checkpoint.unlink(missing_ok=True)
+        own.progress.unlink(missing_ok=True)
+        for source, target in zip(_copied(other), _copied(own), strict=True):
+            if not source.exists():  # a log
+                continue
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        if not _streams_match(own, result):  # somebody is changing them
+            return False
+        attempts.note(own.directory, "taken", study=neighbour.name)
+        write_checksummed(own.result, result)
+    return True
