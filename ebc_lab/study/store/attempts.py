@@ -1,9 +1,9 @@
 """Who tried to train a run, when, where, and how it ended: an append-only log, one line an event.
 
 `begin` (a worker has claimed the run; what it sees of the machine), `restarted` (it begins with the first
-step although it has a checkpoint, for the `cause`), `end` (with the outcome), `stopped` (by
-request, with a checkpoint), `taken` (copied, finished, from another study), `lost` (its worker died; written by the driver). After a `begin` with none of the
-others, worker and driver were killed together.
+step although it has a checkpoint; says why), `end` (with the outcome), `stopped` (by request, with a
+checkpoint), `taken` (copied, finished, from another study), `lost` (its worker died; written by the driver).
+After a `begin` with none of the others, worker and driver were killed together.
 """
 
 from __future__ import annotations
