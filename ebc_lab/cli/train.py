@@ -158,10 +158,8 @@ def train_one(
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
-        hooks = {"checkpoint_every_s": checkpoint_every_s}
-        result = _until_done(
-            lambda stop: run_and_record(run, directory, run_id, should_stop=stop, restarted=print, **hooks)
-        )
+        hooks = {"checkpoint_every_s": checkpoint_every_s, "say": print}
+        result = _until_done(lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks))
     known_losses = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known_losses.items() if loss is not None)
     print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")

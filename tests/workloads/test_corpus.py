@@ -3,12 +3,14 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import DataConfig
 from ebc_lab.workloads import corpus as corpus_module
 from ebc_lab.workloads.batches import Batches, windows
-from ebc_lab.workloads.corpus import check_length, describe, locate
+from ebc_lab.workloads.corpus import Corpus, check_length, describe, locate
 
 
 def test_path_splits_in_order_and_covers_the_text(text_file):
@@ -104,3 +106,10 @@ def test_batches_are_a_function_of_seed_and_step():
     assert starts.min() >= 0
     assert starts.max() <= 5000 - 9
     assert len(starts.unique()) > 1000
+
+
+@given(st.text(min_size=1))
+def test_tokens_are_the_ranks_of_the_characters_used(text):
+    corpus = Corpus("path", "t", "t", text, "")
+    found = np.concatenate(list(corpus.tokens().values()))
+    assert "".join(corpus.vocabulary[i] for i in found) == text
