@@ -191,7 +191,7 @@ def _decision(
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
         "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(stage.rows(d), d, floors.get(t))}
+            {"track": t, "name": optimizer(t), "chosen": _chosen(stage.rows(t, decision), d, floors.get(t))}
             for t, d in tracks.items()
         ],
         "table": table.on(PAGE),
