@@ -157,7 +157,7 @@ def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[s
     everything = [(k, setting(v)) for k, v in settings.items()]
     return {
         "changed": tables.plain(
-            "changed", title, {"Setting": "code", "Default": "text", "Here": "text"}, rows
+            "changed", title, {"Setting": "code", "Default": "prose", "Here": "prose"}, rows
         ),
         "all": tables.plain("settings", "Settings", {"Setting": "code", "Value": "prose"}, everything),
     }

@@ -345,18 +345,17 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
         handles.append(entry("diamond: compared with the arm its row names", ls="", marker="D"))
     low, high = framed
     compared = [row for row in rows if row.mean is not None and row.arm["versus"]]
-    spans = [(row.mean, *end) for row in compared for end in (row.limits, *_joint(row))]
-    if any(not low <= x <= high for span in spans for x in span):
+    spans = [(row.mean or 0.0, *row.limits, *_joint(row)) for row in compared]
+    if any(min(span) < low or max(span) > high for span in spans):
         handles.append(entry("arrow: goes on beyond the axis, see its figure", ls="", marker=">"))
     if any(row.arm["outcomes"].get("diverged") for row in rows):
         handles.append(entry("diverged", ALERT, ls="", marker="x", mew=2))
     return handles
 
 
-def _joint(row: Row) -> list[tuple[float, float]]:
+def _joint(row: Row) -> tuple[float, ...]:
     """The interval that holds for all comparisons, where there is one."""
-    found = row.interval("joint_low", "joint_high")
-    return [found] if found else []
+    return row.interval("joint_low", "joint_high") or ()
 
 
 def across_of(axes: Axes) -> Any:
