@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import settings_page
 import typer
+from support.invented import invent
 
 from ebc_lab.cli.commands import app
 from ebc_lab.config import choices
@@ -161,6 +162,25 @@ def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
     assert all(arm["outcomes"] == {"completed": 2} for arm in arms.values())
     assert "norm clipping" in (tmp_path / "mine" / "ablation.csv").read_text()
     assert "`clipped`" in (tmp_path / "mine" / "ablation.md").read_text()
+    assert arms["ebc"]["versus"] == "clipped"  # what its question asks
+    assert arms["ebc"]["difference"]["seeds"] == 2
+    assert f"paired differences from `{arms['ebc']['versus']}`" in (ROOT / "README.md").read_text()
+
+
+# -- statistics ----------------------------------------------------------------------------------------------
+
+
+def test_the_suites_page_says_how_many_comparisons_an_interval_holds_for(tmp_path):
+    """A suite whose arms have two references: the correction is for all of its differences."""
+    study = invent(tmp_path, ["study=controls", "ablation.arms.ebc_first.versus=control"], drawn=False)
+    arms = study.decisions()["ablation"]["tracks"]["adam_none"]["arms"].values()
+    differences = [d for arm in arms if (d := arm["difference"])]
+    assert len({arm["versus"] for arm in arms if arm["difference"]}) > 1
+    assert {d["comparisons"] for d in differences} == {len(differences)}
+    for d in differences:
+        assert d["p_joint"] == pytest.approx(min(1.0, d["p"] * len(differences)))  # Bonferroni, not Holm
+    said = " ".join((ROOT / "docs/suites.md").read_text().split())
+    assert "divided by the number of the suite's differences (Bonferroni)" in said
 
 
 # -- tables --------------------------------------------------------------------------------------------------

@@ -269,6 +269,21 @@ def test_the_page_never_scrolls_sideways(reader, studies, name, size):
     )
 
 
+WIDE = """return [...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth)
+  .map((t) => [t.querySelector('table').id, t.offsetHeight - t.clientHeight])"""
+
+
+@pytest.mark.parametrize("size", [PHONE, (390, 844), (1024, 768), DESKTOP])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_table_is_cut_without_a_scrollbar_and_candidates_fit_a_desktop(reader, studies, name, size):
+    reader.open(studies[name], size)
+    reader.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+    wide = dict(reader.run(WIDE))
+    assert all(bar > 6 for bar in wide.values()), wide  # the borders, and a bar that is always there
+    if size == DESKTOP:
+        assert [table for table in wide if table.endswith("-candidates")] == []
+
+
 def looks() -> list[Any]:
     """Every study in every size and theme; each pair of these is among those that are not slow."""
     made = []

@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.compose import compose
+from ebc_lab.config.schema import ArmConfig
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.report.conclude import write_conclusions, write_table
@@ -37,12 +39,17 @@ def invent(
     fate: Fate = lambda spec: {},
     stages: int | None = None,
     drawn: bool = True,
+    arms: Mapping[str, ArmConfig] | None = None,
 ) -> Study:
     """`fate`: what of a run's result is otherwise than made up, e.g. its outcome.
 
-    `stages`: decide only so many of them.
+    `stages`: decide only so many of them; `arms`: of a suite of its own, the first one the reference.
     """
     config = compose(["scale=smoke", *RESOLVED, *overrides, f"output_dir={folder}"])
+    if arms:
+        own = replace(config.ablation, arms=dict(arms), reference=next(iter(arms)))
+        chain = replace(config.study, stages=["lr_sweep", "ablation"])
+        config = replace(config, study=chain, ablation=own)
     study = study_of(config)
     study.prepare()
     with study.held():

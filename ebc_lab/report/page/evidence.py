@@ -157,7 +157,7 @@ def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[s
     everything = [(k, setting(v)) for k, v in settings.items()]
     return {
         "changed": tables.plain(
-            "changed", title, {"Setting": "code", "Default": "text", "Here": "text"}, rows
+            "changed", title, {"Setting": "code", "Default": "prose", "Here": "prose"}, rows
         ),
         "all": tables.plain("settings", "Settings", {"Setting": "code", "Value": "prose"}, everything),
     }
@@ -191,7 +191,7 @@ def _decision(
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
         "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(stage.rows(d), d, floors.get(t))}
+            {"track": t, "name": optimizer(t), "chosen": _chosen(stage.rows(t, decision), d, floors.get(t))}
             for t, d in tracks.items()
         ],
         "table": table.on(PAGE),

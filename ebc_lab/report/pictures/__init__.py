@@ -5,6 +5,7 @@ Each stage names those that are drawn of its decision; a study that compares arm
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def draw_study(root: Path) -> list[Path]:
     study = StudyFiles(root)
     facts = facts_of(read_json(study.header_file))
     written, entries = [], []
-    with matplotlib.rc_context(fname=STYLE):
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
+        # a letter that the font lacks is a box in the PNG; in the SVG the reader's own fonts show it
+        for lacking in ("Glyph .* missing from font", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", lacking, UserWarning)
         for picture in pictures(root, facts, read_json(study.decisions_file)):
             for ending, content in (("png", png(picture.sheet)), ("svg", svg(picture.sheet, picture.name))):
                 written.append(root / f"{picture.name}.{ending}")

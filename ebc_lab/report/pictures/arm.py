@@ -220,7 +220,7 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
         axes.fill_between(at, *around, color=GOAL, alpha=0.2, lw=0, label=label)
         axes.plot(at, target, color=GOAL, lw=1.4, ls="--", label="target δ* of that step")
     else:
-        label = f"natural KL: median of the unclipped baseline, {natural_kl:.2g}"
+        label = f"natural KL: median of the unclipped baseline, {natural_kl:.3g}"
         axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
     faint_seeds(axes, steps, table, colour)
     axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")

@@ -26,6 +26,7 @@ from .sheet import (
     INK,
     OTHER,
     PLAIN,
+    ROUNDED,
     SEED,
     SPARE,
     Facts,
@@ -37,6 +38,7 @@ from .sheet import (
     log_axis,
     page,
     stack,
+    tick,
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -162,7 +164,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     for axes in (left, right):
         shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
         rates = sorted({row["lr"] for row in shown})
-        ticks_at(axes, rates, [f"{rate:g}" for rate in rates])
+        ticks_at(axes, rates, [tick(rate) for rate in rates])
     return figure
 
 
@@ -264,7 +266,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
     small = (f"stage lr_scale, seed {seeds_in_words(rows)}",)
     seeds = len({str(row["seed"]) for row in rows})
     figure, axes = page(facts, what, whom, _scale_finding(found), seeds, small, size=(8.6, 5.8))
-    scales = {row["lr_scale"]: f"×{row['lr_scale']:g}\nlr {row['lr']:g}" for row in rows}
+    scales = {row["lr_scale"]: f"×{tick(row['lr_scale'])}\nlr {tick(row['lr'])}" for row in rows}
     for row in found["arms"].get("ebc", []):
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
@@ -376,7 +378,7 @@ def draw_eta_eff(
     if ebc := sorted(arms.get("ebc", [])):
         (low, slow, *_), (high, fast, *_) = ebc[0], ebc[-1]
         finding = f"With EBC the learning rate rises {high / low:.3g}×, "
-        finding += f"the median step that is applied {fast / slow:.2g}×."
+        finding += f"the median step that is applied {fast / slow:.3g}×."
     whom = f"{optimizer(track)} with and without EBC: "
     whom += "the learning rate that is applied, η_eff = c·lr, against the one asked for"
     what = "What does EBC make of a higher learning rate?"
@@ -396,7 +398,7 @@ def draw_eta_eff(
         axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)
     handles.append(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
     scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
-    axes.set_xticks(sorted(set(rates)), [f"{lr:g}\n×{scale:g}" for lr, scale in scales])
+    axes.set_xticks(sorted(set(rates)), [f"{tick(lr)}\n×{tick(scale)}" for lr, scale in scales])
     axes.set_xlabel(
         "learning rate asked for, at its peak, and as a multiple of the best constant one (log scale)"
     )
@@ -422,7 +424,8 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     low, high = facts.band
     done = [row for row in rows if whole(row) and row["c_median"] is not None]
     inside = sum(low <= row["c_median"] <= high for row in done)
-    finding = f"Chosen: δ* {found['delta_star']:g}, {found['delta_star'] / natural:.2g} × the natural KL: "
+    times = tick(found["delta_star"] / natural, ROUNDED)
+    finding = f"Chosen: δ* {found['delta_star']:g}, {times} × the natural KL: "
     finding += f"median c {found['c_median']:.2f}, validation loss {found['val_loss']:.3f}; "
     what = "Which KL target δ* gives the lowest loss?"
     if facts.aims_at_band:
@@ -443,7 +446,7 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     if facts.aims_at_band:
         label = f"target band for c, {low:g} to {high:g}"
         handles.append(bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=label))
-    handles.append(entry(f"natural KL of the baseline, {natural:.2g}", GREY, ls=":", lw=1.2))
+    handles.append(entry(f"natural KL of the baseline, {natural:.3g}", GREY, ls=":", lw=1.2))
     lost = _draw_budgets(top, bottom, rows, done, found, handles)
     handles.append(entry("chosen", **RING))
     make_room(top, int(lost))
@@ -454,7 +457,7 @@ def draw_calibration(facts: Facts, track: str, found: Mapping[str, Any], rows: R
     targets = sorted({row["delta_star"] for row in rows})
     for axes in (bottom, top):
         axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
-        ticks_at(axes, targets, [f"{delta:g}\n{delta / natural:.2f}×" for delta in targets])
+        ticks_at(axes, targets, [f"{tick(delta)}\n{tick(delta / natural, ROUNDED)}×" for delta in targets])
     top.tick_params(labelbottom=False)
     top.set_ylabel("validation loss (nats per token)")
     bottom.set(ylabel="median c", ylim=(-0.02, 1.06))

@@ -44,6 +44,7 @@ from .sheet import (
     name_rows,
     page,
     spread,
+    tick,
 )
 
 MARKS = "osDv^P*X"  # of the tracks
@@ -262,8 +263,8 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
 
 def tokens_in_words(value: float) -> str:
     if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value else "0"
+        return f"{tick(value / 1e6)}M"
+    return f"{tick(value / 1e3)}k" if value else "0"
 
 
 def _each_seed(
@@ -332,6 +333,7 @@ def efficiency_key(arms: Arms) -> list[Line2D]:
 # -- what EBC costs in time ----------------------------------------------------------------------------------
 
 
+OF_OVERHEAD, OF_PROBES = "a step’s time without EBC", "the run’s own time, with EBC"  # the two denominators
 Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds, whether it is the overhead
 
 
@@ -351,9 +353,9 @@ def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Resul
     whom += ": a step's time with EBC over one without, and the time in its probes"
     seeds = max(seeds_in(decided["arms"]) for decided in found.values())
     finding = _overhead_finding(rows, limit, len(found) > 1)
-    size = (8.6, 2.4 + 0.36 * len(rows))
+    size = (8.6, 2.4 + 0.45 * len(rows))
     figure, axes = page(facts, "What does EBC cost in time?", whom, finding, seeds, small, size=size)
-    axes.set_xlabel("share of a step's time without EBC (overhead), of the run's time (probes), %")
+    axes.set_xlabel("%, of what stands under each name")
     label = f"limit for the overhead: {limit:g}%"
     handles: list[Any] = [axes.axvline(limit, color=ALERT, ls="--", lw=1.4, zorder=3, label=label)]
     handles.append(Patch(fc=EBC, label="overhead, with its quartiles"))
@@ -371,7 +373,7 @@ def draw_overhead(facts: Facts, found: Decisions, measured: Arms, results: Resul
     low = min(0.0, *(min((row[1], *row[2])) for row in rows))
     axes.set_xlim(1.1 * low, 1.15 * max(limit, *(max((row[1], *row[2])) for row in rows)))
     key(axes, handles)
-    name_rows(axes, [row[0] for row in rows])
+    name_rows(axes, [f"{name}\n% of {OF_OVERHEAD if it else OF_PROBES}" for name, _, _, it in rows])
     return figure
 
 
@@ -398,6 +400,6 @@ def _overhead_finding(rows: Sequence[Share], limit: float, several: bool) -> str
         return "The overhead was not measured."
     name, value, quartiles, _ = max(overheads, key=lambda row: row[1])
     finding = f"{name.removesuffix(', overhead')}: " if several else ""
-    finding += f"{value:.1f}% of a step's time"
+    finding += f"{value:.1f}% of a step's time without EBC"
     finding += f" (quartiles {quartiles[0]:.1f} to {quartiles[1]:.1f})" if quartiles else ""
     return f"{finding}, {'within' if value <= limit else 'above'} the limit of {limit:g}%."

@@ -23,7 +23,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from ebc_lab.study.stages.compare_arms import reference_of
 
-from ..text.words import FAMILIES, optimizer, short, words
+from ..text.words import FAMILIES, optimizer, plural, short, words
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet import (
@@ -42,6 +42,7 @@ from .sheet import (
     key,
     page,
     seeds_of,
+    tick,
 )
 
 WIDTH = 11.0  # inches
@@ -160,7 +161,7 @@ def draw_forest(facts: Facts, track: str, found: Mapping[str, Any], rows: Sequen
         said = f"0 = {reference}, test loss {zero:.3f}"
     what = "What does each change do to the test loss?"
     whom = facts.question or f"{optimizer(track)}: every arm against {reference}, paired seed by seed"
-    small = (optimizer(track), f"{len(rows)} arms", rule.partition(";")[0])
+    small = (optimizer(track), plural(len(rows), "arm"), rule.partition(";")[0])
     alert = missing(arms, facts.arms)
     figure, axes, handles = rows_page(facts, what, whom, finding(rows), small, alert, rows, 0)
     key(axes, handles, LEFT)
@@ -188,7 +189,8 @@ def draw_finals(facts: Facts, track: str, found: Mapping[str, Any], results: Res
     text = "; ".join(parts)
     what = "Is any arm better than the baseline, or the fair control?"
     whom = f"{optimizer(track)}: every final arm, paired seed by seed"
-    told = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(arms))
+    named = {short(name, arm): arm for name, arm in arms.items()}
+    told = (f"{text[0].upper()}{text[1:]}.", (rule.partition(";")[0],), missing(named))
     figure, axes, handles = rows_page(facts, what, whom, *told, rows, len(groups), margin)
     if margin is not None:
         axes.axvline(margin, color=ALERT, lw=1.2, ls=":", zorder=1)
@@ -251,9 +253,9 @@ def counts(rows: Sequence[Row]) -> str:
     if any(judged):
         kinds = (("beats", "better"), ("meets", "no worse"), ("misses", "worse"), ("undecided", "undecided"))
         found = [f"{judged.count(kind)} {said}" for kind, said in kinds if kind in judged]
-        return f"of {len(rows)} arms {', '.join(found)}"
+        return f"of {plural(len(rows), 'arm')} {', '.join(found)}"
     below, above = excluding_zero(rows)
-    return f"{below} of {len(rows)} intervals lie below zero, {above} above"
+    return f"of {plural(len(rows), 'interval')} {below} lie{'s' * (below == 1)} below zero, {above} above"
 
 
 def excluding_zero(rows: Sequence[Row]) -> tuple[int, int]:
@@ -282,7 +284,7 @@ def rows_page(
     axes.set(xlim=frame(rows, margin), ylim=(slots - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+g}".replace("-", "−") if x else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: ("+" if x > 0 else "") + tick(x)))
     axes.axvline(0, color=GOAL, lw=1.4, ls="--", zorder=1)
     return figure, axes, handles_of(rows, axes.get_xlim())
 
@@ -304,8 +306,8 @@ def finding(rows: Sequence[Row]) -> str:
         return f"{text} (one seed: no interval)."
     better, worse = excluding_zero(compared)
     hold = len(compared) - better - worse
-    text += f" (95%: {signed(low)} to {signed(high)}). Of {len(compared)} intervals "
-    text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {hold} hold it"
+    text += f" (95%: {signed(low)} to {signed(high)}). Of {plural(len(compared), 'interval')} "
+    text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {hold} hold{'s' * (hold == 1)} it"
     return f"{text} (each 95% by itself)." if len(compared) > 1 else f"{text}."
 
 
@@ -335,18 +337,25 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
         label = f"{'with' if ebc else 'without'} EBC: mean and 95% interval over the paired seeds"
         handles.append(entry(label, colour, marker=mark, lw=2.4))
     joint = [row for row in rows if row.interval("joint_low", "joint_high")]
-    if several := [n for row in joint if (n := row.difference.get("comparisons"))]:
+    if several := [n for row in joint if (n := row.difference.get("comparisons", 0)) > 1]:
         all_of_them = f"all {several[0]}" if len(set(several)) == 1 else "all"
         handles.append(entry(f"95% for {all_of_them} comparisons together", lw=0.9))
     handles.append(entry("a single seed", **SEED))
     if any(row.elsewhere for row in rows):
         handles.append(entry("diamond: compared with the arm its row names", ls="", marker="D"))
     low, high = framed
-    if any(row.mean is not None and not low <= row.mean <= high for row in rows):
-        handles.append(entry("beyond the axis: see its figure", ls="", marker=">"))
+    compared = [row for row in rows if row.mean is not None and row.arm["versus"]]
+    spans = [(row.mean or 0.0, *row.limits, *_joint(row)) for row in compared]
+    if any(min(span) < low or max(span) > high for span in spans):
+        handles.append(entry("arrow: goes on beyond the axis, see its figure", ls="", marker=">"))
     if any(row.arm["outcomes"].get("diverged") for row in rows):
         handles.append(entry("diverged", ALERT, ls="", marker="x", mew=2))
     return handles
+
+
+def _joint(row: Row) -> tuple[float, ...]:
+    """The interval that holds for all comparisons, where there is one."""
+    return row.interval("joint_low", "joint_high") or ()
 
 
 def across_of(axes: Axes) -> Any:
@@ -399,17 +408,26 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
     elif not row.arm["versus"]:
         axes.plot(0.0, y, mark_of(row.arm), color=colour, mfc="white", mew=1.6, ms=6, zorder=3)
     elif not low <= row.mean <= high:
-        over = row.mean > high
-        axes.plot(0.985 if over else 0.015, y, ">" if over else "<", color=colour, ms=7, transform=across)
+        _arrows(axes, y, row.mean, row.mean, colour)
     else:
         for names, width in ((("joint_low", "joint_high"), 0.9), (("low", "high"), 2.4)):
             limits = row.interval(*names)
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
+                _arrows(axes, y, *limits, colour)
         mark = mark_of(row.arm)
         if row.elsewhere:
             mark = "D" if row.arm["ebc"] else "d"
         axes.plot(row.mean, y, mark, color=colour, ms=5.5 if row.elsewhere else 6.5, zorder=3)
+
+
+def _arrows(axes: Axes, y: int, first: float, last: float, colour: str) -> None:
+    """At each edge of the axis that what lies between these two values reaches beyond, an arrow."""
+    low, high = axes.get_xlim()
+    across = axes.get_yaxis_transform()
+    for beyond, x, mark in ((first < low, 0.015, "<"), (last > high, 0.985, ">")):
+        if beyond:
+            axes.plot(x, y, mark, color=colour, ms=7, transform=across, zorder=3)
 
 
 def write_row(axes: Axes, y: int, row: Row) -> None:

@@ -6,6 +6,7 @@ long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ GREY = "#666666"
 LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width
 EDGE = 8.0  # points above and below
 ROWS_FROM = 0.38  # of the width: the names of rows end there at most
+ROUNDED = 1e-3  # how far the ratio of two figures of three digits may be off, relative
 WARNING_WIDTH = 100  # characters of bold small print that a line surely holds
 SEED: dict[str, Any] = {
     "ls": "",
@@ -147,8 +149,15 @@ def log_axis(axes: Axes, name: str, subs: Sequence[float] = (1.0, 2.0, 5.0)) -> 
     axis = axes.xaxis if name == "x" else axes.yaxis
     axes.set(**{f"{name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def tick(value: float, within: float = 1e-6) -> str:
+    """The label of a tick: as few digits as say its value, never another one. `within`: relative."""
+    short = (f"{value:.{digits}g}" for digits in range(1, 7))
+    shown = next((x for x in short if math.isclose(float(x), value, rel_tol=within)), f"{value:.6g}")
+    return f"{float(shown):g}".replace("-", "−")
 
 
 def seeds_of(number: int) -> str:

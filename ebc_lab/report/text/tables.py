@@ -42,14 +42,14 @@ CANDIDATES = (
     Column("Part", short="part"),
     Column("Learning rate", "figure", brief, "lr"),
     Column("Scale", "figure", lambda x: f"×{brief(x)}", "scale", optional=True),
-    Column("δ*", "figure", brief),
-    Column("Seed", "figure", str, "seed"),
+    Column("δ*", "figure", brief, optional=True),
+    Column("Seed", "figure", str, "seed", optional=True),
     loss_column("Validation loss", "val loss"),
     loss_column("± s.e.", "±"),
     Column("Behind, σ", "figure", lambda x: signed(x, 1), "behind, σ", on=(PAGE,)),
-    Column("Median c", "figure", two_digits, "c"),
-    Column("Clipped", "figure", percent, "clipped"),
-    Column("Notes", "prose", short="notes"),
+    Column("Median c", "figure", two_digits, "c", optional=True),
+    Column("Clipped", "figure", percent, "clipped", optional=True),
+    Column("Notes", "prose", short="notes", optional=True),
 )
 
 
@@ -65,11 +65,13 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
+    seeds = sorted({c["seed"] for c in decision["candidates"]})
     rows: list[Row] = []
     for c in decision["candidates"]:
         lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
         known = sigma and lead is not None and c["val_loss"] is not None
         won = c["run_id"] in chosen
+        ebc = c["delta_star"] is not None  # without EBC nothing is clipped
         values = (
             _became(c, won, ranked),
             Cell(c["arm"], link=f"run-{c['run_id']}"),
@@ -77,17 +79,17 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
             c["lr"],
             c["lr_scale"] if len(scales) > 1 else Cell(),
             c["delta_star"],
-            c["seed"],
+            c["seed"] if len(seeds) > 1 else Cell(),
             c["val_loss"],
             c["val_se"],
             (c["val_loss"] - lead) / sigma if known else None,
-            c.get("c_median"),
-            c["clip_rate"],
+            c.get("c_median") if ebc else None,
+            c["clip_rate"] if ebc else None,
             "; ".join([*told.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
         )
         chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
         rows.append(filled(CANDIDATES, values, chosen=won))
-    note = "losses in nats per token, KL in nats"
+    note = "losses in nats per token, KL in nats" + (f"; seed {seeds[0]}" if len(seeds) == 1 else "")
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,6 +15,7 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
+    Candidate,
     Decision,
     Results,
     band_distance,
@@ -29,7 +29,7 @@ from .rules import (
 )
 from .runs import ebc_run, spec_of, tracks_of, waiting
 from .spec import RunSpec
-from .stage import Figure, Scenario, Stage, Track, runner_up
+from .stage import Figure, Scenario, Stage, Track, held_back_by_its_seeds, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, window
 
 PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
@@ -253,6 +253,10 @@ def _reported(track: Track) -> str:
     return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
 
 
+def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
+    return held_back_by_its_seeds(candidate, own, chosen) or outside_the_band(chosen, candidate)
+
+
 STAGE = Stage(
     name="calibrate",
     runs=runs,
@@ -271,7 +275,8 @@ STAGE = Stage(
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         Figure("delta_window.octaves", "δ* window", "{:.1f} octaves", _reach),
     ),
-    flips=partial(runner_up, setting="δ* {delta_star:g}"),
+    setting="δ* {delta_star:g}",
+    overlooked=_overlooked,
     invented=invented,
     title="How large a KL budget",
     about="With EBC, at a raised learning rate and the finals’ own length: which budget δ* gives the lowest "

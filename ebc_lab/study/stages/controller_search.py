@@ -10,6 +10,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import KL_BAND
 
 from .rules import (
+    Candidate,
     Decision,
     Results,
     best,
@@ -98,6 +99,15 @@ def headline(track: Track) -> str:
     )
 
 
+def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
+    ratio = chosen["kl_ratios"].get(candidate["role"])
+    if candidate["run_id"] in chosen["ranked"]:
+        return ""
+    if not ratio:
+        return "its KL on clipped steps is not known"
+    return f"its median KL is {ratio:.2f} × δ*, not within ±{100 * KL_BAND:g}%"
+
+
 STAGE = Stage(
     name="controller_search",
     runs=runs,
@@ -109,6 +119,8 @@ STAGE = Stage(
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
     ),
     grows=False,
+    setting="{role}",
+    overlooked=_overlooked,
     title="Which controller",
     about="Which controller holds the KL on its target, and with which gains.",
 )

@@ -161,9 +161,10 @@ def headline(track: Track) -> str:
     return ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided")) + told
 
 
-def flips(name: str, track: Track, decision: Mapping[str, Any]) -> str:
+def flips(stage: Stage, name: str, decision: Mapping[str, Any]) -> str:
     """Which lines of the verdict more seeds could decide."""
-    open_lines = [line["name"] for line in track["verdict"] if line["verdict"] == "undecided"]
+    lines = decision["tracks"][name]["verdict"]
+    open_lines = [line["name"] for line in lines if line["verdict"] == "undecided"]
     if not open_lines:
         return "nothing is open"
     return f"more seeds (seeds=…, or finals.max_seeds=…) could settle {', '.join(open_lines)}"

@@ -13,6 +13,7 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import (
+    Candidate,
     Decision,
     Results,
     band_distance,
@@ -26,7 +27,7 @@ from .rules import (
 )
 from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of
 from .spec import RunSpec
-from .stage import Figure, Scenario, Stage, Track
+from .stage import Figure, Scenario, Stage, Track, outside_the_band
 from .stage import invented as invented_by_default
 from .statistics import WINDOW_NATS, in_octaves, window
 
@@ -212,6 +213,17 @@ def _reach(role: str, track: Track) -> str:
     return reach + (f"; open at the {' and the '.join(ends)} end of what was tried" if ends else "")
 
 
+def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
+    if candidate["role"] != "ebc":
+        other = "without EBC" if candidate["role"] == "none" else HEADROOM[candidate["role"]]
+        return f"{other}, and this stage chooses a scale for EBC"
+    rows: Sequence[Track] = chosen["arms"]["ebc"]
+    inert = [r for r in rows if r["inert"] and r["c_median"] is not None]
+    if candidate["run_id"] in {r["run_id"] for r in inert[1:]}:
+        return f"LR inert, ×{inert[0]['lr_scale']:g} stands for it"
+    return outside_the_band(chosen, candidate)
+
+
 HEADROOM = {  # role of an arm -> in words
     "ebc": "with EBC",
     "none": "without EBC",
@@ -248,6 +260,8 @@ STAGE = Stage(
         ),
     ),
     invented=invented,
+    setting="×{lr_scale:g}",
+    overlooked=_overlooked,
     title="How far the learning rate can rise",
     about="With and without EBC, at multiples of the best plain learning rate.",
     pictures=("lr_scale", "eta_eff"),

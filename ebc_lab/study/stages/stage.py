@@ -8,6 +8,8 @@ branches on its name.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from typing import Any, Literal
 from ebc_lab.config.schema import STAGE_NEEDS, Config, StageConfig
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision, Results
+from .rules import Candidate, Decision, Results
 from .spec import RunSpec
 
 Track = Mapping[str, Any]  # what a stage decided for one (optimizer, projection)
@@ -57,35 +59,51 @@ class Scenario:
     open: bool  # the verdict stays undecided, so that finals that may add seeds add all of them
 
 
-def runner_up(
-    name: str, track: Track, decision: Mapping[str, Any], *, setting: str = "lr {lr:g}"
-) -> str | None:
+def runner_up(stage: Stage, name: str, decision: Mapping[str, Any]) -> str | None:
     """What the next best candidates lacked to be chosen; None where a stage does not choose one winner."""
+    track = decision["tracks"][name]
     if "ranked" not in track:
         return None
-    others = [c for c in decision["candidates"] if c["run_id"] != track["run_id"]]
-    others = [c for c in others if c["val_loss"] is not None]
+    others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
+    ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
     parts = []
-    means = {c["run_id"]: c["val_loss"] for c in others} | track.get("ranked_losses", {})
-    ranked = [c for c in others if c["run_id"] in track["ranked"]]
     if ranked:
+        means = {c["run_id"]: c["val_loss"] for c in ranked} | track.get("ranked_losses", {})
         second = min(ranked, key=lambda c: means[c["run_id"]])
         gap = means[second["run_id"]] - track["val_loss"]
         sigmas = f" ({gap / track['sigma']:.1f} σ)" if track["sigma"] else ""
-        at = setting.format_map(second)
+        at = stage.setting.format_map(second)
         parts.append(f"{second['arm']} at {at} would have had to be {gap:.4f} nats better{sigmas}")
-    # neither another seed of a ranked arm nor an inert rate, which is a ranked run under another name
-    told = {c["arm"] for c in decision["candidates"] if c["run_id"] in track["ranked"]}
-    inert = {r["run_id"] for rows in track.get("arms", {}).values() for r in rows if r["inert"]}
-    unranked = [c for c in others if c["role"] == "ebc" and c["run_id"] not in inert]
-    lower = [c for c in unranked if c["arm"] not in told and c["val_loss"] < track["val_loss"]]
-    if lower:
-        lowest = min(lower, key=lambda c: c["val_loss"])
-        parts.append(
-            f"{lowest['arm']} has the lowest loss, {lowest['val_loss']:.4f}, but its median c, "
-            f"{lowest['c_median']:.2f}, did not qualify: another band would have chosen it"
-        )
+    if over := stage.passed_over(name, decision):
+        parts.append(f"another rule would have chosen {over}")
     return "; ".join([*parts, *_other_tracks(name, track, decision)]) or "there was no other candidate"
+
+
+def candidates_of(name: str, decision: Mapping[str, Any]) -> list[Candidate]:
+    """The candidates of one track."""
+    every: list[Candidate] = decision["candidates"]
+    return [c for c in every if len(decision["tracks"]) == 1 or c["run_id"].startswith(f"{name}_")]
+
+
+def held_back_by_its_seeds(candidate: Candidate, own: Sequence[Candidate], chosen: Track) -> str:
+    """Why the other seeds of a candidate's arm keep it from being chosen; empty where they do not."""
+    own = [c for c in own if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
+    if any(c["run_id"] == chosen["run_id"] for c in own):
+        return ""
+    for c in own:
+        if c["val_loss"] is None:
+            became = "diverged" if c["outcome"] == "diverged" else "did not complete"
+            return f"seed {c['seed']} {became} there"
+    mean = statistics.fmean(c["val_loss"] or 0.0 for c in own)
+    return f"the mean of its seeds is {mean:.4f}" if mean > chosen["val_loss"] else ""
+
+
+def outside_the_band(track: Track, candidate: Candidate) -> str:
+    """Why a candidate that was not ranked by its loss was not: for its median c; empty where it was."""
+    if candidate["run_id"] in track["ranked"]:
+        return ""
+    c = candidate["c_median"]
+    return "its c was not recorded" if c is None else f"its median c, {c:.2f}, is outside the band"
 
 
 def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[str]:
@@ -112,9 +130,12 @@ class Stage:
     decide: Callable[[Config, Sequence[RunSpec], Results, Mapping[str, Decision]], Decision]
     headline: Callable[[Track], str]  # a decided track in one line
     figures: tuple[Figure, ...] = ()
-    flips: Callable[[str, Track, Mapping[str, Any]], str | None] = (
-        runner_up  # (name, track, decision): what would change it
-    )
+    # (stage, name of a track, decision): what would change it
+    flips: Callable[[Stage, str, Mapping[str, Any]], str | None] = runner_up
+    setting: str = "lr {lr:g}"  # what sets a candidate apart, for str.format
+    # (what was chosen, a candidate with a lower loss, its track's candidates): why it was passed over; empty
+    # where it could not have been chosen, being another seed of what was, or no candidate at all
+    overlooked: Callable[[Track, Candidate, Sequence[Candidate]], str] = lambda chosen, candidate, own: ""
     grows: bool = True  # its list of runs grows with its own results; if not, asking once is enough
     concludes: bool = False  # no later stage builds on its decision
     # while this run is still in progress, the one that would follow if it wins: an idle worker may start on
@@ -148,17 +169,45 @@ class Stage:
 
     def headlines(self, decision: Mapping[str, Any]) -> list[str]:
         """A decision in one line per track, with the winner's margin where there is one winner."""
-        return [f"{name}: {self.headline(d)}{_margin(d)}" for name, d in decision["tracks"].items()]
+        told = {name: f"{self.headline(d)}{_margin(d)}" for name, d in decision["tracks"].items()}
+        return [f"{name}: {words}{self._passed_over(name, decision)}" for name, words in told.items()]
 
     def would_change(self, decision: Mapping[str, Any]) -> list[str]:
         """What would have changed the decision, one sentence per track."""
-        tracks = decision["tracks"].items()
-        return [f"{name}: {words}" for name, d in tracks if (words := self.flips(name, d, decision))]
+        told = {name: self.flips(self, name, decision) for name in decision["tracks"]}
+        return [f"{name}: {words}" for name, words in told.items() if words]
 
-    def rows(self, track: Track) -> list[tuple[str, str, str]]:
-        """(label, figure, remark) of what was decided for a track, as the page shows it."""
+    def passed_over(self, name: str, decision: Mapping[str, Any]) -> str:
+        """The candidates of a track whose loss is lower than that of the chosen one, the lowest with the
+        reason why it was not chosen; empty where there are none."""
+        track = decision["tracks"][name]
+        own = candidates_of(name, decision)
+        lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and what is said of it
+        for c in own:
+            chosen = track if "val_loss" in track else track.get("arms", {}).get(c["role"], {})
+            loss, limit = c["val_loss"], chosen.get("val_loss")
+            if loss is None or limit is None or loss >= limit:
+                continue
+            if reason := self.overlooked(chosen, c, own):
+                said = f"{self.setting.format_map(c)}, {loss:.4f}: {reason}"
+                lower[c["arm"]] = min((loss, said), lower.get(c["arm"], (math.inf, "")))
+        if not lower:
+            return ""
+        more = f"; {len(lower) - 1} more" if len(lower) > 1 else ""
+        return min(lower.values())[1] + more
+
+    def _passed_over(self, name: str, decision: Mapping[str, Any]) -> str:
+        over = self.passed_over(name, decision)
+        return f"; lower, but passed over: {over}" if over else ""
+
+    def rows(self, name: str, decision: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        """(label, figure, remark) of what was decided for a track, as the page shows it. The loss says which
+        lower ones were passed over."""
+        track = decision["tracks"][name]
         shown = [f for f in self.figures if f.label and f.value(track, MISSING) is not MISSING]
-        return [f.row(track) for f in shown]
+        over = self._passed_over(name, decision)
+        rows = [(f.path, *f.row(track)) for f in shown]
+        return [(label, value, remark + over * (path == "val_loss")) for path, label, value, remark in rows]
 
 
 def _margin(track: Track) -> str:

@@ -12,10 +12,10 @@ from ebc_lab.config.identity import number
 from ebc_lab.config.schema import ArmConfig, Config
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision, Results, edge_of, losses_of, make_decision, margin_sigma
+from .rules import Candidate, Decision, Results, edge_of, losses_of, make_decision, margin_sigma
 from .runs import waiting
 from .spec import RunSpec
-from .stage import Scenario, Stage, Track
+from .stage import Scenario, Stage, Track, held_back_by_its_seeds
 from .suite import Point, points, ready, run_of
 
 
@@ -161,6 +161,10 @@ def headline(track: Track) -> str:
     return f"{len(track['arms'])} arms tuned; the best is {best}{told}"
 
 
+def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
+    return held_back_by_its_seeds(candidate, own, chosen)
+
+
 STAGE = Stage(
     name="tune",
     runs=runs,
@@ -171,4 +175,6 @@ STAGE = Stage(
     about="Every arm that has a grid gets the same number of tuning runs, and more only where its best point "
     "lies on the grid's edge.",
     shows="points",
+    setting="{arm}",
+    overlooked=_overlooked,
 )

@@ -68,11 +68,12 @@ def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(fig
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
-        "overhead",
-        "probes of EBC ×2, falling δ*",
+        "overhead\n% of a step’s time without EBC",
+        "probes of EBC ×2, falling δ*\n% of the run’s own time, with EBC",
     ]
+    assert axes.get_xlabel() == "%, of what stands under each name"
     assert any(
-        "6.0% of a step's time (quartiles 5.0 to 7.0), above the limit of 5%" in text
+        "6.0% of a step's time without EBC (quartiles 5.0 to 7.0), above the limit of 5%" in text
         for text in words_of(figure)
     )
 
@@ -123,7 +124,7 @@ def test_ebc_stands_against_the_plain_arm_of_the_same_rate_too(tmp_path):
 
     figure = changed(write_study(tmp_path), add)["finals"]
     assert "Against the plain optimizer on the control’s schedule at the same rate" in words_of(figure)
-    assert "against plain at its rate, of 1 arms 1 worse." in figure.alt
+    assert "against plain at its rate, of 1 arm 1 worse." in figure.alt
 
 
 def test_a_difference_by_rank_has_its_median_and_may_reach_to_infinity(tmp_path):

@@ -116,6 +116,30 @@ def test_an_outlier_leaves_the_axis_and_is_pointed_to(tmp_path):
     assert "+3.100 ± 0.248" in words
 
 
+def test_an_interval_that_the_axis_cuts_has_an_arrow_at_the_cut_end(tmp_path):
+    """The mean lies inside, one end of the interval does not: without an arrow it would seem to end there."""
+    near = {f"near{i}": (0.01 * i, 0.01 * i + 0.01, 0.01 * i - 0.01) for i in range(5)}
+    wide = {"wide": (-0.4, 0.45, 0.05)}
+    root = write_suite(tmp_path, gains={PLAIN: (0.0,) * 3, **near, **wide}, versus={}, outcomes={}, ebc=())
+    figure = drawn(root, until="ablation")["ablation"]
+    low, high = figure.axes[0].get_xlim()
+    marks = marks_of(figure, row_of(figure, "wide")[0])
+    assert low < 0.033 < high < 0.4
+    assert set(marks["<"]) == {0.015}
+    assert set(marks[">"]) == {0.985}
+    assert "arrow: goes on beyond the axis, see its figure" in words_of(figure)
+    whole = marks_of(figure, row_of(figure, "near1")[0])
+    assert not {"<", ">"} & set(whole)
+
+
+def test_one_comparison_is_not_called_all_comparisons(tmp_path):
+    root = write_suite(tmp_path, gains={PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04)}, versus={}, outcomes={})
+    words = words_of(drawn(root, until="ablation")["ablation"])
+    assert not any("comparisons together" in text for text in words)
+    assert any("Of 1 interval 0 lie" in text or "95%: " in text for text in words)
+    assert not any("1 intervals" in text for text in words)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "outcome",

@@ -130,7 +130,7 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
     [headline] = stage_of("lr_scale").headlines(found)
     assert "none ≥ 1.0 octaves" in headline
     assert "ebc ≥ 2.8 octaves" in headline
-    shown = {label: (figure, remark) for label, figure, remark in lr_scale.STAGE.rows(found["tracks"][TRACK])}
+    shown = {label: (figure, remark) for label, figure, remark in lr_scale.STAGE.rows(TRACK, found)}
     assert shown["LR window, without EBC"][0] == "1.0 octaves"
     assert "open at the low end" in shown["LR window, without EBC"][1]
 
