@@ -37,7 +37,11 @@ MaxHours = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False),
+    typer.Argument(
+        help="Study name (in --output-dir, else in this folder), path of a folder or of a bundle; the newest "
+        "study if left out.",
+        show_default=False,
+    ),
 ]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
@@ -54,6 +58,11 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _aside(text: str) -> None:
+    """Told beside the answer, which may be JSON."""
+    typer.echo(text, err=True)
 
 
 def _json(value: Any) -> None:
@@ -155,7 +164,7 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
     from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.store import find as find_module
 
-    found = status_module.status(find_module.find(study, output_dir))
+    found = status_module.status(find_module.find(study, output_dir, _aside))
     if as_json:
         return _json(found)
     from . import screen
@@ -184,7 +193,7 @@ def why(
 
     if study in STAGES and stage is None:
         study, stage = None, study
-    where = find_module.find(study, output_dir)
+    where = find_module.find(study, output_dir, _aside)
     if again:
         return _replayed(where, stage, as_json)
     found = why_module.why(where, stage)
@@ -217,7 +226,12 @@ def export(
     study: Name = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The bundle; STUDY.zip beside the study's folder if left out.",
+            show_default=False,
+        ),
     ] = None,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -228,7 +242,7 @@ def export(
     from ebc_lab.study.store.bundle import export as pack
     from ebc_lab.study.store.find import find
 
-    found = pack(find(study, output_dir), output)
+    found = pack(find(study, output_dir, _aside), output)
     if as_json:
         return _json(found)
     from . import screen
@@ -252,7 +266,7 @@ def verify(
     """
     from ebc_lab.study.store.find import verify_named
 
-    found = verify_named(study, output_dir, sha256)
+    found = verify_named(study, output_dir, sha256, _aside)
     if as_json:
         _json(found)
     else:
@@ -264,7 +278,7 @@ def verify(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="Study name or folder.")],
+    a: Annotated[str, typer.Argument(help="Study name, folder or bundle.")],
     b: Annotated[str, typer.Argument(help="The one to compare it with.")],
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -273,7 +287,7 @@ def diff(
     from ebc_lab.study.inspect.compare import compare
     from ebc_lab.study.store.find import find
 
-    found = compare(find(a, output_dir), find(b, output_dir))
+    found = compare(find(a, output_dir, _aside), find(b, output_dir, _aside))
     if as_json:
         return _json(found)
     from . import screen
@@ -290,7 +304,7 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="Of a bundle: the folder to unpack it into; next to it if left out.",
+            help="Of a bundle: the folder to unpack it into; beside it, under its name, if left out.",
             show_default=False,
         ),
     ] = None,
@@ -300,7 +314,7 @@ def report(
     from ebc_lab.report.conclude import report as rebuild
     from ebc_lab.study.store.find import to_rebuild
 
-    found = to_rebuild(study, output_dir, output)
+    found = to_rebuild(study, output_dir, output, _aside)
     rebuild(found, typer.echo)
     typer.echo(f"rebuilt in {found.root}")
 
@@ -318,7 +332,7 @@ def watch(
     from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find
 
-    found = find(study, output_dir)
+    found = find(study, output_dir, _aside)
     with server(found, port) as made:
         try:
             typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
@@ -342,7 +356,7 @@ def cancel(
     from ebc_lab.study.launch.cancel import cancel as end
     from ebc_lab.study.store.find import find
 
-    found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
+    found = end(find(study, output_dir, _aside), _aside)
     if as_json:
         return _json(found)
     typer.echo(
