@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ def reproduce(config: Config, run: RunConfig) -> str:
     """A command line that trains exactly this run."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
-    words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
+    words = [f"{k}={override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
 
@@ -46,8 +47,8 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     changed = [(k, old, new) for k, (old, new) in both.items() if old != new]
     settable = asked.keys() & base.keys() - STUDY_DECIDES.keys()
     unsaid = [k for k, _, _ in changed if k not in settable]
-    words = [f"{k}={_override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
-    named = [f"{name}={_override_value(v)}" for k, _, v in changed if k == name]
+    words = [f"{k}={override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
+    named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
         shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]),
         [c for c in changed if c[0] != name],
@@ -84,11 +85,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _override_value(value: Any) -> str:
+def override_value(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{','.join(map(_override_value, value))}]"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
+        return f"[{','.join(map(override_value, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w-]+|[\w./-]*/[\w./-]*", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)
