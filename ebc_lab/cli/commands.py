@@ -8,6 +8,7 @@ and `status` answer in 0.3 seconds.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,15 +117,16 @@ def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> i
 
     from . import screen
 
+    command = ["ebc-lab", *sys.argv[1:]]
     console = _console()
     view = screen.View(console)
     listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
     try:
         with view.following():
-            done = run(config, listener, stages=stages, force=force, limits=limits)
+            done = run(config, listener, stages=stages, force=force, limits=limits, command=command)
     except Cancelled as error:
-        typer.echo(f"cancelled: {error}", err=True)
-        return CANCELLED
+        typer.echo(f"{error}; the same command continues from here:\n  {shlex.join(command)}", err=True)
+        raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
         typer.echo(f"stopped: {error}", err=True)
         return 3
@@ -353,15 +355,17 @@ def cancel(
 
     Results stay; autopilot continues.
     """
+    from ebc_lab.study.inspect.reproduce import continuing
     from ebc_lab.study.launch.cancel import cancel as end
     from ebc_lab.study.store.find import find
 
-    found = end(find(study, output_dir, _aside), _aside)
+    where = find(study, output_dir, _aside)
+    found = {**end(where, _aside), "continue": continuing(where)}
     if as_json:
         return _json(found)
-    typer.echo(
-        f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left unfinished"
-    )
+    from . import screen
+
+    typer.echo(screen.cancelled(found))
 
 
 @app.command()

@@ -329,7 +329,10 @@ def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
     run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "device=cpu", "steps=2"]
     both = [
         subprocess.Popen(
-            [*CLI, "train", *run, f"seed={seed}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*CLI, "train", *run, f"seed={seed}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for seed in (1, 2)
     ]

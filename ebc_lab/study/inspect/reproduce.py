@@ -13,7 +13,9 @@ from ebc_lab.config.choices import groups, settings_of
 from ebc_lab.config.compose import STUDY_DECIDES, compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import NOT_THE_STUDY, Config, RunConfig
+from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
+
+from ..store.study import Study
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,27 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
         [c for c in changed if c[0] != name],
         unsaid,
     )
+
+
+def continuing(study: Study) -> str | None:
+    """The command line that continues a study: the one that ran it last, or else one that asks for the same.
+
+    None where only a file that is not in study.json could say it.
+    """
+    noted = study.noted_command()
+    if noted is not None:
+        return noted
+    header = study.header()
+    found = study_command(header["requested"])
+    if found.unsaid:
+        return None
+    launcher = flat({"launcher": header["config"]["launcher"]})
+    default = flat({"launcher": to_dict(LauncherConfig())})
+    own = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
+    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in own.items()]
+    if str(study.root.parent) != Config.output_dir:
+        words.append(f"output_dir={override_value(str(study.root.parent.resolve()))}")
+    return shlex.join([*shlex.split(found.command), *words])
 
 
 @functools.cache
