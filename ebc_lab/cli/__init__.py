@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 
@@ -18,6 +19,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    words = ["ebc-lab", *sys.argv[1:]]
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -34,5 +36,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # typer turns Ctrl-C into this code itself
-        typer.echo("interrupted; the same command continues from here", err=True)
+        resumed = words[1:2] in (["autopilot"], ["stage"])
+        more = f"; the same command continues from here: {shlex.join(words)}" if resumed else ""
+        typer.echo(f"interrupted{more}", err=True)
     sys.exit(code if isinstance(code, int) else 0)

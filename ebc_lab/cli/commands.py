@@ -8,6 +8,7 @@ and `status` answer in 0.3 seconds.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,11 @@ MaxHours = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Argument(help="Study name, folder or exported bundle; the newest if left out.", show_default=False),
+    typer.Argument(
+        help="Study name (in --output-dir, else in this folder), path of a folder or of a bundle; the newest "
+        "study if left out.",
+        show_default=False,
+    ),
 ]
 Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
@@ -54,6 +59,11 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _aside(text: str) -> None:
+    """Told beside the answer, which may be JSON."""
+    typer.echo(text, err=True)
 
 
 def _json(value: Any) -> None:
@@ -107,15 +117,16 @@ def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> i
 
     from . import screen
 
+    command = ["ebc-lab", *sys.argv[1:]]
     console = _console()
     view = screen.View(console)
     listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
     try:
         with view.following():
-            done = run(config, listener, stages=stages, force=force, limits=limits)
+            done = run(config, listener, stages=stages, force=force, limits=limits, command=command)
     except Cancelled as error:
-        typer.echo(f"cancelled: {error}", err=True)
-        return CANCELLED
+        typer.echo(f"{error}; the same command continues from here:\n  {shlex.join(command)}", err=True)
+        raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
         typer.echo(f"stopped: {error}", err=True)
         return 3
@@ -155,7 +166,7 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
     from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.store import find as find_module
 
-    found = status_module.status(find_module.find(study, output_dir))
+    found = status_module.status(find_module.find(study, output_dir, _aside))
     if as_json:
         return _json(found)
     from . import screen
@@ -184,7 +195,7 @@ def why(
 
     if study in STAGES and stage is None:
         study, stage = None, study
-    where = find_module.find(study, output_dir)
+    where = find_module.find(study, output_dir, _aside)
     if again:
         return _replayed(where, stage, as_json)
     found = why_module.why(where, stage)
@@ -217,7 +228,12 @@ def export(
     study: Name = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The bundle; STUDY.zip here if left out.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="The bundle; STUDY.zip beside the study's folder if left out.",
+            show_default=False,
+        ),
     ] = None,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -228,7 +244,7 @@ def export(
     from ebc_lab.study.store.bundle import export as pack
     from ebc_lab.study.store.find import find
 
-    found = pack(find(study, output_dir), output)
+    found = pack(find(study, output_dir, _aside), output)
     if as_json:
         return _json(found)
     from . import screen
@@ -252,7 +268,7 @@ def verify(
     """
     from ebc_lab.study.store.find import verify_named
 
-    found = verify_named(study, output_dir, sha256)
+    found = verify_named(study, output_dir, sha256, _aside)
     if as_json:
         _json(found)
     else:
@@ -264,7 +280,7 @@ def verify(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="Study name or folder.")],
+    a: Annotated[str, typer.Argument(help="Study name, folder or bundle.")],
     b: Annotated[str, typer.Argument(help="The one to compare it with.")],
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
@@ -273,7 +289,7 @@ def diff(
     from ebc_lab.study.inspect.compare import compare
     from ebc_lab.study.store.find import find
 
-    found = compare(find(a, output_dir), find(b, output_dir))
+    found = compare(find(a, output_dir, _aside), find(b, output_dir, _aside))
     if as_json:
         return _json(found)
     from . import screen
@@ -290,7 +306,7 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="Of a bundle: the folder to unpack it into; next to it if left out.",
+            help="Of a bundle: the folder to unpack it into; beside it, under its name, if left out.",
             show_default=False,
         ),
     ] = None,
@@ -300,7 +316,7 @@ def report(
     from ebc_lab.report.conclude import report as rebuild
     from ebc_lab.study.store.find import to_rebuild
 
-    found = to_rebuild(study, output_dir, output)
+    found = to_rebuild(study, output_dir, output, _aside)
     rebuild(found, typer.echo)
     typer.echo(f"rebuilt in {found.root}")
 
@@ -318,7 +334,7 @@ def watch(
     from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find
 
-    found = find(study, output_dir)
+    found = find(study, output_dir, _aside)
     with server(found, port) as made:
         try:
             typer.echo(f"study {found.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
@@ -339,15 +355,17 @@ def cancel(
 
     Results stay; autopilot continues.
     """
+    from ebc_lab.study.inspect.reproduce import continuing
     from ebc_lab.study.launch.cancel import cancel as end
     from ebc_lab.study.store.find import find
 
-    found = end(find(study, output_dir), lambda text: typer.echo(text, err=True))
+    where = find(study, output_dir, _aside)
+    found = {**end(where, _aside), "continue": continuing(where)}
     if as_json:
         return _json(found)
-    typer.echo(
-        f"{found['study']}: {found['jobs']} Slurm job(s) ended, {len(found['runs'])} run(s) left unfinished"
-    )
+    from . import screen
+
+    typer.echo(screen.cancelled(found))
 
 
 @app.command()

@@ -20,6 +20,7 @@ from ebc_lab.config.errors import clock
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text import tables
+from ebc_lab.report.text.words import plural
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
 
@@ -194,8 +195,8 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}", overflow="fold"))
-    if found["state"] in ("interrupted", "empty", "stale"):
-        console.print("the command that began the study continues it")
+    if found["continue"]:
+        console.print(f"this continues the study:\n  {found['continue']}", soft_wrap=True, markup=False)
 
 
 def _print_header(console: Console, found: Mapping[str, Any]) -> None:
@@ -213,6 +214,18 @@ def _print_header(console: Console, found: Mapping[str, Any]) -> None:
         jobs = ", ".join(f"{n} {state.lower()}" for state, n in sorted(found["queue"].items()))
         alone = "; no process drives them: the command that began the study adopts them"
         console.print(Text(f"Slurm jobs: {jobs}{alone if h is None else ''}"))
+
+
+def cancelled(found: Mapping[str, Any]) -> str:
+    """What was stopped, and what continues it."""
+    jobs = f", {plural(found['jobs'], 'Slurm job')} ended" if found["jobs"] else ""
+    runs = (
+        f"{plural(len(found['runs']), 'run')} stopped before the end" if found["runs"] else "no run to stop"
+    )
+    idle = found["driver"] is None and not found["jobs"]
+    what = f"{'nobody was running it' if idle else 'cancelled'}; {runs}{jobs}"
+    command = found["continue"] or "the command that began it"
+    return f"{found['study']}: {what}; this continues from the checkpoints:\n  {command}"
 
 
 def _retrained(runs: int | None) -> str:

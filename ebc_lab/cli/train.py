@@ -6,6 +6,8 @@ mistake; then `hydra.main` takes over with the arguments as they were given.
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
+from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.corpus import check_length, locate
 
@@ -51,12 +54,28 @@ def train(arguments: Sequence[str]) -> None:
         if given.cfg is None:
             directory = str((settings.sweep if multirun else settings.run).dir)
             _refuse_impossible(configs, directory)
+            key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+            if not any(o.lstrip("+").startswith(f"{key}=") for o in given.overrides):
+                directory = str(own_folder(Path(directory)))
+                extra.append(f"{key}={override_value(directory)}")
             if is_submitit(settings.launcher):
                 extra += defaults(settings.launcher, given.overrides)
                 around = launching(settings.launcher, directory)
     sys.argv = ["ebc-lab train", *arguments, *extra]
     with around:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
+
+
+def own_folder(named: Path) -> Path:
+    """Make this folder, or `<named>-2` and so on: its name is a time, and others may have begun in the same
+    second."""
+    for path in itertools.chain([named], (named.with_name(f"{named.name}-{n}") for n in itertools.count(2))):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise AssertionError
 
 
 def _validated(combinations: Sequence[Sequence[str]]) -> list[Config]:
@@ -97,7 +116,6 @@ def task(composed: Any) -> float | None:
     """What Hydra calls for each job: train one run in the job's output folder. -> its validation loss, for
     sweepers."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from ebc_lab.training.turns import Interrupted
@@ -107,6 +125,7 @@ def task(composed: Any) -> float | None:
     directory = Path(hydra.runtime.output_dir)
     in_job = is_submitit(hydra.launcher)
     message, code = None, 0
+    command = shlex.join(["ebc-lab", "train", *sys.argv[1:]])
     try:
         cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
         with following(config.tracker, directory, print):
@@ -116,9 +135,7 @@ def task(composed: Any) -> float | None:
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
     except (Interrupted, KeyboardInterrupt):
-        folder = "hydra.sweep.dir" if hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
-        message = f"interrupted; the same command with the same {folder} continues from the checkpoint"
-        code = 130
+        message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
     if message and in_job:
         raise JobFailed(f"{directory}: {message}", code)
     if message:

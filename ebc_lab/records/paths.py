@@ -56,6 +56,7 @@ class StudyFiles:
         self.manifest_file = root / "manifest.json"
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
+        self.command_file = root / ".command.json"  # the command that runs it, or ran it last
         self.launcher_file = root / ".launcher.json"  # where its Slurm jobs are known
         self.cancel_mark = root / ".cancel"  # asks the driver to stop, on whichever machine it runs
         self.plotted_file = root / ".plotted"  # from which decisions the pictures were drawn

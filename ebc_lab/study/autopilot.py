@@ -91,9 +91,11 @@ def autopilot(
     stages: Sequence[str] | None = None,
     force: bool = False,
     limits: Limits | None = None,
+    command: Sequence[str] = (),
 ) -> Outcome:
     """Run or continue `stages` of the study in order (all of `study.stages` by default).
 
+    `command`: the words of the command line that asks for this, told to whoever stops the study.
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
     are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
@@ -114,6 +116,8 @@ def autopilot(
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
         manifest.begin(study.root)
+        if command:
+            study.note_command(command)
         call = _Call(config, study, stages, listener, limits or Limits())
         call.forget_failures()
         for stage in earlier:
@@ -260,7 +264,7 @@ class _Wave:
         Cancelled, StageFailed."""
         study = self.call.study
         if study.cancel_mark.exists():
-            raise Cancelled(f"study {study.name} was cancelled; the same command continues from here")
+            raise Cancelled(f"study {study.name} was cancelled")
         self.call.limits.tick(len(busy))
         for run_id in done:
             found = study.result(run_id)

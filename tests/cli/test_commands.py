@@ -10,6 +10,7 @@ import sys
 import pytest
 from support.called import called as call
 
+from ebc_lab.cli import train as train_module
 from ebc_lab.records.json_files import read_json, write_checksummed
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
@@ -322,3 +323,27 @@ def test_train_offers_what_hydra_offers(text_file, tmp_path):
     assert swept.returncode == 0, swept.stderr
     losses = {read_json(tmp_path / f"many/{i}/result.json")["val_loss"] for i in range(2)}
     assert len(losses) == 2
+
+
+def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
+    run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "device=cpu", "steps=2"]
+    both = [
+        subprocess.Popen(
+            [*CLI, "train", *run, f"seed={seed}"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for seed in (1, 2)
+    ]
+    told = [one.communicate()[0].decode() for one in both]
+    assert [one.returncode for one in both] == [0, 0], told
+    folders = [p.parent for p in (tmp_path / "outputs/train").glob("*/*/result.json")]
+    assert len(folders) == 2
+    assert all((folder / ".hydra/config.yaml").exists() for folder in folders)
+    assert sorted(read_json(folder / "spec.json")["config"]["seed"] for folder in folders) == [1, 2]
+
+
+def test_a_folder_is_taken_by_whoever_comes_first(tmp_path):
+    at = tmp_path / "2026-01-01/12-00-00"
+    assert [train_module.own_folder(at).name for _ in range(3)] == ["12-00-00", "12-00-00-2", "12-00-00-3"]

@@ -2,15 +2,21 @@
 
 import json
 import os
+import select
+import shlex
+import signal
 import subprocess
+from pathlib import Path
 
 import pytest
-from support.drivers import CLI
+from support.called import called
+from support.drivers import CLI, until
 from typer.testing import CliRunner
 
 from ebc_lab.cli.commands import app
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Breaker, Limits, StageFailed, cause_class
 from ebc_lab.study.inspect.status import status
@@ -134,7 +140,7 @@ def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progr
         if progress.running and not commands:
             commands.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
-    with pytest.raises(Cancelled, match="the same command continues"):
+    with pytest.raises(Cancelled, match="study x was cancelled"):
         autopilot(config, Listener(watch=watch))
     out, _ = commands[0].communicate()
     assert commands[0].returncode == 0
@@ -148,13 +154,74 @@ def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progr
     assert cancel(study, print) == {"study": "x", "driver": None, "jobs": 0, "runs": []}
 
 
+def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_continues_it(
+    tiny, text_file, tmp_path
+):
+    """The command is pasted, from another folder, and trains the study to its end."""
+    words = tmp_path / "my words.txt"
+    words.write_bytes(text_file.read_bytes())
+    own = [*(w for w in tiny if not w.startswith("data.file")), "study.stages=[lr_sweep]", "study.name=x"]
+    own += [f"data.file='{words}'", f"output_dir={tmp_path}", "launcher.slots=1", "lr_sweep.steps=1000"]
+    driver = subprocess.Popen(
+        [*CLI, "autopilot", *own, "lr_sweep.grids.adam=[1e-2,2e-2]"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until(driver, "lr_sweep: ")
+    told = called("cancel", "x", "--output-dir", str(tmp_path), cwd=tmp_path)
+    _, err = driver.communicate()
+    assert driver.returncode == 130
+    what, command = err.strip().splitlines()
+    assert what == "study x was cancelled; the same command continues from here:"
+    assert shlex.split(command)[:2] == ["ebc-lab", "autopilot"]
+    assert told.stdout.splitlines()[0].startswith("x: cancelled; ")
+    cd, folder, and_, *pasted = shlex.split(told.stdout.splitlines()[1])
+    assert (cd, folder, and_) == ("cd", os.getcwd(), "&&")
+    shown = called("status", "x", "--output-dir", str(tmp_path), cwd=tmp_path)
+    assert told.stdout.splitlines()[1] in shown.stdout
+    assert "again:" not in shown.stdout
+    assert called(*pasted[1:], cwd=folder).returncode == 0
+    assert status(Study(tmp_path / "x"))["state"] == "finished"
+
+
+def test_an_interrupt_of_the_whole_process_group_is_one_line_and_leaves_checkpoints(tiny, tmp_path):
+    """As from `timeout -s INT`, or a script that ends its group."""
+    own = [*tiny, f"output_dir={tmp_path}", "study.name=x", "launcher.slots=2", "lr_sweep.steps=100000"]
+    driver = subprocess.Popen(
+        [*CLI, "autopilot", *own],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    until(driver, "lr_sweep: ")
+    progressed(tmp_path / "x", driver)
+    os.killpg(driver.pid, signal.SIGINT)
+    _, err = driver.communicate()
+    assert driver.returncode == 130
+    command = shlex.join(["ebc-lab", "autopilot", *own])
+    assert err == f"interrupted; the same command continues from here: {command}\n"
+    begun = [RunFiles(p.parent) for p in (tmp_path / "x/runs").glob("*/progress.json")]
+    assert begun
+    assert all(files.checkpoint.exists() for files in begun)
+
+
+def progressed(root: Path, driver: subprocess.Popen) -> None:
+    """Wait until a run of the study has taken a step."""
+    while not any((Study(root).progress(r) or {}).get("step") for r in Study(root).run_ids()):
+        assert driver.poll() is None
+        select.select([], [], [], 0.05)
+
+
 def test_a_cancelled_command_ends_like_an_interrupted_one(monkeypatch):
     def cancelled(*_, **__):
         raise Cancelled("study x was cancelled")
 
     monkeypatch.setattr("ebc_lab.study.autopilot.autopilot", cancelled)
     done = CliRunner().invoke(app, ["autopilot", "scale=smoke"], standalone_mode=False)
-    assert done.return_value == 130
+    assert done.exit_code == 130
     assert "study x was cancelled" in done.output
 
 

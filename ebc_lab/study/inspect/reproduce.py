@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ from ebc_lab.config.choices import groups, settings_of
 from ebc_lab.config.compose import STUDY_DECIDES, compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import NOT_THE_STUDY, Config, RunConfig
+from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
+
+from ..store.study import Study
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def reproduce(config: Config, run: RunConfig) -> str:
     """A command line that trains exactly this run."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
-    words = [f"{k}={_override_value(v)}" for k, v in changed.items()]
+    words = [f"{k}={override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
 
@@ -46,13 +49,34 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     changed = [(k, old, new) for k, (old, new) in both.items() if old != new]
     settable = asked.keys() & base.keys() - STUDY_DECIDES.keys()
     unsaid = [k for k, _, _ in changed if k not in settable]
-    words = [f"{k}={_override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
-    named = [f"{name}={_override_value(v)}" for k, _, v in changed if k == name]
+    words = [f"{k}={override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
+    named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
         shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]),
         [c for c in changed if c[0] != name],
         unsaid,
     )
+
+
+def continuing(study: Study) -> str | None:
+    """The command line that continues a study: the one that ran it last, or else one that asks for the same.
+
+    None where only a file that is not in study.json could say it.
+    """
+    noted = study.noted_command()
+    if noted is not None:
+        return noted
+    header = study.header()
+    found = study_command(header["requested"])
+    if found.unsaid:
+        return None
+    launcher = flat({"launcher": header["config"]["launcher"]})
+    default = flat({"launcher": to_dict(LauncherConfig())})
+    own = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
+    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in own.items()]
+    if str(study.root.parent) != Config.output_dir:
+        words.append(f"output_dir={override_value(str(study.root.parent.resolve()))}")
+    return shlex.join([*shlex.split(found.command), *words])
 
 
 @functools.cache
@@ -84,11 +108,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _override_value(value: Any) -> str:
+def override_value(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{','.join(map(_override_value, value))}]"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
+        return f"[{','.join(map(override_value, value))}]"
+    if isinstance(value, str) and not re.fullmatch(r"[\w-]+|[\w./-]*/[\w./-]*", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)

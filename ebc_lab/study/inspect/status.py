@@ -18,10 +18,10 @@ from ..launch.pool import at_a_time
 from ..stages import stage_of
 from ..store.reuse import ResultsOf, remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import Record, Study
+from ..store.study import RETRIED, Record, Study
 from . import pace
 from .forecast import forecast
-from .reproduce import reproduce
+from .reproduce import continuing, reproduce
 
 
 def status(study: Study) -> dict[str, Any]:
@@ -54,6 +54,7 @@ def status(study: Study) -> dict[str, Any]:
     if state != "stale":
         eta = 0.0 if state.startswith("finished") else _eta(config, records, runs, known)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
+    to_go_on = state in ("interrupted", "empty", "stale", "finished_with_failures") and study.resumable
     return {
         "study": study.name,
         "root": str(study.root),
@@ -66,6 +67,7 @@ def status(study: Study) -> dict[str, Any]:
         "queue": queue,
         "eta_s": eta,
         "failures": failures,
+        "continue": continuing(study) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
     }
 
@@ -129,7 +131,8 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
             "cause": alike[0]["cause"] or "",
             "runs": [r["run_id"] for r in alike],
             "log": str(study.run_files(alike[0]["run_id"]).log),
-            "command": _again(study, config, alike[0]["run_id"]),
+            # the run itself did nothing wrong: the study's command trains it again
+            "command": None if alike[0]["outcome"] in RETRIED else _again(study, config, alike[0]["run_id"]),
         }
         for alike in groups.values()
     ]
@@ -147,7 +150,7 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
-    """The command that trains one run as its spec describes it; None for a measurement of time."""
+    """The command that trains one run as its spec describes it, outside the study; None for a measurement."""
     spec = read_json(study.run_files(run_id).spec)
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find

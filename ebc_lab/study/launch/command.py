@@ -39,7 +39,7 @@ class WorkerCommand:
         command = [sys.executable, "-m", "ebc_lab.study.launch.worker", self.session, name]
         # on this machine: a process group of its own, so that Ctrl-C reaches only the driver, whose freed
         # lock makes the worker end with a checkpoint. In a Slurm job: the job's group, so that Slurm finds it
-        prepare = _lower_priority if local else _ignore_usr2
+        prepare = _be_a_worker if local else _ignore_usr2
         self.process = subprocess.Popen(
             command,
             env={**inherited, **self.env},
@@ -75,9 +75,11 @@ class WorkerCommand:
         return submitit.helpers.DelayedSubmission(WorkerCommand(self.session, self.worker, self.env))
 
 
-def _lower_priority() -> None:
-    """So that `status` and other commands answer quickly while workers train."""
+def _be_a_worker() -> None:
+    """Lower its priority, so that `status` and other commands answer quickly while workers train; and hear
+    SIGINT, which its parent blocks."""
     os.nice(WORKER_NICENESS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def _ignore_usr2() -> None:

@@ -53,7 +53,13 @@ class LocalPool(WorkerPool):
         env = worker_env(self.config)
         if self.gpus:
             env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
+        # Ctrl-C reaches every process of this one's group, and submitit's would print a traceback each: the
+        # mask is inherited, and one that comes here meanwhile is delivered afterwards
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.jobs]
@@ -91,7 +97,7 @@ class LocalPool(WorkerPool):
         for slot, job in self.jobs.items():
             if not job.done():
                 self._kill(str(slot))
-                job.cancel()
+                os.kill(int(job.job_id), signal.SIGKILL)
 
     def leave(self) -> None:
         self.close()

@@ -66,7 +66,7 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
     try:
         while not out.exists():
             if study.cancel_mark.exists():
-                raise Cancelled(f"study {study.name} was cancelled; the same command continues from here")
+                raise Cancelled(f"study {study.name} was cancelled")
             if time.monotonic() - asked > config.launcher.queue_every_s:
                 asked = time.monotonic()
                 found = queue.jobs_named(name).get(job.job_id)

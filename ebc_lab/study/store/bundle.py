@@ -48,10 +48,12 @@ FOREIGN = (
 def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
 
-    Returns `bundle` (its path), `sha256`, `bytes` and `files` (how many). `output`: by default `<study>.zip`.
-    Raises UserError.
+    Returns `bundle` (its path), `sha256`, `bytes` and `files` (how many). `output`: by default `<study>.zip`
+    beside the study. Raises UserError.
     """
-    path = Path(f"{study.name}{SUFFIX}") if output is None else output.expanduser()
+    if output is None and isinstance(study, Bundled):
+        raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
+    path = study.root.with_name(f"{study.name}{SUFFIX}") if output is None else output.expanduser()
     _refuse_to_overwrite(path)
     recorded = _exportable(study)
     refuse_unwritable(path.resolve().parent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +13,80 @@ from .bundle import Bundled, is_bundle, unpack, verify
 from .study import Study
 from .verify import verify as verify_study
 
+Say = Callable[[str], None]
 
-def find(name: str | None, output_dir: str) -> Study:
+
+def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Study:
     """A study by name or path, or a bundle of one; without a name, the newest one. Raises UserError."""
-    base = Path(output_dir).expanduser()
     if name:
-        path = Path(name).expanduser()
-        if is_bundle(path):
-            return Bundled(path)
-        inside = path.parent == Path(".")
-        return Study(base / name) if inside and not Study(path).exists() else Study(path)
+        path = place_of(name, output_dir, say)
+        return Bundled(path) if is_bundle(path) else Study(path)
+    base = Path(output_dir).expanduser()
     studies = [study for path in base.glob("*") if (study := Study(path)).exists()]
     if not studies:
         raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
     return max(studies, key=lambda study: study.header_file.stat().st_mtime)
 
 
-def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:
+def place_of(name: str, output_dir: str, say: Say) -> Path:
+    """Where the folder or bundle is: a path as given; a plain name in `output_dir`, else in this folder.
+
+    `say` is told where both have one.
+    """
+    here = Path(name).expanduser()
+    if os.sep in str(Path(name)) or name.startswith((".", "~")):
+        return here
+    inside = Path(output_dir).expanduser() / name
+    if not _holds(here):
+        return inside
+    if not _holds(inside):
+        return here
+    if not inside.samefile(here):
+        say(f"taking {inside} for {name}; the one in this folder is ./{name}")
+    return inside
+
+
+def _holds(path: Path) -> bool:
+    return path.is_file() if is_bundle(path) else Study(path).exists()
+
+
+def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
     """The study for `report`; a bundle is unpacked into `output`, or next to it. Raises UserError."""
-    path = Path(name or "").expanduser()
-    if is_bundle(path):
-        return unpack(path, output.expanduser() if output else path.with_suffix(""))
+    path = place_of(name, output_dir, say) if name else None
+    if path and is_bundle(path):
+        return unpack(path, output.expanduser() if output else _beside(path, output_dir))
     if output:
         raise UserError(
             "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
         )
-    return find(name, output_dir)
+    return Study(path) if path else find(None, output_dir)
 
 
-def verify_named(name: str | None, output_dir: str, sha256: str | None) -> dict[str, Any]:
+def _beside(path: Path, output_dir: str) -> Path:
+    """Where a bundle is unpacked unless told otherwise. Raises UserError where a study is in the way."""
+    into = path.with_suffix("")
+    study = Path(output_dir).expanduser() / into.name
+    other = f"--output {path.with_name(f'{into.name}_unpacked')}"
+    if Study(into).exists():
+        raise UserError(
+            f"{into} is there already: `ebc-lab report {into}` rebuilds it, or choose another folder for "
+            f"the bundle, {other}."
+        )
+    if Study(study).exists():
+        raise UserError(
+            f"{path} cannot be unpacked into {into}, because it would have the name of the study {study}: "
+            f"choose another folder, {other}."
+        )
+    return into
+
+
+def verify_named(
+    name: str | None, output_dir: str, sha256: str | None, say: Say = lambda text: None
+) -> dict[str, Any]:
     """`verify` of a bundle or of a study, by name. Raises UserError."""
-    path = Path(name or "").expanduser()
-    if is_bundle(path):
+    path = place_of(name, output_dir, say) if name else None
+    if path and is_bundle(path):
         return verify(path, sha256)
     if sha256:
         raise UserError("--sha256 is for bundles: a study's manifest.json has those of its files.")
-    return verify_study(find(name, output_dir))
+    return verify_study(Study(path) if path else find(None, output_dir))

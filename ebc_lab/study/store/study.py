@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
@@ -201,6 +202,23 @@ class Study(StudyFiles):
     def held(self) -> AbstractContextManager[None]:
         """Be the only process that runs this study. Raises UserError, naming the other one."""
         return study_lock(self)
+
+    def note_command(self, words: Sequence[str]) -> None:
+        """Keep the command that runs the study, with the folder in which it was given."""
+        about = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
+        write_json(self.command_file, about)
+
+    def noted_command(self) -> str | None:
+        """That command, for a shell in this folder; None if none was kept, or the study was moved since."""
+        try:
+            about = read_json(self.command_file)
+            words, folder, place = about["words"], about["folder"], about["study"]
+        except (OSError, UserError, KeyError, TypeError):
+            return None
+        if place != str(self.root.resolve()):
+            return None
+        there = "" if folder == os.getcwd() else f"cd {shlex.quote(folder)} && "
+        return there + shlex.join(words)
 
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder and spec.json, once."""

@@ -7,7 +7,8 @@ import pytest
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.schema import NOT_THE_STUDY
-from ebc_lab.study.inspect.reproduce import study_command
+from ebc_lab.study.inspect.reproduce import continuing, study_command
+from ebc_lab.study.store.study import Study
 
 
 def requested(overrides):
@@ -47,3 +48,16 @@ def test_what_only_a_file_can_say_is_named():
 def test_what_departs_from_the_scale_is_listed_with_its_default():
     found = study_command(requested(["scale=smoke", "batch_size=7", "study.name=x"]))
     assert found.changed == [("batch_size", 24, 7)]
+
+
+def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path):
+    _, study = own_copy
+    study.note_command(["ebc-lab", "autopilot", "scale=smoke"])
+    assert continuing(study) == "ebc-lab autopilot scale=smoke"
+    (tmp_path / "a place").mkdir()
+    moved = Study(study.root.rename(tmp_path / "a place" / study.name))
+    program, command, *words = shlex.split(continuing(moved))
+    assert (program, command) == ("ebc-lab", "autopilot")
+    asked = compose(words)
+    assert (asked.output_dir, asked.launcher.name) == (str(moved.root.parent), "inline")
+    assert requested(words) == moved.header()["requested"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.called import called
 
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
@@ -249,10 +250,51 @@ def test_a_report_is_rebuilt_next_to_the_bundle_which_stays_as_it_is(exported, f
     for name in manifest.read(finished[1].study.root)["files"]:
         assert (study.root / name).read_bytes() == (finished[1].study.root / name).read_bytes(), name
     assert bundle.export(study, tmp_path / "again.zip")["sha256"] == manifest.sha256_of(exported)
-    with pytest.raises(UserError, match=r"done exists already: give it to the command instead"):
+    with pytest.raises(UserError, match=r"done is there already: `ebc-lab report .*done` rebuilds it"):
         find_module.to_rebuild(str(path), "nowhere", None)
     with pytest.raises(UserError, match="--output is for bundles"):
         find_module.to_rebuild(str(study.root), "nowhere", tmp_path / "x")
+
+
+def test_a_bundle_goes_beside_its_study_and_nothing_that_is_made_shadows_a_study(own_copy, tmp_path, undrawn):
+    """In a working folder where `outputs/ebc_ablation` holds the study `done`."""
+    shelf = tmp_path / "outputs/ebc_ablation"
+    shelf.mkdir(parents=True)
+    (tmp_path / "done").rename(shelf / "done")
+    made = called("export", "done", cwd=tmp_path)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["outputs"]
+    assert "outputs/ebc_ablation/done.zip: " in made.stdout
+    assert called("verify", "done.zip", cwd=tmp_path).returncode == 0
+    refused = called("report", "done.zip", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "outputs/ebc_ablation/done is there already: `ebc-lab report" in refused.stderr
+    shutil.copy(shelf / "done.zip", tmp_path)
+    both = called("verify", "done.zip", cwd=tmp_path)
+    assert both.stderr == (
+        "taking outputs/ebc_ablation/done.zip for done.zip; the one in this folder is ./done.zip\n"
+    )
+    refused = called("report", "./done.zip", cwd=tmp_path)
+    assert "it would have the name of the study outputs/ebc_ablation/done" in refused.stderr
+    assert "--output" in refused.stderr
+    assert not (tmp_path / "done").exists()
+    other = called("report", "./done.zip", "--output", "mine", cwd=tmp_path)
+    assert (other.returncode, other.stderr) == (0, "")
+    assert "rebuilt in mine" in other.stdout
+    assert called("status", "mine", cwd=tmp_path).stderr == ""
+
+
+def test_a_name_means_the_study_before_a_folder_of_that_name_and_says_so(own_copy, tmp_path):
+    shelf = tmp_path / "outputs/ebc_ablation"
+    shutil.copytree(tmp_path / "done", shelf / "done")
+    both = called("status", "done", "--json", cwd=tmp_path)
+    assert json.loads(both.stdout)["root"] == "outputs/ebc_ablation/done"
+    assert both.stderr == "taking outputs/ebc_ablation/done for done; the one in this folder is ./done\n"
+    here = called("status", "./done", "--json", cwd=tmp_path)
+    assert (json.loads(here.stdout)["root"], here.stderr) == ("done", "")
+    shutil.rmtree(shelf / "done")
+    only = called("status", "done", "--json", cwd=tmp_path)
+    assert (json.loads(only.stdout)["root"], only.stderr) == ("done", "")
 
 
 def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
