@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,10 @@ from ebc_lab.config.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-from .files import write_atomic
+from .files import read_regular, write_atomic
 from .json_files import write_json
 
+MOST_BYTES = 1 << 30  # of a stream
 REPORT_S = 0.5  # seconds between two heartbeats of a run
 
 
@@ -89,15 +91,22 @@ class Stream:
         self.file.close()
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out."""
+def read_columns(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out.
+
+    Raises UserError when it is no such file, or lacks one of the `needed` columns; FileNotFoundError.
+    """
     import numpy as np
 
-    with open(path, newline="") as f:
-        rows = list(csv.reader(f))
-    header = rows[0]
-    body = [r for r in rows[1:] if len(r) == len(header)]
-    return {
-        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
-        for i, name in enumerate(header)
-    }
+    remedy = "delete its run folder, and the study's command trains the run again"
+    content = read_regular(path, MOST_BYTES)
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        header = rows[0]
+        if missing := set(needed) - set(header):
+            raise ValueError(f"it has no column {min(missing)}")
+        body = np.array([[float(x) if x else math.nan for x in r] for r in rows[1:] if len(r) == len(header)])
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+    body = body.reshape(-1, len(header))
+    return {name: np.ascontiguousarray(body[:, i]) for i, name in enumerate(header)}

@@ -8,7 +8,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 
 from .bundle import Bundled, is_bundle, unpack, verify
-from .study import Study
+from .study import Study, studies_in
 from .verify import verify as verify_study
 
 
@@ -21,10 +21,10 @@ def find(name: str | None, output_dir: str) -> Study:
             return Bundled(path)
         inside = path.parent == Path(".")
         return Study(base / name) if inside and not Study(path).exists() else Study(path)
-    studies = [study for path in base.glob("*") if (study := Study(path)).exists()]
+    studies = studies_in(base)
     if not studies:
         raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
-    return max(studies, key=lambda study: study.header_file.stat().st_mtime)
+    return studies[0]
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None) -> Study:
