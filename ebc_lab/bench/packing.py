@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
@@ -29,9 +29,17 @@ NEAR_BEST = 0.05  # the share of the best throughput that a smaller number of ru
 WARM_STEPS = 40  # EBC may measure three times a step in its first 20
 
 
+class Packing(TypedDict):
+    """What is measured."""
+
+    runs_per_worker: int
+    tokens_per_s: dict[str, float]  # by number of runs
+
+
 def packing_cache(run: RunConfig) -> MeasurementCache:
     about = {**shape_here(run), "threads": run.threads_per_run, "dtype": run.dtype}
-    return MeasurementCache("packing", {**about, "stabilizer": run.stabilizer.name, "counts": COUNTS})
+    about |= {"stabilizer": run.stabilizer.name, "counts": COUNTS}
+    return MeasurementCache("packing", about, form=Packing)
 
 
 def packing(run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

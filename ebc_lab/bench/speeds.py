@@ -265,17 +265,18 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
 
 def rate_caches(run: RunConfig, cases: Sequence[Case]) -> dict[Case, MeasurementCache]:
     about = shape_here(run)
-    return {case: MeasurementCache("speed", {**about, "case": case}) for case in cases}
+    return {case: MeasurementCache("speed", {**about, "case": case}, form=float) for case in cases}
 
 
 def compile_cache(run: RunConfig) -> MeasurementCache:
-    return MeasurementCache("speed", {**shape_here(run), "compile": (run.threads_per_run, run.dtype)})
+    about = {**shape_here(run), "compile": (run.threads_per_run, run.dtype)}
+    return MeasurementCache("speed", about, form=CompileCost)
 
 
 def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
     """Steps/s of these cases from the cache, or nothing unless all are known."""
     rates = {case: cache.read() for case, cache in rate_caches(run, cases).items()}
-    return {} if None in rates.values() else rates
+    return rates if all(rate is not None and rate > 0 for rate in rates.values()) else {}
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 
 from .commands import USAGE_ERROR, app
 
@@ -28,7 +28,9 @@ def main() -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         what = error.strerror or error
-        typer.echo(f"error: {place}{what}: fix that, or choose another folder, and try again", err=True)
+        typer.echo(
+            f"error: {visible(f'{place}{what}')}: fix that, or choose another folder, and try again", err=True
+        )
         code = 2
     except USAGE_ERROR as error:
         error.show()

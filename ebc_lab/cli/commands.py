@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ebc_lab.config.errors import visible
+
 OUTPUT_DIR = "outputs/ebc_ablation"
 CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -58,7 +60,8 @@ app = typer.Typer(
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    # nothing from a study's files is markup or an emoji's name
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 def _aside(text: str) -> None:
@@ -125,10 +128,10 @@ def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> i
         with view.following():
             done = run(config, listener, stages=stages, force=force, limits=limits, command=command)
     except Cancelled as error:
-        typer.echo(f"{error}; the same command continues from here:\n  {shlex.join(command)}", err=True)
+        _aside(f"{visible(str(error))}; the same command continues from here:\n  {shlex.join(command)}")
         raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
-        typer.echo(f"stopped: {error}", err=True)
+        typer.echo(f"stopped: {visible(str(error))}", err=True)
         return 3
     screen.outcome(console, done)
     return 4 if done.failed else 0

@@ -35,15 +35,27 @@ STATE_STYLE = {
 OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", "open")
 
 
+class PlainTable(Table):
+    """A table whose cells are shown as they are: nothing in a text is markup."""
+
+    def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
+        super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
 def plain_table(*columns: str, title: str | None = None) -> Table:
     """A plain table; `>` right-aligns a column, `~` lets it wrap, so that the others keep their width."""
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="bold"
+    table = PlainTable(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
     )
     for column in columns:
         name = column.lstrip(">~")
         table.add_column(
-            name,
+            Text(name),
             justify="right" if column[0:1] == ">" else "left",
             overflow="fold",
             no_wrap=column[0:1] != "~",

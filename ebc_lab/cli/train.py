@@ -157,7 +157,8 @@ def train_one(
     from ebc_lab.training.outcome import run_and_record
 
     known = RunFiles(directory).spec
-    earlier = read_json(known) if known.exists() else None
+    remedy = "choose another hydra.run.dir, or delete this one"
+    earlier = read_json(known, SpecRecord, remedy) if known.exists() else None
     run = _resolved(run, from_dict(RunConfig, earlier["config"]) if earlier else None, job_cores)
     if run.lr_schedule.name == "replay":
         from ebc_lab.components.schedules import recorded_rates, source_folder

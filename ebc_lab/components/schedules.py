@@ -84,8 +84,8 @@ def recorded_rates(folder: Path) -> list[float]:
     """The c·lr of every step of the run in `folder`. Raises UserError if its steps.csv is no such record."""
     path = RunFiles(folder).steps
     try:
-        return [float(rate) for rate in read_columns(path)["eta_eff"]]
-    except (KeyError, IndexError, ValueError, OSError):
+        return [float(rate) for rate in read_columns(path, ["eta_eff"])["eta_eff"]]
+    except (UserError, OSError):
         raise UserError(f"{path} is no record of a run: lr_schedule.source must be a run's folder.") from None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UserError
+from .kinds import misfit
 from .schema import RunConfig
 
 
@@ -39,6 +40,12 @@ def type_hints(cls: type) -> dict[str, Any]:
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
     """The inverse of `to_dict`, types enforced. Raises UserError on an unknown key or a wrong type."""
+    if wrong := misfit(values, cls):
+        raise UserError(f"{cls.__name__} takes no such value ({wrong}).")
+    return _built(cls, values)
+
+
+def _built(cls: type, values: dict[str, Any]) -> Any:
     hints = type_hints(cls)
     unknown = set(values) - set(hints)
     if unknown:
@@ -53,7 +60,7 @@ def from_dict(cls: type, values: dict[str, Any]) -> Any:
 
 def _of_kind(kind: Any, value: Any) -> Any:
     if isinstance(value, dict) and dataclasses.is_dataclass(kind):
-        return from_dict(typing.cast(type, kind), value)
+        return _built(typing.cast(type, kind), value)
     if isinstance(value, dict) and typing.get_origin(kind) is dict:
         return {k: _of_kind(typing.get_args(kind)[1], v) for k, v in value.items()}
     return value

@@ -4,11 +4,41 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+# what a terminal or a page obeys instead of showing it: controls but tab and line feed, bidirectional
+# overrides, tags, halves of surrogate pairs
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    """Text from outside with every control character as an escape that can be read."""
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
     """A user's mistake: what was wrong, where, and what to do next, in one sentence. Exit code 2."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
+
+
+@contextmanager
+def blamed(what: str, remedy: str) -> Iterator[None]:
+    """Around code that takes what it has read for what it should be: its failure is the file's.
+
+    For contents that no type hint describes, as those of a stage's decision. Raises UserError.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"{what} holds what ebc-lab never writes ({why}): {remedy}.") from error
 
 
 def any_of(choices: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from .fields import number as number
 from .schema import LRScheduleConfig, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
+NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 4  # bump by hand when a change of code changes a run's numbers
 OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "adam": ("beta1", "beta2", "eps"),
@@ -168,7 +169,7 @@ def run_id(kind: str, run: RunConfig) -> str:
     """The name of a run: a slug that a person can read, and the start of its identity's hash."""
     lead = "" if kind == "train" else f"{kind}_"
     slug = f"{lead}{stem_of(run)}_lr{number(run.optimizer.lr)}{tail_of(run)}_n{run.steps}_s{run.seed}"
-    return f"{slug}-{digest(identity_of(kind, run))[:10]}"
+    return f"{slug}-{digest(identity_of(kind, run))[:NAMED_BY]}"
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
 
 def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
     """Whether a run's name is the one that its settings give it."""
-    return run_id.endswith(f"-{digest(identity_of(kind, run))[:10]}")
+    return run_id.endswith(f"-{digest(identity_of(kind, run))[:NAMED_BY]}")
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,15 +25,17 @@ class MeasurementCache:
     Args:
         depends_on: everything that can change the measurement: the shape, the machine, versions. As JSON.
         folder: the user's cache folder unless given.
+        form: the type hint of the measurement; a file that does not fit it counts as none.
     """
 
-    def __init__(self, kind: str, depends_on: Any, folder: Path | None = None):
+    def __init__(self, kind: str, depends_on: Any, folder: Path | None = None, *, form: Any = Any):
+        self.form = form
         self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
         """The measurement, or None where there is none or its file cannot be read."""
         try:
-            return read_json(self.path)
+            return read_json(self.path, self.form)
         except (OSError, UserError):
             return None
 

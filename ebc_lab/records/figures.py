@@ -21,6 +21,7 @@ LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statist
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
 FINISHED = ("completed", "diverged")  # outcomes that are results
+OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
 
 class RunResult(TypedDict, total=False):
@@ -30,16 +31,40 @@ class RunResult(TypedDict, total=False):
     """
 
     run_id: str
-    identity: str  # sha256 of what names the run
-    outcome: str  # completed | diverged | oom | failed | lost | cancelled
+    identity: str | None  # sha256 of what names the run; None where its spec could not be read
+    outcome: str  # one of OUTCOMES
     cause: str | None
     steps: int
     wall_s: float
     val_loss: float | None
     val_se: float | None
     test_loss: float | None
+    test_se: float | None
+    test_bits_per_char: float | None
+    test_accuracy: float | None
+    initial_loss: float | None
+    last_loss: float | None
     heldout_loss: float | None
     c_median: float | None
+    c_mean: float | None
+    c_p10: float | None
+    c_p90: float | None
+    c_median_logged: float | None
+    c_early: float | None
+    c_late: float | None
+    beta_early: float | None
+    beta_late: float | None
+    surrogate_early: float | None
+    surrogate_late: float | None
+    tightness_median: float | None
+    eta_eff_median: float | None
+    grad_clip_rate: float | None
+    skipped_steps: int
+    guard_count: int
+    tokens_per_s: float | None
+    probe_pct: float | None
+    train_s: float
+    kl_audits: int
     clip_rate: float | None
     plateau_steps: int
     kl_median: float | None
@@ -51,10 +76,12 @@ class RunResult(TypedDict, total=False):
     grad_norm_quantiles: list[float] | None
     shock_peak: float | None
     shock_recovery_steps: int | None
-    curve: list[Any]  # (step, loss on the fixed windows, seconds of training)
+    curve: list[list[Any]]  # (step, loss on the fixed windows, seconds of training)
     streams: dict[str, str]  # steps.csv and evals.csv -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
+    pairs: int
+    plain_steps_per_s: float | None
 
 
 def longest_streak(flags: Iterable[bool]) -> int:

@@ -1,10 +1,12 @@
-"""Atomic writes: a reader, or a crash, sees a complete file or none."""
+"""Atomic writes: a reader, or a crash, sees a complete file or none. Reads that cannot hang or flood."""
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +36,32 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes. A device or a pipe is refused before it can block.
+
+    Raises FileNotFoundError where nothing is, and UserError where there is anything else.
+    """
+    with opened(path) as f:
+        content = f.read(most + 1) if os.fstat(f.fileno()).st_size <= most else None
+    if content is None or len(content) > most:
+        raise UserError(f"{path} is larger than {most} bytes, and so no file of ours: move it away.")
+    return content
+
+
+def opened(path: Path) -> BufferedReader:
+    """A file, open for reading; anything else is refused as in `read_regular`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): restore it, or delete it.") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a file but a folder, a pipe or a device: move it away.")
+    return open(descriptor, "rb")
 
 
 def refuse_unwritable(path: Path) -> None:

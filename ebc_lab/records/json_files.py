@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import HIDDEN, UserError, visible
 from ebc_lab.config.identity import digest
+from ebc_lab.config.kinds import misfit
 
-from .files import write_atomic
+from .files import read_regular, write_atomic
+
+MOST_BYTES = 32 << 20  # of a JSON file; the manifest of 10,000 runs has 8 MB
+DEEPEST = 64  # lists and mappings inside each other
+REMEDY = "delete it, and the next run writes it again"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
@@ -30,14 +35,66 @@ def as_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError, naming the file, when it is not JSON."""
+def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
+    """What a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
+
+    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError.
+    """
+    value = _fitting(path, _raw(path, remedy), kind, remedy)
+    return _cleaned(value)
+
+
+def parsed(content: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError for what JSON has not (NaN), and for what no file of ours
+    holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it, and the next run writes it again."
-        ) from None
+        text = content if isinstance(content, str) else content.decode()
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for items in map(_inside, level) for item in items]
+        if not level:
+            return value
+    raise ValueError("nested too deeply")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """The lists and mappings directly inside a value."""
+    items: Iterable[Any] = ()
+    if isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, list):
+        items = value
+    return [item for item in items if isinstance(item, dict | list)]
+
+
+def _raw(path: Path, remedy: str) -> Any:
+    content = read_regular(path, MOST_BYTES)
+    try:
+        return parsed(content)
+    except ValueError as error:  # not JSON, or not text
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+
+
+def _fitting(path: Path, value: Any, kind: Any, remedy: str) -> Any:
+    if wrong := misfit(value, kind):
+        raise UserError(f"{path} is damaged ({wrong}): {remedy}.")
+    return value
+
+
+def _cleaned(value: Any) -> Any:
+    """The value with all its texts `visible`; of our own files, most of the time the value itself."""
+    if isinstance(value, str):
+        return visible(value) if HIDDEN.search(value) else value
+    if isinstance(value, dict):
+        return {visible(k): _cleaned(v) for k, v in value.items()}
+    return [_cleaned(v) for v in value] if isinstance(value, list) else value
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
@@ -57,16 +114,14 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
         return False
     try:
         return bool(value.get(key) == digest({k: v for k, v in value.items() if k != key}))
-    except ValueError:  # a NaN, which we never write
+    except (ValueError, RecursionError):  # an infinity or half a surrogate pair, which we never write
         return False
 
 
-def read_checksummed(path: Path, remedy: str) -> dict[str, Any]:
-    """What `write_checksummed` was given. Raises UserError with the remedy if the file was edited since."""
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:  # not JSON, or not text
-        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
+    """What `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
+    value = _raw(path, remedy)
     if not checksum_holds(value):
         raise UserError(f"{path} was edited after it was written: {remedy}.")
-    return {k: v for k, v in value.items() if k != "checksum"}
+    value = _fitting(path, value, kind, remedy)
+    return {k: v for k, v in _cleaned(value).items() if k != "checksum"}

@@ -23,8 +23,11 @@ from .paths import RunFiles, StudyFiles
 def locked(path: Path) -> bool:
     """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work."""
     try:
-        with open(path, "rb") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         return False
     except OSError as error:
@@ -55,7 +58,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
     if not locked(files.driver_lock):
         return None
     try:
-        return dict(read_json(files.driver_file))
+        return dict(read_json(files.driver_file, dict[str, Any]))
     except (OSError, UserError):
         return {}
 

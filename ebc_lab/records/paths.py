@@ -11,6 +11,44 @@ PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
 
 
+class _Optimizer(TypedDict):
+    name: str
+    lr: float
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class _Budget(TypedDict):
+    target_kl: float
+
+
+class _Model(TypedDict):
+    context: int
+
+
+class ShownSettings(TypedDict):
+    """What is read of a spec's `config` without building the run."""
+
+    seed: int
+    steps: int
+    batch_size: int
+    optimizer: _Optimizer
+    stabilizer: _Named
+    projection: _Named
+    budget: _Budget
+    model: _Model
+
+
+class ProgressRecord(TypedDict):
+    """What progress.json holds."""
+
+    step: int
+    steps: int
+    steps_per_s: float
+
+
 class SpecRecord(TypedDict):
     """What spec.json holds. A run without a study has no `stage`, `role`, `arm` and `lr_scale`."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,9 +16,10 @@ from ebc_lab.config.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-from .files import write_atomic
+from .files import read_regular, write_atomic
 from .json_files import write_json
 
+MOST_BYTES = 1 << 30  # of a stream
 REPORT_S = 0.5  # seconds between two heartbeats of a run
 
 
@@ -73,7 +75,7 @@ class Stream:
         self.path = path
         self.columns = tuple(columns)
         header = f"{','.join(self.columns)}\n".encode()
-        kept = path.read_bytes()[: after.size] if after else header
+        kept = read_regular(path, MOST_BYTES)[: after.size] if after else header
         if not kept.startswith(header):
             raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
         write_atomic(path, kept)
@@ -104,23 +106,30 @@ class Stream:
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
     """Whether a stream still begins with the bytes of the mark; `to_the_end`: and has no others."""
     try:
-        content = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
+        content = read_regular(path, MOST_BYTES)
+    except (FileNotFoundError, UserError):
         return False
     if len(content) < mark.size or (to_the_end and len(content) > mark.size):
         return False
     return hashlib.sha256(content[: mark.size]).hexdigest() == mark.sha256
 
 
-def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out."""
+def read_columns(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """A stream as float arrays by column, NaN where empty. An incomplete last line is left out.
+
+    Raises UserError when it is no such file, or lacks one of the `needed` columns; FileNotFoundError.
+    """
     import numpy as np
 
-    with open(path, newline="") as f:
-        rows = list(csv.reader(f))
-    header = rows[0]
-    body = [r for r in rows[1:] if len(r) == len(header)]
-    return {
-        name: np.array([float(r[i]) if r[i] else math.nan for r in body], dtype=np.float64)
-        for i, name in enumerate(header)
-    }
+    remedy = "delete its run folder, and the study's command trains the run again"
+    content = read_regular(path, MOST_BYTES)
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        header = rows[0]
+        if missing := set(needed) - set(header):
+            raise ValueError(f"it has no column {min(missing)}")
+        body = np.array([[float(x) if x else math.nan for x in r] for r in rows[1:] if len(r) == len(header)])
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
+    body = body.reshape(-1, len(header))
+    return {name: np.ascontiguousarray(body[:, i]) for i, name in enumerate(header)}

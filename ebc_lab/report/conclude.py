@@ -8,6 +8,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
+from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_json
 from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.study.autopilot import Listener, Say
@@ -71,11 +72,15 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
 
     stamp = study.plotted_file
     inputs = digest({s: d["inputs_sha256"] for s, d in decisions.items()})
-    if not stamp.exists() or stamp.read_text() != inputs:
+    try:
+        drawn = read_regular(stamp, len(inputs)) == inputs.encode()
+    except (FileNotFoundError, UserError):
+        drawn = False
+    if not drawn:
         say("drawing the plots …")
         manifest.remove_entries(study.root, *PICTURES)
         pictures.draw_study(study.root)
-        stamp.write_text(inputs)
+        write_atomic(stamp, inputs)
 
 
 def report(study: Study, say: Say = lambda text: None) -> None:
@@ -92,7 +97,8 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         raise UserError(
             f"study {study.name} has no decision yet: `ebc-lab status {study.name}` shows how far it is."
         )
-    with study.held():
+    with study.held(), snapshot.told():
+        manifest.refuse_changed(study.root)
         manifest.begin(study.root)
         study.plotted_file.unlink(missing_ok=True)
         for stage in decisions:

@@ -112,6 +112,7 @@ def autopilot(
     study.prepare()
     with study.held():
         study.cancel_mark.unlink(missing_ok=True)
+        manifest.refuse_changed(study.root)
         config, corpus = resolve_study(config, study, listener.say, force=force)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")

@@ -14,7 +14,7 @@ from torch import nn
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc import StabilizedOptimizer
-from ebc_lab.records.files import write_atomic
+from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
 
 
@@ -63,9 +63,11 @@ def read(path: Path, identity: str) -> dict[str, Any] | None:
 
     Raises UserError when it is damaged, was edited, or is another run's.
     """
-    if not path.exists():
+    try:
+        with opened(path) as f:
+            line, newline, content = f.read().partition(b"\n")
+    except FileNotFoundError:
         return None
-    line, newline, content = path.read_bytes().partition(b"\n")
     again = "delete it, and the run starts from its first step"
     if line + newline != _first_line(content):
         raise UserError(f"{path} is damaged or was edited (its checksum does not match): {again}.")

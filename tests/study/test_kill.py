@@ -2,11 +2,13 @@
 undisturbed study.
 """
 
+import collections
 import contextlib
 import os
 import random
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +18,9 @@ from support.drivers import CLI, sessions
 from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
 
-TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
+TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "100"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
 
 
@@ -48,20 +51,32 @@ def workers(study: Study) -> list[int]:
     return [note["pid"] for session in sessions(study, "local") for note in session.notes().values()]
 
 
-def disturbed(command: list[str], study: Study, draw: random.Random) -> str:
-    """Run the command, kill one of its processes at a random moment, and let the rest go on. -> what was
-    killed.
+def moment(study: Study) -> str:
+    """What a study is busy with."""
+    decided = study.decisions()
+    if "finals" in decided:
+        return "plotting" if not study.page_file.exists() else "the end"
+    if any(not study.has_result(r) for r in study.run_ids() if r.startswith("overhead_")):
+        return "overhead"
+    return "finals" if "lr_scale" in decided else "before the finals"
+
+
+def disturbed(command: list[str], study: Study, draw: random.Random, within_s: float) -> tuple[str, str]:
+    """Run the command, kill one of its processes at a random moment, and let the rest go on.
+
+    -> what was killed, and what the study was busy with.
     """
     driver = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
-        driver.wait(timeout=draw.uniform(0.3, 9.0))
-        return "nothing"
+        driver.wait(timeout=draw.uniform(0.3, within_s))
+        return "nothing", "the end"
     except subprocess.TimeoutExpired:
         pass
     victim = draw.choice(["driver", "worker", "workers", "both", "group"])
     at_work = workers(study)
+    busy_with = moment(study)
     if victim in ("worker", "workers", "both"):
         for pid in at_work if victim != "worker" else at_work[:1]:
             kill(pid)
@@ -70,27 +85,34 @@ def disturbed(command: list[str], study: Study, draw: random.Random) -> str:
     elif victim in ("driver", "both"):
         driver.kill()
     driver.wait()
-    return victim if victim in ("driver", "group") or at_work else "nothing"
+    return victim if victim in ("driver", "group") or at_work else "nothing", busy_with
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
+    began = time.monotonic()
     whole = subprocess.run(command(tiny, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stdout + whole.stderr
+    within_s = time.monotonic() - began
     expected = bytes_of(tmp_path / "whole" / "s")
-    counts: dict[str, int] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    moments: collections.Counter[str] = collections.Counter()
     wrong = []
     for trial in range(TRIALS):
         draw, again = random.Random(trial), command(tiny, tmp_path / str(trial))
         study = Study(tmp_path / str(trial) / "s")
         for _ in range(draw.choice([1, 1, 2, 3])):
-            victim = disturbed(again, study, draw)
-            counts[victim] = counts.get(victim, 0) + 1
+            victim, busy_with = disturbed(again, study, draw, within_s)
+            counts[victim] += 1
+            moments[busy_with] += 1
         done = subprocess.run(again, capture_output=True, text=True)
-        if done.returncode != 0 or bytes_of(study.root) != expected:
+        sound = done.returncode == 0 and verify(study)["ok"]
+        if not sound or bytes_of(study.root) != expected:
             wrong.append((trial, done.returncode, done.stdout + done.stderr))
         begun = [e for d in study.runs.iterdir() for e in attempts.log(d) if e["event"] == "begin"]
         assert len(begun) >= len(list(study.runs.iterdir())), "an attempt went unrecorded"
-    print(f"\n{TRIALS} trials, {TRIALS - len(wrong)} byte-identical; killed: {counts}")
+    print(f"\n{TRIALS} trials, {TRIALS - len(wrong)} byte-identical")
+    print(f"killed: {dict(counts)}; during: {dict(moments)}")
     assert not wrong, wrong
     assert {"driver", "worker", "workers", "both", "group"} <= set(counts) or TRIALS < 50
+    assert {"finals", "overhead", "plotting"} <= set(moments) or TRIALS < 50

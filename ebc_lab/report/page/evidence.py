@@ -25,7 +25,7 @@ from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
-from ebc_lab.study.store.snapshot import read
+from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study
 
 from ..text import tables, words
@@ -43,6 +43,12 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     Raises UserError: there is no study, or one of its files was truncated or edited.
     """
     snapshot = read(study, strict=not lenient)
+    with snapshot.told():
+        return _gathered(snapshot, lenient=lenient)
+
+
+def _gathered(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
+    study = snapshot.study
     header, config = snapshot.header, snapshot.config
     problems = list(snapshot.problems)
     try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.inspect import status as status_module
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, settings_of
 
 from . import evidence, html
 
@@ -52,12 +52,7 @@ class LivePage:
             return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
         except UserError as error:
             return html.message(f"Study {self.study.name} cannot be shown", str(error))
-        except (
-            OSError,
-            KeyError,
-            TypeError,
-            ValueError,
-        ) as error:  # a file that vanishes, or holds what it never should
+        except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:  # a file that vanishes
             what = f"{type(error).__name__}: {error}"
             told = f"Its files cannot be read as those of a study ({what}): see `ebc-lab verify`."
             return html.message(f"Study {self.study.name} cannot be shown", told)
@@ -90,8 +85,8 @@ class LivePage:
 
 def _launcher(study: Study) -> str:
     try:
-        return str(study.header(checked=False)["config"]["launcher"]["name"])
-    except (UserError, OSError, KeyError, TypeError):
+        return settings_of(study.header(checked=False)).launcher.name
+    except (UserError, OSError):
         return ""
 
 

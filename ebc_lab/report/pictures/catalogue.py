@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.schema import STAGES
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import StudyFiles
 
 SECTIONS = ("verdict", *STAGES, "arms")  # in reading order
+
+
+class Entry(TypedDict):
+    """A picture as figures.json lists it."""
+
+    name: str  # stem of its .png and .svg
+    section: str  # one of SECTIONS
+    title: str
+    alt: str  # what is seen and was found
+    arm: str  # whose picture it is, empty where it is of several arms
 
 
 def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
@@ -23,11 +33,10 @@ def write_catalogue(root: Path, entries: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
-def catalogue(root: Path) -> list[dict[str, Any]]:
-    """The study's pictures in reading order; empty while none is drawn.
-
-    `name`: stem of its .png and .svg; `section`: one of SECTIONS; `title`; `alt`: what is seen and was found;
-    `arm`: whose picture it is, empty where it is of several arms.
-    """
+def catalogue(root: Path) -> list[Entry]:
+    """The study's pictures in reading order; empty while none is drawn."""
     path = StudyFiles(root).figures_file
-    return list(read_json(path)) if path.exists() else []
+    try:
+        return list(read_json(path, list[Entry], "`ebc-lab report` draws the pictures again"))
+    except FileNotFoundError:
+        return []

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.paths import StudyFiles
+from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
 SMOOTHED_SHARE = (
@@ -38,7 +39,7 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     runs = []
     for seed, run_id in arm["runs"].items():
         files = StudyFiles(root).run_files(run_id)
-        runs.append(Run(seed, known(root, run_id), _stream(files.steps), _stream(files.evals)))
+        runs.append(Run(seed, known(root, run_id), *_streams(files)))
     return runs
 
 
@@ -50,12 +51,22 @@ def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> di
 def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
     """A run's result, or its spec; empty where there is none."""
     files = StudyFiles(root).run_files(run_id)
-    path = files.spec if name == "spec" else files.result
-    return dict(read_json(path)) if path.exists() else {}
+    path, kind = (files.spec, SpecRecord) if name == "spec" else (files.result, RunResult)
+    try:
+        return dict(read_json(path, kind))
+    except FileNotFoundError:
+        return {}
 
 
-def _stream(path: Path) -> dict[str, np.ndarray]:
-    columns = read_columns(path) if path.exists() and path.stat().st_size else {}
+def _streams(files: RunFiles) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return _stream(files.steps, ("step", "loss", "c", "skipped")), _stream(files.evals, ("step", "val_loss"))
+
+
+def _stream(path: Path, needed: Iterable[str]) -> dict[str, np.ndarray]:
+    try:
+        columns = read_columns(path, needed) if path.stat().st_size else {}
+    except FileNotFoundError:
+        return {}
     return columns if len(columns.get("step", ())) else {}
 
 

@@ -24,6 +24,12 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     Raises UserError when one is not there, or a file of one was edited.
     """
     snapshots = read(a), read(b)
+    with snapshots[0].told(), snapshots[1].told():
+        return _compared(*snapshots)
+
+
+def _compared(*snapshots: Snapshot) -> dict[str, Any]:
+    a, b = (snapshot.study for snapshot in snapshots)
     heads = [snapshot.header for snapshot in snapshots]
     decisions = [snapshot.sound_decisions() for snapshot in snapshots]
     corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from ..stages.stage import Scenario, Stage
 from ..store.reuse import ResultsOf, reusable_results
-from ..store.snapshot import read
+from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 from .pace import Pace, learned, of_siblings
 
@@ -126,10 +126,15 @@ def planned(config: Config) -> dict[str, Any]:
     Of a study that has begun, `done` runs are counted and left out of the time. Raises UserError when a
     result was edited.
     """
-    from ..resolve import adopt, changes  # needs the corpora's numpy, which `status` does without
-
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
+    with snapshot.told() if snapshot else nullcontext():
+        return _planned(config, study, snapshot)
+
+
+def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[str, Any]:
+    from ..resolve import adopt, changes  # needs the corpora's numpy, which `status` does without
+
     header = snapshot.header if snapshot else None
     changed = changes(config, header) if header else []
     config = adopt(config, header) if header else config

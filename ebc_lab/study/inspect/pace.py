@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED
 
 from ..stages.spec import RunSpec, cost_of
-from ..store.study import Record, Study
+from ..store.study import Record, Study, studies_in
 
 ENOUGH = 2  # finished runs from which on a kind of run has a pace of its own
 SIBLINGS = 3  # other studies that are read at most, the newest first
@@ -71,15 +70,18 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
     names = []
     host = hardware()["host"]
     shape = _shape(to_dict(run_part(config)))
-    others = [Study(path) for path in study.root.parent.glob("*") if path != study.root]
-    written = sorted((s for s in others if s.exists()), key=lambda s: _written(s.header_file), reverse=True)
-    for other in written:
+    for other in studies_in(study.root.parent):
+        if other.root == study.root:
+            continue
         try:
-            header = other.header()
-            same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
-        except (UserError, KeyError, OSError):
+            with blamed(other.name, "it is left out"):
+                header = other.header()
+                same = header["hardware"]["host"] == host and _shape(header["config"]) == shape
+                records = other.records() if same else []
+                known = learned(records) is not None
+        except (UserError, OSError):
             continue  # a damaged study, which is not the one asked about, is left out
-        if same and learned(records := other.records()):
+        if known:
             found += records
             names.append(other.name)
         if len(names) == SIBLINGS:
@@ -89,10 +91,3 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
 
 def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
     return {k: config[k] for k in SHAPE}
-
-
-def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

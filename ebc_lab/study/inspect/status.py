@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
@@ -34,6 +34,12 @@ def status(study: Study) -> dict[str, Any]:
     depends on an earlier stage.
     """
     snapshot = read(study, strict=False)
+    with snapshot.told():
+        return _told(snapshot)
+
+
+def _told(snapshot: Snapshot) -> dict[str, Any]:
+    study = snapshot.study
     config = snapshot.config
     records = snapshot.records
     holder = study.holder()
@@ -57,7 +63,7 @@ def status(study: Study) -> dict[str, Any]:
     to_go_on = state in ("interrupted", "empty", "stale", "finished_with_failures") and study.resumable
     return {
         "study": study.name,
-        "root": str(study.root),
+        "root": visible(str(study.root)),
         "state": state,
         "holder": holder,
         "scale": config.scale,

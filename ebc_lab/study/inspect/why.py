@@ -23,18 +23,19 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     if not asked or any(s not in decisions for s in asked):
         which = f"{stage} of study {study.name} is not" if stage else f"no stage of study {study.name} is"
         raise UserError(f"{which} decided yet.")
-    because = snapshot.stale_decisions()
-    floors = noise_floor(decisions)
-    return {
-        name: {
-            **decisions[name],
-            "headline": stage_of(name).headlines(decisions[name]),
-            "flips": stage_of(name).would_change(decisions[name]),
-            "stale_because": because.get(name),
-            "noise": floors,
+    with snapshot.told():
+        because = snapshot.stale_decisions()
+        floors = noise_floor(decisions)
+        return {
+            name: {
+                **decisions[name],
+                "headline": stage_of(name).headlines(decisions[name]),
+                "flips": stage_of(name).would_change(decisions[name]),
+                "stale_because": because.get(name),
+                "noise": floors,
+            }
+            for name in asked
         }
-        for name in asked
-    }
 
 
 def noise_floor(decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import run_lock
-from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.paths import RunFiles, SpecRecord
 
 from ..store import attempts
 from ..store.study import Study
@@ -71,6 +71,14 @@ def _record_cancelled(study: Study) -> list[str]:
     return runs
 
 
+def _identity(files: RunFiles) -> str | None:
+    """The digest of what names a run, None where its spec cannot be read."""
+    try:
+        return digest(read_json(files.spec, SpecRecord)["identity"])
+    except (OSError, UserError):
+        return None
+
+
 def _cancel_run(study: Study, files: RunFiles) -> bool:
     """Record one run as cancelled, unless it has a result; waits for a worker that is writing its last
     checkpoint.
@@ -86,7 +94,7 @@ def _cancel_run(study: Study, files: RunFiles) -> bool:
             if mine:
                 result = {
                     "run_id": directory.name,
-                    "identity": digest(read_json(files.spec)["identity"]),
+                    "identity": _identity(files),
                     "outcome": "cancelled",
                     "cause": "ebc-lab cancel",
                     "steps": (study.progress(directory.name) or {}).get("step", 0),

@@ -81,8 +81,10 @@ class LocalPool(WorkerPool):
     def _kill(self, worker: str) -> None:
         """Kill a worker that does not respond, with everything it started."""
         try:
-            os.killpg(int(read_json(self.session.root / f"process-{worker}.json")["pid"]), signal.SIGKILL)
-        except (OSError, UserError):
+            pid = read_json(self.session.root / f"process-{worker}.json", dict[str, int])["pid"]
+            if pid > 1:  # 0 and 1 mean ourselves and everything
+                os.killpg(pid, signal.SIGKILL)
+        except (OSError, UserError, KeyError, OverflowError):
             return
 
     def _place(self, worker: str, note: Mapping[str, Any]) -> str | None:

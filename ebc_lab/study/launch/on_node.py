@@ -11,10 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.packing import describe
+from ebc_lab.bench.packing import Packing, describe
 from ebc_lab.bench.speeds import Choice
 from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.machine import versions
 from ebc_lab.config.schema import Config
 from ebc_lab.records.cache import MeasurementCache
@@ -28,6 +28,8 @@ from .session import state_dir
 from .slurm import GONE_S, POLL_S
 from .submit import submitted
 
+FOUND: dict[str, Any] = {"packing": Packing, "speeds": Choice}  # module -> what it prints
+
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
     """What `packing` finds on a node, kept with the study's sessions. Raises as `_measured_on_node`."""
@@ -40,13 +42,14 @@ def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
 
     launcher = config.launcher
     about = [to_dict(run_part(config)), launcher.partition, launcher.constraint, versions()["torch"]]
-    cache = MeasurementCache("packing", about, state_dir(study, "slurm"))
+    cache = MeasurementCache("packing", about, state_dir(study, "slurm"), form=Packing)
     return dict(cache.read_or_measure(measure))
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
     """What `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
-    return Choice(**_measured_on_node("speeds", config, study, "dtype=…"))
+    with blamed("what a node measured", "give dtype=…"):
+        return Choice(**_measured_on_node("speeds", config, study, "dtype=…"))
 
 
 def _measured_on_node(module: str, config: Config, study: Study, setting: str) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def _measured_on_node(module: str, config: Config, study: Study, setting: str) -
                     remedy = f"read {job.paths.stdout}, or give {setting}"
                     raise UserError(f"measuring the {module} on a node failed ({state}): {remedy}.")
             time.sleep(POLL_S)
-        return dict(read_json(out))
+        remedy = f"read {job.paths.stdout}, or give {setting}"
+        return dict(read_json(out, FOUND[module], remedy))
     except QueueUnavailable as error:
         remedy = f"fix that, or give {setting}"
         raise UserError(f"the Slurm queue cannot be asked ({error}): {remedy}.") from None

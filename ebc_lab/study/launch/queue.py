@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -41,6 +41,21 @@ LIVE = (
     "SIGNALING",
     "STAGE_OUT",
 )
+
+
+class LauncherRecord(TypedDict):
+    """What .launcher.json holds: where a study's jobs and their driver communicate."""
+
+    session: str
+    name: str
+    host: str
+
+
+class QueueRecord(TypedDict):
+    """The last answer of Slurm, and when that was: job key -> state and reason."""
+
+    at: float
+    jobs: dict[str, list[str]]
 
 
 class QueueUnavailable(Exception):
@@ -134,7 +149,8 @@ def session_of(study: Study) -> Session | None:
     path = study.launcher_file
     if not path.exists():
         return None
-    known = read_json(path)
+    remedy = "once squeue shows none of the study's jobs, delete it"
+    known = read_json(path, LauncherRecord, remedy)
     session = Session(Path(known["session"]))
     if not (session.root / "session.json").exists():
         raise UserError(
@@ -154,10 +170,10 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     """
     path = session.root / "queue.json"
     try:
-        last = read_json(path)
+        last = read_json(path, QueueRecord)
         if abs(time.time() - last["at"]) < every_s:
             return {k: Job(*v) for k, v in last["jobs"].items()}
-    except (OSError, UserError):
+    except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
     found = jobs_named(job_name(session))
     with suppress(OSError):  # then Slurm is only asked again sooner

@@ -13,7 +13,7 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
@@ -38,6 +38,40 @@ def state_dir(study: Study, launcher: str) -> Path:
     return path
 
 
+class SessionRecord(TypedDict):
+    """What session.json holds."""
+
+    study: str
+    bound: bool
+    idle_s: float | None
+    checkpoint_every_s: float
+    beat_s: float
+    runs_per_worker: int
+    code: dict[str, Any]
+
+
+class Tasks(TypedDict):
+    """What tasks.json holds: see `Session.publish`."""
+
+    closed: bool
+    stop: bool
+    slots: int
+    alone: list[str]
+    runs: list[str]
+
+
+class Note(TypedDict, total=False):
+    """What a worker says of itself in worker-<name>.json, beside what it sees of the machine."""
+
+    run_ids: list[str]
+    ran: int
+    beat: float
+    host: str
+    cause: str
+    error: str
+    guilty: list[str]
+
+
 class Session:
     """One such folder."""
 
@@ -59,7 +93,7 @@ class Session:
         return session
 
     def about(self) -> dict[str, Any]:
-        return dict(read_json(self.root / "session.json"))
+        return dict(read_json(self.root / "session.json", SessionRecord, "run the study's command again"))
 
     # -- the driver's side -----------------------------------------------------------------------------------
 
@@ -83,7 +117,7 @@ class Session:
         out = {}
         for path in self.root.glob("worker-*.json"):
             try:
-                out[path.stem.removeprefix("worker-")] = dict(read_json(path))
+                out[path.stem.removeprefix("worker-")] = dict(read_json(path, Note))
             except (OSError, UserError):  # being replaced; on NFS also briefly stale
                 continue
         return out
@@ -96,7 +130,7 @@ class Session:
     def tasks(self) -> dict[str, Any] | None:
         """None while it cannot be read: gone, or on NFS briefly stale."""
         try:
-            return dict(read_json(self.root / "tasks.json"))
+            return dict(read_json(self.root / "tasks.json", Tasks))
         except (OSError, UserError):
             return None
 
@@ -107,8 +141,8 @@ class Session:
 def exit_cause(session: Session, worker: str) -> str:
     """How a worker process ended, in words; empty if its parent did not live to record it."""
     try:
-        code = int(read_json(session.root / f"exit-{worker}.json")["code"])
-    except (OSError, UserError):
+        code = read_json(session.root / f"exit-{worker}.json", dict[str, int])["code"]
+    except (OSError, UserError, KeyError):
         return ""
     if code >= 0:
         return f"it ended with exit code {code}"

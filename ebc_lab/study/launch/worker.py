@@ -27,7 +27,7 @@ from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import digest, identity_of
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
-from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.records.streams import Heartbeat
 from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress, to_the_end
 
@@ -206,7 +206,7 @@ class Worker:
         """Import what the first run on the list needs, before it is claimed: torch takes seconds."""
         with suppress(OSError, UserError, LookupError, TypeError):
             first = (self.session.tasks() or {"runs": []})["runs"][0]
-            function_of(read_json(self.study.run_files(first).spec)["kind"])
+            function_of(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
 
     def _work(self) -> int:
         poll_s = POLL_S if self.about["bound"] else POLL_SHARED_S
@@ -292,7 +292,7 @@ class Worker:
         if self.about["runs_per_worker"] == 1:
             return None
         try:
-            spec = read_json(self.study.run_files(run_id).spec)
+            spec = read_json(self.study.run_files(run_id).spec, SpecRecord)
             alone = spec["kind"] in MEASUREMENTS or spec["config"]["model"]["dropout"] > 0
             return None if alone else int(spec["config"]["threads_per_run"])
         except (OSError, UserError, KeyError, TypeError, ValueError):

@@ -13,6 +13,7 @@ from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import digest
+from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.json_files import checksum_holds, with_checksum
@@ -20,6 +21,8 @@ from ebc_lab.records.json_files import checksum_holds, with_checksum
 from .spec import RunSpec
 
 Results = Mapping[str, RunResult]  # by run id
+OTHER_VERSION = "it was recorded by another version of ebc-lab"
+NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
 FORM = 3  # of a recorded decision; raised by hand when what it holds changes
 # of a result: no decision rests on them; evals.csv, and so its hash, has times as well
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
@@ -169,7 +172,11 @@ def decision_problem(decision: Mapping[str, Any]) -> str | None:
     """Why a recorded decision cannot be used; None when it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"
-    return None if decision.get("form") == FORM else "it was recorded by another version of ebc-lab"
+    if decision.get("form") != FORM:
+        return OTHER_VERSION
+    lacking = [key for key in NEEDED if key not in decision]
+    wrong = f"{lacking[0]} is missing" if lacking else misfit(decision, Decision)
+    return f"its record in auto_decisions.json is no decision ({wrong})" if wrong else None
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:

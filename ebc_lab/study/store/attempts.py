@@ -11,9 +11,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.records.files import read_regular
+from ebc_lab.records.json_files import MOST_BYTES, parsed
 from ebc_lab.records.paths import RunFiles
 
 RESTARTED = "restarted"
@@ -50,12 +53,15 @@ def surroundings() -> dict[str, Any]:
 def log(directory: Path) -> list[dict[str, Any]]:
     """Every event so far, oldest first; a line that a crash cut off is left out."""
     path = RunFiles(directory).attempts
-    out = []
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        try:
-            out.append(dict(json.loads(line)))
-        except ValueError:
-            continue
+    out: list[dict[str, Any]] = []
+    try:
+        lines = read_regular(path, MOST_BYTES).decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        with suppress(ValueError):
+            event = parsed(line)
+            out += [event] if isinstance(event, dict) else []
     return out
 
 

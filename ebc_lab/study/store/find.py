@@ -10,7 +10,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 
 from .bundle import Bundled, is_bundle, unpack, verify
-from .study import Study
+from .study import Study, studies_in
 from .verify import verify as verify_study
 
 Say = Callable[[str], None]
@@ -22,10 +22,10 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
         path = place_of(name, output_dir, say)
         return Bundled(path) if is_bundle(path) else Study(path)
     base = Path(output_dir).expanduser()
-    studies = [study for path in base.glob("*") if (study := Study(path)).exists()]
+    studies = studies_in(base)
     if not studies:
         raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
-    return max(studies, key=lambda study: study.header_file.stat().st_mtime)
+    return studies[0]
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:

@@ -14,17 +14,27 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.files import opened
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RUNS, RunFiles, StudyFiles
 
 NAME = StudyFiles(Path()).manifest_file.name
 CHECKPOINT = f"/{RunFiles(Path()).checkpoint.name}"
 RESULT = RunFiles(Path()).result.name
+SPEC = RunFiles(Path()).spec.name
+
+
+class ManifestRecord(TypedDict):
+    """What manifest.json holds."""
+
+    complete: bool
+    files: dict[str, str]  # path -> sha256
 
 
 def read(root: Path) -> dict[str, Any]:
@@ -36,7 +46,7 @@ def read(root: Path) -> dict[str, Any]:
         )
     report = f"`ebc-lab report {root.name}`"
     remedy = f"restore a copy, or delete it and let {report} record the files as they are now"
-    found = read_checksummed(root / NAME, remedy)
+    found = read_checksummed(root / NAME, remedy, ManifestRecord)
     files = {path: sha256 for path, sha256 in found["files"].items() if not path.endswith(CHECKPOINT)}
     return {**found, "files": files}
 
@@ -45,6 +55,24 @@ def begin(root: Path) -> None:
     """A command is in progress from now on. Raises UserError when the manifest was truncated or edited."""
     if (root / NAME).exists() and (found := read(root))["complete"]:
         _write(root, found["files"], complete=False)
+
+
+def refuse_changed(root: Path) -> None:
+    """Raises UserError where settings, a spec or a result, from which all else is computed, is not the file
+    that was recorded, whatever its own checksum says."""
+    if not (root / NAME).exists():
+        return
+    built_on = (StudyFiles(root).header_file.name, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
+    for path, sha256 in read(root)["files"].items():
+        if not any(fnmatch(path, pattern) for pattern in built_on):
+            continue
+        with suppress(FileNotFoundError):  # deleted, to be made again
+            if sha256_of(root / path) != sha256:
+                run = run_of(path)
+                what = (
+                    f"delete {root / RUNS / run}, and the run is trained again" if run else "restore a copy"
+                )
+                raise UserError(f"{root / path} was changed after it was recorded in {NAME}: {what}.")
 
 
 def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = ()) -> None:
@@ -101,5 +129,5 @@ def run_of(path: str) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    with open(path, "rb") as f:
+    with opened(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
+from ..stages import stage_of
 from ..stages.rules import Decision, decision_problem
 from ..stages.spec import RunSpec
 from . import reuse
@@ -30,6 +31,12 @@ class Snapshot:
     faults: dict[str, str]  # stage -> why its recorded decision cannot be used
     records: list[Record]  # every planned run
     problems: list[str]  # what is damaged, with a remedy each
+
+    def told(self) -> AbstractContextManager[None]:
+        """Around what tells of this study: it fails with a UserError where a file holds what none of ours
+        does, though its checksum is right."""
+        remedy = f"`ebc-lab verify {self.study.name}` names it, and the study's command makes decisions again"
+        return blamed(f"a file of study {self.study.name}", remedy)
 
     @property
     def finished(self) -> bool:
@@ -91,10 +98,12 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
     try:
         header = study.header()
     except UserError as error:
-        unchecked = study.header(checked=False)
-        if strict or not _readable(unchecked):
+        if strict:
             raise
-        header = unchecked
+        try:
+            header = study.header(checked=False)
+        except UserError:
+            raise error from None
         problems.append(str(error))
     try:
         decisions = study.decisions()
@@ -105,9 +114,19 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
         problems.append(str(error))
     records = study.records()
     problems += [record.problem for record in records if record.problem]
-    faults = {stage: why for stage, decision in decisions.items() if (why := decision_problem(decision))}
+    faults = {stage: why for stage, decision in decisions.items() if (why := _fault(stage, decision))}
     return Snapshot(study, header, settings_of(header), decisions, faults, records, problems)
 
 
-def _readable(header: Mapping[str, Any]) -> bool:
-    return isinstance(header.get("config"), dict) and "corpus" in header
+def _fault(stage: str, decision: Mapping[str, Any]) -> str | None:
+    """Why a recorded decision cannot be used: edited, another version's, or not what its stage decides."""
+    if why := decision_problem(decision):
+        return why
+    try:
+        with blamed("it", "it is decided again"):
+            told = stage_of(stage)
+            told.headlines(decision)
+            told.would_change(decision)
+    except UserError:
+        return "its record in auto_decisions.json is not what this stage decides"
+    return None

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
+import stat
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import matches_run_id
+from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
+from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
-from ebc_lab.records.figures import RunResult
+from ebc_lab.config.study_checks import validate
+from ebc_lab.records.figures import FINISHED, OUTCOMES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
-from ebc_lab.records.paths import SpecRecord, StudyFiles
+from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
 from ..stages.spec import RunSpec
 from . import manifest
 
+HEADER_REMEDY = (
+    "undo the edit (settings are changed on the command line, with --force), or delete the file: the "
+    "study's command writes it again and keeps the runs that are still the same"
+)
 RETRIED = ("lost", "cancelled")  # outcomes that say nothing about the run itself
 RETRIED_UNFINISHED = (*RETRIED, "failed", "oom")  # by a study whose last stage is not decided
 
@@ -55,6 +62,7 @@ def settings_of(header: Mapping[str, Any]) -> Config:
     """The settings in study.json, resolved. Raises UserError where another version wrote them."""
     try:
         found: Config = from_dict(Config, header["config"])
+        validate(found, study=True, here=False)
     except UserError as error:
         raise UserError(
             f"study {header['study']} cannot be read here ({str(error).rstrip('.')}): use that version of "
@@ -96,31 +104,32 @@ class Study(StudyFiles):
         """study.json. Raises UserError: no study here, or the file was truncated or (`checked`) edited."""
         self.must_exist()
         if not checked:
-            return cast(StudyHeader, read_json(self.header_file))
-        remedy = (
-            "undo the edit (settings are changed on the command line, with --force), or delete the file: the "
-            "study's command writes it again and keeps the runs that are still the same"
-        )
-        return cast(StudyHeader, read_checksummed(self.header_file, remedy))
+            return cast(StudyHeader, read_json(self.header_file, StudyHeader, HEADER_REMEDY))
+        return cast(StudyHeader, read_checksummed(self.header_file, HEADER_REMEDY, StudyHeader))
 
     def decisions(self) -> dict[str, Any]:
         """Stage -> decision, in the order of the stages. Raises UserError when the file was truncated."""
-        path = self.decisions_file
-        found = read_json(path) if path.exists() else {}
-        if not isinstance(found, dict):
-            raise UserError(
-                f"{path} was edited: delete it, and the study's command decides again from the runs."
-            )
-        return found
+        remedy = "delete it, and the study's command decides again from the runs"
+        try:
+            return dict(read_json(self.decisions_file, dict[str, dict[str, Any]], remedy))
+        except FileNotFoundError:
+            return {}
 
     def result(self, run_id: str) -> RunResult | None:
-        """A run's result, if it has one. Raises UserError when it was truncated or edited."""
+        """A run's result, if it has one. Raises UserError: truncated, edited, or another run's."""
         files = self.run_files(run_id)
         try:
             remedy = f"delete {files.directory}, and the study's command trains the run again"
-            return cast(RunResult, read_checksummed(files.result, remedy))
+            found = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
         except FileNotFoundError:
             return None
+        own = found.get("identity") or ""  # none where the spec could not be read
+        if found.get("run_id", run_id) != run_id or not run_id.endswith(own[:NAMED_BY]):
+            raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
+        outcome = found.get("outcome")
+        if outcome not in OUTCOMES or (outcome in FINISHED and "steps" not in found):
+            raise UserError(f"{files.result} does not say how the run ended: {remedy}.")
+        return found
 
     def has_result(self, run_id: str) -> bool:
         return self.run_files(run_id).result.exists()
@@ -139,7 +148,7 @@ class Study(StudyFiles):
         """Raises UserError when a result in a run's folder belongs to another run."""
         if result.get("identity") != spec.identity_sha256:
             files = self.run_files(spec.run_id)
-            raise UserError(
+            raise OfAnotherRun(
                 f"{files.result} was not written by this run: delete {files.directory} to train it again."
             )
 
@@ -148,38 +157,52 @@ class Study(StudyFiles):
         return [record for run_id in self.run_ids() if (record := self._record(run_id))]
 
     def _record(self, run_id: str) -> Record | None:
-        files = self.run_files(run_id)
         spec: SpecRecord | None = None
         result: RunResult | None = None
         problem: str | None = None
         try:
-            spec = _parsed_spec(files.spec.read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            spec = self._spec(run_id)
+        except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            problem = f"{files.spec} is damaged ({error}): delete {files.directory}"
+        except UserError as error:
+            problem = str(error)
         try:
             result = self.result(run_id)
         except UserError as error:
             problem = str(error)
-        if result is not None and spec is not None and result.get("run_id", run_id) != run_id:
-            result = None
-            problem = f"{files.result} is another run's: delete {files.directory} to train it again."
         return Record(run_id, spec, result, problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
         """(kind, configuration) of a planned run. Raises UserError when its spec does not match its name."""
-        path = self.run_files(run_id).spec
-        spec = read_json(path)
+        spec = self._spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
-        if not matches_run_id(spec["kind"], run, run_id):
+        try:
+            named = matches_run_id(spec["kind"], run, run_id)
+        except LookupError:  # a choice that is unknown here
+            named = False
+        if not named:
+            path = self.run_files(run_id).spec
             raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
         return spec["kind"], run
+
+    def _spec(self, run_id: str) -> SpecRecord:
+        """A run's spec.json, of whose settings those in `ShownSettings` are there. Raises UserError: damaged,
+        or another run's; FileNotFoundError."""
+        files = self.run_files(run_id)
+        remedy = f"delete {files.directory}, and the run is planned again"
+        spec = cast(SpecRecord, read_json(files.spec, SpecRecord, remedy))
+        missing = {"stage", "role", "arm"} - set(spec)
+        wrong = f"{min(missing)} is missing" if missing else misfit(spec["config"], ShownSettings, "config")
+        if wrong:
+            raise UserError(f"{files.spec} is damaged ({wrong}): {remedy}.")
+        if spec["run_id"] != run_id or not run_id.endswith(digest(spec["identity"])[:NAMED_BY]):
+            raise UserError(f"{files.spec} is another run's: {remedy}.")
+        return spec
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
         path = self.run_files(run_id).progress
         try:
-            return dict(read_json(path))
+            return dict(read_json(path, ProgressRecord))
         except (OSError, UserError):  # none, or being replaced; on NFS also stale for a moment
             return None
 
@@ -274,15 +297,19 @@ class Study(StudyFiles):
         return gone
 
 
+def studies_in(folder: Path) -> list[Study]:
+    """The studies in a folder, the newest first; what cannot be looked at is none."""
+    written: list[tuple[float, Study]] = []
+    for path in folder.glob("*"):
+        with suppress(OSError):
+            about = os.stat((study := Study(path)).header_file)
+            written += [(about.st_mtime, study)] if stat.S_ISREG(about.st_mode) else []
+    return [study for _, study in sorted(written, key=lambda pair: -pair[0])]
+
+
+class OfAnotherRun(UserError):
+    """A run's folder holds the result of another run."""
+
+
 class Cancelled(Exception):
     """The study was stopped with `ebc-lab cancel`."""
-
-
-def _parsed_spec(content: bytes) -> SpecRecord:
-    """A spec.json. Raises ValueError, KeyError or TypeError when it is damaged."""
-    spec = json.loads(content)
-    missing = {"stage", "role", "arm", "kind", "identity"} - set(spec)
-    if missing:
-        raise KeyError(min(missing))
-    int(spec["config"]["seed"])
-    return cast(SpecRecord, spec)

@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import digest, environment, identity_of, matches_run_id, recorded_environment
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.paths import SpecRecord
 
+from ..stages.rules import OTHER_VERSION, decision_problem
 from . import manifest
-from .study import Study
+from .study import OfAnotherRun, Study
 
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
 UNKNOWN = "not in the manifest"
+FOREIGN = "was not written by the run it is named after"
 
 
 def verify(study: Study) -> dict[str, Any]:
@@ -43,7 +46,10 @@ def verify(study: Study) -> dict[str, Any]:
         wrong |= dict.fromkeys(fresh, UNKNOWN)
     wrong = _contents(study, set(all_there)) | wrong
     growing = len(set(all_there) - set(there) - set(recorded["files"]))
-    bad = [{"file": p, "what": what, "remedy": _remedy(study, p, what)} for p, what in sorted(wrong.items())]
+    told = {
+        p: {"what": visible(what), "remedy": visible(_remedy(study, p, what))} for p, what in wrong.items()
+    }
+    bad = [{"file": visible(p), **told[p]} for p in sorted(wrong)]
     return {
         "study": study.name,
         "root": str(study.root),
@@ -72,18 +78,26 @@ def _compare(root: Path, recorded: Mapping[str, str]) -> dict[str, str]:
                 wrong[path] = CHANGED
         except FileNotFoundError:
             wrong[path] = MISSING
-        except OSError as error:
-            wrong[path] = f"cannot be read ({error.strerror})"
+        except (UserError, OSError):
+            wrong[path] = "not a file that can be read"
     return wrong
 
 
 def _contents(study: Study, files: set[str]) -> dict[str, str]:
-    """A study.json that was edited, and files in the folders of runs that are not theirs -> what is wrong."""
+    """File -> what is wrong: a study.json or decision that was edited, what is not its run's own."""
     wrong: dict[str, str] = {}
     try:
         study.header()
     except UserError:
         wrong[study.header_file.name] = "edited: its checksum does not match"
+    try:
+        recorded = study.decisions()
+        problems = {stage: decision_problem(decision) for stage, decision in recorded.items()}
+        what = "; ".join(f"{s}: {why}" for s, why in problems.items() if why and why != OTHER_VERSION)
+    except UserError:
+        what = "damaged or edited: it holds no decisions"
+    if what:
+        wrong[study.decisions_file.name] = what
     for run_id in sorted({r for path in files if (r := manifest.run_of(path))}):
         run = study.run_files(run_id)
         spec, result = (str(path.relative_to(study.root)) for path in (run.spec, run.result))
@@ -97,11 +111,14 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
             wrong[spec] = MISSING
         try:
             found = study.result(run_id)
+        except OfAnotherRun:
+            wrong[result] = FOREIGN
+            continue
         except UserError:
-            wrong[result] = "damaged or edited: its checksum does not match"
+            wrong[result] = "damaged or edited: its checksum does not match, or it is no result"
             continue
         if found is not None and expected is not None and found.get("identity") != expected:
-            wrong[result] = "was not written by the run it is named after"
+            wrong[result] = FOREIGN
             continue
         for name, sha256 in (found or {}).get("streams", {}).items():
             stream = f"{run.directory.relative_to(study.root)}/{name}"
@@ -112,7 +129,7 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
 
 def _identity_digest(study: Study, run_id: str) -> str:
     """The digest of a run's identity, from its spec. Raises UserError when the spec is not this run's."""
-    spec = read_json(study.run_files(run_id).spec)
+    spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind = spec["kind"]
     whole = spec["identity"]
     run: RunConfig = from_dict(RunConfig, spec["config"])

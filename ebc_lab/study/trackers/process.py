@@ -25,7 +25,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_json, write_json
-from ebc_lab.records.paths import RunFiles, StudyFiles
+from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
 from .backends import FOLDER, TRACKERS, Row, Run, Tracker
@@ -76,8 +76,8 @@ class Reader:
             if ended is not None and self.complete.get(files.result) == ended:
                 continue
             try:  # the result before the rows, which are complete once it is there
-                result = None if ended is None else read_json(files.result)
-                spec = read_json(files.spec)
+                result = None if ended is None else read_json(files.result, dict[str, Any])
+                spec = read_json(files.spec, SpecRecord)
             except (FileNotFoundError, UserError):  # no run, or a damaged file, which `verify` reports
                 continue
             if spec["kind"] == "train":
@@ -132,7 +132,7 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
     """The figures that a stream holds after a step. A file that does not exist holds none yet."""
     try:
         found = read_columns(path)
-    except (FileNotFoundError, IndexError, ValueError):  # ValueError: its last line is being written
+    except (FileNotFoundError, UserError):  # UserError: its last line is being written
         return []
     rows = []
     for i, step in enumerate(found["step"]):

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import write_checksummed, write_json
+from ebc_lab.config.identity import digest
+from ebc_lab.records.json_files import read_checksummed, write_checksummed, write_json
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.study import Study
@@ -128,21 +130,24 @@ def test_a_result_of_another_run_is_refused(study, resolved):
 
 def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved):
     spec = stage_of("lr_sweep").runs(resolved, {}, {})[0]
+    planned = {"identity": spec.identity, "config": to_dict(spec.run)}
+    ending = digest(spec.identity)
+    a, b, c, d = (f"{name}-{ending[:10]}" for name in "abcd")
     for name, outcome, stage in (
-        ("a", "lost", "finals"),
-        ("b", "completed", "finals"),
-        ("c", "failed", "finals"),
-        ("d", "lost", "x"),
+        (a, "lost", "finals"),
+        (b, "completed", "finals"),
+        (c, "failed", "finals"),
+        (d, "lost", "x"),
     ):
         study.run_dir(name).mkdir()
-        about = {"stage": stage, "role": "grid", "arm": name, "kind": "train", "identity": spec.identity}
-        write_json(study.run_dir(name) / "spec.json", {**about, "config": {"seed": 0}})
-        write_checksummed(study.run_dir(name) / "result.json", {"outcome": outcome})
-    assert study.forget(["lost"], ["finals"]) == ["a"]
-    assert study.result("d")
-    assert study.result("b")
-    assert study.result("c")
-    assert study.result("a") is None
+        about = {"run_id": name, "stage": stage, "role": "grid", "arm": name, "kind": "train"}
+        write_json(study.run_dir(name) / "spec.json", {**about, **planned})
+        write_checksummed(study.run_dir(name) / "result.json", {"outcome": outcome, "steps": 15})
+    assert study.forget(["lost"], ["finals"]) == [a]
+    assert study.result(d)
+    assert study.result(b)
+    assert study.result(c)
+    assert study.result(a) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved)
         (lambda text: text.replace('"checksum"', '"sum"'), "was edited after it was written"),
         (lambda text: text[: len(text) // 2], "is damaged"),
         (lambda text: text.replace('"val_loss": ', '"val_loss": -'), "was edited"),
-        (lambda text: re.sub(r'"val_loss": [^,]*', '"val_loss": NaN', text), "was edited"),
+        (lambda text: re.sub(r'"val_loss": [^,]*', '"val_loss": NaN', text), "NaN is not JSON"),
         (lambda text: "[]", "was edited"),
         (lambda text: "", "is damaged"),
     ],
@@ -174,11 +179,9 @@ def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(finished, t
 
 
 def test_what_json_does_not_have_survives_the_checksum(study):
-    study.run_dir("a").mkdir()
-    write_checksummed(
-        study.run_dir("a") / "result.json", {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf}
-    )
-    assert study.result("a") == {"loss": None, "curve": [[1, 0.1]], "3": None}
+    path = study.root / "found.json"
+    write_checksummed(path, {"loss": math.nan, "curve": ((1, np.float64(0.1)),), 3: math.inf})
+    assert read_checksummed(path, "") == {"loss": None, "curve": [[1, 0.1]], "3": None}
 
 
 def test_a_hand_edited_study_json_is_noticed_with_a_remedy(finished, tmp_path):
