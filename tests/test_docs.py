@@ -22,6 +22,7 @@ from ebc_lab.config.compose import compose, configurations, expand
 from ebc_lab.records import columns as columns_module
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
+from ebc_lab.report.text import words
 from ebc_lab.study.autopilot import autopilot
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +190,12 @@ def test_the_suites_page_says_how_many_comparisons_an_interval_holds_for(tmp_pat
 def section(name: str, heading: str) -> str:
     text = (ROOT / name).read_text()
     return re.split(rf"^#+ {re.escape(heading)}$", text, flags=re.MULTILINE)[1].split("\n#")[0]
+
+
+def test_the_glossary_is_the_programs():
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", section("docs/glossary.md", "Terms"), re.MULTILINE)
+    said = {term.replace("\\*", "*"): meaning.replace("\\*", "*") for term, meaning in rows[1:]}
+    assert said == words.TERMS
 
 
 def test_every_setting_is_documented_as_it_is():

@@ -20,7 +20,7 @@ from ebc_lab.config.errors import clock
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text import tables
-from ebc_lab.report.text.words import plural
+from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
 
@@ -88,13 +88,13 @@ class View:
         self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {text}"))
 
     def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
-        headlines = stage_of(stage).headlines(decision)
+        headlines = [tracks_in_words(line) for line in stage_of(stage).headlines(decision)]
         for line in headlines:
             self.console.print(
                 Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line)
             )
         for note in decision["notes"]:
-            self.console.print(Text(f"    note: {note}", style="yellow"))
+            self.console.print(Text(f"    note: {tracks_in_words(note)}", style="yellow"))
         self.newest = next(iter(headlines), "")
 
     def watch(self, progress: Any) -> None:
@@ -121,6 +121,9 @@ def outcome(console: Console, done: Any) -> None:
     """The end of a call: verdict, where everything lies, what failed."""
     if done.acceptance:
         console.print(drawn(tables.verdict(done.acceptance["lines"])))
+        asked = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
+        for term, meaning in explained(asked).items():
+            console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
         console.print(suite(done.ablation))
     if done.warning:
@@ -187,7 +190,8 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in found["stages"]:
         outcomes = ", ".join(f"{s['outcomes'][o]} {o}" for o in OUTCOME_ORDER if o in s["outcomes"])
-        table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, "\n".join(s["decided"]))
+        decided = tracks_in_words("\n".join(s["decided"]))
+        table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, decided)
     console.print(table)
     for r in found["running"]:
         p = r["progress"]
@@ -253,17 +257,17 @@ def why(console: Console, found: Mapping[str, Any], band: Sequence[float] | None
     for stage, d in found.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
-            console.print(Text(f"  {line}"))
+            console.print(Text(f"  {tracks_in_words(line)}"))
         console.print(Text(f"  rule: {d['rule']}", style="dim"))
         if d["stale_because"]:
             console.print(Text(f"  stale: {d['stale_because']}", style="yellow"))
         console.print(_evidence(stage, d, band))
         for track, floor in d["noise"].items():
-            console.print(Text(f"  noise of {track}: {noise_in_words(floor)}"))
+            console.print(Text(f"  noise of {optimizer(track)}: {noise_in_words(floor)}"))
         for line in d["flips"]:
-            console.print(Text(f"  what would have changed it — {line}"))
+            console.print(Text(f"  what would have changed it — {tracks_in_words(line)}"))
         for note in d["notes"]:
-            console.print(Text(f"  note: {note}", style="yellow"))
+            console.print(Text(f"  note: {tracks_in_words(note)}", style="yellow"))
 
 
 def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | None) -> RenderableType:

@@ -89,9 +89,11 @@ def _gathered(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
 
 
 def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
-    """Sentences without the track that they begin with, where there is one only."""
+    """Sentences with their track in words, and without the one that they begin with where there is only
+    one."""
     alone = list(tracks)
-    return [line.removeprefix(f"{alone[0]}: ") if len(alone) == 1 else line for line in lines]
+    own = [line.removeprefix(f"{alone[0]}: ") if len(alone) == 1 else line for line in lines]
+    return [words.tracks_in_words(line) for line in own]
 
 
 def label(name: str, arm: Mapping[str, Any]) -> str:

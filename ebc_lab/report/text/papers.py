@@ -21,7 +21,7 @@ from ebc_lab.study.stages.compare_arms import seeds_of
 from . import tables
 from .table import PAPER, Column, Table
 from .tables import Results
-from .words import FAMILIES
+from .words import FAMILIES, optimizer
 
 WIDE = 6  # columns that fit a page of LaTeX's article in a larger type
 
@@ -64,7 +64,7 @@ def suite(about: About, decision: Mapping[str, Any], results: Results) -> list[T
     made = []
     for track, found in decision["tracks"].items():
         made.append(_arms(about, "suite", track, found, results))
-        title = f"Test loss of {track}'s arms against {found['reference']}"
+        title = f"{optimizer(track)}: test loss of the arms against {found['reference']}"
         pairs = tables.suite_pairs(found, found["arms"])
         made.append(_differences(about, f"{track}-differences", title, pairs, found))
         spans = tables.spans(found, f"{track}-{{}}".format)
@@ -92,7 +92,7 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
         str(about),
     ]
     made = tables.arms(f"{track}-arms", found, results).on(PAPER)
-    return replace(made, title=f"Arms of the {kind}, {track}", caption=caption)
+    return replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
 
 
 def _differences(

@@ -500,7 +500,7 @@ def _judged(d: Mapping[str, Any]) -> Cell:
 
 
 VERDICT = (
-    Column("Track", "name", short="track", optional=True),
+    Column("Optimizer", short="optimizer", optional=True),
     Column("Question", "prose", short="question"),
     Column("Verdict", short="verdict"),
     Column("Figure", "prose", short="figure"),
@@ -512,7 +512,7 @@ def verdict(lines: Sequence[Mapping[str, Any]]) -> Table:
     several = len({line["track"] for line in lines}) > 1
     rows = []
     for line in lines:
-        track = line["track"] if several else ""
+        track = words.optimizer(line["track"]) if several else ""
         judged = Cell(line["verdict"], tone=line["verdict"])
         rows.append(filled(VERDICT, (track, line["question"], judged, line["figure"])))
     return Table("verdict", "Verdict", VERDICT, rows)

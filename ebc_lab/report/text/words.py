@@ -20,26 +20,35 @@ QUESTION = "What does EBC buy, and what does it not?"
 QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
-    "so that the model’s predictions move by no more than a chosen amount.",
+    "the clip coefficient, so that the model’s predictions move by no more than a chosen amount, the budget "
+    "δ*: a KL divergence in nats per token.",
     "The study tunes the plain optimizer, a constant learning rate and a schedule; then EBC’s budget, which "
     "is a setting like any other and has to be tuned too. It tests how far the learning rate can rise, with "
     "EBC and without, and trains every arm again at full length over fresh seeds. Validation loss decides; "
     "test loss only judges.",
 )
-TERMS = {
+TERMS = {  # docs/glossary.md repeats them
     "δ*": "EBC’s budget: the KL divergence, in nats per token, by which one step may move the predictions; "
     "on a schedule it falls towards the end of the run",
     "natural KL": "how far a step moves the predictions without EBC, at the baseline’s learning rate: "
     "the unit in which δ* is tried",
     "c": "the clip coefficient: the share of an update that is applied; 1 is all of it",
+    "clip rate": "the share of the steps that EBC shortens, those with c < 1; the column Clipped",
     "baseline": "the plain optimizer at its best constant learning rate, which is ×1 of every other rate",
     "fair control": "the same optimizer on a learning-rate schedule that was tuned for it: its peak, and its "
     "warm-up and shape where several are tried",
     "LR window": f"the learning rates at which an arm’s loss lies within {WINDOW_NATS:g} nats of its own "
     "best, in octaves: factors of 2; “≥” where it does not end within what was tried",
+    "headroom": "how far the learning rate can rise: the highest multiple of the baseline’s whose loss is "
+    "within one σ of the best without EBC",
+    "LR inert": "at rates where EBC clips nearly every step, c cancels the learning rate: the runs are the "
+    "same up to rounding",
     "arm": "one way to train, over all seeds",
+    "track": "an optimizer with its projection of the weights, if any; each has decisions of its own",
     "paired": "two arms compared seed by seed: the same initial weights and the same data in the same order",
     "σ": "the standard deviation of the final loss over replicate seeds: how much of a difference is luck",
+    "margin": "how far the runner-up lies behind what was chosen, in σ; of a comparison with a target, how "
+    "many nats worse still counts as no worse",
     "smallest detectable difference": "the least true difference that these seeds would have shown "
     "four times out of five",
 }
@@ -257,7 +266,8 @@ def answer(
     if window is None:
         words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No."}
         return {"judged": how, "word": words_of.get(how, "Undecided."), "text": " ".join(told)}
-    told = [_over_the_window(window, scales), *told, "The setting to be tuned instead is EBC’s budget δ*."]
+    tuned = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
+    told = [_over_the_window(window, scales), *told, tuned]
     headroom, word = _headroom(window)
     loss = {"beats": "yes", "misses": "no"}.get(how, "not shown")
     signs = {headroom, how}
@@ -289,7 +299,7 @@ def _over_the_window(window: Mapping[str, Any], scales: Sequence[float]) -> str:
     lead = f"at {high} the test loss is " if window["difference"]["mean"] is not None else ""
     text = f"{said}: {lead}{gap(window['difference'], window['joint'], f' than at {low}')}"
     if window["plain"] and (plain := _plain_step(window["plain"], low, high)):
-        text += f"; on the fair control’s schedule without EBC, {plain}"
+        text += f"; on the fair control’s schedule (tuned for the plain optimizer) without EBC, {plain}"
     return f"{text}."
 
 
@@ -434,6 +444,8 @@ OPTIMIZERS = {
 }
 
 
+PROJECTIONS = ("none", "spectral", "stiefel")
+TRACK = re.compile(rf"\b(?:{'|'.join(OPTIMIZERS)})_(?:{'|'.join(PROJECTIONS)})\b")
 SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) -> in a label
     "lindelta": "falling δ*",
     "cosdelta": "δ* falling as a cosine",
@@ -502,6 +514,17 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, {rate}"
     text += "".join(f", {said}" for said in schedules(name, SCHEDULES))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
+
+
+def tracks_in_words(text: str) -> str:
+    """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
+    go on after the track, stay as they are recorded."""
+    return TRACK.sub(lambda found: optimizer(found[0]), text)
+
+
+def explained(text: str) -> dict[str, str]:
+    """The terms that a text uses, with what they mean."""
+    return {term: what for term, what in TERMS.items() if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text)}
 
 
 def optimizer(track: str) -> str:

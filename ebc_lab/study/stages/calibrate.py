@@ -224,9 +224,10 @@ def _decided(config: Config, own: Sequence[RunSpec], results: Results, swept: Tr
 
 def headline(track: Track) -> str:
     return (
-        f"δ* {track['delta_star']:g} nats ({track['times_natural']:.2f} × natural) by {track['budget']}"
-        f"{track['bound']}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; δ* window "
-        f"{in_octaves(track['delta_window'])}"
+        f"KL budget δ* {track['delta_star']:g} nats per token "
+        f"({track['times_natural']:.2f} × the natural KL), held by budget={track['budget']}{track['bound']}, "
+        f"median clip coefficient c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
+        f"δ* window {in_octaves(track['delta_window'])}"
     )
 
 

@@ -95,7 +95,7 @@ def _decided(
 def headline(track: Track) -> str:
     return (
         f"{track['candidate']} of {len(track['kl_ratios'])}, median KL/δ* {track['kl_ratio']:.2f}, "
-        f"val {track['val_loss']:.4f}"
+        f"validation loss {track['val_loss']:.4f}"
     )
 
 

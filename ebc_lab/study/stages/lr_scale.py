@@ -189,13 +189,14 @@ def _reference(config: Config, arms: Mapping[str, Sequence[Track]], losses: Mapp
 
 
 def headline(track: Track) -> str:
-    scales = {arm: "none" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
-    headroom = ", ".join(f"{arm} {scale}" for arm, scale in scales.items())
-    inert = " (LR inert under EBC, so its headroom is a tautology)" if track["headroom_is_tautology"] else ""
-    windows = ", ".join(f"{arm} {in_octaves(found)}" for arm, found in track["lr_window"].items())
+    scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
+    headroom = ", ".join(f"{HEADROOM.get(arm, arm)} {scale}" for arm, scale in scales.items())
+    inert = " (where EBC clips nearly every step, which cancels the learning rate)"
+    windows = ", ".join(f"{HEADROOM.get(arm, arm)} {in_octaves(w)}" for arm, w in track["lr_window"].items())
     return (
-        f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, val {track['val_loss']:.4f}; "
-        f"LR window {windows}; headroom {headroom}{inert}"
+        f"×{track['lr_scale']:g}, median c {track['c_median']:.2f}, validation loss {track['val_loss']:.4f}; "
+        f"LR window {windows}; as good as the best without EBC, within one σ, up to (headroom): {headroom}"
+        f"{inert if track['headroom_is_tautology'] else ''}"
     )
 
 
@@ -231,6 +232,8 @@ HEADROOM = {  # role of an arm -> in words
     "surrogate_x1": "surrogate at ×1",
 }
 
+HIGHEST = "the highest rate whose loss is within one σ of the best without EBC"
+
 STAGE = Stage(
     name="lr_scale",
     runs=runs,
@@ -246,7 +249,7 @@ STAGE = Stage(
         ),
         Figure("val_loss", "validation loss", "{:.4f}", "nats per token"),
         *(
-            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", "within one σ of the best without EBC")
+            Figure(f"headroom.{role}", f"headroom, {words}", "×{:g}", HIGHEST)
             for role, words in HEADROOM.items()
         ),
         *(

@@ -401,9 +401,11 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
 def headline(track: Track) -> str:
     control = track["control"]
     return (
-        f"baseline lr {track['lr']:g}, val {track['val_loss']:.4f}, σ {track['sigma']:.4f}; natural KL "
-        f"{track['natural_kl']:.4g} nats; fair control lr {control['lr']:g} (×{control['lr_scale']:g}), "
-        f"{schedule_in_words(control['lr_schedule'])}, val {control['val_loss']:.4f}"
+        f"baseline (best constant rate): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
+        f"(its spread over seeds) {track['sigma']:.4f}; natural KL (of a step without EBC) "
+        f"{track['natural_kl']:.4g} nats; fair control (tuned schedule): lr {control['lr']:g} "
+        f"(×{control['lr_scale']:g}), {schedule_in_words(control['lr_schedule'])}, validation loss "
+        f"{control['val_loss']:.4f}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ebc_lab.report.text.words import answer, role, short, words
+from ebc_lab.report.text.words import answer, explained, role, short, tracks_in_words, words
 from ebc_lab.study.stages.statistics import VERDICT_OF
 
 ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_none"}
@@ -115,7 +115,7 @@ def test_the_answer_puts_the_plain_optimizers_own_loss_beside_ebcs():
     level = "With EBC the learning rate hardly matters between ×2 and ×8 of the best constant one: at ×8 the "
     level += "test loss is 0.001 nats higher than at ×2 (95% interval −0.004 to +0.006, 3 paired seeds)"
     assert said(None) == level
-    without = f"{level}; on the fair control’s schedule without EBC, "
+    without = f"{level}; on the fair control’s schedule (tuned for the plain optimizer) without EBC, "
     assert said(difference("misses")) == f"{without}it is 0.200 nats higher"
     lost = difference("misses", **DIVERGED)
     assert said(lost) == f"{without}3 of 3 runs diverged at ×8 and 1 of 3 runs diverged at ×2"
@@ -134,3 +134,32 @@ def test_without_a_window_the_answer_is_that_of_the_comparison():
     assert told["word"] == "Yes."
     assert told["judged"] == "beats"
     assert answer([], 0.01) is None
+
+
+# -- terms ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("adam_none: 3 arms", "Adam: 3 arms"),
+        ("muon_spectral: no grid run completed", "Muon + spectral projection: no grid run completed"),
+        ("adam_uncorrected_none would have had to be", "Adam without bias correction would have had to be"),
+        ("adam_none_ebc_d0p02_tracked_x2 at ×2", "adam_none_ebc_d0p02_tracked_x2 at ×2"),  # a recorded name
+        ("adam_none", "Adam"),
+    ],
+)
+def test_tracks_are_named_in_words(text, said):
+    assert tracks_in_words(text) == said
+
+
+def test_the_terms_that_a_text_uses_are_explained():
+    told = explained("median c in 0.5–0.7; test loss ≤ fair control + 0.01")
+    assert list(told) == ["c", "fair control"]
+    assert list(explained("nothing of ours, a choice of colours")) == []
+
+
+def test_the_answer_says_what_the_budget_and_the_fair_control_are():
+    text = answer(lines("meets", "meets", "beats", difference("misses")), 0.01, (2.0, 8.0))["text"]
+    assert "the fair control’s schedule (tuned for the plain optimizer)" in text
+    assert "EBC’s budget δ*: how far one step may move the predictions" in text
