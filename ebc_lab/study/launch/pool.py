@@ -221,8 +221,8 @@ class WorkerPool(ABC):
     def _check_heartbeat(self, worker: str, note: Mapping[str, Any]) -> None:
         """Kill a worker that shows no sign of life, or takes longer over a run than allowed.
 
-        Signs of life are its runs' progress or, if there is none, the heartbeat in its note. Before the first,
-        it imports and builds, which may take minutes on a cold disk, and has `start_s` for that.
+        Signs of life are its runs' progress or, if there is none, the heartbeat in its note. Before the
+        first, it imports and builds, which may take minutes on a cold disk, and has `start_s` for that.
         """
         seen = self.alive[worker] = self._sign_of(worker, note)
         if worker in self.killed:
