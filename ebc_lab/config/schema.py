@@ -457,6 +457,9 @@ class LauncherConfig:
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0)
     heartbeat_s: float = setting(300.0, "time without a step after which a worker is killed", "s", above=0)
+    start_s: float = setting(
+        600.0, "time for a worker to import and build its first run, if longer than heartbeat_s", "s", above=0
+    )
     run_timeout_s: float = setting(0.0, "time allowed for one attempt at a run; 0: any", "s", low=0)
     partition: str | None = setting(None, "Slurm partition", only=SLURM)
     account: str | None = setting(None, "Slurm account", only=SLURM)

@@ -67,6 +67,7 @@ class Alive:
     sign: Any
     since: float
     begun: dict[str, float]  # run id -> when the worker was first seen on it
+    started: bool  # it says that it has taken a step, or that it waits for a run
 
 
 class WorkerPool(ABC):
@@ -220,24 +221,33 @@ class WorkerPool(ABC):
     def _check_heartbeat(self, worker: str, note: Mapping[str, Any]) -> None:
         """Kill a worker that shows no sign of life, or takes longer over a run than allowed.
 
-        Signs of life are its runs' progress or, if there is none, the heartbeat in its note.
+        Signs of life are its runs' progress or, if there is none, the heartbeat in its note. Before the
+        first, it imports and builds, which may take minutes on a cold disk, and has `start_s` for that.
         """
-        run_ids = note.get("run_ids") or []
-        now = time.monotonic()
-        sign = (run_ids, [self.study.progress(r) for r in run_ids] or note.get("beat"))
-        known = self.alive.get(worker, Alive(None, now, {}))
-        begun = {r: known.begun.get(r, now) for r in run_ids}
-        since = known.since if known.sign == sign else now
-        self.alive[worker] = Alive(sign, since, begun)
+        seen = self.alive[worker] = self._sign_of(worker, note)
         if worker in self.killed:
             return
+        now = time.monotonic()
         launcher = self.config.launcher
-        late = [r for r in run_ids if launcher.run_timeout_s and now - begun[r] > launcher.run_timeout_s]
-        if now - since > launcher.heartbeat_s:
-            self._kill_for(worker, f"no sign of life for {launcher.heartbeat_s:g} s", run_ids, [])
+        run_ids = list(seen.begun)
+        late = [r for r in run_ids if launcher.run_timeout_s and now - seen.begun[r] > launcher.run_timeout_s]
+        patience = launcher.heartbeat_s if seen.started else max(launcher.start_s, launcher.heartbeat_s)
+        if now - seen.since > patience:
+            still = "" if seen.started else " since it was started,"
+            self._kill_for(worker, f"no sign of life{still} for {patience:g} s", run_ids, [])
         elif late:
             why = f"longer than launcher.run_timeout_s, {launcher.run_timeout_s:g} s"
             self._kill_for(worker, why, late, late)
+
+    def _sign_of(self, worker: str, note: Mapping[str, Any]) -> Alive:
+        """What is known of a worker now, given what was known before."""
+        run_ids = note.get("run_ids") or []
+        now = time.monotonic()
+        known = self.alive.get(worker, Alive(None, now, {}, started=False))
+        sign = (run_ids, [self.study.progress(r) for r in run_ids] or note.get("beat"))
+        since = known.since if known.sign == sign else now
+        begun = {r: known.begun.get(r, now) for r in run_ids}
+        return Alive(sign, since, begun, bool(note.get("started")))
 
     def _kill_for(self, worker: str, why: str, on: Sequence[str], guilty: list[str]) -> None:
         self.say(f"worker {worker}{' on ' + ', '.join(on) if on else ''}: {why}; it is killed")

@@ -174,6 +174,7 @@ class Worker:
         self.turns: dict[str, Turns] = {}  # run id -> the run, for each run in progress
         self.sharing: dict[str, int | None] = {}  # run id -> its `sharing_class`, for each run in progress
         self.taken = 0
+        self.started = False  # everything is imported, and the first run is built
         self.left: list[str] = []  # runs on the list that had no result when it was last read
         self.leaving = False  # every run is stopped with a checkpoint, because one of them cannot write
         self.look_at = 0.0  # while runs are in progress: when to look for another one
@@ -181,7 +182,8 @@ class Worker:
         self.stop = _Stop(session, bound=self.about["bound"])
 
     def say(self, **more: Any) -> None:
-        self.session.note(self.name, run_ids=list(self.turns), ran=self.taken, **self.surroundings, **more)
+        now = {"run_ids": list(self.turns), "ran": self.taken, "started": self.started}
+        self.session.note(self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
         """Train until nothing is left. -> exit code: 0 done or told to end, 74 cannot write, 75 GPU lost, 130
@@ -231,6 +233,7 @@ class Worker:
                 return 0
             if time.monotonic() - beat > self.about["beat_s"]:
                 beat = time.monotonic()
+                self.started = True
                 self.say(beat=beat)
             self.stop.event.wait(poll_s)
         return 0 if self.stop.told_to_end else 130
@@ -304,9 +307,13 @@ class Worker:
         """One block of steps of one run. Raises DeviceFailed, and OSError if its folder cannot be written."""
         try:
             next(self.turns[run_id])
+            if not self.started:
+                self.started = True
+                self.say()
             return
         except (StopIteration, Interrupted):
             del self.turns[run_id], self.sharing[run_id]
+        self.started = True
         self.look_at = 0.0
         self.say()
 

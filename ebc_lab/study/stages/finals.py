@@ -17,7 +17,7 @@ from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of,
 from .spec import RunSpec, arm_name
 from .stage import Figure, Stage, Track
 from .statistics import CONFIDENCE
-from .verdict import verdict_lines
+from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
 
@@ -162,12 +162,13 @@ def headline(track: Track) -> str:
 
 
 def flips(stage: Stage, name: str, decision: Mapping[str, Any]) -> str:
-    """Which lines of the verdict more seeds could decide."""
-    lines = decision["tracks"][name]["verdict"]
-    open_lines = [line["name"] for line in lines if line["verdict"] == "undecided"]
-    if not open_lines:
-        return "nothing is open"
-    return f"more seeds (seeds=…, or finals.max_seeds=…) could settle {', '.join(open_lines)}"
+    """What could change each line of the verdict that did not pass."""
+    lines: dict[str, list[str]] = {}
+    for line in decision["tracks"][name]["verdict"]:
+        if line["verdict"] != "pass":
+            lines.setdefault(remedy(line), []).append(line["name"])
+    told = [f"{what} could change {', '.join(names)}" for what, names in lines.items()]
+    return "; ".join(told) or "every line passed"
 
 
 STAGE = Stage(

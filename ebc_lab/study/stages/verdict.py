@@ -172,6 +172,31 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
     return _line("overhead", question, passed, figure, overhead_pct=overhead)
 
 
+RECIPE = "another recipe (budget, schedules, calibrate.multiples=…)"
+SEEDS = "more seeds (seeds=…, or finals.max_seeds=…)"
+LONGER = "longer runs (finals.steps=…)"
+CHEAPER = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or larger batches,"
+QUIETER = "a measurement on a quieter machine"
+
+
+def remedy(line: Line) -> str:
+    """What could change a line that failed or is undecided."""
+    failed = line["verdict"] == "fail"
+    if line["name"] == "overhead":
+        return (
+            "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
+            if failed
+            else QUIETER
+        )
+    if failed:
+        return RECIPE
+    if "difference" in line:
+        return SEEDS
+    if line["name"] == "no_plateau":
+        return LONGER
+    return f"{RECIPE} under which EBC clips" if line["name"] == "kl_on_target" else "a run that ends"
+
+
 def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
     """acceptance.json: every line, and how many passed, failed or stayed undecided."""
     lines = [{"track": t, **line} for t, found in decision["tracks"].items() for line in found["verdict"]]

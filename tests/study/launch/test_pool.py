@@ -220,6 +220,54 @@ def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
     assert bench.kinds(spec) == ["begin", "lost", "begin", "end"]
 
 
+SLOW_TO_IMPORT = """
+import os, sys, time
+if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
+    open({here!r} + "/importing", "w").close()
+    while not os.path.exists({here!r} + "/go"):
+        time.sleep(0.02)
+"""
+
+
+@pytest.fixture
+def slow_to_import(tmp_path, monkeypatch):
+    """Workers import until a file `go` appears in this folder; `importing` is there once one does."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SLOW_TO_IMPORT.format(here=str(tmp_path)))
+    path = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    return tmp_path
+
+
+def test_a_worker_that_is_slow_to_start_is_waited_for_and_not_killed(bench, slow_to_import):
+    """It imports, or builds its first run, for several times `heartbeat_s`."""
+    [spec] = bench.idle(1, at=0, do="hang")
+    watched = []
+
+    def wait(done, busy):
+        if pool.alive and not watched:
+            watched.append(pool.watched)
+        checked_twice = watched and pool.watched > watched[0] + 2 * pool.config.launcher.heartbeat_s
+        if checked_twice and (slow_to_import / "importing").exists():
+            (slow_to_import / "go").touch()
+        if busy and pool.alive["0"].begun:
+            held = pool.watched - pool.alive["0"].begun[spec.run_id]
+            if held > 2 * pool.config.launcher.heartbeat_s:
+                bench.release(spec)
+
+    pool = bench.pool(heartbeat_s=0.2)
+    pool.run([spec], [], wait, canary=False)
+    assert bench.kinds(spec) == ["begin", "end"]
+    assert bench.said == []
+
+
+def test_a_worker_that_never_starts_is_killed_in_the_end(bench, slow_to_import):
+    [spec] = bench.idle(1)
+    with pytest.raises(WorkersFailed, match=r"before they take a run \(no sign of life since it was started"):
+        bench.run([spec], heartbeat_s=0.1, start_s=0.4)
+    assert bench.said == ["worker 0: no sign of life since it was started, for 0.4 s; it is killed"] * 3
+
+
 def test_a_run_that_takes_longer_than_allowed_is_given_up_and_the_others_continue(bench):
     [slow] = bench.idle(1, at=2, do="hold")
     quick = bench.spec(steps=3, seed=9)

@@ -89,3 +89,35 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolve
     lines = {line["name"]: line["verdict"] for line in found["tracks"]["adam_none"]["verdict"]}
     assert lines["kl_on_target"] == lines["c_in_band"] == lines["overhead"] == "undecided"
     assert found["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict", "more", "could"),
+    [
+        ("kl_on_target", "undecided", {}, "another recipe"),
+        ("kl_on_target", "fail", {}, "another recipe"),
+        ("c_in_band", "undecided", {}, "a run that ends"),
+        ("c_in_band", "fail", {}, "another recipe"),
+        ("no_plateau", "undecided", {}, "longer runs"),
+        ("no_plateau", "fail", {}, "another recipe"),
+        ("x2_no_worse_than_baseline", "undecided", {"difference": {}}, "more seeds"),
+        ("lr_window", "fail", {"difference": {}}, "another recipe"),
+        ("overhead", "undecided", {}, "a quieter machine"),
+        ("overhead", "fail", {}, "a cheaper recipe"),
+    ],
+)
+def test_what_could_change_a_line_that_did_not_pass(name, verdict, more, could):
+    """Only intervals depend on the number of seeds."""
+    lines = [{"name": name, "verdict": verdict, **more}, {"name": "other", "verdict": "pass"}]
+    told = finals.flips("adam_none", {"verdict": lines}, {})
+    assert could in told
+    assert told.endswith(f"could change {name}")
+    assert ("more seeds" in told) == (could == "more seeds")
+
+
+def test_a_real_verdict_says_what_could_change_each_open_line_once(finished):
+    found = finished[1].study.decisions()["finals"]["tracks"]["adam_none"]
+    told = finals.flips("adam_none", found, {})
+    for line in found["verdict"]:
+        assert told.count(line["name"]) == (line["verdict"] != "pass")
+    assert finals.flips("adam_none", {"verdict": [{"verdict": "pass"}]}, {}) == "every line passed"
