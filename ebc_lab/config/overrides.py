@@ -87,7 +87,7 @@ def _key(text: str) -> str:
 
 
 def _depth(text: str) -> int:
-    steps = (1 if c in "[{(" else -1 if c in "]})" else 0 for c in text)
+    steps = ((c in "[{(") - (c in "]})") for c in text)
     return max(itertools.accumulate(steps), default=0)
 
 
