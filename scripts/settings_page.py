@@ -26,6 +26,10 @@ TOP = r"""# The settings
 Write settings as Hydra overrides, for example `budget.target_kl=0.02`. A group such as `optimizer=muon` sets
 everything in that choice's file. *Default* is what `ebc-lab autopilot scale=laptop` uses; empty means none.
 A study decides some of a run's settings itself and refuses overrides of them. δ\* is the target KL.
+
+A list or mapping takes at most 100 items (500 arms), a text 1,000 characters, an override 4,000, and a
+study 2,000 runs. `${batch_size}` in a value is the value of that setting; other `${…}` are refused. A new
+entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`. New arms take a file in `conf/study`.
 """
 NUMBERS = {int: "integer", float: "number", str: "text"}
 

@@ -160,7 +160,7 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
         return _json(found)
     from . import screen
 
-    screen.plan(_console(), found)
+    screen.plan(_console(), found, overrides or [])
 
 
 @app.command()

@@ -4,6 +4,7 @@ rich.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -283,7 +284,7 @@ def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | N
     return drawn(tables.candidates(stage, decision, band))
 
 
-def plan(console: Console, found: Mapping[str, Any]) -> None:
+def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -> None:
     about = f"{found['scale']} scale on {found['device']}, {found['slots']} run(s) at a time"
     console.print(Text.assemble((f"{found['study']} ", "bold"), about))
     if found["changed"]:
@@ -311,10 +312,14 @@ def plan(console: Console, found: Mapping[str, Any]) -> None:
         counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")] + [str(e["done"]) for _ in done]
         table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
     console.print(table)
-    known = f"times from {found['eta_from']}" if found["eta_from"] else None
-    console.print(
-        Text(known or "no speed is known for this shape here: run `ebc-lab doctor` for times", style="dim")
-    )
+    if found["eta_from"]:
+        told = f"times from {found['eta_from']}"
+    elif found["launcher"] == "slurm":
+        told = "times are known once a run has finished: this machine's speed says nothing about the nodes"
+    else:
+        told = "times need one measurement of this shape, of some ten seconds: "
+        told += shlex.join(["ebc-lab", "doctor", *overrides])
+    console.print(Text(told, style="dim", overflow="fold"), soft_wrap=True)
 
 
 def verified(console: Console, found: Mapping[str, Any]) -> None:

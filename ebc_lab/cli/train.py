@@ -17,9 +17,10 @@ from typing import Any
 
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import conf_dir
-from ebc_lab.config.compose import check_overrides, compose, default_scale, expand, register_schema
+from ebc_lab.config.compose import compose, default_scale, register_schema
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.overrides import check_overrides, expand, spelled
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
@@ -48,7 +49,7 @@ def train(arguments: Sequence[str]) -> None:
         multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
         combinations = expand(given.overrides) if multirun else [given.overrides]
         configs = _validated(combinations)
-        settings = _hydra_settings([*combinations[0], *extra])
+        settings = _hydra_settings([spelled(o) for o in (*combinations[0], *extra)])
         if not multirun and any(o.startswith("hydra/launcher=") for o in given.overrides):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         if given.cfg is None:
@@ -61,7 +62,8 @@ def train(arguments: Sequence[str]) -> None:
             if is_submitit(settings.launcher):
                 extra += defaults(settings.launcher, given.overrides)
                 around = launching(settings.launcher, directory)
-    sys.argv = ["ebc-lab train", *arguments, *extra]
+    words = [spelled(word) if word in given.overrides else word for word in arguments]
+    sys.argv = ["ebc-lab train", *words, *extra]
     with around:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
 

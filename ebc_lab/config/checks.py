@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
+import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
 
 from .choices import groups
-from .errors import UserError, any_of, nearest
+from .dicts import type_hints
+from .errors import UserError, any_of, shown
 from .fields import Setting, default_of, setting_of
+from .hints import near_choice
 from .schema import RunConfig
+
+MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
 
 
 def need(ok: bool, message: str) -> None:
@@ -20,13 +27,19 @@ def need(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
-def choice(key: str, value: str, allowed: Iterable[str]) -> None:
+def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
     known = list(allowed)
-    need(value in known, f"{key}={value} is unknown{nearest(value, known)}; it takes {any_of(known)}.")
+    need(
+        value in known,
+        f"{key}={shown(value)} is unknown{near_choice(key, str(value), known)}; it takes {any_of(known)}.",
+    )
 
 
 def check_settings(config: Any, path: str = "") -> None:
-    """Refuse what a field's metadata does not allow, here and in dataclasses inside. Raises UserError."""
+    """Refuse what a field's type and metadata do not allow, here and in dataclasses inside. Raises
+    UserError."""
+    cls: Any = type(config)
+    kinds = type_hints(cls)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key = path + field.name
@@ -34,7 +47,7 @@ def check_settings(config: Any, path: str = "") -> None:
             check_settings(value, f"{key}.")
             continue
         setting = setting_of(field)
-        _check(key, value, setting)
+        _check(key, value, setting, kinds[field.name])
         if setting.only and value != default_of(field):
             group = path.rstrip(".")
             need(
@@ -43,32 +56,67 @@ def check_settings(config: Any, path: str = "") -> None:
             )
 
 
-def _check(key: str, value: Any, setting: Setting) -> None:
-    if isinstance(value, Mapping):
+def _check(key: str, value: Any, setting: Setting, kind: Any) -> None:
+    inside = typing.get_args(kind)
+    if value is None:
+        need(kind is Any or types.NoneType in inside, f"{key} must have a value.")
+    elif isinstance(value, Mapping):
+        need(kind is Any or typing.get_origin(kind) is dict, f"{key} takes one value, not {shown(value)}.")
+        need(len(value) <= setting.most, f"{key} takes at most {setting.most} entries, not {len(value)}.")
         for name, item in value.items():
+            _check_text(f"the names in {key}", str(name), 100)
             if setting.keys:
                 choice(key, name, setting.keys)
-            _check(f"{key}.{name}", item, setting)
+            _check(f"{key}.{name}", item, setting, inside[1] if inside else Any)
     elif isinstance(value, list):
-        need(len(value) >= setting.least, f"{key} must not be empty.")
-        for item in value:
-            _check(key, item, setting)
-        if setting.increasing:
-            need(value == sorted(set(value)), f"{key} must be increasing, without repeats: {value}.")
-        if setting.unique:
-            need(len(set(value)) == len(value), f"{key} must not name anything twice: {value}.")
+        _check_list(key, value, setting, kind)
     elif dataclasses.is_dataclass(value):
         check_settings(value, f"{key}.")
-    elif setting.group:
-        choice(key.removesuffix(".name"), value, groups()[setting.group])
-    elif setting.choices and value is not None:
-        choice(key, value, setting.choices)
-    elif setting.numeric and value is not None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+    else:
+        of_type = [k for k in (inside or (kind,)) if k is not types.NoneType]
+        _check_one(key, value, setting, of_type[0])
+
+
+def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None:
+    need(kind is Any or typing.get_origin(kind) is list, f"{key} is one value, not a list: {shown(value)}.")
+    need(len(value) >= setting.least, f"{key} must not be empty.")
+    need(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
+    for item in value:
+        _check(key, item, setting, (typing.get_args(kind) or (Any,))[0])
+    if setting.increasing:
+        need(value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}.")
+    if setting.unique:
+        need(len(set(value)) == len(value), f"{key} must not name anything twice: {shown(value)}.")
+
+
+def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
+    """A single value: no list, no mapping, and there is one."""
+    told = f"not {shown(value)}."
+    if kind in (int, float) or setting.numeric:
+        word = "a whole number" if kind is int else "a finite number"
+        number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        finite = number and (isinstance(value, int) or math.isfinite(value))
         need(
-            number and math.isfinite(value) and setting.holds(value),
-            f"{key} must be a finite number {setting.range()}, not {value}.",
+            finite and setting.holds(value),
+            " ".join([f"{key} must be {word}", setting.range()]) + f", {told}",
         )
+    elif kind is bool:
+        need(isinstance(value, bool), f"{key} must be true or false, {told}")
+    elif kind is str:
+        need(isinstance(value, str), f"{key} must be a text, {told}")
+    if isinstance(value, str):
+        _check_text(key, value, setting.longest)
+    if setting.group:
+        choice(key.removesuffix(".name"), value, groups()[setting.group])
+    elif setting.choices:
+        choice(key, value, setting.choices)
+
+
+def _check_text(key: str, text: str, longest: int) -> None:
+    need(len(text) <= longest, f"{key} takes at most {longest} characters, not {len(text)}.")
+    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), "")
+    need(unicodedata.category(odd or "a") != "Cs", f"{key} is not UTF-8: {shown(text)}.")
+    need(not odd, f"{key} has a control character, {odd!a}: {shown(text)}.")
 
 
 def validate_run(run: RunConfig) -> None:
@@ -76,6 +124,11 @@ def validate_run(run: RunConfig) -> None:
     check_settings(run)
     shock = run.shock
     need(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
+    need(
+        least_memory_gb(run) <= MOST_MEMORY_GB,
+        f"this run needs at least {least_memory_gb(run):.0f} GB of memory, and {MOST_MEMORY_GB} GB is the "
+        "most that is tried: make model.width, model.blocks, model.context or batch_size smaller.",
+    )
     need(
         run.param_dtype == "float32" or run.projection.name != "spectral",
         "param_dtype=bfloat16 does not go with projection=spectral: "
@@ -99,6 +152,14 @@ def validate_run(run: RunConfig) -> None:
         "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
     )
     check_run(run)
+
+
+def least_memory_gb(run: RunConfig) -> float:
+    """What a step of the run holds at the very least: weights, gradients and two moments of the blocks'
+    matrices, and ten float32 activations for each token, feature and block."""
+    model = run.model
+    weights = 16 * 12 * model.blocks * model.width**2
+    return (weights + 40 * run.batch_size * model.context * model.width * model.blocks) / 1e9
 
 
 def need_gpu() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .dicts import type_hints
-from .errors import UserError, any_of, nearest
+from .errors import UserError, any_of, nearest, shown
 from .schema import ArmConfig, ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
 
 # groups whose settings mean nothing under another name
@@ -61,6 +61,8 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     whole: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "name" in value and key in groups():
+            if not isinstance(value["name"], str):
+                raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
             own = {
                 k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")
             }
@@ -88,11 +90,13 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
     out = {}
     for key, value in settings.items():
         if key not in hints:
-            raise UserError(f"{path}{key} is not a setting of a run{nearest(key, list(hints))}.")
+            raise UserError(f"{path}{key} is not a setting of a run{nearest(str(key), list(hints))}.")
         now = getattr(config, key)
         if dataclasses.is_dataclass(now):
             if not isinstance(value, Mapping):
-                raise UserError(f"{path}{key} holds several settings: write {{{key}: {{name: {value}}}}}.")
+                raise UserError(
+                    f"{path}{key} holds several settings: write {{{key}: {{name: {shown(value)}}}}}."
+                )
             out[key] = _changed(now, value, f"{path}{key}.")
         else:
             number = isinstance(value, int) and not isinstance(value, bool)

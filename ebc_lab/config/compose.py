@@ -5,16 +5,15 @@ Mistakes are refused in one sentence, with the nearest valid spelling, before an
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import re
-import typing
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .choices import conf_dir, groups
-from .errors import UserError, any_of, nearest
+from .choices import conf_dir
+from .errors import UserError
+from .hints import STUDY_DECIDES
+from .overrides import check_overrides, expand, refuse_references, spelled
 from .schema import STAGES, Config
 from .study_checks import validate
 
@@ -47,22 +46,29 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose("config", overrides)
+            composed = hydra_compose("config", [spelled(o) for o in overrides])
+        refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()] or [
-            repr(error)
-        ]
-        first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
-        key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
-        if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and (
-            "struct" in first or "subclass" in first
-        ):
-            first = "a new arm goes into a file of conf/study; overrides change those that the suite has"
-            key = "ablation.arms"
-        raise UserError(f"{key + ': ' if key else ''}{first}") from None
+        raise UserError(_refusal(error, overrides)) from None
+    except (RecursionError, OverflowError):
+        raise UserError("a setting refers to itself, or holds a number that is too large.") from None
     validate(config, study=study, here=here)
     return config
+
+
+def _refusal(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra or OmegaConf says, in one sentence."""
+    told = (line.strip() for line in str(error.__cause__ or error).splitlines())
+    lines = [line for line in told if line] or [repr(error)]
+    first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
+    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
+    if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and (
+        "struct" in first or "subclass" in first
+    ):
+        first = "a new arm goes into a file of conf/study; overrides change those that the suite has"
+        key = "ablation.arms"
+    return f"{key + ': ' if key else ''}{first[:300]}"
 
 
 def default_scale() -> str:
@@ -77,94 +83,6 @@ def register_schema() -> None:
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
-
-
-def check_overrides(
-    overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False
-) -> dict[str, Any]:
-    """Refuse unknown groups, choices and keys; return {key: value as written}.
-
-    `hydra_keys` accepts `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
-    Raises UserError.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    known_groups = groups()
-    keys = schema_keys()
-    parsed: dict[str, Any] = {}
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            raise UserError(
-                f"{text!r} is not an override: write KEY=VALUE, for example scale=smoke."
-            ) from None
-        key = override.key_or_group
-        if hydra_keys and (key == "hydra" or key.startswith(("hydra.", "hydra/"))):
-            continue
-        if override.is_sweep_override() and not sweeps:
-            raise UserError(f"{text!r} names several values: that needs -m, one study or run for each.")
-        if override.is_delete():
-            raise UserError(f"{text!r}: settings cannot be deleted; give {key} another value.")
-        if key in known_groups:
-            choices = known_groups[key]
-            values = (
-                [override.value()]
-                if not override.is_sweep_override()
-                else list(override.sweep_string_iterator())
-            )
-            for value in values:
-                if value not in choices:
-                    raise UserError(
-                        f"{key}={value} is unknown{nearest(str(value), choices)}; "
-                        f"{key} takes {any_of(choices)}."
-                    )
-        elif key not in keys and not _in_mapping(key, keys):
-            raise UserError(f"{key} is not a setting{nearest(key, [*keys, *known_groups])}.")
-        parsed[key] = override.value()
-    return parsed
-
-
-def schema_keys() -> dict[str, Any]:
-    """Dotted path of every setting, and its type."""
-
-    def walk(cls: type, prefix: str) -> typing.Iterator[tuple[str, Any]]:
-        hints = typing.get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            kind = hints[f.name]
-            yield prefix + f.name, kind
-            if dataclasses.is_dataclass(kind):
-                yield from walk(typing.cast(type, kind), f"{prefix}{f.name}.")
-
-    return dict(walk(Config, ""))
-
-
-def _in_mapping(key: str, keys: dict[str, Any]) -> bool:
-    """Whether a key lies inside a setting that is a mapping, at any depth."""
-    parents = itertools.accumulate(key.split(".")[:-1], lambda a, b: f"{a}.{b}")
-    return any(typing.get_origin(keys.get(parent)) is dict for parent in parents)
-
-
-STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's setting that governs it
-    "optimizer.lr": "lr_sweep.grids",
-    "optimizer.name": "optimizer=NAME or lr_sweep.optimizers",
-    "budget.target_kl": "calibrate.multiples",
-    "budget.name": "budget=NAME or calibrate.budgets",
-    "budget.schedule": "study.kl_schedule",
-    "lr_schedule": "study.lr_schedule and lr_sweep.control_shapes",
-    "lr_schedule.name": "study.lr_schedule and lr_sweep.control_shapes",
-    "lr_schedule.warmup_steps": "lr_sweep.control_warmups",
-    "lr_schedule.warmup_share": "lr_sweep.control_warmups",
-    "lr_schedule.decay_share": "the stages",
-    "projection.name": "projection=NAME or lr_sweep.projections",
-    "stabilizer.name": "the stages",
-    "stabilizer.strength": "the arms of a suite",
-    "stabilizer.schedule": "the arms of a suite",
-    "seed": "seeds and study.stage_seed",
-    "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
-    "evaluate": "the stages: val decides, test judges",
-}
 
 
 def _narrow(parsed: dict[str, Any]) -> list[str]:
@@ -215,28 +133,3 @@ def configurations(
     if len(set(names)) < len(names):
         raise UserError("two combinations would share a study's name: vary study.name as well.")
     return made
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), lists of plain overrides. Raises UserError."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        plain = [_listed(o) for o in OverridesParser.create().parse_overrides(list(overrides))]
-        check_overrides(plain, hydra_keys=True, sweeps=True)
-        parsed = OverridesParser.create().parse_overrides(plain)
-        return [list(combination) for combination in BasicSweeper.split_arguments(parsed, None)[0]]
-    except HydraException as error:
-        raise UserError(f"this sweep cannot be expanded: {str(error).splitlines()[0]}") from None
-
-
-def _listed(override: Any) -> str:
-    """An override as it was written, `glob(…)` over a group replaced by the choices it matches."""
-    from hydra.core.override_parser.types import Glob
-
-    value = override.value()
-    if not isinstance(value, Glob):
-        return str(override.input_line)
-    return f"{override.key_or_group}={','.join(value.filter(groups().get(override.key_or_group, [])))}"

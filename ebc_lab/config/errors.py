@@ -45,6 +45,13 @@ def any_of(choices: Sequence[str]) -> str:
     return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
 
 
+def shown(value: object) -> str:
+    """A value as messages show it, cut where it is long."""
+    text = str(value) if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:80])
+    return text if len(text) < 60 else f"{text[:57]}…"
+
+
 def nearest(word: str, choices: Sequence[str]) -> str:
     """` (did you mean …?)`, or nothing if nothing is near; a dotted path also matches by its last part."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}

@@ -27,6 +27,10 @@ class Setting:
     high: float | None = None
     below: float | None = None
     least: int = 0  # items of a list
+    most: int = (
+        100  # items of a list, entries of a mapping: more are planned for minutes and trained for months
+    )
+    longest: int = 1000  # characters of a text: an about or a path; tables and pictures show it
     unique: bool = False
     increasing: bool = False
     keys: Sequence[str] = ()  # of a mapping
@@ -34,6 +38,7 @@ class Setting:
 
     @property
     def numeric(self) -> bool:
+        """Whether it has a range: then it holds numbers, whatever its type leaves open."""
         return (self.low, self.above, self.high, self.below) != (None,) * 4
 
     def holds(self, number: float) -> bool:
@@ -48,7 +53,11 @@ class Setting:
     def range(self) -> str:
         """The range in words, `>= 0 and < 1`; empty where there is none."""
         bounds = {">=": self.low, ">": self.above, "<=": self.high, "<": self.below}
-        return " and ".join(f"{sign} {value:g}" for sign, value in bounds.items() if value is not None)
+        return " and ".join(f"{sign} {_bound(value)}" for sign, value in bounds.items() if value is not None)
+
+
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def number(value: float) -> str:

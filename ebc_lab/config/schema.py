@@ -20,6 +20,22 @@ NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may diffe
 LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
 TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 
+# Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
+# is refused at once instead of planned for minutes.
+STEPS = 10**8  # a run of a day at a thousand steps a second
+SEED = 10**9  # every generator of random numbers takes it
+LR: dict[str, Any] = {
+    "low": 1e-12,
+    "high": 1e6,
+}  # what doubles or halves from there on stays a number above 0
+MULTIPLE: dict[str, Any] = {
+    "low": 1e-4,
+    "high": 1e4,
+}  # of a measured best value; smaller ones have no name of an arm
+EXTENSIONS = 20  # times a grid may double: a million-fold
+SEEDS = 100  # of one stage
+SECONDS = 10**7  # four months
+
 
 @dataclass
 class DataConfig:
@@ -37,10 +53,10 @@ class ModelConfig:
     """The model."""
 
     name: str = setting("gpt", "which model", group="model")
-    blocks: int = setting(3, "transformer blocks", low=1)
-    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1)
-    heads: int = setting(4, "attention heads", low=1)
-    context: int = setting(64, "length of a sequence, T", "tokens", low=1)
+    blocks: int = setting(3, "transformer blocks", low=1, high=256)
+    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1, high=16384)
+    heads: int = setting(4, "attention heads", low=1, high=1024)
+    context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1)
 
 
@@ -49,12 +65,12 @@ class OptimizerConfig:
     """The base optimizer; each has its own defaults in conf/optimizer and reads only the settings it has."""
 
     name: str = setting("adam", "which optimizer", group="optimizer")
-    lr: float = setting(4e-3, "learning rate at its peak", above=0)
+    lr: float = setting(4e-3, "learning rate at its peak", **LR)
     beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
     beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
-    eps: float = setting(1e-8, "added to the denominator", low=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", low=0)
-    momentum: float = setting(0.0, "of SGD and Muon", low=0)
+    eps: float = setting(1e-8, "added to the denominator", low=0, high=1)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
+    momentum: float = setting(0.0, "of SGD and Muon", low=0, high=1)
 
 
 @dataclass
@@ -62,7 +78,9 @@ class LRScheduleConfig:
     """How the learning rate changes during a run."""
 
     name: str = setting("constant", "which schedule", group="lr_schedule")
-    warmup_steps: int = setting(20, "steps of linear warm-up; constant and replay have none", "steps", low=0)
+    warmup_steps: int = setting(
+        20, "steps of linear warm-up; constant and replay have none", "steps", low=0, high=STEPS
+    )
     warmup_share: float | None = setting(
         None, "warm-up as a share of the run, instead of warmup_steps", low=0, below=1
     )
@@ -76,7 +94,7 @@ class ProjectionConfig:
     """A constraint on weight matrices, restored after each step."""
 
     name: str = setting("none", "which constraint", group="projection")
-    bound: float = setting(2.0, "of spectral", "× the largest initial singular value", above=0)
+    bound: float = setting(2.0, "of spectral", "× the largest initial singular value", above=0, high=1e6)
 
 
 @dataclass
@@ -84,7 +102,9 @@ class StabilizerConfig:
     """What acts between backward and the update: EBC, one of its rivals, or nothing."""
 
     name: str = setting("none", "which stabilizer", group="stabilizer")
-    strength: float | None = setting(None, "a rival's threshold; its file says in which unit", above=0)
+    strength: float | None = setting(
+        None, "a rival's threshold; its file says in which unit", above=0, high=1e9
+    )
     schedule: str = setting("constant", "of trust_region: of the squared radius", choices=options.SCHEDULES)
 
 
@@ -93,9 +113,9 @@ class BudgetConfig:
     """EBC's budget of predicted change, and how the clip coefficient c is found."""
 
     name: str = setting("tracked", "how c is found", group="budget")
-    target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0)
+    target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0, high=100)
     schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
-    probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1)
+    probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1, high=65536)
     probe_tokens: str = setting(
         "train", "where these come from: the batch, or training text held back", choices=("train", "held")
     )
@@ -117,9 +137,15 @@ class BudgetConfig:
     until: float = setting(
         1.0, "EBC acts until then; from there on every update is applied in full", "× steps", above=0, high=1
     )
-    measure_every: int = setting(1, "of shadow and tracked: steps between measurements", "steps", low=1)
+    measure_every: int = setting(
+        1, "of shadow and tracked: steps between measurements", "steps", low=1, high=STEPS
+    )
     sensitivity_every: int = setting(
-        0, "of shadow, tracked and fisher: steps between recordings of S; 0: never", "steps", low=0
+        0,
+        "of shadow, tracked and fisher: steps between recordings of S; 0: never",
+        "steps",
+        low=0,
+        high=STEPS,
     )
 
 
@@ -128,14 +154,15 @@ class ControllerConfig:
     """How the current budget δ follows δ*. An empty gain is the controller's own default."""
 
     name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
-    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"))
-    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"))
+    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"), high=100)
+    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"), high=100)
     a: float | None = setting(
         None,
         "KL per predicted decrease of the loss; a study takes the baseline's",
         "nats/nat",
         low=0,
         only=("energy",),
+        high=1e6,
     )
 
 
@@ -144,9 +171,9 @@ class ShockConfig:
     """One disturbance at one step, to see how a run recovers."""
 
     name: str = setting("none", "which disturbance", group="shock")
-    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0)
+    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0, high=STEPS)
     size: float = setting(
-        1.0, "share of wrong targets, factor on lr, or noise over the gradient's norm", above=0
+        1.0, "share of wrong targets, factor on lr, or noise over the gradient's norm", above=0, high=1e6
     )
 
 
@@ -154,26 +181,28 @@ class ShockConfig:
 class RunConfig:
     """All of one training run. Everything here, and nothing else, enters `identity`."""
 
-    seed: int = setting(0, "of the initial weights and the data order", low=0)
-    steps: int = setting(600, "length of the run", "steps", low=1)
-    batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1)
+    seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
+    steps: int = setting(600, "length of the run", "steps", low=1, high=STEPS)
+    batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1, high=65536)
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
     device: str = setting("auto", "auto: a GPU where one is visible", choices=("auto", "cpu", "cuda"))
-    threads_per_run: int = setting(0, "CPU threads; changes bits; 0: chosen by measurement", low=0)
+    threads_per_run: int = setting(0, "CPU threads; changes bits; 0: chosen by measurement", low=0, high=512)
     compile: str = setting(
         "auto", "torch.compile of the training forward; changes bits", choices=("auto", "on", "off")
     )
-    eval_every: int = setting(40, "steps between evaluations on the fixed windows", "steps", low=1)
-    eval_windows: int = setting(64, "number of these windows", "windows", low=1)
+    eval_every: int = setting(
+        40, "steps between evaluations on the fixed windows", "steps", low=1, high=STEPS
+    )
+    eval_windows: int = setting(64, "number of these windows", "windows", low=1, high=10**6)
     evaluate: list[str] = setting(
         ["val", "test"], "splits evaluated completely at the end", choices=SPLITS[1:]
     )
     final_windows: int = setting(
-        0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0
+        0, "forensic: overlapping windows at the end, not complete splits", "windows", low=0, high=10**6
     )
-    audit_every: int = setting(20, "steps between measurements of the applied KL", "steps", low=1)
-    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1)
+    audit_every: int = setting(20, "steps between measurements of the applied KL", "steps", low=1, high=STEPS)
+    audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1, high=10**8)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -191,9 +220,11 @@ class StudyConfig:
 
     name: str = setting("${scale}", "the study's folder, in output_dir")
     stages: list[str] = setting(
-        ["lr_sweep", "calibrate", "lr_scale", "finals"], "its stages, in order (docs/stages.md)"
+        ["lr_sweep", "calibrate", "lr_scale", "finals"], "its stages, in order (docs/stages.md)", least=1
     )
-    stage_seed: int = setting(100, "seed of the stages' runs; their replicates use those after it", low=0)
+    stage_seed: int = setting(
+        100, "seed of the stages' runs; their replicates use those after it", low=0, high=SEED
+    )
     band: list[float] = setting([0.5, 0.7], "where the median c should lie: low, high", above=0, high=1)
     lr_schedule: str = setting(
         "trapezoid", "learning rate in the stages' runs; EBC's have no warm-up", choices=LR_SHAPES
@@ -206,7 +237,7 @@ class StageConfig:
     """The settings of a stage. The stages are the fields of `Config` of this type, in their order."""
 
     needs: ClassVar[tuple[str, ...]] = ()  # stages without which this one cannot be asked for
-    steps: int = setting(200, "length of each of its runs", "steps", low=1)
+    steps: int = setting(200, "length of each of its runs", "steps", low=1, high=STEPS)
 
 
 @dataclass
@@ -219,27 +250,35 @@ class LRSweepConfig(StageConfig):
     projections: list[str] = setting(
         ["none"], "each combined with every optimizer", group="projection", least=1, unique=True
     )
-    grids: dict[str, list[float]] = setting({}, "optimizer → learning rates to try", above=0, increasing=True)
-    max_extensions: int = setting(2, "how often a grid grows, ×2, when the winner lies on its edge", low=0)
+    grids: dict[str, list[float]] = setting({}, "optimizer → learning rates to try", increasing=True, **LR)
+    max_extensions: int = setting(
+        2, "how often a grid grows, ×2, when the winner lies on its edge", low=0, high=EXTENSIONS
+    )
     skip_threshold: float = setting(
-        0.2, "a pair whose loss is this much above the best, relatively, is dropped", above=0
+        0.2, "a pair whose loss is this much above the best, relatively, is dropped", above=0, high=1e6
     )
     keep: str = setting("best", "which pairs of optimizer and projection go on", choices=("best", "all"))
     warmup: float = setting(
-        1 / 6, "warm-up of these runs, where their schedule has one; < 1: share of the run", "steps", low=0
+        1 / 6,
+        "warm-up of these runs, where their schedule has one; < 1: share of the run",
+        "steps",
+        low=0,
+        high=STEPS,
     )
     long_steps: int = setting(
-        600, "length of the runs that tune the baseline and the fair control", "steps", low=1
+        600, "length of the runs that tune the baseline and the fair control", "steps", low=1, high=STEPS
     )
     baseline_scales: list[float] = setting(
         [0.25, 0.5],
         "constant learning rates to try; the best is the baseline's, and the unit of all scales",
         "× the grid's best",
-        above=0,
         least=1,
         increasing=True,
+        **MULTIPLE,
     )
-    replicates: int = setting(3, "seeds of the baseline, for the noise σ and the natural KL", "runs", low=2)
+    replicates: int = setting(
+        3, "seeds of the baseline, for the noise σ and the natural KL", "runs", low=2, high=SEEDS
+    )
     control_shapes: list[str] = setting(
         ["trapezoid", "warmup_linear"],
         "schedules of the fair control; its search starts from the first",
@@ -248,12 +287,19 @@ class LRSweepConfig(StageConfig):
         unique=True,
     )
     control_warmups: list[float] = setting(
-        [1 / 6, 20.0, 1 / 3], "its warm-ups, likewise; < 1: share of the run", "steps", low=0, least=1
+        [1 / 6, 20.0, 1 / 3],
+        "its warm-ups, likewise; < 1: share of the run",
+        "steps",
+        low=0,
+        least=1,
+        high=STEPS,
     )
     control_scales: list[float] = setting(
-        [1.0, 2.0], "its peaks", "× the grid's best", above=0, least=1, increasing=True
+        [1.0, 2.0], "its peaks", "× the grid's best", least=1, increasing=True, **MULTIPLE
     )
-    control_extensions: int = setting(2, "how often these grow, ×2, when the best lies on their edge", low=0)
+    control_extensions: int = setting(
+        2, "how often these grow, ×2, when the best lies on their edge", low=0, high=EXTENSIONS
+    )
 
 
 @dataclass
@@ -261,19 +307,21 @@ class CalibrateConfig(StageConfig):
     """The δ* with the lowest loss, or the one at which the median c lies in the band."""
 
     needs = ("lr_sweep",)
-    steps: int = setting(600, "length of each of its runs; the best δ* depends on it", "steps", low=1)
-    lr_scale: float = setting(8.0, "learning rate of its runs", "× the best lr", above=0)
+    steps: int = setting(
+        600, "length of each of its runs; the best δ* depends on it", "steps", low=1, high=STEPS
+    )
+    lr_scale: float = setting(8.0, "learning rate of its runs", "× the best lr", **MULTIPLE)
     choose: str = setting("loss", "δ* by validation loss, or by the band", choices=("loss", "band"))
-    seeds: int = setting(1, "runs of each δ*, whose mean loss counts", "runs", low=1)
+    seeds: int = setting(1, "runs of each δ*, whose mean loss counts", "runs", low=1, high=SEEDS)
     delta_grid: str = setting(
         "natural", "multiples of the natural KL, or 0.03, 0.05, 0.07", choices=("natural", "published")
     )
     multiples: list[float] = setting(
-        [0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", above=0, least=1, increasing=True
+        [0.8, 1.0, 1.25, 1.6, 2.0], "δ* to try", "× the natural KL", least=1, increasing=True, **MULTIPLE
     )
     budgets: list[str] = setting(["tracked"], "budgets to calibrate", group="budget", least=1, unique=True)
     max_extra: int = setting(
-        3, "further δ* tried where the best lies on an edge, or none reaches the band", low=0
+        3, "further δ* tried where the best lies on an edge, or none reaches the band", low=0, high=EXTENSIONS
     )
 
 
@@ -290,14 +338,14 @@ class LRScaleConfig(StageConfig):
     """How far the learning rate can rise with EBC, and without it."""
 
     needs = ("lr_sweep", "calibrate")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     scales: list[float] = setting(
         [1.0, 2.0, 4.0, 8.0, 16.0],
         "learning rates to try",
         "× the best lr",
-        above=0,
         least=1,
         increasing=True,
+        **MULTIPLE,
     )
 
 
@@ -306,22 +354,28 @@ class FinalsConfig(StageConfig):
     """The arms at full length over `seeds`, judged on the test split."""
 
     needs = ("lr_scale",)
-    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     arms: list[str] = setting(
         ["baseline", "control", "ebc_x2", "ebc_x8", "control_x2", "control_x8"],
         "which arms (docs/stages.md)",
         least=1,
         unique=True,
     )
-    margin: float = setting(0.01, "how much worse than the baseline still meets the target", "nats", low=0)
+    margin: float = setting(
+        0.01, "how much worse than the baseline still meets the target", "nats", low=0, high=100
+    )
     window_margin: float = setting(
-        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", low=0
+        0.02, "how much worse EBC may be at the highest rate than at the lowest", "nats", low=0, high=100
     )
     max_seeds: int = setting(
-        0, "seeds are added up to this number while the verdict is undecided; 0: none", "seeds"
+        0,
+        "seeds are added up to this number while the verdict is undecided; 0: none",
+        "seeds",
+        low=0,
+        high=SEEDS,
     )
     seeds_per_look: int = setting(
-        2, "seeds added at a time; intervals are corrected for each look", "seeds", low=1
+        2, "seeds added at a time; intervals are corrected for each look", "seeds", low=1, high=SEEDS
     )
 
 
@@ -330,12 +384,12 @@ class TuneConfig(StageConfig):
     """The suite's arms that have a grid, each at its own best point of it."""
 
     needs = ("lr_sweep", "ablation")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     seeds: int = setting(
-        2, "seeds of each point, from study.stage_seed on; their mean loss decides", "runs", low=1
+        2, "seeds of each point, from study.stage_seed on; their mean loss decides", "runs", low=1, high=SEEDS
     )
     max_extensions: int = setting(
-        2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0
+        2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0, high=EXTENSIONS
     )
 
 
@@ -345,18 +399,18 @@ class ArmConfig:
 
     about: str = setting("", "what it is, in a few words")
     settings: dict[str, Any] = setting({}, "settings of a run that it changes: {stabilizer: {name: agc}}")
-    lr_scale: float = setting(1.0, "learning rate", "× the best lr", above=0)
+    lr_scale: float = setting(1.0, "learning rate", "× the best lr", **MULTIPLE)
     delta: float | None = setting(
-        None, "δ*", "× the calibrated one, or the natural KL without calibration", above=0
+        None, "δ*", "× the calibrated one, or the natural KL without calibration", **MULTIPLE
     )
-    steps: float = setting(1.0, "length", "× the suite's", above=0)
-    batch_scale: float = setting(1.0, "batch_size", "× the study's", above=0)
-    width_scale: float = setting(1.0, "model.width", "× the study's", above=0)
+    steps: float = setting(1.0, "length", "× the suite's", **MULTIPLE)
+    batch_scale: float = setting(1.0, "batch_size", "× the study's", **MULTIPLE)
+    width_scale: float = setting(1.0, "model.width", "× the study's", **MULTIPLE)
     control: bool = setting(
         False, "on the fair control's learning-rate schedule; lr_scale counts from the control's rate"
     )
     tune: dict[str, list[Any]] = setting(
-        {}, "grids whose best point is taken", above=0, keys=TUNABLE, least=1, increasing=True
+        {}, "grids whose best point is taken", keys=TUNABLE, least=1, increasing=True, low=1e-9, high=1e9
     )
     tuned_as: str | None = setting(None, "an arm whose best point this one takes")
     replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
@@ -383,17 +437,17 @@ class AblationConfig(StageConfig):
 
     needs = ("lr_sweep",)
     question: str = setting("", "what the suite asks, in a sentence")
-    steps: int = setting(600, "length of each of its runs", "steps", low=1)
+    steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     reference: str = setting("", "the arm that every other is paired with")
-    arms: dict[str, ArmConfig] = setting({}, "name → arm")
+    arms: dict[str, ArmConfig] = setting({}, "name → arm", most=500)
     shocks: list[str] = setting(
         [], "each arm also runs under each of these, paired with itself undisturbed", group="shock"
     )
     lr_scales: list[float] = setting(
-        [], "each arm runs at each of these instead of its own lr_scale", above=0, increasing=True
+        [], "each arm runs at each of these instead of its own lr_scale", increasing=True, **MULTIPLE
     )
     deltas: list[float] = setting(
-        [], "each arm with EBC runs at each of these, too, as its delta", above=0, increasing=True
+        [], "each arm with EBC runs at each of these, too, as its delta", increasing=True, **MULTIPLE
     )
 
     def swept(self) -> dict[str, Swept]:
@@ -412,8 +466,11 @@ class AblationConfig(StageConfig):
         `<arm>_<shock>`."""
         swept = self.swept()
         out: dict[str, ArmConfig] = {}
+        of_arm: dict[str, list[str]] = {}
+        for label, point in swept.items():
+            of_arm.setdefault(point.arm, []).append(label)
         for name in self.arms:
-            for label in [label for label, point in swept.items() if point.arm == name] or [name]:
+            for label in of_arm.get(name, [name]):
                 arm = self._at(swept[label], swept) if label in swept else self.arms[name]
                 out[label] = arm
                 out |= {f"{label}_{shock}": _shocked(label, arm, shock) for shock in self.shocks}
@@ -447,38 +504,60 @@ class LauncherConfig:
     """Where runs are trained. May differ between calls on one study."""
 
     name: str = setting("local", "worker processes here, array jobs, or this process", group="launcher")
-    slots: int = setting(0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0)
+    slots: int = setting(
+        0, "workers at a time; 0: one per GPU, or per group of cores", "workers", low=0, high=10_000
+    )
     workers_per_gpu: int = setting(
-        1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline")
+        1, "workers on each GPU, while slots is 0", "workers", low=1, only=("local", "inline"), high=64
     )
     runs_per_worker: int = setting(
-        0, "runs that share a worker, as streams on a GPU; 0: measured on a GPU, 1 on a CPU", "runs", low=0
+        0,
+        "runs that share a worker, as streams on a GPU; 0: measured on a GPU, 1 on a CPU",
+        "runs",
+        low=0,
+        high=1000,
     )
-    checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0)
-    max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0)
-    heartbeat_s: float = setting(300.0, "time without a step after which a worker is killed", "s", above=0)
+    checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0, high=SECONDS)
+    max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
+    heartbeat_s: float = setting(
+        300.0, "time without a step after which a worker is killed", "s", above=0, high=SECONDS
+    )
     start_s: float = setting(
-        600.0, "time for a worker to import and build its first run, if longer than heartbeat_s", "s", above=0
+        600.0,
+        "time for a worker to import and build its first run, if longer than heartbeat_s",
+        "s",
+        above=0,
+        high=SECONDS,
     )
-    run_timeout_s: float = setting(0.0, "time allowed for one attempt at a run; 0: any", "s", low=0)
+    run_timeout_s: float = setting(
+        0.0, "time allowed for one attempt at a run; 0: any", "s", low=0, high=SECONDS
+    )
     partition: str | None = setting(None, "Slurm partition", only=SLURM)
     account: str | None = setting(None, "Slurm account", only=SLURM)
     qos: str | None = setting(None, "Slurm quality of service", only=SLURM)
     constraint: str | None = setting(None, "Slurm node constraint", only=SLURM)
     timeout_min: int = setting(
-        240, "time limit of a job; workers are requeued before", "min", low=1, only=SLURM
+        240, "time limit of a job; workers are requeued before", "min", low=1, only=SLURM, high=525_600
     )
-    signal_delay_s: int = setting(90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM)
-    cpus_per_task: int = setting(0, "CPUs of a job; 0: threads_per_run, or 1", "CPUs", low=0, only=SLURM)
+    signal_delay_s: int = setting(
+        90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM, high=86_400
+    )
+    cpus_per_task: int = setting(
+        0, "CPUs of a job; 0: threads_per_run, or 1", "CPUs", low=0, only=SLURM, high=1024
+    )
     gpus_per_node: int | None = setting(
-        None, "GPUs of a job; empty: one under device=cuda, else none", "GPUs", only=SLURM
+        None, "GPUs of a job; empty: one under device=cuda, else none", "GPUs", only=SLURM, low=0, high=64
     )
-    mem_gb: float | None = setting(None, "memory of a job", "GB", only=SLURM)
+    mem_gb: float | None = setting(None, "memory of a job", "GB", only=SLURM, above=0, high=100_000)
     setup: list[str] = setting([], "shell lines before the worker starts: module load …", only=SLURM)
     sbatch: dict[str, Any] = setting({}, "further options of sbatch: {reservation: mine}", only=SLURM)
     srun_args: list[str] = setting([], "further arguments of srun", only=SLURM)
-    queue_every_s: float = setting(10.0, "time between looks at the queue", "s", above=0, only=SLURM)
-    idle_s: float = setting(120.0, "time without work after which a job ends", "s", low=0, only=SLURM)
+    queue_every_s: float = setting(
+        10.0, "time between looks at the queue", "s", above=0, only=SLURM, high=86_400
+    )
+    idle_s: float = setting(
+        120.0, "time without work after which a job ends", "s", low=0, only=SLURM, high=SECONDS
+    )
 
 
 @dataclass
@@ -490,7 +569,9 @@ class TrackerConfig:
     mlflow_uri: str | None = setting(
         None, "sqlite:///FILE, file:FOLDER or http://HOST:PORT; empty: a database in the folder"
     )
-    wait_s: float = setting(30.0, "time a tracker may take to finish after the last run", "s", low=0)
+    wait_s: float = setting(
+        30.0, "time a tracker may take to finish after the last run", "s", low=0, high=86_400
+    )
 
 
 @dataclass
@@ -498,7 +579,9 @@ class Config(RunConfig):
     """A complete study: the run's settings, the stages' settings, and where and how to run them."""
 
     scale: str = setting("laptop", "model size, lengths and grids, as one choice", group="scale")
-    seeds: list[int] = setting([0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True)
+    seeds: list[int] = setting(
+        [0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True, high=SEED
+    )
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
     study: StudyConfig = field(default_factory=StudyConfig)
     lr_sweep: LRSweepConfig = field(default_factory=LRSweepConfig)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .checks import check_settings, choice, need, need_gpu, validate_run
 from .choices import changed, shaped
 from .dicts import run_part
-from .errors import UserError, nearest
+from .errors import UserError, nearest, shown
+from .fields import number
 from .schema import (
+    MULTIPLE,
     STAGE_NEEDS,
     STAGES,
+    AblationConfig,
     ArmConfig,
     Config,
     LauncherConfig,
@@ -35,6 +38,9 @@ SBATCH_OURS = (
     "signal",
     "time",
 )
+MOST_RUNS = 2000  # of a study: weeks on a GPU; the largest of conf/ has less than a tenth
+MOST_LOOKS = 20  # at the finals, after the first
+LONGEST_FILE_NAME = 255  # bytes, on all common disks
 NEEDED_ARMS = ("baseline", "control", "ebc_x2")
 FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
 TRACKER_MODULES = {  # of each extra
@@ -74,9 +80,19 @@ def _study(config: Config) -> None:
     name = config.study.name
     need(
         bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name)),
-        f"study.name={name!r} must be a plain folder name: letters, digits, '.', '_' and '-', at most 80.",
+        f"study.name={shown(name)} must be a plain folder name: letters, digits, '.', '_' and '-', "
+        "at most 80.",
+    )
+    need(
+        not name.lower().endswith(".zip"),
+        f"study.name={name} would be taken for a bundle, a file: leave out .zip.",
     )
     need(bool(config.output_dir.strip()), "output_dir must name a folder.")
+    need(
+        max(len(part.encode()) for part in config.output_dir.split("/")) <= LONGEST_FILE_NAME,
+        f"output_dir={shown(config.output_dir)} has a name of more than {LONGEST_FILE_NAME} bytes, which no "
+        "disk takes: shorten it.",
+    )
     deciding = stage_seeds(config)
     need(
         not any(seed in deciding for seed in config.seeds),
@@ -91,13 +107,21 @@ def _study(config: Config) -> None:
     for optimizer in config.lr_sweep.optimizers:
         need(
             bool(config.lr_sweep.grids.get(optimizer)),
-            f"lr_sweep.grids.{optimizer} is missing: give its learning rates.",
+            f"lr_sweep.grids.{optimizer} is missing: give its learning rates, for example "
+            f"'lr_sweep.grids.{optimizer}=[1e-3,2e-3,4e-3]'.",
         )
     _final_arms(config.finals.arms)
     most = config.finals.max_seeds
+    seeds = len(config.seeds)
     need(
-        most == 0 or 2 <= len(config.seeds) < most,
-        f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {len(config.seeds)}.",
+        most == 0 or 2 <= seeds < most,
+        f"finals.max_seeds={most} adds to `seeds`: two at least, and fewer, not {seeds}.",
+    )
+    each = config.finals.seeds_per_look
+    need(
+        most == 0 or (most - seeds) / each <= MOST_LOOKS,
+        f"finals.seeds_per_look={each} makes more than {MOST_LOOKS} looks until there are {most} seeds, and "
+        f"each widens every interval: give {math.ceil((most - seeds) / MOST_LOOKS)} at least.",
     )
 
 
@@ -114,9 +138,10 @@ def _final_arms(arms: Sequence[str]) -> None:
     for arm in arms:
         at = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)
         need(
-            arm in FINAL_ARMS or (at is not None and float(at[1]) > 0),
-            f"finals.arms: {arm} is unknown{nearest(arm, FINAL_ARMS)}; it takes {', '.join(FINAL_ARMS)}, and "
-            "ebc_x or control_x with any multiple of the best learning rate, as in ebc_x8.",
+            arm in FINAL_ARMS or (at is not None and MULTIPLE["low"] <= float(at[1]) <= MULTIPLE["high"]),
+            f"finals.arms: {shown(arm)} is unknown{nearest(arm, FINAL_ARMS)}; it takes "
+            f"{', '.join(FINAL_ARMS)}, and ebc_x or control_x with a multiple of the best lr up to "
+            f"{MULTIPLE['high']:g}, as in ebc_x8.",
         )
     for arm in NEEDED_ARMS:
         need(arm in arms, f"finals.arms lacks {arm}, which the verdict compares.")
@@ -151,6 +176,13 @@ def _stages(config: Config) -> None:
     for stage in stages:
         for before in STAGE_NEEDS[stage]:
             need(before in stages, f"study.stages: {stage} needs {before} as well.")
+    counts = most_runs(config)
+    told = ", ".join(f"{stage} {runs}" for stage, runs in counts.items())
+    need(
+        sum(counts.values()) <= MOST_RUNS,
+        f"this study may have more than {MOST_RUNS} runs ({told}): shorten its grids, arms or seeds, or make "
+        "it several studies.",
+    )
     base = replace(_stage_run(config), stabilizer=replace(config.stabilizer, name="ebc"))
     if "controller_search" in stages:
         need(
@@ -162,6 +194,33 @@ def _stages(config: Config) -> None:
         _suite(config)
 
 
+def most_runs(config: Config) -> dict[str, int]:
+    """Stage -> the most runs that it can ask for, by multiplication alone: before anything is listed that
+    may have a million entries."""
+    sweep, suite = config.lr_sweep, config.ablation
+    pairs = len(sweep.optimizers) * len(sweep.projections)
+    tracks = pairs if sweep.keep == "all" else 1
+    longest = max((len(sweep.grids.get(name, ())) for name in sweep.optimizers), default=0)
+    around = len(sweep.baseline_scales) + 2 * sweep.max_extensions + sweep.replicates
+    control = len(sweep.control_scales) + 2 * sweep.control_extensions + 2
+    control += len(sweep.control_warmups) + len(sweep.control_shapes)
+    deltas = max(len(config.calibrate.multiples), 3) + config.calibrate.max_extra
+    tuned = [(math.prod(map(len, a.tune.values())), len(a.tune)) for a in suite.arms.values() if a.tune]
+    points = sum(size + config.tune.max_extensions * grids for size, grids in tuned)
+    labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * (1 + len(suite.shocks))
+    seeds = len(config.seeds)
+    found = {
+        "lr_sweep": pairs * (longest + 2 * sweep.max_extensions) + tracks * (around + control),
+        "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
+        "controller_search": tracks * len(config.controller_search.candidates),
+        "lr_scale": tracks * (3 * len(config.lr_scale.scales) + 1),
+        "tune": tracks * points * config.tune.seeds,
+        "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
+        "ablation": tracks * labels * seeds,
+    }
+    return {stage: found.get(stage, 0) for stage in config.study.stages}
+
+
 def _suite(config: Config) -> None:
     """The arms of a suite can all be run, and tuned ones get the same number of runs."""
     suite = config.ablation
@@ -170,6 +229,11 @@ def _suite(config: Config) -> None:
         "this suite brings its own shocks: only shock.step can be set.",
     )
     need("none" not in suite.shocks, "ablation.shocks names disturbances: leave out none.")
+    for key, values in (("lr_scales", suite.lr_scales), ("deltas", suite.deltas)):
+        need(
+            len({number(value) for value in values}) == len(values),
+            f"ablation.{key}: two of {shown(values)} are the same to three digits, as in their arms' names.",
+        )
     arms = suite.all_arms()
     need(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
     need(
@@ -178,6 +242,7 @@ def _suite(config: Config) -> None:
     )
     for name, arm in arms.items():
         _arm(name, arm, config)
+        _references(name, arm, arms, suite)
     sizes = {name: math.prod(map(len, arm.tune.values())) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
     need(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
@@ -223,18 +288,22 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         not (arm.tune and (arm.replay or arm.matched)),
         f"{path}: an arm that copies another has nothing to tune.",
     )
-    others = {n: a for n, a in config.ablation.all_arms().items() if n != name}
-    recorded = [n for n, a in others.items() if not a.replay and not a.matched]
-    references = (
-        ("replay", arm.replay, recorded),
-        ("matched", arm.matched, recorded),
-        ("versus", arm.versus, list(others)),
-        ("tuned_as", arm.tuned_as, [n for n, a in config.ablation.arms.items() if a.tune]),
-    )
-    for key, other, allowed in references:
-        if other is not None:
-            need(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
-            choice(f"{path}.{key}", other, allowed)
+
+
+def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: AblationConfig) -> None:
+    """The arms that this one names are there, and can give what it takes from them."""
+    path = f"ablation.arms.{name}"
+    for key in ("replay", "matched", "versus", "tuned_as"):
+        other = getattr(arm, key)
+        if other is None:
+            continue
+        if key == "tuned_as":
+            allowed = [n for n, a in suite.arms.items() if a.tune]
+        else:
+            copies = key != "versus"
+            allowed = [n for n, a in arms.items() if n != name and not (copies and (a.replay or a.matched))]
+        need(bool(allowed), f"{path}.{key}={other}: there is no such arm to take it from.")
+        choice(f"{path}.{key}", other, allowed)
 
 
 def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfig:

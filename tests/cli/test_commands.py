@@ -44,7 +44,7 @@ def study(finished):
             "cannot be written",
         ),
         (["bench", "scal=smoke"], "did you mean scale"),
-        (["bench", "scale=smoke", "optimizer.lr=-1"], "> 0"),
+        (["bench", "scale=smoke", "optimizer.lr=-1"], ">= 1e-12"),
         (["bench", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["plan", "optimizer=adam,sgd"], "needs -m"),
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),

@@ -17,7 +17,7 @@ from ebc_lab.config.errors import UserError
         (["optimizer=adan"], ["did you mean adam"]),
         (["steps"], ["KEY=VALUE"]),
         (["model.width=abc"], ["model.width", "abc"]),
-        (["optimizer.lr=-1"], ["optimizer.lr", "> 0", "-1"]),
+        (["optimizer.lr=-1"], ["optimizer.lr", ">= 1e-12", "-1"]),
         (["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
         (["optimizer.lr=nan"], ["optimizer.lr", "finite"]),
         (["model.heads=3"], ["multiple of model.heads"]),

@@ -85,6 +85,8 @@ def _asked(
         new = [s for s in specs if s.run_id not in results]
         there = known(new)
         results |= there
+        if len(results) == first:  # nothing can be decided at the looks between the first and the last
+            config = _without_looks_between(config)
         lowest = min([lowest, *map(val_loss, there.values())])
         best = 0.99 * lowest if math.isfinite(lowest) else 2.0
         for spec in new:
@@ -92,6 +94,11 @@ def _asked(
                 results[spec.run_id] = _invent(config, scenario, spec, len(results) - first, best)
         if not new or not stage.grows:
             return specs
+
+
+def _without_looks_between(config: Config) -> Config:
+    more = max(1, config.finals.max_seeds - len(config.seeds))
+    return replace(config, finals=replace(config.finals, seeds_per_look=more))
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
@@ -164,6 +171,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "study": config.study.name,
         "scale": config.scale,
         "device": placed.device,
+        "launcher": config.launcher.name,
         "dtype": named.dtype if speed else config.dtype,
         "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
         "slots": at_a_time(named),

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebc_lab.config.choices import groups, settings_of
-from ebc_lab.config.compose import STUDY_DECIDES, compose
+from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
 
 from ..store.study import Study

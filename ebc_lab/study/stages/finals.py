@@ -27,8 +27,9 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     allowed; one paired measurement of EBC's overhead at this shape.
     """
     seeds = list(config.seeds)
+    made: Made = {}
     while True:
-        specs = _runs_over(config, decisions, seeds)
+        specs = _runs_over(config, decisions, seeds, made)
         if "lr_scale" not in decisions or len(looks(config)) == 1:
             return specs
         if waiting([s for s in specs if s.kind == "train"], results):
@@ -39,14 +40,20 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         seeds += more
 
 
-def _runs_over(config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int]) -> list[RunSpec]:
+Made = dict[tuple[str, int], list[RunSpec]]  # track and seed -> its runs, from one look to the next
+
+
+def _runs_over(
+    config: Config, decisions: Mapping[str, Decision], seeds: Sequence[int], made: Made
+) -> list[RunSpec]:
     specs: list[RunSpec] = []
     for name in tracks_of(decisions, "finals"):
-        own = [
-            spec_of("finals", role, run, scale)
-            for seed in seeds
-            for role, run, scale in final_arms(config, decisions, name, seed)
-        ]
+        own: list[RunSpec] = []
+        for seed in seeds:
+            if (name, seed) not in made:
+                arms = final_arms(config, decisions, name, seed)
+                made[name, seed] = [spec_of("finals", role, run, scale) for role, run, scale in arms]
+            own += made[name, seed]
         specs += own
         if "lr_scale" in decisions:
             twice = next(s for s in own if s.role == "ebc_x2")

@@ -79,10 +79,10 @@ def point_of(
 
     What a sweep sets is not taken from there.
     """
-    swept = config.ablation.swept().get(label)
-    source = arm.tuned_as or (swept.arm if swept else label)
     if not arm.tuned_as and not arm.tune:
         return {}
+    swept = config.ablation.swept().get(label)
+    source = arm.tuned_as or (swept.arm if swept else label)
     if "tune" not in decisions:
         return None
     point: Point = decisions["tune"]["tracks"][track]["arms"][source]["point"]

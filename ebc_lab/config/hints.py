@@ -1,0 +1,125 @@
+"""What is meant by names that other programs use, and which setting of a study governs one of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import nearest
+
+STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's setting that governs it
+    "optimizer.lr": "lr_sweep.grids",
+    "optimizer.name": "optimizer=NAME or lr_sweep.optimizers",
+    "budget.target_kl": "calibrate.multiples",
+    "budget.name": "budget=NAME or calibrate.budgets",
+    "budget.schedule": "study.kl_schedule",
+    "lr_schedule": "study.lr_schedule and lr_sweep.control_shapes",
+    "lr_schedule.name": "study.lr_schedule and lr_sweep.control_shapes",
+    "lr_schedule.warmup_steps": "lr_sweep.control_warmups",
+    "lr_schedule.warmup_share": "lr_sweep.control_warmups",
+    "lr_schedule.decay_share": "the stages",
+    "projection.name": "projection=NAME or lr_sweep.projections",
+    "stabilizer.name": "the stages",
+    "stabilizer.strength": "the arms of a suite",
+    "stabilizer.schedule": "the arms of a suite",
+    "seed": "seeds and study.stage_seed",
+    "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
+    "evaluate": "the stages: val decides, test judges",
+}
+
+MEANT = {  # setting -> names that it has elsewhere, or that people guess
+    "optimizer": ("optim", "opt", "algorithm"),
+    "optimizer.lr": ("lr", "learning_rate", "max_lr", "peak_lr"),
+    "optimizer.weight_decay": ("wd", "weight_decay", "decay", "l2"),
+    "optimizer.beta1": ("betas", "adam_beta1"),
+    "optimizer.beta2": ("adam_beta2",),
+    "optimizer.eps": ("epsilon", "adam_eps", "adam_epsilon"),
+    "optimizer.momentum": ("mu", "nesterov"),
+    "model.blocks": ("depth", "n_layer", "n_layers", "num_layers", "layers", "num_hidden_layers"),
+    "model.heads": ("n_head", "n_heads", "num_heads", "num_attention_heads"),
+    "model.width": ("n_embd", "hidden", "hidden_size", "hidden_dim", "d_model", "dim", "embed_dim"),
+    "model.context": ("block_size", "seq_len", "seq_length", "context_length", "max_length", "ctx"),
+    "model.dropout": ("p_drop", "drop", "dropout_rate"),
+    "batch_size": ("bs", "batch", "batchsize", "train_batch_size", "micro_batch_size"),
+    "steps": ("epochs", "max_steps", "iters", "max_iters", "num_steps", "n_steps", "train_steps"),
+    "seed": ("random_seed", "rng"),
+    "seeds": ("n_seeds", "num_seeds"),
+    "lr_schedule": ("schedule", "scheduler", "lr_scheduler", "lr_decay"),
+    "lr_schedule.warmup_steps": ("warmup", "warmup_iters", "num_warmup_steps"),
+    "lr_schedule.warmup_share": ("warmup_ratio", "warmup_frac", "warmup_fraction"),
+    "stabilizer": ("clip", "clipping", "clipper", "method"),
+    "stabilizer.strength": ("max_norm", "max_grad_norm", "grad_clip", "clip_norm", "threshold"),
+    "budget.target_kl": ("kl", "target", "delta", "delta_star", "kl_target", "max_kl", "desired_kl"),
+    "dtype": ("amp", "precision", "mixed_precision", "autocast", "bf16", "fp16", "torch_dtype"),
+    "device": ("device_type", "accelerator", "cuda", "gpu"),
+    "compile": ("torch_compile", "jit"),
+    "threads_per_run": ("threads", "num_threads", "n_threads", "omp_num_threads"),
+    "eval_every": ("eval_interval", "eval_steps", "val_every", "val_check_interval"),
+    "eval_windows": ("eval_iters", "eval_batches"),
+    "data": ("dataset", "corpus", "text"),
+    "data.file": ("data_file", "train_file", "data_path", "data_dir"),
+    "launcher.slots": ("gpus", "workers", "num_workers", "n_jobs", "jobs", "parallel", "devices"),
+    "launcher.checkpoint_every_s": ("save_every", "save_steps", "checkpoint_every", "checkpoint_interval"),
+    "launcher.mem_gb": ("mem", "memory"),
+    "launcher.timeout_min": ("time", "walltime", "timeout", "time_limit"),
+    "tracker": ("logger", "wandb", "tensorboard", "mlflow", "report_to"),
+    "study.name": ("name", "run_name", "exp_name", "experiment", "experiment_name", "project"),
+    "study.stages": ("stages", "stage"),
+    "output_dir": ("out", "outdir", "out_dir", "output", "output_path", "save_dir", "logdir"),
+    "scale": ("size", "preset", "profile"),
+}
+OF_NAME = {name: setting for setting, names in MEANT.items() for name in names}
+
+MEANT_CHOICE: dict[
+    str, dict[str, tuple[str, ...]]
+] = {  # group or setting -> a choice -> what else it is called
+    "optimizer": {
+        "adamw": ("adam_w", "AdamW"),
+        "sgd": ("momentum", "SGD", "nesterov"),
+        "soap": ("shampoo",),
+        "schedule_free": ("schedulefree", "sf_adamw", "adamw_sf"),
+    },
+    "lr_schedule": {
+        "trapezoid": ("wsd", "warmup_stable_decay", "linear_decay"),
+        "warmup_linear": ("linear", "linear_warmup"),
+        "inverse_sqrt": ("rsqrt", "noam"),
+        "constant": ("none", "fixed"),
+        "cosine": ("cos", "cosine_annealing", "cosine_with_warmup"),
+    },
+    "stabilizer": {
+        "norm_clip": ("clip", "clip_grad_norm", "grad_clip", "gradient_clipping"),
+        "value_clip": ("clip_grad_value",),
+    },
+    "dtype": {"bfloat16": ("bf16", "float16", "fp16", "half", "amp"), "float32": ("fp32", "float", "full")},
+    "device": {"cuda": ("gpu", "cuda:0")},
+    "launcher": {
+        "slurm": ("submitit", "cluster"),
+        "inline": ("debug", "serial"),
+        "local": ("process", "multiprocessing"),
+    },
+    "scale": {
+        "smoke": ("tiny", "test", "debug"),
+        "paper": ("full", "large", "big", "gpu"),
+        "laptop": ("small", "cpu"),
+    },
+    "data": {"shakespeare": ("tinyshakespeare", "tiny_shakespeare"), "path": ("file", "custom")},
+    "tracker": {"tensorboard": ("tb",)},
+}
+
+
+def near_setting(key: str, known: Sequence[str]) -> str:
+    """` (did you mean …?)` of an unknown setting; of one that a study governs, what to set there."""
+    tail = key.rpartition(".")[2]
+    taken = {name.rpartition(".")[2] for name in known}
+    setting = OF_NAME.get(key) or (None if tail in taken else OF_NAME.get(tail))
+    if setting is None:
+        return nearest(key, known)
+    governor = STUDY_DECIDES.get(setting)
+    return f" (did you mean {setting}{f' for a run, {governor} for a study' if governor else ''}?)"
+
+
+def near_choice(key: str, word: str, known: Sequence[str]) -> str:
+    """` (did you mean …?)` of an unknown choice of a group or setting."""
+    for choice, names in MEANT_CHOICE.get(key, {}).items():
+        if word in names and choice in known:
+            return f" (did you mean {choice}?)"
+    return nearest(word, known)

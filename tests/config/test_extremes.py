@@ -1,0 +1,452 @@
+"""Extremes of settings are refused in one sentence that names the setting, or planned."""
+
+import dataclasses
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+
+from ebc_lab.config import choices, hints
+from ebc_lab.config import compose as compose_module
+from ebc_lab.config.choices import groups
+from ebc_lab.config.compose import compose, configurations
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.overrides import schema_keys
+from ebc_lab.config.schema import ArmConfig
+from ebc_lab.config.study_checks import MOST_RUNS, most_runs
+from ebc_lab.study.inspect.forecast import planned
+
+SMOKE = ["scale=smoke"]
+SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
+ENDLESS = "1" + "0" * 400
+
+
+def refused(overrides, **how):
+    with pytest.raises(UserError) as caught:
+        compose([*SMOKE, *overrides], **how)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 400, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("finals.max_seeds=1000", ["finals.max_seeds", "<= 100", "1000"]),
+        ("lr_sweep.replicates=1000000000", ["lr_sweep.replicates", "<= 100"]),
+        (f"seeds=[{','.join(map(str, range(200, 800)))}]", ["seeds", "at most 100", "600"]),
+        (f"seeds=[{','.join(map(str, range(200, 100_200)))}]", ["seeds", "characters"]),
+        ("study.stages=[]", ["study.stages", "must not be empty"]),
+        ("study.stages=[[lr_sweep]]", ["study.stages"]),
+        ("study.band=[1,[2]]", ["study.band", "[2]"]),
+        ("lr_sweep.grids.adam=[1e307,1e308]", ["lr_sweep.grids.adam", "1e+307"]),
+        (f"finals.steps={ENDLESS}", ["finals.steps", "401 digits"]),
+        (f"seeds=[{ENDLESS}]", ["seeds", "401 digits"]),
+        (f"optimizer.eps={ENDLESS}", ["optimizer.eps", "401 digits"]),
+        (f"finals.steps=1{'0' * 5000}", ["finals.steps", "characters"]),
+        (f"study.stage_seed={2**64}", ["study.stage_seed", "<= 1000000000"]),
+        (f"seeds={'[' * 500}{']' * 500}", ["seeds", "500 deep"]),
+        (f"ablation.question={'{a:' * 500}1{'}' * 500}", ["ablation.question", "500 deep"]),
+        ("threads_per_run=1000", ["threads_per_run", "<= 512"]),
+        ("study.name=x.zip", ["study.name", ".zip", "bundle"]),
+        (f"study.name={'x' * 3000}", ["study.name", "at most 1000"]),
+        (f"study.name={'x' * 81}", ["study.name", "at most 80"]),
+        ("study.name=a/b", ["study.name", "plain folder name"]),
+        ("study.name='a\x07b'", ["study.name"]),
+        ("study.name=-x", ["study.name", "plain folder name"]),
+        ("study.name=''", ["study.name", "plain folder name"]),
+        ("study.name='größe'", ["study.name", "plain folder name"]),
+        ("study.name=größe", ["study.name", "in quotes"]),
+        (f"output_dir={'x/' * 1000}", ["output_dir", "at most 1000 characters"]),
+        (f"output_dir={'x' * 300}", ["output_dir", "255 bytes"]),
+        ("output_dir='a\x1b[2Jb'", ["output_dir", "control character"]),
+        (f"output_dir={'x' * 10_000}", ["output_dir", "characters"]),
+        (f"ablation.question={'x' * 1_000_000}", ["ablation.question", "characters"]),
+        (f"ablation.question={'x' * 3000}", ["ablation.question", "at most 1000 characters"]),
+        ("ablation.question='a\x00b'", ["ablation.question", "control character"]),
+        ("ablation.question='a\udcffb'", ["ablation.question", "UTF-8"]),
+        ("model.width=1000000", ["model.width", "<= 16384"]),
+        ("model={width: 16384, blocks: 256}", ["model"]),
+        ("batch_size=1000000000", ["batch_size", "<= 65536"]),
+        ("lr_sweep.warmup=1e300", ["lr_sweep.warmup"]),
+        ("lr_schedule.warmup_steps=1000000000000", ["lr_schedule.warmup_steps"]),
+        ("lr_sweep.skip_threshold=nan", ["lr_sweep.skip_threshold", "finite"]),
+        ("lr_sweep.skip_threshold=inf", ["lr_sweep.skip_threshold", "finite"]),
+        ("launcher.gpus_per_node=-1", ["launcher.gpus_per_node"]),
+        ("seeds=[true]", ["seeds"]),
+        ("seeds=[1.5]", ["seeds"]),
+        ("finals.steps=${finals.steps}", ["Recursive"]),
+        ("seeds=null", ["seeds"]),
+    ],
+    ids=lambda value: value[:60] if isinstance(value, str) else "",
+)
+def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(override, words):
+    said = refused([override], study="lr_schedule" not in override)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.width=16384", "model.blocks=256"], ["memory", "model.width"]),
+        (["batch_size=65536", "model.context=65536"], ["memory", "batch_size"]),
+        (["study=controls", "ablation.lr_scales=[1e-6,1]"], ["ablation.lr_scales", ">= 0.0001"]),
+        (["study=controls", "ablation.deltas=[1e-6,1]"], ["ablation.deltas", ">= 0.0001"]),
+        (["study=target_kl", "ablation.lr_scales=[1,1.0001]"], ["ablation.lr_scales", "three digits"]),
+        (["finals.arms=[baseline,control,ebc_x2,ebc_x" + "9" * 400 + "]"], ["finals.arms"]),
+        (["finals.arms=[baseline,control,ebc_x2,ebc_x99999]"], ["finals.arms", "10000"]),
+        (["finals.max_seeds=100", "finals.seeds_per_look=1"], ["finals.seeds_per_look", "looks"]),
+        (
+            [
+                "study=stabilizers",
+                f"seeds=[{','.join(map(str, range(200, 300)))}]",
+                f"ablation.lr_scales=[{','.join(map(str, range(1, 40)))}]",
+            ],
+            ["ablation", "runs", "2000"],
+        ),
+        ([SEARCH, "+controller_search.candidates.x={steps: 10.5}"], ["candidates.x", "whole number"]),
+        ([SEARCH, "+controller_search.candidates.x={optimizer: {name: [1]}}"], ["candidates.x", "optimizer"]),
+        ([SEARCH, "+controller_search.candidates.x={1: 2}"], ["candidates.x", "1 is not a setting"]),
+        ([SEARCH, "+controller_search.candidates.x={data: {file: [1]}}"], ["candidates.x", "data.file"]),
+        ([SEARCH, "+controller_search.candidates.x={compile: true}"], ["candidates.x", "compile"]),
+        (["launcher=slurm", "launcher.slots=1", "device=cpu", "launcher.mem_gb=0"], ["launcher.mem_gb"]),
+        (["seeds=[0,1,2,3,4,5]"] * 2500, ["overrides", "characters"]),
+    ],
+    ids=lambda value: value[-1][:60] if value else "",
+)
+def test_an_extreme_that_lies_in_a_combination_is_refused(overrides, words):
+    said = refused(overrides)
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "ablation.question=${oc.env:HOME}",
+        "ablation.question=$\\{oc.env:HOME\\}",
+        "ablation.question='in ${oc.env:HOME} or not'",
+        "ablation.question='${oc.decode:${oc.env:HOME}}'",
+        "ablation.question=${oc.create:x}",
+        "ablation.question=${hydra:runtime.cwd}",
+        "ablation.question=${now:%Y}",
+        "ablation.question=${tracker.mlflow_uri}",
+        "ablation.question=${tracker}",
+        "ablation.question=${..output_dir}",
+        "ablation.question=${launcher[setup]}",
+        "study.name=${oc.env:USER}",
+        "data.file=${oc.env:HOME}/x",
+        "seeds=['${oc.env:HOME}']",
+        "launcher.setup=[a,'${oc.env:HOME}']",
+        "+launcher.sbatch={a: {b: ['${oc.env:HOME}']}}",
+        "+launcher.sbatch.x=${oc.env:HOME}",
+        "tracker.mlflow_uri=${oc.env:HOME}",
+    ],
+)
+def test_nothing_of_the_environment_is_read_through_a_setting(override, monkeypatch):
+    monkeypatch.setenv("HOME", "/a/secret")
+    said = refused([override])
+    assert "/a/secret" not in said
+    assert "another setting" in said
+    assert override.lstrip("+").partition("=")[0].split(".")[0] in said
+
+
+def test_a_setting_may_still_follow_another():
+    assert compose([*SMOKE, "finals.steps=${batch_size}"]).finals.steps == 24
+    assert compose([*SMOKE, "study.name=mine_${scale}"]).study.name == "mine_smoke"
+
+
+@pytest.mark.parametrize("sweep", ["seeds=range(0,1000000000)", "model.blocks=range(1,90)"])
+def test_a_sweep_of_too_many_studies_is_counted_before_it_is_expanded(sweep):
+    with pytest.raises(UserError, match="at most 1000"):
+        configurations([*SMOKE, sweep, "batch_size=range(1,60)"], multirun=True)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"seeds=[{','.join(map(str, range(200, 300)))}]"],
+        ["finals.max_seeds=40", "finals.seeds_per_look=2"],
+        ["finals.max_seeds=100", "finals.seeds_per_look=10"],
+        ["lr_sweep.max_extensions=20", "lr_sweep.control_extensions=20", "calibrate.max_extra=20"],
+        ["finals.steps=100000000"],
+        pytest.param(
+            ["study=stabilizers", f"seeds=[{','.join(map(str, range(200, 280)))}]"], marks=pytest.mark.slow
+        ),
+        [f"finals.arms=[baseline,control,ebc_x2,{','.join(f'ebc_x{i}' for i in range(3, 99))}]"],
+    ],
+    ids=lambda value: value[0][:40],
+)
+def test_the_most_that_is_allowed_is_planned(overrides, tmp_path):
+    [config] = configurations([*SMOKE, *overrides, f"output_dir={tmp_path / 'none'}", "device=cpu"])
+    assert 0 < planned(config)["stages"]["total"]["max"]["runs"] <= 2000
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("study", groups()["study"])
+def test_no_suite_asks_for_more_runs_than_are_counted_beforehand(study, tmp_path):
+    config = compose(["scale=smoke", f"study={study}", f"output_dir={tmp_path}", "device=cpu"])
+    counted = most_runs(config)
+    stages = planned(config)["stages"]
+    assert all(stages[stage]["max"]["runs"] <= counted[stage] for stage in counted)
+    assert sum(counted.values()) < MOST_RUNS / 4
+
+
+@pytest.fixture
+def own_conf(tmp_path, monkeypatch):
+    """A copy of conf/ that a test may change, and the program uses."""
+    shutil.copytree(choices.conf_dir(), tmp_path / "conf")
+    for module in (choices, compose_module):
+        monkeypatch.setattr(module, "conf_dir", lambda: tmp_path / "conf")
+    for cached in (choices.groups, choices.settings_of):
+        cached.cache_clear()
+    yield tmp_path / "conf"
+    for cached in (choices.groups, choices.settings_of):
+        cached.cache_clear()
+
+
+def test_a_file_of_conf_cannot_read_the_environment_either(own_conf):
+    text = "# @package _global_\nstudy: {name: mine}\nablation: {question: '${oc.env:HOME}'}\n"
+    (own_conf / "study" / "mine.yaml").write_text(text)
+    assert "ablation.question" in refused(["study=mine"])
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(own_conf, prefix, tmp_path):
+    (own_conf / "optimizer" / "new.yaml").write_text((own_conf / "optimizer" / "lion.yaml").read_text())
+    new = (own_conf / "optimizer" / "new.yaml").read_text().replace("lion", "new")
+    (own_conf / "optimizer" / "new.yaml").write_text(new)
+    said = refused(["optimizer=new"])
+    [command] = re.findall(r"'(lr_sweep[^']*)'", said)
+    [config] = configurations([*SMOKE, "optimizer=new", prefix + command, f"output_dir={tmp_path / 'none'}"])
+    assert config.lr_sweep.grids["new"] == [1e-3, 2e-3, 4e-3]
+    assert planned(config)["stages"]["lr_sweep"]["min"]["runs"] > 3
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
+    config = compose(
+        [
+            *SMOKE,
+            "study=stabilizers",
+            f"{prefix}controller_search.candidates.mine={{controller: {{name: pi}}}}",
+            f"{prefix}controller_search.candidates.log_pi_soft.controller.kp=0.3",
+            f"{prefix}lr_sweep.grids.adam=[1e-3,5e-3]",
+            f"{prefix}ablation.arms.agc.settings.eval_windows=8",
+        ]
+    )
+    assert config.controller_search.candidates["mine"] == {"controller": {"name": "pi"}}
+    assert config.controller_search.candidates["log_pi_soft"]["controller"]["kp"] == 0.3
+    assert config.lr_sweep.grids["adam"] == [1e-3, 5e-3]
+    assert config.ablation.arms["agc"].settings["eval_windows"] == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optimizer.wd=0.1", "did you mean optimizer.weight_decay?"),
+        ("weight_decay=0.1", "did you mean optimizer.weight_decay?"),
+        ("model.depth=3", "did you mean model.blocks?"),
+        ("n_layer=3", "did you mean model.blocks?"),
+        ("n_head=3", "did you mean model.heads?"),
+        ("n_embd=3", "did you mean model.width?"),
+        ("model.d_model=3", "did you mean model.width?"),
+        ("block_size=3", "did you mean model.context?"),
+        ("bs=3", "did you mean batch_size?"),
+        ("lr=3", "did you mean optimizer.lr for a run, lr_sweep.grids for a study?"),
+        ("max_steps=3", "did you mean steps for a run, lr_sweep.steps, calibrate.steps"),
+        ("warmup=3", "lr_schedule.warmup_steps for a run, lr_sweep.control_warmups for a study?"),
+        ("scheduler=cosine", "lr_schedule for a run, study.lr_schedule"),
+        ("kl=0.1", "budget.target_kl for a run, calibrate.multiples for a study?"),
+        ("max_norm=1", "stabilizer.strength for a run, the arms of a suite"),
+        ("gpus=2", "did you mean launcher.slots?"),
+        ("name=x", "did you mean study.name?"),
+        ("outdir=x", "did you mean output_dir?"),
+        ("dataset=x", "did you mean data?"),
+        ("precision=bf16", "did you mean dtype?"),
+        ("threads=2", "did you mean threads_per_run?"),
+        ("optim=adam", "did you mean optimizer?"),
+        ("optimiser.name=adam", "did you mean optimizer.name, "),
+        ("optimizer=adam_w", "did you mean adamw?"),
+        ("lr_schedule=wsd", "did you mean trapezoid?"),
+        ("dtype=bf16", "did you mean bfloat16?"),
+        ("device=gpu", "did you mean cuda?"),
+        ("launcher=submitit", "did you mean slurm?"),
+    ],
+)
+def test_a_name_from_elsewhere_gets_the_name_it_has_here(override, words):
+    assert words in refused([override], study=False)
+
+
+def test_every_hint_leads_to_a_setting_or_choice():
+    names = {*schema_keys(), *groups()}
+    assert set(hints.MEANT) <= names
+    assert set(hints.STUDY_DECIDES) <= names
+    assert len(hints.OF_NAME) == sum(map(len, hints.MEANT.values())), "a name with two meanings"
+    assert not set(hints.OF_NAME) & names
+    kinds = {"dtype": ("float32", "bfloat16"), "device": ("cuda",)}
+    for group, meant in hints.MEANT_CHOICE.items():
+        assert set(meant) <= set(groups().get(group) or kinds[group])
+        assert not {name for names in meant.values() for name in names} & set(groups().get(group, ()))
+
+
+# -- any override, mutated -----------------------------------------------------------------------------------
+
+NUMBERS = [
+    "0",
+    "-1",
+    "1",
+    "2",
+    "1e-6",
+    "0.5",
+    "1e308",
+    "-1e308",
+    "1e400",
+    "nan",
+    "inf",
+    "-inf",
+    "true",
+    "null",
+]
+NUMBERS += [
+    "1000",
+    "100000000",
+    "1" + "0" * 40,
+    ENDLESS,
+    "1" + "0" * 5000,
+    str(2**64),
+    "1e-320",
+    "007",
+    "0x10",
+]
+TEXTS = [
+    "''",
+    "x",
+    "../x",
+    "-x",
+    "x.zip",
+    "'a b'",
+    "größe",
+    "'größe'",
+    "'a\x00b'",
+    "'\udcff'",
+    "'a\nb'",
+    "[]",
+    "{}",
+]
+TEXTS += [
+    "x" * 90,
+    "x" * 1500,
+    "x" * 10_000,
+    "x" * 1_000_000,
+    "'[' ",
+    "'${'",
+    "${oc.env:HOME}",
+    "${steps}",
+    "${",
+]
+TEXTS += [
+    "${seeds}",
+    "~",
+    "null",
+    "'null'",
+    "=",
+    ":",
+    "a=b",
+    "a,b",
+    "range(0,1000000000)",
+    "glob(*)",
+    "choice(1,2)",
+]
+NESTED = ["[" * d + "]" * d for d in (1, 2, 15, 50, 500)] + [
+    "{a:" * d + "1" + "}" * d for d in (1, 3, 15, 500)
+]
+NESTED += ["[[1],[2]]", "{1: 2}", "{name: [1]}", "{name: x}", "[null]", "[{a: 1}]", "[1,[2]]", "{a: null}"]
+INSIDE = [  # settings inside mappings, which `schema_keys` does not list
+    *(f"lr_sweep.grids.{name}" for name in ("adam", "lion", "new", "''")),
+    *(f"controller_search.candidates.{name}" for name in ("x", "log_pi.controller", "log_pi.controller.kp")),
+    *(f"launcher.sbatch.{name}" for name in ("x", "time", "a.b.c")),
+    *(f"ablation.arms.{arm}" for arm in ("baseline", "agc", "new", "ebc.settings.model")),
+    *(
+        f"ablation.arms.agc.{key}"
+        for key in (*(f.name for f in dataclasses.fields(ArmConfig)), "tune.strength")
+    ),
+    *(
+        f"ablation.arms.agc.settings.{key}"
+        for key in ("steps", "data.file", "optimizer.name", "model.width", "x")
+    ),
+]
+
+
+def a_value(draw):
+    many = draw.choice((3, 90, 150, 900, 100_000))
+    if draw.random() < 0.5:
+        return draw.choice(["1", "2", "3", "30", "100", "0.5", "1e-3", "[0.5,2]", "[1,2,4]", "[7,8,9]", "x"])
+    return draw.choice(
+        [
+            draw.choice(NUMBERS),
+            draw.choice(NUMBERS),
+            draw.choice(TEXTS),
+            draw.choice(NESTED),
+            f"[{','.join(draw.choices(NUMBERS[:12], k=draw.randint(0, 5)))}]",
+            f"[{','.join(map(str, range(200, 200 + many)))}]",
+            f"{{{','.join(f'a{i}: {draw.choice(NUMBERS[:8])}' for i in range(draw.choice((1, 90, 200))))}}}",
+            draw.choice([choice for choices in groups().values() for choice in choices]),
+        ]
+    )
+
+
+def mutated(draw):
+    """A set of overrides that was valid, until one to three of its words were changed."""
+    kinds = [[*schema_keys()]] * 8 + [[*groups()], INSIDE, INSIDE, [*hints.OF_NAME]]
+    overrides = ["scale=smoke", f"study={draw.choice(groups()['study'])}"]
+    if draw.random() < 0.3:
+        overrides.append(f"optimizer={draw.choice(groups()['optimizer'])}")
+    if draw.random() < 0.2:
+        overrides.append(SEARCH)
+    for _ in range(draw.choice((1, 1, 2, 3))):
+        key = draw.choice(draw.choice(kinds))
+        if draw.random() < 0.1:  # a slip of the keyboard
+            at = draw.randrange(len(key))
+            key = key[:at] + draw.choice(["", "x", ".", " ", "/", "@", key[at] * 2]) + key[at + 1 :]
+        overrides.append(f"{draw.choice([*[''] * 12, '+', '++', '~'])}{key}={a_value(draw)}")
+    return overrides
+
+
+def too_long(number, frame):
+    raise TimeoutError
+
+
+@pytest.mark.parametrize("cases", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(cases)
+    slowest, plans = (0.0, []), 0
+    refusals = []
+    before = signal.signal(signal.SIGALRM, too_long)
+    try:
+        for _ in range(int(os.environ.get("EBC_LAB_FUZZ_OVERRIDES", cases))):
+            overrides = mutated(draw)
+            signal.alarm(20)
+            begun = time.process_time()
+            try:
+                [config] = configurations(overrides)
+                plans += 1
+                assert planned(config)["stages"]["total"]["max"]["runs"] <= MOST_RUNS
+            except UserError as error:
+                refusals.append(str(error))
+            except BaseException as error:
+                raise AssertionError([o[:200] for o in overrides]) from error
+            finally:
+                signal.alarm(0)
+            slowest = max(slowest, (time.process_time() - begun, [o[:80] for o in overrides]))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    print(f"{plans} plans, {len(refusals)} refusals; the slowest took {slowest[0]:.1f} s: {slowest[1]}")
+    assert plans
+    assert not [said for said in refusals if "\n" in said or len(said) > 600]
+    assert not list(tmp_path.iterdir())
