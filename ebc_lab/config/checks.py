@@ -10,7 +10,7 @@ from typing import Any
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
 
 from .choices import groups
-from .errors import UserError, any_of, nearest
+from .errors import HIDDEN, UserError, any_of, nearest
 from .fields import Setting, default_of, setting_of
 from .schema import RunConfig
 
@@ -48,6 +48,7 @@ def _check(key: str, value: Any, setting: Setting) -> None:
         for name, item in value.items():
             if setting.keys:
                 choice(key, name, setting.keys)
+            _check_text(key, name)
             _check(f"{key}.{name}", item, setting)
     elif isinstance(value, list):
         need(len(value) >= setting.least, f"{key} must not be empty.")
@@ -59,6 +60,8 @@ def _check(key: str, value: Any, setting: Setting) -> None:
             need(len(set(value)) == len(value), f"{key} must not name anything twice: {value}.")
     elif dataclasses.is_dataclass(value):
         check_settings(value, f"{key}.")
+    elif isinstance(value, str) and HIDDEN.search(value):
+        _check_text(key, value)
     elif setting.group:
         choice(key.removesuffix(".name"), value, groups()[setting.group])
     elif setting.choices and value is not None:
@@ -69,6 +72,10 @@ def _check(key: str, value: Any, setting: Setting) -> None:
             number and math.isfinite(value) and setting.holds(value),
             f"{key} must be a finite number {setting.range()}, not {value}.",
         )
+
+
+def _check_text(key: str, text: str) -> None:
+    need(not HIDDEN.search(text), f"{key}={text} holds control characters: leave them out.")
 
 
 def validate_run(run: RunConfig) -> None:

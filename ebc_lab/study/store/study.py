@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from ebc_lab.records.json_files import as_json, read_checksummed, read_json, wri
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
+from ..stages import stage_of
 from ..stages.spec import RunSpec
 from . import manifest
 
@@ -249,19 +250,22 @@ class Study(StudyFiles):
         before = known.get(stage)
         if before is not None and before == as_json(decision):
             return False
+        earlier = STAGES[: STAGES.index(stage)]
         if before is not None:
-            self.drop_conclusions()
-        kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
+            self.drop_conclusions(but=[stage_of(s).summary_csv for s in earlier])
+        kept = {s: known[s] for s in earlier if s in known}
         manifest.remove_entries(self.root, self.decisions_file.name)
         write_json(self.decisions_file, {**kept, stage: decision})
         return before is not None
 
-    def drop_conclusions(self) -> None:
-        """Remove decisions, verdict, tables and plots, which are made again from the runs."""
-        manifest.remove_entries(self.root, *self.conclusions())
+    def drop_conclusions(self, but: Collection[str] = ()) -> None:
+        """Remove decisions, verdict, tables and plots, which are made again from the runs. `but`: tables that
+        stay."""
+        manifest.remove_entries(self.root, *self.conclusions(), but=but)
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
-                path.unlink()
+                if path.name not in but:
+                    path.unlink()
 
     def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
         """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids."""
