@@ -151,7 +151,7 @@ def markdown(made: Sequence[Table]) -> str:
 
 
 def _markdown_cell(kind: str, text: str) -> str:
-    return _code(text) if kind == "name" and "<" not in text else _plain(text)
+    return _code(text) if kind == "name" else _plain(text)
 
 
 def _plain(text: str) -> str:

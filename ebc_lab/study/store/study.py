@@ -16,7 +16,7 @@ from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.records.figures import FINISHED, OUTCOMES, RunResult
+from ebc_lab.records.figures import FINISHED, OUTCOMES, QUANTILES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
@@ -126,9 +126,8 @@ class Study(StudyFiles):
         own = found.get("identity") or ""  # none where the spec could not be read
         if found.get("run_id", run_id) != run_id or not run_id.endswith(own[:NAMED_BY]):
             raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
-        outcome = found.get("outcome")
-        if outcome not in OUTCOMES or (outcome in FINISHED and "steps" not in found):
-            raise UserError(f"{files.result} does not say how the run ended: {remedy}.")
+        if wrong := _misfit_result(found):
+            raise UserError(f"{files.result} is damaged ({wrong}): {remedy}.")
         return found
 
     def has_result(self, run_id: str) -> bool:
@@ -281,6 +280,19 @@ class Study(StudyFiles):
         for run_id in gone:
             self.run_files(run_id).result.unlink()
         return gone
+
+
+def _misfit_result(found: RunResult) -> str | None:
+    """What is wrong with a result beyond the kinds of its figures."""
+    outcome = found.get("outcome")
+    if outcome not in OUTCOMES:
+        return "it does not say how the run ended"
+    if outcome in FINISHED and "steps" not in found:
+        return "steps is missing"
+    quantiles = found.get("grad_norm_quantiles")
+    if quantiles is not None and len(quantiles) != QUANTILES:
+        return f"grad_norm_quantiles has {len(quantiles)} values, not {QUANTILES}"
+    return misfit(found.get("curve", []), list[tuple[float, float | None, float]], "curve")
 
 
 def studies_in(folder: Path) -> list[Study]:
