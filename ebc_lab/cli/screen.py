@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.bench.packing import describe as packing_in_words
-from ebc_lab.config.errors import clock
+from ebc_lab.config.errors import clock, visible
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text import tables
@@ -86,7 +86,7 @@ class View:
         self.live = None
 
     def say(self, text: str) -> None:
-        self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {text}"))
+        self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {visible(text)}"))
 
     def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
         headlines = [tracks_in_words(line) for line in stage_of(stage).headlines(decision)]

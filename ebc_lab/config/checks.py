@@ -6,7 +6,6 @@ import dataclasses
 import math
 import types
 import typing
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
 
 from .choices import groups
 from .dicts import type_hints
-from .errors import UserError, any_of, shown
+from .errors import HIDDEN, UserError, any_of, shown
 from .fields import Setting, default_of, setting_of
 from .hints import near_choice
 from .schema import RunConfig
@@ -114,9 +113,7 @@ def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
 
 def _check_text(key: str, text: str, longest: int) -> None:
     need(len(text) <= longest, f"{key} takes at most {longest} characters, not {len(text)}.")
-    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"), "")
-    need(unicodedata.category(odd or "a") != "Cs", f"{key} is not UTF-8: {shown(text)}.")
-    need(not odd, f"{key} has a control character, {odd!a}: {shown(text)}.")
+    need(not HIDDEN.search(text), f"{key} has control characters: {shown(text)}.")
 
 
 def validate_run(run: RunConfig) -> None:

@@ -48,7 +48,6 @@ def any_of(choices: Sequence[str]) -> str:
 def shown(value: object) -> str:
     """A value as messages show it, cut where it is long."""
     text = str(value) if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:80])
     return text if len(text) < 60 else f"{text[:57]}…"
 
 

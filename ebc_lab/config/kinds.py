@@ -18,11 +18,14 @@ NAMES |= {float: "a finite number", type(None): "null"}
 def misfit(value: Any, kind: Any, where: str = "") -> str | None:
     """What is wrong with a value as JSON holds it, `steps: text, not a whole number`; None if it fits.
 
-    `kind`: a type hint: TypedDict, dataclass, dict, list, union, str, int, float, bool, None or Any.
+    `kind`: a type hint: TypedDict, dataclass, dict, list, tuple (a list of so many), union, str, int, float,
+    bool, None or Any.
     """
     origin = typing.get_origin(kind)
     if kind is Any or kind is object:
         return None
+    if origin is tuple:
+        return _wrong(value, list, where) or _misfit_items(value, typing.get_args(kind), where)
     if origin in (typing.Union, types.UnionType):
         found = [misfit(value, one, where) for one in typing.get_args(kind)]
         return None if None in found else found[0]
@@ -48,6 +51,14 @@ def _first(parts: Any) -> str | None:
 
 def _items(value: Any) -> Any:
     return value.items() if isinstance(value, Mapping) else ()
+
+
+def _misfit_items(value: list[Any], kinds: tuple[Any, ...], where: str) -> str | None:
+    """A list of exactly so many values, each of a kind of its own."""
+    if len(value) != len(kinds):
+        return f"{where.lstrip('.') or 'it'} has {len(value)} values, not {len(kinds)}"
+    each = enumerate(zip(value, kinds, strict=True))
+    return _first((item, one, f"{where}[{i}]") for i, (item, one) in each)
 
 
 def _misfit_fields(value: Mapping[str, Any], kind: type, where: str) -> str | None:

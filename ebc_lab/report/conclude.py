@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import read_regular, write_atomic
@@ -79,7 +79,8 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
     if not drawn:
         say("drawing the plots …")
         manifest.remove_entries(study.root, *PICTURES)
-        pictures.draw_study(study.root)
+        with blamed(f"a file of study {study.name}", f"`ebc-lab verify {study.name}` names it"):
+            pictures.draw_study(study.root)
         write_atomic(stamp, inputs)
 
 

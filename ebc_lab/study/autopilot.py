@@ -112,8 +112,8 @@ def autopilot(
     study.prepare()
     with study.held():
         study.cancel_mark.unlink(missing_ok=True)
-        manifest.refuse_changed(study.root)
         config, corpus = resolve_study(config, study, listener.say, force=force)
+        manifest.refuse_changed(study.root)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
         manifest.begin(study.root)

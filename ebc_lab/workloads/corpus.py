@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import HIDDEN, UserError
 from ebc_lab.config.schema import SPLITS, DataConfig
 from ebc_lab.records.cache import cache_dir
 
@@ -130,7 +130,10 @@ def _path(config: DataConfig, quiet: bool) -> Corpus:
         raise UserError(
             f"data.file={config.file} does not exist or is not a file: give the path of a UTF-8 text."
         )
-    return _read(path.resolve(), path.name, "path")
+    real = path.resolve()
+    if HIDDEN.search(str(real)) or set("\t\n") & set(str(real)):
+        raise UserError(f"data.file={real}: its name holds control characters: rename it.")
+    return _read(real, path.name, "path")
 
 
 CORPORA: dict[str, Callable[[DataConfig, bool], Corpus]] = {

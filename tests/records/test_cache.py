@@ -36,6 +36,14 @@ def test_a_damaged_file_is_measured_again(tmp_path, measure, content):
     assert cache.read() == {"rate": 1}
 
 
+@pytest.mark.parametrize("value", ["null", '"x"', "{}", "[1]", "true"])
+def test_a_file_of_another_kind_is_measured_again(tmp_path, value):
+    cache = MeasurementCache("speed", "x", tmp_path, form=float)
+    cache.path.write_text(value)
+    assert cache.read() is None
+    assert cache.read_or_measure(lambda: 2.5) == 2.5
+
+
 def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path, calls, measure):
     (tmp_path / "file").touch()
     cache = MeasurementCache("speed", "x", tmp_path / "file")

@@ -25,7 +25,6 @@ from ebc_lab.config.errors import HIDDEN
 from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.records.json_files import with_checksum
 from ebc_lab.report.page.serve import Server, server
-from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
 PATIENCE_S = 60  # for all commands on one study
@@ -185,7 +184,7 @@ def sealed(path: Path, value: Any) -> None:
 
 
 def wrong_kind(path: Path, draw: random.Random, study: Study) -> None:
-    """One value anywhere in it is of another kind, missing, or another number, and the checksums are right."""
+    """One value anywhere in it is of another kind, missing, or another number; the checksums are right."""
     try:
         value = json.loads(path.read_bytes())
     except ValueError:
@@ -244,11 +243,8 @@ def damage_one(study: Study, draw: random.Random) -> tuple[str, str]:
     if file in places:
         content = next(v for k, v in LEFT_BEHIND.items() if k.format(run=run) == file)
         replaced(path, json.dumps(content).encode())
-    if file.endswith(".json"):
-        kinds = OF_JSON
-    else:
-        kinds = OF_ROWS if file.endswith((".csv", ".jsonl")) else ANY
-    damage = draw.choice(kinds)
+    rows = OF_ROWS if file.endswith((".csv", ".jsonl")) else ANY
+    damage = draw.choice(OF_JSON if file.endswith(".json") else rows)
     damage(path, draw, study)
     recorded = damage is wrong_kind and file != "manifest.json" and draw.random() < 0.3
     if recorded:
@@ -342,3 +338,150 @@ def test_any_damage_to_any_file_is_answered_by_a_sentence(
     seed, finished, page, overrides, tmp_path, undrawn, alarm
 ):
     one_case(seed, finished, page, overrides, tmp_path)
+
+
+# -- a few telling cases of each kind ------------------------------------------------------------------------
+
+
+def a_run(study: Study) -> str:
+    return next(r for r in study.run_ids() if "_n25_s0-" in r)
+
+
+def put(content: bytes | str) -> Damage:
+    return lambda path, draw, study: replaced(path, content.encode() if isinstance(content, str) else content)
+
+
+def edited(**changes: Any) -> Damage:
+    """Some values replaced, and every checksum right."""
+
+    def damage(path: Path, draw: random.Random, study: Study) -> None:
+        sealed(path, json.loads(path.read_text()) | changes)
+
+    return damage
+
+
+def decided(**changes: Any) -> Damage:
+    """The same in the decision of the first stage."""
+
+    def damage(path: Path, draw: random.Random, study: Study) -> None:
+        found = json.loads(path.read_text())
+        found["lr_sweep"] |= changes
+        sealed(path, found)
+
+    return damage
+
+
+NO_TRACK = {"adam_none": {}}
+CASES = [  # file, damage, command, exit code, words
+    ("study.json", a_pipe, "status", 2, "not a file but a folder, a pipe or a device"),
+    ("study.json", a_device, "verify", 4, "study.json: not a file that can be read"),
+    ("study.json", put(b"[" * 100_000), "status", 2, "nested too deeply"),
+    ("study.json", put(b"9" * 5000), "status", 2, "is damaged"),
+    ("study.json", put(b"\xff"), "why", 2, "is damaged"),
+    ("study.json", put("null"), "status", 2, "was edited"),
+    ("study.json", edited(config=[]), "status", 2, "config is a list, not a mapping"),
+    ("study.json", edited(requested=None), "why", 2, "requested is null, not a mapping"),
+    ("study.json", edited(created="x"), "autopilot", 2, "study.json was changed after it was recorded"),
+    ("auto_decisions.json", put("[]"), "why", 2, "it is a list, not a mapping"),
+    ("auto_decisions.json", put(" " * (33 << 20)), "status", 0, "is larger than"),
+    ("auto_decisions.json", put('{"lr_sweep": null}'), "verify", 4, "changed since it was recorded"),
+    ("auto_decisions.json", put('{"lr_sweep": null}'), "why", 2, "lr_sweep is null, not a mapping"),
+    ("auto_decisions.json", decided(candidates=None), "why", 2, "candidates is null, not a list"),
+    ("auto_decisions.json", decided(candidates=None), "status", 0, "is stale: its record in auto_dec"),
+    ("auto_decisions.json", decided(tracks=NO_TRACK), "report", 2, "is not what this stage decides"),
+    ("runs/{run}/result.json", linked_to_another, "status", 0, "was not written by this run"),
+    (
+        "runs/{run}/result.json",
+        linked_to_another,
+        "verify",
+        4,
+        "changed since it was recorded",
+    ),
+    ("runs/{run}/result.json", another_runs, "autopilot", 2, "was changed after it was recorded"),
+    (
+        "runs/{run}/result.json",
+        edited(val_loss="x"),
+        "why --replay",
+        4,
+        "val_loss is text, not a finite",
+    ),
+    ("runs/{run}/result.json", edited(val_loss=0.1), "autopilot", 2, "was changed after it was recorded"),
+    ("runs/{run}/result.json", a_folder, "export", 2, "not a file"),
+    ("runs/{run}/spec.json", put('{"config": null}'), "status", 0, "run_id is missing"),
+    ("runs/{run}/attempts.jsonl", put("null\n[]\n3\n"), "status", 0, ""),
+    ("manifest.json", put('{"files": []}'), "verify", 2, "was edited"),
+    ("figures.json", put('[{"name": 3}]'), "autopilot", 2, "figures.json is damaged"),
+    (".driver.json", put("[1]"), "status", 0, ""),
+    (".launcher.json", put('"x"'), "status", 0, "it is text, not a mapping"),
+    (".lock", a_pipe, "status", 0, ""),
+    ("runs/{run}/progress.json", put('{"step": "x"}'), "status", 0, ""),
+]
+
+
+@pytest.mark.parametrize(("file", "damage", "command", "code", "words"), CASES)
+def test_a_damaged_file_is_named_in_a_sentence(
+    file, damage, command, code, words, finished, overrides, tmp_path, undrawn, alarm
+):
+    study = linked(finished[1].study, tmp_path)
+    damage(study.root / file.format(run=a_run(study)), random.Random(0), study)
+    name, *more = command.split()
+    given = [*overrides, f"output_dir={tmp_path}"] if name == "autopilot" else [str(study.root), *more]
+    done = called(name, *given, cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, said
+    assert words in " ".join(said.split())
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("study.json", a_pipe),
+        ("study.json", edited(config={"launcher": 3})),
+        ("auto_decisions.json", decided(tracks=NO_TRACK)),
+        ("auto_decisions.json", decided(tracks=[])),
+        ("figures.json", put('{"a": 1}')),
+        ("runs/{run}/result.json", edited(curve=None, cause=3)),
+    ],
+)
+def test_the_live_page_says_what_is_damaged(file, damage, finished, page, tmp_path, alarm):
+    study = linked(finished[1].study, tmp_path)
+    damage(study.root / file.format(run=a_run(study)), random.Random(0), study)
+    visit(page, study)
+
+
+def test_nothing_in_a_file_commands_the_terminal_or_the_page(finished, page, tmp_path, undrawn, alarm):
+    study = linked(finished[1].study, tmp_path)
+    header = json.loads(study.header_file.read_text())
+    header["corpus"]["title"] = header["corpus"]["warning"] = ESCAPES + "\ud800"
+    sealed(study.header_file, header)
+    path = study.run_files(a_run(study)).result
+    result = json.loads(path.read_text())
+    sealed(path, result | {"outcome": "failed", "cause": ESCAPES})
+    study.manifest_file.unlink()
+    done = called("status", str(study.root), cwd=tmp_path)
+    assert r"\x1b[31m\u202eevil[/nope]\x07\x9b<script>" in done.stdout
+    assert r"\ud800" in done.stdout
+    assert not HIDDEN.search(done.stdout)
+    visit(page, study)
+
+
+@pytest.mark.parametrize("spoil", [a_pipe, a_folder, put("[]"), put(b"\xff"), edited(hardware=[], config=1)])
+def test_a_damaged_neighbour_is_left_out(spoil, finished, overrides, tmp_path, alarm):
+    study = linked(finished[1].study, tmp_path)
+    shutil.move(study.root, tmp_path / "neighbour")
+    path = tmp_path / "neighbour" / "study.json"
+    spoil(path, random.Random(0), Study(tmp_path / "neighbour"))
+    done = called("plan", *overrides, f"output_dir={tmp_path}", "study.name=other", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_name_the_newest_readable_study_is_meant(finished, tmp_path, alarm):
+    linked(finished[1].study, tmp_path)
+    for name, spoil in (("pipe", os.mkfifo), ("folder", Path.mkdir)):
+        (tmp_path / name).mkdir()
+        spoil(tmp_path / name / "study.json")
+    (tmp_path / "loop").symlink_to("loop")
+    done = called("status", "--output-dir", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("done finished")

@@ -13,6 +13,16 @@ from ebc_lab.workloads.batches import Batches, windows
 from ebc_lab.workloads.corpus import Corpus, check_length, describe, locate
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2Jb.txt", "a\u202eb.txt", "a\nb.txt"])
+def test_a_file_whose_name_commands_a_terminal_or_breaks_a_picture_is_refused(tmp_path, text_file, name):
+    (tmp_path / name).write_bytes(text_file.read_bytes())
+    (tmp_path / "plain.txt").symlink_to(name)
+    for path in (tmp_path / name, tmp_path / "plain.txt"):
+        with pytest.raises(UserError, match="its name holds control characters: rename it") as error:
+            locate(DataConfig("path", str(path)))
+        assert name not in str(error.value) or "\n" in name
+
+
 def test_path_splits_in_order_and_covers_the_text(text_file):
     corpus = locate(DataConfig("path", str(text_file)))
     tokens = corpus.tokens()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import flat
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
@@ -172,8 +172,9 @@ def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[s
 
 
 def _checksums(study: Study, decisions: Mapping[str, Any]) -> Table:
-    paths = {p for pattern in CHECKED for p in study.root.glob(pattern) if not p.name.startswith(".")}
-    rows = [(p.name, manifest.sha256_of(p)) for p in sorted(paths) if p != study.manifest_file]
+    there = {p for pattern in CHECKED for p in study.root.glob(pattern) if not p.name.startswith(".")}
+    paths = {p for p in there if p.is_file()}
+    rows = [(visible(p.name), manifest.sha256_of(p)) for p in sorted(paths) if p != study.manifest_file]
     rows += [(f"decision {s}", d["decision_sha256"]) for s, d in decisions.items()]
     note = "sha256; manifest.json has those of every file"
     title = "Checksums of the tables and decisions"

@@ -156,8 +156,9 @@ def _markdown_cell(kind: str, text: str) -> str:
 
 def _plain(text: str) -> str:
     """Text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket of a
-    link."""
-    return re.sub(r"([\\`*|<~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
+    link, and no HTML."""
+    marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
+    return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
 
 
 def _code(name: str) -> str:
@@ -218,7 +219,9 @@ def latex(made: Sequence[Table], study: str) -> str:
     parts = ["% needs \\usepackage{booktabs}\n"]
     for table in made:
         kinds = [column.kind for column in table.columns]
-        body = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
+        rows = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
+        # a bracket at its beginning would be an argument of the line break before it
+        body = [f"{{}}{row}" if row.startswith("[") else row for row in rows]
         size = "scriptsize" if len(table.columns) > WIDE else "footnotesize"
         lines = [
             r"\begin{table}",

@@ -14,6 +14,8 @@ from ebc_lab.config.identity import resolved
 from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
 from ebc_lab.records.files import write_atomic
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -93,8 +95,14 @@ def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, Ma
     _write(path, summary(specs, results))
 
 
+def _quoted(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
 def _write(path: Path, table: pd.DataFrame) -> None:
-    """Figures have nine significant digits."""
+    """Figures have nine significant digits; a text that a spreadsheet would take for a formula is quoted."""
+    texts = table.select_dtypes(exclude="number")
+    table = table.assign(**texts.map(_quoted))
     buffer = io.StringIO()
     table.to_csv(buffer, index=False, float_format="%.9g", lineterminator="\n")
     write_atomic(path, buffer.getvalue())

@@ -11,6 +11,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_json
+from ebc_lab.records.paths import SpecRecord
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
@@ -157,7 +158,7 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 def _again(study: Study, config: Config, run_id: str) -> str | None:
     """The command that trains one run as its spec describes it, outside the study; None for a measurement."""
-    spec = read_json(study.run_files(run_id).spec)
+    spec = read_json(study.run_files(run_id).spec, SpecRecord)
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())

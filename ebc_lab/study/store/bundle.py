@@ -19,8 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.records.files import atomic_writer, refuse_unwritable
+from ebc_lab.config.errors import UserError, visible
+from ebc_lab.records.files import atomic_writer, opened, refuse_unwritable
 
 from . import manifest
 from .study import Study
@@ -37,6 +37,8 @@ LARGEST = (1 << 31) - 1  # bytes of a file; beyond that a header has another for
 MOST_TIMES = 200  # its packed size that a file may unpack to; tables of numbers reach about ten
 SMALL = 1 << 20  # bytes, up to which a file may unpack to any multiple
 CHUNK = 1 << 20
+LONGEST_PART = 200  # characters of a file's or a folder's own name
+LONGEST = 512  # characters of a path; the runs' own have about 150
 UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # as a zip
 REMEDY = "get the bundle again from the person who exported it"
 FOREIGN = (
@@ -112,9 +114,9 @@ def _refuse_to_overwrite(path: Path) -> None:
     if not path.exists():
         return
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as f, zipfile.ZipFile(f) as archive:
             known = archive.comment.startswith(COMMENT)
-    except UNREADABLE:
+    except (*UNREADABLE, UserError):
         known = False
     if not known:
         raise UserError(f"{path} exists and is not a bundle: choose another --output, or delete it.")
@@ -125,6 +127,10 @@ def _exportable(study: Study) -> dict[str, str]:
     study.must_exist()
     recorded = manifest.read(study.root)
     study.header()
+    if not all(map(_safe, recorded["files"])):
+        raise UserError(
+            f"{study.manifest_file} lists a file outside the study: restore a copy, or delete it."
+        )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
     found = verify_study(study)
@@ -177,9 +183,17 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
             found |= _check_contents(study, there, wrong)
     if sha256 is not None and sha256.lower() != own:
         wrong[ARCHIVE] = f"its sha256 is {own}, and {sha256} was expected"
-    bad = [{"file": name, "what": what, "remedy": _remedy(name)} for name, what in sorted(wrong.items())]
+    bad = [
+        {"file": _told(name), "what": visible(what), "remedy": _remedy(name)}
+        for name, what in sorted(wrong.items())
+    ]
     about = {"root": str(path), "sha256": own, "under_way": False, "unrecorded": 0}
     return {**found, **about, "bad": bad, "ok": not bad}
+
+
+def _told(name: str) -> str:
+    """A name from an archive, in a length that can be read."""
+    return visible(name if len(name) <= LONGEST else name[:80] + "…")
 
 
 def _own_sha256(path: Path) -> str:
@@ -255,9 +269,8 @@ def _unpack_intact(path: Path, into: Path) -> None:
     """Raises UserError when anything is wrong with the bundle."""
     _own_sha256(path)
     for name, what in sorted(_unpack(path, into).items()):
-        raise UserError(
-            f"{path} is damaged ({name}: {what}): {_remedy(name)}; `ebc-lab verify {path}` lists it all."
-        )
+        remedy = f"{_remedy(name)}; `ebc-lab verify {path}` lists it all"
+        raise UserError(f"{path} is damaged ({_told(name)}: {what}): {remedy}.")
 
 
 def _unpack(path: Path, into: Path) -> dict[str, str]:
@@ -281,9 +294,8 @@ def _unpack(path: Path, into: Path) -> dict[str, str]:
         wrong: dict[str, str] = {}
         for member in members:
             if not _header_matches(path, member):
-                return {
-                    ARCHIVE: f"its structure was changed: it does not describe {member.filename} consistently"
-                }
+                which = _told(member.filename)
+                return {ARCHIVE: f"its structure was changed: it does not describe {which} consistently"}
             if what := _unpack_member(archive, member, into):
                 wrong[member.orig_filename] = what
     if not wrong and not _intact(path):
@@ -327,11 +339,16 @@ def _unpack_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, into: Path
 
 def _safe(name: str) -> bool:
     """A plain path inside the bundle, on any system."""
-    return all(_safe_part(part) for part in name.split("/"))
+    return len(name) <= LONGEST and all(_safe_part(part) for part in name.split("/"))
 
 
 def _safe_part(part: str) -> bool:
-    return part not in ("", ".", "..") and part.isprintable() and not set(part) & set('\\:*?"<>|')
+    return (
+        part not in ("", ".", "..")
+        and len(part) <= LONGEST_PART
+        and part.isprintable()
+        and not set(part) & set('\\:*?"<>|')
+    )
 
 
 def _names(root: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
@@ -75,13 +75,15 @@ def refuse_changed(root: Path) -> None:
                 raise UserError(f"{root / path} was changed after it was recorded in {NAME}: {what}.")
 
 
-def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = ()) -> None:
-    """Remove the entries of files that are about to be written: the study's by name, and all of `runs`."""
+def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Collection[str] = ()) -> None:
+    """Remove the entries of files that are about to be written: the study's by name, except for those in
+    `but`, and all of `runs`."""
     if not (root / NAME).exists():
         return
     found = read(root)
     gone = set(runs)
-    kept = {path: sha256 for path, sha256 in found["files"].items() if not _meant(path, patterns, gone)}
+    meant = {path for path in found["files"] if path not in but and _meant(path, patterns, gone)}
+    kept = {path: sha256 for path, sha256 in found["files"].items() if path not in meant}
     if len(kept) < len(found["files"]):
         _write(root, kept, complete=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.records.figures import FINISHED, OUTCOMES, RunResult
+from ebc_lab.records.figures import FINISHED, OUTCOMES, QUANTILES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
+from ..stages import stage_of
 from ..stages.spec import RunSpec
 from . import manifest
 
@@ -126,9 +127,8 @@ class Study(StudyFiles):
         own = found.get("identity") or ""  # none where the spec could not be read
         if found.get("run_id", run_id) != run_id or not run_id.endswith(own[:NAMED_BY]):
             raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
-        outcome = found.get("outcome")
-        if outcome not in OUTCOMES or (outcome in FINISHED and "steps" not in found):
-            raise UserError(f"{files.result} does not say how the run ended: {remedy}.")
+        if wrong := _misfit_result(found):
+            raise UserError(f"{files.result} is damaged ({wrong}): {remedy}.")
         return found
 
     def has_result(self, run_id: str) -> bool:
@@ -267,19 +267,22 @@ class Study(StudyFiles):
         before = known.get(stage)
         if before is not None and before == as_json(decision):
             return False
+        earlier = STAGES[: STAGES.index(stage)]
         if before is not None:
-            self.drop_conclusions()
-        kept = {s: known[s] for s in STAGES[: STAGES.index(stage)] if s in known}
+            self.drop_conclusions(but=[stage_of(s).summary_csv for s in earlier])
+        kept = {s: known[s] for s in earlier if s in known}
         manifest.remove_entries(self.root, self.decisions_file.name)
         write_json(self.decisions_file, {**kept, stage: decision})
         return before is not None
 
-    def drop_conclusions(self) -> None:
-        """Remove decisions, verdict, tables and plots, which are made again from the runs."""
-        manifest.remove_entries(self.root, *self.conclusions())
+    def drop_conclusions(self, but: Collection[str] = ()) -> None:
+        """Remove decisions, verdict, tables and plots, which are made again from the runs. `but`: tables that
+        stay."""
+        manifest.remove_entries(self.root, *self.conclusions(), but=but)
         for pattern in (*self.conclusions(), self.plotted_file.name):
             for path in self.root.glob(pattern):
-                path.unlink()
+                if path.name not in but:
+                    path.unlink()
 
     def forget(self, outcomes: Iterable[str], stages: Iterable[str]) -> list[str]:
         """Remove results of `stages` with one of `outcomes`, so that they are trained again. -> run ids."""
@@ -295,6 +298,19 @@ class Study(StudyFiles):
         for run_id in gone:
             self.run_files(run_id).result.unlink()
         return gone
+
+
+def _misfit_result(found: RunResult) -> str | None:
+    """What is wrong with a result beyond the kinds of its figures."""
+    outcome = found.get("outcome")
+    if outcome not in OUTCOMES:
+        return "it does not say how the run ended"
+    if outcome in FINISHED and "steps" not in found:
+        return "steps is missing"
+    quantiles = found.get("grad_norm_quantiles")
+    if quantiles is not None and len(quantiles) != QUANTILES:
+        return f"grad_norm_quantiles has {len(quantiles)} values, not {QUANTILES}"
+    return misfit(found.get("curve", []), list[tuple[float, float | None, float]], "curve")
 
 
 def studies_in(folder: Path) -> list[Study]:

@@ -276,6 +276,30 @@ def test_no_character_of_a_text_means_anything_to_latex():
     assert text.endswith("“")
 
 
+def test_no_text_becomes_html_in_markdown():
+    text = papers.markdown([nasty_table()])
+    without_code = re.sub(r"``.*?``(?!`)", "", text)
+    assert "<" not in without_code
+    assert "&lt;d>" in without_code
+
+
+def test_a_bracket_at_the_beginning_of_a_row_is_no_argument_of_the_line_break():
+    columns = [Column("words", "text"), Column("figure", "figure", str)]
+    made = Table("n", "t", columns, [filled(columns, ("[1cm]", "2"))])
+    assert r"{}[1cm] & 2 \tabularnewline".replace("\\\\", "\\") in papers.latex([made], "s")
+
+
+def test_no_text_in_a_csv_is_a_formula_and_figures_stay_as_they_are(tmp_path):
+    texts = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "a=1", None]
+    table = pd.DataFrame({"arm": texts, "difference": [-0.5] * 8, "seeds": [-1] * 8})
+    summaries._write(tmp_path / "t.csv", table)
+    found = pd.read_csv(tmp_path / "t.csv", lineterminator="\n")
+    assert [str(x)[:1] for x in found.arm[:6]] == ["'"] * 6
+    assert found.arm[6] == "a=1"
+    assert set(found.difference) == {-0.5}
+    assert set(found.seeds) == {-1}
+
+
 def test_a_row_of_latex_has_as_many_cells_as_columns():
     rows = [
         line for line in papers.latex([nasty_table()], "s").splitlines() if line.endswith(r"\tabularnewline")

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -134,6 +135,45 @@ def test_truncation_and_bytes_in_front_behind_and_between_are_noticed(small, tmp
 def test_what_unpacks_to_very_much_more_is_not_unpacked(small, tmp_path):
     path = made_again(tmp_path / "bomb.zip", {**contents(small), "runs/c/steps.csv": bytes(4 << 20)})
     assert "more than 200 times its packed size" in wrong(path)["runs/c/steps.csv"]
+
+
+@pytest.mark.parametrize("name", ["a/" * 1500 + "b", "n" * 5000, "n" * 300, "a\x1b[2J", "a\u202eb"])
+def test_a_name_that_no_file_of_ours_has_is_not_unpacked(small, tmp_path, name):
+    path = made_again(tmp_path / "names.zip", {**contents(small), name: b"x"})
+    [bad] = [b for b in bundle.verify(path)["bad"] if b["file"] != "manifest.json"]
+    assert "not a plain path inside the study" in bad["what"]
+    assert len(bad["file"]) < 600
+    assert "\x1b" not in bad["file"]
+    with pytest.raises(UserError, match="is damaged"):
+        bundle.unpack(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_a_device_is_no_bundle(tmp_path, finished, make):
+    path = tmp_path / "done.zip"
+    make(path)
+    for call in (bundle.verify, lambda path: find(str(path), "nowhere")):
+        with pytest.raises(UserError, match="not a file but a folder, a pipe or a device"):
+            call(path)
+    with pytest.raises(UserError, match="is not a bundle"):
+        bundle.export(finished[1].study, path)
+
+
+def test_megabytes_of_zeros_are_no_bundle(tmp_path):
+    path = tmp_path / "zeros.zip"
+    with open(path, "wb") as out:
+        out.truncate(50 << 20)
+    assert "it is not a zip" in wrong(path)[bundle.ARCHIVE]
+
+
+def test_decisions_that_are_none_are_bad_however_well_they_are_packed(exported, tmp_path):
+    files = contents(exported)
+    recorded = json.loads(files["manifest.json"])
+    files["auto_decisions.json"] = b'{"lr_sweep": null}'
+    recorded["files"]["auto_decisions.json"] = hashlib.sha256(files["auto_decisions.json"]).hexdigest()
+    files["manifest.json"] = json.dumps(with_checksum(recorded)).encode()
+    path = made_again(tmp_path / "done.zip", files)
+    assert "holds no decisions" in wrong(path)["auto_decisions.json"]
 
 
 def test_what_the_disk_has_no_room_for_is_not_unpacked(small, tmp_path, monkeypatch):

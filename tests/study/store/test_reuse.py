@@ -104,6 +104,9 @@ def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy)
     write_checksummed(path, {**read_checksummed(path, ""), "val_loss": 9.0})
     asked = stages(study)["lr_sweep"]["would_train"]
     assert asked > 0  # a baseline and peaks of a control around another winner
+    with pytest.raises(UserError, match=r"result\.json was changed after it was recorded"):
+        autopilot(config, Listener(), stages=["lr_sweep"])
+    study.manifest_file.unlink()  # as if it had never been recorded
     said: list[str] = []
     assert autopilot(config, Listener(say=said.append), stages=["lr_sweep"]).trained >= asked
     assert any(f"lr_sweep was decided, but {asked} of its" in line for line in said)

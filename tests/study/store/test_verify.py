@@ -166,6 +166,7 @@ def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(ow
     path = study.root / "auto_decisions.json"
     before = path.read_bytes()
     decisions = json.loads(before)
+    tables = sorted(p.name for p in study.root.glob("*.csv"))
     decisions["calibrate"]["tracks"]["adam_none"]["delta_star"] *= 2  # its hash of the inputs still holds
     path.write_text(json.dumps(decisions))
     assert bad(study) == ["auto_decisions.json"]
@@ -177,6 +178,7 @@ def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(ow
     autopilot(config, concluding(say=said.append))
     assert any("calibrate: the recorded decision does not follow" in line for line in said)
     assert path.read_bytes() == before
+    assert sorted(p.name for p in study.root.glob("*.csv")) == tables
     assert verify(study)["ok"]
 
 

@@ -1,0 +1,107 @@
+"""What is read of a JSON file, and what is refused of it."""
+
+import os
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records import files
+from ebc_lab.records.json_files import (
+    checksum_holds,
+    parsed,
+    read_checksummed,
+    read_json,
+    with_checksum,
+    write_checksummed,
+    write_json,
+)
+from ebc_lab.records.paths import ProgressRecord
+
+HOSTILE = {
+    "deep list": b"[" * 100_000,
+    "deep mapping": b'{"a":' * 900 + b"1" + b"}" * 900,
+    "digits": b'{"a": ' + b"7" * 5000 + b"}",
+    "NaN": b'{"a": NaN}',
+    "infinity": b"[-Infinity]",
+    "not text": b"\xff\xfe",
+    "byte order mark": b"\xef\xbb\xbf{}",
+    "empty": b"",
+    "zeros": bytes(4096),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_json_of_ours_is_refused_with_file_and_remedy(tmp_path, content):
+    path = tmp_path / "found.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"found\.json is damaged \(.*\): delete it, and the next run"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"found\.json is damaged \(.*\): put it back\."):
+        read_checksummed(path, "put it back")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink(path, path)],
+)
+def test_what_is_no_file_is_refused_before_it_can_block(tmp_path, make):
+    path = tmp_path / "found.json"
+    make(path)
+    with pytest.raises(UserError, match=r"found\.json (is not a file|cannot be read)"):
+        read_json(path)
+
+
+def test_a_missing_file_is_told_from_a_damaged_one_and_a_flood_is_not_read(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "nothing.json")
+    (tmp_path / "flood.json").write_bytes(b" " * 101)
+    with pytest.raises(UserError, match="is larger than 100 bytes"):
+        files.read_regular(tmp_path / "flood.json", 100)
+    assert len(files.read_regular(tmp_path / "flood.json", 101)) == 101
+
+
+def test_texts_are_made_visible_after_the_checksum_is_checked(tmp_path):
+    path = tmp_path / "found.json"
+    raw = {"cause": "\x1b[2J\u202eevil\ud800\nnext line", "\x07key": ["caf\u00e9 \u03b4*\t"], "checksum": 0}
+    write_checksummed(path, raw)
+    found = read_checksummed(path, "")
+    assert found == {
+        "cause": r"\x1b[2J\u202eevil\ud800" + "\nnext line",
+        r"\x07key": ["caf\u00e9 \u03b4*\t"],
+    }
+    write_checksummed(path, found)  # what was read can be written, and means the same
+    assert read_checksummed(path, "") == found
+    assert checksum_holds(with_checksum(found))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "it is null, not a mapping"),
+        ([], "it is a list, not a mapping"),
+        ({}, "step is missing"),
+        ({"step": "3", "steps": 4, "steps_per_s": 1}, "step is text, not a whole number"),
+        ({"step": True, "steps": 4, "steps_per_s": 1}, "step is true or false, not a whole number"),
+        ({"step": 3.5, "steps": 4, "steps_per_s": 1}, "step is a finite number, not a whole number"),
+        ({"step": 10**30, "steps": 4, "steps_per_s": 1}, "step is a number out of range"),
+        ({"step": 3, "steps": 4, "steps_per_s": None}, "steps_per_s is null, not a finite number"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named(tmp_path, value, words):
+    path = tmp_path / "progress.json"
+    write_json(path, value)
+    with pytest.raises(UserError, match=words):
+        read_json(path, ProgressRecord)
+
+
+def test_a_number_too_large_for_a_float_is_no_figure(tmp_path):
+    path = tmp_path / "progress.json"
+    path.write_text('{"step": 3, "steps": 4, "steps_per_s": 1e999}')
+    with pytest.raises(UserError, match="steps_per_s is a number out of range, not a finite number"):
+        read_json(path, ProgressRecord)
+
+
+def test_nesting_up_to_the_limit_is_read():
+    assert parsed(b"[" * 60 + b"]" * 60)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parsed(b"[" * 70 + b"]" * 70)

@@ -1,0 +1,52 @@
+"""The files through which a driver and its workers communicate, damaged."""
+
+import json
+import os
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.launch import queue
+from ebc_lab.study.launch.session import Session, exit_cause
+from ebc_lab.study.store.study import Study
+
+WRONG = [None, "x", [], {}, 3, {"a": None}, {"run_ids": 3, "runs": None, "stop": "x", "code": "x", "at": []}]
+
+
+@pytest.fixture
+def session(tmp_path):
+    return Session(tmp_path)
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_what_says_nothing_counts_as_absent(session, value, monkeypatch):
+    for name in ("tasks", "worker-1", "exit-1", "queue"):
+        (session.root / f"{name}.json").write_text(json.dumps(value))
+    assert session.tasks() is None
+    assert all(isinstance(note.get("run_ids", []), list) for note in session.notes().values())
+    assert exit_cause(session, "1") == ""
+    monkeypatch.setattr(queue, "jobs_named", lambda name: {})
+    monkeypatch.setattr(queue, "job_name", lambda session: "ebc-x")
+    assert queue.cached_jobs(session, 1e9) == {}
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_session_that_is_none_is_refused_with_a_remedy(session, value):
+    (session.root / "session.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"session\.json is damaged .*: run the study's command again"):
+        session.about()
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_launcher_file_that_is_none_is_refused_with_a_remedy(tmp_path, value):
+    study = Study(tmp_path)
+    study.launcher_file.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"\.launcher\.json is damaged .*: once squeue shows none"):
+        queue.session_of(study)
+
+
+def test_a_pipe_in_place_of_a_note_does_not_stop_the_driver(session):
+    os.mkfifo(session.root / "worker-1.json")
+    os.mkfifo(session.root / "tasks.json")
+    assert session.notes() == {}
+    assert session.tasks() is None
