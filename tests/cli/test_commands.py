@@ -347,3 +347,32 @@ def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
 def test_a_folder_is_taken_by_whoever_comes_first(tmp_path):
     at = tmp_path / "2026-01-01/12-00-00"
     assert [train_module.own_folder(at).name for _ in range(3)] == ["12-00-00", "12-00-00-2", "12-00-00-3"]
+
+
+def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy, finished, tiny, tmp_path):
+    """Also with a run that a worker began ahead and no decision uses, which is not one of them."""
+    _, study = own_copy
+    used = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
+    ahead = study.run_dir("adam_none_begun_ahead")
+    ahead.mkdir()
+    (ahead / "spec.json").write_bytes((study.run_dir(used) / "spec.json").read_bytes())
+    write_checksummed(ahead / "result.json", study.result(used) | {"run_id": ahead.name})
+    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
+    planned = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)["stages"]
+    runs = planned["total"]["expected"]["runs"]
+    shown = call("status", str(study.root), cwd=tmp_path).stdout
+    words = f"{runs} training runs, 1 measurement of overhead"
+    assert f"{words}, 1 run begun ahead that no decision uses" in shown
+    found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
+    assert found["runs"] == {"training": runs, "measurements": 1, "unused": 1}
+    assert sum(s["runs"] for s in found["stages"]) == runs
+    assert {s["stage"]: s["runs"] for s in found["stages"]} == {
+        stage: planned[stage]["expected"]["runs"] for stage in planned if stage != "total"
+    }
+    assert finished[1].runs.as_dict() == {"training": runs, "measurements": 1, "unused": 0}
+    beside = json.loads(
+        call("diff", str(finished[1].study.root), str(study.root), "--json", cwd=tmp_path).stdout
+    )
+    assert [counts["training"] for counts in beside["runs"]["counts"]] == [runs, runs]
+    assert beside["runs"]["common"] == runs
+    assert words in call("diff", str(study.root), str(study.root), cwd=tmp_path).stdout
