@@ -115,9 +115,8 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
-    console.print(
-        f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {', '.join(done.stages) or 'none'}"
-    )
+    stages = ", ".join(done.stages) or "none"
+    console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
     places = {
         "page": done.study.page_file.name,
         "decisions": done.study.decisions_file.name,
