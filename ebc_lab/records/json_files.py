@@ -33,7 +33,7 @@ def as_json(value: Any) -> Any:
 def read_json(path: Path) -> Any:
     """Raises UserError, naming the file, when it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is damaged ({error}): delete it, and the next run writes it again."

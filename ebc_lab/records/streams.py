@@ -65,7 +65,7 @@ class Stream:
         self.columns = tuple(columns)
         kept: list[str] = []
         if keep_below and path.exists():
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
             if not lines or lines[0] != ",".join(self.columns):
                 raise UserError(f"{path} has other columns than this version writes: delete its run folder.")
             kept = [
@@ -74,7 +74,7 @@ class Stream:
                 if line.count(",") == len(columns) - 1 and int(line.split(",")[0]) < keep_below
             ]
         write_atomic(path, "".join(f"{line}\n" for line in [",".join(self.columns), *kept]))
-        self.file = open(path, "a", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
+        self.file = open(path, "a", encoding="utf-8", buffering=1 << 16)  # noqa: SIM115 - open as long as the run
 
     def append(self, row: Mapping[str, Any]) -> None:
         self.file.write(",".join(_cell(row.get(c)) for c in self.columns) + "\n")
@@ -93,7 +93,7 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """A stream as float arrays by column, NaN where empty. An incomplete last line is left out."""
     import numpy as np
 
-    with open(path, newline="") as f:
+    with open(path, encoding="utf-8", newline="") as f:
         rows = list(csv.reader(f))
     header = rows[0]
     body = [r for r in rows[1:] if len(r) == len(header)]

@@ -2,6 +2,7 @@
 mistake."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -376,3 +377,14 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     assert [counts["training"] for counts in beside["runs"]["counts"]] == [runs, runs]
     assert beside["runs"]["common"] == runs
     assert words in call("diff", str(study.root), str(study.root), cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", [["why"], ["status"], ["diff"]])
+def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command, tmp_path):
+    """What it cannot show is a question mark; no command ends in a UnicodeEncodeError."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    words = [*command, *[str(study.root)] * (2 if command == ["diff"] else 1)]
+    done = subprocess.run([*CLI, *words], capture_output=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"lr_sweep" in done.stdout
