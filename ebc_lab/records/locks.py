@@ -21,12 +21,17 @@ from .paths import RunFiles, StudyFiles
 
 
 def locked(path: Path) -> bool:
-    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work."""
+    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
+
+    One that another user keeps to himself cannot be asked: it counts as free.
+    """
     try:
-        with open(path, "rb") as f:
-            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+        f = open(path, "rb")  # noqa: SIM115 - closed below
+    except (FileNotFoundError, PermissionError):
         return False
+    try:
+        with f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return True

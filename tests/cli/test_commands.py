@@ -5,8 +5,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from support.called import called as call
@@ -388,3 +391,38 @@ def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command,
     done = subprocess.run([*CLI, *words], capture_output=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"lr_sweep" in done.stdout
+
+
+OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_study_of_another_user_is_read_and_not_changed(study):
+    """Its lock cannot even be opened."""
+    shelf = Path(tempfile.mkdtemp(prefix="ebc-lab-"))
+    try:
+        copy = shelf / "done"
+        shutil.copytree(study.root, copy)
+        (copy / ".lock").touch()
+        (copy / ".lock").chmod(0o600)
+        (shelf / "home").mkdir()
+        (shelf / "home").chmod(0o777)
+        shelf.chmod(0o755)
+        for command, code in (
+            (["status"], 0),
+            (["verify"], 0),
+            (["export", "--output", str(shelf / "home/mine.zip")], 0),
+            (["report"], 2),
+            (["cancel"], 2),
+        ):
+            words = [command[0], str(copy), *command[1:]]
+            done = subprocess.run(
+                [*OTHER, *CLI, *words], capture_output=True, text=True, cwd=shelf / "home",
+                env={**os.environ, "HOME": str(shelf / "home"), "XDG_STATE_HOME": str(shelf / "home/state"),
+                     "XDG_CACHE_HOME": str(shelf / "home/cache")},
+            )  # fmt: skip
+            assert done.returncode == code, (command, done.stdout, done.stderr)
+            assert ("belongs to another user and cannot be changed" in done.stderr) == (code == 2)
+            assert len(done.stderr.splitlines()) == (code == 2)
+    finally:
+        shutil.rmtree(shelf)

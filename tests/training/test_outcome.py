@@ -106,7 +106,7 @@ def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
 def test_a_limit_on_the_size_of_files_stops_a_run_like_a_full_disk_and_it_is_resumable(run, tmp_path):
     """As `ulimit -f` sets it: EFBIG, because Python ignores SIGXFSZ."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
             run_and_record(run, tmp_path, "x")
