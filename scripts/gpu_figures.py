@@ -106,7 +106,7 @@ def study(folder: Path, seconds: float) -> dict[str, Any]:
     """The wall time of `ebc-lab autopilot scale=paper`, or how far it came in `seconds`."""
     command = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
     begun = time.perf_counter()
-    with open(folder / "autopilot.log", "w") as log:
+    with open(folder / "autopilot.log", "w", encoding="utf-8") as log:
         try:
             asked = ["autopilot", "scale=paper", f"output_dir={folder}", "study.name=paper"]
             code = subprocess.run(
@@ -161,7 +161,7 @@ def main() -> None:
     text = json.dumps(found, indent=1, default=str)
     print(text)
     if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(text)
+        Path(sys.argv[1]).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def crowded(root: Path) -> Iterator[str]:
 
 def hard_to_read(path: Path) -> Iterator[str]:
     """Functions over 50 lines, nested conditional expressions, crowded comprehensions."""
-    for node in ast.walk(parsed(path.read_text())):
+    for node in ast.walk(parsed(path.read_text(encoding="utf-8"))):
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1

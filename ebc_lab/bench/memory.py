@@ -89,7 +89,7 @@ def _peak_on_cpu(step: Callable[[], object]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
+        events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
     changes = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == CPU]
     now = peak = 0
     for e in sorted(changes, key=lambda e: e["ts"]):

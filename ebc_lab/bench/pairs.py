@@ -123,7 +123,7 @@ def overhead_run(
     try:
         result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run, on_progress)}
     except Exception as error:
-        with open(files.log, "a") as f:
+        with open(files.log, "a", encoding="utf-8") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
     about = {"run_id": run_id, "identity": digest(identity_of("overhead", run)), "steps": run.steps}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import sys
@@ -19,6 +20,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as `?`
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     words = ["ebc-lab", *sys.argv[1:]]
     try:
         code = app(standalone_mode=False)

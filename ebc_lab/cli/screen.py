@@ -24,6 +24,7 @@ from ebc_lab.report.text import tables
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
+from ebc_lab.study.store.counts import in_words as runs_in_words
 
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {
@@ -130,9 +131,8 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
-    console.print(
-        f"{done.trained} run(s) trained in this call; stages decided: {', '.join(done.stages) or 'none'}"
-    )
+    stages = ", ".join(done.stages) or "none"
+    console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
     places = {
         "page": done.study.page_file.name,
         "decisions": done.study.decisions_file.name,
@@ -194,6 +194,7 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
         decided = tracks_in_words("\n".join(s["decided"]))
         table.add_row(s["stage"], s["state"], str(s["runs"]), outcomes, decided)
     console.print(table)
+    console.print(Text(runs_in_words(found["runs"])))
     for r in found["running"]:
         p = r["progress"]
         about = (
@@ -295,7 +296,7 @@ def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -
     done = ["done"] if found["begun"] else []
     left = "left " if found["begun"] else ""
     columns = (
-        "runs min",
+        "training runs min",
         "exp.",
         "max",
         *done,
@@ -367,8 +368,8 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         else:
             console.print(f"{what}: the same")
     runs = found["runs"]
-    equal = f"{runs['common']} in common, of which {runs['equal']} with equal results"
-    console.print(f"runs: {runs['counts'][0]} and {runs['counts'][1]}, {equal}")
+    equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
+    console.print(f"runs: {'; '.join(map(runs_in_words, runs['counts']))}; {equal}")
     for run_id, keys in runs["different"].items():
         console.print(
             Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}")

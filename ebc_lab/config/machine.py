@@ -28,7 +28,7 @@ def cores() -> int:
     """Cores this process may use: its affinity, cut by a cgroup quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         if quota != "max":
             allowed = min(allowed, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def hardware() -> dict[str, Any]:
     """The machine in a few words, without torch."""
     model = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass

@@ -21,20 +21,23 @@ from .paths import RunFiles, StudyFiles
 
 
 def locked(path: Path) -> bool:
-    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work."""
+    """Whether a process holds this lock file; changes nothing. Raises UserError where locks do not work.
+
+    One that another user keeps to himself cannot be asked: it counts as free.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return True
         remedy = "mount its file system with locks, or choose another"
         raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}.") from None
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -27,6 +27,7 @@ from .stages.rules import Decision, Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import attempts, manifest
+from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
@@ -71,12 +72,17 @@ class Outcome:
     """What a call did and found."""
 
     study: Study
-    trained: int  # runs
+    runs: RunCounts  # that ended in this call
     failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
     ablation: Decision | None = None
+
+    @property
+    def trained(self) -> int:
+        """Runs trained in this call, those that turned out not to be needed included."""
+        return self.runs.training + self.runs.unused
 
 
 def study_of(config: Config) -> Study:
@@ -123,7 +129,7 @@ def autopilot(
         call.forget_failures()
         for stage in earlier:
             call.decide_again(stage)
-        before = _trained(study)
+        before = _ended(study)
         with following(config.tracker, study.root, listener.say), opened(config, study, listener.say) as pool:
             for stage in stages:
                 call.run_stage(stage, pool)
@@ -132,8 +138,9 @@ def autopilot(
         manifest.complete(study.root)
         failed = [r.run_id for r in study.records() if r.result and r.result["outcome"] not in FINISHED]
         suite = decision_that_shows("arms", call.decisions)
-        trained = len(_trained(study) - before - call.taken)
-        return Outcome(study, trained, failed, stages, corpus.warning, verdict, suite)
+        sorts = sorts_of_runs(study.records(), call.decisions)
+        runs = counted(sorts[run_id] for run_id in _ended(study) - before - call.taken if run_id in sorts)
+        return Outcome(study, runs, failed, stages, corpus.warning, verdict, suite)
 
 
 @dataclass
@@ -314,7 +321,6 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
         )
 
 
-def _trained(study: Study) -> set[str]:
-    """Ids of the training runs that have a result."""
-    ids = [run_id for run_id in study.run_ids() if not run_id.startswith("overhead_")]
-    return {run_id for run_id in ids if study.has_result(run_id)}
+def _ended(study: Study) -> set[str]:
+    """Ids of the runs that have a result."""
+    return {run_id for run_id in study.run_ids() if study.has_result(run_id)}

@@ -19,7 +19,7 @@ from ebc_lab.records.paths import RunFiles
 from .run import Training
 from .turns import DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
-STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT)
+STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
 OOM = (MemoryError, torch.OutOfMemoryError)
 OOM_WORDS = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", "No CUDA GPUs are available")
@@ -58,7 +58,7 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, *, say: Say = qui
     except Exception as error:
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
             raise
-        with open(files.log, "a") as log:
+        with open(files.log, "a", encoding="utf-8") as log:
             log.write(traceback.format_exc())
         cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
         if is_device_failure(error):
@@ -87,7 +87,7 @@ def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
 
 
 def _log(files: RunFiles, text: str) -> None:
-    with open(files.log, "a") as log:
+    with open(files.log, "a", encoding="utf-8") as log:
         log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
 
 

@@ -2,10 +2,14 @@
 mistake."""
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from support.called import called as call
@@ -347,3 +351,78 @@ def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
 def test_a_folder_is_taken_by_whoever_comes_first(tmp_path):
     at = tmp_path / "2026-01-01/12-00-00"
     assert [train_module.own_folder(at).name for _ in range(3)] == ["12-00-00", "12-00-00-2", "12-00-00-3"]
+
+
+def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy, finished, tiny, tmp_path):
+    """Also with a run that a worker began ahead and no decision uses, which is not one of them."""
+    _, study = own_copy
+    used = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
+    ahead = study.run_dir("adam_none_begun_ahead")
+    ahead.mkdir()
+    (ahead / "spec.json").write_bytes((study.run_dir(used) / "spec.json").read_bytes())
+    write_checksummed(ahead / "result.json", study.result(used) | {"run_id": ahead.name})
+    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
+    planned = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)["stages"]
+    runs = planned["total"]["expected"]["runs"]
+    shown = call("status", str(study.root), cwd=tmp_path).stdout
+    words = f"{runs} training runs, 1 measurement of overhead"
+    assert f"{words}, 1 run begun ahead that no decision uses" in shown
+    found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
+    assert found["runs"] == {"training": runs, "measurements": 1, "unused": 1}
+    assert sum(s["runs"] for s in found["stages"]) == runs
+    assert {s["stage"]: s["runs"] for s in found["stages"]} == {
+        stage: planned[stage]["expected"]["runs"] for stage in planned if stage != "total"
+    }
+    assert finished[1].runs.as_dict() == {"training": runs, "measurements": 1, "unused": 0}
+    beside = json.loads(
+        call("diff", str(finished[1].study.root), str(study.root), "--json", cwd=tmp_path).stdout
+    )
+    assert [counts["training"] for counts in beside["runs"]["counts"]] == [runs, runs]
+    assert beside["runs"]["common"] == runs
+    assert words in call("diff", str(study.root), str(study.root), cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize("command", [["why"], ["status"], ["diff"]])
+def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command, tmp_path):
+    """What it cannot show is a question mark; no command ends in a UnicodeEncodeError."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    words = [*command, *[str(study.root)] * (2 if command == ["diff"] else 1)]
+    done = subprocess.run([*CLI, *words], capture_output=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"lr_sweep" in done.stdout
+
+
+OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_study_of_another_user_is_read_and_not_changed(study):
+    """Its lock cannot even be opened."""
+    shelf = Path(tempfile.mkdtemp(prefix="ebc-lab-"))
+    try:
+        copy = shelf / "done"
+        shutil.copytree(study.root, copy)
+        (copy / ".lock").touch()
+        (copy / ".lock").chmod(0o600)
+        (shelf / "home").mkdir()
+        (shelf / "home").chmod(0o777)
+        shelf.chmod(0o755)
+        for command, code in (
+            (["status"], 0),
+            (["verify"], 0),
+            (["export", "--output", str(shelf / "home/mine.zip")], 0),
+            (["report"], 2),
+            (["cancel"], 2),
+        ):
+            words = [command[0], str(copy), *command[1:]]
+            done = subprocess.run(
+                [*OTHER, *CLI, *words], capture_output=True, text=True, cwd=shelf / "home",
+                env={**os.environ, "HOME": str(shelf / "home"), "XDG_STATE_HOME": str(shelf / "home/state"),
+                     "XDG_CACHE_HOME": str(shelf / "home/cache")},
+            )  # fmt: skip
+            assert done.returncode == code, (command, done.stdout, done.stderr)
+            assert ("belongs to another user and cannot be changed" in done.stderr) == (code == 2)
+            assert len(done.stderr.splitlines()) == (code == 2)
+    finally:
+        shutil.rmtree(shelf)

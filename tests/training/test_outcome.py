@@ -1,6 +1,7 @@
 """How a run ends, and what is done about it: diverged, crashed, finished before."""
 
 import math
+import resource
 from dataclasses import replace
 
 import pytest
@@ -100,3 +101,16 @@ def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
     first = run_and_record(run, tmp_path, "x")
     monkeypatch.setattr(outcome_module, "Training", None)
     assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]
+
+
+def test_a_limit_on_the_size_of_files_stops_a_run_like_a_full_disk_and_it_is_resumable(run, tmp_path):
+    """As `ulimit -f` sets it: EFBIG, because Python ignores SIGXFSZ."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2500, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            run_and_record(run, tmp_path, "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "result.json").exists()
+    assert run_and_record(run, tmp_path, "x")["outcome"] == "completed"

@@ -151,7 +151,7 @@ def _source(name: str) -> Any:
     """A file of ours that the page holds whole; it is not the study's text, and not escaped."""
     from markupsafe import Markup
 
-    return Markup((TEMPLATES / name).read_text())
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _hash(text: str) -> str:

@@ -11,6 +11,7 @@ from ebc_lab.records.figures import RunResult
 
 from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
+from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 
@@ -67,7 +68,7 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
     unequal = {r: _unequal(found[0][r], found[1][r], leave=TIMING) for r in common}
     different = {r: keys for r, keys in unequal.items() if keys}
     return {
-        "counts": [len(found[0]), len(found[1])],
+        "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
         "different": different,
@@ -75,10 +76,11 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
-    """Run id -> result of the training runs. Raises UserError when a file was edited."""
+    """Run id -> result of the training runs that count. Raises UserError when a file was edited."""
     found = {}
+    sorts = snapshot.sorts_of_runs()
     for r in snapshot.sound_records():
-        if r.spec and r.spec["kind"] == "train" and r.result is not None:
+        if sorts.get(r.run_id) == TRAINING and r.result is not None:
             found[r.run_id] = r.result
     return found
 

@@ -17,6 +17,7 @@ from ..guards import cause_class
 from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
 from ..stages import stage_of
+from ..store.counts import TRAINING, counted
 from ..store.reuse import ResultsOf, remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Record, Study
@@ -70,6 +71,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "scale": config.scale,
         "corpus": snapshot.header["corpus"],
         "stages": _stages(snapshot, because, runs),
+        "runs": counted(snapshot.sorts_of_runs().values()).as_dict(),
         "running": in_progress if holder is not None or queue else [],
         "queue": queue,
         "eta_s": eta,
@@ -87,8 +89,10 @@ def _stages(
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
     stages = []
+    sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
-        outcomes = Counter(r["outcome"] or "open" for r in runs if r["stage"] == stage)
+        own = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
+        outcomes = Counter(r["outcome"] or "open" for r in own)
         if stage in because:
             state = "stale"
         elif stage in decisions:

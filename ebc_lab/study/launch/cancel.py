@@ -29,6 +29,7 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     driver that does not respond, a queue that cannot be read.
     """
     study.header()
+    study.must_be_ours()
     holder = study.holder()
     if holder is not None:
         who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"

@@ -38,6 +38,7 @@ class LocalPool(WorkerPool):
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.jobs: dict[int, Any] = {}
+        self.to_kill: set[str] = set()  # workers, as soon as they are there
 
     def _start_workers(self, wanted: int) -> None:
         usable = [slot for slot in range(self.slots) if f"slot {slot}" not in self.avoided]
@@ -65,6 +66,9 @@ class LocalPool(WorkerPool):
         return [str(slot) for slot in self.jobs]
 
     def _deaths(self) -> list[Death]:
+        for worker in list(self.to_kill):
+            self.to_kill.remove(worker)
+            self._kill(worker)
         gone = [slot for slot, job in self.jobs.items() if job.done()]
         deaths = []
         for slot in gone:
@@ -74,6 +78,7 @@ class LocalPool(WorkerPool):
                 self._kill(str(slot))
                 cause = "killed together with its parent process"
             deaths.append(Death(str(slot), cause, Path(job.paths.stdout)))
+            self.to_kill.discard(str(slot))
             for left in ("exit", "process"):
                 (self.session.root / f"{left}-{slot}.json").unlink(missing_ok=True)
         return deaths
@@ -84,6 +89,8 @@ class LocalPool(WorkerPool):
             pid = read_json(self.session.root / f"process-{worker}.json", dict[str, int])["pid"]
             if pid > 1:  # 0 and 1 mean ourselves and everything
                 os.killpg(pid, signal.SIGKILL)
+        except FileNotFoundError:  # submitit has not started it yet
+            self.to_kill.add(worker)
         except (OSError, UserError, KeyError, OverflowError):
             return
 

@@ -15,7 +15,7 @@ from ebc_lab.records.figures import RunResult
 from ..stages import stage_of
 from ..stages.rules import Decision, decision_problem
 from ..stages.spec import RunSpec
-from . import reuse
+from . import counts, reuse
 from .reuse import ResultsOf
 from .study import Record, Study, StudyHeader, settings_of
 
@@ -74,6 +74,11 @@ class Snapshot:
             elif record.problem:
                 raise UserError(record.problem)
         return found
+
+    def sorts_of_runs(self) -> dict[str, str]:
+        """Run id -> whether it is a training run, a measurement, or one that no decision uses."""
+        sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
+        return counts.sorts_of_runs(self.records, sound)
 
     def reusable_results(self) -> ResultsOf:
         """The results that the same command would take as they are."""

@@ -224,7 +224,16 @@ class Study(StudyFiles):
 
     def held(self) -> AbstractContextManager[None]:
         """Be the only process that runs this study. Raises UserError, naming the other one."""
+        self.must_be_ours()
         return study_lock(self)
+
+    def must_be_ours(self) -> None:
+        """Raises UserError where this user may read the study and not change it."""
+        if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{self.root} belongs to another user and cannot be changed: status, why, verify, diff, "
+                "watch and export --output read it, and `ebc-lab report` of a bundle of it makes a copy."
+            )
 
     def note_command(self, words: Sequence[str]) -> None:
         """Keep the command that runs the study, with the folder in which it was given."""

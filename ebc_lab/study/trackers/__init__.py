@@ -56,7 +56,7 @@ class _Follower:
 
     def _start(self, about: dict[str, object]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ebc_lab.study.trackers.process"],
                 stdin=subprocess.PIPE,

@@ -21,7 +21,7 @@ def test_a_study_is_equal_to_its_copy(pair):
     assert (found["settings"], found["resolved"], found["machine"]) == ({}, {}, {})
     assert found["same_corpus"]
     runs = found["runs"]
-    assert runs["counts"][0] == runs["common"] == runs["equal"] > 0
+    assert runs["counts"][0]["training"] == runs["common"] == runs["equal"] > 0
     assert list(found["decisions"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
     assert all(
         x == y for tracks in found["decisions"].values() for t in tracks.values() for x, y in t.values()
@@ -72,7 +72,7 @@ def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tm
     found = compare(outcome.study, Study(tmp_path / "other"))
     assert list(found["settings"]) == ["lr_sweep.grids.adam"]
     assert found["settings"]["lr_sweep.grids.adam"] == [[1e-2, 2e-2, 4e-2], [2e-2, 4e-2]]
-    assert found["runs"]["equal"] == found["runs"]["common"] == found["runs"]["counts"][1]
+    assert found["runs"]["equal"] == found["runs"]["common"] == found["runs"]["counts"][1]["training"]
     assert found["decided"] == [config.study.stages, ["lr_sweep"]]
     assert list(found["decisions"]) == ["lr_sweep"]
     assert [line["verdict"][1] for line in found["verdict"]] == [None] * 7

@@ -1,0 +1,63 @@
+"""How many runs a study has: the one definition that `plan`, `status`, `diff` and `autopilot` count by.
+
+A training run counts once, also where several stages use it. Measurements of time are counted apart, and so
+are runs that an idle worker began before it was known whether a decision would need them, if none does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..stages.rules import Decision, inputs_of
+from .study import Record
+
+TRAINING = "training"
+MEASUREMENT = "measurements"
+UNUSED = "unused"
+
+
+@dataclass(frozen=True)
+class RunCounts:
+    """How many runs of each sort there are."""
+
+    training: int = 0
+    measurements: int = 0
+    unused: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
+    """Run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be used."""
+    used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
+    found = {}
+    for record in records:
+        if record.spec is None:
+            continue
+        if record.spec["kind"] != "train":
+            found[record.run_id] = MEASUREMENT
+        elif record.run_id in used or record.spec["stage"] not in decisions:
+            found[record.run_id] = TRAINING
+        else:
+            found[record.run_id] = UNUSED
+    return found
+
+
+def counted(sorts: Iterable[str]) -> RunCounts:
+    """How many runs are of each of these sorts."""
+    all_of = list(sorts)
+    return RunCounts(*(all_of.count(sort) for sort in (TRAINING, MEASUREMENT, UNUSED)))
+
+
+def in_words(counts: Mapping[str, Any]) -> str:
+    """`25 training runs, 1 measurement of overhead, 1 run begun ahead that no decision uses`."""
+    ending = {n: "" if n == 1 else "s" for n in counts.values()}
+    parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
+    if n := counts[MEASUREMENT]:
+        parts.append(f"{n} measurement{ending[n]} of overhead")
+    if n := counts[UNUSED]:
+        parts.append(f"{n} run{ending[n]} begun ahead that no decision uses")
+    return ", ".join(parts)
