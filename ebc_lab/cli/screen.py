@@ -375,7 +375,7 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
             Text(f"  {run_id}: {', '.join(f'{k} {x!r} | {y!r}' for k, (x, y) in list(keys.items())[:3])}")
         )
     rows = [
-        (f"{stage} {track}: {figure}", *pair)
+        (f"{stage} {optimizer(track)}: {figure}", *pair)
         for stage, tracks in found["decisions"].items()
         for track, figures in tracks.items()
         for figure, pair in figures.items()
@@ -387,7 +387,8 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         for line in found["verdict"]:
             cells = [Text(v or "–", style=VERDICT_STYLE.get(v or "", "")) for v in line["verdict"]]
             (x, y), flip = line["figure"], Text("flipped" if line["flipped"] else "", style="bold")
-            table.add_row(f"{line['track']}: {line['name']}", cells[0], x or "", cells[1], y or "", flip)
+            name = f"{optimizer(line['track'])}: {line['name']}"
+            table.add_row(name, cells[0], x or "", cells[1], y or "", flip)
         console.print(table)
     if found["arms"]:
         table = plain_table("~arm", f">{a}", f">{b}", ">difference", title="Mean test loss")

@@ -1,4 +1,4 @@
-"""What stops a study early: the same failure again and again, a budget that is used up, a request to
+"""What stops a study early: the same failure again and again, a limit that is reached, a request to
 cancel."""
 
 from __future__ import annotations
@@ -115,4 +115,4 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        return f"the budget is used up, {what}; the same command continues from here, with a new budget."
+        return f"the limit of this call is reached, {what}; the same command continues from here."

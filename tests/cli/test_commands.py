@@ -12,10 +12,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from support.called import called as call
 
+from ebc_lab.cli import screen
 from ebc_lab.cli import train as train_module
 from ebc_lab.records.json_files import read_json, write_checksummed
+from ebc_lab.report.text import words
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -140,9 +143,24 @@ def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
     )
 
 
+def test_the_terminal_names_optimizers_in_words_and_explains_the_verdicts_terms(finished, capsys):
+    done = finished[1]
+    console = Console(width=200)
+    screen.outcome(console, done)
+    for stage, decision in done.study.decisions().items():
+        screen.View(console).decided(stage, decision)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "adam_none:" not in text
+    assert "lr_sweep decided: Adam: baseline (best constant rate): lr " in text
+    assert "headroom): without EBC ×" in text
+    for term in ("c", "δ*", "fair control", "baseline"):
+        assert f"{term}: {words.TERMS[term]}" in text
+
+
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
     done = call("why", str(study.root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "adam_none:" not in done.stdout
     for shown in (
         "rule:",
         "margin ",

@@ -110,7 +110,7 @@ def test_a_limit_that_allows_nothing_is_refused(limit):
 def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
-    with pytest.raises(StageFailed, match=r"budget is used up.*still to be trained"):
+    with pytest.raises(StageFailed, match=r"limit of this call is reached.*still to be trained"):
         autopilot(config, Listener(), stages=["lr_sweep"], limits=Limits(max_runs=4))
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 4
     again = autopilot(config, Listener(), stages=["lr_sweep"], limits=Limits(max_runs=100))
@@ -121,7 +121,7 @@ def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finis
 @pytest.mark.slow
 def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
     config = compose([*tiny, "launcher.slots=2", f"output_dir={tmp_path}", "study.name=x"])
-    with pytest.raises(StageFailed, match="budget is used up"):
+    with pytest.raises(StageFailed, match="limit of this call is reached"):
         autopilot(config, Listener(), limits=Limits(max_runs=4))
     assert len(list(tmp_path.glob("x/runs/*/result.json"))) == 4
     assert len(list(tmp_path.glob("x/runs/*/attempts.jsonl"))) == 4

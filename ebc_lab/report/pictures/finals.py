@@ -333,7 +333,7 @@ def efficiency_key(arms: Arms) -> list[Line2D]:
 # -- what EBC costs in time ----------------------------------------------------------------------------------
 
 
-OF_OVERHEAD, OF_PROBES = "a step’s time without EBC", "the run’s own time, with EBC"  # the two denominators
+OF_OVERHEAD, OF_PROBES = "a step’s time without EBC", "the run’s training time"  # the two denominators
 Share = tuple[str, float, Sequence[float], bool]  # what, %, quartiles or seeds, whether it is the overhead
 
 

@@ -33,7 +33,7 @@ TERMS = {  # docs/glossary.md repeats them
     "natural KL": "how far a step moves the predictions without EBC, at the baseline’s learning rate: "
     "the unit in which δ* is tried",
     "c": "the clip coefficient: the share of an update that is applied; 1 is all of it",
-    "clip rate": "the share of the steps that EBC shortens, those with c < 1; the column Clipped",
+    "clip rate": "the share of the steps that EBC shortens, those with c < 0.999; the column Clipped",
     "baseline": "the plain optimizer at its best constant learning rate, which is ×1 of every other rate",
     "fair control": "the same optimizer on a learning-rate schedule that was tuned for it: its peak, and its "
     "warm-up and shape where several are tried",

@@ -69,7 +69,7 @@ def test_overhead_stands_against_its_limit_with_its_quartiles_and_the_probes(fig
     assert [bar.get_width() for bar in axes.patches] == [6.0, 5.5]
     assert [label.get_text() for label in axes.get_yticklabels()] == [
         "overhead\n% of a step’s time without EBC",
-        "probes of EBC ×2, falling δ*\n% of the run’s own time, with EBC",
+        "probes of EBC ×2, falling δ*\n% of the run’s training time",
     ]
     assert axes.get_xlabel() == "%, of what stands under each name"
     assert any(
