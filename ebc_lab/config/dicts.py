@@ -20,7 +20,8 @@ def run_part(config: RunConfig) -> RunConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dicts, ready for JSON. Like `dataclasses.asdict`, in a third of the time."""
-    return {name: _plain(getattr(config, name)) for name in type_hints(type(config))}
+    cls: Any = type(config)
+    return {name: _plain(getattr(config, name)) for name in type_hints(cls)}
 
 
 def _plain(value: Any) -> Any:

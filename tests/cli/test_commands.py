@@ -39,10 +39,10 @@ def study(finished):
         (["autopilot", "scale=smoke", "data=shakespeare"], "has sha256"),
         (["autopilot", "scale=smoke", "data=pydoc", "output_dir=taken"], "cannot be written"),
         (["autopilot", "scale=smoke", "data=pydoc", "study.name=../x"], "plain folder name"),
-        (["autopilot", "scale=smoke", "lr_sweep.grids.adam=[-1e-3]"], "> 0"),
-        (["train", "scale=smoke", "optimizer.lr=-1"], "> 0"),
+        (["autopilot", "scale=smoke", "lr_sweep.grids.adam=[-1e-3]"], ">= 1e-12"),
+        (["train", "scale=smoke", "optimizer.lr=-1"], ">= 1e-12"),
         (["train", "scale=smoke", "+nothing=1"], "is not a setting"),
-        (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], "> 0"),
+        (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], ">= 1e-12"),
         (["train", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["train", "scale=smoke", "data=shakespeare"], "has sha256"),
         (["train", "scale=smoke", "data=pydoc", "hydra.run.dir=taken/x"], "cannot be written"),
@@ -444,3 +444,22 @@ def test_a_study_of_another_user_is_read_and_not_changed(study):
             assert len(done.stderr.splitlines()) == (code == 2)
     finally:
         shutil.rmtree(shelf)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["autopilot", "autopilot -m", "stage lr_sweep", "plan", "train", "train -m", "bench", "doctor", "data"],
+)
+def test_no_command_lets_a_setting_read_the_environment(command, tmp_path):
+    done = call(
+        *command.split(), "scale=smoke", "ablation.question=${oc.env:A_SECRET}", cwd=tmp_path, A_SECRET="hush"
+    )
+    assert done.returncode == 2
+    assert "ablation.question" in done.stderr
+    assert "hush" not in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_without_times_says_which_command_measures_them(tmp_path):
+    done = call("plan", "scale=smoke", "seeds=[7,8]", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
+    assert "ebc-lab doctor scale=smoke 'seeds=[7,8]'" in done.stdout
