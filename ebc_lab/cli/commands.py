@@ -305,7 +305,7 @@ def report(
 
     found = to_rebuild(study, output_dir, output)
     rebuild(found, typer.echo)
-    typer.echo(f"rebuilt in {found.root}")
+    typer.echo(f"rebuilt in {visible(str(found.root))}")
 
 
 @app.command()

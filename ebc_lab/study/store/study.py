@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -88,7 +88,7 @@ class Study(StudyFiles):
 
     @property
     def name(self) -> str:
-        return self.root.name
+        return visible(self.root.name)
 
     def exists(self) -> bool:
         return self.header_file.exists()
