@@ -321,7 +321,7 @@ def report(
 
     found = to_rebuild(study, output_dir, output, _aside)
     rebuild(found, typer.echo)
-    typer.echo(f"rebuilt in {found.root}")
+    typer.echo(f"rebuilt in {visible(str(found.root))}")
 
 
 @app.command()

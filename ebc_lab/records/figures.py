@@ -21,7 +21,6 @@ LOGGED_EVERY = 20  # steps between log lines of the earlier study, whose statist
 SHOCK_WINDOW = 20  # steps before a shock that say what the loss was
 RECOVERY_WINDOW = 10  # steps whose mean must be back there
 FINISHED = ("completed", "diverged")  # outcomes that are results
-QUANTILES = 41  # of the gradient norms, from the smallest to the largest
 OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
 
@@ -220,9 +219,9 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
-    """The QUANTILES of some values."""
+    """41 quantiles, from the smallest value to the largest."""
     import numpy as np
 
     if not len(values):
         return None
-    return [float(q) for q in np.quantile(values, np.linspace(0, 1, QUANTILES))]
+    return [float(q) for q in np.quantile(values, np.linspace(0, 1, 41))]

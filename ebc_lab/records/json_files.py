@@ -49,7 +49,7 @@ def parsed(content: str | bytes) -> Any:
     holds: numbers of thousands of digits, nesting deeper than `DEEPEST`."""
     try:
         text = content if isinstance(content, str) else content.decode()
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
     level = [value]
@@ -58,6 +58,13 @@ def parsed(content: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError("nested too deeply")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:20]} is beyond every number")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -23,6 +23,7 @@ HOSTILE = {
     "digits": b'{"a": ' + b"7" * 5000 + b"}",
     "NaN": b'{"a": NaN}',
     "infinity": b"[-Infinity]",
+    "beyond a float": b"[1e999]",
     "not text": b"\xff\xfe",
     "byte order mark": b"\xef\xbb\xbf{}",
     "empty": b"",
@@ -91,13 +92,6 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path, value, words):
     path = tmp_path / "progress.json"
     write_json(path, value)
     with pytest.raises(UserError, match=words):
-        read_json(path, ProgressRecord)
-
-
-def test_a_number_too_large_for_a_float_is_no_figure(tmp_path):
-    path = tmp_path / "progress.json"
-    path.write_text('{"step": 3, "steps": 4, "steps_per_s": 1e999}')
-    with pytest.raises(UserError, match="steps_per_s is a number out of range, not a finite number"):
         read_json(path, ProgressRecord)
 
 

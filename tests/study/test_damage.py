@@ -476,6 +476,16 @@ def test_a_damaged_neighbour_is_left_out(spoil, finished, overrides, tmp_path, a
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", [["status"], ["verify"], ["export"]])
+def test_the_name_of_a_folder_is_text_too(command, finished, tmp_path):
+    study = linked(finished[1].study, tmp_path)
+    study.root.rename(tmp_path / "a\x1b[2J[red]b")
+    done = called(*command, str(tmp_path / "a\x1b[2J[red]b"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert r"a\x1b[2J[red]b" in done.stdout
+    assert not HIDDEN.search(done.stdout)
+
+
 def test_without_a_name_the_newest_readable_study_is_meant(finished, tmp_path, alarm):
     linked(finished[1].study, tmp_path)
     for name, spoil in (("pipe", os.mkfifo), ("folder", Path.mkdir)):

@@ -65,7 +65,7 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
         pack(out, ((name, _content(study.root / name, own[name])) for name in names))
     return {
         "study": study.name,
-        "bundle": str(path),
+        "bundle": visible(str(path)),
         "sha256": manifest.sha256_of(path),
         "bytes": path.stat().st_size,
         "files": len(names),

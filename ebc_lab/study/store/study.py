@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.records.figures import FINISHED, OUTCOMES, QUANTILES, RunResult
+from ebc_lab.records.figures import OUTCOMES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
@@ -89,7 +89,7 @@ class Study(StudyFiles):
 
     @property
     def name(self) -> str:
-        return self.root.name
+        return visible(self.root.name)
 
     def exists(self) -> bool:
         return self.header_file.exists()
@@ -311,14 +311,10 @@ class Study(StudyFiles):
 
 def _misfit_result(found: RunResult) -> str | None:
     """What is wrong with a result beyond the kinds of its figures."""
-    outcome = found.get("outcome")
-    if outcome not in OUTCOMES:
+    if found.get("outcome") not in OUTCOMES:
         return "it does not say how the run ended"
-    if outcome in FINISHED and "steps" not in found:
-        return "steps is missing"
-    quantiles = found.get("grad_norm_quantiles")
-    if quantiles is not None and len(quantiles) != QUANTILES:
-        return f"grad_norm_quantiles has {len(quantiles)} values, not {QUANTILES}"
+    if found.get("grad_norm_quantiles") == []:
+        return "grad_norm_quantiles is empty"
     return misfit(found.get("curve", []), list[tuple[float, float | None, float]], "curve")
 
 
