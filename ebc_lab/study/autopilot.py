@@ -133,14 +133,7 @@ def autopilot(
         with following(config.tracker, study.root, listener.say), opened(config, study, listener.say) as pool:
             for stage in stages:
                 call.run_stage(stage, pool)
-        concluded = order[-1] in stages
-        verdict = listener.conclude(config, study, call.decisions, listener.say) if concluded else None
-        manifest.complete(study.root)
-        failed = [r.run_id for r in study.records() if r.result and r.result["outcome"] not in FINISHED]
-        suite = decision_that_shows("arms", call.decisions)
-        sorts = sorts_of_runs(study.records(), call.decisions)
-        runs = counted(sorts[run_id] for run_id in _ended(study) - before - call.taken if run_id in sorts)
-        return Outcome(study, runs, failed, stages, corpus.warning, verdict, suite)
+        return call.conclude(before, corpus.warning)
 
 
 @dataclass
@@ -199,6 +192,20 @@ class _Call:
                 "what was built on it is decided again"
             )
         return decision
+
+    def conclude(self, before: set[str], warning: str | None) -> Outcome:
+        """Write what is made after the last stage. `before`: the runs that had ended before this call."""
+        study = self.study
+        concluded = self.config.study.stages[-1] in self.stages
+        told = self.listener
+        verdict = told.conclude(self.config, study, self.decisions, told.say) if concluded else None
+        manifest.complete(study.root)
+        records = study.records()
+        failed = [r.run_id for r in records if r.result and r.result["outcome"] not in FINISHED]
+        sorts = sorts_of_runs(records, self.decisions)
+        runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
+        suite = decision_that_shows("arms", self.decisions)
+        return Outcome(study, runs, failed, self.stages, warning, verdict, suite)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
         """Copy those runs that another study of this output folder has finished. -> how many."""
