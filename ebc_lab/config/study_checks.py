@@ -308,6 +308,7 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
 
 def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfig:
     """The run that these settings make of `base`, validated. Errors name the arm."""
+    need(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)
         validate_run(run)
