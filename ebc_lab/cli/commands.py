@@ -363,7 +363,7 @@ def cancel(
     from ebc_lab.study.store.find import find
 
     where = find(study, output_dir, _aside)
-    found = {**end(where, _aside), "continue": continuing(where)}
+    found = {**end(where, _aside), "continue": continuing(where, where.header(checked=False))}
     if as_json:
         return _json(found)
     from . import screen

@@ -55,12 +55,13 @@ def train(arguments: Sequence[str]) -> None:
         if given.cfg is None:
             directory = str((settings.sweep if multirun else settings.run).dir)
             _refuse_impossible(configs, directory)
+            if is_submitit(settings.launcher):
+                extra += defaults(settings.launcher, given.overrides)
             key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
             if not any(o.lstrip("+").startswith(f"{key}=") for o in given.overrides):
                 directory = str(own_folder(Path(directory)))
                 extra.append(f"{key}={override_value(directory)}")
             if is_submitit(settings.launcher):
-                extra += defaults(settings.launcher, given.overrides)
                 around = launching(settings.launcher, directory)
     words = [spelled(word) if word in given.overrides else word for word in arguments]
     sys.argv = ["ebc-lab train", *words, *extra]

@@ -54,7 +54,7 @@ class ModelConfig:
 
     name: str = setting("gpt", "which model", group="model")
     blocks: int = setting(3, "transformer blocks", low=1, high=256)
-    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1, high=16384)
+    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1, high=65536)
     heads: int = setting(4, "attention heads", low=1, high=1024)
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1)

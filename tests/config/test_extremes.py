@@ -72,7 +72,7 @@ def refused(overrides, **how):
         (f"ablation.question={'x' * 3000}", ["ablation.question", "at most 1000 characters"]),
         ("ablation.question='a\x00b'", ["ablation.question", "control character"]),
         ("ablation.question='a\udcffb'", ["ablation.question", "control characters"]),
-        ("model.width=1000000", ["model.width", "<= 16384"]),
+        ("model.width=1000000", ["model.width", "<= 65536"]),
         ("model={width: 16384, blocks: 256}", ["model"]),
         ("batch_size=1000000000", ["batch_size", "<= 65536"]),
         ("lr_sweep.warmup=1e300", ["lr_sweep.warmup"]),

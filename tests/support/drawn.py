@@ -19,6 +19,7 @@ from ebc_lab.report.pictures.sheet import STYLE
 from ebc_lab.study.stages.statistics import paired, window
 
 STEPS = 40
+SPEC = {"kind": "train", "identity": {}, "config": {}}  # what pictures do not look at
 BASELINE, CONTROL, FALLING = "baseline_x1", "baseline_x2_lrdecay", "ebc_d0p02_shadow_x4_lindelta"
 ARMS = {BASELINE: "baseline", CONTROL: "control", FALLING: "ebc_lindelta"}
 
@@ -290,7 +291,9 @@ def _judge(folder: Path, test_loss: float | None, shock: Mapping[str, Any] | Non
         result |= {"shock_peak": shock["peak"], "shock_recovery_steps": shock["back"]}
     (folder / "result.json").write_text(json.dumps(result))
     told = {"name": shock["name"] if shock else "none", "step": None, "size": 10.0}
-    (folder / "spec.json").write_text(json.dumps({"config": {"steps": 40, "shock": told}}))
+    (folder / "spec.json").write_text(
+        json.dumps({**SPEC, "run_id": folder.name, "config": {"steps": 40, "shock": told}})
+    )
 
 
 def _suite_arm(

@@ -16,7 +16,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
 
-from ..store.study import Study
+from ..store.study import Study, StudyHeader
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     )
 
 
-def continuing(study: Study) -> str | None:
+def continuing(study: Study, header: StudyHeader) -> str | None:
     """The command line that continues a study: the one that ran it last, or else one that asks for the same.
 
     None where only a file that is not in study.json could say it.
@@ -67,7 +67,6 @@ def continuing(study: Study) -> str | None:
     noted = study.noted_command()
     if noted is not None:
         return noted
-    header = study.header()
     found = study_command(header["requested"])
     if found.unsaid:
         return None

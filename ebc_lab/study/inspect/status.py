@@ -76,7 +76,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
         "queue": queue,
         "eta_s": eta,
         "failures": failures,
-        "continue": continuing(study) if to_go_on else None,
+        "continue": continuing(study, snapshot.header) if to_go_on else None,
         "problems": [*snapshot.problems, *unavailable],
     }
 

@@ -53,10 +53,10 @@ def test_what_departs_from_the_scale_is_listed_with_its_default():
 def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path):
     _, study = own_copy
     study.note_command(["ebc-lab", "autopilot", "scale=smoke"])
-    assert continuing(study) == "ebc-lab autopilot scale=smoke"
+    assert continuing(study, study.header()) == "ebc-lab autopilot scale=smoke"
     (tmp_path / "a place").mkdir()
     moved = Study(study.root.rename(tmp_path / "a place" / study.name))
-    program, command, *words = shlex.split(continuing(moved))
+    program, command, *words = shlex.split(continuing(moved, moved.header()))
     assert (program, command) == ("ebc-lab", "autopilot")
     asked = compose(words)
     assert (asked.output_dir, asked.launcher.name) == (str(moved.root.parent), "inline")

@@ -279,7 +279,7 @@ def test_the_number_is_no_part_of_what_a_study_is(finished):
 
 
 def test_numbers_that_cannot_be_meant_are_refused():
-    with pytest.raises(UserError, match=r"launcher\.runs_per_worker must be a finite number >= 0"):
+    with pytest.raises(UserError, match=r"launcher\.runs_per_worker must be a whole number >= 0"):
         compose(["scale=smoke", "launcher.runs_per_worker=-1"])
     with pytest.raises(UserError, match="launcher=inline trains one at a time"):
         compose(["scale=smoke", "launcher=inline", "launcher.runs_per_worker=2"])

@@ -109,15 +109,19 @@ def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolve
 def test_what_could_change_a_line_that_did_not_pass(name, verdict, more, could):
     """Only intervals depend on the number of seeds."""
     lines = [{"name": name, "verdict": verdict, **more}, {"name": "other", "verdict": "pass"}]
-    told = finals.flips("adam_none", {"verdict": lines}, {})
+    told = flips(lines)
     assert could in told
     assert told.endswith(f"could change {name}")
     assert ("more seeds" in told) == (could == "more seeds")
 
 
+def flips(lines):
+    return finals.flips(finals.STAGE, "adam_none", {"tracks": {"adam_none": {"verdict": lines}}})
+
+
 def test_a_real_verdict_says_what_could_change_each_open_line_once(finished):
     found = finished[1].study.decisions()["finals"]["tracks"]["adam_none"]
-    told = finals.flips("adam_none", found, {})
+    told = flips(found["verdict"])
     for line in found["verdict"]:
         assert told.count(line["name"]) == (line["verdict"] != "pass")
-    assert finals.flips("adam_none", {"verdict": [{"verdict": "pass"}]}, {}) == "every line passed"
+    assert flips([{"verdict": "pass"}]) == "every line passed"

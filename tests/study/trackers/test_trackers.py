@@ -248,7 +248,7 @@ def small_run(tiny):
 def train(run, folder: Path) -> bytes:
     """A run as `ebc-lab train` leaves it -> its steps.csv."""
     folder.mkdir(exist_ok=True)
-    write_json(folder / "spec.json", {"run_id": "x", "kind": "train", "config": to_dict(run)})
+    write_json(folder / "spec.json", {"run_id": "x", "kind": "train", "identity": {}, "config": to_dict(run)})
     assert run_and_record(run, folder, "x")["outcome"] == "completed"
     return (folder / "steps.csv").read_bytes()
 
