@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,8 +89,11 @@ def autopilot(
     from ebc_lab.study.guards import Limits
 
     worst, limits = 0, Limits(max_runs, max_hours)
+    # what continues it later: without the limits of this call, and without a tracker's address
+    kept = [o for o in overrides or [] if not o.lstrip("+").startswith("tracker")]
+    lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *kept]
     for config in configurations(overrides or [], multirun=multirun):
-        worst = max(worst, _pilot(config, force, None, limits))
+        worst = max(worst, _pilot(config, force, None, limits, lasting))
     return worst
 
 
@@ -111,7 +115,9 @@ def stage(
     return _pilot(config, force, [name], Limits(max_runs, max_hours))
 
 
-def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> int:
+def _pilot(
+    config: Any, force: bool, stages: list[str] | None, limits: Any, lasting: Sequence[str] = ()
+) -> int:
     from ebc_lab.report.conclude import concluding
     from ebc_lab.study.autopilot import autopilot as run
     from ebc_lab.study.guards import StageFailed
@@ -120,15 +126,15 @@ def _pilot(config: Any, force: bool, stages: list[str] | None, limits: Any) -> i
 
     from . import screen
 
-    command = ["ebc-lab", *sys.argv[1:]]
     console = _console()
     view = screen.View(console)
     listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
     try:
         with view.following():
-            done = run(config, listener, stages=stages, force=force, limits=limits, command=command)
+            done = run(config, listener, stages=stages, force=force, limits=limits, command=lasting)
     except Cancelled as error:
-        _aside(f"{visible(str(error))}; the same command continues from here:\n  {shlex.join(command)}")
+        again = shlex.join(["ebc-lab", *sys.argv[1:]])
+        _aside(f"{visible(str(error))}; the same command continues from here:\n  {again}")
         raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
         typer.echo(f"stopped: {visible(str(error))}", err=True)

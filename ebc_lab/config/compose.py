@@ -129,6 +129,8 @@ def configurations(
             slug = re.sub(r"[^A-Za-z0-9._-]+", "-", "_".join(own)).strip("-")
             config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
         made.append(config)
+    for config in made:
+        validate(config, study=True, here=True)  # a name made of values may be none
     names = [c.study.name for c in made]
     if len(set(names)) < len(names):
         raise UserError("two combinations would share a study's name: vary study.name as well.")

@@ -183,9 +183,10 @@ def _values(override: Any) -> int:
         return len(sweep.list)
     if not isinstance(sweep, RangeSweep):
         return 1
-    if not sweep.step or sweep.start is None or sweep.stop is None:
+    start, stop, step = (math.nan if x is None else float(x) for x in (sweep.start, sweep.stop, sweep.step))
+    if not step or not math.isfinite(start + stop + step):
         raise UserError(f"{override.input_line}: a range needs an end, and a step other than 0.")
-    return max(1, math.ceil((sweep.stop - sweep.start) / sweep.step))
+    return max(1, math.ceil((stop - start) / step))
 
 
 def _listed(override: Any) -> str:

@@ -27,17 +27,17 @@ def locked(path: Path) -> bool:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
     except (FileNotFoundError, PermissionError):
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return True
         remedy = "mount its file system with locks, or choose another"
         raise UserError(f"{path} cannot be locked ({error.strerror}): {remedy}.") from None
-    finally:
-        os.close(descriptor)
     return False
 
 

@@ -101,7 +101,7 @@ def autopilot(
 ) -> Outcome:
     """Run or continue `stages` of the study in order (all of `study.stages` by default).
 
-    `command`: the words of the command line that asks for this, told to whoever stops the study.
+    `command`: the words of a command line that continues the study, told to whoever stops it.
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
     are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
@@ -115,6 +115,7 @@ def autopilot(
     if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
         check_length(locate(config.data), config.model.context)
+    study.must_be_ours()
     study.prepare()
     with study.held():
         study.cancel_mark.unlink(missing_ok=True)

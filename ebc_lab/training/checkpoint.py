@@ -17,6 +17,10 @@ from ebc_lab.ebc import StabilizedOptimizer
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
 
+from .turns import Say
+
+ARCHIVE = b"PK"  # how torch.save begins
+
 
 @dataclass
 class Reached:
@@ -58,16 +62,20 @@ def _first_line(content: bytes) -> bytes:
     return f"ebc-lab checkpoint, sha256 {hashlib.sha256(content).hexdigest()}\n".encode()
 
 
-def read(path: Path, identity: str) -> dict[str, Any] | None:
-    """What `save` wrote, if it is there. Nothing in it is executed.
+def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
+    """What `save` wrote, if it is there. Nothing in it is executed; one without a checksum is not read.
 
     Raises UserError when it is damaged, was edited, or is another run's.
     """
     try:
         with opened(path) as f:
-            line, newline, content = f.read().partition(b"\n")
+            whole = f.read()
     except FileNotFoundError:
         return None
+    if whole.startswith(ARCHIVE):
+        say("an earlier version wrote its checkpoint, without a checksum: it starts from its first step")
+        return None
+    line, newline, content = whole.partition(b"\n")
     again = "delete it, and the run starts from its first step"
     if line + newline != _first_line(content):
         raise UserError(f"{path} is damaged or was edited (its checksum does not match): {again}.")

@@ -103,7 +103,7 @@ class Training:
 
     def _saved(self, say: Say) -> dict[str, Any] | None:
         """The checkpoint, unless the rows before it are no longer those that were recorded."""
-        saved = checkpoint.read(self.files.checkpoint, self.identity)
+        saved = checkpoint.read(self.files.checkpoint, self.identity, say)
         marks = checkpoint.marks_of(saved) if saved else {}
         for name, mark in marks.items():
             if not holds(self.directory / name, mark):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ebc_lab.cli import screen
 from ebc_lab.cli import train as train_module
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.report.text import words
+from ebc_lab.study.stages.spec import RunSpec
 
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
@@ -375,12 +377,15 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     """Also with a run that a worker began ahead and no decision uses, which is not one of them."""
     _, study = own_copy
     used = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
-    ahead = study.run_dir("adam_none_begun_ahead")
-    ahead.mkdir()
-    (ahead / "spec.json").write_bytes((study.run_dir(used) / "spec.json").read_bytes())
-    write_checksummed(ahead / "result.json", study.result(used) | {"run_id": ahead.name})
+    _, run = study.read_spec(used)
+    ahead = RunSpec("calibrate", "ebc", "begun ahead", 1.0, replace(run, seed=999))
+    study.write_spec(ahead)
+    named = {"run_id": ahead.run_id, "identity": ahead.identity_sha256}
+    write_checksummed(study.run_files(ahead.run_id).result, study.result(used) | named)
     own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
-    planned = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)["stages"]
+    done = call("plan", *own, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)["stages"]
     runs = planned["total"]["expected"]["runs"]
     shown = call("status", str(study.root), cwd=tmp_path).stdout
     words = f"{runs} training runs, 1 measurement of overhead"

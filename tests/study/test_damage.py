@@ -225,6 +225,7 @@ OF_JSON: tuple[Damage, ...] = (*ANY, other_json, not_json, *[wrong_kind] * 8)
 OF_ROWS: tuple[Damage, ...] = (*ANY, rows_dropped, cells_wrong, not_json)
 LEFT_BEHIND = {  # files that a study has only at times
     ".driver.json": {"pid": 1, "host": "h", "since": "today"},
+    ".command.json": {"words": ["ebc-lab", "autopilot"], "folder": "/", "study": "/"},
     ".launcher.json": {"session": "/nowhere", "name": "ebc-x", "host": "h"},
     ".cancel": {},
     "runs/{run}/progress.json": {"step": 3, "steps": 15, "steps_per_s": 2.0, "at": 1.0},
@@ -412,6 +413,7 @@ CASES = [  # file, damage, command, exit code, words
     ("manifest.json", put('{"files": []}'), "verify", 2, "was edited"),
     ("figures.json", put('[{"name": 3}]'), "autopilot", 2, "figures.json is damaged"),
     (".driver.json", put("[1]"), "status", 0, ""),
+    (".command.json", put('{"words": [1], "folder": [], "study": ""}'), "status", 0, ""),
     (".launcher.json", put('"x"'), "status", 0, "it is text, not a mapping"),
     (".lock", a_pipe, "status", 0, ""),
     ("runs/{run}/progress.json", put('{"step": "x"}'), "status", 0, ""),

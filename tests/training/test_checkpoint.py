@@ -109,6 +109,17 @@ def test_an_edited_checkpoint_is_not_believed(run, tmp_path):
         run_and_record(run, tmp_path, "x")
 
 
+def test_a_checkpoint_from_before_checksums_is_not_read(run, tmp_path):
+    interrupted(run, tmp_path)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"identity": Evil()}, path)
+    said = []
+    assert run_and_record(run, tmp_path, "x", say=said.append)["outcome"] == "completed"
+    assert said == [
+        "an earlier version wrote its checkpoint, without a checksum: it starts from its first step"
+    ]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle"])
 def test_a_bad_checkpoint_is_named_with_its_remedy_and_never_executed(run, tmp_path, damage):
     training_ = Training(run, tmp_path)

@@ -48,8 +48,9 @@ def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
 
 def choice_on_node(config: Config, study: Study) -> Choice:
     """What `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
+    found = _measured_on_node("speeds", config, study, "dtype=…")
     with blamed("what a node measured", "give dtype=…"):
-        return Choice(**_measured_on_node("speeds", config, study, "dtype=…"))
+        return Choice(**found)
 
 
 def _measured_on_node(module: str, config: Config, study: Study, setting: str) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Note(TypedDict, total=False):
 
     run_ids: list[str]
     ran: int
+    started: bool
     beat: float
     host: str
     cause: str

@@ -6,20 +6,21 @@ run. Copies, not links: each study stays whole by itself, whatever becomes of th
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED, RunResult
+from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import MOST_BYTES
 
 from ..stages.spec import RunSpec
 from . import attempts, manifest
-from .study import Study
+from .study import Study, studies_in
 
 
 def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Study]:
@@ -28,19 +29,15 @@ def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Stud
     Measurements of time are left out: they belong to a machine and an hour.
     """
     found: dict[str, Study] = {}
-    for neighbour in _neighbours(study):
+    for neighbour in studies_in(study.root.parent):
+        if neighbour.name == study.name:
+            continue
         left = [s for s in specs if s.kind == "train" and s.run_id not in found]
-        there = [s for s in left if neighbour.has_result(s.run_id)]
-        recorded = _recorded(neighbour) if there else {}
-        found |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
+        with suppress(OSError):  # it may be somebody else's
+            there = [s for s in left if neighbour.has_result(s.run_id)]
+            recorded = _recorded(neighbour) if there else {}
+            found |= {s.run_id: neighbour for s in there if _sound_result(neighbour, s, recorded)}
     return found
-
-
-def _neighbours(study: Study) -> Iterator[Study]:
-    for path in sorted(study.root.parent.glob("*")):
-        neighbour = Study(path)
-        if path.name != study.name and neighbour.exists():
-            yield neighbour
 
 
 def _recorded(study: Study) -> Mapping[str, str] | None:
@@ -55,11 +52,11 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
     """The result of a finished run whose files are as its result, and the manifest, recorded them."""
     if recorded is None:
         return None
+    files = study.run_files(spec.run_id)
     try:
         result = study.results([spec])[spec.run_id]
-        if result["outcome"] not in FINISHED or not _streams_match(study.run_files(spec.run_id), result):
+        if result["outcome"] not in FINISHED or not _streams_match(files, result):
             return None
-        files = study.run_files(spec.run_id)
         for path in (files.result, *_copied(files)):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
@@ -71,8 +68,7 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
     recorded = result.get("streams", {})
-    found = {path.name: manifest.sha256_of(path) for path in (files.steps, files.evals)}
-    return found == recorded
+    return {path.name: manifest.sha256_of(path) for path in (files.steps, files.evals)} == recorded
 
 
 def _copied(files: RunFiles) -> tuple[Path, ...]:
@@ -86,21 +82,21 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
     """
     study.write_spec(spec)
     own = study.run_files(spec.run_id)
-    other = neighbour.run_files(spec.run_id)
     with run_lock(own.directory) as mine:
-        result = _sound_result(neighbour, spec, _recorded(neighbour))
-        if not mine or own.result.exists() or result is None:
+        if not mine or own.result.exists():
             return False
-        own.checkpoint.unlink(missing_ok=True)
-        own.progress.unlink(missing_ok=True)
-        for source, target in zip(_copied(other), _copied(own), strict=True):
-            if not source.exists():  # a log
-                continue
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
+        try:
+            result = neighbour.results([spec])[spec.run_id]
+            other = _copied(neighbour.run_files(spec.run_id))
+            contents = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in other]
+        except (UserError, OSError, LookupError):
+            return False
+        for path, content in zip(_copied(own), contents, strict=True):
+            write_atomic(path, content)
         if not _streams_match(own, result):  # somebody is changing them
             return False
         attempts.note(own.directory, "taken", study=neighbour.name)
         write_checksummed(own.result, result)
+        own.checkpoint.unlink(missing_ok=True)
+        own.progress.unlink(missing_ok=True)
     return True

@@ -43,6 +43,14 @@ class CorpusRecord(TypedDict):
     warning: str | None
 
 
+class NotedCommand(TypedDict):
+    """What .command.json holds."""
+
+    words: list[str]
+    folder: str
+    study: str
+
+
 class StudyHeader(TypedDict):
     """What study.json holds."""
 
@@ -237,20 +245,23 @@ class Study(StudyFiles):
 
     def note_command(self, words: Sequence[str]) -> None:
         """Keep the command that runs the study, with the folder in which it was given."""
-        about = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
+        about: NotedCommand = {
+            "words": list(words),
+            "folder": os.getcwd(),
+            "study": str(self.root.resolve()),
+        }
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
         """That command, for a shell in this folder; None if none was kept, or the study was moved since."""
         try:
-            about = read_json(self.command_file)
-            words, folder, place = about["words"], about["folder"], about["study"]
-        except (OSError, UserError, KeyError, TypeError):
+            about = read_json(self.command_file, NotedCommand)
+        except (OSError, UserError):
             return None
-        if place != str(self.root.resolve()):
+        if about["study"] != str(self.root.resolve()):
             return None
-        there = "" if folder == os.getcwd() else f"cd {shlex.quote(folder)} && "
-        return there + shlex.join(words)
+        there = "" if about["folder"] == os.getcwd() else f"cd {shlex.quote(about['folder'])} && "
+        return there + shlex.join(about["words"])
 
     def write_spec(self, spec: RunSpec) -> None:
         """Make a run's folder and spec.json, once."""

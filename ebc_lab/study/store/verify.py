@@ -6,6 +6,7 @@ Reads only; needs neither the corpus nor torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ebc_lab.records.paths import SpecRecord
 
 from ..stages.rules import OTHER_VERSION, decision_problem
 from . import manifest
-from .study import OfAnotherRun, Study
+from .study import OfAnotherRun, Study, settings_of
 
 CHANGED = "changed since it was recorded"
 MISSING = "missing"
@@ -64,7 +65,7 @@ def verify(study: Study) -> dict[str, Any]:
 
 def _ended(study: Study) -> bool:
     try:
-        return study.header()["config"]["study"]["stages"][-1] in study.decisions()
+        return settings_of(study.header()).study.stages[-1] in study.decisions()
     except UserError:
         return True  # then every unrecorded file is reported
 
@@ -122,8 +123,9 @@ def _contents(study: Study, files: set[str]) -> dict[str, str]:
             continue
         for name, sha256 in (found or {}).get("streams", {}).items():
             stream = f"{run.directory.relative_to(study.root)}/{name}"
-            if stream in files and manifest.sha256_of(study.root / stream) != sha256:
-                wrong[stream] = CHANGED
+            with suppress(UserError, OSError):  # `_compare` names it
+                if stream in files and manifest.sha256_of(study.root / stream) != sha256:
+                    wrong[stream] = CHANGED
     return wrong
 
 

@@ -1,5 +1,6 @@
 """A run that another study of the same output folder has finished is not trained again."""
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -74,8 +75,29 @@ def test_nothing_is_taken_from_a_run_that_is_not_as_recorded(own_copy, second, f
     there = finished_elsewhere(second[1], first_runs)
     assert spec.run_id not in there
     assert bool(there) == (what != "manifest")
-    assert not take(second[1], spec, first)
-    assert not second[1].has_result(spec.run_id)
+
+
+def test_rows_that_change_while_they_are_copied_are_not_taken(own_copy, second, first_runs):
+    _, first = own_copy
+    path = first.run_files(first_runs[0].run_id).steps
+    path.write_bytes(path.read_bytes()[:-2])
+    assert not take(second[1], first_runs[0], first)
+    assert not second[1].has_result(first_runs[0].run_id)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_neighbour_that_nobody_may_look_at_stops_no_study(own_copy, second, first_runs):
+    _, first = own_copy
+    private = first.root.parent / "private"
+    private.mkdir(mode=0o700)
+    path = first.root.parent
+    for folder in (path, *path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        assert finished_elsewhere(second[1], first_runs)
+    finally:
+        os.seteuid(0)
 
 
 def test_a_run_that_a_process_is_on_is_left_to_it(own_copy, second, first_runs):
