@@ -28,6 +28,18 @@ class UserError(Exception):
         return visible(super().__str__())
 
 
+# what code raises that takes a value for something else
+MISTAKEN = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    StopIteration,
+)
+
+
 @contextmanager
 def blamed(what: str, remedy: str) -> Iterator[None]:
     """Around code that takes what it has read for what it should be: its failure is the file's.
@@ -36,7 +48,7 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+    except MISTAKEN as error:
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"{what} holds what ebc-lab never writes ({why}): {remedy}.") from error
 

@@ -80,11 +80,17 @@ def message(title: str, text: str) -> str:
 
 
 def _rendered(template: str, **values: Any) -> str:
-    """A template with these values, and with the page's own style and script."""
+    """A template with these values, and with the page's own style and script. Raises LookupError where a
+    value lacks what the template names."""
+    from jinja2 import UndefinedError
+
     style = _source("page.css")
     script = _source("page.js")
     own = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
-    page: str = _environment().get_template(template).render(**values, **own)
+    try:
+        page: str = _environment().get_template(template).render(**values, **own)
+    except UndefinedError as error:
+        raise LookupError(str(error)) from None
     return page
 
 
