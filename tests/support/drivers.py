@@ -37,38 +37,74 @@ def until(driver: subprocess.Popen, *texts: str) -> str:
     return "".join(read)
 
 
-STRIKING = """
-import os, sys
+# a sitecustomize for workers: once `module` is loaded there, `change(module)` is called
+CHANGED = """
+import sys
 if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
-    import importlib.abc, importlib.machinery
+    import importlib.abc, importlib.util
 
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):
-            if name != "ebc_lab.training.run":
+            if name != {module!r}:
                 return None
             sys.meta_path.remove(self)
-            import ebc_lab.components.optimizers as optimizers
-            build = optimizers.build
-
-            def broken(*asked):
-                if not os.path.exists({mark!r}):
-                    open({mark!r}, "w").close()
-                    raise {error}
-                return build(*asked)
-
-            optimizers.build = broken
-            return None
+            spec = importlib.util.find_spec(name)
+            load = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: (load(module), change(module))
+            return spec
 
     sys.meta_path.insert(0, Finder())
 """
+
+STRIKING = """
+import os
+
+def change(module):
+    build = module.build
+
+    def broken(*asked):
+        if not os.path.exists({mark!r}):
+            open({mark!r}, "w").close()
+            raise {error}
+        return build(*asked)
+
+    module.build = broken
+"""
+
+HOLDING = """
+import os, select
+
+def change(module):
+    train = module.recorded_run
+
+    def held(run, directory, run_id, **hooks):
+        progress = train(run, directory, run_id, **hooks)
+        yield next(progress)
+        while not os.path.exists(directory / "go"):
+            select.select([], [], [], 0.01)
+            yield
+        return (yield from progress)
+
+    module.recorded_run = held
+"""
+
+
+def _changed(folder: Path, module: str, change: str) -> str:
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(CHANGED.format(module=module) + change)
+    return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def struck_once(folder: Path, error: str) -> str:
     """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then
     `folder`/struck is there.
     """
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(
-        STRIKING.format(mark=str(folder / "struck"), error=error)
-    )
-    return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    change = STRIKING.format(mark=str(folder / "struck"), error=error)
+    return _changed(folder, "ebc_lab.components.optimizers", change)
+
+
+def held_at_first(folder: Path) -> str:
+    """A PYTHONPATH under which every run that a worker trains stays after its first block of steps, letting
+    others take theirs, until a file `go` appears in its folder.
+    """
+    return _changed(folder, "ebc_lab.training.outcome", HOLDING)

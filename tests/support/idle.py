@@ -60,6 +60,8 @@ class Bench:
         self.pool(slots, **launcher).run(specs, [], lambda done, busy: None, canary=False)
 
     def events(self, spec: RunSpec) -> list[dict]:
+        """What is logged of a run once all workers are gone: one may note an end after its driver saw it."""
+        Bench.close(self)
         return attempts.log(self.study.run_dir(spec.run_id))
 
     def kinds(self, spec: RunSpec) -> list[str]:
@@ -77,8 +79,8 @@ class Bench:
         return all((self.study.run_dir(s.run_id) / file).exists() for s in specs)
 
     def close(self) -> None:
-        for pool in self.pools:
-            pool.close()
+        while self.pools:
+            self.pools.pop().close()
 
 
 def drive(out: Path) -> None:

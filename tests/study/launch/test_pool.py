@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, until, without_timing
+from support.drivers import CLI, sessions, until, without_timing
 from support.idle import Bench
 
 from ebc_lab.config import machine
@@ -313,16 +313,17 @@ def test_a_study_survives_a_hanging_worker_and_a_killed_one(finished, tiny, tmp_
         text=True,
     )
     study = Study(tmp_path / "s")
-    from support.drivers import sessions
-
+    said = ""
     for line, sent in (("calibrate: ", signal.SIGSTOP), ("lr_scale: ", signal.SIGKILL)):
-        until(driver, line)
+        said += until(driver, line)
         [session] = sessions(study, "local")
         [note] = session.notes().values()
         os.kill(note["pid"], sent)
     out, _ = driver.communicate()
-    assert driver.returncode == 0, out
-    assert "no sign of life for 8 s; it is killed" in out
+    said += out
+    assert driver.returncode == 0, said
+    assert "no sign of life for 8 s; it is killed" in said
+    assert "has lost its worker 0: killed by SIGKILL" in said
     expected = finished[1].study.root / "summary_final.csv"
     assert without_timing(study.root / "summary_final.csv") == without_timing(expected)
 

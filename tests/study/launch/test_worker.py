@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.drivers import CLI, struck_once, without_timing
+from support.drivers import CLI, held_at_first, struck_once, without_timing
 from support.idle import Bench
 
 from ebc_lab.bench import packing
@@ -95,10 +95,13 @@ def test_a_run_that_diverges_or_fails_leaves_its_neighbours_bits_alone(packed, t
 
 
 @EITHER
-def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_continues_alone(packed, tmp_path, kind):
+def test_kill_9_of_a_packed_worker_charges_none_of_its_runs_and_each_continues_alone(
+    packed, tmp_path, monkeypatch, kind
+):
     if kind == "idle":
         specs = packed.idle(3, at=3, do="hold")
     else:
+        monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path))
         specs = [packed.spec("train", steps=100, seed=s) for s in (5, 6, 7)]
     begun = "progress.json" if kind == "idle" else "checkpoint.pt"
     killed = []
@@ -138,19 +141,22 @@ def test_memory_that_lacked_only_because_of_others_is_no_result(packed, tmp_path
         same_as_alone(packed, specs, tmp_path)
 
 
-def test_a_stopped_worker_leaves_a_checkpoint_of_every_run_which_continues_to_the_same_bits(packed, tmp_path):
+def test_a_stopped_worker_leaves_a_checkpoint_of_every_run_which_continues_to_the_same_bits(
+    packed, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path))
     specs = [packed.spec("train", steps=60, seed=s) for s in (5, 6, 7)]
 
     def stop(done, busy):
-        if busy and len(busy[0]) == 3 and packed.all_in(specs, "progress.json"):
+        if busy and len(busy[0]) == 3 and packed.all_in(specs, "checkpoint.pt"):
             os.kill(packed.worker(), signal.SIGINT)
+            packed.release(*specs)
             raise Seen
 
-    pool = packed.pool(runs_per_worker=3)
+    pool = packed.pool(runs_per_worker=3, checkpoint_every_s=0)
     with pytest.raises(Seen):
         pool.run(specs, [], stop, canary=False)
-    packed.pools.remove(pool)
-    pool.close()
+    packed.close()
     assert packed.all_in(specs, "checkpoint.pt")
     assert [[e["event"] for e in packed.events(s)] for s in specs] == [["begin", "stopped"]] * 3
     packed.pool(runs_per_worker=3).run(specs, [], lambda done, busy: None, canary=False)
