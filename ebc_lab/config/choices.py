@@ -39,7 +39,9 @@ def settings_of(group: str, name: str) -> dict[str, Any]:
 
     if name not in groups()[group]:
         known = groups()[group]
-        raise UserError(f"{group}={name} is unknown{nearest(name, known)}; {group} takes {any_of(known)}.")
+        raise UserError(
+            f"{group}={shown(name)} is unknown{nearest(name, known)}; {group} takes {any_of(known)}."
+        )
     loaded = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
     return typing.cast(dict[str, Any], loaded)
 

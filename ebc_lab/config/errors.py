@@ -7,6 +7,9 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
+
+LONG = 400  # characters of a list of choices
 
 # what a terminal or a page obeys instead of showing it: controls but tab and line feed, bidirectional
 # overrides, tags, halves of surrogate pairs
@@ -54,12 +57,17 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
 
 
 def any_of(choices: Sequence[str]) -> str:
+    """`a, b or c`; the last ones are counted where naming all would fill the screen."""
+    length = list(accumulate(len(choice) + 2 for choice in choices))
+    if length[-1] > LONG:
+        kept = sum(end <= LONG for end in length)
+        choices = [*choices[:kept], f"{len(choices) - kept} more"]
     return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
 
 
 def shown(value: object) -> str:
-    """A value as messages show it, cut where it is long."""
-    text = str(value) if isinstance(value, str) else repr(value)
+    """A value as messages show it: on one line, and cut where it is long."""
+    text = str(value).replace("\n", "\\n") if isinstance(value, str) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}…"
 
 

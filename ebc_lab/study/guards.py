@@ -22,9 +22,12 @@ class StageFailed(Exception):
     """A stage was stopped, or could not decide. Exit code 3."""
 
 
-def cause_class(outcome: str, cause: str | None) -> str:
-    """The outcome and its cause without numbers and addresses, so that similar causes are equal."""
-    return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause or "")
+def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
+    """A run's outcome and its cause without its name, numbers and addresses, so that similar causes are
+    equal.
+    """
+    cause = (cause or "").replace(run_id, "#")
+    return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
 
 class Breaker:
@@ -46,7 +49,7 @@ class Breaker:
             self.proven = True
             self.row = []
             return
-        cause = cause_class(result["outcome"], result.get("cause"))
+        cause = cause_class(run_id, result["outcome"], result.get("cause"))
         self.row = [*self.row, run_id] if cause == self.cause else [run_id]
         self.cause = cause
         if left and len(self.row) >= (ALIKE_LATER if self.proven else ALIKE_FIRST):

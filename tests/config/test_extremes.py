@@ -16,7 +16,7 @@ from ebc_lab.config import compose as compose_module
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import flat, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.overrides import schema_keys
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import MOST_RUNS, most_runs
@@ -25,6 +25,13 @@ from ebc_lab.study.inspect.forecast import planned
 SMOKE = ["scale=smoke"]
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
 ENDLESS = "1" + "0" * 400
+
+
+def test_of_many_choices_the_last_are_counted():
+    many = [f"kl_clip_{i:03}" for i in range(100)]
+    assert any_of(many).startswith("kl_clip_000, kl_clip_001, ")
+    assert any_of(many).endswith("kl_clip_029 or 70 more")
+    assert any_of(many[:30]).endswith("kl_clip_028 or kl_clip_029")
 
 
 def refused(overrides, **how):
@@ -84,11 +91,13 @@ def refused(overrides, **how):
         ("seeds=[1.5]", ["seeds"]),
         ("finals.steps=${finals.steps}", ["Recursive"]),
         ("seeds=null", ["seeds"]),
+        ("data='a\nb'", ["data=a\\nb is unknown"]),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
 def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(override, words):
     said = refused([override], study="lr_schedule" not in override)
+    assert "\n" not in said
     assert all(word in said for word in words), said
 
 

@@ -69,9 +69,13 @@ def test_a_failure_of_the_last_run_stops_nothing_and_divergence_is_no_failure(br
 
 
 def test_causes_are_told_apart_by_their_words_and_outcome():
-    assert cause_class("oom", "tried 12 MiB at 0xdeadbeef") == cause_class("oom", "tried 1.5e3 MiB at 0x0")
-    assert cause_class("oom", "x") != cause_class("failed", "x")
-    assert cause_class("failed", "no kernel") != cause_class("failed", "no memory")
+    def of(outcome, cause, run_id="adam_none-1"):
+        return cause_class(run_id, outcome, cause)
+
+    assert of("oom", "tried 12 MiB at 0xdeadbeef") == of("oom", "tried 1.5e3 MiB at 0x0")
+    assert of("oom", "x") != of("failed", "x")
+    assert of("failed", "no kernel") != of("failed", "no memory")
+    assert of("failed", "a-f/log: no", "a-f") == of("failed", "b-c/log: no", "b-c")
 
 
 def sweep_runs(resolved):

@@ -135,7 +135,7 @@ def failures_of(study: Study, config: Config, failed: list[dict[str, Any]]) -> l
     """Failed runs grouped by cause, each group with the command that runs its first one again."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
-        groups.setdefault(cause_class(r["outcome"], r["cause"]), []).append(r)
+        groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
     return [
         {
             "outcome": alike[0]["outcome"],

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError, visible
-from ebc_lab.records.files import atomic_writer, opened, refuse_unwritable
+from ebc_lab.records.files import atomic_writer, opened, read_regular, refuse_unwritable
 
 from . import manifest
 from .study import Study
@@ -149,10 +149,8 @@ def _exportable(study: Study) -> dict[str, str]:
 
 
 def _content(path: Path, sha256: str) -> bytes:
-    """A file as it was recorded. Raises UserError when it has changed, or is too large."""
-    content = path.read_bytes()
-    if len(content) > LARGEST:
-        raise UserError(f"{path} has {len(content)} bytes: a bundle takes files of up to {LARGEST}.")
+    """A file as it was recorded. Raises UserError when it has changed, or is larger than a bundle takes."""
+    content = read_regular(path, LARGEST)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
             f"{path} changed while it was being exported: export the study again when nobody is on it."
