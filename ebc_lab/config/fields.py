@@ -27,9 +27,7 @@ class Setting:
     high: float | None = None
     below: float | None = None
     least: int = 0  # items of a list
-    most: int = (
-        100  # items of a list, entries of a mapping: more are planned for minutes and trained for months
-    )
+    most: int = 100  # items of a list, entries of a mapping: more would be trained for months
     longest: int = 1000  # characters of a text: an about or a path; tables and pictures show it
     unique: bool = False
     increasing: bool = False

@@ -69,9 +69,8 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
 }
 OF_NAME = {name: setting for setting, names in MEANT.items() for name in names}
 
-MEANT_CHOICE: dict[
-    str, dict[str, tuple[str, ...]]
-] = {  # group or setting -> a choice -> what else it is called
+# group or setting -> a choice -> what else it is called
+MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "optimizer": {
         "adamw": ("adam_w", "AdamW"),
         "sgd": ("momentum", "SGD", "nesterov"),
