@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +21,7 @@ from ebc_lab.study.store.verify import verify
 
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "100"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
+PHASES = ("before the finals", "finals", "overhead", "plotting", "the end")  # in their order
 
 
 def command(tiny: list[str], out: Path) -> list[str]:
@@ -51,29 +51,38 @@ def workers(study: Study) -> list[int]:
     return [note["pid"] for session in sessions(study, "local") for note in session.notes().values()]
 
 
+def ended(driver: subprocess.Popen, within_s: float) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        driver.wait(timeout=within_s)
+    return driver.returncode is not None
+
+
 def moment(study: Study) -> str:
     """What a study is busy with."""
     decided = study.decisions()
     if "finals" in decided:
         return "plotting" if not study.page_file.exists() else "the end"
-    if any(not study.has_result(r) for r in study.run_ids() if r.startswith("overhead_")):
+    measured = [r for r in study.run_ids() if r.startswith("overhead_")]
+    if any(not study.has_result(r) and attempts.log(study.run_dir(r)) for r in measured):
         return "overhead"
     return "finals" if "lr_scale" in decided else "before the finals"
 
 
-def disturbed(command: list[str], study: Study, draw: random.Random, within_s: float) -> tuple[str, str]:
-    """Run the command, kill one of its processes at a random moment, and let the rest go on.
+def disturbed(command: list[str], study: Study, draw: random.Random) -> tuple[str, str]:
+    """Run the command, kill one of its processes at a random moment of a random phase, and let the rest go
+    on.
 
     -> what was killed, and what the study was busy with.
     """
+    wanted, later_s = draw.choice(PHASES[:-1]), draw.expovariate(2.0)
     driver = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    try:
-        driver.wait(timeout=draw.uniform(0.3, within_s))
+    while moment(study) not in PHASES[PHASES.index(wanted) :]:
+        if ended(driver, within_s=0.01):
+            return "nothing", "the end"
+    if ended(driver, within_s=later_s):
         return "nothing", "the end"
-    except subprocess.TimeoutExpired:
-        pass
     victim = draw.choice(["driver", "worker", "workers", "both", "group"])
     at_work = workers(study)
     busy_with = moment(study)
@@ -90,10 +99,8 @@ def disturbed(command: list[str], study: Study, draw: random.Random, within_s: f
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
-    began = time.monotonic()
     whole = subprocess.run(command(tiny, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    within_s = time.monotonic() - began
     expected = bytes_of(tmp_path / "whole" / "s")
     counts: collections.Counter[str] = collections.Counter()
     moments: collections.Counter[str] = collections.Counter()
@@ -102,7 +109,7 @@ def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
         draw, again = random.Random(trial), command(tiny, tmp_path / str(trial))
         study = Study(tmp_path / str(trial) / "s")
         for _ in range(draw.choice([1, 1, 2, 3])):
-            victim, busy_with = disturbed(again, study, draw, within_s)
+            victim, busy_with = disturbed(again, study, draw)
             counts[victim] += 1
             moments[busy_with] += 1
         done = subprocess.run(again, capture_output=True, text=True)
