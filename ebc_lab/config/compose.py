@@ -5,6 +5,7 @@ Mistakes are refused in one sentence, with the nearest valid spelling, before an
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -78,6 +79,7 @@ def default_scale() -> str:
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
+@functools.cache
 def register_schema() -> None:
     """Make the schema known to Hydra, so that types are enforced however the program is entered."""
     from hydra.core.config_store import ConfigStore

@@ -87,6 +87,7 @@ def test_scales_hold_what_their_table_says():
 
 
 def test_every_choice_of_every_group_composes():
+    """But for the suites, each of which test_extremes.py plans."""
     of_a_run = {group: choices for group, choices in groups().items() if group != "study"}
     for i in range(max(map(len, of_a_run.values()))):  # the i-th choice of every group at once
         named = [f"{group}={choices[i % len(choices)]}" for group, choices in of_a_run.items()]
@@ -95,8 +96,6 @@ def test_every_choice_of_every_group_composes():
         if "lr_schedule=replay" in named:
             named.append("lr_schedule.source=x")
         compose(named, study=False)
-    for study in groups()["study"]:
-        compose(["scale=smoke", f"study={study}"])
 
 
 @pytest.mark.parametrize(

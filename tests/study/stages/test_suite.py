@@ -8,7 +8,6 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolved
@@ -225,18 +224,6 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
         uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
         run, _ = run_of(named(tiny), uphill, "adam_none", arm, 30, 3, {})
         assert run.controller.a is None  # the run then fails and says what is missing
-
-
-def test_every_suite_that_is_shipped_can_be_planned():
-    from ebc_lab.study.inspect.forecast import planned
-
-    for name in groups()["study"]:
-        config = compose(["scale=smoke", f"study={name}", "device=cpu"])
-        found = planned(config)["stages"]["total"]
-        assert 0 < found["min"]["runs"] <= found["expected"]["runs"] <= found["max"]["runs"]
-        for label in config.ablation.all_arms():
-            assert config.ablation.question
-            assert label == label.lower()
 
 
 def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
