@@ -38,6 +38,7 @@ def main() -> None:
         code = 2
     except USAGE_ERROR as error:
         error.show()
+        typer.echo("Settings are given without dashes: scale=smoke, optimizer.lr=1e-3.", err=True)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130

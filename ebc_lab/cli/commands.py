@@ -70,6 +70,11 @@ def _aside(text: str) -> None:
     typer.echo(text, err=True)
 
 
+def _again() -> str:
+    """The command line of this call."""
+    return shlex.join(["ebc-lab", *sys.argv[1:]])
+
+
 def _json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=1))
 
@@ -133,11 +138,10 @@ def _pilot(
         with view.following():
             done = run(config, listener, stages=stages, force=force, limits=limits, command=lasting)
     except Cancelled as error:
-        again = shlex.join(["ebc-lab", *sys.argv[1:]])
-        _aside(f"{visible(str(error))}; the same command continues from here:\n  {again}")
+        _aside(f"{visible(str(error))}; the same command continues from here:\n  {_again()}")
         raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
-        typer.echo(f"stopped: {visible(str(error))}", err=True)
+        _aside(f"stopped: {visible(str(error))}\nthe command:\n  {_again()}")
         return 3
     screen.outcome(console, done)
     return 4 if done.failed else 0

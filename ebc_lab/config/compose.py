@@ -69,6 +69,8 @@ def _refusal(error: Exception, overrides: Sequence[str]) -> str:
     ):
         first = "a new arm goes into a file of conf/study; overrides change those that the suite has"
         key = "ablation.arms"
+    if "is not a ListConfig" in first and key:
+        first = f"it is a list, {key}=[…]"
     return f"{key + ': ' if key else ''}{first[:300]}"
 
 

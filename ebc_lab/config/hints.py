@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .errors import nearest
+from .choices import groups
+from .errors import any_of, nearest
 
 STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's setting that governs it
     "optimizer.lr": "lr_sweep.grids",
@@ -121,4 +122,5 @@ def near_choice(key: str, word: str, known: Sequence[str]) -> str:
     for choice, names in MEANT_CHOICE.get(key, {}).items():
         if word in names and choice in known:
             return f" (did you mean {choice}?)"
-    return nearest(word, known)
+    elsewhere = [f"{group}={word}" for group, choices in groups().items() if word in choices]
+    return nearest(word, known) or (f" (did you mean {any_of(elsewhere)}?)" if elsewhere else "")

@@ -85,7 +85,9 @@ class LRScheduleConfig:
         None, "warm-up as a share of the run, instead of warmup_steps", low=0, below=1
     )
     decay_share: float = setting(0.4, "of trapezoid: the share of the run that decays", above=0, high=1)
-    source: str | None = setting(None, "of replay: id or folder of the run whose recorded c·lr is replayed")
+    source: str | None = setting(
+        None, "of replay: folder, or in a study id, of the run whose recorded c·lr is replayed"
+    )
     sha256: str | None = setting(None, "of replay: checksum of that record; filled in for a single run")
 
 

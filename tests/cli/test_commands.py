@@ -61,6 +61,8 @@ def study(finished):
         (["status", "nothing"], "there is no study"),
         (["why"], "there is no study"),
         (["autopilot", "--nonsense"], "No such option"),
+        (["autopilot", "--scale", "smoke"], "given without dashes: scale=smoke"),
+        (["status", "./nothing"], "there is no study at ./nothing"),
     ],
 )
 def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, tmp_path):
@@ -71,7 +73,7 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
     assert done.returncode == 2, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    if "option" not in words:
+    if not arguments[1:2] or not arguments[1].startswith("--"):
         assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -220,6 +222,12 @@ def test_why_replay_compares_and_its_exit_code_says_so(own_copy, tmp_path):
     assert "calibrate: its record in auto_decisions.json was edited" in refused.stderr
 
 
+def test_a_name_that_is_nearly_a_study_s_is_followed_by_the_study_s(study, tmp_path):
+    done = call("status", f"{study.name}s", "--output-dir", str(study.root.parent), cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"(did you mean {study.name}?)" in done.stderr
+
+
 def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):
     done = call("diff", str(study.root), str(own_copy[1].root), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -232,6 +240,10 @@ def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):
         "+0.0000",
     ):
         assert shown in done.stdout
+    narrow = call("diff", str(study.root), str(own_copy[1].root), cwd=tmp_path, COLUMNS="100").stdout
+    verdict = narrow.partition("Verdict")[2]
+    assert verdict.count("undecided") + verdict.count("fail") + verdict.count("pass") >= 2 * 7, narrow
+    assert "x2_no_worse_than_baseline" in verdict
     found = json.loads(call("diff", str(study.root), str(own_copy[1].root), "--json", cwd=tmp_path).stdout)
     assert found["runs"]["common"] == found["runs"]["equal"]
 

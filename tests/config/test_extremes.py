@@ -292,6 +292,8 @@ def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
         ("dtype=bf16", "did you mean bfloat16?"),
         ("device=gpu", "did you mean cuda?"),
         ("launcher=submitit", "did you mean slurm?"),
+        ("study=smoke", "did you mean scale=smoke?"),
+        ("seeds=3", "seeds: it is a list, seeds=[…]"),
     ],
 )
 def test_a_name_from_elsewhere_gets_the_name_it_has_here(override, words):

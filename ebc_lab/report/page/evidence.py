@@ -63,7 +63,11 @@ def _gathered(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
-    again = study_command(header["requested"])
+    corpus = {
+        **header["requested"]["data"],
+        "name": header["config"]["data"]["name"],
+    }  # `auto` may find another
+    again = study_command({**header["requested"], "data": corpus})
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     verdicts = [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else []
     decided = {s: _decision(s, d, config, floors) for s, d in chosen.items()}

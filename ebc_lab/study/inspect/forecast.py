@@ -164,6 +164,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
             found = [f[key] for f in figures.values() if f[key] is not None]
             figures["min"][key] = min(found, default=None)
             figures["max"][key] = max(found, default=None)
+    for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
+        least = sum(stages[stage]["min"][key] for stage in config.study.stages)
+        stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
     measured = None
     if speed and speed.rate:
         measured = "steps/s measured on this machine, evaluations and start-up not counted"

@@ -67,7 +67,9 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
     noted = study.noted_command()
     if noted is not None:
         return noted
-    found = study_command(header["requested"])
+    requested = header["requested"]
+    here = {**requested, "study": {**requested["study"], "name": study.root.name}}  # it may have been moved
+    found = study_command(here)
     if found.unsaid:
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})

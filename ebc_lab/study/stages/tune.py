@@ -158,7 +158,8 @@ def headline(track: Track) -> str:
     best = min(losses, key=lambda a: losses[a], default="none")
     margins = [f["margin_sigma"] for f in track["arms"].values() if f["margin_sigma"] is not None]
     told = f"; margins of {min(margins):.1f} to {max(margins):.1f} σ" if margins else ""
-    return f"{len(track['arms'])} arms tuned; the best is {best}{told}"
+    many = len(track["arms"])
+    return f"{many} arm{'s' if many != 1 else ''} tuned; the best is {best}{told}"
 
 
 def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:

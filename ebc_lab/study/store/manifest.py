@@ -41,8 +41,8 @@ def read(root: Path) -> dict[str, Any]:
     """`files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or edited."""
     if not (root / NAME).exists():
         raise UserError(
-            f"study {root.name} has no {NAME}, which is written when a command ends: run the study's command "
-            f"again, or `ebc-lab report {root.name}`."
+            f"study {root.name} has no {NAME}, which is written once a stage is decided: `ebc-lab report "
+            f"{root.name}` writes it where one is; else continue the study."
         )
     report = f"`ebc-lab report {root.name}`"
     remedy = f"restore a copy, or delete it and let {report} record the files as they are now"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.errors import UserError, nearest, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -105,8 +105,11 @@ class Study(StudyFiles):
     def must_exist(self) -> None:
         """Raises UserError when there is no study here."""
         if not self.exists():
+            near = nearest(self.name, [study.name for study in studies_in(self.root.parent)])
+            place = self.root if self.root.parent.name else f"./{self.root}"
             raise UserError(
-                f"there is no study at {self.root}: start it with `ebc-lab autopilot study.name={self.name}`."
+                f"there is no study at {place}{near}: start it with `ebc-lab autopilot "
+                f"study.name={self.name}`, or say where it is with --output-dir."
             )
 
     def header(self, *, checked: bool = True) -> StudyHeader:

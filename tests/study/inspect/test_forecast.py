@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.study.autopilot import Listener, autopilot
@@ -62,6 +63,13 @@ def test_min_expected_and_max_stay_in_order_whatever_is_known(own_copy, kept):
     for folder in sorted(study.runs.iterdir())[kept:]:
         shutil.rmtree(folder)
     assert ordered(planned(config))
+
+
+def test_the_least_of_all_stages_together_is_no_more_than_their_sum(tmp_path):
+    config = compose(["scale=smoke", "device=cpu", "data=pydoc", f"output_dir={tmp_path}"])
+    stages = planned(config)["stages"]
+    total = stages.pop("total")
+    assert total["min"]["runs"] <= sum(stage["min"]["runs"] for stage in stages.values())
 
 
 def test_failed_runs_of_an_unfinished_study_are_still_to_do(own_copy):

@@ -55,9 +55,11 @@ def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path)
     study.note_command(["ebc-lab", "autopilot", "scale=smoke"])
     assert continuing(study, study.header()) == "ebc-lab autopilot scale=smoke"
     (tmp_path / "a place").mkdir()
-    moved = Study(study.root.rename(tmp_path / "a place" / study.name))
+    moved = Study(study.root.rename(tmp_path / "a place" / "renamed"))
     program, command, *words = shlex.split(continuing(moved, moved.header()))
     assert (program, command) == ("ebc-lab", "autopilot")
     asked = compose(words)
     assert (asked.output_dir, asked.launcher.name) == (str(moved.root.parent), "inline")
-    assert requested(words) == moved.header()["requested"]
+    assert asked.study.name == "renamed"
+    words = [word for word in words if not word.startswith("study.name=")]
+    assert requested([*words, f"study.name={study.name}"]) == moved.header()["requested"]
