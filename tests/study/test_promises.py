@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from support.drivers import CLI, struck_once, without_timing
+from support.drivers import CLI, struck_once, until, without_timing
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -79,6 +79,38 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, tmp_path, disk
     done = begin(tiny, place, table, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)
+
+
+@pytest.mark.slow
+def test_a_disk_that_turns_read_only_in_mid_run_is_named_and_the_same_command_goes_on(tiny, tmp_path):
+    """As the kernel does with a file system that has an error: one is reported, on a disk in a file."""
+    place, image = tmp_path / "disk", tmp_path / "image"
+    place.mkdir()
+    with open(image, "wb") as f:
+        f.truncate(64 << 20)
+    attach = ["mount", "-o", "loop,errors=remount-ro", str(image), str(place)]
+    for made in (["mkfs.ext4", "-q", str(image)], attach):
+        done = subprocess.run(made, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    try:
+        settings = ["launcher.slots=2", "launcher.checkpoint_every_s=0", "calibrate.steps=1500"]
+        command = [*CLI, "autopilot", *tiny, *settings, f"output_dir={place}", "study.name=s"]
+        driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until(driver, "calibrate: ")
+        [loop] = subprocess.run(["losetup", "-j", image, "-O", "NAME", "-n"], stdout=-1).stdout.split()
+        Path("/sys/fs/ext4", os.path.basename(loop.decode()), "trigger_fs_error").write_text("a test")
+        _, said = driver.communicate()
+        assert (driver.returncode, len(said.splitlines())) == (2, 1), said
+        assert "Read-only file system" in said
+        subprocess.run(["umount", "--lazy", place], check=True)
+        subprocess.run(["fsck.ext4", "-y", image], capture_output=True)
+        subprocess.run(attach, check=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert verify(Study(place / "s"))["ok"]
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
 def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):

@@ -41,8 +41,8 @@ def read(root: Path) -> dict[str, Any]:
     """`files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or edited."""
     if not (root / NAME).exists():
         raise UserError(
-            f"study {root.name} has no {NAME}, which is written once a stage is decided: `ebc-lab report "
-            f"{root.name}` writes it where one is; else continue the study."
+            f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "
+            f"study, or, where a stage is decided, let `ebc-lab report {root.name}` write it."
         )
     report = f"`ebc-lab report {root.name}`"
     remedy = f"restore a copy, or delete it and let {report} record the files as they are now"

@@ -245,7 +245,7 @@ def test_a_run_without_a_result_may_grow(own_copy):
             lambda path: path.write_text(path.read_text().replace('"lr_scale.png"', '"lr_scala.png"')),
             "was edited",
         ),
-        (lambda path: path.unlink(), r"has no manifest\.json, which is written once a stage is decided"),
+        (lambda path: path.unlink(), r"has no manifest\.json, which its command writes when it has finished"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused_with_a_remedy(own_copy, undrawn, damage, words):
