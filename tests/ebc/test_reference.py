@@ -85,7 +85,11 @@ PREDICTED = {
 
 
 def cases(table):
-    return pytest.mark.parametrize("options", table.values(), ids=table)
+    """Every second combination is left to make test-slow."""
+    marks = [pytest.mark.slow if i % 2 and "-" in name else () for i, name in enumerate(table)]
+    return pytest.mark.parametrize(
+        "options", [pytest.param(table[n], id=n, marks=m) for n, m in zip(table, marks, strict=True)]
+    )
 
 
 @cases(SHADOW | JUDGED)

@@ -68,7 +68,7 @@ def alarm() -> Iterator[None]:
 def page(finished) -> Iterator[Server]:
     """One live page for all studies; each test says which one it shows."""
     with server(finished[1].study) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=[0.01], daemon=True).start()
         yield made
         made.shutdown()
 

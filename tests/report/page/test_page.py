@@ -307,7 +307,7 @@ def begun(tmp_path, text_file) -> Study:
 def asked(begun):
     """Asks the server of a study under way; -> (status, headers, body)."""
     with server(begun) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=[0.01], daemon=True).start()
         place = urlsplit(address_of(made)).netloc
 
         def ask(path: str = "/", method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
