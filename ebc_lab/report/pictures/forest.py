@@ -387,7 +387,7 @@ def head_of(axes: Axes, said: str) -> None:
 
 
 def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]) -> None:
-    """The row's mark: a mean with its interval, an arrow to what lies off the axis, or a cross with words."""
+    """The row's mark: a mean with its interval, arrows to what lies off the axis, or a cross with words."""
     colour, across = colour_of(row.arm), axes.get_yaxis_transform()
     low, high = axes.get_xlim()
     axes.plot(row.seeds, [y + 0.2] * len(row.seeds), color=colour, **SEED)
@@ -407,18 +407,19 @@ def draw_row(axes: Axes, y: int, row: Row, arms: Mapping[str, Mapping[str, Any]]
         return
     elif not row.arm["versus"]:
         axes.plot(0.0, y, mark_of(row.arm), color=colour, mfc="white", mew=1.6, ms=6, zorder=3)
-    elif not low <= row.mean <= high:
-        _arrows(axes, y, row.mean, row.mean, colour)
     else:
+        reach = [row.mean]
         for names, width in ((("joint_low", "joint_high"), 0.9), (("low", "high"), 2.4)):
             limits = row.interval(*names)
             if limits:
                 axes.plot(np.clip(limits, low, high), (y, y), color=colour, lw=width, solid_capstyle="butt")
-                _arrows(axes, y, *limits, colour)
+                reach += limits
+        _arrows(axes, y, min(reach), max(reach), colour)
         mark = mark_of(row.arm)
         if row.elsewhere:
             mark = "D" if row.arm["ebc"] else "d"
-        axes.plot(row.mean, y, mark, color=colour, ms=5.5 if row.elsewhere else 6.5, zorder=3)
+        if low <= row.mean <= high:
+            axes.plot(row.mean, y, mark, color=colour, ms=5.5 if row.elsewhere else 6.5, zorder=3)
 
 
 def _arrows(axes: Axes, y: int, first: float, last: float, colour: str) -> None:

@@ -132,6 +132,19 @@ def test_an_interval_that_the_axis_cuts_has_an_arrow_at_the_cut_end(tmp_path):
     assert not {"<", ">"} & set(whole)
 
 
+def test_of_a_mean_beyond_the_axis_the_part_of_its_interval_that_lies_inside_is_drawn(tmp_path):
+    near = {f"near{i}": (0.01 * i, 0.01 * i + 0.01, 0.01 * i - 0.01) for i in range(5)}
+    wide = {"wide": (-1.2, -0.1, -0.2)}
+    root = write_suite(tmp_path, gains={PLAIN: (0.0,) * 3, **near, **wide}, versus={}, outcomes={}, ebc=())
+    figure = drawn(root, until="ablation")["ablation"]
+    low, high = figure.axes[0].get_xlim()
+    assert -0.5 < low < high < 1, "the mean, -0.5, lies beyond, and both limits do"
+    marks = marks_of(figure, row_of(figure, "wide")[0])
+    assert marks["<"] == [0.015]
+    assert marks[">"] == [0.985]
+    assert marks["None"][:2] == [low, high]
+
+
 def test_one_comparison_is_not_called_all_comparisons(tmp_path):
     root = write_suite(tmp_path, gains={PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04)}, versus={}, outcomes={})
     words = words_of(drawn(root, until="ablation")["ablation"])
