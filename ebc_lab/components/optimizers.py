@@ -1,8 +1,10 @@
 """Base optimizers: a name -> the torch optimizers that share out a model's parameters.
 
-They come from torch and from `pytorch_optimizer`. A subclass replaces one that breaks the contract which the
-rest of the lab relies on: every step uses the learning rate of its parameter group unchanged, moves the
-weights from the first step on, leaves `p.grad` unchanged, and has all of its state in `state_dict()`.
+They come from torch and from `pytorch_optimizer`, which is imported where it is used: it imports
+transformers, where that is installed, and every worker would start later. A subclass replaces one that breaks
+the contract which the rest of the lab relies on: every step uses the learning rate of its parameter group
+unchanged, moves the weights from the first step on, leaves `p.grad` unchanged, and has all of its state in
+`state_dict()`.
 
 An optimizer whose state holds copies of the weights names their state keys in `weight_copies`, so that they
 are scaled with the update. One that evaluates other weights than it trains has `eval()` and `train()`, which
@@ -16,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from pytorch_optimizer import SOAP, Lion, ScheduleFreeAdamW
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -148,6 +149,8 @@ def adam_uncorrected(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -
 
 def lion(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Lion: each weight moves by lr·sign(b1·m + (1-b1)·g), m follows g with b2; decoupled decay."""
+    from pytorch_optimizer import Lion
+
     return [Lion(model.parameters(), lr=c.lr, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay)]
 
 
@@ -184,55 +187,17 @@ def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[
     return [UncappedAdafactor(model.parameters(), lr=c.lr, weight_decay=c.weight_decay, eps=(1e-15, 1e-3))]
 
 
-class PromptSOAP(SOAP):
-    """SOAP that moves the weights at its first step too.
-
-    The library uses the first gradient for the eigenbases alone, and a step that proposes nothing has no KL
-    to measure. Here the same gradient is then applied in the bases made from it. What the library added to
-    the preconditioners while it made the bases is removed, because `step` adds the same gradient again.
-    """
-
-    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:
-        fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
-        super().init_group(group, **kwargs)
-        group["step"] = max(group["step"], 1)  # the library applies nothing while this is 0
-        for p in fresh:
-            for gram in self.state[p]["GG"]:
-                if len(gram):  # an empty list means a side without preconditioner
-                    gram.zero_()
-
-
 def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled decay."""
+    from .library_optimizers import PromptSOAP
+
     return [PromptSOAP(model.parameters(), **_moments(c))]
-
-
-class ScheduleFree(ScheduleFreeAdamW):
-    """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
-
-    The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
-    divides the gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to
-    the second moments: an eps below 3e-8 has no effect.
-    """
-
-    weight_copies = ("z",)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
-        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        try:
-            for p, gradient in held:
-                p.grad = gradient.clone()
-            super().step()
-        finally:
-            for p, gradient in held:
-                p.grad = gradient
 
 
 def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Schedule-Free AdamW; `weight_decay` acts at y."""
+    from .library_optimizers import ScheduleFree
+
     return [ScheduleFree(model.parameters(), **_moments(c))]
 
 

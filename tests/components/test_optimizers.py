@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from ebc_lab.components import optimizers
+from ebc_lab.components.library_optimizers import ScheduleFree
 from ebc_lab.components.optimizers import (
     OPTIMIZERS,
-    ScheduleFree,
     StackedMuon,
     UncappedAdafactor,
 )

@@ -8,7 +8,7 @@ import torch
 from support.pairwise import contract
 from support.stepping import assert_resumes, go, same, snapshot
 
-from ebc_lab.components.optimizers import ScheduleFree
+from ebc_lab.components.library_optimizers import ScheduleFree
 from ebc_lab.components.projections import Stiefel
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.options import AGGREGATES, BUDGETS, CADENCES, CONTROLLERS, LEAST_MULTIPLIER

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pytorch_optimizer.optimizer.utils.gradient import unit_norm
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
@@ -96,6 +95,8 @@ class AdaptiveGradientClip(Rival):
     eps = 1e-3  # so that units initialised to zero can learn
 
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+        from pytorch_optimizer.optimizer.utils.gradient import unit_norm  # here: see `components.optimizers`
+
         for w in self.weights:
             if w.grad is not None:
                 # the library takes a 3-dim weight's norm over one axis only, hence flat filters

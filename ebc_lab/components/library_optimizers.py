@@ -1,0 +1,51 @@
+"""What `optimizers` makes of `pytorch_optimizer`'s classes; see there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pytorch_optimizer import SOAP, ScheduleFreeAdamW
+
+
+class PromptSOAP(SOAP):
+    """SOAP that moves the weights at its first step too.
+
+    The library uses the first gradient for the eigenbases alone, and a step that proposes nothing has no KL
+    to measure. Here the same gradient is then applied in the bases made from it. What the library added to
+    the preconditioners while it made the bases is removed, because `step` adds the same gradient again.
+    """
+
+    def init_group(self, group: dict[str, Any], **kwargs: Any) -> None:
+        fresh = [p for p in group["params"] if p.grad is not None and not self.state.get(p)]
+        super().init_group(group, **kwargs)
+        group["step"] = max(group["step"], 1)  # the library applies nothing while this is 0
+        for p in fresh:
+            for gram in self.state[p]["GG"]:
+                if len(gram):  # an empty list means a side without preconditioner
+                    gram.zero_()
+
+
+class ScheduleFree(ScheduleFreeAdamW):
+    """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
+
+    The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
+    divides the gradients by their root mean squares in place, so it is given copies. It also adds 1e-15 to
+    the second moments: an eps below 3e-8 has no effect.
+    """
+
+    weight_copies = ("z",)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        if not all(group["train_mode"] for group in self.param_groups):
+            raise RuntimeError("the weights are the averages of eval(): call train() before the next step.")
+        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            for p, gradient in held:
+                p.grad = gradient.clone()
+            super().step()
+        finally:
+            for p, gradient in held:
+                p.grad = gradient
