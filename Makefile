@@ -12,6 +12,9 @@ ifneq ($(wildcard ../shared/data/tinyshakespeare.txt),)
 export EBC_LAB_DATA ?= $(abspath ../shared/data)
 endif
 
+# containers often set it: then every process compiles all of the code, and pytest every test, again
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: autopilot test test-slow test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint wheel clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine

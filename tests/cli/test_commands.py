@@ -361,6 +361,7 @@ def test_train_offers_what_hydra_offers(text_file, tmp_path):
     assert len(losses) == 2
 
 
+@pytest.mark.slow
 def test_two_runs_started_in_one_second_have_a_folder_each(text_file, tmp_path):
     run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "device=cpu", "steps=2"]
     both = [

@@ -37,9 +37,10 @@ EXTENT = pytest.mark.parametrize("table", ["summary_lr_sweep.csv", WHOLE], ids=[
 
 
 def begin(tiny, out, table: str, *more, **how) -> subprocess.CompletedProcess:
-    """The first stage of a study, or all of it, with two workers."""
-    command = ["autopilot"] if table == "summary_final.csv" else ["stage", "lr_sweep"]
-    workers = [] if "launcher=inline" in more else ["launcher.slots=2"]
+    """The first stage of a study with one worker, or all of it with two."""
+    whole = table == "summary_final.csv"
+    command = ["autopilot"] if whole else ["stage", "lr_sweep"]
+    workers = [] if "launcher=inline" in more else [f"launcher.slots={1 + whole}"]
     settings = [*workers, f"output_dir={out}", "study.name=s", *more]
     return subprocess.run([*CLI, *command, *tiny, *settings], capture_output=True, text=True, **how)
 
