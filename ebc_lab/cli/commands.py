@@ -179,12 +179,14 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
     from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.store import find as find_module
 
-    found = status_module.status(find_module.find(study, output_dir, _aside))
+    where = find_module.find(study, output_dir, _aside)
+    found = status_module.status(where)
     if as_json:
         return _json(found)
     from . import screen
 
-    screen.status(_console(), found)
+    with where.told():
+        screen.status(_console(), found)
 
 
 @app.command()
@@ -221,7 +223,8 @@ def why(
 
     from . import screen
 
-    screen.why(_console(), found, band_aimed_at(from_dict(Config, where.header()["config"])))
+    with where.told():
+        screen.why(_console(), found, band_aimed_at(from_dict(Config, where.header()["config"])))
     return 0
 
 
@@ -302,12 +305,14 @@ def diff(
     from ebc_lab.study.inspect.compare import compare
     from ebc_lab.study.store.find import find
 
-    found = compare(find(a, output_dir, _aside), find(b, output_dir, _aside))
+    first, second = find(a, output_dir, _aside), find(b, output_dir, _aside)
+    found = compare(first, second)
     if as_json:
         return _json(found)
     from . import screen
 
-    screen.compared(_console(), found)
+    with first.told(), second.told():
+        screen.compared(_console(), found)
 
 
 @app.command()

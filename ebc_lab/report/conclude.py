@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ebc_lab.config.errors import UserError, blamed
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import read_regular, write_atomic
@@ -79,7 +79,7 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
     if not drawn:
         say("drawing the plots …")
         manifest.remove_entries(study.root, *PICTURES)
-        with blamed(f"a file of study {study.name}", f"`ebc-lab verify {study.name}` names it"):
+        with study.told():
             pictures.draw_study(study.root)
         write_atomic(stamp, inputs)
 
@@ -98,7 +98,7 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         raise UserError(
             f"study {study.name} has no decision yet: `ebc-lab status {study.name}` shows how far it is."
         )
-    with study.held(), snapshot.told():
+    with study.held(), study.told():
         manifest.refuse_changed(study.root)
         manifest.begin(study.root)
         study.plotted_file.unlink(missing_ok=True)

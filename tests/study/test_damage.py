@@ -302,6 +302,7 @@ def check(study: Study, page: Server, overrides: list[str], expected: dict[str, 
         assert outcome(study) == expected, "verify calls it as recorded"
     (place / "b").mkdir()
     second = linked(study, place / "b") if not odd(study) else None
+    answers(study, "diff", str(study.root), str(study.root), cwd=place)
     code = answers(study, "autopilot", *overrides, f"output_dir={place}", cwd=place)
     if code == 0 and honest:
         assert outcome(study) == expected, "autopilot finds nothing wrong"
@@ -361,6 +362,16 @@ def edited(**changes: Any) -> Damage:
     return damage
 
 
+def recorded_anew(how: Damage) -> Damage:
+    """And the manifest rewritten to match."""
+
+    def damage(path: Path, draw: random.Random, study: Study) -> None:
+        how(path, draw, study)
+        record_again(study, path.name)
+
+    return damage
+
+
 def decided(**changes: Any) -> Damage:
     """The same in the decision of the first stage."""
 
@@ -368,6 +379,16 @@ def decided(**changes: Any) -> Damage:
         found = json.loads(path.read_text())
         found["lr_sweep"] |= changes
         sealed(path, found)
+
+    return damage
+
+
+def damaged_track(**changes: Any) -> Damage:
+    """The same in what it says of its track."""
+
+    def damage(path: Path, draw: random.Random, study: Study) -> None:
+        tracks = json.loads(path.read_text())["lr_sweep"]["tracks"]
+        decided(tracks={name: track | changes for name, track in tracks.items()})(path, draw, study)
 
     return damage
 
@@ -383,12 +404,14 @@ CASES = [  # file, damage, command, exit code, words
     ("study.json", edited(config=[]), "status", 2, "config is a list, not a mapping"),
     ("study.json", edited(requested=None), "why", 2, "requested is null, not a mapping"),
     ("study.json", edited(created="x"), "autopilot", 2, "study.json was changed after it was recorded"),
+    ("study.json", recorded_anew(edited(hardware={})), "autopilot", 2, "holds what ebc-lab never writes"),
     ("auto_decisions.json", put("[]"), "why", 2, "it is a list, not a mapping"),
     ("auto_decisions.json", put(" " * (33 << 20)), "status", 0, "is larger than"),
     ("auto_decisions.json", put('{"lr_sweep": null}'), "verify", 4, "changed since it was recorded"),
     ("auto_decisions.json", put('{"lr_sweep": null}'), "why", 2, "lr_sweep is null, not a mapping"),
     ("auto_decisions.json", decided(candidates=None), "why", 2, "candidates is null, not a list"),
     ("auto_decisions.json", decided(candidates=None), "status", 0, "is stale: its record in auto_dec"),
+    ("auto_decisions.json", damaged_track(ranked=[[]]), "why", 2, "holds what ebc-lab never writes"),
     ("auto_decisions.json", decided(tracks=NO_TRACK), "report", 2, "is not what this stage decides"),
     ("runs/{run}/result.json", linked_to_another, "status", 0, "was not written by this run"),
     (

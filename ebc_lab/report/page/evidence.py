@@ -43,7 +43,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     Raises UserError: there is no study, or one of its files was truncated or edited.
     """
     snapshot = read(study, strict=not lenient)
-    with snapshot.told():
+    with study.told():
         return _gathered(snapshot, lenient=lenient)
 
 

@@ -25,7 +25,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
     Raises UserError when one is not there, or a file of one was edited.
     """
     snapshots = read(a), read(b)
-    with snapshots[0].told(), snapshots[1].told():
+    with a.told(), b.told():
         return _compared(*snapshots)
 
 

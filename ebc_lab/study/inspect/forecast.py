@@ -135,7 +135,7 @@ def planned(config: Config) -> dict[str, Any]:
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
-    with snapshot.told() if snapshot else nullcontext():
+    with study.told() if snapshot else nullcontext():
         return _planned(config, study, snapshot)
 
 

@@ -36,7 +36,7 @@ def status(study: Study) -> dict[str, Any]:
     depends on an earlier stage.
     """
     snapshot = read(study, strict=False)
-    with snapshot.told():
+    with study.told():
         return _told(snapshot)
 
 

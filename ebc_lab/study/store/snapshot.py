@@ -32,12 +32,6 @@ class Snapshot:
     records: list[Record]  # every planned run
     problems: list[str]  # what is damaged, with a remedy each
 
-    def told(self) -> AbstractContextManager[None]:
-        """Around what tells of this study: it fails with a UserError where a file holds what none of ours
-        does, though its checksum is right."""
-        remedy = f"`ebc-lab verify {self.study.name}` names it, and the study's command makes decisions again"
-        return blamed(f"a file of study {self.study.name}", remedy)
-
     @property
     def finished(self) -> bool:
         """Whether the last stage is decided."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, nearest, visible
+from ebc_lab.config.errors import UserError, blamed, nearest, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -111,6 +111,12 @@ class Study(StudyFiles):
                 f"there is no study at {place}{near}: start it with `ebc-lab autopilot "
                 f"study.name={self.name}`, or say where it is with --output-dir."
             )
+
+    def told(self) -> AbstractContextManager[None]:
+        """Around what tells of this study: it fails with a UserError where a file holds what none of ours
+        does, though its checksum is right."""
+        remedy = f"`ebc-lab verify {self.name}` names it, and the study's command makes decisions again"
+        return blamed(f"a file of study {self.name}", remedy)
 
     def header(self, *, checked: bool = True) -> StudyHeader:
         """study.json. Raises UserError: no study here, or the file was truncated or (`checked`) edited."""
