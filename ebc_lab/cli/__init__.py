@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 import signal
 import sys
 
@@ -11,7 +10,7 @@ import typer
 
 from ebc_lab.config.errors import UserError, visible
 
-from .commands import USAGE_ERROR, app
+from .commands import USAGE_ERROR, app, command_line
 
 
 def main() -> None:
@@ -23,7 +22,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as `?`
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    words = ["ebc-lab", *sys.argv[1:]]
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -43,7 +41,7 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # typer turns Ctrl-C into this code itself
-        resumed = words[1:2] in (["autopilot"], ["stage"])
-        more = f"; the same command continues from here: {shlex.join(words)}" if resumed else ""
+        resumed = sys.argv[1:2] in (["autopilot"], ["stage"])
+        more = f"; the same command continues from here: {command_line()}" if resumed else ""
         typer.echo(f"interrupted{more}", err=True)
     sys.exit(code if isinstance(code, int) else 0)

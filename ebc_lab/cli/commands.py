@@ -70,7 +70,7 @@ def _aside(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _again() -> str:
+def command_line() -> str:
     """The command line of this call."""
     return shlex.join(["ebc-lab", *sys.argv[1:]])
 
@@ -138,10 +138,10 @@ def _pilot(
         with view.following():
             done = run(config, listener, stages=stages, force=force, limits=limits, command=lasting)
     except Cancelled as error:
-        _aside(f"{visible(str(error))}; the same command continues from here:\n  {_again()}")
+        _aside(f"{visible(str(error))}; the same command continues from here:\n  {command_line()}")
         raise SystemExit(CANCELLED) from None
     except (StageFailed, WorkersFailed) as error:
-        _aside(f"stopped: {visible(str(error))}\nthe command:\n  {_again()}")
+        _aside(f"stopped: {visible(str(error))}\nthe command:\n  {command_line()}")
         return 3
     screen.outcome(console, done)
     return 4 if done.failed else 0
