@@ -94,15 +94,19 @@ class AdaptiveGradientClip(Rival):
     default = 0.01
     eps = 1e-3  # so that units initialised to zero can learn
 
-    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
+    def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], **options: Any):
         from pytorch_optimizer.optimizer.utils.gradient import unit_norm  # here: see `components.optimizers`
 
+        super().__init__(model, optimizers, **options)
+        self.unit_norm = unit_norm
+
+    def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         for w in self.weights:
             if w.grad is not None:
                 # the library takes a 3-dim weight's norm over one axis only, hence flat filters
                 g, flat = (t.flatten(1) if t.ndim > 2 else t for t in (w.grad, w))
-                most = unit_norm(flat).clamp_min_(self.eps).mul_(self.strength)
-                norms = unit_norm(g)
+                most = self.unit_norm(flat).clamp_min_(self.eps).mul_(self.strength)
+                norms = self.unit_norm(g)
                 factor = torch.where(norms > most, most / norms, 1.0)
                 # flat filters may be a copy: it is the gradient itself that is scaled
                 w.grad.mul_(factor.view(-1, *[1] * (w.ndim - 1)) if w.ndim > 2 else factor)
