@@ -79,8 +79,7 @@ def _draw(study: Study, decisions: Mapping[str, Decision], say: Say) -> None:
     if not drawn:
         say("drawing the plots …")
         manifest.remove_entries(study.root, *PICTURES)
-        with study.told():
-            pictures.draw_study(study.root)
+        pictures.draw_study(study.root)
         write_atomic(stamp, inputs)
 
 

@@ -198,8 +198,10 @@ class _Call:
         """Write what is made after the last stage. `before`: the runs that had ended before this call."""
         study = self.study
         concluded = self.config.study.stages[-1] in self.stages
-        told = self.listener
-        verdict = told.conclude(self.config, study, self.decisions, told.say) if concluded else None
+        verdict = None
+        if concluded:
+            with study.told():
+                verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         manifest.complete(study.root)
         records = study.records()
         failed = [r.run_id for r in records if r.result and r.result["outcome"] not in FINISHED]

@@ -25,7 +25,7 @@ from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
-from ebc_lab.study.store.snapshot import Snapshot, read
+from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Record, Study
 
 from ..text import tables, words
@@ -40,15 +40,10 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     """Everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that is
     possible.
 
-    Raises UserError: there is no study, or one of its files was truncated or edited.
+    Raises UserError: there is no study, or one of its files was truncated or edited. To be called, like what
+    shows its findings, within `Study.told`.
     """
     snapshot = read(study, strict=not lenient)
-    with study.told():
-        return _gathered(snapshot, lenient=lenient)
-
-
-def _gathered(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
-    study = snapshot.study
     header, config = snapshot.header, snapshot.config
     problems = list(snapshot.problems)
     try:
@@ -63,10 +58,8 @@ def _gathered(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
-    corpus = {
-        **header["requested"]["data"],
-        "name": header["config"]["data"]["name"],
-    }  # `auto` may find another
+    # the corpus that was found: `auto` may find another
+    corpus = header["requested"]["data"] | {"name": header["config"]["data"]["name"]}
     again = study_command({**header["requested"], "data": corpus})
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     verdicts = [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else []

@@ -55,9 +55,8 @@ def write_page(root: Path) -> Path:
     Raises UserError when a file that it is made from is damaged.
     """
     study = Study(root)
-    found = evidence.gather(study)
     with study.told():
-        content = render(study.root, found)
+        content = render(study.root, evidence.gather(study))
     manifest.remove_entries(root, study.page_file.name)
     write_atomic(study.page_file, content)
     return study.page_file

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import MISTAKEN, UserError
+from ebc_lab.config.errors import UserError
 from ebc_lab.study.inspect import status as status_module
 from ebc_lab.study.store.study import Study, settings_of
 
@@ -48,11 +48,12 @@ class LivePage:
 
     def _made(self) -> str:
         try:
-            live = status_module.status(self.study)
-            return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
+            with self.study.told():
+                live = status_module.status(self.study)
+                return html.render(self.study.root, evidence.gather(self.study, lenient=True), live)
         except UserError as error:
             return html.message(f"Study {self.study.name} cannot be shown", str(error))
-        except (OSError, *MISTAKEN) as error:  # a file that vanishes
+        except OSError as error:  # a file that vanishes
             what = f"{type(error).__name__}: {error}"
             told = f"Its files cannot be read as those of a study ({what}): see `ebc-lab verify`."
             return html.message(f"Study {self.study.name} cannot be shown", told)
