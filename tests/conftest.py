@@ -104,6 +104,12 @@ def own_copy(finished, tmp_path: Path):
     return replace(config, output_dir=str(tmp_path)), Study(tmp_path / "done")
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch):
+    """Studies are concluded without drawing their pictures, which takes seconds; existing ones stay."""
+    monkeypatch.setattr("ebc_lab.report.pictures.draw_study", lambda root: [])
+
+
 @pytest.fixture(scope="session")
 def results_schema():
     """What results_final.json may hold, and must."""

@@ -86,10 +86,9 @@ PREDICTED = {
 
 def cases(table):
     """Every second combination is left to make test-slow."""
-    marks = [pytest.mark.slow if i % 2 and "-" in name else () for i, name in enumerate(table)]
-    return pytest.mark.parametrize(
-        "options", [pytest.param(table[n], id=n, marks=m) for n, m in zip(table, marks, strict=True)]
-    )
+    slow = {name for name in list(table)[1::2] if "-" in name}
+    marked = [pytest.param(o, id=n, marks=[pytest.mark.slow] if n in slow else []) for n, o in table.items()]
+    return pytest.mark.parametrize("options", marked)
 
 
 @cases(SHADOW | JUDGED)

@@ -20,7 +20,6 @@ from support.invented import invent
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
-from ebc_lab.report import pictures
 from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
 from ebc_lab.report.page import html as html_module
@@ -199,8 +198,7 @@ def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
     assert "3 comparisons together" in found["text"]
 
 
-def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own, monkeypatch):
-    monkeypatch.setattr(pictures, "draw_study", lambda root: [])
+def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own, undrawn):
     header = read_checksummed(own / "study.json", "")
     header.pop("checksum", None)
     header["config"]["seeds"] = header["config"]["seeds"][
@@ -223,8 +221,7 @@ def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told)
     assert "ebc-lab train scale=smoke" in part
 
 
-def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, monkeypatch):
-    monkeypatch.setattr(pictures, "draw_study", lambda root: [])  # the study's own stay
+def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, undrawn):
     _, study = own_copy
     before = (study.root / "report.html").read_bytes()
     assert verify(study)["ok"]

@@ -13,7 +13,6 @@ import pytest
 from support.drawn import sweep
 
 from ebc_lab.records import columns
-from ebc_lab.report import pictures
 from ebc_lab.report.conclude import report
 from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
@@ -227,8 +226,7 @@ def test_the_lines_of_the_verdict_are_as_judged(finished):
     assert [row[2].replace("\\", "") for row in rows] == [line["figure"] for line in lines]
 
 
-def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "draw_study", lambda root: [])
+def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path, undrawn):
     _, outcome, _ = finished
     root = Path(shutil.copytree(outcome.study.root, tmp_path / "again"))
     names = [f"{name}.{kind}" for name in ("acceptance", "summary_final") for kind in ("md", "tex")]

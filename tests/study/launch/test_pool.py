@@ -5,6 +5,7 @@ The runs are `idle` ones, which train nothing; what training itself has to survi
 tests/study/test_promises.py and tests/study/test_autopilot.py.
 """
 
+import fcntl
 import json
 import os
 import pty
@@ -221,35 +222,39 @@ def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
 
 
 SLOW_TO_IMPORT = """
-import os, sys, time
+import fcntl, os, sys
 if "ebc_lab.study.launch.worker" in " ".join(sys.orig_argv):
     open({here!r} + "/importing", "w").close()
-    while not os.path.exists({here!r} + "/go"):
-        time.sleep(0.02)
+    fcntl.flock(os.open({here!r} + "/held", os.O_RDONLY), fcntl.LOCK_SH)
 """
 
 
 @pytest.fixture
 def slow_to_import(tmp_path, monkeypatch):
-    """Workers import until a file `go` appears in this folder; `importing` is there once one does."""
+    """(a folder, a file): workers import until the file is closed; `importing` is in the folder once one
+    does.
+    """
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(SLOW_TO_IMPORT.format(here=str(tmp_path)))
     path = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
-    return tmp_path
+    with open(tmp_path / "held", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield tmp_path, held
 
 
 def test_a_worker_that_is_slow_to_start_is_waited_for_and_not_killed(bench, slow_to_import):
     """It imports, or builds its first run, for several times `heartbeat_s`."""
     [spec] = bench.idle(1, at=0, do="hang")
+    folder, held_back = slow_to_import
     watched = []
 
     def wait(done, busy):
         if pool.alive and not watched:
             watched.append(pool.watched)
         checked_twice = watched and pool.watched > watched[0] + 2 * pool.config.launcher.heartbeat_s
-        if checked_twice and (slow_to_import / "importing").exists():
-            (slow_to_import / "go").touch()
+        if checked_twice and (folder / "importing").exists():
+            held_back.close()
         if busy and pool.alive["0"].begun:
             held = pool.watched - pool.alive["0"].begun[spec.run_id]
             if held > 2 * pool.config.launcher.heartbeat_s:
