@@ -18,6 +18,7 @@ from .fields import Setting, default_of, setting_of
 from .hints import near_choice
 from .schema import RunConfig
 
+STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
 
 
@@ -148,7 +149,102 @@ def validate_run(run: RunConfig) -> None:
         run.lr_schedule.name != "replay" or bool(run.lr_schedule.source),
         "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
     )
+    _check_quantizer(run)
+    _check_low_bit(run)
     check_run(run)
+
+
+def _check_quantizer(run: RunConfig) -> None:
+    """Refuse low-bit settings that cannot be meant, or do nothing. Raises UserError."""
+    quantizer = run.quantizer
+    group = quantizer.group
+    need(
+        group in ("tensor", "row") or (group.isdecimal() and int(group) >= 1),
+        f"quantizer.group={shown(group)} is unknown; it takes tensor, row, or a count of weights >= 1.",
+    )
+    need(
+        quantizer.scale in ("absmean", "absmax") or _positive(quantizer.scale),
+        f"quantizer.scale={shown(quantizer.scale)} is unknown; it takes absmean, absmax, or a step > 0.",
+    )
+    need(
+        quantizer.name != "none" or (group, quantizer.scale) == ("tensor", "absmean"),
+        "quantizer.group and quantizer.scale say how weights are quantized: choose quantizer=ternary or five.",
+    )
+    need(
+        quantizer.gradients != "none" or not (quantizer.error_feedback or quantizer.rounding != "nearest"),
+        "quantizer.rounding and quantizer.error_feedback say how gradients are quantized: choose "
+        "quantizer.gradients=ternary or five.",
+    )
+    need(
+        quantizer.state == "none" or run.optimizer.name in ("adam", "adamw"),
+        f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, not "
+        f"{run.optimizer.name}.",
+    )
+    need(
+        (quantizer.name, quantizer.state) == ("none", "none") or run.param_dtype == "float32",
+        f"a quantizer needs float32 weights beneath its levels: leave param_dtype=float32, not "
+        f"{run.param_dtype}.",
+    )
+
+
+def _check_low_bit(run: RunConfig) -> None:
+    """Refuse what does not go with quantized weights, with a partition or with a policy. Raises UserError."""
+    quantized = run.quantizer.name != "none"
+    policy = run.policy.name
+    need(
+        not quantized or run.projection.name == "none",
+        f"quantizer={run.quantizer.name} does not go with projection={run.projection.name}, which would bind "
+        "the weights beneath and not those that the forward uses: choose projection=none.",
+    )
+    need(
+        not quantized or run.stabilizer.name != "ebc" or run.budget.measure_every == 1,
+        f"budget.measure_every={run.budget.measure_every} takes KL to grow as the squared size of the step, "
+        f"which it does not under quantizer={run.quantizer.name}: leave it at 1.",
+    )
+    need(
+        run.stabilizer.norm == "latent" or quantized,
+        "stabilizer.norm=effective is the norm of quantized weights: choose quantizer=ternary or five.",
+    )
+    need(
+        run.stabilizer.norm == "latent" or run.stabilizer.per == "all",
+        "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
+    )
+    need(
+        run.partition.name == "uniform"
+        or run.stabilizer.name != "ebc"
+        or run.budget.probe_tokens == "train",
+        f"partition={run.partition.name} draws batches from the whole training text: leave "
+        "budget.probe_tokens=train.",
+    )
+    need(
+        policy == "constant" or "lr_squared" not in (run.budget.schedule, run.stabilizer.schedule),
+        f"policy={policy} multiplies the learning rate, which schedule=lr_squared follows: choose another "
+        "schedule.",
+    )
+
+
+def remarks(run: RunConfig) -> list[str]:
+    """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
+    said = []
+    stabilizer, budget = run.stabilizer.name, run.budget.name
+    if run.policy.name != "constant" and stabilizer not in STEERED:
+        said.append(
+            f"policy={run.policy.name} moves the learning rate alone: stabilizer={stabilizer} has no trust "
+            "radius."
+        )
+    if run.quantizer.name != "none" and stabilizer == "ebc" and budget not in MEASURED:
+        said.append(
+            f"budget={budget} differentiates through the quantizer as if it were not there, so that it sees "
+            "no code flip: a forensic arm (docs/lowbit.md)."
+        )
+    return said
+
+
+def _positive(text: str) -> bool:
+    try:
+        return 0 < float(text) < math.inf
+    except ValueError:
+        return False
 
 
 def least_memory_gb(run: RunConfig) -> float:

@@ -22,6 +22,8 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "stabilizer.name": "the stages",
     "stabilizer.strength": "the arms of a suite",
     "stabilizer.schedule": "the arms of a suite",
+    "stabilizer.per": "the arms of a suite",
+    "stabilizer.norm": "the arms of a suite",
     "seed": "seeds and study.stage_seed",
     "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
     "evaluate": "the stages: val decides, test judges",
@@ -50,6 +52,10 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "stabilizer": ("clip", "clipping", "clipper", "method"),
     "stabilizer.strength": ("max_norm", "max_grad_norm", "grad_clip", "clip_norm", "threshold"),
     "budget.target_kl": ("kl", "target", "delta", "delta_star", "kl_target", "max_kl", "desired_kl"),
+    "quantizer": ("quantize", "quantization", "bits", "levels", "bitnet"),
+    "quantizer.gradients": ("quantize_gradients", "gradient_compression"),
+    "quantizer.state": ("state_bits", "optimizer_state"),
+    "quantizer.error_feedback": ("feedback", "residual"),
     "dtype": ("amp", "precision", "mixed_precision", "autocast", "bf16", "fp16", "torch_dtype"),
     "device": ("device_type", "accelerator", "cuda", "gpu"),
     "compile": ("torch_compile", "jit"),
@@ -103,6 +109,7 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "data": {"shakespeare": ("tinyshakespeare", "tiny_shakespeare"), "path": ("file", "custom")},
     "tracker": {"tensorboard": ("tb",)},
+    "quantizer": {"ternary": ("bitnet", "b158", "1.58", "three"), "five": ("quinary", "2.32", "5")},
 }
 
 

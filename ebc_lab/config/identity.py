@@ -105,25 +105,10 @@ def identity(run: RunConfig) -> dict[str, Any]:
     }
     for key in unused:
         del kept["optimizer"][key]
-    if run.stabilizer.name != "ebc":
-        kept.pop("controller")
-        kept["budget"] = {"probe_sequences": run.budget.probe_sequences}  # the audit leaves these rows out
-    elif run.budget.name not in BOUNDED and not run.budget.sensitivity_every:
-        without = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
-        for key in without if run.budget.grouping == "matrices" else (*without, "grouping"):
-            del kept["budget"][key]
-    if run.stabilizer.name in ("none", "ebc"):
-        kept["stabilizer"] = {"name": run.stabilizer.name}
-    elif run.stabilizer.name != "trust_region":
-        del kept["stabilizer"]["schedule"]
-    if run.stabilizer.name == "ebc" and run.budget.until == 1:
-        del kept["budget"]["until"]
-    if run.stabilizer.name == "ebc" and run.budget.name not in MEASURED:
-        del kept["budget"]["measure_every"]
-    if run.stabilizer.name == "ebc" and run.budget.name in BOUNDED:
-        del kept["budget"]["sensitivity_every"]  # they record S at every step
+    _leave_out_unused_of_stabilizer(kept, run)
     if run.shock.name == "none":
         del kept["shock"]
+    _leave_out_unused_low_bit(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
     needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
@@ -132,6 +117,59 @@ def identity(run: RunConfig) -> dict[str, Any]:
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept
+
+
+def _leave_out_unused_of_stabilizer(kept: dict[str, Any], run: RunConfig) -> None:
+    """Keep of stabilizer, controller and budget what this stabilizer reads."""
+    name = run.stabilizer.name
+    budget = run.budget
+    without: set[str] = set()  # settings of the budget
+    if name != "ebc":
+        kept.pop("controller")
+        kept["budget"] = {"probe_sequences": budget.probe_sequences}  # the audit leaves these rows out
+    elif budget.name not in BOUNDED and not budget.sensitivity_every:
+        without |= {"aggregate", "guard", "probe", "cadence", "beta_init", "units"}
+        if budget.grouping != "matrices":
+            without.add("grouping")
+    if name == "ebc" and budget.until == 1:
+        without.add("until")
+    if name == "ebc" and budget.name not in MEASURED:
+        without.add("measure_every")
+    if name == "ebc" and budget.name in BOUNDED:
+        without.add("sensitivity_every")  # they record S at every step
+    if budget.exponent == "square":
+        without.add("exponent")
+    if name in ("none", "ebc"):
+        kept["stabilizer"] = {"name": name}
+    elif name != "trust_region":
+        del kept["stabilizer"]["schedule"]
+    if name == "trust_region" and run.stabilizer.per == "group":
+        kept["budget"]["grouping"] = budget.grouping
+        kept["budget"]["clusters"] = budget.clusters
+    if name != "trust_region" or (run.stabilizer.per, run.stabilizer.norm) == ("all", "latent"):
+        kept["stabilizer"].pop("per", None)
+        kept["stabilizer"].pop("norm", None)
+    if budget.grouping != "kmeans" or "grouping" in without:
+        without.add("clusters")
+    for key in without:
+        kept["budget"].pop(key, None)
+
+
+def _leave_out_unused_low_bit(kept: dict[str, Any], run: RunConfig) -> None:
+    """Drop what low-bit settings at their defaults, or without effect, leave as it was."""
+    quantizer = run.quantizer
+    if quantizer.name == "none":
+        del kept["quantizer"]["group"], kept["quantizer"]["scale"]
+    if quantizer.gradients == "none":
+        del kept["quantizer"]["rounding"], kept["quantizer"]["error_feedback"]
+    if kept["quantizer"] == {"name": "none", "gradients": "none", "state": "none"}:
+        del kept["quantizer"]
+    if run.partition.name == "uniform":
+        del kept["partition"]
+    if run.policy.name == "constant":
+        del kept["policy"]
+    if not run.curve_every:
+        del kept["curve_every"]
 
 
 def round3(value: float) -> float:
@@ -162,7 +200,21 @@ def tail_of(run: RunConfig) -> str:
         tail += f"_w{schedule.warmup_steps}"
     if "decay_share" in read and schedule.decay_share != usual.decay_share:
         tail += f"_e{number(schedule.decay_share)}"
-    return tail
+    return tail + _low_bit_tail(run)
+
+
+def _low_bit_tail(run: RunConfig) -> str:
+    """`_ternary` for the weights, `_gfive` for gradients, `_mint8` for Adam's moments, and what is no default
+    of batches and policies."""
+    quantizer = run.quantizer
+    chosen = (
+        ("", quantizer.name, "none"),
+        ("g", quantizer.gradients, "none"),
+        ("m", quantizer.state, "none"),
+        ("", run.partition.name, "uniform"),
+        ("", run.policy.name, "constant"),
+    )
+    return "".join(f"_{lead}{name}" for lead, name, default in chosen if name != default)
 
 
 def run_id(kind: str, run: RunConfig) -> str:

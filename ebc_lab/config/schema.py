@@ -108,6 +108,20 @@ class StabilizerConfig:
         None, "a rival's threshold; its file says in which unit", above=0, high=1e9
     )
     schedule: str = setting("constant", "of trust_region: of the squared radius", choices=options.SCHEDULES)
+    per: str = setting(
+        "all",
+        "of trust_region: one radius for the whole update, or a share of it for each group of "
+        "budget.grouping",
+        choices=("all", "group"),
+        only=("trust_region",),
+    )
+    norm: str = setting(
+        "latent",
+        "of trust_region: of the weights that the optimizer moves, or of the quantized ones that the "
+        "forward uses",
+        choices=("latent", "effective"),
+        only=("trust_region",),
+    )
 
 
 @dataclass
@@ -125,8 +139,12 @@ class BudgetConfig:
         "l1", "how contributions add up to S; l2 gives no bound", choices=options.AGGREGATES
     )
     grouping: str = setting(
-        "block", "parameters that share one β; matrices: all others move freely", choices=options.GROUPINGS
+        "block",
+        "parameters that share one β; matrices: all others move freely; kmeans: tensors alike in size, shape, "
+        "weights and depth",
+        choices=(*options.GROUPINGS, "kmeans"),
     )
+    clusters: int = setting(6, "of grouping=kmeans: number of groups", "groups", low=1, high=1000)
     guard: str = setting(
         "none", "corrects the radius τ after audits", choices=options.GUARDS, only=("surrogate",)
     )
@@ -138,6 +156,12 @@ class BudgetConfig:
     )
     until: float = setting(
         1.0, "EBC acts until then; from there on every update is applied in full", "× steps", above=0, high=1
+    )
+    exponent: str = setting(
+        "square",
+        "of shadow: KL grows as c², or as a power of c measured at audits, as on a quantized model",
+        choices=options.EXPONENTS,
+        only=("shadow",),
     )
     measure_every: int = setting(
         1, "of shadow and tracked: steps between measurements", "steps", low=1, high=STEPS
@@ -166,6 +190,47 @@ class ControllerConfig:
         only=("energy",),
         high=1e6,
     )
+
+
+@dataclass
+class QuantizerConfig:
+    """Low-bit training: hidden matrices, their gradients and the optimizer's state in few levels
+    (docs/lowbit.md)."""
+
+    name: str = setting("none", "levels of the hidden matrices in the forward", group="quantizer")
+    group: str = setting("tensor", "weights that share a step: tensor, row, or so many neighbours in a row")
+    scale: str = setting("absmean", "a group's step: absmean, absmax, or a number")
+    gradients: str = setting(
+        "none", "levels of the hidden matrices' gradients", choices=("none", "ternary", "five")
+    )
+    rounding: str = setting("nearest", "of the gradients", choices=("nearest", "stochastic"))
+    error_feedback: bool = setting(
+        False, "what rounding took from a gradient is added to the next step's gradient"
+    )
+    state: str = setting(
+        "none",
+        "levels of Adam's moments of the hidden matrices; int8_linear: forensic",
+        choices=("none", "int8", "int8_linear", "ternary", "five"),
+    )
+
+
+@dataclass
+class PartitionConfig:
+    """From which parts of the training text a batch is drawn (docs/lowbit.md)."""
+
+    name: str = setting(
+        "uniform", "anywhere; all rows from one cluster of windows; or spread over all", group="partition"
+    )
+    clusters: int = setting(
+        8, "clusters of windows; 0: as the silhouette suggests", "clusters", low=0, high=1000
+    )
+
+
+@dataclass
+class PolicyConfig:
+    """What multiplies the learning rate and the trust radius from step to step (docs/lowbit.md)."""
+
+    name: str = setting("constant", "nothing; random factors; or a small network that learns", group="policy")
 
 
 @dataclass
@@ -205,6 +270,13 @@ class RunConfig:
     )
     audit_every: int = setting(20, "steps between measurements of the applied KL", "steps", low=1, high=STEPS)
     audit_tokens: int = setting(512, "on how many tokens it is measured", "tokens", low=1, high=10**8)
+    curve_every: int = setting(
+        0,
+        "steps between measurements of the KL at six shares c of the proposed update; 0: never",
+        "steps",
+        low=0,
+        high=STEPS,
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -214,6 +286,9 @@ class RunConfig:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     shock: ShockConfig = field(default_factory=ShockConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
 
 
 @dataclass

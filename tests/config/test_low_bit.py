@@ -1,0 +1,111 @@
+"""Low-bit settings: what they refuse, and what they add to a run's name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab.config.checks import remarks
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity, run_id
+
+RESOLVED = {"dtype": "float32", "device": "cpu", "compile": "off", "threads_per_run": 1}
+
+
+def composed(*overrides: str):
+    run = run_part(compose(["scale=smoke", "data=pydoc", *overrides], study=False))
+    return replace(run, **RESOLVED, data=replace(run.data, sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["quantizer=ternary", "quantizer.group=0"], ["quantizer.group", "count of weights >= 1"]),
+        (["quantizer=ternary", "quantizer.group=rows"], ["quantizer.group", "tensor, row"]),
+        (["quantizer=ternary", "quantizer.scale=0"], ["quantizer.scale", "step > 0"]),
+        (["quantizer=ternary", "quantizer.scale=nan"], ["quantizer.scale"]),
+        (["quantizer.group=row"], ["choose quantizer=ternary or five"]),
+        (["quantizer.error_feedback=true"], ["choose quantizer.gradients=ternary or five"]),
+        (["quantizer=ternary", "param_dtype=bfloat16"], ["param_dtype=float32"]),
+        (["quantizer=five", "projection=stiefel"], ["projection=none"]),
+        (["quantizer.state=int8", "optimizer=muon"], ["optimizer=adam or adamw", "muon"]),
+        (["quantizer.state=int9"], ["int8"]),
+        (["quantizer=ternary", "budget=shadow", "budget.measure_every=2"], ["measure_every", "leave it at 1"]),
+        (["budget=tracked", "budget.exponent=auto"], ["budget.exponent goes with budget=shadow"]),
+        (["stabilizer=trust_region", "stabilizer.norm=effective"], ["choose quantizer=ternary or five"]),
+        (["stabilizer=norm_clip", "stabilizer.per=group"], ["stabilizer.per goes with"]),
+        (["quantizer=bitnet"], ["did you mean", "ternary"]),
+        (["quantizer.group_size=3"], ["quantizer.group"]),
+        (["policy=auxnn", "budget.schedule=lr_squared"], ["choose another schedule"]),
+        (["partition=clustered", "budget.probe_tokens=held"], ["probe_tokens=train"]),
+        (["partition.clusters=-1"], ["partition.clusters"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_sentence(overrides, words):
+    with pytest.raises(UserError) as refused:
+        compose(["scale=smoke", *overrides], study=False)
+    assert all(word in str(refused.value) for word in words)
+    assert str(refused.value).count("\n") == 0
+
+
+def test_defaults_leave_a_runs_name_as_it_was():
+    kept = identity(composed())
+    assert not {"quantizer", "partition", "policy", "curve_every"} & set(kept)
+    assert not {"exponent", "clusters"} & set(kept["budget"])
+    rival = identity(composed("stabilizer=trust_region"))
+    assert set(rival["stabilizer"]) == {"name", "strength", "schedule"}
+
+
+def test_what_is_chosen_names_the_run():
+    chosen = composed(
+        "quantizer=five",
+        "quantizer.gradients=ternary",
+        "quantizer.state=int8",
+        "partition=clustered",
+        "policy=auxnn",
+    )
+    assert "_five_gternary_mint8_clustered_auxnn_" in run_id("train", chosen)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "quantizer.group=row",
+        "quantizer.scale=absmax",
+        "quantizer.state=int8",
+        "quantizer.gradients=five",
+        "partition=stratified",
+        "policy=random",
+        "curve_every=10",
+    ],
+)
+def test_every_setting_with_an_effect_changes_the_identity(override):
+    one = composed("quantizer=ternary")
+    assert identity(one) != identity(composed("quantizer=ternary", override))
+
+
+def test_settings_without_effect_do_not():
+    plain = identity(composed())
+    assert identity(composed("partition.clusters=3")) == plain
+    assert identity(composed("budget.clusters=3")) == plain
+    grouped = ("stabilizer=trust_region", "stabilizer.per=group", "budget.grouping=kmeans")
+    assert identity(composed(*grouped)) != identity(composed(*grouped, "budget.clusters=3"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["policy=auxnn", "stabilizer=norm_clip"], "has no trust radius"),
+        (["policy=auxnn", "stabilizer=trust_region"], None),
+        (["quantizer=ternary", "budget=fisher"], "a forensic arm"),
+        (["quantizer=ternary", "budget=shadow"], None),
+        (["budget=fisher"], None),
+    ],
+)
+def test_what_means_less_than_it_seems_is_said(overrides, words):
+    said = remarks(composed(*overrides))
+    assert len(said) == (words is not None)
+    assert words is None or words in said[0]
