@@ -19,7 +19,11 @@ PICTURE = "docs/images/layers.svg"
 
 # From the bottom up, what each package is for. Packages of one layer do not import each other.
 LAYERS: tuple[dict[str, str], ...] = (
-    {"ebc": "the method; imports torch only", "config": "settings, their checks, a run's identity; no torch"},
+    {
+        "ebc": "the method; imports torch only",
+        "lowbit": "few levels, packed and measured; imports torch, numpy only",
+        "config": "settings, their checks, a run's identity; no torch",
+    },
     {"records": "files on disk: formats, columns, locks"},
     {"workloads": "what is trained: model, text, loss"},
     {"components": "optimizers, stabilizers, schedules, shocks"},
@@ -29,9 +33,9 @@ LAYERS: tuple[dict[str, str], ...] = (
     {"report": "tables, pictures, page"},
     {"cli": "commands"},
 )
-LIBRARIES = (
-    "ebc",
-)  # can be copied into another project: the standard library, torch, and each other not at all
+# can be copied into another project: each imports the standard library, torch and what is named here, and
+# nothing else of ours
+LIBRARIES: dict[str, tuple[str, ...]] = {"ebc": (), "lowbit": ("numpy", "sklearn", "cupy")}
 WITHOUT_TORCH = ("config",)  # these import neither torch nor what is as slow to load
 SLOW_TO_LOAD = ("torch", "numpy", "scipy", "pandas", "matplotlib")
 ALLOWED = {("config", f"{PACKAGE}.ebc.options")}  # the method's names and constants, without torch
@@ -141,9 +145,9 @@ def foreign(found: Iterable[Import]) -> Iterator[str]:
     for i in found:
         package = part(i.importer, 1)
         source = part(i.imported, 0)
-        others = source not in (PACKAGE, "torch") and source not in sys.stdlib_module_names
-        if package in LIBRARIES and others:
-            yield f"{i}: {package} may import torch and the standard library alone"
+        allowed = (PACKAGE, "torch", *LIBRARIES.get(package, ()))
+        if package in LIBRARIES and source not in allowed and source not in sys.stdlib_module_names:
+            yield f"{i}: {package} may import {', '.join(allowed[1:])} and the standard library alone"
         if package in WITHOUT_TORCH and source in SLOW_TO_LOAD:
             yield f"{i}: {package} must load without {source}"
 

@@ -1,0 +1,654 @@
+"""Exact k-means, and what the lab clusters with it: windows of text into batches, tensors into groups.
+
+The points are put on a grid of integers so coarse that every score and every sum stays below 2^53. float64 is
+then exact in any order, and numpy, torch, C and a GPU return the same bits on any number of threads
+(docs/lowbit.md). A near tie is decided by the numbers, never by rounding: the lowest index wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int32]
+
+BACKENDS = ("auto", "numpy", "torch", "c", "cpp", "cuda")
+MOST_BITS = 24  # an integer of the grid is exact in float32, too
+_CHUNK = 1 << 20  # numbers of a temporary matrix
+_SCORED_ROWS = 2000
+_NOTHING_STANDS_OUT = 0.05  # silhouette
+_BATCHES = 0x62617463  # keeps these draws apart from others of the same seed and step
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """`labels` (n,) int32 of the `centroids` (k, d) float64; `inertia` is the sum of squared distances.
+
+    Both are in X's units. `iterations` counts passes, the last one included. `grid_bits`: X was resolved to
+    2^-grid_bits of its largest distance from the middle of its box, or to half of that.
+    """
+
+    labels: Labels
+    centroids: Floats
+    inertia: float
+    iterations: int
+    grid_bits: int
+
+
+@dataclass(frozen=True)
+class SuggestedK:
+    """`k` of the `scores` {k: score}; `warning` says why not to trust it, or is None."""
+
+    k: int
+    scores: dict[int, float]
+    method: str
+    warning: str | None
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Integers G for values X of (n, d): X = origin + G 2^-shift, up to rounding, |G| <= 2^bits."""
+
+    origin: Floats
+    shift: int
+    bits: int
+
+    def integers(self, values: Floats) -> Floats:
+        grid = values - self.origin
+        if abs(self.shift) < 1000:
+            grid *= 2.0**self.shift
+        else:  # a power that float64 does not hold
+            np.ldexp(grid, self.shift, out=grid)
+        np.rint(grid, out=grid)
+        return grid
+
+    def values(self, integers: Floats) -> Floats:
+        return self.origin + np.ldexp(integers, -self.shift)
+
+
+def kmeans(
+    X: ArrayLike | torch.Tensor,
+    k: int,
+    *,
+    seed: int = 0,
+    init: ArrayLike | torch.Tensor | None = None,
+    max_iter: int = 300,
+    backend: str = "auto",
+) -> KMeansResult:
+    """Lloyd's k-means of the rows of X (n, d), from k-means++ centres of `seed` or from `init` (k, d).
+
+    The labels are always those of the centroids returned, also after `max_iter` passes. A cluster that runs
+    empty takes the point farthest from its own centre. `init` is clipped to X's box. `backend` changes the
+    time alone; `auto` is the compiled C if there is one, else numpy. ValueError: an X that is not 2-D, is
+    complex, of objects, or with NaN or infinity; k outside [1, n]; an init of another shape.
+    """
+    return _cluster(_rows(X, "X"), k, seed, init, max_iter, backend)[0]
+
+
+def _cluster(
+    points: Floats,
+    k: int,
+    seed: int,
+    init: ArrayLike | torch.Tensor | None = None,
+    max_iter: int = 300,
+    backend: str = "auto",
+) -> tuple[KMeansResult, _Grid, Floats]:
+    """The result, the grid and the centres (k, d) on it."""
+    _check_counts(points, k, max_iter)
+    low, high = _box(points, "X")
+    grid = _grid_of(low, high)
+    integers = grid.integers(points)
+    if init is None:
+        start = _plus_plus(integers, k, seed)
+    else:
+        given = _rows(init, "init")
+        if given.shape != (k, points.shape[1]):
+            shape = (k, points.shape[1])
+            raise ValueError(f"init has shape {given.shape}: give k centres of X's width, {shape}.")
+        _box(given, "init")
+        start = grid.integers(np.clip(given, low, high))
+    labels, centers, passes = _lloyd(integers, start, max_iter, backend)
+    total = _total(_squared_distances(integers, centers, labels))
+    inertia = _times_power_of_two(total, -2 * grid.shift)
+    return KMeansResult(labels, grid.values(centers), inertia, passes, grid.bits), grid, centers
+
+
+def _rows(values: ArrayLike | torch.Tensor, name: str) -> Floats:
+    if hasattr(values, "detach"):  # a tensor, of any device and precision
+        values = values.detach().cpu()
+        if not values.is_complex():
+            values = values.double()
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} holds {array.dtype} values: k-means needs real numbers.")
+    if array.ndim != 2:
+        raise ValueError(
+            f"{name} has {array.ndim} dimensions: give rows of features; one feature is of shape (n, 1)."
+        )
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def _check_counts(points: Floats, k: int, max_iter: int) -> None:
+    n, d = points.shape
+    operator.index(k)  # TypeError for a float
+    if d < 1:
+        raise ValueError("X has no features: give it one column at least.")
+    if k < 1:
+        raise ValueError(f"k is {k}: ask for one cluster at least.")
+    if k > n:
+        raise ValueError(f"k is {k}, but X has only {n} points: ask for no more clusters than points.")
+    if max_iter < 1:
+        raise ValueError(f"max_iter is {max_iter}: allow one pass at least.")
+
+
+def _box(values: Floats, name: str) -> tuple[Floats, Floats]:
+    """The least and the largest value of each column; NaN and infinity show in them, without a pass more."""
+    low = values.min(axis=0)
+    high = values.max(axis=0)
+    if not np.isfinite(low).all() or not np.isfinite(high).all():
+        wrong = np.argwhere(~np.isfinite(values))
+        row, column = wrong[0].tolist()
+        raise ValueError(
+            f"{name} has {len(wrong)} values that are NaN or infinite, the first at ({row}, {column}): "
+            "remove or replace them."
+        )
+    return low, high
+
+
+def _grid_of(low: Floats, high: Floats) -> _Grid:
+    with np.errstate(over="ignore", invalid="ignore"):
+        origin = (low + high) / 2
+        reach = float(np.maximum(high - origin, origin - low).max())
+    if not math.isfinite(reach):
+        raise ValueError("X is too large for float64: scale it down.")
+    bits = min(MOST_BITS, (50 - (len(origin) - 1).bit_length()) // 2)
+    exponent = math.frexp(reach)[1]
+    return _Grid(origin, bits - exponent if reach else 0, bits)
+
+
+def _plus_plus(grid: Floats, k: int, seed: int) -> Floats:
+    """Centres (k, d) by k-means++ with 2 + floor(ln k) trials for each, the one that leaves the least."""
+    rng = np.random.default_rng(seed)
+    squares = np.einsum("ij,ij->i", grid, grid)
+    chosen = [int(rng.integers(len(grid)))]
+    distances = _to_candidates(grid, squares, chosen)[0]
+    while len(chosen) < k:
+        sums = np.cumsum(distances)
+        if sums[-1] == 0:
+            chosen.append(int(rng.integers(len(grid))))
+            continue
+        draws = rng.random(2 + int(math.log(k))) * sums[-1]
+        trials = np.searchsorted(sums, draws, side="right").tolist()
+        left = np.minimum(distances, _to_candidates(grid, squares, trials))
+        totals = [_total(row) for row in left]
+        best = totals.index(min(totals))
+        chosen.append(trials[best])
+        distances = left[best]
+    return grid[chosen]
+
+
+def _to_candidates(grid: Floats, squares: Floats, candidates: list[int]) -> Floats:
+    """(candidates, n) squared distances."""
+    return squares[candidates][:, None] - 2.0 * (grid[candidates] @ grid.T) + squares
+
+
+def _total(integers: Floats) -> int:
+    """The exact sum of integers below 2^53, which float64 could not hold."""
+    whole = integers.astype(np.int64)
+    return (int((whole >> 26).sum()) << 26) + int((whole & ((1 << 26) - 1)).sum())
+
+
+def _times_power_of_two(number: int, exponent: int) -> float:
+    try:
+        return math.ldexp(float(number), exponent)
+    except OverflowError:
+        return math.inf
+
+
+def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[Labels, Floats, int]:
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(str(backend), BACKENDS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no backend {backend!r} for k-means: {near!r}? ({', '.join(BACKENDS)})")
+    if backend == "numpy":
+        return lloyd_numpy(grid, start, max_iter)
+    from .backends import BackendUnavailableError, get_backend
+
+    try:
+        chosen = get_backend("c" if backend == "auto" else backend)
+    except BackendUnavailableError:
+        if backend != "auto":
+            raise
+        return lloyd_numpy(grid, start, max_iter)
+    labels, centers, passes = chosen.kmeans(grid, start, max_iter)
+    return labels, centers, passes
+
+
+def lloyd_numpy(grid: ArrayLike, start: ArrayLike, max_iter: int) -> tuple[Labels, Floats, int]:
+    """(labels (n,), centres (k, d), passes) for integers `grid` (n, d) from the integer centres `start`."""
+    points = np.ascontiguousarray(grid, dtype=np.float64)
+    centers = np.array(start, dtype=np.float64)
+    labels = np.full(len(points), -1, dtype=np.int32)
+    sums = np.zeros_like(centers)
+    counts = np.zeros(len(centers), dtype=np.int64)
+    for passes in range(1, max_iter + 1):
+        found = _nearest(points, centers)
+        moved = np.flatnonzero(found != labels)
+        if not len(moved):
+            return labels, centers, passes
+        for before in np.array_split(moved, 1 + moved.size * points.shape[1] // _CHUNK):
+            _add_rows(sums, points, before, labels, -1)
+            _add_rows(sums, points, before, found, 1)
+        labels = found
+        counts = np.bincount(labels, minlength=len(centers))
+        centers = _centers(points, labels, centers, sums, counts)
+    return _nearest(points, centers), centers, max_iter
+
+
+def _nearest(points: Floats, centers: Floats) -> Labels:
+    squares = np.einsum("ij,ij->i", centers, centers)
+    doubled = -2.0 * centers.T
+    nearest = np.empty(len(points), dtype=np.int32)
+    rows = max(1, _CHUNK // len(centers))
+    for first in range(0, len(points), rows):
+        scores = points[first : first + rows] @ doubled
+        scores += squares
+        nearest[first : first + rows] = scores.argmin(axis=1)  # the first of equals
+    return nearest
+
+
+def _add_rows(sums: Floats, points: Floats, rows: NDArray[np.int64], labels: Labels, sign: int) -> None:
+    """Adds the rows of `points` to the sums of their clusters; sums of integers do not mind the order."""
+    rows = rows[labels[rows] >= 0]
+    if not len(rows):
+        return
+    rows = rows[np.argsort(labels[rows], kind="stable")]
+    clusters, firsts = np.unique(labels[rows], return_index=True)
+    sums[clusters] += sign * np.add.reduceat(points[rows], firsts, axis=0)
+
+
+def _centers(
+    points: Floats, labels: Labels, centers: Floats, sums: Floats, counts: NDArray[np.int64]
+) -> Floats:
+    """rint(sum / count); an empty cluster gets a point for this update, whose label stays as it was found."""
+    if not counts.all():
+        sums = sums.copy()
+        counts = counts.copy()
+        distances = _squared_distances(points, centers, labels)
+        for cluster, point in _given(labels, distances, counts):
+            sums[labels[point]] -= points[point]
+            sums[cluster] += points[point]
+    return np.rint(sums / counts[:, None]) + 0.0
+
+
+def _given(labels: Labels, distances: Floats, counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """(empty cluster, its point) in order: the farthest in a cluster of more than one; changes `counts`."""
+    distances = distances.copy()
+    given = []
+    for cluster in np.flatnonzero(counts == 0).tolist():
+        point = int(np.where(counts[labels] > 1, distances, -1.0).argmax())
+        counts[labels[point]] -= 1
+        counts[cluster] = 1
+        distances[point] = -2.0  # alone now
+        given.append((cluster, point))
+    return given
+
+
+def _squared_distances(points: Floats, centers: Floats, labels: Labels) -> Floats:
+    """(n,) of each point to the centre of its label."""
+    distances = np.empty(len(points))
+    rows = max(1, _CHUNK // points.shape[1])
+    for first in range(0, len(points), rows):
+        difference = points[first : first + rows] - centers[labels[first : first + rows]]
+        distances[first : first + rows] = np.einsum("ij,ij->i", difference, difference)
+    return distances
+
+
+def lloyd_torch(
+    grid: Any, start: Any, max_iter: int, device: str | torch.device = "cpu"
+) -> tuple[Any, Any, int]:
+    """`lloyd_numpy` on `device`: arrays for an array, tensors on the device for a tensor; the same bits."""
+    import torch
+
+    is_tensor = isinstance(grid, torch.Tensor)
+    with torch.no_grad():
+        points = torch.as_tensor(grid).to(device, torch.float64).contiguous()
+        centers = torch.as_tensor(start).to(device, torch.float64, copy=True)
+        labels, centers, passes = _lloyd_of_tensors(points, centers, max_iter)
+    labels = labels.int()
+    if is_tensor:
+        return labels, centers, passes
+    return labels.cpu().numpy(), centers.cpu().numpy(), passes
+
+
+def _lloyd_of_tensors(
+    points: torch.Tensor, centers: torch.Tensor, max_iter: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    import torch
+
+    k = len(centers)
+    labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
+    sums = torch.zeros_like(centers)
+    for passes in range(1, max_iter + 1):
+        found = _nearest_of_tensors(points, centers)
+        moved = (found != labels).nonzero()[:, 0]
+        if not len(moved):
+            return labels, centers, passes
+        for rows in torch.split(moved, max(1, _CHUNK // points.shape[1])):
+            values = points[rows]
+            sums.index_add_(0, found[rows], values)  # integers: the order of atomic additions is no matter
+            if passes > 1:
+                sums.index_add_(0, labels[rows], values, alpha=-1)
+        labels = found
+        counts = torch.bincount(labels, minlength=k)
+        new_sums = sums
+        if not bool(counts.all()):
+            new_sums, counts = _filled(points, centers, labels, sums, counts)
+        centers = torch.round(new_sums / counts[:, None].double()) + 0.0
+    return _nearest_of_tensors(points, centers), centers, max_iter
+
+
+def _nearest_of_tensors(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    squares = (centers * centers).sum(1)
+    found = []
+    for rows in torch.split(points, max(1, _CHUNK // len(centers))):
+        scores = torch.addmm(squares, rows, centers.T, alpha=-2)
+        found.append(scores.argmin(1))  # documented: the first of equals
+    return torch.cat(found)
+
+
+def _filled(
+    points: torch.Tensor,
+    centers: torch.Tensor,
+    labels: torch.Tensor,
+    sums: torch.Tensor,
+    counts: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    distances = (points - centers[labels]).square().sum(1)
+    host_counts = counts.cpu().numpy().copy()
+    host_labels = labels.int().cpu().numpy()
+    sums = sums.clone()
+    for cluster, point in _given(host_labels, distances.cpu().numpy(), host_counts):
+        sums[int(host_labels[point])] -= points[point]
+        sums[cluster] += points[point]
+    return sums, torch.from_numpy(host_counts).to(counts.device)
+
+
+class KMeansClustering:
+    """`kmeans` behind the familiar names: `fit`, `predict`, `labels_`, `cluster_centers_`, `inertia_`."""
+
+    def __init__(
+        self, n_clusters: int = 10, seed: int = 0, max_iter: int = 300, backend: str = "auto"
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.seed = seed
+        self.max_iter = max_iter
+        self.backend = backend
+        self._result: KMeansResult | None = None
+        self._grid: _Grid | None = None
+        self._centers: Floats | None = None
+
+    def fit(self, X: ArrayLike | torch.Tensor) -> KMeansClustering:
+        """Clusters the rows of X (n, d); ValueError as `kmeans`."""
+        self._result, self._grid, self._centers = _cluster(
+            _rows(X, "X"), self.n_clusters, self.seed, None, self.max_iter, self.backend
+        )
+        return self
+
+    def predict(self, X: ArrayLike | torch.Tensor) -> Labels:
+        """(n,) the nearest centre of each row: for the rows of `fit` its `labels_`, bit for bit."""
+        result = self._fitted()
+        assert self._grid is not None
+        assert self._centers is not None
+        points = _rows(X, "X")
+        if points.shape[1] != result.centroids.shape[1]:
+            features = result.centroids.shape[1]
+            raise ValueError(f"X has {points.shape[1]} features, but {features} were fitted: give the same.")
+        if len(points):
+            _box(points, "X")
+        return _nearest(self._grid.integers(points), self._centers)
+
+    def fit_predict(self, X: ArrayLike | torch.Tensor) -> Labels:
+        return self.fit(X).labels_
+
+    def _fitted(self) -> KMeansResult:
+        if self._result is None:
+            raise ValueError("nothing is clustered yet: call fit(X) first.")
+        return self._result
+
+    @property
+    def labels_(self) -> Labels:
+        return self._fitted().labels
+
+    @property
+    def cluster_centers_(self) -> Floats:
+        return self._fitted().centroids
+
+    @property
+    def inertia_(self) -> float:
+        return self._fitted().inertia
+
+    @property
+    def n_iter_(self) -> int:
+        return self._fitted().iterations
+
+
+def suggest_k(
+    X: ArrayLike | torch.Tensor, ks: Iterable[int], method: str = "silhouette", seed: int = 0
+) -> SuggestedK:
+    """The k of `ks` that suits X (n, d) best, the smaller one on ties.
+
+    `silhouette`: the largest mean silhouette (scikit-learn's, of at most 2000 rows drawn with `seed`), 0
+    where there are not two clusters or no cluster has two rows. `elbow`: the point of the normalised curve
+    (k, inertia) that lies farthest below the chord between its ends. ValueError: no k, a k that `kmeans`
+    refuses, another method.
+    """
+    if method not in ("silhouette", "elbow"):
+        raise ValueError(f"method is {method!r}: it is 'silhouette' or 'elbow'.")
+    candidates = sorted(set(ks))
+    if not candidates:
+        raise ValueError("ks is empty: name the numbers of clusters to choose from.")
+    points = _rows(X, "X")
+    results = {k: _cluster(points, k, seed)[0] for k in candidates}
+    if method == "elbow":
+        scores = _elbows({k: result.inertia for k, result in results.items()})
+        least = 1e-9
+    else:
+        scores = _silhouettes(points, {k: result.labels for k, result in results.items()}, seed)
+        least = _NOTHING_STANDS_OUT
+    best = max(scores, key=scores.__getitem__)  # the first of equals
+    warning = None
+    if scores[best] < least:
+        best = candidates[0]
+        warning = (
+            f"nothing stands out: no k of {candidates} has a {method} score of {least:g}; {best} is the least"
+        )
+    return SuggestedK(best, scores, method, warning)
+
+
+def _silhouettes(points: Floats, labels: Mapping[int, Labels], seed: int) -> dict[int, float]:
+    from sklearn.metrics import silhouette_score
+
+    rows = np.arange(len(points))
+    if len(rows) > _SCORED_ROWS:
+        rows = np.sort(np.random.default_rng(seed).choice(len(rows), _SCORED_ROWS, replace=False))
+    scores = {}
+    for k, all_labels in labels.items():
+        clusters = len(np.unique(all_labels[rows]))
+        scores[k] = 0.0
+        if 2 <= clusters < len(rows):
+            scores[k] = float(silhouette_score(points[rows], all_labels[rows]))
+    return scores
+
+
+def _elbows(inertias: Mapping[int, float]) -> dict[int, float]:
+    """How far each (k, inertia) lies below the chord, both scaled to [0, 1]; a straight line has no elbow."""
+    ks = sorted(inertias)
+    fall = inertias[ks[0]] - inertias[ks[-1]]
+    scores = {}
+    for k in ks:
+        scores[k] = 0.0
+        if fall > 0:
+            along = (k - ks[0]) / (ks[-1] - ks[0])
+            height = (inertias[k] - inertias[ks[-1]]) / fall
+            scores[k] = (1 - along - height) / math.sqrt(2)
+    return scores
+
+
+def window_features(tokens: ArrayLike | torch.Tensor, context: int, vocabulary: int) -> Floats:
+    """(windows, vocabulary) square roots of the tokens' frequencies in disjoint windows of `context` tokens.
+
+    The rest of the text, shorter than a window, is left out. The distance between two rows is Hellinger's,
+    up to a factor of the root of two. ValueError: no 1-D integers within [0, vocabulary), less than a window.
+    """
+    text = np.asarray(tokens)
+    if text.ndim != 1 or text.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {text.dtype} of {text.ndim} dimensions: give a 1-D array of integers.")
+    if context < 1 or len(text) < context:
+        raise ValueError(f"{len(text)} tokens do not fill a window of {context}: give a longer text.")
+    windows = len(text) // context
+    text = text[: windows * context].astype(np.int64)
+    wrong = np.flatnonzero((text < 0) | (text >= vocabulary))
+    if len(wrong):
+        raise ValueError(
+            f"{len(wrong)} tokens lie outside [0, {vocabulary}), the first at {wrong[0]}: "
+            "give the size of the text's own vocabulary."
+        )
+    cells = np.repeat(np.arange(windows) * vocabulary, context) + text
+    counts = np.bincount(cells, minlength=windows * vocabulary).reshape(windows, vocabulary)
+    roots: Floats = np.sqrt(counts / context)
+    return roots
+
+
+class DataClustering:
+    """Batches of rows by cluster: which rows, as a pure function of (seed, step).
+
+    `fit(features)` clusters the rows (windows of a text, or examples) into `n_clusters`; `labels` (n,) and
+    `sizes` (n_clusters,) say what came out.
+    """
+
+    def __init__(self, n_clusters: int = 8, seed: int = 0, backend: str = "auto") -> None:
+        self.n_clusters = n_clusters
+        self.seed = seed
+        self.backend = backend
+        self.labels: Labels = np.empty(0, dtype=np.int32)
+        self.sizes: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._members: list[NDArray[np.int64]] = []
+
+    def fit(self, features: ArrayLike | torch.Tensor) -> DataClustering:
+        """Clusters the rows of `features` (n, d); ValueError as `kmeans`."""
+        points = _rows(features, "features")
+        k = self.n_clusters
+        self.labels = _cluster(points, k, self.seed, backend=self.backend)[0].labels
+        self.sizes = np.bincount(self.labels, minlength=k)
+        self._members = [np.flatnonzero(self.labels == cluster) for cluster in range(k)]
+        return self
+
+    def rows(self, step: int, batch_size: int, how: str) -> NDArray[np.int64]:
+        """(batch_size,) indices of rows; over all steps each row is drawn equally often.
+
+        `clustered`: all of one cluster, drawn in proportion to its size. `stratified`: of each cluster its
+        share, rounded up or down by systematic sampling. No row twice, unless its cluster is too small.
+        """
+        if not self._members:
+            raise ValueError("nothing is clustered yet: call fit(features) first.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: ask for one row at least.")
+        rng = np.random.default_rng([self.seed, step, _BATCHES])
+        n = len(self.labels)
+        if how == "clustered":
+            shares = np.zeros(len(self.sizes), dtype=np.int64)
+            shares[self.labels[rng.integers(n)]] = batch_size
+        elif how == "stratified":
+            # equidistant places on the rows laid out cluster by cluster
+            places = (np.arange(batch_size) + rng.random()) * (n / batch_size)
+            places = np.minimum(places, n - 0.5)  # the last one could be rounded to n
+            clusters = np.searchsorted(np.cumsum(self.sizes), places, side="right")
+            shares = np.bincount(clusters, minlength=len(self.sizes))
+        else:
+            raise ValueError(f"how is {how!r}: it is 'clustered' or 'stratified'.")
+        drawn = [
+            rng.choice(self._members[cluster], shares[cluster], replace=shares[cluster] > self.sizes[cluster])
+            for cluster in np.flatnonzero(shares)
+        ]
+        return rng.permutation(np.concatenate(drawn))
+
+
+class ParameterClustering:
+    """Groups of a model's tensors that are alike in size, scale, shape and depth."""
+
+    def __init__(self, n_clusters: int = 6, seed: int = 0, backend: str = "auto") -> None:
+        self.n_clusters = n_clusters
+        self.seed = seed
+        self.backend = backend
+
+    def groups(self, named: Mapping[str, Any]) -> dict[str, list[str]]:
+        """{name: tensor or (shape, rms)}, in the model's order -> {`cluster0`, ...: names}, in that order.
+
+        The features are ln numel, ln rms, ln rows/columns (columns = numel/rows: a vector is a column) and
+        depth, the place in the model's order from 0 to 1, each standardised; one that is the same everywhere
+        counts for nothing. A tensor of zeros has the rms of the smallest that is not. ValueError: fewer
+        tensors than clusters, an empty one, NaN or infinity.
+        """
+        if not 1 <= self.n_clusters <= len(named):
+            raise ValueError(
+                f"{len(named)} tensors cannot make {self.n_clusters} clusters: ask for 1 to {len(named)}."
+            )
+        features = _tensor_features(named)
+        spread = features.std(axis=0)
+        spread[spread < 1e-12] = np.inf  # what is left of equal values is rounding
+        features = (features - features.mean(axis=0)) / spread
+        labels = _cluster(features, self.n_clusters, self.seed, backend=self.backend)[0].labels
+        members: dict[int, list[str]] = {}
+        for name, label in zip(named, labels.tolist(), strict=True):
+            members.setdefault(label, []).append(name)
+        return {f"cluster{index}": names for index, names in enumerate(members.values())}
+
+
+def _tensor_features(named: Mapping[str, Any]) -> Floats:
+    sizes = []
+    scales = []
+    for name, value in named.items():
+        shape, rms = _shape_and_rms(value)
+        numel = math.prod(shape)
+        if numel < 1 or not math.isfinite(rms) or rms < 0:
+            raise ValueError(
+                f"tensor {name!r} of shape {tuple(shape)} has an rms of {rms}: give values that are finite."
+            )
+        rows = shape[0] if shape else 1
+        sizes.append((math.log(numel), math.log(rows / (numel / rows))))
+        scales.append(rms)
+    least = min((rms for rms in scales if rms > 0), default=1.0)
+    roots = np.log(np.maximum(scales, least))
+    depth = np.linspace(0.0, 1.0, len(sizes))
+    logs = np.array(sizes)
+    return np.column_stack((logs[:, 0], roots, logs[:, 1], depth))
+
+
+def _shape_and_rms(value: Any) -> tuple[tuple[int, ...], float]:
+    if not hasattr(value, "shape"):
+        shape, rms = value
+        return tuple(shape), float(rms)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().double().numpy()
+    array = np.asarray(value, dtype=np.float64)
+    if array.size == 0:
+        return array.shape, 0.0
+    largest = float(np.abs(array).max())
+    if largest == 0.0 or not math.isfinite(largest):
+        return array.shape, largest
+    return array.shape, largest * math.sqrt(float(np.mean(np.square(array / largest))))

@@ -1,0 +1,312 @@
+"""Adam whose moments lie in few bits between steps.
+
+The arithmetic of a step is torch's own, on float32 moments, one quantized matrix after the other, so that
+one matrix's float32 moments exist at a time. Between steps the moments lie in blocks of the flattened matrix,
+each with a float32 maximum. With n weights of a matrix and `exp_avg` m, `exp_avg_sq` v:
+
+| state | block | m | v | bits of both |
+|---|---|---|---|---|
+| `int8` | 256 | nearest multiple of max/127 | its root r, nearest multiple of max r/255, above 0 | 16.25 |
+| `int8_linear` | 256 | the same | nearest multiple of max/255: small v become 0 | 16.25 |
+| `ternary` | 64 | stochastic, 3 levels | stochastic, max·{1/256, 1/16, 1} | 4.2 |
+| `five` | 64 | stochastic, 5 levels | stochastic, max·{1/256, 1/64, 1/16, 1/4, 1} | 5.67 |
+
+A v that is rounded to 0 where m is not would divide m by eps alone: `int8` keeps every v above 0 there,
+`int8_linear` shows what it is good for. The maths is in docs/lowbit.md, "Optimizer state".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.adam import adam
+
+from .dispatch import default_dispatcher
+from .levels import TOP, rounding_key
+
+STREAM = 4096  # of matrix j, m draws from STREAM + 2j and v from STREAM + 2j + 1
+M_TOP = 127
+V_TOP = 255
+LOWEST = -8  # log2 of the lowest level of v, as a share of the block's maximum
+EXPONENT = 127  # of 1.0, as float32 stores it
+CODES = ("exp_avg_codes", "exp_avg_sq_codes")
+MAXIMA = ("exp_avg_max", "exp_avg_sq_max")
+
+Packed = dict[str, Tensor]
+Keys = tuple[int, int]
+
+
+def in_blocks(flat: Tensor, size: int) -> Tensor:
+    """(n,) -> (ceil(n/size), size), the last block filled up with zeros."""
+    missing = -flat.numel() % size
+    return (F.pad(flat, (0, missing)) if missing else flat).view(-1, size)
+
+
+def quotient(values: Tensor, steps: Tensor) -> Tensor:
+    """values/steps by rows, 0 where that is not finite: a step of 0, or a block that is itself not finite."""
+    return (values / steps[:, None]).nan_to_num_(0.0, 0.0, 0.0)
+
+
+def share(maxima: Tensor, parts: int) -> Tensor:
+    """maxima/parts, divided: by a number of the host torch on CUDA multiplies with its reciprocal."""
+    return maxima / torch.full((), float(parts), device=maxima.device)
+
+
+class Bytes:
+    """Moments in one byte each, to the nearest. `linear`: v itself in place of its root."""
+
+    block = 256
+    stochastic = False
+
+    def __init__(self, linear: bool = False):
+        self.linear = linear
+
+    def pack(self, m: Tensor, v: Tensor, keys: Keys) -> Packed:
+        """Flat float32 m and v, (n,) -> int8 and uint8 codes, (n,), and the blocks' maxima (of r, or v)."""
+        n = m.numel()
+        blocks = in_blocks(m, self.block)
+        m_max = blocks.abs().amax(1)
+        m_codes = quotient(blocks, share(m_max, M_TOP)).round_().clamp_(-M_TOP, M_TOP)
+        blocks = in_blocks(v, self.block)
+        if not self.linear:
+            blocks = blocks.sqrt()
+        v_max = blocks.amax(1)
+        v_codes = quotient(blocks, share(v_max, V_TOP))
+        if not self.linear:
+            v_codes = torch.maximum(v_codes, v_codes.sign())  # above 0 at least 1
+        v_codes = v_codes.round_().clamp_(max=V_TOP)
+        return {
+            "exp_avg_codes": m_codes.view(-1)[:n].to(torch.int8),
+            "exp_avg_max": m_max,
+            "exp_avg_sq_codes": v_codes.view(-1)[:n].to(torch.uint8),
+            "exp_avg_sq_max": v_max,
+        }
+
+    def unpack(self, packed: Packed, n: int) -> tuple[Tensor, Tensor]:
+        """What `pack` returned -> flat float32 m and v, (n,)."""
+        m = in_blocks(packed["exp_avg_codes"].float(), self.block)
+        m = m * share(packed["exp_avg_max"], M_TOP)[:, None]
+        v = in_blocks(packed["exp_avg_sq_codes"].float(), self.block)
+        v = v * share(packed["exp_avg_sq_max"], V_TOP)[:, None]
+        if not self.linear:
+            v = v * v
+        return m.view(-1)[:n], v.view(-1)[:n]
+
+
+class Levels:
+    """Moments in three or five levels, rounded at random without bias, packed."""
+
+    block = 64
+    stochastic = True
+
+    def __init__(self, levels: str):
+        self.levels = levels
+        self.top = TOP[levels]
+        self.octaves = 4 // self.top  # between neighbouring levels of v
+
+    def pack(self, m: Tensor, v: Tensor, keys: Keys) -> Packed:
+        """Flat float32 m and v, (n,) -> uint8 packed codes of each, and the blocks' maxima."""
+        backend = default_dispatcher()
+        n = m.numel()
+        blocks = in_blocks(m, self.block)
+        m_max = blocks.abs().amax(1)
+        y = quotient(blocks, share(m_max, self.top)).view(-1)[:n]
+        m_codes = backend.stochastic(y, self.levels, 1.0, keys[0])
+        blocks = in_blocks(v, self.block)
+        v_max = blocks.amax(1)
+        below, y = self._position(quotient(blocks, v_max).view(-1)[:n])
+        # for y within [0, 1] the ternary code is [u < y]; below the lowest level it is 0
+        v_codes = below + backend.stochastic(y, "ternary", 1.0, keys[1])
+        return {
+            "exp_avg_codes": backend.pack(m_codes, self.levels),
+            "exp_avg_max": m_max,
+            "exp_avg_sq_codes": backend.pack(v_codes, self.levels),
+            "exp_avg_sq_max": v_max,
+        }
+
+    def _position(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """v/max, (n,) -> the code of the level below, int8, and the share of the way to the next one."""
+        octave = (y.view(torch.int32) >> 23).sub_(EXPONENT + LOWEST)  # floor(log2 y) above the lowest level
+        below = octave.bitwise_right_shift_(self.octaves.bit_length() - 1).clamp_(0, 2 * self.top - 1)
+        low = self._power(below * self.octaves)
+        gap = low * (2**self.octaves - 1)
+        return below.sub_(self.top).to(torch.int8), y.sub_(low).div_(gap).clamp_(min=0)
+
+    def _power(self, octaves: Tensor) -> Tensor:
+        """int32 octaves above the lowest level -> that power of two, float32, put together from its bits."""
+        return (octaves + (EXPONENT + LOWEST)).bitwise_left_shift_(23).view(torch.float32)
+
+    def unpack(self, packed: Packed, n: int) -> tuple[Tensor, Tensor]:
+        """What `pack` returned -> flat float32 m and v, (n,)."""
+        backend = default_dispatcher()
+        m = in_blocks(backend.unpack(packed["exp_avg_codes"], n, self.levels).float(), self.block)
+        m = m * share(packed["exp_avg_max"], self.top)[:, None]
+        octaves = (backend.unpack(packed["exp_avg_sq_codes"], n, self.levels).int() + self.top) * self.octaves
+        v = in_blocks(self._power(octaves), self.block) * packed["exp_avg_sq_max"][:, None]
+        return m.view(-1)[:n], v.view(-1)[:n]
+
+
+FORMS: dict[str, Callable[[], Bytes | Levels]] = {
+    "int8": Bytes,
+    "int8_linear": lambda: Bytes(linear=True),
+    "ternary": lambda: Levels("ternary"),
+    "five": lambda: Levels("five"),
+}
+
+
+class QuantizedAdam(torch.optim.Adam):
+    """torch's Adam with the moments of some matrices in few bits between steps; of the others it is torch's.
+
+    Args:
+        state: `int8`, `int8_linear`, `ternary` or `five`: see the module.
+        quantized: the parameters whose moments are packed, in the run's order (their numbers j name the
+            streams of random numbers); all of them among `params`, float32.
+        seed: of the stochastic rounding, with the step and j.
+        decoupled: weight decay as in AdamW, not added to the gradient.
+        fused, capturable: torch's.
+
+    A packed moment's state has `exp_avg_codes`, `exp_avg_max`, `exp_avg_sq_codes` and `exp_avg_sq_max`;
+    `state_dict` and `load_state_dict` return them bit for bit. With `ternary` and `five` a step on CUDA reads
+    the number of the step on the host.
+
+    Raises ValueError for an unknown state, and for a quantized parameter that is not float32 or not given.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        *,
+        state: str,
+        quantized: Sequence[Tensor],
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        decoupled: bool = False,
+        fused: bool | None = None,
+        capturable: bool = False,
+    ):
+        if state not in FORMS:
+            raise ValueError(f"state={state!r} is unknown: choose one of {', '.join(FORMS)}.")
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            fused=fused,
+            capturable=capturable,
+            decoupled_weight_decay=decoupled,
+        )
+        self.form = state
+        self.seed = seed
+        self.streams = {p: STREAM + 2 * j for j, p in enumerate(quantized)}
+        given = {id(p) for group in self.param_groups for p in group["params"]}
+        for j, p in enumerate(quantized):
+            if id(p) not in given:
+                raise ValueError(
+                    f"quantized[{j}] is none of the optimizer's parameters: pass it in params too."
+                )
+            if p.dtype != torch.float32:
+                raise ValueError(f"quantized[{j}] is {p.dtype}: its moments are packed from float32 only.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"form": self.form, "seed": self.seed, "streams": self.streams}
+        return super().__getstate__() | own
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of Adam from the gradients at hand. -> the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            packed = [p for p in group["params"] if p in self.streams]
+            plain = [p for p in group["params"] if p not in self.streams]
+            self._update(group, plain)
+            for p in packed:
+                if p.grad is not None:
+                    self._update_packed(group, p)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: Sequence[Tensor]) -> None:
+        """torch's Adam on some parameters of a group; their float32 moments are in `self.state`."""
+        lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
+        given, gradients, m, v, unused, steps = lists
+        has_complex = self._init_group({**group, "params": params}, *lists)  # type: ignore[no-untyped-call]
+        adam(
+            given,
+            gradients,
+            m,
+            v,
+            unused,
+            steps,
+            amsgrad=False,
+            has_complex=has_complex,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=False,
+            fused=group["fused"],
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+        )
+
+    def _update_packed(self, group: dict[str, Any], p: Tensor) -> None:
+        """The same on one parameter whose moments are packed: unpacked, moved and packed again."""
+        form = FORMS[self.form]()
+        state = self.state[p]
+        if CODES[0] in state:
+            m, v = form.unpack(state, p.numel())
+            state["exp_avg"] = m.view(p.shape)
+            state["exp_avg_sq"] = v.view(p.shape)
+        self._update(group, [p])
+        m = state.pop("exp_avg").reshape(-1)
+        v = state.pop("exp_avg_sq").reshape(-1)
+        packed = form.pack(m, v, self._keys(p) if form.stochastic else (0, 0))
+        bad = getattr(self, "found_inf", None)
+        for name, new in packed.items():
+            old = state.setdefault(name, new)
+            # torch moved nothing where `bad`, so neither may a second rounding; in place, as torch itself does
+            old.copy_(new if bad is None else torch.where(bad > 0, old, new))
+
+    def _keys(self, p: Tensor) -> Keys:
+        """Of m and v of one parameter, at the count of its updates."""
+        step = int(self.state[p]["step"])
+        stream = self.streams[p]
+        return rounding_key(self.seed, step, stream), rounding_key(self.seed, step, stream + 1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """torch's, but codes and maxima stay what they are: torch casts state to the weights' dtype."""
+        super().load_state_dict(dict(state_dict))
+        numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(numbers, params, strict=True):
+            saved = state_dict["state"].get(i, {})
+            for name in CODES + MAXIMA:
+                if name in saved:
+                    self.state[p][name] = saved[name].detach().clone().to(p.device)
+
+    def state_bytes(self) -> int:
+        """The bytes of all moments as they lie between steps, the plain ones included; 0 before the first."""
+        tensors = [t for state in self.state.values() for name, t in state.items() if name != "step"]
+        return sum(t.nbytes for t in tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits that both moments of a quantized weight take, maxima counted; 0 before the first step."""
+        states = [(p.numel(), self.state[p]) for p in self.streams if p in self.state]
+        size: int = sum(state[name].nbytes for _, state in states for name in CODES + MAXIMA)
+        return 8 * size / max(1, sum(numel for numel, _ in states))

@@ -1,0 +1,101 @@
+"""The state of a training, and the file that keeps it: no pickle, a checksum, written whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..container import DamagedFileError
+from ..container import _whole as written_whole
+from ..gradients import GradientQuantizer
+from ..policy import Policy
+
+_MAGIC = b"EBCTRN01"
+
+
+@dataclasses.dataclass
+class Run:
+    """What the next step depends on, and what the summary says of those before: what a checkpoint holds."""
+
+    kind: str  # of data: rows or text
+    sizes: dict[str, Any]  # of the model
+    digest: str  # of the data
+    model: nn.Module
+    optimizer: torch.optim.Adam
+    gradients: GradientQuantizer | None
+    policy: Policy
+    step: int = 0
+    update: Tensor | None = None  # the last one as it was applied, (weights,); None after a skipped step
+    update_norm: float = 0.0
+    clipped: bool = False
+    factors: tuple[float, float] = (1.0, 1.0)  # on the learning rate and the radius, of the last step
+    clipped_steps: int = 0
+    skipped_steps: int = 0
+    initial_loss: float = math.nan
+    zero_loss: float = math.nan
+    seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)  # of this epoch's steps
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)  # of whole epochs
+
+    @classmethod
+    def plain(cls) -> list[str]:
+        """The names of what is saved as it is; the others have a state of their own."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return [name for name in names if name not in ("model", "optimizer", "gradients", "policy")]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.model.parameters())
+
+    def hidden(self) -> dict[str, nn.Parameter]:
+        """The matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT."""
+        named = self.model.named_parameters()
+        return {name: p for name, p in named if p.ndim == 2 and (self.kind == "rows" or "blocks." in name)}
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {name: getattr(self, name) for name in self.plain()}
+        state["model"] = self.model.state_dict()
+        state["optimizer"] = self.optimizer.state_dict()
+        state["gradients"] = None if self.gradients is None else self.gradients.state_dict()
+        state["policy"] = self.policy.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in self.plain():
+            setattr(self, name, state[name])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.gradients is not None:
+            self.gradients.load_state_dict(state["gradients"])
+        self.policy.load_state_dict(state["policy"])
+
+
+def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
+    """Write plain numbers, names and tensors; a reader, or a crash, meets a whole file or none."""
+    body = io.BytesIO()
+    torch.save(saved, body)
+    content = body.getvalue()
+    with written_whole(path.resolve()) as file:
+        file.write(_MAGIC + hashlib.sha256(content).digest() + content)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `write_checkpoint` wrote; DamagedFileError for anything else."""
+    content = path.read_bytes()
+    start = len(_MAGIC)
+    body = content[start + 32 :]
+    if content[:start] != _MAGIC:
+        raise DamagedFileError(
+            f"{path} is no checkpoint of this trainer: give one that save_checkpoint wrote."
+        )
+    if hashlib.sha256(body).digest() != content[start : start + 32]:
+        raise DamagedFileError(
+            f"{path} is damaged, its checksum is another one: restore it, or train from the start."
+        )
+    return cast(dict[str, Any], torch.load(io.BytesIO(body), weights_only=True))

@@ -1,0 +1,88 @@
+"""The settings of a trainer, each with its range."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..levels import TOP
+
+
+@dataclasses.dataclass
+class TrainingConfig:
+    """What a trainer does. An unknown one is a TypeError with the nearest name, a wrong value a ValueError.
+
+    Args:
+        batch_size: rows, or windows of text, of a step.
+        learning_rate: of Adam.
+        max_epochs, max_steps: the training ends with the one that comes first.
+        n_clusters: of the training rows, from which batches are drawn; 0 finds a number.
+        quantize_weights: whether the hidden matrices are used in `levels`, else in float32.
+        quantize_gradients: whether their gradients are rounded to `levels` at random.
+        use_adaptive_lr: the policy `auxnn` and a trust region, else a constant learning rate.
+        checkpoint_dir: where the last epoch's state is kept; None for nowhere.
+        levels: `ternary` or `five`.
+        validation_share: of the rows (or of the text), at the end, that is not trained on.
+        hidden: width of the perceptron; text has the trainer's `model_dim`.
+        seed: of everything that is drawn.
+    """
+
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    max_epochs: int = 10
+    n_clusters: int = 10
+    quantize_weights: bool = True
+    quantize_gradients: bool = True
+    use_adaptive_lr: bool = True
+    checkpoint_dir: str | Path | None = None
+    levels: str = "five"
+    max_steps: int | None = None
+    validation_share: float = 0.1
+    hidden: int = 256
+    seed: int = 0
+
+    def __new__(cls, *_: Any, **settings: Any) -> TrainingConfig:
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                raise TypeError(f"there is no setting {name!r}: {near!r}? ({', '.join(names)})")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """ValueError for the first setting out of its range."""
+        least = {"batch_size": 1, "max_epochs": 1, "n_clusters": 0, "hidden": 1, "seed": 0}
+        if self.max_steps is not None:
+            least["max_steps"] = 1
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+                raise ValueError(f"{name} is {value!r}: give an integer of at least {low}.")
+            setattr(self, name, int(value))  # numpy's own are not what a checkpoint keeps
+        for name, high in (("learning_rate", 1e3), ("validation_share", 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.floating) or not 0 < value < high:
+                raise ValueError(f"{name} is {value!r}: give a number above 0 and below {high:g}.")
+            setattr(self, name, float(value))
+        for name in ("quantize_weights", "quantize_gradients", "use_adaptive_lr"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: give True or False.")
+            setattr(self, name, bool(getattr(self, name)))
+        if self.levels not in TOP:
+            raise ValueError(f"levels is {self.levels!r}: give one of {', '.join(TOP)}.")
+        if self.checkpoint_dir is not None and not isinstance(self.checkpoint_dir, str | Path):
+            raise ValueError(f"checkpoint_dir is {self.checkpoint_dir!r}: give a folder, or None.")
+
+    def identity(self) -> dict[str, Any]:
+        """What the bits of a training depend on, its length aside."""
+        settings = dataclasses.asdict(self)
+        for name in ("checkpoint_dir", "max_epochs", "max_steps"):
+            del settings[name]
+        return settings

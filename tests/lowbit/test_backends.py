@@ -1,0 +1,371 @@
+"""Every backend gives the bits of the reference, and says why where it cannot be used.
+
+Tests marked cuda run the same on a GPU (make test-cuda). The compiled backends have tests of their own.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ebc_lab.lowbit import backends as backends_module
+from ebc_lab.lowbit.backends import (
+    NAMES,
+    Backend,
+    BackendUnavailableError,
+    NumpyBackend,
+    TorchBackend,
+    available_backends,
+    get_backend,
+    torch_effective,
+    torch_steps,
+    torch_stochastic,
+    torch_stochastic_step,
+    torch_uniforms,
+)
+from ebc_lab.lowbit.levels import (
+    TOP,
+    quantize,
+    quantize_stochastic,
+    rounding_key,
+    stochastic_step,
+    uniforms,
+)
+from ebc_lab.lowbit.packing import pack, unpack
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GPU = pytest.param("cuda", marks=pytest.mark.cuda)
+GROUPS = ["tensor", "row", 1, 7, 64, 4096, 4097, 9001, 20000]
+
+names = pytest.mark.parametrize("name", ["numpy", "torch", GPU])
+devices = pytest.mark.parametrize("device", ["cpu", GPU])
+levels = pytest.mark.parametrize("levels", TOP)
+
+
+def large_golden() -> np.ndarray:
+    powers = 2.0 ** (np.arange(10000) % 7 - 3)
+    values = 2 * uniforms(10000, rounding_key(7, 0, 0)).astype(np.float64) - 1
+    return values.astype(np.float32) * powers.astype(np.float32)
+
+
+def hard_values() -> np.ndarray:
+    """Ragged blocks, magnitudes of all sizes, zeros of both signs, ties, numbers without a leading bit."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((3, 9001)).astype(np.float32)
+    values[1] *= 2.0 ** rng.integers(-120, 100, 9001)
+    values[2, ::3] = np.round(values[2, ::3] * 2) / 2
+    values[0, :4096] = 0
+    values[0, 4096:5000] = -0.0
+    values[0, 5000:6000] *= 1e-42
+    return values
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.tobytes() == expected.tobytes()
+
+
+# -- the golden file -----------------------------------------------------------------------------------------
+
+
+@names
+@pytest.mark.parametrize("case", GOLDEN["encode"], ids=lambda case: case["name"])
+def test_codes_and_steps_are_those_of_the_golden_file(case, name):
+    for level in TOP:
+        scale = case["step"] if case["step_given"] else "absmean"
+        quantized = quantize(np.array(case["x"]), level, scale=scale, backend=name)
+        assert quantized.steps == case["step"]
+        assert quantized.codes.tolist() == case[level]
+
+
+@names
+@levels
+def test_large_arrays_and_their_bytes_are_those_of_the_golden_file(levels, name):
+    golden = GOLDEN["encode_large"]
+    quantized = quantize(large_golden(), levels, backend=name)
+    assert quantized.steps == golden["step"]
+    assert np.unique(quantized.codes, return_counts=True)[1].tolist() == golden[levels]["counts"]
+    assert hashlib.sha256(quantized.codes.tobytes()).hexdigest() == golden[levels]["sha256_codes"]
+    packed = pack(quantized.codes, levels, backend=name)
+    assert packed.nbytes == golden[levels]["packed_bytes"]
+    assert hashlib.sha256(packed.tobytes()).hexdigest() == golden[levels]["sha256_packed"]
+    assert_same_bits(unpack(packed, 10000, levels, backend=name), quantized.codes)
+
+
+@names
+def test_groups_are_those_of_the_golden_file(name):
+    golden = GOLDEN["groups"]
+    rows = quantize(golden["x"], "ternary", group="row", backend=name)
+    assert rows.steps.tolist() == golden["row"]["steps"]
+    assert rows.codes.tolist() == golden["row"]["ternary"]
+    pairs = quantize(golden["x"], "five", group=2, backend=name)
+    assert pairs.steps.tolist() == golden["group_2"]["steps"]
+    assert pairs.codes.tolist() == golden["group_2"]["five"]
+
+
+@names
+@pytest.mark.parametrize("case", GOLDEN["stochastic"])
+def test_stochastic_codes_are_those_of_the_golden_file(case, name):
+    key = rounding_key(case["seed"], case["stochastic_step"], case["stream"])
+    codes = quantize_stochastic(case["x"], case["levels"], step=case["step"], key=key, backend=name)
+    assert codes.tolist() == case["codes"]
+
+
+# -- the same bits -------------------------------------------------------------------------------------------
+
+
+@devices
+@levels
+@pytest.mark.parametrize("scale", ["absmean", "absmax", 0.3])
+def test_torch_gives_the_bits_of_numpy_for_every_group(levels, scale, device):
+    values = hard_values()
+    reference, backend = NumpyBackend(), TorchBackend(device)
+    for group in GROUPS:
+        codes, steps = reference.quantize(values, levels, group, scale)
+        found, found_steps = backend.quantize(values, levels, group, scale)
+        assert_same_bits(found, codes)
+        assert_same_bits(found_steps, steps)
+        effective = reference.effective(values, levels, group, scale)
+        assert_same_bits(effective, reference.decode(codes, steps, levels, group))
+        assert_same_bits(backend.effective(values, levels, group, scale), effective)
+        assert_same_bits(backend.decode(codes, steps, levels, group), effective)
+        assert not np.signbit(effective[codes == 0]).any()
+        packed = backend.pack(codes, levels)
+        assert_same_bits(packed, reference.pack(codes, levels))
+        for one in (reference, backend):
+            assert_same_bits(one.unpack(packed, codes.size, levels), codes.reshape(-1))
+            assert_same_bits(one.unpack_values(packed, codes.shape, steps, levels, group), effective)
+
+
+@devices
+@levels
+def test_torch_draws_the_numbers_of_numpy(levels, device):
+    values = hard_values()
+    key = rounding_key(4, 5, 6)
+    for step in (0.0, 0.7, 3e-42, 1e30):
+        expected = NumpyBackend().stochastic(values, levels, step, key)
+        assert_same_bits(TorchBackend(device).stochastic(values, levels, step, key), expected)
+    assert_same_bits(torch_uniforms(5000, key, device).cpu().numpy(), uniforms(5000, key))
+    tensor = torch.from_numpy(values).to(device)
+    step = torch_stochastic_step(tensor, levels)
+    assert_same_bits(step.cpu().numpy(), np.asarray(stochastic_step(values, levels)))
+    drawn = torch_stochastic(tensor, levels, step, key)
+    expected = NumpyBackend().stochastic(values, levels, float(step), key)
+    assert_same_bits(drawn.cpu().numpy(), expected)
+    assert torch_stochastic_step(torch.zeros(0, device=device), levels) == 0
+
+
+@devices
+def test_another_thread_count_and_layout_gives_the_same_bits(device):
+    values = torch.from_numpy(hard_values()).to(device)
+    expected = TorchBackend(device).effective(values, "five", 64)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(TorchBackend(device).effective(values, "five", 64), expected)
+    finally:
+        torch.set_num_threads(threads)
+    transposed = values.T.contiguous().T
+    assert torch.equal(TorchBackend(device).effective(transposed, "five", 64), expected)
+
+
+@devices
+def test_tensors_come_back_as_tensors_on_their_device(device):
+    backend = TorchBackend(device)
+    values = torch.randn(5, 8, device=device, requires_grad=True)
+    codes, steps = backend.quantize(values, "ternary", "row")
+    packed = backend.pack(codes, "ternary")
+    results = {
+        "codes": (codes, torch.int8, (5, 8)),
+        "steps": (steps, torch.float32, (5,)),
+        "values": (backend.decode(codes, steps, "ternary", "row"), torch.float32, (5, 8)),
+        "effective": (backend.effective(values, "ternary", "row"), torch.float32, (5, 8)),
+        "stochastic": (backend.stochastic(values, "ternary", 1.0, 3), torch.int8, (5, 8)),
+        "packed": (packed, torch.uint8, (8,)),
+        "unpacked": (backend.unpack(packed, 40, "ternary"), torch.int8, (40,)),
+    }
+    for result, dtype, shape in results.values():
+        assert isinstance(result, torch.Tensor)
+        assert (result.dtype, tuple(result.shape), result.device) == (dtype, shape, values.device)
+        assert not result.requires_grad
+    wide = backend.effective(values.detach().double(), "ternary", "row")
+    assert torch.equal(wide, results["effective"][0])
+
+
+def test_a_read_only_array_is_taken_and_not_changed():
+    values = np.ones((2, 3), np.float32)
+    values.flags.writeable = False
+    for backend in (NumpyBackend(), TorchBackend()):
+        codes, steps = backend.quantize(values, "five")
+        codes.flags.writeable = False
+        assert backend.decode(codes, steps, "five", "tensor").tolist() == values.tolist()
+        assert backend.unpack(
+            bytes(backend.pack(codes, "five")) and backend.pack(codes, "five"), 6, "five"
+        ).all()
+
+
+# -- what is not finite --------------------------------------------------------------------------------------
+
+
+@names
+@pytest.mark.parametrize("scale", ["absmean", "absmax", 0.3])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_group_with_a_number_that_is_not_finite_is_nan_throughout_and_has_no_codes(wrong, scale, name):
+    backend = get_backend(name)
+    values = np.ones((3, 5000), np.float32)
+    values[1, 4500] = wrong
+    for group in ("tensor", "row", 100):
+        effective = backend.effective(values, "five", group, scale)
+        expected = np.zeros(values.shape, bool)
+        place = {"tensor": np.s_[:], "row": np.s_[1], 100: np.s_[1, 4500:4600]}[group]
+        expected[place] = True
+        assert np.array_equal(np.isnan(effective), expected)
+        with pytest.raises(ValueError, match=r"1 of 15000 values .* \(1, 4500\)"):
+            backend.quantize(values, "five", group, scale)
+
+
+@names
+def test_unknown_settings_are_refused_by_the_backend_itself(name):
+    backend = get_backend(name)
+    values = np.ones((2, 2), np.float32)
+    for settings in (
+        ("four",),
+        ("five", "column"),
+        ("five", 0),
+        ("five", "row", "mean"),
+        ("five", "row", -1),
+    ):
+        for operation in (backend.quantize, backend.effective):
+            with pytest.raises(ValueError, match=r"must be|at least"):
+                operation(values, *settings)
+    with pytest.raises(ValueError, match="needs a matrix"):
+        backend.effective(values[0], "five", "row")
+    with pytest.raises(ValueError, match="step must be"):
+        backend.stochastic(values, "five", -1.0, 0)
+
+
+# -- the tensor functions under torch's transforms -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["tensor", "row", 7])
+@levels
+def test_transforms_of_torch_see_the_same_values(levels, group):
+    weight = torch.randn(6, 33)
+    expected = torch_effective(weight, levels, group)
+
+    def effective(w):
+        return torch_effective(w, levels, group)
+
+    stacked = torch.stack([2 * weight, weight])
+    assert torch.equal(torch.vmap(effective)(stacked)[1], expected)
+    assert torch.equal(torch.func.jvp(effective, (weight,), (weight,))[0], expected)
+    assert torch.equal(torch.func.vjp(effective, weight)[0], expected)
+    assert torch.equal(torch.func.functionalize(effective)(weight), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["tensor", "row", 64, 7])
+@levels
+@devices
+def test_compiled_code_gives_the_same_bits(levels, group, device):
+    """torch 2.13 compiled repeat_interleave and a slice wrongly on a CPU: ragged groups show it."""
+    torch._dynamo.reset()
+    compiled = torch.compile(torch_effective, fullgraph=True, dynamic=False)
+    for shape in ((96, 5000), (33, 4097), (64, 128), (5, 8)):
+        weight = torch.randn(shape, device=device)
+        found = compiled(weight, levels, group).cpu().numpy()
+        assert_same_bits(found, torch_effective(weight, levels, group).cpu().numpy())
+
+
+@pytest.mark.cuda
+def test_the_tensor_functions_can_be_captured_in_a_graph():
+    weight = torch.randn(64, 100, device="cuda")
+    torch_effective(weight, "five", 7)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        values = torch_effective(weight, "five", 7)
+    weight.mul_(-3)
+    graph.replay()
+    assert torch.equal(values, torch_effective(weight, "five", 7))
+
+
+def test_steps_of_an_empty_tensor_are_zero():
+    assert torch_steps(torch.zeros(0)).shape == ()
+    assert torch_effective(torch.zeros(3, 0), "five", 4).shape == (3, 0)
+    codes, steps = TorchBackend().quantize(torch.zeros(0, 5), "five", 2)
+    assert (tuple(codes.shape), tuple(steps.shape)) == ((0, 5), (0, 3))
+
+
+# -- k-means -------------------------------------------------------------------------------------------------
+
+
+@names
+def test_kmeans_of_a_backend_moves_the_centres_to_the_means(name):
+    grid = np.array([[0, 0], [2, 0], [100, 4], [102, 4]], np.float64)
+    labels, centres, passes = get_backend(name).kmeans(grid, grid[:2].copy(), 300)
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert centres.tolist() == [[1, 0], [101, 4]]
+    assert passes >= 2
+
+
+# -- choosing ------------------------------------------------------------------------------------------------
+
+
+def test_backends_are_made_once_and_bear_their_names():
+    assert get_backend("numpy") is get_backend("numpy")
+    assert get_backend("torch").name == "torch"
+    assert isinstance(get_backend("numpy"), Backend)
+    with pytest.raises(BackendUnavailableError, match="must be one of numpy, c, cpp, torch, cuda, cupy"):
+        get_backend("rust")
+    with pytest.raises(BackendUnavailableError, match="must be one of"):
+        get_backend(["numpy"])  # type: ignore[arg-type]
+
+
+def test_each_backend_works_or_says_why_not():
+    found = available_backends()
+    assert tuple(found) == NAMES
+    assert found["numpy"] is None
+    assert found["torch"] is None
+    for name, reason in found.items():
+        if reason is None:
+            continue
+        assert "\n" not in reason
+        assert name in reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_cuda_is_not_available_and_says_so():
+    assert backends_module.HAS_GPU is False
+    with pytest.raises(BackendUnavailableError, match="torch sees no CUDA device"):
+        get_backend("cuda")
+    assert available_backends()["cuda"] is not None
+
+
+@pytest.mark.cuda
+def test_with_a_gpu_cuda_works():
+    assert backends_module.HAS_GPU is True
+    assert available_backends()["cuda"] is None
+
+
+def test_a_compiled_backend_without_a_compiler_is_listed_with_its_reason(tmp_path):
+    code = (
+        "from ebc_lab.lowbit.backends import available_backends; found = available_backends(); "
+        "print([found[name] for name in ('numpy', 'c', 'cpp')])"
+    )
+    environment = {"PATH": str(tmp_path), "EBC_LAB_LOWBIT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("[None, ")
+    assert done.stdout.count("None") == 1
+
+
+def test_unknown_attributes_are_no_backends():
+    with pytest.raises(AttributeError, match="no attribute 'HAS_TPU'"):
+        backends_module.HAS_TPU  # noqa: B018

@@ -1,0 +1,476 @@
+"""Packed tensors, the packed layer, and a file of which no damage goes unnoticed."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.lowbit.container import (
+    DamagedFileError,
+    PackedLinear,
+    PackedTensor,
+    inspect_packed,
+    read_packed,
+    write_packed,
+)
+from ebc_lab.lowbit.levels import TOP, Quantized, quantize
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+levels = pytest.mark.parametrize("levels", TOP)
+
+
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def packed(*shape: int, levels: str = "ternary", group: str | int = "tensor") -> PackedTensor:
+    return PackedTensor.of(quantize(gaussian(*shape), levels, group=group))
+
+
+def same(one: PackedTensor, other: PackedTensor) -> bool:
+    return (
+        (one.shape, one.levels, one.group) == (other.shape, other.levels, other.group)
+        and one.data.tobytes() == other.data.tobytes()
+        and (one.steps.shape, one.steps.tobytes()) == (other.steps.shape, other.steps.tobytes())
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small file with a tensor of each kind."""
+    path = tmp_path / "small.ebcpack"
+    write_packed(path, {"w": packed(3, 5, group=2), "v": packed(30, levels="five"), "bias": gaussian(3)})
+    return path
+
+
+def rewritten(path: Path, change) -> Path:
+    """The file with another header and a checksum that fits it."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[8:16])[0]
+    header, payload = content[16 : 16 + length], content[16 + length : -32]
+    new = change(json.loads(header))
+    if not isinstance(new, bytes):
+        new = json.dumps(new, sort_keys=True, separators=(",", ":")).encode()
+    whole = content[:8] + struct.pack("<Q", len(new)) + new + payload
+    path.write_bytes(whole + hashlib.sha256(whole).digest())
+    return path
+
+
+# -- in memory -----------------------------------------------------------------------------------------------
+
+
+@levels
+@pytest.mark.parametrize("group", ["tensor", "row", 3, 100])
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_packed_tensor_gives_back_codes_steps_and_values(levels, group, backend):
+    quantized = quantize(gaussian(17, 40), levels, group=group)
+    tensor = PackedTensor.of(quantized, backend=backend)
+    back = tensor.quantized(backend=backend)
+    assert back.codes.tobytes() == quantized.codes.tobytes()
+    assert back.steps.tobytes() == quantized.steps.tobytes()
+    assert (back.levels, back.group, back.shape) == (levels, group, (17, 40))
+    values = tensor.values(backend=backend)
+    assert values.shape == (17, 40)
+    assert values.tobytes() == quantized.values().tobytes()
+
+
+def test_bytes_and_bits_count_the_steps():
+    tensor = packed(10, 100, group=50)
+    assert tensor.nbytes == 200 + 4 * 20
+    assert tensor.bits_per_value == 8 * 280 / 1000
+    assert packed(0).bits_per_value == 0
+
+
+@pytest.mark.parametrize(("levels", "share"), [("ternary", 0.0501), ("five", 0.0730)])
+def test_a_large_matrix_takes_a_twentieth_or_a_fourteenth_of_float32(levels, share):
+    shape = 4096, 4096
+    codes = np.zeros(shape, np.int8)
+    codes[::3] = 1
+    tensor = PackedTensor.of(Quantized(codes, np.float32(1).reshape(()), levels, "tensor"))
+    assert tensor.nbytes <= share * 4 * 4096**2
+    assert tensor.nbytes == tensor.data.nbytes + 4
+
+
+def test_the_laptop_model_takes_what_the_golden_file_says(tmp_path):
+    sizes = GOLDEN["sizes"]["laptop"]
+    shapes = [(128, 128)] * 12 + [(512, 128)] * 3 + [(128, 512)] * 3
+    for name in TOP:
+        tensors = {f"h{i}": packed(*shape, levels=name) for i, shape in enumerate(shapes)}
+        write_packed(tmp_path / name, {**tensors, "other": np.zeros(sizes["other"], np.float32)})
+        found = inspect_packed(tmp_path / name)
+        assert len(tensors) == sizes["hidden_matrices"]
+        assert found["values"] == sizes["total"]
+        assert found["float32_bytes"] == sizes["float32_bytes"]
+        assert found["bytes"] == sizes[f"{name}_bytes"]
+        assert found["compression"] == sizes["float32_bytes"] / sizes[f"{name}_bytes"]
+        assert os.path.getsize(tmp_path / name) == found["file_bytes"] < found["bytes"] + 5000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (3, 6)},
+        {"shape": (3, 50)},
+        {"levels": "five"},
+        {"levels": "four"},
+        {"group": "row"},
+        {"group": 0},
+        {"group": 3},
+        {"steps": np.ones((3, 3), np.float64)},
+        {"data": np.zeros(3, np.int8)},
+        {"data": np.zeros((1, 3), np.uint8)},
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(change):
+    tensor = packed(3, 5, group=2)
+    fields = ("data", "steps", "shape", "levels", "group")
+    given = {field: getattr(tensor, field) for field in fields}
+    with pytest.raises(ValueError, match="not "):
+        PackedTensor(**{**given, **change})
+
+
+# -- the layer -----------------------------------------------------------------------------------------------
+
+
+@levels
+@pytest.mark.parametrize("group", ["tensor", "row", 7])
+def test_a_packed_layer_computes_with_the_quantized_weight(levels, group):
+    torch.manual_seed(0)
+    linear = nn.Linear(30, 20)
+    layer = PackedLinear.of(linear, levels, group, "absmean")
+    inputs = torch.randn(4, 30, requires_grad=True)
+    values = torch.from_numpy(quantize(linear.weight, levels, group=group).values())
+    outputs = layer(inputs)
+    assert torch.equal(outputs, nn.functional.linear(inputs, values, linear.bias))
+    outputs.sum().backward()
+    torch.testing.assert_close(inputs.grad, values.sum(0).expand(4, 30))
+    assert layer.bias.grad is not None
+    assert (layer.in_features, layer.out_features) == (30, 20)
+    assert "levels=" + levels in repr(layer)
+
+
+def test_a_packed_layer_is_small_and_carries_its_weight_through_a_state_dict(tmp_path):
+    torch.manual_seed(0)
+    linear = nn.Linear(256, 256, bias=False)
+    layer = PackedLinear.of(linear)
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    assert (tmp_path / "layer.pt").stat().st_size < 4 * 256 * 256 / 10
+    assert sum(t.nbytes for t in layer.state_dict().values()) == 13108 + 4
+    assert list(layer.parameters()) == []
+    other = PackedLinear.of(nn.Linear(256, 256, bias=False))
+    inputs = torch.randn(3, 256)
+    assert not torch.equal(other(inputs), layer(inputs))
+    other.load_state_dict(torch.load(tmp_path / "layer.pt", weights_only=True))
+    assert torch.equal(other(inputs), layer(inputs))
+
+
+def test_another_dtype_does_not_round_the_steps():
+    layer = PackedLinear.of(nn.Linear(16, 8), "five", "row")
+    weight = layer.weight.clone()
+    inputs = torch.randn(2, 16, dtype=torch.bfloat16)
+    outputs = layer.bfloat16()(inputs)
+    assert outputs.dtype == torch.bfloat16
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(outputs, nn.functional.linear(inputs, weight.bfloat16(), layer.bias))
+
+
+def test_a_layer_needs_a_matrix_of_codes():
+    with pytest.raises(ValueError, match="needs a matrix"):
+        PackedLinear(packed(30))
+    bad = packed(5, 5)
+    bad.data[0] = 255
+    with pytest.raises(ValueError, match="hold no ternary codes"):
+        PackedLinear(bad)
+
+
+def test_the_library_loads_without_torch():
+    code = "import sys, ebc_lab.lowbit.container, ebc_lab.lowbit.backends; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- the file ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    tensors = {
+        "a.weight": packed(33, 47, levels="five", group="row"),
+        "b": packed(1, levels="ternary"),
+        "ragged": packed(3, 10, group=4),
+        "none": packed(0, 7),
+        "scalar": PackedTensor.of(quantize(-2.0)),
+        "bias": gaussian(5),
+        "matrix": gaussian(2, 3).T,
+        "half": torch.arange(4, dtype=torch.bfloat16).requires_grad_(),
+        "wide": gaussian(3).astype(np.float64),
+        "step": torch.tensor(12),
+        "mask": torch.tensor([0.0, -torch.inf, torch.nan]),
+        "ünï": np.zeros((0, 4), np.float32),
+    }
+    write_packed(tmp_path / "all", tensors)
+    found = read_packed(str(tmp_path / "all"))
+    assert list(found) == list(tensors)
+    for name, tensor in tensors.items():
+        if isinstance(tensor, PackedTensor):
+            assert same(found[name], tensor), name
+            continue
+        expected = np.asarray(torch.as_tensor(tensor).detach().float())
+        assert found[name].dtype == np.float32
+        assert found[name].shape == expected.shape
+        assert found[name].tobytes() == expected.tobytes(), name
+    write_packed(tmp_path / "again", tensors)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "all").read_bytes()
+    write_packed(tmp_path / "nothing", {})
+    assert read_packed(tmp_path / "nothing") == {}
+
+
+def test_the_frame_is_the_documented_one(small):
+    content = small.read_bytes()
+    length = struct.unpack("<Q", content[8:16])[0]
+    header = json.loads(content[16 : 16 + length])
+    assert content[:8] == b"EBCPACK1"
+    assert hashlib.sha256(content[:-32]).digest() == content[-32:]
+    assert header["version"] == 1
+    entry = header["tensors"][0]
+    assert {key: entry[key] for key in ("name", "kind", "levels", "group", "shape", "bytes")} == {
+        "name": "w",
+        "kind": "packed",
+        "levels": "ternary",
+        "group": 2,
+        "shape": [3, 5],
+        "bytes": [3, 36],
+    }
+    start = 16 + length + entry["offsets"][0]
+    assert content[start : start + 3] == packed(3, 5, group=2).data.tobytes()
+
+
+def test_inspection_names_what_is_there(small):
+    found = inspect_packed(small)
+    assert found["version"] == 1
+    assert found["sha256"] == small.read_bytes()[-32:].hex()
+    assert [t["name"] for t in found["tensors"]] == ["w", "v", "bias"]
+    assert [t["kind"] for t in found["tensors"]] == ["packed", "packed", "float32"]
+    assert [t["bytes"] for t in found["tensors"]] == [3 + 36, 14 + 4, 12]
+    assert [t["values"] for t in found["tensors"]] == [15, 30, 3]
+    assert found["tensors"][1]["bits_per_value"] == 8 * 18 / 30
+    assert found["compression"] == 4 * 48 / (39 + 18 + 12)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_flip_in_any_byte_is_noticed(small):
+    content = small.read_bytes()
+    for place in range(len(content)):
+        for flip, read in ((1, read_packed), (128, inspect_packed)):
+            damaged = bytearray(content)
+            damaged[place] ^= flip
+            small.write_bytes(damaged)
+            with pytest.raises(DamagedFileError, match=r"small\.ebcpack"):
+                read(small)
+
+
+def test_every_truncation_and_anything_appended_is_noticed(small):
+    content = small.read_bytes()
+    for length in range(len(content)):
+        small.write_bytes(content[:length])
+        with pytest.raises(DamagedFileError, match="truncated"):
+            read_packed(small)
+    small.write_bytes(content + b"\0")
+    with pytest.raises(DamagedFileError, match="checksum"):
+        inspect_packed(small)
+    small.write_bytes(content)
+    assert len(read_packed(small)) == 3
+
+
+def test_a_foreign_file_is_named_as_such(small):
+    small.write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(DamagedFileError, match="foreign: it does not begin with EBCPACK1"):
+        read_packed(small)
+
+
+def _entry(**fields):
+    def change(header):
+        header["tensors"][0].update(fields)
+        return header
+
+    return change
+
+
+def _top(**fields):
+    return lambda header: {**header, **fields}
+
+
+def _second_named_as_the_first(header):
+    header["tensors"][1]["name"] = "w"
+    return header
+
+
+def _overlapping(header):
+    header["tensors"][2]["offsets"] = header["tensors"][0]["offsets"][:1]
+    return header
+
+
+def _with_another_field(header):
+    header["tensors"][2]["surprise"] = 1
+    return header
+
+
+def _without(field):
+    def change(header):
+        del header["tensors"][0][field]
+        return header
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_top(version=2), "unknown version 2: this program reads version 1"),
+        (_top(version="1"), "unknown version '1'"),
+        (_top(payload=10), "10 bytes of payload announced"),
+        (_top(more=1), "malformed"),
+        (_top(tensors=7), "malformed"),
+        (_top(tensors=[7]), "malformed"),
+        (lambda header: b"not JSON", "malformed"),
+        (lambda header: b"\xff\xfe", "malformed"),
+        (lambda header: b"[1]", "malformed"),
+        (lambda header: b"[" * 100_000, "malformed"),
+        (lambda header: b"", "malformed"),
+        (lambda header: json.dumps(header).encode(), "not canonical JSON"),
+        (lambda header: b'{"version":1' + b"0" * 5000 + b"}", "malformed"),
+        (_second_named_as_the_first, "two tensors are called 'w'"),
+        (_overlapping, "overlap"),
+        (_with_another_field, "surprise"),
+        *[(_without(field), "malformed") for field in ("name", "kind", "shape", "offsets", "bytes", "group")],
+        (_entry(offsets=[0, 10**6]), "outside the payload"),
+        (_entry(offsets=[0, 2**70]), "offsets"),
+        (_entry(offsets=[0, -4]), "offsets"),
+        (_entry(offsets=[0, 5]), "multiples of 4"),
+        (_entry(offsets=[0]), "malformed"),
+        (_entry(offsets=0), "malformed"),
+        (_entry(offsets=[0, True]), "offsets"),
+        (_entry(offsets=[0, 4.0]), "offsets"),
+        (_entry(bytes=[3, 32]), "takes .* bytes"),
+        (_entry(bytes=[4, 36]), "takes .* bytes"),
+        (_entry(shape=[5, 5]), "takes .* bytes"),
+        (_entry(shape=[3, -5]), "shape"),
+        (_entry(shape=[2**40, 2**40]), "takes .* bytes"),
+        (_entry(shape="35"), "shape"),
+        (_entry(shape=[3, 5.0]), "shape"),
+        (_entry(shape=[15]), "needs a matrix"),
+        (_entry(group=0), "at least 1"),
+        (_entry(group="row"), "takes .* bytes"),
+        (_entry(group=None), "group must be"),
+        (_entry(levels="five"), "takes .* bytes"),
+        (_entry(levels="seven"), "levels must be"),
+        (_entry(levels=None), "levels must be"),
+        (_entry(levels=[]), "levels must be"),
+        (_entry(kind="float32"), "unknown kind"),
+        (_entry(kind="pickle"), "unknown kind"),
+        (_entry(kind=["packed"]), "unknown kind"),
+        (_entry(name=3), "called 3"),
+        (_entry(name=[]), "called"),
+    ],
+)
+def test_a_header_that_lies_is_refused_although_its_checksum_is_right(small, change, message):
+    rewritten(small, change)
+    with pytest.raises(DamagedFileError, match=message) as caught:
+        read_packed(small)
+    assert str(small) in str(caught.value)
+    with pytest.raises(DamagedFileError, match=message):
+        inspect_packed(small)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**62], [0] * 100])
+def test_an_absurd_shape_without_values_is_refused(small, shape):
+    def change(header):
+        header["tensors"] = [{**header["tensors"][2], "shape": shape, "bytes": [0]}]
+        return header
+
+    rewritten(small, change)
+    with pytest.raises(DamagedFileError, match="not what the header says"):
+        read_packed(small)
+
+
+def test_an_absurd_header_length_is_refused_without_reading_it(small):
+    content = small.read_bytes()
+    small.write_bytes(content[:8] + struct.pack("<Q", 2**63) + content[16:])
+    with pytest.raises(DamagedFileError, match="a header of 9223372036854775808 bytes"):
+        read_packed(small)
+
+
+def test_bytes_that_are_no_codes_are_refused_although_the_checksum_is_right(tmp_path):
+    for name in TOP:
+        tensor = packed(30, levels=name)
+        tensor.data[0] = 255
+        write_packed(tmp_path / "bad", {"w": tensor})
+        with pytest.raises(DamagedFileError, match=f"'w' is not what .* hold no {name} codes"):
+            read_packed(tmp_path / "bad")
+
+
+def test_only_files_are_read_and_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, what in ((tmp_path, "a folder"), (tmp_path / "pipe", "a pipe"), ("/dev/null", "no regular")):
+        for read in (read_packed, inspect_packed):
+            with pytest.raises(DamagedFileError, match=f"is {what}"):
+                read(path)
+        with pytest.raises(ValueError, match=f"is {what}"):
+            write_packed(path, {})
+    with pytest.raises(FileNotFoundError):
+        read_packed(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError):
+        write_packed(tmp_path / "no folder" / "file", {})
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_a_write_that_fails_leaves_the_last_file_and_nothing_else(small):
+    content = small.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            write_packed(small, {"big": np.zeros(100_000, np.float32)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    for wrong in ({"c": np.ones(2, complex)}, {"i": np.array([2**24 + 1])}, {"i": torch.tensor([2**40 + 1])}):
+        with pytest.raises(ValueError, match=f"the tensor '{next(iter(wrong))}'"):
+            write_packed(small, wrong)
+    with pytest.raises(TypeError, match="not by 3"):
+        write_packed(small, {3: gaussian(2)})  # type: ignore[dict-item]
+    assert small.read_bytes() == content
+    assert os.listdir(small.parent) == [small.name]
+
+
+def test_a_link_is_followed_and_its_file_replaced(small):
+    link = small.with_name("link")
+    link.symlink_to(small.name)
+    write_packed(link, {"only": gaussian(2)})
+    assert link.is_symlink()
+    assert list(read_packed(small)) == ["only"]
+
+
+def test_reading_holds_the_payload_once(tmp_path):
+    import tracemalloc
+
+    size = 8_000_000
+    tensor = PackedTensor(np.zeros(size, np.uint8), np.ones((), np.float32), (5 * size,), "ternary", "tensor")
+    write_packed(tmp_path / "large", {"w": tensor, "b": np.zeros(size // 4, np.float32)})
+    for read, most in ((read_packed, 2.6 * size), (inspect_packed, 0.5 * size)):
+        tracemalloc.start()
+        kept = read(tmp_path / "large")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert kept
+        assert peak < most

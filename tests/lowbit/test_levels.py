@@ -1,0 +1,443 @@
+"""Steps and codes: against the golden file, exact fractions, and a plain transcription of docs/lowbit.md."""
+
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ebc_lab.lowbit.levels import (
+    SCALES,
+    TOP,
+    Quantized,
+    absmean,
+    as_float32,
+    entropy_bits,
+    mix,
+    order_free_mean,
+    quantize,
+    quantize_stochastic,
+    root_mean_square,
+    rounding_key,
+    stochastic_step,
+    uniforms,
+    zero_share,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+LARGEST = float(np.finfo(np.float32).max)
+
+floats = st.floats(-LARGEST, LARGEST, width=32)
+near_one = st.floats(-4, 4, width=32)
+arrays = hnp.arrays(np.float32, st.integers(1, 60), elements=floats | near_one | st.just(-0.0))
+levels = pytest.mark.parametrize("levels", TOP)
+
+
+# -- a plain transcription -----------------------------------------------------------------------------------
+
+
+def plain_total(block: list[float], bits: int, power: int) -> float:
+    largest = max(abs(w) for w in block)
+    if largest < 2.0**-90:
+        return 0.0
+    exponent = math.frexp(largest)[1]
+    counts = [round(Fraction(abs(w)) * Fraction(2) ** (bits - exponent)) ** power for w in block]
+    return sum(counts) * 2.0 ** (power * (exponent - bits))
+
+
+def plain_mean(values: np.ndarray, power: int = 1) -> float:
+    flat = values.reshape(-1).tolist()
+    totals = [plain_total(flat[i : i + 4096], 30 // power, power) for i in range(0, len(flat), 4096)]
+    while len(totals) & (len(totals) - 1):
+        totals.append(0.0)
+    while len(totals) > 1:
+        half = len(totals) // 2
+        totals = [totals[i] + totals[half + i] for i in range(half)]
+    return totals[0] / len(flat)
+
+
+def plain_code(w: np.float32, step: np.float32, levels: str) -> int:
+    if step == 0:
+        return 0
+    code = int(abs(w) > np.float32(0.5) * step)
+    if levels == "five" and abs(w) >= np.float32(1.5) * step:
+        code = 2
+    return -code if w < 0 else code
+
+
+def plain_uniform(i: int, key: int) -> float:
+    h = (i * 0x9E3779B9 + key) % 2**32
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h ^= h >> shift
+        h = h * factor % 2**32
+    h ^= h >> 16
+    return (h >> 8) / 2**24
+
+
+def assert_same_bits(found: np.ndarray, expected: np.ndarray) -> None:
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert found.tobytes() == expected.tobytes()
+
+
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def large_golden() -> np.ndarray:
+    """The 10,000 values of the golden file, by its rule."""
+    powers = 2.0 ** (np.arange(10000) % 7 - 3)
+    values = 2 * uniforms(10000, rounding_key(7, 0, 0)).astype(np.float64) - 1
+    return values.astype(np.float32) * powers.astype(np.float32)
+
+
+# -- steps ---------------------------------------------------------------------------------------------------
+
+
+@given(arrays)
+def test_the_step_is_the_mean_magnitude_of_the_transcription(values):
+    assert absmean(values) == np.float32(plain_mean(values))
+
+
+@pytest.mark.parametrize("n", [4095, 4096, 4097, 8192, 12289, 20000])
+def test_blocks_of_4096_are_counted_in_units_of_their_own_and_added_by_halves(n):
+    scales = 2.0 ** np.random.default_rng(1).integers(-60, 60, n // 4096 + 1)
+    values = gaussian(n) * np.repeat(scales, 4096)[:n].astype(np.float32)
+    assert order_free_mean(np, values[None])[0] == plain_mean(values)
+    assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
+    assert absmean(values) == np.float32(plain_mean(values))
+
+
+@given(arrays)
+def test_the_mean_is_exact_to_a_billionth_of_the_largest(values):
+    exact = sum(Fraction(float(abs(w))) for w in values) / len(values)
+    largest = Fraction(float(np.abs(values).max()))
+    found = Fraction(float(order_free_mean(np, values[None])[0]))
+    assert abs(found - exact) <= max(largest, Fraction(2) ** -90) / 2**30
+
+
+@given(arrays, st.randoms(use_true_random=False))
+def test_the_order_within_a_block_does_not_matter(values, random):
+    shuffled = values[random.sample(range(len(values)), len(values))]
+    assert absmean(shuffled) == absmean(values)
+    assert root_mean_square(shuffled) == root_mean_square(values)
+
+
+def test_a_block_below_2_to_the_minus_90_counts_as_zero():
+    smallest = np.float32(2.0**-90)
+    assert absmean(np.full(5, smallest)) == smallest
+    assert absmean(np.full(5, np.nextafter(smallest, np.float32(0)))) == 0
+    assert absmean(np.full(3, 1e-45, np.float32)) == 0
+
+
+def test_the_largest_numbers_have_a_finite_mean():
+    values = np.full(5000, LARGEST, np.float32)
+    assert absmean(values) == np.float32(LARGEST)
+    assert quantize(values, "five").codes.tolist() == [1] * 5000
+
+
+@levels
+def test_absmax_is_the_largest_magnitude_over_top(levels):
+    values = np.array([0.25, -3.0, 1.0], np.float32)
+    quantized = quantize(values, levels, scale="absmax")
+    assert quantized.steps == np.float32(3 / TOP[levels])
+    assert quantized.codes[1] == -TOP[levels]
+
+
+def test_a_given_step_is_rounded_to_float32():
+    assert_same_bits(quantize([1.0, 2.0], scale=0.1).steps, np.array(0.1, np.float32))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@levels
+def test_each_group_is_quantized_as_if_it_were_alone(levels, scale):
+    values = gaussian(3, 9001) * np.float32([[1], [1e-3], [50]])
+    for group, width in (("row", 9001), (9001, 9001), (20000, 9001), (4097, 4097), (64, 64), (7, 7), (1, 1)):
+        quantized = quantize(values, levels, group=group, scale=scale)
+        starts = range(0, 9001, width)
+        if width < 64:
+            starts = [*starts[:3], *starts[-2:]]
+        assert quantized.steps.shape == ((3,) if group == "row" else (3, -(-9001 // width)))
+        steps = quantized.steps.reshape(3, -1)
+        for row in range(3):
+            for start in starts:
+                alone = quantize(values[row, start : start + width], levels, scale=scale)
+                assert_same_bits(steps[row, start // width], alone.steps[()])
+                assert_same_bits(quantized.codes[row, start : start + width], alone.codes)
+                assert_same_bits(quantized.values()[row, start : start + width], alone.values())
+
+
+def test_a_given_step_fills_every_group():
+    steps = quantize(gaussian(2, 5), group=2, scale=0.5).steps
+    assert_same_bits(steps, np.full((2, 3), 0.5, np.float32))
+
+
+# -- codes ---------------------------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_even_code():
+    above = np.nextafter(np.float32(0.5), np.float32(1))
+    below = np.nextafter(np.float32(1.5), np.float32(0))
+    values = np.array([0.5, above, -0.5, -above, 1, below, 1.5, -1.5, -below, 2.5, -2.5, 1e30], np.float32)
+    assert quantize(values, "five", scale=1.0).codes.tolist() == [0, 1, 0, -1, 1, 1, 2, -2, -1, 2, -2, 2]
+    assert quantize(values, "ternary", scale=1.0).codes.tolist() == [0, 1, 0, -1, 1, 1, 1, -1, -1, 1, -1, 1]
+
+
+@given(arrays, st.sampled_from(sorted(TOP)), st.sampled_from(SCALES))
+def test_codes_are_the_exact_quotient_rounded_to_even_and_clipped(values, levels, scale):
+    quantized = quantize(values, levels, scale=scale)
+    step = quantized.steps[()]
+    with np.errstate(over="ignore"):
+        limit = np.float32(1.5) * step
+    for w, code in zip(values, quantized.codes.tolist(), strict=True):
+        assert code == plain_code(w, step, levels)
+        # 1.5 steps are rounded to float32 before they are compared; half a step is exact above 2^-125
+        if step > 2.0**-125 and abs(w) != limit:
+            exact = round(Fraction(float(w)) / Fraction(float(step)))
+            assert code == max(-TOP[levels], min(TOP[levels], exact))
+
+
+@levels
+def test_what_has_code_zero_is_positive_zero(levels):
+    quantized = quantize(np.array([-0.0, 0.0, -1e-9, 5.0, -5.0], np.float32), levels)
+    assert quantized.codes.dtype == np.int8
+    assert quantized.codes[:3].tolist() == [0, 0, 0]
+    assert not np.signbit(quantized.values()[:3]).any()
+    assert quantized.values().dtype == np.float32
+    nothing = quantize(np.array([-0.0, 0.0, -1e-40], np.float32), levels)
+    assert nothing.steps == 0
+    assert nothing.codes.tolist() == [0, 0, 0]
+    assert not np.signbit(nothing.values()).any()
+
+
+@given(arrays, st.sampled_from(sorted(TOP)))
+def test_the_value_is_step_times_code(values, levels):
+    quantized = quantize(values, levels, scale="absmax")
+    expected = [float(quantized.steps) * code for code in quantized.codes.tolist()]
+    assert quantized.values().tolist() == expected
+    assert quantized.shape == values.shape
+
+
+def test_shapes_without_a_matrix():
+    assert quantize(np.float32(-3)).codes.shape == ()
+    assert quantize(np.float32(-3)).values() == -3
+    assert quantize(-3.0, "five").codes == -1
+    cube = gaussian(2, 3, 4)
+    assert_same_bits(quantize(cube).codes, quantize(cube.reshape(-1)).codes.reshape(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("shape", "group", "steps"),
+    [
+        ((0,), "tensor", ()),
+        ((0, 5), "tensor", ()),
+        ((0, 5), "row", (0,)),
+        ((3, 0), "row", (3,)),
+        ((3, 0), 4, (3, 0)),
+        ((0, 5), 4, (0, 2)),
+    ],
+)
+def test_an_empty_array_has_no_codes_and_steps_of_zero(shape, group, steps):
+    for scale in (*SCALES, 0.5):
+        quantized = quantize(np.zeros(shape), group=group, scale=scale)
+        assert quantized.codes.shape == quantized.values().shape == shape
+        assert_same_bits(quantized.steps, np.zeros(steps, np.float32))
+    assert absmean([]) == 0
+    assert stochastic_step([], "five") == 0
+
+
+# -- what goes in --------------------------------------------------------------------------------------------
+
+
+def test_wider_floats_are_rounded_first_and_narrower_ones_widened():
+    just_above_half = 0.5 + 1e-12  # a tie once it is float32
+    assert quantize(np.array([just_above_half]), scale=1.0).codes.tolist() == [0]
+    values = gaussian(40)
+    expected = quantize(values, "five")
+    for same in (values.astype(np.float64), values.tolist(), torch.tensor(values, requires_grad=True)):
+        assert_same_bits(quantize(same, "five").codes, expected.codes)
+    for dtype in (torch.bfloat16, torch.float16):
+        narrow = torch.from_numpy(values).to(dtype)
+        assert_same_bits(as_float32(narrow), narrow.float().numpy())
+        assert_same_bits(quantize(narrow).codes, quantize(narrow.float().numpy()).codes)
+    assert_same_bits(as_float32(values.astype(np.float16)), values.astype(np.float16).astype(np.float32))
+
+
+def test_memory_layout_and_byte_order_do_not_matter():
+    values = gaussian(6, 8)
+    expected = quantize(values, "five", group=3)
+    for same in (np.asfortranarray(values), values.astype(">f4"), np.repeat(values, 2, 1)[:, ::2]):
+        assert_same_bits(quantize(same, "five", group=3).codes, expected.codes)
+
+
+def test_integers_are_taken_as_float32():
+    assert quantize([3, -1, 0]).codes.tolist() == quantize([3.0, -1.0, 0.0]).codes.tolist() == [1, -1, 0]
+    assert as_float32(np.array([2**24 + 1]))[0] == np.float32(2**24)
+    assert as_float32(np.array([True, False])).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("scale", [*SCALES, 0.5])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e300])
+def test_what_is_not_finite_is_refused_with_count_and_place(wrong, scale):
+    values = np.ones((3, 4))
+    values[1, 2] = values[2, 0] = wrong
+    for group in ("tensor", "row", 2):
+        with pytest.raises(ValueError, match=r"2 of 12 values are NaN or infinite.*\(1, 2\)"):
+            quantize(values, group=group, scale=scale)
+    flat = np.array([0.0, wrong])
+    for refuses in (absmean, lambda x: stochastic_step(x, "five")):
+        with pytest.raises(ValueError, match=r"1 of 2 values .* index 1:"):
+            refuses(flat)
+    with pytest.raises(ValueError, match="1 of 2 values"):
+        quantize_stochastic(flat, "five", step=1.0, key=0)
+
+
+@pytest.mark.parametrize(
+    "values", [np.ones(2, complex), np.array([object()]), ["a"], torch.ones(2, dtype=torch.complex64), [None]]
+)
+def test_what_is_no_real_number_is_refused(values):
+    with pytest.raises(ValueError, match="real numbers"):
+        quantize(values)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"levels": "four"}, "ternary, five, not 'four'"),
+        ({"levels": 2}, "ternary, five, not 2"),
+        ({"scale": "mean"}, "absmean, absmax or a positive float32 number, not 'mean'"),
+        ({"scale": 0.0}, "positive"),
+        ({"scale": -1}, "positive"),
+        ({"scale": math.nan}, "positive"),
+        ({"scale": 1e300}, "positive"),
+        ({"scale": 1e-60}, "positive"),
+        ({"scale": True}, "positive"),
+        ({"group": 0}, "at least 1"),
+        ({"group": -3}, "at least 1"),
+        ({"group": "column"}, "tensor, row or a count of at least 1, not 'column'"),
+        ({"group": 2.0}, "tensor, row or a count"),
+        ({"group": True}, "tensor, row or a count"),
+        ({"backend": "fortran"}, "numpy, c, cpp, torch, cuda, cupy, not 'fortran'"),
+    ],
+)
+def test_unknown_settings_are_refused_with_what_there_is(settings, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(np.ones((2, 2)), **settings)
+
+
+@pytest.mark.parametrize("group", ["row", 1, np.int64(2)])
+def test_rows_and_neighbours_need_a_matrix(group):
+    for shape in ((), (4,), (2, 2, 2)):
+        with pytest.raises(ValueError, match="needs a matrix"):
+            quantize(np.ones(shape), group=group)
+
+
+# -- stochastic codes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN["uniforms"])
+def test_uniforms_are_those_of_the_golden_file(case):
+    key = rounding_key(case["seed"], case["step"], case["stream"])
+    assert key == case["key"]
+    found = uniforms(1_000_001, key)
+    assert found.dtype == np.float32
+    assert found[:5].tolist() == case["first"]
+    assert found[-1] == case["at_1000000"]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_uniforms_are_those_of_the_transcription(key):
+    assert uniforms(50, key).tolist() == [plain_uniform(i, key) for i in range(50)]
+
+
+def test_the_hash_is_the_same_for_a_number_an_array_and_a_tensor():
+    numbers = [0, 1, 0x9E3779B9, 2**31, 2**32 - 1]
+    expected = [mix(n) for n in numbers]
+    assert mix(np.array(numbers, np.uint32)).tolist() == expected
+    assert mix(torch.tensor(numbers)).tolist() == expected
+
+
+def test_a_negative_count_of_uniforms_is_refused():
+    assert uniforms(0, 1).shape == (0,)
+    with pytest.raises(ValueError, match="negative"):
+        uniforms(-1, 0)
+
+
+@given(arrays, st.sampled_from(sorted(TOP)), near_one, st.integers(0, 2**32 - 1))
+def test_stochastic_codes_are_those_of_the_transcription(values, levels, step, key):
+    step = np.float32(abs(step))
+    found = quantize_stochastic(values, levels, step=float(step), key=key)
+    assert found.dtype == np.int8
+    for i, (w, code) in enumerate(zip(values, found.tolist(), strict=True)):
+        if step == 0:
+            assert code == 0
+            continue
+        with np.errstate(over="ignore", under="ignore"):
+            y = min(np.float32(abs(w)) / step, np.float32(TOP[levels]))
+        size = math.floor(y) + (plain_uniform(i, key) < y - np.float32(math.floor(y)))
+        assert code == (-size if w < 0 else size)
+
+
+@levels
+def test_stochastic_codes_have_the_mean_of_the_value(levels):
+    key = rounding_key(1, 2, 3)
+    for value in (0.1, -0.45, 0.99):
+        codes = quantize_stochastic(np.full(100_000, value * TOP[levels]), levels, step=1.0, key=key)
+        assert abs(codes.mean() - value * TOP[levels]) < 5 * 0.5 / math.sqrt(100_000)
+
+
+def test_another_key_draws_other_codes_and_large_values_are_clipped():
+    values = np.full(1000, 0.5)
+    drawn = [quantize_stochastic(values, "ternary", step=1.0, key=rounding_key(0, 0, j)) for j in (0, 1)]
+    assert 0.4 < (drawn[0] != drawn[1]).mean() < 0.6
+    assert quantize_stochastic([7.0, -9.0], "five", step=1.0, key=1).tolist() == [2, -2]
+
+
+@pytest.mark.parametrize("step", [-1.0, math.nan, math.inf, 1e300])
+def test_a_step_that_is_no_step_is_refused(step):
+    with pytest.raises(ValueError, match="step must be"):
+        quantize_stochastic([1.0], "five", step=step, key=0)
+
+
+def test_the_stochastic_step_is_that_of_the_golden_file():
+    golden = GOLDEN["stochastic_step"]
+    assert root_mean_square(as_float32(golden["x"])) == pytest.approx(golden["rms"], rel=1e-15)
+    assert root_mean_square(large_golden()) == pytest.approx(golden["large"]["rms"], rel=1e-15)
+    for name in TOP:
+        assert stochastic_step(golden["x"], name) == golden[name]
+    assert stochastic_step(large_golden(), "ternary") == golden["large"]["ternary"]
+
+
+def test_the_stochastic_step_clips_outliers_at_two_and_a_half_rms():
+    values = np.ones(10_000, np.float32)
+    assert stochastic_step(values, "ternary") == 1
+    values[5] = 100
+    rms = math.sqrt((9999 + 100**2) / 10_000)
+    assert stochastic_step(values, "five") == pytest.approx(2.5 * rms / 2, rel=1e-6)
+
+
+# -- what codes are worth ------------------------------------------------------------------------------------
+
+
+def test_entropy_and_zero_share():
+    assert entropy_bits([0, 0, 1, -1]) == 1.5
+    assert entropy_bits(np.array([[0, 1, 2, -1, -2]], np.int8)) == pytest.approx(math.log2(5), rel=1e-12)
+    assert entropy_bits([1, 1]) == 0
+    assert math.copysign(1, entropy_bits([])) == 1
+    assert zero_share([0, 1, 0, -2]) == 0.5
+    assert zero_share([]) == 0
+    for name in TOP:
+        codes = quantize(large_golden(), name).codes
+        assert entropy_bits(codes) == pytest.approx(GOLDEN["encode_large"][name]["entropy_bits"], rel=1e-9)
+
+
+def test_a_quantized_array_cannot_be_changed_by_assignment():
+    quantized = quantize([1.0])
+    assert isinstance(quantized, Quantized)
+    with pytest.raises(AttributeError):
+        quantized.levels = "five"  # type: ignore[misc]

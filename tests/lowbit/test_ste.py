@@ -1,0 +1,306 @@
+"""Training through the quantizer: the forward's bits, its derivatives, and that nothing is remembered."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ebc_lab.lowbit.levels import quantize
+from ebc_lab.lowbit.ste import codes_of, effective, flip_share, straight_through
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+LEVELS = ("ternary", "five")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+GROUPS: tuple[Any, ...] = ("tensor", "row", 1, 7, 1000)
+
+
+def same_bits(a: Tensor, b: Tensor | np.ndarray[Any, Any]) -> bool:
+    """Equal in every bit, so that -0 is not +0."""
+    return a.detach().numpy().tobytes() == np.asarray(b).tobytes()
+
+
+def weights(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.02
+
+
+class Layer(nn.Module):
+    def __init__(self, levels: str, rows: int = 24, columns: int = 16):
+        super().__init__()
+        self.levels = levels
+        self.weight = nn.Parameter(weights(0, rows, columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, straight_through(self.weight, self.levels))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(
+    "case", [c for c in GOLDEN["encode"] if not c["step_given"]], ids=lambda c: c["name"]
+)
+def test_golden_codes_times_their_step(case: dict[str, Any], levels: str) -> None:
+    got = straight_through(torch.tensor(case["x"]), levels)
+    expected = np.float32(case["step"]) * np.array(case[levels], dtype=np.float32)
+    assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("scale", ["absmean", "absmax", 0.015])
+def test_the_forward_is_quantize_to_the_bit_and_the_backward_the_identity(
+    levels: str, group: Any, scale: Any
+) -> None:
+    weight = weights(1, 30, 45)
+    weight[3] = 0
+    weight[4, 4] = -0.0
+    weight.requires_grad_(True)
+    got = straight_through(weight, levels, group, scale)
+    assert same_bits(got, quantize(weight.detach().numpy(), levels, group=group, scale=scale).values())
+    upstream = weights(2, 30, 45)
+    (gradient,) = torch.autograd.grad(got, weight, upstream)
+    assert same_bits(gradient, upstream)
+
+
+@given(
+    values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
+    levels=st.sampled_from(LEVELS),
+)
+def test_any_finite_weights_have_the_values_of_quantize(values: list[float], levels: str) -> None:
+    weight = torch.tensor(values)
+    expected = quantize(weight.numpy(), levels).values()
+    assert same_bits(straight_through(weight, levels), expected)
+    traced = torch.func.vmap(lambda w: straight_through(w, levels))(weight[None])[0]
+    assert same_bits(traced, expected)
+
+
+def test_a_large_matrix_and_a_view_of_one() -> None:
+    weight = weights(3, 300, 200)  # 15 blocks of the mean
+    for view in (weight, weight.T, weight[::2, 5:100]):
+        assert same_bits(straight_through(view, "five"), quantize(view.numpy(), "five").values())
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_forward_mode_is_the_identity_at_the_quantized_point(levels: str) -> None:
+    weight = weights(4, 12, 10)
+    tangent = weights(5, 12, 10)
+    value, derivative = torch.func.jvp(lambda w: straight_through(w, levels), (weight,), (tangent,))
+    assert same_bits(value, quantize(weight.numpy(), levels).values())
+    assert same_bits(derivative, tangent)
+    x = weights(6, 4, 10)
+    got = torch.func.jvp(lambda w: F.linear(x, straight_through(w, levels)), (weight,), (tangent,))[1]
+    torch.testing.assert_close(got, F.linear(x, tangent))
+
+
+def test_vmap_quantizes_each_matrix_by_itself_and_composes_with_derivatives() -> None:
+    stack = weights(7, 3, 8, 6) * torch.tensor([1.0, 10.0, 0.1])[:, None, None]
+
+    def through(w: Tensor) -> Tensor:
+        return straight_through(w, "five", "row")
+
+    each = torch.stack([through(w) for w in stack])
+    assert same_bits(torch.func.vmap(through)(stack), each)
+    gradient = torch.func.vmap(torch.func.grad(lambda w: (through(w) ** 2).sum()))(stack)
+    assert torch.equal(gradient, 2 * each)
+    both = torch.func.vmap(lambda w, t: torch.func.jvp(through, (w,), (t,)))(stack, stack)
+    assert torch.equal(both[0], each)
+    assert torch.equal(both[1], stack)
+    gradients = torch.func.grad(lambda w: (through(w) ** 2).sum())
+    assert torch.equal(torch.func.jvp(gradients, (stack[0],), (stack[1],))[1], 2 * stack[1])
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_functional_call_quantizes_the_weights_it_is_given(levels: str) -> None:
+    layer = Layer(levels)
+    x = weights(8, 5, 16)
+    other = weights(9, 24, 16)
+    layer(x)
+    got = torch.func.functional_call(layer, {"weight": other}, (x,))
+    assert torch.equal(got, F.linear(x, torch.from_numpy(quantize(other.numpy(), levels).values())))
+
+
+def swap_data(weight: nn.Parameter, new: Tensor) -> None:
+    weight.data = new.clone()
+
+
+def copy_data(weight: nn.Parameter, new: Tensor) -> None:
+    weight.data.copy_(new)
+
+
+def write_memory(weight: nn.Parameter, new: Tensor) -> None:
+    weight.detach().numpy()[:] = new.numpy()
+
+
+@pytest.mark.parametrize("swap", [swap_data, copy_data, write_memory])
+def test_weights_swapped_behind_torchs_back_change_the_forward(
+    swap: Callable[[nn.Parameter, Tensor], None],
+) -> None:
+    """Its trial weights are put in place without a version bump: a cached value would show KL = 0."""
+    layer = Layer("ternary")
+    x = weights(10, 5, 16)
+    first = layer(x)
+    version = layer.weight._version
+    old = layer.weight.detach().clone()
+    new = weights(11, 24, 16)
+    swap(layer.weight, new)
+    assert layer.weight._version == version
+    expected = F.linear(x, torch.from_numpy(quantize(new.numpy(), "ternary").values()))
+    assert torch.equal(layer(x), expected)
+    swap(layer.weight, old)
+    assert torch.equal(layer(x), first)
+
+
+def test_the_result_shares_no_memory_between_calls() -> None:
+    weight = weights(12, 6, 6)
+    first = straight_through(weight, "five")
+    kept = first.clone()
+    straight_through(-weight, "five")
+    assert torch.equal(first, kept)
+    before = weight.clone()
+    straight_through(weight, "five").zero_()
+    assert torch.equal(weight, before)
+
+
+def test_under_autocast_the_step_comes_from_the_float32_weight() -> None:
+    weight = weights(13, 40, 30).requires_grad_(True)
+    x = weights(14, 4, 30)
+    expected = quantize(weight.detach().numpy(), "ternary").values()
+    with torch.autocast("cpu", torch.bfloat16):
+        effective_weight = straight_through(weight, "ternary")
+        out = F.linear(x, effective_weight)
+        traced = torch.func.vmap(lambda w: straight_through(w, "ternary"))(weight[None])[0]
+    assert effective_weight.dtype == torch.float32
+    assert same_bits(effective_weight, expected)
+    assert same_bits(traced, expected)
+    assert out.dtype == torch.bfloat16
+    out.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
+    weight = weights(15, 9, 8).to(dtype).requires_grad_(True)
+    got = straight_through(weight, "five")
+    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert same_bits(got.float(), quantize(weight.detach().float().numpy(), "five").values())
+    got.sum().backward()
+    assert weight.grad is not None
+    assert weight.grad.dtype == dtype
+    tangent = torch.ones_like(weight)
+    derivative = torch.func.jvp(lambda w: straight_through(w, "five"), (weight.detach(),), (tangent,))[1]
+    assert derivative.dtype == got.dtype
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_diverged_weight_shows_and_does_not_raise(levels: str, bad: float) -> None:
+    weight = weights(16, 6, 8)
+    weight[2, 3] = bad
+    assert not straight_through(weight, levels).isfinite().any()
+    rows = straight_through(weight, levels, "row")
+    assert not rows[2].isfinite().any()
+    finite = [0, 1, 3, 4, 5]
+    assert same_bits(rows[finite], quantize(weight[finite].numpy(), levels, group="row").values())
+    codes = codes_of(weight, levels, "row")
+    assert not codes[2].any()
+    assert codes[0].any()
+    with pytest.raises(ValueError, match="1 of 48"):
+        quantize(weight.numpy(), levels)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("group", ["tensor", "row", 5])
+def test_recorded_codes_are_those_of_quantize(levels: str, group: Any) -> None:
+    weight = weights(17, 20, 33).requires_grad_(True)
+    codes = codes_of(weight, levels, group)
+    assert codes.dtype == torch.int8
+    assert np.array_equal(codes.numpy(), quantize(weight.detach().numpy(), levels, group=group).codes)
+
+
+def test_flip_share_counts_codes_that_differ() -> None:
+    before = torch.tensor([[1, 0, -1, 2]], dtype=torch.int8)
+    after = torch.tensor([[1, 1, 1, 2]], dtype=torch.int8)
+    assert flip_share(before, after).item() == 0.5
+    assert flip_share(before, before).item() == 0
+    empty = torch.zeros(0, dtype=torch.int8)
+    assert flip_share(empty, empty).item() == 0
+    with pytest.raises(ValueError, match="one weight"):
+        flip_share(before, after.T)
+
+
+@pytest.mark.parametrize(
+    ("levels", "group", "scale", "message"),
+    [
+        ("four", "tensor", "absmean", "levels"),
+        ("five", "col", "absmean", "group"),
+        ("five", 0, "absmean", "group"),
+        ("five", "tensor", "std", "scale"),
+        ("five", "tensor", -1.0, "scale"),
+    ],
+)
+def test_unknown_settings_are_refused(levels: str, group: Any, scale: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        straight_through(weights(0, 4, 4), levels, group, scale)
+    with pytest.raises(ValueError, match=message):
+        codes_of(weights(0, 4, 4), levels, group, scale)
+    with pytest.raises(ValueError, match="matrix"):
+        straight_through(weights(0, 4), "five", "row")
+    with pytest.raises(ValueError, match="real"):
+        effective(weights(0, 4).to(torch.complex64), "five", "tensor", "absmean")
+
+
+def losses(layer: nn.Module, parameter: nn.Parameter) -> list[float]:
+    """A few steps of sgd towards a fixed target."""
+    x = weights(20, 64, 16) * 50
+    target = weights(21, 64, 24) * 50
+    seen = []
+    for _ in range(20):
+        loss = F.mse_loss(layer(x), target)
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        with torch.no_grad():
+            parameter -= 0.05 * gradient
+        seen.append(loss.item())
+    return seen
+
+
+def test_training_through_it_learns() -> None:
+    layer = Layer("ternary")
+    seen = losses(layer, layer.weight)
+    assert min(seen[-5:]) < seen[0]
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_compiled_without_a_graph_break_the_bits_are_the_same(levels: str, backend: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda w: straight_through(w, levels, "row"), fullgraph=True, backend=backend, dynamic=False
+    )
+    weight = weights(22, 30, 45).requires_grad_(True)
+    got = compiled(weight)
+    assert same_bits(got, quantize(weight.detach().numpy(), levels, group="row").values())
+    upstream = weights(23, 30, 45)
+    (gradient,) = torch.autograd.grad(got, weight, upstream)
+    assert same_bits(gradient, upstream)
+    torch.compiler.reset()
+
+
+@pytest.mark.cuda
+@NO_GPU
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_gpu_gives_the_same_bits(levels: str, group: Any) -> None:
+    weight = weights(24, 130, 70)
+    on_gpu = straight_through(weight.cuda(), levels, group)
+    assert same_bits(on_gpu.cpu(), straight_through(weight, levels, group))
+    assert torch.equal(codes_of(weight.cuda(), levels, group).cpu(), codes_of(weight, levels, group))

@@ -1,0 +1,483 @@
+"""The trainer behind the familiar names: what it refuses, what it learns, how it resumes, what it counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ebc_lab.lowbit import HybridLLMTrainer, TrainingConfig, quantize
+from ebc_lab.lowbit.container import DamagedFileError
+from ebc_lab.lowbit.trainer import loop, models
+from ebc_lab.lowbit.trainer.data import CONTEXT, Rows, Text, tokens_of
+
+
+def low_rank(rows: int = 200, columns: int = 12, seed: int = 0) -> np.ndarray:
+    """Rows with three degrees of freedom and a little noise: something a small perceptron learns quickly."""
+    rng = np.random.default_rng(seed)
+    inner = np.tanh(rng.standard_normal((rows, 3)) @ rng.standard_normal((3, columns)))
+    return (inner + 0.05 * rng.standard_normal((rows, columns))).astype(np.float32)
+
+
+def small(**settings: object) -> TrainingConfig:
+    given = {"max_epochs": 4, "batch_size": 16, "hidden": 24, "n_clusters": 4, "learning_rate": 4e-3}
+    return TrainingConfig(**(given | settings))
+
+
+def weights(trainer: HybridLLMTrainer) -> list[bytes]:
+    return [p.detach().numpy().tobytes() for p in trainer.model.parameters()]
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_are_the_documented_ones():
+    expected = {
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "max_epochs": 10,
+        "n_clusters": 10,
+        "quantize_weights": True,
+        "quantize_gradients": True,
+        "use_adaptive_lr": True,
+        "checkpoint_dir": None,
+        "levels": "five",
+        "max_steps": None,
+        "validation_share": 0.1,
+        "hidden": 256,
+        "seed": 0,
+    }
+    assert dataclasses.asdict(TrainingConfig()) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("epochs", "max_epochs"), ("learningrate", "learning_rate"), ("batchsize", "batch_size")],
+)
+def test_an_unknown_setting_is_a_type_error_that_names_the_nearest(wrong: str, nearest: str):
+    with pytest.raises(TypeError, match=f"no setting '{wrong}': '{nearest}'"):
+        TrainingConfig(**{wrong: 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", 2.5),
+        ("max_epochs", True),
+        ("n_clusters", -1),
+        ("max_steps", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("validation_share", 1.0),
+        ("levels", "seven"),
+        ("quantize_weights", "yes"),
+        ("checkpoint_dir", 3),
+        ("seed", -1),
+    ],
+)
+def test_a_setting_out_of_range_is_one_sentence(name: str, value: object):
+    with pytest.raises(ValueError, match=f"^{name} is .*: give .*\\.$"):
+        TrainingConfig(**{name: value})
+
+
+def test_a_setting_changed_later_is_checked_too():
+    config = TrainingConfig()
+    config.levels = "two"
+    with pytest.raises(ValueError, match="levels is 'two'"):
+        HybridLLMTrainer(config)
+
+
+def test_sizes_of_the_model_must_be_positive():
+    with pytest.raises(ValueError, match="model_dim is 0"):
+        HybridLLMTrainer(model_dim=0)
+
+
+# -- data ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((1, 5), np.float32), "has 1 row"),
+        (np.zeros((0, 5), np.float32), r"shape \(0, 5\)"),
+        (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
+        (np.zeros(7, np.float32), r"shape \(7,\)"),
+        (np.array([["a", "b"]]), "no array of real numbers"),
+        (np.ones((4, 2)) * 1j, "no array of real numbers"),
+        ("short", "the text has 5 tokens"),
+        ("", "the text has 0 tokens"),
+        (np.array([3, -1, 2]), "tokens run from -1 to 3"),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_one_sentence(data: object, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        HybridLLMTrainer(small()).train(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_nan_and_infinity_are_refused_with_count_and_first_place():
+    data = low_rank()
+    data[7, 3] = np.nan
+    data[9, 0] = np.inf
+    with pytest.raises(ValueError, match=r"training_data has 2 values .* first at \(7, 3\)"):
+        HybridLLMTrainer(small()).train(data)
+    wide = low_rank().astype(np.float64)
+    wide[5, 1] = 1e300  # no float32
+    with pytest.raises(ValueError, match=r"training_targets has 1 values .* first at \(5, 1\)"):
+        HybridLLMTrainer(small()).train(low_rank(), wide)
+
+
+def test_targets_must_match_the_rows():
+    with pytest.raises(ValueError, match="training_targets has 5 rows, but training_data 200"):
+        HybridLLMTrainer(small()).train(low_rank(), low_rank(5))
+
+
+def test_the_last_rows_are_for_validation_and_never_drawn():
+    data = np.arange(40, dtype=np.float32).reshape(20, 2)
+    source = Rows(data, None, small(validation_share=0.25, batch_size=5))
+    seen = torch.cat([source.batch(step)[0][:, 0] for step in range(30)])
+    assert set(seen.tolist()) == set(range(0, 30, 2))
+    kept = torch.cat([inputs for inputs, _ in source.validation()])
+    assert np.array_equal(kept.numpy(), data[15:])
+    assert source.steps_per_epoch == 3
+
+
+def test_a_text_batch_is_windows_and_what_follows_them():
+    tokens = np.arange(1000)
+    source = Text(tokens, small(batch_size=7, n_clusters=3))
+    starts = set()
+    for step in range(40):
+        inputs, targets = source.batch(step)
+        assert inputs.shape == (7, CONTEXT)
+        assert torch.equal(inputs + 1, targets)
+        assert int(targets.max()) < 900  # what comes after is for validation
+        starts |= set(inputs[:, 0].tolist())
+    assert len({start % CONTEXT for start in starts}) > CONTEXT // 2
+    first = next(source.validation())[0]
+    assert int(first[0, 0]) == 900
+
+
+def test_text_can_be_a_string_a_path_or_the_name_of_a_file(tmp_path: Path):
+    path = tmp_path / "text.txt"
+    path.write_text("abcabca", encoding="utf-8")
+    expected = [0, 1, 2, 0, 1, 2, 0]
+    for given in ("abcabca", path, str(path), expected, torch.tensor(expected)):
+        assert tokens_of(given).tolist() == expected
+    with pytest.raises(ValueError, match=r"nothing\.txt cannot be read as text"):
+        tokens_of(tmp_path / "nothing.txt")
+
+
+# -- learning ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", ["ternary", "five"])
+def test_it_reconstructs_rows_far_better_than_a_zero_predictor(levels: str):
+    data = low_rank()
+    trainer = HybridLLMTrainer(small(levels=levels, max_epochs=12))
+    summary = trainer.train(data)
+    assert summary["total_steps"] == 12 * 12  # 180 rows in batches of 16
+    assert summary["zero_predictor_loss"] == pytest.approx(np.square(data[180:]).mean(), rel=1e-6)
+    assert summary["final_loss"] < 0.35 * summary["zero_predictor_loss"]
+    assert summary["total_loss_reduction"] == summary["initial_loss"] - summary["final_loss"] > 0
+    assert [record["epoch"] for record in summary["metrics_history"]] == list(range(1, 13))
+
+
+def test_reported_losses_are_those_of_the_codes():
+    data = low_rank()
+    trainer = HybridLLMTrainer(small())
+    summary = trainer.train(data)
+    codes = trainer.quantized_weights()
+    assert list(codes) == ["layers.0.weight", "layers.1.weight", "layers.2.weight"]
+    assert [q.shape for q in codes.values()] == [(24, 12), (24, 24), (12, 24)]
+    state = trainer.model.state_dict()
+    x = torch.from_numpy(data[180:]) / state["scales"][0]
+    for index, quantized in enumerate(codes.values()):
+        assert set(np.unique(quantized.codes)) <= {-2, -1, 0, 1, 2}
+        x = torch.nn.functional.gelu(x) if index else x
+        x = x @ torch.from_numpy(quantized.values()).T + state[f"layers.{index}.bias"]
+    loss = (x * state["scales"][1] - torch.from_numpy(data[180:])).square().mean()
+    assert summary["final_loss"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_targets_of_another_width_and_unit():
+    rows = low_rank(300, 5)
+    targets = 1e-6 * (rows[:, :2] - 2 * rows[:, 2:4])
+    summary = HybridLLMTrainer(small(max_epochs=12)).train(rows * 1e4, targets)
+    assert summary["final_loss"] < 0.3 * summary["zero_predictor_loss"] < 1e-10
+
+
+def test_own_loss_and_evaluation_are_used():
+    calls = []
+
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).abs().mean()
+
+    def evaluate(model: torch.nn.Module) -> float:
+        calls.append(model)
+        return len(calls) / 2
+
+    data = low_rank()
+    trainer = HybridLLMTrainer(small(max_epochs=3))
+    summary = trainer.train(data, loss_fn=loss, eval_fn=evaluate)
+    assert [record["eval"] for record in summary["metrics_history"]] == [0.5, 1.0, 1.5]
+    assert calls == [trainer.model] * 3
+    assert summary["zero_predictor_loss"] == pytest.approx(np.abs(data[180:]).mean(), rel=1e-5)
+
+
+def test_a_loss_without_a_gradient_is_refused():
+    with pytest.raises(ValueError, match="loss_fn must return a 0-dim tensor"):
+        HybridLLMTrainer(small()).train(low_rank(), loss_fn=lambda prediction, target: target.mean())
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_moves_nothing():
+    trainer = HybridLLMTrainer(small(max_epochs=1))
+    summary = trainer.train(low_rank(), loss_fn=lambda p, t: (p - t).square().mean() * math.inf)
+    assert summary["optimizer_summary"]["skipped_steps"] == summary["total_steps"] == 12
+    fresh = HybridLLMTrainer(small(max_epochs=1, max_steps=1))
+    fresh.train(low_rank(), loss_fn=lambda p, t: (p - t).square().mean() * math.inf)
+    assert weights(trainer) == weights(fresh)
+
+
+def test_the_trust_region_bounds_the_whole_update(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "RADIUS", 0.01)
+    norms = []
+    trainer = HybridLLMTrainer(small(max_steps=5, max_epochs=1, batch_size=64))
+
+    def look(model: torch.nn.Module) -> None:
+        norms.append(trainer._run.update_norm)
+
+    summary = trainer.train(low_rank(), eval_fn=look)["optimizer_summary"]
+    count = sum(p.numel() for p in trainer.model.parameters())
+    assert summary["constraints_active"] == 3  # every step of the epoch
+    assert norms[0] == pytest.approx(summary["trust_radius"], rel=1e-6)
+    assert summary["trust_radius"] == pytest.approx(
+        0.01 * 4e-3 * math.sqrt(count) * summary["radius_factor"], rel=1e-9
+    )
+
+
+def test_without_adaptive_rate_nothing_is_constrained():
+    summary = HybridLLMTrainer(small(use_adaptive_lr=False)).train(low_rank())["optimizer_summary"]
+    assert summary["policy"] == "constant"
+    assert summary["constraints_active"] == 0
+    assert summary["learning_rate"] == 4e-3
+
+
+def test_plain_training_is_torch_adam_through_the_quantizer():
+    """The fast path against the maths written out: same batches, straight-through gradients, Adam."""
+    data = low_rank()
+    config = small(use_adaptive_lr=False, quantize_gradients=False, max_steps=6)
+    trainer = HybridLLMTrainer(config)
+    trainer.train(data)
+    source = Rows(data, None, config)
+    model = models.Perceptron([12, 24, 24, 12], source.scales, 0, None)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    for step in range(6):
+        x, y = source.batch(step)
+        latents = [layer.weight.data for layer in model.layers]
+        for layer, latent in zip(model.layers, latents, strict=True):
+            layer.weight.data = torch.from_numpy(quantize(latent, "five").values())
+        optimizer.zero_grad()
+        ((model(x) - y).square().mean() / source.unit).backward()
+        for layer, latent in zip(model.layers, latents, strict=True):
+            layer.weight.data = latent
+        optimizer.step()
+    for mine, theirs in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+# -- counting ------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_counted_by_hand():
+    trainer = HybridLLMTrainer(small(levels="ternary", max_steps=1))
+    summary = trainer.train(low_rank())
+    hidden = [24 * 12, 24 * 24, 12 * 24]
+    packed = sum(-(-n // 5) + 4 for n in hidden)
+    rest = 4 * (24 + 24 + 12) + 8
+    assert summary["compression"] == {
+        "hidden_matrices": 4 * sum(hidden) / packed,
+        "whole_model": (4 * sum(hidden) + rest) / (packed + rest),
+        "hidden_bytes": packed,
+        "hidden_bytes_float32": 4 * sum(hidden),
+        "model_bytes": packed + rest,
+        "model_bytes_float32": 4 * sum(hidden) + rest,
+    }
+    assert summary["bits_per_weight"] == 8 * packed / sum(hidden)
+    assert summary["optimizer_summary"]["gradient_bits"] == 8 * packed / sum(hidden)
+
+
+def test_a_float_model_says_32_bits_and_has_no_codes():
+    trainer = HybridLLMTrainer(small(quantize_weights=False, quantize_gradients=False, max_steps=1))
+    summary = trainer.train(low_rank())
+    assert summary["bits_per_weight"] == 32.0
+    assert summary["compression"]["whole_model"] == 1.0
+    assert summary["optimizer_summary"]["gradient_bits"] == 32.0
+    with pytest.raises(ValueError, match="quantize_weights=False"):
+        trainer.quantized_weights()
+
+
+def test_sizes_can_be_chosen():
+    trainer = HybridLLMTrainer(small(max_steps=1), model_dim=10, num_layers=3)
+    trainer.train(low_rank())
+    shapes = [q.shape for q in trainer.quantized_weights().values()]
+    assert shapes == [(10, 12), (10, 10), (10, 10), (10, 10), (12, 10)]
+
+
+def test_before_training_there_is_nothing_to_say():
+    with pytest.raises(ValueError, match="call train or load_checkpoint first"):
+        HybridLLMTrainer().get_training_summary()
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"levels": "ternary", "use_adaptive_lr": False}])
+def test_an_interrupted_training_resumes_to_the_same_bits(settings: dict[str, object], tmp_path: Path):
+    data = low_rank()
+    whole = HybridLLMTrainer(small(**settings))
+    expected = whole.train(data)
+
+    def die_in_the_third(model: torch.nn.Module) -> None:
+        died.append(model)
+        if len(died) == 3:
+            raise KeyboardInterrupt
+
+    died: list[torch.nn.Module] = []
+    config = small(checkpoint_dir=tmp_path / "kept", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        HybridLLMTrainer(config).train(data, eval_fn=die_in_the_third)
+    resumed = HybridLLMTrainer(small(**settings))
+    resumed.load_checkpoint(tmp_path / "kept" / loop.CHECKPOINT)
+    assert resumed.get_training_summary()["total_steps"] == 24
+    got = resumed.train(data)
+    assert weights(resumed) == weights(whole)
+    for record in (*got["metrics_history"], *expected["metrics_history"]):
+        del record["time"]
+    assert got["metrics_history"] == expected["metrics_history"]
+    assert got["optimizer_summary"] == expected["optimizer_summary"] | {
+        "gradient_bits": got["optimizer_summary"]["gradient_bits"]
+    }
+    for mine, theirs in zip(
+        resumed.quantized_weights().values(), whole.quantized_weights().values(), strict=True
+    ):
+        assert np.array_equal(mine.codes, theirs.codes)
+        assert mine.steps == theirs.steps
+
+
+def test_training_again_starts_anew():
+    data = low_rank()
+    trainer = HybridLLMTrainer(small(max_epochs=1))
+    trainer.train(data)
+    once = weights(trainer)
+    assert trainer.train(data)["total_steps"] == 12
+    assert weights(trainer) == once
+
+
+def test_a_checkpoint_is_of_its_settings_and_its_data(tmp_path: Path):
+    path = tmp_path / "one.ebctrain"
+    trainer = HybridLLMTrainer(small(max_steps=2))
+    trainer.train(low_rank())
+    trainer.save_checkpoint(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["one.ebctrain"]
+    with pytest.raises(ValueError, match="made with levels='five', not 'ternary'"):
+        HybridLLMTrainer(small(levels="ternary")).load_checkpoint(path)
+    longer = HybridLLMTrainer(small(max_steps=3))
+    longer.load_checkpoint(path)
+    with pytest.raises(ValueError, match="other data"):
+        longer.train(low_rank(seed=1))
+    assert longer.train(low_rank())["total_steps"] == 3
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path):
+    path = tmp_path / "one.ebctrain"
+    trainer = HybridLLMTrainer(small(max_steps=1))
+    trainer.train(low_rank())
+    trainer.save_checkpoint(path)
+    content = path.read_bytes()
+    broken = bytearray(content)
+    broken[len(content) // 2] ^= 1
+    for wrong in (bytes(broken), content[:-1], content[:20], content + b"\0"):
+        path.write_bytes(wrong)
+        with pytest.raises(DamagedFileError, match=r"one\.ebctrain is damaged.*: restore it"):
+            trainer.load_checkpoint(path)
+    path.write_bytes(b"PK\3\4 something else")
+    with pytest.raises(DamagedFileError, match=r"one\.ebctrain is no checkpoint"):
+        trainer.load_checkpoint(path)
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+
+def test_text_trains_the_gpt_and_resumes(small_text: str, tmp_path: Path):
+    config = TrainingConfig(max_epochs=2, max_steps=24, batch_size=4, learning_rate=4e-3, n_clusters=4)
+    whole = HybridLLMTrainer(config, model_dim=32, num_layers=1)
+    summary = whole.train(small_text)
+    letters = len(set(small_text))
+    assert summary["zero_predictor_loss"] == pytest.approx(math.log(letters), rel=1e-6)
+    assert summary["initial_loss"] == pytest.approx(math.log(letters), rel=0.05)
+    assert summary["final_loss"] < summary["initial_loss"] - 0.4
+    codes = whole.quantized_weights()
+    assert len(codes) == 6
+    assert all("blocks.0." in name for name in codes)
+    kept = tmp_path / "half"
+    half = HybridLLMTrainer(config, model_dim=32, num_layers=1)
+
+    def stop(model: torch.nn.Module) -> None:
+        half.save_checkpoint(kept)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half.train(small_text, eval_fn=stop)
+    other = HybridLLMTrainer(config, model_dim=32, num_layers=1)
+    other.load_checkpoint(kept)
+    assert 0 < other.get_training_summary()["total_steps"] < 24
+    tokens = tokens_of(small_text)
+    other.train(tokens)  # the same text, by its tokens
+    assert weights(other) == weights(whole)
+
+
+def test_without_the_lab_text_is_refused_in_a_sentence(small_text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "entry_points", lambda **_: EntryPoints(list[EntryPoint]()))
+    with pytest.raises(ImportError, match=r"install ebc-lab"):
+        HybridLLMTrainer(TrainingConfig(max_steps=1)).train(small_text)
+
+
+# -- the familiar snippets -----------------------------------------------------------------------------------
+
+
+def test_the_snippet_of_the_trainer():
+    np.random.seed(0)
+    data = np.random.randn(1000, 128).astype(np.float32)
+
+    from ebc_lab.lowbit import HybridLLMTrainer, TrainingConfig
+
+    trainer = HybridLLMTrainer(TrainingConfig(max_epochs=5, batch_size=32))
+    trainer.train(data)
+    summary = trainer.get_training_summary()
+    assert summary["total_steps"] == 5 * 29
+    assert summary["final_loss"] < 0.6 * summary["zero_predictor_loss"]
+
+
+def test_the_snippet_of_the_dispatcher():
+    np.random.seed(0)
+    data = np.random.randn(1000, 16).astype(np.float32)
+    values = np.random.randn(10_000).astype(np.float32)
+
+    from ebc_lab.lowbit import HAS_GPU, BackendConfig, HybridDispatcher, create_auto_dispatcher
+
+    assert HAS_GPU in (True, False)
+    dispatcher = create_auto_dispatcher()
+    quantized = dispatcher.quantize(values)
+    assert quantized.tobytes() == quantize(values, "five").values().tobytes()
+    labels, centroids = dispatcher.kmeans(data, n_clusters=10)
+    assert labels.shape == (1000,)
+    assert centroids.shape == (10, 16)
+    config = BackendConfig(prefer_gpu=False, prefer_cpp=True, min_size_for_cpp=0, verbose=False)
+    assert HybridDispatcher(config).quantize(values).tobytes() == quantized.tobytes()
+    assert dispatcher.get_metrics()["total_operations"] == 2
