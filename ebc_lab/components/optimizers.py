@@ -218,6 +218,31 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
 CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
-def build(model: nn.Module, config: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """The base optimizers of a model; `matrices` are its hidden ones (a workload's `matrices(model)`)."""
+def build(
+    model: nn.Module, config: OptimizerConfig, matrices: Matrices, *, state: str = "none", seed: int = 0
+) -> list[Optimizer]:
+    """The base optimizers of a model; `matrices` are its hidden ones (a workload's `matrices(model)`).
+
+    `state`: the levels in which Adam keeps their moments (docs/lowbit.md); `seed` rounds them.
+    """
+    if state != "none":
+        return [_low_bit_adam(model, config, matrices, state, seed)]
     return OPTIMIZERS[config.name](model, config, matrices)
+
+
+def _low_bit_adam(
+    model: nn.Module, c: OptimizerConfig, matrices: Matrices, state: str, seed: int
+) -> Optimizer:
+    from ebc_lab.lowbit.state import QuantizedAdam
+
+    return QuantizedAdam(
+        model.parameters(),
+        c.lr,
+        (c.beta1, c.beta2),
+        c.eps,
+        state=state,
+        quantized=matrices,
+        seed=seed,
+        weight_decay=c.weight_decay,
+        decoupled=c.name == "adamw",
+    )

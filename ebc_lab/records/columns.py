@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from ebc_lab.config.fields import number
+from ebc_lab.ebc.options import CURVE_SCALES
+
 NATS = "nats/token"
 LOGITS = "logits/token"
 SHARE = "0–1"
@@ -38,6 +41,18 @@ STEP_MEANINGS = {  # of steps.csv, one row a step: column -> unit, meaning
     "skipped": ("0 or 1", "no usable gradient or update"),
 }
 STEP_COLUMNS = tuple(STEP_MEANINGS)
+CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these shares of the proposal
+FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
+    "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
+    "flip_share": (SHARE, "codes of the hidden matrices that differ from those ten steps before; at audits"),
+    "grad_error": (SHARE, "squared error of the quantized gradients, over the square of what was quantized"),
+    "lr_factor": (SCALE, "the policy's factor, which `lr` contains"),
+    "radius_factor": (SCALE, "its factor on the trust radius"),
+    **{
+        name: (NATS, f"between W and W + {c:g}·ΔW, on the audit's tokens; every `curve_every` steps")
+        for name, c in zip(CURVE_COLUMNS, CURVE_SCALES, strict=True)
+    },
+}
 EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
     "step": ("", "steps taken"),
     "val_loss": (NATS, "on the same 64 windows of the validation split each time (`eval_windows`)"),
@@ -50,7 +65,8 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "arm": (
         "",
         "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>"
-        "<schedules>`, which end as in `_holddelta_trapezoid_w0`",
+        "<schedules><low-bit>`, which end as in `_holddelta_trapezoid_w0`, and with low bits as in "
+        "`_ternary_gfive_mint8_clustered_auxnn`",
     ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),
@@ -108,6 +124,18 @@ OF_A_DIFFERENCE = (
     *("joint_low", "joint_high", "joint_detectable", "comparisons"),
     *("p", "p_joint", "sigmas", "alone", "judged"),
 )
+LOW_BIT_MEANINGS = {  # of a run with few levels, or with a policy; of a suite's arms too
+    "bits_per_weight": ("bits", "of the hidden matrices in model.ebcpack, their steps included"),
+    "compression": (SCALE, "size of the whole model in float32 over that of model.ebcpack"),
+    "entropy_bits": ("bits", "entropy of the codes at the end: what a weight could take at the least"),
+    "zero_share": (SHARE, "codes that are 0 at the end"),
+    "flip_share": (SHARE, "codes that differ from those ten steps before, median of the audits"),
+    "grad_bits": ("bits", "what one worker would send of an element of a gradient"),
+    "grad_error": ("", "squared error of the quantized gradients, over the square, median of the steps"),
+    "state_bits": ("bits", "both moments of a hidden weight"),
+    "lr_factor": (SCALE, "the policy's factor on the learning rate, median of the steps"),
+    "radius_factor": (SCALE, "its factor on the trust radius, median of the steps"),
+}
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "arm": ("", "its name in the suite's file"),
@@ -142,6 +170,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     ),
     "shock_recovery_steps": ("steps", "until such a mean was back; empty where a seed's never was"),
     "shock_recovered": (SHARE, "seeds that came back"),
+    **LOW_BIT_MEANINGS,
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),

@@ -6,10 +6,12 @@ A run's result holds them as a `RunResult`. An empty cell of `steps.csv` was not
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from ebc_lab.ebc.options import CLIPPED_BELOW
+from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES
+
+from .columns import CURVE_COLUMNS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +76,23 @@ class RunResult(TypedDict, total=False):
     surrogate_median: float | None
     descent_median: float | None
     grad_norm_quantiles: list[float] | None
+    flip_share: float | None  # of a run with a quantizer: codes that changed in ten steps, median of audits
+    grad_error: float | None  # of one with quantized gradients: squared error over the square, median
+    grad_bits: float  # what one worker would send of a gradient's element
+    state_bits: float  # both moments of a hidden weight
+    packed_bytes: int  # model.ebcpack, all of it
+    model_bytes_float32: int
+    bits_per_weight: float  # hidden matrices in that file, steps included
+    entropy_bits: float  # of their codes
+    zero_share: float
+    kl_curve: list[list[float]]  # (c, median KL of c times the proposal); with curve_every
+    kl_law: list[float] | None  # A, B of KL = A c² + B c through it
+    lr_factor: float | None  # of a policy, median
+    radius_factor: float | None
     shock_peak: float | None
     shock_recovery_steps: int | None
     curve: list[list[Any]]  # (step, loss on the fixed windows, seconds of training)
-    streams: dict[str, str]  # steps.csv and evals.csv -> their sha256 when the run ended
+    streams: dict[str, str]  # steps.csv, evals.csv, model.ebcpack -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
     pairs: int
@@ -142,10 +157,42 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "descent_median": _median(-_measured(slope[warm])),
         "c_median_logged": _median(c[steps["step"][done] % LOGGED_EVERY == 0]),
         **_drifts(steps),
+        **_further(steps),
         "grad_clip_rate": _mean(_measured(steps["grad_scale"]) < CLIPPED_BELOW),
         "grad_norm_quantiles": _grid_of_quantiles(steps["grad_norm"][done]),
         "skipped_steps": int((~done).sum()),
     }
+
+
+def _further(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Of the columns that only some runs have: medians, and the curve of KL against c with its law."""
+    found: dict[str, Any] = {}
+    for name in ("flip_share", "grad_error", "lr_factor", "radius_factor"):
+        if name in steps:
+            found[name] = _median(_measured(steps[name]))
+    if CURVE_COLUMNS[0] in steps:
+        medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
+        curve = [[c, kl] for c, kl in zip(CURVE_SCALES, medians, strict=True) if kl]
+        found["kl_curve"] = curve
+        found["kl_law"] = kl_law(curve)
+    return found
+
+
+def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
+    """A and B >= 0 of KL = A c² + B c, by least squares of the relative errors at the points (c, KL > 0);
+    None for fewer than two.
+
+    A float model has B = 0. Where weights are quantized a share of codes proportional to c flips, each by a
+    whole step, and KL falls as c only.
+    """
+    import numpy as np
+    from scipy.optimize import nnls
+
+    if len(curve) < 2:
+        return None
+    c, kl = np.array(curve).T
+    found, _ = nnls(np.stack([c * c / kl, c / kl], 1), np.ones(len(c)))
+    return [float(x) for x in found]
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -7,19 +7,26 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.ebc import StabilizedOptimizer
+from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
 
 from .turns import Say
 
 ARCHIVE = b"PK"  # how torch.save begins
+
+
+class Part(Protocol):
+    """Something with a state that the next step depends on."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 @dataclass
@@ -37,18 +44,20 @@ def save(
     identity: str,
     reached: Reached,
     marks: Mapping[str, Mark],
-    model: nn.Module,
-    optimizer: StabilizedOptimizer,
+    parts: Mapping[str, Part],
+    prober: Prober,
 ) -> None:
-    """Write the checkpoint of the run called `identity`, whose streams are at `marks`, with a checksum."""
-    on_gpu = next(model.parameters()).is_cuda
+    """Write the checkpoint of the run called `identity`, whose streams are at `marks`, with a checksum.
+
+    `parts`: name -> what has a state; the model and the optimizer are among them.
+    """
+    on_gpu = next(prober.model.parameters()).is_cuda
     state = {
         "identity": identity,
         **asdict(reached),
         "streams": {name: tuple(mark) for name, mark in marks.items()},
-        "probe_s": optimizer.prober.seconds,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "probe_s": prober.seconds,
+        **{name: part.state_dict() for name, part in parts.items()},
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if on_gpu else None,
     }
@@ -94,11 +103,11 @@ def marks_of(state: Mapping[str, Any]) -> dict[str, Mark]:
     return {name: Mark(*mark) for name, mark in state["streams"].items()}
 
 
-def restore(state: Mapping[str, Any], model: nn.Module, optimizer: StabilizedOptimizer) -> Reached:
-    """Put what `read` returned into the model, the optimizer and the random generators."""
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    optimizer.prober.seconds = state["probe_s"]
+def restore(state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober) -> Reached:
+    """Put what `read` returned into the parts that `save` was given, and into the random generators."""
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    prober.seconds = state["probe_s"]
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] is not None:
         torch.cuda.set_rng_state(state["cuda_rng"])

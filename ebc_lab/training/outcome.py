@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ebc_lab.config.checks import remarks
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import RunConfig
@@ -50,6 +51,8 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, *, say: Say = qui
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     _log(files, f"{run_id} begins or resumes")
+    for remark in remarks(run):
+        _log(files, remark)
     device_error: str | None = None
     try:
         result = yield from Training(run, directory, say).blocks(**hooks)

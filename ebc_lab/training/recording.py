@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebc_lab.ebc import StepStats
-from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.columns import CURVE_COLUMNS, EVAL_COLUMNS, FURTHER_STEP_MEANINGS, STEP_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark, Stream
 
@@ -19,8 +19,8 @@ from .pending import Values
 COUNTED = ("measurements", "audit_tokens")
 RECORDED = {  # column of steps.csv -> name in StepStats
     name: {"grad_scale": "gradient_scale"}.get(name, name)
-    for name in STEP_COLUMNS
-    if name not in ("step", "lr", "c", "eta_eff", "skipped")
+    for name in (*STEP_COLUMNS, *FURTHER_STEP_MEANINGS)
+    if name not in ("step", "lr", "c", "eta_eff", "skipped", *CURVE_COLUMNS)
 }
 BY_GROUP = {"s": "contributions", "beta": "sensitivities"}  # the same for columns <kind>_<group>
 KEPT_OF_FAILED = ("loss",)  # what is recorded of a step that ended the run
@@ -53,20 +53,28 @@ def step_row(
         if name in found:
             of_groups = zip(groups, found[name], strict=True)
             row |= {f"{kind}_{group}": value for group, value in of_groups if not math.isnan(value)}
-    return row
+    curve = zip(CURVE_COLUMNS, found.get("kl_curve", ()), strict=False)
+    return row | {column: value for column, value in curve if not math.isnan(value)}
 
 
 class Recording:
     """steps.csv and evals.csv of one run, without what an earlier attempt wrote after its last checkpoint.
 
     `groups` are those whose contributions and sensitivities are recorded, `marks` where that checkpoint left
-    the streams.
+    the streams, `further` columns of steps.csv beside the usual ones (`FURTHER_STEP_MEANINGS`).
     """
 
-    def __init__(self, files: RunFiles, groups: Sequence[str], marks: Mapping[str, Mark]):
+    def __init__(
+        self,
+        files: RunFiles,
+        groups: Sequence[str],
+        marks: Mapping[str, Mark],
+        further: Sequence[str] = (),
+    ):
         self.groups = groups
         by_group = [f"{kind}_{group}" for kind in BY_GROUP for group in groups]
-        self.steps = Stream(files.steps, [*STEP_COLUMNS, *by_group], marks.get(files.steps.name))
+        columns = [*STEP_COLUMNS, *further, *by_group]
+        self.steps = Stream(files.steps, columns, marks.get(files.steps.name))
         self.evals = Stream(files.evals, EVAL_COLUMNS, marks.get(files.evals.name))
         self.streams = (self.steps, self.evals)
 

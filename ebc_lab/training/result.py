@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from ebc_lab.components import shocks
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import recovery, summarise
+from ebc_lab.records.files import opened
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import Mark, holds, read_columns
 
@@ -25,6 +27,7 @@ def finished(
     cause: str | None,
     evaluate: Callable[[str], dict[str, float]],
     *,
+    packed: Callable[[], dict[str, float]],
     steps: int,
     guard_count: int,
     train_s: float,
@@ -36,6 +39,7 @@ def finished(
         marks: what was recorded in each stream; the figures are computed from the files.
         cause: why it has diverged, if that showed in its steps.
         evaluate: split -> loss, its standard error, accuracy and tokens; called unless the run has diverged.
+        packed: writes the quantized model -> figures of what is quantized; called unless it has diverged.
         train_s: seconds of training, of which measurements took `probe_s`.
     Raises:
         UserError: somebody changed a stream while the run was training.
@@ -59,13 +63,29 @@ def finished(
     if run.shock.name != "none":
         result |= recovery(columns["loss"], shocks.step_of(run))
     curve = read_columns(files.evals)
+    result |= packed() if cause is None else {}
     result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
     tokens = steps * run.batch_size * run.model.context
-    result["tokens_per_s"] = tokens / train_s if train_s else None
-    result["probe_pct"] = 100 * probe_s / train_s if train_s else None
-    result["train_s"] = train_s
-    result["streams"] = {name: mark.sha256 for name, mark in marks.items()}
+    result |= _speed(tokens, train_s, probe_s)
+    result["streams"] = {name: mark.sha256 for name, mark in marks.items()} | _model_of(files, result)
     return result
+
+
+def _model_of(files: RunFiles, result: Mapping[str, Any]) -> dict[str, str]:
+    """The checksum of the quantized model, where the run has written one."""
+    if "packed_bytes" not in result:
+        return {}
+    with opened(files.model) as f:
+        return {files.model.name: hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def _speed(tokens: int, train_s: float, probe_s: float) -> dict[str, float | None]:
+    """The time that training on so many tokens took, of which measurements took `probe_s` seconds."""
+    return {
+        "tokens_per_s": tokens / train_s if train_s else None,
+        "probe_pct": 100 * probe_s / train_s if train_s else None,
+        "train_s": train_s,
+    }
 
 
 def _held_out(evaluated: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:

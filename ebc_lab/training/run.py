@@ -6,18 +6,19 @@ functions of the seed, and everything else that the next step depends on is in t
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ebc_lab import workloads
-from ebc_lab.components import forensics, optimizers, projections, shocks, stabilizers
+from ebc_lab.components import forensics, optimizers, policies, projections, quantizers, shocks, stabilizers
 from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
@@ -25,10 +26,12 @@ from ebc_lab.config.schema import RunConfig, ShockConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
+from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import holds
-from ebc_lab.workloads.batches import training_batches, windows
+from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
+from ebc_lab.workloads.partition import training_batches
 
 from . import checkpoint, divergence, result
 from .graphs import StepGraphs
@@ -63,9 +66,13 @@ class Training:
             self.model = self.workload.build().to(device)
             if run.param_dtype != "float32":
                 forensics.set_parameter_dtype(self.model, run.param_dtype)
+            quantizers.install(self.model, run.quantizer)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
-            self.optimizer = self._stabilized()
+            matrices = self.workload.matrices(self.model)
+            self.optimizer = self._stabilized(matrices)
+            self.low_bit = quantizers.LowBit(run, matrices)
+            self.steering = policies.build(run, self.optimizer)
             self.batches, self.probe_batches = training_batches(run, self.workload.tokens["train"])
             self.fixed_windows = windows(self.workload.tokens["val"], run.model.context, run.eval_windows)
             # where a graph looks for the learning rate and for the batch
@@ -73,7 +80,9 @@ class Training:
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
             torch.manual_seed(run.seed)  # dropout
             saved = self._saved(say)
-            reached = checkpoint.restore(saved, self.model, self.optimizer) if saved else checkpoint.Reached()
+            prober = self.optimizer.prober
+            parts = self._parts()
+            reached = checkpoint.restore(saved, parts, prober) if saved else checkpoint.Reached()
         self.step = reached.step
         self.skips = reached.skips
         self.train_s = reached.train_s
@@ -81,19 +90,46 @@ class Training:
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
-        graphed = self.stream is not None and capturable and self.probe_batches is None
+        plain = quantizers.unused(run.quantizer) and self.steering is None
+        graphed = self.stream is not None and capturable and plain and self.probe_batches is None
         self.graphs = StepGraphs() if graphed else None
-        self.recording = Recording(self.files, self._groups(), checkpoint.marks_of(saved) if saved else {})
+        marks = checkpoint.marks_of(saved) if saved else {}
+        self.recording = Recording(self.files, self._groups(), marks, self._further_columns())
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
-    def _stabilized(self) -> StabilizedOptimizer:
+    def _stabilized(self, matrices: Sequence[nn.Parameter]) -> StabilizedOptimizer:
         run = self.run_config
-        matrices = self.workload.matrices(self.model)
         projection = projections.build(matrices, run.projection)  # first: it may move the initial weights
-        bases = optimizers.build(self.model, run.optimizer, matrices)
-        return stabilizers.build(self.model, bases, projection, run, self.forward)
+        state = run.quantizer.state
+        bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed)
+        return stabilizers.build(
+            self.model,
+            bases,
+            projection,
+            run,
+            self.forward,
+            groups=quantizers.clustered_groups(self.model, run),
+            effective=functools.partial(quantizers.effective_weights, self.model),
+        )
+
+    def _parts(self) -> dict[str, checkpoint.Part]:
+        """Everything with a state that a checkpoint holds."""
+        parts: dict[str, checkpoint.Part] = {"model": self.model, "optimizer": self.optimizer}
+        if not quantizers.unused(self.run_config.quantizer):
+            parts["low_bit"] = self.low_bit
+        if self.steering:
+            parts["steering"] = self.steering
+        return parts
+
+    def _further_columns(self) -> list[str]:
+        """What steps.csv has beside its usual columns."""
+        run = self.run_config
+        exponent = ("exponent",) if run.stabilizer.name == "ebc" and run.budget.exponent == "auto" else ()
+        steered = policies.COLUMNS if self.steering else ()
+        curve = CURVE_COLUMNS if run.curve_every else ()
+        return [*exponent, *self.low_bit.columns, *steered, *curve]
 
     def _groups(self) -> list[str]:
         """The groups whose contributions and sensitivities are recorded."""
@@ -116,7 +152,8 @@ class Training:
         reached = checkpoint.Reached(self.step, self.skips, self.train_s, self.wall_s)
         marks = self.recording.marks()
         with self._on_stream():
-            checkpoint.save(self.files.checkpoint, self.identity, reached, marks, self.model, self.optimizer)
+            parts = self._parts()
+            checkpoint.save(self.files.checkpoint, self.identity, reached, marks, parts, self.optimizer.prober)
 
     # -- the loop --------------------------------------------------------------------------------------------
 
@@ -209,20 +246,28 @@ class Training:
         else:
             inputs, targets = self.batches.at(step)
             targets = shocks.targets(shock, targets, self.workload.vocabulary, run.seed)
-            values = self._computed(t, inputs, targets, shock)
+            values = self._computed(t, inputs, targets, shock, lr=lr)
         self.pending.add(lr, values)
 
     def _set_rate(self, lr: float | Tensor) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _computed(self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None) -> Values:
-        """Forward, backward and update of step `t` -> everything recorded of it, still on the device."""
+    def _computed(
+        self, t: int, inputs: Tensor, targets: Tensor, shock: ShockConfig | None = None, lr: float = 0.0
+    ) -> Values:
+        """Forward, backward and update of step `t` -> everything recorded of it, still on the device.
+
+        `lr`: the scheduled learning rate, which a policy multiplies.
+        """
+        low_bit = self.low_bit.weights_before(t)
         logits = self.workload.forward(self.forward, inputs)
         loss = self.workload.loss(logits, targets)
         torch.autograd.backward(loss)
         shocks.gradients(shock, self.model, self.run_config.seed)
-        values = {"loss": loss.detach()}
+        values = {"loss": loss.detach(), **low_bit, **self.low_bit.compress(t)}
+        if self.steering:
+            values |= self.steering.steer(t, loss.detach(), lr)
         try:
             probe = self.probe_batches.at(t) if self.probe_batches else None
             stats = self.optimizer.take_step(StepInputs(t, inputs, logits, targets=targets, probe=probe))
@@ -230,6 +275,9 @@ class Training:
             return {**values, "failed": torch.ones_like(loss, dtype=torch.bool)}
         finally:
             self.optimizer.zero_grad()
+        self.low_bit.commit(stats)
+        if self.steering:
+            self.steering.taken(stats)
         return {**values, **recorded(stats)}
 
     def record_steps(self) -> str | None:
@@ -239,6 +287,7 @@ class Training:
         for lr, found in taken:
             step = self.step
             self.step += 1
+            lr *= found.get("lr_factor", 1.0)  # type: ignore[operator]
             cause = divergence.fatal(step, found)
             self.recording.step(step, lr, found, failed=cause is not None)
             if cause is None:
@@ -288,8 +337,22 @@ class Training:
             self.recording.marks(),
             cause,
             evaluated,
+            packed=self._write_model,
             steps=self.step,
             guard_count=clip.guard.count if isinstance(clip, ForensicClip) else 0,
             train_s=self.train_s,
             probe_s=self.optimizer.prober.seconds,
         )
+
+    def _write_model(self) -> dict[str, float]:
+        """Write model.ebcpack, the weights by which the run was judged, where they are quantized -> figures
+        of what is quantized."""
+        run = self.run_config
+        found = self.low_bit.figures(self.optimizer.bases)
+        if run.quantizer.name == "none":
+            return found
+        self.optimizer.eval()
+        try:
+            return found | quantizers.write_model(self.files.model, self.model, run.quantizer)
+        finally:
+            self.optimizer.train()

@@ -6,12 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import RunConfig
-
-HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
-
-
 class Batches:
     """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
 
@@ -52,25 +46,6 @@ class Batches:
         """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""
         rows = self.tokens[starts[:, None] + self.window]
         return rows[:, :-1], rows[:, 1:]
-
-
-def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
-    """The run's training batches, and with budget.probe_tokens=held those that choose c.
-
-    Raises UserError where the text is too short to hold any of it back.
-    """
-    context = run.model.context
-    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
-        return Batches(text, run.batch_size, context, run.seed), None
-    cut = round((1 - HELD_SHARE) * len(text))
-    held = text[cut:]
-    if len(held) < context + 1:
-        raise UserError(
-            f"the corpus is too short for budget.probe_tokens=held: {len(held)} characters would be held "
-            f"back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
-        )
-    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
-    return trained, Batches(held, run.budget.probe_sequences, context, run.seed)
 
 
 def windows(tokens: Tensor, context: int, count: int | None = None) -> list[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@
 * q, k, v and o are separate matrices, so that each can be budgeted or projected separately
 * weights ~ N(0, 0.02²), those that write into the residual stream divided by sqrt(2·blocks)
 * q, k and v are applied as one matrix product; tokens of all sequences lie on one axis, except in attention
+* hidden matrices are used through what a quantizer makes of them, each matrix by itself
 * bfloat16 attention on a CPU is written out for short contexts and runs in float32 for long ones: the
   backward pass of torch's fused kernel is several times slower in bfloat16 than in float32
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +54,21 @@ def attention(qkv: Tensor, B: int, heads: int, dropout: float) -> Tensor:
     return y.transpose(1, 2).reshape(N, heads * D)
 
 
+class HiddenLinear(nn.Linear):
+    """x W^T with a hidden matrix W, or with what `quantize` makes of W, anew at every forward."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+        self.quantize: Callable[[Tensor], Tensor] | None = None
+
+    def effective(self) -> Tensor:
+        """The matrix that the forward uses."""
+        return self.weight if self.quantize is None else self.quantize(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.effective())
+
+
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -59,18 +76,18 @@ class Block(nn.Module):
         self.heads = config.heads
         self.dropout = config.dropout
         self.attention_norm = nn.LayerNorm(d, bias=False)
-        self.q = nn.Linear(d, d, bias=False)
-        self.k = nn.Linear(d, d, bias=False)
-        self.v = nn.Linear(d, d, bias=False)
-        self.o = nn.Linear(d, d, bias=False)
+        self.q = HiddenLinear(d, d)
+        self.k = HiddenLinear(d, d)
+        self.v = HiddenLinear(d, d)
+        self.o = HiddenLinear(d, d)
         self.mlp_norm = nn.LayerNorm(d, bias=False)
-        self.mlp_in = nn.Linear(d, 4 * d, bias=False)
-        self.mlp_out = nn.Linear(4 * d, d, bias=False)
+        self.mlp_in = HiddenLinear(d, 4 * d)
+        self.mlp_out = HiddenLinear(4 * d, d)
         self.drop = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x: Tensor, B: int) -> Tensor:  # x: (B·T, C)
         dropout = self.dropout if self.training else 0.0
-        weights = torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        weights = torch.cat([self.q.effective(), self.k.effective(), self.v.effective()])
         qkv = F.linear(self.attention_norm(x), weights)  # (B·T, 3C)
         x = x + self.drop(self.o(attention(qkv, B, self.heads, dropout)))
         x = x + self.drop(self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)))))
@@ -108,6 +125,24 @@ def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return GPT(config, vocabulary)
+
+
+def plain(
+    vocabulary: int,
+    context: int,
+    width: int,
+    blocks: int,
+    heads: int,
+    seed: int,
+    quantize: Callable[[Tensor], Tensor] | None = None,
+) -> GPT:
+    """The model by its sizes, its hidden matrices used through `quantize`: for those who have no RunConfig."""
+    config = ModelConfig(blocks=blocks, width=width, heads=heads, context=context)
+    model = build(config, vocabulary, seed)
+    for module in model.modules():
+        if isinstance(module, HiddenLinear):
+            module.quantize = quantize
+    return model
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:

@@ -48,10 +48,10 @@ def test_a_loss_that_ends_above_its_start_is_diverged(run, tmp_path):
 def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
     original = stabilizers.build
 
-    def poisoned(model, *others):
+    def poisoned(model, *others, **named):
         for p in model.parameters():
             p.register_hook(lambda grad: grad * math.nan)
-        return original(model, *others)
+        return original(model, *others, **named)
 
     monkeypatch.setattr(stabilizers, "build", poisoned)
     result = run_and_record(plain(run), tmp_path, "x")
@@ -63,7 +63,7 @@ def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
     [(MemoryError("no"), "oom"), (torch.OutOfMemoryError("no"), "oom"), (RuntimeError("a bug"), "failed")],
 )
 def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatch, error, outcome):
-    def crash(*_):
+    def crash(*_, **named):
         raise error
 
     monkeypatch.setattr(optimizers, "build", crash)
@@ -74,7 +74,7 @@ def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatc
 
 
 def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **named):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(optimizers, "build", full)

@@ -57,7 +57,7 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
         result = study.results([spec])[spec.run_id]
         if result["outcome"] not in FINISHED or not _streams_match(files, result):
             return None
-        for path in (files.result, *_copied(files)):
+        for path in (files.result, *_copied(files, result)):
             known = recorded.get(str(path.relative_to(study.root)))
             if known is not None and manifest.sha256_of(path) != known:
                 return None
@@ -68,11 +68,17 @@ def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | Non
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
     recorded = result.get("streams", {})
-    return {path.name: manifest.sha256_of(path) for path in (files.steps, files.evals)} == recorded
+    return {path.name: manifest.sha256_of(path) for path in _recorded_by(files, result)} == recorded
 
 
-def _copied(files: RunFiles) -> tuple[Path, ...]:
-    return (files.steps, files.evals, files.log, files.attempts)
+def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
+    """The files whose checksums the result holds; a quantized model is not every run's."""
+    model = (files.model,) if files.model.name in result.get("streams", {}) else ()
+    return (files.steps, files.evals, *model)
+
+
+def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
+    return (*_recorded_by(files, result), files.log, files.attempts)
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
@@ -87,11 +93,11 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             return False
         try:
             result = neighbour.results([spec])[spec.run_id]
-            other = _copied(neighbour.run_files(spec.run_id))
+            other = _copied(neighbour.run_files(spec.run_id), result)
             contents = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in other]
         except (UserError, OSError, LookupError):
             return False
-        for path, content in zip(_copied(own), contents, strict=True):
+        for path, content in zip(_copied(own, result), contents, strict=True):
             write_atomic(path, content)
         if not _streams_match(own, result):  # somebody is changing them
             return False

@@ -1,0 +1,92 @@
+"""A policy in a run: factors on the learning rate and on the trust radius, chosen at every step.
+
+The policies themselves are in `ebc_lab.lowbit.policy` (docs/lowbit.md). Everything here reads values on the
+host, so that a run with a policy is not captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc import StabilizedOptimizer, StepStats
+from ebc_lab.ebc.flat import joint_norm
+from ebc_lab.ebc.options import CLIPPED_BELOW
+from ebc_lab.lowbit.policy import Observed, make_policy
+
+COLUMNS = ("lr_factor", "radius_factor")
+
+
+class Steering:
+    """A run's policy, with what it is fed: the step before, and how the new gradient judges it."""
+
+    def __init__(self, run: RunConfig, optimizer: StabilizedOptimizer):
+        self.policy = make_policy(run.policy.name, run.seed)
+        self.steps = run.steps
+        self.optimizer = optimizer
+        self.update: list[Tensor] | None = None  # the last one applied; None: skipped, or there was none
+        self.update_norm = 0.0
+        self.clipped = False
+
+    def steer(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
+        """After the backward pass of step `t` and before its update: judge the last update by the gradient,
+        then set the step's learning rate, `lr` times the policy's factor, and its radius."""
+        weights = self.optimizer.weights
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in weights]
+        norm = float(joint_norm(gradients))
+        if self.update is not None and norm > 0 and self.update_norm > 0:
+            along = float(_dot(gradients, self.update))
+            self.policy.feedback(along / (norm * self.update_norm), self.clipped)
+        progress = t / self.steps
+        seen = Observed(float(loss), norm, self.update_norm, progress, self.clipped)
+        on_rate, on_radius = self.policy.factors(t, seen)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * on_rate
+        self.optimizer.radius_factor = on_radius
+        self.update = [p.detach().clone() for p in weights]  # W, until the step is taken
+        device = loss.device
+        return {
+            "lr_factor": torch.tensor(on_rate, dtype=torch.float64, device=device),
+            "radius_factor": torch.tensor(on_radius, dtype=torch.float64, device=device),
+        }
+
+    @torch.no_grad()
+    def taken(self, stats: StepStats) -> None:
+        """After the update: keep what was applied."""
+        assert self.update is not None
+        if bool(stats.skipped):
+            self.update = None
+            return
+        self.update = list(torch._foreach_sub(list[Tensor](self.optimizer.weights), self.update))
+        self.update_norm = float(joint_norm(self.update))
+        self.clipped = float(stats.clip_coefficient) < CLIPPED_BELOW
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "update": self.update,
+            "update_norm": self.update_norm,
+            "clipped": self.clipped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        update = state["update"]
+        devices = [p.device for p in self.optimizer.weights]
+        self.update = None if update is None else [u.to(d) for u, d in zip(update, devices, strict=True)]
+        self.update_norm = state["update_norm"]
+        self.clipped = state["clipped"]
+
+
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    parts = [torch.dot(x.flatten().double(), y.flatten().double()) for x, y in zip(a, b, strict=True)]
+    return torch.stack(parts).sum()
+
+
+def build(run: RunConfig, optimizer: StabilizedOptimizer) -> Steering | None:
+    """The run's policy, or None for `constant`, which changes nothing."""
+    return None if run.policy.name == "constant" else Steering(run, optimizer)

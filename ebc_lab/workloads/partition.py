@@ -1,0 +1,78 @@
+"""From which parts of the training text a run draws its batches: all of it, or clusters of its windows
+(docs/lowbit.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import PartitionConfig, RunConfig
+from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
+
+from .batches import Batches
+
+HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
+SUGGESTED = range(2, 13)  # numbers of clusters that are compared where none is asked for
+OFFSETS = 1  # which numbers of a step say where in their windows its rows begin
+
+
+class PartitionedBatches(Batches):
+    """Batches whose rows begin in windows of one cluster (`clustered`), or spread over all (`stratified`).
+
+    The text is cut into windows of `context` tokens, described by the square roots of their character
+    frequencies. A row begins anywhere in its window. Clusters and batches are functions of the text, the seed
+    and the step. Raises UserError for a text with fewer windows than clusters.
+    """
+
+    def __init__(
+        self,
+        tokens: Tensor,
+        batch_size: int,
+        context: int,
+        seed: int,
+        partition: PartitionConfig,
+    ):
+        super().__init__(tokens, batch_size, context, seed)
+        self.context = context
+        self.how = partition.name
+        ids = tokens.cpu().numpy()
+        count = (len(ids) - 1) // context  # a row may begin at each one's first token
+        least = max(partition.clusters, SUGGESTED[-1] + 1 if not partition.clusters else 1)
+        if count < least:
+            raise UserError(
+                f"the training text has {count} windows of {context} characters, too few for {least} "
+                "clusters: use a longer text, or a smaller partition.clusters."
+            )
+        features = window_features(ids[: count * context], context, int(ids.max()) + 1)
+        clusters = partition.clusters or suggest_k(features, SUGGESTED, seed=seed).k
+        self.clusters = DataClustering(clusters, seed=seed).fit(features)
+
+    def starts_at(self, step: int) -> Tensor:
+        windows = self.clusters.rows(step, self.batch_size, self.how)
+        draw = np.random.Generator(np.random.Philox(key=[self.seed, step], counter=[0, 0, 0, OFFSETS]))
+        starts = windows * self.context + draw.integers(0, self.context, self.batch_size)
+        last = len(self.tokens) - len(self.window)
+        return torch.from_numpy(np.minimum(starts, last)).to(self.tokens.device)
+
+
+def training_batches(run: RunConfig, text: Tensor) -> tuple[Batches, Batches | None]:
+    """The run's training batches, and with budget.probe_tokens=held those that choose c.
+
+    Raises UserError where the text is too short to hold any of it back.
+    """
+    context = run.model.context
+    if run.partition.name != "uniform":
+        return PartitionedBatches(text, run.batch_size, context, run.seed, run.partition), None
+    if run.stabilizer.name != "ebc" or run.budget.probe_tokens != "held":
+        return Batches(text, run.batch_size, context, run.seed), None
+    cut = round((1 - HELD_SHARE) * len(text))
+    held = text[cut:]
+    if len(held) < context + 1:
+        raise UserError(
+            f"the corpus is too short for budget.probe_tokens=held: {len(held)} characters would be held "
+            f"back and a window takes {context + 1}; use a longer text, or probe_tokens=train."
+        )
+    trained = Batches(text[:cut], run.batch_size, context, run.seed, of=len(text))
+    return trained, Batches(held, run.budget.probe_sequences, context, run.seed)

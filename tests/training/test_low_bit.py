@@ -1,0 +1,210 @@
+"""Runs with quantized weights, gradients and state: what they record, write, and resume to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.runs import made
+
+from ebc_lab.components import quantizers
+from ebc_lab.config.choices import changed
+from ebc_lab.config.dicts import to_dict
+from ebc_lab.ebc import StepStats
+from ebc_lab.lowbit import inspect_packed, quantize, read_packed
+from ebc_lab.records.streams import read_columns
+from ebc_lab.study.stages.rules import TIMING
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
+from ebc_lab.workloads.batches import windows
+from ebc_lab.workloads.losses import evaluate
+
+FEEDBACK = {"gradients": "ternary", "error_feedback": True, "state": "ternary"}
+EVERYTHING = {
+    "quantizer": {"name": "ternary", **FEEDBACK},
+    "partition": {"name": "stratified", "clusters": 3},
+    "policy": {"name": "auxnn"},
+    "stabilizer": {"name": "trust_region", "strength": 1.0},
+    "audit_every": 5,
+}
+
+
+def untimed(result):
+    return {k: v for k, v in result.items() if k not in TIMING}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EVERYTHING,
+        {"quantizer": {"name": "five", "gradients": "five", "rounding": "stochastic", "state": "int8"}},
+        {
+            "quantizer": {"name": "ternary"},
+            "stabilizer": {"name": "ebc"},
+            "budget": {"name": "shadow", "exponent": "auto", "target_kl": 0.005},
+            "curve_every": 10,
+        },
+    ],
+)
+def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
+    run = changed(run, settings)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    assert whole["outcome"] == "completed"
+    for stop_at in (7, 23):
+        broken = Training(run, made(tmp_path / "broken"))
+        with pytest.raises(Interrupted):
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    for name in ("steps.csv", "model.ebcpack"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    assert untimed(whole) == untimed(resumed)
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training.run import Training
+
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+training = Training(run, Path(sys.argv[2]))
+print("at", training.step, flush=True)
+training.advance(11)
+training.save_checkpoint()
+training.advance(4)
+print("now", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
+    run = changed(run, EVERYTHING)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    killed = made(tmp_path / "killed")
+    command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(run)), str(killed)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at 0\n"
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    assert Training(run, killed).step == 11
+    resumed = run_and_record(run, killed, "x")
+    assert (tmp_path / "whole/model.ebcpack").read_bytes() == (killed / "model.ebcpack").read_bytes()
+    assert untimed(whole) == untimed(resumed)
+
+
+@pytest.mark.parametrize("levels", ["ternary", "five"])
+def test_the_packed_model_has_the_runs_own_loss(run, tmp_path, levels):
+    run = changed(run, {"quantizer": {"name": levels}, "steps": 10})
+    result = run_and_record(run, tmp_path / "run", "x")
+    path = tmp_path / "run/model.ebcpack"
+    fresh = Training(run, made(tmp_path / "fresh"))
+    quantizers.read_model(path, fresh.model)
+    tokens = fresh.workload.tokens["val"]
+    found = evaluate(fresh.model, fresh.run_config, windows(tokens, run.model.context))
+    assert found["loss"] == result["val_loss"]
+    assert not torch.equal(fresh.model.blocks[0].q.weight, fresh.model.blocks[0].q.weight.round())
+    assert result["packed_bytes"] == path.stat().st_size == inspect_packed(path)["file_bytes"]
+    assert result["model_bytes_float32"] == 4 * sum(p.numel() for p in fresh.model.parameters())
+    assert result["streams"]["model.ebcpack"]
+    bits = {"ternary": 1.6, "five": 7 / 3}[levels]
+    sizes = [p.numel() for p in fresh.workload.matrices(fresh.model)]
+    assert result["bits_per_weight"] == pytest.approx(bits + 32 * len(sizes) / sum(sizes), rel=0.02)
+    assert 0 < result["entropy_bits"] < bits
+    assert 0.1 < result["zero_share"] < 0.6
+
+
+def test_the_forward_uses_the_levels_and_the_optimizer_the_weights_beneath(run, tmp_path):
+    training = Training(changed(run, {"quantizer": {"name": "five"}}), made(tmp_path / "run"))
+    layer = training.model.blocks[0].mlp_in
+    before = layer.weight.detach().clone()
+    expected = quantize(before.numpy(), "five").values()
+    assert np.array_equal(layer.effective().detach().numpy(), expected)
+    training.advance(1)
+    assert len(before.unique()) > 100
+    assert len(layer.weight.detach().unique()) > 100
+    assert len(layer.effective().unique()) == 5
+    assert [n for n, _ in training.model.named_parameters()][:2] == [
+        "token_embedding.weight",
+        "position_embedding.weight",
+    ]
+
+
+def test_flips_are_recorded_at_audits_and_seen_against_ten_steps_before(run, tmp_path):
+    run = changed(run, {"quantizer": {"name": "ternary"}, "audit_every": 4, "steps": 21})
+    directory = made(tmp_path / "run")
+    training = Training(run, directory)
+    seen = []
+    for _ in range(21):
+        layers = [p.detach().numpy() for p in training.workload.matrices(training.model)]
+        seen.append(np.concatenate([quantize(w, "ternary").codes.ravel() for w in layers]))
+        training.advance(1)
+    training.recording.close()
+    recorded = read_columns(directory / "steps.csv")["flip_share"]
+    expected = {t: np.mean(seen[t] != seen[t - 10]) for t in (12, 16, 20)}
+    assert set(np.flatnonzero(~np.isnan(recorded))) == set(expected)
+    assert all(abs(recorded[t] - share) < 1e-6 for t, share in expected.items())
+    assert max(expected.values()) > 0
+
+
+def test_a_skipped_step_keeps_the_residuals(run, tmp_path, monkeypatch):
+    run = changed(run, {"quantizer": FEEDBACK})
+    training = Training(run, made(tmp_path / "run"))
+    training.advance(3)
+    kept = [r.clone() for r in training.low_bit.gradients.residuals]
+    skipped = {"skipped": torch.tensor(True), "bad_gradient": torch.tensor(False)}
+    take = training.optimizer.take_step
+
+    def skip(inputs):
+        stats = take(inputs)
+        return StepStats(**{**vars(stats), **skipped})
+
+    monkeypatch.setattr(training.optimizer, "take_step", skip)
+    training.advance(1)
+    assert all(torch.equal(a, b) for a, b in zip(kept, training.low_bit.gradients.residuals, strict=True))
+
+
+def test_a_run_that_diverges_is_a_result_without_a_model(run, tmp_path):
+    run = changed(run, {"quantizer": {"name": "ternary"}})
+    training = Training(run, made(tmp_path / "run"))
+    with torch.no_grad():
+        training.model.blocks[0].q.weight[0, 0] = torch.nan
+    result = training.run()
+    assert result["outcome"] == "diverged"
+    assert "packed_bytes" not in result
+    assert not (tmp_path / "run/model.ebcpack").exists()
+
+
+def test_figures_of_gradients_and_state(run, tmp_path):
+    run = changed(run, {"quantizer": {"gradients": "five", "state": "int8"}, "steps": 10})
+    result = run_and_record(run, tmp_path / "run", "x")
+    assert result["grad_bits"] == pytest.approx(7 / 3, rel=0.05)  # and a step for each matrix
+    assert result["state_bits"] == pytest.approx(16.25, rel=0.01)
+    assert 0 < result["grad_error"] < 1
+    assert "packed_bytes" not in result
+    assert not (tmp_path / "run/model.ebcpack").exists()
+
+
+def test_a_run_without_any_of_it_has_no_new_columns(run, tmp_path):
+    run_and_record(replace(run, steps=3), tmp_path / "run", "x")
+    assert "flip_share" not in read_columns(tmp_path / "run/steps.csv")
+
+
+def test_read_model_refuses_another_model(run, tmp_path):
+    small = changed(run, {"quantizer": {"name": "ternary"}, "steps": 1})
+    run_and_record(small, tmp_path / "run", "x")
+    other = Training(changed(small, {"model": {"blocks": 2}}), made(tmp_path / "other"))
+    assert "blocks.1.q.weight" not in read_packed(tmp_path / "run/model.ebcpack")
+    with pytest.raises(ValueError, match="another model"):
+        quantizers.read_model(tmp_path / "run/model.ebcpack", other.model)
