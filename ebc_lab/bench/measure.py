@@ -26,6 +26,7 @@ from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.corpus import check_length, locate
 
 from .costs import compute, fixed_costs
+from .low_bit import low_bit, refuse_low_bit
 from .memory import memory
 from .pairs import overheads, throughput
 from .shares import shares
@@ -61,6 +62,7 @@ def resolved(config: Config) -> RunConfig:
     replays a run.
     """
     run = run_part(config)
+    refuse_low_bit(run)
     corpus = locate(run.data, quiet=True)
     check_length(corpus, run.model.context)
     run.data.name = corpus.name
@@ -103,6 +105,7 @@ def bench(
     try:
         found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
         found["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
+        found["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
         found["shares"] = shares(run, effort.share_blocks, say)
         found["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
         found["compute"] = compute(run, effort.passes, quick, say)

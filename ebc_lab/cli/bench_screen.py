@@ -70,7 +70,7 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     if load and load[0] > machine["cores"] / 2:
         busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
         console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
-    for section in (_throughput, _overhead, _shares, _fixed, _compute, _memory):
+    for section in (_throughput, _overhead, _low_bit, _shares, _fixed, _compute, _memory):
         title, table = section(found)
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table)
@@ -101,6 +101,14 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
         quartiles = f"{low:+.1f} to {high:+.1f}"
         table.add_row(row["stabilizer"], f"{row['overhead_pct']:+.1f}%", quartiles, str(row["pairs"]))
     return title, table
+
+
+def _low_bit(found: Mapping[str, Any]) -> tuple[str, Table]:
+    table = plain_table("~what", ">ms/step", ">times", "the step of")
+    for row in found["low_bit"]:
+        times = within(row["times"], ".3f") + "×"
+        table.add_row(row["what"], within(row["step_ms"], ".2f"), times, row["against"])
+    return "Low-bit training, steps as a run takes them", table
 
 
 def _shares(found: Mapping[str, Any]) -> tuple[str, Table]:

@@ -10,12 +10,12 @@ import itertools
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.checks import check_run
+from ebc_lab.config.checks import check_run, remarks
 from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose, default_scale, register_schema
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
@@ -173,6 +173,8 @@ def train_one(
             f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete "
             f"it."
         )
+    for remark in remarks(run):
+        print(f"note: {remark}")
     directory.mkdir(parents=True, exist_ok=True)
     spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
     write_json(known, spec)
@@ -184,7 +186,26 @@ def train_one(
     known_losses = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known_losses.items() if loss is not None)
     print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")
+    for line in _further(result):
+        print(line)
     return result
+
+
+def _further(result: Mapping[str, Any]) -> Iterator[str]:
+    """What else is said of a run: how its budget was held, and what its quantized model takes."""
+    held = result.get("kl_within_30pct")
+    if held is not None:
+        audits = f"{held:.0%} of {result['kl_clipped_audits']} audited, clipped steps within ±30%"
+        clipped = f"clipped {result['clip_rate']:.0%}, median c {result['c_median']:.2f}"
+        yield f"applied KL: median {result['kl_ratio_median']:.2f} of the target, {audits}; {clipped}"
+    if result.get("kl_law"):
+        a, b = result["kl_law"]
+        yield f"KL of c times an update: {a:.3g} c² + {b:.3g} c"
+    if "packed_bytes" in result:
+        times = result["model_bytes_float32"] / result["packed_bytes"]
+        sizes = f"{result['packed_bytes']:,} of {result['model_bytes_float32']:,} bytes, {times:.2f}× smaller"
+        bits = f"{result['bits_per_weight']:.3f} bits a hidden weight"
+        yield f"model.ebcpack: {sizes}; {bits}, {result['zero_share']:.0%} of them 0"
 
 
 def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) -> RunConfig:

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from ebc_lab.bench import costs, measure, plain_loop
+from ebc_lab.bench import costs, low_bit, measure, plain_loop
 from ebc_lab.bench.loops import Loop, opened, take_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
@@ -98,7 +98,7 @@ def found(called):
 
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
-    assert list(found) == ["about", "throughput", "overhead", "shares", "fixed", "compute", "memory"]
+    assert list(found) == ["about", "throughput", "overhead", "low_bit", "shares", "fixed", "compute", "memory"]
     said = called[1]
     assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
     assert not [line for line in said if "profiler" in line]
@@ -346,3 +346,15 @@ def test_tensors_are_found_in_attributes_containers_closures_and_methods():
     in_closure = torch.zeros(2)
     found = reachable([Holder().method, lambda: in_closure, (torch.zeros(3),)])
     assert sorted(t.numel() for t in found) == [1, 2, 3]
+
+
+def test_low_bit_steps_are_compared_with_the_plain_ones(found):
+    assert [row["what"] for row in found["low_bit"]] == list(low_bit.VARIANTS)
+    for row in found["low_bit"]:
+        low, high = row["times"]["quartiles"]
+        assert 0 < low <= row["times"]["median"] <= high
+
+
+def test_a_low_bit_run_is_refused_with_the_section_that_measures_it():
+    with pytest.raises(UserError, match="in a section of its own"):
+        measure.resolved(compose(["scale=smoke", "data=pydoc", "quantizer=ternary"], study=False))

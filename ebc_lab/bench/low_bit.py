@@ -1,0 +1,67 @@
+"""What low-bit training adds to a step: paired ratios of steps as a run takes them, in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
+
+from .loops import WARM_STEPS, Loop, opened
+from .pairs import interleaved, spread
+
+PLAIN = "float32"
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # name -> settings, and what its time is compared with
+    "ternary": ({"name": "ternary"}, PLAIN),
+    "five": ({"name": "five"}, PLAIN),
+    "ternary, ternary gradients with error feedback": (
+        {"name": "ternary", "gradients": "ternary", "error_feedback": True},
+        "ternary",
+    ),
+    "gradients ternary with error feedback": ({"gradients": "ternary", "error_feedback": True}, PLAIN),
+    "state int8": ({"state": "int8"}, PLAIN),
+    "state ternary": ({"state": "ternary"}, PLAIN),
+}
+
+
+def refuse_low_bit(run: RunConfig) -> None:
+    """Raises UserError for a run whose steps the other sections, which take them apart, would not measure."""
+    if run.quantizer != QuantizerConfig() or run.policy != PolicyConfig():
+        raise UserError(
+            "`ebc-lab bench` measures low-bit training beside the plain step, in a section of its own: leave "
+            "quantizer and policy out."
+        )
+
+
+def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Seconds of a step of each variant over those of what it is compared with, all taking turns.
+
+    The runs have no stabilizer; their steps are recorded, with audits. `rounds` turns each, fewer where they
+    would take longer than `limit_s` seconds.
+    """
+    say("low-bit training against the plain step")
+    block = 2 * run.audit_every
+    steps = max(run.steps, WARM_STEPS + (rounds + 1) * block)
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
+    runs = {PLAIN: plain}
+    if run.optimizer.name in ("adam", "adamw"):
+        asked = VARIANTS
+    else:
+        asked = {name: found for name, found in VARIANTS.items() if "state" not in found[0]}
+    runs |= {name: changed(plain, {"quantizer": settings}) for name, (settings, _) in asked.items()}
+    with contextlib.ExitStack() as stack:
+        loops = [Loop(stack.enter_context(opened(one))) for one in runs.values()]
+        for loop in loops:
+            loop.recorded_steps(WARM_STEPS)
+        seconds = interleaved([loop.recorded_steps for loop in loops], block, rounds, limit_s=limit_s)
+    took = dict(zip(runs, seconds, strict=True))
+    found = []
+    for name, (_, against) in asked.items():
+        ratios = [b / a for a, b in zip(took[against], took[name], strict=True)]
+        step_ms = spread([1e3 * s / block for s in took[name]])
+        found.append({"what": name, "against": against, "times": spread(ratios), "step_ms": step_ms})
+    return found
