@@ -61,6 +61,8 @@ def own_places(tmp_path_factory: pytest.TempPathFactory, request: pytest.Fixture
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home / "cache"))
         patch.setenv("XDG_STATE_HOME", str(home / "state"))
+        # compiled once for all processes that run tests: their folders have this one's parent in common
+        patch.setenv("EBC_LAB_LOWBIT_CACHE", str(tmp_path_factory.getbasetemp().parent / "lowbit"))
         if request.config.option.markexpr != "cuda":
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.delenv("EBC_LAB_DATA", raising=False)

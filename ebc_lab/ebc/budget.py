@@ -122,6 +122,16 @@ class ShadowResult:
 Scale = Callable[[Any, Any], Number]  # (a KL, the trial scale it was measured at) -> c, before its limit 1
 
 
+def power_scale(delta: Number, exponent: Number) -> Scale:
+    """Of a search where KL grows as c^p: trial·(delta/KL)^(1/p); if p is 2, the bits of the square root."""
+
+    def scale(kl: Any, trial: Any) -> Any:
+        ratio = divided(delta, kl)
+        return trial * where(exponent == 2, root(ratio), exp(log(ratio) / exponent))
+
+    return scale
+
+
 def shadow_step(
     kl: Number, trial: Number, delta: Number, floor: float, scale: Scale
 ) -> tuple[Number, Number, Flag]:

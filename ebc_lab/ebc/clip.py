@@ -29,6 +29,8 @@ from .budget import (
     finite,
     fitted_log_k,
     log,
+    opposite,
+    power_scale,
     proposal_scale,
     root,
     scale_within,
@@ -37,9 +39,10 @@ from .budget import (
     where,
 )
 from .controller import Fixed, make_controller, schedule_multiplier
+from .exponent import ExponentEstimate, exponent_at
 from .flat import joint_norm
 from .grouping import group_parameters
-from .logits import centre, half_fisher, mean_kl, overconfidence, rms_norm, token_mean
+from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, CLIPPED_BELOW, MEASURED, TOKEN_NOISE
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
@@ -103,6 +106,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.log_ratio: Tensor = number(math.nan)  # x of `tracked`
         self.variance: Tensor = number(math.nan)  # and its variance
         self.log_k: Tensor = number(math.nan)  # of `calibrated`
+        self.exponent = ExponentEstimate(device) if s.exponent == "auto" else None
         self._boldness: Tensor = number(math.nan)  # of this step's predictions, for a controller that watches
         self.floor = s.floor
         if s.floor is not None:
@@ -116,11 +120,12 @@ class EllipsotopeClip(StabilizedOptimizer):
         return make_controller(s.controller, s.target_kl if s.active else 1.0, **(s.gains or {}))
 
     def _own_state(self) -> dict[str, Any]:
-        return {
+        state = {
             **{name: getattr(self, name).clone() for name in CARRIED},
             "controller": self.controller.state_dict(),
             "filters": {g: f.state_dict() for g, f in self.filters.items()},
         }
+        return state if self.exponent is None else state | {"exponent": self.exponent.state_dict()}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         for name in CARRIED:
@@ -128,6 +133,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.controller.load_state_dict(state["controller"])
         for g, f in self.filters.items():
             f.load_state_dict(state["filters"][g])
+        if self.exponent is not None:
+            self.exponent.load_state_dict(state["exponent"])
 
     # -- which steps do what ---------------------------------------------------------------------------------
 
@@ -176,15 +183,15 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _begin(self, stats: StepStats) -> None:
         if self.settings.active:
             stats.target_kl = self.controller.target.clone()
-            stats.delta = self.controller.delta.clone()
+            stats.delta = self.controller.delta * self.radius_factor**2
             stats.radius = trust_radius(stats.delta)
 
-    def _batch(self, inputs: StepInputs, audit: bool) -> Batch:
-        batch = super()._batch(inputs, audit)
+    def _batch(self, inputs: StepInputs, held: bool) -> Batch:
+        batch = super()._batch(inputs, held)
         if self.floor is None:
             self.settings.check_floor(batch.floor)
             self.floor = batch.floor
-        if audit and "loss_drop" in self.controller.needs and batch.probe.targets is None:
+        if self._judges(inputs.t) and batch.probe.targets is None:
             raise ValueError(
                 "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
             )
@@ -265,18 +272,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert batch is not None
         assert stats.delta is not None
         assert self.floor is not None
-        trial_weights = proposal.layout.trial
-        for i, part in enumerate(proposal.before.parts):  # what is not scaled stays at W in all trials
-            if i not in proposal.layout.moving:
-                trial_weights.parts[i].copy_(part)
 
         def measure(trial: Number) -> Number:
-            proposal.interpolate(trial, trial_weights.parts)
-            with trial_weights.standing_in(self.weights):
-                if self.retract is not None:
-                    self.retract()
-                z = batch.logits(batch.probe.inputs)
-            return self._number(mean_kl(batch.probe.z, z, batch.probe.mask))
+            return self._number(proposal.kl(trial, batch.probe, self.retract))
 
         s = self.settings
         allowed = s.measurements if proposal.t < s.refine_steps else 1
@@ -290,12 +288,21 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _measured_c(self, stats: StepStats, proposal: Proposal) -> Any:
         """c of `shadow`, by measuring the KL of trial steps; NaN if none was finite."""
-        found = self._search(stats, proposal, self._number(self.trial.clone()))
+        scale = None
+        if self.exponent is not None:
+            assert stats.delta is not None
+            stats.exponent = self.exponent.value
+            scale = power_scale(self._number(stats.delta), self._number(stats.exponent))
+        found = self._search(stats, proposal, self._number(self.trial.clone()), scale)
         if self.settings.measure_every > 1:
             assert self.floor is not None
             moved = found.trial * self._number(proposal.norm())
             rate = divided(at_least(found.kl, self.floor), moved * moved)
             self._carry(self.kl_rate, rate, proposal, finite(rate))
+        if self.exponent is not None and self._audits(proposal.t):
+            assert self.floor is not None
+            p = exponent_at(found.c, proposal, self.retract, self.floor)
+            self.exponent.observe(p, proposal.sound & opposite(found.skipped))
         return where(found.skipped, math.nan, found.c)
 
     def _carried_c(self, stats: StepStats, proposal: Proposal) -> Any:

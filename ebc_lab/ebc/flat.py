@@ -110,7 +110,7 @@ class Copy:
         torch._foreach_copy_(self.parts, [s.tensor for s in self.segments])
 
     @contextmanager
-    def standing_in(self, weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    def standing_in(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """The model computes with this copy meanwhile: its parameters point here, and no weight is copied."""
         try:
             for p, view in zip(weights, self.views, strict=True):

@@ -69,8 +69,26 @@ _GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
 }
 
 
+def _as_given(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """A grouping that was made elsewhere, which must hold each parameter once."""
+    found = [name for members in groups.values() for name in members]
+    complaints = {
+        "unknown": set(found).difference(names),
+        "in two places": {name for name in found if found.count(name) > 1},
+        "in no group": set(names).difference(found),
+        "without a parameter": {group for group, members in groups.items() if not members},
+    }
+    for complaint, wrong in complaints.items():
+        if wrong:
+            listed = ", ".join(map(repr, sorted(wrong)))
+            raise ValueError(f"grouping must hold every trained parameter once: {listed} is {complaint}.")
+    return {group: list(members) for group, members in groups.items()}
+
+
 def group_parameters(
-    names: Iterable[str], kind: str = "block", shapes: Mapping[str, Sequence[int]] | None = None
+    names: Iterable[str],
+    kind: str | Mapping[str, Sequence[str]] = "block",
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, list[str]]:
     """Parameter names, in the model's order, -> {group: its names}, in order of first appearance.
 
@@ -81,11 +99,15 @@ def group_parameters(
     * `matrices`: each of q, k, v, o, mlp-in and mlp-out is its own group; everything else is left out. With
       `shapes` (name -> shape) only the two-dimensional ones count
     * `global`: one group, `all`
+    * a mapping {group: names}: as it says, in its own order
 
-    Raises ValueError on an unknown kind, and where `matrices` finds none.
+    Raises ValueError on an unknown kind, where `matrices` finds none, and where a mapping does not hold every
+    name exactly once.
     """
-    check_option("grouping", kind, _GROUPINGS)
     names = list(names)
+    if isinstance(kind, Mapping):
+        return _as_given(names, kind)
+    check_option("grouping", kind, _GROUPINGS)
     if kind == "matrices":
         hidden = filter(_is_hidden_matrix, names)
         names = [name for name in hidden if shapes is None or len(shapes[name]) == 2]

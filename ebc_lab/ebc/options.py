@@ -17,12 +17,18 @@ PROBES = ("jvp", "fd")
 CADENCES = ("warm", "dense", "sweep")
 CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy", "confidence")
 SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
+EXPONENTS = ("square", "auto")  # of shadow: how KL is taken to grow with c
 
 FORENSIC_CADENCES = (*CADENCES, "published")
 FORENSIC_CONTROLLERS = (*CONTROLLERS, "pi")
 GUARDS = ("none", "shrink", "shrink_inflate", "shrink_published")  # the first name of each is the method
 BETA_INITS = ("first", "zero")
 UNITS = ("logits", "per_lr")
+
+CURVE_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # c of the points of a curve of KL against c
+EXPONENT_RANGE = (1.0, 2.0)  # of exponent=auto: flips of codes alone, and a float model
+EXPONENT_SPAN = 4.0  # of exponent=auto: it lies between the KL at c and at c over this
+EXPONENTS_KEPT = 5  # of exponent=auto: audits whose median counts
 
 CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .flat import Copy, Layout
-from .probe import Batch
+from .logits import mean_kl
+from .probe import Batch, Rows
 
 
 class StateCopy(NamedTuple):
@@ -85,6 +86,30 @@ class Proposal:
         for i in self.layout.moving:
             w = self.layout.parts[i]
             torch.lerp(self.before.parts[i], w, torch.as_tensor(c, dtype=w.dtype), out=out[i])
+
+    def kl(
+        self, c: Tensor | float, rows: Rows, retract: Callable[[], None] | None, *, whole: bool = False
+    ) -> Tensor:
+        """KL(p(W) || p(W + c·dW)) on `rows` of the batch, 0-dim, nats per token, of noise slightly negative.
+
+        What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
+        afterwards; the copy for trial weights is overwritten.
+        """
+        assert self.batch is not None
+        layout = self.layout
+        trial = layout.trial
+        self.interpolate(c, trial.parts)
+        for i in set(range(len(layout.parts))).difference(layout.moving):
+            w = layout.parts[i]
+            if whole:
+                torch.lerp(self.before.parts[i], w, torch.as_tensor(c, dtype=w.dtype), out=trial.parts[i])
+            else:
+                trial.parts[i].copy_(self.before.parts[i])
+        with trial.standing_in(layout.weights):
+            if retract is not None:
+                retract()
+            z = self.batch.logits(rows.inputs)
+        return mean_kl(rows.z, z, rows.mask)
 
     def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""

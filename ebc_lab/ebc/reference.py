@@ -98,6 +98,7 @@ class ReferenceStep:
     target: float  # delta*, scheduled
     skipped: bool = False
     trace: list[tuple[float, float]] = field(default_factory=list)  # of what is measured: (trial, KL)
+    p: float = 2.0  # KL ~ c^p, of `shadow`
     P: float | None = None  # of `tracked`, like these three
     x: float | None = None
     v: float | None = None
@@ -148,6 +149,7 @@ class ReferenceClip:
     audit_tokens: int = 512
     floor: float = 1e-7
     measure_every: int = 1  # of `tracked`
+    exponent: str = "square"  # of `shadow`
     cadence: str = "warm"
     retract: Callable[[nn.Module], None] | None = None
 
@@ -158,6 +160,7 @@ class ReferenceClip:
         self.x: float | None = None
         self.v: float | None = None
         self.log_k: float | None = None
+        self.exponents: list[float] = []  # one for each audit
         self.delta = self.target_kl
         self.previous_target = self.target_kl
         self.previous_error: float | None = None
@@ -198,7 +201,8 @@ class ReferenceClip:
         # c, and the update it leaves
         done = ReferenceStep(1.0, self.delta, target, guard=self._guard_factor())
         if self.budget == "shadow":
-            self._search(done, proposal, t, self.trial, lambda kl, c: c * math.sqrt(self.delta / kl))
+            done.p = p = self._exponent()
+            self._search(done, proposal, t, self.trial, lambda kl, c: c * (self.delta / kl) ** (1 / p))
         elif self.budget == "tracked":
             self._tracked(done, proposal, t)
         else:
@@ -213,6 +217,8 @@ class ReferenceClip:
             done.slope = sum(map(float, parts))
             last = k + math.ceil(self.audit_tokens / tokens.shape[1])
             self._audit(done, proposal, tokens[k:last])
+            if self.exponent == "auto":
+                self._observe_exponent(done, proposal, tokens[k:last])
             self._control(done, proposal, t)
         return done
 
@@ -227,6 +233,28 @@ class ReferenceClip:
             self._set(budgeted, proposal, done.c, free=0.0)
             T = movement(self._z(budgeted, held) - z)
             done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
+
+    # -- how KL grows with c
+
+    def _exponent(self) -> float:
+        """p, the median of the last five audits'."""
+        last = sorted(self.exponents[-5:])
+        if not last:
+            return 2.0
+        half = len(last) // 2
+        return last[half] if len(last) % 2 else (last[half - 1] + last[half]) / 2
+
+    def _observe_exponent(self, done: ReferenceStep, proposal: Proposal, held: Tensor) -> None:
+        z = self._z(proposal.before, held)
+        moved = copy.deepcopy(proposal.before)
+        kls = []
+        for c in (done.c, done.c / 4):
+            self._set(moved, proposal, c, free=0.0)
+            kls.append(mean_kl(z, self._z(moved, held)))
+        if not all(map(math.isfinite, kls)):
+            return
+        p = math.log(kls[0] / kls[1]) / math.log(4) if min(kls) >= self.floor else 2.0
+        self.exponents.append(max(1.0, min(2.0, p)))
 
     # -- budgets: how c is found
 

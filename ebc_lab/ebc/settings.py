@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from .options import (
     BUDGETS,
     CADENCES,
     CONTROLLERS,
+    EXPONENTS,
     GROUPINGS,
     LEAST_MULTIPLIER,
     MEASURED,
@@ -34,7 +35,8 @@ class ClipSettings:
             k·S², k now and then fitted to that prediction.
         aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
         grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and
-            scales the hidden matrices alone, the rest moves freely.
+            scales the hidden matrices alone, the rest moves freely. Or a mapping {group: parameter names}
+            that holds every trained parameter once.
         controller: `fixed`, `log_pi`, `rsl`, `agreement`, `energy`, `confidence`; `gains` overrides its own.
         schedule: of delta*: `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
         until: the share of `total_steps` after which every update is applied in full.
@@ -45,6 +47,8 @@ class ClipSettings:
             the KL, and `shadow` takes it to be what the last measurement found for each unit of ||dW||².
         refine_steps, measurements: these two may measure up to `measurements` times in its first
             `refine_steps` steps.
+        exponent: of `shadow`: how KL grows with c. `square` as c²; `auto` as c^p, p being measured at audits,
+            for a model that quantizes its weights.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a
             forward that casts low-precision logits up needs to be told (1e-5).
     Raises:
@@ -54,7 +58,7 @@ class ClipSettings:
     target_kl: float
     budget: str = "shadow"
     aggregate: str = "l1"
-    grouping: str = "block"
+    grouping: str | Mapping[str, Sequence[str]] = field(default="block", hash=False)
     controller: str = "fixed"
     gains: Mapping[str, float] | None = field(default=None, hash=False)
     schedule: str = "constant"
@@ -66,16 +70,17 @@ class ClipSettings:
     measure_every: int = 1
     refine_steps: int = 20
     measurements: int = 3
+    exponent: str = "square"
     floor: float | None = None
 
     names: ClassVar[dict[str, tuple[str, ...]]] = {
         "budget": BUDGETS,
         "aggregate": AGGREGATES,
-        "grouping": GROUPINGS,
         "controller": CONTROLLERS,
         "schedule": SCHEDULES,
         "probe": PROBES,
         "cadence": CADENCES,
+        "exponent": EXPONENTS,
     }
 
     def __post_init__(self) -> None:
@@ -83,6 +88,16 @@ class ClipSettings:
             raise ValueError(f"target_kl must be > 0 nats per token, not {self.target_kl}.")
         for key, allowed in self.names.items():
             check_option(key, getattr(self, key), allowed)
+        if not isinstance(self.grouping, Mapping):
+            check_option("grouping", self.grouping, GROUPINGS)
+        if self.exponent == "auto" and self.budget != "shadow":
+            raise ValueError(
+                f"exponent='auto' goes with budget='shadow': {self.budget!r} takes KL to grow as c²."
+            )
+        if self.exponent == "auto" and self.measure_every > 1:
+            raise ValueError(
+                "exponent='auto' needs measure_every=1: between measurements KL is taken to grow as ||dW||²."
+            )
         if self.measure_every < 1:
             raise ValueError(f"measure_every must be at least 1, not {self.measure_every}.")
         if not 0 < self.until <= 1:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .flat import Layout, joint_norm
 from .logits import centre, mean_kl, rms_norm
+from .options import CURVE_SCALES
 from .probe import Batch, Prober
 from .proposal import Proposal, StateCopy
 from .step import NonFiniteUpdateError, StepInputs, StepStats
@@ -33,6 +34,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         probe_sequences: leading rows of the batch that an audit leaves out.
         audit_every: steps between measurements of the applied KL; 0 never.
         audit_tokens: how many tokens an audit needs at least.
+        curve_every: steps between measurements of the KL at `options.CURVE_SCALES` of the whole proposal, on
+            an audit's tokens; 0 never. They change nothing else.
         forward: (model, inputs) -> logits (B, ..., V), or an object with `.logits`. Default: call the model.
         compiled: `torch.compile(model)` if training calls that; measurements of the KL then call it too,
             through `forward` in the model's place. Sensitivities, which swap weights, always use `model`.
@@ -41,7 +44,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm
             modules.
     Raises:
-        ValueError: parameters outside `model`, or of two optimizers.
+        ValueError: parameters outside `model`, or of two optimizers; a number out of its range.
+
+    Whatever drives the training may set `radius_factor` before a step: those that keep updates within a
+    radius (EBC, a trust region) multiply it by that. It is no part of a checkpoint.
     """
 
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
@@ -55,6 +61,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         probe_sequences: int = 2,
         audit_every: int = 20,
         audit_tokens: int = 512,
+        curve_every: int = 0,
         forward: Callable[[nn.Module, Any], Any] | None = None,
         compiled: nn.Module | None = None,
         project: Callable[[], None] | None = None,
@@ -63,6 +70,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     ):
         if probe_sequences < 1:
             raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
+        if curve_every < 0:
+            raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
         self.bases = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
         named = _trained(model, self.bases)
         self.names = list(named)
@@ -75,6 +84,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.probe_sequences = probe_sequences
         self.audit_every = audit_every
         self.audit_tokens = audit_tokens
+        self.curve_every = curve_every
+        self.radius_factor = 1.0
         self.project = project
         self.retract = retract
         self.prober = Prober(model, forward, fresh_logits, compiled)
@@ -223,6 +234,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """
         if not self.capturable or self.project is not None or self.retract is not None:
             return None
+        if self._curves(t) or self.radius_factor != 1:
+            return None
         return ("audit",) if self._audits(t) else ()
 
     @torch.no_grad()
@@ -238,11 +251,14 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
         audit = self._audits(inputs.t)
-        batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
+        curve = self._curves(inputs.t)
+        held = audit or curve
+        batch = self._batch(inputs, held) if held or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
-        proposal = self._propose(stats, inputs.t, batch, keep=self.keeps_old or audit)
+        proposal = self._propose(stats, inputs.t, batch, keep=self.keeps_old or held)
         if self.project is not None:
             self.project()
+        kl_curve = self._kl_curve(proposal) if curve else None
         if audit and stats.gradient_scale is None:
             stats.slope = self._slope(proposal)
         if self.deferred:
@@ -250,6 +266,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._limit_update(stats, proposal)
         if self.retract is not None and not stats.skipped:
             self.retract()
+        if curve and (self.deferred or not stats.skipped):
+            stats.kl_curve = kl_curve
         if audit and (self.deferred or not stats.skipped):
             self._audit(stats, proposal)
             self._audited(stats, proposal)
@@ -298,10 +316,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
 
-    def _batch(self, inputs: StepInputs, audit: bool) -> Batch:
+    def _curves(self, t: int) -> bool:
+        """Whether step `t` measures the KL at many scales of the proposal."""
+        return self.curve_every > 0 and t > 0 and t % self.curve_every == 0
+
+    def _batch(self, inputs: StepInputs, held: bool) -> Batch:
+        """`held`: with the rows of an audit."""
         tokens = self.audit_tokens
         k = self.probe_sequences
-        return Batch(self.prober, inputs, self.weights[0], k=k, audit=audit, audit_tokens=tokens)
+        return Batch(self.prober, inputs, self.weights[0], k=k, audit=held, audit_tokens=tokens)
 
     def _state_copies(self) -> list[StateCopy]:
         """Of W in the bases' states, as far as a step changes them."""
@@ -356,6 +379,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
         proposal.scale_states(stats.clip_coefficient, range(len(self.weights)))
         proposal.restore()
+
+    def _kl_curve(self, proposal: Proposal) -> Tensor:
+        """The KL at CURVE_SCALES of the whole proposal, on the held rows; NaN where it is not finite."""
+        assert proposal.batch is not None
+        held = proposal.batch.held
+        assert held is not None
+        found = [proposal.kl(c, held, self.retract, whole=True) for c in CURVE_SCALES]
+        curve = torch.stack(found).double().clamp(min=0)
+        return torch.where(curve.isfinite() & proposal.sound, curve, torch.nan)
 
     def _audit(self, stats: StepStats, proposal: Proposal) -> None:
         """Measure how far the applied update moved the predictions on the held rows."""

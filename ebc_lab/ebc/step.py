@@ -56,6 +56,7 @@ class StepStats:
     guard: Tensor | None = None  # the factor on tau under `surrogate`; 1 in the method itself
     trial: Tensor | None = None  # the last shadow trial scale
     trial_kl: Tensor | None = None  # the KL measured there, nats per token
+    exponent: Tensor | None = None  # p of `shadow` with exponent=auto, KL being taken to grow as c^p
     measurements: int = 0
     tracked_log_ratio: Tensor | None = None  # x of `tracked`, ln(KL of the whole proposal / P)
     tracked_variance: Tensor | None = None  # v, of x; NaN: not measured yet
@@ -73,3 +74,4 @@ class StepStats:
     movement: Tensor | None = None  # T, logits per token, on the same tokens
     tightness: Tensor | None = None  # T/(c·S), T of the budgeted part
     audit_tokens: int = 0
+    kl_curve: Tensor | None = None  # (6,) float64, KL of CURVE_SCALES of the proposal; NaN: not finite

@@ -2,7 +2,8 @@
 
 All give the same bits, because only comparisons, single IEEE operations and exact integer sums decide. Where
 a backend cannot be used, `get_backend` says why, and everything else works without it. The tensor functions
-of `tensors` (`torch_steps`, `torch_effective`, …) can be imported from here; torch is loaded at first use.
+of `tensors` (`torch_steps`, `torch_effective`, …) can be imported from here. torch is loaded at first use,
+and so is what itself imports this file (`compiled`, `clustering`).
 """
 
 from __future__ import annotations
@@ -97,9 +98,8 @@ class Backend:
 
     def kmeans(self, grid: Array, start: Array, max_iter: int) -> tuple[Array, Array, int]:
         """Lloyd's passes on a grid of integers (n, d) from centres (k, d): (labels, centres, passes)."""
-        from .clustering import lloyd_numpy
-
-        return lloyd_numpy(grid, start, max_iter)
+        lloyd = import_module(".clustering", __package__).lloyd_numpy
+        return cast(tuple[Array, Array, int], lloyd(grid, start, max_iter))
 
 
 class NumpyBackend(Backend):
@@ -253,15 +253,18 @@ class TorchBackend(Backend):
         return self._give(self._tensors.torch_decode(*taken, group), codes)
 
     def stochastic(self, values: Array, levels: str, step: float, key: int) -> Array:
+        import torch
+
         check_levels(levels)
         step = check_step(step)
-        flat = self._take(values).reshape(-1)
+        taken = self._take(values)
+        flat = taken.reshape(-1)
         count = CHUNK if self.device.type == "cpu" else 1 << 26  # an int64 for each value at a time
-        codes = flat.new_empty(flat.shape, dtype=self._tensors.torch.int8)
+        codes = flat.new_empty(flat.shape, dtype=torch.int8)
         for start in range(0, len(flat), count):
             chunk = slice(start, start + count)
             codes[chunk] = self._tensors.torch_stochastic(flat[chunk], levels, step, key_at(key, start))
-        return self._give(codes.reshape(values.shape), values)
+        return self._give(codes.reshape(taken.shape), values)
 
     def pack(self, codes: Array, levels: str) -> Array:
         taken = self._moved(codes).reshape(-1)
@@ -273,19 +276,20 @@ class TorchBackend(Backend):
     def unpack(self, data: Array, n: int, levels: str) -> Array:
         import torch
 
-        taken = self._moved(data if isinstance(data, torch.Tensor) else check_bytes(data, n, levels)).reshape(
-            -1
-        )
+        if not isinstance(data, torch.Tensor):
+            data = check_bytes(data, n, levels)
+        taken = self._moved(data).reshape(-1)
+        if taken.dtype != torch.uint8:
+            raise ValueError(f"packed codes must be bytes, not {taken.dtype}")
         refuse_length(len(taken), n, levels)
-        codes, wrong = self._tensors.torch_unpack(taken.byte(), n, levels)
+        codes, wrong = self._tensors.torch_unpack(taken, n, levels)
         for left in wrong:
             refuse_wrong(int((left != 0).sum()), levels)
         return self._give(codes, data)
 
     def kmeans(self, grid: Array, start: Array, max_iter: int) -> tuple[Array, Array, int]:
-        from .clustering import lloyd_torch
-
-        return lloyd_torch(grid, start, max_iter, str(self.device))
+        lloyd = import_module(".clustering", __package__).lloyd_torch
+        return cast(tuple[Array, Array, int], lloyd(grid, start, max_iter, str(self.device)))
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -314,9 +318,7 @@ def _make(name: str, threads: int) -> Backend:
     if name == "cupy":
         return CupyBackend()
     if name in ("c", "cpp"):
-        from .compiled import CompiledBackend
-
-        return cast(Backend, CompiledBackend(name, threads))
+        return cast(Backend, import_module(".compiled", __package__).CompiledBackend(name, threads))
     if name == "cuda" and not _torch_sees_a_gpu():
         raise BackendUnavailableError("the backend cuda is not available: torch sees no CUDA device")
     return TorchBackend("cpu" if name == "torch" else "cuda")

@@ -1,16 +1,17 @@
 """Ten checks of an installation, each on real work: `python -m ebc_lab.lowbit check`.
 
-A check returns what it saw, in a few words, and raises CheckError where it is not as it must be. A backend that
-is not there is no failure: the check says which agreed.
+A check returns what it saw, in a few words, and raises CheckError where it is not as it must be. A backend
+that is not there is no failure: the check says which agreed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from .levels import (
     uniforms,
 )
 from .packing import pack, packed_size, unpack
+
+if TYPE_CHECKING:
+    from . import HybridLLMTrainer
 
 
 class CheckError(Exception):
@@ -214,34 +218,50 @@ def _everything(name: str, weights: Any, levels: str) -> Iterator[tuple[str, Any
 
 def training() -> str:
     """Sixty steps lower the loss; a training resumed after twenty ends with the same bits."""
-    from . import HybridLLMTrainer, TrainingConfig
+    import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices are so small that threads would only wait for each other
+    try:
+        return _trained_and_resumed()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained_and_resumed() -> str:
     data = np.tanh(_draws((352, 3)) @ _draws((3, 16), 1))
-    settings: dict[str, Any] = {"hidden": 32, "batch_size": 16, "learning_rate": 4e-3, "max_epochs": 3}
-    settings["validation_share"] = 1 / 11  # 20 steps an epoch
-    whole = HybridLLMTrainer(TrainingConfig(**settings))
+    whole = _trainer()
     summary = whole.train(data)
     _must(summary["total_steps"] == 60, f"it took {summary['total_steps']} steps")
-    before, after = summary["initial_loss"], summary["final_loss"]
+    before = summary["initial_loss"]
+    after = summary["final_loss"]
     _must(after < 0.5 * before, f"the loss went from {before:.3f} to {after:.3f}")
+    first = _trainer()
+    second = _trainer()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "half"
-        first = HybridLLMTrainer(TrainingConfig(**settings))
+        path = Path(folder) / "first"
 
         def stop(model: object) -> None:
             first.save_checkpoint(path)
             raise InterruptedError
 
-        try:
+        with contextlib.suppress(InterruptedError):
             first.train(data, eval_fn=stop)
-        except InterruptedError:
-            pass
-        second = HybridLLMTrainer(TrainingConfig(**settings))
         second.load_checkpoint(path)
-        second.train(data)
+    second.train(data)
     for mine, theirs in zip(second.model.parameters(), whole.model.parameters(), strict=True):
         _must(mine.equal(theirs), "a resumed training ended with other weights")
     return f"60 steps, loss {before:.3f} to {after:.3f}; resumed after 20: the same bits"
+
+
+def _trainer() -> HybridLLMTrainer:
+    """Twenty steps an epoch on 352 rows."""
+    from . import HybridLLMTrainer, TrainingConfig
+
+    config = TrainingConfig(
+        hidden=32, batch_size=16, learning_rate=4e-3, max_epochs=3, validation_share=1 / 11
+    )
+    return HybridLLMTrainer(config)
 
 
 CHECKS: tuple[Callable[[], str], ...] = (

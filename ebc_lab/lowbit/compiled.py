@@ -373,7 +373,7 @@ def _room(kind: _Arrays, shape: tuple[int, ...], dtype: _Dtype, out: Any) -> Arr
 class CompiledBackend:
     """The operations of `backends.Backend` in C ("c", one thread) or C++ ("cpp", `threads` threads).
 
-    Numpy in, numpy out; CPU tensor in, CPU tensor out. Contiguous float32 (int8, uint8) is read where it lies.
+    Numpy in, numpy out; CPU tensor in, CPU tensor out. Contiguous float32 (int8, uint8) is not copied.
     `out`, where given, takes the result: contiguous, of its dtype and shape, apart from the input.
     """
 

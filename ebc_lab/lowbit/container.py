@@ -19,19 +19,27 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .levels import Floats, Group, Quantized, as_float32, check_group, check_levels, steps_shape
+from .levels import (
+    Floats,
+    Group,
+    Quantized,
+    as_float32,
+    backend_named,
+    check_group,
+    check_levels,
+    steps_shape,
+)
 from .packing import pack, packed_size, refuse_packed
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from .tensors import PackedLinear as PackedLinear
 
 MAGIC = b"EBCPACK1"
 VERSION = 1
@@ -94,16 +102,12 @@ class PackedTensor:
 
     def quantized(self, *, backend: str = "numpy") -> Quantized:
         """The codes and steps; ValueError where the bytes are no codes."""
-        from .backends import get_backend
-
-        codes = get_backend(backend).unpack(self.data, math.prod(self.shape), self.levels)
+        codes = backend_named(backend).unpack(self.data, math.prod(self.shape), self.levels)
         return Quantized(np.asarray(codes).reshape(self.shape), self.steps, self.levels, self.group)
 
     def values(self, *, backend: str = "numpy") -> Floats:
         """The float32 values step * code, of the tensor's shape."""
-        from .backends import get_backend
-
-        values = get_backend(backend).unpack_values(
+        values = backend_named(backend).unpack_values(
             self.data, self.shape, self.steps, self.levels, self.group
         )
         return cast(Floats, np.asarray(values))
@@ -403,7 +407,5 @@ def _sort(mode: int) -> str:
 
 def __getattr__(name: str) -> Any:
     if name == "PackedLinear":  # a torch module: torch is loaded when it is asked for
-        from .tensors import PackedLinear
-
-        return PackedLinear
+        return import_module(".tensors", __package__).PackedLinear
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
-/* The low-bit operations in C, for one thread. The maths, with the reasons for each rule, is in docs/lowbit.md.
+/* The low-bit operations in C, for one thread. The maths, and why each rule is there: docs/lowbit.md.
 
    - Plain loops without calls or branches on data: every compiler makes SIMD of them at -O3.
    - Same bits as the numpy reference: only comparisons, single IEEE operations and exact integers decide, so
      neither the width of the SIMD nor its order matters. Compile with -ffp-contract=off, without -ffast-math.
    - A matrix is rows x columns, row-major; a group is `group` neighbours in a row (the last of a row may be
      shorter). A step per tensor is one row and one group of all n.
-   - Beyond input and output an operation takes 8 bytes per 4096 values of the largest group, and the stack. */
+   - Beyond input and output an operation takes 8 bytes per 4096 values of the largest group. */
 
 #include <math.h>
 #include <stdint.h>
@@ -16,12 +16,13 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { MEAN_BLOCK = 4096 };            /* values whose magnitudes are summed as integers of one scale */
-enum { WIDTH = 64 };                   /* bytes of a plane of a whole packed block */
+enum { MEAN_BLOCK = 4096 }; /* values whose magnitudes are summed as integers of one scale */
+enum { FAR = 1 << 21 };     /* values from which on they come from memory, not from a cache */
+enum { WIDTH = 64 };        /* bytes of a plane of a whole packed block */
 enum { TERNARY_PLANES = 5, FIVE_PLANES = 24, FIVE_BYTES = 7, MOST_CODES = FIVE_PLANES * WIDTH };
 enum { ABSMEAN = 0, ABSMAX = 1, GIVEN = 2 };
 enum { DONE = 0, NOT_FINITE = 1, NO_MEMORY = -1 };
-static const uint32_t INFINITE = 0x7F800000u;  /* the bits of infinity: those of NaN are larger */
+static const uint32_t INFINITE = 0x7F800000u; /* the bits of infinity: those of NaN are larger */
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -39,14 +40,16 @@ INLINE float float_of(uint32_t bits)
     return value;
 }
 
-/* Calls the values from `start` on into the cache while those before them are at work. */
+/* Calls the values from `start` on from memory while those before them are at work; a few of them are in the
+   cache already. */
 INLINE void prefetch(const float *x, int64_t start, int64_t n)
 {
+    if (n < FAR) return;
     int64_t end = least(start + MEAN_BLOCK, n);
     for (int64_t i = start; i < end; i += 16) __builtin_prefetch(x + i);
 }
 
-/* -- steps ------------------------------------------------------------------------------------------------- */
+/* -- steps ----------------------------------------------------------------------------------------------- */
 
 /* The bits of the largest magnitude: magnitudes are ordered as their bits are. */
 static uint32_t largest(const float *restrict x, int64_t n)
@@ -71,8 +74,8 @@ static double block_sum(const float *restrict x, int64_t n, uint32_t most)
     uint64_t sum = 0;
     int64_t quarter = n / 4;
     for (int64_t i = 0; i < quarter; i++)
-        sum += scaled(x[i], scale) + scaled(x[quarter + i], scale) + scaled(x[2 * quarter + i], scale)
-               + scaled(x[3 * quarter + i], scale);
+        sum += scaled(x[i], scale) + scaled(x[quarter + i], scale) + scaled(x[2 * quarter + i], scale) +
+               scaled(x[3 * quarter + i], scale);
     for (int64_t i = 4 * quarter; i < n; i++) sum += scaled(x[i], scale);
     return ldexp((double)sum, e - 30);
 }
@@ -110,7 +113,7 @@ static int max_step(const float *x, int64_t n, int top, float *step)
     return DONE;
 }
 
-/* -- codes and values -------------------------------------------------------------------------------------- */
+/* -- codes and values ------------------------------------------------------------------------------------ */
 
 /* A step of 0 has no codes but 0: no magnitude exceeds infinity. */
 INLINE float first_threshold(float step) { return step > 0.0f ? 0.5f * step : INFINITY; }
@@ -149,7 +152,8 @@ static void decoded(const int8_t *restrict codes, int64_t n, float step, float *
 
 /* Codes and values of one group. A step that was given was found on nothing, so here it shows whether all is
    finite. */
-static int codes_and_values(const float *x, int64_t n, float step, int top, int check, int8_t *codes, float *values)
+static int codes_and_values(const float *x, int64_t n, float step, int top, int check, int8_t *codes,
+                            float *values)
 {
     for (int64_t start = 0; start < n; start += MEAN_BLOCK) {
         int64_t length = least(MEAN_BLOCK, n - start);
@@ -161,8 +165,8 @@ static int codes_and_values(const float *x, int64_t n, float step, int top, int 
     return DONE;
 }
 
-static int quantize_group(const float *x, int64_t n, int top, int scale, double *sums, float *step, int8_t *codes,
-                          float *values)
+static int quantize_group(const float *x, int64_t n, int top, int scale, double *sums, float *step,
+                          int8_t *codes, float *values)
 {
     int outcome = DONE;
     if (scale == ABSMEAN) outcome = mean_step(x, n, sums, step);
@@ -223,10 +227,11 @@ void ebc_decode(const int8_t *codes, int64_t rows, int64_t columns, int64_t grou
                 float *values, int32_t threads)
 {
     (void)threads;
-    if (rows * columns > 0) decoded_span(codes, 0, rows * columns, columns, least(group, columns), steps, values);
+    if (rows * columns > 0)
+        decoded_span(codes, 0, rows * columns, columns, least(group, columns), steps, values);
 }
 
-/* -- stochastic codes -------------------------------------------------------------------------------------- */
+/* -- stochastic codes ------------------------------------------------------------------------------------ */
 
 INLINE uint32_t mix(uint32_t h) /* murmur3's finaliser */
 {
@@ -266,7 +271,7 @@ int64_t ebc_stochastic(const float *x, int64_t n, int32_t top, float step, uint3
     return DONE;
 }
 
-/* -- packing ----------------------------------------------------------------------------------------------- */
+/* -- packing --------------------------------------------------------------------------------------------- */
 
 /* Horner's rule in bytes. Codes of -1, 0, 1 whose digits are one more: 121 = 1 + 3 + 9 + 27 + 81. */
 INLINE uint8_t pack_ternary(const int8_t *restrict c, int64_t w, uint8_t *restrict bytes)
@@ -320,7 +325,8 @@ int64_t ebc_pack(const int8_t *codes, int64_t n, int32_t top, uint8_t *bytes, in
         int64_t count = least(block, n - start);
         uint8_t most;
         if (count == block) {
-            most = top == 1 ? pack_ternary_block(codes + start, bytes) : pack_five_block(codes + start, bytes);
+            most =
+                top == 1 ? pack_ternary_block(codes + start, bytes) : pack_five_block(codes + start, bytes);
         } else {
             int8_t padded[MOST_CODES] = {0}; /* missing codes are 0 */
             int64_t w = (count + planes - 1) / planes;
@@ -376,11 +382,14 @@ INLINE uint8_t unpack_five(const uint8_t *restrict bytes, int64_t w, int8_t *res
     return most;
 }
 
-static uint8_t unpack_ternary_block(const uint8_t *bytes, int8_t *c) { return unpack_ternary(bytes, WIDTH, c); }
+static uint8_t unpack_ternary_block(const uint8_t *bytes, int8_t *c)
+{
+    return unpack_ternary(bytes, WIDTH, c);
+}
 
 static uint8_t unpack_five_block(const uint8_t *bytes, int8_t *c) { return unpack_five(bytes, WIDTH, c); }
 
-/* Decodes the block that begins at code `start` of n to `codes` (a whole block of room). Returns the largest v. */
+/* Decodes the block that begins at code `start` of n to `codes` (room for a whole one); its largest v. */
 static uint8_t unpack_block(const uint8_t *bytes, int64_t start, int64_t n, int top, int8_t *codes)
 {
     int64_t planes = top == 1 ? TERNARY_PLANES : FIVE_PLANES;
@@ -390,7 +399,7 @@ static uint8_t unpack_block(const uint8_t *bytes, int64_t start, int64_t n, int 
     return top == 1 ? unpack_ternary(from, w, codes) : unpack_five(from, w, codes);
 }
 
-/* The first byte of the block at code `start` that is no code: of a v of the last three planes, its low bit. */
+/* The first byte of the block at code `start` that is no code; of a v in the high bits, its lowest bit's. */
 static int64_t no_code(const uint8_t *bytes, int64_t start, int64_t n, int top)
 {
     int64_t planes = top == 1 ? TERNARY_PLANES : FIVE_PLANES;
@@ -419,7 +428,8 @@ int64_t ebc_unpack(const uint8_t *bytes, int64_t n, int32_t top, int8_t *codes, 
     for (int64_t start = 0; start < n; start += block) {
         int64_t count = least(block, n - start);
         int8_t *to = count == block ? codes + start : room;
-        if (unpack_block(bytes, start, n, top, to) > (top == 1 ? 242 : 124)) return no_code(bytes, start, n, top);
+        if (unpack_block(bytes, start, n, top, to) > (top == 1 ? 242 : 124))
+            return no_code(bytes, start, n, top);
         if (to == room) memcpy(codes + start, room, (size_t)count);
     }
     return -1;
@@ -434,14 +444,15 @@ int64_t ebc_unpack_values(const uint8_t *bytes, int64_t rows, int64_t columns, i
     int64_t block = (int64_t)WIDTH * (top == 1 ? TERNARY_PLANES : FIVE_PLANES);
     int8_t room[MOST_CODES];
     for (int64_t start = 0; start < n; start += block) {
-        if (unpack_block(bytes, start, n, top, room) > (top == 1 ? 242 : 124)) return no_code(bytes, start, n, top);
+        if (unpack_block(bytes, start, n, top, room) > (top == 1 ? 242 : 124))
+            return no_code(bytes, start, n, top);
         int64_t count = least(block, n - start);
         decoded_span(room, start, count, columns, least(group, columns), steps, values + start);
     }
     return -1;
 }
 
-/* -- k-means ----------------------------------------------------------------------------------------------- */
+/* -- k-means --------------------------------------------------------------------------------------------- */
 
 int64_t ebc_kmeans(const double *grid, int64_t n, int64_t d, double *centres, int64_t k, int64_t max_iter,
                    int32_t *labels, int32_t threads)

@@ -1,9 +1,9 @@
-// The low-bit operations in C++: templates over the levels, on several threads. The maths is in docs/lowbit.md,
-// the interface and the rules that keep the bits are those of kernels.c; nothing but k-means is shared with it,
-// so that each checks the other.
+// The low-bit operations in C++: templates over the levels, on several threads. The maths is in
+// docs/lowbit.md; the interface and the rules that keep the bits are those of kernels.c. Only k-means is
+// shared with it, so that each checks the other.
 //
-// - A thread takes a range of blocks or of groups. What the ranges give is joined by exact integers, by halving
-//   or by the lowest index, never in the order of arrival: the bits do not depend on the number of threads.
+// - A thread takes a range of blocks or of groups. What they give is joined by exact integers, by halves
+//   or by the lowest index, never in order of arrival: the bits do not depend on the number of threads.
 // - No exception leaves this file, and a thread that cannot be started leaves its share to the caller's.
 
 #include <algorithm>
@@ -22,9 +22,10 @@
 
 namespace {
 
-constexpr int64_t mean_block = 4096;       // values whose magnitudes are summed as integers of one scale
-constexpr int64_t width = 64;              // bytes of a plane of a whole packed block
-constexpr int64_t share = int64_t{1} << 16;  // values below which a thread costs more than it saves
+constexpr int64_t mean_block = 4096;        // values whose magnitudes are summed as integers of one scale
+constexpr int64_t far = int64_t{1} << 21;   // values from which on they come from memory, not from a cache
+constexpr int64_t width = 64;               // bytes of a plane of a whole packed block
+constexpr int64_t share = int64_t{1} << 16; // values below which a thread costs more than it saves
 constexpr uint32_t infinite = 0x7F800000u;  // the bits of infinity: those of NaN are larger
 
 enum Scale : int32_t { absmean = 0, absmax = 1, given = 2 };
@@ -55,9 +56,8 @@ template <class Work> void in_parallel(int32_t threads, int64_t count, int64_t s
     int64_t begun = 1;
     try {
         for (; begun < parts; ++begun)
-            crew.emplace_back([&work, begun, count, parts] {
-                work(count * begun / parts, count * (begun + 1) / parts);
-            });
+            crew.emplace_back(
+                [&work, begun, count, parts] { work(count * begun / parts, count * (begun + 1) / parts); });
     } catch (const std::exception &) { // no more threads: the rest is done here
     }
     work(0, count / parts);
@@ -72,14 +72,16 @@ void keep_least(std::atomic<int64_t> &least, int64_t index)
     }
 }
 
-// Calls the values from `start` on into the cache while those before them are at work.
+// Calls the values from `start` on from memory while those before them are at work; a few of them are in the
+// cache already.
 inline void prefetch(const float *x, int64_t start, int64_t n)
 {
+    if (n < far) return;
     const int64_t end = std::min(start + mean_block, n);
     for (int64_t i = start; i < end; i += 16) __builtin_prefetch(x + i);
 }
 
-// -- steps ---------------------------------------------------------------------------------------------------
+// -- steps --------------------------------------------------------------------------------------------------
 
 uint32_t largest_bits(const float *__restrict x, int64_t n)
 {
@@ -125,7 +127,7 @@ Outcome mean_step(const float *x, int64_t n, double *sums, int32_t threads, floa
                 finite = false;
                 return;
             }
-            prefetch(block, length, n - b * mean_block);
+            prefetch(x, (b + 1) * mean_block, n);
             sums[b] = block_sum(block, length, most);
         }
     });
@@ -146,7 +148,7 @@ template <int Top> Outcome max_step(const float *x, int64_t n, int32_t threads, 
     return done;
 }
 
-// -- codes and values ----------------------------------------------------------------------------------------
+// -- codes and values ---------------------------------------------------------------------------------------
 
 template <int Top> struct Thresholds {
     float first, second;
@@ -187,16 +189,15 @@ template <int Top> void values_of(const float *__restrict x, int64_t n, float st
 }
 
 // A step that was given was found on nothing, so here it shows whether all is finite.
-template <int Top>
-Outcome codes_and_values(const float *x, int64_t n, float step, bool check, int32_t threads, int8_t *codes,
-                         float *values)
+template <int Top> Outcome codes_and_values(const float *x, int64_t n, float step, bool check,
+                                            int32_t threads, int8_t *codes, float *values)
 {
     std::atomic<bool> finite{true};
     in_parallel(threads, n, n, [&](int64_t first, int64_t last) {
         for (int64_t start = first; start < last && finite; start += mean_block) {
             const int64_t length = std::min(mean_block, last - start);
             if (check && largest_bits(x + start, length) >= infinite) finite = false;
-            if (check) prefetch(x, start + length, last);
+            if (check) prefetch(x, start + length, n);
             if (codes != nullptr) codes_of<Top>(x + start, length, step, codes + start);
             if (values != nullptr) values_of<Top>(x + start, length, step, values + start);
         }
@@ -204,9 +205,8 @@ Outcome codes_and_values(const float *x, int64_t n, float step, bool check, int3
     return finite ? done : not_finite;
 }
 
-template <int Top>
-Outcome quantize_group(const float *x, int64_t n, Scale scale, double *sums, int32_t threads, float &step,
-                       int8_t *codes, float *values)
+template <int Top> Outcome quantize_group(const float *x, int64_t n, Scale scale, double *sums,
+                                          int32_t threads, float &step, int8_t *codes, float *values)
 {
     Outcome outcome = done;
     if (scale == absmean) outcome = mean_step(x, n, sums, threads, step);
@@ -218,9 +218,8 @@ Outcome quantize_group(const float *x, int64_t n, Scale scale, double *sums, int
     return done;
 }
 
-template <int Top>
-int64_t quantize(const float *x, int64_t rows, int64_t columns, int64_t group, Scale scale, float *steps,
-                 int8_t *codes, float *values, int32_t threads)
+template <int Top> int64_t quantize(const float *x, int64_t rows, int64_t columns, int64_t group, Scale scale,
+                                    float *steps, int8_t *codes, float *values, int32_t threads)
 {
     if (rows * columns == 0) return done;
     group = std::min(group, columns);
@@ -233,9 +232,10 @@ int64_t quantize(const float *x, int64_t rows, int64_t columns, int64_t group, S
         for (int64_t g = first; g < last && outcome == done; ++g) {
             const int64_t column = g % in_row * group;
             const int64_t start = g / in_row * columns + column;
-            const Outcome here = quantize_group<Top>(
-                x + start, std::min(group, columns - column), scale, sums.get(), groups > 1 ? 1 : threads, steps[g],
-                codes == nullptr ? nullptr : codes + start, values == nullptr ? nullptr : values + start);
+            const Outcome here = quantize_group<Top>(x + start, std::min(group, columns - column), scale,
+                                                     sums.get(), groups > 1 ? 1 : threads, steps[g],
+                                                     codes == nullptr ? nullptr : codes + start,
+                                                     values == nullptr ? nullptr : values + start);
             if (here != done) outcome = here;
         }
     });
@@ -262,7 +262,7 @@ void decoded_span(const int8_t *codes, int64_t start, int64_t n, int64_t columns
     }
 }
 
-// -- stochastic codes ----------------------------------------------------------------------------------------
+// -- stochastic codes ---------------------------------------------------------------------------------------
 
 inline uint32_t mix(uint32_t h) // murmur3's finaliser
 {
@@ -271,8 +271,8 @@ inline uint32_t mix(uint32_t h) // murmur3's finaliser
     return h ^ (h >> 16);
 }
 
-template <int Top>
-void drawn(const float *__restrict x, int64_t start, int64_t n, float step, uint32_t key, int8_t *__restrict codes)
+template <int Top> void drawn(const float *__restrict x, int64_t start, int64_t n, float step, uint32_t key,
+                              int8_t *__restrict codes)
 {
     const uint32_t begin = static_cast<uint32_t>(start);
     for (int64_t i = 0; i < n; ++i) {
@@ -292,16 +292,18 @@ int64_t stochastic(const float *x, int64_t n, float step, uint32_t key, int8_t *
         for (int64_t b = first; b < last && outcome == done; ++b) {
             const int64_t start = b * mean_block;
             const int64_t length = std::min(mean_block, n - start);
-            if (largest_bits(x + start, length) >= infinite) outcome = not_finite;
-            else drawn<Top>(x + start, start, length, step, key, codes + start);
+            if (largest_bits(x + start, length) >= infinite)
+                outcome = not_finite;
+            else
+                drawn<Top>(x + start, start, length, step, key, codes + start);
         }
     });
     return outcome;
 }
 
-// -- packing -------------------------------------------------------------------------------------------------
+// -- packing ------------------------------------------------------------------------------------------------
 
-// Each packs or unpacks one block whose planes are `w` wide, and returns the largest digit or value that it met.
+// Each packs or unpacks one block whose planes are `w` wide, and returns the largest digit or value in it.
 inline uint8_t pack_planes(Levels<1>, const int8_t *__restrict c, int64_t w, uint8_t *__restrict bytes)
 {
     uint8_t most = 0;
@@ -332,7 +334,8 @@ inline uint8_t pack_planes(Levels<2>, const int8_t *__restrict c, int64_t w, uin
         }
     }
     for (int m = 0; m < 7; ++m)
-        for (int64_t i = 0; i < w; ++i) bytes[m * w + i] = static_cast<uint8_t>(v[m][i] | ((v[7][i] & (1 << m)) ? 128 : 0));
+        for (int64_t i = 0; i < w; ++i)
+            bytes[m * w + i] = static_cast<uint8_t>(v[m][i] | ((v[7][i] & (1 << m)) ? 128 : 0));
     return most;
 }
 
@@ -428,8 +431,10 @@ template <int Top> int64_t pack(const int8_t *codes, int64_t n, uint8_t *bytes, 
     return wrong == none ? -1 : wrong.load();
 }
 
-// Gives each block's codes to `take(codes, start, count)`. Returns -1, or the index of the first byte without codes.
-template <int Top, class Take> int64_t unpack(const uint8_t *bytes, int64_t n, int32_t threads, const Take &take)
+// Gives each block's codes to `take(codes, start, count)`. Returns -1, or the index of the first byte that
+// holds none.
+template <int Top, class Take>
+int64_t unpack(const uint8_t *bytes, int64_t n, int32_t threads, const Take &take)
 {
     constexpr int64_t block = block_codes<Top>;
     std::atomic<int64_t> wrong{none};
@@ -464,14 +469,16 @@ void ebc_decode(const int8_t *codes, int64_t rows, int64_t columns, int64_t grou
     const int64_t n = rows * columns;
     if (n == 0) return;
     in_parallel(threads, n, n, [&](int64_t first, int64_t last) {
-        decoded_span(codes + first, first, last - first, columns, std::min(group, columns), steps, values + first);
+        decoded_span(codes + first, first, last - first, columns, std::min(group, columns), steps,
+                     values + first);
     });
 }
 
 int64_t ebc_stochastic(const float *x, int64_t n, int32_t top, float step, uint32_t key, int8_t *codes,
                        int32_t threads)
 {
-    return top == 1 ? stochastic<1>(x, n, step, key, codes, threads) : stochastic<2>(x, n, step, key, codes, threads);
+    return top == 1 ? stochastic<1>(x, n, step, key, codes, threads)
+                    : stochastic<2>(x, n, step, key, codes, threads);
 }
 
 int64_t ebc_pack(const int8_t *codes, int64_t n, int32_t top, uint8_t *bytes, int32_t threads)

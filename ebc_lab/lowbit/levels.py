@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -330,6 +331,11 @@ def stochastic_codes(xp: Any, values: Array, levels: str, step: float, key: int)
     return codes
 
 
+def backend_named(name: str) -> Any:
+    """`backends.get_backend`, loaded when it is called: the backends are made of the formulas above."""
+    return import_module(".backends", __package__).get_backend(name)
+
+
 # -- the public functions ------------------------------------------------------------------------------------
 
 
@@ -353,14 +359,12 @@ def quantize(
     `scale` is "absmean" (a group's mean magnitude), "absmax" (its largest over top) or the step itself.
     ValueError for NaN, infinity, complex or object input, and for names that do not exist.
     """
-    from .backends import get_backend
-
     check_levels(levels)
     check_scale(scale)
     weights = as_float32(values)
     group = check_group(group, weights.shape)
     check_finite(weights)
-    codes, steps = get_backend(backend).quantize(weights, levels, group, scale)
+    codes, steps = backend_named(backend).quantize(weights, levels, group, scale)
     return Quantized(np.asarray(codes), np.asarray(steps), levels, group)
 
 
@@ -371,12 +375,10 @@ def quantize_stochastic(
 
     `key` is a `rounding_key`. The draw of a place depends on the key and the place in row-major order only.
     """
-    from .backends import get_backend
-
     check_levels(levels)
     weights = as_float32(values)
     check_finite(weights)
-    codes = get_backend(backend).stochastic(weights, levels, check_step(step), key)
+    codes = backend_named(backend).stochastic(weights, levels, check_step(step), key)
     return cast(Codes, np.asarray(codes))
 
 

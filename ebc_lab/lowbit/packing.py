@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from .levels import TOP, Array, Codes, check_levels
+from .levels import TOP, Array, Codes, backend_named, check_levels
 
 WIDTH = 64  # bytes of a plane in a whole block
 CODES = {"ternary": 5, "five": 24}  # in one byte of each plane
@@ -30,18 +30,14 @@ def packed_size(n: int, levels: str) -> int:
 
 def pack(codes: object, levels: str, *, backend: str = "numpy") -> NDArray[np.uint8]:
     """The codes, row-major, as `packed_size` bytes; ValueError for what is no code of these levels."""
-    from .backends import get_backend
-
     array = check_codes(codes, levels)
-    return cast(NDArray[np.uint8], np.asarray(get_backend(backend).pack(array, levels)))
+    return cast(NDArray[np.uint8], np.asarray(backend_named(backend).pack(array, levels)))
 
 
 def unpack(data: object, n: int, levels: str, *, backend: str = "numpy") -> Codes:
     """The n codes in these bytes, int8 of shape (n,); ValueError for another length or other bytes."""
-    from .backends import get_backend
-
     array = check_bytes(data, n, levels)
-    return cast(Codes, np.asarray(get_backend(backend).unpack(array, n, levels)))
+    return cast(Codes, np.asarray(backend_named(backend).unpack(array, n, levels)))
 
 
 def check_codes(codes: object, levels: str) -> Codes:

@@ -279,7 +279,7 @@ class QuantizedAdam(torch.optim.Adam):
         bad = getattr(self, "found_inf", None)
         for name, new in packed.items():
             old = state.setdefault(name, new)
-            # torch moved nothing where `bad`, so neither may a second rounding; in place, as torch itself does
+            # torch moved nothing where `bad`, so no second rounding may; in place, as torch's own moments
             old.copy_(new if bad is None else torch.where(bad > 0, old, new))
 
     def _keys(self, p: Tensor) -> Keys:

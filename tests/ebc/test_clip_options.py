@@ -10,7 +10,7 @@ from support.stepping import assert_resumes, go, same, snapshot
 
 from ebc_lab.components.library_optimizers import ScheduleFree
 from ebc_lab.components.projections import Stiefel
-from ebc_lab.ebc import EllipsotopeClip
+from ebc_lab.ebc import ClipSettings, EllipsotopeClip
 from ebc_lab.ebc.options import AGGREGATES, BUDGETS, CADENCES, CONTROLLERS, LEAST_MULTIPLIER
 from ebc_lab.workloads.gpt import hidden_matrices
 
@@ -432,3 +432,46 @@ def test_the_share_must_be_one_of_a_known_length(make_gpt):
         clip(make_gpt(), until=0.0, total_steps=10)
     with pytest.raises(ValueError, match="needs total_steps"):
         clip(make_gpt(), until=0.5)
+
+
+# -- what others hand in: a grouping, and a factor on the radius ---------------------------------------------
+
+
+def test_a_grouping_that_was_made_elsewhere(make_gpt, batches, train):
+    names = [name for name, _ in make_gpt().named_parameters()]
+    groups = {"cluster0": names[::2], "cluster1": names[1::2]}
+    settings = ClipSettings(target_kl=0.002, budget="surrogate", grouping=groups)
+    assert hash(settings) == hash(ClipSettings(target_kl=0.002, budget="surrogate", grouping=dict(groups)))
+    model = make_gpt()
+    optimizer = EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=LR), settings=settings)
+    for stats in train(model, optimizer, batches(2)):
+        assert stats.contributions.shape == (2,)
+    assert list(optimizer.groups) == list(groups)
+    assert set(optimizer.state_dict()["filters"]) == set(groups)
+    with pytest.raises(ValueError, match="is in no group"):
+        clip(make_gpt(), grouping={"cluster0": names[::2]})
+    with pytest.raises(ValueError, match="grouping='kmeans' is unknown"):
+        clip(make_gpt(), grouping="kmeans")
+
+
+@pytest.mark.parametrize("budget", ["shadow", "tracked", "surrogate", "fisher"])
+def test_a_factor_on_the_radius_widens_one_step(make_gpt, batches, backward, budget):
+    found = []
+    for factor in (1.0, 0.5):
+        model = make_gpt()
+        optimizer = clip(model, budget=budget, audit_every=0)
+        *start, last = batches(26)
+        for batch in start:
+            go(model, optimizer, batch, backward)
+        kind = optimizer.kind(25)
+        optimizer.radius_factor = factor
+        assert optimizer.kind(25) == (kind if factor == 1 else None)
+        found.append(go(model, optimizer, last, backward))
+        assert not any("radius" in key for key in optimizer.state_dict())
+        assert optimizer.controller.delta == 0.002
+    full, half = found
+    assert (full.delta.item(), half.delta.item()) == pytest.approx((0.002, 0.0005))
+    assert half.radius == full.radius / 2
+    assert half.target_kl == full.target_kl
+    assert full.clip_coefficient < 1
+    assert half.clip_coefficient.item() == pytest.approx(full.clip_coefficient.item() / 2, rel=0.02)

@@ -204,3 +204,28 @@ def test_an_unknown_grouping_is_refused():
         ValueError, match="grouping='colour' is unknown; it takes block, tensor, type, matrices, global"
     ):
         group_parameters(["a"], "colour")
+
+
+# -- groupings that were made elsewhere ----------------------------------------------------------------------
+
+
+def test_a_mapping_is_taken_as_it_is():
+    groups = {"cluster1": ("b", "a"), "cluster0": ["c"]}
+    assert group_parameters(["a", "b", "c"], groups) == {"cluster1": ["b", "a"], "cluster0": ["c"]}
+    assert list(group_parameters(["a", "b", "c"], groups)) == ["cluster1", "cluster0"]
+
+
+@pytest.mark.parametrize(
+    ("groups", "words"),
+    [
+        ({"x": ["a", "b", "d"], "y": ["c"]}, "'d' is unknown"),
+        ({"x": ["a", "b"], "y": ["b", "c"]}, "'b' is in two places"),
+        ({"x": ["a", "a", "b", "c"]}, "'a' is in two places"),
+        ({"x": ["a"], "y": ["c"]}, "'b' is in no group"),
+        ({"x": ["a", "b", "c"], "y": []}, "'y' is without a parameter"),
+        ({}, "'a', 'b', 'c' is in no group"),
+    ],
+)
+def test_a_mapping_that_does_not_hold_each_name_once_is_refused(groups, words):
+    with pytest.raises(ValueError, match=words):
+        group_parameters(["a", "b", "c"], groups)

@@ -26,6 +26,17 @@ SHADOW = {
     "retracted": {"retracted": True, "target_kl": 0.004},
     "retracted-matrices-held": {"retracted": True, "grouping": "matrices", "held": True, "target_kl": 0.0002},
 }
+QUANTIZED = {
+    "auto": {"exponent": "auto", "quantized": True},
+    "auto-log_pi-linear": {
+        "exponent": "auto", "quantized": True, "controller": "log_pi", "schedule": "linear",
+    },
+    "auto-matrices": {"exponent": "auto", "quantized": True, "grouping": "matrices", "target_kl": 0.005},
+    "auto-float": {"exponent": "auto"},
+    "auto-retracted": {"exponent": "auto", "retracted": True, "target_kl": 0.004},
+    "auto-high-floor": {"exponent": "auto", "quantized": True, "target_kl": 0.002, "floor": 1e-4},
+    "square": {"quantized": True},
+}  # fmt: skip
 TRACKED = {
     "fixed": {},
     "hold_decay-one-row": {"schedule": "hold_decay", "probe_sequences": 1},
@@ -91,7 +102,7 @@ def cases(table):
     return pytest.mark.parametrize("options", marked)
 
 
-@cases(SHADOW | JUDGED)
+@cases(SHADOW | JUDGED | QUANTIZED)
 def test_shadow(make_gpt, batches, backward, options):
     rel = tolerance(options, DIFFERENCES if options in JUDGED.values() else EXACT)
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
@@ -102,6 +113,11 @@ def test_shadow(make_gpt, batches, backward, options):
         assert got.measurements == len(want.trace)
         assert got.trial.item() == pytest.approx(trial, rel=rel)
         assert got.trial_kl.item() == pytest.approx(kl, rel=rel)
+        assert (got.exponent is None) == ("exponent" not in options)
+        if got.exponent is not None:
+            assert got.exponent.item() == pytest.approx(want.p, rel=rel)
+    if "quantized" in options and "exponent" in options:
+        assert len({step.p for step in slow_steps}) > 3
     assert max(step.measurements for step in fast_steps) > 1
     assert {step.measurements for step in fast_steps[20:]} == {1}
 

@@ -30,6 +30,7 @@ from ebc_lab.lowbit.backends import (
 )
 from ebc_lab.lowbit.levels import (
     TOP,
+    order_free_mean,
     quantize,
     quantize_stochastic,
     rounding_key,
@@ -158,6 +159,55 @@ def test_torch_draws_the_numbers_of_numpy(levels, device):
     expected = NumpyBackend().stochastic(values, levels, float(step), key)
     assert_same_bits(drawn.cpu().numpy(), expected)
     assert torch_stochastic_step(torch.zeros(0, device=device), levels) == 0
+
+
+@names
+def test_more_values_than_are_worked_on_together(name):
+    values = np.random.default_rng(3).standard_normal((3, 65_536 + 4_096 + 17)).astype(np.float32)
+    values *= np.float32([[1], [1e-3], [1e3]])
+    backend = get_backend(name)
+    steps = backend.quantize(values, "five")[1]
+    assert steps == np.float32(order_free_mean(np, values.reshape(1, -1))[0])
+    key = rounding_key(1, 2, 3)
+    drawn = backend.stochastic(values, "five", 0.5, key).reshape(-1)
+    size = np.minimum(np.abs(values.reshape(-1)) / np.float32(0.5), np.float32(2))
+    whole = np.floor(size)
+    expected = np.copysign(whole + (uniforms(values.size, key) < size - whole), values.reshape(-1))
+    assert np.array_equal(drawn, expected)
+    for group in ("row", 100_000):
+        found = backend.quantize(values, "five", group)
+        for row in range(3):
+            alone = backend.quantize(values[row], "five")
+            assert_same_bits(found[0][row], alone[0])
+            assert_same_bits(found[1].reshape(3)[row, None], alone[1].reshape(1))
+
+
+@names
+def test_a_single_number_is_an_array_without_axes(name):
+    backend = get_backend(name)
+    codes, steps = backend.quantize(np.array(-3, np.float32), "five")
+    results = [codes, steps, backend.effective(np.array(-3, np.float32), "five")]
+    results += [backend.decode(codes, steps, "five", "tensor"), backend.stochastic(steps, "five", 3.0, 1)]
+    for result in results:
+        assert isinstance(result, np.ndarray)
+        assert result.shape == ()
+    assert [float(result) for result in results] == [-1, 3, -3, -3, 1]
+
+
+def test_tensors_of_wrong_types_are_refused():
+    backend = TorchBackend()
+    with pytest.raises(ValueError, match=r"integers, not torch\.float32"):
+        backend.pack(torch.zeros(3), "five")
+    with pytest.raises(ValueError, match=r"bytes, not torch\.int64"):
+        backend.unpack(torch.zeros(1, dtype=torch.int64), 3, "ternary")
+    with pytest.raises(ValueError, match="take 1 bytes, not 2"):
+        backend.unpack(torch.zeros(2, dtype=torch.uint8), 3, "ternary")
+    with pytest.raises(ValueError, match="real numbers"):
+        backend.quantize(torch.ones(2, dtype=torch.complex64), "five")
+    bytes_as_codes = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    assert torch.equal(
+        backend.pack(bytes_as_codes, "ternary"), backend.pack(bytes_as_codes.char(), "ternary")
+    )
 
 
 @devices

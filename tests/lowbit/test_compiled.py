@@ -154,6 +154,29 @@ def test_numbers_at_the_ends_of_float32(backend, levels):
             agree(backend, np.array(numbers, np.float32), levels, scale=1e-45)
 
 
+def test_the_mean_counts_in_blocks_of_4096(backend):
+    values = np.zeros(8192, np.float32)
+    values[0] = 1.0
+    values[2048:4096] = 2.0**-32  # below half a unit of their block, which is 2^-29: they do not count
+    assert backend.quantize(values, "five")[1] == np.float32(2.0**-13)
+    values[4096:6144] = 2.0**-32  # these have a block, and so a unit, of their own
+    assert backend.quantize(values, "five")[1] == np.float32(2.0**-13 * (1 + 2.0**-21))
+
+
+def test_blocks_are_added_by_halves(backend):
+    values = np.zeros(4 * 4096, np.float32)
+    values[:2] = 1.0, 2.0**-24  # half way between two float32
+    values[[4096, 2 * 4096, 3 * 4096]] = 2.0**-53  # half a unit of float64: one by one they would be lost
+    assert backend.quantize(values, "five")[1] == np.float32(2.0**-14 * (1 + 2.0**-23))
+
+
+def test_a_value_at_its_uniform_is_rounded_down(backend):
+    at = uniforms(10_000, 77)
+    assert not backend.stochastic(at, "five", 1.0, 77).any()
+    above = np.nextafter(at, np.float32(1))
+    assert backend.stochastic(above, "five", 1.0, 77).all()
+
+
 @pytest.mark.parametrize("levels", LEVELS)
 def test_threads_do_not_change_a_bit(levels):
     values = spread(400_003, 3, 20)

@@ -174,6 +174,10 @@ def test_compress_alone_commits_nothing_and_a_proposal_is_kept_once() -> None:
     kept = quantizer.state_dict()["residuals"]
     quantizer.commit()
     assert equal(quantizer.state_dict()["residuals"], kept)
+    quantizer.compress(gradients(9), 1)
+    quantizer.commit(False)
+    quantizer.commit(True)
+    assert equal(quantizer.state_dict()["residuals"], kept)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -47,7 +47,7 @@ def plain_total(block: list[float], bits: int, power: int) -> float:
     if largest < 2.0**-90:
         return 0.0
     exponent = math.frexp(largest)[1]
-    counts = [round(Fraction(abs(w)) * Fraction(2) ** (bits - exponent)) ** power for w in block]
+    counts = [round(abs(w) * 2.0 ** (bits - exponent)) ** power for w in block]  # exact in float64
     return sum(counts) * 2.0 ** (power * (exponent - bits))
 
 
@@ -66,8 +66,9 @@ def plain_code(w: np.float32, step: np.float32, levels: str) -> int:
     if step == 0:
         return 0
     code = int(abs(w) > np.float32(0.5) * step)
-    if levels == "five" and abs(w) >= np.float32(1.5) * step:
-        code = 2
+    with np.errstate(over="ignore"):
+        if levels == "five" and abs(w) >= np.float32(1.5) * step:
+            code = 2
     return -code if w < 0 else code
 
 
@@ -111,6 +112,20 @@ def test_blocks_of_4096_are_counted_in_units_of_their_own_and_added_by_halves(n)
     assert order_free_mean(np, values[None])[0] == plain_mean(values)
     assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
     assert absmean(values) == np.float32(plain_mean(values))
+
+
+def test_block_totals_are_added_by_halves_not_by_neighbours_or_one_after_the_other():
+    scales = 2.0 ** np.random.default_rng(2).integers(-12, 12, 27)
+    values = gaussian(27 * 4096) * np.repeat(scales, 4096).astype(np.float32)
+    assert order_free_mean(np, values[None])[0] == plain_mean(values)
+    assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
+
+
+@pytest.mark.parametrize("exponent", [-91, -90, -89, -88, -60, 126])
+def test_units_fit_the_largest_magnitude_of_a_block(exponent):
+    values = np.float32(2.0**exponent) * np.random.default_rng(3).uniform(0, 2, 4000).astype(np.float32)
+    assert order_free_mean(np, values[None])[0] == plain_mean(values)
+    assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
 
 
 @given(arrays)
@@ -381,6 +396,17 @@ def test_stochastic_codes_are_those_of_the_transcription(values, levels, step, k
             y = min(np.float32(abs(w)) / step, np.float32(TOP[levels]))
         size = math.floor(y) + (plain_uniform(i, key) < y - np.float32(math.floor(y)))
         assert code == (-size if w < 0 else size)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_a_value_rounds_up_where_its_uniform_is_smaller_than_its_share(backend):
+    draws = uniforms(5000, 77)
+    below = quantize_stochastic(draws, "ternary", step=1.0, key=77, backend=backend)
+    above = quantize_stochastic(
+        -np.nextafter(draws, np.float32(2)), "five", step=1.0, key=77, backend=backend
+    )
+    assert not below.any()
+    assert (above == -1).all()
 
 
 @levels

@@ -131,6 +131,13 @@ def test_signals_are_standardised_deviations() -> None:
     assert signals.update(Observed(1e30, 1.0, 0.1, 0.5, False))[0] == 3.0  # clipped
 
 
+def test_the_variance_of_the_loss_forgets_with_decay_nine_tenths() -> None:
+    signals = Signals()
+    for loss in [2.0] * 30 + [3.0]:
+        signals.update(Observed(loss, 1.0, 0.1, 0.5, False))
+    assert (signals.loss.mean, signals.loss.variance) == pytest.approx((2.1, 0.09))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_leaves_the_moments_alone(bad: float) -> None:
     signals = Signals()

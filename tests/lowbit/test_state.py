@@ -146,6 +146,7 @@ def test_levels_are_unbiased_where_they_can_be(levels: str) -> None:
     assert 0.75 < error.std() < 1.25
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("state", STATES)
 def test_blocks_of_zeros_stay_zero_and_what_is_not_finite_stays_so(state: str) -> None:
     form = FORMS[state]()
@@ -318,17 +319,18 @@ def test_it_trains_but_for_the_forensic_form() -> None:
     assert by("int8_linear") > start
 
 
-def test_a_bad_step_on_the_device_leaves_everything() -> None:
+@pytest.mark.parametrize("state", STATES)
+def test_a_bad_step_on_the_device_leaves_everything(state: str) -> None:
     """`found_inf`, as torch's fused optimizers heed it: neither weights nor packed moments change."""
     params = parameters()
-    optimizer = QuantizedAdam(params, 1e-2, state="ternary", quantized=params[:2], fused=True)
+    optimizer = QuantizedAdam(params, 1e-2, state=state, quantized=params[:2], fused=True)
     run(params, optimizer, range(3))
     before = copy.deepcopy((params, optimizer.state_dict()["state"]))
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
     run(params, optimizer, range(3, 4))
     assert same(params, before[0])
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+    for number, kept in optimizer.state_dict()["state"].items():
+        for name, value in kept.items():
             assert torch.equal(value, before[1][number][name])
 
 

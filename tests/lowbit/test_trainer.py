@@ -110,6 +110,8 @@ def test_sizes_of_the_model_must_be_positive():
         (np.zeros(7, np.float32), r"shape \(7,\)"),
         (np.array([["a", "b"]]), "no array of real numbers"),
         (np.ones((4, 2)) * 1j, "no array of real numbers"),
+        ([[1.0], [1.0, 2.0]], "no array of real numbers"),
+        (torch.ones(3, 4, 5), r"shape \(3, 4, 5\)"),
         ("short", "the text has 5 tokens"),
         ("", "the text has 0 tokens"),
         (np.array([3, -1, 2]), "tokens run from -1 to 3"),
@@ -179,13 +181,13 @@ def test_text_can_be_a_string_a_path_or_the_name_of_a_file(tmp_path: Path):
 @pytest.mark.parametrize("levels", ["ternary", "five"])
 def test_it_reconstructs_rows_far_better_than_a_zero_predictor(levels: str):
     data = low_rank()
-    trainer = HybridLLMTrainer(small(levels=levels, max_epochs=12))
+    trainer = HybridLLMTrainer(small(levels=levels, max_epochs=8))
     summary = trainer.train(data)
-    assert summary["total_steps"] == 12 * 12  # 180 rows in batches of 16
+    assert summary["total_steps"] == 8 * 12  # 180 rows in batches of 16
     assert summary["zero_predictor_loss"] == pytest.approx(np.square(data[180:]).mean(), rel=1e-6)
-    assert summary["final_loss"] < 0.35 * summary["zero_predictor_loss"]
+    assert summary["final_loss"] < 0.4 * summary["zero_predictor_loss"]
     assert summary["total_loss_reduction"] == summary["initial_loss"] - summary["final_loss"] > 0
-    assert [record["epoch"] for record in summary["metrics_history"]] == list(range(1, 13))
+    assert [record["epoch"] for record in summary["metrics_history"]] == list(range(1, 9))
 
 
 def test_reported_losses_are_those_of_the_codes():
@@ -208,7 +210,7 @@ def test_reported_losses_are_those_of_the_codes():
 def test_targets_of_another_width_and_unit():
     rows = low_rank(300, 5)
     targets = 1e-6 * (rows[:, :2] - 2 * rows[:, 2:4])
-    summary = HybridLLMTrainer(small(max_epochs=12)).train(rows * 1e4, targets)
+    summary = HybridLLMTrainer(small(max_epochs=6)).train(rows * 1e4, targets)
     assert summary["final_loss"] < 0.3 * summary["zero_predictor_loss"] < 1e-10
 
 
@@ -246,19 +248,16 @@ def test_a_step_without_a_finite_loss_is_skipped_and_moves_nothing():
 
 def test_the_trust_region_bounds_the_whole_update(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "RADIUS", 0.01)
-    norms = []
-    trainer = HybridLLMTrainer(small(max_steps=5, max_epochs=1, batch_size=64))
-
-    def look(model: torch.nn.Module) -> None:
-        norms.append(trainer._run.update_norm)
-
-    summary = trainer.train(low_rank(), eval_fn=look)["optimizer_summary"]
-    count = sum(p.numel() for p in trainer.model.parameters())
-    assert summary["constraints_active"] == 3  # every step of the epoch
-    assert norms[0] == pytest.approx(summary["trust_radius"], rel=1e-6)
-    assert summary["trust_radius"] == pytest.approx(
-        0.01 * 4e-3 * math.sqrt(count) * summary["radius_factor"], rel=1e-9
-    )
+    data = low_rank()
+    trainer = HybridLLMTrainer(small(max_steps=1))
+    summary = trainer.train(data)["optimizer_summary"]
+    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
+    pairs = list(zip(trainer.model.parameters(), before.parameters(), strict=True))
+    moved = math.sqrt(sum(float((a - b).detach().square().sum()) for a, b in pairs))
+    count = sum(b.numel() for _, b in pairs)
+    assert moved == pytest.approx(0.01 * 4e-3 * math.sqrt(count), rel=1e-3)
+    assert summary["trust_radius"] == pytest.approx(moved, rel=1e-3)
+    assert summary["constraints_active"] == summary["constraints_active_share"] == 1
 
 
 def test_without_adaptive_rate_nothing_is_constrained():
@@ -360,9 +359,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(settings: dict[str, ob
     for record in (*got["metrics_history"], *expected["metrics_history"]):
         del record["time"]
     assert got["metrics_history"] == expected["metrics_history"]
-    assert got["optimizer_summary"] == expected["optimizer_summary"] | {
-        "gradient_bits": got["optimizer_summary"]["gradient_bits"]
-    }
+    assert got["optimizer_summary"] == expected["optimizer_summary"]
     for mine, theirs in zip(
         resumed.quantized_weights().values(), whole.quantized_weights().values(), strict=True
     ):

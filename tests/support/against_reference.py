@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from support.quantized import Ternary
 
 from ebc_lab.ebc import EllipsotopeClip, group_parameters
 from ebc_lab.ebc.reference import ReferenceClip
@@ -45,6 +46,10 @@ def run_both(make_gpt, batches, backward, options, broken=(), classes=(Ellipsoto
     options = defaults | options
     grouping = options.pop("grouping", "block")
     held = options.pop("held", False)
+    if options.pop("quantized", False):
+        for matrix in (m for model in (fast_model, slow_model) for m in model.modules()):
+            if hasattr(matrix, "quantize"):
+                matrix.quantize = Ternary.apply
     gain = options.pop("gain", math.nan)
     retract = None
     if options.pop("retracted", False):

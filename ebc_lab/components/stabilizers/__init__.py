@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.schema import RunConfig
@@ -25,6 +25,8 @@ from .rivals import (
 )
 
 Build = Callable[..., StabilizedOptimizer]
+Groups = Mapping[str, Sequence[str]]  # group -> its parameters' names
+Effective = Callable[[], Sequence[Tensor]]  # the weights as the forward uses them now
 
 
 def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
@@ -32,7 +34,14 @@ def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common:
     return StabilizedOptimizer(model, bases, **common)
 
 
-def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> EllipsotopeClip:
+def ebc(
+    model: nn.Module,
+    bases: Sequence[Optimizer],
+    run: RunConfig,
+    *,
+    groups: Groups | None = None,
+    **common: Any,
+) -> EllipsotopeClip:
     """The method, or its forensic subclass if the run asks for a mistake of the earlier study."""
     budget = run.budget
     controller = run.controller
@@ -41,7 +50,7 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: 
         target_kl=budget.target_kl,
         budget=budget.name,
         aggregate=budget.aggregate,
-        grouping=budget.grouping,
+        grouping=budget.grouping if groups is None else groups,
         controller=controller.name,
         gains={name: gain for name, gain in gains.items() if gain is not None},
         schedule=budget.schedule,
@@ -51,12 +60,37 @@ def ebc(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: 
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
         measure_every=budget.measure_every,
+        exponent=budget.exponent,
         guard=budget.guard,
         beta_init=budget.beta_init,
         units=budget.units,
     )
     cls = ForensicClip if settings.forensic else EllipsotopeClip
     return cls(model, bases, settings=settings, **common)
+
+
+def trust_region(
+    model: nn.Module,
+    bases: Sequence[Optimizer],
+    run: RunConfig,
+    *,
+    groups: Groups | None = None,
+    effective: Effective | None = None,
+    **common: Any,
+) -> TrustRegion:
+    chosen = run.stabilizer
+    return TrustRegion(
+        model,
+        bases,
+        strength=chosen.strength,
+        schedule=chosen.schedule,
+        total_steps=run.steps,
+        per=chosen.per,
+        norm=chosen.norm,
+        grouping=run.budget.grouping if groups is None else groups,
+        effective=effective,
+        **common,
+    )
 
 
 def rival(
@@ -82,12 +116,13 @@ STABILIZERS: dict[str, Build] = {
     "zclip": rival(ZClip),
     "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
     "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
-    "trust_region": rival(
-        TrustRegion, lambda run: {"schedule": run.stabilizer.schedule, "total_steps": run.steps}
-    ),
+    "trust_region": trust_region,
     "kl_clip": rival(KLClip),
     "rms_clip": rival(RMSClip),
 }
+
+# what some take beside the run
+TAKEN: dict[str, tuple[str, ...]] = {"ebc": ("groups",), "trust_region": ("groups", "effective")}
 
 
 def build(
@@ -96,11 +131,21 @@ def build(
     projection: Callable[[], None] | None,
     run: RunConfig,
     compiled: nn.Module | None = None,
+    *,
+    groups: Groups | None = None,
+    effective: Effective | None = None,
 ) -> StabilizedOptimizer:
-    """The run's stabilizer around its base optimizers; `compiled`: what training calls in the model's place.
+    """The run's stabilizer around its base optimizers.
 
-    Raises ValueError for a combination that it refuses.
+    Args:
+        compiled: what training calls in the model's place.
+        groups: {group: parameter names}, instead of `budget.grouping`.
+        effective: of a quantized model, see `TrustRegion`.
+    Raises:
+        ValueError: a combination that the stabilizer refuses.
     """
+    given = {"groups": groups, "effective": effective}
+    taken = {key: given[key] for key in TAKEN.get(run.stabilizer.name, ())}
     when = "retract" if getattr(projection, "retracts", False) else "project"
     return STABILIZERS[run.stabilizer.name](
         model,
@@ -109,6 +154,8 @@ def build(
         probe_sequences=run.budget.probe_sequences,
         audit_every=run.audit_every,
         audit_tokens=run.audit_tokens,
+        curve_every=run.curve_every,
         compiled=compiled,
+        **taken,
         **{when: projection},
     )

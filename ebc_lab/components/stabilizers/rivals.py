@@ -8,7 +8,7 @@ a subclass that limits the gradient or the update, one line in `STABILIZERS`, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +16,22 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_
 from torch.optim import Optimizer
 
-from ebc_lab.ebc import Proposal, StabilizedOptimizer, StepStats, clip_coefficient, schedule_multiplier
+from ebc_lab.ebc import (
+    Proposal,
+    StabilizedOptimizer,
+    StepStats,
+    clip_coefficient,
+    group_parameters,
+    schedule_multiplier,
+)
 from ebc_lab.ebc.flat import joint_norm
+from ebc_lab.ebc.options import check_option
 
 from .energy import tensor_norms
+
+PER = ("all", "group")
+NORMS = ("latent", "effective")
+HALVINGS = 10  # of c, until the effective weights move by no more than the radius
 
 
 class Rival(StabilizedOptimizer):
@@ -48,6 +60,23 @@ class Rival(StabilizedOptimizer):
         """The learning rate of each weight's parameter group."""
         rates = {id(p): float(group["lr"]) for group in self.param_groups for p in group["params"]}
         return [rates[id(p)] for p in self.weights]
+
+    def _apply_each(self, stats: StepStats, proposal: Proposal, c: Tensor, norms: Tensor) -> None:
+        """Scale each tensor's update by its own c; `norms` are those of the updates. Both (n,) float64."""
+        stats.clip_coefficient = share(torch.linalg.vector_norm(c * norms), torch.linalg.vector_norm(norms))
+        if not torch.isfinite(stats.clip_coefficient):
+            self._give_up(stats, proposal)
+            return
+        scales = c.tolist()
+        for copy in proposal.state_copies:
+            if scales[copy.weight] < 1:
+                copy.scale(scales[copy.weight])
+        clipped = [i for i, scale in enumerate(scales) if scale < 1]
+        if clipped:
+            weights: list[Tensor] = [self.weights[i] for i in clipped]
+            kept = [proposal.old[i] for i in clipped]
+            torch._foreach_lerp_(kept, weights, [scales[i] for i in clipped])
+            torch._foreach_copy_(weights, kept)
 
 
 def share(part: Tensor, whole: Tensor) -> Tensor:
@@ -172,13 +201,26 @@ class ZClip(Rival):
 
 
 class TrustRegion(Rival):
-    """The complete update's Frobenius norm is at most w = `strength`·sqrt(m(t)); c = min(1, w/||dW||).
+    """The complete update's Frobenius norm is at most w = `strength`·sqrt(m(t))·`radius_factor`.
+
+    c = min(1, w/||dW||).
 
     This is EBC with one group whose sensitivity is always 1 and target_kl = strength²/4: it bounds how far
     weights move and ignores what that does to predictions. `strength` is in units of weight norm.
 
     Args:
         schedule: m(t): `constant`; `linear`, `cosine` or `hold_decay` over `total_steps`; `lr_squared`.
+        per: `all`; or `group`: each group of parameters has a c of its own, min(1, w·sqrt(n_g/n)/||dW_g||),
+            n_g of all n weights being its own, so that the whole still stays within w.
+        grouping: of `per=group`, see `group_parameters`; every parameter must be in a group.
+        norm: `latent`, of the weights that the optimizer moves; or `effective`, of those that the forward
+            makes of them: c is the largest of 1, 1/2, 1/4 … 2^-10 with ||What(W + c·dW) - What(W)|| <= w, and
+            the step is skipped if there is none.
+        effective: What: the weights as the forward uses them at the model's present ones, a tensor each;
+            those that are used as they are belong to them too.
+    Raises:
+        ValueError: an unknown name, `effective` is missing, a grouping that leaves parameters out, or a norm
+            of effective weights by group.
     """
 
     default = 1.0
@@ -191,18 +233,86 @@ class TrustRegion(Rival):
         *,
         schedule: str = "constant",
         total_steps: int | None = None,
+        per: str = "all",
+        norm: str = "latent",
+        grouping: str | Mapping[str, Sequence[str]] = "block",
+        effective: Callable[[], Sequence[Tensor]] | None = None,
         **options: Any,
     ):
         schedule_multiplier(schedule, 0, total_steps, 1.0)  # a schedule that lacks something fails here
+        check_option("per", per, PER)
+        check_option("norm", norm, NORMS)
+        if norm == "effective" and per == "group":
+            raise ValueError("norm='effective' halves the whole update until it fits: use per='all'.")
+        if norm == "effective" and effective is None:
+            raise ValueError("norm='effective' needs `effective`, which returns the weights of the forward.")
         super().__init__(model, optimizers, **options)
         self.schedule = schedule
         self.total_steps = total_steps
+        self.per = per
+        self.norm = norm
+        self.effective = effective
+        self.groups = self._grouped(grouping) if per == "group" else {}
+        total = sum(w.numel() for w in self.weights)
+        elements = [sum(self.weights[i].numel() for i in members) for members in self.groups.values()]
+        self.shares = [(n / total) ** 0.5 for n in elements]  # of the radius, by group
+
+    def _grouped(self, grouping: str | Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+        """The groups, as indices of weights. Raises ValueError if one is in none."""
+        shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
+        named = group_parameters(self.names, grouping, shapes)
+        index = {name: i for i, name in enumerate(self.names)}
+        groups = {group: [index[name] for name in names] for group, names in named.items()}
+        if sum(map(len, groups.values())) < len(self.names):
+            raise ValueError(
+                f"per='group' limits every parameter, and grouping={grouping!r} leaves some out: use another."
+            )
+        return groups
+
+    def _width(self, t: int) -> float:
+        multiplier = schedule_multiplier(self.schedule, t, self.total_steps, self._lr_ratio())
+        width: float = self.strength * max(multiplier, 1e-12) ** 0.5 * self.radius_factor
+        return width
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
-        multiplier = schedule_multiplier(self.schedule, proposal.t, self.total_steps, self._lr_ratio())
-        moved = torch.linalg.vector_norm(tensor_norms(proposal.updates()))
-        width = self.strength * max(multiplier, 1e-12) ** 0.5
-        self._apply(stats, proposal, clip_coefficient(width, moved))
+        width = self._width(proposal.t)
+        if self.effective is not None and self.norm == "effective":
+            self._limit_effective(stats, proposal, width, self.effective)
+            return
+        norms = tensor_norms(proposal.updates())
+        if self.per == "group":
+            self._limit_groups(stats, proposal, width, norms)
+            return
+        self._apply(stats, proposal, clip_coefficient(width, torch.linalg.vector_norm(norms)))
+
+    def _limit_groups(self, stats: StepStats, proposal: Proposal, width: float, norms: Tensor) -> None:
+        c = torch.ones_like(norms)
+        for part, members in zip(self.shares, self.groups.values(), strict=True):
+            moved = torch.linalg.vector_norm(norms[members])
+            allowed = width * part
+            c[members] = torch.where(moved > allowed, allowed / moved, 1.0)
+        self._apply_each(stats, proposal, c, norms)
+
+    def _limit_effective(
+        self,
+        stats: StepStats,
+        proposal: Proposal,
+        width: float,
+        effective: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        trial = proposal.layout.trial
+        with proposal.before.standing_in(self.weights):
+            # detached here: a weight that is used as it is would otherwise be the moved one afterwards
+            before = [w.detach() for w in effective()]
+        for halvings in range(HALVINGS + 1):
+            c = 0.5**halvings
+            proposal.interpolate(c, trial.parts)
+            with trial.standing_in(self.weights):
+                moved = torch.linalg.vector_norm(tensor_norms(torch._foreach_sub(list(effective()), before)))
+            if moved <= width:
+                self._apply(stats, proposal, torch.full_like(moved, c))
+                return
+        self._give_up(stats, proposal)
 
 
 class KLClip(Rival):
@@ -247,17 +357,4 @@ class RMSClip(Rival):
         ]
         allowed = torch.tensor(largest, dtype=torch.float64, device=norms.device)
         c = torch.where(norms > allowed, allowed / norms, 1.0)
-        stats.clip_coefficient = share(torch.linalg.vector_norm(c * norms), torch.linalg.vector_norm(norms))
-        if not torch.isfinite(stats.clip_coefficient):
-            self._give_up(stats, proposal)
-            return
-        scales = c.tolist()
-        for copy in proposal.state_copies:
-            if scales[copy.weight] < 1:
-                copy.scale(scales[copy.weight])
-        clipped = [i for i, scale in enumerate(scales) if scale < 1]
-        if clipped:
-            weights: list[Tensor] = [self.weights[i] for i in clipped]
-            kept = [proposal.old[i] for i in clipped]
-            torch._foreach_lerp_(kept, weights, [scales[i] for i in clipped])
-            torch._foreach_copy_(weights, kept)
+        self._apply_each(stats, proposal, c, norms)

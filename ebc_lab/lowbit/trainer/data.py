@@ -149,7 +149,7 @@ def _finite_rows(values: object, name: str) -> NDArray[np.float32]:
             f"{name} has {len(wrong)} values that are NaN or infinite as float32, the first at "
             f"{tuple(wrong[0].tolist())}: remove or replace them."
         )
-    return array
+    return array if array.flags.writeable else array.copy()  # torch has no read-only tensors
 
 
 def tokens_of(data: object) -> NDArray[np.int64] | None:
@@ -165,7 +165,14 @@ def tokens_of(data: object) -> NDArray[np.int64] | None:
         characters = sorted(set(data))
         places = {character: index for index, character in enumerate(characters)}
         return np.array([places[character] for character in data], dtype=np.int64)
-    array = np.asarray(data)
+    if isinstance(data, Tensor):
+        if data.ndim != 1 or data.is_floating_point():
+            return None
+        data = data.cpu()
+    try:
+        array = np.asarray(data)
+    except ValueError:  # rows of different lengths
+        return None
     if array.ndim != 1 or array.dtype.kind not in "iu":
         return None
     if len(array) and (array.min() < 0 or array.max() >= MOST_TOKENS):

@@ -129,9 +129,10 @@ class HybridLLMTrainer:
     def get_training_summary(self) -> dict[str, Any]:
         """What the training so far came to; losses are of the quantized forward, in the loss's own unit.
 
-        `final_loss` is on the validation part, `final_train_loss` the mean of the last epoch's batches, skipped
-        steps left out. `zero_predictor_loss` is what a prediction of 0 scores on the validation part: for
-        text, all characters as likely. `compression` counts packed codes and steps, and all other weights in float32; no file header.
+        `final_loss` is on the validation part, `final_train_loss` the mean of the last epoch's steps, skipped
+        ones left out. `zero_predictor_loss` is what a prediction of 0 scores on the validation part: for
+        text, all characters as likely. `compression` counts packed codes and steps, and all other weights in
+        float32, but no header of a file.
         """
         run = self._started()
         last = run.history[-1] if run.history else {}
@@ -332,8 +333,15 @@ class HybridLLMTrainer:
             "constraints_active": run.clipped_steps,
             "constraints_active_share": run.clipped_steps / max(1, run.step),
             "skipped_steps": run.skipped_steps,
-            "gradient_bits": 32.0 if run.gradients is None else run.gradients.grad_bits,
+            "gradient_bits": self._gradient_bits(run),
         }
+
+    def _gradient_bits(self, run: Run) -> float:
+        """What one worker would send of a hidden matrix's gradient, per element."""
+        if run.gradients is None:
+            return 32.0
+        counts = [p.numel() for p in run.hidden().values()]
+        return 8 * sum(packed_size(n, self.config.levels) + 4 for n in counts) / sum(counts)
 
 
 def _mean_loss(source: Rows | Text, predict: Callable[[Tensor, Tensor], Tensor], loss: Loss) -> float:

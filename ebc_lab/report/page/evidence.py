@@ -118,11 +118,13 @@ def _facts(
     hours = sum(r.get("wall_s") or 0.0 for r in results.values())
     steps = stage_of(config.study.stages[-1]).settings(config).steps
     compared = decision_that_shows("verdict", decisions) or decision_that_shows("arms", decisions)
+    few = words.low_bit(config)
     size = f"{plural(model.blocks, 'block')}, width {model.width}, context {model.context}"
     return [
         ("Corpus", header["corpus"]["title"]),
         ("Model", f"{model.name.upper()}, {size}"),
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
+        *([("Low-bit", few)] if few else []),
         ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
         ("Seeds", _seeds(seeds_of(compared) if compared else config.seeds)),
         ("Runs", f"{len(results)}, {words.clock(hours)} of training"),
@@ -275,8 +277,9 @@ def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results
             _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, found, margin)
             for i, family in enumerate(found["differences"], 1)
         ]
-        named = {n: label(n, arm) for n, arm in found["arms"].items()}
-        tracks.append({"name": optimizer(track), "named": named, "arms": arms, "compared": compared})
+        own = {"named": {n: label(n, arm) for n, arm in found["arms"].items()}, "arms": arms}
+        own["low_bit"] = _low_bit(f"finals-levels-{track}", of, found, results)
+        tracks.append({"name": optimizer(track), "compared": compared, **own})
     return {
         "about": stage_of(name).about,
         "rule": decision["rule"],
@@ -304,6 +307,7 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
                 "named": {name: name for name in ranked},
                 "judged": {found["reference"], *ranked[:1]},
                 "arms": replace(arms, title=f"Arms, best first{of}"),
+                "low_bit": _low_bit(f"suite-levels-{track}", of, found, results, ranked),
                 "spans": _spans(track, of, found),
                 "compared": [_compared(*own)] if pairs else [],
                 "least": [d["detectable"] for d in pairs.values() if d.get("detectable") is not None],
@@ -312,6 +316,18 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
     notes = untracked(decision["notes"], decision["tracks"])
     about = stage_of(decision["stage"]).about
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
+
+
+def _low_bit(
+    name: str,
+    of: str,
+    found: Mapping[str, Any],
+    results: tables.Results,
+    names: Iterable[str] | None = None,
+) -> Table | None:
+    """What few levels took, where any arm has them."""
+    made = tables.low_bit(name, found, results, names)
+    return made and replace(made.on(PAGE), title=f"{made.title}{of}")
 
 
 def _spans(track: str, of: str, found: Mapping[str, Any]) -> list[Table]:

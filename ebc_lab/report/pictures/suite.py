@@ -1,5 +1,5 @@
-"""The pictures of a suite: its arms side by side, the mechanism over the run, recovery from shocks, and each
-arm.
+"""The pictures of a suite: its arms side by side, the mechanism over the run, what few levels change,
+recovery from shocks, and each arm.
 
 With several tracks, every picture has its track's name in its own.
 """
@@ -23,6 +23,7 @@ from ..text.words import optimizer
 from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .forest import draw_forest, missing, rows_of, signed
+from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .sheet import (
     ALERT,
@@ -72,6 +73,7 @@ class Gathered:
     courses: dict[str, Course]
     recoveries: list[Recovery]
     tight: dict[str, Tightness]
+    curves: dict[str, Curve]  # of KL against c
 
 
 def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
@@ -84,7 +86,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         arms = told_apart(found)
         forest = draw_forest(facts, track, found, rows_of(root, {**found, "arms": arms}), decision["rule"])
         yield Picture(f"ablation{tail}", "verdict", forest)
-        all_arms = Gathered({}, [], {})
+        all_arms = Gathered({}, [], {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms)
         if courses := all_arms.courses:
@@ -93,6 +95,12 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         if tight := all_arms.tight:
             sheet = draw_tightness(facts, track, {label: label for label in tight}, arms, tight)
             yield Picture(f"ablation_tightness{tail}", section, sheet)
+        if curves := all_arms.curves:
+            sheet = draw_kl_curve(facts, track, {label: arms[label] for label in curves}, curves)
+            yield Picture(f"kl_curve{tail}", section, sheet)
+        if factors := _factors(root, found["arms"]):
+            sheet = draw_factors(facts, track, {label: found["arms"][label] for label in factors}, factors)
+            yield Picture(f"policy{tail}", section, sheet)
         if recoveries := all_arms.recoveries:
             sheet = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
             yield Picture(f"recovery{tail}", section, sheet)
@@ -132,9 +140,18 @@ def _arm_pictures(
             if measured := tightness_of(runs):
                 all_arms.tight[label] = measured
             all_arms.courses[label] = course_of(runs)
+        if curve := curve_of(runs):
+            all_arms.curves[label] = curve
         for kind, sheet in own.items():
             yield Picture(f"{label}{tail}_{kind}", "arms", sheet, label)
         all_arms.recoveries += recovery_of(label, arm, runs, specs)
+
+
+def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
+    """Of every arm with a policy, also of those that have no pictures of their own."""
+    steered = {label: arm for label, arm in arms.items() if "lr_factor" in arm["figures"]}
+    found = {label: factors_of(read_runs(root, arm)) for label, arm in steered.items()}
+    return {label: factors for label, factors in found.items() if factors}
 
 
 def _sized(facts: Facts, specs: Mapping[str, Mapping[str, Any]]) -> Facts:

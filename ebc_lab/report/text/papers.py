@@ -51,7 +51,7 @@ def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[
     """The arms of the finals, and their differences from each of their references."""
     made = []
     for track, found in decision["tracks"].items():
-        made.append(_arms(about, "finals", track, found, results))
+        made += _arms(about, "finals", track, found, results)
         for family, pairs in found["differences"].items():
             title = f"Test loss against {FAMILIES[family]}"
             title += f", {found['roles'][family]}" if family in found["roles"] else ""
@@ -63,7 +63,7 @@ def suite(about: About, decision: Mapping[str, Any], results: Results) -> list[T
     """A suite's arms, and the difference of each from the arm it is compared with."""
     made = []
     for track, found in decision["tracks"].items():
-        made.append(_arms(about, "suite", track, found, results))
+        made += _arms(about, "suite", track, found, results)
         title = f"{optimizer(track)}: test loss of the arms against {found['reference']}"
         pairs = tables.suite_pairs(found, found["arms"])
         made.append(_differences(about, f"{track}-differences", title, pairs, found))
@@ -79,7 +79,8 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
     return [replace(tables.verdict(acceptance["lines"]).on(PAPER), caption=caption)]
 
 
-def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> Table:
+def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> list[Table]:
+    """The arms, and what few levels took where any has them."""
     usual = [arm for arm in found["arms"].values() if not arm.get("shape")]
     ids = [run_id for arm in usual for run_id in arm["runs"].values()]
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
@@ -92,7 +93,13 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
         str(about),
     ]
     made = tables.arms(f"{track}-arms", found, results).on(PAPER)
-    return replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
+    arms = replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
+    packed = tables.low_bit(f"{track}-low-bit", found, results)
+    if packed is None:
+        return [arms]
+    note = f"{packed.note[:1].upper()}{packed.note[1:]}."
+    title = f"{packed.title} in the arms of the {kind}, {optimizer(track)}"
+    return [arms, replace(packed.on(PAPER), title=title, caption=[note, str(about)])]
 
 
 def _differences(

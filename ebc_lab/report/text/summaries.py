@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.identity import resolved
-from ebc_lab.records.columns import COLUMNS, OF_A_DIFFERENCE, TUNED
+from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, OF_A_DIFFERENCE, TUNED
 from ebc_lab.records.files import write_atomic
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
@@ -57,7 +57,7 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
 
 def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
     """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test
-    loss."""
+    loss. Columns that no arm has are left out."""
     import pandas as pd
 
     rows = []
@@ -82,7 +82,8 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
                     **{k: d.get(k) for k in OF_A_DIFFERENCE},
                 }
             )
-    return pd.DataFrame(rows)
+    there = {key for row in rows for key in row}
+    return pd.DataFrame(rows, columns=[key for key in ABLATION_MEANINGS if key in there])
 
 
 def write_ablation(path: Path, decision: Mapping[str, Any]) -> None:

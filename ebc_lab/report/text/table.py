@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .words import NOTHING
+from .words import NOTHING, fixed
 
 TERMINAL, PAPER, PAGE = "terminal", "paper", "page"
 EVERYWHERE = (TERMINAL, PAPER, PAGE)
@@ -51,6 +51,14 @@ class Column:
         if isinstance(value, Cell):
             return value
         return Cell(self.form(value), value if self.kind == "figure" else None)
+
+
+def loss_column(title: str, short: str, **how: Any) -> Column:
+    return Column(title, "figure", fixed, short, **how)
+
+
+def two_digits(value: float | None) -> str:
+    return fixed(value, 2)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ out.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ebc_lab.study.stages.compare_arms import reference_of
@@ -18,19 +16,14 @@ from ebc_lab.study.stages.rules import band_distance
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from . import words
-from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
+from .arms import Results as Results
+from .arms import arms as arms
+from .arms import low_bit as low_bit
+from .arms import point_in_words
+from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent, signed
 
-Results = Mapping[str, Mapping[str, Any]]
 Draw = Callable[[Mapping[str, Any]], Any]
-
-
-def loss_column(title: str, short: str, **how: Any) -> Column:
-    return Column(title, "figure", fixed, short, **how)
-
-
-def two_digits(value: float | None) -> str:
-    return fixed(value, 2)
 
 
 # -- decisions -----------------------------------------------------------------------------------------------
@@ -149,172 +142,10 @@ def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
     for found in decision["tracks"].values():
         for name, arm in found["arms"].items():
             edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
-            values = (name, _point(arm), arm["val_loss"], arm["margin_sigma"], arm["runs"], edges)
+            values = (name, point_in_words(arm), arm["val_loss"], arm["margin_sigma"], arm["runs"], edges)
             rows.append(filled(TUNED, values))
     note = "validation loss in nats per token; margin to the second best point in σ"
     return Table(f"{stage}-tuned", "Each arm’s best point", TUNED, rows, note)
-
-
-def _point(arm: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in (arm.get("point") or {}).items())
-
-
-# -- arms ----------------------------------------------------------------------------------------------------
-
-
-def _drift(form: str, symbol: str) -> Column:
-    title = f"{symbol} early→late"
-    return Column(
-        title, form=lambda ends: f"{ends[0]:{form}}→{ends[1]:{form}}" if ends else "", on=(TERMINAL,)
-    )
-
-
-def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
-    return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
-
-
-ARMS = (
-    Column("Arm", "name", short="arm", head=True),
-    Column("What it is", "prose", on=(PAGE,), optional=True),
-    Column("Tuned to", on=(PAGE,), optional=True),
-    _of_page("Learning rate", brief),
-    _of_page("δ*", brief),
-    Column("Seeds completed", "figure", short="seeds"),
-    loss_column("Validation loss", "val. loss"),
-    loss_column("Test loss", "test loss"),
-    Column("Median c", "figure", two_digits, "c"),
-    _drift(".2g", "c"),
-    _drift(".2g", "S"),
-    _drift(".2g", "β"),
-    _of_page("Clipped", percent),
-    _of_page("KL per step", brief, TERMINAL),
-    Column("KL/δ*", "figure", two_digits),
-    _of_page("KL within ±30%", percent, TERMINAL),
-    Column("peak", "figure", brief, on=(TERMINAL,)),
-    Column("recovery", "figure", brief, on=(TERMINAL,)),
-    Column("recovered", "figure", percent, on=(TERMINAL,)),
-    _of_page("Steps to the baseline’s loss", brief),
-    _of_page("Time to it", words.clock),
-    Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
-    Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
-)
-
-
-def arms(
-    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
-) -> Table:
-    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed
-    seeds.
-
-    Without `results` the means are those of the decision, and no spread is known but that of the test loss.
-    """
-    reached = found.get("efficiency")
-    rows = []
-    for label in names or found["arms"]:
-        arm = found["arms"][label]
-        own = None if results is None else [results.get(run_id, {}) for run_id in arm["runs"].values()]
-        chosen = label == found.get("reference")
-        rows.append(filled(ARMS, _arm(label, arm, own, reached, chosen), chosen=chosen))
-    note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
-    return Table(name, "Arms", ARMS, rows, note)
-
-
-def _arm(
-    label: str,
-    arm: Mapping[str, Any],
-    own: Sequence[Mapping[str, Any]] | None,
-    efficiency: Mapping[str, Any] | None,
-    reference: bool,
-) -> tuple[Any, ...]:
-    """The cells of an arm. `own`: its runs' results, where they are known."""
-    outcomes = _outcomes(arm, own)
-    done = outcomes.get("completed", 0)
-    runs = len(arm["runs"])
-    diverged = outcomes.get("diverged")
-    lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
-
-    def mean(key: str) -> float | None:
-        return _mean(arm, own, key)
-
-    reached = (efficiency or {}).get(label)
-    ebc = arm["ebc"]
-    in_suite = "about" in arm  # the finals' table has other columns instead
-    return (
-        _named(label, arm, reference),
-        arm.get("about"),
-        _point(arm),
-        arm.get("lr"),
-        arm.get("delta_star"),
-        Cell(f"{done} of {runs}" if done < runs else str(runs), done),
-        lost or replace(_with_spread(arm, own, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
-        lost or _with_spread(arm, own, "test_loss"),
-        mean("c_median") if ebc else None,
-        _ends(arm, "c") if ebc else None,
-        _ends(arm, "surrogate"),
-        _ends(arm, "beta"),
-        mean("clip_rate"),
-        mean("kl_median"),
-        mean("kl_ratio_median") if ebc else None,
-        mean("kl_within_30pct") if ebc and in_suite else None,
-        mean("shock_peak"),
-        mean("shock_recovery_steps"),
-        mean("shock_recovered"),
-        _unless_baseline(efficiency, reached, "steps"),
-        reached["train_s"] if reached else None,
-        mean("tokens_per_s"),
-        ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
-    )
-
-
-def _outcomes(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None) -> dict[str, int]:
-    if own is None:
-        return dict(arm["outcomes"])
-    ends = [str(r["outcome"]) for r in own if r.get("outcome")]
-    return {end: ends.count(end) for end in sorted(set(ends))}
-
-
-def _values(own: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    """A figure of the completed runs."""
-    return [float(r[key]) for r in own if r.get("outcome") == "completed" and r.get(key) is not None]
-
-
-def _mean(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> float | None:
-    if own is None:
-        return arm["figures"].get(key) if "figures" in arm else arm.get(key)
-    values = _values(own, key)
-    if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
-        return arm.get("figures", {}).get(key)
-    return statistics.fmean(values) if values else None
-
-
-def _with_spread(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> Cell:
-    mean = _mean(arm, own, key)
-    values = _values(own or (), key)
-    spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
-    return Cell(fixed(mean) + spread, mean)
-
-
-def _ends(arm: Mapping[str, Any], key: str) -> tuple[float, float] | None:
-    """A figure near the start and near the end of the run."""
-    figures = arm.get("figures", {})
-    early, late = figures.get(f"{key}_early"), figures.get(f"{key}_late")
-    return None if early is None or late is None else (early, late)
-
-
-def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
-    """A suite's arm by its own name, a final one in words where there is room for them."""
-    if "about" not in arm and "roles" in arm:
-        roles = ", ".join(map(words.role, arm["roles"]))
-        return Cell(label, page=words.short(label, arm), note=roles, code=label)
-    remarks = ["reference"] if reference else []
-    remarks += [] if arm.get("comparable", True) else ["judged on another text"]
-    return Cell(label, note=", ".join(remarks))
-
-
-def _unless_baseline(efficiency: Any, reached: Any, key: str) -> Any:
-    if efficiency is None:
-        return Cell()
-    return reached[key] if reached else Cell("not reached")
 
 
 # -- windows and regrets of a suite --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
 
@@ -457,6 +458,20 @@ SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) ->
     "invsqrt": "1/√t LR",
     "replay": "LR replayed",
 }
+LOW_BIT = {  # the same of what is low-bit (identity.tail_of), for labels and titles
+    "ternary": "ternary weights",
+    "five": "five-level weights",
+    "gternary": "ternary gradients",
+    "gfive": "five-level gradients",
+    "mint8": "int8 moments",
+    "mint8_linear": "int8 moments, linear",
+    "mternary": "ternary moments",
+    "mfive": "five-level moments",
+    "clustered": "batches from one cluster",
+    "stratified": "batches over all clusters",
+    "auxnn": "policy of a small network",
+    "random": "random policy",
+}
 SCHEDULES = {  # -> in a title
     "lindelta": "KL target falling to 5%",
     "cosdelta": "KL target falling to 5% as a cosine",
@@ -482,7 +497,7 @@ def role(name: str) -> str:
 
 def short(name: str, arm: Mapping[str, Any]) -> str:
     """An arm as a label: `EBC ×8`, `plain ×8, control’s schedule`; only what departs from the study's own
-    schedules is named."""
+    settings is named."""
     text = f"{'EBC' if arm['ebc'] else 'plain'} ×{arm['lr_scale']:g}"
     first = arm["roles"][0]
     if first in ("baseline", "control"):
@@ -496,12 +511,20 @@ def short(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def schedules(name: str, phrases: Mapping[str, str] = SHORT_SCHEDULES) -> Iterator[str]:
-    """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words."""
-    for part in name.split("_"):
-        if part in phrases:
-            yield phrases[part]
+    """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words, and of what
+    is low-bit."""
+    for part in re.findall(r"mint8_linear|[^_]+", name):
+        if part in phrases or part in LOW_BIT:
+            yield phrases.get(part) or LOW_BIT[part]
         elif re.fullmatch(r"w\d+", part):
             yield "no warm-up" if part == "w0" else f"{part[1:]} steps of warm-up"
+
+
+def low_bit(config: RunConfig) -> str:
+    """What a configuration has in few levels, and its batches and policy, where they are not the defaults."""
+    quantizer = config.quantizer
+    chosen = (quantizer.name, f"g{quantizer.gradients}", f"m{quantizer.state}")
+    return ", ".join(LOW_BIT[x] for x in (*chosen, config.partition.name, config.policy.name) if x in LOW_BIT)
 
 
 def words(name: str, arm: Mapping[str, Any]) -> str:

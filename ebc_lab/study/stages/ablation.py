@@ -42,6 +42,18 @@ FIGURES = (  # of a run, averaged over an arm's completed seeds
     "shock_peak",
     "shock_recovery_steps",
 )
+LOW_BIT_FIGURES = (  # the same, but left out where an arm has none: other suites' decisions stay as they were
+    "bits_per_weight",
+    "compression",
+    "entropy_bits",
+    "zero_share",
+    "flip_share",
+    "grad_bits",
+    "grad_error",
+    "state_bits",
+    "lr_factor",
+    "radius_factor",
+)
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -211,7 +223,21 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     found["shock_recovered"] = sum(x is not None for x in shocked) / len(shocked) if shocked else None
     if None in shocked:  # a mean over those that recovered would flatter those that did not
         found["shock_recovery_steps"] = None
+    for key in LOW_BIT_FIGURES:
+        values = [x for r in completed if (x := figure_of(r, key)) is not None]
+        if values:
+            found[key] = statistics.fmean(values)
     return found
+
+
+def figure_of(result: Mapping[str, Any], key: str) -> float | None:
+    """A figure of a run, None where it has none. `compression`: how many times smaller model.ebcpack, all of
+    it, is than the model in float32."""
+    if key == "compression":
+        packed = result.get("packed_bytes")
+        return result["model_bytes_float32"] / packed if packed else None
+    value = result.get(key)
+    return None if value is None else float(value)
 
 
 def headline(track: Track) -> str:
@@ -232,5 +258,5 @@ STAGE = Stage(
     about="Every arm of the suite over the same seeds, each paired with its reference.",
     question=lambda config: config.ablation.question,
     shows="arms",
-    pictures=("ablation", "ablation_steps", "ablation_tightness", "recovery"),
+    pictures=("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy", "recovery"),
 )

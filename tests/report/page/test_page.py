@@ -19,6 +19,7 @@ import pytest
 from support.invented import invent
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ArmConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
@@ -110,6 +111,29 @@ def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_see
         assert " ".join(line["question"].split()) in text
         assert " ".join(line["figure"].split()) in text
     assert "could have shown" in text[: order[0]]
+
+
+def packed(spec):
+    """What a run with few levels leaves beside its losses."""
+    if spec.run.quantizer.name == "none":
+        return {}
+    return {"packed_bytes": 1000, "model_bytes_float32": 11000, "bits_per_weight": 1.6, "zero_share": 0.31}
+
+
+def test_a_suite_with_few_levels_shows_what_they_took(tmp_path, text_file):
+    few = {"quantizer": {"name": "ternary"}}
+    arms = {"float": ArmConfig(about="float32"), "packed": ArmConfig(about="few", settings=few)}
+    asked = ["data=path", f"data.file={text_file}", "seeds=[0,1]", "lr_sweep.optimizers=[adam]"]
+    study = invent(tmp_path, [*asked, "study.name=few"], fate=packed, arms=arms, drawn=False)
+    html_module.write_page(study.root)
+    text = read(study.root).text
+    told = [text.index(x) for x in ("Arms, best first", "Bits per weight", "11.0×", "Few levels", "31%")]
+    assert told == sorted(told)
+
+
+def test_a_study_without_few_levels_does_not_mention_them(told):
+    text = read(told).text
+    assert not any(x in text for x in ("Few levels", "Bits per weight", "ms per step", "Low-bit"))
 
 
 def test_every_stage_shows_its_candidates_and_marks_the_one_it_chose(told):

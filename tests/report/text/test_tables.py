@@ -13,9 +13,12 @@ import pytest
 from support.drawn import sweep
 
 from ebc_lab.records import columns
+from ebc_lab.records.figures import RunResult
 from ebc_lab.report.conclude import report
 from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
+from ebc_lab.report.text.words import NOTHING
+from ebc_lab.study.stages.ablation import _figures
 from ebc_lab.study.store.study import Study
 
 ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
@@ -107,9 +110,9 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 
 def test_every_column_of_a_suite_is_documented():
-    from ebc_lab.study.stages.ablation import FIGURES
+    from ebc_lab.study.stages.ablation import FIGURES, LOW_BIT_FIGURES
 
-    figures = dict.fromkeys((*FIGURES, "shock_recovered"), 1.0)
+    figures = dict.fromkeys((*FIGURES, *LOW_BIT_FIGURES, "shock_recovered"), 1.0)
     arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
     arm |= {
         "point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0},
@@ -381,3 +384,112 @@ def test_regrets_are_a_table_against_tuning_again_and_against_plain_as_tuned():
         ["4× steps", "ebc_long", "+0.020", "[−0.010, +0.050]", "−0.080", "[−0.100, −0.060]"],
     ]
     assert tables.regrets("r", {"arms": arms, "transfer": []}) is None
+
+
+# -- few levels ----------------------------------------------------------------------------------------------
+
+TERNARY = {
+    "packed_bytes": 1000,
+    "model_bytes_float32": 11000,
+    "bits_per_weight": 1.6,
+    "entropy_bits": 1.52,
+    "zero_share": 0.31,
+    "flip_share": 0.004,
+    "grad_bits": 2.333,
+    "grad_error": 0.19,
+    "state_bits": 16.25,
+}
+
+
+def low_bit_suite(**of_ternary: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A suite of a float arm and one with few levels, decided by the stage's own figures, and its results."""
+    arms: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    for label, own in (("float", {}), ("ternary", of_ternary)):
+        runs = {str(seed): f"{label}{seed}" for seed in (0, 1)}
+        for seed, run_id in enumerate(runs.values()):
+            timed = {"steps": 40, "train_s": 0.2 + 0.04 * seed, "tokens_per_s": 1000}
+            losses = {"val_loss": 2.0 + seed, "test_loss": 2.0 + seed}
+            results[run_id] = {"outcome": "completed", **losses, **timed, **own}
+        arm = {"about": label, "ebc": False, "runs": runs, "outcomes": {"completed": 2}, "point": None}
+        arm |= {"lr": 0.01, "lr_scale": 1.0, "delta_star": None, "strength": None, "shape": ""}
+        arms[label] = arm | {"versus": None, "difference": None, "figures": _figures(arm, results)}
+    return {"reference": "float", "arms": arms}, results
+
+
+def told(table: Table | None, place: str, label: str) -> dict[str, str]:
+    """The cells of an arm's row by their column's title."""
+    assert table is not None
+    shown = table.on(place)
+    row = next(cells for cells in shown.texts() if cells[0] == label)
+    return dict(zip([c.title for c in shown.columns], row, strict=True))
+
+
+def test_few_levels_stand_beside_the_losses_on_the_page_and_on_the_terminal():
+    found, results = low_bit_suite(**TERNARY)
+    page = tables.arms("t", found, results)
+    beside = {"Bits per weight": "1.60", "Smaller by": "11.0×", "ms per step": "5.5"}
+    assert told(page, PAGE, "ternary").items() >= beside.items()
+    assert told(page, PAGE, "float")["Bits per weight"] == NOTHING
+    assert told(page, PAGE, "float")["ms per step"] == "5.5"
+    assert told(tables.arms("t", found, timed=results), TERMINAL, "ternary").items() >= beside.items()
+    untimed = told(tables.arms("t", found), TERMINAL, "ternary")
+    assert untimed["Smaller by"] == "11.0×"
+    assert "ms per step" not in untimed  # a decision holds no times
+    assert not set(beside) & set(told(page, PAPER, "ternary"))
+
+
+def test_what_few_levels_took_is_a_table_of_its_own_with_what_was_measured():
+    found, results = low_bit_suite(**TERNARY)
+    of_page = told(tables.low_bit("t", found, results), PAGE, "ternary")
+    assert list(of_page.values()) == ["ternary", "1.60", "1.52", "31%", "0.4%", "2.33", "19%", "16.25"]
+    of_paper = told(tables.low_bit("t", found, results), PAPER, "ternary")
+    assert (of_paper["Smaller by"], of_paper["ms per step"]) == ("11.0×", "5.5")
+    steered, results = low_bit_suite(lr_factor=0.7, radius_factor=1.25)
+    made = tables.low_bit("t", steered, results)
+    assert made is not None
+    assert made.title == "Policies"
+    assert "entropy" not in made.note
+    of_policy = told(made, PAGE, "ternary")
+    assert of_policy == {"Arm": "ternary", "Factor on the LR": "×0.7", "Factor on the radius": "×1.25"}
+
+
+def test_finals_with_few_levels_are_told_from_their_results():
+    decision, results = finals_of()
+    for run_id, result in results.items():
+        if run_id.startswith("good"):
+            result |= TERNARY
+    text = papers.markdown(papers.finals(ABOUT, decision, results))
+    assert "Few levels in the arms of the finals, Adam" in text
+    assert cells(text, "good")[1][1:4] == ["1.60", "1.52", "11.0×"]
+
+
+def test_a_study_without_few_levels_says_nothing_of_them():
+    found, results = low_bit_suite()
+    assert tables.low_bit("t", found, results) is None
+    assert tables.low_bit("t", found) is None
+    for place in (PAGE, PAPER, TERMINAL):
+        shown = told(tables.arms("t", found, results), place, "ternary")
+        assert not {"Bits per weight", "Smaller by", "ms per step"} & set(shown)
+    assert "Few levels" not in papers.markdown(papers.finals(ABOUT, *finals_of()))
+
+
+def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_arm_has_them():
+    found, _ = low_bit_suite(**TERNARY)
+    table = summaries.ablation({"tracks": {"adam_none": found}})
+    own = [name for name in columns.ABLATION_MEANINGS if name in table.columns]
+    assert list(table.columns) == own
+    assert {"bits_per_weight", "compression", "state_bits"} < set(own)
+    assert "lr_factor" not in own
+    by_arm = table.set_index("arm")
+    assert by_arm.compression["ternary"] == 11
+    assert pd.isna(by_arm.compression["float"])
+
+
+def test_further_columns_and_keys_are_documented_as_the_program_has_them():
+    text = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
+    part = text.split("### Further columns\n")[1].split("\n#")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", part, re.MULTILINE)
+    assert {name: (unit, meaning) for name, unit, meaning in rows} == columns.FURTHER_STEP_MEANINGS
+    documented = set(re.findall(r"`(\w+)`", text))
+    assert set(RunResult.__annotations__) - documented == set()

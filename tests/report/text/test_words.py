@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from ebc_lab.report.text.words import answer, explained, role, short, tracks_in_words, words
+from ebc_lab.config.choices import groups
+from ebc_lab.config.fields import setting_of
+from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig
+from ebc_lab.report.text.words import (
+    LOW_BIT,
+    answer,
+    explained,
+    low_bit,
+    role,
+    short,
+    tracks_in_words,
+    words,
+)
 from ebc_lab.study.stages.statistics import VERDICT_OF
 
 ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_none"}
@@ -21,6 +34,12 @@ ARM = {"ebc": True, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "track": "adam_n
         ("_lindelta_lrdecay", "EBC ×2, falling δ*, LR decay"),
         ("_holddelta_trapezoid_w0", "EBC ×2, hold-decay δ*, trapezoid LR, no warm-up"),
         ("_cosine_w100", "EBC ×2, cosine LR, 100 steps of warm-up"),
+        ("_cosine_ternary_gfive", "EBC ×2, cosine LR, ternary weights, five-level gradients"),
+        ("_mint8_linear", "EBC ×2, int8 moments, linear"),
+        (
+            "_mint8_clustered_auxnn",
+            "EBC ×2, int8 moments, batches from one cluster, policy of a small network",
+        ),
     ],
 )
 def test_a_label_names_the_schedules(tail, said):
@@ -31,6 +50,26 @@ def test_a_title_says_the_same_at_length():
     title = words("adam_none_ebc_d0p02_shadow_x2_holddelta_trapezoid_w0", ARM)
     assert title.startswith("Adam with EBC, 2× the best constant rate, hold-decay KL target, ")
     assert title.endswith("trapezoid learning rate, no warm-up")
+
+
+def test_what_is_low_bit_of_a_configuration_has_words_and_defaults_have_none():
+    run = RunConfig()
+    assert low_bit(run) == ""
+    chosen = {"name": "five", "gradients": "ternary", "state": "int8_linear"}
+    run = replace(run, quantizer=QuantizerConfig(**chosen), policy=PolicyConfig("random"))
+    assert low_bit(run) == "five-level weights, ternary gradients, int8 moments, linear, random policy"
+
+
+@pytest.mark.parametrize("group", ["quantizer", "partition", "policy"])
+def test_every_choice_of_low_bit_has_words_in_a_name(group):
+    default = getattr(RunConfig(), group).name
+    assert set(groups()[group]) - {default} <= set(LOW_BIT)
+
+
+def test_every_level_of_gradients_and_moments_has_words_in_a_name():
+    by_name = {field.name: setting_of(field).choices for field in fields(QuantizerConfig)}
+    for lead, name in (("g", "gradients"), ("m", "state")):
+        assert {f"{lead}{choice}" for choice in by_name[name] if choice != "none"} <= set(LOW_BIT)
 
 
 def test_the_finals_arms_are_named_by_their_roles():

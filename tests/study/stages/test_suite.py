@@ -25,6 +25,7 @@ from ebc_lab.study.stages.suite import _spans, run_of
 
 EBC = {"stabilizer": {"name": "ebc"}}
 WARM = {"name": "trapezoid", "warmup_share": 0.25}
+TERNARY = {"name": "ternary"}
 NORM_CLIP = {"stabilizer": {"name": "norm_clip"}}
 ARMS = {
     "plain": ArmConfig(about="nothing"),
@@ -637,3 +638,21 @@ def test_a_seed_that_never_recovers_is_not_averaged_away(tiny):
     )
     assert (found["ebc_lr_spike"]["shock_recovery_steps"], found["ebc_lr_spike"]["shock_recovered"]) == (4, 1)
     assert found["plain"]["shock_recovered"] is None
+
+
+def test_what_few_levels_took_is_averaged_over_an_arms_runs_and_left_out_where_it_has_none(tiny):
+    """Left out, not null: the decisions of suites without few levels keep their hash."""
+    config = named(tiny, {"plain": ARMS["plain"], "ternary": ArmConfig(settings={"quantizer": TERNARY})})
+    results = {}
+    for s in ablation.runs(config, DECIDED, {}):
+        results[s.run_id] = {"outcome": "completed", "val_loss": 2.0, "test_loss": 2.0}
+        if s.role == "ternary":
+            packed = {"packed_bytes": 1000, "model_bytes_float32": 10000 if s.run.seed == 3 else 12000}
+            results[s.run_id] |= packed | {"zero_share": 0.3, "flip_share": None, "train_s": 7.0}
+    decision = ablation.decide(config, ablation.runs(config, DECIDED, results), results, DECIDED)
+    found = {label: arm["figures"] for label, arm in decision["tracks"]["adam_none"]["arms"].items()}
+    assert set(found["plain"]) == {*ablation.FIGURES, "shock_recovered"}
+    assert {k: v for k, v in found["ternary"].items() if k not in found["plain"]} == {
+        "compression": 11.0,
+        "zero_share": 0.3,
+    }

@@ -1,0 +1,299 @@
+"""What few levels change, and what a policy did: the KL against the size of a step, with the law fitted to
+it, and a policy's factors over the run.
+
+The keys `kl_curve` and `kl_law` of result.json and the columns `lr_factor` and `radius_factor` of steps.csv,
+which docs/files.md explains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ebc_lab.records.figures import kl_law
+
+from ..text.words import optimizer
+from .curves import Run, by_step, running_mean, thinned, window
+from .forest import missing
+from .sheet import (
+    ALERT,
+    EBC,
+    FAINT,
+    GOAL,
+    GREY,
+    INK,
+    PLAIN,
+    Arms,
+    Facts,
+    Sheet,
+    another,
+    beside,
+    entry,
+    key,
+    log_axis,
+    page,
+    stack,
+)
+
+COLOURS = (EBC, ALERT, PLAIN, GOAL, "C5", "C4", "C6")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", "-.")  # of lines, when the colours are used up
+LABELS_FROM = 0.66  # of the width: the lines' labels stand beyond it
+WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the data
+LAW_POINTS = 80
+NEGLIGIBLE = 10.0  # a part of the law that is nowhere as much as a tenth of the other one
+STEEP, FLAT = 2.0, 1.0  # exponents of a float model, and of flips alone
+SHOWN = (0.4, 2.8)  # exponents between points, at most: noise beyond leaves the frame
+RING: dict[str, Any] = {"marker": "o", "ms": 9.5, "mew": 1.4, "mfc": "none", "ls": ""}  # where a law turns
+End = tuple[float, float, str, str]  # of a line: x, y, label, colour
+
+
+# -- KL against c --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """KL against c of an arm: each seed's points, and the seeds' median at every c that any has."""
+
+    seeds: Sequence[np.ndarray]  # of (c, KL > 0), c rising
+    points: np.ndarray  # (c, median, least, most)
+    law: tuple[float, float] | None  # A and B of KL = A c² + B c through the medians
+
+
+def curve_of(runs: Sequence[Run]) -> Curve | None:
+    """None where no completed run measured it."""
+    found = [run.result.get("kl_curve") for run in runs if run.outcome == "completed"]
+    seeds = [np.array(sorted(curve)) for curve in found if curve]
+    if not seeds:
+        return None
+    every = np.concatenate(seeds)
+    points = []
+    for c in np.unique(every[:, 0]):
+        own = every[every[:, 0] == c, 1]
+        points.append((c, np.median(own), own.min(), own.max()))
+    law = kl_law([[c, kl] for c, kl, *_ in points])
+    return Curve(seeds, np.array(points), (law[0], law[1]) if law else None)
+
+
+def exponents(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """d ln KL / d ln c between neighbouring points (c, KL), and the c half-way between them."""
+    c, kl = np.log(points[:, 0]), np.log(points[:, 1])
+    return np.exp((c[1:] + c[:-1]) / 2), np.diff(kl) / np.diff(c)
+
+
+def exponent_of(law: tuple[float, float], c: Any) -> Any:
+    """d ln KL / d ln c of the law at c, a number or an array."""
+    a, b = law
+    return (2 * a * c + b) / (a * c + b)
+
+
+def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Curve]) -> Sheet:
+    """KL against c above, with the law dashed; its exponent below. A colour for every arm."""
+    what = "How does the KL grow with the size of a step?"
+    whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
+    small = ("a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token",)
+    seeds = max(len(curve.seeds) for curve in curves.values())
+    size = (10.4, 7.6)
+    figure, bottom = page(facts, what, whom, _finding(curves), seeds, small, missing(arms), size)
+    top = another(bottom)
+    for axes in (top, bottom):
+        log_axis(axes, "x", (1.0, 3.0))
+    log_axis(top, "y", (1.0,))
+    top.set_ylabel("KL, nats per token (log scale)")
+    top.tick_params(labelbottom=False)
+    bottom.set_xlabel("c: share of the update ΔW that is applied (log scale)")
+    bottom.set_ylabel("exponent d ln KL / d ln c")
+    key(bottom, _handles(curves))
+    stack((top, bottom), (1.6, 1.0), 14, LABELS_FROM)
+    low, high = _widest(curves)
+    for axes in (top, bottom):
+        axes.set_xlim(low / 1.12, high * 1.12)
+    _draw_slopes(top, curves)
+    for exponent in (FLAT, STEEP):
+        bottom.axhline(exponent, color="#999999", lw=1.0, ls=":", zorder=1)
+    tops: list[End] = []
+    bottoms: list[End] = []
+    for i, (label, curve) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        marker = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]  # the second time round, another one
+        tops.append(_draw_curve(top, label, curve, colour, marker))
+        bottoms += _draw_exponents(bottom, label, curve, colour, marker)
+    least, most = bottom.get_ylim()
+    bottom.set_ylim(max(least, SHOWN[0]), min(most, SHOWN[1]))
+    beside(top, tops)
+    beside(bottom, bottoms)
+    return figure
+
+
+def _finding(curves: Mapping[str, Curve]) -> str:
+    """The laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
+    low, _ = _widest(curves)
+    first = {label: float(exponent_of(curve.law, low)) for label, curve in curves.items() if curve.law}
+    if not first:
+        return "Too few points for a law."
+    flattest, steepest = min(first, key=first.__getitem__), max(first, key=first.__getitem__)
+    text = f"The law's exponent at c = {low:g}: {first[flattest]:.2f} ({flattest})"
+    return text + (f" to {first[steepest]:.2f} ({steepest})." if flattest != steepest else ".")
+
+
+def _widest(curves: Mapping[str, Curve]) -> tuple[float, float]:
+    every = np.concatenate([curve.points[:, 0] for curve in curves.values()])
+    return float(every.min()), float(every.max())
+
+
+def _handles(curves: Mapping[str, Curve]) -> list[Any]:
+    handles = [entry("median of the seeds", GREY, marker="o", ls="")]
+    if any(len(curve.seeds) > 1 for curve in curves.values()):
+        handles.append(entry("from the least to the greatest seed", GREY, lw=1.2))
+    return [
+        *handles,
+        entry("A c² + B c, fitted to the medians", GREY, ls="--", lw=1.3),
+        entry("c = B / A: both terms are equal, the exponent is 1.5", GREY, **RING),
+        entry("slopes 1 and 2", "#999999", ls=":", lw=1.0),
+    ]
+
+
+def _draw_slopes(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Lines of slope 1 above the data and of slope 2 below them: a law of any A and B lies between."""
+    low, high = _widest(curves)
+    at = np.array([low, high])
+    ends = [curve.points[-1, 1] * (high / curve.points[-1, 0]) ** STEEP for curve in curves.values()]
+    guides = (
+        (FLAT, max(ends) * WEDGE, "∝ c", 0.12, (-5, 5), {"ha": "right", "va": "bottom"}),
+        (STEEP, min(ends) / WEDGE, "∝ c²", 0.88, (5, -5), {"ha": "left", "va": "top"}),
+    )
+    for slope, end, name, share, off, beside_it in guides:
+        axes.plot(at, end * (at / high) ** slope, color="#999999", lw=1.0, ls=":", zorder=1)
+        c = low * (high / low) ** share
+        place: dict[str, Any] = {"xytext": off, "textcoords": "offset points", **beside_it}
+        axes.annotate(name, (c, end * (c / high) ** slope), color=GREY, size=8.5, **place)
+
+
+def _draw_curve(axes: Axes, label: str, curve: Curve, colour: str, marker: str) -> End:
+    c, kl, least, most = curve.points.T
+    axes.vlines(c, least, most, color=colour, lw=1.2, alpha=0.7, zorder=2)
+    axes.plot(c, kl, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+    if curve.law:
+        a, b = curve.law
+        at = np.geomspace(c[0], c[-1], LAW_POINTS)
+        axes.plot(at, a * at**2 + b * at, color=colour, ls="--", lw=1.3, zorder=2.5)
+        if turn := _turn(curve):
+            axes.plot(turn, a * turn**2 + b * turn, color=colour, zorder=4, **RING)
+    return float(c[-1]), float(kl[-1]), f"{label}  {law_in_words(curve)}", colour
+
+
+def _turn(curve: Curve) -> float | None:
+    """c = B/A where it lies within the points."""
+    if not curve.law or not all(curve.law):
+        return None
+    at = curve.law[1] / curve.law[0]
+    return at if curve.points[0, 0] <= at <= curve.points[-1, 0] else None
+
+
+def law_in_words(curve: Curve) -> str:
+    """`A 0.02, B 0.001, B/A 0.05`, without a part that is nowhere of weight."""
+    if curve.law is None:
+        return "one point, no law"
+    a, b = curve.law
+    if b * NEGLIGIBLE < a * curve.points[0, 0]:
+        return f"A {a:.2g}, ∝ c² throughout"
+    if a * NEGLIGIBLE * curve.points[-1, 0] < b:
+        return f"B {b:.2g}, ∝ c throughout"
+    return f"A {a:.2g}, B {b:.2g}, B/A {b / a:.2g}"
+
+
+def _draw_exponents(axes: Axes, label: str, curve: Curve, colour: str, marker: str) -> list[End]:
+    if len(curve.points) < 2:
+        return []
+    c, measured = exponents(curve.points)
+    axes.plot(c, measured, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+    own = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
+    if len(own) > 1:
+        axes.vlines(c, own.min(axis=0), own.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
+    if curve.law:
+        at = np.geomspace(curve.points[0, 0], curve.points[-1, 0], LAW_POINTS)
+        axes.plot(at, exponent_of(curve.law, at), color=colour, ls="--", lw=1.3, zorder=2.5)
+        if turn := _turn(curve):
+            axes.plot(turn, (STEEP + FLAT) / 2, color=colour, zorder=4, **RING)
+    return [(float(c[-1]), float(measured[-1]), f"{label}  {measured[0]:.2f} → {measured[-1]:.2f}", colour)]
+
+
+# -- a policy's factors --------------------------------------------------------------------------------------
+
+
+FACTORS = {"lr_factor": "LR factor", "radius_factor": "radius factor"}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A policy's factors over the run, by column: the seeds' median, and each seed, as running geometric
+    means."""
+
+    steps: np.ndarray
+    middle: Mapping[str, np.ma.MaskedArray]
+    seeds: Mapping[str, np.ma.MaskedArray]
+    medians: Mapping[str, float]  # over all steps of all seeds
+
+
+def factors_of(runs: Sequence[Run]) -> Factors | None:
+    """None where no run has a policy."""
+    streams = [run.steps for run in runs if set(FACTORS) <= set(run.steps)]
+    if not streams:
+        return None
+    middle, seeds, medians = {}, {}, {}
+    for column in FACTORS:
+        steps, table = by_step(streams, column)
+        medians[column] = float(np.median(table.compressed()))
+        smooth = running_mean(np.ma.log(table))
+        at = thinned(len(steps))
+        seeds[column] = np.ma.exp(smooth[:, at])
+        middle[column] = np.ma.exp(np.ma.median(smooth[:, at], axis=0))
+    return Factors(steps[at], middle, seeds, medians)
+
+
+def draw_factors(facts: Facts, track: str, arms: Arms, found: Mapping[str, Factors]) -> Sheet:
+    """The factor on the learning rate above, the one on the trust radius below, a line for every arm."""
+    what = "What did the policy do over the run?"
+    whom = f"{optimizer(track)}: its factors on the learning rate (LR) and on the trust radius"
+    least, most = (choose(found, key=lambda n: found[n].medians["lr_factor"]) for choose in (min, max))
+    said = [f"{found[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
+    finding = f"Median factor on the learning rate: {' to '.join(said)}."
+    seeds = max(len(arms[name]["runs"]) for name in found)
+    figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.4, 6.6))
+    top = another(bottom)
+    last = max(float(own.steps[-1]) for own in found.values())
+    for axes in (top, bottom):
+        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
+        log_axis(axes, "y", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
+    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+    top.tick_params(labelbottom=False)
+    over = window(round(last) + 1)
+    handles = [
+        entry(f"running geometric mean over {over} steps, median of the seeds", GREY),
+        entry("each seed", GREY, **FAINT),
+        entry("1: the schedule as it is", INK, lw=1.0, ls=":"),
+    ]
+    key(bottom, handles)
+    stack((top, bottom), (1.0, 1.0), 14, LABELS_FROM)
+    for axes, (column, name) in zip((top, bottom), FACTORS.items(), strict=True):
+        axes.set_ylabel(f"{name} (log scale)")
+        axes.axhline(1.0, color=INK, lw=1.0, ls=":", zorder=1)
+        ends = [_draw_factor(axes, label, own, column, i) for i, (label, own) in enumerate(found.items())]
+        beside(axes, ends)
+    return figure
+
+
+def _draw_factor(axes: Axes, label: str, own: Factors, column: str, place: int) -> End:
+    """`place` among the arms says its look. -> the line's end."""
+    colour = COLOURS[place % len(COLOURS)]
+    dashes = DASHES[place // len(COLOURS) % len(DASHES)]
+    axes.plot(own.steps, own.middle[column], color=colour, ls=dashes, lw=1.6, zorder=2.5)
+    axes.plot(own.steps, own.seeds[column].T, color=colour, lw=0.5, alpha=0.35, zorder=1.2)
+    seen = np.flatnonzero(~np.ma.getmaskarray(own.middle[column]))
+    last = int(seen[-1]) if len(seen) else 0
+    text = f"{label}  median {own.medians[column]:.2g}"
+    return float(own.steps[last]), float(own.middle[column][last]), text, colour

@@ -1,0 +1,274 @@
+"""The table of a study's arms, and of a study with few levels the table of what these took and cost.
+
+Everything is told from decisions as they were recorded; `results` (run id -> result) adds spreads and times.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ebc_lab.study.stages.ablation import figure_of
+
+from . import words
+from .table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled, loss_column, two_digits
+from .words import NOTHING, brief, fixed, percent
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def point_in_words(arm: Mapping[str, Any]) -> str:
+    """What an arm was tuned to; empty where nothing was."""
+    return ", ".join(f"{k} {v:g}" for k, v in (arm.get("point") or {}).items())
+
+
+def _drift(form: str, symbol: str) -> Column:
+    title = f"{symbol} early→late"
+    return Column(
+        title, form=lambda ends: f"{ends[0]:{form}}→{ends[1]:{form}}" if ends else "", on=(TERMINAL,)
+    )
+
+
+def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
+    return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
+
+
+def times(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1f}×"
+
+
+def factor(value: float | None) -> str:
+    return NOTHING if value is None else f"×{brief(value)}"
+
+
+BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
+ARMS = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("What it is", "prose", on=(PAGE,), optional=True),
+    Column("Tuned to", on=(PAGE,), optional=True),
+    _of_page("Learning rate", brief),
+    _of_page("δ*", brief),
+    Column("Seeds completed", "figure", short="seeds"),
+    loss_column("Validation loss", "val. loss"),
+    loss_column("Test loss", "test loss"),
+    Column("Bits per weight", "figure", two_digits, "bits", on=BESIDE_LOSS, optional=True),
+    Column("Smaller by", "figure", times, "smaller", on=BESIDE_LOSS, optional=True),
+    Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
+    Column("Median c", "figure", two_digits, "c"),
+    _drift(".2g", "c"),
+    _drift(".2g", "S"),
+    _drift(".2g", "β"),
+    _of_page("Clipped", percent),
+    _of_page("KL per step", brief, TERMINAL),
+    Column("KL/δ*", "figure", two_digits),
+    _of_page("KL within ±30%", percent, TERMINAL),
+    Column("peak", "figure", brief, on=(TERMINAL,)),
+    Column("recovery", "figure", brief, on=(TERMINAL,)),
+    Column("recovered", "figure", percent, on=(TERMINAL,)),
+    _of_page("Steps to the baseline’s loss", brief),
+    _of_page("Time to it", words.clock),
+    Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
+    Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
+)
+
+
+def arms(
+    name: str,
+    found: Mapping[str, Any],
+    results: Results | None = None,
+    names: Iterable[str] | None = None,
+    timed: Results | None = None,
+) -> Table:
+    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed
+    seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole model is,
+    and the time of a step.
+
+    Without `results` the means are those of the decision, and no spread is known but that of the test loss;
+    times, which no decision holds, are then taken from `timed`.
+    """
+    reached = found.get("efficiency")
+    measured = _low_bit_of(found, results)
+    timed = results if timed is None else timed
+    rows = []
+    for label in names or found["arms"]:
+        arm = found["arms"][label]
+        chosen = label == found.get("reference")
+        own = _results_of(arm, results)
+        ms_per_step = _ms_per_step(_results_of(arm, timed)) if measured else None
+        values = _arm(label, arm, own, reached, chosen, ms_per_step)
+        rows.append(filled(ARMS, values, chosen=chosen))
+    note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
+    note += "; smaller: the whole model, packed, against float32" if "compression" in measured else ""
+    return Table(name, "Arms", ARMS, rows, note)
+
+
+def _arm(
+    label: str,
+    arm: Mapping[str, Any],
+    own: Sequence[Mapping[str, Any]] | None,
+    efficiency: Mapping[str, Any] | None,
+    reference: bool,
+    ms_per_step: float | None,
+) -> tuple[Any, ...]:
+    """The cells of an arm. `own`: its runs' results, where they are known."""
+    outcomes = _outcomes(arm, own)
+    done = outcomes.get("completed", 0)
+    runs = len(arm["runs"])
+    diverged = outcomes.get("diverged")
+    lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
+
+    def mean(key: str) -> float | None:
+        return _mean(arm, own, key)
+
+    reached = (efficiency or {}).get(label)
+    ebc = arm["ebc"]
+    in_suite = "about" in arm  # the finals' table has other columns instead
+    return (
+        _named(label, arm, reference),
+        arm.get("about"),
+        point_in_words(arm),
+        arm.get("lr"),
+        arm.get("delta_star"),
+        Cell(f"{done} of {runs}" if done < runs else str(runs), done),
+        lost or replace(_with_spread(arm, own, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
+        lost or _with_spread(arm, own, "test_loss"),
+        mean("bits_per_weight"),
+        mean("compression"),
+        ms_per_step,
+        mean("c_median") if ebc else None,
+        _ends(arm, "c") if ebc else None,
+        _ends(arm, "surrogate"),
+        _ends(arm, "beta"),
+        mean("clip_rate"),
+        mean("kl_median"),
+        mean("kl_ratio_median") if ebc else None,
+        mean("kl_within_30pct") if ebc and in_suite else None,
+        mean("shock_peak"),
+        mean("shock_recovery_steps"),
+        mean("shock_recovered"),
+        _unless_baseline(efficiency, reached, "steps"),
+        reached["train_s"] if reached else None,
+        mean("tokens_per_s"),
+        ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
+    )
+
+
+def _outcomes(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None) -> dict[str, int]:
+    if own is None:
+        return dict(arm["outcomes"])
+    ends = [str(r["outcome"]) for r in own if r.get("outcome")]
+    return {end: ends.count(end) for end in sorted(set(ends))}
+
+
+def _results_of(arm: Mapping[str, Any], results: Results | None) -> list[Mapping[str, Any]] | None:
+    return None if results is None else [results.get(run_id, {}) for run_id in arm["runs"].values()]
+
+
+def _values(own: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """A figure of the completed runs."""
+    found = (figure_of(r, key) for r in own if r.get("outcome") == "completed")
+    return [value for value in found if value is not None]
+
+
+def _mean(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> float | None:
+    if own is None:
+        return arm["figures"].get(key) if "figures" in arm else arm.get(key)
+    values = _values(own, key)
+    if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
+        return arm.get("figures", {}).get(key)
+    return statistics.fmean(values) if values else None
+
+
+def _with_spread(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> Cell:
+    mean = _mean(arm, own, key)
+    values = _values(own or (), key)
+    spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
+    return Cell(fixed(mean) + spread, mean)
+
+
+def _ends(arm: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    """A figure near the start and near the end of the run."""
+    figures = arm.get("figures", {})
+    early, late = figures.get(f"{key}_early"), figures.get(f"{key}_late")
+    return None if early is None or late is None else (early, late)
+
+
+def _named(label: str, arm: Mapping[str, Any], reference: bool) -> Cell:
+    """A suite's arm by its own name, a final one in words where there is room for them."""
+    if "about" not in arm and "roles" in arm:
+        roles = ", ".join(map(words.role, arm["roles"]))
+        return Cell(label, page=words.short(label, arm), note=roles, code=label)
+    remarks = ["reference"] if reference else []
+    remarks += [] if arm.get("comparable", True) else ["judged on another text"]
+    return Cell(label, note=", ".join(remarks))
+
+
+def _unless_baseline(efficiency: Any, reached: Any, key: str) -> Any:
+    if efficiency is None:
+        return Cell()
+    return reached[key] if reached else Cell("not reached")
+
+
+# -- few levels ----------------------------------------------------------------------------------------------
+
+
+OF_LEVELS = {  # figure of an arm -> its column
+    "bits_per_weight": Column("Bits per weight", "figure", two_digits, "bits", optional=True),
+    "entropy_bits": Column("Entropy, bits", "figure", two_digits, "entropy", optional=True),
+    "compression": Column("Smaller by", "figure", times, "smaller", on=(PAPER,), optional=True),
+    "zero_share": Column("Zeros", "figure", percent, "zeros", optional=True),
+    "flip_share": Column("Flips in ten steps", "figure", lambda x: percent(x, 1), "flips", optional=True),
+    "grad_bits": Column("Gradient bits", "figure", two_digits, "grad. bits", optional=True),
+    "grad_error": Column("Gradient error", "figure", percent, "grad. error", optional=True),
+    "state_bits": Column("State bits", "figure", two_digits, "state bits", optional=True),
+    "lr_factor": Column("Factor on the LR", "figure", factor, "LR factor", optional=True),
+    "radius_factor": Column("Factor on the radius", "figure", factor, "radius factor", optional=True),
+}
+LOW_BIT = (
+    Column("Arm", "name", short="arm", head=True),
+    *OF_LEVELS.values(),
+    Column("ms per step", "figure", brief, "ms/step", on=(PAPER,), optional=True),
+)
+OF_POLICY = ("lr_factor", "radius_factor")
+LEVELS_NOTE = (
+    "bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the end; "
+    "flips: codes that changed within ten steps; gradient error: squared, over the square of what was "
+    "quantized; state bits: both moments; flips and gradient error are medians of a run"
+)
+POLICY_NOTE = "factors: what the policy multiplied the schedule by, medians of a run"
+
+
+def low_bit(
+    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
+) -> Table | None:
+    """What few levels took, and what a policy did, in the order of `names`; None where no arm has either."""
+    there = _low_bit_of(found, results)
+    if not there:
+        return None
+    parts = {"Few levels": LEVELS_NOTE} if there - set(OF_POLICY) else {}
+    parts |= {"Policies": POLICY_NOTE} if there & set(OF_POLICY) else {}
+    rows = []
+    for label in names or found["arms"]:
+        arm = found["arms"][label]
+        own = _results_of(arm, results)
+        chosen = label == found.get("reference")
+        figures = (_mean(arm, own, key) for key in OF_LEVELS)
+        values = (_named(label, arm, chosen), *figures, _ms_per_step(own))
+        rows.append(filled(LOW_BIT, values, chosen=chosen))
+    note = "; ".join(("means over the completed seeds", *parts.values()))
+    return Table(name, " and ".join(parts).capitalize(), LOW_BIT, rows, note)
+
+
+def _low_bit_of(found: Mapping[str, Any], results: Results | None) -> set[str]:
+    """The low-bit figures that any arm has."""
+    every = [(arm, _results_of(arm, results)) for arm in found["arms"].values()]
+    return {key for arm, own in every for key in OF_LEVELS if _mean(arm, own, key) is not None}
+
+
+def _ms_per_step(own: Sequence[Mapping[str, Any]] | None) -> float | None:
+    """Of training, evaluations aside; None where no completed run says it."""
+    done = [r for r in own or () if r.get("outcome") == "completed"]
+    timed = [1000 * r["train_s"] / r["steps"] for r in done if r.get("train_s") and r.get("steps")]
+    return statistics.fmean(timed) if timed else None

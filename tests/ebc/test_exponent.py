@@ -1,0 +1,249 @@
+"""`exponent=auto`: KL taken to grow as c^p, with p measured at audits."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.quantized import Wander, ternary_model
+from support.stepping import assert_resumes, go, same, snapshot
+
+from ebc_lab.ebc import ClipSettings, EllipsotopeClip, mean_kl
+from ebc_lab.ebc.budget import power_scale, shadow_search
+from ebc_lab.ebc.exponent import ExponentEstimate, exponent_between
+
+LR = 0.02
+HELD = slice(2, 5)  # the rows of an audit of 48 tokens, 16 to a row, beside two probe rows
+GOLDEN = json.loads((Path(__file__).parents[1] / "lowbit/golden.json").read_text())
+fixed = settings(derandomize=True, deadline=None, max_examples=60)
+
+
+def clip(model, base=None, **options):
+    options = {"target_kl": 0.002, "exponent": "auto", "audit_every": 4, "audit_tokens": 48, **options}
+    return EllipsotopeClip(model, base or torch.optim.Adam(model.parameters(), lr=LR), **options)
+
+
+def number(x):
+    return torch.tensor(x, dtype=torch.float64)
+
+
+# -- the formulas --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", GOLDEN["exponent"])
+def test_c_follows_from_one_measurement(case):
+    p = float(case["p"])
+    c = power_scale(case["delta"], p)(case["kl"], case["trial"])
+    assert min(1.0, c) == pytest.approx(case["c"], rel=1e-12)
+    scale = power_scale(number(case["delta"]), number(p))
+    assert scale(number(case["kl"]), number(case["trial"])).item() == c  # the same bits
+
+
+@pytest.mark.parametrize("case", GOLDEN["exponent_estimate"])
+def test_the_exponent_between_two_measurements(case):
+    p = exponent_between(number(case["kl_c"]), number(case["kl_quarter"]), 1e-7)
+    assert p.item() == pytest.approx(case["p"], rel=1e-9)
+
+
+@fixed
+@given(st.floats(1, 2), st.floats(1e-4, 1), st.floats(1e-4, 1), st.floats(1e-5, 1e3))
+def test_one_measurement_is_enough_where_the_power_is_known(p, delta, trial, size):
+    def measure(c):
+        return size * c**p
+
+    found = shadow_search(measure, delta, trial, measurements=1, floor=1e-300, scale=power_scale(delta, p))
+    assert found.c == pytest.approx(min(1.0, (delta / size) ** (1 / p)), rel=1e-9)
+    between = exponent_between(number(measure(trial)), number(measure(trial / 4)), 1e-300)
+    assert between.item() == pytest.approx(p, rel=1e-9)
+
+
+@fixed
+@given(st.floats(1e-9, 1e3), st.floats(0, 1), st.floats(1e-6, 1))
+def test_a_power_of_two_has_the_bits_of_the_square_root(kl, delta, trial):
+    arguments = {"measurements": 1, "floor": 1e-7}
+    square = shadow_search(lambda c: kl, delta, trial, **arguments)
+    auto = shadow_search(lambda c: kl, delta, trial, scale=power_scale(delta, 2.0), **arguments)
+    assert auto == square
+
+
+@pytest.mark.parametrize(
+    ("kl", "below", "p"),
+    [
+        (0.01, 0.01 / 3.9**0.5, 1.0),  # flatter than flips alone: noise
+        (0.01, 0.01 / 80, 2.0),
+        (0.01, 9e-8, 2.0),  # below the floor, where it would have been clamped to 2 as well
+        (2e-7, 9e-8, 2.0),  # and where it would have been 1
+        (9e-8, 2e-7, 2.0),
+        (0.0, 0.0, 2.0),
+        (math.inf, 0.01, math.nan),
+        (0.01, math.nan, math.nan),
+        (math.nan, 1e-9, math.nan),
+    ],
+)
+def test_what_noise_and_floors_leave_of_it(kl, below, p):
+    assert exponent_between(number(kl), number(below), 1e-7).item() == pytest.approx(p, nan_ok=True)
+
+
+@fixed
+@given(st.lists(st.floats(1, 2), max_size=12))
+def test_the_estimate_is_the_median_of_the_last_five(observed):
+    estimate = ExponentEstimate("cpu")
+    assert estimate.value == 2
+    for i, p in enumerate(observed, 1):
+        estimate.observe(number(p), torch.tensor(True))
+        assert estimate.value.item() == pytest.approx(statistics.median(observed[max(0, i - 5) : i]))
+
+
+def test_what_is_not_usable_is_not_observed():
+    estimate = ExponentEstimate("cpu")
+    estimate.observe(number(1.25), torch.tensor(True))
+    for p, usable in ((1.75, False), (math.nan, True), (math.inf, True)):
+        estimate.observe(number(p), torch.tensor(usable))
+    assert estimate.value == 1.25
+    other = ExponentEstimate("cpu")
+    other.load_state_dict(estimate.state_dict())
+    other.observe(number(1.75), torch.tensor(True))
+    assert (other.value, estimate.value) == (1.5, 1.25)
+
+
+# -- in a step -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grouping", ["block", "matrices"])
+def test_at_an_audit_it_is_measured_on_the_held_rows(make_gpt, batches, backward, grouping):
+    model = make_gpt()
+    optimizer = clip(model, grouping=grouping, target_kl=5e-4)
+    budgeted = {optimizer.names[i] for i in optimizer.scaled}
+    expected = []
+    for t, batch in enumerate(batches(10)):
+        before = snapshot(model)
+        stats = go(model, optimizer, batch, backward)
+        assert stats.exponent.item() == pytest.approx(
+            statistics.median(expected) if expected else 2, rel=1e-3
+        )
+        if t % 4 == 0:
+            after = snapshot(model)
+            rows = batch[HELD, :-1]
+            kls = []
+            for share in (1, 1 / 4, 0):
+                moved = {n: share * (after[n] - w) * (n in budgeted) for n, w in before.items()}
+                model.load_state_dict({n: w + moved[n] for n, w in before.items()})
+                kls.append(model(rows).double())
+            kls = [mean_kl(kls[-1], z).item() for z in kls[:2]]
+            model.load_state_dict(after)
+            expected.append(min(2, max(1, math.log(kls[0] / kls[1]) / math.log(4))))
+            assert optimizer.exponent.seen[0].item() == pytest.approx(expected[-1], rel=1e-3)
+    assert len(expected) == 3
+
+
+def test_before_the_first_audit_has_been_seen_nothing_differs(make_gpt, batches, backward):
+    first = {}
+    for exponent in ("square", "auto"):
+        model = make_gpt()
+        optimizer = clip(model, exponent=exponent)
+        for t, batch in enumerate(batches(4)):
+            stats = go(model, optimizer, batch, backward)
+            assert (stats.exponent is None) == (exponent == "square")
+            first.setdefault((exponent, t), snapshot(model))
+    assert same(first["square", 0], first["auto", 0])
+    assert not same(first["square", 3], first["auto", 3])
+
+
+def test_on_a_float_model_it_is_two(make_gpt, batches, backward):
+    model = make_gpt(dtype=torch.float64)
+    optimizer = clip(model, torch.optim.Adam(model.parameters(), lr=2e-3), target_kl=1e-4)
+    steps = [go(model, optimizer, batch, backward) for batch in batches(24)]
+    assert steps[-1].exponent.item() == pytest.approx(2, abs=0.02)
+
+
+def test_a_checkpoint_restores_it_and_is_as_ever_without_it(make_gpt, batches, backward):
+    def build():
+        model = make_gpt(blocks=1, width=8)
+        return model, clip(model)
+
+    assert_resumes(build, batches(14), backward)
+    kept = clip(make_gpt()).state_dict()
+    plain = clip(make_gpt(), exponent="square").state_dict()
+    assert set(kept) - set(plain) == {"exponent"}
+    assert set(kept) >= set(plain)
+
+
+def test_a_bad_step_observes_nothing_whether_deferred_or_not(make_gpt, batches, backward):
+    found = []
+    for deferred in (False, True):
+        model = make_gpt()
+        optimizer = clip(model, torch.optim.Adam(model.parameters(), lr=LR, fused=True), refine_steps=0)
+        for t, batch in enumerate(batches(9)):
+            optimizer.deferred = deferred
+            logits = backward(model, batch)
+            if t == 4:
+                model.head.weight.grad[0, 0] = torch.nan
+            stats = optimizer.step(batch[:, :-1], logits)
+            assert bool(stats.skipped) == (t == 4)
+        assert optimizer.exponent.seen.isfinite().sum() == 2
+        found.append((snapshot(model), optimizer.exponent.seen.nan_to_num(-1)))
+    assert same(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_a_step_without_a_usable_c_observes_nothing(make_gpt, batches, backward):
+    model = make_gpt()
+    broken = [True]
+    on_probe = lambda x: broken[0] and len(x) == 2  # noqa: E731  # the audit's three rows are fine
+    optimizer = clip(model, forward=lambda m, x: m(x) * (math.nan if on_probe(x) else 1))
+    first, *rest = batches(5)
+    assert go(model, optimizer, first, backward).skipped
+    assert optimizer.exponent.seen.isnan().all()
+    broken[0] = False
+    for batch in rest:
+        go(model, optimizer, batch, backward)
+    assert optimizer.exponent.seen.isfinite().sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"exponent": "cube"}, "exponent='cube' is unknown; it takes square, auto"),
+        ({"budget": "tracked"}, "exponent='auto' goes with budget='shadow'"),
+        ({"budget": "fisher"}, "exponent='auto' goes with budget='shadow'"),
+        ({"measure_every": 2}, "exponent='auto' needs measure_every=1"),
+    ],
+)
+def test_what_takes_kl_to_grow_as_a_square_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        ClipSettings(target_kl=0.01, **{"exponent": "auto", **options})
+
+
+# -- on a quantized model ------------------------------------------------------------------------------------
+
+
+def wandered(exponent, target_kl=0.01, steps=40):
+    """Audits of a ternary model whose proposals are six times larger at one step than at the next."""
+    model = ternary_model()
+    base = Wander([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    optimizer = EllipsotopeClip(
+        model, base, target_kl=target_kl, exponent=exponent, probe_sequences=12, audit_every=3
+    )
+    draw = torch.Generator().manual_seed(1)
+    audited = []
+    for t in range(steps):
+        base.param_groups[0]["lr"] = 0.02 * (6 if t % 2 else 1)
+        tokens = torch.randint(16, (24, 48), generator=draw)
+        stats = optimizer.step(tokens, model(tokens))
+        if t >= 20 and stats.applied_kl is not None:
+            assert stats.clip_coefficient < 1
+            audited.append(stats.applied_kl.item() / target_kl)
+    return audited, optimizer.exponent
+
+
+def test_proposals_of_changing_size_stay_within_the_budget_where_codes_flip():
+    square, _ = wandered("square")
+    auto, estimate = wandered("auto")
+    assert estimate.value < 1.2
+    within = [sum(abs(ratio - 1) < 0.3 for ratio in ratios) for ratios in (square, auto)]
+    assert within[0] < len(square) / 2
+    assert within[1] > 0.8 * len(auto)

@@ -1,0 +1,193 @@
+"""The benchmark at tiny sizes: who takes part, that they do the same work, the report; never how fast."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ebc_lab.lowbit import PerformanceBenchmark, available_backends, quantize
+from ebc_lab.lowbit.benchmark import Report, Row, cases
+from ebc_lab.lowbit.benchmark.report import with_speedups
+
+TINY = {"sizes": [1500], "iterations": 2, "kmeans": [[60, 5, 3]], "torch_compile": False}
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    """The familiar snippet, with sizes of its `config` made tiny."""
+    from ebc_lab.lowbit import PerformanceBenchmark
+
+    benchmark = PerformanceBenchmark()
+    benchmark.config.update(TINY)
+    return benchmark.run_all_benchmarks()
+
+
+def rows_of(report: Report, operation: str, levels: str | None) -> dict[str, Row]:
+    return {row.candidate: row for row in report.rows if (row.operation, row.levels) == (operation, levels)}
+
+
+def test_the_defaults_are_what_the_documentation_says():
+    config = PerformanceBenchmark().config
+    assert config["sizes"] == [1_000_000, 10_000_000]
+    assert config["iterations"] >= 9
+    assert config["kmeans"] == [[10_000, 100, 10], [10_000, 128, 10]]
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"size": [10]}, TypeError, "no setting 'size': 'sizes'"),
+        ({"iterations": 0}, ValueError, "iterations is 0"),
+        ({"sizes": [1000.0]}, ValueError, "sizes is"),
+        ({"sizes": 1000}, ValueError, "sizes is 1000"),
+        ({"kmeans": [[5, 2, 6]]}, ValueError, "no more clusters than points"),
+    ],
+)
+def test_wrong_settings_are_refused(config: dict[str, object], error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        PerformanceBenchmark(config)
+
+
+def test_a_config_changed_later_is_checked_before_anything_runs():
+    benchmark = PerformanceBenchmark()
+    benchmark.config["iterations"] = -3
+    with pytest.raises(ValueError, match="iterations is -3"):
+        benchmark.run_all_benchmarks()
+
+
+def test_every_operation_has_every_backend_and_its_anchors(report: Report):
+    anchors = {
+        "codes, step given,": {"numpy vectorised", "torch eager", "quantize_per_tensor"},
+        "codes": {"numpy vectorised", "torch eager", "quantize_per_tensor"},
+        "values": {"numpy vectorised", "torch eager"},
+        "stochastic": {"numpy vectorised", "torch eager"},
+        "pack": {"numpy vectorised", "torch eager"},
+        "unpack": {"numpy lookup", "torch lookup"},
+        "packed to values": {"numpy lookup", "torch lookup"},
+    }
+    reasons = available_backends()
+    for operation, expected in anchors.items():
+        for levels in ("ternary", "five"):
+            rows = rows_of(report, operation, levels)
+            assert {name for name, row in rows.items() if row.kind == "anchor"} == expected
+            for name, reason in reasons.items():
+                row = rows[name]
+                assert row.kind == "backend"
+                if reason is None:
+                    assert row.median_ms >= row.minimum_ms > 0
+                else:
+                    assert row.minimum_ms is row.peak_mb is row.speedup is None
+                    assert row.note
+    rows = rows_of(report, "k-means d=5 k=3", None)
+    assert {"scikit-learn float64", "scikit-learn float32"} <= set(rows)
+    assert rows["scikit-learn float64"].note.endswith("% of labels the same")
+    assert rows["BLAS X @ C.T float32"].kind == "context"
+
+
+def test_speed_up_is_the_best_anchors_minimum_over_the_own_one():
+    def row(name: str, kind: str, least: float | None) -> Row:
+        return Row("codes", "five", 100, name, kind, 1, least, least)
+
+    rows = [
+        row("c", "backend", 2.0),
+        row("cuda", "backend", None),
+        row("old", "anchor", 8.0),
+        row("new", "anchor", 3.0),
+    ]
+    rows.append(row("other work", "context", 1.0))
+    assert [r.speedup for r in with_speedups(rows)] == [1.5, None, 3 / 8, 1.0, None]
+    report = Report(rows, [], {}, {})
+    assert report.ratios == ["codes five, 100: c over new: 1.50 (target 1.5)"]
+
+
+def test_threads_do_not_count_as_one_thread_nor_as_others():
+    def row(name: str, threads: int, least: float) -> Row:
+        return Row("values", "five", 100, name, "backend", threads, least, least)
+
+    rows = [row("c", 1, 4.0), row("cpp", 1, 5.0), row("cpp, 2 threads", 2, 1.0), row("numpy", 1, 6.0)]
+    assert Report(rows, [], {}, {}).ratios == ["values five, 100: c over numpy: 1.50"]
+
+
+def test_the_report_prints_and_is_json(report: Report):
+    text = str(report)
+    for part in ("codes ternary, 1,500", "numpy vectorised", "speed-up", "peak MB", "Ratios of minima:"):
+        assert part in text
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+    kept = json.loads(report.to_json())
+    assert len(kept["rows"]) == len(report.rows)
+    assert kept["ratios"] == report.ratios
+    assert kept["config"]["sizes"] == [1500]
+    assert any(line.startswith("dispatcher, 1000 values:") for line in report.ratios)
+    assert any(line.startswith("dispatcher, values five, 1,500: chose") for line in report.ratios)
+
+
+def test_the_peak_of_memory_counts_what_a_call_takes():
+    from ebc_lab.lowbit.benchmark.runner import _peak_of
+
+    small = _peak_of(lambda: None)
+    large = _peak_of(lambda: np.ones(8 << 20))  # 64 MiB
+    if small is None or large is None:
+        pytest.skip("the system does not let a process reset its peak")
+    assert small < 8
+    assert 60 < large < 80
+
+
+def test_anchors_of_codes_do_the_same_work():
+    """All but `quantize_per_tensor`, which does not clip, give the backends' codes (no tie among these)."""
+    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    for levels in ("ternary", "five"):
+        expected = quantize(values, levels)
+        found = []
+        given = cases._anchors_of_given_step(values, levels, float(expected.steps))
+        for candidate in (*cases._anchors_of_codes(values, levels, compiled=False)[:2], *given[:2]):
+            call = candidate.make()
+            call()
+            buffers = {v.dtype: v for c in call.__closure__ for v in [c.cell_contents] if hasattr(v, "dtype")}
+            found.append(np.asarray(next(b for t, b in buffers.items() if "int8" in str(t))))
+        assert len(found) == 4
+        for codes in found:
+            assert np.array_equal(codes, expected.codes)
+
+
+def test_anchors_of_values_do_the_same_work():
+    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    expected = quantize(values, "five").values()
+    numpy_anchor, torch_anchor = cases._anchors_of_values(values, "five", compiled=False)
+    call = numpy_anchor.make()
+    call()
+    result = next(
+        cell.cell_contents
+        for cell in call.__closure__
+        if cell.cell_contents is not values and isinstance(cell.cell_contents, np.ndarray)
+    )
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    np.testing.assert_allclose(torch_anchor.make()().numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("levels", "digits"), [("ternary", 5), ("five", 3)])
+def test_anchors_of_packing_undo_each_other(levels: str, digits: int):
+    top = {"ternary": 1, "five": 2}[levels]
+    codes = np.random.default_rng(0).integers(-top, top + 1, 20 * digits).astype(np.int8)
+    data = cases._packed_neighbours(codes, levels)
+    table = np.arange(-top, top + 1, dtype=np.int8)
+    for candidate in cases._lookups(data, levels, table):
+        back = np.asarray(candidate.make()())
+        assert np.array_equal(back.reshape(-1), codes)
+
+
+def test_a_measuring_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capfd):
+    monkeypatch.setattr("sys.executable", "/bin/false" if os.path.exists("/bin/false") else "/usr/bin/false")
+    with pytest.raises(ChildProcessError, match="the measuring process ended with code 1"):
+        PerformanceBenchmark(TINY).run_all_benchmarks()
+
+
+@pytest.mark.slow
+def test_torch_compile_takes_part_where_it_works(tmp_path: Path):
+    config = TINY | {"torch_compile": True, "kmeans": []}
+    report = PerformanceBenchmark(config).run_all_benchmarks()
+    row = rows_of(report, "codes", "five")["torch.compile"]
+    assert row.minimum_ms is not None or row.note

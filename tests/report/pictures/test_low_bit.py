@@ -1,0 +1,158 @@
+"""What few levels change, drawn: KL against c with its law, and a policy's factors over the run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.drawn import GOOD, PLAIN, TRAP, drawn, words_of, write_suite
+
+from ebc_lab.ebc.options import CURVE_SCALES
+from ebc_lab.report.pictures import low_bit
+from ebc_lab.report.pictures.curves import Run
+
+LAWS = {PLAIN: (0.02, 0.0), GOOD: (0.02, 0.001)}  # A and B; plain: a float model
+
+
+def curve(a: float, b: float, times: float = 1.0) -> list[list[float]]:
+    return [[c, times * (a * c * c + b * c)] for c in CURVE_SCALES]
+
+
+def run_of(seed: int, **result) -> Run:
+    return Run(str(seed), {"outcome": "completed", **result}, {}, {})
+
+
+def low_bit_suite(root: Path) -> Path:
+    """Two arms with a curve, a third with a policy that halves the learning rate and doubles the radius."""
+    gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), TRAP: (0.1, 0.1)}
+    root = write_suite(root, gains=gains, outcomes={}, ebc=())
+    for path in root.glob("runs/adam_none_*arm*/result.json"):
+        label, _, seed = path.parent.name.removeprefix("adam_none_").rpartition("_s")
+        result = json.loads(path.read_text())
+        if label in LAWS:
+            result["kl_curve"] = curve(*LAWS[label], times=1.1 ** int(seed))
+        else:
+            _steer(path.with_name("steps.csv"))
+        path.write_text(json.dumps(result))
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    arms = decisions["ablation"]["tracks"]["adam_none"]["arms"]
+    arms[TRAP]["figures"] = {"lr_factor": 0.5, "radius_factor": 2.0}
+    (root / "auto_decisions.json").write_text(json.dumps(decisions))
+    return root
+
+
+def _steer(path: Path) -> None:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steered = [row | {"lr_factor": "0.5", "radius_factor": "2.0"} for row in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(steered[0]))
+        writer.writeheader()
+        writer.writerows(steered)
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    return drawn(low_bit_suite(tmp_path_factory.mktemp("levels")), until="policy")
+
+
+# -- KL against c --------------------------------------------------------------------------------------------
+
+
+def test_an_arms_curve_is_the_median_of_its_seeds_and_its_law_goes_through_it():
+    runs = [run_of(seed, kl_curve=curve(0.02, 0.001, times)) for seed, times in enumerate((0.5, 1.0, 3.0))]
+    found = low_bit.curve_of([*runs, Run("3", {"outcome": "diverged", "kl_curve": [[1.0, 9.0]]}, {}, {})])
+    assert found.points[:, 0] == pytest.approx(CURVE_SCALES)
+    middle, least, most = found.points[:, 1:].T
+    assert middle == pytest.approx([kl for _, kl in curve(0.02, 0.001)])
+    assert least == pytest.approx(0.5 * middle)
+    assert most == pytest.approx(3 * middle)
+    assert found.law == pytest.approx((0.02, 0.001))
+
+
+def test_a_run_without_a_curve_has_none_and_a_missing_point_is_left_out():
+    assert low_bit.curve_of([run_of(0), run_of(1, kl_curve=[])]) is None
+    found = low_bit.curve_of([run_of(0, kl_curve=curve(1.0, 0.0)[2:]), run_of(1, kl_curve=curve(1.0, 0.0))])
+    assert found.points[:, 0] == pytest.approx(CURVE_SCALES)
+    alone = low_bit.curve_of([run_of(0, kl_curve=[[0.3, 0.01]])])
+    assert alone.law is None
+    assert low_bit.law_in_words(alone) == "one point, no law"
+
+
+def test_a_part_of_the_law_that_is_nowhere_of_weight_is_left_out_of_its_words():
+    told = {
+        (0.02, 0.0): "A 0.02, ∝ c² throughout",
+        (0.02, 5e-6): "A 0.02, ∝ c² throughout",
+        (0.02, 1e-4): "A 0.02, B 0.0001, B/A 0.005",
+        (0.001, 0.02): "B 0.02, ∝ c throughout",
+        (0.0, 0.02): "B 0.02, ∝ c throughout",
+    }
+    for law, words in told.items():
+        assert low_bit.law_in_words(low_bit.curve_of([run_of(0, kl_curve=curve(*law))])) == words
+
+
+def test_the_exponent_of_a_power_is_that_power():
+    points = np.array([[c, 7 * c**1.3] for c in CURVE_SCALES])
+    at, found = low_bit.exponents(points)
+    assert found == pytest.approx(np.full(len(CURVE_SCALES) - 1, 1.3))
+    assert at[0] == pytest.approx((0.003 * 0.01) ** 0.5)
+
+
+def test_a_suite_with_curves_has_their_picture_with_law_and_turning_point(figures):
+    figure = figures["kl_curve"]
+    bottom, top = figure.axes
+    assert (top.get_xscale(), top.get_yscale(), bottom.get_yscale()) == ("log", "log", "linear")
+    told = [text.get_text() for text in top.texts]
+    assert f"{PLAIN}  A 0.021, ∝ c² throughout" in told
+    assert f"{GOOD}  A 0.021, B 0.001, B/A 0.05" in told
+    assert TRAP not in " ".join(told)
+    [ring] = [line for line in top.get_lines() if line.get_markerfacecolor() == "none"]
+    assert list(ring.get_xdata()) == pytest.approx([0.05])
+    assert list(ring.get_ydata()) == pytest.approx([1.05 * 2 * 0.001**2 / 0.02])
+    laws = [line for line in bottom.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_ydata()[0] for line in laws] == pytest.approx([2.0, 1 + 0.06 / 1.06], abs=1e-6)
+    assert any(f"exponent at c = 0.003: 1.06 ({GOOD}) to 2.00 ({PLAIN})" in text for text in words_of(figure))
+
+
+def test_the_data_lie_between_the_lines_of_slope_1_and_2(figures):
+    top = figures["kl_curve"].axes[1]
+    one, two = [line for line in top.get_lines() if line.get_linestyle() == ":" and line.get_lw() == 1.0]
+    for line in top.get_lines():
+        if line.get_linestyle() == "--":
+            x, y = line.get_xdata(), line.get_ydata()
+            assert np.all(y < np.exp(np.interp(np.log(x), np.log(one.get_xdata()), np.log(one.get_ydata()))))
+            assert np.all(y > np.exp(np.interp(np.log(x), np.log(two.get_xdata()), np.log(two.get_ydata()))))
+
+
+def test_no_text_of_them_leaves_the_page(figures):
+    for name in ("kl_curve", "policy"):
+        figure = figures[name]
+        figure.draw_without_rendering()
+        used = figure.get_tightbbox()
+        assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
+        assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
+        bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
+        assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name
+
+
+# -- a policy ------------------------------------------------------------------------------------------------
+
+
+def test_a_policys_factors_are_drawn_for_the_arms_that_have_one(figures):
+    figure = figures["policy"]
+    bottom, top = figure.axes
+    assert [text.get_text() for text in top.texts] == [f"{TRAP}  median 0.5"]
+    assert [text.get_text() for text in bottom.texts] == [f"{TRAP}  median 2"]
+    [line] = [line for line in top.get_lines() if line.get_lw() == 1.6]
+    assert list(line.get_ydata()) == pytest.approx([0.5] * 40)
+
+
+def test_factors_are_geometric_means():
+    steps = {"step": np.arange(3.0), "lr_factor": np.array([0.25, 1.0, 4.0]), "radius_factor": np.ones(3)}
+    found = low_bit.factors_of([Run("0", {}, steps, {})])
+    assert found.middle["lr_factor"][1] == pytest.approx(1.0)
+    assert found.medians == {"lr_factor": 1.0, "radius_factor": 1.0}
+    assert low_bit.factors_of([Run("0", {}, {"step": np.arange(3.0)}, {})]) is None
