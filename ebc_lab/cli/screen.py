@@ -127,7 +127,7 @@ def outcome(console: Console, done: Any) -> None:
         for term, meaning in explained(asked).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
-        console.print(suite(done.ablation))
+        console.print(suite(done.ablation, results_of(done)))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
@@ -173,13 +173,20 @@ def _cell(cell: model.Cell) -> Text:
     return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
 
 
-def suite(decision: Mapping[str, Any]) -> RenderableType:
-    """A suite's arms, best first, and their differences; empty columns are left out."""
+def results_of(done: Any) -> dict[str, Any]:
+    """Run id -> result, of a suite's arms: decisions hold no times."""
+    arms = [arm for track in done.ablation["tracks"].values() for arm in track["arms"].values()]
+    return {run_id: done.study.result(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
+
+
+def suite(decision: Mapping[str, Any], timed: tables.Results | None = None) -> RenderableType:
+    """A suite's arms, best first, and their differences; empty columns are left out. `timed`: results from
+    which the time of a step is taken."""
     made = []
     for track, found in decision["tracks"].items():
         names = tables.ranked(found)
         pairs = tables.suite_pairs(found, names)
-        made.append(drawn(tables.arms(track, found, names=names)))
+        made.append(drawn(tables.arms(track, found, names=names, timed=timed)))
         made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
         made += map(drawn, tables.spans(found, f"{track}-{{}}".format))
     return Group(*made)

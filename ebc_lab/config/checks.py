@@ -210,9 +210,7 @@ def _check_low_bit(run: RunConfig) -> None:
         "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
     )
     need(
-        run.partition.name == "uniform"
-        or run.stabilizer.name != "ebc"
-        or run.budget.probe_tokens == "train",
+        run.partition.name == "uniform" or run.stabilizer.name != "ebc" or run.budget.probe_tokens == "train",
         f"partition={run.partition.name} draws batches from the whole training text: leave "
         "budget.probe_tokens=train.",
     )

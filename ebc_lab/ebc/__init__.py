@@ -4,7 +4,7 @@ This package imports torch and nothing else of this project, so it can be copied
 of the theory has its own file:
 
 * `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
-* `budget`: how c is found; `exponent`: how KL grows with it; `controller`: how delta evolves
+* `budget`: how c is found; `controller`: how delta evolves
 * `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and
   plain
 * `options` and `settings`: names, constants and what can be chosen, without torch

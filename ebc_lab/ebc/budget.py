@@ -3,7 +3,8 @@
 `shadow` measures the KL of a trial step, and `tracked` predicts it from step to step as well. `surrogate`
 uses the bound S, `fisher` the second-order prediction q (c = min(1, sqrt(delta/q))), and `calibrated` k·S²
 with k fitted to q at every probe. Since KL <= ||centre(dz)||^2 / 4, the trust radius in rms units is
-2·sqrt(delta).
+2·sqrt(delta). Where weights are quantized, KL grows as c^p with p below 2, and `shadow` can measure p at
+audits (docs/method.md, "On a quantized model").
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import DRIFT, LEAST_COSINE, SURPRISE
+from .options import DRIFT, EXPONENT_RANGE, EXPONENT_SPAN, EXPONENTS_KEPT, LEAST_COSINE, SURPRISE
 
 # What a formula computes with: 0-dim tensors, and nothing is read on the host; or floats, and no kernel is
 # launched, which on a CPU would take a hundred times longer. Both give the same bits.
@@ -191,6 +192,53 @@ def shadow_search(
                 trial = following
                 continue
         return ShadowResult(c, following, skipped, trial, kl, used)
+
+
+# -- how KL grows with c -------------------------------------------------------------------------------------
+
+
+def exponent_between(kl: Tensor, kl_below: Tensor, floor: float) -> Tensor:
+    """p between c and c/4, within [1, 2], from the KL at both in nats per token; 0-dim float64, no unit.
+
+    2 where either KL is below the floor and so shows nothing; NaN where either is not finite.
+    """
+    kl = kl.double()
+    kl_below = kl_below.double()
+    p = ((kl / kl_below).log() / math.log(EXPONENT_SPAN)).clamp(*EXPONENT_RANGE)
+    p = torch.where((kl < floor) | (kl_below < floor), EXPONENT_RANGE[1], p)
+    return torch.where(kl.isfinite() & kl_below.isfinite(), p, torch.nan)
+
+
+def exponent_at(c: Number, measure: Callable[[Number], Tensor], floor: float) -> Tensor:
+    """`exponent_between` from two measurements, at c and at c/4; `measure`: scale -> KL, 0-dim."""
+    return exponent_between(measure(c), measure(c / EXPONENT_SPAN), floor)
+
+
+class ExponentEstimate:
+    """The median of the last five observations of p, of as many as there are; 2 before the first."""
+
+    def __init__(self, device: torch.device | str):
+        # the latest first; NaN: not observed yet
+        self.seen = torch.full((EXPONENTS_KEPT,), torch.nan, dtype=torch.float64, device=device)
+
+    @property
+    def value(self) -> Tensor:
+        """p, 0-dim float64. Nothing is read on the host."""
+        count = self.seen.isfinite().sum()
+        ordered = self.seen.sort().values  # NaN last
+        middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
+        return torch.where(count > 0, ordered[middle].mean(), EXPONENT_RANGE[1])
+
+    def observe(self, p: Tensor, usable: Tensor) -> None:
+        """One observation, 0-dim; what is not `usable` (bool, 0-dim) or NaN changes nothing."""
+        moved = torch.cat([p.reshape(1), self.seen[:-1]])
+        self.seen.copy_(torch.where(usable & p.isfinite(), moved, self.seen))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seen.copy_(state["seen"])
 
 
 # -- the KL measured and predicted ---------------------------------------------------------------------------

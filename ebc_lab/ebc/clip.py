@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .budget import (
+    ExponentEstimate,
     Flag,
     Number,
     Scale,
@@ -26,6 +27,7 @@ from .budget import (
     clip_coefficient,
     divided,
     exp,
+    exponent_at,
     finite,
     fitted_log_k,
     log,
@@ -39,7 +41,6 @@ from .budget import (
     where,
 )
 from .controller import Fixed, make_controller, schedule_multiplier
-from .exponent import ExponentEstimate, exponent_at
 from .flat import joint_norm
 from .grouping import group_parameters
 from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
@@ -300,10 +301,17 @@ class EllipsotopeClip(StabilizedOptimizer):
             rate = divided(at_least(found.kl, self.floor), moved * moved)
             self._carry(self.kl_rate, rate, proposal, finite(rate))
         if self.exponent is not None and self._audits(proposal.t):
-            assert self.floor is not None
-            p = exponent_at(found.c, proposal, self.retract, self.floor)
-            self.exponent.observe(p, proposal.sound & opposite(found.skipped))
+            self._observe_exponent(self.exponent, proposal, found)
         return where(found.skipped, math.nan, found.c)
+
+    def _observe_exponent(self, estimate: ExponentEstimate, proposal: Proposal, found: ShadowResult) -> None:
+        """Measure p around the c that was found, on the tokens of the audit."""
+        assert proposal.batch is not None
+        assert self.floor is not None
+        held = proposal.batch.held
+        assert held is not None
+        p = exponent_at(found.c, lambda c: proposal.kl(c, held, self.retract), self.floor)
+        estimate.observe(p, proposal.sound & opposite(found.skipped))
 
     def _carried_c(self, stats: StepStats, proposal: Proposal) -> Any:
         """c of `shadow` between measurements, from the last measured KL for each unit of ||dW||²."""

@@ -217,8 +217,6 @@ class ReferenceClip:
             done.slope = sum(map(float, parts))
             last = k + math.ceil(self.audit_tokens / tokens.shape[1])
             self._audit(done, proposal, tokens[k:last])
-            if self.exponent == "auto":
-                self._observe_exponent(done, proposal, tokens[k:last])
             self._control(done, proposal, t)
         return done
 
@@ -233,6 +231,8 @@ class ReferenceClip:
             self._set(budgeted, proposal, done.c, free=0.0)
             T = movement(self._z(budgeted, held) - z)
             done.tightness = T / (done.c * done.S) if done.c * done.S else math.nan
+        if self.exponent == "auto":
+            self._observe_exponent(done, proposal, held)
 
     # -- how KL grows with c
 

@@ -24,12 +24,12 @@ _HOMES = {
     "packing": ("pack", "packed_size", "unpack"),
     "container": (
         "DamagedFileError",
-        "PackedLinear",
         "PackedTensor",
         "inspect_packed",
         "read_packed",
         "write_packed",
     ),
+    "linear": ("PackedLinear",),
     "ste": ("straight_through",),
     "gradients": ("GradientQuantizer",),
     "state": ("QuantizedAdam",),
@@ -50,7 +50,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .container import PackedTensor, inspect_packed, read_packed, write_packed
-from .container import _whole as written_whole
-from .levels import SCALES, TOP, entropy_bits, quantize, zero_share
+from .backends.formulas import SCALES, TOP
+from .container import PackedTensor, inspect_packed, read_packed, write_packed, written_whole
+from .levels import entropy_bits, quantize, zero_share
 
 _ERRORS = (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError)
 

@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backends import available_backends, get_backend
+from .backends.formulas import TOP
 from .container import DamagedFileError, PackedTensor, read_packed, write_packed
-from .levels import (
-    TOP,
-    quantize,
-    quantize_stochastic,
-    rounding_key,
-    stochastic_step,
-    uniforms,
-)
+from .levels import quantize, quantize_stochastic, rounding_key, stochastic_step, uniforms
 from .packing import pack, packed_size, unpack
 
 if TYPE_CHECKING:

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .backends import BackendUnavailableError, get_backend
+from .backends.lloyd import Floats, Labels, lloyd_numpy, nearest, squared_distances
+
 if TYPE_CHECKING:
     import torch
 
-Floats = NDArray[np.float64]
-Labels = NDArray[np.int32]
-
 BACKENDS = ("auto", "numpy", "torch", "c", "cpp", "cuda")
 MOST_BITS = 24  # an integer of the grid is exact in float32, too
-_CHUNK = 1 << 20  # numbers of a temporary matrix
 _SCORED_ROWS = 2000
 _NOTHING_STANDS_OUT = 0.05  # silhouette
 _BATCHES = 0x62617463  # keeps these draws apart from others of the same seed and step
@@ -119,7 +118,7 @@ def _cluster(
         _box(given, "init")
         start = grid.integers(np.clip(given, low, high))
     labels, centers, passes = _lloyd(integers, start, max_iter, backend)
-    total = _total(_squared_distances(integers, centers, labels))
+    total = _total(squared_distances(integers, centers, labels))
     inertia = _times_power_of_two(total, -2 * grid.shift)
     return KMeansResult(labels, grid.values(centers), inertia, passes, grid.bits), grid, centers
 
@@ -222,8 +221,6 @@ def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[La
         raise ValueError(f"there is no backend {backend!r} for k-means: {near!r}? ({', '.join(BACKENDS)})")
     if backend == "numpy":
         return lloyd_numpy(grid, start, max_iter)
-    from .backends import BackendUnavailableError, get_backend
-
     try:
         chosen = get_backend("c" if backend == "auto" else backend)
     except BackendUnavailableError:
@@ -232,160 +229,6 @@ def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[La
         return lloyd_numpy(grid, start, max_iter)
     labels, centers, passes = chosen.kmeans(grid, start, max_iter)
     return labels, centers, passes
-
-
-def lloyd_numpy(grid: ArrayLike, start: ArrayLike, max_iter: int) -> tuple[Labels, Floats, int]:
-    """(labels (n,), centres (k, d), passes) for integers `grid` (n, d) from the integer centres `start`."""
-    points = np.ascontiguousarray(grid, dtype=np.float64)
-    centers = np.array(start, dtype=np.float64)
-    labels = np.full(len(points), -1, dtype=np.int32)
-    sums = np.zeros_like(centers)
-    counts = np.zeros(len(centers), dtype=np.int64)
-    for passes in range(1, max_iter + 1):
-        found = _nearest(points, centers)
-        moved = np.flatnonzero(found != labels)
-        if not len(moved):
-            return labels, centers, passes
-        for before in np.array_split(moved, 1 + moved.size * points.shape[1] // _CHUNK):
-            _add_rows(sums, points, before, labels, -1)
-            _add_rows(sums, points, before, found, 1)
-        labels = found
-        counts = np.bincount(labels, minlength=len(centers))
-        centers = _centers(points, labels, centers, sums, counts)
-    return _nearest(points, centers), centers, max_iter
-
-
-def _nearest(points: Floats, centers: Floats) -> Labels:
-    squares = np.einsum("ij,ij->i", centers, centers)
-    doubled = -2.0 * centers.T
-    nearest = np.empty(len(points), dtype=np.int32)
-    rows = max(1, _CHUNK // len(centers))
-    for first in range(0, len(points), rows):
-        scores = points[first : first + rows] @ doubled
-        scores += squares
-        nearest[first : first + rows] = scores.argmin(axis=1)  # the first of equals
-    return nearest
-
-
-def _add_rows(sums: Floats, points: Floats, rows: NDArray[np.int64], labels: Labels, sign: int) -> None:
-    """Adds the rows of `points` to the sums of their clusters; sums of integers do not mind the order."""
-    rows = rows[labels[rows] >= 0]
-    if not len(rows):
-        return
-    rows = rows[np.argsort(labels[rows], kind="stable")]
-    clusters, firsts = np.unique(labels[rows], return_index=True)
-    sums[clusters] += sign * np.add.reduceat(points[rows], firsts, axis=0)
-
-
-def _centers(
-    points: Floats, labels: Labels, centers: Floats, sums: Floats, counts: NDArray[np.int64]
-) -> Floats:
-    """rint(sum / count); an empty cluster gets a point for this update, whose label stays as it was found."""
-    if not counts.all():
-        sums = sums.copy()
-        counts = counts.copy()
-        distances = _squared_distances(points, centers, labels)
-        for cluster, point in _given(labels, distances, counts):
-            sums[labels[point]] -= points[point]
-            sums[cluster] += points[point]
-    return np.rint(sums / counts[:, None]) + 0.0
-
-
-def _given(labels: Labels, distances: Floats, counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(empty cluster, its point) in order: the farthest in a cluster of more than one; changes `counts`."""
-    distances = distances.copy()
-    given = []
-    for cluster in np.flatnonzero(counts == 0).tolist():
-        point = int(np.where(counts[labels] > 1, distances, -1.0).argmax())
-        counts[labels[point]] -= 1
-        counts[cluster] = 1
-        distances[point] = -2.0  # alone now
-        given.append((cluster, point))
-    return given
-
-
-def _squared_distances(points: Floats, centers: Floats, labels: Labels) -> Floats:
-    """(n,) of each point to the centre of its label."""
-    distances = np.empty(len(points))
-    rows = max(1, _CHUNK // points.shape[1])
-    for first in range(0, len(points), rows):
-        difference = points[first : first + rows] - centers[labels[first : first + rows]]
-        distances[first : first + rows] = np.einsum("ij,ij->i", difference, difference)
-    return distances
-
-
-def lloyd_torch(
-    grid: Any, start: Any, max_iter: int, device: str | torch.device = "cpu"
-) -> tuple[Any, Any, int]:
-    """`lloyd_numpy` on `device`: arrays for an array, tensors on the device for a tensor; the same bits."""
-    import torch
-
-    is_tensor = isinstance(grid, torch.Tensor)
-    with torch.no_grad():
-        points = torch.as_tensor(grid).to(device, torch.float64).contiguous()
-        centers = torch.as_tensor(start).to(device, torch.float64, copy=True)
-        labels, centers, passes = _lloyd_of_tensors(points, centers, max_iter)
-    labels = labels.int()
-    if is_tensor:
-        return labels, centers, passes
-    return labels.cpu().numpy(), centers.cpu().numpy(), passes
-
-
-def _lloyd_of_tensors(
-    points: torch.Tensor, centers: torch.Tensor, max_iter: int
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    import torch
-
-    k = len(centers)
-    labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
-    sums = torch.zeros_like(centers)
-    for passes in range(1, max_iter + 1):
-        found = _nearest_of_tensors(points, centers)
-        moved = (found != labels).nonzero()[:, 0]
-        if not len(moved):
-            return labels, centers, passes
-        for rows in torch.split(moved, max(1, _CHUNK // points.shape[1])):
-            values = points[rows]
-            sums.index_add_(0, found[rows], values)  # integers: the order of atomic additions is no matter
-            if passes > 1:
-                sums.index_add_(0, labels[rows], values, alpha=-1)
-        labels = found
-        counts = torch.bincount(labels, minlength=k)
-        new_sums = sums
-        if not bool(counts.all()):
-            new_sums, counts = _filled(points, centers, labels, sums, counts)
-        centers = torch.round(new_sums / counts[:, None].double()) + 0.0
-    return _nearest_of_tensors(points, centers), centers, max_iter
-
-
-def _nearest_of_tensors(points: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    squares = (centers * centers).sum(1)
-    found = []
-    for rows in torch.split(points, max(1, _CHUNK // len(centers))):
-        scores = torch.addmm(squares, rows, centers.T, alpha=-2)
-        found.append(scores.argmin(1))  # documented: the first of equals
-    return torch.cat(found)
-
-
-def _filled(
-    points: torch.Tensor,
-    centers: torch.Tensor,
-    labels: torch.Tensor,
-    sums: torch.Tensor,
-    counts: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    distances = (points - centers[labels]).square().sum(1)
-    host_counts = counts.cpu().numpy().copy()
-    host_labels = labels.int().cpu().numpy()
-    sums = sums.clone()
-    for cluster, point in _given(host_labels, distances.cpu().numpy(), host_counts):
-        sums[int(host_labels[point])] -= points[point]
-        sums[cluster] += points[point]
-    return sums, torch.from_numpy(host_counts).to(counts.device)
 
 
 class KMeansClustering:
@@ -420,7 +263,7 @@ class KMeansClustering:
             raise ValueError(f"X has {points.shape[1]} features, but {features} were fitted: give the same.")
         if len(points):
             _box(points, "X")
-        return _nearest(self._grid.integers(points), self._centers)
+        return nearest(self._grid.integers(points), self._centers)
 
     def fit_predict(self, X: ArrayLike | torch.Tensor) -> Labels:
         return self.fit(X).labels_

@@ -19,24 +19,17 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .levels import (
-    Floats,
-    Group,
-    Quantized,
-    as_float32,
-    backend_named,
-    check_group,
-    check_levels,
-    steps_shape,
-)
-from .packing import pack, packed_size, refuse_packed
+from .backends import get_backend
+from .backends.formulas import Floats, Group, as_float32, check_group, check_levels, steps_shape
+from .backends.planes import refuse_packed
+from .levels import Quantized
+from .packing import pack, packed_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,12 +95,12 @@ class PackedTensor:
 
     def quantized(self, *, backend: str = "numpy") -> Quantized:
         """The codes and steps; ValueError where the bytes are no codes."""
-        codes = backend_named(backend).unpack(self.data, math.prod(self.shape), self.levels)
+        codes = get_backend(backend).unpack(self.data, math.prod(self.shape), self.levels)
         return Quantized(np.asarray(codes).reshape(self.shape), self.steps, self.levels, self.group)
 
     def values(self, *, backend: str = "numpy") -> Floats:
         """The float32 values step * code, of the tensor's shape."""
-        values = backend_named(backend).unpack_values(
+        values = get_backend(backend).unpack_values(
             self.data, self.shape, self.steps, self.levels, self.group
         )
         return cast(Floats, np.asarray(values))
@@ -132,7 +125,7 @@ def write_packed(path: str | os.PathLike[str], tensors: Mapping[str, Packable]) 
         raise ValueError(f"{path} is {_sort(os.stat(target).st_mode)}: packed tensors need a file")
     entries, arrays, payload = _laid_out(tensors)
     header = _canonical({"version": VERSION, "payload": payload, "tensors": entries})
-    with _whole(target) as file:
+    with written_whole(target) as file:
         digest = hashlib.sha256()
         for piece in _pieces(header, arrays):
             digest.update(piece)
@@ -198,7 +191,7 @@ def _canonical(value: object) -> bytes:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[BinaryIO]:
+def written_whole(target: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the target's name only when all of it is on the disk."""
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -403,9 +396,3 @@ def _sort(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a pipe" if stat.S_ISFIFO(mode) else "no regular file"
-
-
-def __getattr__(name: str) -> Any:
-    if name == "PackedLinear":  # a torch module: torch is loaded when it is asked for
-        return import_module(".tensors", __package__).PackedLinear
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,8 +27,10 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from .backends import Backend, BackendUnavailableError, get_backend
-from .levels import Array, Group, Quantized, Scale, as_float32, check_finite
-from .packing import CODES, WIDTH, packed_size
+from .backends.formulas import Array, Group, Scale, as_float32, check_finite
+from .backends.planes import CODES, WIDTH
+from .levels import Quantized
+from .packing import packed_size
 
 SAMPLE = 1 << 20  # values that candidates are timed on
 REPEATS = 3

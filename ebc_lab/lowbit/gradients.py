@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends.formulas import check_levels
+from .backends.tensors import torch_stochastic, torch_stochastic_step
 from .dispatch import default_dispatcher
-from .levels import check_levels, rounding_key, stochastic_step
+from .levels import rounding_key, stochastic_step
 from .packing import packed_size
 from .ste import effective
-from .tensors import torch_stochastic, torch_stochastic_step
 
 ROUNDINGS = ("nearest", "stochastic")
 

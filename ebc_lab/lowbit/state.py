@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
+from .backends.formulas import TOP
 from .dispatch import default_dispatcher
-from .levels import TOP, rounding_key
+from .levels import rounding_key
 
 STREAM = 4096  # of matrix j, m draws from STREAM + 2j and v from STREAM + 2j + 1
 M_TOP = 127

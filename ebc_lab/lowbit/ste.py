@@ -18,9 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from .backends.formulas import Group, Scale, check_group, check_levels, check_scale
+from .backends.tensors import torch_codes, torch_effective, torch_steps
 from .dispatch import default_dispatcher
-from .levels import Group, Scale, check_group, check_levels, check_scale
-from .tensors import torch_codes, torch_effective, torch_steps
 
 
 class _Compiled(torch.autograd.Function):

@@ -45,7 +45,7 @@ CURVE_COLUMNS = tuple(f"kl_c{number(c)}" for c in CURVE_SCALES)  # KL at these s
 FURTHER_STEP_MEANINGS = {  # of steps.csv, in runs that ask for what they record
     "exponent": ("", "p of exponent=auto: KL is taken to grow as c to this power"),
     "flip_share": (SHARE, "codes of the hidden matrices that differ from those ten steps before; at audits"),
-    "grad_error": (SHARE, "squared error of the quantized gradients, over the square of what was quantized"),
+    "grad_error": ("", "squared error of the quantized gradients, over the square of what was quantized"),
     "lr_factor": (SCALE, "the policy's factor, which `lr` contains"),
     "radius_factor": (SCALE, "its factor on the trust radius"),
     **{

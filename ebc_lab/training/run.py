@@ -153,7 +153,9 @@ class Training:
         marks = self.recording.marks()
         with self._on_stream():
             parts = self._parts()
-            checkpoint.save(self.files.checkpoint, self.identity, reached, marks, parts, self.optimizer.prober)
+            checkpoint.save(
+                self.files.checkpoint, self.identity, reached, marks, parts, self.optimizer.prober
+            )
 
     # -- the loop --------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
 class Batches:
     """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
 

@@ -98,7 +98,16 @@ def found(called):
 
 
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
-    assert list(found) == ["about", "throughput", "overhead", "low_bit", "shares", "fixed", "compute", "memory"]
+    assert list(found) == [
+        "about",
+        "throughput",
+        "overhead",
+        "low_bit",
+        "shares",
+        "fixed",
+        "compute",
+        "memory",
+    ]
     said = called[1]
     assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
     assert not [line for line in said if "profiler" in line]

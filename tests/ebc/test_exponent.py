@@ -13,8 +13,7 @@ from support.quantized import Wander, ternary_model
 from support.stepping import assert_resumes, go, same, snapshot
 
 from ebc_lab.ebc import ClipSettings, EllipsotopeClip, mean_kl
-from ebc_lab.ebc.budget import power_scale, shadow_search
-from ebc_lab.ebc.exponent import ExponentEstimate, exponent_between
+from ebc_lab.ebc.budget import ExponentEstimate, exponent_between, power_scale, shadow_search
 
 LR = 0.02
 HELD = slice(2, 5)  # the rows of an audit of 48 tokens, 16 to a row, beside two probe rows

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.lowbit.backends import BackendUnavailableError, get_backend
+from ebc_lab.lowbit.backends.lloyd import lloyd_numpy, lloyd_torch
 from ebc_lab.lowbit.clustering import (
     DataClustering,
     KMeansClustering,
     ParameterClustering,
     kmeans,
-    lloyd_numpy,
-    lloyd_torch,
     suggest_k,
     window_features,
 )

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import nn
 
+from ebc_lab.lowbit.backends.formulas import TOP
 from ebc_lab.lowbit.container import (
     DamagedFileError,
-    PackedLinear,
     PackedTensor,
     inspect_packed,
     read_packed,
     write_packed,
 )
-from ebc_lab.lowbit.levels import TOP, Quantized, quantize
+from ebc_lab.lowbit.levels import Quantized, quantize
+from ebc_lab.lowbit.linear import PackedLinear
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 

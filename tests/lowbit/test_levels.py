@@ -12,18 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ebc_lab.lowbit.backends.formulas import SCALES, TOP, as_float32, mix, order_free_mean, root_mean_square
 from ebc_lab.lowbit.levels import (
-    SCALES,
-    TOP,
     Quantized,
     absmean,
-    as_float32,
     entropy_bits,
-    mix,
-    order_free_mean,
     quantize,
     quantize_stochastic,
-    root_mean_square,
     rounding_key,
     stochastic_step,
     uniforms,

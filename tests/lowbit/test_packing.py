@@ -10,8 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.lowbit.levels import TOP, rounding_key, uniforms
-from ebc_lab.lowbit.packing import pack, packed_size, refuse_packed, unpack
+from ebc_lab.lowbit.backends.formulas import TOP
+from ebc_lab.lowbit.backends.planes import refuse_packed
+from ebc_lab.lowbit.levels import rounding_key, uniforms
+from ebc_lab.lowbit.packing import pack, packed_size, unpack
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 LENGTHS = [*range(401), 639, 640, 641, *range(1510, 1540), 3071, 3072, 3073, 5000]

@@ -13,6 +13,7 @@ import torch
 
 from ebc_lab.lowbit import HybridLLMTrainer, TrainingConfig, quantize
 from ebc_lab.lowbit.container import DamagedFileError
+from ebc_lab.lowbit.policy import Observed, Policy
 from ebc_lab.lowbit.trainer import loop, models
 from ebc_lab.lowbit.trainer.data import CONTEXT, Rows, Text, tokens_of
 
@@ -258,6 +259,86 @@ def test_the_trust_region_bounds_the_whole_update(monkeypatch: pytest.MonkeyPatc
     assert moved == pytest.approx(0.01 * 4e-3 * math.sqrt(count), rel=1e-3)
     assert summary["trust_radius"] == pytest.approx(moved, rel=1e-3)
     assert summary["constraints_active"] == summary["constraints_active_share"] == 1
+
+
+class Recorded(Policy):
+    """A constant policy that keeps what it is told."""
+
+    def __init__(self, factors: tuple[float, float] = (1.0, 1.0)) -> None:
+        self.answer = factors
+        self.seen: list[Observed] = []
+        self.told: list[tuple[int, float, bool]] = []  # at how many observations, the cosine, clipped
+
+    def factors(self, step: int, seen: Observed) -> tuple[float, float]:
+        self.seen.append(seen)
+        return self.answer
+
+    def feedback(self, cosine: float, clipped: bool) -> None:
+        self.told.append((len(self.seen), cosine, clipped))
+
+
+def test_the_policy_hears_of_every_step_on_the_next_batch(monkeypatch: pytest.MonkeyPatch):
+    policy = Recorded()
+    monkeypatch.setattr(loop, "make_policy", lambda name, seed: policy)
+    config = small(max_steps=3, quantize_gradients=False, quantize_weights=False)
+    data = low_rank()
+    points = []
+
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            points.append(torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()]))
+        return (prediction - target).square().mean()
+
+    trainer = HybridLLMTrainer(config)
+    trainer.train(data, loss_fn=loss)
+    assert [told[0] for told in policy.told] == [1, 2]
+    assert [seen.progress for seen in policy.seen] == [0, 1 / 3, 2 / 3]
+    update = points[2] - points[1]
+    assert policy.seen[2].update_norm == pytest.approx(float(update.norm()), rel=1e-4)
+    last = torch.cat([p.grad.reshape(-1) for p in trainer.model.parameters()])  # of the third step
+    cosine = float(torch.nn.functional.cosine_similarity(last, update, dim=0))
+    assert policy.told[1][1] == pytest.approx(cosine, rel=1e-3)
+    assert policy.seen[2].clipped == policy.told[1][2]
+
+
+def test_a_skipped_step_tells_the_policy_nothing(monkeypatch: pytest.MonkeyPatch):
+    policy = Recorded()
+    monkeypatch.setattr(loop, "make_policy", lambda name, seed: policy)
+    steps = []
+
+    def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            steps.append(None)
+        return (prediction - target).square().mean() * (math.nan if len(steps) == 2 else 1.0)
+
+    summary = HybridLLMTrainer(small(max_steps=4)).train(low_rank(), loss_fn=loss)
+    assert summary["optimizer_summary"]["skipped_steps"] == 1
+    assert len(policy.seen) == 3  # steps 1, 3 and 4
+    assert [told[0] for told in policy.told] == [2]  # step 3, at step 4
+
+
+def test_both_factors_scale_what_they_should(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "make_policy", lambda name, seed: Recorded((0.5, 3.0)))
+    data = low_rank()
+    trainer = HybridLLMTrainer(small(max_steps=1))
+    summary = trainer.train(data)["optimizer_summary"]
+    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
+    moved = next(trainer.model.parameters()) - next(before.parameters())
+    assert float(moved.detach().abs().max()) == pytest.approx(2e-3, rel=1e-3)  # Adam's first step is the rate
+    count = 24 * 12 + 24 * 24 + 12 * 24 + 24 + 24 + 12
+    assert summary["learning_rate"] == 2e-3
+    assert summary["trust_radius"] == pytest.approx(3 * loop.RADIUS * 4e-3 * math.sqrt(count))
+    assert summary["constraints_active"] == 0  # half of the rate is within 0.9 of it
+
+
+@pytest.mark.parametrize("levels", ["ternary", "five"])
+def test_adam_sees_gradients_in_few_levels(levels: str):
+    trainer = HybridLLMTrainer(small(levels=levels, max_steps=1))
+    trainer.train(low_rank())
+    most = {"ternary": 3, "five": 5}[levels]
+    for name, p in trainer.model.named_parameters():
+        count = len(p.grad.unique())
+        assert (count <= most) == (p.ndim == 2), name
 
 
 def test_without_adaptive_rate_nothing_is_constrained():

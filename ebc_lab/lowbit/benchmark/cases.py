@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..backends import NAMES, Backend, BackendUnavailableError, get_backend
-from ..levels import TOP, rounding_key, stochastic_step
+from ..backends.formulas import TOP
+from ..levels import rounding_key, stochastic_step
 from .report import ANCHOR, BACKEND, COMPILED, CONTEXT
 
 Call = Callable[[], object]
@@ -171,22 +172,26 @@ def _anchors_of_codes(values: Any, levels: str, compiled: bool) -> list[Candidat
 
         return call
 
-    def with_compile() -> Call:
-        import torch
-
-        def formula(x: Any, codes: Any) -> None:
-            codes.copy_((x / x.abs().mean()).round().clamp(-top, top))
-
-        x = torch.from_numpy(values)
-        codes = torch.empty(x.shape, dtype=torch.int8)
-        return functools.partial(torch.compile(formula, dynamic=False), x, codes)
-
     anchors = [
         Candidate("numpy vectorised", ANCHOR, with_numpy),
         Candidate("torch eager", ANCHOR, with_torch),
         Candidate("quantize_per_tensor", ANCHOR, with_quantize_per_tensor, note="not clipped"),
     ]
-    return anchors + ([Candidate("torch.compile", ANCHOR, with_compile)] if compiled else [])
+    if compiled:
+        make = functools.partial(_compiled_codes, values, top)
+        anchors.append(Candidate("torch.compile", ANCHOR, make))
+    return anchors
+
+
+def _compiled_codes(values: Any, top: int) -> Call:
+    import torch
+
+    def formula(x: Any, codes: Any) -> None:
+        codes.copy_((x / x.abs().mean()).round().clamp(-top, top))
+
+    x = torch.from_numpy(values)
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    return functools.partial(torch.compile(formula, dynamic=False), x, codes)
 
 
 def _anchors_of_given_step(values: Any, levels: str, step: float) -> list[Candidate]:

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..backends.formulas import as_float32
 from ..clustering import DataClustering, window_features
-from ..levels import as_float32
 from .settings import TrainingConfig
 
 CONTEXT = 64  # tokens of a window

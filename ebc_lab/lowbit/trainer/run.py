@@ -12,8 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..container import DamagedFileError
-from ..container import _whole as written_whole
+from ..container import DamagedFileError, written_whole
 from ..gradients import GradientQuantizer
 from ..policy import Policy
 

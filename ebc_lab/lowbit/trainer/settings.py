@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..levels import TOP
+from ..backends.formulas import TOP
 
 
 @dataclasses.dataclass

@@ -267,11 +267,8 @@ def test_the_best_point_of_a_grid_is_what_runs(done):
     assert tuned["val_loss"] == pytest.approx(summary["val_loss"].min(), rel=1e-8)
     run = spec_of(outcome, "tuned", "3")
     best = outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"]
-    assert run["stabilizer"] == {
-        "name": "norm_clip",
-        "strength": tuned["point"]["strength"],
-        "schedule": "constant",
-    }
+    assert run["stabilizer"]["name"] == "norm_clip"
+    assert run["stabilizer"]["strength"] == tuned["point"]["strength"]
     assert run["optimizer"]["lr"] == pytest.approx(best * tuned["point"]["lr_scale"])
 
 

@@ -22,24 +22,19 @@ from ebc_lab.lowbit.backends import (
     TorchBackend,
     available_backends,
     get_backend,
+)
+from ebc_lab.lowbit.backends.formulas import TOP, order_free_mean
+from ebc_lab.lowbit.backends.tensors import (
     torch_effective,
     torch_steps,
     torch_stochastic,
     torch_stochastic_step,
     torch_uniforms,
 )
-from ebc_lab.lowbit.levels import (
-    TOP,
-    order_free_mean,
-    quantize,
-    quantize_stochastic,
-    rounding_key,
-    stochastic_step,
-    uniforms,
-)
+from ebc_lab.lowbit.levels import quantize, quantize_stochastic, rounding_key, stochastic_step, uniforms
 from ebc_lab.lowbit.packing import pack, unpack
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
 GPU = pytest.param("cuda", marks=pytest.mark.cuda)
 GROUPS = ["tensor", "row", 1, 7, 64, 4096, 4097, 9001, 20000]
 

@@ -9,12 +9,13 @@ and so is what itself imports this file (`compiled`, `clustering`).
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from .levels import (
+from .build import BackendUnavailableError as BackendUnavailableError
+from .compiled import CompiledBackend
+from .formulas import (
     CHUNK,
     Array,
     Group,
@@ -31,7 +32,8 @@ from .levels import (
     steps_of,
     stochastic_codes,
 )
-from .packing import (
+from .lloyd import lloyd_numpy, lloyd_torch
+from .planes import (
     check_bytes,
     check_codes,
     pack_array,
@@ -45,10 +47,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NAMES = ("numpy", "c", "cpp", "torch", "cuda", "cupy")
-
-
-class BackendUnavailableError(ValueError):
-    """A backend cannot be used here; the message says why."""
 
 
 class Backend:
@@ -98,8 +96,7 @@ class Backend:
 
     def kmeans(self, grid: Array, start: Array, max_iter: int) -> tuple[Array, Array, int]:
         """Lloyd's passes on a grid of integers (n, d) from centres (k, d): (labels, centres, passes)."""
-        lloyd = import_module(".clustering", __package__).lloyd_numpy
-        return cast(tuple[Array, Array, int], lloyd(grid, start, max_iter))
+        return lloyd_numpy(grid, start, max_iter)
 
 
 class NumpyBackend(Backend):
@@ -288,8 +285,7 @@ class TorchBackend(Backend):
         return self._give(codes, data)
 
     def kmeans(self, grid: Array, start: Array, max_iter: int) -> tuple[Array, Array, int]:
-        lloyd = import_module(".clustering", __package__).lloyd_torch
-        return cast(tuple[Array, Array, int], lloyd(grid, start, max_iter, str(self.device)))
+        return lloyd_torch(grid, start, max_iter, str(self.device))
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -318,7 +314,7 @@ def _make(name: str, threads: int) -> Backend:
     if name == "cupy":
         return CupyBackend()
     if name in ("c", "cpp"):
-        return cast(Backend, import_module(".compiled", __package__).CompiledBackend(name, threads))
+        return cast(Backend, CompiledBackend(name, threads))
     if name == "cuda" and not _torch_sees_a_gpu():
         raise BackendUnavailableError("the backend cuda is not available: torch sees no CUDA device")
     return TorchBackend("cpu" if name == "torch" else "cuda")
@@ -352,8 +348,6 @@ def _reason(name: str) -> str | None:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("torch_"):
-        return getattr(import_module(".tensors", __package__), name)
     if name != "HAS_GPU":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from ebc_lab.lowbit import compiled
-from ebc_lab.lowbit.backends import NumpyBackend
-from ebc_lab.lowbit.clustering import kmeans, lloyd_numpy
-from ebc_lab.lowbit.compiled import BackendUnavailableError, CompiledBackend, library
-from ebc_lab.lowbit.levels import TOP, rounding_key, uniforms
+from ebc_lab.lowbit.backends import NumpyBackend, build
+from ebc_lab.lowbit.backends.build import BackendUnavailableError, library
+from ebc_lab.lowbit.backends.compiled import CompiledBackend
+from ebc_lab.lowbit.backends.formulas import TOP
+from ebc_lab.lowbit.backends.lloyd import lloyd_numpy
+from ebc_lab.lowbit.clustering import kmeans
+from ebc_lab.lowbit.levels import rounding_key, uniforms
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
 LEVELS = ("ternary", "five")
 NAMES = ("c", "cpp")
 REFERENCE = NumpyBackend()
@@ -359,7 +361,7 @@ def test_shapes_that_do_not_fit_are_refused(backend):
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache folder of its own, and quick builds."""
     monkeypatch.setenv("EBC_LAB_LOWBIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiled, "FLAGS", QUICK)
+    monkeypatch.setattr(build, "FLAGS", QUICK)
     monkeypatch.delenv("CC", raising=False)
     return tmp_path / "cache"
 
@@ -389,14 +391,14 @@ def test_a_library_is_built_once_and_named_by_all_that_made_it(cache, monkeypatc
     (built, checksum) = names(cache)
     assert checksum == built + ".sha256"
     before = (cache / built).stat()
-    monkeypatch.setattr(compiled, "_loaded", {})
+    monkeypatch.setattr(build, "_loaded", {})
     library("c")
     assert (cache / built).stat().st_mtime_ns == before.st_mtime_ns
-    monkeypatch.setattr(compiled, "FLAGS", (*QUICK, "-g"))
+    monkeypatch.setattr(build, "FLAGS", (*QUICK, "-g"))
     library("c")
     assert len(names(cache)) == 4
-    monkeypatch.setattr(compiled, "_cpu_features", lambda: "flags: another CPU")
-    monkeypatch.setattr(compiled, "_loaded", {})
+    monkeypatch.setattr(build, "_cpu_features", lambda: "flags: another CPU")
+    monkeypatch.setattr(build, "_loaded", {})
     library("c")
     assert len(names(cache)) == 6
 
@@ -412,7 +414,7 @@ def test_a_damaged_library_is_built_again(cache, monkeypatch):
         (cache / built).unlink()  # this process has it mapped
         (cache / built).write_bytes(content)
         spoil()
-        monkeypatch.setattr(compiled, "_loaded", {})
+        monkeypatch.setattr(build, "_loaded", {})
         library("c")
         assert (cache / built).read_bytes() == content
         assert names(cache) == [built, checksum]
@@ -420,8 +422,8 @@ def test_a_damaged_library_is_built_again(cache, monkeypatch):
 
 def test_two_processes_may_build_at_once(cache):
     code = (
-        "from ebc_lab.lowbit import compiled\n"
-        f"compiled.FLAGS = {QUICK!r}\n"
+        "from ebc_lab.lowbit.backends import build, compiled\n"
+        f"build.FLAGS = {QUICK!r}\n"
         "import sys, numpy as np\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
@@ -471,7 +473,7 @@ def test_a_failing_compiler(cache, compiler, monkeypatch):
 
 @pytest.mark.parametrize("asked", ["--version", "anything"])
 def test_a_compiler_that_hangs_is_stopped_with_its_children(cache, tmp_path, monkeypatch, asked):
-    monkeypatch.setattr(compiled, "COMPILE_SECONDS", 0.3)
+    monkeypatch.setattr(build, "COMPILE_SECONDS", 0.3)
     script = tmp_path / "compiler"
     fifo = tmp_path / "alive"
     os.mkfifo(fifo)
@@ -500,7 +502,7 @@ def test_a_compiler_that_writes_garbage(cache, compiler):
 
 def test_a_library_that_counts_wrongly(cache, compiler, tmp_path):
     stub = tmp_path / "stub.c"
-    stub.write_text("\n".join(f"long {name}(void) {{ return 0; }}" for name in compiled._SIGNATURES))
+    stub.write_text("\n".join(f"long {name}(void) {{ return 0; }}" for name in build._SIGNATURES))
     compiler(OUTPUT + f"exec cc -shared -fPIC {stub} -o $out")
     with pytest.raises(BackendUnavailableError, match="its library gives wrong codes"):
         library("c")
@@ -523,11 +525,11 @@ def test_the_outcome_is_remembered(cache, compiler, tmp_path):
 def test_where_the_cache_is(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     monkeypatch.delenv("EBC_LAB_LOWBIT_CACHE", raising=False)
-    assert compiled.cache_folder() == Path("/somewhere/ebc-lab/lowbit")
+    assert build.cache_folder() == Path("/somewhere/ebc-lab/lowbit")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert compiled.cache_folder() == Path.home() / ".cache/ebc-lab/lowbit"
+    assert build.cache_folder() == Path.home() / ".cache/ebc-lab/lowbit"
     monkeypatch.setenv("EBC_LAB_LOWBIT_CACHE", "/elsewhere")
-    assert compiled.cache_folder() == Path("/elsewhere")
+    assert build.cache_folder() == Path("/elsewhere")
 
 
 def test_an_unknown_name():
