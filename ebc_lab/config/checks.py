@@ -168,7 +168,7 @@ def _check_quantizer(run: RunConfig) -> None:
     )
     need(
         quantizer.name != "none" or (group, quantizer.scale) == ("tensor", "absmean"),
-        "quantizer.group and quantizer.scale say how weights are quantized: choose quantizer=ternary or five.",
+        "quantizer.group and quantizer.scale are about quantized weights: choose quantizer=ternary or five.",
     )
     need(
         quantizer.gradients != "none" or not (quantizer.error_feedback or quantizer.rounding != "nearest"),

@@ -140,8 +140,8 @@ class BudgetConfig:
     )
     grouping: str = setting(
         "block",
-        "parameters that share one β; matrices: all others move freely; kmeans: tensors alike in size, shape, "
-        "weights and depth",
+        "parameters that share one β; matrices: all others move freely; kmeans: tensors alike in size, "
+        "shape, weights and depth",
         choices=(*options.GROUPINGS, "kmeans"),
     )
     clusters: int = setting(6, "of grouping=kmeans: number of groups", "groups", low=1, high=1000)

@@ -136,7 +136,7 @@ def plain(
     seed: int,
     quantize: Callable[[Tensor], Tensor] | None = None,
 ) -> GPT:
-    """The model by its sizes, its hidden matrices used through `quantize`: for those who have no RunConfig."""
+    """The model by its sizes, its hidden matrices used through `quantize`, for those without a RunConfig."""
     config = ModelConfig(blocks=blocks, width=width, heads=heads, context=context)
     model = build(config, vocabulary, seed)
     for module in model.modules():

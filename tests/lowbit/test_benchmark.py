@@ -109,7 +109,7 @@ def test_threads_do_not_count_as_one_thread_nor_as_others():
         return Row("values", "five", 100, name, "backend", threads, least, least)
 
     rows = [row("c", 1, 4.0), row("cpp", 1, 5.0), row("cpp, 2 threads", 2, 1.0), row("numpy", 1, 6.0)]
-    assert Report(rows, [], {}, {}).ratios == ["values five, 100: c over numpy: 1.50"]
+    assert Report(rows, [], {}, {}).ratios == ["values five, 100: c over numpy: 1.50 (target 1.3)"]
 
 
 def test_the_report_prints_and_is_json(report: Report):

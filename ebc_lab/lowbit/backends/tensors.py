@@ -110,15 +110,9 @@ def torch_effective(
     weight: Tensor, levels: str = "ternary", group: Group = "tensor", scale: Scale = "absmean"
 ) -> Tensor:
     """step * code of a float32 tensor, +0 where the code is 0; a group with NaN or infinity is all NaN."""
-    columns = weight.shape[-1] if weight.ndim else 1
-    step = torch_spread(torch_steps(weight, levels, group, scale), group, columns)
-    magnitude = weight.abs()
-    one = torch.where(step > 0, 0.5 * step, math.inf)
-    values = torch.where(magnitude > one, torch.copysign(step, weight), step * 0)
-    if levels == "five":
-        two = torch.where(step > 0, 1.5 * step, math.inf)
-        values = torch.where(magnitude >= two, torch.copysign(2 * step, weight), values)
-    return values
+    steps = torch_steps(weight, levels, group, scale)
+    # 0 times a step that is not finite is NaN, and no code of such a group is anything but 0
+    return torch_decode(torch_codes(weight, steps, levels, group), steps, group)
 
 
 def torch_codes(weight: Tensor, steps: Tensor, levels: str, group: Group = "tensor") -> Tensor:

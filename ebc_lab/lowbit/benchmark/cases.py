@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from ..backends import NAMES, Backend, BackendUnavailableError, get_backend
 from ..backends.formulas import TOP
 from ..levels import rounding_key, stochastic_step
-from .report import ANCHOR, BACKEND, COMPILED, CONTEXT
+from .report import ANCHOR, BACKEND, COMPILED, CONTEXT, MAKING
 
 Call = Callable[[], object]
 _DIGITS = {"ternary": 5, "five": 3}  # of a byte in the anchors of packing: neighbours, not planes
@@ -324,6 +324,16 @@ def _anchors_of_stochastic(values: Any, levels: str, step: float) -> list[Candid
 # -- packing -------------------------------------------------------------------------------------------------
 
 
+def _making_codes(values: Any, levels: str) -> list[Candidate]:
+    """What packing and unpacking are measured by: the compiled backends making as many codes, in turns."""
+
+    def codes(backend: Backend, x: Any, **ready: Any) -> object:
+        return backend.quantize(x, levels, **ready)
+
+    found = _on_backends(codes, (values,), lambda: np.empty(len(values), np.int8))
+    return [replace(c, name=f"{MAKING}, {c.name}", kind=CONTEXT) for c in found if c.name in COMPILED]
+
+
 def _cases_of_codes(rng: np.random.Generator, n: int, levels: str) -> Iterator[Case]:
     top = TOP[levels]
     codes = rng.integers(-top, top + 1, n).astype(np.int8)
@@ -339,12 +349,14 @@ def _cases_of_codes(rng: np.random.Generator, n: int, levels: str) -> Iterator[C
     def unpack_values(backend: Backend, given: Any, steps: Any, **ready: Any) -> object:
         return backend.unpack_values(given, (n,), steps, levels, "tensor", **ready)
 
+    making = _making_codes((0.02 * rng.standard_normal(n)).astype(np.float32), levels)
     of_backends = _on_backends(pack, (codes,), lambda: np.empty(len(data), np.uint8))
-    yield Case("pack", levels, n, n, of_backends + _anchors_of_packing(codes, levels), cold=True)
+    anchors = _anchors_of_packing(codes, levels)
+    yield Case("pack", levels, n, n, of_backends + anchors + making, cold=True)
     neighbours = _packed_neighbours(codes, levels)
     of_backends = _on_backends(unpack, (data,), lambda: np.empty(n, np.int8))
     anchors = _lookups(neighbours, levels, np.arange(-top, top + 1, dtype=np.int8))
-    yield Case("unpack", levels, n, n, of_backends + anchors, cold=True)
+    yield Case("unpack", levels, n, n, of_backends + anchors + making, cold=True)
     of_backends = _on_backends(unpack_values, (data, np.asarray(step)), lambda: np.empty(n, np.float32))
     anchors = _lookups(neighbours, levels, step * np.arange(-top, top + 1, dtype=np.float32))
     yield Case("packed to values", levels, n, n, of_backends + anchors, cold=True)
