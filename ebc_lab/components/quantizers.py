@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from ebc_lab.ebc import StepStats
 from ebc_lab.lowbit.clustering import ParameterClustering
 from ebc_lab.lowbit.container import PackedTensor, read_packed, write_packed
 from ebc_lab.lowbit.gradients import GradientQuantizer
-from ebc_lab.lowbit.levels import Quantized, entropy_bits, zero_share
+from ebc_lab.lowbit.levels import entropy_bits, quantize, zero_share
 from ebc_lab.lowbit.state import QuantizedAdam
 from ebc_lab.lowbit.ste import codes_of, flip_share, straight_through
 from ebc_lab.workloads.gpt import HiddenLinear
@@ -164,11 +165,11 @@ def write_model(path: Path, model: nn.Module, config: QuantizerConfig) -> dict[s
     codes = {}
     for name, module in model.named_modules():
         if isinstance(module, HiddenLinear):
-            codes[f"{name}.weight"] = _quantized(module.weight.detach(), grouping)
+            codes[f"{name}.weight"] = quantize(module.weight, **grouping)
     packed = {name: PackedTensor.of(quantized) for name, quantized in codes.items()}
     whole = {name: packed.get(name, p.detach().float().cpu()) for name, p in model.named_parameters()}
     write_packed(path, whole)
-    flat = torch.cat([torch.as_tensor(q.codes).flatten() for q in codes.values()]).numpy()
+    flat = np.concatenate([quantized.codes.ravel() for quantized in codes.values()])
     return {
         "packed_bytes": path.stat().st_size,
         "model_bytes_float32": sum(4 * p.numel() for p in model.parameters()),
@@ -176,13 +177,6 @@ def write_model(path: Path, model: nn.Module, config: QuantizerConfig) -> dict[s
         "entropy_bits": entropy_bits(flat),
         "zero_share": zero_share(flat),
     }
-
-
-def _quantized(weight: Tensor, grouping: dict[str, Any]) -> Quantized:
-    from ebc_lab.lowbit.levels import quantize
-
-    levels, group, scale = grouping["levels"], grouping["group"], grouping["scale"]
-    return quantize(weight.cpu().numpy(), levels, group=group, scale=scale)
 
 
 @torch.no_grad()

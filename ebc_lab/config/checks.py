@@ -269,7 +269,7 @@ def check_run(run: RunConfig) -> None:
     need(
         run.stabilizer.name != "ebc" or run.budget.target_kl >= least,
         f"budget.target_kl={run.budget.target_kl:g} is below {least:g} nats, where its schedule ends below "
-        f"ten times the smallest KL that {_precision(run)} can show: raise it, or use budget=surrogate.",
+        f"ten times the smallest KL that {precision(run)} can show: raise it, or use budget=surrogate.",
     )
 
 
@@ -277,8 +277,9 @@ def least_target_kl(run: RunConfig) -> float:
     """The smallest target KL, nats per token, that a run's budget can hold in its precision; 0: any."""
     if run.budget.name not in MEASURED:
         return 0.0
-    return LEAST_TARGET_KL[_precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
+    return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 
 
-def _precision(run: RunConfig) -> str:
+def precision(run: RunConfig) -> str:
+    """The lower precision of a resolved run, which says how small a KL it can show."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

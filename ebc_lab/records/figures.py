@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES
+from ebc_lab.ebc.options import CLIPPED_BELOW, CURVE_SCALES, KL_FLOOR
 
 from .columns import CURVE_COLUMNS
 
@@ -130,9 +130,10 @@ def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
     }
 
 
-def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
     """One run's figures from the columns of `steps.csv`; None where nothing was measured.
 
+    `floor`: the smallest KL that the run's precision can show, nats per token; a curve leaves smaller ones out.
     Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the two ends of the run, and
     `c_median_logged` is the median of every 20th step alone.
     """
@@ -157,14 +158,14 @@ def summarise(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "descent_median": _median(-_measured(slope[warm])),
         "c_median_logged": _median(c[steps["step"][done] % LOGGED_EVERY == 0]),
         **_drifts(steps),
-        **_further(steps),
+        **_further(steps, floor),
         "grad_clip_rate": _mean(_measured(steps["grad_scale"]) < CLIPPED_BELOW),
         "grad_norm_quantiles": _grid_of_quantiles(steps["grad_norm"][done]),
         "skipped_steps": int((~done).sum()),
     }
 
 
-def _further(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
     """Of the columns that only some runs have: medians, and the curve of KL against c with its law."""
     found: dict[str, Any] = {}
     for name in ("flip_share", "grad_error", "lr_factor", "radius_factor"):
@@ -172,7 +173,8 @@ def _further(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
             found[name] = _median(_measured(steps[name]))
     if CURVE_COLUMNS[0] in steps:
         medians = [_median(_measured(steps[name])) for name in CURVE_COLUMNS]
-        curve = [[c, kl] for c, kl in zip(CURVE_SCALES, medians, strict=True) if kl]
+        measured = zip(CURVE_SCALES, medians, strict=True)
+        curve = [[c, kl] for c, kl in measured if kl is not None and kl >= floor]
         found["kl_curve"] = curve
         found["kl_law"] = kl_law(curve)
     return found

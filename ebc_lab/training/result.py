@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from ebc_lab.components import shocks
+from ebc_lab.config.checks import precision
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc.options import KL_FLOOR
 from ebc_lab.records.figures import recovery, summarise
 from ebc_lab.records.files import opened
 from ebc_lab.records.paths import RunFiles
@@ -50,7 +52,7 @@ def finished(
             again = f"delete {files.directory}, and the same command trains the run again"
             raise UserError(f"{path} was changed while the run was training: {again}.")
     columns = read_columns(files.steps)
-    figures = summarise(columns)
+    figures = summarise(columns, KL_FLOOR[precision(run)])
     cause = cause or risen(figures, run.steps)
     evaluated: dict[str, dict[str, float]] = {}
     if cause is None:

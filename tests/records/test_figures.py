@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.columns import STEP_COLUMNS
-from ebc_lab.records.figures import longest_streak, recovery, summarise
+from ebc_lab.ebc.options import CURVE_SCALES
+from ebc_lab.records.columns import CURVE_COLUMNS, STEP_COLUMNS
+from ebc_lab.records.figures import kl_law, longest_streak, recovery, summarise
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.streams import Stream, holds, read_columns
@@ -189,3 +190,25 @@ def test_recovery_counts_the_steps_until_the_loss_is_back():
     losses[51:] = 5.0
     assert recovery(losses, 50)["shock_recovery_steps"] is None
     assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.01, 0.0), (0.007, 0.002), (0.0, 0.003)])
+def test_the_law_of_kl_is_found_from_its_curve(a, b):
+    curve = [[c, a * c * c + b * c] for c in CURVE_SCALES]
+    assert kl_law(curve) == pytest.approx([a, b], abs=1e-12)
+
+
+def test_the_law_has_no_negative_part_and_needs_two_points():
+    assert kl_law([[c, c**3] for c in CURVE_SCALES])[1] == 0
+    assert kl_law([[1.0, 0.01]]) is None
+
+
+def test_a_curve_is_the_median_of_what_was_measured_above_the_floor():
+    n = 30
+    measured = {name: np.full(n, np.nan) for name in CURVE_COLUMNS}
+    for name, c in zip(CURVE_COLUMNS, CURVE_SCALES, strict=True):
+        measured[name][10:13] = np.array([1, 2, 9]) * 0.01 * c * c
+    found = summarise(rows(n=n, **measured), 1e-6)
+    assert found["kl_curve"] == [[c, pytest.approx(0.02 * c * c)] for c in CURVE_SCALES[1:]]
+    assert found["kl_law"] == pytest.approx([0.02, 0.0], abs=1e-9)
+    assert "kl_curve" not in summarise(rows())
