@@ -133,7 +133,7 @@ def recovery(losses: np.ndarray, shock: int) -> dict[str, Any]:
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
     """One run's figures from the columns of `steps.csv`; None where nothing was measured.
 
-    `floor`: the smallest KL that the run's precision can show, nats per token; a curve leaves smaller ones out.
+    `floor`: the smallest KL that the precision can show, nats per token; a curve leaves smaller ones out.
     Quantiles of c leave out skipped steps. `_early` and `_late` are medians near the two ends of the run, and
     `c_median_logged` is the median of every 20th step alone.
     """

@@ -261,7 +261,7 @@ def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, m
 def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
     from ebc_lab.components import optimizers
 
-    def crash(*_):
+    def crash(*_, **named):
         raise RuntimeError("no kernel for this")
 
     with monkeypatch.context() as patch:

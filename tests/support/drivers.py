@@ -62,11 +62,11 @@ import os
 def change(module):
     build = module.build
 
-    def broken(*asked):
+    def broken(*asked, **named):
         if not os.path.exists({mark!r}):
             open({mark!r}, "w").close()
             raise {error}
-        return build(*asked)
+        return build(*asked, **named)
 
     module.build = broken
 """
