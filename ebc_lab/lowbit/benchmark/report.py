@@ -69,7 +69,7 @@ class Report:
             if not compiled:
                 continue
             ours = _quickest(compiled)
-            if others:
+            if others and not _target_of(group, _quickest(others)):
                 lines.append(_ratio(group, ours, _quickest(others)))
             lines += _against(group, ours, [row for row in rows if row.minimum_ms is not None])
         return lines + self.dispatch
@@ -124,15 +124,23 @@ def _ratio(group: tuple[str, str | None, int], ours: Row, other: Row) -> str:
     return f"{_title(group)}: {ours.candidate} over {other.candidate}: {ratio:.2f}{wanted}"
 
 
+def _target_of(group: tuple[str, str | None, int], row: Row) -> float | None:
+    """How much quicker than this one candidate the compiled backends are to be, if that was said."""
+    for operation, targets in AGAINST.items():
+        if group[0].startswith(operation):
+            return targets.get(row.candidate)
+    return None
+
+
 def _against(group: tuple[str, str | None, int], ours: Row, rows: list[Row]) -> list[str]:
     """The compiled backends beside single candidates that have a target of their own."""
     lines = []
     for row in rows:
-        for operation, targets in AGAINST.items():
-            if group[0].startswith(operation) and row.candidate in targets:
-                ratio = _milliseconds(row) / _milliseconds(ours)
-                wanted = f"(target {targets[row.candidate]:g})"
-                lines.append(f"{_title(group)}: {ours.candidate} over {row.candidate}: {ratio:.2f} {wanted}")
+        target = _target_of(group, row)
+        if target:
+            ratio = _milliseconds(row) / _milliseconds(ours)
+            wanted = f"(target {target:g})"
+            lines.append(f"{_title(group)}: {ours.candidate} over {row.candidate}: {ratio:.2f} {wanted}")
     making = [row for row in rows if row.candidate.startswith(MAKING)]
     if making:
         share = _milliseconds(ours) / _milliseconds(_quickest(making))
