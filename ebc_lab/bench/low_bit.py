@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from ebc_lab.config.checks import WITH_LOW_BIT_STATE
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
@@ -48,10 +49,8 @@ def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], No
     steps = max(run.steps, WARM_STEPS + (rounds + 1) * block)
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
     runs = {PLAIN: plain}
-    if run.optimizer.name in ("adam", "adamw"):
-        asked = VARIANTS
-    else:
-        asked = {name: found for name, found in VARIANTS.items() if "state" not in found[0]}
+    stateful = run.optimizer.name in WITH_LOW_BIT_STATE
+    asked = {name: found for name, found in VARIANTS.items() if stateful or "state" not in found[0]}
     runs |= {name: changed(plain, {"quantizer": settings}) for name, (settings, _) in asked.items()}
     with contextlib.ExitStack() as stack:
         loops = [Loop(stack.enter_context(opened(one))) for one in runs.values()]

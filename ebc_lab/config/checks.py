@@ -19,6 +19,7 @@ from .hints import near_choice
 from .schema import RunConfig
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
+WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
 
 
@@ -176,7 +177,7 @@ def _check_quantizer(run: RunConfig) -> None:
         "quantizer.gradients=ternary or five.",
     )
     need(
-        quantizer.state == "none" or run.optimizer.name in ("adam", "adamw"),
+        quantizer.state == "none" or run.optimizer.name in WITH_LOW_BIT_STATE,
         f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, not "
         f"{run.optimizer.name}.",
     )

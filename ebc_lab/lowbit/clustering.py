@@ -7,7 +7,6 @@ then exact in any order, and numpy, torch, C and a GPU return the same bits on a
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .backends import BackendUnavailableError, get_backend
 from .backends.lloyd import Floats, Labels, lloyd_numpy, nearest, squared_distances
+from .names import first_unknown
 
 if TYPE_CHECKING:
     import torch
@@ -216,9 +216,9 @@ def _times_power_of_two(number: int, exponent: int) -> float:
 
 
 def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[Labels, Floats, int]:
-    if backend not in BACKENDS:
-        near = difflib.get_close_matches(str(backend), BACKENDS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no backend {backend!r} for k-means: {near!r}? ({', '.join(BACKENDS)})")
+    if wrong := first_unknown([backend], BACKENDS):
+        known = ", ".join(BACKENDS)
+        raise ValueError(f"there is no backend {backend!r} for k-means: {wrong[1]!r}? ({known})")
     if backend == "numpy":
         return lloyd_numpy(grid, start, max_iter)
     try:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import os
@@ -30,6 +29,7 @@ from .backends import Backend, BackendUnavailableError, get_backend
 from .backends.formulas import Array, Group, Scale, as_float32, check_finite
 from .backends.planes import CODES, WIDTH
 from .levels import Quantized
+from .names import first_unknown
 from .packing import packed_size
 
 SAMPLE = 1 << 20  # values that candidates are timed on
@@ -41,20 +41,8 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, either und
 Work: TypeAlias = Callable[[Backend], Any]
 
 
-class _NamesTheNearest(type):
-    """A class whose unknown settings raise a TypeError that names the nearest one."""
-
-    def __call__(cls, *args: Any, **settings: Any) -> Any:
-        known = [f.name for f in fields(cast(Any, cls))]
-        for name in settings:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise TypeError(f"{cls.__name__} has no setting {name!r}: did you mean {near!r}?")
-        return super().__call__(*args, **settings)
-
-
 @dataclass(frozen=True)
-class BackendConfig(metaclass=_NamesTheNearest):
+class BackendConfig:
     """Who may compute. What is not preferred is no candidate; the least sizes count values."""
 
     prefer_gpu: bool = True
@@ -66,6 +54,11 @@ class BackendConfig(metaclass=_NamesTheNearest):
     verbose: bool = False  # print each choice
     benchmark_mode: bool = False  # time all candidates at every call
     threads: int = 1  # of the backend cpp
+
+    def __new__(cls, *_: Any, **settings: Any) -> BackendConfig:
+        if wrong := first_unknown(settings, (f.name for f in fields(cls))):
+            raise TypeError(f"{cls.__name__} has no setting {wrong[0]!r}: did you mean {wrong[1]!r}?")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if self.threads < 1:

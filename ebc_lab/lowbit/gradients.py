@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .backends.formulas import check_levels
+from .backends.planes import matrices_size
 from .backends.tensors import torch_stochastic, torch_stochastic_step
 from .dispatch import default_dispatcher
 from .levels import rounding_key, stochastic_step
-from .packing import packed_size
 from .ste import effective
 
 ROUNDINGS = ("nearest", "stochastic")
@@ -155,7 +155,7 @@ class GradientQuantizer:
 
     def _size_of(self, gradients: Sequence[Tensor]) -> tuple[int, int]:
         counts = [g.numel() for g in gradients]
-        return sum(packed_size(n, self.levels) + 4 for n in counts), sum(counts)
+        return matrices_size(counts, self.levels), sum(counts)
 
 
 def drawn_on_host(a: Tensor, levels: str, key: int) -> Tensor:

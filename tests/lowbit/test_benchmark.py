@@ -142,7 +142,7 @@ def test_anchors_of_codes_do_the_same_work():
     for levels in ("ternary", "five"):
         expected = quantize(values, levels)
         found = []
-        given = cases._anchors_of_given_step(values, levels, float(expected.steps))
+        given = cases._anchors_of_codes(values, levels, False, float(expected.steps))
         for candidate in (*cases._anchors_of_codes(values, levels, compiled=False)[:2], *given[:2]):
             call = candidate.make()
             call()

@@ -1,9 +1,8 @@
 """Who computes: numpy (the reference), torch on a CPU or GPU, compiled C and C++, cupy (docs/lowbit.md).
 
 All give the same bits, because only comparisons, single IEEE operations and exact integer sums decide. Where
-a backend cannot be used, `get_backend` says why, and everything else works without it. The tensor functions
-of `tensors` (`torch_steps`, `torch_effective`, …) can be imported from here. torch is loaded at first use,
-and so is what itself imports this file (`compiled`, `clustering`).
+a backend cannot be used, `get_backend` says why, and everything else works without it. torch is loaded
+at first use.
 """
 
 from __future__ import annotations

@@ -131,13 +131,7 @@ def steps_of(xp: Any, weights: Array, levels: str, group: Group, scale: Scale) -
     shape = steps_shape(weights.shape, group)
     if weights.size == 0:
         return xp.zeros(shape, xp.float32)
-    if group == "tensor":
-        parts = [weights.reshape(1, -1)]
-    elif group == "row":
-        parts = [weights[:, None, :]]
-    else:
-        parts = _neighbours(weights, cast(int, group))
-    found = [_steps_of_part(xp, part, levels, scale) for part in parts]
+    found = [_steps_of_part(xp, part, levels, scale) for part in parts_of(weights, group)]
     steps = xp.concatenate(found, axis=-1)
     return (steps - steps * xp.float32(0)).reshape(shape)  # NaN instead of infinity
 
@@ -152,8 +146,14 @@ def _steps_of_part(xp: Any, groups: Array, levels: str, scale: Scale) -> Array:
     return largest * xp.float32(0) + xp.float32(scale)  # NaN where a value is NaN or infinite
 
 
-def _neighbours(weights: Array, group: int) -> list[Array]:
-    """The whole groups of each row, (rows, groups, g), and the shorter one at its end, (rows, 1, rest)."""
+def parts_of(weights: Array, group: Group) -> list[Array]:
+    """The groups of an array or a tensor, (…, groups, width), in parts of equal width: the whole neighbours
+    of each row, (rows, groups, g), and the shorter ones at its end, (rows, 1, rest)."""
+    if group == "tensor":
+        return [weights.reshape(1, -1)]
+    if group == "row":
+        return [weights[:, None, :]]
+    group = cast(int, group)
     rows, columns = weights.shape
     count = columns // group
     whole = count * group

@@ -7,6 +7,7 @@ use only indexing and integer operators, so they serve numpy, cupy and torch ali
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def packed_size(n: int, levels: str) -> int:
     if n < 0:
         raise ValueError(f"a count of codes cannot be negative: {n}")
     return PLANES[levels] * -(-n // CODES[levels])
+
+
+def matrices_size(counts: Iterable[int], levels: str) -> int:
+    """The bytes of packed matrices of so many codes, each with one float32 step."""
+    return sum(packed_size(n, levels) + 4 for n in counts)
 
 
 def check_codes(codes: object, levels: str) -> Codes:

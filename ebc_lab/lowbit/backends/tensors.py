@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from .formulas import BLOCK, TOP, Group, Scale, mix, steps_shape
+from .formulas import BLOCK, TOP, Group, Scale, mix, parts_of, steps_shape
 from .planes import CODES, PLANES, pack_planes, packed_size, parts, unpack_planes
 
 
@@ -26,27 +26,9 @@ def torch_steps(
     shape = steps_shape(tuple(weight.shape), group)
     if weight.numel() == 0:
         return weight.new_zeros(shape)
-    if group == "tensor":
-        groups = [weight.reshape(1, -1)]
-    elif group == "row":
-        groups = [weight.unsqueeze(1)]
-    else:
-        groups = _torch_neighbours(weight, cast(int, group))
-    steps = [_torch_steps_of_part(part, levels, scale) for part in groups]
+    steps = [_torch_steps_of_part(part, levels, scale) for part in parts_of(weight, group)]
     found = torch.cat(steps, dim=-1).reshape(shape)
     return found - found * 0  # NaN instead of infinity
-
-
-def _torch_neighbours(weight: Tensor, group: int) -> list[Tensor]:
-    rows, columns = weight.shape
-    count = columns // group
-    whole = count * group
-    groups = []
-    if count:
-        groups.append(weight[:, :whole].reshape(rows, count, group))
-    if whole < columns:
-        groups.append(weight[:, whole:].unsqueeze(1))
-    return groups
 
 
 def _torch_steps_of_part(groups: Tensor, levels: str, scale: Scale) -> Tensor:

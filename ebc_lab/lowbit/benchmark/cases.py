@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..backends import NAMES, Backend, BackendUnavailableError, get_backend
-from ..backends.formulas import TOP
+from ..backends.formulas import TOP, Scale
 from ..levels import rounding_key, stochastic_step
 from .report import ANCHOR, BACKEND, COMPILED, CONTEXT, MAKING
 
@@ -104,26 +104,18 @@ def _as_tensor(value: object) -> object:
 def _cases_of_values(values: Any, levels: str, config: dict[str, Any]) -> Iterator[Case]:
     n = len(values)
 
-    def codes(backend: Backend, x: Any, **ready: Any) -> object:
-        return backend.quantize(x, levels, **ready)
-
     def effective(backend: Backend, x: Any, **ready: Any) -> object:
         return backend.effective(x, levels, **ready)
 
     def stochastic(backend: Backend, x: Any, **ready: Any) -> object:
         return backend.stochastic(x, levels, step, key, **ready)
 
-    def codes_of_step(backend: Backend, x: Any, **ready: Any) -> object:
-        return backend.quantize(x, levels, "tensor", mean, **ready)
-
     compiled = config["torch_compile"]
     mean = float(np.abs(values).mean())
-    anchors = _anchors_of_given_step(values, levels, mean)
-    of_backends = _on_backends(codes_of_step, (values,), lambda: np.empty(n, np.int8))
-    yield Case("codes, step given,", levels, n, n, of_backends + anchors)
+    anchors = _anchors_of_codes(values, levels, compiled=False, step=mean)
+    yield Case("codes, step given,", levels, n, n, _codes_on_backends(values, levels, mean) + anchors)
     anchors = _anchors_of_codes(values, levels, compiled)
-    of_backends = _on_backends(codes, (values,), lambda: np.empty(n, np.int8))
-    yield Case("codes", levels, n, n, of_backends + anchors)
+    yield Case("codes", levels, n, n, _codes_on_backends(values, levels) + anchors)
     anchors = _anchors_of_values(values, levels, compiled)
     of_backends = _on_backends(effective, (values,), lambda: np.empty(n, np.float32))
     yield Case("values", levels, n, n, of_backends + anchors)
@@ -134,7 +126,15 @@ def _cases_of_values(values: Any, levels: str, config: dict[str, Any]) -> Iterat
     yield Case("stochastic", levels, n, n, of_backends + anchors)
 
 
-def _anchors_of_codes(values: Any, levels: str, compiled: bool) -> list[Candidate]:
+def _codes_on_backends(values: Any, levels: str, scale: Scale = "absmean") -> list[Candidate]:
+    def codes(backend: Backend, x: Any, **ready: Any) -> object:
+        return backend.quantize(x, levels, "tensor", scale, **ready)
+
+    return _on_backends(codes, (values,), lambda: np.empty(len(values), np.int8))
+
+
+def _anchors_of_codes(values: Any, levels: str, compiled: bool, step: float | None = None) -> list[Candidate]:
+    """Anchors that find the step as the backends do, or are given it."""
     top = TOP[levels]
 
     def with_numpy() -> Call:
@@ -142,7 +142,7 @@ def _anchors_of_codes(values: Any, levels: str, compiled: bool) -> list[Candidat
         codes = np.empty(values.shape, np.int8)
 
         def call() -> None:
-            _positions_with_numpy(values, scratch, top)
+            _positions_with_numpy(values, scratch, top, step)
             np.copyto(codes, scratch, casting="unsafe")
 
         return call
@@ -155,7 +155,7 @@ def _anchors_of_codes(values: Any, levels: str, compiled: bool) -> list[Candidat
         codes = torch.empty(x.shape, dtype=torch.int8)
 
         def call() -> None:
-            _positions_with_torch(x, scratch, top)
+            _positions_with_torch(x, scratch, top, step)
             codes.copy_(scratch)
 
         return call
@@ -167,8 +167,8 @@ def _anchors_of_codes(values: Any, levels: str, compiled: bool) -> list[Candidat
         scratch = torch.empty_like(x)
 
         def call() -> object:
-            step = float(torch.abs(x, out=scratch).mean())
-            return torch.quantize_per_tensor(x, step, 0, torch.qint8)
+            found = float(torch.abs(x, out=scratch).mean()) if step is None else step
+            return torch.quantize_per_tensor(x, found, 0, torch.qint8)
 
         return call
 
@@ -194,58 +194,22 @@ def _compiled_codes(values: Any, top: int) -> Call:
     return functools.partial(torch.compile(formula, dynamic=False), x, codes)
 
 
-def _anchors_of_given_step(values: Any, levels: str, step: float) -> list[Candidate]:
-    top = TOP[levels]
-
-    def with_numpy() -> Call:
-        scratch = np.empty_like(values)
-        codes = np.empty(values.shape, np.int8)
-
-        def call() -> None:
-            np.multiply(values, np.float32(1 / step), out=scratch)
-            np.rint(scratch, out=scratch)
-            np.clip(scratch, -top, top, out=scratch)
-            np.copyto(codes, scratch, casting="unsafe")
-
-        return call
-
-    def with_torch() -> Call:
-        import torch
-
-        x = torch.from_numpy(values)
-        scratch = torch.empty_like(x)
-        codes = torch.empty(x.shape, dtype=torch.int8)
-        return lambda: codes.copy_(torch.mul(x, 1 / step, out=scratch).round_().clamp_(-top, top))
-
-    def with_quantize_per_tensor() -> Call:
-        import torch
-
-        x = torch.from_numpy(values)
-        return lambda: torch.quantize_per_tensor(x, step, 0, torch.qint8)
-
-    return [
-        Candidate("numpy vectorised", ANCHOR, with_numpy),
-        Candidate("torch eager", ANCHOR, with_torch),
-        Candidate("quantize_per_tensor", ANCHOR, with_quantize_per_tensor, note="not clipped"),
-    ]
-
-
-def _positions_with_numpy(values: Any, scratch: Any, top: int) -> Any:
-    """Codes as floats into `scratch`; returns the step."""
-    step = np.abs(values, out=scratch).mean()
-    np.multiply(values, 1 / step, out=scratch)
+def _positions_with_numpy(values: Any, scratch: Any, top: int, step: float | None = None) -> Any:
+    """Codes as floats into `scratch`; returns the step, which is found unless it is given."""
+    found = np.abs(values, out=scratch).mean() if step is None else step
+    np.multiply(values, np.float32(1 / found), out=scratch)
     np.rint(scratch, out=scratch)
     np.clip(scratch, -top, top, out=scratch)
-    return step
+    return found
 
 
-def _positions_with_torch(x: Any, scratch: Any, top: int) -> Any:
+def _positions_with_torch(x: Any, scratch: Any, top: int, step: float | None = None) -> Any:
     import torch
 
-    step = torch.abs(x, out=scratch).mean()
-    torch.mul(x, 1 / step, out=scratch)
+    found = torch.abs(x, out=scratch).mean() if step is None else step
+    torch.mul(x, 1 / found, out=scratch)
     scratch.round_().clamp_(-top, top)
-    return step
+    return found
 
 
 def _anchors_of_values(values: Any, levels: str, compiled: bool) -> list[Candidate]:
@@ -326,11 +290,7 @@ def _anchors_of_stochastic(values: Any, levels: str, step: float) -> list[Candid
 
 def _making_codes(values: Any, levels: str) -> list[Candidate]:
     """What packing and unpacking are measured by: the compiled backends making as many codes, in turns."""
-
-    def codes(backend: Backend, x: Any, **ready: Any) -> object:
-        return backend.quantize(x, levels, **ready)
-
-    found = _on_backends(codes, (values,), lambda: np.empty(len(values), np.int8))
+    found = _codes_on_backends(values, levels)
     return [replace(c, name=f"{MAKING}, {c.name}", kind=CONTEXT) for c in found if c.name in COMPILED]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import difflib
 import json
 import os
 import platform
@@ -23,6 +22,7 @@ import numpy as np
 
 from ..backends import get_backend
 from ..dispatch import create_auto_dispatcher
+from ..names import first_unknown
 from .cases import Call, Case, all_cases, unavailable
 from .report import BACKEND, Report, Row, with_speedups
 
@@ -77,10 +77,8 @@ class PerformanceBenchmark:
 
 
 def _check(config: dict[str, Any]) -> None:
-    for name in config:
-        if name not in DEFAULTS:
-            near = difflib.get_close_matches(str(name), DEFAULTS, n=1, cutoff=0.0)[0]
-            raise TypeError(f"there is no setting {name!r}: {near!r}? ({', '.join(DEFAULTS)})")
+    if wrong := first_unknown(config, DEFAULTS):
+        raise TypeError(f"there is no setting {wrong[0]!r}: {wrong[1]!r}? ({', '.join(DEFAULTS)})")
     if not _are_counts([config["iterations"]], 1):
         raise ValueError(f"iterations is {config['iterations']!r}: give an integer of at least 1.")
     if not _are_counts(config["sizes"], 8):

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backends.planes import matrices_size
 from ..gradients import GradientQuantizer
 from ..levels import Quantized, quantize
-from ..packing import packed_size
 from ..policy import Observed, make_policy
 from ..ste import straight_through
 from .data import Rows, Text, tokens_of
@@ -310,7 +310,7 @@ class HybridLLMTrainer:
         hidden_float = 4 * sum(hidden)
         packed = hidden_float
         if self.config.quantize_weights:
-            packed = sum(packed_size(n, self.config.levels) + 4 for n in hidden)
+            packed = matrices_size(hidden, self.config.levels)
         whole = everything - hidden_float + packed
         return {
             "hidden_matrices": hidden_float / packed,
@@ -341,7 +341,7 @@ class HybridLLMTrainer:
         if run.gradients is None:
             return 32.0
         counts = [p.numel() for p in run.hidden().values()]
-        return 8 * sum(packed_size(n, self.config.levels) + 4 for n in counts) / sum(counts)
+        return 8 * matrices_size(counts, self.config.levels) / sum(counts)
 
 
 def _mean_loss(source: Rows | Text, predict: Callable[[Tensor, Tensor], Tensor], loss: Loss) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..backends.formulas import TOP
+from ..names import first_unknown
 
 
 @dataclasses.dataclass
@@ -47,10 +47,8 @@ class TrainingConfig:
 
     def __new__(cls, *_: Any, **settings: Any) -> TrainingConfig:
         names = [field.name for field in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-                raise TypeError(f"there is no setting {name!r}: {near!r}? ({', '.join(names)})")
+        if wrong := first_unknown(settings, names):
+            raise TypeError(f"there is no setting {wrong[0]!r}: {wrong[1]!r}? ({', '.join(names)})")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ from .curves import Run, by_step, running_mean, thinned, window
 from .forest import missing
 from .sheet import (
     ALERT,
+    DASHES,
     EBC,
     FAINT,
     GOAL,
@@ -41,7 +42,6 @@ from .sheet import (
 
 COLOURS = (EBC, ALERT, PLAIN, GOAL, "C5", "C4", "C6")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ("-", "--", "-.")  # of lines, when the colours are used up
 LABELS_FROM = 0.66  # of the width: the lines' labels stand beyond it
 WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the data
 LAW_POINTS = 80

@@ -29,6 +29,7 @@ GOAL = "C2"
 ALERT = "C3"
 OTHER = "C5"
 SPARE = "C6"
+DASHES = ("-", "--", "-.")  # of lines, when the colours are used up
 INK = "#333333"
 GREY = "#666666"
 LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width

@@ -27,6 +27,7 @@ from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, fact
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .sheet import (
     ALERT,
+    DASHES,
     EBC,
     FAINT,
     GOAL,
@@ -51,7 +52,6 @@ from .windows import window_pictures
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
 WITHOUT = (PLAIN, "C4", "C5", ALERT)
-DASHES = ("-", "--", "-.")
 REST = "#BBBBBB"
 MOST = 8  # lines of a panel that are all told apart, and of which each seed is drawn
 HIGHLIGHTED = 6  # of more lines
