@@ -22,6 +22,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     {
         "ebc": "the method; imports torch only",
         "lowbit": "few levels, packed and measured; imports torch, numpy only",
+        "ebm": "an energy-based language model on the sphere; imports torch, numpy only",
         "config": "settings, their checks, a run's identity; no torch",
     },
     {"records": "files on disk: formats, columns, locks"},
@@ -35,7 +36,11 @@ LAYERS: tuple[dict[str, str], ...] = (
 )
 # can be copied into another project: each imports the standard library, torch and what is named here, and
 # nothing else of ours
-LIBRARIES: dict[str, tuple[str, ...]] = {"ebc": (), "lowbit": ("numpy", "sklearn", "cupy")}
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "ebc": (),
+    "lowbit": ("numpy", "sklearn", "cupy"),
+    "ebm": ("numpy", "scipy", "faiss", "tokenizers", "safetensors"),
+}
 WITHOUT_TORCH = ("config",)  # these import neither torch nor what is as slow to load
 SLOW_TO_LOAD = ("torch", "numpy", "scipy", "pandas", "matplotlib")
 ALLOWED = {("config", f"{PACKAGE}.ebc.options")}  # the method's names and constants, without torch

@@ -23,7 +23,7 @@ from ebc_lab.config.machine import chosen_device, git_revision, hardware
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.json_files import as_json, write_json
-from ebc_lab.workloads.corpus import check_length, locate
+from ebc_lab.workloads.text import checked_text, pinned
 
 from .costs import compute, fixed_costs
 from .low_bit import low_bit, refuse_low_bit
@@ -63,10 +63,7 @@ def resolved(config: Config) -> RunConfig:
     """
     run = run_part(config)
     refuse_low_bit(run)
-    corpus = locate(run.data, quiet=True)
-    check_length(corpus, run.model.context)
-    run.data.name = corpus.name
-    run.data.sha256 = corpus.sha256
+    run = pinned(run, *checked_text(run, quiet=True))
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
         raise UserError("lr_schedule=replay has a fixed length and costs as much as any other: leave it out.")

@@ -27,7 +27,7 @@ from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
-from ebc_lab.workloads.corpus import check_length, locate
+from ebc_lab.workloads.text import checked_text, pinned
 
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 
@@ -91,9 +91,9 @@ def _validated(combinations: Sequence[Sequence[str]]) -> list[Config]:
 
 def _refuse_impossible(configs: Sequence[Config], directory: str) -> None:
     """Raises UserError where a text is too short or not there, or the folder cannot be written."""
-    texts = {(c.data.name, c.data.file): (c.data, c.model.context) for c in configs}
-    for data, context in texts.values():
-        check_length(locate(data), context)
+    texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
+    for config in texts.values():
+        checked_text(config)
     refuse_unwritable(Path(directory))
 
 
@@ -219,10 +219,7 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) ->
     for key in (*CHOSEN, "device"):
         if begun and is_open(run, key):
             setattr(run, key, getattr(begun, key))
-    corpus = locate(run.data)
-    check_length(corpus, run.model.context)
-    run.data.name = corpus.name
-    run.data.sha256 = corpus.sha256
+    run = pinned(run, *checked_text(run))
     run.device = chosen_device(run.device)
     if any(is_open(run, key) for key in CHOSEN):
         choice = choose(run, steps=run.steps, limit=1, job_cores=job_cores, say=print)

@@ -1,4 +1,5 @@
-"""Where the hidden matrices may be: a convex set (`spectral`) or a manifold (`stiefel`).
+"""Where the hidden matrices may be: a convex set (`spectral`) or a manifold (`stiefel`); and, of a model on
+the sphere, its directions (`sphere`).
 
 On a convex set the projection acts inside the proposal: dW becomes P(W + dW) - W, and W + c·dW lies in the
 set for every c. A manifold is left by scaling, so the retraction acts on W + c·dW, after c is known.
@@ -148,16 +149,36 @@ def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(matrices)).to(torch.promote_types(matrices[0].dtype, torch.float32))
 
 
-PROJECTIONS: dict[str, Callable[[Sequence[Tensor], ProjectionConfig], Projection | None]] = {
-    "none": lambda matrices, config: None,
-    "spectral": lambda matrices, config: Spectral(matrices, config.bound),
-    "stiefel": lambda matrices, config: Stiefel(matrices),
+class Sphere:
+    """Each row of these parameters on the unit sphere, where it is put when this is made; a zero row stays."""
+
+    retracts: ClassVar[bool] = True
+
+    def __init__(self, directions: Sequence[Tensor]):
+        self.directions = directions
+        self()
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        for rows in self.directions:
+            rows.div_(torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-30))
+
+
+Build = Callable[[Sequence[Tensor], Sequence[Tensor], ProjectionConfig], Projection | None]
+PROJECTIONS: dict[str, Build] = {
+    "none": lambda matrices, directions, config: None,
+    "spectral": lambda matrices, directions, config: Spectral(matrices, config.bound),
+    "stiefel": lambda matrices, directions, config: Stiefel(matrices),
+    "sphere": lambda matrices, directions, config: Sphere(directions),
 }
 
 
-def build(matrices: Sequence[Tensor], config: ProjectionConfig) -> Projection | None:
-    """The projection of a model's hidden matrices, built while they hold their initial values; or None.
+def build(
+    matrices: Sequence[Tensor], config: ProjectionConfig, directions: Sequence[Tensor] = ()
+) -> Projection | None:
+    """The projection of a model's hidden matrices, or of the parameters whose rows are directions, built
+    while they hold their initial values; or None.
 
-    `stiefel` moves them onto its manifold, so build whatever copies the weights after it.
+    `stiefel` and `sphere` move them onto their manifold, so build whatever copies the weights after them.
     """
-    return PROJECTIONS[config.name](matrices, config)
+    return PROJECTIONS[config.name](matrices, directions, config)

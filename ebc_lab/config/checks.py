@@ -13,19 +13,15 @@ from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
 
 from .choices import groups
 from .dicts import type_hints
-from .errors import HIDDEN, UserError, any_of, shown
+from .errors import HIDDEN, any_of, need, shown
 from .fields import Setting, default_of, setting_of
 from .hints import near_choice
 from .schema import RunConfig
+from .workload_checks import check_workload
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
-
-
-def need(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)
 
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
@@ -141,9 +137,11 @@ def validate_run(run: RunConfig) -> None:
         shock.name != "label_noise" or shock.size <= 1,
         f"shock.size is the share of wrong targets under shock=label_noise: at most 1, not {shock.size}.",
     )
+    part = run.batch_size // run.accumulate
+    of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
     need(
-        run.budget.probe_sequences < run.batch_size,
-        f"budget.probe_sequences must leave rows of the batch for the audit: 1 to {run.batch_size - 1}.",
+        run.budget.probe_sequences < max(part, 1),
+        f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
     )
     need(run.data.name != "path" or bool(run.data.file), "data=path needs data.file=FILE, a UTF-8 text.")
     need(
@@ -152,7 +150,17 @@ def validate_run(run: RunConfig) -> None:
     )
     _check_quantizer(run)
     _check_low_bit(run)
+    _check_accumulation(run)
+    check_workload(run)
     check_run(run)
+
+
+def _check_accumulation(run: RunConfig) -> None:
+    """Refuse parts of a batch that are no equal ones. Raises UserError."""
+    need(
+        run.batch_size % run.accumulate == 0,
+        f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
+    )
 
 
 def _check_quantizer(run: RunConfig) -> None:

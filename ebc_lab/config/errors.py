@@ -31,6 +31,12 @@ class UserError(Exception):
         return visible(super().__str__())
 
 
+def need(ok: bool, message: str) -> None:
+    """Raise UserError with this message unless it is so."""
+    if not ok:
+        raise UserError(message)
+
+
 # what code raises that takes a value for something else
 MISTAKEN = (
     LookupError,

@@ -96,7 +96,7 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
         "value_clip": ("clip_grad_value",),
     },
     "dtype": {"bfloat16": ("bf16", "float16", "fp16", "half", "amp"), "float32": ("fp32", "float", "full")},
-    "device": {"cuda": ("gpu", "cuda:0")},
+    "device": {"cuda": ("gpu", "cuda:0", "rocm", "hip")},
     "launcher": {
         "slurm": ("submitit", "cluster"),
         "inline": ("debug", "serial"),
@@ -112,6 +112,11 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "quantizer": {"ternary": ("bitnet", "b158", "1.58", "three"), "five": ("quinary", "2.32", "5")},
 }
 
+IMPOSSIBLE = {  # a setting's choice that people ask for -> why it cannot be had
+    ("device", "vulkan"): "torch's Vulkan backend only infers and is in no released wheel; on an AMD card "
+    "torch's ROCm build trains with device=cuda",
+}
+
 
 def near_setting(key: str, known: Sequence[str]) -> str:
     """` (did you mean …?)` of an unknown setting; of one that a study governs, what to set there."""
@@ -125,9 +130,12 @@ def near_setting(key: str, known: Sequence[str]) -> str:
 
 
 def near_choice(key: str, word: str, known: Sequence[str]) -> str:
-    """` (did you mean …?)` of an unknown choice of a group or setting."""
+    """` (did you mean …?)` of an unknown choice of a group or setting, or why there is none."""
+    if why := IMPOSSIBLE.get((key, word)):
+        return f" ({why})"
     for choice, names in MEANT_CHOICE.get(key, {}).items():
         if word in names and choice in known:
             return f" (did you mean {choice}?)"
-    elsewhere = [f"{group}={word}" for group, choices in groups().items() if word in choices]
+    named = {group: choices for group, choices in groups().items() if group != "ebm"}  # which follows scale
+    elsewhere = [f"{group}={word}" for group, choices in named.items() if word in choices]
     return nearest(word, known) or (f" (did you mean {any_of(elsewhere)}?)" if elsewhere else "")

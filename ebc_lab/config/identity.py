@@ -58,6 +58,11 @@ LR_TAILS = {
 }
 
 
+TOKENS_SETTINGS = {"characters": ("name",), "bpe": ("name", "size", "sha256"), "gpt2": ("name", "sha256")}
+EBM_GROUPS = ("encoder", "decoder", "index", "sampler", "ebm")  # which gpt does not read
+MODEL_SETTINGS = ("blocks", "width", "heads", "context", "dropout")  # of blocks in an ebm
+
+
 def resolved(run: RunConfig) -> RunConfig:
     """Replace what depends on another choice: `controller=auto`, the audit interval that `pi` sets, and a
     warm-up given as a share of the run."""
@@ -89,7 +94,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
     compiling that is off), so that equal computations get equal names. Raises UserError while `auto` is left.
     """
     run = resolved(run_part(run))
-    if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not run.data.sha256:
+    corpus_known = run.data.sha256 and (run.tokens.name == "characters" or run.tokens.sha256)
+    if "auto" in (run.dtype, run.device, run.compile) or not run.threads_per_run or not corpus_known:
         raise UserError(
             "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
         )
@@ -109,6 +115,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.shock.name == "none":
         del kept["shock"]
     _leave_out_unused_low_bit(kept, run)
+    _leave_out_unused_of_workload(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
     needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
@@ -172,6 +179,28 @@ def _leave_out_unused_low_bit(kept: dict[str, Any], run: RunConfig) -> None:
         del kept["curve_every"]
 
 
+def _leave_out_unused_of_workload(kept: dict[str, Any], run: RunConfig) -> None:
+    """Keep of workload and tokens what is no default, and of the model's settings what the workload reads."""
+    kept["tokens"] = {k: kept["tokens"][k] for k in TOKENS_SETTINGS[run.tokens.name]}
+    if run.tokens.name == "characters":
+        del kept["tokens"]
+    if run.accumulate == 1:
+        del kept["accumulate"]
+    if run.workload.name == "gpt":
+        for key in ("workload", *EBM_GROUPS):
+            del kept[key]
+        return
+    blocks = "transformer" in (run.encoder.name, run.decoder.name)
+    kept["model"] = {k: kept["model"][k] for k in MODEL_SETTINGS if blocks or k == "context"}
+    if run.decoder.name != "moe":
+        kept["decoder"] = {"name": run.decoder.name}
+    if run.index.name == "exact":
+        kept["index"] = {"name": "exact"}
+    del kept["ebm"]["name"]
+    if run.ebm.embeddings != "gpt2":
+        del kept["ebm"]["gpt2"]
+
+
 def round3(value: float) -> float:
     """Three significant digits, so that equal names mean equal numbers."""
     return float(f"{value:.3g}")
@@ -200,7 +229,7 @@ def tail_of(run: RunConfig) -> str:
         tail += f"_w{schedule.warmup_steps}"
     if "decay_share" in read and schedule.decay_share != usual.decay_share:
         tail += f"_e{number(schedule.decay_share)}"
-    return tail + _low_bit_tail(run)
+    return tail + _low_bit_tail(run) + _workload_tail(run)
 
 
 def _low_bit_tail(run: RunConfig) -> str:
@@ -215,6 +244,12 @@ def _low_bit_tail(run: RunConfig) -> str:
         ("", run.policy.name, "constant"),
     )
     return "".join(f"_{lead}{name}" for lead, name, default in chosen if name != default)
+
+
+def _workload_tail(run: RunConfig) -> str:
+    """`_ebm` and `_bpe` for what is no default."""
+    chosen = ((run.workload.name, "gpt"), (run.tokens.name, "characters"))
+    return "".join(f"_{name}" for name, default in chosen if name != default)
 
 
 def run_id(kind: str, run: RunConfig) -> str:

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from .checks import check_settings, choice, need, need_gpu, validate_run
+from .checks import check_settings, choice, need_gpu, validate_run
 from .choices import changed, shaped
 from .dicts import run_part
-from .errors import UserError, nearest, shown
+from .errors import UserError, nearest, need, shown
 from .fields import number
 from .schema import (
     MULTIPLE,

@@ -163,6 +163,18 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         torch._foreach_copy_(list[Tensor](self.weights), self._trained_at)
         self._trained_at = None
 
+    @torch.no_grad()
+    def renew_rows(self, parameter: nn.Parameter, rows: Tensor) -> None:
+        """Forget what the bases know of some rows of a parameter, which now hold something new.
+
+        Every state of the parameter's shape is zeroed there, and copies of the weights take their values.
+        """
+        for base in self.bases:
+            copies = getattr(base, "weight_copies", ())
+            for key, value in base.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[rows] = parameter[rows].to(value.dtype) if key in copies else 0
+
     def _lr_ratio(self) -> float:
         """The learning rate over its peak (the one that a scheduler keeps, or the first), at most 1."""
         group = self.param_groups[0]

@@ -73,7 +73,9 @@ class RunFiles:
         self.evals = directory / "evals.csv"
         self.progress = directory / "progress.json"  # while it trains
         self.checkpoint = directory / "checkpoint.pt"  # until it has a result
-        self.model = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
+        self.packed = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
+        self.model = directory / "model.pt"  # of workload=ebm, once it has a result
+        self.models = directory / "models"  # and while it trains, with ebm.keep_every
         self.attempts = directory / "attempts.jsonl"
         self.log = directory / "log.txt"
         self.lock = directory / ".lock"  # held by the process that trains it

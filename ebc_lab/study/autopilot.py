@@ -17,7 +17,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
-from ebc_lab.workloads.corpus import check_length, locate
+from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
@@ -114,7 +114,7 @@ def autopilot(
     _refuse_undecided(stages[0], earlier, study.decisions())
     if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
-        check_length(locate(config.data), config.model.context)
+        checked_text(config)
     study.must_be_ours()
     study.prepare()
     with study.held():

@@ -22,7 +22,8 @@ from ebc_lab.config.identity import environment, identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.json_files import write_checksummed
-from ebc_lab.workloads.corpus import Corpus, check_length, locate
+from ebc_lab.workloads.corpus import Corpus
+from ebc_lab.workloads.text import checked_text, pinned
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
@@ -53,8 +54,8 @@ def resolve_study(
             "--force to change this one; runs that are still the same are kept "
             f"({_retrained(config, study)})."
         )
-    corpus = locate(config.data)
-    check_length(corpus, config.model.context)
+    corpus, tokenizer_sha256 = checked_text(config)
+    config = pinned(config, corpus, tokenizer_sha256)
     if known and known["corpus"]["sha256"] == corpus.sha256:  # a fallback is announced only when it is chosen
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say)
@@ -142,10 +143,9 @@ def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Callable[[str], None]
 ) -> tuple[Config, dict[str, str]]:
     """The configuration with nothing left open, and why each setting that was left open was chosen."""
-    data = replace(config.data, name=corpus.name, sha256=corpus.sha256)
     if corpus.name == "path":
-        data.file = corpus.source
-    config = replace(config, data=data, device=chosen_device(config.device))
+        config = replace(config, data=replace(config.data, file=corpus.source))
+    config = replace(config, device=chosen_device(config.device))
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         on_node = config.launcher.name == "slurm"

@@ -12,8 +12,9 @@ LAST_STEPS = 50  # whose mean loss must not exceed the initial loss
 
 def fatal(step: int, found: Mapping[str, Any]) -> str | None:
     """Why a run cannot continue after a step with these values; None if it can."""
-    if not math.isfinite(found["loss"]):
-        return f"the loss is {found['loss']} at step {step}"
+    for name in ("loss", "loss_total"):
+        if not math.isfinite(found.get(name, 0.0)):
+            return f"the {name.replace('_', ' ')} is {found[name]} at step {step}"
     if found.get("failed"):
         return f"step {step}: the optimizer proposed a non-finite update."
     return None

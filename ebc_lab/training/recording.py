@@ -61,7 +61,7 @@ class Recording:
     """steps.csv and evals.csv of one run, without what an earlier attempt wrote after its last checkpoint.
 
     `groups` are those whose contributions and sensitivities are recorded, `marks` where that checkpoint left
-    the streams, `further` columns of steps.csv beside the usual ones (`FURTHER_STEP_MEANINGS`).
+    the streams, `further` columns of steps.csv beside the usual ones, `further_evals` of evals.csv.
     """
 
     def __init__(
@@ -70,12 +70,15 @@ class Recording:
         groups: Sequence[str],
         marks: Mapping[str, Mark],
         further: Sequence[str] = (),
+        further_evals: Sequence[str] = (),
     ):
         self.groups = groups
+        self.of_workload = [name for name in further if name not in RECORDED and name not in CURVE_COLUMNS]
+        self.further_evals = further_evals
         by_group = [f"{kind}_{group}" for kind in BY_GROUP for group in groups]
         columns = [*STEP_COLUMNS, *further, *by_group]
         self.steps = Stream(files.steps, columns, marks.get(files.steps.name))
-        self.evals = Stream(files.evals, EVAL_COLUMNS, marks.get(files.evals.name))
+        self.evals = Stream(files.evals, [*EVAL_COLUMNS, *further_evals], marks.get(files.evals.name))
         self.streams = (self.steps, self.evals)
 
     def marks(self) -> dict[str, Mark]:
@@ -83,12 +86,14 @@ class Recording:
         return {stream.path.name: stream.mark() for stream in self.streams}
 
     def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
-        self.steps.append(step_row(step, lr, found, self.groups, failed=failed))
+        row = step_row(step, lr, found, self.groups, failed=failed)
+        own = {name: found[name] for name in self.of_workload if name in found}
+        self.steps.append(row | {name: value for name, value in own.items() if not math.isnan(value)})
 
     def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
         """What an evaluation after `step` steps, or `tokens` tokens, found on the fixed windows."""
         row = {"step": step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens}
-        self.evals.append({**row, "train_s": train_s})
+        self.evals.append({**row, "train_s": train_s, **{k: found[k] for k in self.further_evals}})
 
     def flush(self) -> None:
         """Let a reader see every row appended so far."""

@@ -29,7 +29,8 @@ def finished(
     cause: str | None,
     evaluate: Callable[[str], dict[str, float]],
     *,
-    packed: Callable[[], dict[str, float]],
+    packed: Callable[[], dict[str, Any]],
+    characters: Mapping[str, float],
     steps: int,
     guard_count: int,
     train_s: float,
@@ -41,7 +42,8 @@ def finished(
         marks: what was recorded in each stream; the figures are computed from the files.
         cause: why it has diverged, if that showed in its steps.
         evaluate: split -> loss, its standard error, accuracy and tokens; called unless the run has diverged.
-        packed: writes the quantized model -> figures of what is quantized; called unless it has diverged.
+        packed: keeps the model -> figures of it; called unless it has diverged.
+        characters: of a token, by split.
         train_s: seconds of training, of which measurements took `probe_s`.
     Raises:
         UserError: somebody changed a stream while the run was training.
@@ -54,14 +56,12 @@ def finished(
     columns = read_columns(files.steps)
     figures = summarise(columns, KL_FLOOR[precision(run)])
     cause = cause or risen(figures, run.steps)
-    evaluated: dict[str, dict[str, float]] = {}
-    if cause is None:
-        evaluated = {split: evaluate(split) for split in run.evaluate}
-        if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
-            cause = "the loss is not finite on held-out text"
-            evaluated = {}
+    evaluated = {} if cause else {split: evaluate(split) for split in run.evaluate}
+    if not all(math.isfinite(e["loss"]) for e in evaluated.values()):
+        cause = "the loss is not finite on held-out text"
+        evaluated = {}
     result: dict[str, Any] = {"outcome": "diverged" if cause else "completed", "cause": cause, "steps": steps}
-    result |= _held_out(evaluated) | figures | {"guard_count": guard_count}
+    result |= _held_out(evaluated, characters) | figures | {"guard_count": guard_count}
     if run.shock.name != "none":
         result |= recovery(columns["loss"], shocks.step_of(run))
     curve = read_columns(files.evals)
@@ -69,16 +69,18 @@ def finished(
     result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
     tokens = steps * run.batch_size * run.model.context
     result |= _speed(tokens, train_s, probe_s)
-    result["streams"] = {name: mark.sha256 for name, mark in marks.items()} | _model_of(files, result)
+    result["streams"] = {name: mark.sha256 for name, mark in marks.items()} | _models_of(files, result)
     return result
 
 
-def _model_of(files: RunFiles, result: Mapping[str, Any]) -> dict[str, str]:
-    """The checksum of the quantized model, where the run has written one."""
-    if "packed_bytes" not in result:
-        return {}
-    with opened(files.model) as f:
-        return {files.model.name: hashlib.file_digest(f, "sha256").hexdigest()}
+def _models_of(files: RunFiles, result: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums of the models that the run has kept."""
+    kept = {"packed_bytes": files.packed, "workload": files.model}
+    sums = {}
+    for path in (path for figure, path in kept.items() if figure in result):
+        with opened(path) as f:
+            sums[path.name] = hashlib.file_digest(f, "sha256").hexdigest()
+    return sums
 
 
 def _speed(tokens: int, train_s: float, probe_s: float) -> dict[str, float | None]:
@@ -90,7 +92,9 @@ def _speed(tokens: int, train_s: float, probe_s: float) -> dict[str, float | Non
     }
 
 
-def _held_out(evaluated: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
+def _held_out(
+    evaluated: Mapping[str, Mapping[str, float]], characters: Mapping[str, float]
+) -> dict[str, float | None]:
     """The figures on held-out text, from what each split's evaluation found; None for a split without one."""
     figures: dict[str, float | None] = {}
     for split in ("val", "test"):
@@ -101,6 +105,6 @@ def _held_out(evaluated: Mapping[str, Mapping[str, float]]) -> dict[str, float |
         nats = sum(e["loss"] * e["tokens"] for e in evaluated.values())
         figures["heldout_loss"] = nats / sum(e["tokens"] for e in evaluated.values())
     test = evaluated.get("test")
-    figures["test_bits_per_char"] = test["loss"] / math.log(2) if test else None
+    figures["test_bits_per_char"] = test["loss"] / characters["test"] / math.log(2) if test else None
     figures["test_accuracy"] = test["accuracy"] if test else None
     return figures

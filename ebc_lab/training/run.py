@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -94,14 +94,18 @@ class Training:
         graphed = self.stream is not None and capturable and plain and self.probe_batches is None
         self.graphs = StepGraphs() if graphed else None
         marks = checkpoint.marks_of(saved) if saved else {}
-        self.recording = Recording(self.files, self._groups(), marks, self._further_columns())
+        self.recording = Recording(
+            self.files, self._groups(), marks, self._further_columns(), self.workload.eval_columns
+        )
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def _stabilized(self, matrices: Sequence[nn.Parameter]) -> StabilizedOptimizer:
         run = self.run_config
-        projection = projections.build(matrices, run.projection)  # first: it may move the initial weights
+        directions = self.workload.directions(self.model)
+        # first: it may move the initial weights
+        projection = projections.build(matrices, run.projection, directions)
         state = run.quantizer.state
         bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed)
         return stabilizers.build(
@@ -110,9 +114,15 @@ class Training:
             projection,
             run,
             self.forward,
-            groups=quantizers.clustered_groups(self.model, run),
+            groups=self._grouping(),
             effective=functools.partial(quantizers.effective_weights, self.model),
         )
+
+    def _grouping(self) -> Mapping[str, Sequence[str]] | None:
+        """The groups of the budget, where they do not follow from the names of the parameters."""
+        names = [name for name, _ in self.model.named_parameters()]
+        clustered = quantizers.clustered_groups(self.model, self.run_config)
+        return clustered or self.workload.groups(names, self.run_config.budget.grouping)
 
     def _parts(self) -> dict[str, checkpoint.Part]:
         """Everything with a state that a checkpoint holds."""
@@ -121,6 +131,8 @@ class Training:
             parts["low_bit"] = self.low_bit
         if self.steering:
             parts["steering"] = self.steering
+        if self.workload.state_dict():
+            parts["workload"] = self.workload
         return parts
 
     def _further_columns(self) -> list[str]:
@@ -129,7 +141,7 @@ class Training:
         exponent = ("exponent",) if run.stabilizer.name == "ebc" and run.budget.exponent == "auto" else ()
         steered = policies.COLUMNS if self.steering else ()
         curve = CURVE_COLUMNS if run.curve_every else ()
-        return [*exponent, *self.low_bit.columns, *steered, *curve]
+        return [*self.workload.step_columns, *exponent, *self.low_bit.columns, *steered, *curve]
 
     def _groups(self) -> list[str]:
         """The groups whose contributions and sensitivities are recorded."""
@@ -235,7 +247,8 @@ class Training:
         lr = shocks.learning_rate(shock, self.lr_at(step))
         self._set_rate(lr)  # as a number first: schedules of delta* read it on the host
         t = self.optimizer.begin_step()
-        kind = self.optimizer.kind(t) if self.graphs and not shock else None
+        graphed = self.graphs and not shock and not self.workload.event_at(step)
+        kind = self.optimizer.kind(t) if graphed else None
         graph = self.graphs if self.graphs and self.graphs.wants(kind) else None
         self.optimizer.deferred = graph is not None
         if self.graphs:
@@ -263,24 +276,36 @@ class Training:
         `lr`: the scheduled learning rate, which a policy multiplies.
         """
         low_bit = self.low_bit.weights_before(t)
-        logits = self.workload.forward(self.forward, inputs)
-        loss = self.workload.loss(logits, targets)
-        torch.autograd.backward(loss)
+        values, last, kept = self._backward(t, inputs, targets)
         shocks.gradients(shock, self.model, self.run_config.seed)
-        values = {"loss": loss.detach(), **low_bit, **self.low_bit.compress(t)}
+        values |= {**low_bit, **self.low_bit.compress(t)}
         if self.steering:
-            values |= self.steering.steer(t, loss.detach(), lr)
+            values |= self.steering.steer(t, values["loss"], lr)
         try:
-            probe = self.probe_batches.at(t) if self.probe_batches else None
-            stats = self.optimizer.take_step(StepInputs(t, inputs, logits, targets=targets, probe=probe))
+            stats = self.optimizer.take_step(last)
         except NonFiniteUpdateError:
-            return {**values, "failed": torch.ones_like(loss, dtype=torch.bool)}
+            return {**values, "failed": torch.ones_like(values["loss"], dtype=torch.bool)}
         finally:
             self.optimizer.zero_grad()
         self.low_bit.commit(stats)
         if self.steering:
             self.steering.taken(stats)
-        return {**values, **recorded(stats)}
+        further = self.workload.after_step(t, stats, kept, self.optimizer.renew_rows)
+        return {**values, **recorded(stats), **further}
+
+    def _backward(self, t: int, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], StepInputs, Any]:
+        """Forward and backward, `accumulate` parts of the batch one after another -> parts of the loss, the
+        inputs of the optimizer's step, which are those of the last part, and what the workload kept of it."""
+        count = self.run_config.accumulate
+        sums: dict[str, Tensor] = {}
+        for x, y in zip(inputs.chunk(count), targets.chunk(count), strict=True):
+            logits, kept = self.workload.forward(self.forward, x)
+            total, parts = self.workload.loss(logits, y, kept, t)
+            torch.autograd.backward(total if count == 1 else total / count)
+            sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
+        probe = self.probe_batches.at(t) if self.probe_batches else None
+        last = StepInputs(t, x, logits, targets=y, probe=probe)
+        return {name: s if count == 1 else s / count for name, s in sums.items()}, last, kept
 
     def record_steps(self) -> str | None:
         """Read and record the pending steps; returns the cause if the run has diverged at one of them."""
@@ -306,6 +331,8 @@ class Training:
 
     def _record_evaluation(self, alive: Callable[[], None]) -> None:
         found = self._evaluate(self.fixed_windows, alive)
+        evaluated, loss = self.workload.evaluated, found["loss"]
+        found |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
         tokens = self._trained_tokens()
         self.recording.evaluation(self.step, found, tokens=tokens, train_s=self.train_s)
 
@@ -313,10 +340,14 @@ class Training:
         self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]
     ) -> dict[str, float]:
         """`evaluate` at the weights by which the optimizer is judged."""
+        return self._judged(lambda model: evaluate(model, self.run_config, pairs, alive))
+
+    def _judged(self, measure: Callable[[nn.Module], Mapping[str, Any]]) -> dict[str, Any]:
+        """What `measure` finds of the model at the weights by which the optimizer is judged."""
         with self._on_stream():
             self.optimizer.eval()
             try:
-                return evaluate(self.model, self.run_config, pairs, alive)
+                return dict(measure(self.model))
             finally:
                 self.optimizer.train()
 
@@ -339,22 +370,20 @@ class Training:
             self.recording.marks(),
             cause,
             evaluated,
-            packed=self._write_model,
+            packed=self._keep_model,
+            characters=self.workload.characters_per_token,
             steps=self.step,
             guard_count=clip.guard.count if isinstance(clip, ForensicClip) else 0,
             train_s=self.train_s,
             probe_s=self.optimizer.prober.seconds,
         )
 
-    def _write_model(self) -> dict[str, float]:
-        """Write model.ebcpack, the weights by which the run was judged, where they are quantized -> figures
-        of what is quantized."""
+    def _keep_model(self) -> dict[str, Any]:
+        """Write the model by whose weights the run was judged, packed where it is quantized -> figures of
+        what is quantized, and of the workload."""
         run = self.run_config
-        found = self.low_bit.figures(self.optimizer.bases)
-        if run.quantizer.name == "none":
-            return found
-        self.optimizer.eval()
-        try:
-            return found | quantizers.write_model(self.files.model, self.model, run.quantizer)
-        finally:
-            self.optimizer.train()
+        found: dict[str, Any] = self.low_bit.figures(self.optimizer.bases)
+        if run.quantizer.name != "none":
+            path = self.files.packed
+            found |= self._judged(lambda model: quantizers.write_model(path, model, run.quantizer))
+        return found | self._judged(lambda model: self.workload.finished(model, self.step, self.files))

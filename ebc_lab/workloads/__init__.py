@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ebc_lab.config.schema import RunConfig
 
@@ -11,39 +11,90 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ebc_lab.ebc import StepStats
+    from ebc_lab.records.paths import RunFiles
+
+    from .corpus import Corpus
+
+    Renew = Callable[[nn.Parameter, Tensor], None]  # a parameter, and rows of it that hold something new
+
 
 class Workload(Protocol):
-    """All that training knows of what it trains."""
+    """All that training knows of what it trains.
+
+    `model(tokens)` is a deterministic function of weights and buffers. Only the optimizer moves weights
+    between the two forwards of an audit; whatever else moves waits for `after_step`.
+    """
 
     tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device
     vocabulary: int  # V
+    characters_per_token: dict[str, float]  # of each split
+    step_columns: tuple[str, ...]  # what it adds to steps.csv
+    eval_columns: tuple[str, ...]  # and to evals.csv
     capturable: bool  # whether a step may become a CUDA graph: nothing in it is drawn on the host
 
     def build(self) -> nn.Module:
         """The model, tokens (B, T) -> logits (B, T, V), on the CPU, with weights from the seed alone."""
 
-    def forward(self, called: nn.Module, inputs: Tensor) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, V) in the run's precision; `called` is the model, maybe compiled."""
+    def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, Any]:
+        """Tokens (B, T) -> logits (B, T, V) in the run's precision, bit for bit those of `called`, the model
+        (maybe compiled), and what `loss` and `after_step` need of this forward."""
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, 0-dim, nats per token; targets (B, T)."""
+    def loss(
+        self, logits: Tensor, targets: Tensor, kept: Any, step: int
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """What is minimised, 0-dim, and its parts by the names of their columns, detached, 0-dim: `loss` is
+        the cross-entropy, nats per token, which every decision looks at; targets (B, T)."""
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """The hidden matrices, for Muon and the projections."""
 
+    def directions(self, model: nn.Module) -> list[nn.Parameter]:
+        """Parameters whose rows are unit vectors, for projection=sphere."""
 
-def _gpt(run: RunConfig, device: torch.device) -> Workload:
-    from .corpus import check_length, locate
+    def groups(self, names: Sequence[str], kind: str) -> Mapping[str, Sequence[str]] | None:
+        """The groups of a budget, group -> names of parameters; None: by the names alone."""
+
+    def after_step(self, step: int, stats: StepStats, kept: Any, renew: Renew) -> Mapping[str, Tensor]:
+        """After the update and its audit: statistics and events of its own -> further columns, 0-dim.
+
+        `renew` is to be told of rows of a parameter that hold something new.
+        """
+
+    def event_at(self, step: int) -> bool:
+        """Whether this step does more than others afterwards, so that it is never taken from a graph."""
+
+    def evaluated(self, model: nn.Module, step: int, loss: float, files: RunFiles) -> Mapping[str, float]:
+        """After an evaluation that found `loss`, at the weights by which the run is judged: the figures of
+        `eval_columns`."""
+
+    def finished(self, model: nn.Module, step: int, files: RunFiles) -> Mapping[str, Any]:
+        """At the end of a run that has not diverged: keep the model -> figures for the result."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on beside the model and the optimizer; empty for nothing."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def _gpt(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
     from .gpt import GPTWorkload
 
-    corpus = locate(run.data, quiet=True)
-    check_length(corpus, run.model.context)
     return GPTWorkload(run, corpus, device)
 
 
-WORKLOADS: dict[str, Callable[[RunConfig, torch.device], Workload]] = {"gpt": _gpt}
+def _ebm(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
+    from .ebm import EBMWorkload
+
+    return EBMWorkload(run, corpus, device)
+
+
+WORKLOADS: dict[str, Callable[[RunConfig, Corpus, torch.device], Workload]] = {"gpt": _gpt, "ebm": _ebm}
 
 
 def load(run: RunConfig, device: torch.device) -> Workload:
     """The workload that a run names, with its text read, checked and tokenised. Raises UserError."""
-    return WORKLOADS[run.model.name](run, device)
+    from .text import checked_text
+
+    corpus, _ = checked_text(run, quiet=True)
+    return WORKLOADS[run.workload.name](run, corpus, device)

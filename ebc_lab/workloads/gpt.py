@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from ebc_lab.config.schema import ModelConfig, RunConfig
 
 from .corpus import Corpus
 from .losses import autocast, token_losses
+from .text import tokenised_of
 
 PLAIN_UP_TO = 128  # tokens
 
@@ -152,24 +154,56 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class GPTWorkload:
-    """A GPT that predicts the next character of a text."""
+    """A GPT that predicts the next token of a text."""
+
+    step_columns: tuple[str, ...] = ()
+    eval_columns: tuple[str, ...] = ()
 
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
         self.run = run
-        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in corpus.tokens().items()}
-        self.vocabulary = len(corpus.vocabulary)
+        text = tokenised_of(run, corpus)
+        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
+        self.vocabulary = text.vocabulary
+        self.characters_per_token = text.characters_per_token()
         self.capturable = run.model.dropout == 0
 
     def build(self) -> GPT:
         return build(self.run.model, self.vocabulary, self.run.seed)
 
-    def forward(self, called: nn.Module, inputs: Tensor) -> Tensor:
+    def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, None]:
         with autocast(self.run):
             logits: Tensor = called(inputs)
-        return logits
+        return logits, None
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return token_losses(logits, targets).mean()
+    def loss(
+        self, logits: Tensor, targets: Tensor, kept: None, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = token_losses(logits, targets).mean()
+        return loss, {"loss": loss.detach()}
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         return hidden_matrices(model)
+
+    def directions(self, model: nn.Module) -> list[nn.Parameter]:
+        return []
+
+    def groups(self, names: Sequence[str], kind: str) -> None:
+        return None
+
+    def after_step(self, step: int, stats: Any, kept: None, renew: Any) -> dict[str, Tensor]:
+        return {}
+
+    def event_at(self, step: int) -> bool:
+        return False
+
+    def evaluated(self, model: nn.Module, step: int, loss: float, files: Any) -> dict[str, float]:
+        return {}
+
+    def finished(self, model: nn.Module, step: int, files: Any) -> dict[str, Any]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return

@@ -72,9 +72,9 @@ def _streams_match(files: RunFiles, result: RunResult) -> bool:
 
 
 def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """The files whose checksums the result holds; a quantized model is not every run's."""
-    model = (files.model,) if files.model.name in result.get("streams", {}) else ()
-    return (files.steps, files.evals, *model)
+    """The files whose checksums the result holds; a kept model is not every run's."""
+    kept = [path for path in (files.packed, files.model) if path.name in result.get("streams", {})]
+    return (files.steps, files.evals, *kept)
 
 
 def _copied(files: RunFiles, result: RunResult) -> tuple[Path, ...]:

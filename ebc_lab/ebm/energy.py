@@ -1,0 +1,439 @@
+"""The energy of a state on the sphere, its pull and score in closed form, and settling (docs/ebm.md).
+
+p(x) is proportional to exp(-E / T) with respect to the sphere's surface; E, in nats, is the sum of
+* splats: -ln sum_k pi_k vMF(x; mu_k, kappa_k (n - 1)), a normalised mixture of bumps;
+* geometric: -(n - 1) sum_l t_l c_l.x, which ties x to the contexts c_l (local, medium, global);
+* compositional: -(n - 1) sum_i omega_i (a_i.x)(b_i.x), which a sum of bumps cannot say.
+
+x is (..., n) with unit rows. Splats are shared, mu (N, n), alpha and kappa (N,), or gathered for each point,
+mu (..., K, n), alpha and kappa (..., K); the log shares of gathered splats among ALL splats, `log_pi`, must
+come from the caller: without them the K given are taken for the whole mixture. contexts is (..., 3, n),
+tether (3,), a and b (P, n) with unit rows, omega (P,). kappa is per degree of freedom, the raw concentration
+kappa (n - 1). Nothing here uses autograd, and all of it has derivatives in both modes. Half precision is
+computed in float32 and autocast is off: bfloat16 is wrong by about 100 nats at n = 640.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from . import vmf
+from .sphere import dot, norm, project, widened
+
+CHUNK = 2**26  # numbers gathered at a time
+
+
+def splat_logits(
+    x: Tensor, mu: Tensor, log_pi: Tensor, kappa: Tensor, log_peak: Tensor | None = None
+) -> Tensor:
+    """ln pi_k + ln vMF(x; mu_k, kappa_k (n - 1)) of every splat, (M, N), or (M, K) for gathered splats.
+
+    ln pi + log_peak - kappa (n - 1) (1 - mu.x), with the first two added in float64.
+    """
+    n = x.shape[-1]
+    check_splats(x, mu)
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(widened(x).dtype, widened(mu).dtype)
+        x, mu = x.to(dtype), mu.to(dtype)
+        raw = (n - 1) * widened(kappa)
+        peak = vmf.log_peak(n, raw) if log_peak is None else log_peak
+        offset = (log_pi.double() + peak).to(dtype)
+        return torch.addcmul(offset, raw.to(dtype), _less_one(x, mu))
+
+
+def _less_one(x: Tensor, mu: Tensor) -> Tensor:
+    """mu.x - 1 of every point and splat."""
+    if mu.dim() == 2:
+        return linear(x, mu, x.new_full((len(mu),), -1.0))
+    return cast(Tensor, _GatheredDot.apply(mu, x)) - 1  # type: ignore[no-untyped-call]
+
+
+def _weighted(weights: Tensor, mu: Tensor) -> Tensor:
+    """sum_k w_k mu_k, (..., n)."""
+    if mu.dim() == 2:
+        return torch.matmul(weights, mu)
+    return cast(Tensor, _GatheredSum.apply(weights, mu))  # type: ignore[no-untyped-call]
+
+
+def _dot(mu: Tensor, x: Tensor) -> Tensor:
+    return torch.matmul(x.unsqueeze(-2), mu.transpose(-1, -2)).squeeze(-2)
+
+
+def _sum(weights: Tensor, mu: Tensor) -> Tensor:
+    return torch.matmul(weights.unsqueeze(-2), mu).squeeze(-2)
+
+
+class _GatheredDot(torch.autograd.Function):
+    """mu_k.x for gathered splats.
+
+    The gradient is an elementwise product: torch's own, a batch of outer products, takes thrice as long on
+    a CPU.
+    """
+
+    @staticmethod
+    def forward(mu: Tensor, x: Tensor) -> Tensor:
+        return _dot(mu, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        mu, x = ctx.saved_tensors
+        return grads[0].unsqueeze(-1) * x.unsqueeze(-2), _sum(grads[0], mu)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        mu, x = ctx.saved_tensors
+        mu_tangent, x_tangent = (_or_zeros(t, like) for t, like in zip(tangents, (mu, x), strict=True))
+        return _dot(mu_tangent, x) + _dot(mu, x_tangent)
+
+
+class _GatheredSum(torch.autograd.Function):
+    """sum_k w_k mu_k for gathered splats, with the gradient as in `_GatheredDot`."""
+
+    @staticmethod
+    def forward(weights: Tensor, mu: Tensor) -> Tensor:
+        return _sum(weights, mu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        weights, mu = ctx.saved_tensors
+        return _dot(mu, grads[0]), weights.unsqueeze(-1) * grads[0].unsqueeze(-2)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        weights, mu = ctx.saved_tensors
+        weights_tangent, mu_tangent = (
+            _or_zeros(t, like) for t, like in zip(tangents, (weights, mu), strict=True)
+        )
+        return _sum(weights_tangent, mu) + _sum(weights, mu_tangent)
+
+
+def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """The tensors of one energy; the functions of this module are its methods under their own arguments.
+
+    Where many points, or many steps, share them, `prepared()` takes the splats' normalisers once.
+    """
+
+    mu: Tensor
+    alpha: Tensor | None
+    kappa: Tensor
+    contexts: Tensor | None = None
+    tether: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    omega: Tensor | None = None
+    log_pi: Tensor | None = None
+    log_peak: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.contexts is None) != (self.tether is None):
+            raise ValueError("contexts and tether come together: give both or neither")
+        pairs = (self.a is None, self.b is None, self.omega is None)
+        if any(pairs) and not all(pairs):
+            raise ValueError("a, b and omega come together: give all three or none")
+
+    def prepared(self) -> Terms:
+        """The same terms with `log_pi` and `log_peak` filled in."""
+        n = self.mu.shape[-1]
+        peak = vmf.log_peak(n, (n - 1) * widened(self.kappa)) if self.log_peak is None else self.log_peak
+        return replace(self, log_pi=self.shares(), log_peak=peak)
+
+    def shares(self) -> Tensor:
+        """ln pi: as given, else ln(alpha / sum alpha)."""
+        if self.log_pi is not None:
+            return self.log_pi
+        if self.alpha is None:
+            raise ValueError("the splats' shares are missing: give alpha or log_pi")
+        logs = torch.log(widened(self.alpha))
+        return logs - torch.logsumexp(logs, -1, keepdim=True)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return splat_logits(x, self.mu, self.shares(), self.kappa, self.log_peak)
+
+    def total(self, x: Tensor) -> Tensor:
+        energy = -torch.logsumexp(self.logits(x), -1)
+        if self.contexts is not None and self.tether is not None:
+            energy = energy + geometric_energy(x, self.contexts, self.tether)
+        if self.a is not None and self.b is not None and self.omega is not None:
+            energy = energy + compositional_energy(x, self.a, self.b, self.omega)
+        return energy
+
+    def pull(self, x: Tensor) -> Tensor:
+        n = x.shape[-1]
+        logits = self.logits(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = torch.softmax(logits, -1) * ((n - 1) * self.kappa).to(logits.dtype)
+            pull = _weighted(weights, self.mu.to(logits.dtype))
+            if self.contexts is not None and self.tether is not None:
+                pull = pull + (n - 1) * _tethered(self.contexts, self.tether)
+            if self.a is not None and self.b is not None and self.omega is not None:
+                pull = pull + _pair_pull(x.to(logits.dtype), self.a, self.b, self.omega)
+            return pull
+
+    def score(self, x: Tensor) -> Tensor:
+        return project(x, self.pull(x))
+
+    def settle(self, x: Tensor, steps: int = 1) -> Tensor:
+        terms = self.prepared()
+        n = x.shape[-1]
+        shift = 0.0 if self.omega is None else (n - 1) * widened(self.omega).abs().sum()
+        for _ in range(steps):
+            moved = terms.pull(x) + shift * widened(x)
+            length = norm(moved)
+            still = length == 0
+            x = torch.where(still, x, moved / torch.where(still, 1.0, length))
+        return x
+
+    def stiffness(self) -> float:
+        return stiffness(self.kappa, self.tether, self.omega, self.mu.shape[-1])
+
+
+def _tethered(contexts: Tensor, tether: Tensor) -> Tensor:
+    """sum_l t_l c_l, (..., n)."""
+    return (widened(tether).unsqueeze(-1) * widened(contexts)).sum(-2)
+
+
+def _pair_pull(x: Tensor, a: Tensor, b: Tensor, omega: Tensor) -> Tensor:
+    """(n - 1) sum_i omega_i [(b_i.x) a_i + (a_i.x) b_i], (..., n)."""
+    n = x.shape[-1]
+    a, b, weights = a.to(x.dtype), b.to(x.dtype), (n - 1) * omega.to(x.dtype)
+    return torch.matmul(weights * linear(x, b), a) + torch.matmul(weights * linear(x, a), b)
+
+
+# -- the parts -----------------------------------------------------------------------------------------------
+
+
+def splat_energy(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """-ln sum_k pi_k vMF(x; mu_k, kappa_k (n - 1)), (M,): a normalised density's."""
+    return Terms(mu, alpha, kappa, log_pi=log_pi, log_peak=log_peak).total(x)
+
+
+def responsibilities(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """The probability of each splat given x, (M, N) or (M, K); rows sum to 1."""
+    return torch.softmax(Terms(mu, alpha, kappa, log_pi=log_pi, log_peak=log_peak).logits(x), -1)
+
+
+def geometric_energy(x: Tensor, contexts: Tensor, tether: Tensor) -> Tensor:
+    """-(n - 1) sum_l t_l c_l.x, (M,); contexts (..., 3, n), tether (3,) over 0."""
+    return -(x.shape[-1] - 1) * dot(_tethered(contexts, tether), widened(x)).squeeze(-1)
+
+
+def compositional_energy(x: Tensor, a: Tensor, b: Tensor, omega: Tensor) -> Tensor:
+    """-(n - 1) sum_i omega_i (a_i.x)(b_i.x), (M,); a, b (P, n) with unit rows, omega (P,)."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = widened(x)
+        products = linear(x, a.to(x.dtype)) * linear(x, b.to(x.dtype))
+        return -(x.shape[-1] - 1) * torch.matmul(products, omega.to(x.dtype))
+
+
+# -- the whole -----------------------------------------------------------------------------------------------
+
+
+def total(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    contexts: Tensor | None = None,
+    tether: Tensor | None = None,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    omega: Tensor | None = None,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """E(x) in nats, (M,): the splats' energy, and the other two parts where their tensors are given."""
+    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).total(x)
+
+
+def pull(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    contexts: Tensor | None = None,
+    tether: Tensor | None = None,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    omega: Tensor | None = None,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """-grad E in R^n, (M, n): sum r_k kappa_k (n-1) mu_k + (n-1) sum t_l c_l + the pairs' pull."""
+    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).pull(x)
+
+
+def score(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    contexts: Tensor | None = None,
+    tether: Tensor | None = None,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    omega: Tensor | None = None,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """-grad E on the sphere, (M, n): the pull's part tangent at x."""
+    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).score(x)
+
+
+def settle(
+    x: Tensor,
+    mu: Tensor,
+    alpha: Tensor | None,
+    kappa: Tensor,
+    contexts: Tensor | None = None,
+    tether: Tensor | None = None,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    omega: Tensor | None = None,
+    steps: int = 1,
+    *,
+    log_pi: Tensor | None = None,
+    log_peak: Tensor | None = None,
+) -> Tensor:
+    """x after `steps` of x <- normalise(pull(x) + (n - 1) sum|omega| x), (M, n).
+
+    The shift adds a constant to -E on the sphere and makes it convex, so no step raises E: each maximises the
+    tangent plane that lies below it. Where the sum vanishes the point stays.
+    """
+    return Terms(mu, alpha, kappa, contexts, tether, a, b, omega, log_pi, log_peak).settle(x, steps)
+
+
+def stiffness(kappa: Tensor, tether: Tensor | None, omega: Tensor | None, n: int) -> float:
+    """The scale of E's largest curvature, for the sampler: (n - 1) (max kappa + sum t_l + sum|omega_i|)."""
+    curvature = kappa.detach().max().double()
+    if tether is not None:
+        curvature = curvature + tether.detach().double().sum()
+    if omega is not None:
+        curvature = curvature + omega.detach().double().abs().sum()
+    return (n - 1) * float(curvature)
+
+
+def check_splats(x: Tensor, mu: Tensor) -> None:
+    """ValueError where splats and points live in different dimensions."""
+    if x.shape[-1] != mu.shape[-1]:
+        raise ValueError(f"splats of {mu.shape[-1]} dimensions cannot hold points of {x.shape[-1]}")
+
+
+# -- a store's energy ----------------------------------------------------------------------------------------
+
+
+class Splats(Protocol):
+    """What `Energy` reads of a store of splats."""
+
+    neighbours: int
+
+    def kappa(self) -> Tensor: ...
+
+    def best(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]: ...
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
+class Energy:
+    """E of the splats in a store, summed over the K best splats of each point, searched anew at every call.
+
+    Points are (M, n), contexts (M, 3, n) or (3, n). At most 2^26 numbers are gathered at a time; where that
+    takes several chunks, backward gathers them again instead of keeping them. `dropped_mass` is the mean
+    mass of the splats left out of the last search, NaN where an index cannot tell.
+    """
+
+    def __init__(
+        self,
+        store: Splats,
+        contexts: Tensor | None = None,
+        tether: Tensor | None = None,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
+        omega: Tensor | None = None,
+    ):
+        self.store = store
+        self.contexts = contexts
+        self.tether = tether
+        self.a = a
+        self.b = b
+        self.omega = omega
+        self.dropped_mass = torch.tensor(float("nan"))
+
+    def total(self, x: Tensor) -> Tensor:
+        return self._in_chunks(Terms.total, x)
+
+    def score(self, x: Tensor) -> Tensor:
+        return self._in_chunks(Terms.score, x)
+
+    def settle(self, x: Tensor, steps: int = 1) -> Tensor:
+        for _ in range(steps):
+            x = self._in_chunks(Terms.settle, x)
+        return x
+
+    def stiffness(self, n: int) -> float:
+        return stiffness(self.store.kappa(), self.tether, self.omega, n)
+
+    def _in_chunks(self, method: Callable[[Terms, Tensor], Tensor], x: Tensor) -> Tensor:
+        indices, self.dropped_mass = self.store.best(x, self.store.neighbours)
+        rows = max(1, CHUNK // (indices.shape[-1] * x.shape[-1]))
+        if len(x) <= rows:
+            return self._of(method, x, indices, self.contexts)
+        results = []
+        for start in range(0, len(x), rows):
+            at = slice(start, start + rows)
+            per_point = self.contexts is not None and self.contexts.dim() == 3
+            contexts = self.contexts[at] if per_point and self.contexts is not None else self.contexts
+            arguments = (method, x[at], indices[at], contexts)
+            results.append(checkpoint(self._of, *arguments, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(results)
+
+    def _of(
+        self,
+        method: Callable[[Terms, Tensor], Tensor],
+        x: Tensor,
+        indices: Tensor,
+        contexts: Tensor | None,
+    ) -> Tensor:
+        mu, log_pi, kappa, log_peak = self.store.gather(indices)
+        pairs = (self.a, self.b, self.omega)
+        return method(Terms(mu, None, kappa, contexts, self.tether, *pairs, log_pi, log_peak), x)

@@ -1,0 +1,258 @@
+"""Nearest directions by inner product: exactly, or by faiss's HNSW graph or inverted lists (docs/ebm.md).
+
+Exact search is one matrix product and a top-k, and the way on a GPU. The two approximate kinds raise their
+effort (efSearch, nprobe) by doubling when they are built, until they find the wanted share of the true
+neighbours of noisy copies of their own points, and keep what they reached. They answer from the points they
+were built with: whoever moves the points ranks the answers anew, and builds again from time to time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["KINDS", "NeighbourIndex", "check_kind", "chosen", "exact_search", "largest", "rows_at_once"]
+
+KINDS: Final = ("exact", "hnsw", "ivf")
+CHUNK: Final = 2**26  # elements of a product of states and splats held at once
+BLOCK: Final = 8  # columns for which the CPU's top-k first takes the largest
+EXACT_UP_TO: Final = 16_384  # splats below which a matrix product is as fast as any graph
+
+LINKS: Final = 32  # M of the HNSW graph
+FIRST_EF: Final = 16
+PROBES: Final = 256  # noisy points on which recall is measured
+PROBE_ANGLE: Final = 0.3  # radians: the width of a splat of concentration 11
+TIE: Final = 1e-6  # two cosines this close are the same neighbour
+
+HEADER: Final = struct.Struct("<4sqqqqqdd")  # magic, kind, bytes, seed, n, effort, recall reached and wanted
+MAGIC: Final = b"EBI1"
+
+
+def check_kind(kind: str, kinds: tuple[str, ...] = KINDS) -> str:
+    """`kind` itself; ValueError for an unknown one, with the nearest valid name."""
+    if kind in kinds:
+        return kind
+    near = difflib.get_close_matches(kind, kinds, n=1, cutoff=0.0)[0]
+    raise ValueError(f"index {kind!r} is unknown, did you mean {near!r}? Choose one of {', '.join(kinds)}.")
+
+
+def chosen(kind: str, splats: int, on_gpu: bool) -> str:
+    """What "auto" stands for: exact up to 16,384 splats or on a GPU, else hnsw; other kinds as they are."""
+    if check_kind(kind, ("auto", *KINDS)) != "auto":
+        return kind
+    return "exact" if on_gpu or splats <= EXACT_UP_TO else "hnsw"
+
+
+def exact_search(x: Tensor, mu: Tensor, k: int) -> Tensor:
+    """The k rows of mu (N, n) with the largest inner product with each x (M, n), best first: (M, k) int64."""
+    _check_count(k, mu.shape[0])
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        parts = torch.split(x, rows_at_once(mu.shape[0]))
+        return torch.cat([largest(part.to(mu.dtype) @ mu.T, k)[1] for part in parts])
+
+
+def rows_at_once(places: int) -> int:
+    """How many rows of so many elements are held at once."""
+    return max(1, CHUNK // max(1, places))
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of values (M, N) and their columns, (M, k) each, the largest first.
+
+    On the CPU torch.topk takes longer than the matrix product before it. The k largest lie in the k blocks of
+    columns with the largest maxima, whose search is vectorised, so topk sees an eighth of the row twice.
+    """
+    width = values.shape[1] // BLOCK
+    if values.is_cuda or width < 2 * k:
+        found = values.topk(k, dim=1)
+        return found.values, found.indices
+    blocks = values[:, : width * BLOCK].reshape(-1, BLOCK, width).amax(dim=1)
+    best = blocks.topk(k, dim=1, sorted=False).indices
+    steps = torch.arange(BLOCK, device=values.device) * width
+    columns = (best.unsqueeze(1) + steps.unsqueeze(1)).flatten(1)  # (M, BLOCK * k)
+    rest = torch.arange(width * BLOCK, values.shape[1], device=values.device).expand(len(values), -1)
+    columns = torch.cat([columns, rest], dim=1)
+    found = values.gather(1, columns).topk(k, dim=1)
+    return found.values, columns.gather(1, found.indices)
+
+
+def _check_count(k: int, points: int) -> None:
+    if not 1 <= k <= points:
+        raise ValueError(f"{k} neighbours were asked of {points} points: ask for 1 to {points}.")
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "an index of kind hnsw or ivf needs faiss-cpu: pip install 'ebc-lab[ebm]', or take index=exact."
+        ) from error
+    return faiss
+
+
+@contextmanager
+def _one_thread() -> Iterator[Any]:
+    """faiss on one thread, the same graph each time; the process's own count comes back afterwards."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _array(x: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.ascontiguousarray(x.detach().to("cpu", torch.float32).numpy())
+
+
+class NeighbourIndex:
+    """An index of one kind over points (N, n), unit vectors; `recall` is the share it has to find.
+
+    After `build`: `recall` is what it reached (1 for exact), `effort` the efSearch or nprobe it needed (0 for
+    exact), `wanted` what was asked for. A graph that misses it at an effort of N keeps that effort.
+    ValueError for an unknown kind, a recall outside (0, 1], and without faiss for any kind but exact.
+    """
+
+    def __init__(self, kind: str, recall: float = 0.95, seed: int = 0) -> None:
+        if not 0 < recall <= 1:
+            raise ValueError(f"the recall an index has to reach must lie in (0, 1], not {recall}.")
+        self.kind = check_kind(kind)
+        self.wanted = recall
+        self.seed = seed
+        self.recall = 0.0
+        self.effort = 0
+        self.n = 0
+        self._points = torch.empty(0, 0)  # of the exact kind
+        self._index: Any = None  # of the others: faiss's own
+        if kind != "exact":
+            _faiss()
+
+    def __len__(self) -> int:
+        return len(self._points) if self.kind == "exact" else int(self._index.ntotal if self._index else 0)
+
+    def build(self, mu: Tensor, k: int = 32) -> NeighbourIndex:
+        """Index mu (N, n) and raise the effort until recall@k is the wanted one; returns itself."""
+        if mu.dim() != 2 or len(mu) == 0:
+            raise ValueError(f"an index is built from points (N, n) with N >= 1, not {tuple(mu.shape)}.")
+        self.n = mu.shape[1]
+        if self.kind == "exact":
+            self._points, self.recall = mu.detach().clone(), 1.0
+            return self
+        points = _array(mu)
+        with _one_thread() as faiss:
+            self._index = _graph(faiss, self.n) if self.kind == "hnsw" else _lists(faiss, points, self.seed)
+            self._index.add(points)
+            self._tune(points, min(k, len(points)))
+        return self
+
+    def search(self, x: Tensor, k: int) -> Tensor:
+        """The k points nearest to each x (M, n), best first: (M, k) int64, on x's device."""
+        _check_count(k, len(self))
+        if self.kind == "exact":
+            return exact_search(x, self._points.to(x.device), k)
+        with _one_thread():
+            return torch.from_numpy(self._find(_array(x), k)[0]).to(x.device)
+
+    def computations(self, x: Tensor, k: int) -> float:
+        """Distances computed for one query, mean over x (M, n), by faiss's counters; N for the exact kind."""
+        _check_count(k, len(self))
+        if self.kind == "exact":
+            return float(len(self))
+        with _one_thread() as faiss:
+            stats = faiss.cvar.hnsw_stats if self.kind == "hnsw" else faiss.cvar.indexIVF_stats
+            stats.reset()
+            completed = self._find(_array(x), k)[1]
+            counted = float(stats.ndis) / len(x) + completed * len(self) / len(x)
+        # the counter leaves out the comparisons with the lists' centres
+        return counted if self.kind == "hnsw" else counted + float(self._index.nlist)
+
+    def to_bytes(self) -> Tensor:
+        """All that a search needs, uint8 (B,): the index read `from_bytes` gives the same answers."""
+        if self.kind == "exact":
+            body = np.frombuffer(_array(self._points).tobytes(), np.uint8)
+        else:
+            body = _faiss().serialize_index(self._index)
+        kind, size = KINDS.index(self.kind), len(body)
+        header = HEADER.pack(MAGIC, kind, size, self.seed, self.n, self.effort, self.recall, self.wanted)
+        return torch.from_numpy(np.concatenate([np.frombuffer(header, np.uint8), body]))
+
+    @classmethod
+    def from_bytes(cls, kind: str, data: Tensor) -> NeighbourIndex:
+        """The index that wrote `data`; ValueError for foreign or truncated bytes or those of another kind."""
+        raw = data.cpu().numpy()
+        if len(raw) < HEADER.size or raw[:4].tobytes() != MAGIC:
+            raise ValueError("these bytes are no index of this program: build the index anew.")
+        _, number, size, seed, n, effort, recall, wanted = HEADER.unpack(raw[: HEADER.size].tobytes())
+        if KINDS[number] != check_kind(kind):
+            raise ValueError(f"these bytes hold an index of kind {KINDS[number]}, not {kind}: build it anew.")
+        body = np.ascontiguousarray(raw[HEADER.size :])
+        if len(body) != size:
+            raise ValueError(f"these bytes of an index are truncated, {len(body)} of {size}: build it anew.")
+        index = cls(kind, wanted, seed)
+        index.n, index.recall = n, recall
+        if kind == "exact":
+            index._points = torch.from_numpy(body.view(np.float32).reshape(-1, n).copy())
+        else:
+            index._index = _faiss().deserialize_index(body)
+            index._spend(effort)
+        return index
+
+    def _find(
+        self, queries: np.ndarray[Any, np.dtype[np.float32]], k: int
+    ) -> tuple[np.ndarray[Any, np.dtype[np.int64]], int]:
+        """faiss's answer; queries for which it found fewer than k are answered exactly, and counted."""
+        found = self._index.search(queries, k)[1]
+        short = np.flatnonzero((found < 0).any(axis=1))
+        if len(short):
+            points = torch.from_numpy(self._index.reconstruct_n(0, len(self)))
+            found[short] = exact_search(torch.from_numpy(queries[short]), points, k).numpy()
+        return found, len(short)
+
+    def _spend(self, effort: int) -> None:
+        self.effort = effort
+        if self.kind == "hnsw":
+            self._index.hnsw.efSearch = effort
+        else:
+            self._index.nprobe = effort
+
+    def _tune(self, points: np.ndarray[Any, np.dtype[np.float32]], k: int) -> None:
+        rng = np.random.Generator(np.random.Philox(self.seed))
+        picked = points[rng.integers(len(points), size=PROBES)]
+        noise = rng.standard_normal(picked.shape) * (PROBE_ANGLE / np.sqrt(self.n))
+        queries = (picked + noise).astype(np.float32)
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        cosines = queries @ points.T
+        worst = -np.partition(-cosines, k - 1, axis=1)[:, k - 1 : k] - TIE
+        limit = len(points) if self.kind == "hnsw" else int(self._index.nlist)
+        effort = FIRST_EF if self.kind == "hnsw" else 1
+        while True:
+            self._spend(min(effort, limit))
+            found = self._index.search(queries, k)[1]
+            reached = np.take_along_axis(cosines, found.clip(0), axis=1) >= worst
+            self.recall = float((reached & (found >= 0)).mean())
+            if self.recall >= self.wanted or effort >= limit:
+                return
+            effort *= 2
+
+
+def _graph(faiss: Any, n: int) -> Any:
+    return faiss.IndexHNSWFlat(n, LINKS, faiss.METRIC_INNER_PRODUCT)
+
+
+def _lists(faiss: Any, points: np.ndarray[Any, np.dtype[np.float32]], seed: int) -> Any:
+    n = points.shape[1]
+    lists = min(len(points), max(1, round(4 * len(points) ** 0.5)))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(n), n, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.seed = seed + 1
+    index.cp.min_points_per_centroid = 1  # a list is short by design: no warning
+    index.train(points)
+    return index

@@ -1,0 +1,449 @@
+"""A language model whose state lives on the unit sphere: encoder, energy, decoder, and what is minimised.
+
+* tokens -> unit embeddings -> `encoder` -> a state s and three contexts (local, medium, global), causal
+* one step down the energy from s, tied to its contexts and drawn to its nearest splats -> the settled state
+* [settled; s] -> `decoder` -> logits. This path is deterministic: it is trained, audited and evaluated
+* the splats follow the states by likelihood (`mle`), their score by denoising score matching, and the decoder
+  meets states settled from noise, as Langevin dynamics gives them; s is detached in the first two
+
+The energy runs in float32 outside autocast; encoder and decoder follow it (docs/ebm.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .decoder import Decoder, Routing, balance_loss, router_z_loss
+from .energy import Terms, compositional_energy, geometric_energy, stiffness
+from .noise import LEVELS, add_noise, r_squared, score_target, widen
+from .soc import Pile
+from .sphere import normalise, project
+from .store import Gathered, SplatStore
+from .vmf import log_peak, mean_cosine
+
+MEMORIES = (0.8, 0.95)  # decay per token of the medium and of the global context
+FADES = 0.7  # of the window's matrices, per token
+TETHERS = (10.0, 1.0, 1.0)  # of local, medium and global context, at first
+PAIRS = 8
+PAIR_SCALE = 0.05  # standard deviation of their weights at first
+
+Blocks = Callable[[], nn.Module]  # makes causal blocks: (B·T, width), B -> (B·T, width)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Sizes and parts of a model; `width` and `context` are those of transformer blocks."""
+
+    vocabulary: int
+    n: int = 64
+    splats: int = 1000
+    neighbours: int = 16
+    encoder: str = "window"
+    decoder: str = "moe"
+    window: int = 8
+    hidden: int = 192
+    experts: int = 4
+    active: int = 2
+    width: int = 128
+    context: int = 64
+    index: str = "exact"
+    adapt: str = "statistics"
+    kappa_min: float = 1.0
+    kappa_max: float = 50.0
+    levels: Sequence[float] = field(default=LEVELS)
+    soc: bool = True
+    soc_threshold: float = 2.0
+    soc_conserved: float = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What one forward leaves for the losses, over M = B·T tokens."""
+
+    rows: int  # B
+    states: Tensor  # s, (M, n)
+    contexts: Tensor  # (M, 3, n)
+    settled: Tensor  # (M, n)
+    neighbours: Tensor  # the K splats that act on each, (M, K) int64; K may be 0
+    dropped_mass: Tensor  # the others' mean responsibility, 0-dim
+    routing: Routing | None  # of the experts
+
+    def at(self, picked: Tensor) -> Kept:
+        """The same of some tokens, whose routing is left out."""
+        return Kept(
+            rows=len(picked),
+            states=self.states[picked],
+            contexts=self.contexts[picked],
+            settled=self.settled[picked],
+            neighbours=self.neighbours[picked],
+            dropped_mass=self.dropped_mass,
+            routing=None,
+        )
+
+
+class WindowEncoder(nn.Module):
+    """sum_{j < m} M_j e_{t-j}, (B, T, n): at first the identity, then fading rotations."""
+
+    def __init__(self, n: int, window: int):
+        super().__init__()
+        fading = (FADES**j * _rotation(n) for j in range(1, window))
+        self.mix = nn.ParameterList([nn.Parameter(m) for m in (torch.eye(n), *fading)])
+
+    def forward(self, e: Tensor) -> Tensor:
+        T, m = e.shape[1], len(self.mix)
+        padded = F.pad(e, (0, 0, m - 1, 0))
+        shifted = torch.cat([padded[:, m - 1 - j : m - 1 - j + T] for j in range(m)], -1)  # (B, T, m·n)
+        return F.linear(shifted, torch.cat(list(self.mix), 1))
+
+
+def _rotation(n: int) -> Tensor:
+    """A random orthogonal matrix, (n, n)."""
+    q, r = torch.linalg.qr(torch.randn(n, n))
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation
+
+
+class CausalBlocks(nn.Module):
+    """Transformer blocks with learned positions between two linear maps: (B, T, a) -> (B, T, b)."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, context: int, blocks: Blocks):
+        super().__init__()
+        self.into = nn.Linear(inputs, width, bias=False)
+        self.positions = nn.Embedding(context, width)
+        nn.init.normal_(self.positions.weight, 0.0, 0.02)
+        self.blocks = blocks()
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.out = nn.Linear(width, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, _ = x.shape
+        x = self.into(x) + self.positions.weight[:T]
+        found: Tensor = self.out(self.norm(self.blocks(x.flatten(0, 1), B)))
+        return found.view(B, T, -1)
+
+
+class EnergyModel(nn.Module):
+    """Tokens (B, T) -> logits (B, T, V).
+
+    Args:
+        embeddings: initial ones, (V, n), unit rows; random directions without.
+        blocks: makes the blocks of a transformer encoder or decoder, where there is one.
+    Raises:
+        ValueError: an unknown encoder or decoder, or one of transformer blocks without `blocks`.
+    """
+
+    def __init__(
+        self, settings: ModelSettings, embeddings: Tensor | None = None, blocks: Blocks | None = None
+    ):
+        super().__init__()
+        self.settings = settings
+        n, V = settings.n, settings.vocabulary
+        self.embeddings = nn.Parameter(
+            normalise(torch.randn(V, n)) if embeddings is None else embeddings.clone()
+        )
+        self.encoder = _encoder(settings, blocks)
+        self.store = _store(settings) if settings.splats else None
+        self.pile: Pile | None = None
+        if settings.splats and settings.soc:
+            self.pile = Pile(n, threshold=settings.soc_threshold, conserved=settings.soc_conserved)
+        self.log_tether = nn.Parameter(torch.tensor(TETHERS).log())
+        self.pair_a = nn.Parameter(normalise(torch.randn(PAIRS, n)))
+        self.pair_b = nn.Parameter(normalise(torch.randn(PAIRS, n)))
+        self.pair_weight = nn.Parameter(PAIR_SCALE * torch.randn(PAIRS))
+        self.gains = nn.Parameter(torch.ones(len(settings.levels)))
+        self.decoder = _decoder(settings, blocks)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a token's logits depend on its own state alone."""
+        return isinstance(self.decoder, Decoder)
+
+    # -- the deterministic path ------------------------------------------------------------------------------
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.detailed(tokens)[0]
+
+    def detailed(self, tokens: Tensor) -> tuple[Tensor, Kept]:
+        """The logits, the same bits as a call's, and what the losses need."""
+        B = len(tokens)
+        states, contexts = self.encode(tokens)
+        with torch.autocast(states.device.type, enabled=False):
+            near, dropped = self.near(states)
+            settled = self.terms(contexts, near).settle(states)
+        logits, routing = self.decode(settled, states, B)
+        return logits.view(*tokens.shape, -1), Kept(B, states, contexts, settled, near, dropped, routing)
+
+    def encode(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) -> states (B·T, n) and contexts (B·T, 3, n), float32 unit vectors."""
+        e = normalise(self.embeddings)[tokens]  # (B, T, n)
+        states = normalise(self.encoder(e))
+        with torch.autocast(e.device.type, enabled=False):
+            wide = [normalise(_decayed(e, memory)) for memory in MEMORIES]
+            contexts = torch.stack([states, *wide], 2)
+        return states.flatten(0, 1), contexts.flatten(0, 1)
+
+    def decode(self, settled: Tensor, states: Tensor, rows: int) -> tuple[Tensor, Routing | None]:
+        """Logits (M, V) of settled states and their contexts' states, (M, n) each, of `rows` sequences."""
+        u = math.sqrt(self.settings.n) * torch.cat([settled, states], -1)
+        if isinstance(self.decoder, Decoder):
+            return self.decoder(u)
+        return self.decoder(u.view(rows, -1, u.shape[-1])).flatten(0, 1), None
+
+    # -- the energy ------------------------------------------------------------------------------------------
+
+    def near(
+        self, x: Tensor, kappa: Tensor | None = None, peak: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The splats that act on each x (M, n), (M, K), and the mean mass of the others."""
+        if self.store is None:
+            return x.new_empty((len(x), 0), dtype=torch.int64), x.new_zeros(())
+        count = min(self.settings.neighbours, len(self.store))
+        return self.store.best(x.detach(), count, kappa=kappa, log_peak=peak)
+
+    def terms(self, contexts: Tensor | None, near: Tensor) -> Terms:
+        """The energy around points whose nearest splats are `near`; without contexts not tied to any."""
+        a, b = normalise(self.pair_a), normalise(self.pair_b)
+        tether = None if contexts is None else self.log_tether.exp()
+        if self.store is not None:
+            splats = self.store.gather(near)
+        else:
+            nothing = a.new_empty(near.shape)  # (M, 0)
+            splats = Gathered(
+                nothing.unsqueeze(-1).expand(*near.shape, a.shape[-1]), nothing, nothing, nothing
+            )
+        mu, log_pi, kappa, peak = splats
+        return Terms(mu, None, kappa, contexts, tether, a, b, self.pair_weight, log_pi, peak)
+
+    def splat_energy(self, x: Tensor, near: Tensor | None = None) -> Tensor:
+        """-ln of the splats' density at x (M, n), nats, (M,). ValueError without splats."""
+        if self.store is None:
+            raise ValueError("a model without splats has no energy of them")
+        mu, log_pi, kappa, peak = self.store.gather(self.near(x)[0] if near is None else near)
+        return Terms(mu, None, kappa, log_pi=log_pi, log_peak=peak).total(x)
+
+    def energy(self, x: Tensor, contexts: Tensor) -> Tensor:
+        """E(x | contexts) in nats, (M,)."""
+        terms = self.terms(contexts, self.near(x)[0])
+        if self.store is not None:
+            return terms.total(x)
+        pairs = compositional_energy(x, normalise(self.pair_a), normalise(self.pair_b), self.pair_weight)
+        return geometric_energy(x, contexts, self.log_tether.exp()) + pairs
+
+    def score(self, x: Tensor, contexts: Tensor) -> Tensor:
+        """-grad E on the sphere, (M, n)."""
+        return self.terms(contexts, self.near(x)[0]).score(x)
+
+    def settle(self, x: Tensor, contexts: Tensor, steps: int = 1) -> Tensor:
+        """x after `steps` that never raise E, (M, n)."""
+        for _ in range(steps):
+            x = self.terms(contexts, self.near(x)[0]).settle(x)
+        return x
+
+    def stiffness(self) -> float:
+        """The largest curvature of E, for the sampler's step."""
+        kappa = self.log_tether.new_zeros(1)
+        if self.store is not None:
+            kappa = self.store.kappa()[self.store.active]
+        return stiffness(kappa, self.log_tether.exp(), self.pair_weight, self.settings.n)
+
+    # -- the score at a noise level --------------------------------------------------------------------------
+
+    def widened(self) -> tuple[Tensor, Tensor]:
+        """The splats' concentrations seen through each noise level, and their normalisers, (levels, N)."""
+        assert self.store is not None
+        kappa = self.store.kappa()
+        widened = torch.stack([widen(kappa, sigma) for sigma in self.settings.levels])
+        return widened, log_peak(self.settings.n, (self.settings.n - 1) * widened.double())
+
+    def score_at(self, x: Tensor, level: int, kappa: Tensor, peak: Tensor) -> Tensor:
+        """The score of states seen through noise of a level at x (M, n); a row each of `widened`, (N,)."""
+        near, _ = self.near(x, kappa.detach(), peak.detach())
+        terms = self.terms(None, near)
+        assert terms.omega is not None
+        kept = mean_cosine(1 / self.settings.levels[level] ** 2) ** 2
+        seen = replace(terms, kappa=kappa[near], omega=kept * terms.omega, log_peak=peak[near])
+        return self.gains[level] * project(x, seen.pull(x))
+
+
+def _store(settings: ModelSettings) -> SplatStore:
+    return SplatStore(
+        settings.splats,
+        settings.n,
+        index=settings.index,
+        neighbours=settings.neighbours,
+        kappa_min=settings.kappa_min,
+        kappa_max=settings.kappa_max,
+        adapt=settings.adapt,
+    )
+
+
+def _encoder(settings: ModelSettings, blocks: Blocks | None) -> nn.Module:
+    if settings.encoder == "window":
+        return WindowEncoder(settings.n, settings.window)
+    if settings.encoder == "transformer":
+        made = _given(blocks, "encoder")
+        return CausalBlocks(settings.n, settings.width, settings.n, settings.context, made)
+    raise ValueError(f"encoder={settings.encoder!r} is unknown; it takes window or transformer")
+
+
+def _decoder(settings: ModelSettings, blocks: Blocks | None) -> nn.Module:
+    inputs, V = 2 * settings.n, settings.vocabulary
+    if settings.decoder == "moe":
+        return Decoder(inputs, settings.hidden, V, experts=settings.experts, active=settings.active)
+    if settings.decoder == "transformer":
+        return CausalBlocks(inputs, settings.width, V, settings.context, _given(blocks, "decoder"))
+    raise ValueError(f"decoder={settings.decoder!r} is unknown; it takes moe or transformer")
+
+
+def _given(blocks: Blocks | None, part: str) -> Blocks:
+    if blocks is None:
+        raise ValueError(f"{part}='transformer' needs `blocks`, which makes its blocks")
+    return blocks
+
+
+def _decayed(e: Tensor, memory: float) -> Tensor:
+    """sum_{j <= t} memory^(t-j) e_j along the sequence, (B, T, n)."""
+    at = torch.arange(e.shape[1], device=e.device)
+    lag = at[:, None] - at
+    weights = torch.where(lag >= 0, memory ** lag.clamp(min=0).to(e.dtype), 0.0)
+    return weights @ e
+
+
+# -- what is minimised ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Of the parts beside the cross-entropy; a part of weight 0 is not computed."""
+
+    mle: float = 1.0
+    score: float = 0.1
+    noised: float = 0.25
+    balance: float = 0.01
+    z: float = 0.001
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """What chance decides of a step's losses."""
+
+    scored: Tensor  # which tokens' states are noised and scored, at every level, (S,) int64
+    noised: Tensor  # whose states the decoder meets settled from noise, (S',) int64; whole rows for blocks
+    generator: torch.Generator
+    noise: str = "vmf"
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Noised states at every level, and the model's scores of them: (S, n) each, detached."""
+
+    x: list[Tensor]
+    scores: list[Tensor]
+
+
+class Objective(NamedTuple):
+    """The total, 0-dim, its parts detached by name (`loss` is the mean cross-entropy, nats per token), and
+    what was scored."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    scored: Scored | None
+
+
+def objective(
+    model: EnergyModel, logits: Tensor, targets: Tensor, kept: Kept, weights: LossWeights, draws: Draws
+) -> Objective:
+    """What is minimised: logits (B, T, V), targets (B, T), and what `detailed` kept of this forward."""
+    scored = None
+    total = loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+    parts = {"loss": loss.detach(), "dropped_mass": kept.dropped_mass.detach()}
+    n = model.settings.n
+
+    def add(name: str, weight: float, part: Tensor) -> None:
+        nonlocal total
+        total = total + weight * part
+        parts[name] = part.detach()
+
+    if model.store is not None and weights.mle:
+        energy = model.splat_energy(kept.states.detach(), kept.neighbours).mean()
+        add("loss_mle", weights.mle, energy / (n - 1))
+        parts["energy"] = energy.detach() - log_area(n)
+    if model.store is not None and weights.score:
+        explained, scored = explained_by_level(model, kept.states[draws.scored].detach(), draws)
+        add("loss_dsm", weights.score, 1 - torch.stack(explained).mean())
+        parts |= {r2_column(s): r2.detach() for s, r2 in zip(model.settings.levels, explained, strict=True)}
+    if weights.noised:
+        add("loss_noised", weights.noised, noised_loss(model, kept, targets, draws))
+    if kept.routing is not None:
+        routing = kept.routing
+        add("balance", weights.balance, balance_loss(routing.indices, routing.probabilities))
+        add("router_z", weights.z, router_z_loss(routing.logits))
+        parts |= expert_loads(routing)
+    parts["loss_total"] = total.detach()
+    return Objective(total, parts, scored)
+
+
+def log_area(n: int) -> float:
+    """ln of the surface of S^(n-1): the energy of the uniform law."""
+    return math.log(2) + n / 2 * math.log(math.pi) - math.lgamma(n / 2)
+
+
+def r2_column(sigma: float) -> str:
+    """The column of the share of the score explained at a level: `r2_0p05`."""
+    return f"r2_{level_name(sigma)}"
+
+
+def level_name(sigma: float) -> str:
+    """A noise level in the name of a column: `0p05`."""
+    return f"{sigma:g}".replace(".", "p")
+
+
+def expert_loads(routing: Routing) -> dict[str, Tensor]:
+    """The share of (token, place) pairs that each expert has, `load_0` and so on."""
+    experts = range(routing.probabilities.shape[-1])
+    return {f"load_{e}": (routing.indices == e).float().mean() for e in experts}
+
+
+def explained_by_level(model: EnergyModel, states: Tensor, draws: Draws) -> tuple[list[Tensor], Scored]:
+    """R² of the model's score of noised states (S, n), 0-dim for each level, and what was scored."""
+    kappas, peaks = model.widened()
+    found = []
+    scored = Scored([], [])
+    for level, sigma in enumerate(model.settings.levels):
+        x = add_noise(states, sigma, draws.noise, generator=draws.generator)
+        target = score_target(x, states, sigma, draws.noise)
+        score = model.score_at(x, level, kappas[level], peaks[level])
+        found.append(r_squared(score, target))
+        scored.x.append(x)
+        scored.scores.append(score.detach())
+    return found, scored
+
+
+@torch.no_grad()
+def score_shift(model: EnergyModel, scored: Scored) -> Tensor:
+    """rms of the change of the scores since they were taken over their rms, mean over the levels, 0-dim."""
+    kappas, peaks = model.widened()
+    shares = []
+    for level, (x, before) in enumerate(zip(scored.x, scored.scores, strict=True)):
+        now = model.score_at(x, level, kappas[level], peaks[level])
+        shares.append((now - before).square().sum().sqrt() / before.square().sum().sqrt())
+    return torch.stack(shares).mean()
+
+
+def noised_loss(model: EnergyModel, kept: Kept, targets: Tensor, draws: Draws) -> Tensor:
+    """Cross-entropy of tokens decoded from states that settled from a noised start, levels in turn."""
+    part = kept.at(draws.noised)
+    levels = torch.tensor(model.settings.levels, device=part.states.device)
+    sigma = levels[torch.arange(len(part.states), device=levels.device) % len(levels)]
+    start = add_noise(part.states.detach(), sigma, draws.noise, generator=draws.generator)
+    settled = model.settle(start, part.contexts)
+    rows = max(1, len(draws.noised) * kept.rows // len(kept.states))
+    logits, _ = model.decode(settled, part.states, rows)
+    return F.cross_entropy(logits.float(), targets.flatten()[draws.noised])

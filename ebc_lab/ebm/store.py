@@ -1,0 +1,563 @@
+"""The splats of the energy: directions that are trained, widths and weights by statistics (docs/ebm.md).
+
+* Places are allocated once and never change shape; `active` marks those in use.
+* `mu` is normalised where it is read. It is the only parameter, unless `adapt="gradient"` trains ln alpha and
+  ln kappa as well.
+* After each step a splat wins the states it is nearest to in angle: frequency and weight count them, and the
+  concentration follows from their mean cosine. By responsibility, broad splats would take all.
+* Splats that hardly win move to states nobody is near: an encoder that is trained outruns them otherwise.
+* Approximate search takes candidates from where the splats were when the index was built; they are ranked
+  anew where the splats are now.
+
+Sums over states are added as integers: they have the same bits in any order, on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Literal, NamedTuple, cast, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import vmf
+from .index import NeighbourIndex, check_kind, exact_search, largest, rows_at_once
+from .sphere import distance, normalise
+from .vmf import concentration_of, mean_cosine
+
+__all__ = ["Gathered", "SplatStore", "Wins", "spherical_kmeans", "splats_at", "totals"]
+
+ADAPT: Final = ("statistics", "gradient")
+KEEP: Final = 0.99  # of a splat's frequency, each step
+RESULTANT_KEEP: Final = 0.95  # of its mean cosine, each win
+DEAD: Final = 0.1  # of a fair share of the states
+TELLING: Final = 4  # states a splat below which a count of none does not show that a splat is dead
+FIRST_KAPPA: Final = 10.0
+FIRST_ALPHA: Final = 1.0
+FLOOR: Final = -80.0  # of a logit below the best; exp is slow where it underflows
+UNITS: Final = 2.0**32  # to the integer in which sums are added
+
+PHASES: Final = (1, 6, 10)  # tenths of the splats, in each third of the steps
+FEWEST: Final = 16
+NEVER: Final = -(2**62)  # when a splat that has won no state won its last one
+COVERED_OVER: Final = 20  # states a splat: the latest that `coverage` looks at
+TOKENS_EACH: Final = 20  # of the training text, at least, for one splat
+
+
+class Wins(NamedTuple):
+    """The splat nearest to each state, int64 (M,), and the angle between them in radians (M,)."""
+
+    winner: Tensor
+    angle: Tensor
+
+
+class Gathered(NamedTuple):
+    """The splats chosen for each state: mu (M, K, n); log_pi, kappa, log_peak (M, K), log_peak in float64."""
+
+    mu: Tensor
+    log_pi: Tensor
+    kappa: Tensor
+    log_peak: Tensor
+
+
+# -- curriculum and first places -----------------------------------------------------------------------------
+
+
+def splats_at(step: int, steps: int, most: int, tokens: int) -> int:
+    """Splats in use at a step: 0.1, 0.6 and 1 of them in the three thirds of the steps, at least 16.
+
+    `most` are allowed, and no more than one for 20 of the `tokens` of training text.
+    """
+    phase = int(step >= steps // 3) + int(step >= 2 * steps // 3)
+    return min(most, max(FEWEST, min(most, tokens // TOKENS_EACH) * PHASES[phase] // 10))
+
+
+def spherical_kmeans(
+    states: Tensor, k: int, rng: np.random.Generator, rounds: int = 4
+) -> tuple[Tensor, Tensor]:
+    """Centres (k, n), unit vectors, and the centre of each state, int64 (M,), after a few rounds.
+
+    Starts from k of the states (M, n), drawn without replacement. A centre that nobody is near moves to the
+    state farthest from its own. ValueError for k outside 1 to M.
+    """
+    if not 1 <= k <= len(states):
+        raise ValueError(f"{k} centres were asked of {len(states)} states: ask for 1 to {len(states)}.")
+    with torch.no_grad():
+        points = normalise(states)
+        centres = points[torch.from_numpy(rng.choice(len(points), k, replace=False)).to(points.device)]
+        nothing = centres.new_zeros(k)
+        for _ in range(rounds):
+            cosine, labels = _closest(points, centres, nothing)
+            sums = totals(labels, points, k)
+            empty = (sums == 0).all(dim=1)
+            farthest = cosine.argsort(stable=True)[: int(empty.sum())]
+            centres = normalise(sums.to(points.dtype))
+            centres[empty] = points[farthest]
+        return centres, _closest(points, centres, nothing)[1]
+
+
+def _closest(points: Tensor, centres: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of offset + cosine of each point with the centres, and whose it is: (M,) each."""
+    cosines, labels = [], []
+    with torch.autocast(points.device.type, enabled=False):
+        for part in torch.split(points, rows_at_once(len(centres))):
+            best = torch.addmm(offset, part, centres.T).max(dim=1)
+            cosines.append(best.values)
+            labels.append(best.indices)
+    return torch.cat(cosines), torch.cat(labels)
+
+
+def totals(winner: Tensor, values: Tensor, places: int) -> Tensor:
+    """Sums of values (M,) or (M, n) over the states of each place, float64 (places,) or (places, n).
+
+    Added as integers in units of 2^-32, so that the order of the states changes no bit.
+    """
+    counted = (values.double() * UNITS).round().long()
+    sums = torch.zeros((places, *values.shape[1:]), dtype=torch.int64, device=values.device)
+    return sums.index_add_(0, winner, counted).double() / UNITS
+
+
+# -- the store -----------------------------------------------------------------------------------------------
+
+
+class SplatStore(nn.Module):
+    """`capacity` places for splats in n dimensions; `index` and `neighbours` say how the nearest are found.
+
+    kappa is held within [kappa_min, kappa_max], per degree of freedom. `kappa_divisor`, 1 unless a curriculum
+    sets it, divides what `kappa()` gives. ValueError for limits out of order and unknown names.
+    """
+
+    mu: nn.Parameter
+    active: Tensor
+    alpha: Tensor
+    concentration: Tensor
+    frequency: Tensor
+    age: Tensor
+    resultant: Tensor
+    stress: Tensor
+    seen: Tensor
+    last_won: Tensor
+
+    def __init__(
+        self,
+        capacity: int,
+        n: int,
+        index: str = "exact",
+        neighbours: int = 32,
+        kappa_min: float = 1.0,
+        kappa_max: float = 50.0,
+        adapt: str = "statistics",
+        recall: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_store(capacity, n, neighbours, kappa_min, kappa_max)
+        check_adapt(adapt)
+        NeighbourIndex(index, recall, seed)  # refuses now what it would refuse at the first search
+        self.capacity, self.n, self.neighbours = capacity, n, neighbours
+        self.kind, self.recall, self.seed = check_kind(index), recall, seed
+        self.kappa_min, self.kappa_max, self.adapt = kappa_min, kappa_max, adapt
+        self.kappa_divisor = 1.0
+        self._count = 0
+        self._index: NeighbourIndex | None = None
+        self._rows = torch.empty(0, dtype=torch.int64)  # the place of each point of the index
+        first = min(max(FIRST_KAPPA, kappa_min), kappa_max)
+        self.mu = nn.Parameter(torch.eye(n)[torch.arange(capacity) % n])
+        if adapt == "gradient":
+            self.log_alpha = nn.Parameter(torch.zeros(capacity))
+            self.log_kappa = nn.Parameter(torch.full((capacity,), math.log(first)))
+        self.register_buffer("active", torch.zeros(capacity, dtype=torch.bool))
+        self.register_buffer("alpha", torch.zeros(capacity))
+        self.register_buffer("concentration", torch.full((capacity,), first))
+        self.register_buffer("frequency", torch.zeros(capacity))
+        self.register_buffer("age", torch.zeros(capacity, dtype=torch.int64))
+        self.register_buffer("resultant", mean_cosine(self.concentration))
+        self.register_buffer("stress", torch.zeros(capacity))
+        self.register_buffer("seen", torch.tensor(0))  # states observed so far
+        self.register_buffer("last_won", torch.full((capacity,), NEVER))  # `seen` after each one's last win
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extra_repr(self) -> str:
+        return f"{self._count} of {self.capacity} places, n={self.n}, index={self.kind}, adapt={self.adapt}"
+
+    # -- what the energy reads -------------------------------------------------------------------------------
+
+    def directions(self) -> Tensor:
+        """mu with unit rows (capacity, n), also where no splat is; gradients pass."""
+        return normalise(self.mu)
+
+    def width(self) -> Tensor:
+        """kappa within its limits (capacity,), not divided by `kappa_divisor`: how wide the states lie."""
+        if self.adapt == "statistics":
+            return self.concentration.clamp(self.kappa_min, self.kappa_max)
+        return self.log_kappa.clamp(math.log(self.kappa_min), math.log(self.kappa_max)).exp()
+
+    def kappa(self) -> Tensor:
+        """The concentration per degree of freedom (capacity,) that the energy uses: width / kappa_divisor."""
+        return self.width() if self.kappa_divisor == 1 else self.width() / self.kappa_divisor
+
+    def log_pi(self) -> Tensor:
+        """ln of each splat's share of alpha among the active ones (capacity,); -inf where none is."""
+        if self.adapt == "gradient":
+            return self.log_alpha.masked_fill(~self.active, -math.inf).log_softmax(0)
+        weights = torch.where(self.active, self.alpha, 0.0)
+        return torch.log(weights / weights.sum())
+
+    def log_peak(self) -> Tensor:
+        """ln of each splat's density at its own mu, float64 (capacity,), at `kappa()`."""
+        return vmf.log_peak(self.n, (self.n - 1) * self.kappa())
+
+    def gather(self, indices: Tensor) -> Gathered:
+        """The splats of indices (M, K), differentiable in whatever is trained."""
+        mu = functional.embedding(indices, self.directions())
+        return Gathered(mu, self.log_pi()[indices], self.kappa()[indices], self.log_peak()[indices])
+
+    # -- search ----------------------------------------------------------------------------------------------
+
+    def nearest(self, x: Tensor, k: int) -> Tensor:
+        """The k active splats with the largest mu.x for each x (M, n), falling: int64 (M, k).
+
+        ValueError where fewer than k are active. An approximate index may miss some.
+        """
+        if not 1 <= k <= self._count:
+            raise ValueError(
+                f"{k} neighbours were asked of {self._count} splats: ask for 1 to {self._count}."
+            )
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            directions, x = self.directions(), x.to(self.mu.dtype)
+            if self._approximate(k):
+                return self._rank(x, directions, None, None, k)[1]
+            if self._count < self.capacity:
+                rows = self.active.nonzero().squeeze(1)
+                return rows[exact_search(x, directions[rows], k)]
+            return exact_search(x, directions, k)
+
+    @overload
+    def best(
+        self,
+        x: Tensor,
+        k: int,
+        kappa: Tensor | None = None,
+        log_peak: Tensor | None = None,
+        logits: Literal[False] = False,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def best(
+        self,
+        x: Tensor,
+        k: int,
+        kappa: Tensor | None = None,
+        log_peak: Tensor | None = None,
+        *,
+        logits: Literal[True],
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def best(
+        self,
+        x: Tensor,
+        k: int,
+        kappa: Tensor | None = None,
+        log_peak: Tensor | None = None,
+        logits: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """The k splats with the largest logit for each x (M, n), int64 (M, k), and the mean mass of the rest.
+
+        The logit is ln pi + log_peak - kappa (n - 1) (1 - mu.x), at `kappa()` or the `kappa` and `log_peak`
+        given (capacity,). The dropped mass is 0-dim, NaN where an approximate index cannot tell. `logits`
+        adds the k logits (M, k). Where fewer than k splats are active, the others have a log share of -inf.
+        """
+        if not 1 <= k <= self.capacity:
+            raise ValueError(f"{k} splats a state were asked of {self.capacity} places: ask for fewer.")
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            directions, x = self.directions(), x.to(self.mu.dtype)
+            raw = (self.n - 1) * (self.kappa() if kappa is None else kappa)
+            if log_peak is None:
+                log_peak = self.log_peak() if kappa is None else vmf.log_peak(self.n, raw)
+            offset = (self.log_pi().double() + log_peak - raw.double()).to(x.dtype)
+            raw = raw.to(x.dtype)
+            if self._approximate(k):
+                values, found = self._rank(x, directions, offset, raw, k)
+                dropped = x.new_full((), math.nan)
+            else:
+                values, found, dropped = _all_logits(x, raw.unsqueeze(1) * directions, offset, k)
+        return (found, dropped, values) if logits else (found, dropped)
+
+    def rebuild_index(self) -> None:
+        """Build the approximate index where the splats are now; the exact kind has none."""
+        if self.kind == "exact" or self._count == 0:
+            return
+        self._rows = self.active.nonzero().squeeze(1)
+        points = self.directions().detach()[self._rows]
+        self._index = NeighbourIndex(self.kind, self.recall, self.seed).build(points, self.neighbours)
+
+    def _approximate(self, k: int) -> bool:
+        """Whether the index is asked for k splats; few of them are searched exactly."""
+        return self.kind != "exact" and self._count >= 2 * max(k, self.neighbours)
+
+    def _rank(
+        self, x: Tensor, directions: Tensor, offset: Tensor | None, raw: Tensor | None, k: int
+    ) -> tuple[Tensor, Tensor]:
+        """The best k of the index's candidates, ranked where the splats are now: values and rows, (M, k)."""
+        if self._index is None:
+            self.rebuild_index()
+        assert self._index is not None
+        count = 2 * max(k, self.neighbours)
+        values, found = [], []
+        for part in torch.split(x, rows_at_once(count * self.n)):
+            candidates = self._rows.to(x.device)[self._index.search(part, count)]
+            scores = (directions[candidates] @ part.unsqueeze(2)).squeeze(2)
+            if offset is not None and raw is not None:
+                scores = offset[candidates] + raw[candidates] * scores
+            top, places = largest(scores, k)
+            values.append(top)
+            found.append(candidates.gather(1, places))
+        return torch.cat(values), torch.cat(found)
+
+    # -- places ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def add(
+        self, mu: Tensor, alpha: float | Tensor | None = None, kappa: float | Tensor | None = None
+    ) -> Tensor:
+        """Put splats with directions mu (m, n) in the first free places: their rows, int64 (m,).
+
+        alpha is 1 and kappa 10 where left out; kappa is clamped. ValueError when they do not fit, for rows
+        without a direction and for an alpha that is not over 0.
+        """
+        free = (~self.active).nonzero().squeeze(1)
+        if len(mu) > len(free):
+            raise ValueError(
+                f"the store has {len(free)} of {self.capacity} places free, not {len(mu)}: allocate more."
+            )
+        rows = free[: len(mu)]
+        self.place(rows, mu, alpha, kappa)
+        return rows
+
+    @torch.no_grad()
+    def place(
+        self,
+        rows: Tensor,
+        mu: Tensor,
+        alpha: float | Tensor | None = None,
+        kappa: float | Tensor | None = None,
+        frequency: float | Tensor = 0.0,
+    ) -> None:
+        """Put splats in the given rows (m,), whatever was there; age and stress start at 0."""
+        mu = mu.detach().to(self.mu)
+        if mu.shape != (len(rows), self.n) or not bool((mu.isfinite().all(1) & (mu != 0).any(1)).all()):
+            raise ValueError(f"splats need finite directions of shape (m, {self.n}) that are not zero.")
+        weight = torch.as_tensor(FIRST_ALPHA if alpha is None else alpha).to(self.alpha)
+        if not bool((weight > 0).all()):
+            raise ValueError("a splat needs a weight alpha over 0.")
+        width = torch.as_tensor(FIRST_KAPPA if kappa is None else kappa).to(self.concentration)
+        self.mu[rows] = normalise(mu)
+        self.active[rows] = True
+        self.frequency[rows] = torch.as_tensor(frequency).to(self.frequency)
+        self.age[rows] = 0
+        self.stress[rows] = 0
+        self.last_won[rows] = NEVER
+        self.weigh(rows, weight)
+        self._set_kappa(rows, width)
+        self.resultant[rows] = mean_cosine(self.concentration[rows])
+        self._count = int(self.active.sum())
+        self._index = None
+
+    @torch.no_grad()
+    def weigh(self, rows: Tensor, alpha: Tensor) -> None:
+        """Give the splats of rows (m,) the weights alpha (m,) or ()."""
+        self.alpha[rows] = alpha.to(self.alpha)
+        if self.adapt == "gradient":
+            self.log_alpha[rows] = alpha.to(self.alpha).log()
+
+    @torch.no_grad()
+    def set_resultant(self, rows: Tensor, resultant: Tensor) -> None:
+        """Give the splats of rows (m,) a mean cosine (m,) or (), and the concentration it stands for."""
+        self.resultant[rows] = resultant.to(self.resultant)
+        self._set_kappa(rows, self._kappa_of(resultant))
+
+    def _kappa_of(self, resultant: Tensor) -> Tensor:
+        """The concentration of a mean cosine, within the limits; rounding lifts that of one state over 1."""
+        low, high = mean_cosine(self.kappa_min), mean_cosine(self.kappa_max)
+        return concentration_of(resultant.clamp(low, high)).clamp_(self.kappa_min, self.kappa_max)
+
+    def _set_kappa(self, rows: Tensor, kappa: Tensor) -> None:
+        self.concentration[rows] = kappa.to(self.concentration).clamp(self.kappa_min, self.kappa_max)
+        if self.adapt == "gradient":
+            self.log_kappa[rows] = self.concentration[rows].log()
+
+    def weights(self) -> Tensor:
+        """alpha of each place (capacity,), trained or counted; without meaning where no splat is."""
+        return self.log_alpha.exp() if self.adapt == "gradient" else self.alpha
+
+    # -- statistics ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(self, states: Tensor) -> Wins:
+        """Count who wins the states (M, n) of one step and move weights and concentrations after them.
+
+        frequency <- 0.99 frequency + wins; the mean cosine moves by 1 - 0.95^wins to that of the states won;
+        kappa = clamp(rho / (1 - rho^2)), alpha = frequency + mean frequency, age += 1. With
+        `adapt="gradient"` alpha and kappa stay the optimizer's; ln kappa is put back within its limits.
+        """
+        if states.dim() != 2 or states.shape[1] != self.n or self._count == 0:
+            raise ValueError(
+                f"a store of {self._count} splats in {self.n} dimensions cannot observe states of shape "
+                f"{tuple(states.shape)}: give (M, {self.n}), after splats were added."
+            )
+        cosine, wins = self._win(states)
+        counts, sums = self._counted(wins.winner, cosine)
+        self.frequency.mul_(KEEP).add_(counts)
+        mean = torch.where(counts > 0, sums / counts.clamp_min(1), self.resultant)
+        self.resultant.lerp_(mean, 1 - RESULTANT_KEEP**counts)
+        self.age.add_(self.active)
+        self.seen.add_(len(states))
+        self.last_won.copy_(torch.where(counts > 0, self.seen, self.last_won))
+        self._follow()
+        return wins
+
+    def coverage(self) -> float:
+        """The share of active splats that won one of the last 20 N states observed."""
+        recent = self.last_won > self.seen - COVERED_OVER * self._count
+        return float((recent & self.active).sum()) / max(1, self._count)
+
+    def _win(self, states: Tensor) -> tuple[Tensor, Wins]:
+        """mu.s of each state's nearest splat (M,), and who it is."""
+        with torch.autocast(states.device.type, enabled=False):
+            states, directions = states.detach().to(self.mu.dtype), self.directions()
+            if self._approximate(1):
+                values, found = self._rank(states, directions, None, None, 1)
+                cosine, winner = values[:, 0], found[:, 0]
+            else:
+                offset = torch.zeros_like(self.alpha).masked_fill_(~self.active, -math.inf)
+                cosine, winner = _closest(states, directions, offset)
+            return cosine, Wins(winner, distance(states, directions[winner]))
+
+    def _counted(self, winner: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        """The states each place won and the sum of their cosines, (capacity,) each, of the buffers' dtype."""
+        ones = torch.ones_like(winner)
+        counts = torch.zeros(self.capacity, dtype=torch.int64, device=winner.device)
+        counts.scatter_add_(0, winner, ones)
+        return counts.to(self.frequency), totals(winner, cosine, self.capacity).to(self.resultant)
+
+    def _follow(self) -> None:
+        """alpha and the concentration from frequency and resultant; trained ones back in their limits."""
+        if self.adapt == "gradient":
+            self.log_kappa.clamp_(math.log(self.kappa_min), math.log(self.kappa_max))
+            return
+        kappa = self._kappa_of(self.resultant)
+        self.concentration.copy_(torch.where(self.active, kappa, self.concentration))
+        fair = self.frequency.sum() / self.active.sum()
+        self.alpha.copy_(torch.where(self.active, self.frequency + fair, 0.0))
+
+    # -- events ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def revive(self, states: Tensor, rng: np.random.Generator) -> Tensor:
+        """Move splats that win under 0.1 of a fair share of the states (M, n) to states nobody is near.
+
+        Those are drawn with probability proportional to 1 - max_k mu_k.s, each at most once; frequency and
+        mean cosine of all splats are then taken anew from the states. With under 4 states a splat, a count of
+        none proves nothing: a splat must also be rare by its frequency, and only moved ones are taken anew.
+        Returns the rows moved, int64; their optimizer state and what remembers their wins is the caller's.
+        """
+        cosine, wins = self._win(states)
+        counts, _ = self._counted(wins.winner, cosine)
+        dead = self.active & (counts < DEAD * len(states) / self._count)
+        if self._few(states):
+            dead &= self.frequency < DEAD * self.frequency.sum() / self._count
+        chance = (1 - cosine.double()).clamp_min(0).cpu().numpy()
+        rows = dead.nonzero().squeeze(1)[: np.count_nonzero(chance)]
+        if len(rows) == 0:
+            return rows
+        drawn = rng.choice(len(states), len(rows), replace=False, p=chance / chance.sum())
+        self.place(rows, states[torch.from_numpy(drawn).to(states.device)], self._mean_alpha())
+        self._renew(states, rows)
+        return rows
+
+    @torch.no_grad()
+    def grow(self, states: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+        """Add `count` splats where spherical k-means puts them among the states (M, n): their rows.
+
+        Frequency and mean cosine of all are then taken anew from the states, as after a revival.
+        """
+        centres, _ = spherical_kmeans(states, count, rng)
+        rows = self.add(centres, self._mean_alpha() if self._count else None)
+        self._renew(states, rows)
+        return rows
+
+    def _few(self, states: Tensor) -> bool:
+        return len(states) < TELLING * self._count
+
+    def _mean_alpha(self) -> Tensor:
+        """The mean weight, for gradients the geometric mean, of the active splats."""
+        if self.adapt == "gradient":
+            return self.log_alpha[self.active].mean().exp()
+        return self.alpha[self.active].mean()
+
+    def _renew(self, states: Tensor, moved: Tensor) -> None:
+        """Statistics from these states alone: of all splats, of the moved ones only where states are few."""
+        cosine, wins = self._win(states)
+        counts, sums = self._counted(wins.winner, cosine)
+        pooled = cosine.mean().to(sums)  # for splats that won none of them
+        resultant = torch.where(counts > 0, sums / counts.clamp_min(1), pooled)
+        if self._few(states):
+            rows, kept = moved, self.frequency.sum()
+            fair = kept / max(1, self._count - len(moved))
+            self.frequency[rows] = torch.where(kept > 0, fair, counts[rows])
+        else:
+            rows = self.active.nonzero().squeeze(1)
+            self.frequency[rows] = counts[rows]
+        self.resultant[rows] = resultant[rows]
+        if self.adapt == "gradient":  # what is trained changes only where a splat is new
+            self.set_resultant(moved, resultant[moved])
+        self._follow()
+
+    # -- resume ----------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What no parameter or buffer holds: the divisor of kappa, the index's bytes and its rows."""
+        data = torch.empty(0, dtype=torch.uint8) if self._index is None else self._index.to_bytes()
+        divisor = torch.tensor(self.kappa_divisor, dtype=torch.float64)
+        return {"kappa_divisor": divisor, "index": data, "rows": self._rows.cpu()}
+
+    def set_extra_state(self, state: Any) -> None:
+        kept = cast(dict[str, Tensor], state)
+        self.kappa_divisor = float(kept["kappa_divisor"])
+        data = kept["index"]
+        self._index = NeighbourIndex.from_bytes(self.kind, data) if len(data) else None
+        self._rows = kept["rows"].to(self.mu.device)
+        self._count = int(self.active.sum())  # the buffers are read before this
+
+
+def _all_logits(x: Tensor, scaled: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest of offset + scaled.x, where they are, and the mean softmax mass of the others."""
+    values, found, dropped = [], [], []
+    for part in torch.split(x, rows_at_once(len(scaled))):
+        logits = torch.addmm(offset, part, scaled.T)  # (m, capacity)
+        top, places = largest(logits, k)
+        rest = (logits - top[:, :1]).clamp_(min=FLOOR).exp_().scatter_(1, places, 0.0).sum(1)
+        mass = (top - top[:, :1]).exp().sum(1)
+        values.append(top)
+        found.append(places)
+        dropped.append(rest / (rest + mass))
+    return torch.cat(values), torch.cat(found), torch.cat(dropped).mean()
+
+
+def check_adapt(adapt: str) -> None:
+    """ValueError unless alpha and kappa follow statistics or the gradient."""
+    if adapt not in ADAPT:
+        raise ValueError(f"store.adapt {adapt!r} is unknown: choose one of {', '.join(ADAPT)}.")
+
+
+def _check_store(capacity: int, n: int, neighbours: int, kappa_min: float, kappa_max: float) -> None:
+    if capacity < 1 or neighbours < 1:
+        raise ValueError(f"a store needs places and neighbours, not {capacity} and {neighbours}.")
+    if n < 2:
+        raise ValueError(f"a sphere needs n >= 2 dimensions around it, not {n}.")
+    if not 0 < kappa_min <= kappa_max < math.inf:
+        raise ValueError(f"the limits of kappa must be over 0 and in order, not {kappa_min} and {kappa_max}.")

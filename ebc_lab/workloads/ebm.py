@@ -1,0 +1,384 @@
+"""The energy-based language model on the sphere (`ebc_lab.ebm`, docs/ebm.md) as a workload of the lab.
+
+What moves beside the trained parameters, the splats' statistics and places, moves after the step's audit, and
+is a function of the seed and the step: no generator carries anything from one step to the next.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import EbmConfig, RunConfig
+from ebc_lab.ebc import StepStats
+from ebc_lab.ebc.logits import mean_kl
+from ebc_lab.ebm.embeddings import cooccurrence, load_gpt2
+from ebc_lab.ebm.evaluate import energy_trend, held_out, held_out_names, ngram_baselines, sampled_loss
+from ebc_lab.ebm.model import (
+    Draws,
+    EnergyModel,
+    Kept,
+    LossWeights,
+    Scored,
+    objective,
+    r2_column,
+    score_shift,
+)
+from ebc_lab.ebm.soc import drive
+from ebc_lab.ebm.store import splats_at
+from ebc_lab.records.paths import RunFiles
+
+from .batches import windows
+from .corpus import Corpus
+from .kept import build, sampling_of, settings_of, write_model
+from .losses import autocast
+from .text import tokenised_of, tokenizer_of
+
+PRESENT = 8192  # states of training text that a revival or new splats are chosen from
+REVIVED_AT = (10, 20)  # steps, beside every ebm.revive_every
+EVALUATED = 1024  # states of validation text at every evaluation
+SAMPLED = 512  # tokens of validation text for the sampled loss
+SAMPLES = 8
+JUDGED = 4096  # states of validation text at the end
+PURPOSES = (
+    "losses",
+    "noise",
+    "present",
+    "revive",
+    "grow",
+    "evaluate",
+    "sample",
+)  # what chance decides at a step
+OURS = 1  # in the counter of the generator: batches and partitions have 0
+
+# parameters of two dimensions that are no hidden matrices
+OUTSIDE = re.compile(r"router|head|positions|(^|\.)(into|out)\.weight$")
+
+Renew = Callable[[nn.Parameter, Tensor], None]
+
+
+@dataclass
+class Tape:
+    """What one forward leaves for the losses and for what comes after the step."""
+
+    inputs: Tensor  # (B, T)
+    kept: Kept
+    scored: Scored | None = None  # filled in by the losses
+
+
+class Audited(NamedTuple):
+    """The rows that audit a step, their logits after the update, and what changed on them."""
+
+    inputs: Tensor
+    logits: Tensor
+    found: dict[str, Tensor]
+
+
+def _block(name: str) -> str:
+    """The group of a parameter under budget.grouping=block."""
+    if match := re.search(r"\.experts\.(\d+)\.", name):
+        return f"expert{match.group(1)}"
+    if match := re.match(r"decoder\.blocks\.layers\.(\d+)\.", name):
+        return f"block{match.group(1)}"
+    lead = name.partition(".")[0]
+    return {"embeddings": "embeddings", "encoder": "encoder", "decoder": "head"}.get(lead, "splats")
+
+
+def _type(name: str) -> str:
+    """The group of a parameter under budget.grouping=type."""
+    if "norm" in name:
+        return "norm"
+    return "experts" if ".experts." in name else _block(name).rstrip("0123456789")
+
+
+GROUPS: dict[str, Callable[[str], str]] = {"block": _block, "type": _type}
+
+
+def step_columns(run: RunConfig) -> tuple[str, ...]:
+    """What such a run adds to steps.csv."""
+    ebm = run.ebm
+    splats = ebm.splats > 0
+    columns = ["loss_total"]
+    columns += ["loss_mle", "energy"] if splats and ebm.mle else []
+    columns += ["loss_dsm", *map(r2_column, ebm.levels)] if splats and ebm.score else []
+    columns += ["loss_noised"] if ebm.noised else []
+    columns += ["dropped_mass", "splats", "revived", "kappa_median"] if splats else []
+    columns += ["soc_rate", "topplings", "consolidations"] if splats and ebm.soc else []
+    if run.decoder.name == "moe":
+        columns += ["balance", "router_z", "route_flips"]
+        columns += [f"load_{e}" for e in range(run.decoder.experts)]
+    return (*columns, "splat_flips", "score_shift", "event_kl") if splats else (*columns, "event_kl")
+
+
+class EBMWorkload:
+    """An energy-based model that predicts the next token of a text. Raises UserError as its parts do."""
+
+    capturable = False  # places and candidates of its splats are chosen on the host
+
+    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
+        self.run = run
+        self.ebm: EbmConfig = run.ebm
+        text = tokenised_of(run, corpus)
+        self.corpus = corpus
+        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
+        self.train_ids = text.splits["train"]
+        self.vocabulary = text.vocabulary
+        self.characters_per_token = text.characters_per_token()
+        self.step_columns = step_columns(run)
+        self.eval_columns = held_out_names(settings_of(run, self.vocabulary))
+        self.weights = LossWeights(
+            mle=self.ebm.mle,
+            score=self.ebm.score,
+            noised=self.ebm.noised,
+            balance=self.ebm.balance,
+            z=self.ebm.z,
+        )
+        self._model: EnergyModel | None = None
+        self.states_seen = 0  # since the last look at the pile
+        self.curve: list[dict[str, float]] = []  # what every evaluation found
+
+    # -- the model -------------------------------------------------------------------------------------------
+
+    def build(self) -> EnergyModel:
+        ebm, seed = self.ebm, self.run.seed
+        try:
+            if ebm.embeddings == "gpt2":
+                first = load_gpt2(str(ebm.gpt2), ebm.n)
+                if len(first) != self.vocabulary:
+                    raise ValueError(
+                        f"ebm.gpt2={ebm.gpt2} has {len(first)} embeddings for {self.vocabulary} tokens: give the "
+                        "folder of the same model as tokens.folder."
+                    )
+            else:
+                first = cooccurrence(self.train_ids, self.vocabulary, ebm.n, seed)
+            model = build(self.run, self.vocabulary, torch.as_tensor(first))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        self._model = model
+        if model.store is not None:
+            device, self.tokens = self.tokens, {k: v.cpu() for k, v in self.tokens.items()}
+            model.store.kappa_divisor = ebm.temperature[0]
+            model.store.grow(self._present(0), self._splats_at(0), self._rng(0, "grow"))
+            self.tokens = device
+        return model
+
+    @property
+    def model(self) -> EnergyModel:
+        assert self._model is not None
+        return self._model
+
+    def _splats_at(self, step: int) -> int:
+        return splats_at(step, self.run.steps, self.ebm.splats, len(self.train_ids))
+
+    def _rng(self, step: int, purpose: str) -> np.random.Generator:
+        counter = [0, 0, OURS, PURPOSES.index(purpose)]
+        return np.random.Generator(np.random.Philox(key=[self.run.seed, step], counter=counter))
+
+    def _generator(self, step: int, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(int(self._rng(step, purpose).integers(2**62)))
+
+    @torch.no_grad()
+    def _present(self, step: int) -> Tensor:
+        """States of training text at the present weights, (at least PRESENT, n)."""
+        T = self.run.model.context
+        tokens = self.tokens["train"]
+        count = min(-(-PRESENT // T), (len(tokens) - 1) // T)
+        starts = self._rng(step, "present").integers(0, len(tokens) - T, count)
+        at = torch.from_numpy(starts).to(tokens.device)[:, None] + torch.arange(T, device=tokens.device)
+        with autocast(self.run):
+            states, _ = self.model.encode(tokens[at])
+        return states
+
+    # -- a step ----------------------------------------------------------------------------------------------
+
+    def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, Tape]:
+        with autocast(self.run):
+            logits, kept = self.model.detailed(inputs)
+        return logits, Tape(inputs, kept)
+
+    def loss(
+        self, logits: Tensor, targets: Tensor, kept: Tape, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        with autocast(self.run):
+            found = objective(self.model, logits, targets, kept.kept, self.weights, self._draws(step, kept))
+        kept.scored = found.scored
+        return found.total, found.parts
+
+    def _draws(self, step: int, tape: Tape) -> Draws:
+        B, T = tape.inputs.shape
+        rng = self._rng(step, "losses")
+        count = min(self.ebm.states, B * T)
+        picked = rng.choice(B * T, count, replace=False)
+        noised = picked
+        if self.run.decoder.name != "moe":  # blocks read whole sequences
+            rows = rng.choice(B, max(1, count // T), replace=False)
+            noised = (rows[:, None] * T + np.arange(T)).ravel()
+        device = tape.inputs.device
+        scored, noised_at = (torch.from_numpy(x).to(device) for x in (picked, noised))
+        return Draws(scored, noised_at, self._generator(step, "noise"), self.ebm.noise)
+
+    def event_at(self, step: int) -> bool:
+        return True
+
+    def after_step(self, step: int, stats: StepStats, kept: Tape, renew: Renew) -> dict[str, Tensor]:
+        if bool(stats.skipped):
+            return {}
+        audited = None if stats.applied_kl is None else self._audit(kept, stats.audit_tokens)
+        found = {} if audited is None else audited.found
+        if self.model.store is not None:
+            found |= self._events(step, kept.kept.states.detach(), renew)
+        if audited is not None:
+            after = self._predicted(audited.inputs)[0]
+            found["event_kl"] = mean_kl(audited.logits, after)
+        return found
+
+    # -- what an audit sees beside the logits ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def _predicted(self, inputs: Tensor) -> tuple[Tensor, Kept]:
+        training = self.model.training
+        self.model.eval()
+        with autocast(self.run):
+            found = self.model.detailed(inputs)
+        self.model.train(training)
+        return found
+
+    def _audit(self, tape: Tape, tokens: int) -> Audited:
+        """What changed between W and W + c·dW, on the rows that audit the step."""
+        T = tape.inputs.shape[1]
+        first = self.run.budget.probe_sequences
+        rows = slice(first, first + max(1, tokens // T))
+        at = slice(first * T, rows.stop * T)
+        logits, now = self._predicted(tape.inputs[rows])
+        found = {}
+        if tape.kept.routing is not None and now.routing is not None:
+            before = tape.kept.routing.indices[at].sort(-1).values
+            found["route_flips"] = (before != now.routing.indices.sort(-1).values).any(-1).float().mean()
+        if self.model.store is not None:
+            found["splat_flips"] = (tape.kept.neighbours[at, 0] != now.neighbours[:, 0]).float().mean()
+        if tape.scored is not None:
+            found["score_shift"] = score_shift(self.model, tape.scored)
+        return Audited(tape.inputs[rows], logits, found)
+
+    # -- statistics and events -------------------------------------------------------------------------------
+
+    def _events(self, step: int, states: Tensor, renew: Renew) -> dict[str, Tensor]:
+        """Statistics of this step's states, then what is due: revival, toppling, new splats, a new index."""
+        store, ebm = self.model.store, self.ebm
+        assert store is not None
+        moved: list[Tensor] = []
+        found: dict[str, Tensor] = {}
+        wins = store.observe(states)
+        pile = self.model.pile
+        if pile is not None:
+            pile.buffer.add(states, wins)
+            drive(store, wins)
+            self.states_seen += len(states)
+        if ebm.revive and (step in REVIVED_AT or (step > 0 and step % ebm.revive_every == 0)):
+            rows = store.revive(self._present(step), self._rng(step, "revive"))
+            moved.append(rows)
+            found["revived"] = states.new_tensor(float(len(rows)))
+            if pile is not None:
+                pile.buffer.forget(rows)
+        if pile is not None and step > 0 and step % ebm.soc_every == 0:
+            event = pile.check(store, limit=self._splats_at(step))
+            moved.append(event.rows_changed)
+            rate = 1000 * event.consolidations / self.states_seen
+            counts = {"topplings": event.topplings, "consolidations": event.consolidations, "soc_rate": rate}
+            found |= {name: states.new_tensor(float(count)) for name, count in counts.items()}
+            self.states_seen = 0
+        moved.append(self._next_phase(step))
+        changed = torch.cat(moved)
+        if len(changed):
+            renew(store.mu, changed)
+        if len(changed) or (step + 1) % self.run.index.rebuild_every == 0:
+            store.rebuild_index()
+        in_use = store.kappa()[store.active]
+        return found | {"splats": states.new_tensor(float(len(store))), "kappa_median": in_use.median()}
+
+    def _next_phase(self, step: int) -> Tensor:
+        """Rows of the splats that the next step is the first to have."""
+        store = self.model.store
+        assert store is not None
+        phase = min(2, 3 * (step + 1) // self.run.steps)
+        store.kappa_divisor = self.ebm.temperature[phase]
+        count = self._splats_at(step + 1) - max(len(store), self._splats_at(step))
+        if count <= 0 or step + 1 >= self.run.steps:
+            return torch.empty(0, dtype=torch.int64, device=store.mu.device)
+        return store.grow(self._present(step + 1), count, self._rng(step + 1, "grow"))
+
+    # -- what it is to the optimizers ------------------------------------------------------------------------
+
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        assert isinstance(model, EnergyModel)
+        inside = [*model.encoder.named_parameters(), *model.decoder.named_parameters()]
+        return [p for name, p in inside if p.ndim == 2 and not OUTSIDE.search(name)]
+
+    def directions(self, model: nn.Module) -> list[nn.Parameter]:
+        assert isinstance(model, EnergyModel)
+        splats = [] if model.store is None else [model.store.mu]
+        return [model.embeddings, *splats, model.pair_a, model.pair_b]
+
+    def groups(self, names: Sequence[str], kind: str) -> dict[str, list[str]] | None:
+        if kind not in GROUPS:
+            return None
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found.setdefault(GROUPS[kind](name), []).append(name)
+        return found
+
+    # -- figures and the kept model --------------------------------------------------------------------------
+
+    def evaluated(self, model: nn.Module, step: int, loss: float, files: RunFiles) -> dict[str, float]:
+        assert isinstance(model, EnergyModel)
+        tokens = self._windows("val", EVALUATED)[0]
+        found = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise)
+        self.curve.append({"step": float(step), "val_loss": loss, **found})
+        if self.ebm.keep_every and step % self.ebm.keep_every == 0:
+            self._keep(model, step, files.models / f"step_{step}.pt")
+        return found
+
+    def _windows(self, split: str, count: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of about `count` tokens of a split, in windows spread over it, (B, T) each."""
+        T = self.run.model.context
+        [pair] = windows(self.tokens[split], T, max(1, count // T))
+        return pair
+
+    def finished(self, model: nn.Module, step: int, files: RunFiles) -> dict[str, Any]:
+        assert isinstance(model, EnergyModel)
+        self._keep(model, step, files.model)
+        return {"workload": self._figures(model)}
+
+    def _figures(self, model: EnergyModel) -> dict[str, Any]:
+        """What result.json says of the model itself, on validation text."""
+        model.eval()
+        tokens = self._windows("val", JUDGED)[0]
+        found: dict[str, Any] = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise)
+        inputs, targets = self._windows("val", SAMPLED)
+        try:
+            found |= sampled_loss(
+                model, inputs, targets, sampling_of(self.run), self._generator(0, "sample"), SAMPLES
+            )
+        except ValueError as error:  # a chain that left the finite numbers
+            found["sampling"] = str(error)
+        unigram, bigram = ngram_baselines(self.train_ids, self.tokens["val"].cpu().numpy(), self.vocabulary)
+        trend = energy_trend([row["energy"] for row in self.curve if "energy" in row])
+        return found | {"unigram": unigram, "bigram": bigram, "energy_trend": trend}
+
+    def _keep(self, model: EnergyModel, step: int, path: Path) -> None:
+        write_model(path, model, self.run, tokenizer_of(self.run, self.corpus), step, self.curve)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"states_seen": self.states_seen, "curve": self.curve}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.states_seen = state["states_seen"]
+        self.curve = list(state["curve"])

@@ -1,0 +1,163 @@
+"""An energy-based model that a run has kept: model.pt, whole and checked, and the model in it.
+
+model.pt is what `torch.save` writes of plain values and tensors, and nothing in it is executed: its format's
+number, the run's settings, the tokenizer, the step, the weights with the splats, what its evaluations found.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ebc_lab.config.dicts import from_dict, to_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebm.generate import Sampling
+from ebc_lab.ebm.index import chosen
+from ebc_lab.ebm.model import EnergyModel, ModelSettings
+from ebc_lab.records.files import opened, write_atomic
+
+from .gpt import Block
+from .tokens import Tokenizer, from_json
+
+FORMAT = 1
+
+
+class Blocks(nn.Module):
+    """The GPT's blocks, sized by a run's `model`: (B·T, width), B -> the same shape."""
+
+    def __init__(self, run: RunConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Block(run.model) for _ in range(run.model.blocks))
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                writes = name.endswith((".o.weight", ".mlp_out.weight"))
+                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * run.model.blocks) if writes else 0.02)
+
+    def forward(self, x: Tensor, B: int) -> Tensor:
+        for block in self.layers:
+            x = block(x, B)
+        return x
+
+
+def settings_of(run: RunConfig, vocabulary: int) -> ModelSettings:
+    """The model's settings in a run's."""
+    ebm, decoder = run.ebm, run.decoder
+    return ModelSettings(
+        vocabulary=vocabulary,
+        n=ebm.n,
+        splats=ebm.splats,
+        neighbours=ebm.neighbours,
+        encoder=run.encoder.name,
+        decoder=decoder.name,
+        window=ebm.window,
+        hidden=round(ebm.hidden * decoder.hidden_scale),
+        experts=decoder.experts,
+        active=decoder.active,
+        width=run.model.width,
+        context=run.model.context,
+        index=chosen(run.index.name, ebm.splats, run.device == "cuda"),
+        adapt=ebm.adapt,
+        kappa_min=ebm.kappa_min,
+        kappa_max=ebm.kappa_max,
+        levels=tuple(ebm.levels),
+        soc=ebm.soc,
+        soc_threshold=ebm.soc_threshold,
+        soc_conserved=ebm.soc_conserved,
+    )
+
+
+def build(run: RunConfig, vocabulary: int, embeddings: Tensor | None = None) -> EnergyModel:
+    """The model with its initial weights drawn from the run's seed alone, on the CPU, no splat in use."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        return EnergyModel(settings_of(run, vocabulary), embeddings, lambda: Blocks(run))
+
+
+def sampling_of(run: RunConfig) -> Sampling:
+    """How the run draws a latent."""
+    chosen_ = run.sampler
+    return Sampling(chosen_.name, chosen_.steps, chosen_.step, chosen_.friction, chosen_.temperature)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptModel:
+    """What model.pt holds."""
+
+    path: Path
+    model: EnergyModel
+    run: RunConfig
+    tokenizer: Tokenizer
+    step: int
+    curve: list[dict[str, float]]  # what every evaluation found
+
+
+def write_model(
+    path: Path,
+    model: EnergyModel,
+    run: RunConfig,
+    tokenizer: Tokenizer,
+    step: int,
+    curve: Sequence[dict[str, float]],
+) -> None:
+    """Write the model after `step` steps of a run, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "run": json.dumps(to_dict(run), sort_keys=True),
+        "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.to_json()},
+        "step": step,
+        "weights": model.state_dict(),
+        "curve": list(curve),
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_model(path: Path, device: str = "cpu") -> KeptModel:
+    """The model that `write_model` wrote. Raises UserError where it is missing, truncated, another program's,
+    of another format, or its weights do not fit its settings."""
+    try:
+        with opened(path) as f:
+            whole = f.read()
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no model {path}: give a run folder of workload=ebm, or its model.pt."
+        ) from None
+    try:
+        content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path} is damaged, or no model of this program ({type(error).__name__}): train it again."
+        ) from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is no model of this program: give the model.pt of a run of workload=ebm.")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {content['format']}, this version reads {FORMAT}: train it again."
+        )
+    try:
+        return _built(path, content, device)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"{path} holds weights that do not fit its settings ({first}): train it again."
+        ) from None
+
+
+def _built(path: Path, content: dict[str, Any], device: str) -> KeptModel:
+    run: RunConfig = from_dict(RunConfig, json.loads(content["run"]))
+    tokenizer = from_json(content["tokenizer"]["kind"], content["tokenizer"]["json"])
+    model = build(run, tokenizer.vocabulary)
+    model.load_state_dict(content["weights"])
+    model.to(device).eval()
+    return KeptModel(path, model, run, tokenizer, content["step"], content["curve"])

@@ -1,0 +1,81 @@
+"""A run's text: found, cut into tokens, and refused where it is too short for the run. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
+
+from .corpus import Corpus, check_length, locate
+from .tokens import Tokenised, Tokenizer, tokenised, tokenizer
+
+TOKENS_PER_SPLAT = 2  # of the training text, at the least
+
+
+def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | None]:
+    """The run's corpus, long enough for the run, and the checksum of its tokenizer; None for characters.
+
+    Raises UserError, also where either is not the one that a checksum in the settings names.
+    """
+    corpus = locate(run.data, quiet=quiet)
+    if run.tokens.name == "characters":
+        check_length(corpus, run.model.context)
+        _check_splats(run, round(0.9 * len(corpus.text)))
+        return corpus, None
+    text = tokenised_of(run, corpus)
+    shortest = min(len(ids) for ids in text.splits.values())
+    if shortest < 2 * run.model.context + 1:
+        raise UserError(
+            f"the corpus at {corpus.source} is too short: its {shortest} test tokens must hold two windows "
+            f"of {run.model.context} and one more; use a longer text or a smaller model.context."
+        )
+    _check_splats(run, len(text.splits["train"]))
+    return corpus, text.sha256
+
+
+Settings = TypeVar("Settings", bound=RunConfig)
+
+
+def pinned(settings: Settings, corpus: Corpus, tokenizer_sha256: str | None) -> Settings:
+    """Settings that name exactly this text and this tokenizer."""
+    data = replace(settings.data, name=corpus.name, sha256=corpus.sha256)
+    return replace(settings, data=data, tokens=replace(settings.tokens, sha256=tokenizer_sha256))
+
+
+def _check_splats(run: RunConfig, tokens: int) -> None:
+    """Refuse more splats than the text can feed. Raises UserError."""
+    if run.workload.name != "ebm" or not run.ebm.splats:
+        return
+    most = tokens // TOKENS_PER_SPLAT
+    if run.ebm.splats > most:
+        raise UserError(
+            f"ebm.splats={run.ebm.splats} is more than one for {TOKENS_PER_SPLAT} of the {tokens} training "
+            f"tokens: {most} at most."
+        )
+    from ebc_lab.ebm.store import splats_at
+
+    first = splats_at(0, run.steps, run.ebm.splats, tokens)
+    if run.ebm.neighbours > first:
+        raise UserError(
+            f"ebm.neighbours={run.ebm.neighbours} is more than the {first} splats that there are in the "
+            "first third of the run: choose fewer, or more of ebm.splats."
+        )
+
+
+def tokenizer_of(run: RunConfig, corpus: Corpus) -> Tokenizer:
+    """The run's tokenizer. Raises UserError."""
+    return tokenizer(run.tokens.name, corpus, size=run.tokens.size, folder=run.tokens.folder)
+
+
+def tokenised_of(run: RunConfig, corpus: Corpus) -> Tokenised:
+    """The corpus in the run's tokens. Raises UserError where the tokenizer is not the run's."""
+    text = tokenised(tokenizer_of(run, corpus), corpus)
+    known = run.tokens.sha256
+    if known and text.sha256 != known:
+        raise UserError(
+            f"the tokenizer of tokens={run.tokens.name} has changed: its sha256 is {str(text.sha256)[:12]}…, "
+            f"the run was begun with {known[:12]}…; put the old one back, or begin anew."
+        )
+    return text

@@ -1,0 +1,449 @@
+"""Langevin dynamics on the sphere: golden step, conservation, stationary laws against exact means, refusals.
+
+The oracles: E[mu.x] of a von Mises-Fisher law is A_n(K); the mean of a mixture is the mixture of the means;
+with pair terms, importance sampling from the mixture.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebc_lab.ebm.energy import Terms
+from ebc_lab.ebm.langevin import SAMPLERS, Result, baoab_step, langevin, original_chain
+from ebc_lab.ebm.sphere import geodesic, normalise, project
+from ebc_lab.ebm.vmf import bessel_ratio, bessel_ratio_slope, sample
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["baoab"]
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def uniform(rows: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return normalise(torch.randn(rows, n, generator=generator(seed), dtype=dtype))
+
+
+class Bump:
+    """E = -K mu.x: the law at temperature T is vMF(mu, K / T)."""
+
+    def __init__(self, n: int, raw: float, dtype: torch.dtype = torch.float64):
+        self.raw = raw
+        self.mu = torch.eye(n, dtype=dtype)[0]
+
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.raw * (x @ self.mu)
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        return project(x, self.raw * self.mu)
+
+
+def mean_cosine_error(n: int, raw: float, result: Result) -> tuple[float, float]:
+    """E[mu.x] / A_n - 1, and one standard error of it."""
+    expected = float(bessel_ratio(n, raw))
+    spread = math.sqrt(float(bessel_ratio_slope(n, raw)) / len(result.x))
+    return float(result.x[:, 0].double().mean()) / expected - 1, spread / expected
+
+
+def sampled_bump(
+    n: int, raw: float, rows: int, steps: int, adjusted: bool, temperature: float = 1.0
+) -> Result:
+    """Chains from the uniform law; adjusted ones are first brought near by plain steps."""
+    bump, noise = Bump(n, raw), generator(n + int(raw))
+    start = langevin(
+        bump.energy,
+        bump.score,
+        uniform(rows, n),
+        steps=80,
+        stiffness=raw,
+        temperature=temperature,
+        generator=noise,
+    )
+    return langevin(
+        bump.energy,
+        bump.score,
+        start.x,
+        steps=steps,
+        stiffness=raw,
+        step=0.5 if adjusted else 0.25,
+        temperature=temperature,
+        adjusted=adjusted,
+        generator=noise,
+        velocity=start.velocity,
+    )
+
+
+# -- one step ------------------------------------------------------------------------------------------------
+
+
+def test_golden_step():
+    m = tensor(GOLDEN["m"])
+    x, v = baoab_step(
+        tensor(GOLDEN["x"]),
+        tensor(GOLDEN["v"]),
+        lambda x: GOLDEN["raw"] * project(x, m),
+        GOLDEN["dt"],
+        GOLDEN["friction"],
+        GOLDEN["temperature"],
+        tensor(GOLDEN["noise"]),
+    )
+    torch.testing.assert_close(x, tensor(GOLDEN["x_new"]), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(v, tensor(GOLDEN["v_new"]), rtol=1e-8, atol=1e-10)
+
+
+def test_without_friction_a_step_conserves_energy_to_second_order_and_runs_backwards():
+    bump = Bump(8, 30.0)
+    x0 = uniform(50, 8)
+    v0 = project(x0, torch.randn(50, 8, generator=generator(1), dtype=torch.float64))
+
+    def after(dt: float, v: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        for _ in range(round(1 / dt)):
+            x, v = baoab_step(x, v, bump.score, dt, 0.0, 1.0, torch.zeros_like(x))
+        return x, v
+
+    def drift(dt: float) -> float:
+        x, v = after(dt, v0, x0)
+        change = bump.energy(x) + (v * v).sum(-1) / 2 - bump.energy(x0) - (v0 * v0).sum(-1) / 2
+        return float(change.abs().mean())
+
+    assert drift(0.01) / drift(0.005) == pytest.approx(4, rel=0.1)
+    x, v = after(0.05, v0, x0)
+    back, reversed_velocity = after(0.05, -v, x)
+    torch.testing.assert_close(back, x0, rtol=0, atol=1e-10)
+    torch.testing.assert_close(reversed_velocity, -v0, rtol=0, atol=1e-9)
+
+
+def test_friction_and_noise_alone_give_velocities_the_temperature():
+    n, x = 16, uniform(20_000, 16)
+    v = torch.zeros_like(x)
+    noise = generator(2)
+    for _ in range(6):
+        draw = torch.randn(x.shape, generator=noise, dtype=torch.float64)
+        x, v = baoab_step(x, v, torch.zeros_like, 0.1, 6.0, 2.5, draw)
+    kinetic = (v * v).sum(-1) / (n - 1)
+    expected = 2.5 * (1 - math.exp(-2 * 6.0 * 0.1 * 6))
+    assert abs(float(kinetic.mean()) - expected) < 4 * float(kinetic.std()) / math.sqrt(len(x))
+    assert float((x * v).sum(-1).abs().max()) < 1e-12
+
+
+# -- stationary laws -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "raw", "rows"), [(3, 10.0, 40_000), (16, 150.0, 8000), (640, 6390.0, 200)])
+def test_baoab_is_stationary_within_half_a_percent(n, raw, rows):
+    error, standard_error = mean_cosine_error(n, raw, sampled_bump(n, raw, rows, 20, adjusted=False))
+    assert abs(error) < max(0.005, 4 * standard_error)
+
+
+@pytest.mark.parametrize(("n", "raw", "rows"), [(3, 10.0, 20_000), (16, 150.0, 6000), (640, 639.0, 150)])
+def test_the_adjusted_chain_is_exact_at_step_one_half(n, raw, rows):
+    result = sampled_bump(n, raw, rows, 40, adjusted=True)
+    error, standard_error = mean_cosine_error(n, raw, result)
+    assert abs(error) < 4 * standard_error
+    assert 0.6 < result.acceptance < 1
+
+
+def test_plain_steps_of_1_2_are_off_where_adjusted_ones_are_exact():
+    bump = Bump(64, 63.0)
+    start = sample(bump.mu.expand(4000, 64), 63.0, generator())
+    errors = []
+    for adjusted in (False, True):
+        result = langevin(
+            bump.energy,
+            bump.score,
+            start,
+            steps=30,
+            stiffness=63.0,
+            step=1.2,
+            adjusted=adjusted,
+            generator=generator(5),
+        )
+        error, standard_error = mean_cosine_error(64, 63.0, result)
+        errors.append(abs(error) / standard_error)
+    assert errors[0] > 8
+    assert errors[1] < 4
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_the_temperature_divides_the_concentration(adjusted):
+    result = sampled_bump(8, 60.0, 10_000, 30, adjusted, temperature=2.5)
+    error, standard_error = mean_cosine_error(8, 60.0 / 2.5, result)
+    assert abs(error) < max(4 * standard_error, 0.0 if adjusted else 0.005)
+    kinetic = (result.velocity**2).sum(-1) / 7
+    assert abs(float(kinetic.mean()) - 2.5) < 4 * float(kinetic.std()) / 100 + (0.0 if adjusted else 0.05)
+
+
+def test_a_flat_energy_leaves_the_uniform_law_and_the_temperature_on_s639():
+    zero = Bump(640, 0.0)
+    result = langevin(
+        zero.energy, zero.score, uniform(300, 640), steps=60, stiffness=0.0, generator=generator(1)
+    )
+    kinetic = (result.velocity**2).sum(-1) / 639
+    assert float(kinetic.mean()) == pytest.approx(1, abs=0.02)
+    mean = result.x.mean(0)
+    assert float((mean * mean).sum()) * 300 == pytest.approx(1, abs=4 * math.sqrt(2 / 640))
+
+
+def mixture(n: int = 8, *, pairs: bool = False) -> Terms:
+    """Three splats, and two pairs where asked for."""
+    mu, kappa = uniform(3, n, seed=3), tensor([0.8, 2.0, 5.0])
+    if not pairs:
+        return Terms(mu, tensor([1.0, 2.0, 0.7]), kappa).prepared()
+    a, b = uniform(2, n, seed=4), uniform(2, n, seed=5)
+    return Terms(mu, tensor([1.0, 2.0, 0.7]), kappa, a=a, b=b, omega=tensor([0.35, -0.3])).prepared()
+
+
+def drawn_from_splats(terms: Terms, rows: int, seed: int) -> torch.Tensor:
+    """Exact samples of the splats' mixture."""
+    assert terms.alpha is not None
+    n = terms.mu.shape[-1]
+    component = torch.multinomial(terms.alpha, rows, replacement=True, generator=generator(seed))
+    return sample(terms.mu[component], (n - 1) * terms.kappa[component], generator(seed + 1))
+
+
+def mixtures_deviation(rows: int, steps: int, pairs: bool) -> tuple[float, float]:
+    """The largest deviation of E[mu_k.x] in standard errors, and the acceptance, at step 0.5, adjusted."""
+    terms = mixture(pairs=pairs)
+    oracle = drawn_from_splats(terms, 400_000, seed=20)
+    splats_only = Terms(terms.mu, terms.alpha, terms.kappa)
+    weights = torch.softmax(splats_only.total(oracle) - terms.total(oracle), 0)
+    statistic = oracle @ terms.mu.T
+    expected = weights @ statistic
+    variance = (weights.square().unsqueeze(-1) * (statistic - expected) ** 2).sum(0)
+    chains = langevin(
+        terms.total,
+        terms.score,
+        drawn_from_splats(terms, rows, seed=30),
+        steps=steps,
+        stiffness=terms.stiffness(),
+        step=0.5,
+        adjusted=True,
+        generator=generator(7),
+    )
+    found = chains.x @ terms.mu.T
+    standard_error = torch.sqrt(found.var(0) / rows + variance)
+    return float(((found.mean(0) - expected) / standard_error).abs().max()), chains.acceptance
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
+    deviation, acceptance = mixtures_deviation(4000, 60, pairs)
+    assert deviation < 4
+    assert acceptance > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", [10.0, 50.0, 639.0, 6390.0])
+@pytest.mark.parametrize(("n", "rows"), [(3, 200_000), (16, 60_000), (640, 1500)])
+def test_stationary_means_at_full_length(n, rows, raw):
+    plain = sampled_bump(n, raw, rows, 40, adjusted=False)
+    error, standard_error = mean_cosine_error(n, raw, plain)
+    adjusted = sampled_bump(n, raw, rows, 120, adjusted=True)
+    exact, adjusted_error = mean_cosine_error(n, raw, adjusted)
+    print(
+        f"S^{n - 1} K {raw:g}: step 0.25 {error:+.1e} ({error / standard_error:+.1f} s.e.), adjusted 0.5 "
+        f"{exact:+.1e} ({exact / adjusted_error:+.1f} s.e.), acceptance {adjusted.acceptance:.3f}"
+    )
+    assert abs(error) < max(0.005, 4 * standard_error)
+    assert abs(exact) < 4 * adjusted_error
+    assert 0.6 < adjusted.acceptance < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [False, True])
+def test_mixtures_at_full_length(pairs):
+    deviation, acceptance = mixtures_deviation(40_000, 250, pairs)
+    print(f"mixture on S^7, pairs {pairs}: {deviation:.1f} s.e., acceptance {acceptance:.3f}")
+    assert deviation < 4
+
+
+# -- the original's chain ------------------------------------------------------------------------------------
+
+
+def test_the_originals_settings_stop_at_a_mean_cosine_of_0_78_where_0_078_is_stationary():
+    bump = Bump(640, 50.0)
+    result = original_chain(bump.score, uniform(200, 640), generator=generator())
+    assert float(result.x[:, 0].mean()) == pytest.approx(0.78, abs=0.02)
+    assert float(bessel_ratio(640, 50.0)) == pytest.approx(0.078, abs=0.001)
+
+
+def test_the_originals_settings_end_with_twelve_times_the_temperature_at_a_raw_concentration_of_6390():
+    bump = Bump(640, 6390.0)
+    result = original_chain(bump.score, uniform(100, 640), generator=generator())
+    assert float((result.velocity**2).sum(-1).mean() / 639) == pytest.approx(12, abs=1.5)
+
+
+# -- the contract --------------------------------------------------------------------------------------------
+
+
+def run(steps: int = 10, **settings) -> Result:
+    bump = Bump(6, 20.0)
+    arguments = {"steps": steps, "stiffness": 20.0, "generator": generator(3), **settings}
+    return langevin(bump.energy, bump.score, arguments.pop("x", uniform(9, 6)), **arguments)
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_chains_repeat_with_the_seed_and_differ_without(adjusted):
+    assert torch.equal(run(adjusted=adjusted).x, run(adjusted=adjusted).x)
+    assert not torch.equal(run(adjusted=adjusted).x, run(adjusted=adjusted, generator=generator(4)).x)
+    assert run(adjusted=adjusted, generator=None).x.shape == (9, 6)
+
+
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_a_chain_goes_on_from_its_state_and_velocity(adjusted):
+    whole = run(20, adjusted=adjusted, velocity=torch.zeros(9, 6, dtype=torch.float64))
+    noise = generator(3)
+    half = run(12, adjusted=adjusted, velocity=torch.zeros(9, 6, dtype=torch.float64), generator=noise)
+    rest = run(8, adjusted=adjusted, x=half.x, velocity=half.velocity, generator=noise)
+    torch.testing.assert_close((rest.x, rest.velocity), (whole.x, whole.velocity), rtol=0, atol=1e-10)
+    assert (12 * half.acceptance + 8 * rest.acceptance) / 20 == pytest.approx(whole.acceptance)
+
+
+def test_a_refused_proposal_leaves_the_state_and_turns_the_velocity_round():
+    wall = uniform(5, 6)
+
+    def energy(x):
+        return torch.where((x - wall).norm(dim=-1) < 1e-9, 0.0, 1e9)
+
+    v = project(wall, torch.ones_like(wall))
+    result = langevin(
+        energy,
+        torch.zeros_like,
+        wall,
+        steps=1,
+        stiffness=1.0,
+        friction=0.0,
+        adjusted=True,
+        velocity=v,
+        generator=generator(),
+    )
+    assert result.acceptance == 0
+    torch.testing.assert_close(result.x, wall, rtol=0, atol=1e-15)
+    torch.testing.assert_close(result.velocity, -v)
+
+
+def test_small_adjusted_steps_are_nearly_all_accepted_and_plain_ones_all():
+    assert run(adjusted=True, step=0.01).acceptance > 0.99
+    assert run(adjusted=False).acceptance == 1.0
+
+
+def test_the_step_is_measured_in_the_energys_own_time():
+    bump, x = Bump(6, 20.0), uniform(9, 6)
+    v = project(x, torch.ones_like(x))
+    result = run(1, x=x, velocity=v, friction=0.0, step=0.4, temperature=3.0)
+    dt = 0.4 / math.sqrt(20.0 + 3.0 * 5)
+    there, carried = geodesic(x, v + dt / 2 * bump.score(x), dt)
+    torch.testing.assert_close(result.x, there)
+    torch.testing.assert_close(result.velocity, carried + dt / 2 * bump.score(there))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_states_stay_on_the_sphere_in_their_own_precision_without_a_graph(dtype, adjusted):
+    terms = mixture(pairs=True)
+    narrow = Terms(
+        *(getattr(terms, name).to(dtype).requires_grad_(True) for name in ("mu", "alpha", "kappa")),
+        a=terms.a.to(dtype),
+        b=terms.b.to(dtype),
+        omega=terms.omega.to(dtype),
+    )
+    result = langevin(
+        narrow.total,
+        narrow.score,
+        uniform(20, 8, dtype=dtype),
+        steps=200,
+        stiffness=narrow.stiffness(),
+        adjusted=adjusted,
+        generator=generator(),
+    )
+    assert result.x.dtype == result.velocity.dtype == dtype
+    assert not result.x.requires_grad
+    assert float((result.x.norm(dim=-1) - 1).abs().max()) < 1e-6
+    assert float((result.x * result.velocity).sum(-1).abs().max()) < 1e-4
+
+
+def test_temperature_0_means_no_dynamics():
+    x = uniform(9, 6)
+    result = run(x=x, temperature=0.0)
+    assert torch.equal(result.x, x)
+    assert torch.equal(result.velocity, torch.zeros_like(x))
+
+
+def test_the_samplers_are_named():
+    assert SAMPLERS == ("baoab", "adjusted", "original")
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, 2.0, math.nan])
+def test_steps_outside_0_and_2_are_refused(step):
+    with pytest.raises(ValueError, match="between 0 and 2"):
+        run(step=step)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is 0"),
+        ({"temperature": math.nan}, "temperature is 0"),
+        ({"friction": -1.0}, "0 or more"),
+        ({"stiffness": -1.0}, "0 or more"),
+        ({"steps": -1}, "0 or more"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(**settings)
+
+
+class Failing:
+    """A bump whose energy or score is NaN in one row from the k-th evaluation on, counted from 0."""
+
+    def __init__(self, part: str, k: int):
+        self.bump = Bump(6, 20.0)
+        self.part = part
+        self.k = k
+        self.calls = {"energy": 0, "score": 0}
+
+    def called(self, part: str, values: torch.Tensor) -> torch.Tensor:
+        fails = part == self.part and self.calls[part] >= self.k
+        self.calls[part] += 1
+        if fails:
+            values[1] = math.nan
+        return values
+
+    def energy(self, x):
+        return self.called("energy", self.bump.energy(x))
+
+    def score(self, x):
+        return self.called("score", self.bump.score(x))
+
+
+@pytest.mark.parametrize(
+    ("part", "adjusted", "step"),
+    [("score", False, 0), ("score", False, 4), ("score", True, 4), ("energy", True, 0), ("energy", True, 7)],
+)
+def test_an_energy_or_score_that_is_not_finite_names_the_step(part, adjusted, step):
+    failing = Failing(part, step)
+    with pytest.raises(ValueError, match=f"the {part} is not finite at step {step} "):
+        langevin(failing.energy, failing.score, uniform(4, 6), steps=10, stiffness=20.0, adjusted=adjusted)
+
+
+@pytest.mark.parametrize(("evaluation", "step"), [(0, 0), (1, 10)])
+def test_plain_chains_look_at_the_energy_at_both_ends(evaluation, step):
+    failing = Failing("energy", evaluation)
+    with pytest.raises(ValueError, match=f"the energy is not finite at step {step} "):
+        langevin(failing.energy, failing.score, uniform(4, 6), steps=10, stiffness=20.0)
+
+
+def test_the_originals_chain_names_the_step_too():
+    with pytest.raises(ValueError, match="the score is not finite at step 3 "):
+        original_chain(Failing("score", 3).score, uniform(4, 6), generator=generator())

@@ -1,0 +1,269 @@
+"""Noise and score targets: golden values, gradients of the kernels' densities, Stein's identity, ceilings."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ebc_lab.ebm.noise import (
+    LEVELS,
+    add_noise,
+    ceiling_r2,
+    expected_square,
+    matched_r2,
+    r_squared,
+    score_target,
+    widen,
+)
+from ebc_lab.ebm.sphere import distance, exp, log, normalise, project
+from ebc_lab.ebm.vmf import concentration_of, mean_cosine, sample
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+
+kinds = pytest.mark.parametrize("kind", ["vmf", "geodesic"])
+few = settings(max_examples=60, deadline=None)
+sigmas = st.floats(0.01, 1.5)
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def points(rows: int, n: int, seed: int = 0) -> torch.Tensor:
+    return normalise(torch.randn(rows, n, generator=generator(seed), dtype=torch.float64))
+
+
+# -- golden values -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GOLDEN["noise"]["rows"], ids=lambda row: str(row["sigma"]))
+def test_golden_targets(row):
+    x, y, sigma = tensor(row["x"]), tensor(row["y"]), row["sigma"]
+    torch.testing.assert_close(exp(y, sigma / math.sqrt(7) * project(y, tensor(row["eps"]))), x)
+    for kind in ("vmf", "geodesic"):
+        expected = tensor(row[f"{kind}_target"])
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(score_target(x, y, sigma, kind), expected, rtol=1e-8, atol=1e-8 * scale)
+    leading = tensor(row["leading_term"])
+    torch.testing.assert_close(
+        7 / sigma**2 * log(x, y), leading, rtol=1e-8, atol=1e-8 * float(leading.abs().max())
+    )
+
+
+@pytest.mark.parametrize("row", GOLDEN["widen"]["rows"], ids=lambda row: f"{row['kappa']}-{row['sigma']}")
+def test_golden_widening(row):
+    assert widen(row["kappa"], row["sigma"]) == pytest.approx(row["value"], rel=1e-8)
+    as_tensor = widen(tensor([row["kappa"]]), row["sigma"])
+    assert float(as_tensor) == pytest.approx(row["value"], rel=1e-8)
+
+
+@pytest.mark.parametrize("row", GOLDEN["ceilings"]["rows"], ids=lambda row: f"{row['kappa']}-{row['sigma']}")
+def test_golden_ceilings(row):
+    assert ceiling_r2(row["kappa"], row["sigma"]) == pytest.approx(row["atoms"], rel=1e-8)
+    assert matched_r2(row["kappa"], row["sigma"]) == pytest.approx(row["matched"], rel=1e-8)
+
+
+# -- the targets are the kernels' scores ---------------------------------------------------------------------
+
+
+def log_kernel(x: torch.Tensor, y: torch.Tensor, sigma: float, kind: str) -> torch.Tensor:
+    """ln p(x | y) up to a constant, with respect to the sphere's surface."""
+    n, angle = x.shape[-1], distance(x, y)
+    if kind == "vmf":
+        return (n - 1) / sigma**2 * (x * y).sum(-1)
+    return -(n - 1) * angle**2 / (2 * sigma**2) - (n - 2) * torch.log(torch.sin(angle) / angle)
+
+
+@kinds
+@pytest.mark.parametrize("n", [2, 3, 16, 640])
+def test_targets_are_gradients_of_the_log_density(kind, n):
+    y = points(40, n)
+    u = normalise(project(y, points(40, n, seed=1)))
+    angle = torch.linspace(0.001, 2.9, 40, dtype=torch.float64).unsqueeze(-1)
+    x = exp(y, angle * u).requires_grad_(True)
+    for sigma in (0.05, 0.5):
+        (gradient,) = torch.autograd.grad(log_kernel(x, y, sigma, kind).sum(), x)
+        expected = project(x.detach(), gradient)
+        found = score_target(x.detach(), y, sigma, kind)
+        assert float((found - expected).norm(dim=-1).max()) < 1e-9 * float(gradient.norm(dim=-1).max())
+
+
+@kinds
+def test_targets_are_tangent_at_the_noisy_point_and_point_to_the_clean_one(kind):
+    y = points(200, 32)
+    for sigma in LEVELS:
+        x = add_noise(y, sigma, kind, generator=generator(1))
+        target = score_target(x, y, sigma, kind)
+        assert float((target * x).sum(-1).abs().max()) < 1e-8 * float(target.norm(dim=-1).max())
+        assert bool(((target * y).sum(-1) > 0).all())
+
+
+@kinds
+@pytest.mark.parametrize("n", [3, 32])
+def test_steins_identity_holds_for_samples_and_targets_together(kind, n):
+    """E[target.c] = (n - 1) E[c.x] for the score of any law on the sphere: a missing volume element shows."""
+    y = points(1, n).expand(60_000, n)
+    x = add_noise(y, 0.5, kind, generator=generator(3))
+    excess = (score_target(x, y, 0.5, kind) * y).sum(-1) - (n - 1) * (x * y).sum(-1)
+    assert abs(float(excess.mean())) < 4 * float(excess.std()) / math.sqrt(len(x))
+    if kind == "geodesic" and n > 3:
+        leading = ((n - 1) / 0.25 * log(x, y) * y).sum(-1) - (n - 1) * (x * y).sum(-1)
+        assert float(leading.mean()) > 20 * float(leading.std()) / math.sqrt(len(x))
+
+
+@pytest.mark.parametrize("n", [3, 64])
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_the_mean_square_of_vmf_targets(n, sigma):
+    y = points(1, n).expand(20_000, n)
+    square = (score_target(add_noise(y, sigma, generator=generator(4)), y, sigma) ** 2).sum(-1)
+    assert abs(float(square.mean()) - expected_square(n, sigma)) < 4 * float(square.std()) / math.sqrt(20_000)
+
+
+@kinds
+@pytest.mark.parametrize("n", [16, 640])
+def test_a_level_is_an_rms_angle_in_every_dimension(kind, n):
+    y = points(1500, n)
+    for sigma in LEVELS:
+        x = add_noise(y, sigma, kind, generator=generator(5))
+        rms = float((distance(x, y) ** 2).mean().sqrt())
+        assert rms == pytest.approx(sigma, rel=0.03 if sigma < 0.5 else 0.05)
+
+
+@kinds
+def test_a_level_for_each_row(kind):
+    y = points(6000, 20).reshape(2000, 3, 20)
+    sigma = torch.tensor([0.05, 0.2, 0.5])
+    x = add_noise(y, sigma, kind, generator=generator(6))
+    rms = (distance(x, y) ** 2).mean(0).sqrt()
+    torch.testing.assert_close(rms, sigma.double(), rtol=0.06, atol=0)
+    target = score_target(x, y, sigma.double(), kind)
+    torch.testing.assert_close(target[:, 1], score_target(x[:, 1], y[:, 1], 0.2, kind), rtol=1e-6, atol=1e-6)
+
+
+@kinds
+def test_noise_repeats_with_the_seed_and_keeps_float32(kind):
+    y = points(10, 8).float()
+    first = add_noise(y, 0.1, kind, generator=generator(9))
+    assert torch.equal(first, add_noise(y, 0.1, kind, generator=generator(9)))
+    assert first.dtype == score_target(first, y, 0.1, kind).dtype == torch.float32
+    assert float((first.norm(dim=-1) - 1).abs().max()) < 1e-6
+
+
+@kinds
+def test_float32_targets_have_five_digits_at_every_level(kind):
+    y = points(100, 640).float()
+    for sigma in LEVELS:
+        x = add_noise(y, sigma, kind, generator=generator(1))
+        exact = score_target(normalise(x.double()), normalise(y.double()), sigma, kind)
+        error = (score_target(x, y, sigma, kind) - exact).norm() / exact.norm()
+        assert float(error) < 2e-5
+
+
+@kinds
+def test_derivatives_pass_in_both_modes_and_are_finite_where_nothing_was_moved(kind):
+    y = points(3, 5)
+    x = exp(y, 0.4 * normalise(project(y, points(3, 5, seed=1)))).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: score_target(x, y, 0.3, kind), (x,), check_forward_ad=True)
+    _, slope = torch.func.jvp(
+        lambda x: score_target(x, y, 0.3, kind), (y,), (project(y, points(3, 5, seed=2)),)
+    )
+    assert bool(torch.isfinite(slope).all())
+    noisy, moved = torch.func.jvp(lambda y: add_noise(y, 0.3, kind, generator=generator()), (y,), (0 * y,))
+    assert torch.equal(moved, torch.zeros_like(noisy))
+
+
+# -- R^2, widening and what can be reached -------------------------------------------------------------------
+
+
+def test_r_squared_is_0_for_the_zero_predictor_1_for_the_target_and_the_plain_formula_between():
+    target, score = points(50, 9), points(50, 9, seed=1)
+    assert float(r_squared(torch.zeros_like(target), target)) == 0
+    assert float(r_squared(target, target)) == pytest.approx(1)
+    plain = 1 - ((score - target) ** 2).sum() / (target**2).sum()
+    torch.testing.assert_close(r_squared(score, target), plain)
+    assert r_squared(score, target).shape == ()
+
+
+def test_r_squared_of_1e_4_keeps_its_digits_in_float32():
+    target = points(4000, 64)
+    score = 5e-5 * target
+    exact = float(r_squared(score, target))
+    assert float(r_squared(score.float(), target.float())) == pytest.approx(exact, rel=1e-5)
+
+
+@few
+@given(st.floats(0.5, 60), sigmas)
+def test_widening_multiplies_mean_cosines(kappa, sigma):
+    product = mean_cosine(kappa) * mean_cosine(1 / sigma**2)
+    assert widen(kappa, sigma) == pytest.approx(concentration_of(product), rel=1e-8)
+    assert widen(kappa, sigma) < min(kappa, 1 / sigma**2)
+    in_float32 = widen(torch.tensor([kappa], dtype=torch.float32), sigma)
+    assert in_float32.dtype == torch.float32
+    assert float(in_float32) == pytest.approx(widen(kappa, sigma), rel=1e-6)
+
+
+@few
+@given(st.floats(0.5, 60), sigmas, sigmas)
+def test_widening_twice_is_widening_by_both(kappa, first, second):
+    both = mean_cosine(1 / first**2) * mean_cosine(1 / second**2)
+    sigma = concentration_of(both) ** -0.5
+    if sigma < math.pi / 2:
+        assert widen(widen(kappa, first), second) == pytest.approx(widen(kappa, sigma), rel=1e-7)
+
+
+@pytest.mark.parametrize(("kappa", "sigma"), [(10, 0.5), (50, 0.2), (50, 0.05)])
+def test_copies_of_one_point_reach_the_ceiling_and_spread_states_the_matched_value(kappa, sigma):
+    n = 256
+    mu = points(1, n).expand(3000, n)
+
+    def reached(states: torch.Tensor) -> float:
+        x = add_noise(states, sigma, generator=generator(2))
+        score = widen(kappa, sigma) * (n - 1) * project(x, mu)
+        return float(r_squared(score, score_target(x, states, sigma)))
+
+    assert reached(mu) == pytest.approx(ceiling_r2(kappa, sigma), rel=1e-9)
+    spread = reached(sample(mu, float(kappa * (n - 1)), generator(1)))
+    assert spread == pytest.approx(widen(kappa, sigma) * sigma**2 * mean_cosine(kappa), rel=0.02)
+    assert spread == pytest.approx(matched_r2(kappa, sigma), rel=0.06)  # the flat space's value
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.1, math.pi / 2, 3.0, math.nan])
+def test_levels_outside_0_and_a_quarter_turn_are_refused(sigma):
+    y = points(2, 4)
+    calls = [
+        lambda: add_noise(y, sigma, generator=generator()),
+        lambda: score_target(y, y, sigma),
+        lambda: expected_square(4, sigma),
+        lambda: widen(10.0, sigma),
+        lambda: matched_r2(10.0, sigma),
+        lambda: ceiling_r2(10.0, sigma),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="pi/2"):
+            call()
+
+
+def test_unknown_kernels_are_refused():
+    y = points(2, 4)
+    with pytest.raises(ValueError, match="vmf, geodesic"):
+        add_noise(y, 0.1, "gaussian", generator=generator())
+    with pytest.raises(ValueError, match="vmf, geodesic"):
+        score_target(y, y, 0.1, "gaussian")
+
+
+def test_a_line_is_no_sphere():
+    with pytest.raises(ValueError, match="n >= 2"):
+        add_noise(torch.ones(3, 1), 0.1, "geodesic", generator=generator())
+    with pytest.raises(ValueError, match="n >= 2"):
+        expected_square(1, 0.1)

@@ -1,0 +1,707 @@
+"""The splat store: places, search, statistics, revival, growth, and resuming bit for bit."""
+
+import copy
+import importlib.util
+import io
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ebc_lab.ebm import vmf
+from ebc_lab.ebm.sphere import distance, normalise
+from ebc_lab.ebm.store import SplatStore, spherical_kmeans, splats_at, totals
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+needs_faiss = pytest.mark.skipif(
+    importlib.util.find_spec("faiss") is None, reason="faiss-cpu is not installed"
+)
+KINDS = ["exact", *(pytest.param(kind, marks=needs_faiss) for kind in ("hnsw", "ivf"))]
+kinds = pytest.mark.parametrize("kind", KINDS)
+adaptations = pytest.mark.parametrize("adapt", ["statistics", "gradient"])
+
+
+def unit(rows, n, seed=0, dtype=torch.float32):
+    return normalise(torch.randn(rows, n, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+
+
+def about(centres, count, kappa=10.0, seed=0):
+    """`count` states about centres drawn with replacement, of the concentration kappa."""
+    generator = torch.Generator().manual_seed(seed)
+    picked = centres[torch.randint(len(centres), (count,), generator=generator)]
+    return vmf.sample(picked, kappa * (centres.shape[1] - 1), generator)
+
+
+def filled(capacity=40, active=30, n=6, seed=0, widest=30.0, **settings):
+    """A store with splats of many widths and weights, and places left over."""
+    store = SplatStore(capacity, n, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    alpha, kappa = 0.1 + torch.rand(2, active, generator=generator)
+    store.add(unit(active, n, seed), alpha, widest * kappa)
+    return store
+
+
+def rng(seed=0):
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def same(first, second):
+    """The same bits in two state dicts, extra state included."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, dict):
+            same(value, second[name])
+        else:
+            assert torch.equal(value, second[name]), name
+
+
+# -- curriculum and k-means ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", GOLDEN["curriculum"]["rows"])
+def test_the_golden_curriculum(row):
+    assert splats_at(row["step"], row["steps"], row["most"], row["tokens"]) == row["splats"]
+
+
+def test_a_curriculum_starts_with_16_splats_and_never_exceeds_the_places():
+    assert splats_at(0, 60, 100, 10**6) == 16
+    assert splats_at(0, 60, 9, 10**6) == 9
+    assert splats_at(59, 60, 100, 40) == 16
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 10**5), st.integers(0, 10**7))
+def test_a_curriculum_never_shrinks(step, steps, most, tokens):
+    now, then = (splats_at(at, steps, most, tokens) for at in (step, step + 1))
+    assert 1 <= now <= then <= most
+
+
+def test_kmeans_finds_well_separated_centres():
+    centres = torch.eye(5)
+    found, labels = spherical_kmeans(about(centres, 400, kappa=100.0), 5, rng(), rounds=8)
+    assert sorted((found @ centres.T).argmax(dim=1).tolist()) == [0, 1, 2, 3, 4]
+    assert (found @ centres.T).amax(dim=1).min() > 0.99
+    assert labels.unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_rounds_of_kmeans_raise_the_mean_cosine():
+    states = about(unit(12, 8), 600, kappa=20.0)
+    means = []
+    for rounds in range(6):
+        centres, labels = spherical_kmeans(states, 12, rng(3), rounds)
+        assert torch.equal(labels, (states @ centres.T).argmax(dim=1))
+        torch.testing.assert_close(centres.norm(dim=1), torch.ones(12))
+        means.append(float((states * centres[labels]).sum(1).mean()))
+    assert all(later >= earlier - 1e-6 for earlier, later in itertools.pairwise(means))
+    assert means[4] > means[0] + 0.01
+
+
+def test_kmeans_leaves_no_centre_empty_where_states_repeat():
+    states = torch.cat([unit(1, 4).expand(50, 4), unit(5, 4, seed=1)])
+    _, labels = spherical_kmeans(states, 4, rng())
+    assert len(labels.unique()) == 4
+
+
+@pytest.mark.parametrize("k", [0, 11])
+def test_kmeans_refuses_more_centres_than_states(k):
+    with pytest.raises(ValueError, match=f"{k} centres were asked of 10 states"):
+        spherical_kmeans(unit(10, 3), k, rng())
+
+
+@given(st.integers(0, 10**6))
+def test_totals_are_the_same_bits_in_any_order(seed):
+    generator = torch.Generator().manual_seed(seed)
+    winner, values = torch.randint(7, (60,), generator=generator), torch.randn(60, 3, generator=generator)
+    order = torch.randperm(60, generator=generator)
+    sums = totals(winner, values, 9)
+    assert torch.equal(sums, totals(winner[order], values[order], 9))
+    plain = torch.stack([values[winner == place].double().sum(0) for place in range(9)])
+    torch.testing.assert_close(sums, plain, atol=1e-7, rtol=0)
+
+
+# -- places --------------------------------------------------------------------------------------------------
+
+
+def test_splats_take_the_first_free_places():
+    store = SplatStore(5, 3)
+    assert (len(store), store.active.sum()) == (0, 0)
+    assert store.add(unit(2, 3)).tolist() == [0, 1]
+    store.active[0] = False
+    assert store.add(2 * unit(3, 3, seed=1)).tolist() == [0, 2, 3]
+    assert len(store) == 4
+    torch.testing.assert_close(store.directions()[[0, 2, 3]], unit(3, 3, seed=1))
+
+
+def test_a_splat_starts_with_weight_1_and_concentration_10():
+    store = SplatStore(4, 3)
+    rows = store.add(unit(2, 3))
+    assert store.kappa()[rows].tolist() == [10, 10]
+    torch.testing.assert_close(store.log_pi()[rows], torch.full((2,), math.log(0.5)))
+    assert store.log_pi()[2:].tolist() == [-math.inf] * 2
+
+
+@adaptations
+def test_kappa_is_clamped_and_divided(adapt):
+    store = SplatStore(4, 3, adapt=adapt, kappa_min=2, kappa_max=20)
+    store.add(unit(3, 3), kappa=torch.tensor([0.1, 7.0, 99.0]))
+    torch.testing.assert_close(store.kappa()[:3], torch.tensor([2.0, 7.0, 20.0]))
+    store.kappa_divisor = 4.0
+    torch.testing.assert_close(store.kappa()[:3], torch.tensor([0.5, 1.75, 5.0]))
+    torch.testing.assert_close(store.width()[:3], torch.tensor([2.0, 7.0, 20.0]))
+    torch.testing.assert_close(store.log_peak(), vmf.log_peak(3, 2 * store.kappa()))
+
+
+def test_every_place_holds_a_direction():
+    store = SplatStore(10, 3)
+    assert torch.equal(store.mu.norm(dim=1), torch.ones(10))
+    with torch.no_grad():
+        store.mu.mul_(7)  # an optimizer does not keep the rows' length
+    torch.testing.assert_close(store.directions().norm(dim=1), torch.ones(10))
+
+
+def test_a_full_store_refuses_splats_and_stays_as_it_is():
+    store = filled(8, 6, 4)
+    before = copy.deepcopy(store.state_dict())
+    with pytest.raises(ValueError, match="2 of 8 places free, not 3"):
+        store.add(unit(3, 4))
+    same(store.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("mu", "settings", "sentence"),
+    [
+        (torch.zeros(1, 4), {}, "not zero"),
+        (torch.full((1, 4), math.nan), {}, "finite"),
+        (torch.ones(1, 5), {}, r"shape \(m, 4\)"),
+        (torch.ones(1, 4), {"alpha": 0.0}, "over 0"),
+        (torch.ones(1, 4), {"alpha": torch.tensor([math.nan])}, "over 0"),
+    ],
+)
+def test_splats_that_mean_nothing_are_refused(mu, settings, sentence):
+    store = filled(8, 6, 4)
+    before = copy.deepcopy(store.state_dict())
+    with pytest.raises(ValueError, match=sentence):
+        store.add(mu, **settings)
+    same(store.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"n": 1}, "n >= 2"),
+        ({"capacity": 0}, "places"),
+        ({"neighbours": 0}, "neighbours"),
+        ({"kappa_min": 5.0, "kappa_max": 4.0}, "in order"),
+        ({"kappa_min": 0.0}, "over 0"),
+        ({"kappa_max": math.inf}, "in order"),
+        ({"index": "flat"}, "unknown"),
+        ({"adapt": "gradients"}, "statistics, gradient"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        SplatStore(**{"capacity": 4, "n": 3, **settings})
+
+
+def test_without_faiss_a_store_is_refused_before_anything_is_searched(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match="pip install"):
+        SplatStore(4, 3, index="hnsw")
+    assert len(filled(8, 6, 4)) == 6
+
+
+# -- search --------------------------------------------------------------------------------------------------
+
+
+def plain_logits(store, x):
+    """ln pi + ln vMF of every active splat, one by one, in float64; -inf elsewhere."""
+    weights, kappa, mu = store.weights().detach(), store.kappa().detach(), store.mu.detach()
+    total = float(weights[store.active].double().sum())
+    logits = torch.full((len(x), store.capacity), -math.inf, dtype=torch.float64)
+    for k in store.active.nonzero().flatten().tolist():
+        raw = float(kappa[k]) * (store.n - 1)
+        cosine = x.double() @ normalise(mu[k].double())
+        share = math.log(float(weights[k]) / total)
+        logits[:, k] = share + vmf.log_peak(store.n, raw) - raw * (1 - cosine)
+    return logits
+
+
+@adaptations
+def test_the_best_are_those_with_the_largest_logits_and_the_rest_is_counted(adapt):
+    store, x = filled(adapt=adapt, widest=3.0), unit(25, 6, seed=5)
+    found, dropped, values = store.best(x, 7, logits=True)
+    logits = plain_logits(store, x)
+    expected = logits.topk(7, dim=1)
+    assert torch.equal(found, expected.indices)
+    torch.testing.assert_close(values.double(), expected.values, atol=1e-4, rtol=1e-5)
+    rest = 1 - logits.softmax(1).gather(1, expected.indices).sum(1)
+    torch.testing.assert_close(dropped.double(), rest.mean(), atol=1e-6, rtol=1e-4)
+    assert dropped.dim() == 0
+    assert dropped > 1e-3
+
+
+def test_a_small_dropped_mass_is_told_exactly():
+    store, x = filled(widest=10.0), unit(25, 6, seed=5)
+    _, dropped = store.best(x, 20)
+    rest = plain_logits(store, x).softmax(1).sort(dim=1).values[:, :20].sum(1).mean()
+    assert 1e-15 < rest < 1e-7
+    torch.testing.assert_close(dropped.double(), rest, rtol=1e-3, atol=0)
+
+
+def test_other_concentrations_can_be_ranked_with_their_peaks_given_or_not():
+    store, x = filled(), unit(9, 6, seed=5)
+    kappa = store.kappa().flip(0)
+    found, dropped = store.best(x, 5, kappa=kappa)
+    again = store.best(x, 5, kappa=kappa, log_peak=vmf.log_peak(6, 5 * kappa))
+    assert torch.equal(found, again[0])
+    assert torch.equal(dropped, again[1])
+    store.concentration.copy_(kappa)
+    assert torch.equal(found, store.best(x, 5)[0])
+
+
+def test_places_without_a_splat_come_last_and_weigh_nothing():
+    store, x = filled(40, 5), unit(9, 6, seed=5)
+    found, dropped = store.best(x, 8)
+    assert (found[:, :5].sort(dim=1).values == torch.arange(5)).all()
+    assert dropped == pytest.approx(0, abs=1e-30)
+    assert (store.gather(found).log_pi[:, 5:] == -math.inf).all()
+    assert store.best(x, 40)[1] == 0
+
+
+@kinds
+def test_the_nearest_are_active_and_sorted_by_cosine(kind):
+    store, x = filled(400, 300, index=kind, neighbours=8), unit(9, 6, seed=5)
+    found = store.nearest(x, 6)
+    cosines = x @ store.directions().detach().T
+    cosines[:, ~store.active] = -2
+    expected = cosines.topk(6, dim=1)
+    hits = (found.unsqueeze(2) == expected.indices.unsqueeze(1)).any(2)
+    assert hits.float().mean() >= (1.0 if kind == "exact" else 0.9)
+    assert (cosines.gather(1, found).diff(dim=1) <= 0).all()
+
+
+@kinds
+def test_more_neighbours_than_splats_are_refused(kind):
+    store = filled(40, 30, index=kind)
+    with pytest.raises(ValueError, match="31 neighbours were asked of 30 splats"):
+        store.nearest(unit(2, 6), 31)
+    with pytest.raises(ValueError, match="41 splats a state were asked of 40 places"):
+        store.best(unit(2, 6), 41)
+
+
+@needs_faiss
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_approximate_search_ranks_its_candidates_where_the_splats_are_now(kind):
+    store = filled(600, 500, 16, index=kind, neighbours=8)
+    x = about(store.directions().detach()[:500], 60)
+    store.rebuild_index()
+    with torch.no_grad():
+        store.mu.add_(0.05 * unit(600, 16, seed=8))  # a few optimizer steps later
+    found, dropped = store.best(x, 8)
+    assert dropped.isnan()
+    assert dropped.dim() == 0
+    logits = plain_logits(store, x)
+    assert (logits.gather(1, found).diff(dim=1) <= 1e-4).all()
+    mass = logits.softmax(1).gather(1, found).sum(1)
+    best = logits.softmax(1).topk(8, dim=1).values.sum(1)
+    assert (mass / best).mean() > 0.99
+
+
+@needs_faiss
+def test_splats_placed_after_building_are_found():
+    store = filled(600, 500, 16, index="hnsw", neighbours=8)
+    store.rebuild_index()
+    new = unit(3, 16, seed=77)
+    rows = store.add(new)
+    assert store.nearest(new, 1).flatten().tolist() == rows.tolist()
+    assert store.observe(new).winner.tolist() == rows.tolist()
+
+
+@needs_faiss
+def test_a_store_with_few_splats_is_searched_exactly_whatever_its_index():
+    store = filled(40, 12, index="hnsw", neighbours=8)
+    found, dropped = store.best(unit(4, 6, seed=2), 8)
+    assert torch.equal(found, filled(40, 12).best(unit(4, 6, seed=2), 8)[0])
+    assert not dropped.isnan()
+
+
+@kinds
+def test_autocast_does_not_reach_the_search(kind):
+    store, x = filled(index=kind, neighbours=4), unit(50, 6, seed=5)
+    expected = store.best(x, 4)[0], store.nearest(x, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(store.best(x, 4)[0], expected[0])
+        assert torch.equal(store.nearest(x, 4), expected[1])
+
+
+# -- gather --------------------------------------------------------------------------------------------------
+
+
+@adaptations
+def test_gathered_splats_pass_gradients_to_what_is_trained(adapt):
+    store, x = filled(adapt=adapt), unit(5, 6, seed=5)
+    found, _ = store.best(x, 4)
+    mu, log_pi, kappa, log_peak = store.gather(found)
+    assert (mu.shape, log_pi.shape, kappa.shape) == ((5, 4, 6), (5, 4), (5, 4))
+    assert log_peak.dtype == torch.float64
+    assert torch.equal(mu, store.directions()[found])
+    cosine = (mu @ x.unsqueeze(2)).squeeze(2)
+    (-torch.logsumexp(log_pi + log_peak - 5 * kappa * (1 - cosine), 1).sum()).backward()
+    trained = ["mu"] if adapt == "statistics" else ["mu", "log_alpha", "log_kappa"]
+    assert [name for name, _ in store.named_parameters()] == trained
+    for name, parameter in store.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+        assert (parameter.grad[found.unique()] != 0).any()
+        assert (parameter.grad[~store.active] == 0).all()
+    radial = (store.mu.grad * store.mu).sum(1)
+    torch.testing.assert_close(radial, torch.zeros(40), atol=1e-4, rtol=0)
+
+
+def test_the_derivative_of_log_kappa_is_that_of_the_energy():
+    store = filled(6, 4, adapt="gradient").double()
+    x, rows = unit(1, 6, seed=5, dtype=torch.float64), torch.arange(4).unsqueeze(0)
+
+    def energy(log_kappa):
+        with torch.no_grad():
+            store.log_kappa.copy_(log_kappa)
+        mu, log_pi, kappa, log_peak = store.gather(rows)
+        return -torch.logsumexp(log_pi + log_peak - 5 * kappa * (1 - mu @ x[0]), 1).sum()
+
+    start = store.log_kappa.detach().clone()
+    (found,) = torch.autograd.grad(energy(start), store.log_kappa)
+    for k in range(4):
+        shift = torch.zeros(6, dtype=torch.float64)
+        shift[k] = 1e-5
+        slope = (energy(start + shift) - energy(start - shift)) / 2e-5
+        torch.testing.assert_close(found[k], slope.detach(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_forward_derivatives_pass_through_a_search():
+    store, x = filled(), unit(5, 6, seed=5)
+    direction = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+
+    def energy(mu):
+        def read(module):
+            mu, log_pi, kappa, _ = module.gather(module.best(x, 4)[0])
+            return (log_pi.exp() * kappa * (mu @ x.unsqueeze(2)).squeeze(2)).sum()
+
+        class Reader(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.store = store
+
+            def forward(self):
+                return read(self.store)
+
+        return torch.func.functional_call(Reader(), {"store.mu": mu}, ())
+
+    _, slope = torch.func.jvp(energy, (store.mu.detach(),), (direction,))
+    (gradient,) = torch.autograd.grad(energy(store.mu), store.mu)
+    torch.testing.assert_close(slope, (gradient * direction).sum(), rtol=1e-4, atol=1e-5)
+
+
+# -- statistics ----------------------------------------------------------------------------------------------
+
+
+def plain_observe(store, states):
+    """One step of the statistics, splat by splat; returns frequency, resultant, kappa, alpha, winner."""
+    frequency, resultant = store.frequency.tolist(), store.resultant.tolist()
+    directions = store.directions().detach()
+    places = store.active.nonzero().flatten().tolist()
+    won = {k: [] for k in places}
+    winner = [max(places, key=lambda k: float(s @ directions[k])) for s in states]
+    for s, k in zip(states, winner, strict=True):
+        won[k].append(float(s @ directions[k]))
+    for k in places:
+        frequency[k] = 0.99 * frequency[k] + len(won[k])
+        if won[k]:
+            share = 1 - 0.95 ** len(won[k])
+            resultant[k] += share * (sum(won[k]) / len(won[k]) - resultant[k])
+    mean = sum(frequency[k] for k in places) / len(places)
+    kappa, alpha = store.concentration.tolist(), [0.0] * store.capacity
+    for k in places:
+        kappa[k] = min(max(resultant[k] / (1 - resultant[k] ** 2), store.kappa_min), store.kappa_max)
+        alpha[k] = frequency[k] + mean
+    return frequency, resultant, kappa, alpha, winner
+
+
+def test_statistics_are_those_of_the_transcription():
+    store = filled()
+    for step in range(4):
+        states = about(unit(10, 6, seed=2), 50, seed=step)
+        expected = plain_observe(store, states)
+        wins = store.observe(states)
+        found = store.frequency, store.resultant, store.concentration, store.alpha
+        for values, plain in zip(found, expected[:4], strict=True):
+            torch.testing.assert_close(values, torch.tensor(plain), rtol=1e-5, atol=1e-5)
+        assert wins.winner.tolist() == expected[4]
+        torch.testing.assert_close(wins.angle, distance(states, store.directions()[wins.winner]).detach())
+    assert store.age.tolist() == [4] * 30 + [0] * 10
+    assert torch.equal(store.frequency[30:], torch.zeros(10))
+
+
+def test_the_order_of_the_states_changes_no_bit():
+    first, second = filled(), filled()
+    states = unit(300, 6, seed=4)
+    first.observe(states)
+    second.observe(states.flip(0))
+    same(first.state_dict(), second.state_dict())
+
+
+def test_a_splat_learns_the_concentration_of_its_states():
+    store = SplatStore(3, 32)
+    centres = unit(3, 32)
+    store.add(centres)
+    for step in range(30):
+        generator = torch.Generator().manual_seed(step)
+        raw = 31 * torch.tensor([3.0, 10.0, 30.0]).repeat_interleave(20)
+        store.observe(vmf.sample(centres.repeat_interleave(20, 0), raw, generator))
+    torch.testing.assert_close(store.kappa(), torch.tensor([3.0, 10.0, 30.0]), rtol=0.15, atol=0)
+    torch.testing.assert_close(store.log_pi().exp(), torch.full((3,), 1 / 3))
+
+
+def test_trained_weights_are_left_to_the_optimizer_and_kappa_returns_to_its_limits():
+    store = filled(adapt="gradient")
+    with torch.no_grad():
+        store.log_kappa[:2] = torch.tensor([-3.0, 9.0])
+    before = store.log_alpha.clone(), store.log_kappa.clone(), store.mu.clone()
+    store.observe(unit(50, 6, seed=3))
+    assert torch.equal(store.log_alpha, before[0])
+    assert torch.equal(store.mu, before[2])
+    torch.testing.assert_close(store.log_kappa[:2].exp(), torch.tensor([1.0, 50.0]))
+    assert torch.equal(store.log_kappa[2:], before[1][2:])
+    assert store.frequency.sum() == 50
+    store.width().sum().backward()
+    assert (store.log_kappa.grad[:2] > 0).all()  # a limit is not a place that gradients cannot leave
+
+
+def test_low_precision_states_are_observed():
+    store = filled()
+    wins = store.observe(unit(20, 6, seed=3).bfloat16())
+    assert wins.angle.dtype == torch.float32
+    assert store.resultant.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (6,), (1, 2, 6)])
+def test_states_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"give \(M, 6\)"):
+        filled().observe(torch.ones(shape))
+
+
+def test_an_empty_store_cannot_observe():
+    with pytest.raises(ValueError, match="store of 0 splats"):
+        SplatStore(4, 3).observe(unit(2, 3))
+
+
+def test_coverage_counts_the_splats_that_won_lately():
+    store = SplatStore(6, 8)
+    assert store.coverage() == 0
+    store.add(torch.eye(8)[:5])
+    assert store.coverage() == 0
+    store.observe(torch.eye(8)[:2])
+    assert store.coverage() == 0.4
+    store.observe(torch.eye(8)[:1].expand(100, 8))  # 20 states a splat later
+    assert store.coverage() == 0.2
+    store.place(torch.tensor([0]), torch.eye(8)[5:6])  # another splat, which has won nothing
+    assert store.coverage() == 0
+
+
+# -- revival and growth --------------------------------------------------------------------------------------
+
+
+@adaptations
+def test_dead_splats_come_alive(adapt):
+    store = SplatStore(60, 16, adapt=adapt)
+    store.add(unit(60, 16))
+    centres = normalise(unit(30, 16, seed=1) + 2 * torch.eye(16)[0])  # the encoder went elsewhere
+    states = about(centres, 2000, kappa=30.0)
+    before = float((states @ store.directions().detach().T).amax(dim=1).mean())
+    dead = 60 - len(store.observe(states).winner.unique())
+    rows = store.revive(states, rng())
+    assert dead >= 20
+    assert len(rows) >= dead
+    winners = store.observe(about(centres, 2000, kappa=30.0, seed=5)).winner
+    assert len(winners.unique()) > 50
+    assert float((states @ store.directions().detach().T).amax(dim=1).mean()) > before + 0.1
+    assert (store.width() > 5).all()
+
+
+def test_a_revival_takes_statistics_anew_and_zeroes_the_moved():
+    store = SplatStore(20, 8)
+    store.add(unit(20, 8))
+    for _ in range(3):
+        store.observe(unit(200, 8, seed=7))
+    store.stress.fill_(1.5)
+    states = about(store.directions().detach()[:5], 400, kappa=40.0)
+    kept = store.directions().detach().clone()
+    rows = store.revive(states, rng())
+    others = [k for k in range(20) if k not in rows.tolist()]
+    assert set(range(5)) <= set(others)
+    assert torch.equal(store.directions()[others], kept[others])
+    assert store.stress[rows].tolist() == store.age[rows].tolist() == [0] * len(rows)
+    assert (store.stress[others] == 1.5).all()
+    assert (store.age[others] == 3).all()
+    cosines = states @ store.directions().detach().T
+    counts = cosines.argmax(dim=1).bincount(minlength=20)
+    assert torch.equal(store.frequency, counts.float())
+    for k in counts.nonzero().flatten().tolist():
+        mean = cosines[cosines.argmax(dim=1) == k, k].mean()
+        torch.testing.assert_close(store.resultant[k], mean)
+        ratio = min(float(mean), 0.9999)
+        expected = min(max(ratio / (1 - ratio**2), 1), 50)
+        assert store.concentration[k].item() == pytest.approx(expected, rel=1e-3)
+    moved = store.directions().detach()[rows]
+    assert ((moved @ states.T).amax(dim=1) > 1 - 1e-6).all()  # each lies on a state
+    assert len(moved.unique(dim=0)) == len(rows)
+
+
+@adaptations
+def test_a_splat_that_lies_on_its_only_state_is_as_narrow_as_can_be(adapt):
+    states = unit(50, 24)
+    store = SplatStore(51, 24, adapt=adapt)
+    store.add(torch.eye(24)[:1].expand(51, 24))
+    store.observe(states)
+    moved = store.revive(states, rng())
+    assert len(moved) == 50
+    torch.testing.assert_close(store.width()[moved].detach(), torch.full((50,), 50.0))
+    store.observe(states)
+    torch.testing.assert_close(store.width()[moved].detach(), torch.full((50,), 50.0))
+
+
+def test_splats_move_where_nobody_is_near():
+    store = SplatStore(25, 8)
+    store.add(torch.eye(8)[[0] * 5 + [1] * 20])
+    near, far = about(torch.eye(8)[:1], 900, 50.0), about(-torch.eye(8)[:1], 100, 50.0, seed=1)
+    rows = store.revive(torch.cat([near, far]), rng())
+    assert set(range(6, 25)) <= set(rows.tolist())
+    assert (store.directions()[rows, 0] < 0).float().mean() > 0.7  # of 10% of the states
+
+
+def test_no_splat_moves_where_all_win():
+    store = SplatStore(5, 8)
+    store.add(torch.eye(8)[:5])
+    before = store.mu.clone()
+    assert len(store.revive(about(torch.eye(8)[:5], 500), rng())) == 0
+    assert torch.equal(store.mu, before)
+
+
+def test_states_that_all_lie_on_splats_revive_nothing():
+    store = SplatStore(5, 4)
+    store.add(torch.eye(4)[[0, 1, 2, 3, 3]])
+    assert len(store.revive(torch.eye(4).repeat(10, 1), rng())) == 0
+
+
+def test_a_few_states_do_not_declare_splats_dead_that_were_frequent():
+    store = SplatStore(200, 8)
+    store.add(unit(200, 8))
+    for step in range(20):
+        store.observe(unit(500, 8, seed=step))
+    frequency = store.frequency.clone()
+    rare = frequency < 0.1 * frequency.mean()
+    states = unit(100, 8, seed=99)
+    rows = store.revive(states, rng())
+    assert rare[rows].all()
+    kept = ~torch.isin(torch.arange(200), rows)
+    assert torch.equal(store.frequency[kept], frequency[kept])
+    assert (store.alpha > 0).all()
+
+
+@adaptations
+def test_growth_puts_splats_among_the_states(adapt):
+    store = SplatStore(100, 16, adapt=adapt)
+    centres = unit(40, 16)
+    states = about(centres, 1500, kappa=30.0)
+    assert store.grow(states, 10, rng()).tolist() == list(range(10))
+    store.observe(states)
+    rows = store.grow(states, 50, rng(1))
+    assert rows.tolist() == list(range(10, 60))
+    assert len(store) == 60
+    assert (store.frequency.sum(), store.age.tolist()) == (1500, [1] * 10 + [0] * 90)
+    winners = store.observe(about(centres, 1500, kappa=30.0, seed=3)).winner
+    assert len(winners.unique()) > 50
+    assert store.log_pi().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+# -- resume --------------------------------------------------------------------------------------------------
+
+
+def train(store, steps, start=0):
+    """Steps as a run takes them: search, an optimizer step, statistics, events; returns what was found."""
+    found = []
+    for step in range(start, start + steps):
+        states = about(unit(20, store.n, seed=1), 128, seed=step)
+        rows, dropped = store.best(states, 4)
+        found += [rows, dropped.nan_to_num()]
+        mu, log_pi, kappa, log_peak = store.gather(rows)
+        energy = -torch.logsumexp(log_pi + log_peak - kappa * (1 - mu @ states.unsqueeze(2)).squeeze(2), 1)
+        gradients = torch.autograd.grad(energy.mean(), list(store.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(store.parameters(), gradients, strict=True):
+                parameter.sub_(0.1 * gradient)
+        found += list(store.observe(states))
+        if step % 5 == 3:
+            found.append(store.revive(states, rng(step)))
+        if step % 5 == 4:
+            store.rebuild_index()
+    return found
+
+
+@kinds
+@adaptations
+@pytest.mark.parametrize("steps", [3, 4, 5, 6])  # before and after an event and a rebuilding of the index
+def test_a_store_resumes_bit_for_bit(kind, adapt, steps):
+    settings = {"index": kind, "neighbours": 4, "adapt": adapt}
+    first = filled(80, 60, 8, **settings)
+    first.kappa_divisor = 2.0
+    train(first, steps)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = SplatStore(80, 8, **settings)
+    second.load_state_dict(torch.load(file, weights_only=True))
+    assert len(second) == 60
+    same(second.state_dict(), first.state_dict())
+    for here, there in zip(train(first, 6, steps), train(second, 6, steps), strict=True):
+        assert torch.equal(here, there)
+    same(second.state_dict(), first.state_dict())
+
+
+@needs_faiss
+def test_the_index_of_a_checkpoint_is_the_one_that_was_built_not_a_new_one():
+    store = filled(600, 500, 16, index="hnsw", neighbours=8)
+    store.rebuild_index()
+    with torch.no_grad():
+        store.mu.copy_(unit(600, 16, seed=50))  # so far that candidates of the old graph are others
+    x = unit(100, 16, seed=51)
+    stale = store.nearest(x, 8)
+    again = SplatStore(600, 16, index="hnsw", neighbours=8)
+    again.load_state_dict(store.state_dict())
+    assert torch.equal(again.nearest(x, 8), stale)
+    again.rebuild_index()
+    assert not torch.equal(again.nearest(x, 8), stale)
+
+
+@needs_faiss
+def test_a_checkpoint_of_another_kind_of_index_is_refused():
+    store = filled(600, 500, 16, index="hnsw", neighbours=8)
+    store.rebuild_index()
+    with pytest.raises(ValueError, match="kind hnsw, not ivf"):
+        SplatStore(600, 16, index="ivf").load_state_dict(store.state_dict())
+
+
+@kinds
+def test_a_copy_of_a_store_searches_like_the_store(kind):
+    store, x = filled(80, 60, 8, index=kind, neighbours=4), unit(30, 8, seed=3)
+    store.rebuild_index()
+    again = copy.deepcopy(store)
+    assert torch.equal(again.nearest(x, 4), store.nearest(x, 4))
+    again.add(unit(1, 8))
+    assert (len(again), len(store)) == (61, 60)
