@@ -18,7 +18,6 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.training.recording import recorded
 from ebc_lab.training.run import Training
-from ebc_lab.workloads.losses import autocast, token_losses
 
 WARM_STEPS = 20  # EBC may measure three times a step in its first 20
 SURROGATE_WARM_STEPS = 101  # past the early sweeps of all groups
@@ -107,11 +106,11 @@ class Loop:
 
     def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place."""
-        with autocast(self.run):
-            logits = self.training.forward(inputs)
-        loss = token_losses(logits, targets).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return logits, loss.detach()
+        workload = self.training.workload
+        logits, kept = workload.forward(self.training.forward, inputs)
+        total, parts = workload.loss(logits, targets, kept, self.step_index - 1)
+        torch.autograd.backward(total)
+        return logits, parts["loss"]
 
     def update(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Any:
         if not self.bare:

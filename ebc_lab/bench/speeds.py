@@ -105,6 +105,8 @@ def chosen_by_rule(
     if "compile" not in found and (on_gpu or job_cores is not None):
         reason = "steps on a GPU come from CUDA graphs" if on_gpu else "not measured for jobs on nodes"
         found["compile"] = ("off", f"{reason}; compile=on overrides this")
+    if "compile" not in found and run.workload.name != "gpt":
+        found["compile"] = ("off", f"workload={run.workload.name} is not compiled")
     run = replace(run, **{k: value for k, (value, _) in found.items()})
     return run, {k: reason for k, (_, reason) in found.items()}
 
@@ -260,7 +262,16 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
         "cpu": here["cpu"],
         "cores": here["cores"],
         "gpus": machine.gpu_names() if run.device == "cuda" else (),
+        **_workload(run),
     }
+
+
+def _workload(run: RunConfig) -> dict[str, Any]:
+    """What a step's speed depends on in a workload that is no GPT."""
+    if run.workload.name == "gpt":
+        return {}
+    parts = ("workload", "encoder", "decoder", "index", "ebm")
+    return {part: to_dict(getattr(run, part)) for part in parts}
 
 
 def rate_caches(run: RunConfig, cases: Sequence[Case]) -> dict[Case, MeasurementCache]:

@@ -24,14 +24,15 @@ import torch
 
 from ebc_lab.components import optimizers
 from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
+from ebc_lab.config.schema import RunConfig, TokensConfig
 from ebc_lab.training.process import forward_of, set_up_torch
-from ebc_lab.workloads.gpt import build, hidden_matrices
-from ebc_lab.workloads.losses import autocast, token_losses
+from ebc_lab.workloads import WORKLOADS
+from ebc_lab.workloads.corpus import Corpus
 
 from .speeds import Case
 
-VOCABULARY = 65
+VOCABULARY = 65  # characters; other tokens are taken for as many
+TEXT = 200_000  # characters, at least
 BLOCK_S = 0.3  # of one measurement
 MAX_STEPS = 40  # of one measurement, however short a step is
 ROUNDS = 3  # measurements of each case
@@ -39,24 +40,32 @@ ENOUGH_S = 8.0  # after which no further round begins
 COMPILED_PAIRS = 12  # steps each way, in turns
 
 
+def random_text(run: RunConfig) -> Corpus:
+    """Characters that say nothing, enough for the run's windows."""
+    length = max(TEXT, 100 * run.model.context, 40 * run.ebm.splats)
+    drawn = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0))
+    text = "".join(map(chr, (drawn + ord(" ")).tolist()))
+    return Corpus("random", "random characters", "", text, "0" * 64)
+
+
 class StepTimer:
     """A model and its optimizer at the run's shape; `step` trains once and returns how long that took."""
 
     def __init__(self, run: RunConfig):
-        self.run = run
+        self.run = run = dataclasses.replace(run, tokens=TokensConfig())
         set_up_torch(run)
         shape = (run.batch_size, run.model.context + 1)
         self.tokens = torch.randint(0, VOCABULARY, shape, device=run.device)
-        self.model = build(run.model, VOCABULARY, 0).to(run.device, getattr(torch, run.param_dtype))
+        self.workload = WORKLOADS[run.workload.name](run, random_text(run), torch.device(run.device))
+        self.model = self.workload.build().to(run.device, getattr(torch, run.param_dtype))
         self.forward: torch.nn.Module = self.model
-        self.bases = optimizers.build(self.model, run.optimizer, hidden_matrices(self.model))
+        self.bases = optimizers.build(self.model, run.optimizer, self.workload.matrices(self.model))
 
     def step(self) -> float:
         """Seconds of one training step."""
         start = time.perf_counter()
-        with autocast(self.run):
-            logits = self.forward(self.tokens[:, :-1])
-        token_losses(logits, self.tokens[:, 1:]).mean().backward()  # type: ignore[no-untyped-call]
+        logits, kept = self.workload.forward(self.forward, self.tokens[:, :-1])
+        torch.autograd.backward(self.workload.loss(logits, self.tokens[:, 1:], kept, 0)[0])
         for base in self.bases:
             base.step()
             base.zero_grad()

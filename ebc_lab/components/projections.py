@@ -150,7 +150,7 @@ def _at_least_float32(matrices: Sequence[Tensor]) -> Tensor:
 
 
 class Sphere:
-    """Each row of these parameters on the unit sphere, where it is put when this is made; a zero row stays."""
+    """Each row of these parameters a unit vector, as which it is put when this is made; a zero row stays."""
 
     retracts: ClassVar[bool] = True
 

@@ -16,8 +16,8 @@ def check_workload(run: RunConfig) -> None:
     _check_tokens(run)
     need(
         run.workload.name == "ebm" or run.projection.name != "sphere",
-        f"projection=sphere keeps the directions of workload=ebm on the sphere, and workload={run.workload.name} "
-        "has none.",
+        "projection=sphere keeps the directions of workload=ebm on the sphere, and "
+        f"workload={run.workload.name} has none.",
     )
     if run.workload.name == "ebm":
         _check_ebm(run)

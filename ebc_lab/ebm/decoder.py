@@ -114,12 +114,13 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, u: Tensor) -> tuple[Tensor, Routing]:
         routing = self.routed(u)
+        tokens, width = u.shape
         flat = routing.indices.reshape(-1)  # (M·active,), the places of a token side by side
         order = flat.argsort(stable=True)
-        rows = u[:, None].expand(-1, self.active, -1).reshape(len(flat), -1).index_select(0, order)
+        rows = u[:, None].expand(-1, self.active, -1).reshape(-1, width).index_select(0, order)
         parts = torch.split(rows, _places(flat, len(self.experts)).tolist())
         results = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
-        placed = results.index_select(0, order.argsort()).view(len(u), self.active, -1)
+        placed = results.index_select(0, order.argsort()).view(tokens, self.active, width)
         return (routing.gates[..., None] * placed).sum(1), routing
 
     def routed(self, u: Tensor) -> Routing:

@@ -139,7 +139,7 @@ def held_out(
     found |= {
         "energy": float(model.splat_energy(states).mean()) - log_area(store.n),
         "splat_coverage": store.coverage(),
-        "winners": len(winner.unique()) / len(store),
+        "winners": len(set(winner.tolist())) / len(store),
         "state_coverage": float((novelty(angle, width[winner], store.n) == 0).float().mean()),
         "kappa_at_limit": float(at_limit.float().mean()),
         "kappa_median": float(in_use.median()),

@@ -193,7 +193,8 @@ class EnergyModel(nn.Module):
         """Logits (M, V) of settled states and their contexts' states, (M, n) each, of `rows` sequences."""
         u = math.sqrt(self.settings.n) * torch.cat([settled, states], -1)
         if isinstance(self.decoder, Decoder):
-            return self.decoder(u)
+            logits, routing = self.decoder(u)
+            return logits, routing
         return self.decoder(u.view(rows, -1, u.shape[-1])).flatten(0, 1), None
 
     # -- the energy ------------------------------------------------------------------------------------------

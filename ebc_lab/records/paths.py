@@ -76,6 +76,7 @@ class RunFiles:
         self.packed = directory / "model.ebcpack"  # of a run with a quantizer, once it has a result
         self.model = directory / "model.pt"  # of workload=ebm, once it has a result
         self.models = directory / "models"  # and while it trains, with ebm.keep_every
+        self.alerts = directory / "alerts.jsonl"  # of workload=ebm
         self.attempts = directory / "attempts.jsonl"
         self.log = directory / "log.txt"
         self.lock = directory / ".lock"  # held by the process that trains it

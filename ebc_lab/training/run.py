@@ -335,6 +335,7 @@ class Training:
         found |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
         tokens = self._trained_tokens()
         self.recording.evaluation(self.step, found, tokens=tokens, train_s=self.train_s)
+        self.recording.flush()
 
     def _evaluate(
         self, pairs: Iterable[tuple[Tensor, Tensor]], alive: Callable[[], None]

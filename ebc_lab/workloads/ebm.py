@@ -154,8 +154,8 @@ class EBMWorkload:
                 first = load_gpt2(str(ebm.gpt2), ebm.n)
                 if len(first) != self.vocabulary:
                     raise ValueError(
-                        f"ebm.gpt2={ebm.gpt2} has {len(first)} embeddings for {self.vocabulary} tokens: give the "
-                        "folder of the same model as tokens.folder."
+                        f"ebm.gpt2={ebm.gpt2} has {len(first)} embeddings for {self.vocabulary} tokens: give "
+                        "the folder of the same model as tokens.folder."
                     )
             else:
                 first = cooccurrence(self.train_ids, self.vocabulary, ebm.n, seed)
@@ -164,10 +164,8 @@ class EBMWorkload:
             raise UserError(str(error)) from None
         self._model = model
         if model.store is not None:
-            device, self.tokens = self.tokens, {k: v.cpu() for k, v in self.tokens.items()}
             model.store.kappa_divisor = ebm.temperature[0]
             model.store.grow(self._present(0), self._splats_at(0), self._rng(0, "grow"))
-            self.tokens = device
         return model
 
     @property
@@ -192,16 +190,18 @@ class EBMWorkload:
         tokens = self.tokens["train"]
         count = min(-(-PRESENT // T), (len(tokens) - 1) // T)
         starts = self._rng(step, "present").integers(0, len(tokens) - T, count)
-        at = torch.from_numpy(starts).to(tokens.device)[:, None] + torch.arange(T, device=tokens.device)
+        at = torch.from_numpy(starts)[:, None] + torch.arange(T)
+        rows = tokens[at.to(tokens.device)].to(self.model.embeddings.device)
         with autocast(self.run):
-            states, _ = self.model.encode(tokens[at])
+            states, _ = self.model.encode(rows)
         return states
 
     # -- a step ----------------------------------------------------------------------------------------------
 
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, Tape]:
+        assert isinstance(called, EnergyModel)
         with autocast(self.run):
-            logits, kept = self.model.detailed(inputs)
+            logits, kept = called.detailed(inputs)
         return logits, Tape(inputs, kept)
 
     def loss(

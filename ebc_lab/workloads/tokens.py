@@ -111,7 +111,7 @@ class BytePairs:
 def _outside(characters: Sequence[str]) -> UserError:
     more = f" and {len(characters) - NAMED} more" if len(characters) > NAMED else ""
     named = ", ".join(repr(c) for c in characters[:NAMED])
-    return UserError(f"the vocabulary has no {named}{more}: leave out what the training text does not hold.")
+    return UserError(f"the vocabulary has no {named}{more}: leave such characters out.")
 
 
 def _check_ids(ids: Iterable[int], vocabulary: int) -> None:

@@ -209,7 +209,10 @@ def drawn_from_splats(terms: Terms, rows: int, seed: int) -> torch.Tensor:
 
 
 def mixtures_deviation(rows: int, steps: int, pairs: bool) -> tuple[float, float]:
-    """The largest deviation of E[mu_k.x] in standard errors, and the acceptance, at step 0.5, adjusted."""
+    """The largest deviation of E[mu_k.x] in standard errors, and the acceptance, at step 0.5, adjusted.
+
+    Chains start from the oracle's law, resampled by its weights: the slow walk between splats is not tested.
+    """
     terms = mixture(pairs=pairs)
     oracle = drawn_from_splats(terms, 400_000, seed=20)
     splats_only = Terms(terms.mu, terms.alpha, terms.kappa)
@@ -217,10 +220,11 @@ def mixtures_deviation(rows: int, steps: int, pairs: bool) -> tuple[float, float
     statistic = oracle @ terms.mu.T
     expected = weights @ statistic
     variance = (weights.square().unsqueeze(-1) * (statistic - expected) ** 2).sum(0)
+    start = oracle[torch.multinomial(weights, rows, replacement=True, generator=generator(30))]
     chains = langevin(
         terms.total,
         terms.score,
-        drawn_from_splats(terms, rows, seed=30),
+        start,
         steps=steps,
         stiffness=terms.stiffness(),
         step=0.5,
@@ -241,7 +245,7 @@ def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("raw", [10.0, 50.0, 639.0, 6390.0])
-@pytest.mark.parametrize(("n", "rows"), [(3, 200_000), (16, 60_000), (640, 1500)])
+@pytest.mark.parametrize(("n", "rows"), [(3, 100_000), (16, 20_000), (640, 800)])
 def test_stationary_means_at_full_length(n, rows, raw):
     plain = sampled_bump(n, raw, rows, 40, adjusted=False)
     error, standard_error = mean_cosine_error(n, raw, plain)

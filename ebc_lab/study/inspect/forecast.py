@@ -193,6 +193,7 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
         config,
         device=chosen_device(config.device),
         data=replace(config.data, sha256=config.data.sha256 or "0" * 64),
+        tokens=replace(config.tokens, sha256=config.tokens.sha256 or "0" * 64),
         launcher=replace(config.launcher, runs_per_worker=runs_per_worker),
     )
 

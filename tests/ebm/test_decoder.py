@@ -1,0 +1,315 @@
+"""The mixture of experts: against the golden file, one token at a time, and every expert on every token."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ebc_lab.ebm.decoder import Decoder, MixtureOfExperts, balance_loss, route, router_z_loss
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["moe"]
+
+
+def draws(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def mixture(width=12, hidden=7, experts=4, active=2, dtype=torch.float64, seed=0):
+    """One whose router prefers, so that routes differ from token to token."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = MixtureOfExperts(width, hidden, experts, active).to(dtype)
+    made.router.weight.data *= 50
+    return made
+
+
+def one_by_one(moe, u):
+    """Each token through the experts that its softmax favours, in Python."""
+    results = []
+    for row in u:
+        p = torch.softmax(moe.router(row), 0)
+        chosen = sorted(range(len(p)), key=lambda e: -p[e].item())[: moe.active]
+        total = sum(p[e] for e in chosen)
+        results.append(sum(p[e] / total * moe.experts[e](row) for e in chosen))
+    return torch.stack(results)
+
+
+# -- routing and its losses ----------------------------------------------------------------------------------
+
+
+def test_routes_and_losses_are_those_of_the_golden_file():
+    logits = torch.tensor(GOLDEN["logits"], dtype=torch.float64)
+    gates, indices, probabilities = route(logits, 2)
+    assert indices.tolist() == GOLDEN["indices"]
+    assert gates.tolist() == [pytest.approx(row, rel=1e-12) for row in GOLDEN["gates"]]
+    assert float(balance_loss(indices, probabilities)) == pytest.approx(GOLDEN["balance"], rel=1e-12)
+    assert float(router_z_loss(logits)) == pytest.approx(GOLDEN["z"], rel=1e-12)
+
+
+@given(st.integers(1, 6), st.data())
+def test_gates_are_the_largest_probabilities_over_their_sum(experts, data):
+    active = data.draw(st.integers(1, experts))
+    logits = draws(9, experts, seed=data.draw(st.integers(0, 99))) * 3
+    gates, indices, probabilities = route(logits, active)
+    largest = probabilities.sort(-1, descending=True).values[:, :active]
+    torch.testing.assert_close(probabilities.gather(1, indices), largest)
+    torch.testing.assert_close(gates, largest / largest.sum(-1, keepdim=True))
+    torch.testing.assert_close(probabilities, logits.softmax(-1))
+
+
+def test_of_equal_experts_the_first_are_chosen():
+    gates, indices, _ = route(torch.tensor([[1.0, 1, 1, 1], [0, 2, 0, 2]]), 3)
+    assert indices.tolist() == [[0, 1, 2], [1, 3, 0]]
+    assert gates[0].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_gates_of_experts_without_probability_are_still_gates():
+    gates, indices, _ = route(torch.tensor([[0.0, -1000, -1001]]), 3)
+    assert indices.tolist() == [[0, 1, 2]]
+    assert gates.tolist() == [[1, 0, 0]]
+    assert float(route(torch.tensor([[-3e4, -3e4, -9e4]]), 2)[0][0, 1]) == 0.5
+
+
+def test_the_balance_is_one_for_equal_shares_and_the_number_of_experts_for_one_favourite():
+    everyone = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 2]])
+    assert float(balance_loss(everyone, torch.full((4, 4), 0.25))) == GOLDEN["balanced_value"]
+    favourite = torch.zeros(5, 3)
+    favourite[:, 1] = 1
+    assert float(balance_loss(torch.full((5, 1), 1), favourite)) == 3
+
+
+def test_the_balance_counts_every_place_and_the_whole_softmax():
+    _, indices, probabilities = route(draws(50, 4), 2)
+    shares = [sum(row.count(e) for row in indices.tolist()) / 100 for e in range(4)]
+    expected = 4 * sum(f * float(p) for f, p in zip(shares, probabilities.mean(0), strict=True))
+    assert float(balance_loss(indices, probabilities)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_following_the_balance_loss_takes_tokens_from_the_favourite():
+    logits = draws(200, 4, seed=3)
+    logits[:, 2] += 2
+    logits.requires_grad_()
+    _, indices, probabilities = route(logits, 2)
+    (gradient,) = torch.autograd.grad(balance_loss(indices, probabilities), logits)
+    assert float(gradient.sum(0)[2]) > 0
+    assert (gradient.sum(0)[[0, 1, 3]] < 0).all()
+
+
+@given(st.floats(-50, 50))
+def test_the_z_loss_is_the_square_of_the_common_size(size):
+    logits = torch.full((3, 4), size, dtype=torch.float64)
+    expected = (size + float(torch.log(torch.tensor(4.0, dtype=torch.float64)))) ** 2
+    assert float(router_z_loss(logits)) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+# -- the experts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("experts", [1, 2, 4, 7])
+@pytest.mark.parametrize("tokens", [1, 2, 65])
+def test_sorted_rows_give_what_every_expert_on_every_token_gives(experts, tokens):
+    for active in range(1, experts + 1):
+        moe = mixture(experts=experts, active=active, dtype=torch.float32)
+        u = draws(tokens, 12, dtype=torch.float32, seed=active)
+        found, routing = moe(u)
+        dense, same = moe.dense_reference(u)
+        torch.testing.assert_close(found, dense, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found, one_by_one(moe, u), rtol=0, atol=1e-6)
+        assert all(map(torch.equal, routing, same))
+
+
+@pytest.mark.parametrize("active", [1, 2, 3])
+def test_the_gradients_too_are_those_of_every_expert_on_every_token(active):
+    moe = mixture(active=active)
+    u = draws(40, 12).requires_grad_()
+    weights = [u, *moe.parameters()]
+    by_sorting = torch.autograd.grad((moe(u)[0] * draws(40, 12, seed=5)).sum(), weights)
+    densely = torch.autograd.grad((moe.dense_reference(u)[0] * draws(40, 12, seed=5)).sum(), weights)
+    for found, expected in zip(by_sorting, densely, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_expert_that_nobody_visits_has_a_gradient_of_zero():
+    moe = mixture(experts=3, active=1)
+    moe.router.weight.data.zero_()  # equal probabilities: expert 0
+    moe(draws(5, 12))[0].sum().backward()
+    assert [bool(expert.up.weight.grad.any()) for expert in moe.experts] == [True, False, False]
+
+
+def test_one_expert_alone_is_a_dense_layer():
+    moe = mixture(experts=1, active=1)
+    u = draws(20, 12)
+    y, routing = moe(u)
+    torch.testing.assert_close(y, moe.experts[0](u), rtol=0, atol=1e-15)
+    assert routing.gates.tolist() == [[1.0]] * 20
+    y.sum().backward()
+    assert not moe.router.weight.grad.any()
+
+
+def test_no_tokens_have_no_results():
+    y, routing = mixture()(torch.zeros(0, 12, dtype=torch.float64))
+    assert y.shape == (0, 12)
+    assert routing.indices.shape == (0, 2)
+
+
+def test_a_token_that_is_not_finite_spoils_no_other():
+    moe = mixture()
+    u = draws(10, 12)
+    clean = moe(u)[0]
+    u[3, 5] = torch.nan
+    spoiled = moe(u)[0]
+    assert spoiled[3].isnan().all()
+    rest = [i for i in range(10) if i != 3]
+    torch.testing.assert_close(spoiled[rest], clean[rest])
+
+
+def test_the_same_bits_every_time():
+    moe = mixture(dtype=torch.float32)
+
+    def once():
+        u = draws(300, 12, dtype=torch.float32).requires_grad_()
+        y = moe(u)[0]
+        return [y, *torch.autograd.grad(y.square().sum(), [u, *moe.parameters()])]
+
+    assert all(map(torch.equal, once(), once()))
+
+
+def test_the_first_routes_are_spread_over_all_experts():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        moe = MixtureOfExperts(128, 16)
+    with torch.no_grad():
+        routing = moe(draws(2000, 128, dtype=torch.float32))[1]
+    assert 0.95 < float(balance_loss(routing.indices, routing.probabilities)) < 1.05
+    assert float((routing.probabilities - 0.25).square().mean().sqrt()) < 0.1
+    assert all((routing.indices == e).float().mean() > 0.15 for e in range(4))
+
+
+class Operations(TorchDispatchMode):
+    """The names of torch's operations inside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__.partition(".")[0])
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_would_wait_for_the_host_once(monkeypatch):
+    read = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: read.append(tensor.shape) or tolist(tensor))
+    with Operations() as seen:
+        mixture(width=6)(draws(30, 6))
+    assert read == [(4,)]
+    waiting = {"_local_scalar_dense", "nonzero", "bincount", "masked_select", "_unique2", "equal"}
+    assert not waiting & set(seen.names)
+    assert "index_select" in seen.names
+
+
+# -- the decoder ---------------------------------------------------------------------------------------------
+
+
+def decoder(vocabulary=9, **settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        made = Decoder(12, 7, vocabulary, **settings).double()
+    made.moe.router.weight.data *= 50
+    return made
+
+
+def test_the_decoder_adds_the_experts_and_reads_the_norm():
+    made = decoder()
+    u = draws(20, 12)
+
+    def norm(x, weight):
+        centred = x - x.mean(-1, keepdim=True)
+        return weight * centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    v = u + one_by_one(made.moe, norm(u, made.norm.weight))
+    logits, routing = made(u)
+    torch.testing.assert_close(logits, norm(v, made.last_norm.weight) @ made.head.weight.T)
+    assert logits.shape == (20, 9)
+    assert routing.indices.shape == (20, 2)
+
+
+def test_its_weights_have_names_to_group_them_by():
+    names = [name for name, _ in decoder(experts=2).named_parameters()]
+    assert names == [
+        "norm.weight",
+        "moe.router.weight",
+        "moe.experts.0.up.weight",
+        "moe.experts.0.down.weight",
+        "moe.experts.1.up.weight",
+        "moe.experts.1.down.weight",
+        "last_norm.weight",
+        "head.weight",
+    ]
+
+
+@pytest.mark.parametrize(("experts", "active"), [(4, 2), (1, 1), (3, 3)])
+def test_the_forward_mode_derivative_is_the_slope_of_the_logits(experts, active):
+    made = decoder(experts=experts, active=active)
+    u = draws(30, 12)
+    weights = dict(made.named_parameters())
+    direction = {name: draws(*p.shape, seed=i) for i, (name, p) in enumerate(weights.items())}
+
+    def logits(given):
+        return torch.func.functional_call(made, given, (u,))[0]
+
+    moved = torch.func.jvp(logits, (weights,), (direction,))[1]
+    step = 1e-6
+    ahead = logits({name: p + step * direction[name] for name, p in weights.items()})
+    behind = logits({name: p - step * direction[name] for name, p in weights.items()})
+    torch.testing.assert_close(moved, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def test_under_autocast_tokens_go_where_they_went_before():
+    made = decoder().float()
+    u = draws(200, 12, dtype=torch.float32)
+    logits, routing = made(u)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, same = made(u)
+    assert rounded.dtype == torch.bfloat16
+    assert same.logits.dtype == torch.float32
+    assert torch.equal(same.indices, routing.indices)
+    torch.testing.assert_close(rounded.float(), logits, rtol=0, atol=0.05)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((8, 4, 2, 3), "active=3 of experts=2 is impossible"),
+        ((8, 4, 2, 0), "active=0 of experts=2 is impossible"),
+        ((8, 4, 0, 0), "is impossible"),
+        ((8, 0, 2, 1), "must both be at least 1"),
+        ((0, 4, 2, 1), "must both be at least 1"),
+    ],
+)
+def test_impossible_sizes_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExperts(*settings)
+
+
+def test_impossible_inputs_are_refused():
+    with pytest.raises(ValueError, match="active=5 of 4 experts is impossible: choose 1 to 4"):
+        route(torch.zeros(2, 4), 5)
+    with pytest.raises(ValueError, match=r"must be \(tokens, experts\), not \(2, 3, 4\)"):
+        route(torch.zeros(2, 3, 4))
+    for wrong in (torch.zeros(2, 3, 12), torch.zeros(3, 11)):
+        with pytest.raises(ValueError, match=r"take \(tokens, 12\)"):
+            mixture(dtype=torch.float32)(wrong)
+    with pytest.raises(ValueError, match="no token"):
+        balance_loss(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 4))
+    with pytest.raises(ValueError, match="no token"):
+        router_z_loss(torch.zeros(0, 4))
