@@ -39,7 +39,7 @@ LAYERS: tuple[dict[str, str], ...] = (
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
     "lowbit": ("numpy", "sklearn", "cupy"),
-    "ebm": ("numpy", "scipy", "faiss", "tokenizers", "safetensors"),
+    "ebm": ("numpy", "scipy", "sklearn", "faiss", "tokenizers", "safetensors"),
 }
 WITHOUT_TORCH = ("config",)  # these import neither torch nor what is as slow to load
 SLOW_TO_LOAD = ("torch", "numpy", "scipy", "pandas", "matplotlib")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +11,7 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
 
-from .loops import WARM_STEPS, Loop, opened
-from .pairs import interleaved, spread
+from .pairs import steps_compared
 
 PLAIN = "float32"
 VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # name -> settings, and what its time is compared with
@@ -45,22 +43,10 @@ def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], No
     would take longer than `limit_s` seconds.
     """
     say("low-bit training against the plain step")
-    block = 2 * run.audit_every
-    steps = max(run.steps, WARM_STEPS + (rounds + 1) * block)
-    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    runs = {PLAIN: plain}
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig())
     stateful = run.optimizer.name in WITH_LOW_BIT_STATE
     asked = {name: found for name, found in VARIANTS.items() if stateful or "state" not in found[0]}
+    runs = {PLAIN: plain}
     runs |= {name: changed(plain, {"quantizer": settings}) for name, (settings, _) in asked.items()}
-    with contextlib.ExitStack() as stack:
-        loops = [Loop(stack.enter_context(opened(one))) for one in runs.values()]
-        for loop in loops:
-            loop.recorded_steps(WARM_STEPS)
-        seconds = interleaved([loop.recorded_steps for loop in loops], block, rounds, limit_s=limit_s)
-    took = dict(zip(runs, seconds, strict=True))
-    found = []
-    for name, (_, against) in asked.items():
-        ratios = [b / a for a, b in zip(took[against], took[name], strict=True)]
-        step_ms = spread([1e3 * s / block for s in took[name]])
-        found.append({"what": name, "against": against, "times": spread(ratios), "step_ms": step_ms})
-    return found
+    against = {name: other for name, (_, other) in asked.items()}
+    return steps_compared(runs, against, rounds, limit_s)

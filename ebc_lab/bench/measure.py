@@ -26,6 +26,7 @@ from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.text import checked_text, pinned
 
 from .costs import compute, fixed_costs
+from .ebm import energy_steps
 from .low_bit import low_bit, refuse_low_bit
 from .memory import memory
 from .pairs import overheads, throughput
@@ -100,13 +101,7 @@ def bench(
     threads = torch.get_num_threads()
     found: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
     try:
-        found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
-        found["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
-        found["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
-        found["shares"] = shares(run, effort.share_blocks, say)
-        found["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
-        found["compute"] = compute(run, effort.passes, quick, say)
-        found["memory"] = memory(run, say)
+        found |= _sections(run, effort, quick, say)
     finally:
         torch.set_num_threads(threads)
     found["about"]["took_s"] = time.perf_counter() - begun
@@ -116,6 +111,25 @@ def bench(
         path = unused_path(folder, f"{found['about']['date'][:10]}-{slug(run)}-{config.scale}")
         write_json(path, found)
         found["about"]["recorded"] = str(path)
+    return found
+
+
+def _sections(run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """What is measured, in its order; some of it is about a GPT alone, and some about an ebm."""
+    gpt = run.workload.name == "gpt"
+    found: dict[str, Any] = {}
+    if gpt:
+        found["throughput"] = throughput(run, effort.pairs, effort.turns_s, say)
+    found["overhead"] = overheads(run, effort.pairs, effort.pairs_s, say)
+    if gpt:
+        found["low_bit"] = low_bit(run, 3 * effort.pairs, effort.turns_s, say)
+    else:
+        found["ebm"] = energy_steps(run, effort.pairs, effort.turns_s, say)
+    found["shares"] = shares(run, effort.share_blocks, say)
+    found["fixed"] = fixed_costs(run, effort.steps, effort.repeats, say)
+    if gpt:
+        found["compute"] = compute(run, effort.passes, quick, say)
+    found["memory"] = memory(run, say)
     return found
 
 

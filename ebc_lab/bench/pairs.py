@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,32 @@ def overheads(
         return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=limit_s)
 
     return [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
+
+
+def steps_compared(
+    runs: Mapping[str, RunConfig], against: Mapping[str, str], rounds: int, limit_s: float
+) -> list[dict[str, Any]]:
+    """Seconds of a step of each run in `against` over those of the run that it names, all taking turns.
+
+    Their steps are recorded, with audits. `rounds` turns each, fewer where they would take longer than
+    `limit_s` seconds.
+    """
+    first = next(iter(runs.values()))
+    block = 2 * first.audit_every
+    steps = max(first.steps, WARM_STEPS + (rounds + 1) * block)
+    with contextlib.ExitStack() as stack:
+        built = (opened(dataclasses.replace(run, steps=steps)) for run in runs.values())
+        loops = [Loop(stack.enter_context(one)) for one in built]
+        for loop in loops:
+            loop.recorded_steps(WARM_STEPS)
+        seconds = interleaved([loop.recorded_steps for loop in loops], block, rounds, limit_s=limit_s)
+    took = dict(zip(runs, seconds, strict=True))
+    found = []
+    for name, other in against.items():
+        ratios = [b / a for a, b in zip(took[other], took[name], strict=True)]
+        step_ms = spread([1e3 * s / block for s in took[name]])
+        found.append({"what": name, "against": other, "times": spread(ratios), "step_ms": step_ms})
+    return found
 
 
 # -- the lab's step against a plain loop ---------------------------------------------------------------------

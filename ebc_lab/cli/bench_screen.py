@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -59,7 +59,10 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     m = run["model"]
     cpu = f"{machine['cpu']}, {machine['cores']} cores"
     on = ", ".join(machine["gpus"]) if run["device"] == "cuda" else cpu
-    shape = f"{m['blocks']} blocks, d = {m['width']}, {run['batch_size']}×{m['context']} tokens"
+    model = f"{m['blocks']} blocks, d = {m['width']}"
+    if run["workload"]["name"] == "ebm":
+        model = f"ebm, n = {run['ebm']['n']}, {run['ebm']['splats']:,} splats"
+    shape = f"{model}, {run['batch_size']}×{m['context']} tokens"
     about = f"on {on}: {shape}, {run['optimizer']['name']}"
     console.print(Text.assemble((f"{a['scale']} shape ", "bold"), about))
     how = f"{run['dtype']}, {run['threads_per_run']} thread(s), torch {a['torch']}, {a['took_s']:.0f} s"
@@ -70,7 +73,9 @@ def benchmark(console: Console, found: Mapping[str, Any]) -> None:
     if load and load[0] > machine["cores"] / 2:
         busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
         console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
-    for section in (_throughput, _overhead, _low_bit, _shares, _fixed, _compute, _memory):
+    for name, section in SECTIONS.items():
+        if name not in found:  # of another workload
+            continue
         title, table = section(found)
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table)
@@ -104,11 +109,21 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
 
 
 def _low_bit(found: Mapping[str, Any]) -> tuple[str, Table]:
+    return "Low-bit training, steps as a run takes them", _compared(found["low_bit"])
+
+
+def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = plain_table("~what", ">ms/step", ">times", "the step of")
-    for row in found["low_bit"]:
+    for row in rows:
         times = within(row["times"], ".3f") + "×"
         table.add_row(row["what"], within(row["step_ms"], ".2f"), times, row["against"])
-    return "Low-bit training, steps as a run takes them", table
+    return table
+
+
+def _ebm(found: Mapping[str, Any]) -> tuple[str, Table]:
+    share = within(found["ebm"]["after_step_pct"], ".1f")
+    title = f"The energy-based model's steps as a run takes them; statistics, revival and toppling: {share} %"
+    return title, _compared(found["ebm"]["compared"])
 
 
 def _shares(found: Mapping[str, Any]) -> tuple[str, Table]:
@@ -165,3 +180,15 @@ def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
         copies_more = f"{row['peak_extra_copies']:+.2f}"
         table.add_row(row["stabilizer"], held, f"{row['extra_copies']:.2f}", copies_more)
     return title, table
+
+
+SECTIONS = {
+    "throughput": _throughput,
+    "overhead": _overhead,
+    "low_bit": _low_bit,
+    "ebm": _ebm,
+    "shares": _shares,
+    "fixed": _fixed,
+    "compute": _compute,
+    "memory": _memory,
+}

@@ -18,6 +18,8 @@ import typer
 
 from ebc_lab.config.errors import visible
 
+from . import ebm
+
 OUTPUT_DIR = "outputs/ebc_ablation"
 CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -56,6 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ebm.app, name="ebm")
 
 
 def _console() -> Any:

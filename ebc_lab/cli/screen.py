@@ -18,6 +18,7 @@ from rich.text import Text
 
 from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock, visible
+from ebc_lab.records.columns import BITS
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text import tables
@@ -398,10 +399,14 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
             table.add_row(name, cells[0], x or "", cells[1], y or "", flip)
         console.print(table)
     if found["arms"]:
-        table = plain_table("~arm", f">{a}", f">{b}", ">difference", title="Mean test loss")
+        told = any(BITS in f for f in found["arms"].values())
+        title = "Mean test loss, and bits per character" if told else "Mean test loss"
+        table = plain_table("~arm", f">{a}", f">{b}", ">difference", title=title)
         for arm, f in found["arms"].items():
             losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
-            table.add_row(arm, *losses, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
+            bits = ["" if x is None else f" ({x:.3f})" for x in f.get(BITS, (None, None))]
+            cells = map("".join, zip(losses, bits, strict=True))
+            table.add_row(arm, *cells, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
         console.print(table)
 
 

@@ -137,6 +137,7 @@ def validate_run(run: RunConfig) -> None:
         shock.name != "label_noise" or shock.size <= 1,
         f"shock.size is the share of wrong targets under shock=label_noise: at most 1, not {shock.size}.",
     )
+    _check_accumulation(run)
     part = run.batch_size // run.accumulate
     of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
     need(
@@ -150,7 +151,6 @@ def validate_run(run: RunConfig) -> None:
     )
     _check_quantizer(run)
     _check_low_bit(run)
-    _check_accumulation(run)
     check_workload(run)
     check_run(run)
 

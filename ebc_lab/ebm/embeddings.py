@@ -112,15 +112,7 @@ def load_gpt2(folder: str | Path, n: int) -> Tensor:
     """
     if n < 2:
         raise ValueError(f"n={n} leaves no sphere to lie on: choose at least 2.")
-    weight = _token_weight(Path(folder).expanduser())
-    if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
-        raise ValueError(
-            f"the token embeddings in {folder} are {weight.dtype} of shape {tuple(weight.shape)}, "
-            "not a matrix of numbers (tokens, width): give GPT-2's."
-        )
-    rows = weight.double()
-    if not bool(rows.isfinite().all()):
-        raise ValueError(f"the token embeddings in {folder} hold NaN or infinities: download them again.")
+    rows = gpt2_weight(folder).double()
     width = rows.shape[1]
     if n < width:
         rows = rows - rows.mean(0)
@@ -130,6 +122,19 @@ def load_gpt2(folder: str | Path, n: int) -> Tensor:
     filled[:, : min(n, width)] = rows
     filled[~filled.any(1), 0] = 1.0  # a token without a direction
     return torch.nn.functional.normalize(filled, dim=1).float()
+
+
+def gpt2_weight(folder: str | Path) -> Tensor:
+    """GPT-2's token embeddings as a local folder has them, (V, width). Raises as `load_gpt2` does."""
+    weight = _token_weight(Path(folder).expanduser())
+    if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
+        raise ValueError(
+            f"the token embeddings in {folder} are {weight.dtype} of shape {tuple(weight.shape)}, "
+            "not a matrix of numbers (tokens, width): give GPT-2's."
+        )
+    if not bool(weight.isfinite().all()):
+        raise ValueError(f"the token embeddings in {folder} hold NaN or infinities: download them again.")
+    return weight
 
 
 def _token_weight(place: Path) -> Tensor:

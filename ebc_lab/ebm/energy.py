@@ -172,7 +172,8 @@ class Terms:
         return splat_logits(x, self.mu, self.shares(), self.kappa, self.log_peak)
 
     def total(self, x: Tensor) -> Tensor:
-        energy = -torch.logsumexp(self.logits(x), -1)
+        some = self.mu.shape[-2] > 0
+        energy = -torch.logsumexp(self.logits(x), -1) if some else widened(x).new_zeros(x.shape[:-1])
         if self.contexts is not None and self.tether is not None:
             energy = energy + geometric_energy(x, self.contexts, self.tether)
         if self.a is not None and self.b is not None and self.omega is not None:
@@ -375,16 +376,17 @@ class Splats(Protocol):
 
 
 class Energy:
-    """E of the splats in a store, summed over the K best splats of each point, searched anew at every call.
+    """E with the splats of a store, summed over the K best of each point, or without any.
 
-    Points are (M, n), contexts (M, 3, n) or (3, n). At most 2^26 numbers are gathered at a time; where that
-    takes several chunks, backward gathers them again instead of keeping them. `dropped_mass` is the mean
-    mass of the splats left out of the last search, NaN where an index cannot tell.
+    Points are (M, n), contexts (M, 3, n) or (3, n). `near` are the K splats that act on each, (M, K), as
+    `near(x)` finds them, which every method does anew at every step where they are not given. At most 2^26
+    numbers are gathered at a time; where that takes several chunks, backward gathers them again instead of
+    keeping them.
     """
 
     def __init__(
         self,
-        store: Splats,
+        store: Splats | None,
         contexts: Tensor | None = None,
         tether: Tensor | None = None,
         a: Tensor | None = None,
@@ -397,32 +399,36 @@ class Energy:
         self.a = a
         self.b = b
         self.omega = omega
-        self.dropped_mass = torch.tensor(float("nan"))
 
-    def total(self, x: Tensor) -> Tensor:
-        return self._in_chunks(Terms.total, x)
+    def near(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The splats that act on x, int64 (M, K), and the mean mass of those left out, NaN where an index
+        cannot tell."""
+        if self.store is None:
+            return torch.empty(len(x), 0, dtype=torch.int64, device=x.device), x.new_zeros(())
+        return self.store.best(x.detach(), self.store.neighbours)
 
-    def score(self, x: Tensor) -> Tensor:
-        return self._in_chunks(Terms.score, x)
+    def total(self, x: Tensor, near: Tensor | None = None) -> Tensor:
+        return self._in_chunks(Terms.total, x, near)
 
-    def settle(self, x: Tensor, steps: int = 1) -> Tensor:
+    def score(self, x: Tensor, near: Tensor | None = None) -> Tensor:
+        return self._in_chunks(Terms.score, x, near)
+
+    def settle(self, x: Tensor, steps: int = 1, near: Tensor | None = None) -> Tensor:
         for _ in range(steps):
-            x = self._in_chunks(Terms.settle, x)
+            x = self._in_chunks(Terms.settle, x, near)
         return x
 
-    def stiffness(self, n: int) -> float:
-        return stiffness(self.store.kappa(), self.tether, self.omega, n)
-
-    def _in_chunks(self, method: Callable[[Terms, Tensor], Tensor], x: Tensor) -> Tensor:
-        indices, self.dropped_mass = self.store.best(x, self.store.neighbours)
-        rows = max(1, CHUNK // (indices.shape[-1] * x.shape[-1]))
+    def _in_chunks(self, method: Callable[[Terms, Tensor], Tensor], x: Tensor, near: Tensor | None) -> Tensor:
+        indices = self.near(x)[0] if near is None else near
+        rows = max(1, CHUNK // max(1, indices.shape[-1] * x.shape[-1]))
         if len(x) <= rows:
             return self._of(method, x, indices, self.contexts)
         results = []
         for start in range(0, len(x), rows):
             at = slice(start, start + rows)
-            per_point = self.contexts is not None and self.contexts.dim() == 3
-            contexts = self.contexts[at] if per_point and self.contexts is not None else self.contexts
+            contexts = self.contexts
+            if contexts is not None and contexts.dim() == 3:
+                contexts = contexts[at]
             arguments = (method, x[at], indices[at], contexts)
             results.append(checkpoint(self._of, *arguments, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(results)
@@ -434,6 +440,14 @@ class Energy:
         indices: Tensor,
         contexts: Tensor | None,
     ) -> Tensor:
-        mu, log_pi, kappa, log_peak = self.store.gather(indices)
-        pairs = (self.a, self.b, self.omega)
-        return method(Terms(mu, None, kappa, contexts, self.tether, *pairs, log_pi, log_peak), x)
+        return method(self.terms(x, indices, contexts), x)
+
+    def terms(self, x: Tensor, near: Tensor, contexts: Tensor | None = None) -> Terms:
+        """The tensors of the energy of points whose splats are `near`."""
+        if self.store is None:
+            nothing = widened(x).new_empty(near.shape)  # (M, 0)
+            splats = (nothing.unsqueeze(-1).expand(*near.shape, x.shape[-1]), nothing, nothing, nothing)
+        else:
+            splats = self.store.gather(near)
+        mu, log_pi, kappa, log_peak = splats
+        return Terms(mu, None, kappa, contexts, self.tether, self.a, self.b, self.omega, log_pi, log_peak)

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .decoder import Decoder, Routing, balance_loss, router_z_loss
-from .energy import Terms, compositional_energy, geometric_energy, stiffness
+from .energy import Energy, stiffness
 from .noise import LEVELS, add_noise, r_squared, score_target, widen
 from .soc import Pile
 from .sphere import normalise, project
-from .store import Gathered, SplatStore
+from .store import SplatStore
 from .vmf import log_peak, mean_cosine
 
 MEMORIES = (0.8, 0.95)  # decay per token of the medium and of the global context
@@ -175,8 +175,9 @@ class EnergyModel(nn.Module):
         B = len(tokens)
         states, contexts = self.encode(tokens)
         with torch.autocast(states.device.type, enabled=False):
-            near, dropped = self.near(states)
-            settled = self.terms(contexts, near).settle(states)
+            energy = self.under(contexts)
+            near, dropped = energy.near(states)
+            settled = energy.settle(states, near=near)
         logits, routing = self.decode(settled, states, B)
         return logits.view(*tokens.shape, -1), Kept(B, states, contexts, settled, near, dropped, routing)
 
@@ -199,53 +200,29 @@ class EnergyModel(nn.Module):
 
     # -- the energy ------------------------------------------------------------------------------------------
 
-    def near(
-        self, x: Tensor, kappa: Tensor | None = None, peak: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The splats that act on each x (M, n), (M, K), and the mean mass of the others."""
-        if self.store is None:
-            return x.new_empty((len(x), 0), dtype=torch.int64), x.new_zeros(())
-        count = min(self.settings.neighbours, len(self.store))
-        return self.store.best(x.detach(), count, kappa=kappa, log_peak=peak)
-
-    def terms(self, contexts: Tensor | None, near: Tensor) -> Terms:
-        """The energy around points whose nearest splats are `near`; without contexts not tied to any."""
-        a, b = normalise(self.pair_a), normalise(self.pair_b)
+    def under(self, contexts: Tensor | None) -> Energy:
+        """The energy of states under their contexts (M, 3, n); without contexts, of splats and pairs."""
         tether = None if contexts is None else self.log_tether.exp()
-        if self.store is not None:
-            splats = self.store.gather(near)
-        else:
-            nothing = a.new_empty(near.shape)  # (M, 0)
-            splats = Gathered(
-                nothing.unsqueeze(-1).expand(*near.shape, a.shape[-1]), nothing, nothing, nothing
-            )
-        mu, log_pi, kappa, peak = splats
-        return Terms(mu, None, kappa, contexts, tether, a, b, self.pair_weight, log_pi, peak)
+        a, b = normalise(self.pair_a), normalise(self.pair_b)
+        return Energy(self.store, contexts, tether, a, b, self.pair_weight)
 
     def splat_energy(self, x: Tensor, near: Tensor | None = None) -> Tensor:
         """-ln of the splats' density at x (M, n), nats, (M,). ValueError without splats."""
         if self.store is None:
             raise ValueError("a model without splats has no energy of them")
-        mu, log_pi, kappa, peak = self.store.gather(self.near(x)[0] if near is None else near)
-        return Terms(mu, None, kappa, log_pi=log_pi, log_peak=peak).total(x)
+        return Energy(self.store).total(x, near)
 
     def energy(self, x: Tensor, contexts: Tensor) -> Tensor:
         """E(x | contexts) in nats, (M,)."""
-        terms = self.terms(contexts, self.near(x)[0])
-        if self.store is not None:
-            return terms.total(x)
-        pairs = compositional_energy(x, normalise(self.pair_a), normalise(self.pair_b), self.pair_weight)
-        return geometric_energy(x, contexts, self.log_tether.exp()) + pairs
+        return self.under(contexts).total(x)
 
     def score(self, x: Tensor, contexts: Tensor) -> Tensor:
         """-grad E on the sphere, (M, n)."""
-        return self.terms(contexts, self.near(x)[0]).score(x)
+        return self.under(contexts).score(x)
 
     def settle(self, x: Tensor, contexts: Tensor, steps: int = 1) -> Tensor:
         """x after `steps` that never raise E, (M, n)."""
-        for _ in range(steps):
-            x = self.terms(contexts, self.near(x)[0]).settle(x)
-        return x
+        return self.under(contexts).settle(x, steps)
 
     def stiffness(self) -> float:
         """The largest curvature of E, for the sampler's step."""
@@ -265,11 +242,11 @@ class EnergyModel(nn.Module):
 
     def score_at(self, x: Tensor, level: int, kappa: Tensor, peak: Tensor) -> Tensor:
         """The score of states seen through noise of a level at x (M, n); a row each of `widened`, (N,)."""
-        near, _ = self.near(x, kappa.detach(), peak.detach())
-        terms = self.terms(None, near)
-        assert terms.omega is not None
+        assert self.store is not None
+        near, _ = self.store.best(x.detach(), self.store.neighbours, kappa.detach(), peak.detach())
+        terms = self.under(None).terms(x, near)
         kept = mean_cosine(1 / self.settings.levels[level] ** 2) ** 2
-        seen = replace(terms, kappa=kappa[near], omega=kept * terms.omega, log_peak=peak[near])
+        seen = replace(terms, kappa=kappa[near], omega=kept * self.pair_weight, log_peak=peak[near])
         return self.gains[level] * project(x, seen.pull(x))
 
 
@@ -407,9 +384,12 @@ def level_name(sigma: float) -> str:
 
 
 def expert_loads(routing: Routing) -> dict[str, Tensor]:
-    """The share of (token, place) pairs that each expert has, `load_0` and so on."""
+    """The share of (token, place) pairs that each expert has, `load_0` and so on; `load_max`: the largest
+    share of tokens that have one expert as their first."""
     experts = range(routing.probabilities.shape[-1])
-    return {f"load_{e}": (routing.indices == e).float().mean() for e in experts}
+    loads = {f"load_{e}": (routing.indices == e).float().mean() for e in experts}
+    first = torch.stack([(routing.indices[:, 0] == e).float().mean() for e in experts])
+    return {**loads, "load_max": first.max()}
 
 
 def explained_by_level(model: EnergyModel, states: Tensor, draws: Draws) -> tuple[list[Tensor], Scored]:

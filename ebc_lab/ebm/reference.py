@@ -282,7 +282,7 @@ class Reference:
         w = self.weights
         h = layer_norm(u, w["decoder.norm.weight"])
         logits = w["decoder.moe.router.weight"] @ h
-        likeliest = sorted(range(len(logits)), key=lambda e: -float(logits[e]))
+        likeliest = sorted(range(len(logits)), key=lambda e: -float(logits.detach()[e]))
         chosen = likeliest[: self.settings.active]
         probability = logits.softmax(0)
         whole = probability[chosen].sum()

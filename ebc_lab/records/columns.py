@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from ebc_lab.config.fields import number
 from ebc_lab.ebc.options import CURVE_SCALES
 
@@ -61,6 +64,61 @@ EVAL_MEANINGS = {  # of evals.csv, one row an evaluation
     "train_s": ("s", "of training so far, evaluations aside"),
 }
 EVAL_COLUMNS = tuple(EVAL_MEANINGS)
+BITS = "test_bits_per_char"
+LEVEL, EXPERT = "<σ>", "<i>"  # in the name of a column: a noise level, as `0p05`, and the number of an expert
+EBM_STEP_MEANINGS = {  # of steps.csv under workload=ebm; `loss` is the cross-entropy alone
+    "loss_total": (NATS, "what is minimised: `loss` and the other parts by their weights"),
+    "loss_mle": ("nats/degree of freedom", "mean energy of the states under the splats, over n − 1"),
+    "energy": ("nats", "the same, over all degrees, less that of the uniform law on the sphere"),
+    "loss_dsm": ("", "of denoising score matching: 1 less the mean of R² over the levels"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained, of this step's states noised by σ radians"),
+    "loss_noised": (NATS, "cross-entropy from states that settled from a noised start"),
+    "dropped_mass": (SHARE, "mass of the splats beyond the K that act on a state; empty with hnsw and ivf"),
+    "splats": ("splats", "in use"),
+    "revived": ("splats", "that won nothing and were moved; at such looks"),
+    "kappa_median": ("per degree of freedom", "median concentration κ of the splats in use"),
+    "soc_rate": ("per 1,000 states", "consolidations since the last look; at such looks"),
+    "topplings": ("", "how often a splat toppled; at such looks"),
+    "consolidations": ("splats", "that toppling made or widened; at such looks"),
+    "balance": ("", "balance loss of the experts: 1 where all are used alike"),
+    "router_z": ("", "mean squared log-partition of their router"),
+    "route_flips": (SHARE, "audited tokens whose experts the update changed; at audits"),
+    f"load_{EXPERT}": (SHARE, "share of the (token, place) pairs that expert i has, from 0"),
+    "splat_flips": (SHARE, "audited tokens whose nearest splat the update changed; at audits"),
+    "score_shift": ("", "rms change of the scores by the update over their rms; at audits"),
+    "event_kl": (
+        NATS,
+        "between the logits before and after what is no part of the update: statistics, revival, toppling, "
+        "new splats; at audits",
+    ),
+}
+EBM_EVAL_MEANINGS = {  # of evals.csv, and of `workload` in result.json, on validation states
+    "state_spread": (SHARE, "1 less the length of the mean state: 0 where states have collapsed"),
+    "energy": ("nats", "mean energy of the states under the splats, less that of the uniform law"),
+    "splat_coverage": (SHARE, "splats in use that won one of the last training states, 20 for each splat"),
+    "winners": (SHARE, "splats in use that win one of these states"),
+    "state_coverage": (SHARE, "states no further from their splat than its own concentration expects"),
+    "kappa_at_limit": (SHARE, "splats in use whose κ is at `ebm.kappa_min` or `ebm.kappa_max`"),
+    "kappa_median": ("per degree of freedom", "median κ of the splats in use"),
+    f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
+    f"r2_se_{LEVEL}": ("", "its standard error over the states"),
+    f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
+}
+PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
+
+
+def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
+    """Unit and meaning of a column, also of one whose name holds a level or an expert's number; None if
+    unknown."""
+    if column in meanings:
+        return meanings[column]
+    for name, meaning in meanings.items():
+        lead, mark, _ = name.partition("<")
+        if mark and re.fullmatch(re.escape(lead) + PATTERNS[name.removeprefix(lead)], column):
+            return meaning
+    return None
+
+
 COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "arm": (
         "",
@@ -88,8 +146,8 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
     "test_loss": (NATS, "cross-entropy on the whole test split; the verdict looks at this one"),
     "test_se": (NATS, "its standard error over the split's windows"),
     "heldout_loss": (NATS, "validation and test split together"),
-    "test_bits_per_char": ("bits/character", "test_loss over ln 2"),
-    "test_accuracy": (SHARE, "characters of the test split predicted correctly"),
+    BITS: ("bits/character", "test_loss over ln 2 and over the characters of a token"),
+    "test_accuracy": (SHARE, "tokens of the test split predicted correctly"),
     "clip_rate": (SHARE, "steps with c < 0.999"),
     "c_mean": (SHARE, "mean clip coefficient c, over steps that were not skipped, like its quantiles"),
     "c_p10": (SHARE, "10% quantile of c"),
@@ -150,7 +208,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "seeds": ("runs", "that the arm has"),
     "completed": ("runs", "of them"),
     "diverged": ("runs", "of them"),
-    **{k: COLUMN_MEANINGS[k] for k in ("val_loss", "test_loss", "heldout_loss", "c_median")},
+    **{k: COLUMN_MEANINGS[k] for k in ("val_loss", "test_loss", BITS, "heldout_loss", "c_median")},
     "c_median_logged": (SHARE, "median of c at every 20th step alone"),
     "c_early": (SHARE, "median c in a tenth of the run from step 20 on"),
     "c_late": (SHARE, "median c in the run's last tenth"),

@@ -6,9 +6,11 @@ is a function of the seed and the step: no generator carries anything from one s
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import EbmConfig, RunConfig
 from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.logits import mean_kl
+from ebc_lab.ebm.diagnose import Finding, alerts
 from ebc_lab.ebm.embeddings import cooccurrence, load_gpt2
 from ebc_lab.ebm.evaluate import energy_trend, held_out, held_out_names, ngram_baselines, sampled_loss
 from ebc_lab.ebm.model import (
@@ -34,6 +37,7 @@ from ebc_lab.ebm.model import (
 )
 from ebc_lab.ebm.soc import drive
 from ebc_lab.ebm.store import splats_at
+from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
 
 from .batches import windows
@@ -57,6 +61,7 @@ PURPOSES = (
     "evaluate",
     "sample",
 )  # what chance decides at a step
+OF_STEPS = ("dropped_mass", "soc_rate", "load_max")  # figures that no evaluation measures
 OURS = 1  # in the counter of the generator: batches and partitions have 0
 
 # parameters of two dimensions that are no hidden matrices
@@ -118,6 +123,18 @@ def step_columns(run: RunConfig) -> tuple[str, ...]:
     return (*columns, "splat_flips", "score_shift", "event_kl") if splats else (*columns, "event_kl")
 
 
+def eval_columns(run: RunConfig, vocabulary: int) -> tuple[str, ...]:
+    """What such a run adds to evals.csv."""
+    recent = ["dropped_mass"] if run.ebm.splats else []
+    recent += ["soc_rate"] if run.ebm.splats and run.ebm.soc else []
+    recent += ["load_max"] if run.decoder.name == "moe" else []
+    return (*held_out_names(settings_of(run, vocabulary)), *recent)
+
+
+def _told(finding: Finding) -> str:
+    return f"{finding.cause} {finding.figure:.3g}, limit {finding.threshold:.3g}: {finding.recommendation}"
+
+
 class EBMWorkload:
     """An energy-based model that predicts the next token of a text. Raises UserError as its parts do."""
 
@@ -133,7 +150,7 @@ class EBMWorkload:
         self.vocabulary = text.vocabulary
         self.characters_per_token = text.characters_per_token()
         self.step_columns = step_columns(run)
-        self.eval_columns = held_out_names(settings_of(run, self.vocabulary))
+        self.eval_columns = eval_columns(run, self.vocabulary)
         self.weights = LossWeights(
             mle=self.ebm.mle,
             score=self.ebm.score,
@@ -143,7 +160,10 @@ class EBMWorkload:
         )
         self._model: EnergyModel | None = None
         self.states_seen = 0  # since the last look at the pile
+        self.soc_rate = math.nan  # at that look
+        self.latest: dict[str, Tensor] = {}  # parts of the last step's loss
         self.curve: list[dict[str, float]] = []  # what every evaluation found
+        self.alerts: list[dict[str, Any]] = []  # one for each cause
 
     # -- the model -------------------------------------------------------------------------------------------
 
@@ -210,6 +230,7 @@ class EBMWorkload:
         with autocast(self.run):
             found = objective(self.model, logits, targets, kept.kept, self.weights, self._draws(step, kept))
         kept.scored = found.scored
+        self.latest = found.parts
         return found.total, found.parts
 
     def _draws(self, step: int, tape: Tape) -> Draws:
@@ -291,8 +312,9 @@ class EBMWorkload:
         if pile is not None and step > 0 and step % ebm.soc_every == 0:
             event = pile.check(store, limit=self._splats_at(step))
             moved.append(event.rows_changed)
-            rate = 1000 * event.consolidations / self.states_seen
-            counts = {"topplings": event.topplings, "consolidations": event.consolidations, "soc_rate": rate}
+            self.soc_rate = 1000 * event.consolidations / self.states_seen
+            counts: dict[str, float] = {"topplings": event.topplings, "consolidations": event.consolidations}
+            counts["soc_rate"] = self.soc_rate
             found |= {name: states.new_tensor(float(count)) for name, count in counts.items()}
             self.states_seen = 0
         moved.append(self._next_phase(step))
@@ -340,11 +362,30 @@ class EBMWorkload:
     def evaluated(self, model: nn.Module, step: int, loss: float, files: RunFiles) -> dict[str, float]:
         assert isinstance(model, EnergyModel)
         tokens = self._windows("val", EVALUATED)[0]
-        found = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise)
+        found = held_out(model, tokens, self._generator(0, "evaluate"), self.ebm.noise) | self._recent()
         self.curve.append({"step": float(step), "val_loss": loss, **found})
+        self._alert(step, found, files)
         if self.ebm.keep_every and step % self.ebm.keep_every == 0:
             self._keep(model, step, files.models / f"step_{step}.pt")
         return found
+
+    def _recent(self) -> dict[str, float]:
+        """What the last step, and the last look at the pile, showed."""
+        names = [name for name in self.eval_columns if name in OF_STEPS]
+        known = {name: float(part) for name, part in self.latest.items() if name in names}
+        known["soc_rate"] = self.soc_rate
+        return {name: known.get(name, math.nan) for name in names}
+
+    def _alert(self, step: int, found: Mapping[str, float], files: RunFiles) -> None:
+        """Write what is wrong for the first time into alerts.jsonl, and into the log."""
+        known = {alert["cause"] for alert in self.alerts}
+        new = [finding for finding in alerts(found, self.curve) if finding.cause not in known]
+        if not new:
+            return
+        self.alerts += [{"step": step, **asdict(finding)} for finding in new]
+        write_atomic(files.alerts, "".join(f"{json.dumps(alert)}\n" for alert in self.alerts).encode())
+        with open(files.log, "a", encoding="utf-8") as log:
+            log.writelines(f"alert at step {step}: {_told(finding)}\n" for finding in new)
 
     def _windows(self, split: str, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of about `count` tokens of a split, in windows spread over it, (B, T) each."""
@@ -377,8 +418,15 @@ class EBMWorkload:
         write_model(path, model, self.run, tokenizer_of(self.run, self.corpus), step, self.curve)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"states_seen": self.states_seen, "curve": self.curve}
+        return {
+            "states_seen": self.states_seen,
+            "soc_rate": self.soc_rate,
+            "curve": self.curve,
+            "alerts": self.alerts,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.states_seen = state["states_seen"]
+        self.soc_rate = state["soc_rate"]
+        self.alerts = list(state["alerts"])
         self.curve = list(state["curve"])

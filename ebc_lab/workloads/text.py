@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TypeVar
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.machine import chosen_device
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.config.workload_checks import EXTRA, installed
 
 from .corpus import Corpus, check_length, locate
 from .tokens import Tokenised, Tokenizer, tokenised, tokenizer
@@ -32,6 +35,7 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
             f"of {run.model.context} and one more; use a longer text or a smaller model.context."
         )
     _check_splats(run, len(text.splits["train"]))
+    _check_embeddings(run, text.vocabulary)
     return corpus, text.sha256
 
 
@@ -54,8 +58,15 @@ def _check_splats(run: RunConfig, tokens: int) -> None:
             f"ebm.splats={run.ebm.splats} is more than one for {TOKENS_PER_SPLAT} of the {tokens} training "
             f"tokens: {most} at most."
         )
+    from ebc_lab.ebm.index import chosen
     from ebc_lab.ebm.store import splats_at
 
+    kind = chosen(run.index.name, run.ebm.splats, chosen_device(run.device) == "cuda")
+    if kind != "exact" and not installed("faiss"):
+        raise UserError(
+            f"index={run.index.name} searches {run.ebm.splats} splats with the library faiss: {EXTRA}, or "
+            "index=exact."
+        )
     first = splats_at(0, run.steps, run.ebm.splats, tokens)
     if run.ebm.neighbours > first:
         raise UserError(
@@ -64,14 +75,42 @@ def _check_splats(run: RunConfig, tokens: int) -> None:
         )
 
 
+def _check_embeddings(run: RunConfig, vocabulary: int) -> None:
+    """Refuse GPT-2's embeddings that are not there, or of other tokens. Raises UserError."""
+    if run.workload.name != "ebm" or run.ebm.embeddings != "gpt2":
+        return
+    from ebc_lab.ebm.embeddings import gpt2_weight
+
+    try:
+        known = len(gpt2_weight(str(run.ebm.gpt2)))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if known != vocabulary:
+        raise UserError(
+            f"ebm.gpt2={run.ebm.gpt2} has {known} embeddings for {vocabulary} tokens: give the folder of the "
+            "same model as tokens.folder."
+        )
+
+
 def tokenizer_of(run: RunConfig, corpus: Corpus) -> Tokenizer:
     """The run's tokenizer. Raises UserError."""
-    return tokenizer(run.tokens.name, corpus, size=run.tokens.size, folder=run.tokens.folder)
+    return _tokenizer(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenizer:
+    return tokenizer(kind, corpus, size=size, folder=folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _cut(kind: str, corpus: Corpus, size: int, folder: str | None) -> Tokenised:
+    """Once for a process: a check and the workload each ask for it."""
+    return tokenised(_tokenizer(kind, corpus, size, folder), corpus)
 
 
 def tokenised_of(run: RunConfig, corpus: Corpus) -> Tokenised:
     """The corpus in the run's tokens. Raises UserError where the tokenizer is not the run's."""
-    text = tokenised(tokenizer_of(run, corpus), corpus)
+    text = _cut(run.tokens.name, corpus, run.tokens.size, run.tokens.folder)
     known = run.tokens.sha256
     if known and text.sha256 != known:
         raise UserError(

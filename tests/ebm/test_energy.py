@@ -385,8 +385,16 @@ def test_a_stores_energy_over_all_its_splats_is_the_total():
     torch.testing.assert_close(energy.total(x), total(x, **terms))
     torch.testing.assert_close(energy.score(x), score(x, **terms))
     torch.testing.assert_close(energy.settle(x, steps=3), settle(x, **terms, steps=3))
-    assert energy.stiffness(12) == stiffness(terms["kappa"], terms["tether"], terms["omega"], 12)
-    assert float(energy.dropped_mass) == pytest.approx(0, abs=1e-12)
+    assert float(energy.near(x)[1]) == pytest.approx(0, abs=1e-12)
+
+
+def test_an_energy_without_splats_is_that_of_the_other_parts():
+    x, terms = example()
+    energy = Energy(None, **{name: terms[name] for name in PARTS})
+    parts = geometric_energy(x, terms["contexts"], terms["tether"])
+    parts = parts + compositional_energy(x, terms["a"], terms["b"], terms["omega"])
+    torch.testing.assert_close(energy.total(x), parts)
+    assert (energy.total(energy.settle(x)) <= parts + 1e-9).all()
 
 
 def test_chunks_change_neither_values_nor_gradients(monkeypatch):
@@ -400,7 +408,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
         value.square().sum().backward(retain_graph=True)
         (value * x).sum().backward()
         slope = torch.func.jvp(energy.settle, (x,), (torch.ones_like(x),))[1]
-        found.append((value.detach(), mu.grad, slope, energy.dropped_mass))
+        found.append((value.detach(), mu.grad, slope, energy.near(x)[1]))
     for whole, chunked in zip(*found, strict=True):
         torch.testing.assert_close(whole, chunked)
     assert 0 < float(found[0][3]) < 1

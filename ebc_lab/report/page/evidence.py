@@ -22,7 +22,7 @@ from ebc_lab.study.inspect import status, why
 from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.stages import decision_that_shows, stage_of
 from ebc_lab.study.stages.calibrate import band_aimed_at
-from ebc_lab.study.stages.compare_arms import seeds_of
+from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.snapshot import read
@@ -30,7 +30,7 @@ from ebc_lab.study.store.study import Record, Study
 
 from ..text import tables, words
 from ..text.table import PAGE, Table
-from ..text.words import fixed, optimizer, plural, setting
+from ..text.words import fixed, optimizer, setting
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 CHOICES = ("candidates", "points")  # what a stage shows that chooses something for the stages after it
@@ -71,13 +71,14 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "problems": problems,
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
+        "tokens": words.tokens(config),
         "verdict": verdicts,
         "suite": _suite(suite, results) if suite else None,
         "decided": decided,
         "open": waiting,
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
-        "runs": _runs(trained),
+        "runs": _runs(trained, in_bits(config)),
         "again": again,
         "settings": settings,
         "setting_tables": _setting_tables(again.changed, settings),
@@ -113,19 +114,20 @@ def _question(config: Config) -> str:
 def _facts(
     config: Config, header: Mapping[str, Any], decisions: Mapping[str, Any], results: Mapping[str, Any]
 ) -> list[tuple[str, str]]:
-    model = config.model
     optimizers = list(dict.fromkeys(optimizer(t) for d in decisions.values() for t in d["tracks"]))
     hours = sum(r.get("wall_s") or 0.0 for r in results.values())
     steps = stage_of(config.study.stages[-1]).settings(config).steps
     compared = decision_that_shows("verdict", decisions) or decision_that_shows("arms", decisions)
     few = words.low_bit(config)
-    size = f"{plural(model.blocks, 'block')}, width {model.width}, context {model.context}"
+    cut = [] if config.tokens.name == "characters" else [("Tokens", words.tokens(config))]
+    step = f"{config.batch_size} × {config.model.context} tokens"
     return [
         ("Corpus", header["corpus"]["title"]),
-        ("Model", f"{model.name.upper()}, {size}"),
+        ("Model", words.model(config)),
+        *cut,
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         *([("Low-bit", few)] if few else []),
-        ("Scale", f"{config.scale}: {steps:,} steps of {config.batch_size} × {model.context} tokens"),
+        ("Scale", f"{config.scale}: {steps:,} steps of {step}"),
         ("Seeds", _seeds(seeds_of(compared) if compared else config.seeds)),
         ("Runs", f"{len(results)}, {words.clock(hours)} of training"),
     ]
@@ -137,7 +139,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
 
 
-def _runs(trained: Iterable[Record]) -> Table:
+def _runs(trained: Iterable[Record], bits: bool) -> Table:
     known = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
 
     def place(run: tuple[str, Any, Any]) -> tuple[Any, ...]:
@@ -145,7 +147,7 @@ def _runs(trained: Iterable[Record]) -> Table:
         config = spec["config"]
         return (STAGES.index(spec["stage"]), spec["arm"], config["optimizer"]["lr"], config["seed"], run_id)
 
-    return tables.runs(sorted(known, key=place)).on(PAGE)
+    return tables.runs(sorted(known, key=place), bits=bits).on(PAGE)
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -278,7 +280,8 @@ def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results
             for i, family in enumerate(found["differences"], 1)
         ]
         own = {"named": {n: label(n, arm) for n, arm in found["arms"].items()}, "arms": arms}
-        own["low_bit"] = _low_bit(f"finals-levels-{track}", of, found, results)
+        own["low_bit"] = _titled(tables.low_bit(f"finals-levels-{track}", found, results), of)
+        own["states"] = _states(f"finals-states-{track}", of, found, results)
         tracks.append({"name": optimizer(track), "compared": compared, **own})
     return {
         "about": stage_of(name).about,
@@ -307,7 +310,8 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
                 "named": {name: name for name in ranked},
                 "judged": {found["reference"], *ranked[:1]},
                 "arms": replace(arms, title=f"Arms, best first{of}"),
-                "low_bit": _low_bit(f"suite-levels-{track}", of, found, results, ranked),
+                "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", found, results, ranked), of),
+                "states": _states(f"suite-states-{track}", of, found, results, ranked),
                 "spans": _spans(track, of, found),
                 "compared": [_compared(*own)] if pairs else [],
                 "least": [d["detectable"] for d in pairs.values() if d.get("detectable") is not None],
@@ -318,16 +322,21 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
 
 
-def _low_bit(
+def _titled(made: Table | None, of: str) -> Table | None:
+    """A table for the page; None where no arm has what it shows."""
+    return made and replace(made.on(PAGE), title=f"{made.title}{of}")
+
+
+def _states(
     name: str,
     of: str,
     found: Mapping[str, Any],
     results: tables.Results,
     names: Iterable[str] | None = None,
 ) -> Table | None:
-    """What few levels took, where any arm has them."""
-    made = tables.low_bit(name, found, results, names)
-    return made and replace(made.on(PAGE), title=f"{made.title}{of}")
+    """What the splats of energy-based models know, with the columns for which only the page has room."""
+    made = tables.states(name, found, results, names)
+    return _titled(made and replace(made, note=made.note + tables.PAGE_NOTE), of)
 
 
 def _spans(track: str, of: str, found: Mapping[str, Any]) -> list[Table]:

@@ -20,7 +20,8 @@ from ebc_lab.study.stages import compare_arms, verdict
 
 from ..text.words import optimizer, short
 from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, mark_of
-from .curves import known, read_results, read_runs
+from .curves import Run, known, read_results, read_runs
+from .ebm import draw_states, states_of
 from .forest import draw_finals
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .sheet import (
@@ -70,9 +71,14 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     if sheet := draw_overhead(facts, tracks, overheads_of(root, decision), results):
         yield Picture("overhead", section, sheet)
     for track, found in tracks.items():
+        baseline = read_runs(root, found["arms"][found["roles"]["baseline"]])
+        if states := states_of(baseline):
+            arm = found["arms"][found["roles"]["baseline"]]
+            sheet = draw_states(facts, track, "the baseline", arm, states)
+            yield Picture("ebm" + f"_{track}" * several, section, sheet)
         tight: dict[str, Tightness] = {}
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield from _arm_pictures(root, facts, found, natural_kl, tight)
+        yield from _arm_pictures(root, facts, found, baseline, natural_kl, tight)
         if tight:
             names = {name: short(name, found["arms"][name]) for name in tight}
             sheet = draw_tightness(facts, track, names, found["arms"], tight)
@@ -80,11 +86,16 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
 
 
 def _arm_pictures(
-    root: Path, facts: Facts, found: Mapping[str, Any], natural_kl: float, tight: dict[str, Tightness]
+    root: Path,
+    facts: Facts,
+    found: Mapping[str, Any],
+    baseline: Sequence[Run],
+    natural_kl: float,
+    tight: dict[str, Tightness],
 ) -> Iterator[Picture]:
-    """Every arm's own pictures; each run is read once. What tightness it measured goes to `tight`."""
+    """Every arm's own pictures; each run is read once, the baseline's before. What tightness it measured goes
+    to `tight`."""
     reference = found["roles"]["baseline"]
-    baseline = read_runs(root, found["arms"][reference])
     for name, arm in found["arms"].items():
         itself = name == reference
         runs = baseline if itself else read_runs(root, arm)

@@ -22,6 +22,7 @@ from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
 from ..text.words import optimizer
 from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
+from .ebm import States, draw_states, states_of
 from .forest import draw_forest, missing, rows_of, signed
 from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
@@ -74,6 +75,7 @@ class Gathered:
     recoveries: list[Recovery]
     tight: dict[str, Tightness]
     curves: dict[str, Curve]  # of KL against c
+    states: States | None = None  # of the reference, if it is an energy-based model
 
 
 def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
@@ -88,7 +90,7 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield Picture(f"ablation{tail}", "verdict", forest)
         all_arms = Gathered({}, [], {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms)
+        yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, found["reference"])
         if courses := all_arms.courses:
             sheet = draw_steps(facts, track, {label: arms[label] for label in courses}, courses)
             yield Picture(f"ablation_steps{tail}", section, sheet)
@@ -98,6 +100,9 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         if curves := all_arms.curves:
             sheet = draw_kl_curve(facts, track, {label: arms[label] for label in curves}, curves)
             yield Picture(f"kl_curve{tail}", section, sheet)
+        if states := all_arms.states:
+            label = found["reference"]
+            yield Picture(f"ebm{tail}", section, draw_states(facts, track, label, arms[label], states))
         if factors := _factors(root, found["arms"]):
             sheet = draw_factors(facts, track, {label: found["arms"][label] for label in factors}, factors)
             yield Picture(f"policy{tail}", section, sheet)
@@ -118,7 +123,13 @@ def told_apart(found: Mapping[str, Any]) -> Arms:
 
 
 def _arm_pictures(
-    root: Path, facts: Facts, arms: Arms, tail: str, natural_kl: float, all_arms: Gathered
+    root: Path,
+    facts: Facts,
+    arms: Arms,
+    tail: str,
+    natural_kl: float,
+    all_arms: Gathered,
+    reference: str,
 ) -> Iterator[Picture]:
     """Each arm's own pictures; what the pictures of all arms need of it goes to `all_arms`."""
     references = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
@@ -140,6 +151,8 @@ def _arm_pictures(
             if measured := tightness_of(runs):
                 all_arms.tight[label] = measured
             all_arms.courses[label] = course_of(runs)
+        if label == reference:
+            all_arms.states = states_of(runs)
         if curve := curve_of(runs):
             all_arms.curves[label] = curve
         for kind, sheet in own.items():

@@ -1,15 +1,18 @@
-"""The table of a study's arms, and of a study with few levels the table of what these took and cost.
+"""The table of a study's arms, of a study with few levels the table of what these took and cost, and of one
+with energy-based models the table of what their splats know of the states.
 
 Everything is told from decisions as they were recorded; `results` (run id -> result) adds spreads and times.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.records.columns import BITS
 from ebc_lab.study.stages.ablation import figure_of
 
 from . import words
@@ -35,6 +38,15 @@ def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
     return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
 
 
+def three_digits(value: float | None) -> str:
+    return fixed(value, 3)
+
+
+def bits_column() -> Column:
+    """Of bits per character, in studies where these are not nats by another factor."""
+    return Column("Bits per character", "figure", three_digits, "bits/char", optional=True)
+
+
 def times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.1f}×"
 
@@ -53,6 +65,7 @@ ARMS = (
     Column("Seeds completed", "figure", short="seeds"),
     loss_column("Validation loss", "val. loss"),
     loss_column("Test loss", "test loss"),
+    bits_column(),
     Column("Bits per weight", "figure", two_digits, "bits", on=BESIDE_LOSS, optional=True),
     Column("Smaller by", "figure", times, "smaller", on=BESIDE_LOSS, optional=True),
     Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
@@ -134,6 +147,7 @@ def _arm(
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
         lost or replace(_with_spread(arm, own, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
         lost or _with_spread(arm, own, "test_loss"),
+        None if lost else bits_of(arm, own),
         mean("bits_per_weight"),
         mean("compression"),
         ms_per_step,
@@ -179,6 +193,12 @@ def _mean(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: 
     if key.startswith("shock_"):  # also over runs that did not recover, which only the decision tells apart
         return arm.get("figures", {}).get(key)
     return statistics.fmean(values) if values else None
+
+
+def bits_of(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None = None) -> float | None:
+    """Mean bits per character on the test split, None where the decision tells losses in nats alone."""
+    told = arm.get("figures", arm)
+    return _mean(arm, own, BITS) if BITS in told else None
 
 
 def _with_spread(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None, key: str) -> Cell:
@@ -272,3 +292,80 @@ def _ms_per_step(own: Sequence[Mapping[str, Any]] | None) -> float | None:
     done = [r for r in own or () if r.get("outcome") == "completed"]
     timed = [1000 * r["train_s"] / r["steps"] for r in done if r.get("train_s") and r.get("steps")]
     return statistics.fmean(timed) if timed else None
+
+
+# -- energy-based models -------------------------------------------------------------------------------------
+
+
+BESIDE_PAPER = (TERMINAL, PAGE)  # a paper has no room
+OF_STATES = {  # key of `workload` in result.json -> its column; the levels' columns stand before `winners`
+    "sampled": loss_column("Sampled loss", "sampled", optional=True),
+    "settled": loss_column("The same, settled", "settled", on=BESIDE_PAPER, optional=True),
+    "energy": Column("Energy", "figure", two_digits, "energy", on=BESIDE_PAPER, optional=True),
+    "winners": Column("Splats that win", "figure", percent, "winning", on=BESIDE_PAPER, optional=True),
+    "state_coverage": Column("States covered", "figure", percent, "covered", optional=True),
+    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=BESIDE_PAPER, optional=True),
+    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=BESIDE_PAPER, optional=True),
+    "state_spread": Column("Spread", "figure", two_digits, "spread", on=BESIDE_PAPER, optional=True),
+}
+SCORED = "r2_"
+SCORES_BEFORE = "winners"
+STATES_NOTE = (
+    "means over the completed seeds, on validation text; R²: share of the score explained of states noised "
+    "by so many radians / what states spread as their own splats would give; covered: states no further from "
+    "their splat than its concentration expects; sampled: nats per token over a few tokens, an upper bound "
+    "from several latents"
+)
+PAGE_NOTE = (
+    "; settled: without chance, on the same tokens; energy in nats, less that of the uniform law; κ per "
+    "degree of freedom; spread: 0 where all states are one"
+)
+
+
+def states(
+    name: str, found: Mapping[str, Any], results: Results, names: Iterable[str] | None = None
+) -> Table | None:
+    """What the splats of energy-based models know of held-out states, in the order of `names`; None where no
+    arm is such a model."""
+    every = {label: _of_workload(_results_of(arm, results) or ()) for label, arm in found["arms"].items()}
+    there = {key for own in every.values() for key in own}
+    if not there:
+        return None
+    levels = sorted((key for key in there if re.match(rf"{SCORED}\d", key)), key=_sigma)
+    shown = [*OF_STATES]
+    place = shown.index(SCORES_BEFORE)
+    shown[place:place] = levels
+    scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
+    columns = [Column("Arm", "name", short="arm", head=True), *((OF_STATES | scores)[key] for key in shown)]
+    rows = []
+    for label in names or found["arms"]:
+        own = every[label]
+        values = [_score(own, key) if key in scores else own.get(key) for key in shown]
+        chosen = label == found.get("reference")
+        rows.append(filled(columns, (_named(label, found["arms"][label], chosen), *values), chosen=chosen))
+    return Table(name, "States and splats", columns, rows, STATES_NOTE)
+
+
+def _sigma(key: str) -> float:
+    """The noise level, radians, in the name of its figure: 0.05 of `r2_0p05`."""
+    return float(key.removeprefix(SCORED).replace("p", "."))
+
+
+def _score(own: Mapping[str, float], key: str) -> Cell:
+    """R² and, after a stroke, its matched value."""
+    r2, matched = own.get(key), own.get(f"matched_{key.removeprefix(SCORED)}")
+    if r2 is None:
+        return Cell(NOTHING)
+    beside = f"/{fixed(matched, 3)}" if matched is not None else ""
+    return Cell(fixed(r2, 3) + beside, r2)
+
+
+def _of_workload(own: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The figures of the completed runs' models, as means."""
+    done = [r["workload"] for r in own if r.get("outcome") == "completed" and r.get("workload")]
+    keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}
+    found = {}
+    for key in sorted(keys):
+        values = [figures[key] for figures in done if figures.get(key) is not None]
+        found[key] = statistics.fmean(values)
+    return found

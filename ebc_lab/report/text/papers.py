@@ -16,9 +16,9 @@ from typing import Any
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import write_atomic
 from ebc_lab.study.stages import decision_that_shows
-from ebc_lab.study.stages.compare_arms import seeds_of
+from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 
-from . import tables
+from . import tables, words
 from .table import PAPER, Column, Table
 from .tables import Results
 from .words import FAMILIES, optimizer
@@ -36,11 +36,13 @@ class About:
     scale: str
     seeds: Sequence[int]
     margin: float  # nats per token
+    model: str = ""  # a sentence on what is trained, where it is no GPT on characters
 
     def __str__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
         source = f"Study {self.study}: {self.corpus}, {self.scale} scale"
         told = f"{source}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
+        told += f" {self.model}" if self.model else ""
         return f"{told} Corpus: {self.warning}." if self.warning else told
 
 
@@ -80,26 +82,32 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
 
 
 def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> list[Table]:
-    """The arms, and what few levels took where any has them."""
+    """The arms, what few levels took where any has them, and what the splats of energy-based models know."""
     usual = [arm for arm in found["arms"].values() if not arm.get("shape")]
     ids = [run_id for arm in usual for run_id in arm["runs"].values()]
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
     otherwise = "" if len(usual) == len(found["arms"]) else ", or as many times that as an arm says"
+    told = any(tables.bits_of(arm) is not None for arm in found["arms"].values())
+    bits = "bits per character on the test split; " if told else ""
     caption = [
         f"After {steps} steps{otherwise}: seeds completed; mean cross-entropy on the whole split, in nats "
-        "per token, ± the standard deviation over seeds; median clip coefficient c; applied KL over its "
-        "target δ*; training tokens per second (the last three: means over completed seeds).",
+        f"per token, ± the standard deviation over seeds; {bits}median clip coefficient c; applied KL over "
+        "its target δ*; training tokens per second (the last three: means over completed seeds).",
         "An arm of which a run diverged has no mean: a mean over the survivors would flatter it.",
         str(about),
     ]
     made = tables.arms(f"{track}-arms", found, results).on(PAPER)
     arms = replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
-    packed = tables.low_bit(f"{track}-low-bit", found, results)
-    if packed is None:
-        return [arms]
-    note = f"{packed.note[:1].upper()}{packed.note[1:]}."
-    title = f"{packed.title} in the arms of the {kind}, {optimizer(track)}"
-    return [arms, replace(packed.on(PAPER), title=title, caption=[note, str(about)])]
+    further = [
+        tables.low_bit(f"{track}-low-bit", found, results),
+        tables.states(f"{track}-states", found, results),
+    ]
+    shown = [arms]
+    for table in filter(None, further):
+        note = f"{table.note[:1].upper()}{table.note[1:]}."
+        title = f"{table.title} in the arms of the {kind}, {optimizer(track)}"
+        shown.append(replace(table.on(PAPER), title=title, caption=[note, str(about)]))
+    return shown
 
 
 def _differences(
@@ -128,7 +136,7 @@ def _differences(
         "Arm minus reference in nats per token, paired by seed, negative where the arm is better: mean, 95% "
         "t-interval by itself, and the smallest difference that so many seeds would have shown with power "
         "80%.",
-        *(words for column, words in explained.items() if column in shown),
+        *(told for column, told in explained.items() if column in shown),
         *([f"Every interval is corrected for {looks} looks at the results."] if looks > 1 else []),
         *([] if "joint" in shown else [f"Nothing corrects for the {len(pairs)} comparisons."]),
         str(about),
@@ -277,7 +285,8 @@ def write(
     """
     made: dict[str, list[Table]] = {}
     named = (config.study.name, corpus["corpus"], corpus["warning"], config.scale)
-    about = About(*named, config.seeds, config.finals.margin)
+    model = f"Model: {words.model(config)}. Tokens: {words.tokens(config)}." if in_bits(config) else ""
+    about = About(*named, config.seeds, config.finals.margin, model)
     for shown, name, tables_of in (("verdict", "summary_final", finals), ("arms", "ablation", suite)):
         decision = decision_that_shows(shown, decisions)
         if decision is not None:

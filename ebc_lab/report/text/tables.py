@@ -10,16 +10,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ebc_lab.records.columns import BITS
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.lr_sweep import schedule_in_words
 from ebc_lab.study.stages.rules import band_distance
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from . import words
+from .arms import PAGE_NOTE as PAGE_NOTE
 from .arms import Results as Results
 from .arms import arms as arms
+from .arms import bits_column, point_in_words
+from .arms import bits_of as bits_of
 from .arms import low_bit as low_bit
-from .arms import point_in_words
+from .arms import states as states
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent, signed
 
@@ -159,6 +163,7 @@ WINDOWS = (
     Column("Window, octaves", "figure", short="octaves"),
     Column("Best at", "figure", brief, "best at"),
     loss_column("Best test loss", "best loss"),
+    bits_column(),
     Column("At 4 × its best", "figure", lambda x: signed(x, 3), "at ×4", optional=True),
     Column("c·LR, octaves", "figure", lambda x: fixed(x, 1), "c·LR, octaves", optional=True),
     Column("Worst start", "figure", lambda x: signed(x, 3), "worst start", optional=True),
@@ -171,7 +176,7 @@ def windows(name: str, found: Mapping[str, Any]) -> Table | None:
         (arm, key, own) for arm, swept in found.get("windows", {}).items() for key, own in swept.items()
     ]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
-    rows = [filled(WINDOWS, _window(arm, key, own)) for arm, key, own in sweeps]
+    rows = [filled(WINDOWS, _window(arm, key, own, found["arms"])) for arm, key, own in sweeps]
     note = (
         f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s own best test loss; "
         "≥ where the window does not end within what was tried; “worst start” against the best fixed δ*"
@@ -179,14 +184,15 @@ def windows(name: str, found: Mapping[str, Any]) -> Table | None:
     return Table(name, "Windows", WINDOWS, rows, note) if rows else None
 
 
-def _window(arm: str, key: str, own: Mapping[str, Any]) -> tuple[Any, ...]:
+def _window(arm: str, key: str, own: Mapping[str, Any], arms: Mapping[str, Any]) -> tuple[Any, ...]:
     span = own["window"]
     if span is None:
         return (arm, SWEPT[key], Cell("every run diverged"), *(None,) * (len(WINDOWS) - 3))
     best = next(p for p in own["points"] if p["value"] == span["best"])
     width = Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"])
     rate = own["rate_octaves"] if key == "delta" else None
-    values = (best[AT[key]], span["loss"], own["regret_x4"], abs(rate) if rate is not None else None)
+    bits = bits_of(arms.get(best["arm"], {}))
+    values = (best[AT[key]], span["loss"], bits, own["regret_x4"], abs(rate) if rate is not None else None)
     return arm, SWEPT[key], width, *values, own.get("worst")
 
 
@@ -358,6 +364,7 @@ RUNS = (
     Column("Outcome"),
     Column("Validation loss", "figure", fixed),
     Column("Test loss", "figure", fixed),
+    bits_column(),
     Column("Median c", "figure", two_digits),
     Column("KL", "figure", brief),
     Column("Time", "figure", words.clock),
@@ -365,8 +372,10 @@ RUNS = (
 )
 
 
-def runs(specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> Table:
-    """All runs, each given as its id, its spec and its result (empty while there is none)."""
+def runs(specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], *, bits: bool = False) -> Table:
+    """All runs, each given as its id, its spec and its result (empty while there is none). `bits`: losses in
+    bits per character, too."""
+    figures = ("val_loss", "test_loss", BITS, "c_median", "kl_median", "wall_s")
     rows = []
     for run_id, spec, result in specs:
         run, outcome = spec["config"], result.get("outcome") or "open"
@@ -377,7 +386,7 @@ def runs(specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> T
             run["optimizer"]["lr"],
             run["budget"]["target_kl"] if run["stabilizer"]["name"] == "ebc" else None,
             Cell(outcome, note=result.get("cause") or ""),
-            *(result.get(k) for k in ("val_loss", "test_loss", "c_median", "kl_median", "wall_s")),
+            *(result.get(k) if bits or k != BITS else Cell() for k in figures),
             run_id,
         )
         data = {"stage": spec["stage"], "outcome": outcome}

@@ -527,6 +527,28 @@ def low_bit(config: RunConfig) -> str:
     return ", ".join(LOW_BIT[x] for x in (*chosen, config.partition.name, config.policy.name) if x in LOW_BIT)
 
 
+def model(config: RunConfig) -> str:
+    """What a configuration trains, with its sizes."""
+    m, ebm, decoder = config.model, config.ebm, config.decoder
+    blocks = f"{plural(m.blocks, 'block')}, width {m.width}"
+    if config.workload.name == "gpt":
+        return f"{m.name.upper()}, {blocks}, context {m.context}"
+    splats = f"up to {plural(ebm.splats, 'splat')}, {ebm.neighbours} of them on a state" if ebm.splats else ""
+    window = f"a window of {plural(ebm.window, 'token')}"
+    encoder = window if config.encoder.name == "window" else f"transformer blocks ({blocks})"
+    experts = plural(decoder.experts, "expert")
+    mixture = f"{experts} of {round(ebm.hidden * decoder.hidden_scale)} features, {decoder.active} active"
+    decodes = mixture if decoder.name == "moe" else f"transformer blocks ({blocks})"
+    sizes = [f"n = {ebm.n}", splats or "no splats", f"encoder: {encoder}", f"decoder: {decodes}"]
+    return f"energy-based on the sphere; {'; '.join(sizes)}; context {m.context}"
+
+
+def tokens(config: RunConfig) -> str:
+    """What the text is cut into, in the plural."""
+    kinds = {"bpe": f"byte pairs of the training split, {config.tokens.size:,} at the most"}
+    return ({"characters": "characters", "gpt2": "GPT-2’s"} | kinds)[config.tokens.name]
+
+
 def words(name: str, arm: Mapping[str, Any]) -> str:
     """An arm in plain words, for a title; a suite's arms bring their own."""
     if "about" in arm:

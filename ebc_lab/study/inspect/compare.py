@@ -3,10 +3,12 @@ never writes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from ebc_lab.config.dicts import flat
+from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
 
 from ..stages import decision_that_shows, stage_of
@@ -125,9 +127,19 @@ def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for track, name in (key for key in arms[0] if key in arms[1]):
             pair = [own[track, name] for own in arms]
             losses = [arm["test_loss"] for arm in pair]
+            bits = {BITS: list(map(_bits_of, pair))} if any(BITS in arm for arm in pair) else {}
             out[name if shown == "verdict" else f"{track}: {name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
+                **bits,
                 "difference": None if None in losses else losses[1] - losses[0],
             }
     return out
+
+
+def _bits_of(arm: Mapping[str, Any]) -> float | None:
+    """Bits per character of an arm; where it does not say them its tokens are characters."""
+    nats = arm["test_loss"]
+    usual = None if nats is None else nats / math.log(2)
+    found: float | None = arm.get(BITS, usual)
+    return found

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
 
 from .compare_arms import Arm, arms_of, losses
@@ -216,7 +217,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
     own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
     completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
     found: dict[str, float | None] = {}
-    for key in FIGURES:
+    for key in (*FIGURES, BITS) if BITS in arm else FIGURES:
         values = [float(r[key]) for r in completed if r.get(key) is not None]
         found[key] = statistics.fmean(values) if values else None
     shocked = [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
+from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
 
 from .rules import Decision, Results, Undecidable
@@ -51,17 +52,24 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
         if spec.role not in arm["roles"]:
             arm["roles"].append(spec.role)
         arm["runs"][str(spec.run.seed)] = spec.run_id
-    for arm in arms.values():
-        arm |= _figures(arm, results)
+    told = {spec.arm for spec in specs if in_bits(spec.run)}
+    for name, arm in arms.items():
+        arm |= _figures(arm, results, (*MEANS, BITS) if name in told else MEANS)
     return arms
 
 
-def _figures(arm: Mapping[str, Any], results: Results) -> dict[str, Any]:
+def in_bits(run: RunConfig) -> bool:
+    """Whether losses are also told in bits per character: of a GPT on characters they are nats by another
+    factor."""
+    return run.workload.name != "gpt" or run.tokens.name != "characters"
+
+
+def _figures(arm: Mapping[str, Any], results: Results, means: Sequence[str]) -> dict[str, Any]:
     own = [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
     outcomes = Counter(str(r["outcome"]) for r in own if "outcome" in r)
     found: dict[str, Any] = {"outcomes": dict(sorted(outcomes.items()))}
     completed: list[Mapping[str, Any]] = [r for r in own if r.get("outcome") == "completed"]
-    for key in MEANS:
+    for key in means:
         values = [float(x) for r in completed if (x := r.get(key)) is not None]
         found[key] = statistics.fmean(values) if values else None
         if key == "test_loss":

@@ -1,0 +1,64 @@
+"""What the parts of an energy-based model's step take: paired ratios of steps as a run takes them, in one
+process."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.schema import RunConfig, StabilizerConfig
+
+from .loops import WARM_STEPS, Loop, opened, synchronise
+from .pairs import spread, steps_compared
+
+WHOLE = "ebm"
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # name -> settings, and what its time is compared with
+    "without denoising score matching": ({"ebm": {"score": 0.0}}, WHOLE),
+    "without revival and toppling": ({"ebm": {"revive": False, "soc": False}}, WHOLE),
+    "without splats": ({"ebm": {"splats": 0}}, WHOLE),
+}
+
+
+def energy_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """`compared`: seconds of a step over those of the GPT of this scale, and of a step without a part over
+    those of the whole, `rounds` turns each, fewer where they would take longer than `limit_s` seconds;
+    `after_step_pct`: the share of statistics, revival and toppling in a step."""
+    say("the energy-based model's step against a GPT's, and without its parts")
+    whole = dataclasses.replace(run, stabilizer=StabilizerConfig())
+    runs = {"gpt": changed(whole, {"workload": {"name": "gpt"}}), WHOLE: whole}
+    runs |= {name: changed(whole, settings) for name, (settings, _) in VARIANTS.items()}
+    against = {WHOLE: "gpt", **{name: other for name, (_, other) in VARIANTS.items()}}
+    compared = steps_compared(runs, against, rounds, limit_s)
+    return {"compared": compared, "after_step_pct": _after_step(whole, rounds)}
+
+
+def _after_step(run: RunConfig, rounds: int) -> dict[str, Any]:
+    """Median and quartiles of the share of `after_step` in steps without audits, in per cent."""
+    block = run.ebm.soc_every  # every event falls once into it
+    steps = WARM_STEPS + (rounds + 1) * block
+    run = dataclasses.replace(run, audit_every=10 * steps, steps=steps)
+    spent = 0.0
+    with opened(run) as training:
+        inner = training.workload.after_step
+
+        def timed(*args: Any) -> Any:
+            nonlocal spent
+            synchronise(run)
+            start = time.perf_counter()
+            found = inner(*args)
+            synchronise(run)
+            spent += time.perf_counter() - start
+            return found
+
+        training.workload.after_step = timed  # type: ignore[method-assign, assignment]
+        loop = Loop(training)
+        loop.recorded_steps(WARM_STEPS)
+        shares = []
+        for _ in range(rounds):
+            spent = 0.0
+            seconds = loop.recorded_steps(block)
+            shares.append(100 * spent / seconds)
+    return spread(shares)

@@ -1,0 +1,229 @@
+"""What the figures of a run's evaluations say of its model: what is wrong, and what to try (docs/ebm.md).
+
+Nothing here looks at a model: `findings` and `alerts` judge figures by the names of `evaluate.held_out` and,
+where they are there, `soc_rate`, `load_max` (the largest share of places that an expert has) and
+`dropped_mass`. A model without splats lacks most of them, and no finding is made of what is not there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .evaluate import TREND_OVER, TREND_T, energy_trend
+from .soc import AVALANCHES, PowerLaw, power_law
+
+ALERT, FINE, UNKNOWN = "alert", "fine", "unknown"
+ERRORS = 2.0  # standard errors below 0 at which the score is worse than none
+RECENT = 20  # steps, over which what every step records is averaged
+LOADS = "load_"
+
+# the order of a table's columns; a figure that no evaluation has is left out
+TRENDS = (
+    "val_loss",
+    "energy",
+    "state_spread",
+    "splat_coverage",
+    "state_coverage",
+    "kappa_median",
+    "soc_rate",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure beside its threshold; NaN where the figure is not known."""
+
+    cause: str  # the name of the figure
+    figure: float
+    threshold: float
+    verdict: str  # ALERT, FINE or UNKNOWN
+    recommendation: str  # one, for an alert; empty otherwise
+
+
+class Limit(NamedTuple):
+    """Of a figure whose threshold is always the same."""
+
+    threshold: float
+    above: bool  # an alert above the threshold, else below it
+    recommendation: str
+
+
+LIMITS = {
+    "load_max": Limit(0.6, True, "raise ebm.balance: one expert takes most places"),
+    "splat_coverage": Limit(0.8, False, "turn ebm.revive on, or choose fewer ebm.splats: many win nothing"),
+    "kappa_at_limit": Limit(
+        0.5, True, "move the one of ebm.kappa_min and ebm.kappa_max that kappa_median is near"
+    ),
+    "dropped_mass": Limit(0.01, True, "raise ebm.neighbours: splats that act on the states are left out"),
+}
+ENERGY_RISES = "lower the learning rate, or raise ebm.mle: the splats lose the states"
+MORE_EVENTS = "lower the learning rate, or raise ebm.soc_threshold: new states appear faster than splats"
+SCORE_IS_WRONG = "raise ebm.score, or ebm.states: at this noise the score points away from the states"
+
+
+def alerts(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> list[Finding]:
+    """Those of the `findings` that are an alert."""
+    return [finding for finding in findings(figures, curve) if finding.verdict == ALERT]
+
+
+def findings(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> list[Finding]:
+    """Every figure that has a threshold, judged.
+
+    Args:
+        figures: of the latest evaluation.
+        curve: of all evaluations so far, in their order, the latest included.
+    """
+    found = [*_of_energy(curve), *_of_events(figures, curve), *_of_scores(figures)]
+    for name, limit in LIMITS.items():
+        if name in figures:
+            sign = 1 if limit.above else -1
+            found.append(_judged(name, figures[name], limit.threshold, sign, limit.recommendation))
+    return found
+
+
+def _judged(cause: str, figure: float, threshold: float, sign: int, recommendation: str) -> Finding:
+    """An alert where the figure lies above its threshold, with sign -1 where it lies below."""
+    if not (math.isfinite(figure) and math.isfinite(threshold)):
+        return Finding(cause, figure, threshold, UNKNOWN, "")
+    if sign * (figure - threshold) > 0:
+        return Finding(cause, figure, threshold, ALERT, recommendation)
+    return Finding(cause, figure, threshold, FINE, "")
+
+
+def _of_energy(curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
+    """The slope of the energy in nats an evaluation, beside two of its standard errors."""
+    energies = _series(curve, "energy")
+    if not energies:
+        return
+    trend = energy_trend(energies)
+    if trend == "unknown":
+        yield Finding("energy", math.nan, math.nan, UNKNOWN, "")
+        return
+    from scipy import stats
+
+    latest = energies[-TREND_OVER:]
+    fit = stats.linregress(np.arange(len(latest)), latest)
+    rises = trend == "increasing"
+    verdict = ALERT if rises else FINE
+    threshold = TREND_T * float(fit.stderr)
+    yield Finding("energy", float(fit.slope), threshold, verdict, ENERGY_RISES if rises else "")
+
+
+def _of_events(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
+    """Consolidations per 1,000 states, beside the first such figure."""
+    if "soc_rate" in figures:
+        known = [rate for rate in _series(curve, "soc_rate") if math.isfinite(rate)]
+        first = known[0] if known else math.nan
+        yield _judged("soc_rate", figures["soc_rate"], first, 1, MORE_EVENTS)
+
+
+def _of_scores(figures: Mapping[str, float]) -> Iterator[Finding]:
+    """R² at every noise level, beside two standard errors below 0."""
+    for level in levels_of(figures):
+        threshold = -ERRORS * figures.get(f"r2_se_{level}", math.nan)
+        yield _judged(f"r2_{level}", figures[f"r2_{level}"], threshold, -1, SCORE_IS_WRONG)
+
+
+def levels_of(figures: Mapping[str, float]) -> list[str]:
+    """The noise levels among the figures, as `0p05` for 0.05 radians."""
+    names = (name.removeprefix("r2_") for name in figures if name.startswith("r2_"))
+    return [name for name in names if not name.startswith("se_")]
+
+
+def _series(curve: Sequence[Mapping[str, float]], name: str) -> list[float]:
+    return [row[name] for row in curve if name in row]
+
+
+# -- a whole run ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is said of one model."""
+
+    figures: dict[str, float]  # of its latest evaluation
+    findings: list[Finding]
+    trends: dict[str, str]  # of figures over the last evaluations, in the words of `energy_trend`
+    avalanches: int
+    law: PowerLaw | None  # of their sizes; None where there are too few to fit one
+    criticality: str  # that law in a sentence
+
+
+def diagnosed(curve: Sequence[Mapping[str, float]], sizes: Sequence[int] = ()) -> Diagnosis:
+    """The diagnosis of a model from all of its evaluations, and the sizes of its avalanches."""
+    figures = dict(curve[-1]) if curve else {}
+    trends = {name: energy_trend(series) for name in TRENDS if (series := _series(curve, name))}
+    law = power_law(list(sizes))
+    return Diagnosis(figures, findings(figures, curve), trends, len(sizes), law, _told(law, len(sizes)))
+
+
+def _told(law: PowerLaw | None, avalanches: int) -> str:
+    if law is None:
+        return f"not tested: {avalanches} avalanches, and a law of their sizes takes {AVALANCHES}"
+    fit = f"exponent {law.alpha:.2f} from {law.xmin} topplings on, {avalanches} avalanches"
+    beside = f"log-likelihood ratio to a log-normal {law.log_likelihood_ratio:+.2f}, p = {law.p:.2g}"
+    if law.critical:
+        return f"critical: a power law of their sizes is not rejected ({fit}; {beside})"
+    return f"not critical: their sizes follow no power law over a decade ({fit}; {beside})"
+
+
+def with_steps(
+    curve: Sequence[Mapping[str, float]], steps: Mapping[str, NDArray[np.float64]]
+) -> list[dict[str, float]]:
+    """The evaluations with what the steps before each recorded, by column: the latest `soc_rate`, and the
+    means of `dropped_mass` and of the largest load over the last 20. What an evaluation has itself stays."""
+    loads = [name for name in steps if name.startswith(LOADS) and name.removeprefix(LOADS).isdigit()]
+    joined = []
+    for row in curve:
+        before = steps["step"] < row["step"]
+        latest = {name: column[before][-RECENT:] for name, column in steps.items()}
+        known: dict[str, float] = {}
+        if "soc_rate" in steps:
+            rates = steps["soc_rate"][before]
+            rates = rates[np.isfinite(rates)]
+            known |= {"soc_rate": float(rates[-1])} if len(rates) else {}
+        if "dropped_mass" in steps:
+            known["dropped_mass"] = _mean(latest["dropped_mass"])
+        if loads:
+            known["load_max"] = max(_mean(latest[name]) for name in loads)
+        joined.append(known | dict(row))
+    return joined
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+# -- in words ------------------------------------------------------------------------------------------------
+
+
+def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as mappings, lists, texts and numbers."""
+    law = None if diagnosis.law is None else diagnosis.law._asdict()
+    return asdict(diagnosis) | {"law": law}
+
+
+def number(value: float) -> str:
+    """Four figures; – for none."""
+    return f"{value:.4g}" if math.isfinite(value) else "–"
+
+
+def as_markdown(title: str, diagnosis: Diagnosis) -> str:
+    """A diagnosis as a page of Markdown."""
+    lines = [f"# {title}", "", "| figure | value | threshold | verdict | recommendation |"]
+    lines += ["|---|---|---|---|---|"]
+    for finding in diagnosis.findings:
+        cells = [finding.cause, number(finding.figure), number(finding.threshold), finding.verdict]
+        lines.append(f"| {' | '.join([*cells, finding.recommendation or '–'])} |")
+    lines += ["", f"Avalanches: {diagnosis.criticality}."]
+    lines += ["", f"Over the last {TREND_OVER} evaluations:", ""]
+    lines += [f"* {name}: {trend}" for name, trend in diagnosis.trends.items()]
+    lines += ["", "Of the latest evaluation:", "", "| figure | value |", "|---|---|"]
+    lines += [f"| {name} | {number(value)} |" for name, value in diagnosis.figures.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,162 @@
+"""Training an energy-based model: the parts of its loss over the run, and what its splats know of the score.
+
+The columns of workload=ebm in steps.csv and evals.csv, which docs/files.md explains.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..text.words import optimizer
+from .curves import Run, by_step, running_mean, thinned, window
+from .forest import missing
+from .sheet import (
+    ALERT,
+    EBC,
+    FAINT,
+    GOAL,
+    GREY,
+    OTHER,
+    PLAIN,
+    SPARE,
+    Facts,
+    Sheet,
+    another,
+    beside,
+    entry,
+    key,
+    log_axis,
+    page,
+    stack,
+)
+
+PARTS = {  # column of steps.csv -> its name beside the line
+    "loss": "cross-entropy",
+    "loss_noised": "cross-entropy, noised states",
+    "loss_mle": "likelihood of the states",
+    "loss_dsm": "score matching",
+    "balance": "balance of the experts",
+}
+COLOURS = (EBC, ALERT, GOAL, OTHER, SPARE, "C4", PLAIN)
+LABELS_FROM = 0.72  # of the width: the lines' labels stand beyond it
+LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
+End = tuple[float, float, str, str]  # of a line: x, y, label, colour
+
+
+@dataclass(frozen=True)
+class Line:
+    """A figure over the run: the seeds' median, and each seed; masked where there is none."""
+
+    at: np.ndarray  # steps
+    middle: np.ma.MaskedArray
+    seeds: np.ma.MaskedArray  # (seeds, steps)
+
+    @property
+    def last(self) -> tuple[float, float]:
+        seen = np.flatnonzero(~np.ma.getmaskarray(self.middle))
+        return (float(self.at[seen[-1]]), float(self.middle[seen[-1]])) if len(seen) else (0.0, np.nan)
+
+
+@dataclass(frozen=True)
+class States:
+    """What is drawn of an arm."""
+
+    parts: Mapping[str, Line]
+    scores: Mapping[float, Line]  # noise level in radians -> R² of the score
+    matched: Mapping[float, Line]  # the same: of states spread as their own splats are
+
+
+def states_of(runs: Sequence[Run]) -> States | None:
+    """None where no run is of an energy-based model with splats."""
+    levels = {
+        float(match[1].replace("p", ".")): match[1]
+        for run in runs
+        for column in run.evals
+        if (match := LEVEL.fullmatch(column))
+    }
+    if not levels:
+        return None
+    order = sorted(levels)
+    scores = {sigma: _line(runs, "evals", f"r2_{levels[sigma]}") for sigma in order}
+    matched = {sigma: _line(runs, "evals", f"matched_{levels[sigma]}") for sigma in order}
+    there = [name for name in PARTS if any(name in run.steps for run in runs)]
+    return States({name: _line(runs, "steps", name) for name in there}, scores, matched)
+
+
+def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
+    """A column of steps.csv as running means, of evals.csv as it is."""
+    every: list[Mapping[str, np.ndarray]] = [getattr(run, stream) for run in runs]
+    steps, table = by_step([own for own in every if column in own], column)
+    if stream == "steps":
+        at = thinned(len(steps))
+        steps, table = steps[at], running_mean(table)[:, at]
+    return Line(steps, np.ma.median(table, axis=0), table)
+
+
+def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], found: States) -> Sheet:
+    """The parts of the loss above, R² of the score at every noise level below, matched values dashed."""
+    what = "How does the energy-based model learn?"
+    whom = (
+        f"{optimizer(track)}, {label}: parts of its loss, and the share of the score that its splats explain"
+    )
+    figure, bottom = page(
+        facts, what, whom, _finding(found), len(arm["runs"]), (), missing({label: arm}), (10.4, 7.4)
+    )
+    top = another(bottom)
+    last = max(line.last[0] for line in (*found.parts.values(), *found.scores.values()))
+    for axes in (top, bottom):
+        axes.set_xlim(-0.01 * last, 1.01 * last + 1)
+    log_axis(bottom, "y", (1.0, 3.0))
+    bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+    bottom.set_ylabel("R² of the score (log scale)")
+    top.set_ylabel("parts of the loss, unweighted")
+    top.tick_params(labelbottom=False)
+    handles = [
+        entry("median of the seeds", GREY),
+        entry("each seed", GREY, **FAINT),
+        entry("if states were spread as their splats are", GREY, ls="--", lw=1.2),
+    ]
+    over = window(round(last) + 1)
+    handles.append(entry(f"above: running means over {over} steps; below: R² above 0", "none"))
+    key(bottom, handles)
+    stack((top, bottom), (1.0, 1.2), 14, LABELS_FROM)
+    colours = dict(zip(found.scores, COLOURS * len(found.scores), strict=False))
+    beside(
+        top, [_drawn(top, PARTS[n], x, c) for (n, x), c in zip(found.parts.items(), COLOURS, strict=False)]
+    )
+    for sigma, line in found.matched.items():
+        shown = np.ma.masked_less_equal(line.middle, 0.0)
+        bottom.plot(line.at, shown, color=colours[sigma], ls="--", lw=1.2, zorder=2)
+    ends = [
+        _drawn(bottom, f"{sigma:g} radians", line, colours[sigma], above=0.0)
+        for sigma, line in found.scores.items()
+    ]
+    beside(bottom, [end for end in ends if end[1] > 0])
+    return figure
+
+
+def _drawn(axes: Axes, label: str, line: Line, colour: str, above: float = -np.inf) -> End:
+    """A line and its seeds; values not above `above` are left out. -> its end."""
+    for seed in line.seeds if len(line.seeds) > 1 else ():
+        axes.plot(line.at, np.ma.masked_less_equal(seed, above), color=colour, lw=0.5, alpha=0.4, zorder=1.5)
+    axes.plot(line.at, np.ma.masked_less_equal(line.middle, above), color=colour, lw=1.6, zorder=2.5)
+    x, y = line.last
+    return x, y, f"{label}  {y:.2g}".replace("-", "−"), colour
+
+
+def _finding(found: States) -> str:
+    """R² at the end as a share of its matched value, level by level."""
+    said = []
+    for sigma, line in found.scores.items():
+        r2, matched = line.last[1], found.matched[sigma].last[1]
+        if matched > 0:
+            said.append(f"{r2 / matched:.2f} at {sigma:g}")
+    if not said:
+        return "No evaluation of the score."
+    return f"R² at the end over its matched value: {', '.join(said)} radians."

@@ -1,0 +1,119 @@
+"""What `ebc-lab train workload=ebm …` refuses before anything is written: exit code 2 and one sentence."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from support.called import called
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+
+REFUSED = [
+    ("workload=emb", "workload=emb is unknown (did you mean ebm?)"),
+    ("decoder=mixture", "decoder takes moe or transformer"),
+    ("encoder=windows", "encoder=windows is unknown (did you mean window?)"),
+    ("index=hsnw", "index=hsnw is unknown (did you mean hnsw?)"),
+    ("sampler=baobab", "sampler=baobab is unknown (did you mean baoab?)"),
+    ("tokens=bytes", "tokens takes bpe, characters or gpt2"),
+    ("ebm.n=1", "ebm.n must be a whole number >= 2"),
+    ("ebm.kappa_min=60", "ebm.kappa_min=60 must be below ebm.kappa_max=50"),
+    ("ebm.kappa_min=0", "ebm.kappa_min must be a finite number > 0"),
+    ("ebm.kappa_max=-1", "ebm.kappa_max must be a finite number > 0"),
+    ("ebm.kappa_max=inf", "ebm.kappa_max must be a finite number > 0"),
+    ("ebm.levels=[0,0.1]", "ebm.levels must be a finite number > 0"),
+    ("ebm.levels=[0.1,1.5708]", "ebm.levels must be a finite number > 0 and < 1.5708"),
+    ("ebm.levels=[0.2,0.1]", "ebm.levels must increase"),
+    ("ebm.levels=[]", "ebm.levels must have"),
+    ("sampler.step=2", "sampler.step must be a finite number > 0 and < 2"),
+    ("sampler.step=0", "sampler.step must be a finite number > 0"),
+    ("sampler.temperature=-1", "sampler.temperature must be a finite number >= 0"),
+    ("ebm.neighbours=200", "ebm.neighbours=200 splats act on a state: ebm.splats=160 is 0, or as many"),
+    ("ebm.splats=0 ebm.adapt=gradient", "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none"),
+    ("decoder.active=5", "decoder.active=5 must be at most decoder.experts=4"),
+    ("ebm.soc_conserved=1", "ebm.soc_conserved must be a finite number >= 0 and < 1"),
+    ("ebm.temperature=[1,1]", "ebm.temperature must have"),
+    ("device=vulkan", "torch's Vulkan backend only infers"),
+    ("compile=on", "workload=ebm does not go with compile=on"),
+    ("param_dtype=bfloat16", "workload=ebm does not go with param_dtype=bfloat16"),
+    ("controller=agreement", "workload=ebm does not go with controller=agreement"),
+    ("budget.grouping=matrices", "workload=ebm does not go with budget.grouping=matrices"),
+    ("quantizer=ternary", "workload=ebm does not go with a quantizer"),
+    ("quantizer.state=int8", "workload=ebm does not go with a quantizer"),
+    ("tokens=gpt2", "tokens=gpt2 needs tokens.folder=FOLDER"),
+    ("ebm.embeddings=gpt2", "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER"),
+    ("ebm.embeddings=gpt2 ebm.gpt2=x", "are those of GPT-2's own tokens: add tokens=gpt2"),
+    ("accumulate=5", "accumulate=5 must divide batch_size=24 into equal parts"),
+    (
+        "accumulate=6",
+        "budget.probe_sequences must leave rows of each part of the batch for the audit: 1 to 3",
+    ),
+    ("workload=gpt projection=sphere", "projection=sphere keeps the directions of workload=ebm"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), REFUSED, ids=[given for given, _ in REFUSED])
+def test_what_an_ebm_cannot_be_is_refused(overrides, words):
+    with pytest.raises(UserError) as refused:
+        compose(["workload=ebm", "scale=smoke", *overrides.split()], study=False)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("module", ["faiss", "tokenizers"])
+def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, module):
+    asked = {"faiss": ["index=ivf"], "tokenizers": ["tokens=bpe"]}[module]
+    compose(["workload=ebm", "scale=smoke", *asked], study=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        UserError, match=rf"{asked[0]} needs the library {module}: pip install 'ebc-lab\[ebm\]'"
+    ):
+        compose(["workload=ebm", "scale=smoke", *asked], study=False)
+    compose(["workload=ebm", "scale=smoke", "index=exact"], study=False)
+
+
+def test_a_gpt_takes_tokens_and_parts_of_a_batch_too(monkeypatch):
+    compose(["scale=smoke", "tokens=bpe", "accumulate=2"], study=False)
+    compose(["scale=smoke", "compile=on", "controller=agreement"], study=False)
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(UserError, match="tokens=bpe needs the library tokenizers"):
+        compose(["scale=smoke", "tokens=bpe"], study=False)
+
+
+def refused_by_the_command(folder, text_file, *overrides, **env):
+    """What `ebc-lab train` says, after it has written nothing."""
+    before = sorted(folder.rglob("*"))
+    given = ["workload=ebm", "scale=smoke", "data=path", f"data.file={text_file}", "device=cpu"]
+    done = called("train", *given, *overrides, cwd=folder, **env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
+    assert sorted(folder.rglob("*")) == before
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("workload=emb", "did you mean ebm"),
+        ("sampler.step=2", "sampler.step"),
+        ("ebm.kappa_min=50", "ebm.kappa_min=50 must be below ebm.kappa_max=50"),
+        ("device=vulkan", "Vulkan"),
+        ("compile=on", "compile=on"),
+        ("ebm.splats=6000", "ebm.splats=6000 is more than one for 2 of the"),
+        ("ebm.neighbours=17", "more than the 16 splats that there are in the first third of the run"),
+        ("tokens=gpt2 tokens.folder=nowhere", "tokens.folder=nowhere is not a folder"),
+        ("tokens=bpe tokens.size=256", "tokens.size must be a whole number >= 257"),
+    ],
+)
+def test_the_command_ends_with_one_sentence_and_writes_nothing(tmp_path, text_file, overrides, words):
+    assert words in refused_by_the_command(tmp_path, text_file, *overrides.split())
+
+
+def test_auto_without_faiss_is_refused_where_it_would_search(tmp_path, monkeypatch):
+    (tmp_path / "long.txt").write_text("some words to fill a page with. " * 1600)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    said = refused_by_the_command(tmp_path, tmp_path / "long.txt", "ebm.splats=16385")
+    assert "index=auto searches 16385 splats with the library faiss: pip install 'ebc-lab[ebm]'" in said
+    assert "or index=exact" in said

@@ -1,0 +1,44 @@
+"""A small model with some splats and a tokenizer of lower-case letters, made once."""
+
+import numpy as np
+import pytest
+import torch
+
+from ebc_lab.ebm.model import EnergyModel, ModelSettings
+from ebc_lab.ebm.sphere import normalise
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
+CONTEXT = 8
+
+
+class Letters:
+    """One token a character."""
+
+    def encode(self, text):
+        outside = sorted(set(text) - set(LETTERS))
+        if outside:
+            raise LookupError(f"there is no {outside[0]!r} here")
+        return [LETTERS.index(character) for character in text]
+
+    def decode(self, ids):
+        return "".join(LETTERS[i] for i in ids)
+
+
+@pytest.fixture(scope="session")
+def letters():
+    return Letters()
+
+
+@pytest.fixture(scope="session")
+def context():
+    return CONTEXT
+
+
+@pytest.fixture(scope="session")
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        settings = ModelSettings(len(LETTERS), n=8, splats=12, neighbours=4, window=3, hidden=12)
+        made = EnergyModel(settings)
+        made.store.grow(normalise(torch.randn(300, 8)), 12, np.random.default_rng(0))
+    return made.eval()

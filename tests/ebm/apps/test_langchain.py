@@ -1,0 +1,110 @@
+"""The model as a language model of LangChain, in real chains."""
+
+import asyncio
+import sys
+
+import pytest
+
+pytest.importorskip("langchain_core")
+
+from langchain_core.caches import InMemoryCache
+from langchain_core.output_parsers import CommaSeparatedListOutputParser, StrOutputParser
+from langchain_core.prompts import PromptTemplate
+
+from ebc_lab.ebm.apps.langchain import EBCLanguageModel
+from ebc_lab.ebm.apps.writer import Writer, Writing
+
+WRITING = Writing(tokens=40, temperature=1.0, langevin_steps=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def llm(model, letters, context):
+    return EBCLanguageModel(model=model, tokenizer=letters, context=context, writing=WRITING)
+
+
+@pytest.fixture(scope="module")
+def expected(model, letters, context):
+    """What the library writes after `say cat`."""
+    return Writer(model, letters, context).continued("say cat", WRITING)
+
+
+def test_a_chain_of_prompt_model_and_parser(llm, expected):
+    chain = PromptTemplate.from_template("say {word}") | llm | StrOutputParser()
+    assert len(expected) == 40
+    assert chain.invoke({"word": "cat"}) == expected
+    assert asyncio.run(chain.ainvoke({"word": "cat"})) == expected
+    assert "".join(chain.stream({"word": "cat"})) == expected
+    assert chain.batch([{"word": "cat"}, {"word": "mat"}])[0] == expected
+    parsed = (PromptTemplate.from_template("say {word}") | llm | CommaSeparatedListOutputParser()).invoke(
+        {"word": "cat"}
+    )
+    assert isinstance(parsed, list)
+
+
+def test_a_stop_word_ends_the_text_before_it(llm, expected):
+    word = expected[10:12]
+    assert llm.invoke("say cat", stop=[word]) == expected[: expected.index(word)]
+    assert llm.bind(stop=[word]).invoke("say cat") == expected[: expected.index(word)]
+
+
+def test_of_several_stop_words_the_first_in_the_text_ends_it(llm, expected):
+    early, late = expected[5:8], expected[20:23]
+    first = min(expected.index(early), expected.index(late))
+    assert llm.invoke("say cat", stop=[late, early]) == expected[:first]
+    assert llm.invoke("say cat", stop=["#"]) == expected
+
+
+def test_nothing_is_written_beyond_a_stop_word(llm, letters, expected):
+    class Counting:
+        longest = 0
+        encode = letters.encode
+
+        def decode(self, ids):
+            Counting.longest = max(Counting.longest, len(ids))
+            return letters.decode(ids)
+
+    end = expected.index(expected[10:12]) + 2
+    llm.model_copy(update={"tokenizer": Counting()}).invoke("say cat", stop=[expected[10:12]])
+    assert Counting.longest == end
+
+
+def test_settings_can_be_given_with_a_call(llm, expected):
+    assert llm.invoke("say cat", tokens=7) == expected[:7]
+    assert llm.bind(seed=4).invoke("say cat") != expected
+    for wrong in ({"token": 7}, {"tokens": -1}, {"stop": [""]}):
+        with pytest.raises(ValueError, match="token|stop word"):
+            llm.invoke("say cat", **wrong)
+
+
+def test_tokens_are_counted_by_its_own_tokenizer(llm):
+    assert llm.get_num_tokens("the cat") == 7
+
+
+def test_a_cache_tells_models_and_settings_apart(model, letters, context):
+    def made(model, **writing):
+        writing = Writing(tokens=20, langevin_steps=0, **writing)
+        return EBCLanguageModel(
+            model=model, tokenizer=letters, context=context, writing=writing, cache=InMemoryCache()
+        )
+
+    def key(llm):
+        llm.invoke("a")
+        [(_, settings)] = llm.cache._cache
+        return settings
+
+    known = key(made(model))
+    assert key(made(model)) == known
+    assert key(made(model, seed=1)) != known
+    kept = model.pair_weight.detach().clone()
+    try:
+        model.pair_weight.data.add_(1e-6)
+        assert key(made(model)) != known
+    finally:
+        model.pair_weight.data.copy_(kept)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.delitem(sys.modules, "ebc_lab.ebm.apps.langchain")
+    monkeypatch.setitem(sys.modules, "langchain_core.language_models.llms", None)
+    with pytest.raises(ImportError, match=r"pip install 'ebc-lab\[langchain\]'"):
+        from ebc_lab.ebm.apps.langchain import EBCLanguageModel  # noqa: F401

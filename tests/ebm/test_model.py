@@ -1,0 +1,323 @@
+"""The model: deterministic, causal, differentiable in both modes; its losses move what they should move."""
+
+import copy
+import math
+
+import pytest
+import torch
+from support.ebm_models import VOCABULARY, energy_model, some_tokens
+from torch.func import functional_call
+
+from ebc_lab.ebm.model import (
+    Draws,
+    EnergyModel,
+    LossWeights,
+    ModelSettings,
+    explained_by_level,
+    log_area,
+    noised_loss,
+    objective,
+    r2_column,
+    score_shift,
+)
+from ebc_lab.ebm.noise import add_noise
+
+SHAPES = {
+    "moe": {},
+    "gradient": {"adapt": "gradient"},
+    "dense": {"experts": 1, "active": 1},
+    "no splats": {"splats": 0},
+    "transformer": {"encoder": "transformer", "decoder": "transformer"},
+    "one token": {"window": 1},
+}
+every = pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
+
+
+def draws_of(model, tokens, seed=0):
+    count = tokens.numel()
+    noised = torch.arange(count - 24, count) if not model.pointwise else torch.arange(0, count, 4)
+    return Draws(torch.arange(0, count, 3), noised, torch.Generator().manual_seed(seed))
+
+
+def objective_of(model, tokens, weights=None, seed=0):
+    logits, kept = model.detailed(tokens)
+    targets = some_tokens(*tokens.shape, seed=2)
+    return objective(model, logits, targets, kept, weights or LossWeights(), draws_of(model, tokens, seed))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_call_and_the_detailed_forward_are_the_same_bits_each_time(settings, dtype):
+    model = energy_model(torch.float32, **settings)
+    tokens = some_tokens()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        called = model(tokens)
+        assert called.shape == (3, 12, VOCABULARY)
+        detailed, kept = model.detailed(tokens)
+        assert torch.equal(called, detailed)
+        assert torch.equal(called, model.eval()(tokens))
+        with torch.no_grad():
+            assert torch.equal(called, model(tokens))
+    for tensor in (kept.states, kept.contexts, kept.settled):
+        assert tensor.dtype == torch.float32  # also under autocast
+        torch.testing.assert_close(tensor.norm(dim=-1), torch.ones(tensor.shape[:-1]))
+
+
+@every
+def test_a_later_token_does_not_reach_back(settings):
+    model = energy_model(**settings)
+    tokens = some_tokens()
+    changed = tokens.clone()
+    changed[:, 7] = (changed[:, 7] + 1) % VOCABULARY
+    with torch.no_grad():
+        moved = (model(changed) - model(tokens)).abs().amax(-1)
+    assert moved[:, :7].max() < 1e-12  # other rows of an expert's product round otherwise
+    assert moved[:, 7].min() > 1e-6
+
+
+@every
+def test_rows_do_not_see_one_another_and_may_be_short(settings):
+    model = energy_model(**settings)
+    tokens = some_tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[1], model(tokens[1:2])[0])
+        torch.testing.assert_close(model(tokens)[:, :5], model(tokens[:, :5]))
+
+
+def test_weights_are_the_seeds():
+    first, second, other = (energy_model(seed=seed).state_dict() for seed in (3, 3, 4))
+    names = [name for name, value in first.items() if isinstance(value, torch.Tensor)]
+    assert all(torch.equal(first[name], second[name]) for name in names)
+    assert not torch.equal(first["store.mu"], other["store.mu"])
+
+
+def test_at_first_the_encoder_is_the_last_token_and_fading_rotations():
+    model = energy_model(window=4)
+    for j, matrix in enumerate(model.encoder.mix):
+        expected = 0.7 ** (2 * j) * torch.eye(6, dtype=torch.float64)
+        torch.testing.assert_close(matrix.detach() @ matrix.detach().T, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.encoder.mix[0].detach(), torch.eye(6, dtype=torch.float64))
+
+
+def test_given_embeddings_are_the_first_ones():
+    given = torch.randn(VOCABULARY, 8)
+    model = EnergyModel(ModelSettings(vocabulary=VOCABULARY, n=8, splats=0), given)
+    assert torch.equal(model.embeddings.detach(), given)
+    assert model.embeddings.data_ptr() != given.data_ptr()
+
+
+def test_lengths_of_embeddings_and_splats_change_nothing():
+    model = energy_model()
+    tokens = some_tokens()
+    before = model(tokens)
+    with torch.no_grad():
+        model.embeddings *= torch.linspace(0.5, 2, VOCABULARY, dtype=torch.float64)[:, None]
+        model.store.mu *= 3
+        model.pair_a *= 0.1
+    torch.testing.assert_close(model(tokens), before, rtol=1e-9, atol=1e-9)
+
+
+def test_unknown_parts_are_refused():
+    with pytest.raises(ValueError, match="encoder='windows' is unknown; it takes window or transformer"):
+        energy_model(encoder="windows")
+    with pytest.raises(ValueError, match="decoder='mixture' is unknown; it takes moe or transformer"):
+        energy_model(decoder="mixture")
+    with pytest.raises(ValueError, match="decoder='transformer' needs `blocks`"):
+        EnergyModel(ModelSettings(vocabulary=5, decoder="transformer"))
+    with pytest.raises(ValueError, match="a model without splats has no energy of them"):
+        energy_model(splats=0).splat_energy(torch.ones(1, 6, dtype=torch.float64))
+
+
+# -- the energy ----------------------------------------------------------------------------------------------
+
+
+@every
+def test_settling_never_raises_the_energy_of_all_splats(settings):
+    model = energy_model(**(settings | {"neighbours": 16}))
+    states, contexts = model.encode(some_tokens())
+    x = torch.nn.functional.normalize(torch.randn(states.shape, dtype=torch.float64), dim=-1)
+    with torch.no_grad():
+        for _ in range(5):
+            settled = model.settle(x, contexts)
+            assert (model.energy(settled, contexts) - model.energy(x, contexts)).max() < 1e-9
+            x = settled
+
+
+@every
+def test_the_score_is_the_falling_gradient_of_the_energy(settings):
+    model = energy_model(**settings)
+    states, contexts = (t.detach() for t in model.encode(some_tokens(1)))
+    x = add_noise(states, 0.3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    [slope] = torch.autograd.grad(model.energy(x, contexts).sum(), x)
+    on_sphere = slope - (slope * x).sum(-1, keepdim=True) * x
+    torch.testing.assert_close(model.score(x, contexts), -on_sphere, rtol=1e-9, atol=1e-9)
+
+
+def test_the_energy_of_the_uniform_law_is_the_log_area():
+    assert log_area(2) == pytest.approx(math.log(2 * math.pi))
+    assert log_area(3) == pytest.approx(math.log(4 * math.pi))
+    assert log_area(640) == pytest.approx(math.log(2) + 320 * math.log(math.pi) - math.lgamma(320))
+
+
+def test_no_noise_leaves_the_score_of_the_splats_alone():
+    """At a level near 0 the score is the plain one without contexts."""
+    model = energy_model(levels=(1e-4,))
+    states, _ = model.encode(some_tokens(1))
+    kappas, peaks = model.widened()
+    seen = model.score_at(states, 0, kappas[0], peaks[0])
+    near, _ = model.under(None).near(states)
+    torch.testing.assert_close(seen, model.under(None).score(states, near), rtol=1e-5, atol=1e-5)
+
+
+# -- derivatives ---------------------------------------------------------------------------------------------
+
+
+@every
+def test_forward_derivatives_are_central_differences(settings):
+    """What `surrogate` measures: logits along a direction of all weights."""
+    model = energy_model(**settings)
+    tokens = some_tokens()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    step = {
+        name: 0.3 * torch.randn(w.shape, dtype=w.dtype, generator=generator) for name, w in weights.items()
+    }
+
+    def at(t):
+        return functional_call(model, {name: w + t * step[name] for name, w in weights.items()}, (tokens,))
+
+    _, found = torch.func.jvp(lambda w: functional_call(model, w, (tokens,)), (weights,), (step,))
+    h = 1e-6
+    expected = (at(h) - at(-h)) / (2 * h)
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+@every
+def test_every_weight_that_can_learn_has_a_gradient(settings):
+    model = energy_model(**settings)
+    objective_of(model, some_tokens()).total.backward()
+    still = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert still == (set() if settings.get("splats", 1) else {"gains"})
+
+
+@pytest.mark.parametrize("part", ["mle", "score"])
+def test_the_splats_follow_the_states_and_not_the_reverse(part):
+    nothing = {"mle": 0.0, "score": 0.0, "noised": 0.0, "balance": 0.0, "z": 0.0}
+    model = energy_model()
+    tokens = some_tokens()
+    with_part = objective_of(model, tokens, LossWeights(**(nothing | {part: 1.0}))).total
+    without = objective_of(model, tokens, LossWeights(**nothing)).total
+    gradients = {}
+    for name, p in model.named_parameters():
+        a, b = (
+            torch.autograd.grad(t, p, retain_graph=True, allow_unused=True)[0] for t in (with_part, without)
+        )
+        if a is not None:
+            gradients[name] = float((a - (0 if b is None else b)).norm())
+    moved = {name for name, size in gradients.items() if size > 1e-7}
+    expected = {"mle": {"store.mu"}, "score": {"store.mu", "gains", "pair_a", "pair_b", "pair_weight"}}
+    assert moved == expected[part]
+
+
+# -- the losses ----------------------------------------------------------------------------------------------
+
+
+@every
+def test_the_parts_add_up(settings):
+    weights = LossWeights(mle=0.7, score=0.2, noised=0.3, balance=0.05, z=0.02)
+    found = objective_of(energy_model(**settings), some_tokens(), weights)
+    named = {
+        "loss_mle": weights.mle,
+        "loss_dsm": weights.score,
+        "loss_noised": weights.noised,
+        "balance": weights.balance,
+        "router_z": weights.z,
+    }
+    expected = found.parts["loss"] + sum(
+        weight * found.parts[name] for name, weight in named.items() if name in found.parts
+    )
+    torch.testing.assert_close(found.total.detach(), expected)
+    assert all(part.dim() == 0 and not part.requires_grad for part in found.parts.values())
+    loads = [part for name, part in found.parts.items() if name.startswith("load_")]
+    assert not loads or float(sum(loads)) == pytest.approx(1)
+    assert ("loss_mle" in found.parts) == ("r2_0p05" in found.parts) == (found.scored is not None)
+
+
+def test_columns_are_named_by_their_level():
+    assert [r2_column(sigma) for sigma in (0.01, 0.05, 0.5, 1.25)] == [
+        "r2_0p01",
+        "r2_0p05",
+        "r2_0p5",
+        "r2_1p25",
+    ]
+
+
+def test_chance_is_the_generators_alone():
+    model, tokens = energy_model(), some_tokens()
+    torch.manual_seed(0)
+    first = objective_of(model, tokens).parts
+    torch.manual_seed(1)
+    again = objective_of(model, tokens).parts
+    other = objective_of(model, tokens, seed=5).parts
+    assert all(torch.equal(first[name], again[name]) for name in first if name != "dropped_mass")
+    changed = {name for name in first if not torch.equal(first[name], other[name])}
+    assert changed == {"loss_dsm", "loss_noised", "loss_total", *map(r2_column, model.settings.levels)}
+
+
+def test_scores_at_their_own_noise_explain_it():
+    """Where splats sit on the states, all widths right, the score explains what can be explained."""
+    model = energy_model(n=12, splats=40, neighbours=5, in_use=1)
+    states = torch.nn.functional.normalize(torch.randn(4, 12, dtype=torch.float64), dim=-1)
+    store = model.store
+    store.place(torch.arange(4), states, None, 50.0)
+    with torch.no_grad():
+        model.pair_weight.zero_()
+    many = states.repeat(500, 1)
+    draws = Draws(torch.arange(1), torch.arange(1), torch.Generator().manual_seed(0))
+    explained, scored = explained_by_level(model, many, draws)
+    ceilings = (0.010, 0.210, 0.556, 0.889, 0.994)  # of copies of one point under kappa = 50
+    for found, most in zip(explained, ceilings, strict=True):
+        assert found.item() == pytest.approx(most, abs=0.03)
+    assert len(scored.x) == len(scored.scores) == 5
+
+
+def test_the_score_shift_is_the_share_that_changed():
+    model = energy_model()
+    scored = objective_of(model, some_tokens()).scored
+    assert score_shift(model, scored) == 0
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        moved.gains *= 1.25
+    assert float(score_shift(moved, scored)) == pytest.approx(0.25)
+
+
+def test_noised_states_of_blocks_are_whole_rows():
+    model = energy_model(decoder="transformer")
+    tokens, targets = some_tokens(), some_tokens(seed=2)
+    logits, kept = model.detailed(tokens)
+    tiny = copy.deepcopy(model)
+    tiny.settings = type(model.settings)(**(vars(model.settings) | {"levels": (1e-6,)}))
+    draws = Draws(torch.arange(3), torch.arange(12, 36), torch.Generator().manual_seed(0))
+    found = noised_loss(tiny, kept, targets, draws)
+    clean = torch.nn.functional.cross_entropy(logits[1:].float().flatten(0, 1), targets[1:].flatten())
+    torch.testing.assert_close(found, clean, rtol=1e-4, atol=1e-4)
+
+
+def test_some_of_what_a_forward_keeps():
+    model = energy_model()
+    _, kept = model.detailed(some_tokens())
+    part = kept.at(torch.tensor([5, 1]))
+    assert part.rows == 2
+    assert part.routing is None
+    assert torch.equal(part.states, kept.states[[5, 1]])
+    assert torch.equal(part.neighbours, kept.neighbours[[5, 1]])
+
+
+def test_weights_and_places_come_back_from_a_file(tmp_path):
+    model = energy_model(torch.float32)
+    model.store.observe(model.encode(some_tokens())[0])
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    again = energy_model(torch.float32, seed=9, in_use=3)
+    again.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert len(again.store) == 16
+    assert torch.equal(again(some_tokens()), model(some_tokens()))

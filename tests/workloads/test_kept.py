@@ -1,0 +1,172 @@
+"""model.pt: the model that a run kept, as it was, and nothing else in its place."""
+
+import io
+import json
+
+import pytest
+import torch
+from support.ebm_runs import eventful, tiny_ebm
+from support.runs import made
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.training.run import Training
+from ebc_lab.workloads.kept import build, read_model, sampling_of, settings_of, write_model
+
+KINDS = {
+    "moe": ["ebm.adapt=gradient"],
+    "transformer": ["encoder=transformer", "decoder=transformer", "model.dropout=0.1"],
+    "no splats": ["ebm.splats=0"],
+    "hnsw": ["index=hnsw"],
+}
+
+
+def trained(text_file, folder, *overrides, steps=12):
+    """A training after some steps, with every kind of event behind it."""
+    run = tiny_ebm(text_file, *overrides)
+    training = Training(eventful(run), made(folder))
+    training.advance(steps)
+    training.recording.close()
+    return training
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kept(request, text_file, tmp_path_factory):
+    """(training, model.pt) of a run of each kind."""
+    folder = tmp_path_factory.mktemp("run")
+    if request.param == "hnsw":
+        pytest.importorskip("faiss")
+    training = trained(text_file, folder, *KINDS[request.param])
+    training.workload.finished(training.model, training.step, training.files)
+    return training, training.files.model
+
+
+def test_it_comes_back_bit_for_bit(kept, text_file):
+    training, path = kept
+    found = read_model(path)
+    tokens = training.workload.tokens["val"][:32].view(2, 16)
+    assert not found.model.training
+    with torch.no_grad():
+        assert torch.equal(found.model(tokens), training.model.eval()(tokens))
+    assert (found.step, found.run, found.path) == (12, training.run_config, path)
+    assert found.tokenizer.encode("the cat") == training.workload.corpus.tokens()["train"][:0].tolist() + [
+        found.tokenizer.characters.index(c) for c in "the cat"
+    ]
+    assert found.curve == training.workload.curve
+    names = {name for name, _ in training.model.named_parameters()}
+    assert names == {name for name, _ in found.model.named_parameters()}
+    if found.model.store is not None:
+        states, contexts = found.model.encode(tokens)
+        theirs = training.model.encode(tokens)
+        assert torch.equal(found.model.energy(states, contexts), training.model.energy(*theirs))
+        assert len(found.model.store) == len(training.model.store)
+        assert torch.equal(found.model.store.nearest(states, 3), training.model.store.nearest(states, 3))
+
+
+def test_the_same_model_is_the_same_bytes(kept, tmp_path):
+    training, path = kept
+    found = read_model(path)
+    write_model(
+        tmp_path / "models/again.pt", found.model, found.run, found.tokenizer, found.step, found.curve
+    )
+    again = read_model(tmp_path / "models/again.pt")
+    for name, value in found.model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, again.model.state_dict()[name]), name
+    before = path.read_bytes()
+    training.workload.finished(training.model, training.step, training.files)
+    assert path.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def path(text_file, tmp_path_factory):
+    training = trained(text_file, tmp_path_factory.mktemp("run"), steps=2)
+    training.workload.finished(training.model, training.step, training.files)
+    return training.files.model
+
+
+def test_it_is_plain_values_and_tensors(path):
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"format", "run", "tokenizer", "step", "weights", "curve"}
+    assert json.loads(content["run"])["ebm"]["n"] == 8
+    assert content["format"] == 1
+
+
+def changed(path, **content):
+    buffer = io.BytesIO()
+    torch.save({**torch.load(path, weights_only=True), **content}, buffer)
+    return buffer.getvalue()
+
+
+def without(path, *keys):
+    content = torch.load(path, weights_only=True)
+    buffer = io.BytesIO()
+    torch.save({key: value for key, value in content.items() if key not in keys}, buffer)
+    return buffer.getvalue()
+
+
+def other_sizes(path):
+    """The settings of a model with another n over these weights."""
+    run = json.loads(torch.load(path, weights_only=True)["run"])
+    run["ebm"]["n"] = 9
+    return changed(path, run=json.dumps(run))
+
+
+def saved(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('a pickle was executed')",))
+
+
+BAD = {
+    "truncated": (lambda path: path.read_bytes()[:5000], "is damaged, or no model of this program"),
+    "empty": (lambda path: b"", "is damaged, or no model of this program"),
+    "text": (lambda path: b"hello", "is damaged, or no model of this program"),
+    "pickle": (lambda path: saved({"format": Evil()}), "is damaged, or no model of this program"),
+    "a list": (lambda path: saved([1, 2]), "is no model of this program: give the model.pt of a run"),
+    "foreign": (lambda path: saved({"weights": torch.ones(3)}), "is no model of this program"),
+    "newer": (lambda path: changed(path, format=2), "has format 2, this version reads 1: train it again"),
+    "no weights": (lambda path: without(path, "weights"), "weights that do not fit its settings"),
+    "other sizes": (other_sizes, "weights that do not fit its settings"),
+    "no run": (lambda path: changed(path, run="{"), "weights that do not fit its settings"),
+    "half a run": (lambda path: changed(path, run='{"ebm": 3}'), "do"),
+    "other tokens": (
+        lambda path: changed(path, tokenizer={"kind": "characters", "json": '{"characters": "ab"}'}),
+        "weights that do not fit its settings",
+    ),
+    "no tokens": (
+        lambda path: changed(path, tokenizer={"kind": "characters", "json": "[]"}),
+        "the kept tokenizer holds no list of different characters",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BAD)
+def test_what_is_no_such_model_is_refused_in_one_sentence_and_never_executed(path, tmp_path, damage):
+    make, words = BAD[damage]
+    (tmp_path / "model.pt").write_bytes(make(path))
+    with pytest.raises(UserError) as refused:
+        read_model(tmp_path / "model.pt")
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"there is no model .*model\.pt: give a run folder of workload=ebm"):
+        read_model(tmp_path / "model.pt")
+
+
+def test_settings_of_a_run(text_file):
+    run = tiny_ebm(text_file, "decoder.hidden_scale=1.5", "sampler=adjusted", "sampler.steps=7")
+    settings = settings_of(run, 31)
+    assert (settings.vocabulary, settings.n, settings.splats, settings.hidden) == (31, 8, 24, 24)
+    assert settings.index == "exact"
+    assert (sampling_of(run).sampler, sampling_of(run).steps) == ("adjusted", 7)
+    before = torch.get_rng_state()
+    first, second = build(run, 31), build(run, 31)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))

@@ -1,0 +1,159 @@
+"""A run's text: which one, in which tokens, and what is refused of it before a run is begun."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from support.ebm_runs import tiny_ebm
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity
+from ebc_lab.workloads.text import checked_text, pinned, tokenised_of, tokenizer_of
+
+pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def run(text_file):
+    return tiny_ebm(text_file)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A folder such as GPT-2's, made up: a tokenizer without merges, and embeddings of its 257 tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    vocabulary = {letter: i for i, letter in enumerate([*sorted(ByteLevel.alphabet()), "Ġt"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nĠ t\n")
+    weight = torch.randn(257, 12, generator=torch.Generator().manual_seed(0))
+    torch.save(
+        {"transformer.wte.weight": weight, "wpe.weight": torch.zeros(4, 12)}, folder / "pytorch_model.bin"
+    )
+    return folder
+
+
+def with_gpt2(run, folder, **ebm):
+    return changed(run, {"tokens": {"name": "gpt2", "folder": str(folder)}, "ebm": ebm})
+
+
+def test_characters_have_no_tokenizer_to_pin(run):
+    corpus, sha256 = checked_text(run)
+    assert sha256 is None
+    assert pinned(run, corpus, sha256).tokens == run.tokens
+    assert pinned(run, corpus, sha256).data.sha256 == corpus.sha256
+    text = tokenised_of(run, corpus)
+    assert text.characters_per_token() == {"train": 1.0, "val": 1.0, "test": 1.0}
+
+
+def test_byte_pairs_are_part_of_what_a_run_is(run):
+    pairs = changed(run, {"tokens": {"name": "bpe", "size": 280}})
+    corpus, sha256 = checked_text(pairs)
+    text = tokenised_of(pairs, corpus)
+    assert text.sha256 == sha256
+    assert all(1.2 < share < 6 for share in text.characters_per_token().values())
+    fixed = pinned(pairs, corpus, sha256)
+    assert checked_text(fixed)[1] == sha256
+    assert identity(fixed)["tokens"] == {"name": "bpe", "size": 280, "sha256": sha256}
+    assert "tokens" not in identity(run)
+    with pytest.raises(
+        UserError, match=r"the tokenizer of tokens=bpe has changed: its sha256 is .*, the run was"
+    ):
+        checked_text(replace(fixed, tokens=replace(fixed.tokens, sha256="0" * 64)))
+
+
+def test_text_survives_its_tokens(run, gpt2):
+    for other in (run, changed(run, {"tokens": {"name": "bpe", "size": 280}}), with_gpt2(run, gpt2)):
+        corpus, _ = checked_text(other)
+        text, ours = tokenised_of(other, corpus), tokenizer_of(other, corpus)
+        assert "".join(ours.decode(ids.tolist()) for ids in text.splits.values()) == corpus.text
+
+
+@pytest.mark.parametrize("name", ["characters", "bpe"])
+def test_a_text_whose_splits_hold_too_little_is_refused(run, tmp_path, name):
+    short = tmp_path / "short.txt"
+    short.write_text("abc def " * 20)
+    few = changed(run, {"tokens": {"name": name}, "data": {"file": str(short), "sha256": None}})
+    with pytest.raises(UserError, match=r"the corpus at .*short\.txt is too short"):
+        checked_text(few)
+
+
+def test_a_split_without_any_token_is_refused(run, tmp_path):
+    (tmp_path / "one.txt").write_text("ab cd")
+    few = changed(
+        run, {"tokens": {"name": "bpe"}, "data": {"file": str(tmp_path / "one.txt"), "sha256": None}}
+    )
+    with pytest.raises(UserError, match=r"too short: its (val|val or test|test) split has no tokens"):
+        checked_text(few)
+
+
+def test_splats_are_fed_by_the_tokens_that_there_are(run):
+    most = len(tokenised_of(run, checked_text(run)[0]).splits["train"]) // 2
+    assert checked_text(changed(run, {"ebm": {"splats": most}}))
+    with pytest.raises(
+        UserError, match=f"ebm.splats={most + 1} is more than one for 2 of the .*: {most} at most"
+    ):
+        checked_text(changed(run, {"ebm": {"splats": most + 1}}))
+    gpt = changed(run, {"workload": {"name": "gpt"}, "ebm": {"splats": most + 1}})
+    assert checked_text(gpt)  # which has no splats
+
+
+def test_no_more_neighbours_than_splats_at_first(run):
+    assert checked_text(changed(run, {"ebm": {"splats": 160, "neighbours": 16}}))
+    with pytest.raises(
+        UserError, match=r"ebm\.neighbours=17 is more than the 16 splats .* first third of the run"
+    ):
+        checked_text(changed(run, {"ebm": {"splats": 160, "neighbours": 17}}))
+    assert checked_text(changed(run, {"ebm": {"splats": 0, "neighbours": 17}}))
+
+
+def test_gpt2s_folder_gives_tokens_and_embeddings(run, gpt2):
+    chosen = with_gpt2(run, gpt2, embeddings="gpt2", gpt2=str(gpt2))
+    corpus, sha256 = checked_text(chosen)
+    assert sha256
+    assert tokenised_of(chosen, corpus).vocabulary == 257
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "is not a folder"),
+        ({}, "has neither model.safetensors nor pytorch_model.bin"),
+        ({"pytorch_model.bin": None}, "cannot be read"),
+        ({"pytorch_model.bin": {"wpe.weight": torch.zeros(3, 4)}}, "has no wte.weight"),
+        ({"pytorch_model.bin": {"wte.weight": torch.zeros(257)}}, "not a matrix of numbers"),
+        ({"pytorch_model.bin": {"wte.weight": torch.zeros(257, 4).int()}}, "not a matrix of numbers"),
+        ({"pytorch_model.bin": {"wte.weight": torch.full((257, 4), torch.nan)}}, "hold NaN"),
+        ({"pytorch_model.bin": {"wte.weight": torch.ones(256, 4)}}, "has 256 embeddings for 257 tokens"),
+    ],
+)
+def test_gpt2s_weights_are_looked_at_before_a_run_begins(run, gpt2, tmp_path, files, words):
+    folder = tmp_path / "weights"
+    if files is not None:
+        folder.mkdir()
+    for name, content in (files or {}).items():
+        if content is None:
+            (folder / name).write_bytes(b"PK, but no archive")
+        else:
+            torch.save(content, folder / name)
+    with pytest.raises(UserError) as refused:
+        checked_text(with_gpt2(run, gpt2, embeddings="gpt2", gpt2=str(folder)))
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("lacking", ["vocab.json", "merges.txt", "a byte"])
+def test_gpt2s_tokenizer_must_be_whole(run, gpt2, tmp_path, lacking):
+    for name in {"vocab.json", "merges.txt"} - {lacking}:
+        (tmp_path / name).write_bytes((gpt2 / name).read_bytes())
+    words = f"no {lacking}"
+    if lacking == "a byte":
+        vocabulary = json.loads((gpt2 / "vocab.json").read_text())
+        del vocabulary["e"]
+        (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+        words = "lacks 1 of the 256 bytes"
+    with pytest.raises(UserError, match=words):
+        checked_text(with_gpt2(run, tmp_path))
