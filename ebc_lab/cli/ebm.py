@@ -188,13 +188,13 @@ def serve(
     Needs pip install 'ebc-lab[serve]'.
     """
     try:
-        from ebc_lab.ebm.apps import serve as served
+        from ebc_lab.ebm.apps.serve import address_of, app_of, listening, server_of
     except ImportError as error:
         raise UserError(f"{error}.") from None
     from ebc_lab.workloads.kept import sampling_of
 
     kept = _loaded(_path_of(model, arm, output_dir))
-    application = served.app_of(
+    application = app_of(
         kept.model,
         kept.tokenizer,
         context=kept.run.model.context,
@@ -202,11 +202,11 @@ def serve(
         refused=(UserError,),
     )
     with _refusing():
-        made = served.listening(port)
+        made = listening(port)
     with made:
-        typer.echo(f"{visible(str(kept.path))}: {served.address_of(made)}  (Ctrl-C ends it)")
+        typer.echo(f"{visible(str(kept.path))}: {address_of(made)}  (Ctrl-C ends it)")
         try:
-            served.server_of(application).run(sockets=[made])
+            server_of(application).run(sockets=[made])
         except KeyboardInterrupt:
             typer.echo("no longer serving")
 
@@ -350,18 +350,13 @@ def _by_level(figures: Mapping[str, float]) -> list[dict[str, float]]:
 
 
 def _diagnosis_of(path: Path) -> Diagnosis:
-    """The diagnosis of a kept model, with what the steps.csv beside it adds. Raises UserError."""
-    from ebc_lab.ebm.diagnose import diagnosed, with_steps
-    from ebc_lab.records.paths import RunFiles
-    from ebc_lab.records.streams import read_columns
+    """The diagnosis of a kept model. Raises UserError."""
+    from ebc_lab.ebm.diagnose import diagnosed
     from ebc_lab.workloads.kept import read_model
 
     kept = read_model(path)
     with blamed(str(path), "train it again"):
         curve = [{name: float(value) for name, value in row.items()} for row in kept.curve]
-        steps = RunFiles(_run_folder(path)).steps
-        if steps.exists():
-            curve = with_steps(curve, read_columns(steps, ["step"]))
         return diagnosed(curve, [] if kept.model.pile is None else kept.model.pile.sizes)
 
 
@@ -422,11 +417,12 @@ def _write_reports(path: Path, found: Diagnosis) -> None:
     from ebc_lab.ebm.diagnose import as_markdown
     from ebc_lab.records.files import write_atomic
     from ebc_lab.records.json_files import write_json
+    from ebc_lab.records.paths import DIAGNOSES
 
-    page = path.with_suffix(".diagnosis.md")
+    page, plain = (path.with_suffix(ending) for ending in DIAGNOSES)
     write_atomic(page, as_markdown(f"Diagnosis of {visible(path.name)}", found))
-    write_json(page.with_suffix(".json"), {"model": path.name, **_plain(found)})
-    typer.echo(f"written {visible(str(page))} and {page.with_suffix('.json').name}", err=True)
+    write_json(plain, {"model": path.name, **_plain(found)})
+    typer.echo(visible(f"written {page} and {plain.name}"), err=True)
 
 
 # -- what is shown -------------------------------------------------------------------------------------------
@@ -450,7 +446,8 @@ def _show_diagnosis(path: Path, found: Diagnosis) -> None:
     from .screen import plain_table
 
     figures = found.figures
-    typer.echo(visible(f"{path}: " + (f"step {figures['step']:.0f}" if figures else "no evaluation in it")))
+    step = number(figures.get("step", math.nan))
+    typer.echo(visible(f"{path}: " + (f"step {step}" if figures else "no evaluation in it")))
     console = _console()
     table = plain_table("figure", ">value", ">threshold", "verdict", "~recommendation")
     for finding in found.findings:

@@ -29,6 +29,7 @@ from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.text import checked_text, pinned
 
+from .ebm_view import live_view
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
 
 
@@ -181,8 +182,11 @@ def train_one(
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
-        hooks = {"checkpoint_every_s": checkpoint_every_s, "say": print}
-        result = _until_done(lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks))
+        hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
+        with live_view(run, directory) as hooks["on_progress"]:
+            result = _until_done(
+                lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
+            )
     known_losses = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known_losses.items() if loss is not None)
     print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")

@@ -1,7 +1,7 @@
 """What the figures of a run's evaluations say of its model: what is wrong, and what to try (docs/ebm.md).
 
 Nothing here looks at a model: `findings` and `alerts` judge figures by the names of `evaluate.held_out` and,
-where they are there, `soc_rate`, `load_max` (the largest share of places that an expert has) and
+where they are there, `soc_rate`, `load_max` (the largest share of first places that an expert has) and
 `dropped_mass`. A model without splats lacks most of them, and no finding is made of what is not there.
 """
 
@@ -13,15 +13,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .evaluate import TREND_OVER, TREND_T, energy_trend
 from .soc import AVALANCHES, PowerLaw, power_law
 
 ALERT, FINE, UNKNOWN = "alert", "fine", "unknown"
 ERRORS = 2.0  # standard errors below 0 at which the score is worse than none
-RECENT = 20  # steps, over which what every step records is averaged
-LOADS = "load_"
 
 # the order of a table's columns; a figure that no evaluation has is left out
 TRENDS = (
@@ -55,7 +52,7 @@ class Limit(NamedTuple):
 
 
 LIMITS = {
-    "load_max": Limit(0.6, True, "raise ebm.balance: one expert takes most places"),
+    "load_max": Limit(0.6, True, "raise ebm.balance: most tokens go to one expert first"),
     "splat_coverage": Limit(0.8, False, "turn ebm.revive on, or choose fewer ebm.splats: many win nothing"),
     "kappa_at_limit": Limit(
         0.5, True, "move the one of ebm.kappa_min and ebm.kappa_max that kappa_median is near"
@@ -171,33 +168,6 @@ def _told(law: PowerLaw | None, avalanches: int) -> str:
     if law.critical:
         return f"critical: a power law of their sizes is not rejected ({fit}; {beside})"
     return f"not critical: their sizes follow no power law over a decade ({fit}; {beside})"
-
-
-def with_steps(
-    curve: Sequence[Mapping[str, float]], steps: Mapping[str, NDArray[np.float64]]
-) -> list[dict[str, float]]:
-    """The evaluations with what the steps before each recorded, by column: the latest `soc_rate`, and the
-    means of `dropped_mass` and of the largest load over the last 20. What an evaluation has itself stays."""
-    loads = [name for name in steps if name.startswith(LOADS) and name.removeprefix(LOADS).isdigit()]
-    joined = []
-    for row in curve:
-        before = steps["step"] < row["step"]
-        latest = {name: column[before][-RECENT:] for name, column in steps.items()}
-        known: dict[str, float] = {}
-        if "soc_rate" in steps:
-            rates = steps["soc_rate"][before]
-            rates = rates[np.isfinite(rates)]
-            known |= {"soc_rate": float(rates[-1])} if len(rates) else {}
-        if "dropped_mass" in steps:
-            known["dropped_mass"] = _mean(latest["dropped_mass"])
-        if loads:
-            known["load_max"] = max(_mean(latest[name]) for name in loads)
-        joined.append(known | dict(row))
-    return joined
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    return float(values.mean()) if len(values) else math.nan
 
 
 # -- in words ------------------------------------------------------------------------------------------------

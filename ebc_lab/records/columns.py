@@ -103,6 +103,9 @@ EBM_EVAL_MEANINGS = {  # of evals.csv, and of `workload` in result.json, on vali
     f"r2_{LEVEL}": ("", "R², the share of the score explained at noise of σ radians"),
     f"r2_se_{LEVEL}": ("", "its standard error over the states"),
     f"matched_{LEVEL}": ("", "R² if the states were spread as their own splats are"),
+    "dropped_mass": (SHARE, "of the last steps.csv row before it"),
+    "soc_rate": ("per 1,000 states", "of the latest look before it; empty before the first one"),
+    "load_max": (SHARE, "the largest load of an expert, likewise"),
 }
 PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 

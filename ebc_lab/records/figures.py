@@ -91,8 +91,9 @@ class RunResult(TypedDict, total=False):
     radius_factor: float | None
     shock_peak: float | None
     shock_recovery_steps: int | None
+    workload: dict[str, Any]  # of workload=ebm: figures of the kept model
     curve: list[list[Any]]  # (step, loss on the fixed windows, seconds of training)
-    streams: dict[str, str]  # steps.csv, evals.csv, model.ebcpack -> their sha256 when the run ended
+    streams: dict[str, str]  # steps.csv, evals.csv, the kept model -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
     pairs: int

@@ -9,6 +9,10 @@ from typing import Any, NotRequired, TypedDict
 RUNS = "runs"
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
+DIAGNOSES = (
+    ".diagnosis.md",
+    ".diagnosis.json",
+)  # how the notes end that `ebm diagnose` writes beside a model
 
 
 class _Optimizer(TypedDict):

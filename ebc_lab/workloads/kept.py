@@ -155,7 +155,10 @@ def read_model(path: Path, device: str = "cpu") -> KeptModel:
 
 
 def _built(path: Path, content: dict[str, Any], device: str) -> KeptModel:
-    run: RunConfig = from_dict(RunConfig, json.loads(content["run"]))
+    try:
+        run: RunConfig = from_dict(RunConfig, json.loads(content["run"]))
+    except UserError as error:  # which cannot name the file
+        raise ValueError(str(error)) from None
     tokenizer = from_json(content["tokenizer"]["kind"], content["tokenizer"]["json"])
     model = build(run, tokenizer.vocabulary)
     model.load_state_dict(content["weights"])

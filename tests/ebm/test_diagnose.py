@@ -1,4 +1,4 @@
-"""What is said of a model's figures: which of them are alerts, and what their course and its avalanches are."""
+"""What is said of a model's figures: which are alerts, what their course and its avalanches are."""
 
 import json
 import math
@@ -17,7 +17,6 @@ from ebc_lab.ebm.diagnose import (
     as_plain,
     diagnosed,
     findings,
-    with_steps,
 )
 from ebc_lab.ebm.evaluate import energy_trend
 
@@ -119,27 +118,6 @@ def test_nothing_is_said_of_what_a_model_without_splats_lacks():
 
 
 # -- a whole run ---------------------------------------------------------------------------------------------
-
-
-def test_steps_are_joined_to_the_evaluations_after_them():
-    steps = {
-        "step": np.arange(60.0),
-        "soc_rate": np.full(60, math.nan),
-        "dropped_mass": np.arange(60.0),
-        "load_0": np.linspace(0, 0.59, 60),
-        "load_1": np.full(60, 0.3),
-    }
-    steps["soc_rate"][[20, 40]] = 0.5, 0.25
-    steps["load_name"] = np.full(60, 9.0)
-    curve = [{"step": 20.0}, {"step": 30.0}, {"step": 60.0, "load_max": 0.9}]
-    first, second, last = with_steps(curve, steps)
-    assert "soc_rate" not in first  # step 20 is the first after it
-    assert (second["soc_rate"], last["soc_rate"]) == (0.5, 0.25)
-    assert first["dropped_mass"] == pytest.approx(np.arange(20).mean())
-    assert last["dropped_mass"] == pytest.approx(np.arange(40, 60).mean())  # the last 20 steps
-    assert second["load_max"] == pytest.approx(0.3)
-    assert last["load_max"] == 0.9  # the evaluation's own
-    assert with_steps(curve, {"step": np.arange(60.0)}) == curve
 
 
 def test_trends_are_in_words_and_of_the_figures_that_are_there():

@@ -356,8 +356,8 @@ def _score(own: Mapping[str, float], key: str) -> Cell:
     r2, matched = own.get(key), own.get(f"matched_{key.removeprefix(SCORED)}")
     if r2 is None:
         return Cell(NOTHING)
-    beside = f"/{fixed(matched, 3)}" if matched is not None else ""
-    return Cell(fixed(r2, 3) + beside, r2)
+    beside = f"/{matched:.2g}" if matched is not None else ""
+    return Cell(f"{r2:.2g}{beside}".replace("-", "−"), r2)
 
 
 def _of_workload(own: Sequence[Mapping[str, Any]]) -> dict[str, float]:

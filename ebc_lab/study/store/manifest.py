@@ -5,8 +5,8 @@
 * Before a file is written again (of a run, a table, a plot), its entry is removed. A kill between the two
   leaves a file without an entry, never a wrong one.
 * While a command is in progress, or after it was cut off, `complete` is false, and files may lack an entry.
-* Not recorded: runs without a result, which still grow; what no command of ours writes; checkpoints, which
-  are no evidence.
+* Not recorded: runs without a result, which still grow; what no command of ours writes; checkpoints and
+  diagnoses of kept models, which are no evidence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.files import opened
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
-from ebc_lab.records.paths import RUNS, RunFiles, StudyFiles
+from ebc_lab.records.paths import DIAGNOSES, RUNS, RunFiles, StudyFiles
 
 NAME = StudyFiles(Path()).manifest_file.name
 CHECKPOINT = f"/{RunFiles(Path()).checkpoint.name}"
@@ -109,7 +109,8 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """All files but the manifest, checkpoints and hidden ones; `unfinished`: also runs without a result."""
+    """All files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs without a
+    result."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith("."))
         inside = os.path.relpath(folder, root)
@@ -121,7 +122,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
             for name in sorted(names)
             if not name.startswith(".")
         )
-        yield from (path for path in paths if path != NAME and not path.endswith(CHECKPOINT))
+        yield from (path for path in paths if path != NAME and not path.endswith((CHECKPOINT, *DIAGNOSES)))
 
 
 def run_of(path: str) -> str | None:

@@ -72,7 +72,7 @@ def test_settings_can_be_given_with_a_call(llm, expected):
     assert llm.invoke("say cat", tokens=7) == expected[:7]
     assert llm.bind(seed=4).invoke("say cat") != expected
     for wrong in ({"token": 7}, {"tokens": -1}, {"stop": [""]}):
-        with pytest.raises(ValueError, match="token|stop word"):
+        with pytest.raises(ValueError, match=r"token|stop word"):
             llm.invoke("say cat", **wrong)
 
 

@@ -1,0 +1,267 @@
+"""What `ebc-lab train workload=ebm` shows while it trains: a live table on a terminal, elsewhere a line for
+every evaluation.
+
+It reads the rows of steps.csv, evals.csv and alerts.jsonl as they are flushed, and keeps nothing of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from ebc_lab.config.errors import clock
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.report.text.words import NOTHING, fixed, percent
+from ebc_lab.workloads.text import checked_text, tokenised_of
+
+from .screen import plain_table
+
+Row = Mapping[str, float]  # of a stream, by column; NaN where empty
+PARTS = {  # column of steps.csv -> its name among the parts of the loss
+    "loss_total": "total",
+    "loss": "ce",
+    "loss_mle": "mle",
+    "loss_dsm": "dsm",
+    "loss_noised": "noised",
+    "balance": "balance",
+    "router_z": "z",
+}
+LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
+LOAD = re.compile(r"load_\d+")
+EVALUATIONS = 10  # of the live table
+ALERTS = 5  # the latest ones
+
+
+@contextmanager
+def live_view(run: RunConfig, directory: Path) -> Iterator[Callable[[int], None]]:
+    """What to call with the step while the run trains: a view of a workload=ebm, of others nothing."""
+    if run.workload.name != "ebm":
+        yield lambda step: None
+        return
+    with EbmView(run, directory).shown() as view:
+        yield view
+
+
+class EbmView:
+    """Shows each evaluation of a run in its folder once it is flushed; called with the step that is
+    reached."""
+
+    def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
+        self.files = files = RunFiles(directory)
+        self.run = run
+        self.console = console or Console(highlight=False)
+        self.characters = _characters_per_token(run)
+        self.steps = Growing(files.steps)
+        self.evals = Growing(files.evals)
+        self.previous: Row | None = None  # of evals.csv
+        self.table: list[Evaluation] = []
+        self.alerts: list[dict[str, Any]] = []
+        self.live: Live | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[EbmView]:
+        if not self.console.is_terminal:
+            yield self
+            return
+        with Live(console=self.console, auto_refresh=False) as self.live:
+            yield self
+        self.live = None
+
+    def __call__(self, step: int) -> None:
+        if not self.evals.grown():
+            return
+        for row in self.evals.rows():
+            if row["step"] == step:
+                begun = self.previous["step"] if self.previous else 0.0
+                since = [r for r in self.steps.rows() if begun <= r["step"] < step]
+                self._show(Evaluation(row, since, self.previous, self.characters))
+            self.previous = row  # another step's is an earlier attempt's
+
+    def _show(self, evaluation: Evaluation) -> None:
+        self.table.append(evaluation)
+        self.alerts = alerts_in(self.files.alerts)
+        if self.live is not None:
+            self.live.update(self.draw(), refresh=True)
+            return
+        fresh = [alert_in_words(a) for a in self.alerts if a["step"] == evaluation.row["step"]]
+        for line in (in_a_line(evaluation, self.run.steps), *fresh):
+            self.console.print(Text(line), soft_wrap=True)
+
+    def draw(self) -> RenderableType:
+        """The latest evaluation in full, and those before it as rows."""
+        latest = self.table[-1]
+        left = (self.run.steps - latest.row["step"]) / latest.rate if latest.rate else math.nan
+        about = f"  {_step(latest, self.run.steps)}, {fixed(latest.rate, 1)} steps/s"
+        eta = f", about {clock(left)} left" if left > 0 else ""
+        parts: list[RenderableType] = [Text.assemble(("energy-based model", "bold"), f"{about}{eta}")]
+        parts.append(_evaluations(self.table[-EVALUATIONS:]))
+        parts.append(Text(f"loss parts  {_parts(latest)}"))
+        if latest.scores:
+            parts.append(_scores(latest))
+        if latest.loads:
+            parts.append(Text(f"experts     {', '.join(map(percent, latest.loads))}"))
+        parts += [Text(alert_in_words(alert), style="yellow") for alert in self.alerts[-ALERTS:]]
+        return Group(*parts)
+
+
+def _characters_per_token(run: RunConfig) -> float:
+    """Of the validation split."""
+    if run.tokens.name == "characters":
+        return 1.0
+    corpus, _ = checked_text(run, quiet=True)
+    return tokenised_of(run, corpus).characters_per_token()["val"]
+
+
+# -- what is read --------------------------------------------------------------------------------------------
+
+
+class Growing:
+    """The rows that a growing CSV has since they were last asked for; one that was replaced begins anew."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file = -1  # its inode
+        self.read = 0  # bytes
+        self.columns: Sequence[str] = ()
+
+    def grown(self) -> bool:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if found.st_ino != self.file:  # written anew for another attempt
+            self.file, self.read = found.st_ino, 0
+        return found.st_size > self.read
+
+    def rows(self) -> list[Row]:
+        if not self.grown():
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self.read)
+            whole, end, _ = file.read().rpartition(b"\n")
+        lines = whole.decode().split("\n") if end else []
+        if not self.read and lines:
+            self.columns = lines.pop(0).split(",")
+        self.read += len(whole) + len(end)
+        return [dict(zip(self.columns, map(_number, line.split(",")), strict=True)) for line in lines]
+
+
+def _number(cell: str) -> float:
+    return float(cell) if cell else math.nan
+
+
+def alerts_in(path: Path) -> list[dict[str, Any]]:
+    """The alerts of a run so far, one for each cause."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+
+
+class Evaluation:
+    """A row of evals.csv with what the steps since the evaluation before it recorded."""
+
+    def __init__(self, row: Row, since: Sequence[Row], previous: Row | None, characters: float):
+        self.row = row
+        steps, seconds = (row[k] - (previous[k] if previous else 0.0) for k in ("step", "train_s"))
+        self.rate = steps / seconds if seconds > 0 else math.nan
+        self.bits = row["val_loss"] / math.log(2) / characters
+        self.parts = {name: _mean(since, column) for column, name in PARTS.items()}
+        self.loads = [
+            _mean(since, column) for column in (since[-1] if since else ()) if LOAD.fullmatch(column)
+        ]
+        self.soc_rate = row.get("soc_rate", math.nan)
+        levels = [match[1] for column in row if (match := LEVEL.fullmatch(column))]
+        self.scores = {level: (row[f"r2_{level}"], row.get(f"matched_{level}", math.nan)) for level in levels}
+
+    def figure(self, name: str) -> float:
+        return self.row.get(name, math.nan)
+
+
+def _mean(rows: Sequence[Row], column: str) -> float:
+    values = [row[column] for row in rows if math.isfinite(row.get(column, math.nan))]
+    return sum(values) / len(values) if values else math.nan
+
+
+def alert_in_words(alert: Mapping[str, Any]) -> str:
+    """A line of alerts.jsonl."""
+    figures = f"{alert['cause']} {short(alert['figure'])}, threshold {short(alert['threshold'])}"
+    return f"alert at step {alert['step']}: {figures}: {alert['recommendation']}"
+
+
+# -- how it is shown -----------------------------------------------------------------------------------------
+
+
+def short(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NOTHING
+
+
+def in_a_line(e: Evaluation, steps: int) -> str:
+    """An evaluation, for where no table can be drawn again; what was not measured is left out."""
+    said = [
+        f"{_step(e, steps)}",
+        f"{fixed(e.rate, 1)} steps/s",
+        f"val {fixed(e.figure('val_loss'))} ({fixed(e.bits, 3)} bits/char)",
+        f"loss {_parts(e)}",
+    ]
+    if math.isfinite(e.figure("energy")):
+        said.append(f"energy {short(e.figure('energy'))} nats")
+    if e.scores:
+        pairs = (f"{_radians(level)}: {short(r2)}/{short(own)}" for level, (r2, own) in e.scores.items())
+        said.append(f"R²/matched {', '.join(pairs)}")
+        said.append(f"κ {short(e.figure('kappa_median'))}")
+        shares = percent(e.figure("splat_coverage")), percent(e.figure("state_coverage"))
+        said.append(f"coverage {shares[0]} of splats, {shares[1]} of states")
+    if math.isfinite(e.soc_rate):
+        said.append(f"soc_rate {short(e.soc_rate)}")
+    if e.loads:
+        said.append(f"experts {', '.join(map(percent, e.loads))}")
+    return "  ".join(said)
+
+
+def _step(e: Evaluation, steps: int) -> str:
+    return f"step {e.row['step']:.0f}/{steps}"
+
+
+def _parts(e: Evaluation) -> str:
+    return ", ".join(f"{name} {short(value)}" for name, value in e.parts.items() if math.isfinite(value))
+
+
+def _radians(level: str) -> str:
+    return level.replace("p", ".")
+
+
+def _evaluations(found: Sequence[Evaluation]) -> RenderableType:
+    titles = ("step", "steps/s", "val loss", "bits/char", "energy", "κ", "splats won", "covered", "soc_rate")
+    table = plain_table(*(f">{title}" for title in titles))
+    for e in found:
+        table.add_row(
+            f"{e.row['step']:.0f}",
+            fixed(e.rate, 1),
+            fixed(e.figure("val_loss")),
+            fixed(e.bits, 3),
+            short(e.figure("energy")),
+            short(e.figure("kappa_median")),
+            percent(e.figure("splat_coverage")),
+            percent(e.figure("state_coverage")),
+            short(e.soc_rate),
+        )
+    return table
+
+
+def _scores(e: Evaluation) -> RenderableType:
+    table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in e.scores))
+    table.add_row("found", *(short(r2) for r2, _ in e.scores.values()))
+    table.add_row("matched", *(short(own) for _, own in e.scores.values()))
+    return table

@@ -1,0 +1,455 @@
+"""`ebc-lab ebm …` as a user types it: a tiny model, trained once, diagnosed, evaluated, asked and served."""
+
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from dataclasses import replace
+
+import pytest
+import torch
+from support.called import called as call
+
+from ebc_lab.ebm.apps.serve import listening
+from ebc_lab.ebm.generate import Sampling
+from ebc_lab.records.json_files import read_json
+from ebc_lab.records.streams import read_columns
+from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.store import manifest
+from ebc_lab.study.store.study import Study
+from ebc_lab.workloads.kept import read_model
+
+CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
+OWN = [
+    *("scale=smoke", "data=path", "stabilizer=none", "device=cpu", "dtype=float32", "threads_per_run=1"),
+    *("compile=off", "steps=12", "eval_every=3", "eval_windows=8", "model.context=16", "batch_size=8"),
+    *("ebm.n=8", "ebm.splats=40", "ebm.neighbours=4", "ebm.hidden=8", "ebm.soc_every=2", "ebm.keep_every=6"),
+    *("audit_every=4", "audit_tokens=32"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(text_file, tmp_path_factory):
+    """The folder of a run; tests must not change it."""
+    folder = tmp_path_factory.mktemp("ebm")
+    done = call("ebm", "train", *OWN, f"data.file={text_file}", "hydra.run.dir=run", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(run, tmp_path / "own")
+
+
+def told(*arguments, cwd):
+    done = call("ebm", *arguments, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def refused(*arguments, cwd):
+    """The one sentence of an exit with code 2, which has written nothing."""
+    before = sorted(cwd.rglob("*"))
+    done = call("ebm", *arguments, cwd=cwd)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert sorted(cwd.rglob("*")) == before
+    return line
+
+
+# -- train ---------------------------------------------------------------------------------------------------
+
+
+def test_train_is_train_with_this_workload(run):
+    assert read_json(run / "spec.json")["config"]["workload"]["name"] == "ebm"
+    assert read_model(run / "model.pt").step == 12
+    assert sorted(path.name for path in (run / "models").iterdir()) == ["step_12.pt", "step_6.pt"]
+
+
+def test_train_refuses_another_workload_and_what_train_refuses(tmp_path):
+    assert "is of workload=ebm" in refused("train", "workload=gpt", cwd=tmp_path)
+    assert "is unknown" in refused("train", "workload=ebm", "index=hsnw", "scale=smoke", cwd=tmp_path)
+
+
+# -- generate ------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(run, tmp_path):
+    given = ("generate", str(run), "--prompt", "the cat", "--tokens", "20")
+    first = call("ebm", *given, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("the cat")
+    assert len(first.stdout) == len("the cat") + 20 + 1
+    assert call("ebm", *given, cwd=tmp_path).stdout == first.stdout
+    found = told(*given, cwd=tmp_path)
+    assert found["prompt"] + found["text"] + "\n" == first.stdout
+    assert (found["tokens"], found["temperature"], found["langevin_steps"], found["seed"]) == (20, 0.8, 20, 0)
+    assert told(*given, "--seed", "1", cwd=tmp_path)["text"] != found["text"]
+
+
+def test_generate_without_chance_takes_the_likeliest_token_each_time(run, tmp_path):
+    still = ("--temperature", "0", "--langevin-temperature", "0", "--tokens", "12", "--seed", "5")
+    text = told("generate", str(run / "model.pt"), "--prompt", "sat", *still, cwd=tmp_path)["text"]
+    kept = read_model(run / "model.pt")
+    ids = kept.tokenizer.encode("sat")
+    for _ in range(12):
+        ids.append(int(kept.model(torch.tensor([ids[-16:]]))[0, -1].argmax()))
+    assert text == kept.tokenizer.decode(ids[3:])
+    one = ("--top-k", "1", "--langevin-steps", "0", "--tokens", "12")
+    assert told("generate", str(run), "--prompt", "sat", *one, cwd=tmp_path)["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--prompt", "the Ö"], "the vocabulary has no 'Ö'"),
+        (["--prompt", ""], "one token at least"),
+        (["--prompt", "a", "--temperature", "-0.5"], "temperature must lie between 0 and"),
+        (["--prompt", "a", "--temperature", "nan"], "temperature must lie between 0 and"),
+        (["--prompt", "a", "--langevin-temperature", "-1"], "langevin_temperature must lie between 0 and"),
+        (["--prompt", "a", "--langevin-step", "2"], "a chain of step 2.0 is unstable"),
+        (["--prompt", "a", "--langevin-steps", "-1"], "langevin_steps must lie between 0 and"),
+        (["--prompt", "a", "--tokens", "-1"], "tokens must lie between 0 and"),
+        (["--prompt", "a", "--top-k", "-1"], "top_k must lie between 0 and"),
+        (["--prompt", "a", "--seed", "-1"], "seed must lie between 0 and"),
+    ],
+)
+def test_generate_refuses_in_one_sentence(run, tmp_path, options, words):
+    assert words in refused("generate", str(run), *options, cwd=tmp_path)
+
+
+def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, tmp_path):
+    content = torch.load(own / "model.pt", weights_only=True)
+    content["weights"]["pair_weight"].fill_(math.inf)
+    torch.save(content, own / "model.pt")
+    given = ("--prompt", "the", "--tokens", "3")
+    assert re.search(r"step \d", refused("generate", str(own), *given, cwd=tmp_path))
+
+
+# -- evaluate ------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
+    found = told("evaluate", str(run), "--samples", "2", cwd=tmp_path)
+    result = read_json(run / "result.json")
+    assert found["loss"] == pytest.approx(result["test_loss"], rel=1e-6)
+    assert found["loss_se"] == pytest.approx(result["test_se"], rel=1e-6)
+    assert found["bits_per_character"] == pytest.approx(result["test_bits_per_char"], rel=1e-6)
+    assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
+    val = told("evaluate", str(run), "--split", "val", cwd=tmp_path)
+    assert val["loss"] == pytest.approx(result["val_loss"], rel=1e-6)
+    own = result["workload"]
+    for name in ("energy", "state_spread", "winners", "state_coverage", "splat_coverage"):
+        assert val[name] == pytest.approx(own[name], rel=1e-5), name
+    assert val["baselines"] == {name: pytest.approx(own[name]) for name in ("unigram", "bigram")}
+    assert val["sampled_loss"]["settled"] == pytest.approx(own["settled"], rel=1e-5)
+    assert [level["sigma"] for level in val["levels"]] == [0.01, 0.05, 0.1, 0.2, 0.5]
+    assert val["levels"][-1]["matched"] == pytest.approx(own["matched_0p5"], rel=1e-5)
+
+
+def test_the_unigram_baseline_is_counted_on_the_tokens_of_the_loss(run, text_file, tmp_path):
+    text = text_file.read_text()
+    vocabulary = len(set(text))
+    train, test = text[: int(0.9 * len(text))], text[int(0.95 * len(text)) :]
+    nats = [-math.log((train.count(c) + 1) / (len(train) + vocabulary)) for c in test[1:]]
+    found = told("evaluate", str(run), cwd=tmp_path)
+    assert found["tokens"] == len(nats)
+    assert found["baselines"]["unigram"] == pytest.approx(sum(nats) / len(nats))
+
+
+def test_evaluate_prints_every_figure(run, tmp_path):
+    done = call("ebm", "evaluate", str(run), "--samples", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in (
+        *("loss", "perplexity", "bits/character", "an upper bound, 3 samples", "unigram", "bigram"),
+        *("energy", "coverage", "R²", "s.e.", "matched", "0.05"),
+    ):
+        assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--split", "tset"], "did you mean test?"),
+        (["--samples", "0"], "between 1 and 1000"),
+    ],
+)
+def test_evaluate_refuses_in_one_sentence(run, tmp_path, options, words):
+    assert words in refused("evaluate", str(run), *options, cwd=tmp_path)
+
+
+def test_evaluate_says_that_the_text_has_changed(own, text_file, tmp_path):
+    content = torch.load(own / "model.pt", weights_only=True)
+    settings = json.loads(content["run"])
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[:-1] + "!")
+    settings["data"]["file"] = str(other)
+    torch.save(content | {"run": json.dumps(settings)}, own / "model.pt")
+    assert "has changed" in refused("evaluate", str(own), cwd=tmp_path)
+
+
+# -- diagnose ------------------------------------------------------------------------------------------------
+
+
+def test_diagnose_judges_the_latest_evaluation(run, tmp_path):
+    found = told("diagnose", str(run), cwd=tmp_path)
+    judged = {finding["cause"]: finding for finding in found["findings"]}
+    evals = read_columns(run / "evals.csv")
+    limits = {"splat_coverage", "kappa_at_limit", "dropped_mass", "load_max", "soc_rate"}
+    levels = {f"r2_{sigma}" for sigma in ("0p01", "0p05", "0p1", "0p2", "0p5")}
+    assert set(judged) == {"energy"} | limits | levels
+    for name in limits | levels:
+        assert judged[name]["figure"] == pytest.approx(evals[name][-1], rel=1e-6), name
+    for level in levels:
+        error = evals[level.replace("r2", "r2_se")][-1]
+        assert judged[level]["threshold"] == pytest.approx(-2 * error, rel=1e-6)
+    assert judged["soc_rate"]["threshold"] == pytest.approx(evals["soc_rate"][0])
+    for finding in judged.values():
+        assert (finding["verdict"] == "alert") == bool(finding["recommendation"])
+    assert found["trends"]["val_loss"] in ("decreasing", "increasing", "stable", "fluctuating")
+    assert found["criticality"].startswith("not tested")
+
+
+def test_diagnose_prints_figure_threshold_verdict_and_recommendation(own, tmp_path):
+    content = torch.load(own / "model.pt", weights_only=True)
+    content["curve"][-1] |= {"splat_coverage": 0.25, "kappa_at_limit": 0.75}
+    torch.save(content, own / "model.pt")
+    done = call("ebm", "diagnose", str(own), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("splat_coverage")]
+    assert row.split()[1:4] == ["0.25", "0.8", "alert"]
+    assert "ebm.revive" in row
+    [row] = [line for line in done.stdout.splitlines() if line.startswith("kappa_at_limit")]
+    assert row.split()[1:4] == ["0.75", "0.5", "alert"]
+    assert "energy trend: " in done.stdout
+    assert "avalanches: not tested" in done.stdout
+
+
+def test_a_model_alone_is_diagnosed_like_its_run(run, tmp_path):
+    shutil.copy(run / "model.pt", tmp_path / "alone.pt")
+    alone, whole = told("diagnose", "alone.pt", cwd=tmp_path), told("diagnose", str(run), cwd=tmp_path)
+    assert alone | {"model": whole["model"]} == whole
+
+
+def test_avalanches_of_a_power_law_are_called_critical(own, tmp_path):
+    torch.manual_seed(0)
+    content = torch.load(own / "model.pt", weights_only=True)
+    place = next(name for name in content["weights"] if name.endswith("pile._extra_state"))
+    sizes = (torch.rand(400) ** -1.25).long().clamp(1, 100_000)
+    content["weights"][place] = {"sizes": sizes}
+    torch.save(content, own / "model.pt")
+    found = told("diagnose", str(own), cwd=tmp_path)
+    assert found["law"]["critical"]
+    assert "critical: a power law" in call("ebm", "diagnose", str(own), cwd=tmp_path).stdout
+    content["weights"][place] = {"sizes": torch.poisson(torch.full((400,), 40.0)).long()}
+    torch.save(content, own / "model.pt")
+    assert not told("diagnose", str(own), cwd=tmp_path)["law"]["critical"]
+
+
+def test_a_report_is_written_beside_the_model(own, tmp_path):
+    found = told("diagnose", str(own), "--report", cwd=tmp_path)
+    kept = read_json(own / "model.diagnosis.json")
+    assert kept | {"model": found["model"]} == found
+    page = (own / "model.diagnosis.md").read_text()
+    for finding in found["findings"]:
+        assert f"| {finding['cause']} | " in page
+    done = call("ebm", "diagnose", str(own / "models/step_6.pt"), "--report", cwd=tmp_path)
+    assert "step_6.diagnosis.md" in done.stderr
+    assert (own / "models/step_6.diagnosis.json").exists()
+
+
+def test_a_report_in_a_study_is_no_file_of_its_evidence(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "runs/one")
+    before = list(manifest.files(tmp_path))
+    assert "runs/one/model.pt" in before
+    told("diagnose", str(folder), "--report", cwd=tmp_path)
+    assert (folder / "model.diagnosis.md").exists()
+    assert list(manifest.files(tmp_path)) == before
+
+
+@pytest.mark.parametrize("curve", [5, [5], [{"step": "x"}]])
+def test_a_curve_of_other_values_is_the_file_s_fault(own, tmp_path, curve):
+    content = torch.load(own / "model.pt", weights_only=True)
+    torch.save(content | {"curve": curve}, own / "model.pt")
+    assert "never writes" in refused("diagnose", "own", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("curve", [[], [{"val_loss": 1.0}]])
+def test_a_curve_that_says_little_is_no_mistake(own, tmp_path, curve):
+    content = torch.load(own / "model.pt", weights_only=True)
+    torch.save(content | {"curve": curve}, own / "model.pt")
+    assert told("diagnose", "own", cwd=tmp_path)["findings"] == []
+    assert call("ebm", "diagnose", "own", cwd=tmp_path).returncode == 0
+
+
+def test_a_batch_has_one_row_per_kept_model_and_trends(own, tmp_path):
+    found = told("diagnose", "--batch", ".", cwd=tmp_path)
+    assert [(row["model"], row["step"]) for row in found["models"]] == [
+        ("own/model.pt", 12),
+        ("own/models/step_6.pt", 6),
+        ("own/models/step_12.pt", 12),
+    ]
+    assert found["trends"]["own"]["val_loss"] != "unknown"
+    shown = call("ebm", "diagnose", "--batch", ".", cwd=tmp_path)
+    assert shown.stdout.count("step_") == 2
+    assert "trends of each run" in shown.stdout
+
+
+def test_a_batch_names_a_model_that_cannot_be_read_and_shows_the_others(own, tmp_path):
+    (own / "models/step_6.pt").write_bytes(b"PK\x03\x04")
+    done = call("ebm", "diagnose", "--batch", str(own), "--json", cwd=tmp_path)
+    assert done.returncode == 4
+    rows = {row["model"]: row for row in json.loads(done.stdout)["models"]}
+    assert "is damaged" in rows[str(own / "models/step_6.pt")]["problem"]
+    assert rows[str(own / "model.pt")]["step"] == 12
+    shown = call("ebm", "diagnose", "--batch", str(own), cwd=tmp_path)
+    assert shown.returncode == 4
+    assert "damaged" in shown.stdout
+
+
+def test_diagnose_needs_a_model_or_a_folder_with_models(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "takes a MODEL" in refused("diagnose", cwd=tmp_path)
+    assert "takes a MODEL" in refused("diagnose", str(run), "--batch", str(run), cwd=tmp_path)
+    assert "holds no model.pt" in refused("diagnose", "--batch", "empty", cwd=tmp_path)
+    assert "is not a folder" in refused("diagnose", "--batch", "nowhere", cwd=tmp_path)
+
+
+# -- which model ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(run, tmp_path):
+    """A study with three runs of two arms, one of which has no model."""
+    found = Study(tmp_path / "study")
+    found.prepare()
+    found.header_file.write_text("{}")
+    kept = read_model(run / "model.pt")
+    for stage, arm, seed in (
+        ("lr_sweep", "a", 100),
+        ("finals", "a", 1),
+        ("finals", "a", 0),
+        ("finals", "b", 0),
+    ):
+        spec = RunSpec(stage, "grid", arm, 1.0, replace(kept.run, seed=seed))
+        found.write_spec(spec)
+        if arm == "a":
+            shutil.copy(run / "model.pt", found.run_files(spec.run_id).model)
+    return found
+
+
+def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
+    found = told("diagnose", "./study", "--arm", "a", cwd=tmp_path)
+    folder = found["model"].split("/")[-2]
+    assert study.read_spec(folder)[1].seed == 0
+    assert told(
+        "generate",
+        "study",
+        "--arm",
+        "a",
+        "--output-dir",
+        ".",
+        "--prompt",
+        "the",
+        "--tokens",
+        "3",
+        cwd=tmp_path,
+    )["text"]
+    assert "name one of its arms with --arm, a." in refused("diagnose", "study", cwd=tmp_path)
+    assert "with arm b has a model: it has a." in refused("diagnose", "./study", "--arm", "b", cwd=tmp_path)
+    assert "there is no study" in refused("diagnose", "./nothing", "--arm", "a", cwd=tmp_path)
+
+
+COMMANDS = [["diagnose"], ["evaluate"], ["generate", "--prompt", "a"], ["serve"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_every_command_refuses_what_is_no_model_of_ours(own, tmp_path, command):
+    name, *more = command
+    path = own / "model.pt"
+    whole = path.read_bytes()
+    content = torch.load(path, weights_only=True)
+
+    def sentence(model="own"):
+        return refused(name, model, *more, cwd=tmp_path)
+
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged" in sentence()
+    path.write_text("no model")
+    assert "is damaged" in sentence()
+    torch.save({"weights": torch.zeros(3)}, path)
+    assert "is no model of this program" in sentence()
+    torch.save(content | {"format": 99}, path)
+    assert "has format 99" in sentence()
+    settings = json.loads(content["run"])
+    settings["ebm"]["n"] = 9
+    torch.save(content | {"run": json.dumps(settings)}, path)
+    assert "do not fit" in sentence()
+    path.unlink()
+    assert "there is no model own/model.pt" in sentence()
+    assert "there is no model nowhere" in sentence("nowhere")
+    assert "is not a file" in sentence(str(own / "models")) or "there is no model" in sentence("own/models")
+
+
+def test_settings_of_the_sampler_in_a_model_are_checked_too(own, tmp_path):
+    content = torch.load(own / "model.pt", weights_only=True)
+    settings = json.loads(content["run"])
+    settings["sampler"]["step"] = 3.0
+    torch.save(content | {"run": json.dumps(settings)}, own / "model.pt")
+    assert refused("generate", "own", "--prompt", "a", cwd=tmp_path)
+    with pytest.raises(ValueError, match="unstable"):
+        Sampling(step=3.0)
+
+
+# -- serve ---------------------------------------------------------------------------------------------------
+
+
+def test_serve_answers_until_it_is_told_to_end(run, tmp_path):
+    pytest.importorskip("uvicorn")
+    given = [*CLI, "ebm", "serve", str(run)]
+    process = subprocess.Popen(
+        given, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        body = json.dumps({"prompt": "the cat", "tokens": 20, "seed": 2}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/generate", body)) as answer:
+            text = json.load(answer)["text"]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, out, err) == (0, "no longer serving\n", "")
+    given = ("--prompt", "the cat", "--tokens", "20", "--seed", "2")
+    assert told("generate", str(run), *given, cwd=tmp_path)["text"] == text
+
+
+def test_serve_names_a_port_in_use(run, tmp_path):
+    with listening() as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} is in use" in refused("serve", str(run), "--port", str(port), cwd=tmp_path)
+    assert "is no port" in refused("serve", str(run), "--port", "70000", cwd=tmp_path)
+
+
+def test_serve_without_its_extra_says_what_to_install(run, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ebc_lab.ebm.apps.serve", raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert "pip install 'ebc-lab[serve]'" in refused("serve", str(run), cwd=tmp_path)
+
+
+def test_help_lists_the_commands_without_loading_torch(tmp_path):
+    code = "import sys; from ebc_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ebm", "--help"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    for command in ("train", "diagnose", "evaluate", "generate", "serve"):
+        assert f" {command} " in done.stdout

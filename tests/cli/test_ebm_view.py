@@ -1,0 +1,153 @@
+"""What `ebc-lab train workload=ebm` shows while it trains, on a terminal and off it."""
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from support.ebm_runs import eventful, tiny_ebm
+
+from ebc_lab.cli import ebm_view
+from ebc_lab.cli.ebm_view import EbmView, live_view
+from ebc_lab.cli.train import train_one
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import read_columns
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.turns import Interrupted
+
+ALERT = {"step": 20, "cause": "load_max", "figure": 0.7, "threshold": 0.6, "verdict": "alert"}
+ALERT["recommendation"] = "raise ebm.balance: one expert takes most places"
+
+
+@pytest.fixture
+def run(text_file):
+    return eventful(tiny_ebm(text_file))
+
+
+def shown(run, directory, *, terminal: bool = False, **hooks) -> str:
+    """What a view prints of a run that is trained with it."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, highlight=False)
+    directory.mkdir(exist_ok=True)
+    with EbmView(run, directory, console).shown() as view:
+        run_and_record(run, directory, "run", on_progress=view, **hooks)
+    return console.file.getvalue()
+
+
+def test_off_a_terminal_each_evaluation_is_a_line(run, tmp_path):
+    lines = shown(run, tmp_path).splitlines()
+    files = RunFiles(tmp_path)
+    evals, steps = read_columns(files.evals), read_columns(files.steps)
+    lines = [line for line in lines if not line.startswith("alert")]
+    assert len(lines) == len(evals["step"]) == 3
+    assert not any("\x1b" in line for line in lines)
+    last, told = evals["val_loss"][-1], lines[-1]
+    assert told.startswith("step 30/30  ")
+    assert f"val {last:.4f} ({last / 0.693147:.3f} bits/char)" in told
+    since = steps["loss"][20:]
+    assert f"ce {since.mean():.3g}," in told
+    for level, name in (("0.05", "0p05"), ("0.5", "0p5")):
+        pair = [f"{evals[f'{kind}_{name}'][-1]:.3g}".replace("-", "−") for kind in ("r2", "matched")]
+        assert f"{level}: {pair[0]}/{pair[1]}" in told
+    loads = ", ".join(f"{steps[f'load_{e}'][20:].mean():.0%}" for e in range(4))
+    assert f"experts {loads}" in told
+    for name in ("steps/s", "mle", "dsm", "noised", "balance", "z ", "energy", "κ", "coverage", "soc_rate"):
+        assert name in told, name
+
+
+def test_on_a_terminal_a_table_grows(run, tmp_path):
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(run, tmp_path, terminal=True))
+    final = text[text.rindex("energy-based model") :]
+    assert [line.split()[0] for line in final.splitlines() if re.match(r" *\d", line)] == ["10", "20", "30"]
+    assert "loss parts  total" in final
+    assert re.search(r"^R² at, radians +0.01 +0.05 +0.1 +0.2 +0.5", final, re.MULTILINE)
+    assert re.search(r"^matched +\S", final, re.MULTILINE)
+    assert re.search(r"^experts +\d+%, \d+%, \d+%, \d+%", final, re.MULTILINE)
+    assert text.count("energy-based model") > 3  # drawn again at every evaluation
+
+
+def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_path):
+    run = tiny_ebm(text_file, "ebm.splats=0", "decoder=transformer")
+    line = shown(run, tmp_path / "plain").splitlines()[-1]
+    assert "val " in line
+    assert not re.search("energy|R²|κ|coverage|soc_rate|experts|dsm", line)
+    assert "energy-based model" in shown(run, tmp_path / "terminal", terminal=True)
+
+
+def test_a_resumed_run_shows_the_evaluations_that_it_makes(run, tmp_path):
+    reached = []
+
+    def stop_at_15() -> bool:
+        reached.append(1)
+        return len(reached) == 15
+
+    with pytest.raises(Interrupted):
+        shown(run, tmp_path, should_stop=stop_at_15)
+    lines = [line for line in shown(run, tmp_path).splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["20/30", "30/30"]
+    steps = read_columns(RunFiles(tmp_path).steps)
+    assert f"ce {steps['loss'][10:20].mean():.3g}," in lines[0]  # of both attempts
+    assert "– steps/s" not in lines[0]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, tmp_path, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, highlight=False)
+    run_and_record(run, tmp_path, "run")
+    files = RunFiles(tmp_path)
+    files.alerts.write_text(f"{json.dumps(ALERT | {'step': 10})}\n{json.dumps(ALERT)}\n")
+    rows = files.evals.read_text().splitlines(keepends=True)
+    files.evals.unlink()
+    with EbmView(run, tmp_path, console).shown() as view:
+        view(5)
+        files.evals.write_text("".join(rows[:3]))
+        view(20)
+    text = console.file.getvalue()
+    said = "alert at step 20: load_max 0.7, threshold 0.6: raise ebm.balance: one expert takes most places"
+    assert said in text
+    assert terminal or text.count("alert") == 1
+    assert ("alert at step 10" in text) == terminal  # a table shows those before it too
+
+
+def test_a_line_that_is_still_being_written_waits(tmp_path):
+    path = tmp_path / "evals.csv"
+    path.write_text("step,val_loss\n10,2.5\n20,2.")
+    rows = ebm_view.Growing(path)
+    assert rows.rows() == [{"step": 10, "val_loss": 2.5}]
+    assert rows.rows() == []
+    with path.open("a") as file:
+        file.write("25\n")
+    assert rows.rows() == [{"step": 20, "val_loss": 2.25}]
+    other = tmp_path / "other"
+    other.write_text("step,val_loss\n10,\n")
+    other.replace(path)  # another attempt begins
+    [row] = rows.rows()
+    assert row["step"] == 10
+    assert row["val_loss"] != row["val_loss"]
+
+
+def test_train_shows_it_and_a_gpt_says_what_it_always_said(run, tiny, text_file, tmp_path, capsys):
+    result = train_one(run, tmp_path / "ebm", 1e9)
+    text = capsys.readouterr().out
+    assert result["outcome"] == "completed"
+    assert len(re.findall(r"^step \d+/30  ", text, re.MULTILINE)) == 3
+    study = ("lr_sweep", "calibrate", "finals")
+    gpt = run_part(compose([o for o in tiny if not o.startswith(study)] + ["dtype=float32"], study=False))
+    gpt = replace(gpt, steps=20, threads_per_run=1, compile="off")
+    train_one(gpt, tmp_path / "gpt", 1e9)
+    assert not re.search(r"^step ", capsys.readouterr().out, re.MULTILINE)
+    with live_view(gpt, tmp_path / "gpt") as hook:
+        assert hook(20) is None
+
+
+def test_bits_per_character_divide_by_the_characters_of_a_token(text_file, tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    result = train_one(tiny_ebm(text_file, "tokens=bpe", "tokens.size=300"), tmp_path, 1e9)
+    line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")][-1]
+    loss, bits = map(float, re.search(r"val (\S+) \((\S+) bits/char\)", line).groups())
+    of_test = result["test_loss"] / result["test_bits_per_char"]  # nats a token over bits a character
+    assert loss / bits == pytest.approx(of_test, rel=0.1)
+    assert of_test > 1.2  # of characters it is ln 2

@@ -1,0 +1,108 @@
+"""Every column that a run of workload=ebm adds has a unit and a meaning, and docs/files.md repeats them."""
+
+import csv
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.ebm_runs import eventful, tiny_ebm
+
+from ebc_lab.records.columns import (
+    EBM_EVAL_MEANINGS,
+    EBM_STEP_MEANINGS,
+    EVAL_COLUMNS,
+    STEP_COLUMNS,
+    meaning_of,
+)
+from ebc_lab.records.json_files import read_json
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.workloads.ebm import eval_columns, step_columns
+
+FILES = Path(__file__).parents[2] / "docs" / "files.md"
+OF_THE_KEPT_MODEL = ("settled", "sampled", "unigram", "bigram", "energy_trend")
+
+
+@pytest.fixture(scope="module")
+def trained(text_file, tmp_path_factory) -> RunFiles:
+    """A run that has every kind of event, with audits at every step."""
+    run = replace(eventful(tiny_ebm(text_file)), audit_every=1)
+    directory = tmp_path_factory.mktemp("run")
+    result = run_and_record(run, directory, "run")
+    assert result["outcome"] == "completed", result
+    return RunFiles(directory)
+
+
+def stream(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+        return list(reader.fieldnames or ()), rows
+
+
+def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column(trained):
+    for path, usual, meanings in (
+        (trained.steps, STEP_COLUMNS, EBM_STEP_MEANINGS),
+        (trained.evals, EVAL_COLUMNS, EBM_EVAL_MEANINGS),
+    ):
+        columns, rows = stream(path)
+        own = [column for column in columns if column not in usual]
+        told = [meaning_of(column, meanings) for column in own]
+        assert None not in told, dict(zip(own, told, strict=True))
+        assert set(told) == set(meanings.values())
+        for column in own:
+            values = [float(row[column]) for row in rows if row[column]]
+            assert any(map(math.isfinite, values)), f"{column} was never measured"
+
+
+def test_the_figures_of_the_kept_model_are_those_of_its_evaluations_and_a_few_more(trained):
+    figures = read_json(trained.result)["workload"]
+    unknown = {name for name in figures if meaning_of(name, EBM_EVAL_MEANINGS) is None}
+    assert unknown == set(OF_THE_KEPT_MODEL)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ebm.splats=0"],
+        ["decoder=transformer"],
+        ["decoder.experts=12", "ebm.levels=[0.005,1]"],
+        ["ebm.score=0", "ebm.mle=0", "ebm.noised=0"],
+        ["ebm.soc=false"],
+    ],
+)
+def test_other_settings_add_no_column_without_a_meaning(text_file, overrides):
+    run = tiny_ebm(text_file, *overrides)
+    for names, meanings in (
+        (step_columns(run), EBM_STEP_MEANINGS),
+        (eval_columns(run, 40), EBM_EVAL_MEANINGS),
+    ):
+        assert [name for name in names if meaning_of(name, meanings) is None] == []
+
+
+@pytest.mark.parametrize(
+    "column", ["r2_", "r2_x", "r2_se", "r2_0p05_s", "load_", "load_max", "load_1p5", "soc"]
+)
+def test_only_a_level_or_a_number_stands_for_the_mark_in_a_name(column):
+    assert meaning_of(column, EBM_STEP_MEANINGS) is None
+
+
+def test_the_tables_of_the_docs_are_the_programs():
+    part = FILES.read_text().split("### Of workload=ebm\n")[1].split("\n#")[0]
+    row = re.compile(r"^\| `(.+?)` \| (.*?) ?\| (.*) \|$", re.MULTILINE)
+    tables = [
+        {name: (unit, meaning) for name, unit, meaning in row.findall(text)}
+        for text in part.split("And to `evals.csv`")
+    ]
+    assert tables == [EBM_STEP_MEANINGS, EBM_EVAL_MEANINGS]
+    assert [list(table) for table in tables] == [list(EBM_STEP_MEANINGS), list(EBM_EVAL_MEANINGS)]
+
+
+def test_the_files_of_a_run_are_in_the_docs(trained):
+    text = FILES.read_text()
+    for path in (trained.model, trained.alerts):
+        assert f"| `{path.name}` |" in text
+    assert f"| `{trained.models.name}/step_N.pt` |" in text
+    assert trained.model.exists()

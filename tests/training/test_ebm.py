@@ -1,0 +1,364 @@
+"""Runs of workload=ebm under every optimizer, stabilizer and projection, through interruptions and events.
+
+A new optimizer, stabilizer, budget or projection is in the table as soon as it is in its registry.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from support.ebm_runs import eventful, tiny_ebm
+from support.runs import made, plain
+from torch import Tensor
+
+from ebc_lab.components.optimizers import OPTIMIZERS
+from ebc_lab.components.projections import PROJECTIONS
+from ebc_lab.components.stabilizers import STABILIZERS
+from ebc_lab.config.choices import changed
+from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.identity import resolved as choices_resolved
+from ebc_lab.ebc.options import BUDGETS
+from ebc_lab.records.streams import read_columns
+from ebc_lab.study.stages.rules import TIMING
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
+
+LIMITS = [*((name, "tracked") for name in STABILIZERS if name != "ebc"), *(("ebc", b) for b in BUDGETS)]
+
+
+@pytest.fixture(scope="module")
+def small(text_file):
+    """A run of an ebm whose steps take hundredths of a second."""
+    return tiny_ebm(text_file, "eval_every=30", "audit_every=1")
+
+
+@pytest.fixture(scope="module")
+def busy(text_file):
+    """One of 30 steps with revivals, avalanches, phases and new indices in them."""
+    return eventful(tiny_ebm(text_file, "ebm.splats=60", "audit_every=5"))
+
+
+def product():
+    """All of it, of which rows that show each value once are not slow."""
+    rows = []
+    axes = (list(OPTIMIZERS), LIMITS, list(PROJECTIONS))
+    longest = max(map(len, axes))
+    quick = {tuple(axis[i % len(axis)] for axis in axes) for i in range(longest)}
+    for row in itertools.product(*axes):
+        optimizer, (stabilizer, budget), projection = row
+        name = budget if stabilizer == "ebc" else stabilizer
+        marks = () if row in quick else pytest.mark.slow
+        rows.append(pytest.param(*row, marks=marks, id=f"{optimizer}-{name}-{projection}"))
+    return rows
+
+
+def same(first, second):
+    """Whether two states hold the same bits."""
+    if isinstance(first, Tensor):
+        return (
+            torch.equal(first.nan_to_num(-7), second.nan_to_num(-7))
+            if first.is_floating_point()
+            else torch.equal(first, second)
+        )
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(v, second[k]) for k, v in first.items())
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second or (first != first and second != second)
+
+
+def state_of(training):
+    return {name: part.state_dict() for name, part in training._parts().items()}
+
+
+@pytest.mark.parametrize(("optimizer", "limit", "projection"), product())
+def test_it_steps_and_resumes_bit_for_bit(small, tmp_path, optimizer, limit, projection):
+    stabilizer, budget = limit
+    settings = {
+        "optimizer": {"name": optimizer},
+        "stabilizer": {"name": stabilizer},
+        "budget": {"name": budget, "target_kl": 1e-3},
+        "projection": {"name": projection},
+    }
+    run = choices_resolved(changed(small, settings))
+    training = Training(run, made(tmp_path / "run"))
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    training.advance(2)
+    training.save_checkpoint()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    resumed = Training(run, tmp_path / "copy")
+    assert resumed.step == 2
+    assert same(state_of(training), state_of(resumed))
+    for one in (training, resumed):
+        one.advance(1)
+        one.recording.flush()
+    assert same(state_of(training), state_of(resumed))
+    assert (tmp_path / "run/steps.csv").read_bytes() == (tmp_path / "copy/steps.csv").read_bytes()
+    rows = read_columns(tmp_path / "run/steps.csv")
+    assert not rows["skipped"].any()
+    assert ((rows["c"] > 0) & (rows["c"] <= 1)).all()
+    assert (rows["applied_kl"] >= 0).all()
+    for name, p in training.model.named_parameters():
+        assert p.isfinite().all()
+        assert not torch.equal(p, before[name]), name
+    if projection == "sphere":
+        for rows in training.workload.directions(training.model):
+            torch.testing.assert_close(rows.detach().norm(dim=-1), torch.ones(len(rows)))
+
+
+def untimed(result):
+    return {k: v for k, v in result.items() if k not in TIMING}
+
+
+def written(folder):
+    """What a run left, clocks aside."""
+    evals = pd.read_csv(folder / "evals.csv").drop(columns="train_s").to_csv()
+    return evals, *((folder / name).read_bytes() for name in ("steps.csv", "model.pt"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"index": {"name": "hnsw", "rebuild_every": 9}}, id="hnsw"),
+        pytest.param(
+            {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow", "target_kl": 0.005}}, id="shadow"
+        ),
+        pytest.param(
+            {"ebm": {"adapt": "gradient", "temperature": [4.0, 2.0, 1.0]}, "optimizer": {"name": "soap"}},
+            marks=pytest.mark.slow,
+            id="gradient",
+        ),
+        pytest.param(
+            {"decoder": {"name": "transformer"}, "optimizer": {"name": "schedule_free"}, "dtype": "bfloat16"},
+            marks=pytest.mark.slow,
+            id="transformer",
+        ),
+        pytest.param(
+            {"index": {"name": "ivf", "rebuild_every": 9}, "optimizer": {"name": "lion"}},
+            marks=pytest.mark.slow,
+            id="ivf",
+        ),
+        pytest.param({"accumulate": 2}, marks=pytest.mark.slow, id="accumulate"),
+    ],
+)
+def test_events_leave_a_resumed_run_the_same_bytes(busy, tmp_path, settings):
+    """Interrupted before and after revivals, avalanches, phases and rebuilt indices."""
+    if "index" in settings:
+        pytest.importorskip("faiss")
+    run = choices_resolved(changed(busy, settings))
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    assert whole["outcome"] == "completed", whole
+    seen = read_columns(tmp_path / "whole/steps.csv")
+    assert np.nansum(seen["revived"]) > 0
+    assert np.nansum(seen["consolidations"]) > 0
+    assert (seen["splats"].min(), seen["splats"].max()) == (16, 60)
+    for stop_at in (7, 8, 10, 20):
+        broken = Training(run, made(tmp_path / "broken"))
+        with pytest.raises(Interrupted):
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert written(tmp_path / "whole") == written(tmp_path / "broken")
+    assert untimed(whole) == untimed(resumed)
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training.run import Training
+
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+training = Training(run, Path(sys.argv[2]))
+print("at", training.step, flush=True)
+training.advance(13)
+training.save_checkpoint()
+training.advance(6)
+print("now", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_kill_9_in_mid_run_changes_no_byte(busy, tmp_path):
+    whole = run_and_record(busy, tmp_path / "whole", "x")
+    killed = made(tmp_path / "killed")
+    command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(busy)), str(killed)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at 0\n"
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    assert Training(busy, killed).step == 13
+    resumed = run_and_record(busy, killed, "x")
+    assert written(tmp_path / "whole") == written(killed)
+    assert untimed(whole) == untimed(resumed)
+
+
+# -- parts of a batch ----------------------------------------------------------------------------------------
+
+
+def after_steps(run, folder, steps):
+    training = Training(run, made(folder))
+    training.advance(steps)
+    training.recording.flush()
+    return training, read_columns(folder / "steps.csv")
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_a_gpt_in_parts_of_a_batch_is_one_batch_up_to_rounding(small, tmp_path, parts):
+    run = changed(plain(small), {"workload": {"name": "gpt"}, "optimizer": {"name": "sgd"}})
+    run = replace(run, audit_every=10**6, budget=replace(run.budget, probe_sequences=1))
+    whole, one = after_steps(run, tmp_path / "whole", 4)
+    parted, several = after_steps(replace(run, accumulate=parts), tmp_path / "parted", 4)
+    np.testing.assert_allclose(several["loss"], one["loss"], rtol=1e-6)
+    np.testing.assert_allclose(several["grad_norm"], one["grad_norm"], rtol=1e-5)
+    for p, q in zip(whole.model.parameters(), parted.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_an_ebm_in_parts_of_a_batch_has_the_cross_entropy_and_likelihood_of_one(small, tmp_path, parts):
+    alone = {"score": 0.0, "noised": 0.0, "balance": 0.0, "z": 0.0}
+    run = changed(plain(small), {"ebm": alone, "optimizer": {"name": "sgd"}})
+    run = replace(run, audit_every=10**6, budget=replace(run.budget, probe_sequences=1))
+    whole, one = after_steps(run, tmp_path / "whole", 1)
+    parted, several = after_steps(replace(run, accumulate=parts), tmp_path / "parted", 1)
+    for column in ("loss", "loss_mle", "energy", "loss_total", "router_z"):
+        np.testing.assert_allclose(several[column], one[column], rtol=2e-6, err_msg=column)
+    for (name, p), q in zip(whole.model.named_parameters(), parted.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6, msg=name)
+
+
+# -- what an audit sees --------------------------------------------------------------------------------------
+
+
+def buffers(training):
+    return {n: b.clone() for n, b in training.model.named_buffers()}
+
+
+@pytest.mark.parametrize("budget", ["shadow", "surrogate", "fisher"])
+def test_between_the_forwards_of_an_audit_only_the_optimizer_moves_anything(busy, tmp_path, budget):
+    settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": budget, "target_kl": 1e-3}}
+    training = Training(choices_resolved(changed(busy, settings)), made(tmp_path / "run"))
+    take = training.optimizer.take_step
+    kept = []
+
+    def watched(inputs):
+        kept.append(buffers(training))
+        found = take(inputs)
+        assert same(kept[-1], buffers(training))
+        return found
+
+    training.optimizer.take_step = watched
+    for _ in range(12):
+        before = buffers(training)
+        training.advance(1)
+        assert same(before, kept[-1])  # nor did the forward and the loss
+        assert not same(before, buffers(training))  # statistics follow it
+
+
+def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tmp_path, monkeypatch):
+    """The same step with and without what comes after it."""
+    run = replace(busy, audit_every=7)
+    first = Training(run, made(tmp_path / "with"))
+    first.advance(7)
+    first.save_checkpoint()
+    shutil.copytree(tmp_path / "with", tmp_path / "without")
+    bare = Training(run, tmp_path / "without")
+    monkeypatch.setattr(bare.workload, "_events", lambda step, states, renew: {})
+    for training in (first, bare):
+        training.advance(1)
+        training.recording.flush()
+    moved, still = (read_columns(tmp_path / name / "steps.csv") for name in ("with", "without"))
+    after = {"event_kl", "splats", "revived", "kappa_median"}
+    for column in set(moved) - after:
+        np.testing.assert_array_equal(moved[column], still[column], err_msg=column)
+    assert still["event_kl"][7] == 0
+    assert moved["event_kl"][7] > 0
+    assert moved["applied_kl"][7] > 0
+    assert moved["revived"][7] > 0
+
+
+def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
+    _, seen = after_steps(replace(busy, audit_every=4), tmp_path / "run", 12)
+    audited = np.isfinite(seen["applied_kl"])
+    assert audited.tolist() == [step % 4 == 0 for step in range(12)]
+    for column in ("route_flips", "splat_flips", "score_shift", "event_kl"):
+        assert (np.isfinite(seen[column]) == audited).all(), column
+        assert (seen[column][audited] >= 0).all(), column
+    assert seen["score_shift"][audited].max() > 0
+
+
+@pytest.mark.parametrize("grouping", ["block", "type", "tensor", "global"])
+def test_budgets_of_groups_hold_every_parameter(small, tmp_path, grouping):
+    settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate", "grouping": grouping}}
+    training = Training(choices_resolved(changed(small, settings)), made(tmp_path / "run"))
+    members = [training.optimizer.names[i] for places in training.optimizer.groups.values() for i in places]
+    assert sorted(members) == sorted(name for name, _ in training.model.named_parameters())
+    training.advance(2)
+    training.recording.flush()
+    seen = read_columns(tmp_path / "run/steps.csv")
+    assert (seen["surrogate"] > 0).all()
+
+
+# -- rows that hold something new ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "lion", "soap", "schedule_free"])
+def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, optimizer):
+    run = changed(small, {"optimizer": {"name": optimizer}})
+    training = Training(run, made(tmp_path / "run"))
+    training.advance(2)
+    mu = training.model.store.mu
+    [state] = [base.state[mu] for base in training.optimizer.bases if mu in base.state]
+    rows = torch.tensor([1, 5])
+    others = torch.ones(len(mu), dtype=torch.bool).index_fill_(0, rows, False)
+    before = {k: v.clone() for k, v in state.items() if isinstance(v, Tensor) and v.shape == mu.shape}
+    assert before
+    with torch.no_grad():
+        mu[rows] = torch.nn.functional.normalize(torch.randn(2, 8), dim=-1)
+    training.optimizer.renew_rows(mu, rows)
+    for key, old in before.items():
+        copy = key in getattr(training.optimizer.bases[0], "weight_copies", ())
+        assert torch.equal(state[key][rows], mu[rows].detach() if copy else torch.zeros(2, 8)), key
+        assert torch.equal(state[key][others], old[others]), key
+        assert old[rows].any() or key == "z", key
+    there = mu.detach().clone()
+    training.advance(1)
+    far = (mu.detach() - there).norm(dim=-1)[rows].max()
+    assert far < 20 * run.optimizer.lr * math.sqrt(8)  # no memory, and no leap for the lack of one
+
+
+def test_revived_and_split_splats_are_told_to_the_optimizer(busy, tmp_path):
+    training = Training(busy, made(tmp_path / "run"))
+    mu = training.model.store.mu
+    renewed = []
+    renew = training.optimizer.renew_rows
+
+    def watched(parameter, rows):
+        renew(parameter, rows)
+        [base] = training.optimizer.bases
+        assert not base.state[parameter]["exp_avg"][rows].any()
+        assert not base.state[parameter]["exp_avg_sq"][rows].any()
+        renewed.append((training.step, len(rows)))
+
+    training.optimizer.renew_rows = watched
+    training.advance(20)
+    assert {7, 9, 10, 19} & {step for step, _ in renewed}
+    assert (9, 20) in renewed or dict(renewed)[9] >= 20  # the second phase's splats
+    assert mu.isfinite().all()

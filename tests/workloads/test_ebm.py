@@ -1,0 +1,343 @@
+"""The energy-based model as a workload: what chance decides, what its events do, its groups and columns."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.ebm_runs import eventful, tiny_ebm
+from support.runs import made
+
+from ebc_lab.config.choices import changed
+from ebc_lab.ebc import StepStats
+from ebc_lab.training.run import Training
+from ebc_lab.workloads import load
+from ebc_lab.workloads.ebm import step_columns
+
+KINDS = {
+    "moe": [],
+    "gradient": ["ebm.adapt=gradient"],
+    "dense": ["decoder.experts=1", "decoder.active=1"],
+    "transformer": ["encoder=transformer", "decoder=transformer"],
+    "no splats": ["ebm.splats=0"],
+}
+every = pytest.mark.parametrize("given", KINDS.values(), ids=KINDS)
+
+
+@pytest.fixture(scope="module")
+def run(text_file):
+    return tiny_ebm(text_file)
+
+
+def loaded(run):
+    workload = load(run, torch.device("cpu"))
+    return workload, workload.build()
+
+
+def stats(**changes):
+    base = StepStats(
+        torch.ones(()), torch.ones(()), torch.tensor(False), torch.tensor(False), torch.tensor(False)
+    )
+    return replace(base, **changes)
+
+
+def batch(workload, rows=10):
+    text = workload.tokens["train"]
+    windows = text[: rows * 17].view(rows, 17)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def weights_of(model):
+    return {n: v.clone() for n, v in model.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+def same(first, second):
+    return set(first) == set(second) and all(torch.equal(v, second[n]) for n, v in first.items())
+
+
+# -- the model -----------------------------------------------------------------------------------------------
+
+
+@every
+def test_weights_and_splats_are_the_seeds(text_file, given):
+    run = tiny_ebm(text_file, *given)
+    first = weights_of(loaded(run)[1])
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    assert same(first, weights_of(loaded(run)[1]))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not same(first, weights_of(loaded(replace(run, seed=1))[1]))
+
+
+@every
+def test_the_forward_is_what_the_model_called_gives(text_file, given):
+    run = replace(tiny_ebm(text_file, *given), dtype="bfloat16")
+    workload, model = loaded(run)
+    inputs, _ = batch(workload)
+    with torch.autocast("cpu", torch.bfloat16):
+        called = model(inputs)
+    logits, tape = workload.forward(model, inputs)
+    assert torch.equal(called, logits)
+    assert logits.shape == (10, 16, workload.vocabulary)
+    assert tape.kept.states.dtype == torch.float32
+
+
+def test_first_splats_lie_among_the_states_of_the_text(run):
+    workload, model = loaded(run)
+    store = model.store
+    assert len(store) == 16  # never fewer
+    states = model.encode(workload.tokens["train"][:1600].view(100, 16))[0].detach()
+    away = torch.acos((states @ store.directions()[store.active].T).amax(1).clamp(max=1))
+    strangers = torch.nn.functional.normalize(torch.randn(1600, 8), dim=-1)
+    far = torch.acos((strangers @ store.directions()[store.active].T).amax(1).clamp(max=1))
+    assert away.mean() < 0.7 * far.mean()
+
+
+# -- chance --------------------------------------------------------------------------------------------------
+
+
+def test_a_steps_chance_is_a_function_of_seed_and_step_alone(run):
+    workload, _ = loaded(run)
+    inputs, targets = batch(workload)
+
+    def parts(workload, step):
+        logits, tape = workload.forward(workload.model, inputs)
+        return workload.loss(logits, targets, tape, step)[1]
+
+    first = [parts(workload, step) for step in (3, 4, 3)]
+    torch.manual_seed(5)
+    again, _ = loaded(run)
+    assert same(parts(again, 3), first[0])  # by another process, which took no step before
+    assert same(first[0], first[2])
+    assert first[0]["loss"] == first[1]["loss"]
+    assert first[0]["loss_dsm"] != first[1]["loss_dsm"]
+    assert first[0]["loss_noised"] != first[1]["loss_noised"]
+    other, _ = loaded(replace(run, seed=1))
+    assert parts(other, 3)["loss_dsm"] != first[0]["loss_dsm"]
+
+
+def test_each_purpose_of_a_step_has_numbers_of_its_own(run):
+    workload, _ = loaded(run)
+    seen = [
+        workload._rng(step, name).integers(2**62) for step in (0, 1) for name in ("losses", "noise", "grow")
+    ]
+    batches = np.random.Generator(np.random.Philox(key=[run.seed, 0])).integers(2**62)
+    assert len({*seen, batches}) == 7
+
+
+def test_noised_tokens_of_blocks_are_whole_rows(text_file):
+    run = tiny_ebm(text_file, "decoder=transformer", "ebm.states=40")
+    workload, model = loaded(run)
+    inputs, targets = batch(workload)
+    logits, tape = workload.forward(model, inputs)
+    draws = workload._draws(3, tape)
+    rows = draws.noised.view(2, 16)
+    assert torch.equal(rows - rows[:, :1], torch.arange(16).expand(2, 16))
+    assert (rows[:, 0] % 16 == 0).all()
+    assert len(draws.scored.unique()) == 40
+    assert workload.loss(logits, targets, tape, 3)[0].isfinite()
+
+
+def test_no_more_states_are_noised_than_there_are(text_file):
+    run = tiny_ebm(text_file, "ebm.states=10000")
+    workload, model = loaded(run)
+    _, tape = workload.forward(model, batch(workload)[0])
+    assert len(workload._draws(0, tape).scored) == 160
+
+
+# -- what comes after a step ---------------------------------------------------------------------------------
+
+
+def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
+    run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "ebm.temperature=[4,2,1]", "eval_every=60")
+    training = Training(replace(run, steps=30), made(tmp_path / "run"))
+    store = training.model.store
+    seen = []
+    for _ in range(30):
+        seen.append((len(store), store.kappa_divisor))
+        training.advance(1)
+    assert seen == [(16, 4.0)] * 10 + [(96, 2.0)] * 10 + [(160, 1.0)] * 10
+
+
+def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
+    run = tiny_ebm(text_file, "ebm.revive_every=12", "ebm.soc=false")
+    training = Training(run, made(tmp_path / "run"))
+    looked = []
+    revive = training.model.store.revive
+
+    def counted(states, rng):
+        looked.append((training.step, len(states)))
+        return revive(states, rng)
+
+    training.model.store.revive = counted
+    training.advance(30)
+    assert [step for step, _ in looked] == [10, 12, 20, 24]
+    assert all(count >= 8192 for _, count in looked)
+
+
+def test_a_skipped_step_changes_nothing_and_says_nothing(run):
+    workload, model = loaded(run)
+    inputs, targets = batch(workload)
+    logits, tape = workload.forward(model, inputs)
+    workload.loss(logits, targets, tape, 10)
+    before = weights_of(model)
+    found = workload.after_step(10, stats(skipped=torch.tensor(True)), tape, lambda parameter, rows: None)
+    assert found == {}
+    assert same(before, weights_of(model))
+
+
+def test_only_an_audited_step_is_looked_at_closely(run):
+    workload, model = loaded(run)
+    inputs, targets = batch(workload)
+
+    def after(**given):
+        logits, tape = workload.forward(model, inputs)
+        workload.loss(logits, targets, tape, 1)
+        return workload.after_step(1, stats(**given), tape, lambda parameter, rows: None)
+
+    plain = after()
+    assert set(plain) == {"splats", "kappa_median"}
+    audited = after(applied_kl=torch.tensor(0.01), audit_tokens=48)
+    assert set(audited) - set(plain) == {"route_flips", "splat_flips", "score_shift", "event_kl"}
+    assert audited["route_flips"] == audited["splat_flips"] == audited["score_shift"] == 0  # no weight moved
+    assert audited["event_kl"] > 0  # the widths followed the states
+
+
+def test_rows_that_hold_something_new_are_told(run):
+    workload, model = loaded(eventful(run))
+    told = []
+
+    def tell(parameter, rows):
+        assert parameter is model.store.mu
+        told.append(set(rows.tolist()))
+
+    for step in range(21):
+        inputs, targets = batch(workload)
+        logits, tape = workload.forward(model, inputs)
+        workload.loss(logits, targets, tape, step)
+        before = model.store.mu.detach().clone()
+        workload.after_step(step, stats(), tape, tell)
+        moved = set((model.store.mu.detach() != before).any(1).nonzero().flatten().tolist())
+        assert moved == set().union(*told)
+        told.clear()
+    assert len(model.store) > 16
+
+
+# -- what it is to the rest of the lab -----------------------------------------------------------------------
+
+
+@every
+def test_recorded_columns_are_those_that_are_named(text_file, tmp_path, given):
+    run = eventful(tiny_ebm(text_file, *given, "steps=9", "audit_every=6"))
+    training = Training(run, made(tmp_path / "run"))
+    seen = set()
+    workload = training.workload
+    loss, after = workload.loss, workload.after_step
+
+    def watched_loss(*given):
+        total, parts = loss(*given)
+        seen.update(parts)
+        return total, parts
+
+    def watched_after(*given):
+        found = after(*given)
+        seen.update(found)
+        return found
+
+    workload.loss, workload.after_step = watched_loss, watched_after
+    training.advance(9)
+    unnamed = seen - {"loss"} - set(workload.step_columns)
+    assert unnamed <= {"dropped_mass", "load_max"}  # 0 without splats; of evals.csv
+    assert set(workload.step_columns) <= seen
+    with torch.no_grad():
+        found = workload.evaluated(training.model.eval(), 30, 2.0, training.files)
+    assert tuple(found) == workload.eval_columns
+    assert workload.curve[-1]["val_loss"] == 2.0
+
+
+def test_what_a_loss_without_a_part_does_not_record(run):
+    bare = changed(run, {"ebm": {"mle": 0.0, "score": 0.0, "noised": 0.0, "soc": False}})
+    left_out = {"loss_mle", "energy", "loss_dsm", "loss_noised", "soc_rate", "r2_0p05"}
+    assert left_out.isdisjoint(step_columns(bare))
+    workload, model = loaded(bare)
+    logits, tape = workload.forward(model, batch(workload)[0])
+    _, parts = workload.loss(logits, batch(workload)[1], tape, 0)
+    assert left_out.isdisjoint(parts)
+
+
+@every
+@pytest.mark.parametrize("kind", ["block", "type"])
+def test_groups_hold_every_parameter_once(text_file, given, kind):
+    workload, model = loaded(tiny_ebm(text_file, *given))
+    names = [name for name, _ in model.named_parameters()]
+    groups = workload.groups(names, kind)
+    assert sorted(name for members in groups.values() for name in members) == sorted(names)
+    assert groups["embeddings"] == ["embeddings"]
+    assert ("store.mu" in groups["splats"]) == (model.store is not None)
+    assert {"log_tether", "pair_a", "pair_b", "pair_weight", "gains"} <= set(groups["splats"])
+    assert workload.groups(names, "tensor") is None
+
+
+def test_groups_by_name(text_file):
+    moe, model = loaded(tiny_ebm(text_file))
+    names = [name for name, _ in model.named_parameters()]
+    block = moe.groups(names, "block")
+    assert set(block) == {
+        "embeddings",
+        "encoder",
+        "splats",
+        "expert0",
+        "expert1",
+        "expert2",
+        "expert3",
+        "head",
+    }
+    assert block["expert2"] == ["decoder.moe.experts.2.up.weight", "decoder.moe.experts.2.down.weight"]
+    assert "decoder.moe.router.weight" in block["head"]
+    assert set(moe.groups(names, "type")) == {"embeddings", "encoder", "splats", "experts", "norm", "head"}
+    blocks, model = loaded(tiny_ebm(text_file, "decoder=transformer"))
+    names = [name for name, _ in model.named_parameters()]
+    assert set(blocks.groups(names, "block")) == {
+        "embeddings",
+        "encoder",
+        "splats",
+        "block0",
+        "block1",
+        "head",
+    }
+
+
+@every
+def test_matrices_are_hidden_and_directions_are_unit_vectors(text_file, given):
+    workload, model = loaded(tiny_ebm(text_file, *given))
+    names = {id(p): name for name, p in model.named_parameters()}
+    matrices = {names[id(p)] for p in workload.matrices(model)}
+    directions = {names[id(p)] for p in workload.directions(model)}
+    assert directions == {"embeddings", "pair_a", "pair_b"} | (
+        {"store.mu"} if model.store is not None else set()
+    )
+    assert not matrices & directions
+    outside = ("router", "head", "positions", "norm", "into", "out.weight")
+    assert all(p.ndim == 2 for p in workload.matrices(model))
+    assert not [name for name in matrices if name.split(".", 1)[1].startswith(outside)]
+    if "encoder=transformer" not in given:
+        assert {"encoder.mix.0", "encoder.mix.1"} <= matrices
+        assert sum(".experts." in name for name in matrices) == 2 * (1 if "decoder.experts=1" in given else 4)
+    else:
+        assert sum(name.startswith("decoder.blocks") for name in matrices) == 12
+
+
+def test_figures_of_a_finished_run(text_file, tmp_path):
+    training = Training(
+        tiny_ebm(text_file, "steps=12", "eval_every=4", "ebm.keep_every=8"), made(tmp_path / "run")
+    )
+    result = training.run()
+    found = result["workload"]
+    assert found["bigram"] < found["unigram"] < math.log(training.workload.vocabulary)
+    assert found["settled"] == pytest.approx(result["val_loss"], abs=0.3)
+    assert found["sampled"] <= found["settled"] + 0.1
+    assert found["energy_trend"] in ("decreasing", "increasing", "fluctuating", "stable")
+    assert sorted(p.name for p in training.files.models.iterdir()) == ["step_8.pt"]
+    assert training.files.model.exists()
+    assert [row["step"] for row in training.workload.curve] == [4.0, 8.0, 12.0]
