@@ -39,7 +39,10 @@ LAYERS: tuple[dict[str, str], ...] = (
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
     "lowbit": ("numpy", "sklearn", "cupy"),
-    "ebm": ("numpy", "scipy", "sklearn", "faiss", "tokenizers", "safetensors"),
+    "ebm": (
+        *("numpy", "scipy", "sklearn", "faiss", "tokenizers", "safetensors"),
+        *("starlette", "uvicorn", "pydantic", "langchain_core"),
+    ),
 }
 WITHOUT_TORCH = ("config",)  # these import neither torch nor what is as slow to load
 SLOW_TO_LOAD = ("torch", "numpy", "scipy", "pandas", "matplotlib")

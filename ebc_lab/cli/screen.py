@@ -405,8 +405,8 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         for arm, f in found["arms"].items():
             losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
             bits = ["" if x is None else f" ({x:.3f})" for x in f.get(BITS, (None, None))]
-            cells = map("".join, zip(losses, bits, strict=True))
-            table.add_row(arm, *cells, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
+            both = map("".join, zip(losses, bits, strict=True))
+            table.add_row(arm, *both, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
         console.print(table)
 
 

@@ -184,11 +184,11 @@ def energy_trend(energies: Sequence[float]) -> str:
     y = np.asarray(energies[-TREND_OVER:], dtype=float)
     if len(y) < 3 or not np.isfinite(y).all():
         return "unknown"
-    from scipy import stats
-
-    fit = stats.linregress(np.arange(len(y)), y)
-    residual = y - fit.intercept - fit.slope * np.arange(len(y))
+    at = np.arange(len(y)) - (len(y) - 1) / 2
+    change = y - y[0]  # no rounding where nothing changes
+    slope = float(at @ change / (at @ at))
+    residual = change - change.mean() - slope * at
     deviation = math.sqrt(float(residual @ residual) / (len(y) - 2))
-    if abs(fit.slope) > TREND_T * fit.stderr and fit.slope != 0:
-        return "decreasing" if fit.slope < 0 else "increasing"
+    if abs(slope) > TREND_T * deviation / math.sqrt(float(at @ at)) and slope != 0:
+        return "decreasing" if slope < 0 else "increasing"
     return "fluctuating" if deviation > STEADY * abs(y.mean()) else "stable"

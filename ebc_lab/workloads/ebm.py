@@ -127,7 +127,7 @@ def eval_columns(run: RunConfig, vocabulary: int) -> tuple[str, ...]:
     """What such a run adds to evals.csv."""
     recent = ["dropped_mass"] if run.ebm.splats else []
     recent += ["soc_rate"] if run.ebm.splats and run.ebm.soc else []
-    recent += ["load_max"] if run.decoder.name == "moe" else []
+    recent += ["load_max"] if run.decoder.name == "moe" and run.decoder.experts > 1 else []
     return (*held_out_names(settings_of(run, vocabulary)), *recent)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +116,21 @@ def write_model(
         "tokenizer": {"kind": tokenizer.kind, "json": tokenizer.to_json()},
         "step": step,
         "weights": model.state_dict(),
-        "curve": list(curve),
+        "curve": _interned(curve),
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
+
+
+def _interned(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The same rows with each name one object, whether a row was found or read back: a pickle writes a known
+    object as a reference, and equal models should be equal bytes."""
+    found = []
+    for row in rows:
+        found.append({sys.intern(name): value for name, value in row.items()})
+    return found
 
 
 def read_model(path: Path, device: str = "cpu") -> KeptModel:

@@ -21,6 +21,21 @@ from ebc_lab.study.store.verify import verify
 
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "100"))
 TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
+EBM = [  # the other workload, with every kind of event in its runs
+    "workload=ebm",
+    "ebm=smoke",
+    "ebm.n=8",
+    "ebm.splats=48",
+    "ebm.neighbours=4",
+    "ebm.hidden=16",
+    "ebm.states=8",
+    "ebm.revive_every=7",
+    "ebm.soc_every=6",
+    "ebm.soc_threshold=0.05",
+    "sampler.steps=2",
+    "index=hnsw",
+    "index.rebuild_every=9",
+]
 PHASES = ("before the finals", "finals", "overhead", "plotting", "the end")  # in their order
 
 
@@ -98,7 +113,11 @@ def disturbed(command: list[str], study: Study, draw: random.Random) -> tuple[st
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
+@pytest.mark.parametrize("workload", [pytest.param([], id="gpt"), pytest.param(EBM, id="ebm")])
+def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path, workload):
+    if workload:
+        pytest.importorskip("faiss")
+    tiny = [*tiny, *workload]
     whole = subprocess.run(command(tiny, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     expected = bytes_of(tmp_path / "whole" / "s")

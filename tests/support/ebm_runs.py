@@ -21,6 +21,7 @@ TINY = (
     "ebm.hidden=16",
     "ebm.window=2",
     "ebm.states=8",
+    "sampler.steps=2",
 )
 
 

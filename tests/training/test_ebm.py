@@ -184,9 +184,11 @@ from ebc_lab.training.run import Training
 run = from_dict(RunConfig, json.loads(sys.argv[1]))
 training = Training(run, Path(sys.argv[2]))
 print("at", training.step, flush=True)
-training.advance(13)
-training.save_checkpoint()
-training.advance(6)
+progress = training.blocks()
+for step in range(1, 20):
+    next(progress)
+    if step == 13:
+        training.save_checkpoint()
 print("now", flush=True)
 sys.stdin.read()
 """

@@ -147,7 +147,8 @@ def _drawn(axes: Axes, label: str, line: Line, colour: str, above: float = -np.i
         axes.plot(line.at, np.ma.masked_less_equal(seed, above), color=colour, lw=0.5, alpha=0.4, zorder=1.5)
     axes.plot(line.at, np.ma.masked_less_equal(line.middle, above), color=colour, lw=1.6, zorder=2.5)
     x, y = line.last
-    return x, y, f"{label}  {y:.2g}".replace("-", "−"), colour
+    value = f"{y:.2g}".replace("-", "−")
+    return x, y, f"{label}  {value}", colour
 
 
 def _finding(found: States) -> str:

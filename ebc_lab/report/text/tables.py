@@ -176,7 +176,7 @@ def windows(name: str, found: Mapping[str, Any]) -> Table | None:
         (arm, key, own) for arm, swept in found.get("windows", {}).items() for key, own in swept.items()
     ]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
-    rows = [filled(WINDOWS, _window(arm, key, own, found["arms"])) for arm, key, own in sweeps]
+    rows = [filled(WINDOWS, _window(arm, key, own, found.get("arms", {}))) for arm, key, own in sweeps]
     note = (
         f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s own best test loss; "
         "≥ where the window does not end within what was tried; “worst start” against the best fixed δ*"

@@ -51,6 +51,8 @@ def test_of_several_stop_words_the_first_in_the_text_ends_it(llm, expected):
     early, late = expected[5:8], expected[20:23]
     first = min(expected.index(early), expected.index(late))
     assert llm.invoke("say cat", stop=[late, early]) == expected[:first]
+    last = next(i for i, letter in enumerate(expected) if i and letter not in expected[:i])
+    assert llm.invoke("say cat", stop=[expected[last], expected[: last + 1]]) == ""  # both end at `last`
     assert llm.invoke("say cat", stop=["#"]) == expected
 
 
