@@ -387,7 +387,7 @@ def _log_area(n: int) -> float:
 
 
 def _routing_losses(routed: Sequence[Routed], experts: int) -> Mapping[str, Tensor]:
-    """Balance, squared log-partition, and each expert's share of all places."""
+    """Balance, squared log-partition, each expert's share of all places, and the largest of first ones."""
     places = [e for token in routed for e in token.chosen]
     parts = {"router_z": _mean([token.logits.logsumexp(0) ** 2 for token in routed])}
     balance = torch.zeros((), dtype=torch.float64)
@@ -395,4 +395,6 @@ def _routing_losses(routed: Sequence[Routed], experts: int) -> Mapping[str, Tens
         share = places.count(e) / len(places)
         balance = balance + experts * share * _mean([token.logits.softmax(0)[e] for token in routed])
         parts[f"load_{e}"] = torch.tensor(share, dtype=torch.float64)
-    return parts | {"balance": balance}
+    first = [token.chosen[0] for token in routed]
+    largest = max(first.count(e) for e in range(experts)) / len(first)
+    return parts | {"balance": balance, "load_max": torch.tensor(largest, dtype=torch.float64)}

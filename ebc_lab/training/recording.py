@@ -93,7 +93,8 @@ class Recording:
     def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
         """What an evaluation after `step` steps, or `tokens` tokens, found on the fixed windows."""
         row = {"step": step, "val_loss": found["loss"], "val_se": found["se"], "tokens": tokens}
-        self.evals.append({**row, "train_s": train_s, **{k: found[k] for k in self.further_evals}})
+        own = {name: found[name] for name in self.further_evals if not math.isnan(found[name])}
+        self.evals.append({**row, "train_s": train_s, **own})
 
     def flush(self) -> None:
         """Let a reader see every row appended so far."""

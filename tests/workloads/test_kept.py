@@ -13,7 +13,7 @@ from ebc_lab.training.run import Training
 from ebc_lab.workloads.kept import build, read_model, sampling_of, settings_of, write_model
 
 KINDS = {
-    "moe": ["ebm.adapt=gradient"],
+    "moe": ["ebm.adapt=gradient", "ebm.temperature=[4,2,1]"],
     "transformer": ["encoder=transformer", "decoder=transformer", "model.dropout=0.1"],
     "no splats": ["ebm.splats=0"],
     "hnsw": ["index=hnsw"],
