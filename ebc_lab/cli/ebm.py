@@ -518,7 +518,7 @@ def _show_measured(found: Mapping[str, Any]) -> None:
     if not found["levels"]:
         typer.echo("no splats: no energy, no score")
         return
-    typer.echo(f"\nenergy {found['energy']:.3f} nats less than the uniform law's where negative; ", nl=False)
+    typer.echo(f"\nenergy {found['energy']:.3f} nats from the uniform law's; ", nl=False)
     typer.echo(f"state spread {found['state_spread']:.3f}")
     typer.echo(
         f"coverage: {found['splat_coverage']:.0%} of the splats won lately, {found['winners']:.0%} win here; "

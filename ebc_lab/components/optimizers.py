@@ -188,10 +188,17 @@ def adafactor(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[
 
 
 def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled decay."""
+    """SOAP: Adam in the eigenbases of Shampoo's preconditioners, renewed every 10 steps; decoupled decay.
+
+    The rows of a model's `tables` are places, not directions of a space: they have no preconditioner.
+    """
     from .library_optimizers import PromptSOAP
 
-    return [PromptSOAP(model.parameters(), **_moments(c))]
+    tables = list(getattr(model, "tables", ()))
+    apart = {id(p) for p in tables}
+    groups: list[dict[str, Any]] = [{"params": [p for p in model.parameters() if id(p) not in apart]}]
+    groups += [{"params": [p], "max_precondition_dim": p.shape[1]} for p in tables]
+    return [PromptSOAP(groups, **_moments(c))]
 
 
 def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:

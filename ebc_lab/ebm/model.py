@@ -165,6 +165,11 @@ class EnergyModel(nn.Module):
         """Whether a token's logits depend on its own state alone."""
         return isinstance(self.decoder, Decoder)
 
+    @property
+    def tables(self) -> list[nn.Parameter]:
+        """Parameters whose rows are places that come and go: no optimizer should mix them."""
+        return [] if self.store is None else [self.store.mu]
+
     # -- the deterministic path ------------------------------------------------------------------------------
 
     def forward(self, tokens: Tensor) -> Tensor:
