@@ -130,6 +130,12 @@ def test_commands_exist_and_their_settings_compose(line, conf_with_mine):
         return
     known = typer.main.get_command(app).commands
     assert name in known
+    if hasattr(known[name], "commands"):  # `ebc-lab ebm train`
+        known = known[name].commands
+        name, *words = words or ["…"]
+        assert set(name.split("|")) <= {*known, "…"}
+        if name not in known:
+            return
     options = {o for parameter in known[name].params for o in (*parameter.opts, *parameter.secondary_opts)}
     if name != "train":  # which hands its options on to Hydra
         assert {w for w in words if w.startswith("-")} <= options

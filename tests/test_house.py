@@ -51,7 +51,7 @@ CHECKED = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}\n"
         (
             "config/errors.py",
             INSIDE.format("from . import checks"),
-            "ebc_lab.config.errors, ebc_lab.config.hints import each other",
+            "ebc_lab.config.errors, ebc_lab.config.hints",
         ),
     ],
 )

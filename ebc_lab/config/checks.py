@@ -76,7 +76,8 @@ def _check(key: str, value: Any, setting: Setting, kind: Any) -> None:
 
 def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None:
     need(kind is Any or typing.get_origin(kind) is list, f"{key} is one value, not a list: {shown(value)}.")
-    need(len(value) >= setting.least, f"{key} must not be empty.")
+    need(bool(value) or not setting.least, f"{key} must not be empty.")
+    need(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
     need(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
     for item in value:
         _check(key, item, setting, (typing.get_args(kind) or (Any,))[0])

@@ -349,9 +349,7 @@ class EbmConfig:
     temperature: list[float] = setting(
         [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
     )
-    keep_every: int = setting(
-        0, "steps between kept models; 0: the last alone", "steps", low=0, high=STEPS
-    )
+    keep_every: int = setting(0, "steps between kept models; 0: the last alone", "steps", low=0, high=STEPS)
 
 
 @dataclass

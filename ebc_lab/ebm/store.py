@@ -65,12 +65,17 @@ class Gathered(NamedTuple):
 # -- curriculum and first places -----------------------------------------------------------------------------
 
 
+def phase_at(step: int, steps: int) -> int:
+    """Which third of the steps a step is in: 0, 1 or 2."""
+    return int(step >= steps // 3) + int(step >= 2 * steps // 3)
+
+
 def splats_at(step: int, steps: int, most: int, tokens: int) -> int:
     """Splats in use at a step: 0.1, 0.6 and 1 of them in the three thirds of the steps, at least 16.
 
     `most` are allowed, and no more than one for 20 of the `tokens` of training text.
     """
-    phase = int(step >= steps // 3) + int(step >= 2 * steps // 3)
+    phase = phase_at(step, steps)
     return min(most, max(FEWEST, min(most, tokens // TOKENS_EACH) * PHASES[phase] // 10))
 
 

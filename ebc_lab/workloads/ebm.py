@@ -36,7 +36,7 @@ from ebc_lab.ebm.model import (
     score_shift,
 )
 from ebc_lab.ebm.soc import drive
-from ebc_lab.ebm.store import splats_at
+from ebc_lab.ebm.store import phase_at, splats_at
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
 
@@ -172,11 +172,6 @@ class EBMWorkload:
         try:
             if ebm.embeddings == "gpt2":
                 first = load_gpt2(str(ebm.gpt2), ebm.n)
-                if len(first) != self.vocabulary:
-                    raise ValueError(
-                        f"ebm.gpt2={ebm.gpt2} has {len(first)} embeddings for {self.vocabulary} tokens: give "
-                        "the folder of the same model as tokens.folder."
-                    )
             else:
                 first = cooccurrence(self.train_ids, self.vocabulary, ebm.n, seed)
             model = build(self.run, self.vocabulary, torch.as_tensor(first))
@@ -330,8 +325,7 @@ class EBMWorkload:
         """Rows of the splats that the next step is the first to have."""
         store = self.model.store
         assert store is not None
-        phase = min(2, 3 * (step + 1) // self.run.steps)
-        store.kappa_divisor = self.ebm.temperature[phase]
+        store.kappa_divisor = self.ebm.temperature[phase_at(step + 1, self.run.steps)]
         count = self._splats_at(step + 1) - max(len(store), self._splats_at(step))
         if count <= 0 or step + 1 >= self.run.steps:
             return torch.empty(0, dtype=torch.int64, device=store.mu.device)

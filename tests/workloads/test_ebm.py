@@ -151,17 +151,17 @@ def test_no_more_states_are_noised_than_there_are(text_file):
 
 def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "ebm.temperature=[4,2,1]", "eval_every=60")
-    training = Training(replace(run, steps=30), made(tmp_path / "run"))
+    training = Training(replace(run, steps=9), made(tmp_path / "run"))
     store = training.model.store
     seen = []
-    for _ in range(30):
+    for _ in range(9):
         seen.append((len(store), store.kappa_divisor))
         training.advance(1)
-    assert seen == [(16, 4.0)] * 10 + [(96, 2.0)] * 10 + [(160, 1.0)] * 10
+    assert seen == [(16, 4.0)] * 3 + [(96, 2.0)] * 3 + [(160, 1.0)] * 3
 
 
 def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
-    run = tiny_ebm(text_file, "ebm.revive_every=12", "ebm.soc=false")
+    run = tiny_ebm(text_file, "ebm.revive_every=6", "ebm.soc=false", "ebm.score=0")
     training = Training(run, made(tmp_path / "run"))
     looked = []
     revive = training.model.store.revive
@@ -171,8 +171,8 @@ def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
         return revive(states, rng)
 
     training.model.store.revive = counted
-    training.advance(30)
-    assert [step for step, _ in looked] == [10, 12, 20, 24]
+    training.advance(21)
+    assert [step for step, _ in looked] == [6, 10, 12, 18, 20]
     assert all(count >= 8192 for _, count in looked)
 
 
@@ -205,14 +205,14 @@ def test_only_an_audited_step_is_looked_at_closely(run):
 
 
 def test_rows_that_hold_something_new_are_told(run):
-    workload, model = loaded(eventful(run))
+    workload, model = loaded(eventful(replace(run, steps=15)))
     told = []
 
     def tell(parameter, rows):
         assert parameter is model.store.mu
         told.append(set(rows.tolist()))
 
-    for step in range(21):
+    for step in range(13):
         inputs, targets = batch(workload)
         logits, tape = workload.forward(model, inputs)
         workload.loss(logits, targets, tape, step)
@@ -221,7 +221,7 @@ def test_rows_that_hold_something_new_are_told(run):
         moved = set((model.store.mu.detach() != before).any(1).nonzero().flatten().tolist())
         assert moved == set().union(*told)
         told.clear()
-    assert len(model.store) > 16
+    assert len(model.store) == 24  # of the third phase
 
 
 # -- what it is to the rest of the lab -----------------------------------------------------------------------
