@@ -32,14 +32,15 @@ def energy_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str
     runs |= {name: changed(whole, settings) for name, (settings, _) in VARIANTS.items()}
     against = {WHOLE: "gpt", **{name: other for name, (_, other) in VARIANTS.items()}}
     compared = steps_compared(runs, against, rounds, limit_s)
-    return {"compared": compared, "after_step_pct": _after_step(whole, rounds)}
+    return {"compared": compared, "after_step_pct": _after_step(whole)}
 
 
-def _after_step(run: RunConfig, rounds: int) -> dict[str, Any]:
-    """Median and quartiles of the share of `after_step` in steps without audits, in per cent."""
-    block = run.ebm.soc_every  # every event falls once into it
-    steps = WARM_STEPS + (rounds + 1) * block
-    run = dataclasses.replace(run, audit_every=10 * steps, steps=steps)
+def _after_step(run: RunConfig) -> dict[str, Any]:
+    """The median share of `after_step` in steps without audits, in per cent, and the quartiles: a part of
+    each third of a short run with a revival and a look at the pile, without the step that adds splats."""
+    block = max(run.ebm.revive_every, run.ebm.soc_every)
+    third = WARM_STEPS + block + 1
+    run = dataclasses.replace(run, audit_every=30 * third, steps=3 * third)
     spent = 0.0
     with opened(run) as training:
         inner = training.workload.after_step
@@ -55,10 +56,11 @@ def _after_step(run: RunConfig, rounds: int) -> dict[str, Any]:
 
         training.workload.after_step = timed  # type: ignore[method-assign, assignment]
         loop = Loop(training)
-        loop.recorded_steps(WARM_STEPS)
         shares = []
-        for _ in range(rounds):
+        for _ in range(3):
+            loop.recorded_steps(WARM_STEPS)
             spent = 0.0
             seconds = loop.recorded_steps(block)
             shares.append(100 * spent / seconds)
+            loop.recorded_steps(1)
     return spread(shares)

@@ -19,15 +19,13 @@ import typer
 from ebc_lab.config.errors import visible
 
 from . import ebm
+from .options import OUTPUT_DIR, PASS_ON, Json, Place
 
-OUTPUT_DIR = "outputs/ebc_ablation"
 CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")
 ]
@@ -49,7 +47,6 @@ Name = Annotated[
         show_default=False,
     ),
 ]
-Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
 
 app = typer.Typer(
     help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a "

@@ -15,14 +15,14 @@ import typer
 
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
+from .options import OUTPUT_DIR, PASS_ON, Json, Place
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ebc_lab.ebm.diagnose import Diagnosis
     from ebc_lab.workloads.kept import KeptModel
 
-OUTPUT_DIR = "outputs/ebc_ablation"
-PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 UNREADABLE = 4  # the exit code where some models of a folder cannot be read
 MOST_SAMPLES = 1000
 KEPT = ("model.pt", "models/step_*.pt")  # under a run's folder
@@ -43,8 +43,6 @@ Arm = Annotated[
     str | None,
     typer.Option("--arm", help="Of the study MODEL: the first seed's run of this arm.", show_default=False),
 ]
-Place = Annotated[str, typer.Option("--output-dir", help="Folder that holds the studies.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 app = typer.Typer(
     help="Energy-based language models on the sphere: train one, or look at one that a run has kept.",

@@ -18,7 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "NeighbourIndex", "check_kind", "chosen", "exact_search", "largest", "rows_at_once"]
+__all__ = [
+    "KINDS",
+    "NeighbourIndex",
+    "check_kind",
+    "chosen",
+    "exact_search",
+    "first_largest",
+    "largest",
+    "rows_at_once",
+]
 
 KINDS: Final = ("exact", "hnsw", "ivf")
 CHUNK: Final = 2**26  # elements of a product of states and splats held at once
@@ -67,20 +76,37 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row of values (M, N) and their columns, (M, k) each, the largest first.
 
     On the CPU torch.topk takes longer than the matrix product before it. The k largest lie in the k blocks of
-    columns with the largest maxima, whose search is vectorised, so topk sees an eighth of the row twice.
+    columns with the largest maxima, whose search is vectorised: a partition sees an eighth of the row twice.
     """
     width = values.shape[1] // BLOCK
     if values.is_cuda or width < 2 * k:
         found = values.topk(k, dim=1)
         return found.values, found.indices
     blocks = values[:, : width * BLOCK].reshape(-1, BLOCK, width).amax(dim=1)
-    best = blocks.topk(k, dim=1, sorted=False).indices
-    steps = torch.arange(BLOCK, device=values.device) * width
-    columns = (best.unsqueeze(1) + steps.unsqueeze(1)).flatten(1)  # (M, BLOCK * k)
-    rest = torch.arange(width * BLOCK, values.shape[1], device=values.device).expand(len(values), -1)
+    steps = torch.arange(BLOCK) * width
+    columns = (_among_largest(blocks, k).unsqueeze(1) + steps.unsqueeze(1)).flatten(1)  # (M, BLOCK * k)
+    rest = torch.arange(width * BLOCK, values.shape[1]).expand(len(values), -1)
     columns = torch.cat([columns, rest], dim=1)
-    found = values.gather(1, columns).topk(k, dim=1)
-    return found.values, columns.gather(1, found.indices)
+    candidates = values.gather(1, columns)
+    places = _among_largest(candidates, k)
+    found = candidates.gather(1, places).sort(dim=1, descending=True)
+    return found.values, columns.gather(1, places.gather(1, found.indices))
+
+
+def _among_largest(values: Tensor, k: int) -> Tensor:
+    """The columns of the k largest of each row on the CPU, int64 (M, k), in no order: numpy's partition takes
+    a third of torch.topk's time."""
+    return torch.from_numpy(np.argpartition(values.detach().numpy(), -k, axis=1)[:, -k:])
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """The column of the largest of each row of values (M, N), int64 (M,), the first of equal ones.
+
+    On the CPU numpy's search is vectorised, ten times as fast as torch's.
+    """
+    if values.is_cuda:
+        return values.argmax(dim=1)
+    return torch.from_numpy(values.detach().numpy().argmax(axis=1))
 
 
 def _check_count(k: int, points: int) -> None:

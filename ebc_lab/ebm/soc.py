@@ -185,7 +185,7 @@ class Pile(nn.Module):
 
         `limit` is the number of places the curriculum has opened.
         """
-        rows = store.active.nonzero().squeeze(1)
+        rows = store.rows
         stress = store.stress[rows].double().cpu()
         if not bool((stress >= self.threshold).any()):  # no graph is needed
             return Event(rows[:0], 0, 0, [])
@@ -212,7 +212,7 @@ class Pile(nn.Module):
         if len(far) < 2:
             return False
         mean = normalise(self.buffer.states[far]).mean(0)
-        centre, home = normalise(mean), store.directions()[parent]
+        centre, home = normalise(mean), normalise(store.mu[parent])
         if float(distance(centre, home)) < MERGE:
             resultant = (normalise(self.buffer.states[won]) @ home).mean()
             store.set_resultant(torch.tensor([parent], device=won.device), resultant)

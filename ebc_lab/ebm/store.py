@@ -15,7 +15,7 @@ Sums over states are added as integers: they have the same bits in any order, on
 from __future__ import annotations
 
 import math
-from typing import Any, Final, Literal, NamedTuple, cast, overload
+from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import vmf
-from .index import NeighbourIndex, check_kind, exact_search, largest, rows_at_once
+from .index import NeighbourIndex, check_kind, exact_search, first_largest, largest, rows_at_once
 from .sphere import distance, normalise
 from .vmf import concentration_of, mean_cosine
 
@@ -92,25 +92,25 @@ def spherical_kmeans(
     with torch.no_grad():
         points = normalise(states)
         centres = points[torch.from_numpy(rng.choice(len(points), k, replace=False)).to(points.device)]
-        nothing = centres.new_zeros(k)
         for _ in range(rounds):
-            cosine, labels = _closest(points, centres, nothing)
+            cosine, labels = _closest(points, centres)
             sums = totals(labels, points, k)
             empty = (sums == 0).all(dim=1)
             farthest = cosine.argsort(stable=True)[: int(empty.sum())]
             centres = normalise(sums.to(points.dtype))
             centres[empty] = points[farthest]
-        return centres, _closest(points, centres, nothing)[1]
+        return centres, _closest(points, centres)[1]
 
 
-def _closest(points: Tensor, centres: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of offset + cosine of each point with the centres, and whose it is: (M,) each."""
+def _closest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest cosine of each point with the centres, and whose it is: (M,) each."""
     cosines, labels = [], []
     with torch.autocast(points.device.type, enabled=False):
         for part in torch.split(points, rows_at_once(len(centres))):
-            best = torch.addmm(offset, part, centres.T).max(dim=1)
-            cosines.append(best.values)
-            labels.append(best.indices)
+            values = part @ centres.T
+            best = first_largest(values)
+            cosines.append(values.gather(1, best.unsqueeze(1)).squeeze(1))
+            labels.append(best)
     return torch.cat(cosines), torch.cat(labels)
 
 
@@ -144,6 +144,7 @@ class SplatStore(nn.Module):
     stress: Tensor
     seen: Tensor
     last_won: Tensor
+    rows: Tensor
 
     def __init__(
         self,
@@ -165,9 +166,9 @@ class SplatStore(nn.Module):
         self.kind, self.recall, self.seed = check_kind(index), recall, seed
         self.kappa_min, self.kappa_max, self.adapt = kappa_min, kappa_max, adapt
         self.kappa_divisor = 1.0
-        self._count = 0
         self._index: NeighbourIndex | None = None
         self._rows = torch.empty(0, dtype=torch.int64)  # the place of each point of the index
+        self._peak: tuple[Tensor, Tensor] | None = None  # concentrations and their log_peak
         first = min(max(FIRST_KAPPA, kappa_min), kappa_max)
         self.mu = nn.Parameter(torch.eye(n)[torch.arange(capacity) % n])
         if adapt == "gradient":
@@ -182,12 +183,13 @@ class SplatStore(nn.Module):
         self.register_buffer("stress", torch.zeros(capacity))
         self.register_buffer("seen", torch.tensor(0))  # states observed so far
         self.register_buffer("last_won", torch.full((capacity,), NEVER))  # `seen` after each one's last win
+        self.register_buffer("rows", torch.empty(0, dtype=torch.int64), persistent=False)  # of `active`
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.rows)
 
     def extra_repr(self) -> str:
-        return f"{self._count} of {self.capacity} places, n={self.n}, index={self.kind}, adapt={self.adapt}"
+        return f"{len(self)} of {self.capacity} places, n={self.n}, index={self.kind}, adapt={self.adapt}"
 
     # -- what the energy reads -------------------------------------------------------------------------------
 
@@ -213,8 +215,16 @@ class SplatStore(nn.Module):
         return torch.log(weights / weights.sum())
 
     def log_peak(self) -> Tensor:
-        """ln of each splat's density at its own mu, float64 (capacity,), at `kappa()`."""
-        return vmf.log_peak(self.n, (self.n - 1) * self.kappa())
+        """ln of each splat's density at its own mu, float64 (capacity,), at `kappa()`.
+
+        A step reads it many times between two changes of kappa: the latest answer is kept.
+        """
+        kappa = self.kappa()
+        if kappa.requires_grad or kappa.is_cuda:  # a GPU would wait for the comparison
+            return vmf.log_peak(self.n, (self.n - 1) * kappa)
+        if self._peak is None or not torch.equal(self._peak[0], kappa):
+            self._peak = kappa, vmf.log_peak(self.n, (self.n - 1) * kappa)
+        return self._peak[1]
 
     def gather(self, indices: Tensor) -> Gathered:
         """The splats of indices (M, K), differentiable in whatever is trained."""
@@ -228,53 +238,22 @@ class SplatStore(nn.Module):
 
         ValueError where fewer than k are active. An approximate index may miss some.
         """
-        if not 1 <= k <= self._count:
-            raise ValueError(
-                f"{k} neighbours were asked of {self._count} splats: ask for 1 to {self._count}."
-            )
+        if not 1 <= k <= len(self):
+            raise ValueError(f"{k} neighbours were asked of {len(self)} splats: ask for 1 to {len(self)}.")
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             directions, x = self.directions(), x.to(self.mu.dtype)
             if self._approximate(k):
                 return self._rank(x, directions, None, None, k)[1]
-            if self._count < self.capacity:
-                rows = self.active.nonzero().squeeze(1)
-                return rows[exact_search(x, directions[rows], k)]
-            return exact_search(x, directions, k)
-
-    @overload
-    def best(
-        self,
-        x: Tensor,
-        k: int,
-        kappa: Tensor | None = None,
-        log_peak: Tensor | None = None,
-        logits: Literal[False] = False,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    @overload
-    def best(
-        self,
-        x: Tensor,
-        k: int,
-        kappa: Tensor | None = None,
-        log_peak: Tensor | None = None,
-        *,
-        logits: Literal[True],
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+            return self.rows[exact_search(x, directions[self.rows], k)]
 
     def best(
-        self,
-        x: Tensor,
-        k: int,
-        kappa: Tensor | None = None,
-        log_peak: Tensor | None = None,
-        logits: bool = False,
-    ) -> tuple[Tensor, ...]:
+        self, x: Tensor, k: int, kappa: Tensor | None = None, log_peak: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The k splats with the largest logit for each x (M, n), int64 (M, k), and the mean mass of the rest.
 
         The logit is ln pi + log_peak - kappa (n - 1) (1 - mu.x), at `kappa()` or the `kappa` and `log_peak`
-        given (capacity,). The dropped mass is 0-dim, NaN where an approximate index cannot tell. `logits`
-        adds the k logits (M, k). Where fewer than k splats are active, the others have a log share of -inf.
+        given (capacity,). The dropped mass is 0-dim, NaN where an approximate index cannot tell. Where fewer
+        than k splats are active, the others have a log share of -inf.
         """
         if not 1 <= k <= self.capacity:
             raise ValueError(f"{k} splats a state were asked of {self.capacity} places: ask for fewer.")
@@ -286,23 +265,24 @@ class SplatStore(nn.Module):
             offset = (self.log_pi().double() + log_peak - raw.double()).to(x.dtype)
             raw = raw.to(x.dtype)
             if self._approximate(k):
-                values, found = self._rank(x, directions, offset, raw, k)
-                dropped = x.new_full((), math.nan)
-            else:
-                values, found, dropped = _all_logits(x, raw.unsqueeze(1) * directions, offset, k)
-        return (found, dropped, values) if logits else (found, dropped)
+                return self._rank(x, directions, offset, raw, k)[1], x.new_full((), math.nan)
+            whole = not k <= len(self) < self.capacity
+            rows = slice(None) if whole else self.rows
+            scaled = raw[rows].unsqueeze(1) * directions[rows]
+            found, dropped = _best_logits(x, scaled, offset[rows], k)
+            return found if whole else self.rows[found], dropped
 
     def rebuild_index(self) -> None:
         """Build the approximate index where the splats are now; the exact kind has none."""
-        if self.kind == "exact" or self._count == 0:
+        if self.kind == "exact" or len(self) == 0:
             return
-        self._rows = self.active.nonzero().squeeze(1)
+        self._rows = self.rows
         points = self.directions().detach()[self._rows]
         self._index = NeighbourIndex(self.kind, self.recall, self.seed).build(points, self.neighbours)
 
     def _approximate(self, k: int) -> bool:
         """Whether the index is asked for k splats; few of them are searched exactly."""
-        return self.kind != "exact" and self._count >= 2 * max(k, self.neighbours)
+        return self.kind != "exact" and len(self) >= 2 * max(k, self.neighbours)
 
     def _rank(
         self, x: Tensor, directions: Tensor, offset: Tensor | None, raw: Tensor | None, k: int
@@ -369,7 +349,7 @@ class SplatStore(nn.Module):
         self.weigh(rows, weight)
         self._set_kappa(rows, width)
         self.resultant[rows] = mean_cosine(self.concentration[rows])
-        self._count = int(self.active.sum())
+        self.rows = self.active.nonzero().squeeze(1)
         self._index = None
 
     @torch.no_grad()
@@ -409,9 +389,9 @@ class SplatStore(nn.Module):
         kappa = clamp(rho / (1 - rho^2)), alpha = frequency + mean frequency, age += 1. With
         `adapt="gradient"` alpha and kappa stay the optimizer's; ln kappa is put back within its limits.
         """
-        if states.dim() != 2 or states.shape[1] != self.n or self._count == 0:
+        if states.dim() != 2 or states.shape[1] != self.n or len(self) == 0:
             raise ValueError(
-                f"a store of {self._count} splats in {self.n} dimensions cannot observe states of shape "
+                f"a store of {len(self)} splats in {self.n} dimensions cannot observe states of shape "
                 f"{tuple(states.shape)}: give (M, {self.n}), after splats were added."
             )
         cosine, wins = self._win(states)
@@ -427,8 +407,8 @@ class SplatStore(nn.Module):
 
     def coverage(self) -> float:
         """The share of active splats that won one of the last 20 N states observed."""
-        recent = self.last_won > self.seen - COVERED_OVER * self._count
-        return float((recent & self.active).sum()) / max(1, self._count)
+        recent = self.last_won > self.seen - COVERED_OVER * len(self)
+        return float((recent & self.active).sum()) / max(1, len(self))
 
     def _win(self, states: Tensor) -> tuple[Tensor, Wins]:
         """mu.s of each state's nearest splat (M,), and who it is."""
@@ -438,8 +418,8 @@ class SplatStore(nn.Module):
                 values, found = self._rank(states, directions, None, None, 1)
                 cosine, winner = values[:, 0], found[:, 0]
             else:
-                offset = torch.zeros_like(self.alpha).masked_fill_(~self.active, -math.inf)
-                cosine, winner = _closest(states, directions, offset)
+                cosine, place = _closest(states, directions[self.rows])
+                winner = self.rows[place]
             return cosine, Wins(winner, distance(states, directions[winner]))
 
     def _counted(self, winner: Tensor, cosine: Tensor) -> tuple[Tensor, Tensor]:
@@ -472,9 +452,9 @@ class SplatStore(nn.Module):
         """
         cosine, wins = self._win(states)
         counts, _ = self._counted(wins.winner, cosine)
-        dead = self.active & (counts < DEAD * len(states) / self._count)
+        dead = self.active & (counts < DEAD * len(states) / len(self))
         if self._few(states):
-            dead &= self.frequency < DEAD * self.frequency.sum() / self._count
+            dead &= self.frequency < DEAD * self.frequency.sum() / len(self)
         chance = (1 - cosine.double()).clamp_min(0).cpu().numpy()
         rows = dead.nonzero().squeeze(1)[: np.count_nonzero(chance)]
         if len(rows) == 0:
@@ -491,12 +471,12 @@ class SplatStore(nn.Module):
         Frequency and mean cosine of all are then taken anew from the states, as after a revival.
         """
         centres, _ = spherical_kmeans(states, count, rng)
-        rows = self.add(centres, self._mean_alpha() if self._count else None)
+        rows = self.add(centres, self._mean_alpha() if len(self) else None)
         self._renew(states, rows)
         return rows
 
     def _few(self, states: Tensor) -> bool:
-        return len(states) < TELLING * self._count
+        return len(states) < TELLING * len(self)
 
     def _mean_alpha(self) -> Tensor:
         """The mean weight, for gradients the geometric mean, of the active splats."""
@@ -512,10 +492,10 @@ class SplatStore(nn.Module):
         resultant = torch.where(counts > 0, sums / counts.clamp_min(1), pooled)
         if self._few(states):
             rows, kept = moved, self.frequency.sum()
-            fair = kept / max(1, self._count - len(moved))
+            fair = kept / max(1, len(self) - len(moved))
             self.frequency[rows] = torch.where(kept > 0, fair, counts[rows])
         else:
-            rows = self.active.nonzero().squeeze(1)
+            rows = self.rows
             self.frequency[rows] = counts[rows]
         self.resultant[rows] = resultant[rows]
         if self.adapt == "gradient":  # what is trained changes only where a splat is new
@@ -536,21 +516,20 @@ class SplatStore(nn.Module):
         data = kept["index"]
         self._index = NeighbourIndex.from_bytes(self.kind, data) if len(data) else None
         self._rows = kept["rows"].to(self.mu.device)
-        self._count = int(self.active.sum())  # the buffers are read before this
+        self.rows = self.active.nonzero().squeeze(1)  # the buffers are read before this
 
 
-def _all_logits(x: Tensor, scaled: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k largest of offset + scaled.x, where they are, and the mean softmax mass of the others."""
-    values, found, dropped = [], [], []
+def _best_logits(x: Tensor, scaled: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Where the k largest of offset + scaled.x are, and the mean softmax mass of the others."""
+    found, dropped = [], []
     for part in torch.split(x, rows_at_once(len(scaled))):
-        logits = torch.addmm(offset, part, scaled.T)  # (m, capacity)
+        logits = torch.addmm(offset, part, scaled.T)  # (m, N)
         top, places = largest(logits, k)
         rest = (logits - top[:, :1]).clamp_(min=FLOOR).exp_().scatter_(1, places, 0.0).sum(1)
         mass = (top - top[:, :1]).exp().sum(1)
-        values.append(top)
         found.append(places)
         dropped.append(rest / (rest + mass))
-    return torch.cat(values), torch.cat(found), torch.cat(dropped).mean()
+    return torch.cat(found), torch.cat(dropped).mean()
 
 
 def check_adapt(adapt: str) -> None:

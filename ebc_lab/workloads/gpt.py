@@ -96,6 +96,14 @@ class Block(nn.Module):
         return x
 
 
+def draw_weights(module: nn.Module, blocks: int) -> None:
+    """Initial matrices of so many blocks, and of whatever is around them in `module`."""
+    for name, p in module.named_parameters():
+        if p.ndim == 2:
+            writes = name.endswith((".o.weight", ".mlp_out.weight"))
+            nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * blocks) if writes else 0.02)
+
+
 class GPT(nn.Module):
     """Tokens (B, T) of integers -> logits (B, T, V)."""
 
@@ -107,10 +115,7 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width, bias=False)
         self.head = nn.Linear(config.width, vocabulary, bias=False)
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                writes = name.endswith((".o.weight", ".mlp_out.weight"))
-                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * config.blocks) if writes else 0.02)
+        draw_weights(self, config.blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
         B, T = tokens.shape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ebc_lab.ebm.index import chosen
 from ebc_lab.ebm.model import EnergyModel, ModelSettings
 from ebc_lab.records.files import opened, write_atomic
 
-from .gpt import Block
+from .gpt import Block, draw_weights
 from .tokens import Tokenizer, from_json
 
 FORMAT = 1
@@ -38,10 +37,7 @@ class Blocks(nn.Module):
     def __init__(self, run: RunConfig):
         super().__init__()
         self.layers = nn.ModuleList(Block(run.model) for _ in range(run.model.blocks))
-        for name, p in self.named_parameters():
-            if p.ndim == 2:
-                writes = name.endswith((".o.weight", ".mlp_out.weight"))
-                nn.init.normal_(p, 0.0, 0.02 / math.sqrt(2 * run.model.blocks) if writes else 0.02)
+        draw_weights(self, run.model.blocks)
 
     def forward(self, x: Tensor, B: int) -> Tensor:
         for block in self.layers:
@@ -85,8 +81,8 @@ def build(run: RunConfig, vocabulary: int, embeddings: Tensor | None = None) -> 
 
 def sampling_of(run: RunConfig) -> Sampling:
     """How the run draws a latent."""
-    chosen_ = run.sampler
-    return Sampling(chosen_.name, chosen_.steps, chosen_.step, chosen_.friction, chosen_.temperature)
+    s = run.sampler
+    return Sampling(s.name, s.steps, s.step, s.friction, s.temperature)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,16 @@
 """Runs of the tests of training."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ebc_lab.config.choices import changed
+from ebc_lab.config.dicts import to_dict
+from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.workloads.corpus import locate
 
 
@@ -23,3 +30,20 @@ def plain(run):
 def made(path: Path) -> Path:
     path.mkdir(exist_ok=True)
     return path
+
+
+def untimed(result):
+    """A result without what a clock measured."""
+    return {k: v for k, v in result.items() if k not in TIMING}
+
+
+def killed_in_mid_run(run, folder, script):
+    """Kill -9 a process that trains `run` in `folder` by `script`, once it says `now`, from step 0 on."""
+    command = [sys.executable, "-c", script, json.dumps(to_dict(run)), str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at 0\n"
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)

@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.runs import ebc, made
+from support.runs import ebc, made, untimed
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
@@ -41,10 +40,6 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, optimizer, budget
     resumed = run_and_record(run, tmp_path / "broken", "x")
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
     assert untimed(whole) == untimed(resumed)
-
-
-def untimed(result):
-    return {k: v for k, v in result.items() if k not in TIMING}
 
 
 def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):

@@ -6,13 +6,8 @@ A new optimizer, stabilizer, budget or projection is in the table as soon as it 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,18 +15,16 @@ import pandas as pd
 import pytest
 import torch
 from support.ebm_runs import eventful, tiny_ebm
-from support.runs import made, plain
+from support.runs import killed_in_mid_run, made, plain, untimed
 from torch import Tensor
 
 from ebc_lab.components.optimizers import OPTIMIZERS
 from ebc_lab.components.projections import PROJECTIONS
 from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.choices import changed
-from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.identity import resolved as choices_resolved
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
@@ -119,10 +112,6 @@ def test_it_steps_and_resumes_bit_for_bit(small, tmp_path, optimizer, limit, pro
             torch.testing.assert_close(rows.detach().norm(dim=-1), torch.ones(len(rows)))
 
 
-def untimed(result):
-    return {k: v for k, v in result.items() if k not in TIMING}
-
-
 def written(folder):
     """What a run left, clocks aside."""
     evals = pd.read_csv(folder / "evals.csv").drop(columns="train_s").to_csv()
@@ -197,14 +186,7 @@ sys.stdin.read()
 def test_kill_9_in_mid_run_changes_no_byte(busy, tmp_path):
     whole = run_and_record(busy, tmp_path / "whole", "x")
     killed = made(tmp_path / "killed")
-    command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(busy)), str(killed)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "at 0\n"
-        assert process.stdout.readline() == "now\n"
-        process.send_signal(signal.SIGKILL)
+    killed_in_mid_run(busy, killed, TRAIN)
     assert Training(busy, killed).step == 13
     resumed = run_and_record(busy, killed, "x")
     assert written(tmp_path / "whole") == written(killed)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from support.runs import made
+from support.runs import killed_in_mid_run, made, untimed
 
 from ebc_lab.components import quantizers
 from ebc_lab.config.choices import changed
-from ebc_lab.config.dicts import to_dict
 from ebc_lab.ebc import StepStats
 from ebc_lab.lowbit import inspect_packed, quantize, read_packed
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
 from ebc_lab.training.turns import Interrupted
@@ -35,10 +28,6 @@ EVERYTHING = {
     "stabilizer": {"name": "trust_region", "strength": 1.0},
     "audit_every": 5,
 }
-
-
-def untimed(result):
-    return {k: v for k, v in result.items() if k not in TIMING}
 
 
 @pytest.mark.parametrize(
@@ -90,14 +79,7 @@ def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
     run = changed(run, EVERYTHING)
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = made(tmp_path / "killed")
-    command = [sys.executable, "-c", TRAIN, json.dumps(to_dict(run)), str(killed)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "at 0\n"
-        assert process.stdout.readline() == "now\n"
-        process.send_signal(signal.SIGKILL)
+    killed_in_mid_run(run, killed, TRAIN)
     assert Training(run, killed).step == 11
     resumed = run_and_record(run, killed, "x")
     assert (tmp_path / "whole/model.ebcpack").read_bytes() == (killed / "model.ebcpack").read_bytes()
