@@ -89,8 +89,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = torch.cat([columns, rest], dim=1)
     candidates = values.gather(1, columns)
     places = _among_largest(candidates, k)
-    found = candidates.gather(1, places).sort(dim=1, descending=True)
-    return found.values, columns.gather(1, places.gather(1, found.indices))
+    top = candidates.gather(1, places).sort(dim=1, descending=True)
+    return top.values, columns.gather(1, places.gather(1, top.indices))
 
 
 def _among_largest(values: Tensor, k: int) -> Tensor:
