@@ -55,7 +55,10 @@ app = typer.Typer(
 
 @app.command(context_settings=PASS_ON)
 def train(context: typer.Context) -> None:
-    """Train one run: `ebc-lab train workload=ebm …`, with all that it takes."""
+    """Train one run: `ebc-lab train workload=ebm …`, with all that it takes, e.g. `scale=smoke seed=1`.
+
+    docs/settings.md has every setting.
+    """
     from . import train as train_module
 
     for word in context.args:
@@ -141,7 +144,10 @@ def generate(
     ] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", help="Only from the k likeliest; 0: from all.")] = 0,
     langevin_steps: Annotated[
-        int, typer.Option("--langevin-steps", help="Of a latent's chain; 0: settle only.")
+        int,
+        typer.Option(
+            "--langevin-steps", help="Of a latent's chain, 0: settle only; not of sampler=original."
+        ),
     ] = 20,
     langevin_step: Annotated[
         float | None,
@@ -183,7 +189,7 @@ def serve(
 ) -> None:
     """Answer POST /generate, /energy, /embed and GET /health on 127.0.0.1 until Ctrl-C.
 
-    Needs pip install 'ebc-lab[serve]'.
+    Needs the extra `serve` of ebc-lab.
     """
     try:
         from ebc_lab.ebm.apps.serve import address_of, app_of, listening, server_of
@@ -439,7 +445,7 @@ def _console() -> Any:
 
 
 def _show_diagnosis(path: Path, found: Diagnosis) -> None:
-    from ebc_lab.ebm.diagnose import number
+    from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, number
 
     from .screen import plain_table
 
@@ -452,10 +458,8 @@ def _show_diagnosis(path: Path, found: Diagnosis) -> None:
         shown = (number(finding.figure), number(finding.threshold))
         table.add_row(finding.cause, *shown, finding.verdict, finding.recommendation or "–")
     console.print(table)
-    if found.findings:
-        typer.echo(
-            "energy: its slope an evaluation beside two standard errors; soc_rate: beside its first value"
-        )
+    if any(finding.cause in COMPARED for finding in found.findings):
+        typer.echo(COMPARED_WITH)
     if "energy" in found.trends:
         spread = number(figures.get("state_spread", math.nan))
         typer.echo(f"energy trend: {found.trends['energy']}; state spread {spread}, 0 where states collapse")

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebm.diagnose import alert_in_words
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import NOTHING, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
@@ -191,12 +192,6 @@ class Evaluation:
 def _mean(rows: Sequence[Row], column: str) -> float:
     values = [row[column] for row in rows if math.isfinite(row.get(column, math.nan))]
     return sum(values) / len(values) if values else math.nan
-
-
-def alert_in_words(alert: Mapping[str, Any]) -> str:
-    """A line of alerts.jsonl."""
-    figures = f"{alert['cause']} {short(alert['figure'])}, threshold {short(alert['threshold'])}"
-    return f"alert at step {alert['step']}: {figures}: {alert['recommendation']}"
 
 
 # -- how it is shown -----------------------------------------------------------------------------------------

@@ -310,7 +310,13 @@ class EbmConfig:
 
     name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm")
     n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
-    splats: int = setting(1000, "splats at the most; 0: none", "splats", low=0, high=10**6)
+    splats: int = setting(
+        1000,
+        "splats at the most; one for 20 training tokens; 0: none",
+        "splats",
+        low=0,
+        high=10**6,
+    )
     neighbours: int = setting(16, "splats that act on a state, K", "splats", low=1, high=1024)
     hidden: int = setting(192, "hidden size of an expert", "features", low=1, high=65536)
     window: int = setting(8, "tokens that encoder=window mixes", "tokens", low=1, high=1024)
@@ -349,7 +355,9 @@ class EbmConfig:
     temperature: list[float] = setting(
         [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
     )
-    keep_every: int = setting(0, "steps between kept models; 0: the last alone", "steps", low=0, high=STEPS)
+    keep_every: int = setting(
+        0, "steps between kept models (at evaluations); 0: the last", "steps", low=0, high=STEPS
+    )
 
 
 @dataclass

@@ -52,7 +52,8 @@ def _check_ebm(run: RunConfig) -> None:
     )
     need(
         ebm.splats == 0 or ebm.neighbours <= ebm.splats,
-        f"ebm.neighbours={ebm.neighbours} splats act on a state: ebm.splats={ebm.splats} is 0, or as many.",
+        f"ebm.neighbours={ebm.neighbours} splats act on a state, of at most ebm.splats={ebm.splats}: "
+        "choose fewer, or ebm.splats=0 for none.",
     )
     need(
         ebm.splats > 0 or ebm.adapt == "statistics",

@@ -64,6 +64,12 @@ MORE_EVENTS = "lower the learning rate, or raise ebm.soc_threshold: new states a
 SCORE_IS_WRONG = "raise ebm.score, or ebm.states: at this noise the score points away from the states"
 
 
+COMPARED = ("energy", "soc_rate")  # whose threshold is another figure of the run
+COMPARED_WITH = (
+    "energy: its slope an evaluation beside two standard errors; soc_rate: beside its first value over 0"
+)
+
+
 def alerts(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> list[Finding]:
     """Those of the `findings` that are an alert."""
     return [finding for finding in findings(figures, curve) if finding.verdict == ALERT]
@@ -113,9 +119,9 @@ def _of_energy(curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
 
 
 def _of_events(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]]) -> Iterator[Finding]:
-    """Consolidations per 1,000 states, beside the first such figure."""
+    """Consolidations per 1,000 states, beside the first such figure over 0."""
     if "soc_rate" in figures:
-        known = [rate for rate in _series(curve, "soc_rate") if math.isfinite(rate)]
+        known = [rate for rate in _series(curve, "soc_rate") if rate > 0]
         first = known[0] if known else math.nan
         yield _judged("soc_rate", figures["soc_rate"], first, 1, MORE_EVENTS)
 
@@ -179,6 +185,12 @@ def as_plain(diagnosis: Diagnosis) -> dict[str, Any]:
     return asdict(diagnosis) | {"law": law}
 
 
+def alert_in_words(alert: Mapping[str, Any]) -> str:
+    """A line of alerts.jsonl, read, as a line of text."""
+    figures = f"{alert['cause']} {number(alert['figure'])}, threshold {number(alert['threshold'])}"
+    return f"alert at step {alert['step']}: {figures}: {alert['recommendation']}"
+
+
 def number(value: float) -> str:
     """Four figures; – for none."""
     return f"{value:.4g}" if math.isfinite(value) else "–"
@@ -191,6 +203,8 @@ def as_markdown(title: str, diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         cells = [finding.cause, number(finding.figure), number(finding.threshold), finding.verdict]
         lines.append(f"| {' | '.join([*cells, finding.recommendation or '–'])} |")
+    if any(finding.cause in COMPARED for finding in diagnosis.findings):
+        lines += ["", COMPARED_WITH]
     lines += ["", f"Avalanches: {diagnosis.criticality}."]
     lines += ["", f"Over the last {TREND_OVER} evaluations:", ""]
     lines += [f"* {name}: {trend}" for name, trend in diagnosis.trends.items()]

@@ -16,7 +16,8 @@ from .model import EnergyModel
 class Sampling:
     """Of a latent's chain; `step` and `friction` in units of its stiffest oscillation, see `langevin`.
 
-    Raises ValueError for an unknown sampler, a step from 2 on (unstable) and a temperature below 0.
+    Raises ValueError for an unknown sampler, a step from 2 on (unstable), fewer than 0 steps, a friction of 0
+    or below and a temperature below 0.
     """
 
     sampler: str = "baoab"
@@ -32,6 +33,10 @@ class Sampling:
             raise ValueError(f"a chain of step {self.step} is unstable: take one between 0 and 2")
         if not self.temperature >= 0:
             raise ValueError(f"a temperature must be at least 0, not {self.temperature}")
+        if self.steps < 0 or not self.friction > 0:
+            raise ValueError(
+                f"a chain needs 0 steps or more and a friction over 0, not {self.steps} and {self.friction}"
+            )
 
 
 @torch.no_grad()
@@ -81,6 +86,8 @@ def written(
 ) -> Iterator[int]:
     """`count` further tokens after `prompt`, one by one; the same for the same seed.
 
+    Latents and tokens have chance of their own: other chains leave the tokens the same luck.
+
     Args:
         context: tokens that the model looks back on, as in its training.
         temperature: of the choice among the next tokens; 0: the likeliest.
@@ -93,12 +100,12 @@ def written(
     _check(model, prompt, count, temperature, top_k)
     sampling = sampling or Sampling(temperature=0.0)
     device = model.embeddings.device
-    generator = torch.Generator(device).manual_seed(seed)
+    of_latents, of_tokens = (torch.Generator(device).manual_seed(s) for s in (-1 - seed, seed))
     tokens = list(prompt)
     model.eval()
     for _ in range(count):
-        logits = _next(model, torch.tensor([tokens[-context:]], device=device), sampling, generator)
-        tokens.append(_chosen(logits, temperature, top_k, generator))
+        logits = _next(model, torch.tensor([tokens[-context:]], device=device), sampling, of_latents)
+        tokens.append(_chosen(logits, temperature, top_k, of_tokens))
         yield tokens[-1]
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -384,8 +385,8 @@ def r2_column(sigma: float) -> str:
 
 
 def level_name(sigma: float) -> str:
-    """A noise level in the name of a column: `0p05`."""
-    return f"{sigma:g}".replace(".", "p")
+    """A noise level in the name of a column, to its last digit: `0p05`."""
+    return np.format_float_positional(sigma, trim="-").replace(".", "p")
 
 
 def expert_loads(routing: Routing) -> dict[str, Tensor]:

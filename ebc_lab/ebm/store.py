@@ -41,7 +41,6 @@ UNITS: Final = 2.0**32  # to the integer in which sums are added
 
 PHASES: Final = (1, 6, 10)  # tenths of the splats, in each third of the steps
 FEWEST: Final = 16
-NEVER: Final = -(2**62)  # when a splat that has won no state won its last one
 COVERED_OVER: Final = 20  # states a splat: the latest that `coverage` looks at
 TOKENS_EACH: Final = 20  # of the training text, at least, for one splat
 
@@ -182,7 +181,9 @@ class SplatStore(nn.Module):
         self.register_buffer("resultant", mean_cosine(self.concentration))
         self.register_buffer("stress", torch.zeros(capacity))
         self.register_buffer("seen", torch.tensor(0))  # states observed so far
-        self.register_buffer("last_won", torch.full((capacity,), NEVER))  # `seen` after each one's last win
+        self.register_buffer(
+            "last_won", torch.zeros(capacity, dtype=torch.int64)
+        )  # `seen` after its last win
         self.register_buffer("rows", torch.empty(0, dtype=torch.int64), persistent=False)  # of `active`
 
     def __len__(self) -> int:
@@ -345,7 +346,7 @@ class SplatStore(nn.Module):
         self.frequency[rows] = torch.as_tensor(frequency).to(self.frequency)
         self.age[rows] = 0
         self.stress[rows] = 0
-        self.last_won[rows] = NEVER
+        self.last_won[rows] = self.seen
         self.weigh(rows, weight)
         self._set_kappa(rows, width)
         self.resultant[rows] = mean_cosine(self.concentration[rows])
@@ -406,7 +407,7 @@ class SplatStore(nn.Module):
         return wins
 
     def coverage(self) -> float:
-        """The share of active splats that won one of the last 20 N states observed."""
+        """The share of active splats that won one of the last 20 N states observed, or are newer."""
         recent = self.last_won > self.seen - COVERED_OVER * len(self)
         return float((recent & self.active).sum()) / max(1, len(self))
 

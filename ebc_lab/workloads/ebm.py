@@ -22,7 +22,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import EbmConfig, RunConfig
 from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.logits import mean_kl
-from ebc_lab.ebm.diagnose import Finding, alerts
+from ebc_lab.ebm.diagnose import alert_in_words, alerts
 from ebc_lab.ebm.embeddings import cooccurrence, load_gpt2
 from ebc_lab.ebm.evaluate import energy_trend, held_out, held_out_names, ngram_baselines, sampled_loss
 from ebc_lab.ebm.model import (
@@ -129,10 +129,6 @@ def eval_columns(run: RunConfig, vocabulary: int) -> tuple[str, ...]:
     recent += ["soc_rate"] if run.ebm.splats and run.ebm.soc else []
     recent += ["load_max"] if run.decoder.name == "moe" and run.decoder.experts > 1 else []
     return (*held_out_names(settings_of(run, vocabulary)), *recent)
-
-
-def _told(finding: Finding) -> str:
-    return f"{finding.cause} {finding.figure:.3g}, limit {finding.threshold:.3g}: {finding.recommendation}"
 
 
 class EBMWorkload:
@@ -318,7 +314,7 @@ class EBMWorkload:
             renew(store.mu, changed)
         if len(changed) or (step + 1) % self.run.index.rebuild_every == 0:
             store.rebuild_index()
-        in_use = store.kappa()[store.active]
+        in_use = store.width()[store.active]
         return found | {"splats": states.new_tensor(float(len(store))), "kappa_median": in_use.median()}
 
     def _next_phase(self, step: int) -> Tensor:
@@ -326,7 +322,7 @@ class EBMWorkload:
         store = self.model.store
         assert store is not None
         store.kappa_divisor = self.ebm.temperature[phase_at(step + 1, self.run.steps)]
-        count = self._splats_at(step + 1) - max(len(store), self._splats_at(step))
+        count = self._splats_at(step + 1) - len(store)  # also those of a step that was skipped
         if count <= 0 or step + 1 >= self.run.steps:
             return torch.empty(0, dtype=torch.int64, device=store.mu.device)
         return store.grow(self._present(step + 1), count, self._rng(step + 1, "grow"))
@@ -376,10 +372,11 @@ class EBMWorkload:
         new = [finding for finding in alerts(found, self.curve) if finding.cause not in known]
         if not new:
             return
-        self.alerts += [{"step": step, **asdict(finding)} for finding in new]
+        told: list[dict[str, Any]] = [{"step": step, **asdict(finding)} for finding in new]
+        self.alerts += told
         write_atomic(files.alerts, "".join(f"{json.dumps(alert)}\n" for alert in self.alerts).encode())
         with open(files.log, "a", encoding="utf-8") as log:
-            log.writelines(f"alert at step {step}: {_told(finding)}\n" for finding in new)
+            log.writelines(f"{alert_in_words(alert)}\n" for alert in told)
 
     def _windows(self, split: str, count: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of about `count` tokens of a split, in windows spread over it, (B, T) each."""

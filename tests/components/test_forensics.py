@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.against_reference import DIFFERENCES, EXACT, STEPS, clipped_steps, compare, run_both
 from support.forensic_reference import ForensicReference
@@ -24,7 +24,6 @@ from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.options import BETA_INITS, CADENCES, GUARDS, UNITS
 
 LR = 0.02
-fixed = settings(derandomize=True, deadline=None, max_examples=80)
 
 
 def clip(model, base=None, **options):
@@ -214,7 +213,6 @@ def test_golden_guard(golden, kind):
     assert guard.count == 2
 
 
-@fixed
 @given(rhos)
 def test_no_guard_never_moves(values):
     guard = Guard("none")
@@ -222,7 +220,6 @@ def test_no_guard_never_moves(values):
     assert (guard.factor, guard.count) == (1, 0)
 
 
-@fixed
 @given(rhos)
 def test_a_guard_never_widens_the_radius_and_counts_what_shrank_it(values):
     guard = Guard("shrink")
@@ -235,7 +232,6 @@ def test_a_guard_never_widens_the_radius_and_counts_what_shrank_it(values):
 
 
 @moving
-@fixed
 @given(rho=st.floats(1.01, 1e3), start=st.integers(0, 500), cuts=st.lists(st.integers(1, 199), max_size=5))
 def test_half_of_ln_g_is_recovered_in_200_steps_however_many_audits(kind, rho, start, cuts):
     guard = Guard(kind)
@@ -247,7 +243,6 @@ def test_half_of_ln_g_is_recovered_in_200_steps_however_many_audits(kind, rho, s
     assert guard.log_factor.item() == pytest.approx(-0.5 * math.log(rho))
 
 
-@fixed
 @given(rhos)
 def test_only_shrink_inflate_asks_for_larger_betas(values):
     shrink = Guard("shrink")

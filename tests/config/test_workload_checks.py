@@ -29,7 +29,10 @@ REFUSED = [
     ("sampler.step=2", "sampler.step must be a finite number > 0 and < 2"),
     ("sampler.step=0", "sampler.step must be a finite number > 0"),
     ("sampler.temperature=-1", "sampler.temperature must be a finite number >= 0"),
-    ("ebm.neighbours=200", "ebm.neighbours=200 splats act on a state: ebm.splats=160 is 0, or as many"),
+    (
+        "ebm.neighbours=200",
+        "ebm.neighbours=200 splats act on a state, of at most ebm.splats=160: choose fewer",
+    ),
     ("ebm.splats=0 ebm.adapt=gradient", "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none"),
     ("decoder.active=5", "decoder.active=5 must be at most decoder.experts=4"),
     ("ebm.soc_conserved=1", "ebm.soc_conserved must be a finite number >= 0 and < 1"),

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -24,7 +24,6 @@ from ebc_lab.ebc.budget import (
 )
 from ebc_lab.ebc.options import DRIFT, KL_FLOOR, SURPRISE
 
-fixed = settings(derandomize=True, deadline=None, max_examples=80)
 positive = st.floats(1e-6, 1e6)
 
 
@@ -55,7 +54,6 @@ def test_golden_clip_coefficient(golden, kind):
     assert linear_kl(golden)(c).item() == pytest.approx(values["applied_kl"][kind], rel=1e-6)
 
 
-@fixed
 @given(positive, positive)
 def test_c_is_at_most_one_and_spends_the_radius(radius, surrogate):
     c = clip_coefficient(f64(radius), f64(surrogate)).item()
@@ -145,7 +143,6 @@ def search(kl, *, delta=1e-2, trial=0.1, measurements=3):
     return shadow_search(kl, f64(delta), f64(trial), measurements=measurements, floor=KL_FLOOR["float32"])
 
 
-@fixed
 @given(st.floats(1e-4, 1e3), st.floats(1e-4, 1.0), st.integers(1, 3))
 def test_a_quadratic_kl_is_met_exactly(curvature, trial, measurements):
     found = search(lambda c: curvature * c**2, trial=trial, measurements=measurements)
@@ -205,7 +202,6 @@ def test_golden_proposal_scale(own_golden):
     assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
 
 
-@fixed
 @given(st.floats(-5, 5), st.integers(8, 4096))
 def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio, tokens):
     track = UNKNOWN
@@ -239,7 +235,6 @@ def test_its_variance_is_the_square_of_its_error_where_the_ratio_drifts_as_assum
     assert error < 0.75 * (seen - ratio).square().mean().item()
 
 
-@fixed
 @given(st.floats(-3, 3), st.floats(-3, 3))
 def test_a_measurement_never_leads_beyond_itself(predicted, seen):
     after = Track(f64(predicted), f64(0.05)).measured(f64(seen), 0.07).log_ratio.item()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ebc_lab.components.forensics import PI
@@ -13,7 +13,6 @@ from ebc_lab.ebc import make_controller, schedule_multiplier
 from ebc_lab.ebc.controller import CONTROLLERS
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, SCHEDULES
 
-fixed = settings(derandomize=True, deadline=None, max_examples=60)
 kls = st.lists(st.tuples(st.floats(0, 10.0), st.booleans()), min_size=1, max_size=30)
 KINDS = CONTROLLERS | {"pi": PI}
 numbers = st.floats(-1e300, 1e300)
@@ -48,7 +47,6 @@ def test_a_constant_schedule_needs_no_length():
     assert [schedule_multiplier("constant", t, None) for t in range(4)] == [1.0] * 4
 
 
-@fixed
 @given(st.integers(1, 1000), st.sampled_from(tuple(LEAST_MULTIPLIER)))
 def test_a_schedule_over_a_run_only_falls_from_1_to_5_per_cent(total, kind):
     values = [schedule_multiplier(kind, t, total) for t in range(total + 20)]
@@ -57,7 +55,6 @@ def test_a_schedule_over_a_run_only_falls_from_1_to_5_per_cent(total, kind):
     assert values[total:] == pytest.approx([0.05] * 20)
 
 
-@fixed
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_lr_squared_follows_the_learning_rate_alone(ratio, factor):
     m = schedule_multiplier("lr_squared", 0, None, ratio)
@@ -65,14 +62,12 @@ def test_lr_squared_follows_the_learning_rate_alone(ratio, factor):
     assert schedule_multiplier("lr_squared", 70, 100, factor * ratio) == pytest.approx(factor**2 * m)
 
 
-@fixed
 @given(kls)
 def test_fixed_never_moves(audits):
     controller = make_controller("fixed", 0.02)
     assert all(controller.update(kl, clipped) == 0.02 for kl, clipped in audits)
 
 
-@fixed
 @given(kls)
 def test_ranges(audits):
     published = make("pi")
@@ -82,7 +77,6 @@ def test_ranges(audits):
         assert abs(math.log(log_pi.update(kl, clipped) / 0.05)) <= 12 + 1e-9
 
 
-@fixed
 @given(kls, st.floats(1e-3, 1e3))
 def test_log_pi_has_no_unit(audits, unit):
     small = make_controller("log_pi", 0.05)
@@ -106,7 +100,6 @@ def test_log_pi_waits_while_nothing_is_clipped():
     assert controller.update(0.5, False) < 0.05  # too far is too far, clipped or not
 
 
-@fixed
 @given(st.floats(1e-6, 10), st.booleans(), st.floats(0.6, 1.6), st.floats(1e-4, 1))
 def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, target):
     def moved(kl, clipped):
@@ -118,7 +111,6 @@ def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, 
     assert moved(0.4 * target, False) == 1
 
 
-@fixed
 @given(kls, st.lists(st.tuples(numbers, numbers, numbers), min_size=30, max_size=30), st.floats(1e-9, 1e3))
 def test_rsl_and_agreement_keep_within_their_reach(audits, signals, target):
     rsl = make("rsl", target)
@@ -160,7 +152,6 @@ def quadratic(seed, c, curvature):
     return {"loss_drop": loss(w) - loss(w + c * dw), "slope": slope, "q": q, "c": c}, r
 
 
-@fixed
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.floats(-1, 30))
 def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
     signals, r = quadratic(seed, c, curvature)
@@ -189,7 +180,6 @@ def test_agreement_shrinks_where_no_fall_was_predicted(slope, q, drop):
     assert controller.ratio.isnan()
 
 
-@fixed
 @given(st.floats(1e-6, 10), st.floats(1e-3, 1e3), st.floats(1e-6, 1), st.floats(1e-3, 1))
 def test_energy_is_proportional_to_the_slope_and_to_the_schedule(fall, factor, gain, m):
     controller = make_controller("energy", 0.05, a=gain)
@@ -217,7 +207,6 @@ def watched(controller, values, kl=0.05, clipped=True):
     return controller.update(kl, clipped).item()
 
 
-@fixed
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=30), st.booleans())
 def test_confidence_moves_against_the_mean_of_what_it_saw(values, clipped):
     controller = make("confidence")

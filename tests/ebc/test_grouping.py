@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import group_parameters
 from ebc_lab.ebc.options import GROUPINGS
-
-fixed = settings(derandomize=True, deadline=None, max_examples=60)
 
 
 def both(*modules):
@@ -183,7 +181,6 @@ all_names = [*sorted({name for model in MODELS.values() for name in names_of(mod
 
 
 @pytest.mark.parametrize("kind", GROUPINGS)
-@fixed
 @given(names=st.lists(st.sampled_from(all_names), min_size=1, unique=True))
 def test_every_name_is_in_exactly_one_group(kind, names):
     if kind == "matrices":

@@ -4,14 +4,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from ebc_lab.ebc import centre, half_fisher, mean_kl, rms_norm
 from ebc_lab.ebc.logits import overconfidence
 
-fixed = settings(derandomize=True, deadline=None, max_examples=80)
 seeds = st.integers(0, 2**32 - 1)
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 12))
 scales = st.floats(0.01, 30.0)
@@ -30,7 +29,6 @@ def test_golden(golden):
     assert rms_norm(centre(dz)).square().item() / 4 == pytest.approx(values["kl_bound_quarter"], rel=1e-6)
 
 
-@fixed
 @given(seeds, shapes, scales, scales)
 def test_kl_is_at_most_a_quarter_of_the_centred_square(seed, shape, size, move):
     z = size * normal(seed, *shape)
@@ -38,7 +36,6 @@ def test_kl_is_at_most_a_quarter_of_the_centred_square(seed, shape, size, move):
     assert mean_kl(z, z + d) <= rms_norm(centre(d)).square() / 4 * (1 + 1e-12)
 
 
-@fixed
 @given(seeds, shapes, scales, scales)
 def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
     z = size * normal(seed, *shape)
@@ -51,7 +48,6 @@ def test_a_constant_on_a_token_changes_nothing(seed, shape, size, move):
     assert mean_kl(z, z + shift).item() == pytest.approx(0, abs=1e-12)
 
 
-@fixed
 @given(seeds, shapes, st.floats(0.01, 5.0))
 def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
     z = size * normal(seed, *shape)
@@ -62,7 +58,6 @@ def test_kl_is_half_the_variance_for_a_small_move(seed, shape, size):
         )
 
 
-@fixed
 @given(seeds, shapes, st.integers(2, 4))
 def test_the_number_of_tokens_cancels(seed, shape, copies):
     z = normal(seed, *shape)
@@ -114,7 +109,6 @@ def drawn(seed: int, z: Tensor) -> Tensor:
     return torch.multinomial(z.softmax(-1), 1, generator=torch.Generator().manual_seed(seed))[:, 0]
 
 
-@fixed
 @given(seeds, st.integers(3, 30), st.floats(0.1, 5.0), st.floats(-100, 100))
 def test_overconfidence_is_the_slope_along_the_scale_of_the_logits(seed, tokens, size, shift):
     z = size * normal(seed, tokens, 5)
@@ -135,7 +129,6 @@ def test_overconfidence_tells_bold_from_timid_and_is_within_noise_for_prediction
     assert overconfidence(z / 1.5, y) < -5
 
 
-@fixed
 @given(seeds, st.integers(3, 10), st.integers(1, 10))
 def test_overconfidence_leaves_out_what_does_not_count(seed, kept, dropped):
     z = normal(seed, kept + dropped, 4)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
@@ -14,7 +14,6 @@ from ebc_lab.ebc import SensitivityFilter
 from ebc_lab.ebc.options import CADENCES
 from ebc_lab.ebc.sensitivity import due_groups, probe_fd, probe_jvp
 
-fixed = settings(derandomize=True, deadline=None, max_examples=40)
 PROBES = {"jvp": probe_jvp, "fd": probe_fd}
 
 
@@ -38,7 +37,6 @@ def test_golden(golden, probe):
 
 
 @pytest.mark.parametrize("probe", PROBES)
-@fixed
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
 def test_scale_of_a_direction_and_number_of_tokens(probe, seed, factor):
     draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
@@ -102,7 +100,6 @@ def test_golden_filter(golden):
     assert betas == pytest.approx(values["warm"], rel=1e-6)
 
 
-@fixed
 @given(st.floats(1e-3, 1e3), st.floats(1, 10), st.sampled_from([torch.float32, torch.float64]))
 def test_inflation_multiplies_beta_and_nothing_else(observed, factor, dtype):
     tracked = SensitivityFilter()
@@ -165,7 +162,6 @@ def test_between_sweeps_two_groups_take_turns(cadence, every):
         assert in_order == [GROUPS[(start + i) % 5] for i in range(len(in_order))]
 
 
-@fixed
 @given(st.integers(1, 30), st.sampled_from(CADENCES))
 def test_no_group_is_forgotten(n, cadence):
     groups = [f"block{i}" for i in range(n)]

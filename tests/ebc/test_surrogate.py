@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebc import aggregate, centre, rms_norm
 from ebc_lab.ebc.options import AGGREGATES
 
-fixed = settings(derandomize=True, deadline=None, max_examples=80)
 contributions = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=20)
 
 
@@ -25,7 +24,6 @@ def test_l2_is_no_bound(golden):
         assert (values["S"][kind] >= values["T"]) == bound
 
 
-@fixed
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
 def test_bounds_hold_on_a_linear_model(seed, layers):
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +37,6 @@ def test_bounds_hold_on_a_linear_model(seed, layers):
     assert aggregate(s, "sqrtl_l2") >= movement * (1 - 1e-12)
 
 
-@fixed
 @given(contributions)
 def test_order_of_the_aggregates(values):
     s = torch.tensor(values, dtype=torch.float64)
@@ -48,7 +45,6 @@ def test_order_of_the_aggregates(values):
     assert l1 <= sqrtl_l2 * (1 + 1e-12)
 
 
-@fixed
 @given(contributions, st.integers(1, 5), st.floats(1e-3, 1e3))
 def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
     s = torch.tensor(values, dtype=torch.float64)

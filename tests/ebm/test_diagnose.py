@@ -105,8 +105,9 @@ def test_a_figure_that_is_not_known_is_no_alert(name):
     assert alerts(figures, [*FALLING[:-1], figures]) == []
 
 
-def test_soc_rate_is_held_against_its_first_known_value():
-    curve = [{"soc_rate": math.nan}, {}, {"soc_rate": 0.1}, {"soc_rate": 0.9}, {"soc_rate": 0.2}]
+def test_soc_rate_is_held_against_its_first_value_over_0():
+    rates = [{"soc_rate": rate} for rate in (math.nan, 0.0, 0.1, 0.9, 0.2)]
+    curve = [*rates[:1], {}, *rates[1:]]
     [found] = findings(curve[-1], curve)
     assert (found.threshold, found.verdict) == (0.1, ALERT)
 

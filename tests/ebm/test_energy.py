@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebm import energy as energy_module
@@ -29,7 +29,6 @@ from ebc_lab.ebm.vmf import log_peak
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["energy"]
 NAMES = ("mu", "alpha", "kappa", "contexts", "tether", "a", "b", "omega")
-few = settings(max_examples=40, deadline=None)
 
 
 def tensor(values):
@@ -246,7 +245,6 @@ def test_a_module_is_measured_by_functional_call_and_forward_mode():
 # -- settling ------------------------------------------------------------------------------------------------
 
 
-@few
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 8, 40]), st.floats(0, 3))
 def test_no_step_of_settling_raises_the_energy(seed, n, pairs):
     x, terms = example(n, rows=50, seed=seed)
@@ -328,7 +326,6 @@ def test_splats_without_a_share_do_not_count():
 # -- the sampler's scale, a store's energy -------------------------------------------------------------------
 
 
-@few
 @given(st.integers(0, 2**31), st.sampled_from([3, 12, 64]))
 def test_the_stiffness_bounds_the_curvature_of_a_tethered_mixture(seed, n):
     x, terms = example(n, rows=20, seed=seed)

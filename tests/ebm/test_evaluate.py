@@ -141,8 +141,8 @@ def test_figures_of_held_out_states_by_their_names():
     assert found["state_coverage"] == pytest.approx(known.double().mean().item())
     assert found["kappa_median"] == pytest.approx(kappa.median().item())
     assert found["kappa_at_limit"] == 0
-    assert found["splat_coverage"] == 0  # nothing was observed yet
-    model.store.observe(states)
+    assert found["splat_coverage"] == 1  # no splat has had its chance yet
+    model.store.observe(states.repeat(20, 1))
     assert held_out(model, tokens, seeded())["splat_coverage"] == pytest.approx(found["winners"])
 
 

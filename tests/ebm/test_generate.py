@@ -40,6 +40,8 @@ def blocks():
         ({"step": 2.0}, "a chain of step 2.0 is unstable: take one between 0 and 2"),
         ({"step": 0.0}, "unstable"),
         ({"step": float("nan")}, "unstable"),
+        ({"steps": -1}, "0 steps or more and a friction over 0, not -1 and 1.0"),
+        ({"friction": 0.0}, "not 20 and 0.0"),
         ({"temperature": -0.1}, "a temperature must be at least 0, not -0.1"),
         ({"temperature": float("nan")}, "a temperature must be at least 0"),
     ],
@@ -128,6 +130,16 @@ def test_the_same_seed_writes_the_same_text(kind, sampling, request):
     torch.set_rng_state(before)
     text(model, seed=7, sampling=sampling)
     assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
+
+
+def test_the_luck_of_the_tokens_is_not_the_latents():
+    """Where every token is as likely, whatever the latent, the seed alone chooses."""
+    model = loose()
+    with torch.no_grad():
+        model.decoder.head.weight.zero_()
+    settled = text(model, seed=7, temperature=1.0)
+    assert text(model, seed=7, temperature=1.0, sampling=Sampling(steps=4)) == settled
+    assert text(model, seed=8, temperature=1.0) != settled
 
 
 def test_only_the_k_likeliest_are_chosen_from(model):

@@ -244,9 +244,11 @@ def test_the_parts_add_up(settings):
 
 
 def test_columns_are_named_by_their_level():
-    assert [r2_column(sigma) for sigma in (0.01, 0.05, 0.5, 1.25)] == [
+    assert [r2_column(sigma) for sigma in (1e-5, 0.01, 0.05, 0.1000000001, 0.5, 1.25)] == [
+        "r2_0p00001",
         "r2_0p01",
         "r2_0p05",
+        "r2_0p1000000001",
         "r2_0p5",
         "r2_1p25",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebm.noise import (
@@ -25,7 +25,6 @@ from ebc_lab.ebm.vmf import concentration_of, mean_cosine, sample
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 
 kinds = pytest.mark.parametrize("kind", ["vmf", "geodesic"])
-few = settings(max_examples=60, deadline=None)
 sigmas = st.floats(0.01, 1.5)
 
 
@@ -199,7 +198,6 @@ def test_r_squared_of_1e_4_keeps_its_digits_in_float32():
     assert float(r_squared(score.float(), target.float())) == pytest.approx(exact, rel=1e-5)
 
 
-@few
 @given(st.floats(0.5, 60), sigmas)
 def test_widening_multiplies_mean_cosines(kappa, sigma):
     product = mean_cosine(kappa) * mean_cosine(1 / sigma**2)
@@ -210,7 +208,6 @@ def test_widening_multiplies_mean_cosines(kappa, sigma):
     assert float(in_float32) == pytest.approx(widen(kappa, sigma), rel=1e-6)
 
 
-@few
 @given(st.floats(0.5, 60), sigmas, sigmas)
 def test_widening_twice_is_widening_by_both(kappa, first, second):
     both = mean_cosine(1 / first**2) * mean_cosine(1 / second**2)

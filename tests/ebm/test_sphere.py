@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.ebm.sphere import distance, exp, geodesic, log, metric, normalise, project, transport
@@ -18,7 +18,6 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 dimensions = pytest.mark.parametrize("n", [3, 640], ids=["S2", "S639"])
 angles = pytest.mark.parametrize("angle", ANGLES)
-few = settings(max_examples=50, deadline=None)
 
 
 def tensor(values):
@@ -90,7 +89,6 @@ def test_transport_turns_the_geodesics_plane_and_leaves_the_rest(dtype, n, angle
     assert largest(transport(x.to(dtype), y.to(dtype), v.to(dtype)) - carried) <= TOLERANCE[dtype]
 
 
-@few
 @given(st.integers(2, 40), st.integers(0, 2**31), st.floats(1e-3, 2.9))
 def test_the_logarithm_inverts_the_exponential_and_transport_is_an_isometry(n, seed, angle):
     x, u = frames(n, seed, rows=3)
@@ -105,7 +103,6 @@ def test_the_logarithm_inverts_the_exponential_and_transport_is_an_isometry(n, s
     assert largest(transport(y, x, carried) - w) < 1e-9
 
 
-@few
 @given(st.integers(2, 40), st.integers(0, 2**31), st.floats(0, 7), st.floats(0, 7))
 def test_geodesics_add_up(n, seed, first, second):
     x, u = frames(n, seed, rows=3)

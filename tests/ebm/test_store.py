@@ -504,13 +504,16 @@ def test_coverage_counts_the_splats_that_won_lately():
     store = SplatStore(6, 8)
     assert store.coverage() == 0
     store.add(torch.eye(8)[:5])
-    assert store.coverage() == 0
+    assert store.coverage() == 1  # no splat has had its chance yet
     store.observe(torch.eye(8)[:2])
+    store.observe(torch.eye(8)[:1].expand(98, 8))
     assert store.coverage() == 0.4
     store.observe(torch.eye(8)[:1].expand(100, 8))  # 20 states a splat later
     assert store.coverage() == 0.2
-    store.place(torch.tensor([0]), torch.eye(8)[5:6])  # another splat, which has won nothing
-    assert store.coverage() == 0
+    store.place(torch.tensor([1]), torch.eye(8)[5:6])  # another splat, whose chance begins
+    assert store.coverage() == 0.4
+    store.observe(torch.eye(8)[:1].expand(100, 8))
+    assert store.coverage() == 0.2
 
 
 # -- revival and growth --------------------------------------------------------------------------------------

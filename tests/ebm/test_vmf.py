@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
 
@@ -22,7 +22,6 @@ from ebc_lab.ebm.vmf import (
 )
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["vmf"]["rows"]
-few = settings(max_examples=60, deadline=None)
 dimensions = st.integers(2, 1200)
 concentrations = st.floats(-3, 5).map(lambda exponent: 10.0**exponent)
 
@@ -43,7 +42,6 @@ def test_golden_values(row):
 # -- the Bessel functions ------------------------------------------------------------------------------------
 
 
-@few
 @given(dimensions, concentrations)
 def test_the_ratio_lies_between_amos_bounds_and_satisfies_the_recurrence(n, raw):
     order = n / 2 - 1
@@ -54,7 +52,6 @@ def test_the_ratio_lies_between_amos_bounds_and_satisfies_the_recurrence(n, raw)
     assert ratio == pytest.approx(1 / (n / raw + above), rel=1e-9)
 
 
-@few
 @given(st.integers(2, 120), st.floats(0.5, 2000))
 def test_ratio_and_peak_are_those_of_scipys_bessel_functions(n, raw):
     order = n / 2 - 1
@@ -86,7 +83,6 @@ def test_the_density_integrates_to_one_over_the_sphere(n, kappa):
     assert total == pytest.approx(1, abs=1e-7)
 
 
-@few
 @given(dimensions, concentrations)
 def test_the_slope_is_the_ratios_derivative(n, raw):
     step = 1e-4 * raw
@@ -94,7 +90,6 @@ def test_the_slope_is_the_ratios_derivative(n, raw):
     assert float(bessel_ratio_slope(n, raw)) == pytest.approx(difference, rel=1e-3, abs=1e-13 / step)
 
 
-@few
 @given(dimensions, st.floats(0.001, 0.9999))
 def test_the_concentration_inverts_the_ratio(n, a):
     assert float(bessel_ratio(n, concentration(n, a))) == pytest.approx(a, rel=1e-10)
@@ -136,7 +131,6 @@ def test_gradients_of_float32_concentrations_are_float32():
 # -- per degree of freedom -----------------------------------------------------------------------------------
 
 
-@few
 @given(st.floats(1e-3, 1e3))
 def test_mean_cosine_and_concentration_are_inverses(kappa):
     assert concentration_of(mean_cosine(kappa)) == pytest.approx(kappa, rel=1e-8)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.lowbit.backends import BackendUnavailableError, get_backend
@@ -131,7 +131,6 @@ def ints(values: np.ndarray) -> list[list[int]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(problem=integer_problems())
-@settings(max_examples=80, deadline=None)
 def test_lloyd_is_its_definition(backend: str, problem: tuple[np.ndarray, np.ndarray, int]) -> None:
     grid, start, max_iter = problem
     expected = plain_lloyd(ints(grid), ints(start), max_iter)
@@ -143,7 +142,6 @@ def test_lloyd_is_its_definition(backend: str, problem: tuple[np.ndarray, np.nda
 
 
 @given(problem=integer_problems(), scale=st.sampled_from([1.0, 0.1, 3e-7, 1e200]), seed=st.integers(0, 9))
-@settings(max_examples=60, deadline=None)
 def test_kmeans_is_its_definition(
     problem: tuple[np.ndarray, np.ndarray, int], scale: float, seed: int
 ) -> None:

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
@@ -95,7 +95,6 @@ def test_a_stream_with_other_columns_is_refused(tmp_path):
         Stream(tmp_path / "s.csv", ("step", "y"), stream.mark())
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_float32_survives_the_file(tmp_path_factory, value):
     path = tmp_path_factory.mktemp("s") / "s.csv"

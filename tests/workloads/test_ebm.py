@@ -160,6 +160,22 @@ def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
     assert seen == [(16, 4.0)] * 3 + [(96, 2.0)] * 3 + [(160, 1.0)] * 3
 
 
+def test_a_skipped_step_at_the_end_of_a_third_only_delays_its_splats(text_file, tmp_path):
+    run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "eval_every=60")
+    training = Training(replace(run, steps=9), made(tmp_path / "run"))
+    after_step = training.workload.after_step
+
+    def skipping(step, taken, tape, renew):
+        return after_step(step, replace(taken, skipped=torch.tensor(step == 2)), tape, renew)
+
+    training.workload.after_step = skipping
+    seen = []
+    for _ in range(9):
+        seen.append(len(training.model.store))
+        training.advance(1)
+    assert seen == [16] * 4 + [96] * 2 + [160] * 3
+
+
 def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.revive_every=6", "ebm.soc=false", "ebm.score=0")
     training = Training(run, made(tmp_path / "run"))

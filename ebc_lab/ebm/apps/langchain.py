@@ -9,6 +9,8 @@ import hashlib
 from dataclasses import asdict, replace
 from typing import Any
 
+from torch import Tensor
+
 try:
     from langchain_core.callbacks import CallbackManagerForLLMRun
     from langchain_core.language_models.llms import LLM
@@ -40,8 +42,9 @@ class EBCLanguageModel(LLM):
     def model_post_init(self, context: Any, /) -> None:
         super().model_post_init(context)
         known = hashlib.sha256()
-        for value in self.model.parameters():
-            known.update(value.detach().cpu().numpy().tobytes())
+        for value in self.model.state_dict().values():  # statistics of the splats are no parameters
+            if isinstance(value, Tensor):
+                known.update(value.cpu().numpy().tobytes())
         self._weights = known.hexdigest()
 
     @property

@@ -41,11 +41,13 @@ class Writing:
         _within("top_k", self.top_k, 0, SEEDS)
         _within("langevin_steps", self.langevin_steps, 0, MOST_STEPS)
         _within("seed", self.seed, 0, SEEDS - 1)
-        _within("temperature", self.temperature, 0, 1e6)
-        _within("langevin_temperature", self.langevin_temperature, 0, 1e6)
+        _within("temperature", self.temperature, 0, 1e6, (int, float))
+        _within("langevin_temperature", self.langevin_temperature, 0, 1e6, (int, float))
 
 
-def _within(name: str, value: float, low: int, high: float) -> None:
+def _within(name: str, value: float, low: int, high: float, kinds: tuple[type, ...] = (int,)) -> None:
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise ValueError(f"{name} must be a {'number' if float in kinds else 'whole number'}, not {value!r}")
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low} and {high:.10g}, not be {value}")
 
@@ -103,7 +105,7 @@ class Writer:
         """
         ids = self.tokenizer.encode(text)
         if not 1 <= len(ids) <= MOST_TOKENS:
-            raise ValueError(f"a text must have 1 to {MOST_TOKENS} tokens, not {len(ids)}: cut it in parts")
+            raise ValueError(f"a text must have 1 to {MOST_TOKENS} tokens, not {len(ids)}")
         self.model.eval()
         tokens = torch.tensor(ids, device=self.model.embeddings.device)
         parts = [self.model.encode(window[None]) for window in torch.split(tokens, self.context)]

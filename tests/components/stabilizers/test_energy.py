@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 from torch import nn
@@ -43,7 +43,6 @@ def test_low_precision_outputs_are_summed_in_float32():
     assert output_norm(x.double(), "raw").dtype == torch.float64
 
 
-@settings(derandomize=True, deadline=None, max_examples=25)
 @given(st.integers(0, 999), st.integers(1, 9))
 def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, rows):
     model = small_model(seed)
@@ -65,7 +64,6 @@ def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, 
 # -- the limit -----------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, deadline=None, max_examples=40)
 @given(st.integers(0, 999), st.floats(1e-4, 10), st.floats(1e-3, 1e4), st.sampled_from(["raw", "rms"]))
 def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
     model = small_model(seed)

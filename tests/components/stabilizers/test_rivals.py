@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.perceptron import CLASSES, UPDATE, around, backward, equal, grads, norm, sgd, small_model, values
 from torch import nn
@@ -126,7 +126,6 @@ def test_an_update_that_overflows_is_given_up(name):
 # -- gradients -----------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, deadline=None, max_examples=30)
 @given(
     st.sampled_from(["norm_clip", "value_clip", "agc"]),
     st.floats(1e-3, 10),

@@ -103,6 +103,12 @@ def test_a_cache_tells_models_and_settings_apart(model, letters, context):
         assert key(made(model)) != known
     finally:
         model.pair_weight.data.copy_(kept)
+    weight = model.store.alpha.clone()
+    try:
+        model.store.alpha.mul_(1.5)  # which statistics move, not the gradient
+        assert key(made(model)) != known
+    finally:
+        model.store.alpha.copy_(weight)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

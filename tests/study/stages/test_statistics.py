@@ -7,7 +7,7 @@ import random
 import null_studies
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -46,7 +46,6 @@ def test_looking_more_than_once_widens_every_interval():
     assert often["detectable"] > once["detectable"]
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(LOSS, LOSS), min_size=2, max_size=8), st.integers(1, 9), st.floats(0, 0.1))
 def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, comparisons, margin):
     arm = by_seed(*(a for a, _ in pairs))
