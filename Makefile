@@ -30,17 +30,20 @@ test-slow: $(VENV)/installed-dev  ## full matrices, and ten times as many invent
 test-cuda: $(VENV)/installed-dev  ## on the GPU of this machine
 	$(BIN)/python -m pytest -m cuda $(ARGS)
 
+# of ten thousand tests only the files with such ones are read
+MARKED_FILES = $(shell grep -rl --include='*.py' 'mark\.$(firstword $(MARKED))' tests)
+
 test-slurm: MARKED := slurm
 test-slurm-quick: MARKED := slurm and not slow
 test-slurm test-slurm-quick: $(VENV)/installed-dev  ## on a real one-node Slurm, brought up and taken down (root, Debian)
-	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
+	scripts/one_node_slurm.sh run $(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
 
 test-browser: MARKED := browser
 test-browser-quick: MARKED := browser and not slow
 # in a real Chromium, with axe-core; as root on Debian what is missing is installed
 test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 	scripts/browser.sh
-	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS)
+	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
 
 lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and the layers of docs/architecture.md
 	$(BIN)/ruff check .

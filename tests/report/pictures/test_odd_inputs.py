@@ -60,7 +60,7 @@ def drawn(folder, overrides=(), **how):
     return pictures.draw_study(study.root)
 
 
-FAST = ("one arm, one seed", "long labels", "one rate, one seed")
+FAST = ("one arm, one seed", "long labels")
 
 
 @pytest.mark.parametrize(

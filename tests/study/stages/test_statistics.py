@@ -157,7 +157,10 @@ MANY = pytest.param(1000, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("studies", [FEW, MANY])
-@pytest.mark.parametrize(("kind", "diverging"), [("fixed", 0.0), ("fixed", 0.05), ("sequential", 0.0)])
+@pytest.mark.parametrize(
+    ("kind", "diverging"),
+    [("fixed", 0.0), ("fixed", 0.05), pytest.param("sequential", 0.0, marks=pytest.mark.slow)],
+)
 def test_studies_without_an_effect_rarely_claim_one(kind, diverging, studies):
     found = null_studies.simulate(null_studies.settings(KINDS[kind]), studies, diverging=diverging)
     by_luck = 0.05 + 2 * math.sqrt(0.05 * 0.95 / studies)  # of this many studies, at a rate of 5%
