@@ -221,7 +221,7 @@ class SplatStore(nn.Module):
         A step reads it many times between two changes of kappa: the latest answer is kept.
         """
         kappa = self.kappa()
-        if kappa.requires_grad or kappa.is_cuda:  # a GPU would wait for the comparison
+        if self.adapt == "gradient" or kappa.is_cuda:  # a kept answer has no tangent; a GPU would wait for it
             return vmf.log_peak(self.n, (self.n - 1) * kappa)
         if self._peak is None or not torch.equal(self._peak[0], kappa):
             self._peak = kappa, vmf.log_peak(self.n, (self.n - 1) * kappa)

@@ -383,6 +383,28 @@ def test_the_derivative_of_log_kappa_is_that_of_the_energy():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@torch.no_grad()
+def test_the_peaks_of_trained_concentrations_have_their_forward_derivative_every_time():
+    class Peaks(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.store = filled(adapt="gradient")
+
+        def forward(self):
+            return self.store.log_peak()
+
+    module = Peaks()
+    name, start = "store.log_kappa", module.store.log_kappa.detach()
+    raw = 5 * module.store.kappa().double()
+    for _ in range(2):
+        module()
+        _, found = torch.func.jvp(
+            lambda x: torch.func.functional_call(module, {name: x}, ()), (start,), (torch.ones_like(start),)
+        )
+        torch.testing.assert_close(found, (1 - vmf.bessel_ratio(6, raw)) * raw, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_forward_derivatives_pass_through_a_search():
     store, x = filled(), unit(5, 6, seed=5)
     direction = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
