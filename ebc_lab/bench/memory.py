@@ -12,14 +12,13 @@ import json
 import os
 import sys
 import tempfile
-import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ebc_lab.components.memory import reachable, storages
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.training.run import Training
 
@@ -27,43 +26,6 @@ from .loops import Loop, opened
 from .pairs import measured_variants, variants
 
 CPU = 0  # the device type of the profiler's memory events
-
-
-def reachable(root: Any) -> list[Tensor]:
-    """Every tensor that an object leads to: through attributes, containers, closures and bound methods."""
-    found: list[Tensor] = []
-    seen: set[int] = set()
-    left = [root]
-    while left:
-        x = left.pop()
-        if id(x) in seen or isinstance(x, str | bytes | int | float | type | types.ModuleType):
-            continue
-        seen.add(id(x))
-        if isinstance(x, Tensor):
-            found.append(x)
-        if isinstance(x, Mapping):
-            left += [*x.keys(), *x.values()]
-        elif isinstance(x, list | tuple | set | frozenset):
-            left += x
-        elif isinstance(x, types.MethodType):
-            left += [x.__self__, x.__func__]
-        elif isinstance(x, types.FunctionType):
-            left += x.__closure__ or ()
-        elif isinstance(x, types.CellType):
-            with contextlib.suppress(ValueError):  # an empty cell
-                left.append(x.cell_contents)
-        elif hasattr(x, "__dict__") and not isinstance(x, Tensor):
-            left += list(vars(x).values())
-    return found
-
-
-def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
-    """Address -> bytes of the memory behind tensors; views of one memory count once."""
-    return {
-        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-        for t in tensors
-        if t.untyped_storage().nbytes()
-    }
 
 
 @contextlib.contextmanager
@@ -81,7 +43,7 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _peak_on_cpu(step: Callable[[], object]) -> int:
+def peak_on_cpu(step: Callable[[], object]) -> int:
     """The most bytes allocated at a time during `step`, beyond those before it, as the allocator reports."""
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with _without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
@@ -132,7 +94,7 @@ def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
         held = _held(training, loop)
-        peak_of = _peak_on_cuda if run.device == "cuda" else _peak_on_cpu
+        peak_of = _peak_on_cuda if run.device == "cuda" else peak_on_cpu
         return {**held, "peak": peak_of(lambda: loop.steps(1))}
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pytorch_optimizer import SOAP, ScheduleFreeAdamW
+from pytorch_optimizer import SOAP, GaLore, ScheduleFreeAdamW
+from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
 
 
 class PromptSOAP(SOAP):
@@ -49,3 +50,38 @@ class ScheduleFree(ScheduleFreeAdamW):
         finally:
             for p, gradient in held:
                 p.grad = gradient
+
+
+PROJECTOR = ("ortho_matrix", "last_svd_step")  # what it carries from step to step
+
+
+class PlainGaLore(GaLore):
+    """GaLore whose state_dict holds tensors and numbers only: the library keeps its projectors as objects."""
+
+    def state_dict(self) -> dict[str, Any]:
+        found = super().state_dict()
+        plain = {i: dict(state) for i, state in found["state"].items()}
+        for state in plain.values():
+            if "projector" in state:
+                state["projector"] = {key: getattr(state["projector"], key) for key in PROJECTOR}
+        return {**found, "state": plain}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for p in group["params"]:
+                saved = self.state[p].get("projector")
+                if saved is not None:
+                    self.state[p]["projector"] = _projector(group, saved)
+
+
+def _projector(group: dict[str, Any], saved: dict[str, Any]) -> GaLoreProjector:
+    projector = GaLoreProjector(
+        rank=group["rank"],
+        update_proj_gap=group["update_proj_gap"],
+        scale=group["scale"],
+        projection_type=group["projection_type"],
+    )
+    for key in PROJECTOR:
+        setattr(projector, key, saved[key])
+    return projector

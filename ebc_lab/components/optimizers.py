@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.schema import OptimizerConfig
 
 from .forensics import UncorrectedAdam
@@ -208,6 +209,54 @@ def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> l
     return [ScheduleFree(model.parameters(), **_moments(c))]
 
 
+def axiom(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """AXIOM: second moments by rows and columns, a momentum of low rank; decoupled decay (docs/axiom.md).
+
+    The lab checks gradients itself, before any of them is used.
+    """
+    return [
+        AXIOM(
+            model.named_parameters(),
+            lr=c.lr,
+            weight_decay=c.weight_decay,
+            detect_anomaly=False,
+            streak_boost=c.streak_boost,
+            snr_floor=c.snr_floor,
+            rank=c.rank,
+            momentum_weight=c.momentum_weight,
+            relative=c.relative,
+            beta1=c.beta1,
+        )
+    ]
+
+
+def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """GaLore: Adam on projections of the hidden matrices' gradients to `rank` dimensions; Adam on the rest."""
+    from .library_optimizers import PlainGaLore
+
+    hidden = {id(p) for p in matrices}
+    projected = {"rank": c.rank, "update_proj_gap": 50, "scale": 0.25, "projection_type": "std"}
+    groups = [
+        {"params": list(matrices), **projected},
+        {"params": [p for p in model.parameters() if id(p) not in hidden]},
+    ]
+    return [PlainGaLore([group for group in groups if group["params"]], **_moments(c))]
+
+
+def adam8bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """torchao's Adam with moments in 8 bits, of tensors of 4,096 elements and more."""
+    from .torchao_optimizers import EagerAdam8bit
+
+    return [EagerAdam8bit(model.parameters(), **_moments(c))]
+
+
+def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+    """The same in 4 bits."""
+    from .torchao_optimizers import EagerAdam4bit
+
+    return [EagerAdam4bit(model.parameters(), **_moments(c))]
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
@@ -218,6 +267,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
     "soap": soap,
     "schedule_free": schedule_free,
     "adam_uncorrected": adam_uncorrected,
+    "axiom": axiom,
+    "galore": galore,
+    "adam8bit": adam8bit,
+    "adam4bit": adam4bit,
 }
 
 

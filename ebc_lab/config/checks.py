@@ -9,13 +9,14 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED
+from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED, MEASURING
 
 from .choices import groups
 from .dicts import type_hints
 from .errors import HIDDEN, any_of, need, shown
 from .fields import Setting, default_of, setting_of
 from .hints import near_choice
+from .memory_checks import check_memory
 from .schema import RunConfig
 from .workload_checks import check_workload
 
@@ -152,6 +153,7 @@ def validate_run(run: RunConfig) -> None:
     )
     _check_quantizer(run)
     _check_low_bit(run)
+    check_memory(run)
     check_workload(run)
     check_run(run)
 
@@ -240,7 +242,7 @@ def remarks(run: RunConfig) -> list[str]:
             f"policy={run.policy.name} moves the learning rate alone: stabilizer={stabilizer} has no trust "
             "radius."
         )
-    if run.quantizer.name != "none" and stabilizer == "ebc" and budget not in MEASURED:
+    if run.quantizer.name != "none" and stabilizer == "ebc" and budget not in MEASURING:
         said.append(
             f"budget={budget} differentiates through the quantizer as if it were not there, so that it sees "
             "no code flip: a forensic arm (docs/lowbit.md)."
@@ -285,7 +287,7 @@ def check_run(run: RunConfig) -> None:
 
 def least_target_kl(run: RunConfig) -> float:
     """The smallest target KL, nats per token, that a run's budget can hold in its precision; 0: any."""
-    if run.budget.name not in MEASURED:
+    if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 

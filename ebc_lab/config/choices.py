@@ -14,7 +14,7 @@ from .errors import UserError, any_of, nearest, shown
 from .schema import ArmConfig, ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
 
 # groups whose settings mean nothing under another name
-FRESH = {"controller": ControllerConfig, "stabilizer": StabilizerConfig}
+FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
 
 
 def conf_dir() -> Path:
@@ -56,8 +56,8 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
-    A group's `name` brings what its file in `conf` sets. A controller or stabilizer then has only that file's
-    settings; other groups keep the run's own where the file sets nothing. The learning rate stays the run's.
+    A group's `name` brings what its file in `conf` sets. A controller, optimizer or stabilizer then has only
+    that file's settings; other groups keep the run's own where the file sets nothing. The learning rate stays the run's.
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}
@@ -65,11 +65,11 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
         if isinstance(value, Mapping) and "name" in value and key in groups():
             if not isinstance(value["name"], str):
                 raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
-            own = {
-                k: v for k, v in settings_of(key, value["name"]).items() if (key, k) != ("optimizer", "lr")
-            }
             fresh = dataclasses.asdict(FRESH[key]()) if key in FRESH else {}
-            value = {**fresh, **own, **value}
+            fresh |= settings_of(key, value["name"])
+            if key == "optimizer":
+                del fresh["lr"]
+            value = {**fresh, **value}
         whole[key] = value
     return typing.cast(RunConfig, _changed(run, whole, ""))
 

@@ -32,7 +32,12 @@ OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "soap": ("beta1", "beta2", "eps"),
     "schedule_free": ("beta1", "beta2", "eps"),
     "adam_uncorrected": ("beta1", "beta2", "eps"),
+    "axiom": ("relative", "rank"),  # and with a rank those of its momentum
+    "galore": ("beta1", "beta2", "eps", "rank"),
+    "adam8bit": ("beta1", "beta2", "eps"),
+    "adam4bit": ("beta1", "beta2", "eps"),
 }
+MOMENTUM_SETTINGS = ("beta1", "momentum_weight", "streak_boost", "snr_floor")  # of axiom
 LR_SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {  # beside the record of a replay
     "constant": (),
     "warmup_linear": ("warmup_steps",),
@@ -103,18 +108,16 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.compile == "off":
         del kept["compile"]
     kept["data"] = {"sha256": run.data.sha256}
-    unused = set(kept["optimizer"]) - {
-        "name",
-        "lr",
-        "weight_decay",
-        *OPTIMIZER_SETTINGS.get(run.optimizer.name, kept["optimizer"]),
-    }
-    for key in unused:
-        del kept["optimizer"][key]
+    used = _used_of_optimizer(run)
+    kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key in used}
     _leave_out_unused_of_stabilizer(kept, run)
     if run.shock.name == "none":
         del kept["shock"]
     _leave_out_unused_low_bit(kept, run)
+    # hooks change no bit, but under EBC, where budget=lagged says that they are there
+    kept["memory"] = {"activations": run.memory.activations, "seed": run.memory.seed}
+    if run.memory.activations == "none":
+        del kept["memory"]
     _leave_out_unused_of_workload(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
     needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
@@ -124,6 +127,13 @@ def identity(run: RunConfig) -> dict[str, Any]:
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
     return kept
+
+
+def _used_of_optimizer(run: RunConfig) -> set[str]:
+    """The settings that the run's optimizer reads."""
+    chosen = run.optimizer
+    momentum = MOMENTUM_SETTINGS if chosen.name == "axiom" and chosen.rank else ()
+    return {"name", "lr", "weight_decay", *OPTIMIZER_SETTINGS[chosen.name], *momentum}
 
 
 def _leave_out_unused_of_stabilizer(kept: dict[str, Any], run: RunConfig) -> None:
@@ -233,13 +243,14 @@ def tail_of(run: RunConfig) -> str:
 
 
 def _low_bit_tail(run: RunConfig) -> str:
-    """`_ternary` for the weights, `_gfive` for gradients, `_mint8` for Adam's moments, and what is no default
-    of batches and policies."""
+    """`_ternary` for the weights, `_gfive` for gradients, `_mint8` for Adam's moments, `_aint4` for
+    activations, and what is no default of batches and policies."""
     quantizer = run.quantizer
     chosen = (
         ("", quantizer.name, "none"),
         ("g", quantizer.gradients, "none"),
         ("m", quantizer.state, "none"),
+        ("a", run.memory.activations, "none"),
         ("", run.partition.name, "uniform"),
         ("", run.policy.name, "constant"),
     )

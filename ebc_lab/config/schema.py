@@ -25,6 +25,7 @@ TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 # is refused at once instead of planned for minutes.
 STEPS = 10**8  # a run of a day at a thousand steps a second
 SEED = 10**9  # every generator of random numbers takes it
+AXIOM = ("axiom",)
 LR: dict[str, Any] = {
     "low": 1e-12,
     "high": 1e6,
@@ -72,6 +73,31 @@ class OptimizerConfig:
     eps: float = setting(1e-8, "added to the denominator", low=0, high=1)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
     momentum: float = setting(0.0, "of SGD and Muon", low=0, high=1)
+    rank: int = setting(
+        0,
+        "of AXIOM's momentum, 0: none; of GaLore's gradients",
+        low=0,
+        high=65536,
+        only=("axiom", "galore"),
+    )
+    relative: bool = setting(False, "lr in units of each tensor's own rms", only=AXIOM)
+    momentum_weight: float = setting(
+        0.5, "with rank > 0: of the momentum beside the gradient", low=0, high=1000, only=AXIOM
+    )
+    streak_boost: float = setting(
+        1.5,
+        "with rank > 0: how many times as far a tensor moves whose gradient agrees with its momentum; 1: off",
+        low=1,
+        high=1000,
+        only=AXIOM,
+    )
+    snr_floor: float = setting(
+        0.5,
+        "with rank > 0: least factor on rows whose momentum is weak; 1: off",
+        low=0,
+        high=1,
+        only=AXIOM,
+    )
 
 
 @dataclass
@@ -213,6 +239,18 @@ class QuantizerConfig:
         "levels of Adam's moments of the hidden matrices; int8_linear: forensic",
         choices=("none", "int8", "int8_linear", "ternary", "five"),
     )
+
+
+@dataclass
+class MemoryConfig:
+    """What a step keeps beside the weights (docs/axiom.md)."""
+
+    name: str = setting("none", "gradients, or activations, or both in little memory", group="memory")
+    hooks: bool = setting(False, "the update is made inside backward, tensor by tensor; of optimizer=axiom")
+    activations: str = setting(
+        "none", "activations kept for backward: as they are, or in 4 bits", choices=("none", "int4")
+    )
+    seed: int = setting(0, "of their stochastic rounding, beside the run's", low=0, high=SEED)
 
 
 @dataclass
@@ -406,6 +444,7 @@ class RunConfig:
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     shock: ShockConfig = field(default_factory=ShockConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)

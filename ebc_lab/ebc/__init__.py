@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .clip import EllipsotopeClip
     from .controller import make_controller, schedule_multiplier
     from .grouping import group_parameters
+    from .in_backward import InBackward, LaggedClip
     from .logits import centre, half_fisher, mean_kl, rms_norm
     from .proposal import Proposal
     from .sensitivity import SensitivityFilter
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ClipSettings",
     "EllipsotopeClip",
+    "InBackward",
+    "LaggedClip",
     "NonFiniteUpdateError",
     "Proposal",
     "SensitivityFilter",
@@ -56,7 +59,7 @@ __all__ = [
 
 _FILES = (
     *("logits", "grouping", "sensitivity", "surrogate", "budget", "controller"),
-    *("settings", "step", "proposal", "stabilized", "clip"),
+    *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
 )
 
 

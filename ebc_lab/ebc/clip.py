@@ -44,7 +44,7 @@ from .controller import Fixed, make_controller, schedule_multiplier
 from .flat import joint_norm
 from .grouping import group_parameters
 from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
-from .options import BOUNDED, CLIPPED_BELOW, MEASURED, TOKEN_NOISE
+from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, MEASURED, TOKEN_NOISE, check_option
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
 from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
@@ -73,6 +73,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     """
 
     settings_type: ClassVar[type[ClipSettings]] = ClipSettings
+    budgets: ClassVar[tuple[str, ...]] = BUDGETS
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         if settings is not None and given:
             raise TypeError(f"{', '.join(given)}: give these in `settings`, or no `settings`.")
         self.settings = s = settings or self.settings_type(**given)
+        check_option("budget", s.budget, self.budgets)
         schedule_multiplier(s.schedule, 0, s.total_steps, 1.0)  # a schedule that lacks something fails here
         every = s.audit_every if audit_every is None else audit_every
         super().__init__(model, optimizers, audit_every=every, **options)

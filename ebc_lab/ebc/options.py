@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 BUDGETS = ("shadow", "tracked", "surrogate", "fisher", "calibrated")
+LAGGED = "lagged"  # of `LaggedClip` alone: c follows from the KL of earlier steps
 MEASURED = ("shadow", "tracked")  # c follows from the KL of trial steps
+MEASURING = (*MEASURED, LAGGED)  # c follows from measured KLs, which must exceed rounding noise
 BOUNDED = ("surrogate", "calibrated")  # c follows from the bound S, which is needed at every step
 AGGREGATES = ("l1", "sqrtl_l2", "l2")
 GROUPINGS = ("block", "tensor", "type", "matrices", "global")

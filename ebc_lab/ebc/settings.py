@@ -14,8 +14,9 @@ from .options import (
     CONTROLLERS,
     EXPONENTS,
     GROUPINGS,
+    LAGGED,
     LEAST_MULTIPLIER,
-    MEASURED,
+    MEASURING,
     PROBES,
     SCHEDULES,
     check_option,
@@ -32,7 +33,8 @@ class ClipSettings:
         budget: `shadow` measures the KL of a trial step; `tracked` predicts it from step to step as well, so
             that fewer tokens or measurements do; `surrogate` bounds the movement by the groups'
             sensitivities; `fisher` predicts the KL from one derivative of the whole proposal; `calibrated` is
-            k·S², k now and then fitted to that prediction.
+            k·S², k now and then fitted to that prediction; `lagged`, of `LaggedClip` alone, takes c from the
+            KL of earlier steps.
         aggregate: of the groups' contributions: `l1`, `sqrtl_l2` (bounds) or `l2` (not a bound).
         grouping: which parameters are one group: `block`, `tensor`, `type`, `global`; `matrices` budgets and
             scales the hidden matrices alone, the rest moves freely. Or a mapping {group: parameter names}
@@ -74,7 +76,7 @@ class ClipSettings:
     floor: float | None = None
 
     names: ClassVar[dict[str, tuple[str, ...]]] = {
-        "budget": BUDGETS,
+        "budget": (*BUDGETS, LAGGED),
         "aggregate": AGGREGATES,
         "controller": CONTROLLERS,
         "schedule": SCHEDULES,
@@ -122,7 +124,7 @@ class ClipSettings:
     def check_floor(self, floor: float) -> None:
         """Raises ValueError if the budget measures KLs and the target is too small for that at some step."""
         least = self.target_kl * LEAST_MULTIPLIER.get(self.schedule, 1.0)
-        if not self.active or self.budget not in MEASURED or least >= 10 * floor * (1 - 1e-9):
+        if not self.active or self.budget not in MEASURING or least >= 10 * floor * (1 - 1e-9):
             return
         falling = f", falling to {least:g} on schedule={self.schedule!r}," if least < self.target_kl else ""
         raise ValueError(

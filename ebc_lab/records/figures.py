@@ -80,6 +80,11 @@ class RunResult(TypedDict, total=False):
     grad_error: float | None  # of one with quantized gradients: squared error over the square, median
     grad_bits: float  # what one worker would send of a gradient's element
     state_bits: float  # both moments of a hidden weight
+    state_bytes: int  # of the optimizer's state
+    gradient_bytes: int  # of all gradients
+    largest_gradient_bytes: int  # of one tensor's: no more exists at a time where hooks make the updates
+    activation_bytes: int  # saved for backward, packed; of a run that packs them
+    weights_checksum: str  # sha256 of the weights by which the run was judged
     packed_bytes: int  # model.ebcpack, all of it
     model_bytes_float32: int
     bits_per_weight: float  # hidden matrices in that file, steps included

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ebc_lab import workloads
 from ebc_lab.components import forensics, optimizers, policies, projections, quantizers, shocks, stabilizers
 from ebc_lab.components.forensics import ForensicClip
+from ebc_lab.components.memory import Memory, register_hooks, unused, weights_checksum
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
 from ebc_lab.config.schema import RunConfig, ShockConfig
@@ -69,6 +70,7 @@ class Training:
             quantizers.install(self.model, run.quantizer)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
+            self.memory = Memory(run, self.model)
             matrices = self.workload.matrices(self.model)
             self.optimizer = self._stabilized(matrices)
             self.low_bit = quantizers.LowBit(run, matrices)
@@ -90,7 +92,7 @@ class Training:
         self.lr_at = lr_schedule(run.lr_schedule, run.optimizer.lr, run.steps, directory.parent)
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
-        plain = quantizers.unused(run.quantizer) and self.steering is None
+        plain = quantizers.unused(run.quantizer) and self.steering is None and unused(run.memory)
         graphed = self.stream is not None and capturable and plain and self.probe_batches is None
         self.graphs = StepGraphs() if graphed else None
         marks = checkpoint.marks_of(saved) if saved else {}
@@ -108,6 +110,7 @@ class Training:
         projection = projections.build(matrices, run.projection, directions)
         state = run.quantizer.state
         bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed)
+        register_hooks(bases, run.memory)
         return stabilizers.build(
             self.model,
             bases,
@@ -131,6 +134,8 @@ class Training:
             parts["low_bit"] = self.low_bit
         if self.steering:
             parts["steering"] = self.steering
+        if self.memory.state_dict():
+            parts["memory"] = self.memory
         if self.workload.state_dict():
             parts["workload"] = self.workload
         return parts
@@ -299,8 +304,9 @@ class Training:
         count = self.run_config.accumulate
         sums: dict[str, Tensor] = {}
         for x, y in zip(inputs.chunk(count), targets.chunk(count), strict=True):
-            logits, kept = self.workload.forward(self.forward, x)
-            total, parts = self.workload.loss(logits, y, kept, t)
+            with self.memory.saving():
+                logits, kept = self.workload.forward(self.forward, x)
+                total, parts = self.workload.loss(logits, y, kept, t)
             torch.autograd.backward(total if count == 1 else total / count)
             sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
         probe = self.probe_batches.at(t) if self.probe_batches else None
@@ -383,7 +389,9 @@ class Training:
         """Write the model by whose weights the run was judged, packed where it is quantized -> figures of
         what is quantized, and of the workload."""
         run = self.run_config
-        found: dict[str, Any] = self.low_bit.figures(self.optimizer.bases)
+        bases = self.optimizer.bases
+        found: dict[str, Any] = self.low_bit.figures(bases) | self.memory.figures(bases)
+        found |= self._judged(lambda model: {"weights_checksum": weights_checksum(model)})
         if run.quantizer.name != "none":
             path = self.files.packed
             found |= self._judged(lambda model: quantizers.write_model(path, model, run.quantizer))

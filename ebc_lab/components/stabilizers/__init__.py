@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
+from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
+from ebc_lab.ebc.options import LAGGED
 
 from ..forensics import ForensicClip, ForensicSettings
 from .energy import EnergyBudget
@@ -31,7 +32,8 @@ Effective = Callable[[], Sequence[Tensor]]  # the weights as the forward uses th
 
 def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
     """The plain optimizer, audited."""
-    return StabilizedOptimizer(model, bases, **common)
+    cls = InBackward if run.memory.hooks else StabilizedOptimizer
+    return cls(model, bases, **common)
 
 
 def ebc(
@@ -42,7 +44,8 @@ def ebc(
     groups: Groups | None = None,
     **common: Any,
 ) -> EllipsotopeClip:
-    """The method, or its forensic subclass if the run asks for a mistake of the earlier study."""
+    """The method, its forensic subclass if the run asks for a mistake of the earlier study, or its rule for
+    updates inside backward."""
     budget = run.budget
     controller = run.controller
     gains = {"kp": controller.kp, "ki": controller.ki, "a": controller.a}
@@ -65,6 +68,8 @@ def ebc(
         beta_init=budget.beta_init,
         units=budget.units,
     )
+    if budget.name == LAGGED:
+        return LaggedClip(model, bases, settings=settings, **common)
     cls = ForensicClip if settings.forensic else EllipsotopeClip
     return cls(model, bases, settings=settings, **common)
 

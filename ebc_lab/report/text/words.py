@@ -442,6 +442,10 @@ OPTIMIZERS = {
     "soap": "SOAP",
     "schedule_free": "schedule-free AdamW",
     "adam_uncorrected": "Adam without bias correction",
+    "axiom": "AXIOM",
+    "galore": "GaLore",
+    "adam8bit": "8-bit Adam",
+    "adam4bit": "4-bit Adam",
 }
 
 
@@ -467,6 +471,7 @@ LOW_BIT = {  # the same of what is low-bit (identity.tail_of), for labels and ti
     "mint8_linear": "int8 moments, linear",
     "mternary": "ternary moments",
     "mfive": "five-level moments",
+    "aint4": "4-bit activations",
     "clustered": "batches from one cluster",
     "stratified": "batches over all clusters",
     "auxnn": "policy of a small network",

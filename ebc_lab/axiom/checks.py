@@ -1,0 +1,84 @@
+"""What is refused, and in which words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+NAMED = 8  # things that a message lists by name
+RANGES: dict[str, tuple[float, float]] = {  # setting of a parameter group -> least and largest value
+    "lr": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "streak_boost": (1, math.inf),
+    "snr_floor": (0, 1),
+    "rank": (0, math.inf),
+    "momentum_weight": (0, math.inf),
+    "beta1": (0, 1),
+    "rms_limit": (0, math.inf),
+}
+OPEN = ("rms_limit",)  # which must lie above the least value
+BELOW = ("beta1",)  # which must lie below the largest one
+
+
+class AnomalyError(FloatingPointError):
+    """A loss or a gradient is not finite. `bad`: the tensors; `moved`: those already updated, under hooks."""
+
+    def __init__(self, message: str, bad: Sequence[str] = (), moved: Sequence[str] = ()):
+        super().__init__(message)
+        self.bad = list(bad)
+        self.moved = list(moved)
+
+
+def check_range(name: str, value: Any, least: float, most: float) -> None:
+    """Raises ValueError unless the value is a finite number in its range, TypeError unless it is a number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | torch.Tensor):
+        raise TypeError(f"{name} must be a number, not {value!r}.")
+    number = float(value)
+    inside = least <= number <= most and math.isfinite(number)
+    if name in OPEN:
+        inside = inside and number > least
+    if name in BELOW:
+        inside = inside and number < most
+    if not inside:
+        words = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        edge = f" (above {least:g})" if name in OPEN else f" (below {most:g})" if name in BELOW else ""
+        raise ValueError(f"{name} must be {words}{edge}, not {value}.")
+
+
+def check_group(group: Mapping[str, Any]) -> None:
+    """Raises ValueError or TypeError for a parameter group with a setting out of its range."""
+    for name, (least, most) in RANGES.items():
+        check_range(name, group[name], least, most)
+    if group["rank"] != int(group["rank"]):
+        raise ValueError(f"rank must be a whole number, not {group['rank']}.")
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise TypeError(f"a parameter of dtype {p.dtype} cannot be trained: give floating ones only.")
+
+
+def norm_of(g: torch.Tensor) -> torch.Tensor:
+    """L2 norm of a gradient in float32 or better, 0-dim; finite if and only if every square of it is."""
+    return torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+
+
+def finite_loss(loss: Any) -> bool:
+    """Whether a loss is finite, as far as there is one: None is."""
+    if loss is None:
+        return True
+    return bool(torch.isfinite(loss).all()) if isinstance(loss, torch.Tensor) else math.isfinite(loss)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in one phrase, the first of them where there are many."""
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def workers() -> int:
+    """How many processes torch.distributed has joined; 1 without it."""
+    distributed = torch.distributed
+    joined = distributed.is_available() and distributed.is_initialized()
+    return int(distributed.get_world_size()) if joined else 1

@@ -1,0 +1,42 @@
+"""What `optimizers` makes of torchao's Adams, which keep their moments in few bits; see there.
+
+Two things are changed. torchao takes the learning rate as a tensor only, and the lab sets numbers. And it
+compiles its step, which takes most of a minute in each process and a C++ compiler: here the same step runs
+eagerly, slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torchao.optim import Adam4bit, Adam8bit
+
+
+class Eager(torch.optim.Optimizer):
+    """A torchao optimizer that is not compiled and whose learning rate may be a number."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = torch.as_tensor(rate, dtype=torch.float32)
+            with torch.compiler.set_stance("force_eager"):
+                super().step()
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self.param_groups[-1]["lr"] = float(self.param_groups[-1]["lr"])
+
+
+class EagerAdam8bit(Eager, Adam8bit):
+    """Adam with moments in 8 bits: blocks of 256 of a tensor, a dynamic map of values."""
+
+
+class EagerAdam4bit(Eager, Adam4bit):
+    """Adam with moments in 4 bits: blocks of 128 of a tensor."""

@@ -1,0 +1,211 @@
+"""Stabilizers of a base optimizer that moves the weights inside backward, so that no gradient is left after it.
+
+`InBackward` audits such a base and follows the rules for failing steps as far as they still can be: when a
+gradient is found not to be finite, other tensors have moved. `LaggedClip` is EBC there. c scales all of an
+update, of which nothing is known before backward has ended, so c is taken from the KLs of earlier steps; it
+bounds nothing at the step itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .clip import EllipsotopeClip
+from .flat import Layout, joint_norm
+from .logits import mean_kl
+from .options import LAGGED
+from .proposal import Proposal
+from .stabilized import StabilizedOptimizer
+from .step import NonFiniteUpdateError, StepInputs, StepStats
+
+FIRST_C = 0.1
+RISE = 3.0  # by which c rises from one step to the next, at most
+FALL = 10.0  # by which it falls after a KL that is not finite
+MEMORY = 0.5  # of the running mean of ln k
+
+
+class Backward(Protocol):
+    """What a base has seen of the last backward pass."""
+
+    norms: Mapping[Tensor, Tensor]  # parameter -> L2 norm of its gradient, 0-dim
+    bad: Sequence[Tensor]  # parameters whose gradient was not finite; they have not moved
+    slopes: Mapping[Tensor, Tensor]  # <gradient, dW>, 0-dim, with `record_slope`
+
+
+class Moving(Protocol):
+    """A base optimizer with hooks, such as `ebc_lab.axiom.AXIOM`. Its `step` ends the step, and raises a
+    FloatingPointError where a gradient was not finite."""
+
+    hooked: bool
+    record_slope: bool
+    backward: Backward
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any: ...
+
+
+class InBackward(StabilizedOptimizer):
+    """A plain optimizer that moves weights inside backward, with audits and rules for failing steps.
+
+    `begin_step()` comes before backward, with the step's learning rate set, and `take_step` after it. z(W) is
+    the training forward's, since the weights have moved when it is needed.
+
+    Raises:
+        ValueError: several base optimizers or one without hooks, dropout (z(W) would have to be computed
+            again), a curve of the KL (there is no proposal to scale).
+    """
+
+    capturable = False
+
+    def __init__(
+        self, model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], **options: Any
+    ):
+        super().__init__(model, optimizers, **options)
+        if len(self.bases) != 1 or not getattr(self.bases[0], "hooked", False):
+            raise ValueError("one base optimizer with registered hooks is needed.")
+        if self.prober.fresh_logits:
+            raise ValueError("dropout or batch norm: z(W) cannot be computed once the weights have moved.")
+        if self.curve_every:
+            raise ValueError("curve_every must be 0: there is no proposal to scale.")
+        self.base: Moving = self.bases[0]  # type: ignore[assignment]
+        self.begun: int | None = None
+
+    def step(self, *args: Any, **kwargs: Any) -> StepStats:
+        raise RuntimeError("weights move inside backward: call begin_step() before it and take_step() after it.")
+
+    @torch.no_grad()
+    def begin_step(self) -> int:
+        t = super().begin_step()
+        self.base.record_slope = self._audits(t)
+        return t
+
+    @torch.no_grad()
+    def take_step(self, inputs: StepInputs) -> StepStats:
+        """The rest of a step after backward: check and measure what has moved; see `StabilizedOptimizer`."""
+        seen = self.base.backward
+        norms = [seen.norms[p].to(p.dtype) for p in self.weights if p in seen.norms]
+        norm = joint_norm([torch.stack(norms)]) if norms else joint_norm([])
+        bad = self._flags[len(seen.bad) > 0]
+        stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
+        self._begin(stats)
+        if bad:
+            self._forget()
+            stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
+            return stats
+        self.base.step()
+        proposal = self._moved(inputs)
+        for constrain in (self.project, self.retract):
+            if constrain is not None:
+                constrain()
+        self._limit_update(stats, proposal)
+        if self._audits(inputs.t):
+            slopes = [seen.slopes[p] for p in self.weights if p in seen.slopes]
+            stats.slope = torch.stack(slopes).double().sum() / stats.clip_coefficient if slopes else None
+            self._audit(stats, proposal)
+            self._audited(stats, proposal)
+        torch.clear_autocast_cache()
+        return stats
+
+    def _forget(self) -> None:
+        """End the base's step without an update to judge."""
+        try:
+            self.base.step()
+        except FloatingPointError:
+            return
+
+    def _moved(self, inputs: StepInputs) -> Proposal:
+        """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""
+        if self._layout is None or not self._layout.holds():
+            self._layout = Layout(self.weights, set(self.scaled))
+        parts = self._layout.parts
+        if self._bad(parts, joint_norm(parts)):
+            raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
+        audit = self._audits(inputs.t)
+        batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
+        return Proposal(inputs.t, batch, self._layout, None, [], self._flags[True])
+
+
+class LaggedClip(InBackward, EllipsotopeClip):
+    """EBC whose c is known before backward: the KL of c·dW is taken to grow with (c·lr)² as it did lately.
+
+    After each step its KL is measured on the probe rows, and ln(KL/(c·lr)²) averaged half-way with what was
+    known. The base moves the weights at the rate c·lr, so weight decay is scaled as well. Arguments are those
+    of `EllipsotopeClip`, with budget="lagged" (the default).
+
+    Raises:
+        ValueError: as `InBackward`; a grouping that leaves weights out, or a controller that compares losses.
+    """
+
+    budgets: ClassVar[tuple[str, ...]] = (LAGGED,)
+
+    def __init__(
+        self, model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], **options: Any
+    ):
+        if options.get("settings") is None:
+            options.setdefault("budget", LAGGED)
+        super().__init__(model, optimizers, **options)
+        if len(self.scaled) < len(self.weights):
+            raise ValueError("budget='lagged' scales every weight: choose another grouping than 'matrices'.")
+        if "loss_drop" in self.controller.needs:
+            raise ValueError(f"controller={self.settings.controller!r} compares losses at W, which has moved.")
+        self.trial.fill_(FIRST_C)
+        self._c = 1.0  # of the step that has begun
+        self._rates: list[float] = []  # the groups' learning rates without it
+
+    @torch.no_grad()
+    def begin_step(self) -> int:
+        self._restore_rates()
+        t = super().begin_step()
+        self._rates = [group["lr"] for group in self.param_groups]
+        self._c = self._next_c() if self.settings.limits(t) else 1.0
+        for group in self.param_groups:
+            group["lr"] = group["lr"] * self._c
+        return t
+
+    def _next_c(self) -> float:
+        """c from what is known of the KL, at most three times the last one; the first one while nothing is."""
+        log_k = float(self.log_k)
+        if not math.isfinite(log_k):
+            return float(self.trial)
+        delta = float(self.controller.delta) * self.radius_factor**2
+        lr = float(self._rates[0])
+        reach = math.sqrt(delta * math.exp(-log_k)) / lr if lr else math.inf
+        return min(1.0, reach, RISE * float(self.trial))
+
+    def _restore_rates(self) -> None:
+        for group, rate in zip(self.param_groups, self._rates, strict=False):
+            group["lr"] = rate
+        self._rates = []
+
+    @torch.no_grad()
+    def take_step(self, inputs: StepInputs) -> StepStats:
+        try:
+            return super().take_step(inputs)
+        finally:
+            self._restore_rates()
+
+    def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
+        """Record c, and learn from the KL of the update, which has been applied."""
+        stats.clip_coefficient = torch.tensor(self._c, dtype=torch.float64, device=self.trial.device)
+        if not self.settings.limits(proposal.t):
+            return
+        assert proposal.batch is not None
+        assert self.floor is not None
+        rows = proposal.batch.probe
+        kl = float(mean_kl(rows.z, proposal.batch.logits(rows.inputs), rows.mask))
+        stats.trial = stats.clip_coefficient
+        stats.trial_kl = torch.tensor(kl, dtype=torch.float64)
+        stats.measurements = 1
+        moved = self._c * float(self._rates[0])
+        if not math.isfinite(kl):
+            self.trial.fill_(self._c / FALL / RISE)
+        elif moved:
+            seen = math.log(max(kl, self.floor) / moved**2)
+            known = float(self.log_k)
+            self.log_k.fill_(MEMORY * known + (1 - MEMORY) * seen if math.isfinite(known) else seen)
+            self.trial.fill_(self._c)

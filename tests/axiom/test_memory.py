@@ -1,0 +1,359 @@
+"""What training takes, counted: golden values, transformers' own models, a plain count, and refusals."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ebc_lab.axiom.__main__ import main
+from ebc_lab.axiom.memory import (
+    CLAIMS,
+    KNOWN,
+    Weight,
+    compression_table,
+    estimate_memory,
+    known_name,
+    quantised_layers,
+    weights_of,
+)
+from ebc_lab.axiom.optimizer import AXIOM
+
+GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["estimate"]
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+TINY_GPT2 = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 9, "n_embd": 12, "n_layer": 2}
+KEYS = [
+    *("parameters", "largest_tensor", "fp32_gb", "fp16_gb", "int8_gb", "int4_gb"),
+    *("adamw_state_gb", "adamw_gradients_gb", "axiom_state_gb", "axiom_gradients_gb"),
+    *("state_compression", "gradient_compression", "total_compression"),
+    *("axiom_fp16_training_gb", "adamw_fp32_training_gb", "recommendation"),
+]
+
+
+# -- figures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_values(name):
+    found = estimate_memory(name)
+    assert list(found) == KEYS
+    assert {key: found[key] for key in GOLDEN[name]} == pytest.approx(GOLDEN[name], rel=1e-12)
+
+
+def test_the_table_of_true_compression():
+    rows = {row["name"]: row for row in compression_table()}
+    expected = {  # state at rank 0, 4, 16; gradients in 4, 2 bytes; both in 4, 2 bytes
+        "laptop-gpt": [147, 31.4, 9.53, 9.39, 18.8, 17.6, 25.6],
+        "gpt2": [774, 200, 68.2, 3.22, 6.45, 9.37, 18.2],
+        "gpt2-large": [1112, 300, 106, 12.0, 24.1, 33.4, 62.2],
+        "huggyllama/llama-7b": [4750, 1007, 305, 51.4, 103, 140, 256],
+        "01-ai/Yi-1.5-34B": [7915, 1684, 511, 75.0, 150, 206, 382],
+    }
+    assert list(rows) == list(expected)
+    for name, figures in expected.items():
+        found = [times for kind in ("state", "gradients", "total") for times in rows[name][kind].values()]
+        assert found == pytest.approx(figures, rel=4e-3)
+    assert rows["gpt2-large"]["claims"] == {"total_compression": 170}
+
+
+def test_the_laptop_gpt_is_the_lab_s():
+    from ebc_lab.workloads.gpt import plain
+
+    model = plain(vocabulary=65, context=64, width=128, blocks=3, heads=4, seed=0)
+    assert weights_of(model) == weights_of("laptop-gpt")
+    assert estimate_memory(model)["axiom_state_gb"] == pytest.approx(156_968 / 1e9)
+    assert estimate_memory(model, rank=0)["axiom_state_gb"] == pytest.approx(33_544 / 1e9)
+
+
+@given(st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=4), st.integers(0, 12))
+def test_state_is_the_bytes_of_the_tensors_that_the_optimizer_keeps(shapes, rank):
+    model = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
+    optimizer = AXIOM(model.parameters(), rank=rank)
+    sum((p * p).sum() for p in model).backward()
+    optimizer.step()
+    kept = 0
+    for state in optimizer.state.values():
+        kept += sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor))
+    assert estimate_memory(model, rank=rank)["axiom_state_gb"] == kept / 1e9
+
+
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 40))
+def test_more_rank_takes_more_state_and_nothing_else(blocks, width, rank):
+    config = TINY_GPT2 | {"n_layer": blocks, "n_embd": width}
+    less, more = estimate_memory(config, rank=rank), estimate_memory(config, rank=rank + 1)
+    assert less["axiom_state_gb"] <= more["axiom_state_gb"]
+    assert less["total_compression"] >= more["total_compression"]
+    for key in ("parameters", "fp32_gb", "int8_gb", "axiom_gradients_gb", "adamw_fp32_training_gb"):
+        assert less[key] == more[key]
+
+
+# -- where the weights come from -----------------------------------------------------------------------------
+
+
+PARAMETERS = {
+    "gpt2-medium": 354_823_168,
+    "gpt2-xl": 1_557_611_200,
+    "huggyllama/llama-13b": 13_015_864_320,
+    "huggyllama/llama-30b": 32_528_943_616,
+    "huggyllama/llama-65b": 65_285_660_672,
+    "meta-llama/Llama-2-70b-hf": 68_976_648_192,
+    "01-ai/Yi-1.5-6B": 6_061_035_520,
+    "01-ai/Yi-1.5-9B": 8_829_407_232,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_known_models_have_the_number_of_weights_that_their_authors_state(name):
+    assert estimate_memory(name)["parameters"] == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("GPT2-Large", "gpt2-large"),
+        ("openai-community/gpt2", "gpt2"),
+        ("Llama-7B", "huggyllama/llama-7b"),
+        ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+        ("llama-2-13b-hf", "meta-llama/Llama-2-13b-hf"),
+        ("yi-1.5-34b", "01-ai/Yi-1.5-34B"),
+        ("someone/llama-7b", None),
+        ("llama", None),
+    ],
+)
+def test_short_names_in_any_case_but_no_other_owner(alias, name):
+    assert known_name(alias) == name
+
+
+def built(config):
+    """The model of a configuration on the meta device, by transformers."""
+    transformers = pytest.importorskip("transformers")
+    family = {"gpt2": "GPT2", "llama": "Llama", "mistral": "Mistral"}[config["model_type"]]
+    given = {key: value for key, value in config.items() if key != "model_type"}
+    if family == "GPT2":
+        model, given = "GPT2LMHeadModel", {"n_head": 1} | given
+    else:
+        model = f"{family}ForCausalLM"
+    with torch.device("meta"):
+        return getattr(transformers, model)(getattr(transformers, f"{family}Config")(**given))
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "huggyllama/llama-7b", "mistralai/Mistral-7B-v0.1", "01-ai/Yi-1.5-34B"]
+)
+def test_real_models_have_the_shapes_that_transformers_builds(name):
+    model = built(KNOWN[name])
+    assert weights_of(KNOWN[name]) == weights_of(model)
+    assert estimate_memory(model, rank=16, device_gb=24) == estimate_memory(name, rank=16, device_gb=24)
+
+
+@st.composite
+def configs(draw):
+    number = st.integers(1, 5)
+    if draw(st.booleans()):
+        config = TINY_GPT2 | {"n_embd": draw(number), "n_layer": draw(number), "vocab_size": draw(number)}
+        tied = {"tie_word_embeddings": draw(st.booleans())}
+        return config | tied | {"n_inner": draw(st.none() | number), "n_positions": draw(number)}
+    groups, keys = draw(number), draw(number)
+    heads, head = groups * keys, draw(number)
+    config = {"num_attention_heads": heads, "num_key_value_heads": keys, "intermediate_size": draw(number)}
+    # None: the width over the heads
+    config |= {"hidden_size": heads * head, "head_dim": draw(st.none() | st.just(head) | number)}
+    config |= {"num_hidden_layers": draw(number), "tie_word_embeddings": draw(st.booleans())}
+    config |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    return TINY | config | {"model_type": draw(st.sampled_from(["llama", "mistral"]))}
+
+
+@given(configs())
+def test_small_models_have_the_shapes_that_transformers_builds(config):
+    if config["model_type"] == "mistral":  # has no biases; what its configuration says of them is not read
+        model = built({key: value for key, value in config.items() if not key.endswith("_bias")})
+    else:
+        model = built(config)
+    assert weights_of(config) == weights_of(model)
+
+
+def test_a_plain_module_counts_tied_weights_once_and_leaves_out_its_head():
+    body = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 6), nn.LayerNorm(6), nn.Linear(6, 11, bias=False))
+    assert list(quantised_layers(body)) == ["1"]
+    assert weights_of(body) == {
+        Weight((11, 6)): 2,
+        Weight((6, 6), True): 1,
+        Weight((6,)): 3,
+    }
+    body[3].weight = body[0].weight
+    assert estimate_memory(body)["parameters"] == 11 * 6 + 6 * 6 + 3 * 6
+    assert list(quantised_layers(body)) == ["1"]
+    assert list(quantised_layers(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))) == ["0", "1"]
+
+
+def test_a_folder_and_a_file_are_read(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(TINY | {"num_key_value_heads": None, "rope_theta": 1e4}))
+    expected = estimate_memory(TINY)
+    assert estimate_memory(tmp_path) == estimate_memory(str(file)) == expected
+    assert expected["parameters"] == 2 * 50 * 12 + 12 + 2 * (4 * 144 + 3 * 240 + 2 * 12)
+
+
+# -- recommendations -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device_gb", "start"),
+    [
+        (200, "AdamW in float32 fits 200 GB: it takes 108 GB, 92.2 GB are left for activations"),
+        (24, "AXIOM with hooks in 16 bits fits 24 GB: it takes 13.8 GB"),
+        (12, "AXIOM with linear layers frozen in INT8 (the other 3.9% train) fits 12 GB: it takes 7.2"),
+        (6, "Nothing fits 6 GB: at least 7.2"),
+    ],
+)
+def test_what_fits_a_device(device_gb, start):
+    said = estimate_memory("llama-7b", device_gb=device_gb)["recommendation"]
+    assert said.startswith(start)
+    assert "activations" in said
+    assert said.endswith(".")
+
+
+def test_without_a_device_every_way_is_named():
+    said = estimate_memory("gpt2")["recommendation"]
+    assert all(words in said for words in ("AdamW", "16 bits takes 0.331 GB", "INT8", "activations"))
+    only_linear = estimate_memory(nn.Linear(3, 4, bias=False))["recommendation"]
+    assert "INT8" not in only_linear  # nothing would train
+
+
+@given(st.sampled_from(list(KNOWN)), st.floats(1e-4, 2000))
+def test_whatever_is_said_to_fit_does(name, device_gb):
+    found = estimate_memory(name, device_gb=device_gb)
+    said = found["recommendation"]
+    fits = {"AdamW": found["adamw_fp32_training_gb"], "AXIOM with hooks": found["axiom_fp16_training_gb"]}
+    least = min([found["int8_gb"], *fits.values()])
+    assert not said.startswith("Nothing") or device_gb <= found["axiom_fp16_training_gb"]
+    assert said.startswith("Nothing") or least < device_gb
+    for way, size in fits.items():
+        assert not said.startswith(way) or size < device_gb
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_name_is_not_downloaded():
+    with pytest.raises(FileNotFoundError, match=r"nothing is downloaded.*meta-llama/Llama-2-7b-hf"):
+        estimate_memory("meta-llama/Llama-3-7b")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "bert"}, "model_type='bert'"),
+        ({"model_type": None}, "model_type=None"),
+        ({"model_type": ["llama"]}, "model_type="),
+        ({"hidden_size": None}, "no hidden_size"),
+        ({"vocab_size": 0}, "vocab_size=0"),
+        ({"vocab_size": True}, "vocab_size=True"),
+        ({"num_hidden_layers": 2.0}, "num_hidden_layers=2.0"),
+        ({"intermediate_size": "20"}, "intermediate_size='20'"),
+        ({"num_attention_heads": 5}, "num_attention_heads=5.*head_dim"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads=3.*num_attention_heads=4"),
+        ({"head_dim": -1}, "head_dim=-1"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no'"),
+        ({"model_type": "mistral"}, "no num_key_value_heads"),
+        (TINY_GPT2 | {"n_inner": 0}, "n_inner=0"),
+        (TINY_GPT2 | {"add_cross_attention": True}, "add_cross_attention=True"),
+    ],
+)
+def test_a_wrong_field_is_named(change, words):
+    with pytest.raises(ValueError, match=words):
+        estimate_memory(TINY | change)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model_type": "lla', b"\xff\xfe{}", b"[1]", b"[" * 100_000])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        estimate_memory(tmp_path)
+
+
+def test_a_folder_without_a_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        estimate_memory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rank": -1},
+        {"rank": 1.5},
+        {"rank": True},
+        {"device_gb": 0},
+        {"device_gb": -8},
+        {"device_gb": math.nan},
+    ],
+)
+def test_a_senseless_rank_or_device_is_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        estimate_memory("gpt2", **given)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(TypeError, match="not of int"):
+        estimate_memory(7)
+    with pytest.raises(ValueError, match="no parameters"):
+        estimate_memory(nn.ReLU())
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_what_is_true_beside_what_is_promised(capsys):
+    assert main(["estimate", "llama-7b", "--device-gb", "24"]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split("  ")[0]: line.split() for line in said.splitlines()}
+    assert "6,738,415,616 weights" in said
+    assert rows["state"][-2:] == ["1,007", "280"]
+    assert rows["gradients"][-4:] == ["103", "200,", "0.140", "GB"]
+    assert rows["both"][-2:] == ["256", "220"]
+    assert said.splitlines()[-1] == estimate_memory("llama-7b", device_gb=24)["recommendation"]
+
+
+def test_the_command_promises_nothing_of_other_models(capsys):
+    assert main(["estimate", "gpt2", "--rank", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "rank 0" in said
+    assert "promised" not in said
+
+
+def test_the_command_writes_json(capsys):
+    assert main(["estimate", "gpt2-large", "--rank", "16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("claims") == CLAIMS["gpt2-large"]
+    assert found == estimate_memory("gpt2-large", rank=16)
+    assert main(["table", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["state"]["4"] == compression_table()[0]["state"][4]
+
+
+def test_the_command_prints_the_table(capsys):
+    assert main(["table"]) == 0
+    said = capsys.readouterr().out
+    assert "4,750 / 1,007 / 305" in said
+    assert "280 / 200 / 220" in said
+
+
+@pytest.mark.parametrize(
+    "given", [["nothing"], ["gpt2", "--rank", "-1"], ["gpt2", "--device-gb", "nan"], ["."]]
+)
+def test_an_error_of_the_command_is_one_sentence(given, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["estimate", *given]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1

@@ -1,0 +1,409 @@
+"""AXIOM as a torch optimizer, and its updates inside backward."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.axiom import AXIOM, AnomalyError
+from ebc_lab.axiom.update import state_bytes
+
+
+class Net(nn.Module):
+    """A tied embedding, a matrix, a convolution and vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.mix = nn.Linear(6, 6)
+        self.conv = nn.Conv1d(6, 6, 3, padding=1)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, tokens):
+        x = self.mix(self.embedding(tokens)).relu()
+        x = self.conv(x.mT).mT
+        return x @ self.embedding.weight.T
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+def tokens(step: int) -> torch.Tensor:
+    return torch.randint(0, 11, (4, 8), generator=torch.Generator().manual_seed(step))
+
+
+def loss_of(model: Net, step: int) -> torch.Tensor:
+    found = tokens(step)
+    return nn.functional.cross_entropy(model(found[:, :-1]).flatten(0, 1), found[:, 1:].flatten())
+
+
+def train(model: Net, optimizer: AXIOM, steps) -> float:
+    loss = torch.zeros(())
+    for step in steps:
+        loss = loss_of(model, step)
+        loss.backward()
+        optimizer.step(loss=loss)
+        optimizer.zero_grad()
+    return float(loss.detach())
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def saved(optimizer: AXIOM) -> dict:
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+# -- hooks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("begin", [0, 3])
+def test_hooks_change_no_bit(rank, dtype, begin):
+    """Nor do hooks that are switched on half-way, and off again."""
+    ends = []
+    for hooks in (False, True):
+        model = net().to(dtype)
+        optimizer = AXIOM(model.named_parameters(), lr=0.01, rank=rank)
+        train(model, optimizer, range(begin))
+        if hooks:
+            optimizer.register_hooks()
+        train(model, optimizer, range(begin, 6))
+        optimizer.remove_hooks()
+        train(model, optimizer, range(6, 8))
+        ends.append(weights(model))
+    assert torch.equal(*ends)
+
+
+def test_hooks_hold_one_gradient_at_a_time():
+    model = net()
+    optimizer = AXIOM(model.parameters())
+    sizes = [p.nbytes for p in model.parameters()]
+    plain = AXIOM(model.parameters())
+    train(model, plain, [0])
+    assert plain.peak_gradient_bytes == sum(sizes) - model.unused.nbytes
+    optimizer.register_hooks()
+    loss = loss_of(model, 0)
+    loss.backward()
+    assert all(p.grad is None for p in model.parameters())
+    optimizer.step(loss=loss)
+    assert optimizer.peak_gradient_bytes == max(sizes)
+
+
+def test_a_killed_run_resumes_bit_for_bit_with_hooks():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    optimizer.register_hooks()
+    train(model, optimizer, range(3))
+    kept = copy.deepcopy(model.state_dict())
+    state = saved(optimizer)
+    train(model, optimizer, range(3, 6))
+    again = net()
+    again.load_state_dict(kept)
+    resumed = AXIOM(again.named_parameters(), lr=0.5)
+    resumed.register_hooks()
+    resumed.load_state_dict(state)
+    train(again, resumed, range(3, 6))
+    assert torch.equal(weights(model), weights(again))
+
+
+def test_the_published_lr_scale_trains_on_after_plain_steps():
+    """Since u has an rms near 1 already, 25 times it is mostly held back to rms 1."""
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01, relative=True)
+    before = train(model, optimizer, range(30))
+    optimizer.register_hooks(lr_scale=25)
+    after = train(model, optimizer, range(30, 90))
+    assert weights(model).isfinite().all()
+    assert after < before
+
+
+def test_a_closure_is_a_step_of_its_own():
+    ends = []
+    for hooks in (False, True):
+        model = net()
+        optimizer = AXIOM(model.named_parameters(), lr=0.01)
+        if hooks:
+            optimizer.register_hooks()
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = loss_of(model, 0)
+            loss.backward()
+            return loss
+
+        returned = [float(optimizer.step(closure).detach()) for _ in range(3)]
+        ends.append((weights(model), returned))
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
+
+
+def test_checkpointed_blocks_move_too():
+    """torch's activation checkpointing runs a backward inside backward."""
+    ends = []
+    for reentrant in (None, False, True):
+        model = net()
+        optimizer = AXIOM(model.named_parameters(), lr=0.01)
+        optimizer.register_hooks()
+        for step in range(3):
+            found = tokens(step)
+            x = model.embedding(found)
+            if reentrant is None:
+                x = model.mix(x)
+            else:
+                x = torch.utils.checkpoint.checkpoint(model.mix, x, use_reentrant=reentrant)
+            loss = (x @ model.embedding.weight.T).logsumexp(-1).mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+        ends.append(weights(model))
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+# -- the limit of the gradients ------------------------------------------------------------------------------
+
+
+def test_the_plain_limit_is_torchs():
+    ends = []
+    for own in (True, False):
+        model = net()
+        optimizer = AXIOM(model.parameters(), lr=0.01, max_grad_norm=0.1 if own else None)
+        for step in range(4):
+            loss_of(model, step).backward()
+            if not own:
+                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_under_hooks_each_tensor_is_held_to_its_share():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.1)
+    optimizer.register_hooks()
+    for step in range(5):
+        train(model, optimizer, [step])
+        shares = [state["share"] for state in optimizer.state.values()]
+        assert sum(shares) <= 1 + 1e-12
+    elements = sum(p.numel() for p in model.parameters())
+    assert optimizer.state[model.mix.bias]["share"] != model.mix.bias.numel() / elements
+    assert min(shares) > 0
+
+
+def test_shares_survive_a_checkpoint():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.1)
+    optimizer.register_hooks()
+    train(model, optimizer, range(3))
+    other = AXIOM(net().named_parameters(), max_grad_norm=0.1)
+    other.load_state_dict(saved(optimizer))
+    shares = [
+        {i: state["share"] for i, state in o.state_dict()["state"].items()} for o in (optimizer, other)
+    ]
+    assert shares[0] == shares[1]
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_plain_anomaly_changes_nothing(value):
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    train(model, optimizer, range(2))
+    before = weights(model)
+    state = copy.deepcopy(optimizer.state_dict())
+    loss_of(model, 0).backward()
+    model.mix.weight.grad[0, 0] = value
+    with pytest.raises(AnomalyError, match=r"gradient of mix\.weight is not finite: nothing was changed"):
+        optimizer.step()
+    with pytest.raises(AnomalyError, match="the loss is"):
+        optimizer.step(loss=torch.tensor(value))
+    assert torch.equal(weights(model), before)
+    assert str(state) == str(optimizer.state_dict())
+
+
+def test_under_hooks_the_tensor_stays_and_those_that_moved_are_named():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    optimizer.register_hooks()
+    train(model, optimizer, range(2))
+    handle = model.mix.weight.register_hook(lambda g: g * math.nan)
+    before = model.mix.weight.detach().clone()
+    state = str(optimizer.state[model.mix.weight])
+    loss = loss_of(model, 2)
+    loss.backward()
+    with pytest.raises(AnomalyError) as error:
+        optimizer.step(loss=loss)
+    assert error.value.bad == ["mix.weight"]
+    assert set(error.value.moved) == {"embedding.weight", "mix.bias", "conv.weight", "conv.bias"}
+    assert "conv.weight" in str(error.value)
+    assert torch.equal(model.mix.weight, before)
+    assert str(optimizer.state[model.mix.weight]) == state
+    handle.remove()
+    train(model, optimizer, range(3, 5))
+    assert weights(model).isfinite().all()
+
+
+def test_a_loss_that_is_not_finite_is_told_with_what_has_moved():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    optimizer.register_hooks()
+    loss_of(model, 0).backward()
+    with pytest.raises(AnomalyError, match=r"the loss is nan; .*conv.weight.* moved already"):
+        optimizer.step(loss=torch.tensor(math.nan))
+
+
+def test_a_second_backward_is_refused_before_anything_moves():
+    """Also one that reaches other tensors first."""
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    optimizer.register_hooks()
+    loss = loss_of(model, 0)
+    loss.backward()
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="second backward before step"):
+        loss_of(model, 1).backward()
+    with pytest.raises(RuntimeError, match="second backward before step"):
+        model.unused.sum().backward()
+    assert torch.equal(weights(model), before)
+    optimizer.step(loss=loss)
+    train(model, optimizer, [1])
+
+
+def test_hooks_are_refused_twice_with_gradients_pending_and_without_a_scale():
+    model = net()
+    optimizer = AXIOM(model.named_parameters())
+    loss_of(model, 0).backward()
+    with pytest.raises(RuntimeError, match=r"embedding\.weight.* has a gradient that no step has used"):
+        optimizer.register_hooks()
+    optimizer.zero_grad()
+    with pytest.raises(ValueError, match="lr_scale must be above 0"):
+        optimizer.register_hooks(lr_scale=0)
+    optimizer.register_hooks()
+    with pytest.raises(RuntimeError, match="registered already"):
+        optimizer.register_hooks()
+    with pytest.raises(RuntimeError, match="remove_hooks"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    optimizer.remove_hooks()
+    assert not optimizer.hooked
+
+
+def test_hooks_are_refused_with_several_workers(monkeypatch):
+    """The world of a real process group is tests/axiom/test_distributed.py's."""
+    monkeypatch.setattr("ebc_lab.axiom.optimizer.workers", lambda: 2)
+    with pytest.raises(RuntimeError, match="before 2 workers have exchanged gradients"):
+        AXIOM(net().parameters()).register_hooks()
+
+
+BAD = {
+    "lr": [-1, math.nan, math.inf, "fast"],
+    "weight_decay": [-0.1],
+    "max_grad_norm": [0, -1, math.inf],
+    "streak_boost": [0.5],
+    "snr_floor": [-0.1, 1.1],
+    "rank": [-1, 1.5],
+    "momentum_weight": [-1],
+    "beta1": [1, -0.1],
+    "rms_limit": [0],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_settings_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
+        AXIOM([nn.Parameter(torch.ones(2))], **{name: value})
+
+
+def test_what_cannot_be_trained_is_refused():
+    with pytest.raises(TypeError, match="floating ones"):
+        AXIOM([torch.ones(3, dtype=torch.int64)])
+    sparse = nn.Embedding(5, 3, sparse=True)
+    optimizer = AXIOM(sparse.named_parameters())
+    sparse(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match="gradient of weight is sparse"):
+        optimizer.step()
+
+
+# -- a torch optimizer ---------------------------------------------------------------------------------------
+
+
+def test_state_stays_float32_under_low_precision_weights():
+    """torch's own load_state_dict would round it to the dtype of the weights."""
+    model = net().bfloat16()
+    optimizer = AXIOM(model.parameters(), lr=0.01)
+    train(model, optimizer, range(2))
+    other = AXIOM(copy.deepcopy(model).parameters())
+    other.load_state_dict(saved(optimizer))
+    for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
+        for name, value in mine.items():
+            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            assert same, name
+    assert other.state[next(iter(other.state))]["row"].dtype == torch.float32
+
+
+def test_a_state_of_another_model_is_refused_and_changes_nothing():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.01)
+    train(model, optimizer, [0])
+    before = str(optimizer.state_dict())
+    foreign = saved(optimizer)
+    foreign["state"][1]["row"] = torch.ones(3)
+    with pytest.raises(ValueError, match="state of mix.weight|state of embedding.weight|state of"):
+        optimizer.load_state_dict(foreign)
+    with pytest.raises(ValueError, match="1 parameters"):
+        optimizer.load_state_dict(AXIOM([nn.Parameter(torch.ones(2))]).state_dict())
+    assert str(optimizer.state_dict()) == before
+
+
+def test_groups_have_their_own_settings_and_schedulers_work():
+    model = net()
+    groups = [{"params": [model.mix.weight], "rank": 0, "lr": 0.5}, {"params": [model.conv.weight]}]
+    optimizer = AXIOM(groups, lr=0.1, rank=2)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    train(model, optimizer, [0])
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.05]
+    assert "left" not in optimizer.state[model.mix.weight]
+    assert optimizer.state[model.conv.weight]["left"].shape == (2, 6)
+    optimizer.set_lr(0.3)
+    assert optimizer.get_lr() == 0.3
+    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
+    with pytest.raises(ValueError, match="lr must be"):
+        optimizer.set_lr(-1)
+
+
+def test_memory_usage_counts_what_is_there(capsys):
+    model = net()
+    optimizer = AXIOM(model.parameters(), rank=4)
+    found = optimizer.memory_usage(verbose=False)
+    assert capsys.readouterr().out == ""
+    elements = sum(p.numel() for p in model.parameters())
+    assert found["parameters"] == elements
+    assert found["parameter_bytes"] == found["gradient_bytes"] == 4 * elements
+    assert found["state_bytes"] == sum(state_bytes(p.shape, 4) for p in model.parameters())
+    optimizer.register_hooks()
+    assert optimizer.memory_usage()["gradient_bytes"] == max(p.nbytes for p in model.parameters())
+    assert "state_compression" in capsys.readouterr().out
+    train(model, optimizer, [0])
+    held = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
+    assert sum(v.nbytes for v in held) + state_bytes((3,), 4) == found["state_bytes"]
+
+
+def test_it_learns():
+    model = net()
+    optimizer = AXIOM(model.named_parameters(), lr=0.02)
+    optimizer.register_hooks()
+    first = train(model, optimizer, [0])
+    assert train(model, optimizer, [0] * 60) < 0.7 * first

@@ -1,0 +1,239 @@
+"""Processes that train one model together, by gloo on this machine: what each does, and what starts them.
+
+usage: python gloo_worker.py RANK WORLD STORE OUT SCENARIO ARGUMENTS
+    SCENARIO is `short` or `long`, ARGUMENTS its keyword arguments as JSON; its result is saved at OUT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from ebc_lab.axiom.distributed import AxiomDDPState, axiom_hook
+
+ROOT = Path(__file__).parents[2]
+SHORT_STEPS = 30
+SMALL_BUCKETS = {"bucket_cap_mb": 0.004}
+Results = list[dict[str, Any]]
+
+
+def small_model() -> nn.Module:
+    """2,706 parameters in 8 tensors, of which one alone is a whole number of blocks of 256."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(24, 40), nn.Tanh(), nn.Linear(40, 32), nn.Tanh(), nn.LayerNorm(32), nn.Linear(32, 10)
+    )
+
+
+def small_loss(model: nn.Module, rank: int, step: int) -> Tensor:
+    """Of one of four batches of this rank; rank 1 has a gradient of zeros at step 3."""
+    generator = torch.Generator().manual_seed(4 * rank + step % 4)
+    inputs = torch.randn(16, 24, generator=generator)
+    labels = inputs[:, :10].argmax(1)
+    weight = 0.0 if (rank, step) == (1, 3) else 1.0
+    return weight * F.cross_entropy(model(inputs), labels)
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+
+
+def start(scenario: str, folder: Path, world: int = 2, **arguments: Any) -> Results:
+    """Runs a scenario in `world` processes, in an empty folder -> the result of each rank."""
+    outs = [folder / f"{rank}.pt" for rank in range(world)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = []
+    for rank, out in enumerate(outs):
+        words = [str(rank), str(world), str(folder / "store"), str(out), scenario, json.dumps(arguments)]
+        command = [sys.executable, __file__, *words]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [process.communicate(timeout=500)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    failed = [text for process, text in zip(running, said, strict=True) if process.returncode]
+    assert not failed, "\n".join(failed)
+    return [torch.load(out, weights_only=True) for out in outs]
+
+
+def join(rank: int, world: int, store: str) -> None:
+    """Makes this process one of the workers; they meet at the file `store`."""
+    if "lo" in [name for _, name in socket.if_nameindex()]:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def own_residuals(state: AxiomDDPState) -> list[Tensor]:
+    return [r for kept in state.state_dict()["residuals"] for r in kept]
+
+
+class Spy:
+    """axiom_hook, and the sizes of the buckets it was given."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def hook(self, state, bucket):  # torch refuses annotations that are strings
+        self.sizes.append(bucket.buffer().numel())
+        return axiom_hook(state, bucket)
+
+
+class Trained:
+    """A model wrapped for one mode, its optimizer and its losses.
+
+    mode: `plain`, `axiom`, `forgetful` (axiom without error feedback) or `power` (PowerSGD of rank 4).
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        model: nn.Module,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        **settings: Any,
+    ):
+        self.model = model
+        self.optimizer = optimizer(model)
+        self.wrapped = DistributedDataParallel(model, **settings)
+        self.losses: list[float] = []
+        self.spy = Spy()
+        self.state: Any = None
+        if mode == "power":
+            self.state = PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
+            self.wrapped.register_comm_hook(self.state, powerSGD_hook)
+        elif mode != "plain":
+            self.state = AxiomDDPState(error_feedback=mode == "axiom")
+            self.wrapped.register_comm_hook(self.state, self.spy.hook)
+
+    def run(self, steps: range, loss_of: Callable[[nn.Module, int], Tensor]) -> Trained:
+        for step in steps:
+            self.optimizer.zero_grad()
+            loss = loss_of(self.wrapped, step)
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(loss.item())
+        return self
+
+    def result(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"weights": weights_of(self.model), "losses": self.losses}
+        if isinstance(self.state, AxiomDDPState):
+            told |= {"sent": self.state.sent, "dense": self.state.dense, "buckets": self.spy.sizes}
+            told["residuals"] = own_residuals(self.state)
+        elif self.state is not None:
+            told["sent"] = 4 * self.state.total_numel_after_compression
+            told["dense"] = 4 * self.state.total_numel_before_compression
+        return told
+
+
+def short(rank: int) -> dict[str, Any]:
+    """Every mode for a few steps, `axiom` in several ways that should come to the same, and bad gradients."""
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        return small_loss(model, rank, step)
+
+    every = range(SHORT_STEPS)
+    told = {
+        mode: Trained(mode, small_model(), sgd).run(every, loss_of).result()
+        for mode in ("plain", "axiom", "forgetful", "power")
+    }
+    views = {"gradient_as_bucket_view": True, **SMALL_BUCKETS}
+    told["small buckets"] = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(every, loss_of).result()
+    told["views"] = Trained("axiom", small_model(), sgd, **views).run(every, loss_of).result()
+    told["resumed"] = resumed(loss_of)
+    told["bad"] = bad_gradient(rank)
+    told["bfloat16"] = in_bfloat16(rank)
+    return told
+
+
+def resumed(loss_of: Callable[[nn.Module, int], Tensor]) -> dict[str, Any]:
+    """`axiom`, stopped half way and continued by new objects from what they say of themselves."""
+    half = SHORT_STEPS // 2
+    first = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(range(half), loss_of)
+    second = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.state.load_state_dict(first.state.state_dict())
+    return second.run(range(half, SHORT_STEPS), loss_of).result()
+
+
+def bad_gradient(rank: int) -> dict[str, Any]:
+    """The gradients, and residuals before and after, of a step at which rank 1 alone has an infinite loss."""
+    trained = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS)
+    trained.run(range(2), lambda model, step: small_loss(model, rank, step))
+    before = own_residuals(trained.state)
+    trained.optimizer.zero_grad()
+    weight = torch.inf if rank == 1 else 1.0
+    (weight * small_loss(trained.wrapped, rank, 2)).backward()
+    gradients = [p.grad for p in trained.model.parameters()]
+    return {"gradients": gradients, "before": before, "after": own_residuals(trained.state)}
+
+
+def in_bfloat16(rank: int) -> dict[str, Any]:
+    """Two steps of a model of bfloat16 weights."""
+    trained = Trained("axiom", small_model().bfloat16(), sgd)
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        inputs = torch.randn(16, 24, generator=torch.Generator().manual_seed(rank)).bfloat16()
+        return model(inputs).float().square().mean()
+
+    return trained.run(range(2), loss_of).result()
+
+
+def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:
+    """A perceptron of about 150,000 parameters, from 16 characters of a file to the next, in every mode.
+
+    By gradient descent without momentum: what error feedback does is plainest there.
+    """
+    characters = Path(text).read_text()
+    alphabet = {c: i for i, c in enumerate(sorted(set(characters)))}
+    ids = torch.tensor([alphabet[c] for c in characters])
+    reading = torch.arange(17)
+
+    def loss_of(model: nn.Module, step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(2 * step + rank)
+        starts = torch.randint(len(ids) - 16, (128, 1), generator=generator)
+        rows = ids[starts + reading]
+        return F.cross_entropy(model(rows[:, :-1]), rows[:, -1])
+
+    def plain_sgd(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=lr)
+
+    def run(mode: str) -> dict[str, Any]:
+        torch.manual_seed(0)
+        read = nn.Sequential(nn.Embedding(len(alphabet), 16), nn.Flatten())
+        model = nn.Sequential(read, nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, len(alphabet)))
+        return Trained(mode, model, plain_sgd).run(range(steps), loss_of).result()
+
+    told = {mode: run(mode) for mode in ("plain", "axiom", "forgetful", "power")}
+    return {**told, "again": run("axiom")}
+
+
+def main(rank: str, world: str, store: str, out: str, scenario: str, arguments: str) -> None:
+    torch.set_num_threads(1)
+    join(int(rank), int(world), store)
+    run = short if scenario == "short" else long
+    told = run(int(rank), **json.loads(arguments))
+    torch.save(told, out)
+    dist.barrier()  # neither leaves while the other still needs it
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
