@@ -21,6 +21,7 @@ PICTURE = "docs/images/layers.svg"
 LAYERS: tuple[dict[str, str], ...] = (
     {
         "ebc": "the method; imports torch only",
+        "axiom": "training with little memory beside the weights; imports torch only",
         "lowbit": "few levels, packed and measured; imports torch, numpy only",
         "ebm": "an energy-based language model on the sphere; imports torch, numpy only",
         "config": "settings, their checks, a run's identity; no torch",
@@ -38,6 +39,7 @@ LAYERS: tuple[dict[str, str], ...] = (
 # nothing else of ours
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
+    "axiom": ("matplotlib", "torchao", "transformers"),
     "lowbit": ("numpy", "sklearn", "cupy"),
     "ebm": (
         *("numpy", "scipy", "sklearn", "faiss", "tokenizers", "safetensors"),

@@ -43,9 +43,10 @@ def check_range(name: str, value: Any, least: float, most: float) -> None:
     if name in BELOW:
         inside = inside and number < most
     if not inside:
-        words = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
-        edge = f" (above {least:g})" if name in OPEN else f" (below {most:g})" if name in BELOW else ""
-        raise ValueError(f"{name} must be {words}{edge}, not {value}.")
+        low = f"above {least:g}" if name in OPEN else f"at least {least:g}"
+        high = f"below {most:g}" if name in BELOW else f"at most {most:g}"
+        words = low if most == math.inf else f"{low} and {high}"
+        raise ValueError(f"{name} must be {words}, not {value}.")
 
 
 def check_group(group: Mapping[str, Any]) -> None:
@@ -61,7 +62,8 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 def norm_of(g: torch.Tensor) -> torch.Tensor:
     """L2 norm of a gradient in float32 or better, 0-dim; finite if and only if every square of it is."""
-    return torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+    norm: torch.Tensor = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
+    return norm
 
 
 def finite_loss(loss: Any) -> bool:

@@ -49,8 +49,8 @@ class Backward:
     def admits(self, p: Tensor) -> bool:
         """In the hook of a parameter: whether it belongs to the pass that began after the last `step`.
 
-        Reentrant checkpointing runs passes inside a pass. An outer one has a lower number, and goes on when an
-        inner one has ended; two inner ones without a parameter before them look like two passes.
+        Reentrant checkpointing runs passes inside a pass. An outer one has a lower number, and goes on when
+        an inner one has ended; two inner ones without a parameter before them look like two passes.
         """
         task = torch._C._current_graph_task_id()
         if p in self.norms or (self.over and self.task is not None and task > self.task):
@@ -58,7 +58,7 @@ class Backward:
         if self.task is None or task < self.task:
             self.task = task
             self.over = False
-            Variable._execution_engine.queue_callback(self._end)  # type: ignore[attr-defined]
+            Variable._execution_engine.queue_callback(self._end)
         return True
 
     def _end(self) -> None:
@@ -75,7 +75,7 @@ class AXIOM(torch.optim.Optimizer):
 
     Args:
         params: parameters, named parameters, or groups of them.
-        lr: learning rate: a weight moves by about lr a step; with `relative` by lr times the rms of its tensor.
+        lr: learning rate: a weight moves by about lr a step, with `relative` by lr times its tensor's rms.
         weight_decay: decoupled; W is multiplied by 1 - lr·weight_decay.
         max_grad_norm: limit of the global norm of the gradients; under hooks of each tensor's share of it.
         detect_anomaly: raise AnomalyError for gradients and losses that are not finite.
@@ -148,7 +148,7 @@ class AXIOM(torch.optim.Optimizer):
         return float(self.param_groups[0]["lr"])
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of all groups. Raises ValueError unless it is a finite number of at least 0."""
+        """Set the learning rate of all groups. Raises ValueError unless it is finite and at least 0."""
         check_range("lr", lr, 0, math.inf)
         for group in self.param_groups:
             group["lr"] = lr
@@ -160,7 +160,7 @@ class AXIOM(torch.optim.Optimizer):
 
     # -- one step --------------------------------------------------------------------------------------------
 
-    def step(self, loss: Any = None) -> Any:  # type: ignore[override]
+    def step(self, loss: Any = None) -> Any:
         """Take a step; under hooks, end it.
 
         Args:
@@ -212,12 +212,15 @@ class AXIOM(torch.optim.Optimizer):
         return [(p, group) for group in self.param_groups for p in group["params"] if p.numel()]
 
     def _state_of(self, p: Tensor, group: Mapping[str, Any]) -> State:
-        if not self.state[p]:
-            self.state[p] = new_state(p, group["rank"])
-        return self.state[p]
+        state: State = self.state[p]
+        if not state:
+            state.update(new_state(p, group["rank"]))
+        return state
 
     def _rule(self, group: Mapping[str, Any]) -> Rule:
-        return Rule(**{name: group[name] for name in RULE} | {"lr": float(group["lr"])}, lr_scale=self.lr_scale)
+        return Rule(
+            **{name: group[name] for name in RULE} | {"lr": float(group["lr"])}, lr_scale=self.lr_scale
+        )
 
     def _refuse_sparse(self, p: Tensor, g: Tensor) -> None:
         if g.is_sparse:
@@ -374,7 +377,9 @@ class AXIOM(torch.optim.Optimizer):
             state = state_dict["state"].get(i)
             if state is not None:
                 self._check_state(p, state, rank)
-                found[p] = {k: v.to(p.device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()}
+                found[p] = {
+                    k: v.to(p.device, copy=True) if isinstance(v, Tensor) else v for k, v in state.items()
+                }
         super().load_state_dict({**state_dict, "state": {}})
         self.state.update(found)
 

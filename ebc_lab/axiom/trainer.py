@@ -441,7 +441,6 @@ class AXIOM_Trainer:
             ) from None
         self._set_hooks(hooks)  # which may refuse: before anything else
         self.optimizer.load_state_dict(optimizer)
-        self._set_hooks(hooks)  # loading replaces the groups that hooks look at
         self.model.load_state_dict(state["model"])
         self._course = course
         self._batches = None

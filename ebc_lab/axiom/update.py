@@ -81,7 +81,7 @@ def new_state(p: Tensor, rank: int) -> State:
 
 def beta2_at(t: int) -> float:
     """Decay of the second moments at a parameter's step t, counted from 1."""
-    return min(0.999, 1 - t**-0.8)
+    return min(0.999, 1 - math.pow(t, -0.8))
 
 
 @torch.no_grad()
@@ -153,7 +153,8 @@ def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
         square[at].lerp_(squares[0].add_(EPSILON), 1 - beta2_at(t))
     g.normalise(None, square.rsqrt())
     if not rule.rank:
-        g.move(w, _length(w, *numbers(g.square()), rule), rule)
+        (square_of_x,) = numbers(g.square())
+        g.move(w, _length(w, square_of_x, rule), rule)
         return
     mean = state["mean"]
     agreements = []
@@ -282,7 +283,8 @@ def _first_basis(right: Tensor) -> Tensor:
 def _boost(state: State, agreement: float, rule: Rule) -> float:
     """The factor on a tensor whose gradient has agreed with its momentum for a `streak` of steps."""
     state["streak"] = state["streak"] + 1 if agreement > 0 else 0
-    return 1 + (rule.streak_boost - 1) * min(state["streak"], LONGEST_STREAK) / LONGEST_STREAK
+    steps: int = min(state["streak"], LONGEST_STREAK)
+    return 1 + (rule.streak_boost - 1) * steps / LONGEST_STREAK
 
 
 def _gain(power: Tensor, total: float, rule: Rule) -> Tensor | None:

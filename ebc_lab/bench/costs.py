@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
@@ -122,7 +122,8 @@ def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None])
     say("FLOP/s against the machine's matrix products")
     sizes = QUICK_SIZES if quick else SIZES[run.device]
     repeats = 2 if quick else 5
-    with opened(dataclasses.replace(run, stabilizer=StabilizerConfig())) as training:
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
+    with opened(plain) as training:
         loop = Loop(training, bare=True)
         loop.steps(min(WARM_STEPS, steps))
         # before and after the passes, so that a machine that is busy for a while does not lower the peak

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc import StepInputs
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.training.recording import recorded
 from ebc_lab.training.run import Training
@@ -81,6 +82,7 @@ class Loop:
         self.bare = bare
         self.run = training.run_config
         self.step_index = 0
+        self.begun = 0  # the stabilizer's number of the step that is under way
 
     def steps(self, count: int) -> float:
         """Seconds for the next `count` steps."""
@@ -104,17 +106,27 @@ class Loop:
         self.step_index += 1
         return self.training.batches.at(self.step_index - 1)
 
-    def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place."""
+    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> logits (B, T, V), the loss whose gradients are taken, and the mean loss, nats per token."""
         workload = self.training.workload
-        logits, kept = workload.forward(self.training.forward, inputs)
-        total, parts = workload.loss(logits, targets, kept, self.step_index - 1)
+        with self.training.memory.saving():
+            logits, kept = workload.forward(self.training.forward, inputs)
+            total, parts = workload.loss(logits, targets, kept, self.step_index - 1)
+        return logits, total, parts["loss"]
+
+    def forward_backward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """-> logits (B, T, V) and the mean loss, nats per token; the gradients are in place,
+        or with hooks the weights have moved."""
+        if not self.bare:
+            self.begun = self.training.optimizer.begin_step()
+        logits, total, loss = self.forward(inputs, targets)
         torch.autograd.backward(total)
-        return logits, parts["loss"]
+        return logits, loss
 
     def update(self, inputs: Tensor, logits: Tensor, targets: Tensor) -> Any:
         if not self.bare:
-            return self.training.optimizer.step(inputs, logits, targets=targets)
+            taken = StepInputs(self.begun, inputs, logits, targets=targets)
+            return self.training.optimizer.take_step(taken)
         for base in self.training.optimizer.bases:
             base.step()
         return None

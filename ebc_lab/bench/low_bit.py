@@ -9,7 +9,7 @@ from typing import Any
 from ebc_lab.config.checks import WITH_LOW_BIT_STATE
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.schema import MemoryConfig, PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
 
 from .pairs import steps_compared
 
@@ -43,7 +43,7 @@ def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], No
     would take longer than `limit_s` seconds.
     """
     say("low-bit training against the plain step")
-    plain = dataclasses.replace(run, stabilizer=StabilizerConfig())
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
     stateful = run.optimizer.name in WITH_LOW_BIT_STATE
     asked = {name: found for name, found in VARIANTS.items() if stateful or "state" not in found[0]}
     runs = {PLAIN: plain}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ebc_lab.config.checks import check_run
-from ebc_lab.config.compose import compose
+from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, git_revision, hardware
@@ -25,6 +25,7 @@ from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.text import checked_text, pinned
 
+from .beside import beside_weights
 from .costs import compute, fixed_costs
 from .ebm import energy_steps
 from .low_bit import low_bit, refuse_low_bit
@@ -91,7 +92,7 @@ def bench(
     Raises:
         UserError: settings that are refused, or a folder that cannot be written, before anything is measured.
     """
-    config = compose(overrides, study=False)
+    config = compose(implied(overrides), study=False)
     folder = project() / FOLDER
     if record:
         refuse_unwritable(folder)
@@ -130,6 +131,8 @@ def _sections(run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], 
     if gpt:
         found["compute"] = compute(run, effort.passes, quick, say)
     found["memory"] = memory(run, say)
+    if gpt:
+        found["beside_weights"] = beside_weights(run, 3 * effort.pairs, effort.turns_s, say)
     return found
 
 

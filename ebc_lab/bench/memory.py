@@ -12,12 +12,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.components.memory import reachable, storages
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
 from ebc_lab.training.run import Training
@@ -69,27 +71,58 @@ def _peak_on_cuda(step: Callable[[], object]) -> int:
     return int(torch.cuda.max_memory_allocated() - before)
 
 
+def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int:
+    """Bytes that autograd saves for backward during `forward`; memory saved twice, or a weight's, counts once
+    or not at all."""
+    held = storages(weights)
+    saved: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)  # an address is not used again meanwhile
+        saved.update(storages([tensor]))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(n for at, n in saved.items() if at not in held)
+
+
+def _activations(training: Training, loop: Loop) -> int:
+    """Bytes that the step's forward saves for backward, packed if the run packs them."""
+    found = saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
+    packed = training.memory.activations
+    if packed is None:
+        return found
+    stats = packed.memory_stats()
+    return int(stats["compressed_bytes"] + stats["kept_bytes"])
+
+
 def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes of parameters, gradients after a backward pass, base optimizers and stabilizer."""
+    """Bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
+    activations = _activations(training, loop)
     inputs, targets = loop.batch()
     logits, _ = loop.forward_backward(inputs, targets)
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
     gradients = storages(p.grad for p in training.model.parameters() if p.grad is not None)
+    bases = training.optimizer.bases
     loop.update(inputs, logits, targets)
     loop.zero_grad()
-    state = storages(t for base in training.optimizer.bases for t in reachable(base.state))
+    state = storages(t for base in bases for t in reachable(base.state))
     own = {} if loop.bare else storages(reachable(training.optimizer))
     counted = parameters.keys() | gradients.keys() | state.keys()
+    hooked = [base.peak_gradient_bytes for base in bases if isinstance(base, AXIOM) and base.hooked]
     return {
         "parameters": sum(parameters.values()),
-        "gradients": sum(gradients.values()),
+        "gradients": sum(hooked) or sum(gradients.values()),
+        "activations": activations,
         "optimizer_state": sum(n for at, n in state.items() if at not in parameters),
         "stabilizer": sum(n for at, n in own.items() if at not in counted),
     }
 
 
 def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Bytes held between steps, by purpose, and `peak`: the most that a step with an audit adds to them."""
+    """Bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between steps."""
     with opened(run) as training:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
@@ -118,7 +151,8 @@ def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
         }
 
     rows = [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
-    tensors = {k: bare[k] for k in ("parameters", "gradients", "optimizer_state", "peak")}
+    purposes = ("parameters", "gradients", "activations", "optimizer_state", "peak")
+    tensors = {k: bare[k] for k in purposes}
     on_gpu = run.device == "cuda"
     method = "torch.cuda.max_memory_allocated" if on_gpu else "torch.profiler, allocations on the CPU"
     return {"bare_bytes": tensors, "peak_by": method, "stabilizers": rows}

@@ -19,7 +19,7 @@ from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity_of, resolved
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
-from ebc_lab.ebc.options import BUDGETS
+from ebc_lab.ebc.options import BUDGETS, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.training.turns import Progress
@@ -134,7 +134,13 @@ def overhead_run(
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Every stabilizer at its default strength, EBC once per budget: (name, the run with it)."""
+    """Every stabilizer at its default strength, EBC once per budget: (name, the run with it). With updates
+    inside backward that is none, and EBC with the one budget that goes with them."""
+    if run.memory.hooks:
+        yield "none", dataclasses.replace(run, stabilizer=StabilizerConfig())
+        lagged = dataclasses.replace(run.budget, name=LAGGED)
+        yield f"ebc {LAGGED}", dataclasses.replace(run, stabilizer=StabilizerConfig("ebc"), budget=lagged)
+        return
     for name in STABILIZERS:
         if name != "ebc":
             yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))

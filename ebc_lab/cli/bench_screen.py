@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
+
+from ebc_lab.report.text.words import size
 
 from .screen import plain_table
 
@@ -40,15 +42,6 @@ def within(found: Mapping[str, Any], form: str) -> str:
     """A median and its quartiles."""
     low, high = found["quartiles"]
     return f"{found['median']:{form}} ({low:{form}}–{high:{form}})"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def benchmark(console: Console, found: Mapping[str, Any]) -> None:
@@ -182,6 +175,17 @@ def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
+def _beside(found: Mapping[str, Any]) -> tuple[str, Group]:
+    table = plain_table(
+        "~what", ">state", ">gradients", ">activations", ">peak of a step", ">less than Adam's"
+    )
+    for row in found["beside_weights"]["bytes"]:
+        told = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
+        ratios = f"state {row['state_ratio']:.1f}×, both {row['total_ratio']:.1f}×"
+        table.add_row(row["what"], *told, f"{ratios}, peak {-row['peak_saved_pct']:+.0f}%")
+    return "Beside the weights", Group(table, Text(), _compared(found["beside_weights"]["times"]))
+
+
 SECTIONS = {
     "throughput": _throughput,
     "overhead": _overhead,
@@ -191,4 +195,5 @@ SECTIONS = {
     "fixed": _fixed,
     "compute": _compute,
     "memory": _memory,
+    "beside_weights": _beside,
 }

@@ -189,6 +189,8 @@ def suite(decision: Mapping[str, Any], timed: tables.Results | None = None) -> R
         pairs = tables.suite_pairs(found, names)
         made.append(drawn(tables.arms(track, found, names=names, timed=timed)))
         made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
+        if beside := tables.beside_weights(track, found, timed, names):
+            made.append(drawn(beside))
         made += map(drawn, tables.spans(found, f"{track}-{{}}".format))
     return Group(*made)
 

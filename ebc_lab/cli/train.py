@@ -17,7 +17,7 @@ from typing import Any
 
 from ebc_lab.config.checks import check_run, remarks
 from ebc_lab.config.choices import conf_dir
-from ebc_lab.config.compose import compose, default_scale, register_schema
+from ebc_lab.config.compose import compose, default_scale, implied, register_schema
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand, spelled
@@ -48,9 +48,11 @@ def train(arguments: Sequence[str]) -> None:
     around: Any = nullcontext()
     if not given.hydra_help and not given.help:
         multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
-        combinations = expand(given.overrides) if multirun else [given.overrides]
+        if not multirun:
+            extra += implied(given.overrides)[len(given.overrides) :]
+        combinations = expand(given.overrides) if multirun else [[*given.overrides, *extra]]
         configs = _validated(combinations)
-        settings = _hydra_settings([spelled(o) for o in (*combinations[0], *extra)])
+        settings = _hydra_settings([spelled(o) for o in dict.fromkeys([*combinations[0], *extra])])
         if not multirun and any(o.startswith("hydra/launcher=") for o in given.overrides):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         if given.cfg is None:

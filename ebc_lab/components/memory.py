@@ -22,7 +22,7 @@ from ebc_lab.config.schema import MemoryConfig, RunConfig
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """sha256 of the weights' bytes, in the order of their names, 64 hex digits: equal weights have equal ones."""
+    """sha256 of the weights' bytes, in the order of their names, 64 hex digits."""
     found = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
         found.update(name.encode())

@@ -231,15 +231,13 @@ def axiom(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opti
 
 
 def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """GaLore: Adam on projections of the hidden matrices' gradients to `rank` dimensions; Adam on the rest."""
+    """GaLore: Adam on the hidden matrices' gradients, projected to `rank` dimensions; Adam on the rest."""
     from .library_optimizers import PlainGaLore
 
     hidden = {id(p) for p in matrices}
     projected = {"rank": c.rank, "update_proj_gap": 50, "scale": 0.25, "projection_type": "std"}
-    groups = [
-        {"params": list(matrices), **projected},
-        {"params": [p for p in model.parameters() if id(p) not in hidden]},
-    ]
+    rest = [p for p in model.parameters() if id(p) not in hidden]
+    groups: list[dict[str, Any]] = [{"params": list(matrices), **projected}, {"params": rest}]
     return [PlainGaLore([group for group in groups if group["params"]], **_moments(c))]
 
 

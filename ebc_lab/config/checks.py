@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURED, MEASURING
+from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
 from .choices import groups
 from .dicts import type_hints
@@ -237,6 +237,8 @@ def remarks(run: RunConfig) -> list[str]:
     """What is allowed and means less than it seems, a sentence each, for whoever starts the run."""
     said = []
     stabilizer, budget = run.stabilizer.name, run.budget.name
+    if run.memory.hooks and stabilizer == "none":
+        said.append("memory.hooks: the plain optimizer; EBC inside backward is stabilizer=ebc budget=lagged.")
     if run.policy.name != "constant" and stabilizer not in STEERED:
         said.append(
             f"policy={run.policy.name} moves the learning rate alone: stabilizer={stabilizer} has no trust "

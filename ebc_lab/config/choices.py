@@ -57,7 +57,8 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """A run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
     A group's `name` brings what its file in `conf` sets. A controller, optimizer or stabilizer then has only
-    that file's settings; other groups keep the run's own where the file sets nothing. The learning rate stays the run's.
+    that file's settings; other groups keep the run's own where the file sets nothing. The learning rate stays
+    the run's.
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}

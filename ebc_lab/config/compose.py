@@ -58,6 +58,15 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
     return config
 
 
+def implied(overrides: Sequence[str]) -> list[str]:
+    """The overrides of one run, and what they leave no other choice of: updates inside backward are the plain
+    optimizer's, where neither a stabilizer nor a budget is asked for."""
+    parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
+    hooked = parsed.get("memory") in ("hooks", "all") or parsed.get("memory.hooks") is True
+    asked = any(key.partition(".")[0] in ("stabilizer", "budget") for key in parsed)
+    return [*overrides, *(["stabilizer=none"] if hooked and not asked else [])]
+
+
 def _refusal(error: Exception, overrides: Sequence[str]) -> str:
     """What Hydra or OmegaConf says, in one sentence."""
     told = (line.strip() for line in str(error.__cause__ or error).splitlines())

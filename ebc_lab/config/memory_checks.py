@@ -69,6 +69,6 @@ def _check_hooks(run: RunConfig) -> None:
     for key, found in refused.items():
         need(
             not found,
-            f"{key} needs gradients, or the weights before the step, once backward has ended: leave it at its "
-            "default, or choose memory.hooks=false.",
+            f"{key} needs gradients, or the weights before the step, once backward has ended: leave it at "
+            "its default, or choose memory.hooks=false.",
         )

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
     from .in_backward import InBackward, LaggedClip
     from .logits import centre, half_fisher, mean_kl, rms_norm
     from .proposal import Proposal
-    from .sensitivity import SensitivityFilter
+    from .sensitivity import SensitivityFilter, aggregate
     from .settings import ClipSettings
     from .stabilized import StabilizedOptimizer
     from .step import NonFiniteUpdateError, StepInputs, StepStats
-    from .surrogate import aggregate
 
 __all__ = [
     "ClipSettings",
@@ -58,7 +57,7 @@ __all__ = [
 ]
 
 _FILES = (
-    *("logits", "grouping", "sensitivity", "surrogate", "budget", "controller"),
+    *("logits", "grouping", "sensitivity", "budget", "controller"),
     *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
 )
 

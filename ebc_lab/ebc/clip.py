@@ -47,11 +47,10 @@ from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, MEASURED, TOKEN_NOISE, check_option
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
-from .sensitivity import SensitivityFilter, due_groups, linearised, probe_fd, probe_jvp
+from .sensitivity import SensitivityFilter, aggregate, due_groups, linearised, probe_fd, probe_jvp
 from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
 from .step import Forecast, StepInputs, StepStats
-from .surrogate import aggregate
 
 CARRIED = ("trial", "kl_rate", "log_ratio", "variance", "log_k")  # numbers that go from step to step
 

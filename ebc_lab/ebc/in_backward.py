@@ -1,4 +1,4 @@
-"""Stabilizers of a base optimizer that moves the weights inside backward, so that no gradient is left after it.
+"""Stabilizers of a base optimizer that moves the weights inside backward and leaves no gradient after it.
 
 `InBackward` audits such a base and follows the rules for failing steps as far as they still can be: when a
 gradient is found not to be finite, other tensors have moved. `LaggedClip` is EBC there. c scales all of an
@@ -63,7 +63,10 @@ class InBackward(StabilizedOptimizer):
     capturable = False
 
     def __init__(
-        self, model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], **options: Any
+        self,
+        model: nn.Module,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        **options: Any,
     ):
         super().__init__(model, optimizers, **options)
         if len(self.bases) != 1 or not getattr(self.bases[0], "hooked", False):
@@ -75,8 +78,10 @@ class InBackward(StabilizedOptimizer):
         self.base: Moving = self.bases[0]  # type: ignore[assignment]
         self.begun: int | None = None
 
-    def step(self, *args: Any, **kwargs: Any) -> StepStats:
-        raise RuntimeError("weights move inside backward: call begin_step() before it and take_step() after it.")
+    def step(self, *args: Any, **kwargs: Any) -> StepStats:  # type: ignore[override]
+        raise RuntimeError(
+            "weights move inside backward: call begin_step() before it and take_step() after it."
+        )
 
     @torch.no_grad()
     def begin_step(self) -> int:
@@ -144,7 +149,10 @@ class LaggedClip(InBackward, EllipsotopeClip):
     budgets: ClassVar[tuple[str, ...]] = (LAGGED,)
 
     def __init__(
-        self, model: nn.Module, optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer], **options: Any
+        self,
+        model: nn.Module,
+        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        **options: Any,
     ):
         if options.get("settings") is None:
             options.setdefault("budget", LAGGED)
@@ -152,7 +160,9 @@ class LaggedClip(InBackward, EllipsotopeClip):
         if len(self.scaled) < len(self.weights):
             raise ValueError("budget='lagged' scales every weight: choose another grouping than 'matrices'.")
         if "loss_drop" in self.controller.needs:
-            raise ValueError(f"controller={self.settings.controller!r} compares losses at W, which has moved.")
+            raise ValueError(
+                f"controller={self.settings.controller!r} compares losses at W, which has moved."
+            )
         self.trial.fill_(FIRST_C)
         self._c = 1.0  # of the step that has begun
         self._rates: list[float] = []  # the groups' learning rates without it
@@ -168,7 +178,7 @@ class LaggedClip(InBackward, EllipsotopeClip):
         return t
 
     def _next_c(self) -> float:
-        """c from what is known of the KL, at most three times the last one; the first one while nothing is."""
+        """c from what is known of the KL, at most three times the last one; while nothing is, the first."""
         log_k = float(self.log_k)
         if not math.isfinite(log_k):
             return float(self.trial)

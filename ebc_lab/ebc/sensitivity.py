@@ -1,4 +1,5 @@
-"""beta_g: how far the logits move per unit of weight norm along group g's own proposed direction.
+"""beta_g: how far the logits move per unit of weight norm along group g's own proposed direction; and S, the
+ellipsotope bound on their movement, from the contributions s_g = beta_g * ||dW_g|| (docs/method.md).
 
 beta_g = rms(centre(J_g U_g)) with U_g = dW_g/||dW_g||, measured by a forward-mode derivative (`jvp`) or a
 finite difference (`fd`), always in float32 outside autocast, and smoothed by `SensitivityFilter`.
@@ -133,3 +134,27 @@ def two_in_turn(step: int, groups: Sequence[str], every: int) -> list[str]:
         return []
     turn = 2 * (step // every - 1)
     return list(dict.fromkeys(groups[(turn + i) % len(groups)] for i in range(2)))
+
+
+# -- the bound -----------------------------------------------------------------------------------------------
+
+
+def _sqrtl_l2(s: Tensor) -> Tensor:
+    return (s.ne(0).sum().to(s.dtype) * s.square().sum()).sqrt()
+
+
+_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda s: s.sum(),
+    "sqrtl_l2": _sqrtl_l2,
+    "l2": lambda s: s.square().sum().sqrt(),
+}
+
+
+def aggregate(contributions: Tensor, kind: str) -> Tensor:
+    """Contributions (L,) in logits per token -> S, 0-dim, same unit.
+
+    `l1` is the triangle inequality, `sqrtl_l2` = sqrt(L)·l2 with L the groups that move, never tighter than
+    l1; `l2` is NOT a bound. Raises ValueError on another kind.
+    """
+    check_option("aggregate", kind, _AGGREGATES)
+    return _AGGREGATES[kind](torch.as_tensor(contributions))

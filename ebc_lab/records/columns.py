@@ -197,6 +197,14 @@ LOW_BIT_MEANINGS = {  # of a run with few levels, or with a policy; of a suite's
     "lr_factor": (SCALE, "the policy's factor on the learning rate, median of the steps"),
     "radius_factor": (SCALE, "its factor on the trust radius, median of the steps"),
 }
+MEMORY_MEANINGS = {  # of a suite whose arms differ in what they keep beside the weights
+    "state_bytes": ("bytes", "of the optimizer's state"),
+    "gradient_bytes": (
+        "bytes",
+        "of gradients at their height: all of them, or with hooks the largest tensor's",
+    ),
+    "activation_bytes": ("bytes", "of activations that a forward saves for backward, packed"),
+}
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "arm": ("", "its name in the suite's file"),
@@ -232,6 +240,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "shock_recovery_steps": ("steps", "until such a mean was back; empty where a seed's never was"),
     "shock_recovered": (SHARE, "seeds that came back"),
     **LOW_BIT_MEANINGS,
+    **MEMORY_MEANINGS,
     "versus": ("", "the arm that it is compared with"),
     "pairs": ("seeds", "that both have"),
     "difference": (NATS, "mean of test loss, arm minus versus, paired by seed; empty where a run diverged"),

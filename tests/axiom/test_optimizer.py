@@ -208,9 +208,7 @@ def test_shares_survive_a_checkpoint():
     train(model, optimizer, range(3))
     other = AXIOM(net().named_parameters(), max_grad_norm=0.1)
     other.load_state_dict(saved(optimizer))
-    shares = [
-        {i: state["share"] for i, state in o.state_dict()["state"].items()} for o in (optimizer, other)
-    ]
+    shares = [{i: state["share"] for i, state in o.state_dict()["state"].items()} for o in (optimizer, other)]
     assert shares[0] == shares[1]
 
 
@@ -320,7 +318,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
+)
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         AXIOM([nn.Parameter(torch.ones(2))], **{name: value})
@@ -348,7 +348,9 @@ def test_state_stays_float32_under_low_precision_weights():
     other.load_state_dict(saved(optimizer))
     for mine, theirs in zip(optimizer.state.values(), other.state.values(), strict=True):
         for name, value in mine.items():
-            same = torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            same = (
+                torch.equal(value, theirs[name]) if isinstance(value, torch.Tensor) else value == theirs[name]
+            )
             assert same, name
     assert other.state[next(iter(other.state))]["row"].dtype == torch.float32
 
@@ -360,7 +362,7 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing():
     before = str(optimizer.state_dict())
     foreign = saved(optimizer)
     foreign["state"][1]["row"] = torch.ones(3)
-    with pytest.raises(ValueError, match="state of mix.weight|state of embedding.weight|state of"):
+    with pytest.raises(ValueError, match="the state of embedding"):
         optimizer.load_state_dict(foreign)
     with pytest.raises(ValueError, match="1 parameters"):
         optimizer.load_state_dict(AXIOM([nn.Parameter(torch.ones(2))]).state_dict())

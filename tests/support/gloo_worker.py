@@ -174,14 +174,17 @@ def resumed(loss_of: Callable[[nn.Module, int], Tensor]) -> dict[str, Any]:
 
 
 def bad_gradient(rank: int) -> dict[str, Any]:
-    """The gradients, and residuals before and after, of a step at which rank 1 alone has an infinite loss."""
+    """The gradients, and residuals before and after, of a step at which one value of rank 1 is infinite."""
     trained = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS)
     trained.run(range(2), lambda model, step: small_loss(model, rank, step))
     before = own_residuals(trained.state)
     trained.optimizer.zero_grad()
-    weight = torch.inf if rank == 1 else 1.0
-    (weight * small_loss(trained.wrapped, rank, 2)).backward()
-    gradients = [p.grad for p in trained.model.parameters()]
+    parameters = list(trained.model.parameters())
+    if rank == 1:
+        first = torch.arange(parameters[-1].numel()) == 0
+        parameters[-1].register_hook(lambda g: g.masked_fill(first, torch.inf))
+    small_loss(trained.wrapped, rank, 2).backward()
+    gradients = [p.grad for p in parameters]
     return {"gradients": gradients, "before": before, "after": own_residuals(trained.state)}
 
 

@@ -312,6 +312,7 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
                 "arms": replace(arms, title=f"Arms, best first{of}"),
                 "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", found, results, ranked), of),
                 "states": _states(f"suite-states-{track}", of, found, results, ranked),
+                "memory": _titled(tables.beside_weights(f"suite-memory-{track}", found, results, ranked), of),
                 "spans": _spans(track, of, found),
                 "compared": [_compared(*own)] if pairs else [],
                 "least": [d["detectable"] for d in pairs.values() if d.get("detectable") is not None],

@@ -108,8 +108,8 @@ def arms(
     for label in names or found["arms"]:
         arm = found["arms"][label]
         chosen = label == found.get("reference")
-        own = _results_of(arm, results)
-        ms_per_step = _ms_per_step(_results_of(arm, timed)) if measured else None
+        own = results_of(arm, results)
+        ms_per_step = _ms_per_step(results_of(arm, timed)) if measured else None
         values = _arm(label, arm, own, reached, chosen, ms_per_step)
         rows.append(filled(ARMS, values, chosen=chosen))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
@@ -176,7 +176,7 @@ def _outcomes(arm: Mapping[str, Any], own: Sequence[Mapping[str, Any]] | None) -
     return {end: ends.count(end) for end in sorted(set(ends))}
 
 
-def _results_of(arm: Mapping[str, Any], results: Results | None) -> list[Mapping[str, Any]] | None:
+def results_of(arm: Mapping[str, Any], results: Results | None) -> list[Mapping[str, Any]] | None:
     return None if results is None else [results.get(run_id, {}) for run_id in arm["runs"].values()]
 
 
@@ -272,7 +272,7 @@ def low_bit(
     rows = []
     for label in names or found["arms"]:
         arm = found["arms"][label]
-        own = _results_of(arm, results)
+        own = results_of(arm, results)
         chosen = label == found.get("reference")
         figures = (_mean(arm, own, key) for key in OF_LEVELS)
         values = (_named(label, arm, chosen), *figures, _ms_per_step(own))
@@ -283,7 +283,7 @@ def low_bit(
 
 def _low_bit_of(found: Mapping[str, Any], results: Results | None) -> set[str]:
     """The low-bit figures that any arm has."""
-    every = [(arm, _results_of(arm, results)) for arm in found["arms"].values()]
+    every = [(arm, results_of(arm, results)) for arm in found["arms"].values()]
     return {key for arm, own in every for key in OF_LEVELS if _mean(arm, own, key) is not None}
 
 
@@ -327,7 +327,7 @@ def states(
 ) -> Table | None:
     """What the splats of energy-based models know of held-out states, in the order of `names`; None where no
     arm is such a model."""
-    every = {label: _of_workload(_results_of(arm, results) or ()) for label, arm in found["arms"].items()}
+    every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in found["arms"].items()}
     there = {key for own in every.values() for key in own}
     if not there:
         return None

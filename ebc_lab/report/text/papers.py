@@ -82,7 +82,8 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
 
 
 def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> list[Table]:
-    """The arms, what few levels took where any has them, and what the splats of energy-based models know."""
+    """The arms, what few levels took where any has them, what the splats of energy-based models know, and
+    what is kept beside the weights where arms differ in that."""
     usual = [arm for arm in found["arms"].values() if not arm.get("shape")]
     ids = [run_id for arm in usual for run_id in arm["runs"].values()]
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
@@ -101,6 +102,7 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
     further = [
         tables.low_bit(f"{track}-low-bit", found, results),
         tables.states(f"{track}-states", found, results),
+        tables.beside_weights(f"{track}-memory", found, results),
     ]
     shown = [arms]
     for table in filter(None, further):

@@ -154,6 +154,15 @@ def signed(x: float | None, digits: int = 4) -> str:
     return NOTHING if x is None or not math.isfinite(x) else f"{x:+.{digits}f}".replace("-", "−")
 
 
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("B", "kB", "MB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 def brief(x: Any) -> str:
     """Three significant digits where there are more; text and whole numbers as they are."""
     if x is None or x == "":

@@ -160,7 +160,27 @@ def _arms(
             "comparable": not any(run.final_windows for run in mine),
             "versus": reference if reference != label else None,
         }
+    _add_memory(arms, own, results)
     return arms
+
+
+def _add_memory(arms: Mapping[str, Arm], own: Sequence[RunSpec], results: Results) -> None:
+    """Give the arms the bytes that they keep beside the weights, where these differ between them."""
+    hooked = {s.arm for s in own if s.run.memory.hooks}
+    found = {}
+    for label, arm in arms.items():
+        done = [
+            r for run_id in arm["runs"].values() if "state_bytes" in (r := results.get(run_id, RunResult()))
+        ]
+        if done:
+            first = done[0]
+            gradients = first["largest_gradient_bytes" if label in hooked else "gradient_bytes"]
+            found[label] = {"state_bytes": float(first["state_bytes"]), "gradient_bytes": float(gradients)}
+            if "activation_bytes" in first:
+                found[label]["activation_bytes"] = float(first["activation_bytes"])
+    if len({tuple(bytes_.items()) for bytes_ in found.values()}) > 1:
+        for label, bytes_ in found.items():
+            arms[label]["figures"] |= bytes_
 
 
 def _notes(config: Config, track: str, found: Track) -> list[str]:

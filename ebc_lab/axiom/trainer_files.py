@@ -1,0 +1,124 @@
+"""Files of `AXIOM_Trainer`: written whole or not at all, and loaded only if they are sound and fit."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .optimizer import AXIOM
+
+HEADER = "AXIOM checkpoint 1, sha256 {}\n"
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[io.BufferedRandom]:
+    """A file to write, which takes the place of the old one when it is complete: a crash leaves either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w+b") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """Raises OSError for a folder that cannot be created or written; creates nothing."""
+    whole = folder.resolve()
+    existing = next(p for p in (whole, *whole.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise OSError(
+            f"{name}={str(folder)!r} cannot be written, {existing} is no folder that allows it: name another."
+        )
+
+
+# -- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def header(digest: str) -> bytes:
+    """The first line of a checkpoint; what torch.save writes follows."""
+    return HEADER.format(digest).encode()
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state behind its checksum, without a copy of it in memory. Raises OSError."""
+    with replaced(path) as f:
+        start = f.write(header("0" * 64))
+        torch.save(state, f)
+        f.seek(start)
+        checksum = hashlib.file_digest(f, "sha256").hexdigest()
+        f.seek(0)
+        f.write(header(checksum))
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `write_checkpoint` wrote, on the CPU. ValueError for any other content, OSError without a file."""
+    other = f"{path} is damaged, or no checkpoint of AXIOM_Trainer"
+    start = len(header("0" * 64))
+    with open(path, "rb") as f:
+        line = f.read(start)
+        if line != header(hashlib.file_digest(f, "sha256").hexdigest()):
+            raise ValueError(f"{other} (its checksum does not match): load another one.")
+        f.seek(start)
+        try:
+            return dict(torch.load(f, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise ValueError(f"{other} ({type(error).__name__}): load another one.") from None
+
+
+# -- whether a checkpoint fits -------------------------------------------------------------------------------
+
+
+def check_weights(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raises ValueError unless both have the same names, shapes and dtypes."""
+    for name in [*own, *saved]:
+        if name not in saved or name not in own:
+            where = "it" if name in own else "the model"
+            raise ValueError(f"{where} has no {name}")
+        kinds = [form(state[name]) for state in (saved, own)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"its {name} is {kinds[0]}, not {kinds[1]}")
+
+
+def form(x: Any) -> str:
+    """Shape and dtype of a tensor, the type of anything else."""
+    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+
+
+def with_own_settings(saved: Mapping[str, Any], own: AXIOM) -> dict[str, Any]:
+    """The optimizer's state of a checkpoint, with the settings of `own`, which has one group of parameters.
+
+    Raises ValueError unless `own` can load it.
+    """
+    group = own.state_dict()["param_groups"][0]
+    (other,) = saved["param_groups"]
+    if group["rank"] != other["rank"]:
+        raise ValueError(f"its rank is {other['rank']}, not {group['rank']}")
+    if group["param_names"] != other["param_names"]:
+        raise ValueError("other parameters were trained")
+    state = {**saved, "param_groups": [group]}
+    named = zip(group["param_names"], own.param_groups[0]["params"], strict=True)
+    AXIOM(list(named), rank=group["rank"]).load_state_dict(state)
+    return state
+
+
+def check_random(states: Mapping[str, Any], device: torch.device) -> None:
+    """Raises RuntimeError or TypeError for random states that torch does not take."""
+    devices = {"rng": "cpu", "loader_rng": "cpu"}
+    if device.type == "cuda":
+        devices["cuda_rng"] = str(device)
+    for name, place in devices.items():
+        if states[name] is not None:
+            torch.Generator(place).set_state(states[name])

@@ -1,0 +1,78 @@
+"""What a step keeps beside the weights, by optimizer and memory setting, and what that costs in time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ebc_lab.config.choices import changed, optimizer_defaults
+from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
+
+from .memory import of_run
+from .pairs import steps_compared
+
+PLAIN = "adam"
+AXIOM: dict[str, Any] = {"name": "axiom", "rank": 4}
+VARIANTS: dict[str, dict[str, Any]] = {
+    PLAIN: {"optimizer": {"name": "adam"}},
+    "adam, 4-bit activations": {"optimizer": {"name": "adam"}, "memory": {"name": "int4"}},
+    "adafactor": {"optimizer": {"name": "adafactor"}},
+    "axiom, rank 0": {"optimizer": {"name": "axiom"}},
+    "axiom, rank 4": {"optimizer": AXIOM},
+    "axiom, rank 4, hooks": {"optimizer": AXIOM, "memory": {"name": "hooks"}},
+    "axiom, rank 4, hooks, 4-bit activations": {"optimizer": AXIOM, "memory": {"name": "all"}},
+}
+EBC: dict[str, dict[str, Any]] = {  # EBC -> the run that it is compared with
+    "axiom, rank 4, ebc shadow": {
+        "optimizer": AXIOM,
+        "stabilizer": {"name": "ebc"},
+        "budget": {"name": "shadow"},
+    },
+    "axiom, rank 4, hooks, ebc lagged": {
+        "optimizer": AXIOM,
+        "memory": {"name": "hooks"},
+        "stabilizer": {"name": "ebc"},
+        "budget": {"name": "lagged"},
+    },
+}
+AGAINST = {
+    "axiom, rank 4, ebc shadow": "axiom, rank 4",
+    "axiom, rank 4, hooks, ebc lagged": "axiom, rank 4, hooks",
+}
+
+
+def beside_weights(
+    run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """`bytes`: of the weights, and of what is beside them, by purpose, counted in tensors, and the peak of a
+    step; with how many times less than Adam's state, gradients and their sum are. `times`: seconds of a step
+    as runs take it over those of Adam's, of EBC's over those of the step that it limits."""
+    say("what optimizers keep beside the weights")
+    plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
+    runs = {name: _with(plain, settings) for name, settings in VARIANTS.items()}
+    found = {name: of_run(variant, bare=True) for name, variant in runs.items()}
+    rows = [{"what": name, **bytes_, **_ratios(found[PLAIN], bytes_)} for name, bytes_ in found.items()]
+    say("what that costs in time")
+    against = dict.fromkeys([name for name in VARIANTS if name != PLAIN], PLAIN) | AGAINST
+    runs |= {name: _with(plain, settings) for name, settings in EBC.items()}
+    return {"bytes": rows, "times": steps_compared(runs, against, rounds, limit_s)}
+
+
+def _with(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The run with these settings, at its optimizer's own default rate."""
+    found = changed(run, settings)
+    found.optimizer.lr = optimizer_defaults(found.optimizer.name).lr
+    return found
+
+
+def _ratios(plain: Mapping[str, int], own: Mapping[str, int]) -> dict[str, float]:
+    """How many times less than the plain step's, and by how much lower the peak of a step is, in per cent."""
+    both = ("optimizer_state", "gradients")
+    return {
+        "state_ratio": plain["optimizer_state"] / own["optimizer_state"],
+        "gradient_ratio": plain["gradients"] / own["gradients"],
+        "total_ratio": sum(plain[k] for k in both) / sum(own[k] for k in both),
+        "activation_ratio": plain["activations"] / own["activations"],
+        "peak_saved_pct": 100 * (1 - own["peak"] / plain["peak"]),
+    }

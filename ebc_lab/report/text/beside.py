@@ -1,0 +1,67 @@
+"""The table of a suite whose arms differ in what they keep beside the weights: its price in loss and time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ebc_lab.records.columns import MEMORY_MEANINGS
+
+from . import words
+from .arms import Results, results_of
+from .table import Cell, Column, Table, filled, loss_column
+from .words import NOTHING, percent, signed
+
+COLUMNS = (
+    Column("Arm", "name", short="arm", head=True),
+    loss_column("Validation loss", "val. loss"),
+    Column("Difference in test loss", "figure", short="difference"),
+    Column("State", "figure", words.size, "state"),
+    Column("Gradients", "figure", words.size, "gradients"),
+    Column("Activations, packed", "figure", words.size, "activations", optional=True),
+    Column("Steps/s", "figure", words.brief, "steps/s", optional=True),
+    Column("KL within ±30%", "figure", percent, "KL ±30%", optional=True),
+)
+NOTE = (
+    "means over the completed seeds; difference: arm minus its reference, paired by seed, with its 95% "
+    "interval by itself; bytes beside the weights: optimizer state, gradients at their height, and activations where "
+    "they are packed; steps/s as the runs took them, several at a time"
+)
+
+
+def beside_weights(
+    name: str, found: Mapping[str, Any], results: Results | None = None, names: Iterable[str] | None = None
+) -> Table | None:
+    """What each arm keeps beside the weights, and what that costs, in the order of `names`; None where the
+    arms do not differ in it."""
+    if not any(set(MEMORY_MEANINGS) & set(arm.get("figures", ())) for arm in found["arms"].values()):
+        return None
+    rows = []
+    for label in names or found["arms"]:
+        arm = found["arms"][label]
+        figures = arm["figures"]
+        values = (
+            label,
+            figures.get("val_loss"),
+            _difference(arm.get("difference")),
+            *(figures.get(key, Cell(NOTHING)) for key in MEMORY_MEANINGS),
+            _steps_per_s(arm, results),
+            figures.get("kl_within_30pct") if arm["ebc"] else None,
+        )
+        rows.append(filled(COLUMNS, values, chosen=label == found.get("reference")))
+    return Table(name, "Beside the weights", COLUMNS, rows, NOTE)
+
+
+def _difference(d: Mapping[str, Any] | None) -> Cell:
+    if not d or d.get("mean") is None:
+        return Cell(NOTHING)
+    low, high = d.get("low"), d.get("high")
+    interval = f" [{signed(low)}, {signed(high)}]" if low is not None and high is not None else ""
+    return Cell(signed(d["mean"]) + interval, d["mean"])
+
+
+def _steps_per_s(arm: Mapping[str, Any], results: Results | None) -> float | None:
+    own = results_of(arm, results) or ()
+    done = [r for r in own if r.get("outcome") == "completed" and r.get("train_s")]
+    return statistics.fmean(r["steps"] / r["train_s"] for r in done) if done else None
