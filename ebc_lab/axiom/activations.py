@@ -29,7 +29,7 @@ BLOCK = 64  # values
 TOP = 15  # highest q
 STRETCH = 1 << 16  # values that take their noise from one place of the table; also the table's length
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-SMALLEST = torch.tensor(torch.finfo(torch.float32).tiny).view(torch.int32).item()  # as bits
+SMALLEST = 0x00800000  # bits of the smallest normal float32
 
 # functions whose backward pass exponentiates what they saved
 EXACT: tuple[Callable[..., Any], ...] = (
@@ -65,16 +65,13 @@ class Noise:
 
     def __init__(self, seed: int = 0):
         self.seed = seed
-        self._generator = torch.Generator()
-        self._tables: dict[torch.device, Tensor] = {}
-        self._begin(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._tables = {torch.device("cpu"): self._shuffled()}
 
-    def _begin(self, seed: int) -> None:
-        self.seed = seed
-        self._generator.manual_seed(seed)
+    def _shuffled(self) -> Tensor:
         order = torch.randperm(STRETCH, generator=self._generator)
-        table = ((order.double() + 0.5) / STRETCH).float()
-        self._tables = {torch.device("cpu"): table.repeat(2)}
+        table = (order.double() + 0.5) / STRETCH
+        return table.float().repeat(2)  # a stretch may begin anywhere in the first half
 
     def places(self, stretches: int) -> list[int]:
         """Where in the table each of the next stretches begins."""
@@ -97,7 +94,9 @@ class Noise:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the bits that would have followed when `state` was taken."""
-        self._begin(int(state["seed"]))
+        self.seed = int(state["seed"])
+        self._generator.manual_seed(self.seed)
+        self._tables = {torch.device("cpu"): self._shuffled()}
         self._generator.set_state(state["generator"].cpu())
 
 
@@ -157,7 +156,7 @@ def unpack(packed: Packed) -> Tensor:
 def _ranges(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """(b, 64) -> lo and step, (b,) float32 with the bits of a bfloat16: lo <= values <= lo + 15·step.
 
-    A step is at least the smallest normal number, so that a constant block divides by it.
+    A step is at least the smallest normal number, so that a constant block can be divided by it.
     """
     wide = torch.float64 if blocks.dtype is torch.float64 else torch.float32
     low = blocks.amin(1).to(wide)
@@ -200,14 +199,12 @@ def _parts(rows: int, *columns: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(torch.split(c, max(1, rows)) for c in columns), strict=True)
 
 
-def _encode(
-    blocks: Tensor, lo: Tensor, step: Tensor, noise: Noise | None, codes: Tensor, rows: int | None = None
-) -> None:
-    """Fill `codes`, (b, 32), `rows` blocks at a time; rows is a multiple of a stretch's.
+def _encode(blocks: Tensor, lo: Tensor, step: Tensor, noise: Noise | None, codes: Tensor) -> None:
+    """Fill `codes`, (b, 32).
 
     (x - lo)/step is at most 15·(1 + 2^-22), so with the largest ξ, 1 - 2^-17, it stays below 16.
     """
-    most = min(rows or _rows(blocks.device), len(blocks))
+    most = min(_rows(blocks.device), len(blocks))
     scaled = torch.empty(most, BLOCK, device=blocks.device)
     q = torch.empty(most, BLOCK, dtype=torch.int16, device=blocks.device)
     both = torch.empty(most, BLOCK // 2, dtype=torch.int32, device=blocks.device)

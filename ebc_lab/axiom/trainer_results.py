@@ -77,13 +77,13 @@ def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
     return {name: only_finite(value) for name, value in found.items()}
 
 
-def progress(kind: str, figure: str, curve: list[float]) -> dict[str, float | None]:
+def progress(kind: str, figure: str, curve: list[float]) -> dict[str, float]:
     """The first and the last value of a curve, and how far it has fallen in percent of the first."""
-    first, last = (curve[0], curve[-1]) if curve else (None, None)
+    first, last = (curve[0], curve[-1]) if curve else (math.nan, math.nan)
     return {
         f"initial_{kind}_{figure}": first,
         f"final_{kind}_{figure}": last,
-        f"{kind}_improvement_pct": 100 * (first - last) / first if first and last is not None else None,
+        f"{kind}_improvement_pct": 100 * (first - last) / first if first else math.nan,
     }
 
 

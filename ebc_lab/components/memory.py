@@ -21,6 +21,9 @@ from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.schema import MemoryConfig, RunConfig
 
 
+PRIME = 2654435761  # so that no two seeds of a run and of its memory meet soon
+
+
 def weights_checksum(model: nn.Module) -> str:
     """sha256 of the weights' bytes, in the order of their names, 64 hex digits."""
     found = hashlib.sha256()
@@ -54,7 +57,7 @@ class Memory:
         if run.memory.activations == "int4":
             from ebc_lab.axiom.activations import compressed_activations
 
-            seed = (run.memory.seed << 32) + run.seed
+            seed = (run.seed + PRIME * run.memory.seed) % 2**32  # a CPU generator takes as many bits
             self.activations = compressed_activations(seed=seed, parameters=model.parameters())
 
     def saving(self) -> AbstractContextManager[Any]:

@@ -1,0 +1,295 @@
+"""Checkpoints of the trainer: resumed to the bit, written whole, and refused when damaged or foreign."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from axiom.trainer_helpers import WORDS, From, Tiny, batches, bits, everything, quiet, tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ebc_lab.axiom.trainer import AXIOM_Trainer
+from ebc_lab.axiom.trainer_files import header
+
+# -- resuming ------------------------------------------------------------------------------------------------
+
+QUICK = [(True, 0.05, torch.bfloat16), (False, None, torch.float32)]
+MATRIX = list(product([True, False], [None, 0.05], [torch.float32, torch.bfloat16]))
+
+
+@pytest.mark.parametrize(
+    ("hooks", "limit", "dtype"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in MATRIX],
+)
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(tmp_path, hooks, limit, dtype):
+    pairs = batches(4)
+    settings = {"hooks": hooks, "max_grad_norm": limit, "eval_interval": 3, "warmup_steps": 5}
+    straight = quiet(tiny(dropout=0.5).to(dtype), pairs, pairs, **settings)
+    torch.manual_seed(5)
+    straight.fit(6)
+
+    torch.manual_seed(5)
+    model = tiny(dropout=0.5).to(dtype)
+    torch.manual_seed(5)
+    first = quiet(model, pairs, pairs, **settings)
+    first.fit(3)
+    path = first.save_checkpoint(path=tmp_path / "new" / "there.pt")
+    torch.manual_seed(99)
+    resumed = quiet(Tiny(dropout=0.5).to(dtype), From(pairs, 3), pairs, **settings)
+    resumed.load_checkpoint(path)
+    assert resumed.step == 3
+    resumed.fit(3)
+    assert bits(resumed.model.state_dict()) == bits(straight.model.state_dict())
+    assert bits(resumed.optimizer.state_dict()) == bits(straight.optimizer.state_dict())
+    curves = ("train_losses", "val_losses", "val_steps", "steps", "peak_gradient_bytes")
+    assert [resumed.results()[c] for c in curves] == [straight.results()[c] for c in curves]
+
+
+def test_a_loaded_checkpoint_brings_its_hooks_and_leaves_the_settings(tmp_path):
+    written = quiet(tiny(), batches(), hooks=True)
+    written.fit(2)
+    path = written.save_checkpoint(path=tmp_path / "a.pt")
+    other = quiet(tiny(), batches(), hooks=False, lr=0.01, weight_decay=0.5, warmup_steps=0)
+    other.load_checkpoint(path)
+    assert other.optimizer.hooked
+    other.fit(1)
+    assert other.optimizer.get_lr() == 0.01
+    assert other.optimizer.param_groups[0]["weight_decay"] == 0.5
+    path = quiet(tiny(), batches(), hooks=False).save_checkpoint(path=path)
+    other.load_checkpoint(path)
+    assert not other.optimizer.hooked
+    assert other.step == 0
+
+
+def test_loading_begins_the_loader_anew(tmp_path):
+    trainer = quiet(tiny(), batches())
+    path = trainer.save_checkpoint(path=tmp_path / "a.pt")
+    losses = trainer.fit(2)["train_losses"]
+    trainer.load_checkpoint(path)
+    assert trainer.fit(2)["train_losses"] == losses
+
+
+KILLED = """
+import os, signal, sys
+sys.path[:0] = [{here!r}, {root!r}]
+import torch
+torch.set_num_threads(1)
+from axiom.trainer_helpers import batches, quiet, tiny
+
+class Dying(list):
+    def __iter__(self):
+        for pair in super().__iter__():
+            yield pair
+        os.kill(os.getpid(), signal.SIGKILL)
+
+model = tiny(dropout=0.5)
+torch.manual_seed(5)
+quiet(model, Dying(batches(4)), checkpoint_interval=3, checkpoint_dir={folder!r}).fit(6)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_is_resumed_to_the_bit(tmp_path):
+    here = Path(__file__)
+    script = KILLED.format(here=str(here.parents[1]), root=str(here.parents[2]), folder=str(tmp_path))
+    ended = subprocess.run([sys.executable, "-c", script], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert [p.name for p in tmp_path.iterdir()] == ["axiom_step_3.pt"]
+    straight = tiny(dropout=0.5)
+    torch.manual_seed(5)
+    quiet(straight, batches(4)).fit(6)
+    resumed = quiet(Tiny(dropout=0.5), From(batches(4), 3))
+    resumed.load_checkpoint(tmp_path / "axiom_step_3.pt")
+    resumed.fit(3)
+    assert bits(resumed.model.state_dict()) == bits(straight.state_dict())
+
+
+# -- writing -------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_written_at_their_interval(tmp_path):
+    trainer = quiet(
+        tiny(), batches(), checkpoint_interval=2, checkpoint_dir=tmp_path / "c", results_prefix="run"
+    )
+    trainer.fit(5)
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == ["run_step_2.pt", "run_step_4.pt"]
+    assert trainer.save_checkpoint() == tmp_path / "c" / "run_step_5.pt"
+    assert trainer.save_checkpoint(7) == tmp_path / "c" / "run_step_7.pt"
+    trainer.load_checkpoint(tmp_path / "c" / "run_step_2.pt")
+    assert trainer.results()["steps"] == 2
+    assert trainer.results()["total_time_min"] > 0
+    trainer.load_checkpoint(str(tmp_path / "c" / "run_step_7.pt"))
+    assert trainer.step == 5  # the number of the name says nothing of the content
+
+
+def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    trainer = quiet(tiny(), batches())
+    path = trainer.save_checkpoint(path=tmp_path / "a.pt")
+    before = path.read_bytes()
+    trainer.fit(1)
+
+    def halfway(state: Any, f: Any) -> None:
+        f.write(b"the beginning")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", halfway)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save_checkpoint(path=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+    assert path.read_bytes() == before
+
+
+def test_folders_that_cannot_be_written_are_found_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    for wanted in ({"save_results": True, "results_dir": place}, {"checkpoint_interval": 1}):
+        trainer = quiet(tiny(), batches(), checkpoint_dir=place, **wanted)
+        name = "results_dir" if "results_dir" in wanted else "checkpoint_dir"
+        with pytest.raises(
+            OSError, match=rf"{name}=.* cannot be written, .*file is no folder .*: name another"
+        ):
+            trainer.fit(1)
+        assert trainer.step == 0
+    quiet(tiny(), batches(), checkpoint_dir=place, results_dir=place).fit(1)  # neither is needed
+
+
+# -- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> bytes:
+    """The content of a good checkpoint of three steps."""
+    trainer = quiet(tiny(), batches(), batches())
+    trainer.fit(3)
+    return trainer.save_checkpoint(path=tmp_path_factory.mktemp("written") / "good.pt").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def receiver(tmp_path_factory) -> tuple[AXIOM_Trainer, Path]:
+    """A trainer that has come elsewhere, and a file for it to load."""
+    trainer = quiet(tiny(), batches(3, rows=2), hooks=False)
+    trainer.fit(2)
+    return trainer, tmp_path_factory.mktemp("receiver") / "a.pt"
+
+
+def refused(receiver: tuple[AXIOM_Trainer, Path], content: bytes, message: str) -> None:
+    trainer, path = receiver
+    path.write_bytes(content)
+    before = everything(trainer)
+    with pytest.raises(ValueError, match=message) as caught:
+        trainer.load_checkpoint(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert everything(trainer) == before
+
+
+@given(data=st.data())
+def test_any_damage_is_found(written, receiver, data):
+    """One byte is another one, or the end is missing."""
+    at = data.draw(st.integers(0, len(written) - 1))
+    other = data.draw(st.integers(0, 255))
+    content = bytearray(written[:at] if other == 0 else written)
+    if other:
+        content[at] ^= other
+    refused(receiver, bytes(content), "is damaged, or no checkpoint of AXIOM_Trainer")
+
+
+def sealed(content: bytes) -> bytes:
+    return header(hashlib.sha256(content).hexdigest()) + content
+
+
+def saved(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (os.mkdir, ("executed",))
+
+
+def test_nothing_in_a_file_is_executed(receiver, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(receiver, sealed(saved({"model": Evil()})), "is damaged, or no checkpoint")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", saved({"model": {}})], ids=["empty", "torch's"])
+def test_files_of_others_are_refused(receiver, content):
+    refused(receiver, content, "is damaged, or no checkpoint of AXIOM_Trainer")
+
+
+@pytest.mark.parametrize("change", [lambda whole: whole + b"\0", lambda whole: whole[:-1]])
+def test_a_longer_or_shorter_file_is_refused(written, receiver, change):
+    refused(receiver, change(written), "is damaged")
+
+
+def state_of(content: bytes) -> dict[str, Any]:
+    content = content.split(b"\n", 1)[1]
+    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("curves", {"unknown": 1}, "is not of this trainer"),
+        ("loader_rng", torch.zeros(5056), "is not of this trainer"),
+        ("optimizer", {}, "is not of this trainer"),
+    ],
+)
+def test_a_whole_file_with_other_content_is_refused(written, receiver, entry, value, message):
+    refused(receiver, sealed(saved(state_of(written) | {entry: value})), message)
+
+
+@pytest.mark.parametrize("row", [torch.zeros(WORDS + 1), torch.zeros(WORDS).double()])
+def test_another_state_of_a_tensor_is_refused(written, receiver, row):
+    state = state_of(written)
+    state["optimizer"]["state"][0]["row"] = row
+    refused(receiver, sealed(saved(state)), "state of embedding.weight")
+
+
+def with_more(model: nn.Module) -> nn.Module:
+    model.more = nn.Linear(1, 1).requires_grad_(False)
+    return model
+
+
+def with_frozen(model: Tiny) -> nn.Module:
+    model.out.requires_grad_(False)
+    return model
+
+
+FOREIGN = {
+    "shapes": (lambda: quiet(tiny(width=7), batches()), r"its embedding.weight is \(12, 7\).*not \(12, 6\)"),
+    "dtype": (lambda: quiet(tiny().bfloat16(), batches()), "bfloat16, not .*float32"),
+    "rank": (lambda: quiet(tiny(), batches(), rank=2), "its rank is 2, not 4"),
+    "missing": (lambda: quiet(nn.Linear(2, 2), batches()), "it has no embedding.weight"),
+    "more": (lambda: quiet(with_more(tiny()), batches()), "the model has no more.weight"),
+    "frozen": (lambda: quiet(with_frozen(tiny()), batches()), "other parameters were trained"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_checkpoints_of_another_model_are_refused(receiver, tmp_path, kind):
+    build, message = FOREIGN[kind]
+    path = build().save_checkpoint(path=tmp_path / "foreign.pt")
+    refused(receiver, path.read_bytes(), message)
+
+
+def test_a_file_that_is_not_there_is_an_os_error(receiver, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        receiver[0].load_checkpoint(tmp_path / "nowhere.pt")
+    with pytest.raises(IsADirectoryError):
+        receiver[0].load_checkpoint(tmp_path)

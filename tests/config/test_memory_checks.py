@@ -1,0 +1,112 @@
+"""Memory settings: what is refused, and what of them names a run."""
+
+import pytest
+
+from ebc_lab.config import memory_checks
+from ebc_lab.config.checks import validate_run
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import implied
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity, tail_of
+from ebc_lab.config.schema import DataConfig, RunConfig
+
+HOOKED = {"optimizer": {"name": "axiom"}, "memory": {"name": "hooks"}, "stabilizer": {"name": "none"}}
+LAGGED = {**HOOKED, "stabilizer": {"name": "ebc"}, "budget": {"name": "lagged"}}
+
+
+def run(*settings):
+    made = RunConfig(
+        dtype="float32", device="cpu", compile="off", threads_per_run=1, data=DataConfig(sha256="0" * 64)
+    )
+    for one in settings:
+        made = changed(made, one)
+    return made
+
+
+def name_of(*settings):
+    return digest(identity(run(*settings)))
+
+
+def test_what_goes_together_is_accepted():
+    for settings in (HOOKED, LAGGED, {"memory": {"name": "int4"}}, HOOKED | {"memory": {"name": "all"}}):
+        validate_run(run(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": {"name": "adam"}}, "optimizer=adam does not: choose optimizer=axiom"),
+        ({"stabilizer": {"name": "norm_clip"}}, r"stabilizer=norm_clip .* budget=lagged, or memory.hooks=false"),
+        ({"stabilizer": {"name": "ebc"}}, r"budget=tracked .* budget=lagged, or memory.hooks=false"),
+        ({"accumulate": 2}, "accumulate needs gradients"),
+        ({"model": {"dropout": 0.1}}, "model.dropout needs"),
+        ({"curve_every": 10}, "curve_every needs"),
+        ({"quantizer": {"gradients": "five"}}, "quantizer.gradients needs"),
+        ({"policy": {"name": "random"}}, "policy needs"),
+        ({"shock": {"name": "corrupt_gradient"}}, "shock needs"),
+        (LAGGED | {"budget": {"name": "lagged", "probe_tokens": "held"}}, "budget.probe_tokens needs"),
+        (LAGGED | {"budget": {"name": "lagged", "grouping": "matrices"}}, "leave budget.grouping"),
+        (LAGGED | {"controller": {"name": "agreement"}}, "compares losses"),
+        (LAGGED | {"memory": {"name": "none"}}, "budget=shadow, which measures the step itself"),
+    ],
+)
+def test_what_needs_more_than_hooks_leave_is_refused(settings, told):
+    with pytest.raises(UserError, match=told):
+        validate_run(run(HOOKED, settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"memory": {"name": "int4"}, "compile": "on"}, "leave compile at off"),
+        ({"optimizer": {"name": "galore", "rank": 0}}, "galore needs optimizer.rank >= 1"),
+        ({"optimizer": {"name": "axiom", "rank": -1}}, "optimizer.rank must be a whole number >= 0"),
+        ({"optimizer": {"name": "axiom", "streak_boost": 0.5}}, "optimizer.streak_boost must be"),
+        ({"optimizer": {"name": "axiom", "snr_floor": 2.0}}, "optimizer.snr_floor must be"),
+        ({"optimizer": {"name": "adam", "rank": 4}}, "optimizer.rank goes with optimizer=axiom or galore"),
+        ({"memory": {"name": "none", "activations": "int3"}}, "memory.activations=int3 is unknown"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, told):
+    with pytest.raises(UserError, match=told):
+        validate_run(run(settings))
+
+
+def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(memory_checks, "installed", lambda name: False)
+    with pytest.raises(UserError, match=r"needs the library torchao: pip install 'ebc-lab\[axiom\]'"):
+        validate_run(run({"optimizer": {"name": "adam8bit"}}))
+
+
+def test_hooks_do_not_name_a_run_and_packed_activations_do():
+    plain = name_of(HOOKED, {"memory": {"name": "none"}})
+    assert name_of(HOOKED) == plain
+    packed = name_of(HOOKED, {"memory": {"name": "all"}})
+    assert packed != plain
+    assert packed == name_of(HOOKED, {"memory": {"name": "int4"}})
+    assert packed != name_of(HOOKED, {"memory": {"name": "all", "seed": 1}})
+    assert tail_of(run(HOOKED, {"memory": {"name": "all"}})).endswith("_aint4")
+    assert "memory" not in identity(run())
+
+
+def test_the_momentums_settings_name_a_run_that_has_one():
+    for settings in ({"streak_boost": 2.0}, {"snr_floor": 0.1}, {"momentum_weight": 1.0}, {"beta1": 0.5}):
+        for rank in (0, 4):
+            usual = {"optimizer": {"name": "axiom", "rank": rank}}
+            other = {"optimizer": {"name": "axiom", "rank": rank, **settings}}
+            assert (name_of(usual) == name_of(other)) == (rank == 0)
+    assert name_of({"optimizer": {"name": "axiom"}}) != name_of({"optimizer": {"name": "axiom", "rank": 1}})
+
+
+def test_an_arm_with_another_optimizer_has_that_ones_settings_alone():
+    axiom = run({"optimizer": {"name": "axiom", "rank": 4}})
+    adam = changed(axiom, {"optimizer": {"name": "adam"}})
+    assert (adam.optimizer.rank, adam.optimizer.relative) == (0, False)
+    assert adam.optimizer.lr == axiom.optimizer.lr
+
+
+def test_hooks_imply_the_plain_optimizer_where_nothing_else_is_asked_for():
+    assert implied(["memory=hooks"])[1:] == ["stabilizer=none"]
+    assert implied(["memory.hooks=true"])[1:] == ["stabilizer=none"]
+    for given in (["memory=int4"], ["memory=hooks", "stabilizer=ebc"], ["memory=all", "budget=lagged"]):
+        assert implied(given) == given

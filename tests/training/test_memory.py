@@ -1,0 +1,116 @@
+"""Runs whose updates are made inside backward, and whose activations are packed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.runs import killed_in_mid_run, made, plain, untimed
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.identity import run_id
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
+
+AXIOM = {"optimizer": {"name": "axiom", "rank": 2, "lr": 0.2}}
+ALL = {**AXIOM, "memory": {"name": "all"}, "stabilizer": {"name": "none"}}
+LAGGED = {
+    **AXIOM,
+    "memory": {"name": "all"},
+    "stabilizer": {"name": "ebc"},
+    "budget": {"name": "lagged", "target_kl": 0.002},
+}
+
+
+def test_hooks_change_no_bit_of_a_run(run, tmp_path):
+    run = changed(plain(run), AXIOM)
+    hooked = changed(run, {"memory": {"name": "hooks"}})
+    assert run_id("train", run) == run_id("train", hooked)
+    found = [run_and_record(run, tmp_path / "plain", "x"), run_and_record(hooked, tmp_path / "hooks", "x")]
+    assert untimed(found[0]) == untimed(found[1])
+    assert len(found[0]["weights_checksum"]) == 64
+    assert (tmp_path / "plain/steps.csv").read_bytes() == (tmp_path / "hooks/steps.csv").read_bytes()
+
+
+def test_a_result_tells_the_bytes_beside_the_weights(run, tmp_path):
+    result = run_and_record(changed(run, ALL | {"steps": 5}), tmp_path / "run", "x")
+    fresh = Training(changed(run, ALL), made(tmp_path / "fresh"))
+    sizes = [p.nbytes for p in fresh.model.parameters()]
+    assert result["gradient_bytes"] == sum(sizes)
+    assert result["largest_gradient_bytes"] == max(sizes)
+    fresh.advance(2)
+    state = fresh.optimizer.bases[0].memory_usage(verbose=False)["state_bytes"]
+    assert result["state_bytes"] == state
+    assert 0 < result["activation_bytes"] == fresh.memory.activations.memory_stats()["compressed_bytes"]
+
+
+@pytest.mark.parametrize("settings", [ALL, LAGGED], ids=["plain", "lagged"])
+def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
+    run = changed(run, settings)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    assert whole["outcome"] == "completed"
+    for stop_at in (7, 23):
+        broken = Training(run, made(tmp_path / "broken"))
+        with pytest.raises(Interrupted):
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+    resumed = run_and_record(run, tmp_path / "broken", "x")
+    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
+    assert untimed(whole) == untimed(resumed)
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training.run import Training
+
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+training = Training(run, Path(sys.argv[2]))
+print("at", training.step, flush=True)
+training.advance(11)
+training.save_checkpoint()
+training.advance(4)
+print("now", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_kill_9_in_mid_run_changes_no_bit_of_the_weights(run, tmp_path):
+    run = changed(run, LAGGED)
+    whole = run_and_record(run, tmp_path / "whole", "x")
+    killed = made(tmp_path / "killed")
+    killed_in_mid_run(run, killed, TRAIN)
+    assert Training(run, killed).step == 11
+    assert untimed(whole) == untimed(run_and_record(run, killed, "x"))
+
+
+def test_lagged_holds_its_budget_in_the_median(run, tmp_path):
+    run = changed(run, LAGGED | {"audit_every": 1, "steps": 60})
+    result = run_and_record(run, tmp_path / "run", "x")
+    assert result["clip_rate"] > 0.5
+    assert 0.5 < result["kl_ratio_median"] < 2
+
+
+def test_a_bad_gradient_inside_backward_is_a_skipped_step(run, tmp_path):
+    training = Training(changed(run, ALL), made(tmp_path / "run"))
+    training.advance(2)
+    weight = training.model.blocks[0].q.weight
+    before = weight.detach().clone()
+    handle = weight.register_hook(lambda g: g * math.nan)
+    training.advance(1)
+    handle.remove()
+    assert training.skips == 1
+    assert torch.equal(weight, before)
+    training.advance(1)
+    assert training.skips == 0
+
+
+def test_the_seed_of_the_rounding_is_the_runs_own(run, tmp_path):
+    run = changed(run, ALL | {"steps": 4})
+    ends = {}
+    for name, settings in {"a": {}, "b": {}, "c": {"memory": {"name": "all", "seed": 1}}}.items():
+        ends[name] = run_and_record(changed(run, settings), tmp_path / name, "x")["weights_checksum"]
+    assert ends["a"] == ends["b"] != ends["c"]
