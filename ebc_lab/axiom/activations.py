@@ -377,8 +377,9 @@ class compressed_activations:
     Packed are dense floating tensors of at least `min_numel` finite values, once however many nodes save
     them (by memory and version), except
 
-    * weights and views of them: `nn.Parameter`, leaves that require a gradient, whatever shares memory with
-      `parameters`. Copies of weights (casts of autocast, concatenations) are packed like activations;
+    * weights and views of them: `nn.Parameter`, leaves that require a gradient, and whatever shares memory
+      with `parameters`, which only detached tensors and `.data` need. Copies of weights (the casts of
+      autocast, concatenations) are packed like activations;
     * what the functions `exact` save (by default those that exponentiate it, above all attention), what is
       saved inside `with activations.exact():`, and what shares memory with it, which would be kept anyway;
     * expanded tensors, tensor subclasses, and values so near the dtype's end that a block leaves its range.
@@ -392,7 +393,8 @@ class compressed_activations:
         min_numel: smallest number of values that is packed.
         seed: of the noise.
         stochastic: unbiased rounding; False rounds to the nearest level, which is biased.
-        parameters: tensors that stay in memory anyway: weights, and buffers.
+        parameters: tensors that stay in memory anyway: weights, and buffers. Where they lie is looked up at
+            each forward pass.
         exact: functions whose saved tensors are kept; `()` for none.
 
     The object is used again for each forward pass. Raises ValueError for min_numel below 1, and RuntimeError
