@@ -87,7 +87,7 @@ class AXIOM_Trainer:
         hooks: bool = True,
         warmup_steps: int = 100,
         lr_scale: float = 1.0,
-        rank: int = 4,
+        rank: int = 0,
         results_dir: str | os.PathLike[str] = ".",
     ):
         self.model = model

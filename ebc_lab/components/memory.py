@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.schema import MemoryConfig, RunConfig
 
-
 PRIME = 2654435761  # so that no two seeds of a run and of its memory meet soon
 
 

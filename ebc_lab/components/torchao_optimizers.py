@@ -30,8 +30,9 @@ class Eager(torch.optim.Optimizer):
                 group["lr"] = rate
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        super().add_param_group(param_group)
-        self.param_groups[-1]["lr"] = float(self.param_groups[-1]["lr"])
+        rate = param_group.get("lr", self.defaults["lr"])
+        super().add_param_group(param_group)  # which makes it a float32 tensor
+        self.param_groups[-1]["lr"] = rate
 
 
 class EagerAdam8bit(Eager, Adam8bit):

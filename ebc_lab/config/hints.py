@@ -66,7 +66,7 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "data.file": ("data_file", "train_file", "data_path", "data_dir"),
     "launcher.slots": ("gpus", "workers", "num_workers", "n_jobs", "jobs", "parallel", "devices"),
     "launcher.checkpoint_every_s": ("save_every", "save_steps", "checkpoint_every", "checkpoint_interval"),
-    "launcher.mem_gb": ("mem", "memory"),
+    "launcher.mem_gb": ("mem", "ram"),
     "launcher.timeout_min": ("time", "walltime", "timeout", "time_limit"),
     "tracker": ("logger", "wandb", "tensorboard", "mlflow", "report_to"),
     "study.name": ("name", "run_name", "exp_name", "experiment", "experiment_name", "project"),

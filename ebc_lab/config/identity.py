@@ -132,8 +132,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
 def _used_of_optimizer(run: RunConfig) -> set[str]:
     """The settings that the run's optimizer reads."""
     chosen = run.optimizer
+    all_of_them = to_dict(chosen)
     momentum = MOMENTUM_SETTINGS if chosen.name == "axiom" and chosen.rank else ()
-    return {"name", "lr", "weight_decay", *OPTIMIZER_SETTINGS[chosen.name], *momentum}
+    return {"name", "lr", "weight_decay", *OPTIMIZER_SETTINGS.get(chosen.name, all_of_them), *momentum}
 
 
 def _leave_out_unused_of_stabilizer(kept: dict[str, Any], run: RunConfig) -> None:

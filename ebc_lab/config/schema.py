@@ -85,7 +85,7 @@ class OptimizerConfig:
         0.5, "with rank > 0: of the momentum beside the gradient", low=0, high=1000, only=AXIOM
     )
     streak_boost: float = setting(
-        1.5,
+        1.0,
         "with rank > 0: how many times as far a tensor moves whose gradient agrees with its momentum; 1: off",
         low=1,
         high=1000,

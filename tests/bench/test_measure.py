@@ -107,6 +107,7 @@ def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found
         "fixed",
         "compute",
         "memory",
+        "beside_weights",
     ]
     said = called[1]
     assert {f"overhead of {name}" for name in VARIANTS} <= set(said)

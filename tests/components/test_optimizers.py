@@ -30,6 +30,10 @@ CONFIGS = {
     "soap": OptimizerConfig("soap", lr=LR, beta1=0.95, beta2=0.95, weight_decay=0.1),
     "schedule_free": OptimizerConfig("schedule_free", lr=LR, weight_decay=0.1),
     "adam_uncorrected": OptimizerConfig("adam_uncorrected", lr=LR),
+    "axiom": OptimizerConfig("axiom", lr=LR, rank=2, relative=True, weight_decay=0.1),
+    "galore": OptimizerConfig("galore", lr=LR, rank=4, weight_decay=0.1),
+    "adam8bit": OptimizerConfig("adam8bit", lr=LR),
+    "adam4bit": OptimizerConfig("adam4bit", lr=LR),
 }
 every = pytest.mark.parametrize("name", CONFIGS)
 

@@ -36,7 +36,10 @@ def test_what_goes_together_is_accepted():
     ("settings", "told"),
     [
         ({"optimizer": {"name": "adam"}}, "optimizer=adam does not: choose optimizer=axiom"),
-        ({"stabilizer": {"name": "norm_clip"}}, r"stabilizer=norm_clip .* budget=lagged, or memory.hooks=false"),
+        (
+            {"stabilizer": {"name": "norm_clip"}},
+            r"stabilizer=norm_clip .* budget=lagged, or memory.hooks=false",
+        ),
         ({"stabilizer": {"name": "ebc"}}, r"budget=tracked .* budget=lagged, or memory.hooks=false"),
         ({"accumulate": 2}, "accumulate needs gradients"),
         ({"model": {"dropout": 0.1}}, "model.dropout needs"),

@@ -45,7 +45,9 @@ def test_audits_and_weights_are_those_of_a_plain_loop_bit_for_bit(make_gpt, batc
     for plain, hooked in zip(ends[0][1], ends[1][1], strict=True):
         for name in ("grad_norm", "slope", "applied_kl", "movement", "clip_coefficient"):
             value = getattr(plain, name)
-            assert (value is None and getattr(hooked, name) is None) or torch.equal(value, getattr(hooked, name))
+            assert (value is None and getattr(hooked, name) is None) or torch.equal(
+                value, getattr(hooked, name)
+            )
 
 
 def test_an_infinite_target_is_the_plain_optimizer(make_gpt, batches):

@@ -14,7 +14,7 @@ def test_targets_are_refused_below_ten_floors():
 
 def test_the_registry_and_the_settings_hold_the_names():
     assert set(CONTROLLERS) == set(options.CONTROLLERS)
-    assert set(groups()["budget"]) == set(options.BUDGETS)
+    assert set(groups()["budget"]) == {*options.BUDGETS, options.LAGGED}
     assert set(groups()["controller"]) == {"auto", *options.FORENSIC_CONTROLLERS}
 
 

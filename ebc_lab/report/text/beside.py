@@ -25,8 +25,8 @@ COLUMNS = (
 )
 NOTE = (
     "means over the completed seeds; difference: arm minus its reference, paired by seed, with its 95% "
-    "interval by itself; bytes beside the weights: optimizer state, gradients at their height, and activations "
-    "where they are packed; steps/s as the runs took them, several at a time"
+    "interval by itself; bytes beside the weights: optimizer state, gradients at their height, and "
+    "activations where they are packed; steps/s as the runs took them, several at a time"
 )
 
 

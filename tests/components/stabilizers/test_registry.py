@@ -135,13 +135,13 @@ def test_frozen_and_tied_parameters_and_two_parameter_groups(optimizer, stabiliz
         model.head.weight = model.token_embedding.weight
 
     def split(base):
-        [group] = base.param_groups
-        half = len(group["params"]) // 2
-        base.param_groups.append({**group, "params": group["params"][half:], "lr": 0.0})
-        group["params"] = group["params"][:half]
+        for group in list(base.param_groups):
+            half = len(group["params"]) // 2
+            base.param_groups.append({**group, "params": group["params"][half:], "lr": 0.0})
+            group["params"] = group["params"][:half]
 
     model, wrapped = prepare(run_of(optimizer, stabilizer, projection), freeze_and_tie, split)
-    assert len(wrapped.param_groups) == 2 * len(wrapped.bases)
+    assert len(wrapped.param_groups) == 2 * (len(wrapped.bases) + (optimizer == "galore"))
     start = {n: p.detach().clone() for n, p in model.named_parameters()}
     take(model, wrapped, range(3))
     assert torch.equal(model.position_embedding.weight, start["position_embedding.weight"])

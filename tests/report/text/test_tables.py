@@ -112,7 +112,8 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 def test_every_column_of_a_suite_is_documented():
     from ebc_lab.study.stages.ablation import FIGURES, LOW_BIT_FIGURES
 
-    figures = dict.fromkeys((*FIGURES, *LOW_BIT_FIGURES, columns.BITS, "shock_recovered"), 1.0)
+    named = (*FIGURES, *LOW_BIT_FIGURES, *columns.MEMORY_MEANINGS, columns.BITS, "shock_recovered")
+    figures = dict.fromkeys(named, 1.0)
     arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
     arm |= {
         "point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0},
