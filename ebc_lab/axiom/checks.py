@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from .update import CHUNK
+
+NOT_FINITE = "is not finite or too large to be squared"
 NAMED = 8  # things that a message lists by name
 RANGES: dict[str, tuple[float, float]] = {  # setting of a parameter group -> least and largest value
     "lr": (0, math.inf),
@@ -19,7 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {  # setting of a parameter group -> le
     "beta1": (0, 1),
     "rms_limit": (0, math.inf),
 }
-OPEN = ("rms_limit",)  # which must lie above the least value
+OPEN = ("rms_limit", "max_grad_norm")  # which must lie above the least value
 BELOW = ("beta1",)  # which must lie below the largest one
 
 
@@ -62,8 +65,13 @@ def check_group(group: Mapping[str, Any]) -> None:
 
 def norm_of(g: torch.Tensor) -> torch.Tensor:
     """L2 norm of a gradient in float32 or better, 0-dim; finite if and only if every square of it is."""
-    norm: torch.Tensor = torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))
-    return norm
+    wide = torch.promote_types(g.dtype, torch.float32)
+    if g.dtype == wide or g.numel() <= CHUNK:
+        norm: torch.Tensor = torch.linalg.vector_norm(g, dtype=wide)
+        return norm
+    # by parts: torch would make a copy of all of it
+    parts = [torch.linalg.vector_norm(part, dtype=wide) for part in torch.split(g.reshape(-1), CHUNK)]
+    return norm_of(torch.stack(parts))
 
 
 def finite_loss(loss: Any) -> bool:
@@ -71,6 +79,12 @@ def finite_loss(loss: Any) -> bool:
     if loss is None:
         return True
     return bool(torch.isfinite(loss).all()) if isinstance(loss, torch.Tensor) else math.isfinite(loss)
+
+
+def told(loss: Any) -> str:
+    """A loss that is not finite, in a message."""
+    single = not isinstance(loss, torch.Tensor) or loss.numel() == 1
+    return f"{float(loss)}" if single else "not finite"
 
 
 def listed(names: Sequence[str]) -> str:

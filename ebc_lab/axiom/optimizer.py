@@ -25,7 +25,17 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-from .checks import AnomalyError, check_group, check_range, finite_loss, listed, norm_of, workers
+from .checks import (
+    NOT_FINITE,
+    AnomalyError,
+    check_group,
+    check_range,
+    finite_loss,
+    listed,
+    norm_of,
+    told,
+    workers,
+)
 from .update import Rule, State, new_state, state_bytes, state_shapes, update
 
 SHARE_DECAY = 0.9  # of a tensor's share of the squared norm, under hooks with max_grad_norm
@@ -119,8 +129,8 @@ class AXIOM(torch.optim.Optimizer):
             "beta1": beta1,
             "rms_limit": rms_limit,
         }
-        if max_grad_norm is not None and not 0 < max_grad_norm < math.inf:
-            raise ValueError(f"max_grad_norm must be above 0, or None, not {max_grad_norm}.")
+        if max_grad_norm is not None:
+            check_range("max_grad_norm", max_grad_norm, 0, math.inf)
         self.max_grad_norm = max_grad_norm
         self.detect_anomaly = detect_anomaly
         self.lr_scale = 1.0
@@ -129,6 +139,14 @@ class AXIOM(torch.optim.Optimizer):
         self._handles: list[RemovableHandle] = []
         self._backward = Backward()
         super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which begin without hooks."""
+        own = {
+            name: getattr(self, name) for name in ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
+        }
+        fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "_backward": Backward()}
+        return {**super().__getstate__(), **own, **fresh}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As in every torch optimizer. Raises ValueError, TypeError as the class does."""
@@ -183,7 +201,7 @@ class AXIOM(torch.optim.Optimizer):
     @torch.no_grad()
     def _plain_step(self, loss: Any) -> None:
         if self.detect_anomaly and not finite_loss(loss):
-            raise AnomalyError(f"the loss is {float(loss)}: nothing was changed.")
+            raise AnomalyError(f"the loss is {told(loss)}: nothing was changed.")
         held = [(p, p.grad, group) for p, group in self._parameters() if p.grad is not None]
         for p, g, _ in held:
             self._refuse_sparse(p, g)
@@ -191,7 +209,7 @@ class AXIOM(torch.optim.Optimizer):
         self.peak_gradient_bytes = max(self.peak_gradient_bytes, total)
         scale = self._limit([(p, g) for p, g, _ in held])
         for p, g, group in held:
-            update(p, g, self._state_of(p, group), self._rule(group), scale=scale, own=False)
+            update(p, g, self._state_of(p, group), self._rule(group), scale=scale)
 
     def _limit(self, held: Sequence[tuple[Tensor, Tensor]]) -> float:
         """The factor that holds the global norm to max_grad_norm. Raises AnomalyError."""
@@ -202,7 +220,7 @@ class AXIOM(torch.optim.Optimizer):
             finite = norms.isfinite().tolist()
             bad = [p for (p, _), sound in zip(held, finite, strict=True) if not sound]
             names = self._names(bad)
-            raise AnomalyError(f"the gradient of {listed(names)} is not finite: nothing was changed.", names)
+            raise AnomalyError(f"the gradient of {listed(names)} {NOT_FINITE}: nothing was changed.", names)
         if self.max_grad_norm is None:
             return 1.0
         whole = torch.linalg.vector_norm(norms)
@@ -213,7 +231,7 @@ class AXIOM(torch.optim.Optimizer):
 
     def _state_of(self, p: Tensor, group: Mapping[str, Any]) -> State:
         state: State = self.state[p]
-        if not state:
+        if "step" not in state:
             state.update(new_state(p, group["rank"]))
         return state
 
@@ -309,50 +327,53 @@ class AXIOM(torch.optim.Optimizer):
             return
         state = self._state_of(p, group)
         scale = self._share_limit(p, state, norm)
-        rule = self._rule(group)
-        if not self.record_slope:
-            update(p, g, state, rule, scale=scale, own=True)
-            return
-        before = p.detach().clone()
-        update(p, g, state, rule, scale=scale, own=False)
-        backward.slopes[p] = torch.dot(g.flatten().float(), (p - before).flatten().float())
+        slope = update(p, g, state, self._rule(group), scale=scale, watch=self.record_slope)
+        if slope is not None:
+            backward.slopes[p] = slope
 
     def _share_limit(self, p: Tensor, state: State, norm: Tensor) -> float:
         """The factor that holds a tensor's gradient to its share of max_grad_norm."""
         if self.max_grad_norm is None:
             return 1.0
-        if "share" not in state:
-            elements = sum(q.numel() for q, _ in self._parameters())
-            state["share"] = p.numel() / elements
-        limit = self.max_grad_norm * math.sqrt(state["share"])
+        limit = self.max_grad_norm * math.sqrt(state.get("share", p.numel() / self._elements()))
         return min(1.0, limit / max(float(norm), TINY))
+
+    def _elements(self) -> int:
+        return sum(p.numel() for p, _ in self._parameters())
 
     @torch.no_grad()
     def _end_backward(self, loss: Any) -> None:
         backward = self._backward
         self._backward = Backward()
+        left = [p for p, _ in self._parameters() if p.grad is not None]
+        if left:
+            raise RuntimeError(
+                f"{listed(self._names(left))} has a gradient and no hook, since it was frozen when they were "
+                "registered: zero_grad(), remove_hooks() and register_hooks() again."
+            )
         bad = self._names(backward.bad)
         moved = self._names(backward.moved)
         after = f"{listed(moved)} had moved already" if moved else "nothing else had moved"
         if bad:
-            message = f"the gradient of {listed(bad)} is not finite and was not used; {after}."
+            message = f"the gradient of {listed(bad)} {NOT_FINITE} and was not used; {after}."
             raise AnomalyError(message, bad, moved)
         if self.detect_anomaly and not finite_loss(loss):
-            raise AnomalyError(f"the loss is {float(loss)}; {after}.", moved=moved)
+            raise AnomalyError(f"the loss is {told(loss)}; {after}.", moved=moved)
         if self.max_grad_norm is not None:
             self._renew_shares(backward.norms)
 
     def _renew_shares(self, norms: Mapping[Tensor, Tensor]) -> None:
-        """Let each tensor's share follow its part of the squared norm; the shares still sum to 1 at most."""
+        """Let every tensor's share follow its part of the squared norm, 0 without a gradient: they sum to 1."""
         squares = {p: float(norm) ** 2 for p, norm in norms.items()}
         total = sum(squares.values())
         if not 0 < total < math.inf:
             return
+        elements = self._elements()
         for p, _ in self._parameters():
-            state = self.state.get(p, {})
-            if "share" in state:
-                part = squares.get(p, 0.0) / total
-                state["share"] = SHARE_DECAY * state["share"] + (1 - SHARE_DECAY) * part
+            state = self.state[p]
+            part = squares.get(p, 0.0) / total
+            share = state.get("share", p.numel() / elements)
+            state["share"] = SHARE_DECAY * share + (1 - SHARE_DECAY) * part
 
     @property
     def backward(self) -> Backward:
@@ -371,6 +392,10 @@ class AXIOM(torch.optim.Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         if len(saved) != len(held):
             raise ValueError(f"this state is of {len(saved)} parameters, and the optimizer has {len(held)}.")
+        for group in state_dict["param_groups"]:
+            if set(RULE) - set(group):
+                raise ValueError("this state is of another optimizer.")
+            check_group({**group, "params": []})
         ranks = [group["rank"] for group in state_dict["param_groups"] for _ in group["params"]]
         found: dict[Tensor, State] = {}
         for i, rank, (p, _) in zip(saved, ranks, held, strict=True):
@@ -386,7 +411,8 @@ class AXIOM(torch.optim.Optimizer):
     def _check_state(self, p: Tensor, state: State, rank: int) -> None:
         shapes = {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor)}
         single = all(v.dtype == torch.float32 for v in state.values() if isinstance(v, Tensor))
-        if shapes != state_shapes(p.shape, rank) or not single or "step" not in state:
+        wanted = state_shapes(p.shape, rank) if "step" in state else {}  # a share may be all that it has
+        if shapes != wanted or not single or ("step" in state) != ("streak" in state):
             raise ValueError(f"the state of {self._names([p])[0]} is not what a tensor of its shape has.")
 
     def memory_usage(self, verbose: bool = True) -> dict[str, float]:
@@ -395,7 +421,7 @@ class AXIOM(torch.optim.Optimizer):
         `gradient_bytes`: at their height, so the largest tensor's under hooks, and all without.
         """
         of_tensors = [p.numel() * p.element_size() for p, _ in self._parameters()]
-        elements = sum(p.numel() for p, _ in self._parameters())
+        elements = self._elements()
         state = sum(state_bytes(p.shape, group["rank"]) for p, group in self._parameters())
         gradients = max(of_tensors, default=0) if self.hooked else sum(of_tensors)
         found = {
@@ -403,9 +429,9 @@ class AXIOM(torch.optim.Optimizer):
             "parameter_bytes": sum(of_tensors),
             "state_bytes": state,
             "gradient_bytes": gradients,
-            "state_compression": 8 * elements / state,
-            "gradient_compression": 4 * elements / gradients,
-            "total_compression": 12 * elements / (state + gradients),
+            "state_compression": 8 * elements / max(state, 1),
+            "gradient_compression": 4 * elements / max(gradients, 1),
+            "total_compression": 12 * elements / max(state + gradients, 1),
         }
         if verbose:
             for name, value in found.items():

@@ -85,26 +85,32 @@ def beta2_at(t: int) -> float:
 
 
 @torch.no_grad()
-def update(p: Tensor, g: Tensor, state: State, rule: Rule, *, scale: float = 1.0, own: bool) -> None:
-    """Move `p` by one step, and its state.
+def update(
+    p: Tensor, g: Tensor, state: State, rule: Rule, *, scale: float = 1.0, watch: bool = False
+) -> Tensor | None:
+    """Move `p` by one step, and its state, with at most 64 MiB beside `g`, which stays as it is: autograd may
+    need its memory for another tensor. A tensor that is not contiguous is copied, too.
 
     Args:
         p: the parameter, any floating dtype.
         g: its gradient, finite.
         scale: multiplies the gradient (a limit of its norm).
-        own: whether `g` is given away: its memory is then used for the update.
+        watch: whether <g, dW> is measured.
+    Returns:
+        <g, dW>, 0-dim, of what is watched.
     """
     state["step"] += 1
     matrix = sides(p.shape)
     w = p.detach() if p.is_contiguous() else p.contiguous()
     shape = matrix or (1, p.numel())
-    gradient = Gradient(g.contiguous().view(shape), scale, own)
+    gradient = Gradient(g.contiguous().view(shape), scale, watch)
     if matrix is None:
         _vector(w.view(shape), gradient, state, rule)
     else:
         _matrix(w.view(shape), gradient, state, rule)
     if not p.is_contiguous():
         p.copy_(w)
+    return sum(gradient.slopes[1:], gradient.slopes[0]) if watch else None
 
 
 def _matrix(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
@@ -114,7 +120,7 @@ def _matrix(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
     of_rows, of_columns = g.mean_squares()
     row.lerp_(of_rows, fresh)
     col.lerp_(of_columns, fresh)
-    g.normalise((row / row.mean()).rsqrt_(), col.rsqrt())
+    g.normalise((row / row.mean()).rsqrt_(), col)
     if rule.rank:
         _with_momentum(w, g, state, rule)
     else:
@@ -151,7 +157,7 @@ def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
     square = state["square"]
     for (_, at), squares in g.squares():
         square[at].lerp_(squares[0].add_(EPSILON), 1 - beta2_at(t))
-    g.normalise(None, square.rsqrt())
+    g.normalise(None, square)
     if not rule.rank:
         (square_of_x,) = numbers(g.square())
         g.move(w, _length(w, square_of_x, rule), rule)
@@ -161,29 +167,31 @@ def _vector(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:
     for (_, at), x in g:
         agreements.append(torch.dot(x[0], mean[at]))
         mean[at].lerp_(x[0], 1 - rule.beta1)
-    u = mean / (1 - rule.beta1**t)
-    square, *agreed = numbers(torch.dot(u, u), *agreements)
-    length = _length(w, square, rule)
+    corrected = 1 / (1 - rule.beta1**t)
+    size, *agreed = numbers(torch.linalg.vector_norm(mean), *agreements)
+    length = _length(w, (size * corrected) ** 2, rule)
     if t > 1:
         length *= _boost(state, sum(agreed), rule)
-    _move(w, u[None], length, rule)
+    for part in g.parts:
+        g.step(w, part, mean[None, part[1]], length * corrected, rule)
 
 
 class Gradient:
     """A gradient g of a matrix (m, n), or of a vector (1, n), by parts; after `normalise` x in its place.
 
-    With `own` x overwrites it. Without, one of a single part is copied, and a larger one is computed again at
-    each use, so that there is never a copy of all of it.
+    x of a single part is kept, and that of a larger tensor computed again at each use, so that there is never
+    a copy of all of it.
     """
 
-    def __init__(self, g: Tensor, scale: float, own: bool):
+    def __init__(self, g: Tensor, scale: float, watch: bool):
         self.g = g
         self.scale = scale
-        self.own = own and g.dtype == torch.float32
+        self.watch = watch
+        self.slopes: list[Tensor] = []  # <g, dW> of each part, 0-dim, with `watch`
         self.parts = parts(*g.shape)
         self.x: Tensor | None = None
         self.down: Tensor | None = None
-        self.across = torch.empty(0)
+        self.columns = torch.empty(0)
 
     def squares(self) -> Iterator[tuple[Part, Tensor]]:
         """g², by parts."""
@@ -201,19 +209,18 @@ class Gradient:
             of_columns[columns] += squares.sum(0)
         return of_rows.div_(n).add_(EPSILON), of_columns.div_(m).add_(EPSILON)
 
-    def normalise(self, down: Tensor | None, across: Tensor) -> None:
-        """From here on x = g·down·across, with factors (m,), or none, and (n,)."""
+    def normalise(self, down: Tensor | None, columns: Tensor) -> None:
+        """From here on x = g·down/sqrt(columns), with factors (m,), or none, and second moments (n,)."""
         self.down = down
-        self.across = across if self.scale == 1 else across * self.scale
-        if self.own or self.parts == [WHOLE]:
-            for at in self.parts:
-                x = self._normalised(at)
-            self.x = self.g if self.own else x
+        self.columns = columns
+        if self.parts == [WHOLE]:
+            self.x = self._normalised(WHOLE)
 
     def _normalised(self, at: Part) -> Tensor:
-        part = cut(self.g, at).float()
-        out = part if self.own else None
-        x = torch.mul(part, self.across[at[1]], out=out)
+        across = self.columns[at[1]].rsqrt()
+        if self.scale != 1:
+            across *= self.scale
+        x = cut(self.g, at).float() * across
         return x if self.down is None else x.mul_(self.down[at[0], None])
 
     def __iter__(self) -> Iterator[tuple[Part, Tensor]]:
@@ -259,7 +266,17 @@ class Gradient:
                 u = u.addmm_(left[:, at[0]].T, right[:, at[1]], alpha=rule.momentum_weight)
             if gain is not None:
                 u = u.mul_(gain[at[0], None])
-            _move(cut(w, at), u, length, rule)
+            self.step(w, at, u, length, rule)
+
+    def step(self, w: Tensor, at: Part, u: Tensor, length: float, rule: Rule) -> None:
+        """W <- (1 - lr·weight_decay)·W - length·u of a part."""
+        part = cut(w, at)
+        before = part.clone() if self.watch else None
+        _move(part, u, length, rule)
+        if before is not None:
+            wide = torch.float64 if w.dtype == torch.float64 else torch.float32
+            moved = (part - before).flatten().to(wide)
+            self.slopes.append(torch.dot(cut(self.g, at).flatten().to(wide), moved))
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

@@ -62,7 +62,8 @@ def implied(overrides: Sequence[str]) -> list[str]:
     """The overrides of one run, and what they leave no other choice of: updates inside backward are the plain
     optimizer's, where neither a stabilizer nor a budget is asked for."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
-    hooked = parsed.get("memory") in ("hooks", "all") or parsed.get("memory.hooks") is True
+    by_group = parsed.get("memory") in ("hooks", "all")
+    hooked = str(parsed.get("memory.hooks", by_group)).lower() in ("true", "yes", "on", "1")
     asked = any(key.partition(".")[0] in ("stabilizer", "budget") for key in parsed)
     return [*overrides, *(["stabilizer=none"] if hooked and not asked else [])]
 

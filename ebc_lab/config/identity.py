@@ -114,10 +114,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
     if run.shock.name == "none":
         del kept["shock"]
     _leave_out_unused_low_bit(kept, run)
-    # hooks change no bit, but under EBC, where budget=lagged says that they are there
-    kept["memory"] = {"activations": run.memory.activations, "seed": run.memory.seed}
-    if run.memory.activations == "none":
-        del kept["memory"]
+    _leave_out_unused_memory(kept, run)
     _leave_out_unused_of_workload(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
     needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
@@ -171,6 +168,17 @@ def _leave_out_unused_of_stabilizer(kept: dict[str, Any], run: RunConfig) -> Non
         without.add("clusters")
     for key in without:
         kept["budget"].pop(key, None)
+
+
+def _leave_out_unused_memory(kept: dict[str, Any], run: RunConfig) -> None:
+    """Keep what is no default. Hooks change no bit until a gradient is not finite: then a part has moved."""
+    memory = run.memory
+    chosen = {"hooks": memory.hooks, "activations": memory.activations}
+    if memory.activations != "none":
+        chosen["seed"] = memory.seed
+    kept["memory"] = chosen
+    if not memory.hooks and memory.activations == "none":
+        del kept["memory"]
 
 
 def _leave_out_unused_low_bit(kept: dict[str, Any], run: RunConfig) -> None:

@@ -48,7 +48,7 @@ def _check_hooks(run: RunConfig) -> None:
     need(
         stabilizer == "none" or (ebc and budget.name == LAGGED),
         f"{needs_step} looks at the whole step before it is applied, and under memory.hooks there is no such "
-        "moment: choose stabilizer=ebc with budget=lagged, or memory.hooks=false.",
+        "moment: choose stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false.",
     )
     free = ebc and (budget.grouping == "matrices" or budget.sensitivity_every or budget.exponent != "square")
     need(

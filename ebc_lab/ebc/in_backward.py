@@ -76,7 +76,6 @@ class InBackward(StabilizedOptimizer):
         if self.curve_every:
             raise ValueError("curve_every must be 0: there is no proposal to scale.")
         self.base: Moving = self.bases[0]  # type: ignore[assignment]
-        self.begun: int | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> StepStats:  # type: ignore[override]
         raise RuntimeError(
@@ -213,7 +212,7 @@ class LaggedClip(InBackward, EllipsotopeClip):
         stats.measurements = 1
         moved = self._c * float(self._rates[0])
         if not math.isfinite(kl):
-            self.trial.fill_(self._c / FALL / RISE)
+            self.trial.fill_(self._c / FALL / (RISE if self.log_k.isfinite() else 1))
         elif moved:
             seen = math.log(max(kl, self.floor) / moved**2)
             known = float(self.log_k)

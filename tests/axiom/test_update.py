@@ -102,7 +102,8 @@ def axiom(p: nn.Parameter, s: dict[str, Any]) -> AXIOM:
 @pytest.mark.parametrize("case", GOLDEN["optimizer"], ids=lambda c: c["name"])
 def test_golden(case):
     p = nn.Parameter(torch.tensor(case["w0"]).view(case["shape"]))
-    optimizer = AXIOM([p], lr=case["lr"], weight_decay=case["weight_decay"], **case["settings"])
+    chosen = {"streak_boost": 1.5, **case["settings"]}
+    optimizer = AXIOM([p], lr=case["lr"], weight_decay=case["weight_decay"], **chosen)
     for step in case["steps"]:
         p.grad = torch.tensor(step["g"]).view(case["shape"])
         optimizer.step()

@@ -128,6 +128,16 @@ def test_a_kl_that_is_not_finite_divides_c_by_ten(make_gpt, batches, monkeypatch
     assert float(go(model, optimizer, data[2]).clip_coefficient) == pytest.approx(c / 10)
 
 
+def test_a_first_kl_that_is_not_finite_does_the_same(make_gpt, batches, monkeypatch):
+    model = make_gpt()
+    optimizer = lagged(model)
+    data = batches(2)
+    with monkeypatch.context() as patch:
+        patch.setattr("ebc_lab.ebc.in_backward.mean_kl", lambda *args: torch.tensor(math.inf))
+        go(model, optimizer, data[0])
+    assert float(go(model, optimizer, data[1]).clip_coefficient) == pytest.approx(0.01)
+
+
 def test_a_checkpoint_restores_the_next_steps(make_gpt, batches):
     data = batches(6)
     model = make_gpt()
