@@ -18,7 +18,7 @@ from support.invented import invent
 from ebc_lab.cli.commands import app
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
-from ebc_lab.config.compose import compose, configurations, expand
+from ebc_lab.config.compose import compose, configurations, expand, implied
 from ebc_lab.records import columns as columns_module
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
@@ -140,9 +140,9 @@ def test_commands_exist_and_their_settings_compose(line, conf_with_mine):
     if name != "train":  # which hands its options on to Hydra
         assert {w for w in words if w.startswith("-")} <= options
     settings = [w for w in words if re.search(r"=(?![A-Z]+$|…)", w) and not w.startswith(("-", "hydra"))]
-    if name == "train":
+    if name in ("train", "bench"):
         for combination in expand(settings):
-            compose(combination, study=False)
+            compose(implied(combination), study=False)
     elif settings:
         configurations(settings, multirun="-m" in words)
 

@@ -363,7 +363,7 @@ class AXIOM(torch.optim.Optimizer):
             self._renew_shares(backward.norms)
 
     def _renew_shares(self, norms: Mapping[Tensor, Tensor]) -> None:
-        """Let every tensor's share follow its part of the squared norm, 0 without a gradient: they sum to 1."""
+        """Let every tensor's share follow its part of the squared norm, 0 without one: they sum to 1."""
         squares = {p: float(norm) ** 2 for p, norm in norms.items()}
         total = sum(squares.values())
         if not 0 < total < math.inf:

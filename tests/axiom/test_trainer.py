@@ -30,7 +30,7 @@ def test_the_signature_is_the_documented_one():
         "(model, train_loader, val_loader=None, lr=0.0005, weight_decay=0.01, max_grad_norm=None, "
         "eval_interval=200, log_interval=100, checkpoint_interval=0, checkpoint_dir='checkpoints', "
         "save_results=True, results_prefix='axiom', device=None, *, hooks=True, warmup_steps=100, "
-        "lr_scale=1.0, rank=4, results_dir='.')"
+        "lr_scale=1.0, rank=0, results_dir='.')"
     )
     signature = inspect.signature(AXIOM_Trainer)
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in signature.parameters.values()]
