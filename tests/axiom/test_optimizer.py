@@ -465,3 +465,26 @@ def test_the_limit_holds_when_a_tensor_joins_late():
     shares = [optimizer.state[p]["share"] for p in (first, second)]
     assert sum(shares) == pytest.approx(1)
     assert shares[1] < 0.05
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rank", [0, 4])
+def test_hooks_change_no_bit_on_a_gpu(rank):
+    ends = []
+    for hooks in (False, True):
+        model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+        torch.manual_seed(0)
+        for p in model.parameters():
+            nn.init.normal_(p, 0.0, 0.05)
+        model.cuda()
+        optimizer = AXIOM(model.named_parameters(), lr=0.01, rank=rank)
+        if hooks:
+            optimizer.register_hooks()
+        for step in range(5):
+            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).cuda()
+            loss = (model(x) - x).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+            optimizer.zero_grad()
+        ends.append(weights(model).cpu())
+    assert torch.equal(*ends)
