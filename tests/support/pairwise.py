@@ -32,9 +32,14 @@ def pairs(chosen):
     return itertools.combinations(sorted(chosen.items(), key=lambda spot: spot[0]), 2)
 
 
-def contract(names, *columns):
-    """Parametrises a test with the full product, of which all but a pairwise table is marked slow."""
-    quick = set(pairwise(*columns))
+def contract(names, *columns, rare=()):
+    """Parametrises a test with the full product, of which all but a pairwise table is marked slow.
+
+    Each of the `rare` values of the first column stands in one quick row, and not beside every other value.
+    """
+    usual, *others = columns
+    quick = set(pairwise([value for value in usual if value not in rare], *others))
+    quick |= {(value, *(list(column)[i % len(column)] for column in others)) for i, value in enumerate(rare)}
     rows = [
         pytest.param(*row, marks=() if row in quick else pytest.mark.slow)
         for row in itertools.product(*columns)

@@ -37,8 +37,29 @@ def untimed(result):
     return {k: v for k, v in result.items() if k not in TIMING}
 
 
-def killed_in_mid_run(run, folder, script):
-    """Kill -9 a process that trains `run` in `folder` by `script`, once it says `now`, from step 0 on."""
+TRAIN = """
+import json, sys
+from pathlib import Path
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training.run import Training
+
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+training = Training(run, Path(sys.argv[2]))
+print("at", training.step, flush=True)
+training.advance(11)
+training.save_checkpoint()
+training.advance(4)
+print("now", flush=True)
+sys.stdin.read()
+"""
+
+
+def killed_in_mid_run(run, folder, script=TRAIN):
+    """Kill -9 a process that trains `run` in `folder` by `script`, once it says `now`, from step 0 on.
+
+    The usual one has then saved its checkpoint at step 11, and taken four further steps.
+    """
     command = [sys.executable, "-c", script, json.dumps(to_dict(run)), str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True

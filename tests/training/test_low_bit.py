@@ -57,29 +57,11 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
-TRAIN = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
-
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-training = Training(run, Path(sys.argv[2]))
-print("at", training.step, flush=True)
-training.advance(11)
-training.save_checkpoint()
-training.advance(4)
-print("now", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
     run = changed(run, EVERYTHING)
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = made(tmp_path / "killed")
-    killed_in_mid_run(run, killed, TRAIN)
+    killed_in_mid_run(run, killed)
     assert Training(run, killed).step == 11
     resumed = run_and_record(run, killed, "x")
     assert (tmp_path / "whole/model.ebcpack").read_bytes() == (killed / "model.ebcpack").read_bytes()

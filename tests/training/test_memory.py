@@ -59,29 +59,11 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
-TRAIN = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
-
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-training = Training(run, Path(sys.argv[2]))
-print("at", training.step, flush=True)
-training.advance(11)
-training.save_checkpoint()
-training.advance(4)
-print("now", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_kill_9_in_mid_run_changes_no_bit_of_the_weights(run, tmp_path):
     run = changed(run, LAGGED)
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = made(tmp_path / "killed")
-    killed_in_mid_run(run, killed, TRAIN)
+    killed_in_mid_run(run, killed)
     assert Training(run, killed).step == 11
     assert untimed(whole) == untimed(run_and_record(run, killed, "x"))
 

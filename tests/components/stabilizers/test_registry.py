@@ -45,7 +45,13 @@ RUN = RunConfig(
     model=ModelConfig(blocks=1, width=8, heads=2, context=8),
     budget=BudgetConfig(target_kl=2e-3),
 )
-every = contract(("optimizer", "stabilizer", "projection"), OPTIMIZERS, STABILIZERS, PROJECTIONS)
+every = contract(
+    ("optimizer", "stabilizer", "projection"),
+    OPTIMIZERS,
+    STABILIZERS,
+    PROJECTIONS,
+    rare=("galore", "adam8bit", "adam4bit"),  # other libraries'
+)
 
 
 def run_of(optimizer, stabilizer, projection, **changes):
