@@ -2,7 +2,7 @@
 
 A model is a count of `Weight`s. Those of GPT-2, Llama and Mistral follow from their configurations, those of
 a module from its parameters (on the meta device, too: no memory is needed), and every figure is counted from
-them. GB are 1e9 bytes. What the figures mean is in docs/axiom.md, "True compression".
+them. GB are 1e9 bytes. What the figures mean is in docs/axiom.md, "What it costs".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .update import state_bytes
+from .update import compression, state_bytes
 
 GB = 1e9  # bytes
 INT4_BYTES = 0.5 + 2 / 64  # of a weight: its four bits, and a 16-bit scale shared by 64
@@ -158,9 +158,11 @@ def compression_table(ranks: Sequence[int] = (0, 4, 16)) -> list[dict[str, Any]]
         model = _Totals.of(weights, 4)
         n = model.parameters
         row: dict[str, Any] = {"name": name, "label": label, "parameters": n}
-        row["state"] = {rank: 8 * n / _Totals.of(weights, rank).state for rank in ranks}
-        row["gradients"] = {size: 4 * n / (size * model.largest) for size in (4, 2)}
-        row["total"] = {size: 12 * n / (model.state + size * model.largest) for size in (4, 2)}
+        by_size = {size: compression(n, model.state, size * model.largest) for size in (4, 2)}
+        states = {rank: _Totals.of(weights, rank).state for rank in ranks}
+        row["state"] = {rank: compression(n, state, 0)["state_compression"] for rank, state in states.items()}
+        row["gradients"] = {size: ratios["gradient_compression"] for size, ratios in by_size.items()}
+        row["total"] = {size: ratios["total_compression"] for size, ratios in by_size.items()}
         row["claims"] = CLAIMS.get(name, {})
         rows.append(row)
     return rows
@@ -204,9 +206,7 @@ def _figures(every: _Totals, trained: _Totals) -> dict[str, Any]:
         "adamw_gradients_gb": 4 * n / GB,
         "axiom_state_gb": every.state / GB,
         "axiom_gradients_gb": gradient / GB,
-        "state_compression": 8 * n / every.state,
-        "gradient_compression": 4 * n / gradient,
-        "total_compression": 12 * n / (every.state + gradient),
+        **compression(n, every.state, gradient),
         "axiom_fp16_training_gb": (2 * n + every.state + gradient) / GB,
         "adamw_fp32_training_gb": 16 * n / GB,
     }

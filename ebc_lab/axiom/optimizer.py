@@ -36,7 +36,7 @@ from .checks import (
     told,
     workers,
 )
-from .update import Rule, State, new_state, state_bytes, state_shapes, update
+from .update import Rule, State, compression, new_state, state_bytes, state_shapes, update
 
 SHARE_DECAY = 0.9  # of a tensor's share of the squared norm, under hooks with max_grad_norm
 TINY = 1e-38  # in place of a norm of 0
@@ -335,7 +335,8 @@ class AXIOM(torch.optim.Optimizer):
         """The factor that holds a tensor's gradient to its share of max_grad_norm."""
         if self.max_grad_norm is None:
             return 1.0
-        limit = self.max_grad_norm * math.sqrt(state.get("share", p.numel() / self._elements()))
+        share = state["share"] if "share" in state else p.numel() / self._elements()
+        limit = self.max_grad_norm * math.sqrt(share)
         return min(1.0, limit / max(float(norm), TINY))
 
     def _elements(self) -> int:
@@ -351,16 +352,20 @@ class AXIOM(torch.optim.Optimizer):
                 f"{listed(self._names(left))} has a gradient and no hook, since it was frozen when they were "
                 "registered: zero_grad(), remove_hooks() and register_hooks() again."
             )
+        if backward.bad or (self.detect_anomaly and not finite_loss(loss)):
+            raise self._anomaly(backward, loss)
+        if self.max_grad_norm is not None:
+            self._renew_shares(backward.norms)
+
+    def _anomaly(self, backward: Backward, loss: Any) -> AnomalyError:
+        """What is raised of a backward with a gradient that is not finite, or else of such a loss."""
         bad = self._names(backward.bad)
         moved = self._names(backward.moved)
         after = f"{listed(moved)} had moved already" if moved else "nothing else had moved"
         if bad:
             message = f"the gradient of {listed(bad)} {NOT_FINITE} and was not used; {after}."
-            raise AnomalyError(message, bad, moved)
-        if self.detect_anomaly and not finite_loss(loss):
-            raise AnomalyError(f"the loss is {told(loss)}; {after}.", moved=moved)
-        if self.max_grad_norm is not None:
-            self._renew_shares(backward.norms)
+            return AnomalyError(message, bad, moved)
+        return AnomalyError(f"the loss is {told(loss)}; {after}.", moved=moved)
 
     def _renew_shares(self, norms: Mapping[Tensor, Tensor]) -> None:
         """Let every tensor's share follow its part of the squared norm, 0 without one: they sum to 1."""
@@ -429,9 +434,7 @@ class AXIOM(torch.optim.Optimizer):
             "parameter_bytes": sum(of_tensors),
             "state_bytes": state,
             "gradient_bytes": gradients,
-            "state_compression": 8 * elements / max(state, 1),
-            "gradient_compression": 4 * elements / max(gradients, 1),
-            "total_compression": 12 * elements / max(state + gradients, 1),
+            **compression(elements, state, gradients),
         }
         if verbose:
             for name, value in found.items():

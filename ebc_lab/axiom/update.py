@@ -72,6 +72,15 @@ def state_bytes(shape: Shape, rank: int) -> int:
     return 4 * sum(math.prod(s) for s in state_shapes(shape, rank).values())
 
 
+def compression(parameters: int, state: int, gradients: int) -> dict[str, float]:
+    """AdamW's bytes, 8 of float32 moments and 4 of gradient a weight, over so many bytes of each."""
+    return {
+        "state_compression": 8 * parameters / max(state, 1),
+        "gradient_compression": 4 * parameters / max(gradients, 1),
+        "total_compression": 12 * parameters / max(state + gradients, 1),
+    }
+
+
 def new_state(p: Tensor, rank: int) -> State:
     """The state of a parameter before its first step: zeros."""
     shapes = state_shapes(p.shape, rank)
@@ -110,7 +119,7 @@ def update(
         _matrix(w.view(shape), gradient, state, rule)
     if not p.is_contiguous():
         p.copy_(w)
-    return sum(gradient.slopes[1:], gradient.slopes[0]) if watch else None
+    return torch.stack(gradient.slopes).sum() if watch else None
 
 
 def _matrix(w: Tensor, g: Gradient, state: State, rule: Rule) -> None:

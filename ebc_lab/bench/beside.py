@@ -14,31 +14,21 @@ from .pairs import steps_compared
 
 PLAIN = "adam"
 AXIOM: dict[str, Any] = {"name": "axiom", "rank": 4}
-VARIANTS: dict[str, dict[str, Any]] = {
-    PLAIN: {"optimizer": {"name": "adam"}},
-    "adam, 4-bit activations": {"optimizer": {"name": "adam"}, "memory": {"name": "int4"}},
-    "adafactor": {"optimizer": {"name": "adafactor"}},
-    "axiom, rank 0": {"optimizer": {"name": "axiom"}},
-    "axiom, rank 4": {"optimizer": AXIOM},
-    "axiom, rank 4, hooks": {"optimizer": AXIOM, "memory": {"name": "hooks"}},
-    "axiom, rank 4, hooks, 4-bit activations": {"optimizer": AXIOM, "memory": {"name": "all"}},
-}
-EBC: dict[str, dict[str, Any]] = {  # EBC -> the run that it is compared with
-    "axiom, rank 4, ebc shadow": {
-        "optimizer": AXIOM,
-        "stabilizer": {"name": "ebc"},
-        "budget": {"name": "shadow"},
-    },
-    "axiom, rank 4, hooks, ebc lagged": {
-        "optimizer": AXIOM,
-        "memory": {"name": "hooks"},
-        "stabilizer": {"name": "ebc"},
-        "budget": {"name": "lagged"},
-    },
-}
-AGAINST = {
-    "axiom, rank 4, ebc shadow": "axiom, rank 4",
-    "axiom, rank 4, hooks, ebc lagged": "axiom, rank 4, hooks",
+LAGGED = {"stabilizer": {"name": "ebc"}, "budget": {"name": "lagged"}}
+SHADOW = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # name -> settings, and what its time is compared with
+    PLAIN: ({"optimizer": {"name": "adam"}}, ""),
+    "adam, 4-bit activations": ({"optimizer": {"name": "adam"}, "memory": {"name": "int4"}}, PLAIN),
+    "adafactor": ({"optimizer": {"name": "adafactor"}}, PLAIN),
+    "axiom, rank 0": ({"optimizer": {"name": "axiom"}}, PLAIN),
+    "axiom, rank 4": ({"optimizer": AXIOM}, PLAIN),
+    "axiom, rank 4, hooks": ({"optimizer": AXIOM, "memory": {"name": "hooks"}}, PLAIN),
+    "axiom, rank 4, hooks, 4-bit activations": ({"optimizer": AXIOM, "memory": {"name": "all"}}, PLAIN),
+    "axiom, rank 4, ebc shadow": ({"optimizer": AXIOM, **SHADOW}, "axiom, rank 4"),
+    "axiom, rank 4, hooks, ebc lagged": (
+        {"optimizer": AXIOM, "memory": {"name": "hooks"}, **LAGGED},
+        "axiom, rank 4, hooks",
+    ),
 }
 
 
@@ -50,12 +40,12 @@ def beside_weights(
     as runs take it over those of Adam's, of EBC's over those of the step that it limits."""
     say("what optimizers keep beside the weights")
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
-    runs = {name: _with(plain, settings) for name, settings in VARIANTS.items()}
-    found = {name: of_run(variant, bare=True) for name, variant in runs.items()}
+    runs = {name: _with(plain, settings) for name, (settings, _) in VARIANTS.items()}
+    against = {name: other for name, (_, other) in VARIANTS.items() if other}
+    bare = [name for name, run in runs.items() if run.stabilizer.name == "none"]
+    found = {name: of_run(runs[name], bare=True) for name in bare}
     rows = [{"what": name, **bytes_, **_ratios(found[PLAIN], bytes_)} for name, bytes_ in found.items()]
     say("what that costs in time")
-    against = dict.fromkeys([name for name in VARIANTS if name != PLAIN], PLAIN) | AGAINST
-    runs |= {name: _with(plain, settings) for name, settings in EBC.items()}
     return {"bytes": rows, "times": steps_compared(runs, against, rounds, limit_s)}
 
 

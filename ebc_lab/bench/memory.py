@@ -90,10 +90,10 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int
 
 def _activations(training: Training, loop: Loop) -> int:
     """Bytes that the step's forward saves for backward, packed if the run packs them."""
-    found = saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
     packed = training.memory.activations
     if packed is None:
-        return found
+        return saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
+    loop.forward(*loop.batch())
     stats = packed.memory_stats()
     return int(stats["compressed_bytes"] + stats["kept_bytes"])
 

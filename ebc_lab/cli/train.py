@@ -50,9 +50,10 @@ def train(arguments: Sequence[str]) -> None:
         multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
         if not multirun:
             extra += implied(given.overrides)[len(given.overrides) :]
-        combinations = expand(given.overrides) if multirun else [[*given.overrides, *extra]]
+        asked = expand(given.overrides) if multirun else [given.overrides]
+        combinations = [[*overrides, *extra] for overrides in asked]
         configs = _validated(combinations)
-        settings = _hydra_settings([spelled(o) for o in dict.fromkeys([*combinations[0], *extra])])
+        settings = _hydra_settings([spelled(o) for o in combinations[0]])
         if not multirun and any(o.startswith("hydra/launcher=") for o in given.overrides):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         if given.cfg is None:

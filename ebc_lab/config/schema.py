@@ -25,7 +25,6 @@ TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 # is refused at once instead of planned for minutes.
 STEPS = 10**8  # a run of a day at a thousand steps a second
 SEED = 10**9  # every generator of random numbers takes it
-AXIOM = ("axiom",)
 LR: dict[str, Any] = {
     "low": 1e-12,
     "high": 1e6,
@@ -60,6 +59,9 @@ class ModelConfig:
     heads: int = setting(4, "attention heads", low=1, high=1024)
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1)
+
+
+AXIOM = ("axiom",)
 
 
 @dataclass

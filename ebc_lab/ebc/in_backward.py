@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -60,6 +61,7 @@ class InBackward(StabilizedOptimizer):
             again), a curve of the KL (there is no proposal to scale).
     """
 
+    inside_backward = True
     capturable = False
 
     def __init__(
@@ -69,8 +71,8 @@ class InBackward(StabilizedOptimizer):
         **options: Any,
     ):
         super().__init__(model, optimizers, **options)
-        if len(self.bases) != 1 or not getattr(self.bases[0], "hooked", False):
-            raise ValueError("one base optimizer with registered hooks is needed.")
+        if len(self.bases) != 1:
+            raise ValueError("one base optimizer is needed.")
         if self.prober.fresh_logits:
             raise ValueError("dropout or batch norm: z(W) cannot be computed once the weights have moved.")
         if self.curve_every:
@@ -98,7 +100,8 @@ class InBackward(StabilizedOptimizer):
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
         if bad:
-            self._forget()
+            with suppress(FloatingPointError):  # it has been told
+                self.base.step()
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
         self.base.step()
@@ -114,13 +117,6 @@ class InBackward(StabilizedOptimizer):
             self._audited(stats, proposal)
         torch.clear_autocast_cache()
         return stats
-
-    def _forget(self) -> None:
-        """End the base's step without an update to judge."""
-        try:
-            self.base.step()
-        except FloatingPointError:
-            return
 
     def _moved(self, inputs: StepInputs) -> Proposal:
         """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""

@@ -51,6 +51,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     """
 
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
+    inside_backward = False  # whether the bases move the weights there
     capturable = True  # whether the step can do without reading values on the host, see `kind`
 
     def __init__(
@@ -73,6 +74,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if curve_every < 0:
             raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
         self.bases = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+        if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
+            wanted = "with registered hooks" if self.inside_backward else "without hooks in backward"
+            raise ValueError(f"{type(self).__name__} needs a base optimizer {wanted}.")
         named = _trained(model, self.bases)
         self.names = list(named)
         self.weights = list(named.values())

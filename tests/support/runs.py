@@ -8,9 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from ebc_lab.config.choices import changed
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.study.stages.rules import TIMING
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.training.turns import Interrupted
 from ebc_lab.workloads.corpus import locate
 
 
@@ -35,6 +40,15 @@ def made(path: Path) -> Path:
 def untimed(result):
     """A result without what a clock measured."""
     return {k: v for k, v in result.items() if k not in TIMING}
+
+
+def resumed_after(run, folder, steps):
+    """The result of a run that was interrupted after each of these steps."""
+    for stop_at in steps:
+        broken = Training(run, made(folder))
+        with pytest.raises(Interrupted):
+            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+    return run_and_record(run, folder, "x")
 
 
 TRAIN = """

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.runs import killed_in_mid_run, made, untimed
+from support.runs import killed_in_mid_run, made, resumed_after, untimed
 
 from ebc_lab.components import quantizers
 from ebc_lab.config.choices import changed
@@ -16,7 +16,6 @@ from ebc_lab.lowbit import inspect_packed, quantize, read_packed
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
 
@@ -47,11 +46,7 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
     run = changed(run, settings)
     whole = run_and_record(run, tmp_path / "whole", "x")
     assert whole["outcome"] == "completed"
-    for stop_at in (7, 23):
-        broken = Training(run, made(tmp_path / "broken"))
-        with pytest.raises(Interrupted):
-            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
-    resumed = run_and_record(run, tmp_path / "broken", "x")
+    resumed = resumed_after(run, tmp_path / "broken", (7, 23))
     for name in ("steps.csv", "model.ebcpack"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
     assert untimed(whole) == untimed(resumed)

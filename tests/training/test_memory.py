@@ -6,12 +6,11 @@ import math
 
 import pytest
 import torch
-from support.runs import killed_in_mid_run, made, plain, untimed
+from support.runs import killed_in_mid_run, made, plain, resumed_after, untimed
 
 from ebc_lab.config.choices import changed
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-from ebc_lab.training.turns import Interrupted
 
 AXIOM = {"optimizer": {"name": "axiom", "rank": 2, "lr": 0.2}}
 ALL = {**AXIOM, "memory": {"name": "all"}, "stabilizer": {"name": "none"}}
@@ -50,11 +49,7 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     run = changed(run, settings)
     whole = run_and_record(run, tmp_path / "whole", "x")
     assert whole["outcome"] == "completed"
-    for stop_at in (7, 23):
-        broken = Training(run, made(tmp_path / "broken"))
-        with pytest.raises(Interrupted):
-            broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
-    resumed = run_and_record(run, tmp_path / "broken", "x")
+    resumed = resumed_after(run, tmp_path / "broken", (7, 23))
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
     assert untimed(whole) == untimed(resumed)
 

@@ -149,8 +149,6 @@ def build(
     Raises:
         ValueError: a combination that the stabilizer refuses.
     """
-    if run.memory.hooks and run.stabilizer.name != "none" and run.budget.name != LAGGED:
-        raise ValueError(f"stabilizer={run.stabilizer.name} needs the whole step, which hooks have applied.")
     given = {"groups": groups, "effective": effective}
     taken = {key: given[key] for key in TAKEN.get(run.stabilizer.name, ())}
     when = "retract" if getattr(projection, "retracts", False) else "project"
