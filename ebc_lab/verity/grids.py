@@ -1,0 +1,344 @@
+"""Sums over tokens, which are the gradients of weights: exact, so that no order and no split changes them.
+
+A sum's terms are rounded to integers on a grid, 2^E divided into so many steps, and added as int64. Without
+`Grids` a layer takes E from the backward call's own tokens. With `Grids(model)` E is fixed before the step,
+so that any number of backward calls and workers add to the same sums.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .bits import LEAST_EXPONENT, NOT_FINITE, VerityError, divided, pow2f
+from .engine import engine_of
+
+FACTOR_BITS = 21  # of either factor of a product
+TERM_BITS = 40
+CHUNK = 2048  # tokens whose products a float64 matrix product adds exactly
+MOST_TOKENS = 2**21  # of a step: as many products fit into int64
+KEPT = 16  # accepted steps whose largest exponents are remembered
+UNSEEN = -(2**20)  # the exponent of values that are all zero, or not there
+
+
+@dataclass
+class Grid:
+    """One exponent E that covers values below 2^E, and what it is chosen from."""
+
+    e: int | None = None  # None: no value but zero was seen yet
+    hist: list[int] = field(default_factory=list)  # the largest exponents of accepted steps, latest last
+    seen: int = UNSEEN  # of this step
+
+    @property
+    def sound(self) -> bool:
+        """Whether this step's values lie below 2^E."""
+        return self.seen == UNSEEN or (self.e is not None and self.seen <= self.e)
+
+    def accept(self) -> None:
+        if self.seen != UNSEEN:
+            self.hist = [*self.hist, self.seen][-KEPT:]
+            self.e = max(self.hist) + 1
+
+    def fit(self) -> None:
+        """Raise E to cover this step's values, with a factor of two to spare."""
+        if self.seen != UNSEEN:
+            self.e = self.seen + 1 if self.e is None else max(self.e, self.seen + 1)
+
+
+@dataclass
+class Sum:
+    """A parameter's gradient as an integer sum, a multiple of a power of two."""
+
+    parameter: Tensor
+    grids: tuple[Grid, ...]  # of its factors, or of its terms
+    total: Tensor | None = None  # int64, of the parameter's shape; None where there was no backward
+
+    def __post_init__(self) -> None:
+        self.bits = FACTOR_BITS * 2 if len(self.grids) == 2 else TERM_BITS
+
+    def room(self) -> Tensor:
+        if self.total is None:
+            self.total = torch.zeros_like(self.parameter, dtype=torch.int64)
+        return self.total
+
+    def gradient(self, count: int) -> Tensor:
+        assert self.total is not None
+        return rounded(self.total, sum(g.e or 0 for g in self.grids) - self.bits, count)
+
+
+def rounded(total: Tensor, scale: int, count: int = 1) -> Tensor:
+    """total·2^scale / count, int64 -> float32."""
+    return divided(total.double() * pow2f(scale), float(count)).float()
+
+
+# -- the sums themselves -------------------------------------------------------------------------------------
+
+
+def exponent_of(x: Tensor) -> int:
+    """e of the largest |x|, `UNSEEN` where all are zero. Raises VerityError for NaN and infinity."""
+    found: int = engine_of(x.device).max_exponent(x)
+    if found == NOT_FINITE:
+        refuse("a gradient or an activation is not finite")
+    if found == 0 and not bool(x.any()):
+        return UNSEEN
+    return max(found, LEAST_EXPONENT)
+
+
+def on_grid(x: Tensor, e: int, bits: int) -> Tensor:
+    """rint(x·2^(bits-e)) of any shape, as float64."""
+    flat = x.reshape(1, -1)
+    at = torch.tensor([e], device=x.device)
+    quantized: Tensor = engine_of(x.device).quantize_rows(flat, at, bits)
+    return quantized.view(x.shape)
+
+
+def add_products(total: Tensor, dy: Tensor, x: Tensor, e_dy: int, e_x: int) -> None:
+    """total += dy^T x in units of 2^(e_dy + e_x - 42), (N, M) and (N, K) float32 -> (M, K) int64."""
+    engine = engine_of(dy.device)
+    for i in range(0, len(dy), CHUNK):
+        a = on_grid(dy[i : i + CHUNK], e_dy, FACTOR_BITS)
+        b = on_grid(x[i : i + CHUNK], e_x, FACTOR_BITS)
+        engine.add_integers(total, a.t() @ b)
+
+
+def add_terms(total: Tensor, terms: Tensor, e: int, ids: Tensor | None = None) -> None:
+    """total += the terms' sum over tokens in units of 2^(e-40), by id if they have one."""
+    engine = engine_of(terms.device)
+    if ids is None:
+        engine.sum_rows(terms, TERM_BITS - e, total)
+    else:
+        engine.sum_rows_by_id(terms, ids, TERM_BITS - e, total)
+
+
+class Products:
+    """The gradients of weights that are factors of one product: one grid for each weight's dy, one for x.
+
+    `grids` of a `Grids` that has taken the layer over; without it, each call to `gradients` is complete.
+    """
+
+    def __init__(self, weights: Sequence[Tensor]):
+        inputs = Grid()
+        self.sums = [Sum(w, (Grid(), inputs)) for w in weights]
+        self.owner: Grids | None = None
+
+    def gradients(self, parts: Sequence[Tensor], x: Tensor) -> list[Tensor | None]:
+        """Of each weight from its part of dy, (N, M_j), and x, (N, K); None where they are summed up."""
+        e_x = exponent_of(x)
+        check_tokens(len(x))
+        if self.owner is None:
+            return [_complete(s, dy, x, e_x) for s, dy in zip(self.sums, parts, strict=True)]
+        inputs = self.sums[0].grids[1]
+        usable = self.owner.covers(inputs, e_x, len(x))
+        for s, dy in zip(self.sums, parts, strict=True):
+            if s.parameter.requires_grad:
+                room = s.room()
+                grid = s.grids[0]
+                if self.owner.covers(grid, exponent_of(dy), len(x)) and usable:
+                    add_products(room, dy, x, grid.e or 0, inputs.e or 0)
+        return [None] * len(parts)
+
+
+def _complete(s: Sum, dy: Tensor, x: Tensor, e_x: int) -> Tensor | None:
+    """The gradient of a weight from one backward call alone."""
+    if not s.parameter.requires_grad:
+        return None
+    e_dy = exponent_of(dy)
+    total = torch.zeros_like(s.parameter, dtype=torch.int64)
+    if UNSEEN in (e_dy, e_x):
+        return total.float()
+    add_products(total, dy, x, e_dy, e_x)
+    return rounded(total, e_dy + e_x - s.bits)
+
+
+class Terms:
+    """The gradient of one parameter whose terms are given token by token."""
+
+    def __init__(self, parameter: Tensor):
+        self.sum = Sum(parameter, (Grid(),))
+        self.owner: Grids | None = None
+
+    @property
+    def sums(self) -> list[Sum]:
+        return [self.sum]
+
+    def gradient(self, terms: Tensor, ids: Tensor | None = None) -> Tensor | None:
+        """From terms (N, d), which belong to the rows `ids`, (N,), of the parameter; None where they are
+        summed up."""
+        parameter = self.sum.parameter
+        if not parameter.requires_grad:
+            return None
+        e = exponent_of(terms)
+        check_tokens(len(terms))
+        if self.owner is None:
+            total = torch.zeros_like(parameter, dtype=torch.int64)
+            if e == UNSEEN:
+                return total.float()
+            add_terms(total, terms, e, ids)
+            return rounded(total, e - self.sum.bits)
+        grid = self.sum.grids[0]
+        room = self.sum.room()
+        if self.owner.covers(grid, e, len(terms)):
+            add_terms(room, terms, grid.e or 0, ids)
+        return None
+
+
+def check_tokens(count: int) -> None:
+    """Raises ValueError where the sums of so many tokens might not fit into int64."""
+    if count > MOST_TOKENS:
+        raise ValueError(f"a step takes {MOST_TOKENS} tokens at most, not {count}: use smaller batches.")
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise VerityError; sums of a step that has begun are dropped, because the step is over."""
+    for grids in list(_alive):
+        grids.reset()
+    raise VerityError(f"{what}.")
+
+
+# -- over many backward calls --------------------------------------------------------------------------------
+
+_alive: weakref.WeakSet[Grids] = weakref.WeakSet()
+
+
+class Grids:
+    """Gradients of a model's exact layers as sums over any number of backward calls and workers.
+
+    From now on backward calls leave `p.grad` alone. `finish(tokens)` writes it, or returns False: then repeat
+    the backward calls of the same batch, which cannot fail twice. The first step is always repeated.
+
+    Raises ValueError where a trained parameter belongs to no exact layer.
+    """
+
+    def __init__(self, model: nn.Module):
+        layers = [s for m in model.modules() for s in getattr(m, "summed", ())]
+        self.layers: list[Products | Terms] = layers
+        self.sums = [s for layer in layers for s in layer.sums]
+        # of each layer; where one of its grids does not fit, all are chosen anew
+        self.sites = [list({id(g): g for s in layer.sums for g in s.grids}.values()) for layer in layers]
+        self.grids = [g for site in self.sites for g in site]
+        known = {id(s.parameter) for s in self.sums}
+        for name, p in model.named_parameters():
+            if p.requires_grad and id(p) not in known:
+                raise ValueError(
+                    f"{name} belongs to no exact layer, so its gradient cannot be summed exactly."
+                )
+        self.redone = 0  # steps whose backward calls were repeated
+        self.tokens = 0  # the most that any sum has seen in this step
+        self._counted: dict[int, int] = {}
+        for layer in layers:
+            layer.owner = self
+        _alive.add(self)
+
+    def covers(self, grid: Grid, e: int, tokens: int) -> bool:
+        """Note the largest exponent of some values; whether they can be added, being on the grid and not all
+        zero. Raises ValueError for more than 2^21 tokens."""
+        self._counted[id(grid)] = self._counted.get(id(grid), 0) + tokens
+        self.tokens = max(self.tokens, self._counted[id(grid)])
+        grid.seen = max(grid.seen, e)
+        return e != UNSEEN and grid.sound
+
+    def reset(self) -> None:
+        """Drop what this step has summed up so far; grids and gradients stay."""
+        self.tokens = 0
+        self._counted = {}
+        for s in self.sums:
+            s.total = None
+        for g in self.grids:
+            g.seen = UNSEEN
+
+    @torch.no_grad()
+    def finish(self, count: int, group: Any = None) -> bool:
+        """The end of a step's backward calls. True: every `p.grad` is its sum divided by `count`.
+
+        False: a value was too large for its grid. Nothing is written, `p.grad` is None, and the grids now fit
+        this batch.
+
+        Args:
+            count: what the sums are divided by, usually this worker's tokens.
+            group: a process group, or True for the default one: its workers' sums and counts are added first.
+        Raises:
+            ValueError: more than 2^21 tokens, on all workers together.
+        """
+        if group is not None:
+            count = self._reduced(count, None if group is True else group)
+        try:
+            check_tokens(self.tokens)
+            for s in self.sums:
+                s.parameter.grad = None
+            if all(g.sound for g in self.grids):
+                self._write(count)
+                return True
+            self.redone += 1
+            for site in self.sites:
+                if not all(g.sound for g in site):
+                    for g in site:
+                        g.fit()
+            return False
+        finally:
+            self.reset()
+
+    def _write(self, count: int) -> None:
+        for s in self.sums:
+            if s.total is not None:
+                grad, p = s.gradient(count), s.parameter
+                p.grad = grad if p.grad is None else p.grad + grad  # a parameter of two layers
+        for g in self.grids:
+            g.accept()
+
+    def _reduced(self, count: int, group: Any) -> int:
+        """Add the workers' sums and counts, and take the largest of their exponents."""
+        from torch import distributed
+
+        device = self.sums[0].parameter.device
+        seen = torch.tensor([g.seen for g in self.grids], device=device)
+        counts = torch.tensor([count, self.tokens], device=device)
+        distributed.all_reduce(seen, distributed.ReduceOp.MAX, group)
+        distributed.all_reduce(counts, distributed.ReduceOp.SUM, group)
+        for s in self.sums:
+            distributed.all_reduce(s.room(), distributed.ReduceOp.SUM, group)
+        for g, e in zip(self.grids, seen.tolist(), strict=True):
+            g.seen = e
+        self.tokens = int(counts[1])
+        return int(counts[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step's grids follow from, layer by layer; plain numbers. It belongs into the
+        checkpoint."""
+        sites = [{"e": [g.e for g in site], "hist": [list(g.hist) for g in site]} for site in self.sites]
+        return {"sites": sites, "redone": self.redone}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises VerityError where the state is damaged, or another model's; nothing has changed then."""
+        try:
+            sites = [list(zip(site["e"], site["hist"], strict=True)) for site in state["sites"]]
+            redone = state["redone"]
+            sound = _is_int(redone) and all(_is_grid(e, hist) for site in sites for e, hist in site)
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise VerityError("the state of the grids is damaged.")
+        if [len(site) for site in sites] != [len(site) for site in self.sites]:
+            raise VerityError(
+                f"the state of {len(sites)} layers is another model's: this one has {len(self.sites)}."
+            )
+        for site, own in zip(sites, self.sites, strict=True):
+            for (e, hist), g in zip(site, own, strict=True):
+                g.e, g.hist = e, list(hist)
+        self.redone = redone
+        self.reset()
+
+
+def _is_int(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _is_grid(e: Any, hist: Any) -> bool:
+    """Whether an exponent, or None, and its history are what `state_dict` writes."""
+    values = hist if e is None else [e, *hist]
+    inside = all(_is_int(x) and LEAST_EXPONENT <= x <= NOT_FINITE for x in values)
+    return inside and len(hist) <= KEPT and (e is not None or not hist)

@@ -1,0 +1,425 @@
+"""Exact layers: linear, layer norm, attention, embedding, GELU, softmax and cross-entropy, with gradients.
+
+Tensors between operations are float32. Rows (tokens) are independent of each other, so that a batch may be
+split anywhere; gradients of weights are integer sums over rows (`grids`). A tensor feeds two consumers at
+most: torch adds their gradients in an order of its own, and a sum of two has only one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .bits import NOT_FINITE, bits_for, divided, left_for, pow2f, tree_sum
+from .engine import engine_of
+from .functions import exp64, log64, sqrt32
+from .grids import Products, Terms, on_grid, refuse
+
+__all__ = [
+    "VLAGELU",
+    "VLAEmbedding",
+    "VLALayerNorm",
+    "VLALinear",
+    "VLASoftmax",
+    "VLAStack",
+    "attention",
+    "cross_entropy",
+    "exact_matmul",
+    "exp64",
+    "gelu",
+    "log64",
+    "loss_total",
+    "softmax",
+    "sqrt32",
+    "tree_sum",
+]
+LOSS_BITS = 32  # of the sum of losses
+
+
+def _check(x: Tensor, what: str) -> Tensor:
+    """x contiguous. Raises ValueError unless it is float32."""
+    if x.dtype != torch.float32:
+        raise ValueError(f"{what} takes float32, not {str(x.dtype).removeprefix('torch.')}.")
+    return x.contiguous()
+
+
+def _finite(e: Tensor, what: str) -> Tensor:
+    """Exponents, unless one says that a value is not finite: VerityError."""
+    if e.numel() and int(e.max()) == NOT_FINITE:
+        refuse(f"{what}: a value is not finite")
+    return e
+
+
+# -- products with weights -----------------------------------------------------------------------------------
+
+
+class _Product(torch.autograd.Function):
+    """x (N, K) times each of some weights (M_j, K), side by side: (N, Σ M_j)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, products: Products, terms: Terms | None, bias: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        engine = engine_of(x.device)
+        K = x.shape[1]
+        sizes = [len(w) for w in weights]
+        bits = bits_for(max(K, sum(sizes)))
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        E = engine.max_exponent(weight)
+        if E == NOT_FINITE:
+            refuse("a weight is not finite")
+        W = on_grid(weight, E, bits)
+        taken = left_for(K, bits)
+        e = _finite(engine.row_exponents(x), "the input of a linear layer")
+        P = engine.quantize_rows(x, e, taken) @ W.t()
+        ctx.save_for_backward(x, W)
+        ctx.products, ctx.terms, ctx.sizes, ctx.scale = products, terms, sizes, (bits, E)
+        y: Tensor = engine.scaled_rows(P, e, E - bits - taken, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, W = ctx.saved_tensors
+        dy = dy.contiguous()
+        dx = _input_gradient(dy, W, *ctx.scale) if ctx.needs_input_grad[0] else None
+        parts = [dy] if len(ctx.sizes) == 1 else [part.contiguous() for part in dy.split(ctx.sizes, -1)]
+        gradients = ctx.products.gradients(parts, x)
+        of_bias = None if ctx.terms is None else ctx.terms.gradient(dy)
+        return (dx, None, None, of_bias, *gradients)
+
+
+def _input_gradient(dy: Tensor, W: Tensor, bits: int, E: int) -> Tensor:
+    """dy times the quantized weights, (N, M) and (M, K) -> (N, K) float32."""
+    engine = engine_of(dy.device)
+    taken = left_for(len(W), bits)
+    e = _finite(engine.row_exponents(dy), "the gradient of a linear layer's output")
+    P = engine.quantize_rows(dy, e, taken) @ W
+    dx: Tensor = engine.scaled_rows(P, e, E - bits - taken, None)
+    return dx
+
+
+class VLALinear(nn.Module):
+    """x W^T + b of exact integer products, (…, K) float32 -> (…, M) float32."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.zeros(out_features, in_features))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self._products = Products([self.weight])
+        self._terms = Terms(self.bias) if self.bias is not None else None
+
+    @property
+    def summed(self) -> list[Products | Terms]:
+        return [self._products] if self._terms is None else [self._products, self._terms]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = _check(x, "VLALinear").reshape(-1, self.in_features)
+        apply: Any = _Product.apply
+        y: Tensor = apply(flat, self._products, self._terms, self.bias, self.weight)
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+class VLAStack(nn.Module):
+    """Several linear layers without bias of one input as one product, their outputs side by side.
+
+    The layers stay their owner's: they are no submodules here.
+    """
+
+    def __init__(self, *linears: VLALinear):
+        super().__init__()
+        if any(linear.bias is not None for linear in linears):
+            raise ValueError("VLAStack takes linear layers without bias.")
+        self._linears = linears
+        self._products = Products([linear.weight for linear in linears])
+
+    @property
+    def summed(self) -> list[Products]:
+        return [self._products]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = _check(x, "VLAStack").reshape(-1, x.shape[-1])
+        weights = [linear.weight for linear in self._linears]
+        apply: Any = _Product.apply
+        y: Tensor = apply(flat, self._products, None, None, *weights)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
+    weight = _check(b, "exact_matmul").t().contiguous()
+    apply: Any = _Product.apply
+    y: Tensor = apply(_check(a, "exact_matmul"), Products([weight]), None, None, weight)
+    return y
+
+
+# -- layer norm ----------------------------------------------------------------------------------------------
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain_terms: Terms,
+        bias_terms: Terms | None,
+        eps: float,
+        w: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        y: Tensor
+        y, mean, rstd = engine_of(x.device).layer_norm(x, w, bias, eps)
+        ctx.save_for_backward(x, w, mean, rstd)
+        ctx.terms = gain_terms, bias_terms
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, w, mean, rstd = ctx.saved_tensors
+        dy = dy.contiguous()
+        of_gain, of_bias = ctx.terms
+        dx, terms = engine_of(x.device).layer_norm_backward(dy, x, w, mean, rstd)
+        dbias = None if of_bias is None else of_bias.gradient(dy)
+        return dx, None, None, None, of_gain.gradient(terms), dbias
+
+
+class VLALayerNorm(nn.Module):
+    """Rows of d numbers to mean 0 and deviation 1, times a gain, + a bias: (…, d) float32 -> the same."""
+
+    def __init__(self, d: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(d))
+        self.bias = nn.Parameter(torch.zeros(d)) if bias else None
+        self._gain = Terms(self.weight)
+        self._bias = Terms(self.bias) if self.bias is not None else None
+
+    @property
+    def summed(self) -> list[Terms]:
+        return [self._gain] if self._bias is None else [self._gain, self._bias]
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = _check(x, "VLALayerNorm").reshape(-1, x.shape[-1])
+        apply: Any = _LayerNorm.apply
+        y: Tensor = apply(flat, self._gain, self._bias, self.eps, self.weight, self.bias)
+        return y.view(x.shape)
+
+
+# -- attention -----------------------------------------------------------------------------------------------
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, B: int, H: int) -> Tensor:
+        engine = engine_of(qkv.device)
+        N, width = qkv.shape
+        T, D = N // B, width // (3 * H)
+        bits, p_bits = min(bits_for(D), bits_for(T)), bits_for(T)
+        ctx.shape = B, H, bits, p_bits, 1.0 / math.sqrt(D)
+        parts, e = engine.heads(qkv, B, 3, H, bits)
+        _finite(e, "the input of attention")
+        q, k, v = parts
+        scores = torch.bmm(q, k.mT)
+        p, p_int = engine.causal_softmax(scores, e[0] + e[1] - 2 * bits, ctx.shape[-1], p_bits)
+        ctx.save_for_backward(parts, e, p, p_int)
+        y: Tensor = engine.merged([torch.bmm(p_int, v)], (e[2] - bits - p_bits)[None], B, H)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        parts, e, p, p_int = ctx.saved_tensors
+        B, H, bits, p_bits, alpha = ctx.shape
+        engine = engine_of(dy.device)
+        q, k, v = parts
+        g, e_g = engine.heads(dy.contiguous(), B, 1, H, bits)
+        _finite(e_g, "the gradient of attention's output")
+        dy_int, e_dy = g[0], e_g[0]
+        dP = torch.bmm(dy_int, v.mT)
+        ds, e_ds = engine.causal_softmax_backward(dP, e_dy + e[2] - 2 * bits, p, alpha, p_bits)
+        _finite(e_ds, "the gradient of attention's scores")
+        back = [torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(p_int.mT, dy_int)]
+        scale = torch.stack([e_ds + e[1], e_ds + e[0], e_dy]) - bits - p_bits
+        return engine.merged(back, scale, B, H), None, None
+
+
+def attention(qkv: Tensor, B: int, heads: int) -> Tensor:
+    """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) float32 -> (B·T, C) float32."""
+    apply: Any = _Attention.apply
+    y: Tensor = apply(_check(qkv, "attention"), B, heads)
+    return y
+
+
+# -- embedding, GELU, softmax --------------------------------------------------------------------------------
+
+
+class _Embedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, terms: Terms, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.terms = terms
+        return weight[ids]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        (ids,) = ctx.saved_tensors
+        return None, None, ctx.terms.gradient(dy.contiguous(), ids)
+
+
+class VLAEmbedding(nn.Module):
+    """Rows of a table: ids (…) of integers in 0…n-1 -> (…, d) float32."""
+
+    def __init__(self, n: int, d: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n, d))
+        self._terms = Terms(self.weight)
+
+    @property
+    def summed(self) -> list[Terms]:
+        return [self._terms]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        n, d = self.weight.shape
+        _check_ids(ids, n, "an embedding's ids")
+        apply: Any = _Embedding.apply
+        y: Tensor = apply(ids.reshape(-1), self._terms, self.weight)
+        return y.view(*ids.shape, d)
+
+
+def _check_ids(ids: Tensor, n: int, what: str) -> None:
+    """Raises ValueError unless all are in 0…n-1."""
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
+        raise ValueError(f"{what} must be in 0…{n - 1}.")
+
+
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y: Tensor
+        y, slope = engine_of(x.device).gelu(x)
+        ctx.save_for_backward(slope)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return dy * slope
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x·Phi(x), float32 of any shape."""
+    apply: Any = _GELU.apply
+    y: Tensor = apply(_check(x, "gelu"))
+    return y
+
+
+class VLAGELU(nn.Module):
+    """`gelu` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gelu(x)
+
+
+class _Softmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        engine = engine_of(x.device)
+        _finite(engine.row_exponents(x), "the input of softmax")
+        p: Tensor = engine.softmax(x)
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dp: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        wide, g = p.double(), dp.double()
+        return ((g - tree_sum(g * wide)[..., None]) * wide).float()
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last dimension, float32."""
+    flat = _check(x, "softmax").reshape(-1, x.shape[-1])
+    apply: Any = _Softmax.apply
+    y: Tensor = apply(flat)
+    return y.view(x.shape)
+
+
+class VLASoftmax(nn.Module):
+    """`softmax` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return softmax(x)
+
+
+# -- the loss ------------------------------------------------------------------------------------------------
+
+
+class _TokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, y: Tensor) -> Tensor:
+        engine = engine_of(z.device)
+        _finite(engine.row_exponents(z), "the logits")
+        losses: Tensor
+        losses, dz = engine.cross_entropy(z, y)
+        ctx.save_for_backward(dz)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        (dz,) = ctx.saved_tensors
+        return (dz.double() * g[:, None]).float(), None
+
+
+class _Total(torch.autograd.Function):
+    """The exact sum of losses on the grid 2^-32, over `count`; every token's gradient is 1/count."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, count: int) -> Tensor:
+        ctx.shape, ctx.count = losses.shape, count
+        total = loss_total(losses).double() * pow2f(-LOSS_BITS)
+        return divided(total, float(count))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        return divided(g, float(ctx.count)).expand(ctx.shape), None
+
+
+def loss_total(losses: Tensor) -> Tensor:
+    """Σ rint(loss·2^32), float64 of any shape -> 0-dim int64."""
+    total: Tensor = (losses * pow2f(LOSS_BITS)).round().to(torch.int64).sum(dtype=torch.int64)
+    return total
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
+    """Cross-entropy of logits (…, V) float32 and targets (…), nats, float64.
+
+    Args:
+        reduction: "sum" or "mean" of all tokens, 0-dim and a multiple of 2^-32 (the sum), so that it does not
+            depend on their order; "none": of each token.
+    Raises:
+        ValueError: a target that is no class, or an unknown reduction.
+        VerityError: a logit that is not finite.
+    """
+    if reduction not in ("sum", "mean", "none"):
+        raise ValueError(f"reduction={reduction!r} is unknown; it takes sum, mean, none.")
+    V = logits.shape[-1]
+    _check_ids(targets, V, "targets")
+    apply: Any = _TokenLosses.apply
+    losses: Tensor = apply(_check(logits, "cross_entropy").reshape(-1, V), targets.reshape(-1))
+    if reduction == "none":
+        return losses.view(targets.shape)
+    total: Any = _Total.apply
+    found: Tensor = total(losses, losses.numel() if reduction == "mean" else 1)
+    return found

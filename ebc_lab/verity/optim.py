@@ -1,0 +1,93 @@
+"""Adam in float64 arithmetic with float32 state, and the checksum of a model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .bits import NOT_FINITE, VerityError
+from .engine import engine_of
+
+
+class VerityAdam(torch.optim.Optimizer):
+    """Adam, each operation rounded once to float64 and the state to float32; decay is decoupled (AdamW).
+
+    Raises:
+        ValueError: a number out of its range, or a parameter that is not float32.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        if not (lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= b < 1 for b in betas)):
+            raise ValueError(
+                "VerityAdam takes lr, eps and weight_decay >= 0 and betas in [0, 1), not "
+                f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}."
+            )
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if p.dtype != torch.float32:
+                raise ValueError(f"VerityAdam takes float32 parameters, not {p.dtype}.")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update. VerityError, and nothing has changed, where there is no gradient at all (a step whose
+        sums did not fit their grids), or one that is not finite."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        trained = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not trained:
+            raise VerityError(
+                "there is no gradient: where Grids.finish() returned False, repeat the backward calls of the "
+                "batch and finish again before step()."
+            )
+        for _, p in trained:
+            if engine_of(p.device).max_exponent(p.grad) == NOT_FINITE:
+                raise VerityError("a gradient is not finite.")
+        for group, p in trained:
+            self._update(group, p)
+        return loss
+
+    def _update(self, group: dict[str, Any], p: nn.Parameter) -> None:
+        assert p.grad is not None
+        state = self.state[p]
+        if not state:
+            state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "powers": (1.0, 1.0)}
+        beta1, beta2 = group["betas"]
+        powers = state["powers"]
+        state["powers"] = first, second = powers[0] * beta1, powers[1] * beta2
+        lr = float(group["lr"])
+        engine_of(p.device).adam(
+            p,
+            p.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            lr,
+            beta1,
+            beta2,
+            group["eps"],
+            lr * group["weight_decay"],
+            1.0 - first,
+            1.0 - second,
+        )
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """The first 16 hex digits of the sha256 over the parameters, sorted by name: equal means equal bits."""
+    found = hashlib.sha256()
+    for name, p in sorted(model.named_parameters()):
+        found.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
+        values: Tensor = p.detach().cpu().contiguous()
+        found.update(values.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
