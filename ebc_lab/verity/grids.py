@@ -52,14 +52,20 @@ class Grid:
 
 @dataclass
 class Sum:
-    """A parameter's gradient as an integer sum, a multiple of a power of two."""
+    """The gradient of a layer's parameter as an integer sum, a multiple of a power of two."""
 
-    parameter: Tensor
+    layer: Any
+    name: str  # of the parameter, which is looked up whenever it is needed: somebody may tie or replace it
     grids: tuple[Grid, ...]  # of its factors, or of its terms
     total: Tensor | None = None  # int64, of the parameter's shape; None where there was no backward
 
     def __post_init__(self) -> None:
         self.bits = FACTOR_BITS * 2 if len(self.grids) == 2 else TERM_BITS
+
+    @property
+    def parameter(self) -> Tensor:
+        found: Tensor = getattr(self.layer, self.name)
+        return found
 
     def room(self) -> Tensor:
         if self.total is None:
@@ -116,14 +122,14 @@ def add_terms(total: Tensor, terms: Tensor, e: int, ids: Tensor | None = None) -
 
 
 class Products:
-    """The gradients of weights that are factors of one product: one grid for each weight's dy, one for x.
+    """The gradients of layers' weights that are factors of one product: a grid for each one's dy, one for x.
 
     `grids` of a `Grids` that has taken the layer over; without it, each call to `gradients` is complete.
     """
 
-    def __init__(self, weights: Sequence[Tensor]):
+    def __init__(self, layers: Sequence[Any]):
         inputs = Grid()
-        self.sums = [Sum(w, (Grid(), inputs)) for w in weights]
+        self.sums = [Sum(layer, "weight", (Grid(), inputs)) for layer in layers]
         self.owner: Grids | None = None
 
     def gradients(self, parts: Sequence[Tensor], x: Tensor) -> list[Tensor | None]:
@@ -158,8 +164,8 @@ def _complete(s: Sum, dy: Tensor, x: Tensor, e_x: int) -> Tensor | None:
 class Terms:
     """The gradient of one parameter whose terms are given token by token."""
 
-    def __init__(self, parameter: Tensor):
-        self.sum = Sum(parameter, (Grid(),))
+    def __init__(self, layer: Any, name: str):
+        self.sum = Sum(layer, name, (Grid(),))
         self.owner: Grids | None = None
 
     @property

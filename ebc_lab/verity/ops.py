@@ -8,6 +8,7 @@ most: torch adds their gradients in an order of its own, and a sum of two has on
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -112,8 +113,8 @@ class VLALinear(nn.Module):
         self.out_features = out_features
         self.weight = nn.Parameter(torch.zeros(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self._products = Products([self.weight])
-        self._terms = Terms(self.bias) if self.bias is not None else None
+        self._products = Products([self])
+        self._terms = Terms(self, "bias") if self.bias is not None else None
 
     @property
     def summed(self) -> list[Products | Terms]:
@@ -137,7 +138,7 @@ class VLAStack(nn.Module):
         if any(linear.bias is not None for linear in linears):
             raise ValueError("VLAStack takes linear layers without bias.")
         self._linears = linears
-        self._products = Products([linear.weight for linear in linears])
+        self._products = Products(linears)
 
     @property
     def summed(self) -> list[Products]:
@@ -155,7 +156,7 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
     weight = _check(b, "exact_matmul").t().contiguous()
     apply: Any = _Product.apply
-    y: Tensor = apply(_check(a, "exact_matmul"), Products([weight]), None, None, weight)
+    y: Tensor = apply(_check(a, "exact_matmul"), Products([SimpleNamespace(weight=weight)]), None, None, weight)
     return y
 
 
@@ -198,8 +199,8 @@ class VLALayerNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(d))
         self.bias = nn.Parameter(torch.zeros(d)) if bias else None
-        self._gain = Terms(self.weight)
-        self._bias = Terms(self.bias) if self.bias is not None else None
+        self._gain = Terms(self, "weight")
+        self._bias = Terms(self, "bias") if self.bias is not None else None
 
     @property
     def summed(self) -> list[Terms]:
@@ -280,7 +281,7 @@ class VLAEmbedding(nn.Module):
     def __init__(self, n: int, d: int):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(n, d))
-        self._terms = Terms(self.weight)
+        self._terms = Terms(self, "weight")
 
     @property
     def summed(self) -> list[Terms]:

@@ -1,7 +1,7 @@
 """Processes that train one model together, by gloo on this machine: what each does, and what starts them.
 
 usage: python gloo_worker.py RANK WORLD STORE OUT SCENARIO ARGUMENTS
-    SCENARIO is `short` or `long`, ARGUMENTS its keyword arguments as JSON; its result is saved at OUT.
+    SCENARIO is `short`, `long` or `exact`, ARGUMENTS its keyword arguments as JSON; its result is saved at OUT.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from ebc_lab.axiom.distributed import AxiomDDPState, axiom_hook
+from ebc_lab.verity import Grids, VerityAdam, ops, weights_checksum
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from support.exact_gpt import batches, gpt  # noqa: E402
+
 SHORT_STEPS = 30
 SMALL_BUCKETS = {"bucket_cap_mb": 0.004}
 Results = list[dict[str, Any]]
@@ -228,10 +232,29 @@ def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:
     return {**told, "again": run("axiom")}
 
 
+def exact(rank: int, share: int) -> dict[str, Any]:
+    """A GPT of exact layers: the first worker has `share` rows of each batch, the second one the rest, one by
+    one."""
+    model = gpt()
+    optimizer = VerityAdam(model.parameters(), lr=0.01)
+    grids = Grids(model)
+    for inputs, targets in batches(4):
+        own = slice(None, share) if rank == 0 else slice(share, None)
+        x, y = inputs[own], targets[own]
+        parts = 1 if rank == 0 else len(x)
+        finished = False
+        while not finished:
+            for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                ops.cross_entropy(model(a), b).backward()
+            finished = grids.finish(x.numel(), group=True)
+        optimizer.step()
+    return {"checksum": weights_checksum(model)}
+
+
 def main(rank: str, world: str, store: str, out: str, scenario: str, arguments: str) -> None:
     torch.set_num_threads(1)
     join(int(rank), int(world), store)
-    run = short if scenario == "short" else long
+    run = {"short": short, "long": long, "exact": exact}[scenario]
     told = run(int(rank), **json.loads(arguments))
     torch.save(told, out)
     dist.barrier()  # neither leaves while the other still needs it

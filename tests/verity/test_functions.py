@@ -1,0 +1,57 @@
+"""exp, log, the normal distribution and random numbers from single operations."""
+
+import math
+
+import pytest
+import torch
+
+from ebc_lab.verity import cos2pi, normal_
+from ebc_lab.verity.functions import exp64, gelu64, log64, sqrt32
+
+from support.exact_gpt import GOLDEN, numbers
+
+
+@pytest.mark.parametrize(("name", "function"), [("exp64", exp64), ("log64", log64), ("cos2pi", cos2pi)])
+def test_the_golden_values(name, function):
+    golden = GOLDEN[name]
+    found = function(numbers(golden["x"], dtype=torch.float64))
+    assert torch.equal(found, numbers(golden["y"], dtype=torch.float64))
+
+
+def test_the_golden_gelu():
+    golden = GOLDEN["gelu"]
+    y, slope = gelu64(numbers(golden["x"], dtype=torch.float64))
+    assert torch.equal(y.float(), numbers(golden["y"]))
+    assert torch.equal(slope.float(), numbers(golden["dy"]))
+
+
+def test_exp_and_log_are_as_close_as_they_say():
+    x = -torch.rand(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 690
+    assert (exp64(x) / x.exp() - 1).abs().max() < 3e-13
+    y = torch.rand(4000, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 10 + 1e-9
+    assert ((log64(y) - y.log()).abs() <= 3e-13 * y.log().abs().clamp(min=1e-3)).all()
+    assert exp64(torch.tensor([0.0, -701.0, -math.inf], dtype=torch.float64)).tolist() == [1, 0, 0]
+    assert exp64(torch.tensor([math.nan], dtype=torch.float64)).isnan().all()
+
+
+def test_gelu_and_its_slope_are_those_of_erf():
+    x = torch.linspace(-9, 9, 3001, dtype=torch.float64).requires_grad_()
+    expected = torch.nn.functional.gelu(x)
+    expected.sum().backward()
+    y, slope = gelu64(x.detach())
+    assert torch.allclose(y, expected.detach(), rtol=1e-11, atol=1e-13)
+    assert torch.allclose(slope, x.grad, rtol=1e-11, atol=1e-11)
+
+
+def test_a_root_is_rounded_correctly():
+    x = torch.tensor([2.0, 3.0, 1e-45, 1 + 2**-23])
+    assert sqrt32(x).tolist() == [torch.tensor(math.sqrt(v)).item() for v in x.tolist()]
+
+
+def test_the_golden_normal_numbers_and_their_moments():
+    first = normal_(torch.empty(8), 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(first, numbers(GOLDEN["normal_seed0"]))
+    many = normal_(torch.empty(300, 400), 0.5, torch.Generator().manual_seed(1))
+    assert abs(float(many.mean())) < 0.005
+    assert abs(float(many.std()) - 0.5) < 0.005
+    assert abs(float((many.abs() < 0.5).double().mean()) - 0.6827) < 0.01

@@ -1,0 +1,230 @@
+"""Gradients as integer sums: over any split, order and number of workers; what is repeated, refused, kept."""
+
+import json
+import math
+
+import pytest
+import torch
+from support.exact_gpt import GOLDEN, batches, gpt, trained
+from support.gloo_worker import start
+
+from ebc_lab.verity import Grids, VerityAdam, VerityError, ops, weights_checksum
+
+USUAL = "425673c39789c10e"  # of the golden run
+
+
+@pytest.mark.parametrize("mode", ["grids", "whole"])
+@pytest.mark.usefixtures("engine")
+def test_the_golden_run(mode):
+    losses: list[float] = []
+    assert trained(grids=mode == "grids", spy=losses.append) == GOLDEN["gpt"][mode]["final"]
+    assert losses == [float.fromhex(x) for x in GOLDEN["gpt"][mode]["losses"]]
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
+@pytest.mark.usefixtures("engine")
+def test_neither_split_nor_order_changes_a_bit(parts, order):
+    assert trained(parts=parts, order=order) == USUAL
+
+
+def test_threads_change_no_bit():
+    torch.set_num_threads(2)
+    try:
+        assert trained(parts=2) == USUAL
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_without_grids_the_order_changes_nothing_and_the_split_does():
+    golden = GOLDEN["gpt"]["whole"]["final"]
+    assert trained(grids=False, order=[3, 1, 0, 2]) == golden
+    assert trained(grids=False, parts=2) != golden
+
+
+@pytest.mark.parametrize("share", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_two_workers_are_as_good_as_one(share, tmp_path):
+    """Each with its share of the rows, the second one's in two parts."""
+    found = start("exact", tmp_path, share=share)
+    assert [worker["checksum"] for worker in found] == [USUAL, USUAL]
+
+
+def forward_backward(model, x, y):
+    loss = ops.cross_entropy(model(x), y)
+    loss.backward()
+    return loss
+
+
+def test_a_step_that_does_not_fit_is_repeated_once_and_says_so():
+    model = gpt()
+    grids = Grids(model)
+    optimizer = VerityAdam(model.parameters())
+    (x, y), *_ = batches(1)
+    forward_backward(model, x, y)
+    assert not grids.finish(x.numel())
+    before = weights_checksum(model)
+    with pytest.raises(VerityError, match="finish"):
+        optimizer.step()
+    assert weights_checksum(model) == before
+    forward_backward(model, x, y)
+    assert grids.finish(x.numel())
+    assert grids.redone == 1
+    big = [p.grad.clone() for p in model.parameters()]
+    # a thousand times the loss fits no grid, and what was written before is gone
+    (ops.cross_entropy(model(x), y) * 1000).backward()
+    assert not grids.finish(x.numel())
+    assert all(p.grad is None for p in model.parameters())
+    (ops.cross_entropy(model(x), y) * 1000).backward()
+    assert grids.finish(1000 * x.numel())
+    for p, g in zip(model.parameters(), big, strict=True):
+        assert torch.allclose(p.grad, g, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("where", ["weight", "gradient"])
+def test_what_is_not_finite_stops_the_step_and_leaves_no_trace(where):
+    """In the second half of a batch, whose first half is summed up already."""
+    model, other = gpt(), gpt()
+    runs = [(m, Grids(m), VerityAdam(m.parameters(), lr=0.01)) for m in (model, other)]
+    data = batches(3)
+
+    def step(model, grids, optimizer, x, y):
+        while True:
+            for a, b in zip(x.chunk(2), y.chunk(2), strict=True):
+                forward_backward(model, a, b)
+            if grids.finish(x.numel()):
+                return optimizer.step()
+
+    for run in runs:
+        step(*run, *data[0])
+    state = json.dumps(runs[0][1].state_dict())
+    x, y = data[1]
+    forward_backward(model, x[:2], y[:2])
+    with pytest.raises(VerityError, match="not finite"):
+        if where == "weight":
+            kept = model.norm.weight.detach().clone()
+            model.norm.weight.data[3] = math.nan
+            forward_backward(model, x[2:], y[2:])
+        else:
+            (ops.cross_entropy(model(x[2:]), y[2:]) * math.inf).backward()
+    if where == "weight":
+        model.norm.weight.data.copy_(kept)
+    assert json.dumps(runs[0][1].state_dict()) == state
+    for run in runs:
+        step(*run, *data[2])
+    assert weights_checksum(model) == weights_checksum(other)
+
+
+def test_a_state_goes_through_json_and_comes_back():
+    model = gpt()
+    grids = Grids(model)
+    for x, y in batches(3):
+        for _ in range(2):
+            forward_backward(model, x, y)
+            if grids.finish(x.numel()):
+                break
+    state = json.loads(json.dumps(grids.state_dict()))
+    again = Grids(gpt())
+    again.load_state_dict(state)
+    assert again.state_dict() == grids.state_dict()
+    assert again.redone == grids.redone > 0
+
+
+def damaged(state, what):
+    site = state["sites"][0]
+    {
+        "missing": lambda: state.pop("sites"),
+        "fewer": lambda: state["sites"].pop(),
+        "text": lambda: site.update(e=["5"]),
+        "huge": lambda: site.update(e=[10**6]),
+        "fraction": lambda: site.update(hist=[[0.5]]),
+        "longer": lambda: site.update(hist=[[1] * 17]),
+        "flag": lambda: state.update(redone=True),
+        "nothing": lambda: site.update(e=None),
+    }[what]()
+    return state
+
+
+@pytest.mark.parametrize(
+    "what", ["missing", "fewer", "text", "huge", "fraction", "longer", "flag", "nothing"]
+)
+def test_a_foreign_or_damaged_state_is_refused_and_changes_nothing(what):
+    grids = Grids(gpt())
+    before = grids.state_dict()
+    with pytest.raises(VerityError, match=r"damaged|another model's"):
+        grids.load_state_dict(damaged(Grids(gpt()).state_dict(), what))
+    assert grids.state_dict() == before
+
+
+def test_more_tokens_than_a_sum_can_hold_are_refused():
+    layer = ops.VLALinear(1, 1, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    x = torch.ones(2**20 + 1, 1)
+    with pytest.raises(ValueError, match="2097152 tokens at most"):
+        layer(torch.ones(2**21 + 1, 1)).backward(torch.ones(2**21 + 1, 1))
+    grids = Grids(layer)
+    for _ in range(2):
+        layer(x).backward(x)
+    with pytest.raises(ValueError, match="2097152 tokens at most, not 2097154"):
+        grids.finish(1)
+    assert layer.weight.grad is None
+
+
+def test_a_parameter_of_no_exact_layer_is_refused():
+    model = torch.nn.Sequential(ops.VLALinear(2, 2), torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"1\.weight belongs to no exact layer"):
+        Grids(model)
+
+
+def test_a_frozen_weight_is_left_out():
+    model = torch.nn.Sequential(ops.VLALinear(3, 3, bias=False), ops.VLALinear(3, 2))
+    model[0].weight.requires_grad_(False)
+    grids = Grids(model)
+    for _ in range(2):
+        model(torch.ones(5, 3)).backward(torch.ones(5, 2))
+        done = grids.finish(1)
+    assert done
+    assert model[0].weight.grad is None
+    assert model[1].bias.grad.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("grids", [True, False])
+def test_a_table_tied_to_the_head_has_the_gradients_of_both(grids):
+    table, head = ops.VLAEmbedding(5, 3), ops.VLALinear(3, 5, bias=False)
+    with torch.no_grad():
+        table.weight.copy_(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    head.weight = table.weight
+    model = torch.nn.Sequential(table, head)
+    sums = Grids(model) if grids else None
+    ids = torch.tensor([0, 3, 3, 1])
+    done = False
+    while not done:
+        table.weight.grad = None
+        ops.cross_entropy(model(ids), ids).backward()
+        done = sums is None or sums.finish(1)
+    wide = table.weight.detach().double().requires_grad_()
+    torch.nn.functional.cross_entropy(wide[ids] @ wide.t(), ids, reduction="sum").backward()
+    assert (table.weight.grad - wide.grad).norm() < 1e-5 * wide.grad.norm()
+
+
+def test_what_is_all_zeros_says_nothing_about_the_grid():
+    """With a head of zeros no gradient reaches the layer below; its first one after that is on its own grid."""
+    below, head = ops.VLALinear(3, 3, bias=False), ops.VLALinear(3, 2, bias=False)
+    model = torch.nn.Sequential(below, head)
+    torch.nn.init.eye_(below.weight)
+    grids = Grids(model)
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(4, n, generator=generator) for n in (3, 2))
+    for _ in range(2):
+        model(x).backward(dy)
+        if grids.finish(1):
+            break
+    assert below.weight.grad.tolist() == torch.zeros(3, 3).tolist()
+    with torch.no_grad():
+        head.weight.fill_(2.0**-30)
+    for _ in range(2):
+        model(x).backward(dy)
+        if grids.finish(1):
+            break
+    expected = (dy.double() @ head.weight.double()).t() @ x.double()
+    assert ((below.weight.grad - expected).norm() / expected.norm()) < 1e-5

@@ -1,0 +1,228 @@
+"""Exact layers: golden values, a slow plain reference, gradients against float64, and what they refuse."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ebc_lab.verity import VerityError, bits_for, exact_matmul, ops
+from ebc_lab.verity.bits import left_for
+
+from support.exact_gpt import GOLDEN, numbers
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+
+def drawn(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
+
+
+# -- golden values -------------------------------------------------------------------------------------------
+
+
+def test_the_golden_linear():
+    g = GOLDEN["linear"]
+    x = numbers(g["x"], 3, 5).requires_grad_()
+    layer = ops.VLALinear(5, 4)
+    layer.load_state_dict({"weight": numbers(g["w"], 4, 5), "bias": numbers(g["b"])})
+    y = layer(x)
+    y.backward(numbers(g["dy"], 3, 4))
+    assert torch.equal(y, numbers(g["y"], 3, 4))
+    assert torch.equal(x.grad, numbers(g["dx"], 3, 5))
+    assert torch.equal(layer.weight.grad, numbers(g["dw"], 4, 5))
+    assert torch.equal(layer.bias.grad, numbers(g["db"]))
+
+
+def test_the_golden_layer_norm():
+    g = GOLDEN["layer_norm"]
+    x = numbers(g["x"], 3, 6).requires_grad_()
+    layer = ops.VLALayerNorm(6, bias=False)
+    layer.load_state_dict({"weight": numbers(g["w"])})
+    y = layer(x)
+    y.backward(numbers(g["dy"], 3, 6))
+    assert torch.equal(y, numbers(g["y"], 3, 6))
+    assert torch.equal(x.grad, numbers(g["dx"], 3, 6))
+    assert torch.equal(layer.weight.grad, numbers(g["dw"]))
+
+
+def test_the_golden_softmax_and_cross_entropy():
+    g = GOLDEN["softmax"]
+    assert torch.equal(ops.softmax(numbers(g["x"], 3, 7)), numbers(g["y"], 3, 7))
+    g = GOLDEN["cross_entropy"]
+    z = numbers(g["z"], 4, 5).requires_grad_()
+    loss = ops.cross_entropy(z, torch.tensor(g["targets"]))
+    loss.backward()
+    assert loss.item() == float.fromhex(g["sum"])
+    assert torch.equal(z.grad, numbers(g["dz"], 4, 5))
+
+
+def test_the_golden_attention():
+    g = GOLDEN["attention"]
+    qkv = numbers(g["qkv"], 8, 12).requires_grad_()
+    y = ops.attention(qkv, 2, 2)
+    y.backward(numbers(g["dy"], 8, 4))
+    assert torch.equal(y, numbers(g["y"], 8, 4))
+    assert torch.equal(qkv.grad, numbers(g["dqkv"], 8, 12))
+
+
+# -- against a slow plain reference, and against float64 -----------------------------------------------------
+
+
+def quantized(values: list[float], bits: int) -> tuple[list[int], int]:
+    """Whole numbers and their common exponent, by Python's own arithmetic."""
+    e = max(math.frexp(v)[1] if v else -10000 for v in values)
+    e = 0 if e == -10000 else e
+    return [round(Fraction(v) * Fraction(2) ** (bits - e)) for v in values], e
+
+
+@pytest.mark.parametrize(("N", "K", "M"), [(1, 1, 1), (3, 5, 2), (4, 33, 3), (2, 100, 65)])
+def test_a_product_is_the_sum_of_whole_numbers(N, K, M):
+    a = drawn(N, K, seed=K)
+    b = drawn(K, M, seed=M + 100, std=1e-3)
+    a[0, 0] = 0.0
+    bits = bits_for(max(K, M))
+    taken = left_for(K, bits)
+    whole, e_b = quantized(b.flatten().tolist(), bits)
+    expected = []
+    for row in a.tolist():
+        own, e_a = quantized(row, taken)
+        sums = [sum(own[k] * whole[k * M + j] for k in range(K)) for j in range(M)]
+        expected.append([float(s) * 2.0 ** (e_a - taken + e_b - bits) for s in sums])
+    assert torch.equal(exact_matmul(a, b), torch.tensor(expected, dtype=torch.float64).float())
+
+
+def test_the_order_of_what_is_summed_changes_nothing():
+    a, b = drawn(6, 200), drawn(200, 5, seed=1)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(exact_matmul(a, b), exact_matmul(a[:, order], b[order]))
+    assert not torch.equal(a @ b, a[:, order] @ b[order])  # which is what torch cannot promise
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, by: float = 1e-5) -> bool:
+    return bool((found.double() - expected).norm() <= by * expected.norm())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_of_a_linear_layer_and_of_a_layer_norm(bias):
+    x = drawn(40, 12).requires_grad_()
+    wide = x.detach().double().requires_grad_()
+    dy = drawn(40, 7, seed=3)
+    norm, linear = ops.VLALayerNorm(12, bias=bias), ops.VLALinear(12, 7, bias=bias)
+    with torch.no_grad():
+        for p in (*norm.parameters(), *linear.parameters()):
+            p.copy_(drawn(*p.shape, seed=p.numel()))
+    linear(norm(x)).backward(dy)
+    parts = {n: p.detach().double().requires_grad_() for n, p in [*norm.named_parameters()]}
+    others = {n: p.detach().double().requires_grad_() for n, p in [*linear.named_parameters()]}
+    h = F.layer_norm(wide, (12,), parts["weight"], parts.get("bias"))
+    F.linear(h, others["weight"], others.get("bias")).backward(dy.double())
+    assert close(x.grad, wide.grad)
+    for layer, expected in ((norm, parts), (linear, others)):
+        for name, p in layer.named_parameters():
+            assert close(p.grad, expected[name].grad), name
+
+
+def test_gradients_of_attention_gelu_softmax_and_embedding():
+    B, T, H, C = 2, 9, 2, 8
+    table = ops.VLAEmbedding(5, 3 * C)
+    with torch.no_grad():
+        table.weight.copy_(drawn(5, 3 * C))
+    ids = torch.randint(0, 5, (B * T,), generator=torch.Generator().manual_seed(1))
+    dy = drawn(B * T, C, seed=4)
+    found = ops.softmax(ops.gelu(ops.attention(table(ids), B, H)))
+    found.backward(dy)
+    weight = table.weight.detach().double().requires_grad_()
+    q, k, v = weight[ids].view(B, T, 3, H, C // H).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B * T, C)
+    expected = F.gelu(y).softmax(-1)
+    expected.backward(dy.double())
+    assert close(found.detach(), expected.detach())
+    assert close(table.weight.grad, weight.grad)
+
+
+def test_a_stack_is_its_layers_side_by_side():
+    layers = [ops.VLALinear(6, n, bias=False) for n in (4, 4, 5)]
+    for i, layer in enumerate(layers):
+        torch.nn.init.uniform_(layer.weight, -1, 1, generator=torch.Generator().manual_seed(i))
+    x = drawn(3, 2, 6).requires_grad_()
+    y = ops.VLAStack(*layers)(x)
+    wide = torch.cat([layer.weight.detach() for layer in layers]).double()
+    dy = drawn(3, 2, 13, seed=1)
+    y.backward(dy)
+    assert close(y.detach(), x.detach().double() @ wide.t())
+    assert close(x.grad, dy.double() @ wide)
+    expected = dy.double().flatten(0, 1).t() @ x.detach().double().flatten(0, 1)
+    assert close(torch.cat([layer.weight.grad for layer in layers]), expected)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_does_not_depend_on_the_order_of_its_tokens(reduction):
+    z = drawn(300, 13).requires_grad_()
+    y = torch.randint(0, 13, (300,), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    loss = ops.cross_entropy(z, y, reduction)
+    loss.backward()
+    assert float(loss) == float(ops.cross_entropy(z[order], y[order], reduction))
+    wide = z.detach().double().requires_grad_()
+    expected = F.cross_entropy(wide, y, reduction=reduction)
+    expected.backward()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-9)
+    assert close(z.grad, wide.grad)
+
+
+def test_losses_of_tokens_have_gradients_of_their_own():
+    z = drawn(2, 3, 5).requires_grad_()
+    y = torch.tensor([[0, 4, 2], [1, 1, 3]])
+    weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 1.0]], dtype=torch.float64)
+    losses = ops.cross_entropy(z, y, "none")
+    (losses * weights).sum().backward()
+    wide = z.detach().double().requires_grad_()
+    expected = F.cross_entropy(wide.flatten(0, 1), y.flatten(), reduction="none").view(2, 3)
+    (expected * weights).sum().backward()
+    assert torch.allclose(losses, expected, rtol=1e-11)
+    assert close(z.grad, wide.grad)
+
+
+# -- refusals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["input", "weight", "gradient"])
+def test_a_linear_layer_refuses_what_is_not_finite(bad, where):
+    layer = ops.VLALinear(4, 3)
+    x = drawn(5, 4)
+    dy = torch.ones(5, 3)
+    with torch.no_grad():
+        {"input": x, "weight": layer.weight, "gradient": dy}[where].view(-1)[2] = bad
+    with pytest.raises(VerityError, match="not finite"):
+        layer(x.requires_grad_()).backward(dy)
+
+
+def test_attention_and_the_loss_refuse_what_is_not_finite():
+    qkv = drawn(4, 6)
+    qkv[3, 5] = math.inf
+    with pytest.raises(VerityError, match="not finite"):
+        ops.attention(qkv, 1, 1)
+    with pytest.raises(VerityError, match="not finite"):
+        ops.cross_entropy(torch.full((2, 3), math.nan), torch.tensor([0, 1]))
+    with pytest.raises(VerityError, match="not finite"):
+        ops.softmax(torch.full((2, 3), math.inf))
+
+
+def test_other_precisions_and_classes_that_do_not_exist_are_refused():
+    for dtype, function in itertools.product(
+        (torch.bfloat16, torch.float64), (ops.VLALinear(4, 3), ops.gelu, ops.softmax)
+    ):
+        with pytest.raises(ValueError, match="takes float32"):
+            function(torch.zeros(2, 4, dtype=dtype))
+    with pytest.raises(ValueError, match="targets must be in 0…4"):
+        ops.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match="ids must be in 0…4"):
+        ops.VLAEmbedding(5, 2)(torch.tensor([-1]))
+    with pytest.raises(ValueError, match="reduction='max'"):
+        ops.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 1]), "max")
+    with pytest.raises(ValueError, match="without bias"):
+        ops.VLAStack(ops.VLALinear(2, 2))

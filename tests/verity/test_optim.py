@@ -1,0 +1,92 @@
+"""VerityAdam and the checksum of weights."""
+
+import hashlib
+import math
+
+import pytest
+import torch
+from support.exact_gpt import GOLDEN, gpt, numbers
+
+from ebc_lab.verity import VerityAdam, VerityError, weights_checksum
+
+
+@pytest.mark.usefixtures("engine")
+def test_the_golden_steps():
+    g = GOLDEN["adam"]
+    w = torch.nn.Parameter(numbers(g["w0"]))
+    optimizer = VerityAdam([w], g["lr"], tuple(g["betas"]), g["eps"], g["weight_decay"])
+    for step in g["steps"]:
+        w.grad = numbers(step["g"])
+        optimizer.step()
+        assert torch.equal(w, numbers(step["w"]))
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_it_is_adam(decay):
+    draw = torch.Generator().manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(7, 5, generator=draw))
+    wide = torch.nn.Parameter(w.detach().double())
+    ours = VerityAdam([w], lr=0.01, weight_decay=decay)
+    plain = torch.optim.AdamW([wide], lr=0.01, weight_decay=decay)
+    for _ in range(20):
+        w.grad = torch.randn(7, 5, generator=draw)
+        wide.grad = w.grad.double()
+        ours.step()
+        plain.step()
+    assert torch.allclose(w, wide.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_it_resumes_from_its_state_and_follows_a_schedule():
+    def run(stop: int | None) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(0)
+        w = torch.nn.Parameter(torch.ones(9))
+        optimizer = VerityAdam([w], lr=0.1)
+        for step in range(6):
+            if step == stop:
+                state = optimizer.state_dict()
+                optimizer = VerityAdam([w], lr=0.5)
+                optimizer.load_state_dict(state)
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+            w.grad = torch.randn(9, generator=draw)
+            optimizer.step()
+        return w
+
+    assert torch.equal(run(3), run(None))
+
+
+def test_nothing_changes_where_a_gradient_is_missing_or_not_finite():
+    a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = VerityAdam([a, b])
+    with pytest.raises(VerityError, match="no gradient"):
+        optimizer.step()
+    a.grad = torch.ones(3)
+    b.grad = torch.tensor([0.0, math.nan, 0.0])
+    with pytest.raises(VerityError, match="not finite"):
+        optimizer.step()
+    assert a.tolist() == [1, 1, 1]
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"lr": -1}, {"betas": (0.9, 1.0)}, {"eps": math.nan}, {"weight_decay": -1}]
+)
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="VerityAdam takes"):
+        VerityAdam([torch.nn.Parameter(torch.ones(1))], **wrong)
+
+
+def test_parameters_of_another_precision_are_refused():
+    with pytest.raises(ValueError, match="float32"):
+        VerityAdam([torch.nn.Parameter(torch.ones(1, dtype=torch.float64))])
+
+
+def test_a_checksum_is_of_names_shapes_and_bytes():
+    model = torch.nn.Linear(2, 1)
+    model.load_state_dict({"weight": torch.tensor([[1.0, -0.0]]), "bias": torch.tensor([2.0])})
+    said = b"bias (1,) torch.float32\n" + bytes.fromhex("00000040")
+    said += b"weight (1, 2) torch.float32\n" + bytes.fromhex("0000803f00000080")
+    assert weights_checksum(model) == hashlib.sha256(said).hexdigest()[:16]
+    model.weight.data[0, 1] = 0.0
+    assert weights_checksum(model) != hashlib.sha256(said).hexdigest()[:16]
+    assert weights_checksum(gpt()) == GOLDEN["gpt"]["grids"]["initial"]
