@@ -156,7 +156,8 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
     weight = _check(b, "exact_matmul").t().contiguous()
     apply: Any = _Product.apply
-    y: Tensor = apply(_check(a, "exact_matmul"), Products([SimpleNamespace(weight=weight)]), None, None, weight)
+    products = Products([SimpleNamespace(weight=weight)])
+    y: Tensor = apply(_check(a, "exact_matmul"), products, None, None, weight)
     return y
 
 

@@ -1,7 +1,8 @@
 """Processes that train one model together, by gloo on this machine: what each does, and what starts them.
 
 usage: python gloo_worker.py RANK WORLD STORE OUT SCENARIO ARGUMENTS
-    SCENARIO is `short`, `long` or `exact`, ARGUMENTS its keyword arguments as JSON; its result is saved at OUT.
+    SCENARIO is `short`, `long` or `exact`, ARGUMENTS its keyword arguments as JSON; its result is saved at
+    OUT.
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.exact_gpt import GOLDEN
 
 from ebc_lab.verity.bits import bits_for, divided, exponent, left_for, lg, pow2, pow2f, tree_sum
-
-from support.exact_gpt import GOLDEN
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))

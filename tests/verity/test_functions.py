@@ -4,11 +4,10 @@ import math
 
 import pytest
 import torch
+from support.exact_gpt import GOLDEN, numbers
 
 from ebc_lab.verity import cos2pi, normal_
 from ebc_lab.verity.functions import exp64, gelu64, log64, sqrt32
-
-from support.exact_gpt import GOLDEN, numbers
 
 
 @pytest.mark.parametrize(("name", "function"), [("exp64", exp64), ("log64", log64), ("cos2pi", cos2pi)])

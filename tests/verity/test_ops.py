@@ -7,11 +7,10 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from support.exact_gpt import GOLDEN, numbers
 
 from ebc_lab.verity import VerityError, bits_for, exact_matmul, ops
 from ebc_lab.verity.bits import left_for
-
-from support.exact_gpt import GOLDEN, numbers
 
 pytestmark = pytest.mark.usefixtures("engine")
 
