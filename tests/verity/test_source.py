@@ -10,7 +10,7 @@ import pytest
 import ebc_lab.verity
 
 FOLDER = Path(ebc_lab.verity.__file__).parent
-FILES = sorted(FOLDER.glob("*.py"))
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__main__.py")  # which times torch
 BANNED = {
     *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "erf", "erfc", "tanh", "sigmoid", "pow"),
     *("sin", "cos", "tan", "atan2", "rsqrt", "reciprocal", "hypot", "lerp", "lerp_", "addcmul", "addcmul_"),
