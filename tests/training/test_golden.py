@@ -28,6 +28,8 @@ RUNS = {
     "shadow": ["optimizer.lr=4e-2", "stabilizer=ebc", "budget=shadow", "budget.target_kl=0.01"],
     "muon, surrogate": ["optimizer=muon", "optimizer.lr=4e-2", "stabilizer=ebc", "budget=surrogate"],
 }
+# Muon orthogonalises in bfloat16, which a CPU with AMX multiplies in another order
+TOLERANCE = {"plain": 1e-5, "shadow": 1e-5, "muon, surrogate": 5e-3}
 COLUMNS = ("loss", "c", "grad_norm", "applied_kl")
 
 
@@ -53,7 +55,7 @@ def test_a_recorded_run_has_the_losses_of_then(name, tmp_path):
     for figure, values in golden.items():
         assert [v is None for v in found[figure]] == [v is None for v in values]
         measured = [v for v in found[figure] if v is not None]
-        assert measured == pytest.approx([v for v in values if v is not None], rel=1e-5), figure
+        assert measured == pytest.approx([v for v in values if v is not None], rel=TOLERANCE[name]), figure
     assert min(golden["c"]) < 1 or name == "plain"
 
 
