@@ -26,6 +26,7 @@ STEPS = 4
 SHAPE = {"vocabulary": 65, "context": 64, "width": 128, "blocks": 3, "heads": 4}  # of the timed GPT
 SEQUENCES = 16
 ROUNDS = 7
+WARM = 2  # steps before them
 Step = Callable[[], None]
 
 
@@ -107,19 +108,19 @@ def _stepping(kind: str, device: str) -> Step:
     return step
 
 
-def speeds(kinds: Sequence[str], device: str, rounds: int = ROUNDS) -> dict[str, tuple[float, float]]:
+def speeds(kinds: Sequence[str], device: str, rounds: int) -> dict[str, tuple[float, float]]:
     """Kind -> median seconds of a step, and over a plain one's; all kinds take turns."""
     steps = {kind: _stepping(kind, device) for kind in kinds}
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(2 + rounds):
+    for _ in range(WARM + rounds):
         for kind, step in steps.items():
             start = time.perf_counter()
             step()
             took[kind].append(time.perf_counter() - start)
     found = {}
     for kind, seconds in took.items():
-        ratios = [own / plain for own, plain in zip(seconds[2:], took["plain"][2:], strict=True)]
-        found[kind] = statistics.median(seconds[2:]), statistics.median(ratios)
+        ratios = [own / plain for own, plain in zip(seconds[WARM:], took["plain"][WARM:], strict=True)]
+        found[kind] = statistics.median(seconds[WARM:]), statistics.median(ratios)
     return found
 
 
@@ -127,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """-> exit code."""
     parser = argparse.ArgumentParser(prog="python -m ebc_lab.verity", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    device = parser.parse_args(arguments).device
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed steps of each kind")
+    given = parser.parse_args(arguments)
+    device = given.device
     instructions = torch.backends.cpu.get_cpu_capability()
     print(f"torch {torch.__version__}, {instructions}, {torch.get_num_threads()} threads")
     try:
@@ -148,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = differing(device)
         print(f"engine {engine}: checksums {'ok' if wrong is None else 'differ, ' + wrong}")
         code = code if wrong is None else 1
-    for kind, (seconds, ratio) in speeds(["plain", *engines], device).items():
+    for kind, (seconds, ratio) in speeds(["plain", *engines], device, given.rounds).items():
         print(f"{kind}: {1e3 * seconds:.1f} ms a step, {ratio:.2f} times plain float32")
     return code
 

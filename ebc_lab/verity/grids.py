@@ -103,12 +103,15 @@ def on_grid(x: Tensor, e: int, bits: int) -> Tensor:
     return quantized.view(x.shape)
 
 
-def add_products(total: Tensor, dy: Tensor, x: Tensor, e_dy: int, e_x: int) -> None:
-    """total += dy^T x in units of 2^(e_dy + e_x - 42), (N, M) and (N, K) float32 -> (M, K) int64."""
+def chunks_on_grid(x: Tensor, e: int) -> list[Tensor]:
+    """`on_grid` of as many tokens at a time as a product can take, (N, K) float32."""
+    return [on_grid(x[i : i + CHUNK], e, FACTOR_BITS) for i in range(0, len(x), CHUNK)]
+
+
+def add_products(total: Tensor, dy: Tensor, e: int, inputs: Sequence[Tensor]) -> None:
+    """total += dy^T x in units of 2^(e - 21) times those of x: (N, M) float32, x in chunks -> (M, K) int64."""
     engine = engine_of(dy.device)
-    for i in range(0, len(dy), CHUNK):
-        a = on_grid(dy[i : i + CHUNK], e_dy, FACTOR_BITS)
-        b = on_grid(x[i : i + CHUNK], e_x, FACTOR_BITS)
+    for a, b in zip(chunks_on_grid(dy, e), inputs, strict=True):
         engine.add_integers(total, a.t() @ b)
 
 
@@ -137,27 +140,29 @@ class Products:
         e_x = exponent_of(x)
         check_tokens(len(x))
         if self.owner is None:
-            return [_complete(s, dy, x, e_x) for s, dy in zip(self.sums, parts, strict=True)]
+            chunks = chunks_on_grid(x, 0 if e_x == UNSEEN else e_x)
+            return [_complete(s, dy, chunks, e_x) for s, dy in zip(self.sums, parts, strict=True)]
         inputs = self.sums[0].grids[1]
         usable = self.owner.covers(inputs, e_x, len(x))
+        chunks = chunks_on_grid(x, inputs.e or 0) if usable else []
         for s, dy in zip(self.sums, parts, strict=True):
             if s.parameter.requires_grad:
                 room = s.room()
                 grid = s.grids[0]
                 if self.owner.covers(grid, exponent_of(dy), len(x)) and usable:
-                    add_products(room, dy, x, grid.e or 0, inputs.e or 0)
+                    add_products(room, dy, grid.e or 0, chunks)
         return [None] * len(parts)
 
 
-def _complete(s: Sum, dy: Tensor, x: Tensor, e_x: int) -> Tensor | None:
-    """The gradient of a weight from one backward call alone."""
+def _complete(s: Sum, dy: Tensor, chunks: Sequence[Tensor], e_x: int) -> Tensor | None:
+    """The gradient of a weight from one backward call alone; the chunks are those of its inputs."""
     if not s.parameter.requires_grad:
         return None
     e_dy = exponent_of(dy)
     total = torch.zeros_like(s.parameter, dtype=torch.int64)
     if UNSEEN in (e_dy, e_x):
         return total.float()
-    add_products(total, dy, x, e_dy, e_x)
+    add_products(total, dy, e_dy, chunks)
     return rounded(total, e_dy + e_x - s.bits)
 
 
@@ -301,22 +306,24 @@ class Grids:
         from torch import distributed
 
         device = self.sums[0].parameter.device
-        seen = torch.tensor([g.seen for g in self.grids], device=device)
+        noted = [g.seen for g in self.grids] + [int(s.total is not None) for s in self.sums]
+        found = torch.tensor(noted, device=device)
         counts = torch.tensor([count, self.tokens], device=device)
-        distributed.all_reduce(seen, distributed.ReduceOp.MAX, group)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX, group)
         distributed.all_reduce(counts, distributed.ReduceOp.SUM, group)
-        for s in self.sums:
-            distributed.all_reduce(s.room(), distributed.ReduceOp.SUM, group)
-        for g, e in zip(self.grids, seen.tolist(), strict=True):
-            g.seen = e
+        largest = found.tolist()
+        for g, seen in zip(self.grids, largest, strict=False):
+            g.seen = seen
+        for s, used in zip(self.sums, largest[len(self.grids) :], strict=True):
+            if used:  # by some worker
+                distributed.all_reduce(s.room(), distributed.ReduceOp.SUM, group)
         self.tokens = int(counts[1])
         return int(counts[0])
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step's grids follow from, layer by layer; plain numbers. It belongs into the
         checkpoint."""
-        sites = [{"e": [g.e for g in site], "hist": [list(g.hist) for g in site]} for site in self.sites]
-        return {"sites": sites, "redone": self.redone}
+        return {"sites": [_state_of(site) for site in self.sites], "redone": self.redone}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises VerityError where the state is damaged, or another model's; nothing has changed then."""
@@ -337,6 +344,10 @@ class Grids:
                 g.e, g.hist = e, list(hist)
         self.redone = redone
         self.reset()
+
+
+def _state_of(site: Sequence[Grid]) -> dict[str, Any]:
+    return {"e": [g.e for g in site], "hist": [list(g.hist) for g in site]}
 
 
 def _is_int(x: object) -> bool:

@@ -7,7 +7,8 @@ import torch
 from support.exact_gpt import GOLDEN, numbers
 
 from ebc_lab.verity import cos2pi, normal_
-from ebc_lab.verity.functions import exp64, gelu64, log64, sqrt32
+from ebc_lab.verity.bits import pow2
+from ebc_lab.verity.functions import exp64, gelu64, log64, sqrt32, sqrt64
 
 
 @pytest.mark.parametrize(("name", "function"), [("exp64", exp64), ("log64", log64), ("cos2pi", cos2pi)])
@@ -45,6 +46,17 @@ def test_gelu_and_its_slope_are_those_of_erf():
 def test_a_root_is_rounded_correctly():
     x = torch.tensor([2.0, 3.0, 1e-45, 1 + 2**-23])
     assert sqrt32(x).tolist() == [torch.tensor(math.sqrt(v)).item() for v in x.tolist()]
+
+
+def test_roots_of_float64_are_rounded_correctly_where_torch_may_err():
+    draw = torch.Generator().manual_seed(0)
+    scale = pow2(torch.randint(-300, 300, (200_000,), generator=draw))
+    x = torch.cat([torch.rand(200_000, dtype=torch.float64, generator=draw) * scale, torch.zeros(1)])
+    assert sqrt64(x).tolist() == [math.sqrt(v) for v in x.tolist()]
+    special = sqrt64(torch.tensor([math.inf, math.nan, 4.0], dtype=torch.float64))
+    assert special[0] == math.inf
+    assert special[1].isnan()
+    assert special[2] == 2
 
 
 def test_the_golden_normal_numbers_and_their_moments():

@@ -15,7 +15,7 @@ from ebc_lab.verity import ops, use_engine, weights_checksum
 def said(**environment: str) -> str:
     """What it prints under these variables; it must find nothing wrong."""
     found = subprocess.run(
-        [sys.executable, "-m", "ebc_lab.verity"],
+        [sys.executable, "-m", "ebc_lab.verity", "--rounds", "1"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -24,9 +24,9 @@ def said(**environment: str) -> str:
     return found.stdout
 
 
-def test_other_instructions_and_threads_give_the_known_checksums():
-    told = said(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="2")
-    assert "DEFAULT, 2 threads" in told
+def test_other_instructions_give_the_known_checksums():
+    told = said(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1")
+    assert "DEFAULT, 1 thread" in told
     assert "platform cpu: ok" in told
     assert "engine eager: checksums ok" in told
     assert "times plain float32" in told
@@ -42,7 +42,7 @@ def test_every_combination_gives_the_known_checksums(capability, threads, mkl):
 
 
 def test_the_first_checksum_that_differs_is_named(monkeypatch, capsys):
-    monkeypatch.setattr(program, "speeds", lambda kinds, device: {})
+    monkeypatch.setattr(program, "speeds", lambda kinds, device, rounds: {})
     monkeypatch.setitem(program.KNOWN, "whole", "0" * 16)
     assert program.main([]) == 1
     use_engine("auto")

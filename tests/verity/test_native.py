@@ -1,8 +1,7 @@
-"""The C engine: the bits of the eager one, whoever compiles it, and a plain reason where it cannot be built."""
+"""The C engine: the bits of the eager one, whoever compiles it, and a reason where it cannot be built."""
 
 import math
 import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,10 +109,10 @@ def on_heads(r: Numbers, B: int, T: int, n: int, H: int, D: int) -> Iterator[tup
 def bits(x: object) -> object:
     if not isinstance(x, Tensor):
         return list(map(bits, x)) if isinstance(x, tuple) else x
-    if not x.is_floating_point():
-        return x.flatten().tolist()
-    whole = x.contiguous().view(torch.int64 if x.dtype is WIDE else torch.int32)
-    return whole.masked_fill(x.isnan(), -1).flatten().tolist()
+    x = x.contiguous()
+    if x.is_floating_point():
+        x = x.view(torch.int64 if x.dtype is WIDE else torch.int32).masked_fill(x.isnan(), -1)
+    return tuple(x.shape), x.numpy().tobytes()
 
 
 def outcome(engine: object, name: str, *arguments: object) -> object:
@@ -163,7 +162,10 @@ def test_what_is_not_finite_comes_out_as_in_the_eager_engine(bad):
 
 def test_threads_do_not_change_bits(threads, monkeypatch):
     r = Numbers("normal")
-    many = [*on_rows(r, 1500, 512), *on_heads(r, 8, 48, 3, 4, 16)]
+    many = [*on_rows(r, 800, 512), *on_heads(r, 4, 48, 3, 4, 32)]
+    many.append(("quantize_rows", r.real(1, 300_000), torch.tensor([3]), 21))
+    if "OpenMP" in torch.__config__.parallel_info():
+        assert native._team() is not None
     threads(1)
     alone = [outcome(native, *call) for call in many]
     counts = []
@@ -264,7 +266,7 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="options of x86 compilers")
 def test_a_library_that_computes_otherwise_is_refused(tmp_path, monkeypatch):
-    compiler(tmp_path, monkeypatch, 'exec cc "$@" -march=x86-64 -ffast-math')
+    compiler(tmp_path, monkeypatch, 'exec cc "$@" -march=x86-64 -O1 -ffast-math')
     monkeypatch.setenv("EBC_LAB_VERITY_CACHE", str(tmp_path))
     with pytest.raises(NativeUnavailable, match="wrong values"):
         native.load()
@@ -286,4 +288,4 @@ def test_a_library_is_built_once_and_again_when_it_is_damaged():
     path.unlink()  # it is in use: another file takes its place
     path.write_bytes(whole[:5000])
     assert native.build() == path
-    subprocess.run(["cmp", "-s", str(path), "-"], input=whole, check=True)
+    assert path.read_bytes() == whole

@@ -19,6 +19,7 @@ BANNED = {
     *("layer_norm_", "log_softmax", "softmin", "randn", "rand", "randn_like", "normal", "uniform_", "fsum"),
 }
 OF_TORCH = {"softmax", "layer_norm", "gelu", "cross_entropy", "normal_", "embedding"}  # ours have the names
+ROOTS = {("functions.py", "sqrt64"), ("ops.py", "forward"), ("model.py", "__init__")}  # torch's is not exact
 DIVIDING = {
     ("bits.py", "divided"),
     ("ops.py", "forward"),
@@ -47,6 +48,10 @@ def offences(source: str, name: str) -> list[str]:
         if (called in BANNED and owner != "self") or of_torch or inexact_sum or "alpha" in keywords:
             found.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+    rooting = {id(d) for f in functions if (name, f.name) in ROOTS for d in ast.walk(f)}
+    for owner, called, node in calls(tree):
+        if called in ("sqrt", "sqrt_") and owner and id(node) not in rooting:
+            found.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
     allowed = {id(d) for f in functions if (name, f.name) in DIVIDING for d in ast.walk(f)}
     for node in ast.walk(tree):
         divides = isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Div)
