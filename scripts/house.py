@@ -22,6 +22,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     {
         "ebc": "the method; imports torch only",
         "axiom": "training with little memory beside the weights; imports torch only",
+        "verity": "training whose bits no machine changes; imports torch only",
         "lowbit": "few levels, packed and measured; imports torch, numpy only",
         "ebm": "an energy-based language model on the sphere; imports torch, numpy only",
         "config": "settings, their checks, a run's identity; no torch",
@@ -40,6 +41,7 @@ LAYERS: tuple[dict[str, str], ...] = (
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
     "axiom": ("matplotlib", "torchao", "transformers"),
+    "verity": (),
     "lowbit": ("numpy", "sklearn", "cupy"),
     "ebm": (
         *("numpy", "scipy", "sklearn", "faiss", "tokenizers", "safetensors"),
@@ -61,7 +63,7 @@ ROOMS = {
     ),
     "report": (("text",), ("pictures",), ("page",), ("conclude",)),
 }
-MOST_FILES = 15  # in a folder, without __init__.py
+MOST_FILES = 16  # in a folder, without __init__.py
 MOST_ENTRIES = 11  # at the top of the package, libraries aside
 LONGEST_FUNCTION = 50  # lines
 

@@ -16,6 +16,7 @@ from ebc_lab.config.schema import Config
 
 def examine(config: Config) -> dict[str, Any]:
     """Everything `ebc-lab doctor` reports. Problems are listed, not raised."""
+    from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 
     from .packing import packing
@@ -40,6 +41,7 @@ def examine(config: Config) -> dict[str, Any]:
             found["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"))
     except UserError as error:
         problems.append(str(error))
+    found["verity"] = engine_in_words(run.device)
     output = Path(config.output_dir)
     existing = next(p for p in [output, *output.resolve().parents] if p.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK)

@@ -28,6 +28,7 @@ from ebc_lab.workloads.text import checked_text, pinned
 from .beside import beside_weights
 from .costs import compute, fixed_costs
 from .ebm import energy_steps
+from .exact import exact_steps
 from .low_bit import low_bit, refuse_low_bit
 from .memory import memory
 from .pairs import overheads, throughput
@@ -133,6 +134,7 @@ def _sections(run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], 
     found["memory"] = memory(run, say)
     if gpt:
         found["beside_weights"] = beside_weights(run, 3 * effort.pairs, effort.turns_s, say)
+        found["exact"] = exact_steps(run, 3 * effort.pairs, effort.turns_s, say)
     return found
 
 

@@ -35,13 +35,14 @@ MIN_COMPILED_S = 120.0  # of eager training, below which compiling cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
 RULES = {  # as `ebc-lab doctor` prints them
-    "dtype": "bfloat16 autocast where it is more than 5% faster than float32",
+    "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
+    "determinism=verity",
     "threads_per_run": "study: what makes the most steps/s on the whole machine, with one run for every "
     "threads_per_run cores in parallel; single run: what makes one process fastest; fewer threads where the "
     "gain is below 5%; 1 on a GPU; launcher=slurm: launcher.cpus_per_task, or 1",
     "compile": "off where the longest run trains for less than 2 minutes; else on where it saves twice the "
-    "seconds that compiling takes; off on a GPU, whose steps come from CUDA graphs, and on Slurm nodes; "
-    "compile=on overrides this",
+    "seconds that compiling takes; off on a GPU, whose steps come from CUDA graphs, on Slurm nodes and "
+    "under determinism=verity; compile=on overrides the first two",
     "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
     "arithmetic is batched over all tensors (foreach)",
 }
@@ -102,6 +103,9 @@ def chosen_by_rule(
             found["threads_per_run"] = (job_cores, "the cores that each job asks for")
         elif cores == 1:
             found["threads_per_run"] = (1, "there is one core")
+    if run.determinism.exact:
+        rules = {"dtype": "float32", "compile": "off"}
+        found |= {k: (v, "determinism=verity") for k, v in rules.items() if k not in found}
     if "compile" not in found and (on_gpu or job_cores is not None):
         reason = "steps on a GPU come from CUDA graphs" if on_gpu else "not measured for jobs on nodes"
         found["compile"] = ("off", f"{reason}; compile=on overrides this")
@@ -263,6 +267,7 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
         "cores": here["cores"],
         "gpus": machine.gpu_names() if run.device == "cuda" else (),
         **_workload(run),
+        **({"determinism": run.determinism.engine} if run.determinism.exact else {}),
     }
 
 
@@ -355,7 +360,8 @@ def report(config: Config, run: RunConfig) -> dict[str, Any]:
     Measures what is not known. Raises UserError when a measurement fails.
     """
     cores = machine.cores()
-    shape = replace(chosen_by_rule(run, cores, job_cores(config.launcher))[0], dtype="auto")
+    shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]
+    shape = shape if run.determinism.exact else replace(shape, dtype="auto")
     cases = cases_of(shape, cores, 1) + cases_of(shape, cores, parallel_limit(config.launcher))
     rates = known_rates(shape, cases) or measured_rates(shape, list(dict.fromkeys(cases)))
     study = choose_for_study(replace(config, device=run.device))

@@ -59,7 +59,9 @@ class StepTimer:
         self.workload = WORKLOADS[run.workload.name](run, random_text(run), torch.device(run.device))
         self.model = self.workload.build().to(run.device, getattr(torch, run.param_dtype))
         self.forward: torch.nn.Module = self.model
-        self.bases = optimizers.build(self.model, run.optimizer, self.workload.matrices(self.model))
+        matrices = self.workload.matrices(self.model)
+        exact = run.determinism.exact
+        self.bases = optimizers.build(self.model, run.optimizer, matrices, exact=exact)
 
     def step(self) -> float:
         """Seconds of one training step."""

@@ -186,6 +186,12 @@ def _beside(found: Mapping[str, Any]) -> tuple[str, Group]:
     return "Beside the weights", Group(table, Text(), _compared(found["beside_weights"]["times"]))
 
 
+def _exact(found: Mapping[str, Any]) -> tuple[str, Table]:
+    held = found["exact"]["bytes_per_weight"]
+    told = f"{held['sums']:.1f} B a weight for sums, {held['quantized']:.1f} B for quantized weights"
+    return f"Exact training (determinism=verity), beside plain: {told}", _compared(found["exact"]["compared"])
+
+
 SECTIONS = {
     "throughput": _throughput,
     "overhead": _overhead,
@@ -196,4 +202,5 @@ SECTIONS = {
     "compute": _compute,
     "memory": _memory,
     "beside_weights": _beside,
+    "exact": _exact,
 }

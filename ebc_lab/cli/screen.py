@@ -129,6 +129,8 @@ def outcome(console: Console, done: Any) -> None:
             console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
         console.print(suite(done.ablation, results_of(done)))
+    if done.modes:
+        console.print(same_bits(done.modes, done.study.results_of(done.modes)))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
@@ -141,6 +143,7 @@ def outcome(console: Console, done: Any) -> None:
         "results": done.study.results_file.name,
         "tables": "summary_*.*",
         "arms": "ablation.*",
+        "modes": "determinism.csv",
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
@@ -193,6 +196,12 @@ def suite(decision: Mapping[str, Any], timed: tables.Results | None = None) -> R
             made.append(drawn(beside))
         made += map(drawn, tables.spans(found, f"{track}-{{}}".format))
     return Group(*made)
+
+
+def same_bits(decision: Mapping[str, Any], timed: tables.Results | None = None) -> RenderableType:
+    """The modes of determinism that a study compares. `timed`: as for `suite`."""
+    made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
+    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
 
 
 def status(console: Console, found: Mapping[str, Any]) -> None:
@@ -287,6 +296,8 @@ def _evidence(stage: str, decision: Mapping[str, Any], band: Sequence[float] | N
     shows = stage_of(stage).shows
     if shows == "arms":
         return suite(decision)
+    if shows == "modes":
+        return same_bits(decision)
     if shows == "verdict":
         lines = [{"track": t, **x} for t, found in decision["tracks"].items() for x in found["verdict"]]
         return drawn(tables.verdict(lines))
@@ -379,6 +390,8 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
             console.print(f"{what}: the same")
     runs = found["runs"]
     equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
+    weights = runs["weights"]
+    equal += f"; {weights['equal']} of {weights['compared']} with the same weights_checksum"
     console.print(f"runs: {'; '.join(map(runs_in_words, runs['counts']))}; {equal}")
     for run_id, keys in runs["different"].items():
         console.print(
@@ -441,6 +454,7 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
         _speed(console, found["speed"])
     if "packing" in found:
         console.print(Text(f"packing    {packing_in_words(found['packing'])}"))
+    console.print(Text(f"verity     engine {found['verity']}"))
     o = found["output"]
     console.print(
         Text(

@@ -6,13 +6,11 @@ The maths is in `ebc_lab.axiom` (docs/axiom.md).
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -21,15 +19,6 @@ from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.schema import MemoryConfig, RunConfig
 
 PRIME = 2654435761  # so that no two seeds of a run and of its memory meet soon
-
-
-def weights_checksum(model: nn.Module) -> str:
-    """sha256 of the weights' bytes, in the order of their names, 64 hex digits."""
-    found = hashlib.sha256()
-    for name, p in sorted(model.named_parameters()):
-        found.update(name.encode())
-        found.update(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def unused(config: MemoryConfig) -> bool:

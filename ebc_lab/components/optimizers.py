@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.schema import OptimizerConfig
+from ebc_lab.verity import VerityAdam
 
 from .forensics import UncorrectedAdam
 
@@ -277,12 +278,21 @@ CAPTURABLE = ("adam", "adamw", "adam_uncorrected", "muon")
 
 
 def build(
-    model: nn.Module, config: OptimizerConfig, matrices: Matrices, *, state: str = "none", seed: int = 0
+    model: nn.Module,
+    config: OptimizerConfig,
+    matrices: Matrices,
+    *,
+    state: str = "none",
+    seed: int = 0,
+    exact: bool = False,
 ) -> list[Optimizer]:
     """The base optimizers of a model; `matrices` are its hidden ones (a workload's `matrices(model)`).
 
-    `state`: the levels in which Adam keeps their moments (docs/lowbit.md); `seed` rounds them.
+    `state`: the levels in which Adam keeps their moments (docs/lowbit.md); `seed` rounds them. `exact`: Adam
+    under determinism=verity.
     """
+    if exact:
+        return [VerityAdam(model.parameters(), **_moments(config))]
     if state != "none":
         return [_low_bit_adam(model, config, matrices, state, seed)]
     return OPTIMIZERS[config.name](model, config, matrices)

@@ -12,6 +12,7 @@ from typing import Any
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
 from .choices import groups
+from .determinism_checks import check_determinism
 from .dicts import type_hints
 from .errors import HIDDEN, any_of, need, shown
 from .fields import Setting, default_of, setting_of
@@ -155,6 +156,7 @@ def validate_run(run: RunConfig) -> None:
     _check_low_bit(run)
     check_memory(run)
     check_workload(run)
+    check_determinism(run)
     check_run(run)
 
 

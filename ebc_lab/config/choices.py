@@ -11,7 +11,14 @@ from typing import Any
 
 from .dicts import type_hints
 from .errors import UserError, any_of, nearest, shown
-from .schema import ArmConfig, ControllerConfig, OptimizerConfig, RunConfig, StabilizerConfig
+from .schema import (
+    ArmConfig,
+    ControllerConfig,
+    DeterminismConfig,
+    OptimizerConfig,
+    RunConfig,
+    StabilizerConfig,
+)
 
 # groups whose settings mean nothing under another name
 FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
@@ -85,6 +92,15 @@ def shaped(run: RunConfig, arm: ArmConfig) -> RunConfig:
         batch_size=max(1, round(run.batch_size * arm.batch_scale)),
         model=dataclasses.replace(run.model, width=heads * max(1, per_head)),
     )
+
+
+def under(run: RunConfig, mode: str, parts: int) -> RunConfig:
+    """The run under a mode of determinism, its batch in so many parts by that mode's own setting."""
+    settings: dict[str, Any] = {"name": mode}
+    exact = DeterminismConfig(mode).exact
+    if exact:
+        settings["micro_batches"] = parts
+    return changed(run, {"determinism": settings, "accumulate": 1 if exact else parts})
 
 
 def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:

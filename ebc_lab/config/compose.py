@@ -60,12 +60,19 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
 
 def implied(overrides: Sequence[str]) -> list[str]:
     """The overrides of one run, and what they leave no other choice of: updates inside backward are the plain
-    optimizer's, where neither a stabilizer nor a budget is asked for."""
+    optimizer's, where neither a stabilizer nor a budget is asked for; EBC under determinism=verity has
+    budget=shadow."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
     by_group = parsed.get("memory") in ("hooks", "all")
     hooked = str(parsed.get("memory.hooks", by_group)).lower() in ("true", "yes", "on", "1")
     asked = any(key.partition(".")[0] in ("stabilizer", "budget") for key in parsed)
-    return [*overrides, *(["stabilizer=none"] if hooked and not asked else [])]
+    exact = parsed.get("determinism", parsed.get("determinism.name")) == "verity"
+    with_ebc = parsed.get("stabilizer", "ebc") == "ebc" and "budget" not in parsed
+    return [
+        *overrides,
+        *(["stabilizer=none"] if hooked and not asked else []),
+        *(["budget=shadow"] if exact and with_ebc else []),
+    ]
 
 
 def _refusal(error: Exception, overrides: Sequence[str]) -> str:

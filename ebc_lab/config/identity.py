@@ -116,6 +116,9 @@ def identity(run: RunConfig) -> dict[str, Any]:
     _leave_out_unused_low_bit(kept, run)
     _leave_out_unused_memory(kept, run)
     _leave_out_unused_of_workload(kept, run)
+    if run.capability == "auto":  # else the run is there to show what its circumstances change
+        del kept["capability"]
+        _leave_out_of_determinism(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
     needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
@@ -181,6 +184,16 @@ def _leave_out_unused_memory(kept: dict[str, Any], run: RunConfig) -> None:
         del kept["memory"]
 
 
+def _leave_out_of_determinism(kept: dict[str, Any], run: RunConfig) -> None:
+    """Keep the mode that is no default. Under verity neither threads nor the engine nor the split of a batch
+    changes a bit."""
+    kept["determinism"] = {"name": run.determinism.name}
+    if run.determinism.name == "none":
+        del kept["determinism"]
+    if run.determinism.exact:
+        del kept["threads_per_run"]
+
+
 def _leave_out_unused_low_bit(kept: dict[str, Any], run: RunConfig) -> None:
     """Drop what low-bit settings at their defaults, or without effect, leave as it was."""
     quantizer = run.quantizer
@@ -238,7 +251,7 @@ def stem_of(run: RunConfig) -> str:
 def tail_of(run: RunConfig) -> str:
     """How they end: the schedules of the target KL (or of a trust region) and of the learning rate, with
     what sets the latter apart from its default: `_w100` for 100 steps of warm-up, `_e0p6` for a decay_share
-    of 0.6."""
+    of 0.6. Then what is no default of low-bit training, of the workload and of determinism."""
     run = resolved(run)
     of_delta = {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}
     schedule, usual = run.lr_schedule, LRScheduleConfig()
@@ -248,7 +261,8 @@ def tail_of(run: RunConfig) -> str:
         tail += f"_w{schedule.warmup_steps}"
     if "decay_share" in read and schedule.decay_share != usual.decay_share:
         tail += f"_e{number(schedule.decay_share)}"
-    return tail + _low_bit_tail(run) + _workload_tail(run)
+    exact = "" if run.determinism.name == "none" else f"_{run.determinism.name}"
+    return tail + _low_bit_tail(run) + _workload_tail(run) + exact
 
 
 def _low_bit_tail(run: RunConfig) -> str:

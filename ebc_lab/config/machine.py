@@ -22,6 +22,11 @@ PACKAGES = (
     "scipy",
     "matplotlib",
 )
+INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> flags of a CPU that has them
+    "default": set(),
+    "avx2": {"avx2", "fma"},
+    "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
 
 
 def cores() -> int:
@@ -83,18 +88,27 @@ def git_revision() -> str | None:
     return found.stdout.strip() if found.returncode == 0 and tracked.returncode == 0 else None
 
 
-def hardware() -> dict[str, Any]:
-    """The machine in a few words, without torch."""
-    model = platform.processor() or platform.machine()
+def _of_cpu(what: str) -> str:
+    """A line of /proc/cpuinfo about the first core; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(what)), "")
+
+
+def capabilities() -> tuple[str, ...]:
+    """The names of the vector instructions that this CPU has."""
+    flags = set(_of_cpu("flags").split())
+    return tuple(name for name, needed in INSTRUCTIONS.items() if needed <= flags)
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in a few words, without torch."""
     return {
         "host": platform.node(),
         "system": platform.platform(),
-        "cpu": model,
+        "cpu": _of_cpu("model name") or platform.processor() or platform.machine(),
         "cores": cores(),
         "gpus": list(gpu_names()),
     }

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from ebc_lab.ebc import options
 
 from .fields import number, setting
+from .machine import INSTRUCTIONS
 
 SPLITS = ("train", "val", "test")
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
@@ -35,6 +36,7 @@ MULTIPLE: dict[str, Any] = {
 }  # of a measured best value; smaller ones have no name of an arm
 EXTENSIONS = 20  # times a grid may double: a million-fold
 SEEDS = 100  # of one stage
+CAPABILITIES = tuple(INSTRUCTIONS)
 SECONDS = 10**7  # four months
 
 
@@ -255,6 +257,39 @@ class MemoryConfig:
     seed: int = setting(0, "of their stochastic rounding, beside the run's", low=0, high=SEED)
 
 
+VERITY = ("verity",)
+
+
+@dataclass
+class DeterminismConfig:
+    """On what a run's bits may depend beside its settings (docs/verity.md)."""
+
+    name: str = setting(
+        "none",
+        "on the machine; torch: its deterministic kernels, on one machine; verity: exact sums, on none",
+        group="determinism",
+    )
+    engine: str = setting(
+        "auto",
+        "what computes; changes no bit; auto: c where it can be built",
+        choices=("auto", "eager", "c"),
+        only=VERITY,
+    )
+    micro_batches: int = setting(
+        1,
+        "parts of a batch that go forward and backward one after another; changes no bit",
+        "parts",
+        low=1,
+        high=65536,
+        only=VERITY,
+    )
+
+    @property
+    def exact(self) -> bool:
+        """Whether every sum of the run is exact, or made in a written order."""
+        return self.name == "verity"
+
+
 @dataclass
 class PartitionConfig:
     """From which parts of the training text a batch is drawn (docs/lowbit.md)."""
@@ -413,7 +448,18 @@ class RunConfig:
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
     device: str = setting("auto", "auto: a GPU where one is visible", choices=("auto", "cpu", "cuda"))
-    threads_per_run: int = setting(0, "CPU threads; changes bits; 0: chosen by measurement", low=0, high=512)
+    threads_per_run: int = setting(
+        0,
+        "CPU threads; changes bits, but under determinism=verity; 0: chosen by measurement",
+        low=0,
+        high=512,
+    )
+    capability: str = setting(
+        "auto",
+        "vector instructions that torch may use; changes bits; auto: all; else the run has a process of its "
+        "own, and what changes no bit names it as well",
+        choices=("auto", *CAPABILITIES),
+    )
     compile: str = setting(
         "auto", "torch.compile of the training forward; changes bits", choices=("auto", "on", "off")
     )
@@ -447,6 +493,7 @@ class RunConfig:
     shock: ShockConfig = field(default_factory=ShockConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    determinism: DeterminismConfig = field(default_factory=DeterminismConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
@@ -740,6 +787,34 @@ def _shocked(label: str, arm: ArmConfig, shock: str) -> ArmConfig:
     )
 
 
+@dataclass
+class CircumstancesConfig(StageConfig):
+    """One run under each mode of determinism, in all combinations of circumstances that should change
+    nothing."""
+
+    steps: int = setting(50, "length of each of its runs", "steps", low=1, high=STEPS)
+    seed: int = setting(0, "of the initial weights and the data order of all of them", low=0, high=SEED)
+    modes: list[str] = setting(
+        ["none", "torch", "verity"], "modes to compare", group="determinism", least=1, unique=True
+    )
+    threads: list[int] = setting([1, 2], "CPU threads", "threads", low=1, high=512, least=1, increasing=True)
+    capabilities: list[str] = setting(
+        [],
+        "vector instructions that torch may use; empty: all that the CPU has",
+        choices=CAPABILITIES,
+        unique=True,
+    )
+    parts: list[int] = setting(
+        [1, 2, 4],
+        "parts of a batch that go forward and backward one after another",
+        "parts",
+        low=1,
+        high=65536,
+        least=1,
+        increasing=True,
+    )
+
+
 SLURM = ("slurm",)
 
 
@@ -835,6 +910,7 @@ class Config(RunConfig):
     finals: FinalsConfig = field(default_factory=FinalsConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
+    circumstances: CircumstancesConfig = field(default_factory=CircumstancesConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 

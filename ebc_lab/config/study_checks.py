@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .checks import check_settings, choice, need_gpu, validate_run
-from .choices import changed, shaped
+from .choices import changed, shaped, under
 from .dicts import run_part
 from .errors import UserError, nearest, need, shown
 from .fields import number
 from .schema import (
+    CAPABILITIES,
     MULTIPLE,
     STAGE_NEEDS,
     STAGES,
@@ -23,6 +25,7 @@ from .schema import (
     LauncherConfig,
     RunConfig,
     ShockConfig,
+    StabilizerConfig,
     TrackerConfig,
 )
 
@@ -192,6 +195,9 @@ def _stages(config: Config) -> None:
             _as_run(f"controller_search.candidates.{name}", base, settings)
     if "ablation" in stages:
         _suite(config)
+    if "circumstances" in stages:
+        for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
+            validate_run(replace(under(base, mode, parts), stabilizer=StabilizerConfig()))
 
 
 def most_runs(config: Config) -> dict[str, int]:
@@ -207,6 +213,8 @@ def most_runs(config: Config) -> dict[str, int]:
     deltas = max(len(config.calibrate.multiples), 3) + config.calibrate.max_extra
     tuned = [(math.prod(map(len, a.tune.values())), len(a.tune)) for a in suite.arms.values() if a.tune]
     points = sum(size + config.tune.max_extensions * grids for size, grids in tuned)
+    same = config.circumstances
+    where = len(same.threads) * len(same.capabilities or CAPABILITIES) * len(same.parts)
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * (1 + len(suite.shocks))
     seeds = len(config.seeds)
     found = {
@@ -217,6 +225,7 @@ def most_runs(config: Config) -> dict[str, int]:
         "tune": tracks * points * config.tune.seeds,
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
+        "circumstances": len(same.modes) * where,
     }
     return {stage: found.get(stage, 0) for stage in config.study.stages}
 

@@ -58,8 +58,8 @@ def divided(a: Number, b: Number) -> Any:
     return a * math.copysign(math.inf, b)
 
 
-def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Number], Any]:
-    """One whose last bit is torch's own: for floats, too, torch computes it."""
+def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Number], Any]:
+    """A function of 0-dim tensors as one of numbers, which computes floats too, with the same last bit."""
 
     def computed(x: Number) -> Any:
         if isinstance(x, Tensor):
@@ -69,17 +69,17 @@ def _elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Number], Any
     return computed
 
 
-root = _elementwise(torch.sqrt)
-log = _elementwise(torch.log)
-exp = _elementwise(torch.exp)
+root = elementwise(torch.sqrt)
+log = elementwise(torch.log)
+exp = elementwise(torch.exp)
 
 
 # -- c from a bound or a prediction --------------------------------------------------------------------------
 
 
-def trust_radius(delta: Tensor | float) -> Tensor:
+def trust_radius(delta: Tensor | float, sqrt: Callable[[Tensor], Tensor] = torch.sqrt) -> Tensor:
     """tau = 2·sqrt(delta), logits per token in rms units (independent of the number of tokens)."""
-    return 2 * torch.as_tensor(delta).sqrt()
+    return 2 * sqrt(torch.as_tensor(delta))
 
 
 def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tensor:
@@ -159,6 +159,7 @@ def shadow_search(
     floor: float,
     ratio: float = 1.5,
     scale: Scale | None = None,
+    root: Callable[[Number], Any] = root,
 ) -> ShadowResult:
     """Find c such that the measured KL of c·dW is delta.
 
@@ -172,6 +173,7 @@ def shadow_search(
         ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
         scale: what c a measurement stands for. Default: KL grows as c², so a KL of `kl` at `trial` puts delta
             at trial·sqrt(delta/kl).
+        root: computes that root.
     """
 
     def alone(kl: Any, trial: Any) -> Any:

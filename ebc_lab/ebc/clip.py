@@ -26,6 +26,7 @@ from .budget import (
     at_most,
     clip_coefficient,
     divided,
+    elementwise,
     exp,
     exponent_at,
     finite,
@@ -92,6 +93,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         every = s.audit_every if audit_every is None else audit_every
         super().__init__(model, optimizers, audit_every=every, **options)
         self.keeps_old = s.active
+        self._root = elementwise(self.arithmetic.sqrt)
 
         device = self.weights[0].device
         index = {name: i for i, name in enumerate(self.names)}
@@ -113,6 +115,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.floor = s.floor
         if s.floor is not None:
             s.check_floor(s.floor)
+
+    def _check_arithmetic(self) -> None:
+        super()._check_arithmetic()
+        self.settings.check_arithmetic()
 
     def _make_filter(self) -> SensitivityFilter:
         return SensitivityFilter()
@@ -186,7 +192,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         if self.settings.active:
             stats.target_kl = self.controller.target.clone()
             stats.delta = self.controller.delta * self.radius_factor**2
-            stats.radius = trust_radius(stats.delta)
+            stats.radius = trust_radius(stats.delta, self.arithmetic.sqrt)
 
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
         batch = super()._batch(inputs, held)
@@ -281,7 +287,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         s = self.settings
         allowed = s.measurements if proposal.t < s.refine_steps else 1
         delta = self._number(stats.delta)
-        found = shadow_search(measure, delta, trial, measurements=allowed, floor=self.floor, scale=scale)
+        found = shadow_search(
+            measure, delta, trial, measurements=allowed, floor=self.floor, scale=scale, root=self._root
+        )
         stats.trial = _tensor(found.trial)
         stats.trial_kl = _tensor(found.kl)
         stats.measurements = found.measurements

@@ -63,6 +63,7 @@ class InBackward(StabilizedOptimizer):
 
     inside_backward = True
     capturable = False
+    takes_arithmetic = False
 
     def __init__(
         self,
@@ -127,7 +128,7 @@ class InBackward(StabilizedOptimizer):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self._audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
-        return Proposal(inputs.t, batch, self._layout, None, [], self._flags[True])
+        return Proposal(inputs.t, batch, self._layout, None, [], self._flags[True], self.arithmetic)
 
 
 class LaggedClip(InBackward, EllipsotopeClip):

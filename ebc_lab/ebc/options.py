@@ -31,6 +31,15 @@ CURVE_SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # c of the points of a curve 
 EXPONENT_RANGE = (1.0, 2.0)  # of exponent=auto: flips of codes alone, and a float model
 EXPONENT_SPAN = 4.0  # of exponent=auto: it lies between the KL at c and at c over this
 EXPONENTS_KEPT = 5  # of exponent=auto: audits whose median counts
+# the settings with which all that depends on how a machine rounds goes through `step.Arithmetic`
+WITH_ARITHMETIC: dict[str, tuple[str | int, ...]] = {
+    "budget": ("shadow",),
+    "controller": ("fixed",),
+    "schedule": ("constant", "linear"),
+    "exponent": ("square",),
+    "measure_every": (1,),
+    "sensitivity_every": (0,),
+}
 
 CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise

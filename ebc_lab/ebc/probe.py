@@ -169,6 +169,16 @@ class Batch:
         with self.prober.measuring(), torch.no_grad(), context:
             return self.prober.as_trained(rows)
 
+    def moved(self, rows: Rows) -> Tensor:
+        """The logits on `rows` at the present weights, which have moved from W.
+
+        All NaN if the forward raises an ArithmeticError, as one that refuses NaN and infinity may.
+        """
+        try:
+            return self.logits(rows.inputs)
+        except ArithmeticError:
+            return torch.full_like(rows.z, torch.nan)
+
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The probe rows' logits at other weights (`model.<name>`), in their precision, outside autocast.
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .flat import Copy, Layout
-from .logits import mean_kl
 from .probe import Batch, Rows
+from .step import Arithmetic
 
 
 class StateCopy(NamedTuple):
@@ -38,6 +38,7 @@ class Proposal:
     kept: Copy | None
     state_copies: list[StateCopy]
     sound: Tensor  # bool, 0-dim: gradients and proposal are finite
+    arithmetic: Arithmetic
 
     @property
     def before(self) -> Copy:
@@ -82,10 +83,13 @@ class Proposal:
         return -falls.double().sum(), norm
 
     def interpolate(self, c: Tensor | float, out: Sequence[Tensor]) -> None:
-        """Set what c scales to lerp(W, W + dW, c), exact at 0 and 1, in `out`, by segment."""
-        for i in self.layout.moving:
-            w = self.layout.parts[i]
-            torch.lerp(self.before.parts[i], w, torch.as_tensor(c, dtype=w.dtype), out=out[i])
+        """Set what c scales to W + c·dW, exact at 0 and 1, in `out`, by segment."""
+        self._interpolate(c, out, self.layout.moving)
+
+    def _interpolate(self, c: Tensor | float, out: Sequence[Tensor], segments: Sequence[int]) -> None:
+        old = [self.before.parts[i] for i in segments]
+        new = [self.layout.parts[i] for i in segments]
+        self.arithmetic.interpolate(old, new, c, [out[i] for i in segments])
 
     def kl(
         self, c: Tensor | float, rows: Rows, retract: Callable[[], None] | None, *, whole: bool = False
@@ -98,18 +102,15 @@ class Proposal:
         assert self.batch is not None
         layout = self.layout
         trial = layout.trial
-        self.interpolate(c, trial.parts)
-        for i in set(range(len(layout.parts))).difference(layout.moving):
-            w = layout.parts[i]
-            if whole:
-                torch.lerp(self.before.parts[i], w, torch.as_tensor(c, dtype=w.dtype), out=trial.parts[i])
-            else:
+        self._interpolate(c, trial.parts, range(len(layout.parts)) if whole else layout.moving)
+        if not whole:
+            for i in set(range(len(layout.parts))).difference(layout.moving):
                 trial.parts[i].copy_(self.before.parts[i])
         with trial.standing_in(layout.weights):
             if retract is not None:
                 retract()
-            z = self.batch.logits(rows.inputs)
-        return mean_kl(rows.z, z, rows.mask)
+            z = self.batch.moved(rows)
+        return self.arithmetic.mean_kl(rows.z, z, rows.mask)
 
     def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""

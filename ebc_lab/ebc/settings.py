@@ -19,6 +19,7 @@ from .options import (
     MEASURING,
     PROBES,
     SCHEDULES,
+    WITH_ARITHMETIC,
     check_option,
 )
 
@@ -120,6 +121,16 @@ class ClipSettings:
     def audit_every(self) -> int:
         """Steps between audits, where nothing else is asked for."""
         return 20 if self.active else 0
+
+    def check_arithmetic(self) -> None:
+        """Raises ValueError if something would be computed beside the optimizer's `arithmetic`."""
+        for key, allowed in WITH_ARITHMETIC.items():
+            value = getattr(self, key)
+            if self.active and value not in allowed:
+                listed = " or ".join(f"{key}={a!r}" for a in allowed)
+                raise ValueError(
+                    f"{key}={value!r} computes with torch's own operations: with `arithmetic` take {listed}."
+                )
 
     def check_floor(self, floor: float) -> None:
         """Raises ValueError if the budget measures KLs and the target is too small for that at some step."""

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .flat import Layout, joint_norm
-from .logits import centre, mean_kl, rms_norm
 from .options import CURVE_SCALES
 from .probe import Batch, Prober
 from .proposal import Proposal, StateCopy
-from .step import NonFiniteUpdateError, StepInputs, StepStats
+from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):
@@ -43,8 +42,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         retract: called after the update was limited, puts the weights back on their manifold.
         fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm
             modules.
+        arithmetic: computes norms, KLs and trial weights instead of torch's own operations, see `Arithmetic`.
     Raises:
-        ValueError: parameters outside `model`, or of two optimizers; a number out of its range.
+        ValueError: parameters outside `model`, or of two optimizers; a number out of its range; an
+            `arithmetic` where not all that is computed would go through it.
 
     Whatever drives the training may set `radius_factor` before a step: those that keep updates within a
     radius (EBC, a trust region) multiply it by that. It is no part of a checkpoint.
@@ -53,6 +54,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
     inside_backward = False  # whether the bases move the weights there
     capturable = True  # whether the step can do without reading values on the host, see `kind`
+    takes_arithmetic = True  # whether all that it computes goes through `arithmetic`
 
     def __init__(
         self,
@@ -68,15 +70,13 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         project: Callable[[], None] | None = None,
         retract: Callable[[], None] | None = None,
         fresh_logits: bool | None = None,
+        arithmetic: Arithmetic | None = None,
     ):
-        if probe_sequences < 1:
-            raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
-        if curve_every < 0:
-            raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
+        _check_counts(probe_sequences, curve_every)
         self.bases = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
-        if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
-            wanted = "with registered hooks" if self.inside_backward else "without hooks in backward"
-            raise ValueError(f"{type(self).__name__} needs a base optimizer {wanted}.")
+        self._check_bases()
+        if arithmetic is not None:
+            self._check_arithmetic()
         named = _trained(model, self.bases)
         self.names = list(named)
         self.weights = list(named.values())
@@ -92,6 +92,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.radius_factor = 1.0
         self.project = project
         self.retract = retract
+        self.arithmetic = arithmetic or TorchArithmetic()
         self.prober = Prober(model, forward, fresh_logits, compiled)
         self.step_index = 0
         self.peak_lr = float(self.param_groups[0]["lr"])
@@ -105,6 +106,18 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._index = {id(p): i for i, p in enumerate(self.weights)}
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
+
+    def _check_bases(self) -> None:
+        if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
+            wanted = "with registered hooks" if self.inside_backward else "without hooks in backward"
+            raise ValueError(f"{type(self).__name__} needs a base optimizer {wanted}.")
+
+    def _check_arithmetic(self) -> None:
+        """Raises ValueError where something would be computed beside `arithmetic`."""
+        copying = [base for base in self.bases if getattr(base, "weight_copies", ())]
+        beside = [type(x).__name__ for x in (copying if self.takes_arithmetic else [self])]
+        if beside:
+            raise ValueError(f"{beside[0]} computes with torch's own operations: it takes no `arithmetic`.")
 
     # -- a torch optimizer to schedulers, scalers and checkpoints --------------------------------------------
 
@@ -292,7 +305,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def _start(self, gradients: list[Tensor]) -> StepStats:
         """Check the gradients: the stats of a step that applies everything, or of one that is skipped."""
-        norm = joint_norm(gradients)
+        norm = self.arithmetic.norm(gradients)
         bad = self._bad(gradients, norm)
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
@@ -314,9 +327,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             if self.deferred:
                 base.found_inf = None  # type: ignore[attr-defined]
         parts = layout.parts
+        # torch's norm under any arithmetic: whether all elements are finite does not depend on its last bits
         stats.failed = failed = self._bad(parts, joint_norm(parts))
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
-        proposal = Proposal(t, batch, layout, kept, copies, sound)
+        proposal = Proposal(t, batch, layout, kept, copies, sound, self.arithmetic)
         if not self.deferred and failed:
             if keep:
                 proposal.restore()
@@ -355,15 +369,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def _slope(self, proposal: Proposal) -> Tensor:
         """<gradient, dW>, 0-dim float64."""
-        wide = torch.float64 if self.weights[0].dtype == torch.float64 else torch.float32
-        parts = [
-            torch.dot(p.grad.flatten().to(wide), (p - w).flatten().to(wide))
-            for p, w in zip(self.weights, proposal.old, strict=True)
-            if p.grad is not None
-        ]
-        if not parts:
+        pairs = zip(self.weights, proposal.old, strict=True)
+        moved = [(p.grad, w, p) for p, w in pairs if p.grad is not None]
+        if not moved:
             return torch.zeros_like(proposal.sound, dtype=torch.float64)
-        return torch.stack(parts).double().sum()
+        gradients, old, new = zip(*moved, strict=True)
+        return self.arithmetic.slope(gradients, old, new)
 
     def _apply(self, stats: StepStats, proposal: Proposal, c: Tensor) -> None:
         """Move the weights from W + dW to W + c·dW, and the states' copies of them likewise; c is 0-dim.
@@ -410,15 +421,22 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         assert proposal.batch is not None
         held = proposal.batch.held
         assert held is not None
-        z_new = proposal.batch.logits(held.inputs)
-        stats.applied_kl = mean_kl(held.z, z_new, held.mask).clamp(min=0)
-        stats.movement = rms_norm(centre(z_new) - centre(held.z), held.mask)
+        z_new = proposal.batch.moved(held)
+        stats.applied_kl = self.arithmetic.mean_kl(held.z, z_new, held.mask).clamp(min=0)
+        stats.movement = self.arithmetic.movement(held.z, z_new, held.mask)
         if (
             self.deferred
         ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
         stats.audit_tokens = proposal.batch.held_tokens
+
+
+def _check_counts(probe_sequences: int, curve_every: int) -> None:
+    if probe_sequences < 1:
+        raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
+    if curve_every < 0:
+        raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
 
 
 def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:

@@ -1,11 +1,16 @@
-"""What one step is given (`StepInputs`) and what it did (`StepStats`)."""
+"""What one step is given (`StepInputs`), computes with (`Arithmetic`) and did (`StepStats`)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+
+from .flat import joint_norm
+from .logits import centre, mean_kl, rms_norm
 
 
 class NonFiniteUpdateError(ArithmeticError):
@@ -13,6 +18,51 @@ class NonFiniteUpdateError(ArithmeticError):
 
     The weights are restored where a copy of them was kept.
     """
+
+
+class Arithmetic(Protocol):
+    """The operations of a step whose last bits depend on the machine: sums of many elements, exp, log, sqrt.
+
+    The bodies are torch's own operations, `TorchArithmetic`. Another object with these methods may replace
+    them, to compute the same in an order of its own. What it returns is 0-dim, float32 or float64, and not
+    finite where what it is given is not.
+    """
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        """Of a 0-dim float64 tensor."""
+        return torch.sqrt(x)
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """L2 norm of all elements of the tensors together; 0 without any."""
+        return joint_norm(tensors)
+
+    def mean_kl(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
+        """See `logits.mean_kl`."""
+        return mean_kl(z, z_new, mask)
+
+    def movement(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`logits.rms_norm` of the centred difference of logits (..., V); logits per token."""
+        return rms_norm(centre(z_new) - centre(z), mask)
+
+    def interpolate(
+        self, old: Sequence[Tensor], new: Sequence[Tensor], c: Tensor | float, out: Sequence[Tensor]
+    ) -> None:
+        """Set each of `out` to old + c·(new - old), exact at c = 0 and 1; `out` may be `new`. c is 0-dim."""
+        for a, b, to in zip(old, new, out, strict=True):
+            torch.lerp(a, b, torch.as_tensor(c, dtype=b.dtype), out=to)
+
+    def slope(self, gradients: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
+        """<gradients, new - old>, float64; of one tensor at least."""
+        wide = torch.float64 if new[0].dtype == torch.float64 else torch.float32
+        parts = [
+            torch.dot(g.flatten().to(wide), (b - a).flatten().to(wide))
+            for g, a, b in zip(gradients, old, new, strict=True)
+        ]
+        return torch.stack(parts).double().sum()
+
+
+class TorchArithmetic(Arithmetic):
+    """Torch's own operations."""
 
 
 @dataclass(frozen=True)

@@ -205,6 +205,16 @@ MEMORY_MEANINGS = {  # of a suite whose arms differ in what they keep beside the
     ),
     "activation_bytes": ("bytes", "of activations that a forward saves for backward, packed"),
 }
+MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
+    "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
+    "mode": ("", "of `determinism`"),
+    "runs": ("runs", "one in each combination of threads, vector instructions and parts of a batch"),
+    "completed": ("runs", "of them"),
+    "diverged": ("runs", "of them"),
+    "checksums": ("", "different `weights_checksum` among the completed ones"),
+    "loss_range": (NATS, "largest difference of the validation loss between two of them"),
+    "steps_per_s": ("steps/s", "median over the runs, several of which were trained at a time"),
+}
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "arm": ("", "its name in the suite's file"),

@@ -84,7 +84,7 @@ class RunResult(TypedDict, total=False):
     gradient_bytes: int  # of all gradients
     largest_gradient_bytes: int  # of one tensor's: no more exists at a time where hooks make the updates
     activation_bytes: int  # saved for backward, packed; of a run that packs them
-    weights_checksum: str  # sha256 of the weights by which the run was judged
+    weights_checksum: str  # of the weights by which the run was judged, 16 hex digits
     packed_bytes: int  # model.ebcpack, all of it
     model_bytes_float32: int
     bits_per_weight: float  # hidden matrices in that file, steps included

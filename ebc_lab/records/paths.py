@@ -97,6 +97,7 @@ class StudyFiles:
         self.acceptance_file = root / "acceptance.json"  # the verdict
         self.results_file = root / "results_final.json"
         self.ablation_file = root / "ablation.csv"
+        self.modes_file = root / "determinism.csv"
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
@@ -127,6 +128,7 @@ class StudyFiles:
             self.acceptance_file,
             self.results_file,
             self.ablation_file,
+            self.modes_file,
             self.page_file,
         )
         return (*(path.name for path in made), "summary_*.csv", *PAPERS, *PICTURES)

@@ -52,13 +52,15 @@ def write_conclusions(
     corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
     about = {"study": header["study"], **corpus}
     accepted = None
-    made = (study.acceptance_file, study.ablation_file, study.results_file)
+    made = (study.acceptance_file, study.ablation_file, study.modes_file, study.results_file)
     manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
     if final := decision_that_shows("verdict", decisions):
         accepted = {**about, **verdict.acceptance(config, final)}
         write_json(study.acceptance_file, accepted)
     if suite := decision_that_shows("arms", decisions):
         summaries.write_ablation(study.ablation_file, suite)
+    if compared := decision_that_shows("modes", decisions):
+        summaries.write_modes(study.modes_file, compared, study.results_of(compared))
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
     papers.write(study.root, config, corpus, decisions, accepted, study.result)
     _draw(study, decisions, say)

@@ -78,6 +78,7 @@ class Outcome:
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
     ablation: Decision | None = None
+    modes: Decision | None = None
 
     @property
     def trained(self) -> int:
@@ -208,7 +209,8 @@ class _Call:
         sorts = sorts_of_runs(records, self.decisions)
         runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
         suite = decision_that_shows("arms", self.decisions)
-        return Outcome(study, runs, failed, self.stages, warning, verdict, suite)
+        modes = decision_that_shows("modes", self.decisions)
+        return Outcome(study, runs, failed, self.stages, warning, verdict, suite, modes)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
         """Copy those runs that another study of this output folder has finished. -> how many."""

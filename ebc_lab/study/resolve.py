@@ -20,13 +20,14 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import environment, identity
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
-from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.config.schema import NOT_THE_STUDY, STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.text import checked_text, pinned
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
+from .stages import stage_of
 from .store import manifest
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
 from .store.study import Study, StudyHeader, settings_of
@@ -125,7 +126,8 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     if known["requested"]["data"] == to_dict(config.data):
         config = replace(config, data=resolved.data)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
-    return replace(config, **left_open)
+    asked_again = [s for s in STAGES if known["requested"].get(s) == to_dict(getattr(config, s))]
+    return replace(config, **left_open, **{s: getattr(resolved, s) for s in asked_again})
 
 
 def _retrained(config: Config, study: Study) -> str:
@@ -146,6 +148,8 @@ def _resolve(
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))
+    for stage in config.study.stages:
+        config = stage_of(stage).resolved(config, say)
     chosen: dict[str, str] = {}
     if any(is_open(config, k) for k in CHOSEN):
         on_node = config.launcher.name == "slurm"

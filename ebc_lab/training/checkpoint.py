@@ -15,9 +15,11 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
 from ebc_lab.records.streams import Mark
+from ebc_lab.verity import VerityError
 
 from .turns import Say
 
+AGAIN = "delete it, and the run starts from its first step"
 ARCHIVE = b"PK"  # how torch.save begins
 
 
@@ -85,16 +87,15 @@ def read(path: Path, identity: str, say: Say) -> dict[str, Any] | None:
         say("an earlier version wrote its checkpoint, without a checksum: it starts from its first step")
         return None
     line, newline, content = whole.partition(b"\n")
-    again = "delete it, and the run starts from its first step"
     if line + newline != _first_line(content):
-        raise UserError(f"{path} is damaged or was edited (its checksum does not match): {again}.")
+        raise UserError(f"{path} is damaged or was edited (its checksum does not match): {AGAIN}.")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         foreign = state["identity"] != identity
     except Exception as error:
-        raise UserError(f"{path} is damaged ({type(error).__name__}): {again}.") from None
+        raise UserError(f"{path} is damaged ({type(error).__name__}): {AGAIN}.") from None
     if foreign:
-        raise UserError(f"{path} belongs to another run: {again}.")
+        raise UserError(f"{path} belongs to another run: {AGAIN}.")
     return dict(state)
 
 
@@ -103,10 +104,17 @@ def marks_of(state: Mapping[str, Any]) -> dict[str, Mark]:
     return {name: Mark(*mark) for name, mark in state["streams"].items()}
 
 
-def restore(state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober) -> Reached:
-    """Put what `read` returned into the parts that `save` was given, and into the random generators."""
+def restore(path: Path, state: Mapping[str, Any], parts: Mapping[str, Part], prober: Prober) -> Reached:
+    """Put what `read` returned of `path` into the parts that `save` was given, and into the random
+    generators.
+
+    Raises UserError where the grids of determinism=verity are damaged, or another model's.
+    """
     for name, part in parts.items():
-        part.load_state_dict(state[name])
+        try:
+            part.load_state_dict(state[name])
+        except VerityError as error:
+            raise UserError(f"{path} is damaged ({str(error).rstrip('.')}): {AGAIN}.") from None
     prober.seconds = state["probe_s"]
     torch.set_rng_state(state["rng"])
     if state["cuda_rng"] is not None:

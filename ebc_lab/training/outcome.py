@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ebc_lab.components.determinism import engine_in_words
 from ebc_lab.config.checks import remarks
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
@@ -17,6 +18,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 
+from . import apart
 from .run import Training
 from .turns import DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
@@ -44,18 +46,21 @@ def recorded_run(run: RunConfig, directory: Path, run_id: str, *, say: Say = qui
         OSError: the folder cannot be written.
         DeviceFailed: the GPU failed; there is a result only if the run's own code caused it.
     """
+    if apart.wanted(run):
+        return (yield from apart.recorded_run(run, directory, run_id, say=say, **hooks))
     files = RunFiles(directory)
     name = digest(identity(run))
     if files.result.exists():
         return _earlier_result(files, name)
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    _log(files, f"{run_id} begins or resumes")
-    for remark in remarks(run):
-        _log(files, remark)
+    _log(files, f"{run_id} begins or resumes", *remarks(run))
     device_error: str | None = None
     try:
-        result = yield from Training(run, directory, say).blocks(**hooks)
+        training = Training(run, directory, say)
+        if run.determinism.exact:
+            _log(files, f"determinism=verity, engine {engine_in_words(run.device)}")
+        result = yield from training.blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
@@ -89,9 +94,9 @@ def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
     return found
 
 
-def _log(files: RunFiles, text: str) -> None:
+def _log(files: RunFiles, *lines: str) -> None:
     with open(files.log, "a", encoding="utf-8") as log:
-        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+        log.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n" for line in lines)
 
 
 def is_oom(error: BaseException) -> bool:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ebc_lab import workloads
 from ebc_lab.components import forensics, optimizers, policies, projections, quantizers, shocks, stabilizers
+from ebc_lab.components.determinism import Exact
 from ebc_lab.components.forensics import ForensicClip
-from ebc_lab.components.memory import Memory, register_hooks, unused, weights_checksum
+from ebc_lab.components.memory import Memory, register_hooks, unused
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
 from ebc_lab.config.schema import RunConfig, ShockConfig
@@ -30,6 +31,7 @@ from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import holds
+from ebc_lab.verity import VerityError, weights_checksum
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
 from ebc_lab.workloads.partition import training_batches
@@ -71,12 +73,13 @@ class Training:
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
             self.memory = Memory(run, self.model)
+            self.exact = Exact(run, self.model) if run.determinism.exact else None
             matrices = self.workload.matrices(self.model)
             self.optimizer = self._stabilized(matrices)
             self.low_bit = quantizers.LowBit(run, matrices)
             self.steering = policies.build(run, self.optimizer)
             self.batches, self.probe_batches = training_batches(run, self.workload.tokens["train"])
-            self.fixed_windows = windows(self.workload.tokens["val"], run.model.context, run.eval_windows)
+            self.fixed_windows = self._fixed_windows()
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
             self.starts = torch.zeros(run.batch_size, dtype=torch.int64, device=device)
@@ -84,7 +87,8 @@ class Training:
             saved = self._saved(say)
             prober = self.optimizer.prober
             parts = self._parts()
-            reached = checkpoint.restore(saved, parts, prober) if saved else checkpoint.Reached()
+            path = self.files.checkpoint
+            reached = checkpoint.restore(path, saved, parts, prober) if saved else checkpoint.Reached()
         self.step = reached.step
         self.skips = reached.skips
         self.train_s = reached.train_s
@@ -93,7 +97,8 @@ class Training:
         self.pending = PendingSteps(BLOCK_STEPS[run.device], device)
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
         plain = quantizers.unused(run.quantizer) and self.steering is None and unused(run.memory)
-        graphed = self.stream is not None and capturable and plain and self.probe_batches is None
+        usual = plain and self.exact is None and self.probe_batches is None
+        graphed = self.stream is not None and capturable and usual
         self.graphs = StepGraphs() if graphed else None
         marks = checkpoint.marks_of(saved) if saved else {}
         self.recording = Recording(
@@ -109,7 +114,8 @@ class Training:
         # first: it may move the initial weights
         projection = projections.build(matrices, run.projection, directions)
         state = run.quantizer.state
-        bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed)
+        exact = run.determinism.exact
+        bases = optimizers.build(self.model, run.optimizer, matrices, state=state, seed=run.seed, exact=exact)
         register_hooks(bases, run.memory)
         return stabilizers.build(
             self.model,
@@ -120,6 +126,11 @@ class Training:
             groups=self._grouping(),
             effective=functools.partial(quantizers.effective_weights, self.model),
         )
+
+    def _fixed_windows(self) -> list[tuple[Tensor, Tensor]]:
+        run = self.run_config
+        text = self.workload.tokens["val"]
+        return windows(text, run.model.context, run.eval_windows, exact=run.determinism.exact)
 
     def _grouping(self) -> Mapping[str, Sequence[str]] | None:
         """The groups of the budget, where they do not follow from the names of the parameters."""
@@ -134,6 +145,8 @@ class Training:
             parts["low_bit"] = self.low_bit
         if self.steering:
             parts["steering"] = self.steering
+        if self.exact:
+            parts["grids"] = self.exact
         if self.memory.state_dict():
             parts["memory"] = self.memory
         if self.workload.state_dict():
@@ -281,14 +294,19 @@ class Training:
         `lr`: the scheduled learning rate, which a policy multiplies.
         """
         low_bit = self.low_bit.weights_before(t)
-        values, last, kept = self._backward(t, inputs, targets)
+        try:
+            values, last, kept = self._backward(t, inputs, targets)
+        except VerityError:  # a value is not finite
+            self.optimizer.zero_grad()
+            loss = torch.full((), math.nan, device=targets.device)
+            return {"loss": loss, "failed": torch.ones_like(loss, dtype=torch.bool)}
         shocks.gradients(shock, self.model, self.run_config.seed)
         values |= {**low_bit, **self.low_bit.compress(t)}
         if self.steering:
             values |= self.steering.steer(t, values["loss"], lr)
         try:
             stats = self.optimizer.take_step(last)
-        except NonFiniteUpdateError:
+        except (NonFiniteUpdateError, VerityError):
             return {**values, "failed": torch.ones_like(values["loss"], dtype=torch.bool)}
         finally:
             self.optimizer.zero_grad()
@@ -300,7 +318,15 @@ class Training:
 
     def _backward(self, t: int, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], StepInputs, Any]:
         """Forward and backward, `accumulate` parts of the batch one after another -> parts of the loss, the
-        inputs of the optimizer's step, which are those of the last part, and what the workload kept of it."""
+        inputs of the optimizer's step, which are those of the last part, and what the workload kept of it.
+
+        Under verity there are `micro_batches` parts, and the step looks at the whole batch: no bit
+        depends on the split. Raises VerityError there where a value is not finite.
+        """
+        probe = self.probe_batches.at(t) if self.probe_batches else None
+        if self.exact:
+            loss, logits = self.exact.backward(self.forward, inputs, targets)
+            return {"loss": loss}, StepInputs(t, inputs, logits, targets=targets, probe=probe), None
         count = self.run_config.accumulate
         sums: dict[str, Tensor] = {}
         for x, y in zip(inputs.chunk(count), targets.chunk(count), strict=True):
@@ -309,7 +335,6 @@ class Training:
                 total, parts = self.workload.loss(logits, y, kept, t)
             torch.autograd.backward(total if count == 1 else total / count)
             sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
-        probe = self.probe_batches.at(t) if self.probe_batches else None
         last = StepInputs(t, x, logits, targets=y, probe=probe)
         return {name: s if count == 1 else s / count for name, s in sums.items()}, last, kept
 

@@ -14,6 +14,7 @@ This package imports torch and nothing else of this project, so it can be copied
 from __future__ import annotations
 
 from . import ops
+from .arithmetic import Arithmetic
 from .bits import VerityError, bits_for
 from .checks import check_platform
 from .engine import use_engine
@@ -38,11 +39,3 @@ __all__ = [
     "use_engine",
     "weights_checksum",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name == "Arithmetic":
-        from .arithmetic import Arithmetic
-
-        return Arithmetic
-    raise AttributeError(name)

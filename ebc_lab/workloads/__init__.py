@@ -78,9 +78,10 @@ class Workload(Protocol):
 
 
 def _gpt(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
-    from .gpt import GPTWorkload
+    from .gpt import ExactGPTWorkload, GPTWorkload
 
-    return GPTWorkload(run, corpus, device)
+    cls = ExactGPTWorkload if run.determinism.exact else GPTWorkload
+    return cls(run, corpus, device)
 
 
 def _ebm(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:

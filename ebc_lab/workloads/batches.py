@@ -49,16 +49,27 @@ class Batches:
         return rows[:, :-1], rows[:, 1:]
 
 
-def windows(tokens: Tensor, context: int, count: int | None = None) -> list[tuple[Tensor, Tensor]]:
+def windows(
+    tokens: Tensor, context: int, count: int | None = None, *, exact: bool = False
+) -> list[tuple[Tensor, Tensor]]:
     """Disjoint windows that cover `tokens`, as (inputs, targets): (n, T), then the shorter tail (1, < T).
 
-    With `count`, that many full windows spread evenly over the split. No target is predicted twice.
+    With `count`, that many full windows spread evenly over the split; `exact` finds them by integers alone.
+    No target is predicted twice.
     """
     full = (len(tokens) - 1) // context
     inputs = tokens[: full * context].view(full, context)
     targets = tokens[1 : full * context + 1].view(full, context)
     if count is not None:
-        keep = torch.linspace(0, full - 1, min(count, full)).round().long().to(tokens.device)
+        n = min(count, full)
+        keep = _spread(full, n) if exact else torch.linspace(0, full - 1, n).round().long()
+        keep = keep.to(tokens.device)
         return [(inputs[keep], targets[keep])]
     tail = tokens[full * context :]
     return [(inputs, targets)] + ([(tail[None, :-1], tail[None, 1:])] if len(tail) > 1 else [])
+
+
+def _spread(full: int, n: int) -> Tensor:
+    """n of so many windows, (n,) int64, from the first to the last, rounded half up."""
+    gaps = max(n - 1, 1)
+    return torch.tensor([(2 * i * (full - 1) + gaps) // (2 * gaps) for i in range(n)])

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebc_lab.config.schema import ModelConfig, RunConfig
+from ebc_lab.verity import VerityGPT, ops
 
 from .corpus import Corpus
 from .losses import autocast, token_losses
@@ -154,7 +155,7 @@ def plain(
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices inside the blocks of a GPT: q, k, v, o, mlp-in and mlp-out, in the model's order."""
-    assert isinstance(model, GPT)
+    assert isinstance(model, GPT | VerityGPT)
     return [p for p in model.blocks.parameters() if p.ndim == 2]
 
 
@@ -172,7 +173,7 @@ class GPTWorkload:
         self.characters_per_token = text.characters_per_token()
         self.capturable = run.model.dropout == 0
 
-    def build(self) -> GPT:
+    def build(self) -> nn.Module:
         return build(self.run.model, self.vocabulary, self.run.seed)
 
     def forward(self, called: nn.Module, inputs: Tensor) -> tuple[Tensor, None]:
@@ -212,3 +213,18 @@ class GPTWorkload:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         return
+
+
+class ExactGPTWorkload(GPTWorkload):
+    """The same under determinism=verity: exact layers, and the parameters' names of the other."""
+
+    def build(self) -> nn.Module:
+        m = self.run.model
+        drawn = torch.Generator().manual_seed(self.run.seed)
+        return VerityGPT(self.vocabulary, m.context, m.width, m.blocks, m.heads, drawn)
+
+    def loss(
+        self, logits: Tensor, targets: Tensor, kept: None, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = ops.cross_entropy(logits, targets, reduction="mean")
+        return loss, {"loss": loss.detach()}

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.verity import VerityError, ops
 
+UNIT = 1 << ops.LOSS_BITS  # of a sum of exact losses: one nat
 EVAL_TOKENS = {"cpu": 2048, "cuda": 65536}  # of one evaluation forward
 
 
@@ -26,6 +28,22 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
 
 
+def window_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each window; (B, T, V) and (B, T) -> (B,) float64, nats."""
+    return token_losses(logits, targets).view(targets.shape).double().sum(1)
+
+
+def exact_window_sums(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same under determinism=verity, (B,) int64, in units of 2^-32. Raises VerityError."""
+    losses = ops.cross_entropy(logits, targets, reduction="none")
+    return torch.stack([ops.loss_total(row) for row in losses])
+
+
+def mean_of(total: int, tokens: int) -> float:
+    """The mean of exact losses, rounded once, from their sum in units of 2^-32; nats per token."""
+    return total / (UNIT * tokens)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -37,25 +55,45 @@ def evaluate(
 
     `alive` is called after every forward, because a split may take minutes.
     """
+    exact = run.determinism.exact
+    sums_of = exact_window_sums if exact else window_sums
     sums = []
     counts = []
     hits = []
     model.eval()
-    for inputs, targets in pairs:
-        rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
-        for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
-            with autocast(run):
-                logits = model(x)
-            sums.append(token_losses(logits, y).view(y.shape).double().sum(1))
-            counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
-            hits.append((logits.argmax(-1) == y).sum())
-            alive()
-    model.train()
+    try:
+        for inputs, targets in pairs:
+            rows = max(1, EVAL_TOKENS[run.device] // inputs.shape[1])
+            for x, y in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
+                with autocast(run):
+                    logits = model(x)
+                sums.append(sums_of(logits, y))
+                counts.append(torch.full((len(y),), float(y.shape[1]), dtype=torch.float64))
+                hits.append((logits.argmax(-1) == y).sum())
+                alive()
+    except VerityError:  # a value is not finite
+        return dict.fromkeys(("loss", "se", "accuracy", "tokens"), math.nan)
+    finally:
+        model.train()
     total = torch.cat(sums).cpu()
     count = torch.cat(counts)
     tokens = float(count.sum())
-    mean = float(total.sum()) / tokens
-    spread = float((total - count * mean).square().sum())
+    mean, spread = (_exact_spread if exact else _spread)(total, count, tokens)
     k = len(count)
     se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
     return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}
+
+
+def _spread(total: Tensor, count: Tensor, tokens: float) -> tuple[float, float]:
+    """The mean loss of a token, and the squared deviations of windows from it, from each one's sum and
+    tokens, (k,)."""
+    mean = float(total.sum()) / tokens
+    return mean, float((total - count * mean).square().sum())
+
+
+def _exact_spread(total: Tensor, count: Tensor, tokens: float) -> tuple[float, float]:
+    """The same from integer sums, in an order that does not matter."""
+    sums = total.tolist()
+    mean = mean_of(sum(sums), int(tokens))
+    off = [mean_of(s, 1) - n * mean for s, n in zip(sums, count.tolist(), strict=True)]
+    return mean, math.fsum(x * x for x in off)

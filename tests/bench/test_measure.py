@@ -108,6 +108,7 @@ def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found
         "compute",
         "memory",
         "beside_weights",
+        "exact",
     ]
     said = called[1]
     assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
@@ -363,6 +364,15 @@ def test_low_bit_steps_are_compared_with_the_plain_ones(found):
     for row in found["low_bit"]:
         low, high = row["times"]["quartiles"]
         assert 0 < low <= row["times"]["median"] <= high
+
+
+def test_exact_steps_are_compared_with_the_plain_one_and_their_memory_is_counted(found):
+    told = {row["what"]: row["times"]["median"] for row in found["exact"]["compared"]}
+    assert "verity, eager" in told
+    assert all(times > 0 for times in told.values())
+    held = found["exact"]["bytes_per_weight"]
+    assert held["sums"] == 8  # of every weight
+    assert 6 < held["quantized"] < 8  # of all matrices but the embeddings
 
 
 def test_a_low_bit_run_is_refused_with_the_section_that_measures_it():

@@ -28,7 +28,7 @@ def test_hooks_change_no_bit_of_a_run(run, tmp_path):
     found = [run_and_record(run, tmp_path / "plain", "x"), run_and_record(hooked, tmp_path / "hooks", "x")]
     named = {"identity": ""}  # a step with a bad gradient would end otherwise: they have names of their own
     assert untimed(found[0] | named) == untimed(found[1] | named)
-    assert len(found[0]["weights_checksum"]) == 64
+    assert len(found[0]["weights_checksum"]) == 16
     assert (tmp_path / "plain/steps.csv").read_bytes() == (tmp_path / "hooks/steps.csv").read_bytes()
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED
+from ebc_lab.verity.arithmetic import Arithmetic
 
 from ..forensics import ForensicClip, ForensicSettings
 from .energy import EnergyBudget
@@ -150,7 +151,9 @@ def build(
         ValueError: a combination that the stabilizer refuses.
     """
     given = {"groups": groups, "effective": effective}
-    taken = {key: given[key] for key in TAKEN.get(run.stabilizer.name, ())}
+    taken: dict[str, Any] = {key: given[key] for key in TAKEN.get(run.stabilizer.name, ())}
+    if run.determinism.exact:
+        taken["arithmetic"] = Arithmetic()
     when = "retract" if getattr(projection, "retracts", False) else "project"
     return STABILIZERS[run.stabilizer.name](
         model,

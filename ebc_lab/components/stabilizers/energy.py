@@ -167,6 +167,7 @@ class EnergyBudget(StabilizedOptimizer):
 
     default = RATIO
     capturable = False
+    takes_arithmetic = False
 
     def __init__(
         self,

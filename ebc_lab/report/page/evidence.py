@@ -29,6 +29,7 @@ from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Record, Study
 
 from ..text import tables, words
+from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
 
@@ -56,6 +57,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     trained = [r for r in snapshot.records if r.spec and r.spec["kind"] == "train"]
     results = {r.run_id: r.result for r in trained if r.result}
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
+    modes = decision_that_shows("modes", decisions)
     chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     # the corpus that was found: `auto` may find another
@@ -74,6 +76,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "tokens": words.tokens(config),
         "verdict": verdicts,
         "suite": _suite(suite, results) if suite else None,
+        "modes": _modes(modes, results) if modes else None,
         "decided": decided,
         "open": waiting,
         "finals": _finals(final, config, results) if final else None,
@@ -128,9 +131,19 @@ def _facts(
         ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
         *([("Low-bit", few)] if few else []),
         ("Scale", f"{config.scale}: {steps:,} steps of {step}"),
-        ("Seeds", _seeds(seeds_of(compared) if compared else config.seeds)),
+        ("Seeds", _seeds(_seeds_of(decisions, compared, config))),
         ("Runs", f"{len(results)}, {words.clock(hours)} of training"),
     ]
+
+
+def _seeds_of(
+    decisions: Mapping[str, Any], compared: Mapping[str, Any] | None, config: Config
+) -> Sequence[int]:
+    """The seeds of the runs that the study ends with."""
+    modes = decision_that_shows("modes", decisions)
+    if modes:
+        return sorted({c["seed"] for c in modes["candidates"]})
+    return seeds_of(compared) if compared else config.seeds
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -321,6 +334,18 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
     notes = untracked(decision["notes"], decision["tracks"])
     about = stage_of(decision["stage"]).about
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
+
+
+def _modes(decision: Mapping[str, Any], results: tables.Results) -> dict[str, Any]:
+    tracks = decision["tracks"].items()
+    return {
+        "title": stage_of(decision["stage"]).title,
+        "about": stage_of(decision["stage"]).about,
+        "rule": decision["rule"],
+        "notes": untracked(decision["notes"], decision["tracks"]),
+        "answers": [same_bits(found) for _, found in tracks],
+        "tables": [tables.modes(f"modes-{t}", decision, t, results).on(PAGE) for t, _ in tracks],
+    }
 
 
 def _titled(made: Table | None, of: str) -> Table | None:

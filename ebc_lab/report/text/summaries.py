@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.identity import resolved
-from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, OF_A_DIFFERENCE, TUNED
+from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, MODE_MEANINGS, OF_A_DIFFERENCE, TUNED
 from ebc_lab.records.files import write_atomic
+
+from .modes import figures
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
@@ -84,6 +86,14 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
             )
     there = {key for row in rows for key in row}
     return pd.DataFrame(rows, columns=[key for key in ABLATION_MEANINGS if key in there])
+
+
+def write_modes(path: Path, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
+    """The table of the modes of determinism that a study compares."""
+    import pandas as pd
+
+    rows = [row for track in decision["tracks"] for row in figures(decision, track, results)]
+    _write(path, pd.DataFrame(rows, columns=list(MODE_MEANINGS)))
 
 
 def write_ablation(path: Path, decision: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from .arms import bits_of as bits_of
 from .arms import low_bit as low_bit
 from .arms import states as states
 from .beside import beside_weights as beside_weights
+from .modes import modes as modes
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent, signed
 

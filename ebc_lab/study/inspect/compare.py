@@ -4,7 +4,7 @@ never writes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.dicts import flat
@@ -73,8 +73,16 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
         "counts": [counted(snapshot.sorts_of_runs().values()).as_dict() for snapshot in snapshots],
         "common": len(common),
         "equal": len(common) - len(different),
+        "weights": _weights(*([own[r] for r in common] for own in found)),
         "different": different,
     }
+
+
+def _weights(*results: Sequence[RunResult]) -> dict[str, int]:
+    """Of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
+    pairs = ((x.get("weights_checksum"), y.get("weights_checksum")) for x, y in zip(*results, strict=True))
+    both = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return {"compared": len(both), "equal": sum(x == y for x, y in both)}
 
 
 def _trained(snapshot: Snapshot) -> dict[str, RunResult]:

@@ -92,11 +92,13 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any]) -> str:
-    """The choice of `conf/study` that agrees with most of these settings."""
+    """The choice of `conf/study` that agrees with most of these settings, those of a run aside."""
 
     def agreement(choice: str) -> int:
         try:
-            own = {k: v for k, v in flat(settings_of("study", choice)).items() if k != "study.name"}
+            whole = settings_of("study", choice)
+            own = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
+            own.pop("study.name", None)
         except UserError:
             return 0
         return sum(1 if _same(asked.get(k), v) else -1 for k, v in own.items() if v != {})

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError, any_of
-from ebc_lab.config.identity import digest, identity_of
+from ebc_lab.config.identity import canonical_json, digest, identity_of
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
@@ -172,7 +172,7 @@ class Worker:
         self.study = Study(Path(self.about["study"]))
         self.surroundings = attempts.surroundings()
         self.turns: dict[str, Turns] = {}  # run id -> the run, for each run in progress
-        self.sharing: dict[str, int | None] = {}  # run id -> its `sharing_class`, for each run in progress
+        self.sharing: dict[str, str | None] = {}  # run id -> its `sharing_class`, for each run in progress
         self.taken = 0
         self.started = False  # everything is imported, and the first run is built
         self.left: list[str] = []  # runs on the list that had no result when it was last read
@@ -285,19 +285,20 @@ class Worker:
             return True
         return False
 
-    def sharing_class(self, run_id: str) -> int | None:
+    def sharing_class(self, run_id: str) -> str | None:
         """Runs of the same class may share this worker; None: the run goes alone.
 
         Measurements of time go alone, and so do runs with dropout, which draw from the device's only
-        generator. The number of threads belongs to the process and changes bits on a CPU, so runs share with
-        runs of the same number.
+        generator. The number of threads belongs to the process and changes bits on a CPU, as deterministic
+        kernels do, so runs share with runs of the same number and the same determinism.
         """
         if self.about["runs_per_worker"] == 1:
             return None
         try:
             spec = read_json(self.study.run_files(run_id).spec, SpecRecord)
             alone = spec["kind"] in MEASUREMENTS or spec["config"]["model"]["dropout"] > 0
-            return None if alone else int(spec["config"]["threads_per_run"])
+            own = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
+            return None if alone else canonical_json(own)
         except (OSError, UserError, KeyError, TypeError, ValueError):
             return None  # the problem is reported when the run is claimed
 

@@ -147,9 +147,11 @@ class Stage:
     title: str = ""
     about: str = ""  # what it is for, in a sentence for readers who do not know the method
     question: Callable[[Config], str] = lambda config: ""  # the question of a study that ends with this stage
-    shows: Literal["candidates", "points", "verdict", "arms"] = (
+    shows: Literal["candidates", "points", "verdict", "arms", "modes"] = (
         "candidates"  # the table that explains its decision
     )
+    # (config, say): fills in what its settings leave to the machine that begins the study
+    resolved: Callable[[Config, Callable[[str], None]], Config] = lambda config, say: config
     pictures: tuple[str, ...] = ()  # names of the pictures drawn of its decision
     summary: str = ""  # name of its table of runs, if not summary_<name>.csv
 

@@ -23,6 +23,7 @@ from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
 from ..stages import stage_of
+from ..stages.rules import Decision, inputs_of
 from ..stages.spec import RunSpec
 from . import manifest
 
@@ -160,6 +161,11 @@ class Study(StudyFiles):
                 self.refuse_other_runs(spec, result)
                 found[spec.run_id] = result
         return found
+
+    def results_of(self, decision: Decision) -> dict[str, RunResult]:
+        """Run id -> result, of the runs that a decision was made from and that have one."""
+        found = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
+        return {run_id: result for run_id, result in found.items() if result is not None}
 
     def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
         """Raises UserError when a result in a run's folder belongs to another run."""

@@ -24,6 +24,7 @@ def requested(overrides):
         ["scale=smoke", "study=controls", "ablation.steps=40", "model.blocks=1"],
         ["scale=paper", "optimizer=adam", "data=path", 'data.file="/a folder/it\'s, here & there.txt"'],
         ["scale=smoke", "study=stabilizers", "lr_sweep.grids.adam=[1e-3,0.25]"],
+        ["scale=laptop", "study=determinism", "circumstances.parts=[1,2]"],
     ],
 )
 def test_the_command_of_a_study_asks_for_exactly_its_settings(overrides):

@@ -16,6 +16,7 @@ from support.idle import Bench
 from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import DeterminismConfig
 from ebc_lab.study import resolve
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import on_node
@@ -174,6 +175,15 @@ def test_runs_with_dropout_go_alone_and_keep_their_order(packed, tmp_path, kind)
     assert [packed.events(s)[0]["beside"] for s in [*plain, *noisy]] == [0] * 4
     if kind == "train":
         same_as_alone(packed, [*plain, *noisy], tmp_path)
+
+
+def test_runs_share_a_worker_with_those_of_the_same_determinism(packed):
+    """Deterministic kernels and verity's engine are settings of the process."""
+    strict = DeterminismConfig(name="torch")
+    plain = [packed.spec("idle", steps=40, seed=s) for s in (5, 6)]
+    others = [packed.spec("idle", steps=40, seed=s, determinism=strict) for s in (5, 6)]
+    packed.pool(runs_per_worker=4).run([*plain, *others], [], lambda done, busy: None, canary=False)
+    assert [packed.events(s)[0]["beside"] for s in [*plain, *others]] == [0, 1, 0, 1]
 
 
 def test_no_worker_carries_more_than_its_share(packed):

@@ -193,7 +193,7 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
     )
     decisions = decided_through("calibrate", config, lambda s: done(2.0, surrogate_median=1.0))
     fixed = {name for name in STAGES if not stage_of(name).grows}
-    assert fixed == {"controller_search"}
+    assert fixed == {"controller_search", "circumstances"}
     for stage in fixed:
         first = stage_of(stage).runs(config, decisions, {})
         answered = {s.run_id: done(9.0, 0.1, surrogate_median=1.0) for s in first}

@@ -1,0 +1,151 @@
+"""Settings of determinism: what is refused, what of them names a run, and what follows from them."""
+
+import pytest
+
+from ebc_lab.bench.speeds import chosen_by_rule
+from ebc_lab.config.checks import validate_run
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose, implied
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity, tail_of
+from ebc_lab.config.schema import DataConfig, RunConfig
+
+VERITY = {"determinism": {"name": "verity"}, "stabilizer": {"name": "none"}}
+EBC = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
+
+
+def run(*settings):
+    made = RunConfig(
+        dtype="float32", device="cpu", compile="off", threads_per_run=1, data=DataConfig(sha256="0" * 64)
+    )
+    for one in settings:
+        made = changed(made, one)
+    return made
+
+
+def name_of(*settings):
+    return digest(identity(run(*settings)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        EBC,
+        EBC | {"budget": {"name": "shadow", "schedule": "linear", "grouping": "matrices"}},
+        {"optimizer": {"name": "adamw", "weight_decay": 0.1}},
+        {"lr_schedule": {"name": "trapezoid"}},
+        {"lr_schedule": {"name": "warmup_linear"}},
+        {"shock": {"name": "lr_spike"}},
+        {"shock": {"name": "label_noise", "size": 0.5}},
+        {"final_windows": 3},
+        {"dtype": "auto", "compile": "auto"},
+        {"determinism": {"engine": "eager", "micro_batches": 8}},
+    ],
+)
+def test_what_can_be_exact_is_accepted(settings):
+    validate_run(run(VERITY, settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dtype": "bfloat16"}, "dtype=bfloat16: .* choose dtype=float32"),
+        ({"param_dtype": "bfloat16"}, "choose param_dtype=float32"),
+        ({"compile": "on"}, "choose compile=off"),
+        ({"model": {"dropout": 0.1}}, "model.dropout: .* leave it at 0"),
+        ({"workload": {"name": "ebm"}}, "choose workload=gpt"),
+        ({"accumulate": 2}, "determinism.micro_batches splits a batch"),
+        ({"optimizer": {"name": "axiom"}}, "its 4-bit and low-rank parts .* choose optimizer=adam"),
+        ({"optimizer": {"name": "muon"}}, "optimizer=muon: choose adam or adamw"),
+        ({"optimizer": {"name": "adam", "weight_decay": 0.1}}, "choose optimizer=adamw"),
+        ({"lr_schedule": {"name": "cosine"}}, "choose constant, warmup_linear or trapezoid"),
+        ({"lr_schedule": {"name": "inverse_sqrt"}}, "lr_schedule=inverse_sqrt"),
+        ({"lr_schedule": {"name": "replay", "source": "x"}}, "lr_schedule=replay"),
+        ({"policy": {"name": "random"}}, "choose policy=constant"),
+        ({"projection": {"name": "stiefel"}}, "choose projection=none"),
+        ({"stabilizer": {"name": "agc"}}, "stabilizer=agc: choose stabilizer=none"),
+        ({"quantizer": {"name": "ternary"}}, "choose quantizer=none"),
+        ({"quantizer": {"state": "int8"}}, "choose quantizer=none"),
+        ({"memory": {"name": "int4"}}, "choose memory=none"),
+        ({"partition": {"name": "clustered"}}, "choose partition=uniform"),
+        (
+            {"shock": {"name": "corrupt_gradient"}},
+            "corrupt_gradient: .* choose shock=label_noise, lr_spike or none",
+        ),
+        ({"curve_every": 10}, "curve_every: leave it at 0"),
+        (
+            {"stabilizer": {"name": "ebc"}},
+            "EBC under determinism=verity .* budget=tracked: choose budget=shadow",
+        ),
+        (EBC | {"controller": {"name": "rsl"}}, "controller=rsl: choose controller=fixed"),
+        (EBC | {"budget": {"name": "shadow", "exponent": "auto"}}, "choose budget.exponent=square"),
+        (EBC | {"budget": {"name": "shadow", "measure_every": 2}}, "choose budget.measure_every=1"),
+        (EBC | {"budget": {"name": "shadow", "sensitivity_every": 5}}, "choose budget.sensitivity_every=0"),
+        (
+            EBC | {"budget": {"name": "shadow", "schedule": "hold_decay"}},
+            "choose budget.schedule=constant or budget.schedule=linear",
+        ),
+        ({"determinism": {"micro_batches": 3}}, "micro_batches=3 must divide batch_size=16"),
+        ({"batch_size": 65536, "model": {"width": 4}}, "2,097,152 tokens a step .* 4,194,304: make"),
+        ({"determinism": {"name": "torch", "micro_batches": 2}}, "goes with determinism=verity"),
+        ({"determinism": {"name": "none", "engine": "c"}}, "goes with determinism=verity"),
+        ({"determinism": {"engine": "fast"}}, "determinism.engine=fast is unknown"),
+    ],
+)
+def test_what_is_not_exact_is_refused_with_the_way_out(settings, told):
+    with pytest.raises(UserError, match=told):
+        validate_run(run(VERITY, settings))
+
+
+def test_only_verity_refuses():
+    for name in ("none", "torch"):
+        validate_run(run({"determinism": {"name": name}, "optimizer": {"name": "muon"}}))
+
+
+def test_what_changes_no_bit_names_no_run():
+    exact = name_of(VERITY)
+    for settings in (
+        {"threads_per_run": 2},
+        {"determinism": {"engine": "eager"}},
+        {"determinism": {"micro_batches": 4}},
+    ):
+        assert name_of(VERITY, settings) == exact
+    modes = {name_of(VERITY, {"determinism": {"name": name}}) for name in ("none", "torch", "verity")}
+    assert len(modes) == 3
+    assert name_of(VERITY, {"seed": 1}) != exact
+    assert "determinism" not in identity(run())
+    assert identity(run(VERITY))["determinism"] == {"name": "verity"}
+    assert identity(run(VERITY))["torch"]
+    assert "threads_per_run" in identity(run({"determinism": {"name": "torch"}}))
+
+
+def test_a_name_shows_the_mode():
+    tails = [tail_of(run({"determinism": {"name": name}})) for name in ("none", "torch", "verity")]
+    assert tails == ["", "_torch", "_verity"]
+
+
+def test_ebc_has_the_budget_that_is_exact_where_none_is_asked_for():
+    for given in (["determinism=verity"], ["determinism=verity", "stabilizer=ebc"]):
+        assert implied(given)[len(given) :] == ["budget=shadow"]
+    for given in (
+        ["determinism=torch"],
+        ["determinism=verity", "stabilizer=none"],
+        ["determinism=verity", "budget=tracked"],
+    ):
+        assert implied(given) == given
+    made = compose(
+        implied(["scale=laptop", "determinism=verity", "determinism.micro_batches=4"]), study=False
+    )
+    assert (made.budget.name, made.determinism.micro_batches) == ("shadow", 4)
+
+
+def test_precision_and_compiling_are_chosen_without_a_measurement():
+    left_open = run_part(compose(["scale=smoke", "determinism=verity", "stabilizer=none"], study=False))
+    left_open.device = "cpu"
+    left_open.dtype = left_open.compile = "auto"
+    for job_cores in (None, 2):
+        chosen, why = chosen_by_rule(left_open, 2, job_cores)
+        assert (chosen.dtype, chosen.compile) == ("float32", "off")
+        assert why["dtype"] == "determinism=verity"

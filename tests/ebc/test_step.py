@@ -1,0 +1,158 @@
+"""Another arithmetic in the place of torch's operations: whatever a step measures goes through it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ebc_lab.components.stabilizers.rivals import NormClip
+from ebc_lab.ebc import EllipsotopeClip, LaggedClip, StabilizedOptimizer
+from ebc_lab.ebc.flat import lay_flat
+from ebc_lab.ebc.step import TorchArithmetic
+
+
+class Scaled(TorchArithmetic):
+    """Torch's, one of whose results is scaled."""
+
+    def __init__(self, name, factor):
+        self.changed = getattr(super(), name)
+        self.factor = factor
+        setattr(self, name, self.scaled)
+
+    def scaled(self, *given):
+        return self.changed(*given) * self.factor
+
+
+class Still(TorchArithmetic):
+    """No part of an update is any."""
+
+    def interpolate(self, old, new, c, out):
+        super().interpolate(old, new, 0.0, out)
+
+
+@pytest.fixture
+def stepped(make_gpt, batches, train):
+    """stepped(arithmetic) -> the stats of one step of an audited EBC, and how far the weights moved."""
+
+    def step(arithmetic=None, cls=EllipsotopeClip, flat=True):
+        model = make_gpt()
+        if flat:
+            lay_flat(model.parameters())
+        before = [p.detach().clone() for p in model.parameters()]
+        settings = {"target_kl": 0.01} if cls is EllipsotopeClip else {}
+        optimizer = cls(
+            model,
+            torch.optim.Adam(model.parameters(), lr=0.02),
+            arithmetic=arithmetic,
+            curve_every=1,
+            **settings,
+        )
+        optimizer.step_index = 20  # an audit, a curve, and one measurement
+        (stats,) = train(model, optimizer, batches(1))
+        return stats, sum((p - w).abs().sum() for p, w in zip(model.parameters(), before, strict=True)).item()
+
+    return step
+
+
+def test_without_one_it_is_torchs(stepped):
+    for cls in (EllipsotopeClip, StabilizedOptimizer):
+        assert str(stepped(cls=cls)) == str(stepped(TorchArithmetic(), cls=cls))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("norm", {"grad_norm"}),
+        ("mean_kl", {"applied_kl", "kl_curve"}),
+        ("movement", {"movement"}),
+        ("slope", {"slope"}),
+    ],
+)
+def test_every_figure_of_a_step_is_the_arithmetics(stepped, name, changed):
+    plain, _ = stepped(cls=StabilizedOptimizer)
+    scaled, _ = stepped(Scaled(name, 0.25), cls=StabilizedOptimizer)
+    for figure in ("grad_norm", "applied_kl", "kl_curve", "movement", "slope"):
+        factor = 0.25 if figure in changed else 1
+        assert torch.equal(getattr(scaled, figure), getattr(plain, figure) * factor), figure
+
+
+@pytest.mark.parametrize(("name", "factor", "c"), [("mean_kl", 4.0, 0.5), ("sqrt", 0.25, 0.25)])
+def test_c_follows_from_the_arithmetics_kl_and_root(stepped, name, factor, c):
+    plain, moved = stepped()
+    scaled, moved_scaled = stepped(Scaled(name, factor))
+    assert plain.clip_coefficient < 1
+    assert scaled.clip_coefficient.item() == pytest.approx(plain.clip_coefficient.item() * c)
+    assert moved_scaled == pytest.approx(moved * c, rel=1e-4)
+    assert scaled.radius == plain.radius * (factor if name == "sqrt" else 1)
+    assert scaled.trial_kl == plain.trial_kl * (factor if name == "mean_kl" else 1)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_trial_weights_and_new_ones_are_the_arithmetics(stepped, flat):
+    stats, moved = stepped(Still(), flat=flat)
+    assert stats.trial_kl == 0
+    assert moved == 0
+    assert not stats.kl_curve.any()
+
+
+def test_what_computes_beside_it_is_refused(make_gpt):
+    model = make_gpt()
+    adam = torch.optim.Adam(model.parameters())
+    beside = {
+        "budget": "tracked",
+        "controller": "log_pi",
+        "schedule": "cosine",
+        "exponent": "auto",
+        "measure_every": 2,
+        "sensitivity_every": 5,
+    }
+    for key, value in beside.items():
+        with pytest.raises(ValueError, match=f"{key}=.*torch's own operations"):
+            EllipsotopeClip(
+                model, adam, target_kl=0.01, total_steps=9, arithmetic=TorchArithmetic(), **{key: value}
+            )
+    for cls, settings in ((NormClip, {}), (LaggedClip, {"target_kl": 0.01})):
+        adam.hooked = cls is LaggedClip
+        with pytest.raises(ValueError, match=f"{cls.__name__} computes with torch's own"):
+            cls(model, adam, arithmetic=TorchArithmetic(), **settings)
+    adam.hooked = False
+    adam.weight_copies = ("z",)
+    with pytest.raises(ValueError, match="Adam computes with torch's own"):
+        StabilizedOptimizer(model, adam, arithmetic=TorchArithmetic())
+
+
+class Refusing(nn.Module):
+    """Its forward refuses large weights instead of returning what is not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 6))
+
+    def forward(self, x):
+        if self.weight.abs().max() > 100:
+            raise FloatingPointError("a value is not finite")
+        return x[..., None] * self.weight
+
+
+def test_a_forward_that_refuses_a_trial_step_has_a_kl_that_is_not_finite():
+    model = Refusing()
+    before = model.weight.detach().clone()
+    optimizer = EllipsotopeClip(model, torch.optim.SGD([model.weight], lr=1.0), target_kl=0.01, audit_every=0)
+    optimizer.step_index = 20
+    model.weight.grad = torch.full((6,), 1e6)
+    stats = optimizer.step(torch.rand(4, 3))
+    assert stats.skipped
+    assert math.isnan(stats.trial_kl)
+    assert optimizer.trial.item() == pytest.approx(0.01)
+    assert torch.equal(model.weight, before)
+
+
+def test_a_forward_that_refuses_the_new_weights_has_an_audit_that_is_not_finite():
+    model = Refusing()
+    optimizer = StabilizedOptimizer(model, torch.optim.SGD([model.weight], lr=1.0))
+    model.weight.grad = torch.full((6,), 1e6)
+    stats = optimizer.step(torch.rand(4, 3))
+    assert stats.applied_kl.isnan()
+    assert stats.movement.isnan()
+    assert not stats.skipped

@@ -1,0 +1,168 @@
+"""Runs under determinism: the same bits whatever computes them, or the same on one machine."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import pytest
+import torch
+from support.runs import made, plain, resumed_after, untimed
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.errors import UserError
+from ebc_lab.training.outcome import run_and_record
+from ebc_lab.training.run import Training
+from ebc_lab.verity import engine
+
+SMALL = {
+    "steps": 6,
+    "batch_size": 8,
+    "audit_every": 2,
+    "evaluate": ["val"],
+    "eval_windows": 4,
+    "eval_every": 3,
+}
+VERITY = {"determinism": {"name": "verity", "engine": "eager"}, "optimizer": {"lr": 1e-2}}
+EBC = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow", "target_kl": 2e-3}}
+ELSEWHERE = [
+    {"threads_per_run": 2, "determinism": {"micro_batches": 2}},
+    {"determinism": {"micro_batches": 4}},
+    {"determinism": {"engine": "auto"}},
+    {"threads_per_run": 2, "determinism": {"engine": "auto", "micro_batches": 4}},
+]
+
+
+@pytest.fixture(params=["none", "ebc"])
+def exact(run, request):
+    """A run under verity, with and without EBC."""
+    return changed(plain(run), SMALL | VERITY | (EBC if request.param == "ebc" else {}))
+
+
+def rows(folder):
+    """steps.csv and evals.csv, without the times in the latter."""
+    with open(folder / "evals.csv", encoding="utf-8") as f:
+        evals = [{k: v for k, v in row.items() if k != "train_s"} for row in csv.DictReader(f)]
+    return (folder / "steps.csv").read_bytes(), evals
+
+
+def test_threads_engine_and_the_split_of_a_batch_change_no_bit(exact, tmp_path):
+    first = run_and_record(exact, tmp_path / "first", "x")
+    assert first["outcome"] == "completed"
+    assert len(first["weights_checksum"]) == 16
+    for nth, settings in enumerate(ELSEWHERE):
+        folder = tmp_path / str(nth)
+        found = run_and_record(changed(exact, settings), folder, "x")
+        assert untimed(found) == untimed(first), settings
+        assert rows(folder) == rows(tmp_path / "first"), settings
+
+
+def test_the_plain_mode_differs_where_a_batch_is_split(run, tmp_path):
+    """Otherwise the test above would show nothing."""
+    run = changed(plain(run), SMALL)
+    found = [
+        run_and_record(changed(run, {"accumulate": parts}), tmp_path / str(parts), "x")["weights_checksum"]
+        for parts in (1, 2)
+    ]
+    assert found[0] != found[1]
+
+
+def test_it_resumes_after_any_step_to_the_same_bits(exact, tmp_path):
+    whole = run_and_record(exact, tmp_path / "whole", "x")
+    resumed = resumed_after(exact, tmp_path / "broken", range(1, exact.steps))
+    assert untimed(whole) == untimed(resumed)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
+
+
+def test_it_resumes_with_another_engine_and_another_split(exact, tmp_path):
+    """Both are no part of the run's name."""
+    whole = run_and_record(exact, tmp_path / "whole", "x")
+    begun = Training(exact, made(tmp_path / "broken"))
+    begun.advance(3)
+    begun.save_checkpoint()
+    begun.recording.close()
+    other = changed(exact, {"determinism": {"engine": "auto", "micro_batches": 2}})
+    assert untimed(run_and_record(other, tmp_path / "broken", "x")) == untimed(whole)
+
+
+def test_it_trains_as_well_as_the_plain_mode_and_holds_the_budget(run, tmp_path):
+    run = changed(run, EBC | {"audit_every": 1, "optimizer": {"lr": 1e-2}})
+    found = run_and_record(changed(run, {"determinism": {"name": "verity"}}), tmp_path / "verity", "x")
+    usual = run_and_record(run, tmp_path / "plain", "x")
+    assert found["val_loss"] == pytest.approx(usual["val_loss"], abs=0.1)  # from other initial weights
+    assert found["val_loss"] < found["initial_loss"] - 0.2
+    assert found["val_se"] == pytest.approx(usual["val_se"], rel=0.5)
+    assert found["clip_rate"] > 0.5
+    assert 0.5 < found["kl_ratio_median"] < 2
+
+
+def test_a_value_that_is_not_finite_ends_the_run_and_moves_no_weight(exact, tmp_path):
+    training = Training(exact, made(tmp_path / "run"))
+    training.advance(2)
+    weight = training.model.blocks[0].mlp_in.weight
+    with torch.no_grad():
+        weight[3, 5] = math.nan
+    before = {name: p.detach().clone() for name, p in training.model.named_parameters()}
+    cause = training.advance(3)
+    assert cause == "the loss is nan at step 2"
+    assert training.step == 3
+    for name, p in training.model.named_parameters():
+        assert torch.equal(p, before[name]) or name.endswith("mlp_in.weight"), name
+        assert p.grad is None
+    training.recording.close()
+
+
+def test_weights_that_no_forward_can_use_at_the_end_are_a_diverged_run(exact, tmp_path):
+    training = Training(exact, made(tmp_path / "run"))
+
+    def spoil(step):
+        if step == exact.steps:
+            training.model.head.weight.data.fill_(math.inf)
+
+    result = training.run(on_progress=spoil)
+    assert (result["outcome"], result["cause"]) == ("diverged", "the loss is not finite on held-out text")
+
+
+@pytest.mark.parametrize("damage", [{"sites": []}, {"sites": [{"e": "x", "hist": []}], "redone": 0}, {}])
+def test_damaged_grids_in_a_checkpoint_are_named(exact, tmp_path, monkeypatch, damage):
+    begun = Training(exact, made(tmp_path))
+    begun.advance(2)
+    monkeypatch.setattr(begun.exact, "state_dict", lambda: damage)
+    begun.save_checkpoint()
+    begun.recording.close()
+    with pytest.raises(UserError, match=r"checkpoint.pt is damaged \(.*grids.*\): delete it, and the run"):
+        Training(exact, tmp_path)
+
+
+def test_a_platform_that_drops_subnormal_numbers_is_refused(run, tmp_path):
+    run = changed(plain(run), VERITY)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU always keeps them")
+    try:
+        with pytest.raises(UserError, match=r"determinism=verity: .*subnormal numbers are kept"):
+            Training(run, made(tmp_path))
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_an_engine_that_cannot_be_had_is_refused_and_auto_says_which_it_took(run, tmp_path, monkeypatch):
+    run = changed(plain(run), SMALL | VERITY | {"steps": 1})
+    run_and_record(run, tmp_path / "eager", "x")
+    assert "determinism=verity, engine eager" in (tmp_path / "eager/log.txt").read_text()
+    monkeypatch.setattr(engine, "why_not_native", lambda: "there is no compiler")
+    with pytest.raises(UserError, match=r"determinism=verity: .*there is no compiler"):
+        Training(changed(run, {"determinism": {"engine": "c"}}), made(tmp_path / "c"))
+
+
+def test_deterministic_kernels_are_on_for_their_run_alone(run, tmp_path):
+    run = changed(plain(run), SMALL)
+    strict = changed(run, {"determinism": {"name": "torch"}})
+    for chosen, on in ((strict, True), (run, False), (strict, True)):
+        Training(chosen, made(tmp_path / chosen.determinism.name)).recording.close()
+        assert torch.are_deterministic_algorithms_enabled() == on
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    found = [run_and_record(strict, tmp_path / name, "x")["weights_checksum"] for name in ("a", "b")]
+    assert found[0] == found[1]
+    Training(run, made(tmp_path / "after")).recording.close()
+    assert not torch.are_deterministic_algorithms_enabled()
