@@ -8,8 +8,7 @@ from typing import Any
 
 from ebc_lab.config.checks import WITH_LOW_BIT_STATE
 from ebc_lab.config.choices import changed
-from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import MemoryConfig, PolicyConfig, QuantizerConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
 
 from .pairs import steps_compared
 
@@ -25,15 +24,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {  # name -> settings, and wha
     "state int8": ({"state": "int8"}, PLAIN),
     "state ternary": ({"state": "ternary"}, PLAIN),
 }
-
-
-def refuse_low_bit(run: RunConfig) -> None:
-    """Raises UserError for a run whose steps the other sections, which take them apart, would not measure."""
-    if run.quantizer != QuantizerConfig() or run.policy != PolicyConfig():
-        raise UserError(
-            "`ebc-lab bench` measures low-bit training beside the plain step, in a section of its own: leave "
-            "quantizer and policy out."
-        )
 
 
 def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:

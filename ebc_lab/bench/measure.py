@@ -29,7 +29,7 @@ from .beside import beside_weights
 from .costs import compute, fixed_costs
 from .ebm import energy_steps
 from .exact import exact_steps
-from .low_bit import low_bit, refuse_low_bit
+from .low_bit import low_bit
 from .memory import memory
 from .pairs import overheads, throughput
 from .shares import shares
@@ -57,6 +57,24 @@ FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, ste
 QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, steps=3, repeats=1)
 
 
+def refuse_own_sections(run: RunConfig) -> None:
+    """Raises UserError for a run whose steps most sections, which take them apart, would not measure."""
+    plain = RunConfig()
+    apart = {
+        "low-bit training": {
+            "quantizer": run.quantizer != plain.quantizer,
+            "policy": run.policy != plain.policy,
+        },
+        "exact training": {"determinism": run.determinism != plain.determinism},
+    }
+    for what, settings in apart.items():
+        if any(settings.values()):
+            raise UserError(
+                f"`ebc-lab bench` measures {what} beside the plain step, in a section of its own: leave "
+                f"{' and '.join(settings)} out."
+            )
+
+
 def resolved(config: Config) -> RunConfig:
     """The run that the overrides describe, with device, precision and corpus resolved as a study of such runs
     would.
@@ -65,7 +83,7 @@ def resolved(config: Config) -> RunConfig:
     replays a run.
     """
     run = run_part(config)
-    refuse_low_bit(run)
+    refuse_own_sections(run)
     run = pinned(run, *checked_text(run, quiet=True))
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":

@@ -109,7 +109,7 @@ def chunks_on_grid(x: Tensor, e: int) -> list[Tensor]:
 
 
 def add_products(total: Tensor, dy: Tensor, e: int, inputs: Sequence[Tensor]) -> None:
-    """total += dy^T x in units of 2^(e - 21) times those of x: (N, M) float32, x in chunks -> (M, K) int64."""
+    """total += dy^T x in units of 2^(e - 21) times those of x: dy (N, M), x in chunks -> (M, K) int64."""
     engine = engine_of(dy.device)
     for a, b in zip(chunks_on_grid(dy, e), inputs, strict=True):
         engine.add_integers(total, a.t() @ b)

@@ -375,6 +375,10 @@ def test_exact_steps_are_compared_with_the_plain_one_and_their_memory_is_counted
     assert 6 < held["quantized"] < 8  # of all matrices but the embeddings
 
 
-def test_a_low_bit_run_is_refused_with_the_section_that_measures_it():
-    with pytest.raises(UserError, match="in a section of its own"):
-        measure.resolved(compose(["scale=smoke", "data=pydoc", "quantizer=ternary"], study=False))
+@pytest.mark.parametrize(
+    ("setting", "leave"),
+    [("quantizer=ternary", "quantizer and policy"), ("determinism=torch", "determinism")],
+)
+def test_a_run_of_a_section_of_its_own_is_refused_with_that(setting, leave):
+    with pytest.raises(UserError, match=f"in a section of its own: leave {leave} out"):
+        measure.resolved(compose(["scale=smoke", "data=pydoc", setting], study=False))
