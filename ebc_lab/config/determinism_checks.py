@@ -14,7 +14,7 @@ from .schema import RunConfig
 OPTIMIZERS = ("adam", "adamw")
 STABILIZERS = ("none", "ebc")
 LR_SCHEDULES = ("constant", "warmup_linear", "trapezoid")  # the others ask the platform's maths library
-MOST_TOKENS = 2**21  # of a batch, whose sums are exact
+MOST_TOKENS = 2**21 - 1  # of a batch, whose sums are exact
 
 Refusal = tuple[bool, str, str]  # whether it applies, what is given, and what to do
 

@@ -101,16 +101,26 @@ class Batch:
         inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit
             still leaves out. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
+        refusals: what a forward may raise for weights that have gone too far.
     Raises:
         ValueError: no tokens, or no row is left for the audit.
     """
 
     def __init__(
-        self, prober: Prober, inputs: StepInputs, weight: Tensor, *, k: int, audit: bool, audit_tokens: int
+        self,
+        prober: Prober,
+        inputs: StepInputs,
+        weight: Tensor,
+        *,
+        k: int,
+        audit: bool,
+        audit_tokens: int,
+        refusals: tuple[type[Exception], ...] = (),
     ):
         if inputs.tokens is None:
             raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
         self.prober = prober
+        self.refusals = refusals
         logits = None if inputs.logits is None else _logits(inputs.logits)
         size = _size(inputs.tokens, logits, inputs.mask)
         if size <= k and audit:
@@ -172,11 +182,11 @@ class Batch:
     def moved(self, rows: Rows) -> Tensor:
         """The logits on `rows` at the present weights, which have moved from W.
 
-        All NaN if the forward raises an ArithmeticError, as one that refuses NaN and infinity may.
+        All NaN if the forward raises one of `refusals`.
         """
         try:
             return self.logits(rows.inputs)
-        except ArithmeticError:
+        except self.refusals:
             return torch.full_like(rows.z, torch.nan)
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:

@@ -354,7 +354,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """`held`: with the rows of an audit."""
         tokens = self.audit_tokens
         k = self.probe_sequences
-        return Batch(self.prober, inputs, self.weights[0], k=k, audit=held, audit_tokens=tokens)
+        refusals = self.arithmetic.refusals
+        weight = self.weights[0]
+        return Batch(self.prober, inputs, weight, k=k, audit=held, audit_tokens=tokens, refusals=refusals)
 
     def _state_copies(self) -> list[StateCopy]:
         """Of W in the bases' states, as far as a step changes them."""

@@ -28,6 +28,8 @@ class Arithmetic(Protocol):
     finite where what it is given is not.
     """
 
+    refusals: tuple[type[Exception], ...] = ()  # what a forward may raise for weights that have gone too far
+
     def sqrt(self, x: Tensor) -> Tensor:
         """Of a 0-dim float64 tensor."""
         return torch.sqrt(x)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .bits import divided, exponent, largest, lg, pow2, pow2f, tree_sum
+from .bits import VerityError, divided, exponent, largest, lg, pow2, pow2f, tree_sum
 from .functions import exp64, log64, sqrt64
 
 KL_BITS = 40  # a token's KL is a whole number of 2^-40 nats in the mean
@@ -28,6 +28,8 @@ class Arithmetic:
     tensors' device, and nothing is read on the host. A value that is not finite makes the result NaN or
     infinite, and raises nothing.
     """
+
+    refusals: tuple[type[Exception], ...] = (VerityError,)  # of a forward: its logits count as NaN
 
     def sqrt(self, x: Tensor) -> Tensor:
         """The correctly rounded root, float64."""

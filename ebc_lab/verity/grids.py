@@ -7,10 +7,10 @@ so that any number of backward calls and workers add to the same sums.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from .engine import engine_of
 FACTOR_BITS = 21  # of either factor of a product
 TERM_BITS = 40
 CHUNK = 2048  # tokens whose products a float64 matrix product adds exactly
-MOST_TOKENS = 2**21  # of a step: as many products fit into int64
+MOST_TOKENS = 2**21 - 1  # of a step: as many products of two factors up to 2^21 fit into int64
 KEPT = 16  # accepted steps whose largest exponents are remembered
 UNSEEN = -(2**20)  # the exponent of values that are all zero, or not there
 
@@ -89,7 +89,7 @@ def exponent_of(x: Tensor) -> int:
     """e of the largest |x|, `UNSEEN` where all are zero. Raises VerityError for NaN and infinity."""
     found: int = engine_of(x.device).max_exponent(x)
     if found == NOT_FINITE:
-        refuse("a gradient or an activation is not finite")
+        raise VerityError("a gradient or an activation is not finite.")
     if found == 0 and not bool(x.any()):
         return UNSEEN
     return max(found, LEAST_EXPONENT)
@@ -124,16 +124,25 @@ def add_terms(total: Tensor, terms: Tensor, e: int, ids: Tensor | None = None) -
         engine.sum_rows_by_id(terms, ids, TERM_BITS - e, total)
 
 
-class Products:
+class _Taken:
+    """What a `Grids` may take over. A copy of a layer belongs to none, until its model's `Grids` is copied
+    with it."""
+
+    owner: Grids | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "owner"}
+
+
+class Products(_Taken):
     """The gradients of layers' weights that are factors of one product: a grid for each one's dy, one for x.
 
-    `grids` of a `Grids` that has taken the layer over; without it, each call to `gradients` is complete.
+    Without a `Grids` that has taken the layer over, each call to `gradients` is complete.
     """
 
     def __init__(self, layers: Sequence[Any]):
         inputs = Grid()
         self.sums = [Sum(layer, "weight", (Grid(), inputs)) for layer in layers]
-        self.owner: Grids | None = None
 
     def gradients(self, parts: Sequence[Tensor], x: Tensor) -> list[Tensor | None]:
         """Of each weight from its part of dy, (N, M_j), and x, (N, K); None where they are summed up."""
@@ -166,12 +175,11 @@ def _complete(s: Sum, dy: Tensor, chunks: Sequence[Tensor], e_x: int) -> Tensor 
     return rounded(total, e_dy + e_x - s.bits)
 
 
-class Terms:
+class Terms(_Taken):
     """The gradient of one parameter whose terms are given token by token."""
 
     def __init__(self, layer: Any, name: str):
         self.sum = Sum(layer, name, (Grid(),))
-        self.owner: Grids | None = None
 
     @property
     def sums(self) -> list[Sum]:
@@ -204,16 +212,39 @@ def check_tokens(count: int) -> None:
         raise ValueError(f"a step takes {MOST_TOKENS} tokens at most, not {count}: use smaller batches.")
 
 
-def refuse(what: str) -> NoReturn:
-    """Raise VerityError; sums of a step that has begun are dropped, because the step is over."""
-    for grids in list(_alive):
-        grids.reset()
-    raise VerityError(f"{what}.")
-
-
 # -- over many backward calls --------------------------------------------------------------------------------
 
-_alive: weakref.WeakSet[Grids] = weakref.WeakSet()
+
+@contextlib.contextmanager
+def step_of(what: Any) -> Iterator[None]:
+    """An error inside ends the step of a model: what its `Grids` have summed up so far is dropped.
+
+    `what`: the sums of one of its layers, a tensor that it has computed, or a node of autograd's graph. A
+    forward without gradients is no part of a step.
+    """
+    graded = torch.is_grad_enabled() or not isinstance(what, Products | Terms)
+    try:
+        yield
+    except Exception:
+        owner = _owner_of(what) if graded else None
+        if owner is not None:
+            owner.reset()
+        raise
+
+
+def _owner_of(what: Any) -> Grids | None:
+    """The `Grids` of the nearest exact layer by which this was computed; None where there is none."""
+    left = [what.grad_fn if isinstance(what, Tensor) else what]
+    seen: set[Any] = set()
+    while left:
+        node = left.pop(0)
+        layer = node if isinstance(node, Products | Terms) else getattr(node, "summed", None)
+        if isinstance(layer, Products | Terms):
+            return layer.owner
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [following for following, _ in node.next_functions]
+    return None
 
 
 class Grids:
@@ -241,9 +272,15 @@ class Grids:
         self.redone = 0  # steps whose backward calls were repeated
         self.tokens = 0  # the most that any sum has seen in this step
         self._counted: dict[int, int] = {}
-        for layer in layers:
+        self._take_over()
+
+    def _take_over(self) -> None:
+        for layer in self.layers:
             layer.owner = self
-        _alive.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._take_over()
 
     def covers(self, grid: Grid, e: int, tokens: int) -> bool:
         """Note the largest exponent of some values; whether they can be added, being on the grid and not all
@@ -273,7 +310,8 @@ class Grids:
             count: what the sums are divided by, usually this worker's tokens.
             group: a process group, or True for the default one: its workers' sums and counts are added first.
         Raises:
-            ValueError: more than 2^21 tokens, on all workers together.
+            ValueError: 2^21 tokens or more, on all workers together.
+            VerityError: a gradient that is too large for float32. Grids are as before the step then.
         """
         if group is not None:
             count = self._reduced(count, None if group is True else group)
@@ -282,7 +320,7 @@ class Grids:
             for s in self.sums:
                 s.parameter.grad = None
             if all(g.sound for g in self.grids):
-                self._write(count)
+                self._write([(s, s.gradient(count)) for s in self.sums if s.total is not None])
                 return True
             self.redone += 1
             for site in self.sites:
@@ -293,11 +331,12 @@ class Grids:
         finally:
             self.reset()
 
-    def _write(self, count: int) -> None:
-        for s in self.sums:
-            if s.total is not None:
-                grad, p = s.gradient(count), s.parameter
-                p.grad = grad if p.grad is None else p.grad + grad  # a parameter of two layers
+    def _write(self, found: Sequence[tuple[Sum, Tensor]]) -> None:
+        for _, gradient in found:
+            exponent_of(gradient)
+        for s, gradient in found:
+            p = s.parameter
+            p.grad = gradient if p.grad is None else p.grad + gradient  # a parameter of two layers
         for g in self.grids:
             g.accept()
 

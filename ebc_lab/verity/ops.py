@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .bits import NOT_FINITE, bits_for, divided, left_for, pow2f, tree_sum
+from .bits import NOT_FINITE, VerityError, bits_for, divided, left_for, pow2f, tree_sum
 from .engine import engine_of
 from .functions import exp64, log64, sqrt32
-from .grids import Products, Terms, on_grid, refuse
+from .grids import Products, Terms, on_grid, step_of
 
 __all__ = [
     "VLAGELU",
@@ -39,19 +39,23 @@ __all__ = [
     "tree_sum",
 ]
 LOSS_BITS = 32  # of the sum of losses
+MOST_LOSS = 40  # log2 of the loss of a token, nats, which ends a run
+HALF = 31  # bits of the lower part of a loss
 
 
-def _check(x: Tensor, what: str) -> Tensor:
-    """x contiguous. Raises ValueError unless it is float32."""
+def _check(x: Tensor, what: str, width: int | None = None) -> Tensor:
+    """x contiguous. Raises ValueError unless it is float32, and its rows have this width."""
     if x.dtype != torch.float32:
         raise ValueError(f"{what} takes float32, not {str(x.dtype).removeprefix('torch.')}.")
+    if width is not None and x.shape[-1] != width:
+        raise ValueError(f"{what} takes rows of {width} numbers, not {x.shape[-1]}.")
     return x.contiguous()
 
 
 def _finite(e: Tensor, what: str) -> Tensor:
     """Exponents, unless one says that a value is not finite: VerityError."""
     if e.numel() and int(e.max()) == NOT_FINITE:
-        refuse(f"{what}: a value is not finite")
+        raise VerityError(f"{what}: a value is not finite.")
     return e
 
 
@@ -72,13 +76,14 @@ class _Product(torch.autograd.Function):
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         E = engine.max_exponent(weight)
         if E == NOT_FINITE:
-            refuse("a weight is not finite")
+            raise VerityError("a weight is not finite.")
         W = on_grid(weight, E, bits)
         taken = left_for(K, bits)
         e = _finite(engine.row_exponents(x), "the input of a linear layer")
         P = engine.quantize_rows(x, e, taken) @ W.t()
         ctx.save_for_backward(x, W)
-        ctx.products, ctx.terms, ctx.sizes, ctx.scale = products, terms, sizes, (bits, E)
+        ctx.summed = products
+        ctx.terms, ctx.sizes, ctx.scale = terms, sizes, (bits, E)
         y: Tensor = engine.scaled_rows(P, e, E - bits - taken, bias)
         return y
 
@@ -87,10 +92,11 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, W = ctx.saved_tensors
         dy = dy.contiguous()
-        dx = _input_gradient(dy, W, *ctx.scale) if ctx.needs_input_grad[0] else None
         parts = [dy] if len(ctx.sizes) == 1 else [part.contiguous() for part in dy.split(ctx.sizes, -1)]
-        gradients = ctx.products.gradients(parts, x)
-        of_bias = None if ctx.terms is None else ctx.terms.gradient(dy)
+        with step_of(ctx):
+            dx = _input_gradient(dy, W, *ctx.scale) if ctx.needs_input_grad[0] else None
+            gradients = ctx.summed.gradients(parts, x)
+            of_bias = None if ctx.terms is None else ctx.terms.gradient(dy)
         return (dx, None, None, of_bias, *gradients)
 
 
@@ -121,9 +127,10 @@ class VLALinear(nn.Module):
         return [self._products] if self._terms is None else [self._products, self._terms]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = _check(x, "VLALinear").reshape(-1, self.in_features)
+        flat = _check(x, "VLALinear", self.in_features).reshape(-1, self.in_features)
         apply: Any = _Product.apply
-        y: Tensor = apply(flat, self._products, self._terms, self.bias, self.weight)
+        with step_of(self._products):
+            y: Tensor = apply(flat, self._products, self._terms, self.bias, self.weight)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -145,10 +152,11 @@ class VLAStack(nn.Module):
         return [self._products]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = _check(x, "VLAStack").reshape(-1, x.shape[-1])
         weights = [linear.weight for linear in self._linears]
+        flat = _check(x, "VLAStack", weights[0].shape[1]).reshape(-1, x.shape[-1])
         apply: Any = _Product.apply
-        y: Tensor = apply(flat, self._products, None, None, *weights)
+        with step_of(self._products):
+            y: Tensor = apply(flat, self._products, None, None, *weights)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -178,6 +186,7 @@ class _LayerNorm(torch.autograd.Function):
         y: Tensor
         y, mean, rstd = engine_of(x.device).layer_norm(x, w, bias, eps)
         ctx.save_for_backward(x, w, mean, rstd)
+        ctx.summed = gain_terms
         ctx.terms = gain_terms, bias_terms
         return y
 
@@ -188,8 +197,9 @@ class _LayerNorm(torch.autograd.Function):
         dy = dy.contiguous()
         of_gain, of_bias = ctx.terms
         dx, terms = engine_of(x.device).layer_norm_backward(dy, x, w, mean, rstd)
-        dbias = None if of_bias is None else of_bias.gradient(dy)
-        return dx, None, None, None, of_gain.gradient(terms), dbias
+        with step_of(ctx):
+            dbias = None if of_bias is None else of_bias.gradient(dy)
+            return dx, None, None, None, of_gain.gradient(terms), dbias
 
 
 class VLALayerNorm(nn.Module):
@@ -208,7 +218,7 @@ class VLALayerNorm(nn.Module):
         return [self._gain] if self._bias is None else [self._gain, self._bias]
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = _check(x, "VLALayerNorm").reshape(-1, x.shape[-1])
+        flat = _check(x, "VLALayerNorm", len(self.weight)).reshape(-1, x.shape[-1])
         apply: Any = _LayerNorm.apply
         y: Tensor = apply(flat, self._gain, self._bias, self.eps, self.weight, self.bias)
         return y.view(x.shape)
@@ -242,11 +252,13 @@ class _Attention(torch.autograd.Function):
         engine = engine_of(dy.device)
         q, k, v = parts
         g, e_g = engine.heads(dy.contiguous(), B, 1, H, bits)
-        _finite(e_g, "the gradient of attention's output")
+        with step_of(ctx):
+            _finite(e_g, "the gradient of attention's output")
         dy_int, e_dy = g[0], e_g[0]
         dP = torch.bmm(dy_int, v.mT)
         ds, e_ds = engine.causal_softmax_backward(dP, e_dy + e[2] - 2 * bits, p, alpha, p_bits)
-        _finite(e_ds, "the gradient of attention's scores")
+        with step_of(ctx):
+            _finite(e_ds, "the gradient of attention's scores")
         back = [torch.bmm(ds, k), torch.bmm(ds.mT, q), torch.bmm(p_int.mT, dy_int)]
         scale = torch.stack([e_ds + e[1], e_ds + e[0], e_dy]) - bits - p_bits
         return engine.merged(back, scale, B, H), None, None
@@ -254,8 +266,12 @@ class _Attention(torch.autograd.Function):
 
 def attention(qkv: Tensor, B: int, heads: int) -> Tensor:
     """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) float32 -> (B·T, C) float32."""
+    N, width = _check(qkv, "attention").shape
+    if N % B or width % (3 * heads):
+        raise ValueError(f"attention cannot share {N} rows of {width} among {B} sequences and {heads} heads.")
     apply: Any = _Attention.apply
-    y: Tensor = apply(_check(qkv, "attention"), B, heads)
+    with step_of(qkv):
+        y: Tensor = apply(qkv.contiguous(), B, heads)
     return y
 
 
@@ -266,14 +282,15 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, ids: Tensor, terms: Terms, weight: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.terms = terms
+        ctx.summed = terms
         return weight[ids]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         (ids,) = ctx.saved_tensors
-        return None, None, ctx.terms.gradient(dy.contiguous(), ids)
+        with step_of(ctx):
+            return None, None, ctx.summed.gradient(dy.contiguous(), ids)
 
 
 class VLAEmbedding(nn.Module):
@@ -290,16 +307,16 @@ class VLAEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         n, d = self.weight.shape
-        _check_ids(ids, n, "an embedding's ids")
         apply: Any = _Embedding.apply
-        y: Tensor = apply(ids.reshape(-1), self._terms, self.weight)
+        y: Tensor = apply(_checked_ids(ids, n, "an embedding's ids"), self._terms, self.weight)
         return y.view(*ids.shape, d)
 
 
-def _check_ids(ids: Tensor, n: int, what: str) -> None:
-    """Raises ValueError unless all are in 0…n-1."""
+def _checked_ids(ids: Tensor, n: int, what: str) -> Tensor:
+    """Flat and int64. Raises ValueError unless all are in 0…n-1."""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
         raise ValueError(f"{what} must be in 0…{n - 1}.")
+    return ids.reshape(-1).long()
 
 
 class _GELU(torch.autograd.Function):
@@ -352,7 +369,8 @@ def softmax(x: Tensor) -> Tensor:
     """Over the last dimension, float32."""
     flat = _check(x, "softmax").reshape(-1, x.shape[-1])
     apply: Any = _Softmax.apply
-    y: Tensor = apply(flat)
+    with step_of(x):
+        y: Tensor = apply(flat)
     return y.view(x.shape)
 
 
@@ -389,8 +407,8 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, losses: Tensor, count: int) -> Tensor:
         ctx.shape, ctx.count = losses.shape, count
-        total = loss_total(losses).double() * pow2f(-LOSS_BITS)
-        return divided(total, float(count))
+        mean = loss_total(losses) / ((1 << LOSS_BITS) * count)  # of whole numbers, rounded once
+        return torch.tensor(mean, dtype=torch.float64, device=losses.device)
 
     @staticmethod
     @once_differentiable
@@ -398,10 +416,23 @@ class _Total(torch.autograd.Function):
         return divided(g, float(ctx.count)).expand(ctx.shape), None
 
 
-def loss_total(losses: Tensor) -> Tensor:
-    """Σ rint(loss·2^32), float64 of any shape -> 0-dim int64."""
-    total: Tensor = (losses * pow2f(LOSS_BITS)).round().to(torch.int64).sum(dtype=torch.int64)
-    return total
+def loss_totals(losses: Tensor) -> list[int]:
+    """Σ rint(loss·2^32) of each row, float64 (N, T) -> N whole numbers.
+
+    Raises VerityError for a loss of 2^40 nats or more.
+    """
+    if not bool((losses.abs() < pow2f(MOST_LOSS)).all()):
+        raise VerityError(f"a loss is not a number below 2^{MOST_LOSS} nats.")
+    whole = (losses * pow2f(LOSS_BITS)).round()
+    high = (whole * pow2f(-HALF)).floor()  # in two parts, whose sums both fit into int64
+    low = whole - high * pow2f(HALF)
+    sums = [part.to(torch.int64).sum(-1, dtype=torch.int64).tolist() for part in (high, low)]
+    return [(h << HALF) + rest for h, rest in zip(*sums, strict=True)]
+
+
+def loss_total(losses: Tensor) -> int:
+    """The same of all losses, float64 of any shape."""
+    return loss_totals(losses.reshape(1, -1))[0]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
@@ -411,17 +442,20 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Te
         reduction: "sum" or "mean" of all tokens, 0-dim and a multiple of 2^-32 (the sum), so that it does not
             depend on their order; "none": of each token.
     Raises:
-        ValueError: a target that is no class, or an unknown reduction.
-        VerityError: a logit that is not finite.
+        ValueError: a target that is no class, other shapes, or an unknown reduction.
+        VerityError: a logit that is not finite, or in a sum a loss of 2^40 nats.
     """
     if reduction not in ("sum", "mean", "none"):
         raise ValueError(f"reduction={reduction!r} is unknown; it takes sum, mean, none.")
     V = logits.shape[-1]
-    _check_ids(targets, V, "targets")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"logits {tuple(logits.shape)} do not go with targets {tuple(targets.shape)}.")
+    y = _checked_ids(targets, V, "targets")
     apply: Any = _TokenLosses.apply
-    losses: Tensor = apply(_check(logits, "cross_entropy").reshape(-1, V), targets.reshape(-1))
-    if reduction == "none":
-        return losses.view(targets.shape)
-    total: Any = _Total.apply
-    found: Tensor = total(losses, losses.numel() if reduction == "mean" else 1)
-    return found
+    with step_of(logits):
+        losses: Tensor = apply(_check(logits, "cross_entropy").reshape(-1, V), y)
+        if reduction == "none":
+            return losses.view(targets.shape)
+        total: Any = _Total.apply
+        found: Tensor = total(losses, losses.numel() if reduction == "mean" else 1)
+        return found

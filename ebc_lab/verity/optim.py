@@ -16,6 +16,8 @@ from .engine import engine_of
 class VerityAdam(torch.optim.Optimizer):
     """Adam, each operation rounded once to float64 and the state to float32; decay is decoupled (AdamW).
 
+    A gradient beyond 1e19 makes its second moment infinite, as in torch: that weight stays where it is.
+
     Raises:
         ValueError: a number out of its range, or a parameter that is not float32.
     """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,10 +34,9 @@ def window_sums(logits: Tensor, targets: Tensor) -> Tensor:
     return token_losses(logits, targets).view(targets.shape).double().sum(1)
 
 
-def exact_window_sums(logits: Tensor, targets: Tensor) -> Tensor:
-    """The same under determinism=verity, (B,) int64, in units of 2^-32. Raises VerityError."""
-    losses = ops.cross_entropy(logits, targets, reduction="none")
-    return torch.stack([ops.loss_total(row) for row in losses])
+def exact_window_sums(logits: Tensor, targets: Tensor) -> list[int]:
+    """The same under determinism=verity, B whole numbers, in units of 2^-32. Raises VerityError."""
+    return ops.loss_totals(ops.cross_entropy(logits, targets, reduction="none"))
 
 
 def mean_of(total: int, tokens: int) -> float:
@@ -56,8 +56,8 @@ def evaluate(
     `alive` is called after every forward, because a split may take minutes.
     """
     exact = run.determinism.exact
-    sums_of = exact_window_sums if exact else window_sums
-    sums = []
+    sums_of: Callable[[Tensor, Tensor], Any] = exact_window_sums if exact else window_sums
+    sums: list[Any] = []
     counts = []
     hits = []
     model.eval()
@@ -75,25 +75,25 @@ def evaluate(
         return dict.fromkeys(("loss", "se", "accuracy", "tokens"), math.nan)
     finally:
         model.train()
-    total = torch.cat(sums).cpu()
     count = torch.cat(counts)
     tokens = float(count.sum())
-    mean, spread = (_exact_spread if exact else _spread)(total, count, tokens)
+    mean, spread = (_exact_spread if exact else _spread)(sums, count, tokens)
     k = len(count)
     se = math.sqrt(spread * k / (k - 1)) / tokens if k > 1 else math.nan
     return {"loss": mean, "se": se, "accuracy": int(torch.stack(hits).sum()) / tokens, "tokens": tokens}
 
 
-def _spread(total: Tensor, count: Tensor, tokens: float) -> tuple[float, float]:
-    """The mean loss of a token, and the squared deviations of windows from it, from each one's sum and
-    tokens, (k,)."""
+def _spread(sums: Sequence[Tensor], count: Tensor, tokens: float) -> tuple[float, float]:
+    """The mean loss of a token, and the squared deviations of windows from it, from each one's sum, and from
+    the tokens in it, (k,)."""
+    total = torch.cat(list(sums)).cpu()
     mean = float(total.sum()) / tokens
     return mean, float((total - count * mean).square().sum())
 
 
-def _exact_spread(total: Tensor, count: Tensor, tokens: float) -> tuple[float, float]:
-    """The same from integer sums, in an order that does not matter."""
-    sums = total.tolist()
-    mean = mean_of(sum(sums), int(tokens))
-    off = [mean_of(s, 1) - n * mean for s, n in zip(sums, count.tolist(), strict=True)]
+def _exact_spread(sums: Sequence[list[int]], count: Tensor, tokens: float) -> tuple[float, float]:
+    """The same from whole numbers, in an order that does not matter."""
+    total = list(itertools.chain(*sums))
+    mean = mean_of(sum(total), int(tokens))
+    off = [mean_of(s, 1) - n * mean for s, n in zip(total, count.tolist(), strict=True)]
     return mean, math.fsum(x * x for x in off)

@@ -6,6 +6,7 @@ from ebc_lab.bench.speeds import chosen_by_rule
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose, implied
+from ebc_lab.config.determinism_checks import MOST_TOKENS
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, tail_of
@@ -88,7 +89,7 @@ def test_what_can_be_exact_is_accepted(settings):
             "choose budget.schedule=constant or budget.schedule=linear",
         ),
         ({"determinism": {"micro_batches": 3}}, "micro_batches=3 must divide batch_size=16"),
-        ({"batch_size": 65536, "model": {"width": 4}}, "2,097,152 tokens a step .* 4,194,304: make"),
+        ({"batch_size": 65536, "model": {"width": 4}}, "2,097,151 tokens a step .* 4,194,304: make"),
         ({"determinism": {"name": "torch", "micro_batches": 2}}, "goes with determinism=verity"),
         ({"determinism": {"name": "none", "engine": "c"}}, "goes with determinism=verity"),
         ({"determinism": {"engine": "fast"}}, "determinism.engine=fast is unknown"),
@@ -149,3 +150,9 @@ def test_precision_and_compiling_are_chosen_without_a_measurement():
         chosen, why = chosen_by_rule(left_open, 2, job_cores)
         assert (chosen.dtype, chosen.compile) == ("float32", "off")
         assert why["dtype"] == "determinism=verity"
+
+
+def test_a_batch_may_have_as_many_tokens_as_the_sums_can_hold():
+    from ebc_lab.verity import grids  # config itself knows no torch
+
+    assert MOST_TOKENS == grids.MOST_TOKENS

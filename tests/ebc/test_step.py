@@ -122,6 +122,12 @@ def test_what_computes_beside_it_is_refused(make_gpt):
         StabilizedOptimizer(model, adam, arithmetic=TorchArithmetic())
 
 
+class Lenient(TorchArithmetic):
+    """For forwards that refuse."""
+
+    refusals = (FloatingPointError,)
+
+
 class Refusing(nn.Module):
     """Its forward refuses large weights instead of returning what is not finite."""
 
@@ -138,7 +144,9 @@ class Refusing(nn.Module):
 def test_a_forward_that_refuses_a_trial_step_has_a_kl_that_is_not_finite():
     model = Refusing()
     before = model.weight.detach().clone()
-    optimizer = EllipsotopeClip(model, torch.optim.SGD([model.weight], lr=1.0), target_kl=0.01, audit_every=0)
+    optimizer = EllipsotopeClip(
+        model, torch.optim.SGD([model.weight], lr=1.0), target_kl=0.01, audit_every=0, arithmetic=Lenient()
+    )
     optimizer.step_index = 20
     model.weight.grad = torch.full((6,), 1e6)
     stats = optimizer.step(torch.rand(4, 3))
@@ -150,9 +158,18 @@ def test_a_forward_that_refuses_a_trial_step_has_a_kl_that_is_not_finite():
 
 def test_a_forward_that_refuses_the_new_weights_has_an_audit_that_is_not_finite():
     model = Refusing()
-    optimizer = StabilizedOptimizer(model, torch.optim.SGD([model.weight], lr=1.0))
+    optimizer = StabilizedOptimizer(model, torch.optim.SGD([model.weight], lr=1.0), arithmetic=Lenient())
     model.weight.grad = torch.full((6,), 1e6)
     stats = optimizer.step(torch.rand(4, 3))
     assert stats.applied_kl.isnan()
     assert stats.movement.isnan()
     assert not stats.skipped
+
+
+def test_an_error_of_a_forward_is_no_kl():
+    """With torch's own operations nothing that a forward raises is taken for a step that went too far."""
+    model = Refusing()
+    optimizer = EllipsotopeClip(model, torch.optim.SGD([model.weight], lr=1.0), target_kl=0.01)
+    model.weight.grad = torch.full((6,), 1e6)
+    with pytest.raises(FloatingPointError):
+        optimizer.step(torch.rand(4, 3))

@@ -112,6 +112,18 @@ def test_a_value_that_is_not_finite_ends_the_run_and_moves_no_weight(exact, tmp_
     training.recording.close()
 
 
+def test_a_loss_that_explodes_is_the_same_in_any_split_and_a_diverged_run(run, tmp_path):
+    """Losses of more than 2^31 nats, whose sums an int64 of 2^-32 nats would not hold."""
+    run = changed(plain(run), SMALL | VERITY | {"optimizer": {"lr": 1e5}})
+    for parts in (1, 4):
+        split = changed(run, {"determinism": {"micro_batches": parts}})
+        found = run_and_record(split, tmp_path / str(parts), "x")
+        assert found["outcome"] == "diverged"
+    assert rows(tmp_path / "1") == rows(tmp_path / "4")
+    with open(tmp_path / "1" / "steps.csv", encoding="utf-8") as f:
+        assert max(float(row["loss"]) for row in csv.DictReader(f)) > 2**31
+
+
 def test_weights_that_no_forward_can_use_at_the_end_are_a_diverged_run(exact, tmp_path):
     training = Training(exact, made(tmp_path / "run"))
 

@@ -1,5 +1,6 @@
 """Gradients as integer sums: over any split, order and number of workers; what is repeated, refused, kept."""
 
+import copy
 import json
 import math
 
@@ -161,14 +162,84 @@ def test_more_tokens_than_a_sum_can_hold_are_refused():
     layer = ops.VLALinear(1, 1, bias=False)
     torch.nn.init.ones_(layer.weight)
     x = torch.ones(2**20 + 1, 1)
-    with pytest.raises(ValueError, match="2097152 tokens at most"):
-        layer(torch.ones(2**21 + 1, 1)).backward(torch.ones(2**21 + 1, 1))
+    with pytest.raises(ValueError, match="2097151 tokens at most, not 2097152"):
+        layer(torch.ones(2**21, 1)).backward(torch.ones(2**21, 1))
     grids = Grids(layer)
     for _ in range(2):
         layer(x).backward(x)
-    with pytest.raises(ValueError, match="2097152 tokens at most, not 2097154"):
+    with pytest.raises(ValueError, match="2097151 tokens at most, not 2097154"):
         grids.finish(1)
     assert layer.weight.grad is None
+
+
+def test_as_many_tokens_as_are_allowed_fit():
+    """Values that round up to the end of their grid, all of one sign: the sum comes close to 2^63."""
+    layer = ops.VLALinear(1, 1, bias=False)
+    below_1 = torch.full((2**21 - 1, 1), 1 - 2.0**-24)
+    layer(below_1).backward(below_1)
+    assert layer.weight.grad.item() == float(2**21 - 1)
+
+
+def test_another_models_error_costs_a_model_nothing():
+    """Nor does an evaluation of its own, without gradients."""
+    model, other = gpt(), gpt()
+    grids = Grids(model), Grids(other)
+    (x, y), *_ = batches(1)
+    for half in (slice(2), slice(2, 4)):
+        forward_backward(model, x[half], y[half])
+        with torch.no_grad():
+            other.norm.weight[0] = math.nan
+        for refusing in (other, lambda x: ops.softmax(torch.full((1, 1), math.nan))):
+            with pytest.raises(VerityError):
+                ops.cross_entropy(refusing(x), y)
+        kept = model.norm.weight.detach().clone()
+        with torch.no_grad():
+            model.norm.weight[0] = math.inf
+            with pytest.raises(VerityError):
+                ops.cross_entropy(model(x), y)
+            model.norm.weight.copy_(kept)
+    assert not grids[0].finish(x.numel())
+    forward_backward(model, x, y)
+    assert grids[0].finish(x.numel())
+    whole = [p.grad for p in model.parameters()]
+    forward_backward(model, x[:2], y[:2])
+    forward_backward(model, x[2:], y[2:])
+    assert grids[0].finish(x.numel())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), whole, strict=True))
+
+
+def test_a_gradient_beyond_float32_is_refused_and_the_grids_stay():
+    layer = ops.VLALinear(1, 1, bias=False)
+    grids = Grids(layer)
+    x = torch.full((4, 1), 3e38)
+    for _ in range(2):
+        layer(x).backward(torch.ones(4, 1))
+        if grids.sums[0].grids[0].e is None:
+            assert not grids.finish(1)
+    before = grids.state_dict()
+    with pytest.raises(VerityError, match="not finite"):
+        grids.finish(1)
+    assert layer.weight.grad is None
+    assert grids.state_dict() == before
+
+
+def test_a_copy_of_a_model_is_its_own():
+    """Without the Grids it is a model without; copied with them, they are the copy's."""
+    model = gpt()
+    grids = Grids(model)
+    (x, y), *_ = batches(1)
+    alone = copy.deepcopy(model)
+    forward_backward(alone, x, y)
+    assert all(p.grad is not None for p in alone.parameters())
+    again, sums = copy.deepcopy((model, grids))
+    for m, g in ((model, grids), (again, sums)):
+        for _ in range(2):
+            forward_backward(m, x, y)
+            done = g.finish(x.numel())
+        assert done
+    assert all(
+        torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_a_parameter_of_no_exact_layer_is_refused():

@@ -185,6 +185,22 @@ def test_losses_of_tokens_have_gradients_of_their_own():
     assert close(z.grad, wide.grad)
 
 
+@pytest.mark.parametrize("size", [1e3, 2e9, 1e12])
+def test_large_losses_are_summed_exactly_and_not_wrapped_around(size):
+    """-ln p of classes that large logits leave without a chance."""
+    z = torch.zeros(6, 3)
+    z[:, 0] = size
+    y = torch.ones(6, dtype=torch.int64)
+    assert float(ops.cross_entropy(z, y).detach()) == 6 * float(z[0, 0])
+    parts = [ops.cross_entropy(z[:2], y[:2], "none"), ops.cross_entropy(z[2:], y[2:], "none")]
+    assert sum(map(ops.loss_total, parts)) == ops.loss_total(torch.cat(parts)) == 6 * int(z[0, 0]) * 2**32
+
+
+def test_a_loss_beyond_all_measure_is_refused():
+    with pytest.raises(VerityError, match=r"below 2\^40 nats"):
+        ops.cross_entropy(torch.tensor([[1e30, 0.0]]), torch.tensor([1]))
+
+
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
@@ -223,5 +239,13 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
         ops.VLAEmbedding(5, 2)(torch.tensor([-1]))
     with pytest.raises(ValueError, match="reduction='max'"):
         ops.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 1]), "max")
+    with pytest.raises(ValueError, match=r"logits \(2, 5\) do not go with targets \(3,\)"):
+        ops.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 1, 2]))
+    for layer in (ops.VLALayerNorm(8), ops.VLALinear(8, 2), ops.VLAStack(ops.VLALinear(8, 2, bias=False))):
+        with pytest.raises(ValueError, match="takes rows of 8 numbers, not 4"):
+            layer(torch.zeros(6, 4))
+    for shape, B, heads in (((7, 12), 2, 1), ((8, 15), 2, 3)):
+        with pytest.raises(ValueError, match="cannot share"):
+            ops.attention(torch.zeros(shape), B, heads)
     with pytest.raises(ValueError, match="without bias"):
         ops.VLAStack(ops.VLALinear(2, 2))

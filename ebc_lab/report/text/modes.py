@@ -48,7 +48,7 @@ def modes(name: str, decision: Mapping[str, Any], track: str, results: Results |
     for figure in figures(decision, track, results):
         values = [figure[key] for key in MODE_MEANINGS if key != "track"]
         shown = [Cell(words.NOTHING) if value is None else value for value in values]
-        rows.append(filled(COLUMNS, shown, chosen=figure["completed"] > 1 and figure["checksums"] == 1))
+        rows.append(filled(COLUMNS, shown, chosen=same_bits(figure)))
     note = (
         "distinct sha256 of the weights; difference of the validation loss between any two runs of a mode, "
     )
@@ -58,9 +58,14 @@ def modes(name: str, decision: Mapping[str, Any], track: str, results: Results |
     return Table(name, "The same run under each mode", COLUMNS, rows, note)
 
 
+def same_bits(found: Mapping[str, Any]) -> bool:
+    """Whether all runs of a mode completed, with the same weights."""
+    return found["checksums"] == 1 and found["completed"] == found["runs"] > 1
+
+
 def answer(track: Mapping[str, Any]) -> dict[str, str]:
     """What the comparison found, in a word and a sentence."""
-    same = [m for m, found in track["modes"].items() if found["checksums"] == 1 and found["completed"] > 1]
+    same = [mode for mode, found in track["modes"].items() if same_bits(found)]
     word = f"The same bits under {' and '.join(same)}." if same else "Under no mode the same bits."
     empty = shows_nothing(track["modes"])
     return {"word": f"{NOTHING_SHOWN.capitalize()}." if empty else word, "text": f"{headline(track)}."}

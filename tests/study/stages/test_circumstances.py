@@ -115,6 +115,17 @@ def test_runs_without_a_result_and_instructions_not_tried_are_noted():
         decided("circumstances", config, {}, lambda s: FAILED)
 
 
+def test_one_checksum_is_no_claim_where_some_runs_diverged():
+    def fate(spec):
+        return DIVERGED if spec.role == "verity" and spec.run.threads_per_run == 2 else answer(spec, verity=1)
+
+    decision = decided("circumstances", study(EVERY), {}, fate)
+    [track] = decision["tracks"].values()
+    assert track["modes"]["verity"]["checksums"] == 1
+    assert tables.answer(track)["word"] == "Under no mode the same bits."
+    assert not any(row.chosen for row in tables.modes("m", decision, "adam_none").rows)
+
+
 def test_instructions_that_this_cpu_lacks_are_left_out_with_a_sentence(monkeypatch):
     monkeypatch.setattr(circumstances, "capabilities", lambda: ("default", "avx2"))
     said = []
