@@ -86,7 +86,7 @@ def main(overrides: Sequence[str]) -> None:
                 flush=True,
             )
     mean, spread = statistics.fmean(differences), statistics.stdev(differences)
-    print(f"exact minus plain: {mean:+.4f} nats, standard deviation {spread:.4f}")
+    print(f"exact minus plain: {mean:+.1e} nats, standard deviation {spread:.1e}")
     print(f"standard deviation of plain runs of {len(SEEDS)} seeds: {statistics.stdev(plain):.4f}")
 
 

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -190,12 +191,16 @@ def load(march: str = "native") -> None:
 
 
 def _opened(path: Path) -> dict[str, Any]:
+    kept = _keeps_subnormals()
     try:
         library = ctypes.CDLL(str(path))
         functions = {name: getattr(library, f"verity_{name}") for name in _SIGNATURES}
         team = library.verity_team
     except (OSError, AttributeError) as error:
         raise NativeUnavailable(f"the library that was built does not load ({error})") from error
+    finally:
+        if kept and not _keeps_subnormals():  # compilers add that to libraries of -ffast-math
+            torch.set_flush_denormal(False)
     for name, function in functions.items():
         function.argtypes = _SIGNATURES[name]
         function.restype = ctypes.c_int
@@ -205,6 +210,10 @@ def _opened(path: Path) -> dict[str, Any]:
     if not _computes_rightly(functions["known"]):
         raise NativeUnavailable(f"the library that was built gives wrong values ({path})")
     return functions
+
+
+def _keeps_subnormals() -> bool:
+    return sys.float_info.min * 0.5 > 0
 
 
 def _team() -> int | None:
