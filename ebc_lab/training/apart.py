@@ -115,7 +115,9 @@ class _Process:
         self.heard = b""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ebc_lab.training.child"],
-            env={**os.environ, VARIABLE: capability},
+            # threads that wait must not keep a core busy that another run needs: 2 threads on as many cores
+            # beside another such run would take many times as long
+            env={"OMP_WAIT_POLICY": "passive", **os.environ, VARIABLE: capability},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
