@@ -284,7 +284,7 @@ class Grids:
 
     def covers(self, grid: Grid, e: int, tokens: int) -> bool:
         """Note the largest exponent of some values; whether they can be added, being on the grid and not all
-        zero. Raises ValueError for more than 2^21 tokens."""
+        zero."""
         self._counted[id(grid)] = self._counted.get(id(grid), 0) + tokens
         self.tokens = max(self.tokens, self._counted[id(grid)])
         grid.seen = max(grid.seen, e)
