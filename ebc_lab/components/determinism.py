@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebc_lab.config.determinism_checks import check_determinism
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity import Grids, VerityError, check_platform, ops, use_engine
@@ -21,12 +22,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def start(run: RunConfig) -> None:
-    """Choose the process's engine for a run under verity, and refuse a platform whose bits would be wrong.
-
-    Raises UserError.
+    """Choose the process's engine for a run under verity, and refuse a platform whose bits would be wrong,
+    and a run that would be computed otherwise than its name says, whoever built it. Raises UserError.
     """
     if not run.determinism.exact:
         return
+    check_determinism(run)
     try:
         use_engine(run.determinism.engine)
         check_platform(run.device)

@@ -8,9 +8,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .checks import check_settings, choice, need_gpu, validate_run
 from .choices import changed, shaped, under
+from .determinism_checks import check_determinism
 from .dicts import run_part
 from .errors import UserError, nearest, need, shown
 from .fields import number
@@ -70,6 +72,33 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     if config.device == "cuda" and here and config.launcher.name != "slurm":
         need_gpu()
     validate_run(run)
+    if study and config.determinism.exact:
+        _exact(config)
+
+
+def _exact(config: Config) -> None:
+    """Refuse what the stages set beside the run's own settings where that could not be exact."""
+    plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
+    stages = config.study.stages
+    asked: dict[str, dict[str, Any]] = {}
+    if "lr_sweep" in stages:
+        own = config.lr_sweep
+        asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in own.optimizers}
+        asked |= {f"lr_sweep.projections={name}": {"projection": {"name": name}} for name in own.projections}
+        asked |= {f"lr_sweep.control_shapes={n}": {"lr_schedule": {"name": n}} for n in own.control_shapes}
+    if {"calibrate", "lr_scale", "finals"} & set(stages):
+        ebc = {"stabilizer": {"name": "ebc"}}
+        named = config.study
+        asked[f"study.lr_schedule={named.lr_schedule}"] = {"lr_schedule": {"name": named.lr_schedule}}
+        for budget in config.calibrate.budgets:
+            asked[f"calibrate.budgets={budget}"] = {**ebc, "budget": {"name": budget}}
+        shadow = {"name": "shadow", "schedule": named.kl_schedule}
+        asked[f"study.kl_schedule={named.kl_schedule}"] = {**ebc, "budget": shadow}
+    for key, settings in asked.items():
+        try:
+            check_determinism(changed(plain, settings))
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
 
 def _stage_run(config: Config) -> RunConfig:

@@ -6,7 +6,7 @@ Both give the same bits. `c` is for tensors on a CPU; without a compiler everyth
 from __future__ import annotations
 
 import functools
-import warnings
+import logging
 from types import ModuleType
 
 import torch
@@ -46,10 +46,10 @@ def why_not_native() -> str:
 
 @functools.cache
 def _native() -> ModuleType | None:
-    """The C engine for "auto"; None, with one warning, where there is none."""
+    """The C engine for "auto"; None, with one line of warning, where there is none."""
     why = why_not_native()
     if why:
-        warnings.warn(f"verity computes with torch alone, which is slower: {why}", stacklevel=2)
+        logging.getLogger(__name__).warning("verity computes with torch alone, which is slower: %s", why)
         return None
     from . import native
 

@@ -217,7 +217,7 @@ def check_tokens(count: int) -> None:
 
 @contextlib.contextmanager
 def step_of(what: Any) -> Iterator[None]:
-    """An error inside ends the step of a model: what its `Grids` have summed up so far is dropped.
+    """An error of ours inside ends the step of a model: what its `Grids` have summed up so far is dropped.
 
     `what`: the sums of one of its layers, a tensor that it has computed, or a node of autograd's graph. A
     forward without gradients is no part of a step.
@@ -225,7 +225,7 @@ def step_of(what: Any) -> Iterator[None]:
     graded = torch.is_grad_enabled() or not isinstance(what, Products | Terms)
     try:
         yield
-    except Exception:
+    except (VerityError, ValueError):
         owner = _owner_of(what) if graded else None
         if owner is not None:
             owner.reset()
@@ -307,12 +307,15 @@ class Grids:
         this batch.
 
         Args:
-            count: what the sums are divided by, usually this worker's tokens.
+            count: what the sums are divided by, usually this worker's tokens; 1 at least, on a worker among
+                others 0.
             group: a process group, or True for the default one: its workers' sums and counts are added first.
         Raises:
             ValueError: 2^21 tokens or more, on all workers together.
             VerityError: a gradient that is too large for float32. Grids are as before the step then.
         """
+        if not _is_int(count) or count < (group is None):
+            raise ValueError(f"finish takes a number of tokens, a whole one, not {count!r}.")
         if group is not None:
             count = self._reduced(count, None if group is True else group)
         try:
@@ -362,22 +365,25 @@ class Grids:
     def state_dict(self) -> dict[str, Any]:
         """What the next step's grids follow from, layer by layer; plain numbers. It belongs into the
         checkpoint."""
-        return {"sites": [_state_of(site) for site in self.sites], "redone": self.redone}
+        sites = [_state_of(site, layer) for site, layer in zip(self.sites, self.layers, strict=True)]
+        return {"sites": sites, "redone": self.redone}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Raises VerityError where the state is damaged, or another model's; nothing has changed then."""
         try:
             sites = [list(zip(site["e"], site["hist"], strict=True)) for site in state["sites"]]
+            shapes = [site["shapes"] for site in state["sites"]]
             redone = state["redone"]
-            sound = _is_int(redone) and all(_is_grid(e, hist) for site in sites for e, hist in site)
+            counted = _is_int(redone) and redone >= 0
+            sound = counted and all(_is_grid(e, hist) for site in sites for e, hist in site)
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
             raise VerityError("the state of the grids is damaged.")
+        if shapes != [_shapes(layer) for layer in self.layers]:
+            raise VerityError("the state of the grids is another model's: its layers have other shapes.")
         if [len(site) for site in sites] != [len(site) for site in self.sites]:
-            raise VerityError(
-                f"the state of {len(sites)} layers is another model's: this one has {len(self.sites)}."
-            )
+            raise VerityError("the state of the grids is damaged.")
         for site, own in zip(sites, self.sites, strict=True):
             for (e, hist), g in zip(site, own, strict=True):
                 g.e, g.hist = e, list(hist)
@@ -385,8 +391,12 @@ class Grids:
         self.reset()
 
 
-def _state_of(site: Sequence[Grid]) -> dict[str, Any]:
-    return {"e": [g.e for g in site], "hist": [list(g.hist) for g in site]}
+def _shapes(layer: Products | Terms) -> list[list[int]]:
+    return [list(s.parameter.shape) for s in layer.sums]
+
+
+def _state_of(site: Sequence[Grid], layer: Products | Terms) -> dict[str, Any]:
+    return {"e": [g.e for g in site], "hist": [list(g.hist) for g in site], "shapes": _shapes(layer)}
 
 
 def _is_int(x: object) -> bool:

@@ -156,3 +156,22 @@ def test_a_batch_may_have_as_many_tokens_as_the_sums_can_hold():
     from ebc_lab.verity import grids  # config itself knows no torch
 
     assert MOST_TOKENS == grids.MOST_TOKENS
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "lr_sweep.optimizers=[adam,muon]",
+        "lr_sweep.projections=[none,spectral]",
+        "lr_sweep.control_shapes=[cosine]",
+        "study.lr_schedule=inverse_sqrt",
+        "study.kl_schedule=hold_decay",
+        "calibrate.budgets=[shadow,tracked]",
+    ],
+)
+def test_what_stages_set_beside_the_run_is_refused_before_anything_is_trained(setting):
+    asked = ["scale=smoke", "determinism=verity", "budget=shadow", "study.kl_schedule=linear"]
+    compose(asked)
+    with pytest.raises(UserError, match="does not go with") as refused:
+        compose([*asked, setting])
+    assert setting.partition("=")[0] in str(refused.value)

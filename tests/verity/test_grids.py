@@ -8,8 +8,9 @@ import pytest
 import torch
 from support.exact_gpt import GOLDEN, batches, gpt, trained
 from support.gloo_worker import start
+from torch.utils.checkpoint import checkpoint
 
-from ebc_lab.verity import Grids, VerityAdam, VerityError, ops, weights_checksum
+from ebc_lab.verity import Grids, VerityAdam, VerityError, VerityGPT, ops, weights_checksum
 
 USUAL = "425673c39789c10e"  # of the golden run
 
@@ -142,13 +143,14 @@ def damaged(state, what):
         "fraction": lambda: site.update(hist=[[0.5]]),
         "longer": lambda: site.update(hist=[[1] * 17]),
         "flag": lambda: state.update(redone=True),
+        "negative": lambda: state.update(redone=-5),
         "nothing": lambda: site.update(e=None),
     }[what]()
     return state
 
 
 @pytest.mark.parametrize(
-    "what", ["missing", "fewer", "text", "huge", "fraction", "longer", "flag", "nothing"]
+    "what", ["missing", "fewer", "text", "huge", "fraction", "longer", "flag", "negative", "nothing"]
 )
 def test_a_foreign_or_damaged_state_is_refused_and_changes_nothing(what):
     grids = Grids(gpt())
@@ -156,6 +158,35 @@ def test_a_foreign_or_damaged_state_is_refused_and_changes_nothing(what):
     with pytest.raises(VerityError, match=r"damaged|another model's"):
         grids.load_state_dict(damaged(Grids(gpt()).state_dict(), what))
     assert grids.state_dict() == before
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, math.nan, True])
+def test_what_the_sums_are_divided_by_is_a_number_of_tokens(count):
+    with pytest.raises(ValueError, match="a whole one"):
+        Grids(gpt()).finish(count)
+
+
+def test_the_state_of_a_model_of_other_shapes_is_refused():
+    other = VerityGPT(11, 8, 24, 2, 2)
+    with pytest.raises(VerityError, match="another model's"):
+        Grids(gpt()).load_state_dict(Grids(other).state_dict())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_activation_checkpointing_changes_no_bit(parts):
+    """torch ends a recomputation early by an exception of its own, which ends no step."""
+    model, plain = gpt(), gpt()
+    grids, usual = Grids(model), Grids(plain)
+    (x, y), *_ = batches(1)
+    for _ in range(2):
+        for a, b in zip(x.chunk(parts), y.chunk(parts), strict=True):
+            checkpoint(lambda a, b: ops.cross_entropy(model(a), b), a, b, use_reentrant=False).backward()
+            forward_backward(plain, a, b)
+        done = grids.finish(x.numel()), usual.finish(x.numel())
+    assert done == (True, True)
+    assert all(
+        torch.equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters(), strict=True)
+    )
 
 
 def test_more_tokens_than_a_sum_can_hold_are_refused():
