@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.run import Training
 from ebc_lab.verity import VerityGPT, ops
 from ebc_lab.verity.__main__ import plain_logits
+from ebc_lab.workloads.gpt import build_exact
 from ebc_lab.workloads.text import checked_text, pinned
 
 SETTINGS = (
@@ -34,9 +34,7 @@ SEEDS = (0, 1, 2)
 
 
 def initial(run: RunConfig, vocabulary: int) -> VerityGPT:
-    m = run.model
-    generator = torch.Generator().manual_seed(run.seed)
-    return VerityGPT(vocabulary, m.context, m.width, m.blocks, m.heads, generator)
+    return build_exact(run.model, vocabulary, run.seed)
 
 
 def gradients(model: VerityGPT) -> list[Tensor]:

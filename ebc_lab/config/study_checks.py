@@ -12,7 +12,6 @@ from typing import Any
 
 from .checks import check_settings, choice, need_gpu, validate_run
 from .choices import changed, shaped, under
-from .determinism_checks import check_determinism
 from .dicts import run_part
 from .errors import UserError, nearest, need, shown
 from .fields import number
@@ -95,10 +94,7 @@ def _exact(config: Config) -> None:
         shadow = {"name": "shadow", "schedule": named.kl_schedule}
         asked[f"study.kl_schedule={named.kl_schedule}"] = {**ebc, "budget": shadow}
     for key, settings in asked.items():
-        try:
-            check_determinism(changed(plain, settings))
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
+        _as_run(key, plain, settings)
 
 
 def _stage_run(config: Config) -> RunConfig:
@@ -345,7 +341,7 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
 
 
 def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfig:
-    """The run that these settings make of `base`, validated. Errors name the arm."""
+    """The run that these settings make of `base`, validated. Errors begin with `path`."""
     need(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)

@@ -64,5 +64,5 @@ def engine_of(device: torch.device) -> ModuleType:
 
 
 def engine_name(device: str | torch.device = "cpu") -> str:
-    """ "eager" or "c": what computes on this device."""
+    """What computes on this device: "eager" or "c"."""
     return "eager" if engine_of(torch.device(device)) is eager else "c"

@@ -135,6 +135,12 @@ def build(config: ModelConfig, vocabulary: int, seed: int) -> GPT:
         return GPT(config, vocabulary)
 
 
+def build_exact(config: ModelConfig, vocabulary: int, seed: int) -> VerityGPT:
+    """The same of exact layers; its weights are other ones than those that `build` draws from that seed."""
+    drawn = torch.Generator().manual_seed(seed)
+    return VerityGPT(vocabulary, config.context, config.width, config.blocks, config.heads, drawn)
+
+
 def plain(
     vocabulary: int,
     context: int,
@@ -219,9 +225,7 @@ class ExactGPTWorkload(GPTWorkload):
     """The same under determinism=verity: exact layers, and the parameters' names of the other."""
 
     def build(self) -> nn.Module:
-        m = self.run.model
-        drawn = torch.Generator().manual_seed(self.run.seed)
-        return VerityGPT(self.vocabulary, m.context, m.width, m.blocks, m.heads, drawn)
+        return build_exact(self.run.model, self.vocabulary, self.run.seed)
 
     def loss(
         self, logits: Tensor, targets: Tensor, kept: None, step: int

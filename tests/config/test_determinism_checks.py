@@ -1,32 +1,18 @@
 """Settings of determinism: what is refused, what of them names a run, and what follows from them."""
 
 import pytest
+from support.named import name_of, run
 
 from ebc_lab.bench.speeds import chosen_by_rule
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.determinism_checks import MOST_TOKENS
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest, identity, tail_of
-from ebc_lab.config.schema import DataConfig, RunConfig
+from ebc_lab.config.identity import identity, tail_of
 
 VERITY = {"determinism": {"name": "verity"}, "stabilizer": {"name": "none"}}
 EBC = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
-
-
-def run(*settings):
-    made = RunConfig(
-        dtype="float32", device="cpu", compile="off", threads_per_run=1, data=DataConfig(sha256="0" * 64)
-    )
-    for one in settings:
-        made = changed(made, one)
-    return made
-
-
-def name_of(*settings):
-    return digest(identity(run(*settings)))
 
 
 @pytest.mark.parametrize(

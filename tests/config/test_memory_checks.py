@@ -1,30 +1,17 @@
 """Memory settings: what is refused, and what of them names a run."""
 
 import pytest
+from support.named import name_of, run
 
 from ebc_lab.config import memory_checks
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import implied
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest, identity, tail_of
-from ebc_lab.config.schema import DataConfig, RunConfig
+from ebc_lab.config.identity import identity, tail_of
 
 HOOKED = {"optimizer": {"name": "axiom"}, "memory": {"name": "hooks"}, "stabilizer": {"name": "none"}}
 LAGGED = {**HOOKED, "stabilizer": {"name": "ebc"}, "budget": {"name": "lagged"}}
-
-
-def run(*settings):
-    made = RunConfig(
-        dtype="float32", device="cpu", compile="off", threads_per_run=1, data=DataConfig(sha256="0" * 64)
-    )
-    for one in settings:
-        made = changed(made, one)
-    return made
-
-
-def name_of(*settings):
-    return digest(identity(run(*settings)))
 
 
 def test_what_goes_together_is_accepted():

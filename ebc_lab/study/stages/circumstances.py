@@ -25,14 +25,18 @@ NOTHING_SHOWN = "the comparison shows nothing"
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
     """Every mode in every combination of threads, vector instructions and parts of a batch."""
     own = config.circumstances
-    instructions = own.capabilities or capabilities()
     specs = []
     for mode, threads, capability, parts in itertools.product(
-        own.modes, own.threads, instructions, own.parts
+        own.modes, own.threads, _instructions(config), own.parts
     ):
         run = _run(config, mode, threads, capability, parts)
         specs.append(RunSpec(NAME, mode, f"{mode}_t{threads}_{capability}_b{parts}", 1.0, run))
     return specs
+
+
+def _instructions(config: Config) -> Sequence[str]:
+    """Those asked for; before the study is resolved, or in a plan of it, those of this CPU."""
+    return config.circumstances.capabilities or capabilities()
 
 
 def _run(config: Config, mode: str, threads: int, capability: str, parts: int) -> RunConfig:
@@ -55,7 +59,7 @@ def decide(
 ) -> Decision:
     """How many different weights each mode ended with, and how far apart their losses are."""
     own = config.circumstances
-    instructions = own.capabilities or capabilities()
+    instructions = _instructions(config)
     modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in own.modes}
     told = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
     completed = any(found["completed"] for found in modes.values())
