@@ -8,8 +8,9 @@ of the theory has its own file:
 * `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and
   plain
 * `options` and `settings`: names, constants and what can be chosen, without torch
+* `attached`: the same step on optimizers that other code calls; `parallel`: on several processes
 * `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
-  weights
+  weights; `given`: what is wrong with some of them
 
 Torch is loaded at the first use of a name that needs it, so that `options` and `settings` can be imported
 without it.
@@ -21,9 +22,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attached.attach import Attached, attach
     from .budget import clip_coefficient, trust_radius
     from .clip import EllipsotopeClip
     from .controller import make_controller, schedule_multiplier
+    from .given.checks import EBCWarning
     from .grouping import group_parameters
     from .in_backward import InBackward, LaggedClip
     from .logits import centre, half_fisher, mean_kl, rms_norm
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
     from .step import NonFiniteUpdateError, StepInputs, StepStats
 
 __all__ = [
+    "Attached",
     "ClipSettings",
+    "EBCWarning",
     "EllipsotopeClip",
     "InBackward",
     "LaggedClip",
@@ -45,6 +50,7 @@ __all__ = [
     "StepInputs",
     "StepStats",
     "aggregate",
+    "attach",
     "centre",
     "clip_coefficient",
     "group_parameters",
@@ -59,6 +65,7 @@ __all__ = [
 _FILES = (
     *("logits", "grouping", "sensitivity", "budget", "controller"),
     *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
+    *("given.checks", "attached.attach"),
 )
 
 

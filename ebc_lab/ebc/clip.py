@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -43,9 +44,12 @@ from .budget import (
 )
 from .controller import Fixed, make_controller, schedule_multiplier
 from .flat import joint_norm
+from .given import checks
+from .given.bases import Optimizers
 from .grouping import group_parameters
 from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, MEASURED, TOKEN_NOISE, check_option
+from .parallel.shards import local
 from .probe import LOW_PRECISION, Batch
 from .proposal import Proposal
 from .sensitivity import SensitivityFilter, aggregate, due_groups, linearised, probe_fd, probe_jvp
@@ -78,7 +82,7 @@ class EllipsotopeClip(StabilizedOptimizer):
     def __init__(
         self,
         model: nn.Module,
-        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        optimizers: Optimizers,
         *,
         settings: ClipSettings | None = None,
         audit_every: int | None = None,
@@ -96,13 +100,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         self._root = elementwise(self.arithmetic.sqrt)
 
         device = self.weights[0].device
-        index = {name: i for i, name in enumerate(self.names)}
-        shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
-        named = group_parameters(self.names, s.grouping, shapes)
-        self.groups = {group: [index[name] for name in names] for group, names in named.items()}
-        self.scaled = sorted(i for members in self.groups.values() for i in members)
-        self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
-        self.filters = {group: self._make_filter() for group in self.groups}
+        self.groups: dict[str, list[int]] = {}
+        self.filters: dict[str, SensitivityFilter] = {}
+        self._members: list[Tensor] = []
+        self._weights_changed()
         self.controller = self._make_controller().to(device)
         number = functools.partial(torch.tensor, dtype=torch.float64, device=device)
         self.trial: Tensor = number(0.1)  # what `shadow` tries first, and `tracked` while x is unknown
@@ -116,9 +117,39 @@ class EllipsotopeClip(StabilizedOptimizer):
         if s.floor is not None:
             s.check_floor(s.floor)
 
+    def __repr__(self) -> str:
+        s = self.settings
+        given = f"target_kl={s.target_kl:g}, budget={s.budget!r}"
+        return f"{type(self).__name__}({', '.join(repr(base) for base in self.bases)}, {given})"
+
     def _check_arithmetic(self) -> None:
         super()._check_arithmetic()
         self.settings.check_arithmetic()
+
+    def _check_workers(self) -> None:
+        super()._check_workers()
+        s = self.settings
+        if self.workers.sharded and s.active and (s.budget not in MEASURED or s.sensitivity_every):
+            raise ValueError(
+                f"budget={s.budget!r} takes derivatives of a model whose weights FSDP shares out: use budget="
+                "'shadow' or 'tracked', without sensitivity_every."
+            )
+        if not self.workers.alone and (self.controller.watches or "loss_drop" in self.controller.needs):
+            raise ValueError(
+                f"controller={s.controller!r} looks at the targets of one process: use another one, or "
+                "process_group=None."
+            )
+
+    def _weights_changed(self) -> None:
+        """Group the weights; groups that were there before keep their sensitivities."""
+        device = self.weights[0].device
+        index = {name: i for i, name in enumerate(self.names)}
+        shapes = {name: p.shape for name, p in zip(self.names, self.weights, strict=True)}
+        named = group_parameters(self.names, self.settings.grouping, shapes)
+        self.groups = {group: [index[name] for name in names] for group, names in named.items()}
+        self.scaled = sorted(i for members in self.groups.values() for i in members)
+        self._members = [torch.tensor(members, device=device) for members in self.groups.values()]
+        self.filters = {group: self.filters.get(group) or self._make_filter() for group in self.groups}
 
     def _make_filter(self) -> SensitivityFilter:
         return SensitivityFilter()
@@ -144,6 +175,17 @@ class EllipsotopeClip(StabilizedOptimizer):
         if self.exponent is not None:
             self.exponent.load_state_dict(state["exponent"])
 
+    def _move(self, device: torch.device) -> None:
+        super()._move(device)
+        for name in CARRIED:
+            setattr(self, name, getattr(self, name).to(device))
+        self.controller.to(device)
+        self._members = [members.to(device) for members in self._members]
+        for own in self.filters.values():
+            own.beta = None if own.beta is None else own.beta.to(device)
+        if self.exponent is not None:
+            self.exponent.seen = self.exponent.seen.to(device)
+
     # -- which steps do what ---------------------------------------------------------------------------------
 
     def kind(self, t: int) -> tuple[str, ...] | None:
@@ -156,7 +198,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         unsensed = s.budget in BOUNDED and any(f.beta is None for f in self.filters.values())
         if unsensed or self._due(t) or self._judges(t):
             return None
-        if s.budget in MEASURED and t < s.refine_steps:
+        if s.budget in MEASURED and s.refines(t):
             return None
         return kind if self._measures_kl(t) else (*kind, "carried")
 
@@ -167,7 +209,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         """Whether a KL is measured at step `t`: one in `measure_every`, and audits see both kinds alike."""
         s = self.settings
         shifted = t // math.lcm(s.measure_every, self.audit_every or 1)
-        return s.budget not in MEASURED or t < s.refine_steps or (t + shifted) % s.measure_every == 0
+        return s.budget not in MEASURED or t < s.settling or (t + shifted) % s.measure_every == 0
 
     def _judges(self, t: int) -> bool:
         """Whether the controller compares losses at step `t`."""
@@ -206,6 +248,20 @@ class EllipsotopeClip(StabilizedOptimizer):
         if self.controller.watches:
             self._boldness = self._overconfidence(inputs)
         return batch
+
+    def _most_differing(self) -> float:
+        return min(super()._most_differing(), 0.1 * self.settings.target_kl)
+
+    def _check_given(self, batch: Batch) -> None:
+        super()._check_given(batch)
+        tokens = int(self.workers.total(batch.probe.count())[0])
+        if self.settings.active and tokens < checks.FEW_TOKENS:
+            warnings.warn(
+                f"c is chosen by {tokens} tokens of each batch: the KL of the others will often be far from the "
+                f"budget. Raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
+                checks.EBCWarning,
+                stacklevel=2,
+            )
 
     def _overconfidence(self, inputs: StepInputs) -> Tensor:
         """Of the predictions on the batch, before any step has seen it."""
@@ -285,7 +341,7 @@ class EllipsotopeClip(StabilizedOptimizer):
             return self._number(proposal.kl(trial, batch.probe, self.retract))
 
         s = self.settings
-        allowed = s.measurements if proposal.t < s.refine_steps else 1
+        allowed = s.measurements if s.refines(proposal.t) else 1
         delta = self._number(stats.delta)
         found = shadow_search(
             measure, delta, trial, measurements=allowed, floor=self.floor, scale=scale, root=self._root
@@ -357,11 +413,12 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _proposal_scale(self, stats: StepStats, proposal: Proposal) -> Any:
         """P of what c scales."""
-        fall, norm = proposal.fall_and_norm()
+        gradients = [None if p.grad is None else local(p.grad) for p in self.weights]
+        fall, norm = proposal.fall_and_norm(gradients)
         grad_norm = stats.grad_norm
         if len(self.scaled) < len(self.weights):
-            grads = [g for i in self.scaled if (g := self.weights[i].grad) is not None]
-            grad_norm = joint_norm(grads)
+            grads = [g for i in self.scaled if (g := gradients[i]) is not None]
+            grad_norm = self.workers.joined_norm(joint_norm(grads))
         return proposal_scale(self._number(fall), self._number(grad_norm), self._number(norm))
 
     def _tracked_by_measuring(
@@ -372,8 +429,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert stats.delta is not None
         assert self.floor is not None
         delta = self._number(stats.delta)
-        tokens = proposal.batch.probe.count()
-        noise = TOKEN_NOISE / (self._number(tokens) if isinstance(tokens, Tensor) else tokens)
+        noise = TOKEN_NOISE / self._probe_tokens(proposal.batch)
         seen: list[Any] = []  # x, by each measurement
         believed: list[Track] = []
 
@@ -393,6 +449,14 @@ class EllipsotopeClip(StabilizedOptimizer):
         stats.innovation = _tensor(where(unknown, math.nan, prior.innovation(seen[-1])))
         after = Track(kept, where(unknown, math.nan, after.variance))
         return after, where(found.skipped, math.nan, found.c)
+
+    def _probe_tokens(self, batch: Batch) -> Number:
+        """How many choose c, on all processes, 1 at least."""
+        tokens: Number = batch.probe.count()
+        if not self.workers.alone:
+            tokens = self.workers.total(tokens)[0]
+        found: Number = at_least(self._number(tokens) if isinstance(tokens, Tensor) else tokens, 1)
+        return found
 
     def _carry(self, to: Tensor, value: Number, proposal: Proposal, usable: Flag) -> None:
         """Keep a number for the next steps, if it is usable and the step is sound."""
@@ -415,7 +479,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         updates = self._functional_weights(proposal.updates())
         direction = {name: updates[name] for name in (f"model.{self.names[i]}" for i in self.scaled)}
         z, dz = linearised(batch.functional, self._functional_weights(proposal.old), direction)
-        stats.predicted_kl = half_fisher(z, dz, batch.probe.mask).double()
+        q = half_fisher(z, dz, batch.probe.mask).double()
+        stats.predicted_kl = self.workers.mean(q, batch.probe.count())
         if judging:
             loss = batch.probe_loss(z)
             targets = batch.probe.targets
@@ -451,11 +516,14 @@ class EllipsotopeClip(StabilizedOptimizer):
         """One observation of a group's beta along its own unit direction, 0-dim."""
         batch = proposal.batch
         assert batch is not None
+        rows = batch.probe
         if self.settings.probe == "jvp":
-            return probe_jvp(batch.functional, weights, direction, batch.probe.mask)
-        known = self.filters[group].beta
-        guess = 1.0 if known is None or not known > 0 else float(known)
-        return probe_fd(batch.functional, weights, direction, batch.probe.mask, guess)
+            seen = probe_jvp(batch.functional, weights, direction, rows.mask)
+        else:
+            known = self.filters[group].beta
+            guess = 1.0 if known is None or not known > 0 else float(known)
+            seen = probe_fd(batch.functional, weights, direction, rows.mask, guess)
+        return self.workers.rms(seen, rows.count()).to(seen.dtype)
 
     def _betas(self, norms: Tensor) -> Tensor:
         """The beta of every group, (L,), in the dtype of `norms`; NaN where it is unknown."""
@@ -492,12 +560,12 @@ class EllipsotopeClip(StabilizedOptimizer):
         assert batch is not None
         assert batch.held is not None
         held = batch.held
-        free: list[Tensor] = [self.weights[i] for i in rest]
+        free: list[Tensor] = [proposal.layout.weights[i] for i in rest]
         now = [w.clone() for w in free]
         torch._foreach_copy_(free, [proposal.old[i] for i in rest])
         moved = rms_norm(centre(batch.logits(held.inputs)) - centre(held.z), held.mask)
         torch._foreach_copy_(free, now)
-        return moved
+        return self.workers.rms(moved, held.count())
 
     def _judge(self, stats: StepStats, proposal: Proposal) -> dict[str, Tensor]:
         """By how much the loss on the probe rows fell, and what slope and q of the proposal predicted."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from .parallel.shards import swapped
+
 ALIGNMENT = 64  # bytes: each weight starts on a cache line
 
 
@@ -92,10 +94,14 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 class Copy:
-    """A copy of weights in their layout: `parts` by segment, `views` by weight. `store` fills it."""
+    """A copy of weights in their layout: `parts` by segment, `views` by weight. `store` fills it.
 
-    def __init__(self, weights: Sequence[Tensor], originals: Sequence[Segment]):
+    `written`: whether, to stand in for them, its values are exchanged with theirs.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], originals: Sequence[Segment], written: bool = False):
         self.segments = originals
+        self.written = written
         self.own = [w.data for w in weights]  # where the weights are while no copy stands in for them
         self.parts = [torch.empty_like(s.tensor) for s in originals]
         self.views: list[Tensor] = [torch.empty(0)] * len(weights)
@@ -109,9 +115,21 @@ class Copy:
         """Copy the weights as they are now."""
         torch._foreach_copy_(self.parts, [s.tensor for s in self.segments])
 
+    def equals_weights(self) -> bool:
+        """Whether the weights are still what was stored."""
+        pairs = zip(self.segments, self.parts, strict=True)
+        return all(torch.equal(s.tensor, part) for s, part in pairs)
+
     @contextmanager
     def standing_in(self, weights: Sequence[Tensor]) -> Iterator[None]:
-        """The model computes with this copy meanwhile: its parameters point here, and no weight is copied."""
+        """The model computes with this copy meanwhile: its parameters point here, and no weight is copied.
+
+        Unless it is `written`.
+        """
+        if self.written:
+            with swapped([s.tensor for s in self.segments], self.parts):
+                yield
+            return
         try:
             for p, view in zip(weights, self.views, strict=True):
                 p.data = view
@@ -125,26 +143,30 @@ class Layout:
     """Where weights lie in memory, valid while `holds`, and two copies of them, made at their first use.
 
     `parts` is the weights' own memory, one tensor for each segment; `moving` are the indices of the segments
-    of `scaled` weights, which have no others among them.
+    of `scaled` weights, which have no others among them. `written`: see `Copy`.
     """
 
-    def __init__(self, weights: Sequence[Tensor], scaled: Collection[int]):
+    def __init__(self, weights: Sequence[Tensor], scaled: Collection[int], written: bool = False):
         self.weights = weights
+        self.written = written
         self.addresses = [p.data_ptr() for p in weights]
         self.segments = segments(weights, [i in scaled for i in range(len(weights))])
         self.parts = [s.tensor for s in self.segments]
         self.moving = [i for i, s in enumerate(self.segments) if s.members[0] in scaled]
 
-    def holds(self) -> bool:
-        """Whether the weights are still there; the segments keep that memory from being used again."""
-        return [p.data_ptr() for p in self.weights] == self.addresses
+    def holds(self, weights: Sequence[Tensor] | None = None) -> bool:
+        """Whether the weights (or these in their place) are still there.
+
+        The segments keep that memory from being used again.
+        """
+        return [p.data_ptr() for p in weights or self.weights] == self.addresses
 
     @cached_property
     def kept(self) -> Copy:
         """For the weights before a step."""
-        return Copy(self.weights, self.segments)
+        return Copy(self.weights, self.segments, self.written)
 
     @cached_property
     def trial(self) -> Copy:
         """For the weights at which the KL of a trial step is measured."""
-        return Copy(self.weights, self.segments)
+        return Copy(self.weights, self.segments, self.written)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .clip import EllipsotopeClip
-from .flat import Layout, joint_norm
+from .flat import joint_norm
 from .logits import mean_kl
 from .options import LAGGED
+from .probe import Batch
 from .proposal import Proposal
 from .stabilized import StabilizedOptimizer
 from .step import NonFiniteUpdateError, StepInputs, StepStats
@@ -80,6 +81,16 @@ class InBackward(StabilizedOptimizer):
             raise ValueError("curve_every must be 0: there is no proposal to scale.")
         self.base: Moving = self.bases[0]  # type: ignore[assignment]
 
+    def _check_workers(self) -> None:
+        super()._check_workers()
+        if not self.workers.alone:
+            raise ValueError(
+                "weights that move inside backward follow the gradients of one process: process_group=None."
+            )
+
+    def _check_given(self, batch: Batch) -> None:
+        """The weights have moved: what the logits were at W cannot be told any more."""
+
     def step(self, *args: Any, **kwargs: Any) -> StepStats:  # type: ignore[override]
         raise RuntimeError(
             "weights move inside backward: call begin_step() before it and take_step() after it."
@@ -106,6 +117,7 @@ class InBackward(StabilizedOptimizer):
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
         self.base.step()
+        self.last = stats
         proposal = self._moved(inputs)
         for constrain in (self.project, self.retract):
             if constrain is not None:
@@ -121,14 +133,14 @@ class InBackward(StabilizedOptimizer):
 
     def _moved(self, inputs: StepInputs) -> Proposal:
         """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""
-        if self._layout is None or not self._layout.holds():
-            self._layout = Layout(self.weights, set(self.scaled))
-        parts = self._layout.parts
+        layout = self._laid_out()
+        parts = layout.parts
         if self._bad(parts, joint_norm(parts)):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self._audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
-        return Proposal(inputs.t, batch, self._layout, None, [], self._flags[True], self.arithmetic)
+        sound = self._flags[True]
+        return Proposal(inputs.t, batch, layout, None, [], sound, self.arithmetic, self.workers)
 
 
 class LaggedClip(InBackward, EllipsotopeClip):

@@ -44,6 +44,7 @@ WITH_ARITHMETIC: dict[str, tuple[str | int, ...]] = {
 CLIPPED_BELOW = 0.999  # a step counts as clipped when c is below this
 KL_FLOOR = {"float32": 1e-7, "bfloat16": 1e-5}  # nats per token: a smaller measured KL is rounding noise
 LEAST_TARGET_KL = {"float32": 1e-6, "bfloat16": 1e-4}  # nats per token, of `MEASURED`: ten floors
+SETTLING = 20  # of `MEASURED`: steps at the start in which a KL is measured at every one
 DRIFT = 0.04  # of `tracked`: by how much the variance of ln(KL/P) grows at a step
 TOKEN_NOISE = 9.0  # of `tracked`: the variance of a measured ln KL, times the tokens it was measured on
 SURPRISE = 2.3  # of `tracked`: a measured ln KL as far from the predicted one starts the filter again

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .logits import token_mean
+from .given import checks
+from .logits import mean_kl, token_mean
 from .options import KL_FLOOR
+from .parallel.shards import fsdp_modules, resharded
 from .step import StepInputs
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -49,13 +51,18 @@ class Prober(nn.Module):
             fresh_logits = any(isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in model.modules())
         self.fresh_logits = fresh_logits
         self.seconds = 0.0
+        self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
+
+    def find_shards(self) -> None:
+        self.sharded = fsdp_modules(self.model)
 
     def forward(self, inputs: Any) -> Tensor:
-        return _logits(self.call(self.model, inputs))
+        return checks.logits_in(self.call(self.model, inputs))
 
     def as_trained(self, inputs: Any) -> Tensor:
         """The logits by the same code as the training forward's."""
-        return _logits(self.call(self._called[0], inputs))
+        with resharded(self.sharded):
+            return checks.logits_in(self.call(self._called[0], inputs))
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -88,10 +95,8 @@ class Rows:
     z: Tensor
 
     def count(self) -> Tensor | int:
-        """The tokens that count, 1 at least; a 0-dim tensor under a mask."""
-        if self.mask is None:
-            return self.z[..., 0].numel()
-        return self.mask.sum().clamp(min=1)
+        """The tokens that count; a 0-dim tensor under a mask."""
+        return self.z[..., 0].numel() if self.mask is None else self.mask.sum()
 
 
 class Batch:
@@ -101,9 +106,10 @@ class Batch:
         inputs: of the step; its `probe` rows, if given, choose c instead of the leading ones, which the audit
             still leaves out. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
+        audit: whether rows are held back for one; the batch needs more than `k` of them then.
         refusals: what a forward may raise for weights that have gone too far.
     Raises:
-        ValueError: no tokens, or no row is left for the audit.
+        ValueError: no tokens, or logits that are not the batch's.
     """
 
     def __init__(
@@ -117,14 +123,10 @@ class Batch:
         audit_tokens: int,
         refusals: tuple[type[Exception], ...] = (),
     ):
-        if inputs.tokens is None:
-            raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
         self.prober = prober
         self.refusals = refusals
-        logits = None if inputs.logits is None else _logits(inputs.logits)
-        size = _size(inputs.tokens, logits, inputs.mask)
-        if size <= k and audit:
-            raise ValueError(f"a batch of {size} rows leaves none for the audit beside probe_sequences={k}.")
+        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
+        size = checks.rows_of(inputs.tokens, logits, inputs.mask)
         like = weight if logits is None else logits
         self.device = like.device.type
         cast = _low_precision(like, self.device)
@@ -132,31 +134,35 @@ class Batch:
         self.autocast = None if low_weights else cast
         self.floor = KL_FLOOR["bfloat16" if cast or low_weights else "float32"]
 
-        reusable = logits is not None and not (prober.fresh_logits and prober.model.training)
-        z = logits.detach() if logits is not None and reusable else None
-        self.probe = self._probe(inputs, z, k)
+        drawn = prober.fresh_logits and prober.model.training
+        z = None if logits is None or drawn or inputs.stale else logits.detach()
+        self.reused = z is not None and inputs.probe is None  # whether z(W) was given for the probe rows
+        self.probe = self._probe(inputs, z, k, size)
         self.held: Rows | None = None
         self.held_tokens = 0
         if audit:
             row = (self.probe.z if logits is None else logits)[0]
             end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), inputs.mask)
-            self.held = self._rows(inputs.tokens, inputs.mask, None, z, k, end)
+            held = checks.cut(inputs.tokens, k, end, size)
+            self.held = self._rows(held, inputs.mask, None, z, k, end)
 
-    def _probe(self, inputs: StepInputs, z: Tensor | None, k: int) -> Rows:
+    def _probe(self, inputs: StepInputs, z: Tensor | None, k: int, size: int) -> Rows:
         if inputs.probe is None:
-            return self._rows(inputs.tokens, inputs.mask, inputs.targets, z, 0, k)
-        return self._rows(inputs.probe[0], None, inputs.probe[1], None, 0, k)
+            rows = checks.cut(inputs.tokens, 0, k, size)
+            return self._rows(rows, inputs.mask, inputs.targets, z, 0, k)
+        given, targets = inputs.probe
+        rows = checks.cut(given, 0, k, checks.rows_of(given, None, None))
+        return self._rows(rows, None, targets, None, 0, k)
 
     def _rows(
         self,
-        tokens: Any,
+        rows: Any,
         mask: Tensor | None,
         targets: Tensor | None,
         z: Tensor | None,
         start: int,
         end: int,
     ) -> Rows:
-        rows = _rows(tokens, start, end)
         return Rows(
             rows,
             None if mask is None else mask[start:end],
@@ -185,9 +191,20 @@ class Batch:
         All NaN if the forward raises one of `refusals`.
         """
         try:
-            return self.logits(rows.inputs)
+            z = self.logits(rows.inputs)
         except self.refusals:
             return torch.full_like(rows.z, torch.nan)
+        checks.same_shape(rows.z, z)
+        return z
+
+    def check_given(self) -> Tensor | None:
+        """How far z(W) as given lies from what the model says on the probe rows now, nats per token, 0-dim.
+
+        None where z(W) was not given.
+        """
+        if not self.reused:
+            return None
+        return mean_kl(self.probe.z, self.moved(self.probe), self.probe.mask)
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The probe rows' logits at other weights (`model.<name>`), in their precision, outside autocast.
@@ -196,6 +213,7 @@ class Batch:
         """
         with self.prober.measuring(), torch.autocast(self.device, enabled=False):
             out: Tensor = torch.func.functional_call(self.prober, weights, (self.probe.inputs,))
+            checks.same_shape(self.probe.z, out)
             return out
 
     def probe_loss(self, z: Tensor) -> Tensor:
@@ -205,13 +223,6 @@ class Batch:
         wide = z if z.dtype == torch.float64 else z.float()
         losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none")
         return token_mean(losses.view(targets.shape), self.probe.mask)
-
-
-def _size(tokens: Any, logits: Tensor | None, mask: Tensor | None) -> int:
-    for given in (mask, logits):
-        if given is not None:
-            return given.shape[0]
-    return _first_tensor(tokens).shape[0]
 
 
 def _low_precision(like: Tensor, device: str) -> torch.dtype | None:
@@ -233,28 +244,5 @@ def _audited_rows(
     return end, int(kept[end - k - 1])
 
 
-def _rows(inputs: Any, start: int, stop: int) -> Any:
-    """Rows of a batch: of a tensor, or of each tensor in a mapping or sequence."""
-    if isinstance(inputs, Tensor):
-        return inputs[start:stop]
-    if isinstance(inputs, Mapping):
-        return {k: _rows(v, start, stop) for k, v in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return type(inputs)(_rows(v, start, stop) for v in inputs)
-    return inputs
-
-
-def _logits(out: Any) -> Tensor:
-    logits: Tensor = out.logits if hasattr(out, "logits") else out
-    return logits
-
-
 def _call(model: nn.Module, inputs: Any) -> Any:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-
-
-def _first_tensor(inputs: Any) -> Tensor:
-    if isinstance(inputs, Tensor):
-        return inputs
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return _first_tensor(next(iter(values)))

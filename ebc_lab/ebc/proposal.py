@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .flat import Copy, Layout
+from .parallel.shards import local
+from .parallel.workers import Workers
 from .probe import Batch, Rows
-from .step import Arithmetic
+from .step import Arithmetic, StepStats
 
 
 class StateCopy(NamedTuple):
@@ -24,8 +26,22 @@ class StateCopy(NamedTuple):
 
     def scale(self, c: Tensor | float) -> None:
         """Scale its change by c in [0, 1]."""
-        new = self.state[self.key]
+        new = local(self.state[self.key])
         new.copy_(torch.lerp(self.old, new, c))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A step whose bases have not stepped yet: the weights are at W."""
+
+    t: int  # 0-based
+    stats: StepStats
+    batch: Batch | None  # None where the step measures nothing
+    audit: bool
+    curve: bool
+    kept: Copy | None  # W, where the step needs it again
+    copies: list[StateCopy]
+    void: bool = False  # a bad gradient: the bases must not step
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,7 @@ class Proposal:
     state_copies: list[StateCopy]
     sound: Tensor  # bool, 0-dim: gradients and proposal are finite
     arithmetic: Arithmetic
+    workers: Workers
 
     @property
     def before(self) -> Copy:
@@ -58,9 +75,9 @@ class Proposal:
         """||dW|| of what c scales, 0-dim float64."""
         parts = [torch.dist(self.layout.parts[i], self.before.parts[i]) for i in self.layout.moving]
         total: Tensor = torch.linalg.vector_norm(torch.stack(parts).double())
-        return total
+        return self.workers.joined_norm(total)
 
-    def fall_and_norm(self) -> tuple[Tensor, Tensor]:
+    def fall_and_norm(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
         """-<g, dW> with the weights' gradients g, and ||dW||, of what c scales; 0-dim float64.
 
         The copy for trial weights is overwritten: it holds dW meanwhile.
@@ -73,14 +90,14 @@ class Proposal:
         wide = torch.promote_types(parts[0].dtype, torch.float32)
         norms = torch.stack([torch.linalg.vector_norm(part, dtype=wide) for part in parts])
         members = [j for i in layout.moving for j in layout.segments[i].members]
-        gradients = {j: g for j in members if (g := layout.weights[j].grad) is not None}
-        if gradients:
-            torch._foreach_mul_([room.views[j] for j in gradients], list(gradients.values()))
-        for j in set(members).difference(gradients):
+        known = {j: g for j in members if (g := gradients[j]) is not None}
+        if known:
+            torch._foreach_mul_([room.views[j] for j in known], list(known.values()))
+        for j in set(members).difference(known):
             room.views[j].zero_()
         falls = torch.stack([part.sum(dtype=wide) for part in parts])
         norm: Tensor = torch.linalg.vector_norm(norms.double())
-        return -falls.double().sum(), norm
+        return self.workers.joined(-falls.double().sum()), self.workers.joined_norm(norm)
 
     def interpolate(self, c: Tensor | float, out: Sequence[Tensor]) -> None:
         """Set what c scales to W + c·dW, exact at 0 and 1, in `out`, by segment."""
@@ -94,7 +111,7 @@ class Proposal:
     def kl(
         self, c: Tensor | float, rows: Rows, retract: Callable[[], None] | None, *, whole: bool = False
     ) -> Tensor:
-        """KL(p(W) || p(W + c·dW)) on `rows` of the batch, 0-dim, nats per token, of noise slightly negative.
+        """KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token, of noise slightly negative.
 
         What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
         afterwards; the copy for trial weights is overwritten.
@@ -110,7 +127,7 @@ class Proposal:
             if retract is not None:
                 retract()
             z = self.batch.moved(rows)
-        return self.arithmetic.mean_kl(rows.z, z, rows.mask)
+        return self.workers.mean(self.arithmetic.mean_kl(rows.z, z, rows.mask), rows.count())
 
     def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""

@@ -150,6 +150,7 @@ class ReferenceClip:
     floor: float = 1e-7
     measure_every: int = 1  # of `tracked`
     exponent: str = "square"  # of `shadow`
+    refine_steps: int | None = None  # of `shadow` and `tracked`
     cadence: str = "warm"
     retract: Callable[[nn.Module], None] | None = None
 
@@ -269,7 +270,7 @@ class ReferenceClip:
         """Measure the KL at `trial`, again where that was far off; `scale`: (KL, trial) -> c, unlimited."""
         z = self._z(proposal.before, proposal.tokens)
         trial_model = copy.deepcopy(proposal.before)
-        left = 3 if t < 20 else 1
+        left = 3 if self.refine_steps is None or t < self.refine_steps else 1
         while True:
             self._set(trial_model, proposal, trial, free=0.0)
             kl = mean_kl(z, self._z(trial_model, proposal.tokens))

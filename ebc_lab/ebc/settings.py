@@ -19,6 +19,7 @@ from .options import (
     MEASURING,
     PROBES,
     SCHEDULES,
+    SETTLING,
     WITH_ARITHMETIC,
     check_option,
 )
@@ -48,8 +49,9 @@ class ClipSettings:
             contributions; 0 never.
         measure_every: `shadow` and `tracked` measure at one step in this many. In between, `tracked` predicts
             the KL, and `shadow` takes it to be what the last measurement found for each unit of ||dW||².
-        refine_steps, measurements: these two may measure up to `measurements` times in its first
-            `refine_steps` steps.
+        refine_steps, measurements: these two measure again, up to `measurements` times in a step, while c and
+            the trial c differ by more than a factor of 1.5; the first at every step, or in the first
+            `refine_steps` steps only, which then need no value on the host (CUDA graphs).
         exponent: of `shadow`: how KL grows with c. `square` as c²; `auto` as c^p, p being measured at audits,
             for a model that quantizes its weights.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a
@@ -71,7 +73,7 @@ class ClipSettings:
     cadence: str = "warm"
     sensitivity_every: int = 0
     measure_every: int = 1
-    refine_steps: int = 20
+    refine_steps: int | None = None
     measurements: int = 3
     exponent: str = "square"
     floor: float | None = None
@@ -116,6 +118,15 @@ class ClipSettings:
     def limits(self, t: int) -> bool:
         """Whether step `t` (0-based) is limited."""
         return self.active and (self.until == 1 or t < self.until * (self.total_steps or 0))
+
+    @property
+    def settling(self) -> int:
+        """The first steps, in which a KL is measured at every one."""
+        return SETTLING if self.refine_steps is None else self.refine_steps
+
+    def refines(self, t: int) -> bool:
+        """Whether step `t` (0-based) may measure more than once."""
+        return self.refine_steps is None or t < self.refine_steps
 
     @property
     def audit_every(self) -> int:

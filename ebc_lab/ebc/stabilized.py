@@ -1,7 +1,9 @@
 """`StabilizedOptimizer`: the step that EBC and its rivals share, a torch optimizer around base optimizers.
 
 In order: check the gradients → `_limit_gradients` → base optimizers step → projection → `_limit_update` →
-retraction → at every audit, measure the applied KL on tokens that had no part in choosing c. A stabilizer is
+retraction → at every audit, measure the applied KL on tokens that had no part in choosing c. `open_step` is
+what comes before the bases' step and `close_step` what comes after it, so that `attach` can put the same step
+around optimizers that someone else calls. A stabilizer is
 a subclass that overrides one of the two limits; without any it is the plain optimizer, bit for bit. Failing
 steps follow the rules of docs/method.md, the same for every stabilizer.
 """
@@ -10,16 +12,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .flat import Layout, joint_norm
+from .flat import Copy, Layout, joint_norm
+from .given import bases as given_bases
+from .given import checks
 from .options import CURVE_SCALES
+from .parallel.shards import local, sharding_group
+from .parallel.workers import Workers
 from .probe import Batch, Prober
-from .proposal import Proposal, StateCopy
+from .proposal import Opened, Proposal, StateCopy
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
+
+if TYPE_CHECKING:
+    from .parallel.workers import Group
 
 
 class StabilizedOptimizer(torch.optim.Optimizer):
@@ -43,12 +52,17 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm
             modules.
         arithmetic: computes norms, KLs and trial weights instead of torch's own operations, see `Arithmetic`.
+        process_group: the processes that train this model together (DDP, FSDP2): what is measured is the mean
+            over their rows, so that all take the same c. "auto": torch.distributed's default group, where it
+            is initialized at the first step; None: this process alone.
     Raises:
-        ValueError: parameters outside `model`, or of two optimizers; a number out of its range; an
-            `arithmetic` where not all that is computed would go through it.
+        ValueError: parameters outside `model`, or of two optimizers; a number out of its range; an optimizer
+            that cannot be limited (LBFGS, sparse gradients); an `arithmetic` where not all that is computed
+            would go through it.
 
     Whatever drives the training may set `radius_factor` before a step: those that keep updates within a
-    radius (EBC, a trust region) multiply it by that. It is no part of a checkpoint.
+    radius (EBC, a trust region) multiply it by that. It is no part of a checkpoint. `last` is the StepStats
+    of the last step.
     """
 
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
@@ -59,7 +73,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def __init__(
         self,
         model: nn.Module,
-        optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        optimizers: given_bases.Optimizers,
         *,
         probe_sequences: int = 2,
         audit_every: int = 20,
@@ -71,18 +85,19 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         retract: Callable[[], None] | None = None,
         fresh_logits: bool | None = None,
         arithmetic: Arithmetic | None = None,
+        process_group: Group = "auto",
     ):
         _check_counts(probe_sequences, curve_every)
-        self.bases = [optimizers] if isinstance(optimizers, torch.optim.Optimizer) else list(optimizers)
+        self.bases = given_bases.as_list(optimizers)
         self._check_bases()
         if arithmetic is not None:
             self._check_arithmetic()
-        named = _trained(model, self.bases)
+        named = given_bases.trained(model, self.bases)
+        given_bases.refuse_sparse(model, named.values())
         self.names = list(named)
         self.weights = list(named.values())
         super().__init__(self.weights, {})
         self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
-        self._share_groups()
 
         self.model = model
         self.probe_sequences = probe_sequences
@@ -95,7 +110,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.arithmetic = arithmetic or TorchArithmetic()
         self.prober = Prober(model, forward, fresh_logits, compiled)
         self.step_index = 0
-        self.peak_lr = float(self.param_groups[0]["lr"])
+        self.peak_lr = float(self.param_groups[0].get("lr", 1.0))
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
         # read nothing on the host: the bases must then heed `found_inf`, as torch's fused ones do
         self.deferred = False
@@ -103,9 +118,15 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         # what most steps say of themselves; nothing changes them
         self._one = torch.ones((), dtype=torch.float64, device=device)
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
-        self._index = {id(p): i for i, p in enumerate(self.weights)}
+        self._moving = given_bases.moving(self.bases)
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
+        self.process_group = process_group
+        self.workers = Workers(None)  # until the first step
+        self._met = False  # whether the other processes are known
+        # whether a step has shown that it is given its own batch's logits, or nobody asks
+        self._given_checked = fresh_logits is False
+        self.last: StepStats | None = None
 
     def _check_bases(self) -> None:
         if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
@@ -121,31 +142,57 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     # -- a torch optimizer to schedulers, scalers and checkpoints --------------------------------------------
 
-    def _share_groups(self) -> None:
-        self.param_groups = [group for base in self.bases for group in base.param_groups]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizers' own."""
+        return [group for base in self.bases for group in base.param_groups]
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        """torch's own constructor starts with a list of its own, which is not kept."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused once wrapped: the groups are the base optimizers' own."""
+        """To the last base optimizer. The next step limits its parameters too."""
         if hasattr(self, "model"):
-            raise ValueError("add parameter groups to the base optimizer before it is wrapped.")
-        super().add_param_group(param_group)
+            self.bases[-1].add_param_group(param_group)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(repr(base) for base in self.bases)})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All of it but what is found again: where weights lie in memory, and the other processes."""
+        # torch's own names for hooks, which cannot be pickled, all begin so
+        kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
+        group = "auto" if self.process_group is not None else None
+        return kept | {"_layout": None, "_met": False, "workers": Workers(None), "process_group": group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._moving = []  # ids of other objects
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the bases' states too; loads with `weights_only=True`."""
-        return {
-            "bases": [base.state_dict() for base in self.bases],
-            "step_index": self.step_index,
-            "peak_lr": self.peak_lr,
-            **self._own_state(),
-        }
+        return {"bases": [base.state_dict() for base in self.bases], **self.own_state_dict()}
+
+    def own_state_dict(self) -> dict[str, Any]:
+        """`state_dict` without the bases' states."""
+        return {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "bases" not in state_dict or len(state_dict["bases"]) != len(self.bases):
+            raise ValueError(
+                f"this is not the state of a {type(self).__name__} around {len(self.bases)} optimizer(s): a plain "
+                "optimizer's own goes to that one, before it is wrapped."
+            )
         for base, state in zip(self.bases, state_dict["bases"], strict=True):
             base.load_state_dict(state)
-        self._share_groups()
-        self.step_index = state_dict["step_index"]
-        self.peak_lr = state_dict["peak_lr"]
-        self._load_own_state(state_dict)
+        self.load_own_state_dict(state_dict)
+
+    def load_own_state_dict(self, state: dict[str, Any]) -> None:
+        """Of `own_state_dict`, or of `state_dict` as far as it is not the bases'."""
+        self.step_index = state["step_index"]
+        self.peak_lr = state["peak_lr"]
+        self._load_own_state(state)
 
     def _own_state(self) -> dict[str, Any]:
         """What a stabilizer itself carries from step to step."""
@@ -172,11 +219,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Undo `eval`, bit for bit."""
-        if self._trained_at is None:
-            return
+        """Undo `eval`, bit for bit. Every base is told, since some start in evaluation mode."""
         for base in self.bases:
             getattr(base, "train", lambda: None)()
+        if self._trained_at is None:
+            return
         torch._foreach_copy_(list[Tensor](self.weights), self._trained_at)
         self._trained_at = None
 
@@ -195,8 +242,54 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def _lr_ratio(self) -> float:
         """The learning rate over its peak (the one that a scheduler keeps, or the first), at most 1."""
         group = self.param_groups[0]
+        if "lr" not in group:
+            return 1.0
         peak = float(group.get("max_lr", group.get("initial_lr", self.peak_lr)))
         return min(1.0, float(group["lr"]) / peak) if peak else 1.0
+
+    # -- the weights and the processes, which may change from step to step -----------------------------------
+
+    def meet(self) -> None:
+        """At the start of a step: see which weights the bases train now, and at the first one who else does."""
+        moving = given_bases.moving(self.bases)
+        if moving != self._moving:
+            named = given_bases.trained(self.model, self.bases)
+            given_bases.refuse_sparse(self.model, named.values())
+            self.names = list(named)
+            self.weights = list(named.values())
+            self.scaled = list(range(len(self.weights)))
+            self._moving = moving
+            self._layout = None
+            self._met = False
+            self._weights_changed()
+        device = self.weights[0].device
+        if device != self._one.device:
+            self._move(device)
+        if not self._met:
+            group = sharding_group(self.model, self.weights)
+            self.workers = Workers(self.process_group if group is None else group, group is not None)
+            self._check_workers()
+            self.prober.find_shards()
+            self._met = True
+
+    def _weights_changed(self) -> None:
+        """The bases train other weights than before."""
+
+    def _move(self, device: torch.device) -> None:
+        """The weights have moved to another device."""
+        self._one = self._one.to(device)
+        self._flags = tuple(flag.to(device) for flag in self._flags)
+
+    def _check_workers(self) -> None:
+        """Raises ValueError where several processes would not take the same step."""
+        if not self.workers.alone and not isinstance(self.arithmetic, TorchArithmetic):
+            raise ValueError("an `arithmetic` of its own sums over one process: give process_group=None.")
+        if self.workers.sharded and (self.project is not None or self.retract is not None):
+            raise ValueError("a projection needs whole weights, and FSDP shares them out: use DDP.")
+
+    def _parts(self) -> list[Tensor]:
+        """The weights, or what this process holds of them."""
+        return [local(p) for p in self.weights] if self.workers.sharded else list(self.weights)
 
     # -- what a stabilizer overrides -------------------------------------------------------------------------
 
@@ -233,17 +326,29 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         *,
         targets: Tensor | None = None,
         probe: tuple[Any, Tensor | None] | None = None,
-    ) -> StepStats:
+        closure: Callable[[], Any] | None = None,
+    ) -> Any:
         """Apply one limited update from the gradients at hand.
 
         Args:
             tokens: the batch as `forward` takes it, rows first; may be None when nothing is to be measured.
             logits, mask, targets, probe: see `StepInputs`. Without logits, z(W) is computed again.
+            closure: called first, with gradients on, to compute them. A function in the place of `tokens` is
+                one, too.
+        Returns:
+            The StepStats; what `closure` returned if there is one, and the StepStats is `last`.
         Raises:
             NonFiniteUpdateError: the base proposed a non-finite update.
-            ValueError: tokens are missing, or the batch has no row left for the audit.
+            ValueError: tokens are missing, or are not those of the logits.
         """
-        return self.take_step(StepInputs(self.begin_step(), tokens, logits, mask, targets, probe))
+        if closure is None and callable(tokens):
+            closure, tokens = tokens, None
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        stats = self.take_step(StepInputs(self.begin_step(), tokens, logits, mask, targets, probe))
+        return stats if closure is None else loss
 
     @torch.no_grad()
     def begin_step(self) -> int:
@@ -251,6 +356,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         The step's learning rate must be set by then. A schedule of delta* that follows it reads it here.
         """
+        self.meet()
         t = self.step_index
         self.step_index += 1
         self._prepare(t)
@@ -263,6 +369,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """
         if not self.capturable or self.project is not None or self.retract is not None:
             return None
+        if not self.workers.alone:
+            return None
         if self._curves(t) or self.radius_factor != 1:
             return None
         return ("audit",) if self._audits(t) else ()
@@ -274,74 +382,113 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         With `deferred` it reads nothing on the host, at steps that have a `kind`: a bad gradient or update
         shows in the StepStats alone, and the weights are as if it had been noticed.
         """
-        gradients = [p.grad for p in self.weights if p.grad is not None]
+        opened = self.open_step(inputs)
+        if not opened.void:
+            for base in self.bases:
+                if self.deferred:
+                    base.found_inf = opened.stats.bad_gradient.float()  # type: ignore[attr-defined]
+                base.step()
+                if self.deferred:
+                    base.found_inf = None  # type: ignore[attr-defined]
+        return self.close_step(opened)
+
+    @torch.no_grad()
+    def open_step(self, inputs: StepInputs, kept: Copy | None = None) -> Opened:
+        """What comes before the bases' step, with the gradients at hand; `kept` holds W if it is kept already.
+
+        Where the result is `void`, the bases must not step.
+        """
+        gradients = [local(p.grad) for p in self.weights if p.grad is not None]
         stats = self._start(gradients)
         if not self.deferred and stats.bad_gradient:
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
-            return stats
-        audit = self._audits(inputs.t)
-        curve = self._curves(inputs.t)
+            return Opened(inputs.t, stats, None, False, False, kept, [], void=True)
+        audit, curve = self._held(inputs)
         held = audit or curve
         batch = self._batch(inputs, held) if held or self._measures(inputs.t) else None
         self._limit_gradients(stats, gradients)
-        proposal = self._propose(stats, inputs.t, batch, keep=self.keeps_old or held)
+        keep = self.keeps_old or held
+        if keep and kept is None:
+            kept = self.keep()
+        copies = self._state_copies() if keep else []
+        return Opened(inputs.t, stats, batch, audit, curve, kept, copies)
+
+    @torch.no_grad()
+    def keep(self) -> Copy:
+        """A copy of the weights as they are now, until the next step."""
+        kept = self._laid_out().kept
+        kept.store()
+        return kept
+
+    @torch.no_grad()
+    def close_step(self, opened: Opened) -> StepStats:
+        """What comes after the bases' step: limit the update, audit it. On an error the weights are at W."""
+        self.last = stats = opened.stats
+        if opened.void:
+            return stats
+        proposal = self._proposed(opened)
+        try:
+            self._limit(opened, proposal)
+        except Exception:
+            if opened.kept is not None:
+                proposal.restore()
+            raise
+        torch.clear_autocast_cache()
+        return stats
+
+    def _limit(self, opened: Opened, proposal: Proposal) -> None:
+        stats = opened.stats
         if self.project is not None:
             self.project()
-        kl_curve = self._kl_curve(proposal) if curve else None
-        if audit and stats.gradient_scale is None:
+        kl_curve = self._kl_curve(proposal) if opened.curve else None
+        if opened.audit and stats.gradient_scale is None:
             stats.slope = self._slope(proposal)
         if self.deferred:
             stats.clip_coefficient = torch.where(proposal.sound, stats.clip_coefficient, 0.0)
         self._limit_update(stats, proposal)
         if self.retract is not None and not stats.skipped:
             self.retract()
-        if curve and (self.deferred or not stats.skipped):
+        if opened.curve and (self.deferred or not stats.skipped):
             stats.kl_curve = kl_curve
-        if audit and (self.deferred or not stats.skipped):
+        if opened.audit and (self.deferred or not stats.skipped):
             self._audit(stats, proposal)
             self._audited(stats, proposal)
-        torch.clear_autocast_cache()
-        return stats
 
     def _start(self, gradients: list[Tensor]) -> StepStats:
         """Check the gradients: the stats of a step that applies everything, or of one that is skipped."""
-        norm = self.arithmetic.norm(gradients)
+        norm = self.workers.joined_norm(self.arithmetic.norm(gradients))
         bad = self._bad(gradients, norm)
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
         return stats
 
-    def _propose(self, stats: StepStats, t: int, batch: Batch | None, keep: bool) -> Proposal:
-        """Let the bases step; `keep` a copy of W. Raises NonFiniteUpdateError unless `deferred`."""
-        if self._layout is None or not self._layout.holds():
-            self._layout = Layout(self.weights, set(self.scaled))
-        layout = self._layout
-        kept = layout.kept if keep else None
-        if kept is not None:
-            kept.store()
-        copies = self._state_copies() if keep else []
-        for base in self.bases:
-            if self.deferred:
-                base.found_inf = stats.bad_gradient.float()  # type: ignore[attr-defined]
-            base.step()
-            if self.deferred:
-                base.found_inf = None  # type: ignore[attr-defined]
+    def _laid_out(self) -> Layout:
+        if self._layout is None or not self._layout.holds(self._parts() if self.workers.sharded else None):
+            self._layout = Layout(self._parts(), set(self.scaled), written=self.workers.sharded)
+        return self._layout
+
+    def _proposed(self, opened: Opened) -> Proposal:
+        """What the bases have made of the weights. Raises NonFiniteUpdateError unless `deferred`."""
+        layout = self._laid_out()
         parts = layout.parts
+        stats = opened.stats
         # torch's norm under any arithmetic: whether all elements are finite does not depend on its last bits
         stats.failed = failed = self._bad(parts, joint_norm(parts))
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
-        proposal = Proposal(t, batch, layout, kept, copies, sound, self.arithmetic)
+        copies = opened.copies
+        found = (opened.t, opened.batch, layout, opened.kept, copies, sound, self.arithmetic, self.workers)
+        proposal = Proposal(*found)
         if not self.deferred and failed:
-            if keep:
+            if opened.kept is not None:
                 proposal.restore()
-            raise NonFiniteUpdateError(f"step {t}: the optimizer proposed a non-finite update.")
+            raise NonFiniteUpdateError(f"step {opened.t}: the optimizer proposed a non-finite update.")
         return proposal
 
     def _bad(self, tensors: Sequence[Tensor], norm: Tensor) -> Tensor:
         """Whether an element of the tensors, whose joint norm is given, is not finite; 0-dim bool."""
         if self.deferred:
             return ~finite_flag(tensors, norm)
-        return self._flags[not all_finite(tensors, norm)]
+        return self.workers.any(self._flags[not all_finite(tensors, norm)])
 
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
@@ -350,33 +497,63 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """Whether step `t` measures the KL at many scales of the proposal."""
         return self.curve_every > 0 and t > 0 and t % self.curve_every == 0
 
+    def _held(self, inputs: StepInputs) -> tuple[bool, bool]:
+        """Whether this step is audited, and whether it draws a curve; neither on a batch too short for it."""
+        audit = self._audits(inputs.t)
+        curve = self._curves(inputs.t)
+        if not audit and not curve:
+            return False, False
+        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
+        short = checks.rows_of(inputs.tokens, logits, inputs.mask) <= self.probe_sequences
+        if self.workers.any(self._flags[short]):
+            return False, False
+        return audit, curve
+
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
         """`held`: with the rows of an audit."""
         tokens = self.audit_tokens
         k = self.probe_sequences
         refusals = self.arithmetic.refusals
         weight = self.weights[0]
-        return Batch(self.prober, inputs, weight, k=k, audit=held, audit_tokens=tokens, refusals=refusals)
+        batch = Batch(self.prober, inputs, weight, k=k, audit=held, audit_tokens=tokens, refusals=refusals)
+        if not self._given_checked and not self.deferred:
+            self._check_given(batch)
+            self._given_checked = True
+        return batch
+
+    def _check_given(self, batch: Batch) -> None:
+        """At the first batch: raises ValueError where the logits given are not the batch's."""
+        kl = batch.check_given()
+        if kl is None:
+            return
+        found = float(self.workers.mean(kl, batch.probe.count()))
+        if found > max(10 * batch.floor, self._most_differing()):
+            raise checks.differing(found)
+
+    def _most_differing(self) -> float:
+        """How far given logits may lie from the model's own, nats per token."""
+        return 1e-3
 
     def _state_copies(self) -> list[StateCopy]:
         """Of W in the bases' states, as far as a step changes them."""
-        return [
-            StateCopy(i, base.state[p], key, base.state[p].get(key, p).detach().clone())
-            for base in self.bases
-            for key in getattr(base, "weight_copies", ())
-            for group in base.param_groups
-            for p in group["params"]
-            if p.grad is not None and (i := self._index.get(id(p))) is not None
-        ]
+        found = []
+        for base in self.bases:
+            for key in getattr(base, "weight_copies", ()):
+                held = {id(p) for group in base.param_groups for p in group["params"]}
+                for i, p in enumerate(self.weights):
+                    if id(p) in held and p.grad is not None:
+                        before = local(base.state[p].get(key, p)).detach().clone()
+                        found.append(StateCopy(i, base.state[p], key, before))
+        return found
 
     def _slope(self, proposal: Proposal) -> Tensor:
         """<gradient, dW>, 0-dim float64."""
-        pairs = zip(self.weights, proposal.old, strict=True)
-        moved = [(p.grad, w, p) for p, w in pairs if p.grad is not None]
+        triples = zip(self.weights, proposal.old, proposal.layout.weights, strict=True)
+        moved = [(local(p.grad), w, new) for p, w, new in triples if p.grad is not None]
         if not moved:
             return torch.zeros_like(proposal.sound, dtype=torch.float64)
         gradients, old, new = zip(*moved, strict=True)
-        return self.arithmetic.slope(gradients, old, new)
+        return self.workers.joined(self.arithmetic.slope(gradients, old, new))
 
     def _apply(self, stats: StepStats, proposal: Proposal, c: Tensor) -> None:
         """Move the weights from W + dW to W + c·dW, and the states' copies of them likewise; c is 0-dim.
@@ -424,14 +601,17 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         held = proposal.batch.held
         assert held is not None
         z_new = proposal.batch.moved(held)
-        stats.applied_kl = self.arithmetic.mean_kl(held.z, z_new, held.mask).clamp(min=0)
-        stats.movement = self.arithmetic.movement(held.z, z_new, held.mask)
+        tokens = held.count()
+        kl = self.arithmetic.mean_kl(held.z, z_new, held.mask)
+        stats.applied_kl = self.workers.mean(kl, tokens).clamp(min=0)
+        stats.movement = self.workers.rms(self.arithmetic.movement(held.z, z_new, held.mask), tokens)
         if (
             self.deferred
         ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
-        stats.audit_tokens = proposal.batch.held_tokens
+        counted = proposal.batch.held_tokens
+        stats.audit_tokens = counted if self.workers.alone else int(self.workers.total(counted)[0])
 
 
 def _check_counts(probe_sequences: int, curve_every: int) -> None:
@@ -439,21 +619,6 @@ def _check_counts(probe_sequences: int, curve_every: int) -> None:
         raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
     if curve_every < 0:
         raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
-
-
-def _trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:
-    """The parameters that the optimizers train, by name, in the model's order. Raises as the class says."""
-    own = {id(p) for p in model.parameters()}
-    held = [id(p) for base in bases for group in base.param_groups for p in group["params"]]
-    if len(set(held)) < len(held):
-        raise ValueError("a parameter belongs to two of the optimizers.")
-    if not own.issuperset(held):
-        raise ValueError("an optimizer holds a parameter that is not the model's.")
-    known = set(held)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in known}
-    if not trained:
-        raise ValueError("the optimizers hold no trainable parameter.")
-    return trained
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:

@@ -76,9 +76,9 @@ class StepInputs:
     logits: Any = None  # the training forward's, (B, ..., V), or its output, which has them as `.logits`
     mask: Tensor | None = None  # (B, ...) bools or ones and zeros, the positions that count; None: all
     targets: Tensor | None = None  # (B, ...) class indices, for rules that need the loss of a trial step
-    probe: tuple[Any, Tensor | None] | None = (
-        None  # (rows, targets) that choose c instead of the leading rows
-    )
+    # (rows, targets) that choose c instead of the leading rows
+    probe: tuple[Any, Tensor | None] | None = None
+    stale: bool = False  # whether the logits are of other weights than W, so that z(W) is computed again
 
 
 @dataclass(frozen=True)

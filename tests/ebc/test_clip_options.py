@@ -71,6 +71,7 @@ def test_a_measured_kl_is_that_of_the_budgeted_part(make_gpt, batches, backward)
         return model(inputs)
 
     optimizer = clip(model, grouping="matrices", forward=forward, audit_every=0)
+    go(model, optimizer, batches(1)[0], backward)
     for batch in batches(3):
         at_trials.clear()
         before = snapshot(model)

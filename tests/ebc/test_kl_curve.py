@@ -103,7 +103,8 @@ def test_a_skipped_step_has_none_and_what_is_not_finite_is_nan(make_gpt, batches
 
 def test_such_a_step_is_of_no_kind(make_gpt):
     for budget in (None, "shadow"):
-        optimizer = wrapped(make_gpt(), budget, audit_every=0)
+        refined = {"refine_steps": 20} if budget else {}
+        optimizer = wrapped(make_gpt(), budget, audit_every=0, **refined)
         assert [t for t in range(21, 33) if optimizer.kind(t) is None] == [24, 28, 32]
     assert wrapped(make_gpt(), None, audit_every=0).kind(0) == ()
     with pytest.raises(ValueError, match="curve_every must be at least 0, not -1"):

@@ -14,7 +14,7 @@ from ebc_lab.ebc import EllipsotopeClip, group_parameters
 from ebc_lab.ebc.reference import ReferenceClip
 from ebc_lab.workloads.gpt import hidden_matrices
 
-STEPS = 44  # past the 20 steps that may measure three times, the sweeps at 0, 10 and 20, and the turn at 40
+STEPS = 44  # past the 20 steps that measure in any case, the sweeps at 0, 10 and 20, and the turn at 40
 LR = 2e-2
 EXACT = 1e-11
 DIFFERENCES = 2e-8

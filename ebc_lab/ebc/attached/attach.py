@@ -1,0 +1,288 @@
+"""`attach`: EBC on a user's own optimizers, through torch's hooks, so that no loop or trainer has to change.
+
+A forward hook keeps the batch and the logits of the last training forward. The hook before an optimizer's
+step is the first half of `EllipsotopeClip`'s step (`open_step`), the hook after it the second (`close_step`):
+the same code, and the same bits. With several optimizers the step begins with the first of them that steps
+and ends with the last.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..clip import EllipsotopeClip
+from ..flat import Copy
+from ..given import checks
+from ..given.bases import Optimizers, as_list
+from ..proposal import Opened
+from ..step import StepInputs, StepStats
+from .capture import Capture
+
+KEY = "ebc"  # in an optimizer's state dict
+_MARK = "_ebc_attached"
+
+
+def attach(
+    model: nn.Module,
+    optimizers: Optimizers,
+    *,
+    logits_of: Callable[[Any], Any] | None = None,
+    drop: tuple[str, ...] | None = None,
+    **options: Any,
+) -> Attached:
+    """Limit what `optimizers` do to `model`, from their next step on; training stays as it is.
+
+    Args:
+        model: the module that training calls, or that a DistributedDataParallel or `torch.compile` around it
+            calls; its logits are (B, ..., V), rows first.
+        optimizers: one torch optimizer, or several that share out the model's parameters and step together.
+        logits_of: the model's output -> logits. Default: a tensor itself, or `.logits`.
+        drop: keyword arguments of the forward that only its loss needs. Default: `labels`, except for
+            encoder-decoders, which make their input of them.
+        options: those of `EllipsotopeClip`: `target_kl` (nats per token), `budget`, `audit_every`, ...
+    Returns:
+        What can be read (`last`), saved with DCP, and detached.
+    Raises:
+        ValueError: as `EllipsotopeClip`; an optimizer that is attached already.
+    """
+    return Attached(model, optimizers, logits_of=logits_of, drop=drop, **options)
+
+
+class Attached:
+    """EBC on optimizers that somebody else calls, see `attach`.
+
+    `last` is the StepStats of the last step, `clip` the `EllipsotopeClip` whose step is taken. The state
+    travels in the first optimizer's state dict as "ebc"; where only parameters' states are saved
+    (`torch.distributed.checkpoint`'s `get_optimizer_state_dict`), save this object beside them: it has
+    `state_dict` and `load_state_dict`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        *,
+        logits_of: Callable[[Any], Any] | None = None,
+        drop: tuple[str, ...] | None = None,
+        **options: Any,
+    ):
+        self.optimizers = as_list(optimizers)
+        if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
+            raise ValueError("EBC is on this optimizer already: detach() that first.")
+        called = getattr(model, "module", model) if _wraps(model) else model
+        inner = getattr(called, "_orig_mod", called)
+        compiled = called if called is not inner else None
+        self.capture = Capture(called, logits_of, drop, self._forward_begins)
+        try:
+            self.clip = EllipsotopeClip(
+                inner, self.optimizers, forward=self.capture.call, compiled=compiled, **options
+            )
+        except Exception:
+            self.capture.remove()
+            raise
+        self._opened: Opened | None = None
+        self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
+        self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
+        self._before: Copy | None = None  # W, in a step whose closure has not been called yet
+        self._passing = False  # whether the step that is open is let through as it is
+        self._inside: Optimizer | None = None  # the one whose step is running
+        self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
+
+    def _hooks(self, optimizer: Optimizer) -> list[Any]:
+        setattr(optimizer, _MARK, True)
+        handles: list[Any] = [
+            optimizer.register_step_pre_hook(self._pre),
+            optimizer.register_step_post_hook(self._post),
+        ]
+        if optimizer is self.optimizers[0]:
+            handles.append(optimizer.register_state_dict_post_hook(self._save))
+            handles.append(optimizer.register_load_state_dict_pre_hook(self._load))
+        return handles
+
+    def __repr__(self) -> str:
+        return f"Attached({self.clip!r})"
+
+    @property
+    def last(self) -> StepStats | None:
+        """What the last step did; None before the first."""
+        return self.clip.last
+
+    def this_forward(self) -> AbstractContextManager[None]:
+        """The forward inside chooses c at the next step, whatever else the model is called with."""
+        return self.capture.named()
+
+    def detach(self) -> None:
+        """Leave model and optimizers as they were; the weights stay."""
+        self._finish()
+        self.capture.remove()
+        for handle in self._handles:
+            handle.remove()
+        for optimizer in self.optimizers:
+            vars(optimizer).pop(_MARK, None)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What EBC itself carries from step to step, without the optimizers' states."""
+        self._finish()
+        return self.clip.own_state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.clip.load_own_state_dict(state)
+
+    def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, KEY: self.state_dict()}
+
+    def _load(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        kept = dict(state)
+        own = kept.pop(KEY, None)
+        if own is not None:
+            self.load_state_dict(own)
+        elif self.clip.step_index == 0:
+            warnings.warn(
+                "this optimizer state comes without EBC's: c is searched for anew. Load a state dict that was "
+                "saved while EBC was attached, or EBC's own state after it.",
+                checks.EBCWarning,
+                stacklevel=2,
+            )
+        return kept
+
+    # -- one step --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._inside is not None:  # that step has failed, and nobody knows how far it came
+            self._opened = None
+            self._finish()
+        if not any(o is optimizer for o in self._waiting):
+            self._finish()  # it steps again: the others have not, this time
+            self._waiting = list(self.optimizers)
+            self._passing = False
+        self._inside = optimizer
+        _unscale(optimizer)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if self._opened is not None or self._passing:
+            return None
+        if closure is None:
+            self._open()
+            return None
+        if self.clip.settings.active or self.clip.audit_every:
+            self.clip.meet()
+            self._before = self.clip.keep()
+        rest = tuple(args[2:])
+        return (args[0], *((self._watching(closure),) if len(args) > 1 else ()), *rest), (
+            {**kwargs, "closure": self._watching(closure)} if "closure" in kwargs else kwargs
+        )
+
+    def _watching(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, after whose first call the step begins: then the gradients are there."""
+
+        def watched() -> Any:
+            value = closure()
+            if self._opened is None and not self._passing:
+                with torch.no_grad():
+                    self._open()
+            return value
+
+        return watched
+
+    def _open(self) -> None:
+        """The first half of the step, with the gradients at hand."""
+        forward = self.capture.last
+        if forward is None and self._nothing_to_do():
+            self._passing = True
+            return
+        if forward is None:
+            raise ValueError(self._unseen())
+        kept = self._before
+        t = self.clip.begin_step()
+        moved = kept is not None and not kept.equals_weights()
+        inputs = StepInputs(t, forward.batch, forward.logits, forward.mask, stale=moved)
+        with self.capture.pause():
+            if moved and kept is not None:  # the closure was called at other weights than W
+                with kept.standing_in(self.clip.weights):
+                    self._opened = self.clip.open_step(inputs, kept)
+            else:
+                self._opened = self.clip.open_step(inputs, kept)
+        if self._opened.void:
+            self._hide_gradients()
+
+    def _unseen(self) -> str:
+        if self.capture.ever:
+            return (
+                "the optimizer steps, and the model was not called in training since its last step: EBC needs "
+                "the forward that the gradients come from."
+            )
+        return (
+            f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was never "
+            "called as a module with gradients on: attach to the module that training calls."
+        )
+
+    def _nothing_to_do(self) -> bool:
+        """Whether all gradients are zero, as where a checkpoint library makes the optimizer's state."""
+        gradients = [p.grad for p in self.clip.weights if p.grad is not None]
+        return not any(bool(g.any()) for g in gradients)
+
+    @torch.no_grad()
+    def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inside = None
+        self._waiting = [o for o in self._waiting if o is not optimizer]
+        if not self._waiting:
+            self._finish()
+
+    def _forward_begins(self) -> None:
+        if self._inside is None:  # else it is a closure's
+            self._finish()
+
+    @torch.no_grad()
+    def _finish(self) -> None:
+        """The second half of the step that is open, if one is: after the last optimizer's step, and at the
+        latest before the weights are used."""
+        opened, self._opened = self._opened, None
+        self._inside = None
+        self._waiting = []
+        self._before = None
+        self._show_gradients()
+        if opened is None:
+            return
+        self.capture.clear()
+        with self.capture.pause():
+            self.clip.close_step(opened)
+
+    def _hide_gradients(self) -> None:
+        """Optimizers leave a parameter without a gradient, and its state, alone."""
+        held = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        self._hidden = [(p, p.grad) for p in held]
+        for p in held:
+            p.grad = None
+
+    def _show_gradients(self) -> None:
+        for p, gradient in self._hidden:
+            p.grad = gradient
+        self._hidden = []
+
+
+def _wraps(model: nn.Module) -> bool:
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return isinstance(model, kinds)
+
+
+@torch.no_grad()
+def _unscale(optimizer: Optimizer) -> None:
+    """A GradScaler leaves unscaling to an optimizer that can do it: do so before anything reads gradients."""
+    scale = getattr(optimizer, "grad_scale", None)
+    if scale is None:
+        return
+    factor = 1 / scale.double()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                p.grad.mul_(factor.to(p.grad.dtype))
+    optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -1,0 +1,160 @@
+"""The last training forward of a model, kept until the optimizer's step: what it was given and its logits."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..given import checks
+
+LABELS = ("labels", "num_items_in_batch")  # what a forward takes for its loss alone
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One training forward. It counts as used once a gradient has come back to its logits."""
+
+    batch: dict[str, Any]  # `args` and `kwargs`, without labels
+    logits: Tensor
+    mask: Tensor | None
+    named: bool
+
+
+class Hook:
+    """A forward hook that knows the one module it was made for, so that copies of the module do without it.
+
+    A copy (an average of the weights, a saved module) has the same hook, or after pickling none.
+    """
+
+    def __init__(self, module: nn.Module, act: Callable[..., None]):
+        self.module: nn.Module | None = module
+        self.act: Callable[..., None] | None = act
+
+    def __call__(self, module: nn.Module, *given: Any) -> None:
+        if self.act is not None and module is self.module:
+            self.act(*given)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+
+def _nothing() -> Hook:
+    hook = Hook.__new__(Hook)
+    hook.module = None
+    hook.act = None
+    return hook
+
+
+class Capture:
+    """Keeps the last training forward of `model`.
+
+    Args:
+        model: its forward hooks are used; what measures calls it again, see `call`.
+        logits_of: output of the model -> logits. Default: a tensor itself, or `.logits`.
+        drop: keyword arguments that a measuring forward does without.
+        before: called before each forward.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        logits_of: Callable[[Any], Any] | None,
+        drop: tuple[str, ...] | None,
+        before: Callable[[], None],
+    ):
+        self.logits_of = logits_of or checks.logits_in
+        # an encoder-decoder shifts its labels into the decoder's input
+        config = getattr(model, "config", None)
+        keeps = getattr(config, "is_encoder_decoder", False)
+        self.drop = drop if drop is not None else (() if keeps else LABELS)
+        self.last: Forward | None = None
+        self.paused = False
+        self.naming = False
+        self.ever = False  # whether any training forward was seen
+        self._pending = False  # the last one has had no backward yet
+        self._warned = False
+        self._before = before
+        self.handles = [
+            model.register_forward_pre_hook(Hook(model, self._begin)),
+            model.register_forward_hook(Hook(model, self._keep), with_kwargs=True),
+        ]
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        self.clear()
+
+    def clear(self) -> None:
+        """The step has been taken."""
+        self.last = None
+        self._pending = False
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        self.naming = True
+        try:
+            yield
+        finally:
+            self.naming = False
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Forwards meanwhile are measurements."""
+        before = self.paused
+        self.paused = True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def call(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
+        """The logits on (some rows of) a kept batch."""
+        with self.pause():
+            return self.logits_of(model(*batch["args"], **batch["kwargs"]))
+
+    def _begin(self, args: tuple[Any, ...]) -> None:
+        if not self.paused:
+            self._before()
+
+    def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self.paused or not torch.is_grad_enabled():
+            return
+        logits = checks.logits_in(self.logits_of(output))
+        if not logits.requires_grad or (self.last is not None and self.last.named and not self.naming):
+            return
+        self.ever = True
+        if self.last is not None and self._pending and not self._warned and not self.naming:
+            self._warned = True
+            warnings.warn(
+                "two training forwards before one backward: the last one chooses c. To choose by another, call "
+                "the model inside `with ebc.this_forward():`.",
+                checks.EBCWarning,
+                stacklevel=2,
+            )
+        kept = {name: value for name, value in kwargs.items() if name not in self.drop}
+        mask = _mask(kwargs, logits)
+        self.last = Forward({"args": args, "kwargs": kept}, logits.detach(), mask, self.naming)
+        self._pending = True
+        if not torch.compiler.is_compiling():
+            logits.register_hook(self._used)  # type: ignore[no-untyped-call]
+
+    def _used(self, gradient: Tensor) -> None:
+        self._pending = False
+
+
+def _mask(kwargs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
+    """Which positions count: an attention mask of the logits' shape."""
+    for name in ("decoder_attention_mask", "attention_mask"):
+        mask = kwargs.get(name)
+        if isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]:
+            return mask
+    return None

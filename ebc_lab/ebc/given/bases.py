@@ -1,0 +1,77 @@
+"""The optimizers that propose updates: which can be limited, and the weights that they train now.
+
+Which weights those are is asked at every step: a group may be added or a layer unfrozen in the middle of
+training, and FSDP replaces the parameters of a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+Optimizers = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+
+
+def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
+    """The base optimizers. Raises ValueError for one that cannot be limited.
+
+    An optimizer that another library has wrapped and that shows it as `.optimizer` (Accelerate, Lightning)
+    stands for the wrapped one.
+    """
+    listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
+    given = [_unwrapped(base) for base in listed]
+    if not given:
+        raise ValueError("no optimizer was given.")
+    for base in given:
+        if not isinstance(base, torch.optim.Optimizer):
+            raise TypeError(f"{type(base).__name__} is no torch.optim.Optimizer.")
+        if isinstance(base, torch.optim.LBFGS):
+            raise ValueError("LBFGS moves the weights several times in a step: it cannot be limited.")
+        if isinstance(base, torch.optim.SparseAdam):
+            raise ValueError("SparseAdam takes sparse gradients, which cannot be limited: use Adam.")
+    return given
+
+
+def _unwrapped(base: Any) -> Any:
+    wraps = type(base).__module__.partition(".")[0] in ("accelerate", "lightning", "pytorch_lightning")
+    return base.optimizer if wraps else base
+
+
+def refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
+    """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
+    trained = {id(p) for p in weights}
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False) is True and id(getattr(module, "weight", None)) in trained:
+            raise ValueError(f"{name or type(module).__name__} has sparse gradients: set sparse=False.")
+
+
+def _held(bases: Sequence[torch.optim.Optimizer]) -> Iterator[nn.Parameter]:
+    for base in bases:
+        for group in base.param_groups:
+            yield from group["params"]
+
+
+def moving(bases: Sequence[torch.optim.Optimizer]) -> list[int]:
+    """The ids of the parameters that a step may move, in the optimizers' order."""
+    return [id(p) for p in _held(bases) if p.requires_grad or p.grad is not None]
+
+
+def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:
+    """The parameters that the optimizers move, by name, in the model's order.
+
+    Raises ValueError for one that is not the model's or belongs to two optimizers, and where there is none.
+    """
+    own = {id(p) for p in model.parameters()}
+    held = [id(p) for p in _held(bases)]
+    if len(set(held)) < len(held):
+        raise ValueError("a parameter belongs to two of the optimizers.")
+    if not own.issuperset(held):
+        raise ValueError("an optimizer holds a parameter that is not the model's.")
+    known = set(moving(bases))
+    found = {n: p for n, p in model.named_parameters() if id(p) in known}
+    if not found:
+        raise ValueError("the optimizers hold no trainable parameter.")
+    return found
