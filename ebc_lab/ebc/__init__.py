@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .attached.attach import Attached, attach
+    from .attached import Attached, attach
     from .budget import clip_coefficient, trust_radius
     from .clip import EllipsotopeClip
     from .controller import make_controller, schedule_multiplier
@@ -65,7 +65,7 @@ __all__ = [
 _FILES = (
     *("logits", "grouping", "sensitivity", "budget", "controller"),
     *("settings", "step", "proposal", "stabilized", "clip", "in_backward"),
-    *("given.checks", "attached.attach"),
+    *("given.checks", "attached"),
 )
 
 

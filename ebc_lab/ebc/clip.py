@@ -257,8 +257,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         tokens = int(self.workers.total(batch.probe.count())[0])
         if self.settings.active and tokens < checks.FEW_TOKENS:
             warnings.warn(
-                f"c is chosen by {tokens} tokens of each batch: the KL of the others will often be far from the "
-                f"budget. Raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
+                f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from the "
+                f"budget: raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
                 checks.EBCWarning,
                 stacklevel=2,
             )

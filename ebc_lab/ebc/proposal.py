@@ -111,7 +111,7 @@ class Proposal:
     def kl(
         self, c: Tensor | float, rows: Rows, retract: Callable[[], None] | None, *, whole: bool = False
     ) -> Tensor:
-        """KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token, of noise slightly negative.
+        """KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token; noise may make it < 0.
 
         What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
         afterwards; the copy for trial weights is overwritten.

@@ -92,13 +92,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._check_bases()
         if arithmetic is not None:
             self._check_arithmetic()
-        named = given_bases.trained(model, self.bases)
-        given_bases.refuse_sparse(model, named.values())
-        self.names = list(named)
-        self.weights = list(named.values())
+        self.names, self.weights = given_bases.trained(model, self.bases)
         super().__init__(self.weights, {})
         self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
-
         self.model = model
         self.probe_sequences = probe_sequences
         self.audit_every = audit_every
@@ -118,15 +114,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         # what most steps say of themselves; nothing changes them
         self._one = torch.ones((), dtype=torch.float64, device=device)
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
-        self._moving = given_bases.moving(self.bases)
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
-        self.process_group = process_group
-        self.workers = Workers(None)  # until the first step
-        self._met = False  # whether the other processes are known
-        # whether a step has shown that it is given its own batch's logits, or nobody asks
-        self._given_checked = fresh_logits is False
+        self._given_checked = fresh_logits is False  # whether the first logits were looked at
         self.last: StepStats | None = None
+        self.workers = Workers(process_group)
+        self._moving: list[int] = []  # ids of the weights at the last step
 
     def _check_bases(self) -> None:
         if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
@@ -160,15 +153,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         return f"{type(self).__name__}({', '.join(repr(base) for base in self.bases)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """All of it but what is found again: where weights lie in memory, and the other processes."""
+        """All of it but what is found again, where the weights lie in memory."""
         # torch's own names for hooks, which cannot be pickled, all begin so
         kept = {k: v for k, v in self.__dict__.items() if not k.startswith("_optimizer_")}
-        group = "auto" if self.process_group is not None else None
-        return kept | {"_layout": None, "_met": False, "workers": Workers(None), "process_group": group}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._moving = []  # ids of other objects
+        return kept | {"_layout": None, "_moving": []}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, the bases' states too; loads with `weights_only=True`."""
@@ -181,8 +169,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "bases" not in state_dict or len(state_dict["bases"]) != len(self.bases):
             raise ValueError(
-                f"this is not the state of a {type(self).__name__} around {len(self.bases)} optimizer(s): a plain "
-                "optimizer's own goes to that one, before it is wrapped."
+                f"this is not the state of a {type(self).__name__} around {len(self.bases)} optimizer(s): "
+                "load a plain optimizer's own into that one, before it is wrapped."
             )
         for base, state in zip(self.bases, state_dict["bases"], strict=True):
             base.load_state_dict(state)
@@ -250,27 +238,22 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     # -- the weights and the processes, which may change from step to step -----------------------------------
 
     def meet(self) -> None:
-        """At the start of a step: see which weights the bases train now, and at the first one who else does."""
+        """At the start of a step: see which weights are trained now, and at the first one by whom else."""
         moving = given_bases.moving(self.bases)
         if moving != self._moving:
-            named = given_bases.trained(self.model, self.bases)
-            given_bases.refuse_sparse(self.model, named.values())
-            self.names = list(named)
-            self.weights = list(named.values())
+            self.names, self.weights = given_bases.trained(self.model, self.bases)
             self.scaled = list(range(len(self.weights)))
             self._moving = moving
             self._layout = None
-            self._met = False
+            self.workers.met = False
             self._weights_changed()
         device = self.weights[0].device
         if device != self._one.device:
             self._move(device)
-        if not self._met:
-            group = sharding_group(self.model, self.weights)
-            self.workers = Workers(self.process_group if group is None else group, group is not None)
+        if not self.workers.met:
+            self.workers.meet(sharding_group(self.model, self.weights))
             self._check_workers()
             self.prober.find_shards()
-            self._met = True
 
     def _weights_changed(self) -> None:
         """The bases train other weights than before."""
@@ -394,7 +377,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def open_step(self, inputs: StepInputs, kept: Copy | None = None) -> Opened:
-        """What comes before the bases' step, with the gradients at hand; `kept` holds W if it is kept already.
+        """What comes before the bases' step, with the gradients at hand; `kept` is W if it is kept already.
 
         Where the result is `void`, the bases must not step.
         """

@@ -1,1 +1,1 @@
-"""What a user hands over: optimizers (`bases`) and batches (`checks`), and what is wrong with some of them."""
+"""What a user hands over, and what may be wrong with it: `bases`, `checks` of batches, `forwards`."""

@@ -40,7 +40,7 @@ def _unwrapped(base: Any) -> Any:
     return base.optimizer if wraps else base
 
 
-def refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
+def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
     """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
     trained = {id(p) for p in weights}
     for name, module in model.named_modules():
@@ -59,10 +59,11 @@ def moving(bases: Sequence[torch.optim.Optimizer]) -> list[int]:
     return [id(p) for p in _held(bases) if p.requires_grad or p.grad is not None]
 
 
-def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[str, nn.Parameter]:
-    """The parameters that the optimizers move, by name, in the model's order.
+def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[list[str], list[nn.Parameter]]:
+    """The parameters that the optimizers move, in the model's order: names and parameters.
 
-    Raises ValueError for one that is not the model's or belongs to two optimizers, and where there is none.
+    Raises ValueError for one that is not the model's, belongs to two optimizers or has sparse gradients, and
+    where there is none.
     """
     own = {id(p) for p in model.parameters()}
     held = [id(p) for p in _held(bases)]
@@ -74,4 +75,5 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> dict[st
     found = {n: p for n, p in model.named_parameters() if id(p) in known}
     if not found:
         raise ValueError("the optimizers hold no trainable parameter.")
-    return found
+    _refuse_sparse(model, found.values())
+    return list(found), list(found.values())

@@ -1,4 +1,4 @@
-"""The batch and the logits that a step is given, and wrong ones that would otherwise make c fall to 0 unseen."""
+"""The batch and the logits that a step is given; wrong ones would make c fall to 0 without a word."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def logits_in(output: Any) -> Tensor:
         )
     if logits.ndim < 2:
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)}: they have one row for each of the batch, and a last axis "
-            "for the classes; this looks like a loss."
+            f"logits of shape {tuple(logits.shape)}: this looks like a loss; logits have a row for each row "
+            "of the batch, and a last axis for the classes."
         )
     if not logits.is_floating_point():
         raise ValueError(f"logits of {logits.dtype}: the arguments are step(tokens, logits), in this order.")
@@ -89,16 +89,16 @@ def same_shape(z: Tensor, z_new: Tensor) -> None:
     """Raises ValueError unless a measuring forward's logits have the shape of those at W."""
     if z.shape != z_new.shape:
         raise ValueError(
-            f"the forward on the same rows returned logits of shape {tuple(z_new.shape)}, and those given were "
-            f"{tuple(z.shape)}: in evaluation, or without targets, this model returns other positions; pass a "
-            "`forward` that returns the logits of all."
+            f"the forward on the same rows returned logits of shape {tuple(z_new.shape)}, and those given "
+            f"have {tuple(z.shape)}: in evaluation mode, or without targets, this model returns other "
+            "positions; pass a `forward` that returns the logits of all."
         )
 
 
 def differing(kl: float) -> ValueError:
     """The error for logits that are not what the model says on the batch."""
     return ValueError(
-        f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: they "
-        "are another batch's, or the training forward draws random numbers outside of Dropout modules (then "
-        "pass fresh_logits=True)."
+        f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
+        "they are another batch's, or the training forward draws random numbers outside of Dropout modules "
+        "(then pass fresh_logits=True)."
     )

@@ -7,7 +7,7 @@ sums are all-reduced, and all ranks get the same bits.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -18,21 +18,36 @@ if TYPE_CHECKING:
 
 
 class Workers:
-    """The processes of `group`, or this one alone.
+    """The processes of a group, or this one alone, which it is until they `meet`.
 
     Args:
-        group: a process group; None: this process alone; "auto": the default group, where torch.distributed
-            is initialized.
-        sharded: whether each process holds a part of every weight (FSDP), not all of it.
+        asked: a process group; None: this process alone; "auto": the default group, where torch.distributed
+            is initialized when they meet.
     """
 
-    def __init__(self, group: Group = "auto", sharded: bool = False):
+    def __init__(self, asked: Group = "auto"):
+        self.asked = asked
+        self.met = False
+        self.group: dist.ProcessGroup | None = None
+        self.size = 1
+        self.sharded = False  # whether each process holds a part of every weight (FSDP), not all of it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the processes, which another one has to meet again."""
+        return vars(Workers("auto" if self.asked is not None else None))
+
+    def meet(self, sharing: dist.ProcessGroup | None) -> None:
+        """Find the processes; `sharing`: the ones that FSDP has shared the weights out to."""
         known = dist.is_available() and dist.is_initialized()
-        if group == "auto":
-            group = dist.group.WORLD if known else None
-        self.group = group
-        self.size = dist.get_world_size(group) if group is not None and known else 1
-        self.sharded = sharded
+        if sharing is not None:
+            self.group = sharing
+        elif self.asked == "auto":
+            self.group = dist.group.WORLD if known else None
+        else:
+            self.group = self.asked
+        self.sharded = sharing is not None
+        self.size = dist.get_world_size(self.group) if known and self.group is not None else 1
+        self.met = True
 
     @property
     def alone(self) -> bool:
@@ -63,7 +78,7 @@ class Workers:
         return value if self.alone else self.mean(value.double().square(), count).sqrt()
 
     def joined(self, part: Tensor) -> Tensor:
-        """A sum over all elements of the weights, of which each process has its part's if they are sharded."""
+        """A sum over all elements of the weights; if they are sharded, `part` is this process's."""
         return self.total(part)[0].to(part.dtype) if self.sharded else part
 
     def joined_norm(self, part: Tensor) -> Tensor:

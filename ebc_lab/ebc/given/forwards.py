@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..given import checks
+from . import checks
 
 LABELS = ("labels", "num_items_in_batch")  # what a forward takes for its loss alone
 
@@ -72,10 +72,11 @@ class Capture:
         before: Callable[[], None],
     ):
         self.logits_of = logits_of or checks.logits_in
-        # an encoder-decoder shifts its labels into the decoder's input
-        config = getattr(model, "config", None)
-        keeps = getattr(config, "is_encoder_decoder", False)
-        self.drop = drop if drop is not None else (() if keeps else LABELS)
+        if drop is None:
+            config = getattr(model, "config", None)
+            # an encoder-decoder shifts its labels into the decoder's input
+            drop = () if getattr(config, "is_encoder_decoder", False) else LABELS
+        self.drop = drop
         self.last: Forward | None = None
         self.paused = False
         self.naming = False
@@ -135,8 +136,8 @@ class Capture:
         if self.last is not None and self._pending and not self._warned and not self.naming:
             self._warned = True
             warnings.warn(
-                "two training forwards before one backward: the last one chooses c. To choose by another, call "
-                "the model inside `with ebc.this_forward():`.",
+                "two training forwards before one backward: the last one chooses c. To choose by another, "
+                "call the model inside `with ebc.this_forward():`.",
                 checks.EBCWarning,
                 stacklevel=2,
             )

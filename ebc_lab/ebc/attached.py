@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..clip import EllipsotopeClip
-from ..flat import Copy
-from ..given import checks
-from ..given.bases import Optimizers, as_list
-from ..proposal import Opened
-from ..step import StepInputs, StepStats
-from .capture import Capture
+from .clip import EllipsotopeClip
+from .flat import Copy
+from .given import checks
+from .given.bases import Optimizers, as_list
+from .given.forwards import Capture
+from .proposal import Opened
+from .step import StepInputs, StepStats
 
 KEY = "ebc"  # in an optimizer's state dict
 _MARK = "_ebc_attached"
@@ -147,8 +147,8 @@ class Attached:
             self.load_state_dict(own)
         elif self.clip.step_index == 0:
             warnings.warn(
-                "this optimizer state comes without EBC's: c is searched for anew. Load a state dict that was "
-                "saved while EBC was attached, or EBC's own state after it.",
+                "this optimizer state comes without EBC's, so c is searched for anew: load a state dict that "
+                "was saved while EBC was attached, or EBC's own state after it.",
                 checks.EBCWarning,
                 stacklevel=2,
             )
@@ -217,12 +217,12 @@ class Attached:
     def _unseen(self) -> str:
         if self.capture.ever:
             return (
-                "the optimizer steps, and the model was not called in training since its last step: EBC needs "
-                "the forward that the gradients come from."
+                "the optimizer steps, and the model was not called in training since its last step: EBC "
+                "needs the forward that the gradients come from."
             )
         return (
-            f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was never "
-            "called as a module with gradients on: attach to the module that training calls."
+            f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was "
+            "never called as a module with gradients on: attach to the module that training calls."
         )
 
     def _nothing_to_do(self) -> bool:
