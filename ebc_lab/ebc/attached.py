@@ -20,8 +20,9 @@ from torch.optim import Optimizer
 from .clip import EllipsotopeClip
 from .flat import Copy
 from .given import checks
-from .given.bases import Optimizers, as_list
+from .given.bases import Optimizers, as_list, state_keeper
 from .given.forwards import Capture
+from .parallel.shards import local, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
 
@@ -76,7 +77,8 @@ class Attached:
         self.optimizers = as_list(optimizers)
         if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
             raise ValueError("EBC is on this optimizer already: detach() that first.")
-        called = getattr(model, "module", model) if _wraps(model) else model
+        self._keeper = [state_keeper(o) for o in self.optimizers][0]
+        called = unwrapped(model)
         inner = getattr(called, "_orig_mod", called)
         compiled = called if called is not inner else None
         self.capture = Capture(called, logits_of, drop, self._forward_begins)
@@ -102,8 +104,8 @@ class Attached:
             optimizer.register_step_post_hook(self._post),
         ]
         if optimizer is self.optimizers[0]:
-            handles.append(optimizer.register_state_dict_post_hook(self._save))
-            handles.append(optimizer.register_load_state_dict_pre_hook(self._load))
+            handles.append(self._keeper.register_state_dict_post_hook(self._save))
+            handles.append(self._keeper.register_load_state_dict_pre_hook(self._load))
         return handles
 
     def __repr__(self) -> str:
@@ -203,9 +205,9 @@ class Attached:
             raise ValueError(self._unseen())
         kept = self._before
         t = self.clip.begin_step()
-        moved = kept is not None and not kept.equals_weights()
+        moved = kept is not None and self.clip.has_moved(kept)
         inputs = StepInputs(t, forward.batch, forward.logits, forward.mask, stale=moved)
-        with self.capture.pause():
+        with self.capture.pause(), forward.precision():
             if moved and kept is not None:  # the closure was called at other weights than W
                 with kept.standing_in(self.clip.weights):
                     self._opened = self.clip.open_step(inputs, kept)
@@ -227,7 +229,7 @@ class Attached:
 
     def _nothing_to_do(self) -> bool:
         """Whether all gradients are zero, as where a checkpoint library makes the optimizer's state."""
-        gradients = [p.grad for p in self.clip.weights if p.grad is not None]
+        gradients = [local(p.grad) for p in self.clip.weights if p.grad is not None]
         return not any(bool(g.any()) for g in gradients)
 
     @torch.no_grad()
@@ -269,11 +271,6 @@ class Attached:
         self._hidden = []
 
 
-def _wraps(model: nn.Module) -> bool:
-    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return isinstance(model, kinds)
-
-
 @torch.no_grad()
 def _unscale(optimizer: Optimizer) -> None:
     """A GradScaler leaves unscaling to an optimizer that can do it: do so before anything reads gradients."""
@@ -284,5 +281,5 @@ def _unscale(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if p.grad is not None:
-                p.grad.mul_(factor.to(p.grad.dtype))
+                local(p.grad).mul_(factor.to(p.grad.dtype))
     optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ audits (docs/method.md, "On a quantized model").
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,13 +61,13 @@ def divided(a: Number, b: Number) -> Any:
 
 def elementwise(function: Callable[[Tensor], Tensor]) -> Callable[[Number], Any]:
     """A function of 0-dim tensors as one of numbers, which computes floats too, with the same last bit."""
+    return functools.partial(_computed, function)
 
-    def computed(x: Number) -> Any:
-        if isinstance(x, Tensor):
-            return function(x)
-        return function(torch.tensor(x, dtype=torch.float64)).item()
 
-    return computed
+def _computed(function: Callable[[Tensor], Tensor], x: Number) -> Any:
+    if isinstance(x, Tensor):
+        return function(x)
+    return function(torch.tensor(x, dtype=torch.float64)).item()
 
 
 root = elementwise(torch.sqrt)

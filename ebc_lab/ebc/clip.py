@@ -172,6 +172,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.controller.load_state_dict(state["controller"])
         for g, f in self.filters.items():
             f.load_state_dict(state["filters"][g])
+            f.beta = None if f.beta is None else f.beta.to(self.trial.device)
         if self.exponent is not None:
             self.exponent.load_state_dict(state["exponent"])
 
@@ -254,11 +255,11 @@ class EllipsotopeClip(StabilizedOptimizer):
 
     def _check_given(self, batch: Batch) -> None:
         super()._check_given(batch)
-        tokens = int(self.workers.total(batch.probe.count())[0])
+        tokens = int(self._probe_tokens(batch))
         if self.settings.active and tokens < checks.FEW_TOKENS:
             warnings.warn(
-                f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from the "
-                f"budget: raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
+                f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from "
+                f"the budget: raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
                 checks.EBCWarning,
                 stacklevel=2,
             )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .given import checks
 from .logits import mean_kl, token_mean
 from .options import KL_FLOOR
-from .parallel.shards import fsdp_modules, resharded
+from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
 from .step import StepInputs
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -52,9 +52,18 @@ class Prober(nn.Module):
         self.fresh_logits = fresh_logits
         self.seconds = 0.0
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
+        self.low_precision = False  # whether the forward itself computes so, without autocast
 
     def find_shards(self) -> None:
+        """Look at the model as it is trained."""
         self.sharded = fsdp_modules(self.model)
+        dtypes = {p.dtype for p in self.model.parameters()} | gathered_dtypes(self.sharded)
+        self.low_precision = not dtypes.isdisjoint(LOW_PRECISION)
+
+    def forget(self) -> None:
+        """What FSDP has gathered: the weights have changed."""
+        with resharded(self.sharded):
+            pass
 
     def forward(self, inputs: Any) -> Tensor:
         return checks.logits_in(self.call(self.model, inputs))
@@ -130,7 +139,7 @@ class Batch:
         like = weight if logits is None else logits
         self.device = like.device.type
         cast = _low_precision(like, self.device)
-        low_weights = weight.dtype in LOW_PRECISION
+        low_weights = weight.dtype in LOW_PRECISION or prober.low_precision
         self.autocast = None if low_weights else cast
         self.floor = KL_FLOOR["bfloat16" if cast or low_weights else "float32"]
 

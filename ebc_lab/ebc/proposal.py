@@ -97,7 +97,11 @@ class Proposal:
             room.views[j].zero_()
         falls = torch.stack([part.sum(dtype=wide) for part in parts])
         norm: Tensor = torch.linalg.vector_norm(norms.double())
-        return self.workers.joined(-falls.double().sum()), self.workers.joined_norm(norm)
+        fall = -falls.double().sum()
+        if not self.workers.sharded:
+            return fall, norm
+        sums = self.workers.total(fall, norm.square())
+        return sums[0], sums[1].sqrt()
 
     def interpolate(self, c: Tensor | float, out: Sequence[Tensor]) -> None:
         """Set what c scales to W + c·dW, exact at 0 and 1, in `out`, by segment."""

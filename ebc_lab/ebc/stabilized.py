@@ -21,7 +21,7 @@ from .flat import Copy, Layout, joint_norm
 from .given import bases as given_bases
 from .given import checks
 from .options import CURVE_SCALES
-from .parallel.shards import local, sharding_group
+from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
 from .probe import Batch, Prober
 from .proposal import Opened, Proposal, StateCopy
@@ -92,6 +92,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self._check_bases()
         if arithmetic is not None:
             self._check_arithmetic()
+        model = unwrapped(model)
         self.names, self.weights = given_bases.trained(model, self.bases)
         super().__init__(self.weights, {})
         self.defaults = self.bases[0].defaults  # some schedulers look there for a momentum
@@ -198,9 +199,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         swapping = [base for base in self.bases if hasattr(base, "eval")]
         if not swapping or self._trained_at is not None:
             return
-        self._trained_at = [p.detach().clone() for p in self.weights]
+        self._trained_at = [local(p).detach().clone() for p in self.weights]
         for base in swapping:
             base.eval()
+        self.prober.forget()
         for constrain in (self.project, self.retract):
             if constrain is not None:
                 constrain()
@@ -212,8 +214,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             getattr(base, "train", lambda: None)()
         if self._trained_at is None:
             return
-        torch._foreach_copy_(list[Tensor](self.weights), self._trained_at)
+        torch._foreach_copy_([local(p) for p in self.weights], self._trained_at)
         self._trained_at = None
+        self.prober.forget()
 
     @torch.no_grad()
     def renew_rows(self, parameter: nn.Parameter, rows: Tensor) -> None:
@@ -251,7 +254,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if device != self._one.device:
             self._move(device)
         if not self.workers.met:
-            self.workers.meet(sharding_group(self.model, self.weights))
+            self.workers.meet(sharding_group(self.model, self.weights), device)
             self._check_workers()
             self.prober.find_shards()
 
@@ -403,6 +406,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         kept.store()
         return kept
 
+    def has_moved(self, kept: Copy) -> bool:
+        """Whether the weights are no longer what `kept` holds, in one process at least."""
+        return bool(self.workers.any(self._flags[not kept.equals_weights()]))
+
     @torch.no_grad()
     def close_step(self, opened: Opened) -> StepStats:
         """What comes after the bases' step: limit the update, audit it. On an error the weights are at W."""
@@ -439,8 +446,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def _start(self, gradients: list[Tensor]) -> StepStats:
         """Check the gradients: the stats of a step that applies everything, or of one that is skipped."""
-        norm = self.workers.joined_norm(self.arithmetic.norm(gradients))
-        bad = self._bad(gradients, norm)
+        norm = self.arithmetic.norm(gradients)
+        bad, norm = self.workers.any_and_norm(self._bad(gradients, norm), norm)
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
         return stats
@@ -456,7 +463,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         parts = layout.parts
         stats = opened.stats
         # torch's norm under any arithmetic: whether all elements are finite does not depend on its last bits
-        stats.failed = failed = self._bad(parts, joint_norm(parts))
+        failed = self._bad(parts, joint_norm(parts))
+        if self.workers.sharded:  # else all processes have the same weights
+            failed = self.workers.any(failed)
+        stats.failed = failed
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
         copies = opened.copies
         found = (opened.t, opened.batch, layout, opened.kept, copies, sound, self.arithmetic, self.workers)
@@ -471,7 +481,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """Whether an element of the tensors, whose joint norm is given, is not finite; 0-dim bool."""
         if self.deferred:
             return ~finite_flag(tensors, norm)
-        return self.workers.any(self._flags[not all_finite(tensors, norm)])
+        return self._flags[not all_finite(tensors, norm)]
 
     def _audits(self, t: int) -> bool:
         return self.audit_every > 0 and t % self.audit_every == 0
@@ -586,15 +596,19 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         z_new = proposal.batch.moved(held)
         tokens = held.count()
         kl = self.arithmetic.mean_kl(held.z, z_new, held.mask)
-        stats.applied_kl = self.workers.mean(kl, tokens).clamp(min=0)
-        stats.movement = self.workers.rms(self.arithmetic.movement(held.z, z_new, held.mask), tokens)
+        movement = self.arithmetic.movement(held.z, z_new, held.mask)
+        stats.audit_tokens = proposal.batch.held_tokens
+        if not self.workers.alone:
+            kl, square, counted = self.workers.pooled(tokens, kl, movement.double().square())
+            movement = square.sqrt()
+            stats.audit_tokens = int(counted)
+        stats.applied_kl = kl.clamp(min=0)
+        stats.movement = movement
         if (
             self.deferred
         ):  # the host does not know yet whether the step was skipped, and a skipped one is not audited
             stats.applied_kl = torch.where(stats.skipped, torch.nan, stats.applied_kl)
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
-        counted = proposal.batch.held_tokens
-        stats.audit_tokens = counted if self.workers.alone else int(self.workers.total(counted)[0])
 
 
 def _check_counts(probe_sequences: int, curve_every: int) -> None:

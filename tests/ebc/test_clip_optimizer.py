@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from support.tokenwise import Tokenwise, integers
 
 from ebc_lab.ebc import EllipsotopeClip, centre, mean_kl, rms_norm
 
@@ -21,28 +21,6 @@ def adam_clip(model, **options):
 
 def identical(first, second):
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-
-
-class Tokenwise(nn.Module):
-    """Logits of a token depend on that token alone: (..., ) integers -> (..., V)."""
-
-    def __init__(self, vocabulary=11, width=8, tied=False):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.embedding = nn.Embedding(vocabulary, width)
-            self.blocks = nn.ModuleList([nn.Linear(width, width)])
-            self.head = nn.Linear(width, vocabulary, bias=False)
-        if tied:
-            self.head.weight = self.embedding.weight
-
-    def forward(self, tokens):
-        x = self.embedding(tokens)
-        return self.head(x + torch.tanh(self.blocks[0](x)))
-
-
-def integers(*shape, seed=0):
-    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------

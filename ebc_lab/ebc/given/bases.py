@@ -40,6 +40,23 @@ def _unwrapped(base: Any) -> Any:
     return base.optimizer if wraps else base
 
 
+def state_keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer whose state dict has torch's hooks: this one, or one that it wraps and saves with its own.
+
+    Raises ValueError where its step or its state dict has none.
+    """
+    keeper = optimizer
+    while not hasattr(keeper, "_optimizer_state_dict_post_hooks") and hasattr(keeper, "optimizer"):
+        keeper = keeper.optimizer
+    needed = (optimizer, "_optimizer_step_pre_hooks"), (keeper, "_optimizer_state_dict_post_hooks")
+    if not all(hasattr(o, name) for o, name in needed) or not hasattr(type(optimizer).step, "hooked"):
+        raise ValueError(
+            f"{type(optimizer).__name__} was made without torch.optim.Optimizer's hooks: attach to the "
+            "optimizer that it wraps."
+        )
+    return keeper
+
+
 def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
     """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
     trained = {id(p) for p in weights}
@@ -70,7 +87,10 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[l
     if len(set(held)) < len(held):
         raise ValueError("a parameter belongs to two of the optimizers.")
     if not own.issuperset(held):
-        raise ValueError("an optimizer holds a parameter that is not the model's.")
+        raise ValueError(
+            "an optimizer holds a parameter that is not the model's: make it from the model's parameters, after "
+            "anything that replaces them, as fully_shard does."
+        )
     known = set(moving(bases))
     found = {n: p for n, p in model.named_parameters() if id(p) in known}
     if not found:

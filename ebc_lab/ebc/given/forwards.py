@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,13 @@ class Forward:
     logits: Tensor
     mask: Tensor | None
     named: bool
+    autocast: torch.dtype | None  # the dtype of the autocast around it
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The autocast that it ran in, since optimizers step outside of it."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.logits.device.type, self.autocast)
 
 
 class Hook:
@@ -84,6 +91,8 @@ class Capture:
         self._pending = False  # the last one has had no backward yet
         self._warned = False
         self._before = before
+        self._model = model
+        self._forwards: list[Any] = []  # of the calls that are running
         self.handles = [
             model.register_forward_pre_hook(Hook(model, self._begin)),
             model.register_forward_hook(Hook(model, self._keep), with_kwargs=True),
@@ -123,11 +132,14 @@ class Capture:
             return self.logits_of(model(*batch["args"], **batch["kwargs"]))
 
     def _begin(self, args: tuple[Any, ...]) -> None:
+        self._forwards.append(self._model.forward)
         if not self.paused:
             self._before()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self.paused or not torch.is_grad_enabled():
+        # Lightning under DDP has the wrapper's forward call `training_step` in the place of the module's own
+        redirected = self._forwards.pop() != self._model.forward
+        if redirected or self.paused or not torch.is_grad_enabled():
             return
         logits = checks.logits_in(self.logits_of(output))
         if not logits.requires_grad or (self.last is not None and self.last.named and not self.naming):
@@ -143,13 +155,18 @@ class Capture:
             )
         kept = {name: value for name, value in kwargs.items() if name not in self.drop}
         mask = _mask(kwargs, logits)
-        self.last = Forward({"args": args, "kwargs": kept}, logits.detach(), mask, self.naming)
+        autocast = _autocast(logits.device.type)
+        self.last = Forward({"args": args, "kwargs": kept}, logits.detach(), mask, self.naming, autocast)
         self._pending = True
         if not torch.compiler.is_compiling():
             logits.register_hook(self._used)  # type: ignore[no-untyped-call]
 
     def _used(self, gradient: Tensor) -> None:
         self._pending = False
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _mask(kwargs: Mapping[str, Any], logits: Tensor) -> Tensor | None:

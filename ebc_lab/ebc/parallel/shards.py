@@ -23,17 +23,40 @@ def shared_out(tensor: Tensor) -> bool:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor; a tensor that is not shared out is its own."""
-    return tensor.to_local() if shared_out(tensor) else tensor  # type: ignore[attr-defined]
+    """This process's part of a tensor; a tensor that is not shared out is its own, a sparse one dense."""
+    if shared_out(tensor):
+        return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
+    return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of a DistributedDataParallel or DataParallel."""
+    kinds = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    return model.module if isinstance(model, kinds) else model
 
 
 def fsdp_modules(model: nn.Module) -> list[Any]:
     """The modules that `fully_shard` was applied to. Raises ValueError for those of the older FSDP."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return []  # and the import takes long
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
     if any(isinstance(m, FullyShardedDataParallel) for m in model.modules()):
-        raise ValueError("FullyShardedDataParallel flattens the weights: use fully_shard (FSDP2) or DDP.")
+        raise ValueError(
+            "FullyShardedDataParallel flattens the weights, which cannot be limited: use fully_shard (FSDP2) "
+            "or DistributedDataParallel."
+        )
     return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def gathered_dtypes(modules: Sequence[Any]) -> set[torch.dtype]:
+    """Those of the weights as a forward sees them, which a mixed precision policy may choose."""
+    found: set[torch.dtype] = set()
+    for module in modules:
+        module.unshard()
+        found |= {p.dtype for p in module.parameters() if not shared_out(p)}
+        module.reshard()
+    return found
 
 
 def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessGroup | None:
@@ -49,11 +72,24 @@ def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessG
             "weights on a mesh of several dimensions (HSDP, tensor parallelism) cannot be limited yet: "
             "share them out over one dimension, with fully_shard."
         )
-    placed = all(shared_out(p) and p.placements[0].is_shard(0) for p in weights)  # type: ignore[attr-defined]
-    if not placed or not fsdp_modules(model):
+    modules = fsdp_modules(model)
+    if not modules:
+        raise ValueError(
+            "tensor parallelism cannot be limited yet: share the weights out with fully_shard, and give EBC the "
+            "module that it was applied to last."
+        )
+    gathered = {id(p) for module in modules for p in module.parameters()}
+    if not all(shared_out(p) and id(p) in gathered for p in weights):
+        raise ValueError(
+            "some weights are shared out and others are not: apply fully_shard to the whole model, after its "
+            "parts, and give EBC that model."
+        )
+    if not all(p.placements[0].is_shard() for p in weights):  # type: ignore[attr-defined]
         raise ValueError("tensor parallelism cannot be limited yet: share the weights out with fully_shard.")
     if any(mesh != meshes[0] for mesh in meshes):
-        raise ValueError("the weights lie on several meshes: fully_shard all of them over one.")
+        raise ValueError("the weights lie on several meshes: apply fully_shard over one.")
+    if any(local(p).device.type != meshes[0].device_type for p in weights):
+        raise ValueError("weights offloaded to the CPU cannot be limited yet: use fully_shard without that.")
     return cast(dist.ProcessGroup, meshes[0].get_group())
 
 

@@ -31,13 +31,14 @@ class Workers:
         self.group: dist.ProcessGroup | None = None
         self.size = 1
         self.sharded = False  # whether each process holds a part of every weight (FSDP), not all of it
+        self.device = torch.device("cpu")  # where the processes exchange numbers
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the processes, which another one has to meet again."""
         return vars(Workers("auto" if self.asked is not None else None))
 
-    def meet(self, sharing: dist.ProcessGroup | None) -> None:
-        """Find the processes; `sharing`: the ones that FSDP has shared the weights out to."""
+    def meet(self, sharing: dist.ProcessGroup | None, device: torch.device) -> None:
+        """Find the processes that train weights on `device`; `sharing`: those that FSDP shared them out to."""
         known = dist.is_available() and dist.is_initialized()
         if sharing is not None:
             self.group = sharing
@@ -47,6 +48,7 @@ class Workers:
             self.group = self.asked
         self.sharded = sharing is not None
         self.size = dist.get_world_size(self.group) if known and self.group is not None else 1
+        self.device = device
         self.met = True
 
     @property
@@ -54,9 +56,8 @@ class Workers:
         return self.size <= 1
 
     def total(self, *numbers: Tensor | float) -> Tensor:
-        """Sums over the processes, (len(numbers),) float64."""
-        device = next((x.device for x in numbers if isinstance(x, Tensor)), torch.device("cpu"))
-        own = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=device) for x in numbers])
+        """Sums over the processes, (len(numbers),) float64, in one message."""
+        own = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=self.device) for x in numbers])
         if not self.alone:
             dist.all_reduce(own, group=self.group)
         return own
@@ -66,12 +67,17 @@ class Workers:
 
         Alone, that mean itself. A process without a token has no say.
         """
-        if self.alone:
-            return value
-        count = torch.as_tensor(count, dtype=torch.float64, device=value.device)
-        weighted = torch.where(count > 0, value.double() * count, 0.0)
-        sums = self.total(weighted, count)
-        return sums[0] / sums[1]
+        return value if self.alone else self.pooled(count, value)[0]
+
+    def pooled(self, count: Tensor | int, *means: Tensor) -> Tensor:
+        """Means over `count` tokens here -> those over the tokens of all processes, and the number of these.
+
+        (len(means) + 1,) float64, from one message.
+        """
+        count = torch.as_tensor(count, dtype=torch.float64, device=self.device)
+        weighted = [torch.where(count > 0, mean.to(count) * count, 0.0) for mean in means]
+        sums = self.total(*weighted, count)
+        return torch.cat([sums[:-1] / sums[-1], sums[-1:]])
 
     def rms(self, value: Tensor, count: Tensor | int) -> Tensor:
         """`mean` for a root of a mean square; 0-dim."""
@@ -88,3 +94,10 @@ class Workers:
     def any(self, flag: Tensor) -> Tensor:
         """Whether it is true of one process at least; 0-dim bool."""
         return flag if self.alone else self.total(flag)[0].bool()
+
+    def any_and_norm(self, flag: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """`any` and `joined_norm` in one message."""
+        if not self.sharded:
+            return self.any(flag), part
+        sums = self.total(flag, part.double().square())
+        return sums[0].bool(), sums[1].sqrt().to(part.dtype)

@@ -1,0 +1,607 @@
+"""`attach`: the step of `EllipsotopeClip` on an optimizer that other code calls."""
+
+import copy
+import io
+import math
+import warnings
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from support.tokenwise import Tokenwise, integers, loss_of
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+from ebc_lab.ebc import EBCWarning, EllipsotopeClip, NonFiniteUpdateError, attach, mean_kl
+
+LR = 0.05
+KEYS = ("clip_coefficient", "trial", "trial_kl", "delta", "grad_norm", "applied_kl", "slope", "surrogate")
+
+
+class Net(nn.Module):
+    """Blocks with a residual connection, and dropout where `drop` is above 0."""
+
+    def __init__(self, drop=0.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 16)
+        self.blocks = nn.ModuleList([nn.Linear(16, 16), nn.Linear(16, 16)])
+        self.drop = nn.Dropout(drop)
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, ids, labels=None):
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = x + self.drop(torch.tanh(block(x)))
+        return self.head(x)
+
+
+def adam(model):
+    return [torch.optim.Adam(model.parameters(), lr=LR)]
+
+
+def muon(model):
+    matrices = [block.weight for block in model.blocks]
+    others = [p for n, p in model.named_parameters() if n not in ("blocks.0.weight", "blocks.1.weight")]
+    return [torch.optim.Muon(matrices, lr=LR), torch.optim.AdamW(others, lr=LR)]
+
+
+def data(steps, rows=24, start=0):
+    return [integers(rows, 12, seed=start + i) for i in range(steps)]
+
+
+def options(**given):
+    return {"target_kl": 0.002, "probe_sequences": 12, "audit_every": 3, **given}
+
+
+def loop(model, optimizers, batches, read=lambda: None):
+    """An ordinary loop, which knows nothing of EBC; `read()` after each step."""
+    seen = []
+    for i, tokens in enumerate(batches):
+        torch.manual_seed(i)  # dropout
+        loss = loss_of(model(tokens), tokens)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        seen.append(read())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    return seen
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def identical(first, second):
+    return all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+
+
+def same_steps(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        for key in KEYS:
+            one = getattr(a, key)
+            other = getattr(b, key)
+            assert (one is None and other is None) or torch.equal(one, other), key
+
+
+# -- the same bits -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "drop", "given"),
+    [
+        (adam, 0.0, {}),
+        (muon, 0.0, {}),
+        (adam, 0.3, {}),
+        (adam, 0.0, {"budget": "tracked", "measure_every": 2, "controller": "log_pi"}),
+        (adam, 0.0, {"budget": "surrogate", "target_kl": 1e-3}),
+        (muon, 0.3, {"budget": "fisher", "grouping": "tensor"}),
+        (adam, 0.0, {"target_kl": math.inf}),
+    ],
+)
+def test_it_takes_the_step_of_the_wrapper_bit_for_bit(make, drop, given):
+    wrapped = Net(drop)
+    optimizer = EllipsotopeClip(wrapped, make(wrapped), **options(**given))
+    wanted = []
+    for i, tokens in enumerate(data(24)):
+        torch.manual_seed(i)
+        logits = wrapped(tokens)
+        loss_of(logits, tokens).backward()
+        wanted.append(optimizer.step(tokens, logits))
+        optimizer.zero_grad()
+    model = Net(drop)
+    bases = make(model)
+    ebc = attach(model, bases, **options(**given))
+    same_steps(loop(model, bases, data(24), lambda: ebc.last), wanted)
+    assert identical(model.parameters(), wrapped.parameters())
+    clipped = sum(stats.clip_coefficient.item() < 1 for stats in wanted)
+    assert clipped == 0 if given.get("target_kl") == math.inf else clipped > 12
+
+
+def test_with_a_closure_too():
+    plain = Net()
+    base = adam(plain)
+    ebc = attach(plain, base, **options())
+    wanted = loop(plain, base, data(12), lambda: ebc.last)
+    model = Net()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options())
+    seen = []
+    for tokens in data(12):
+
+        def closure(tokens=tokens):
+            optimizer.zero_grad()
+            loss = loss_of(model(tokens), tokens)
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure).requires_grad
+        seen.append(ebc.last)
+    same_steps(seen, wanted)
+    assert identical(model.parameters(), plain.parameters())
+
+
+class TwoForwards(torch.optim.SGD):
+    """Looks at the gradient where a first step would lead to, as SAM does."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        held = [p for group in self.param_groups for p in group["params"]]
+        old = [p.clone() for p in held]
+        for p in held:
+            p.add_(0.3 * torch.sign(p))
+        with torch.enable_grad():
+            loss = closure()
+        for p, w in zip(held, old, strict=True):
+            p.copy_(w)
+        super().step()
+        return loss
+
+
+def test_a_closure_at_other_weights_is_measured_from_the_right_ones():
+    model = Net()
+    optimizer = TwoForwards(model.parameters(), lr=20.0)
+    ebc = attach(model, optimizer, **options())
+    for tokens in data(5):
+        before = copy.deepcopy(model)
+
+        def closure(tokens=tokens):
+            optimizer.zero_grad()
+            loss = loss_of(model(tokens), tokens)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            kl = mean_kl(before(tokens), model(tokens)).item()
+        assert ebc.last.clip_coefficient < 0.9
+        assert kl == pytest.approx(0.002, rel=0.4)
+
+
+def test_accumulated_gradients_are_limited_once():
+    model = Net()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options())
+    for first, second in zip(data(6), data(6, start=6), strict=True):
+        before = weights(model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for tokens in (first, second):
+                (loss_of(model(tokens), tokens) / 2).backward()
+            optimizer.step()
+        names = [name for name, _ in model.named_parameters()]
+        with torch.no_grad():
+            z = torch.func.functional_call(model, dict(zip(names, before, strict=True)), second)
+            kl = mean_kl(z, model(second)).item()
+        assert kl == pytest.approx(0.002, rel=0.4)
+        optimizer.zero_grad()
+    assert ebc.clip.step_index == 6
+
+
+# -- what else loops do --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_gradient_scaler(fused):
+    def trained(scaled):
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=fused)
+        ebc = attach(model, optimizer, **options(budget="tracked", audit_every=0))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=scaled)
+        seen = []
+        for i, tokens in enumerate(data(8)):
+            loss = loss_of(model(tokens), tokens) * (math.inf if scaled and i == 4 else 1)
+            if not scaled and i == 4:
+                continue  # the scaler leaves this step out
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            seen.append(ebc.last)
+        if scaled:
+            del seen[4]
+        return model, seen
+
+    model, seen = trained(True)
+    plain, wanted = trained(False)
+    same_steps(seen, wanted)
+    assert identical(model.parameters(), plain.parameters())
+
+
+def test_autocast():
+    model = Net()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options())
+    for tokens in data(6):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(model(tokens), tokens)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert 0 < ebc.last.clip_coefficient < 1
+        assert ebc.last.trial_kl == pytest.approx(0.002, rel=0.6)
+    assert ebc.clip.floor == 1e-5
+
+
+class Checkpointed(Net):
+    def forward(self, ids, labels=None):
+        return self.head(checkpoint(self.body, ids, use_reentrant=False))
+
+    def body(self, ids):
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return x
+
+
+def test_activation_checkpointing_changes_nothing():
+    runs = []
+    for cls in (Net, Checkpointed):
+        model = cls()
+        bases = adam(model)
+        ebc = attach(model, bases, **options())
+        runs.append((loop(model, bases, data(6), lambda ebc=ebc: ebc.last), weights(model)))
+    same_steps(runs[0][0], runs[1][0])
+    assert identical(runs[0][1], runs[1][1])
+
+
+@pytest.mark.parametrize("way", ["attached before", "attached to the compiled", "compiled in place"])
+def test_a_compiled_model(way):
+    model = Net()
+    (optimizer,) = adam(model)
+    called = model
+    if way == "compiled in place":
+        model.compile(backend="aot_eager")
+    else:
+        called = torch.compile(model, backend="aot_eager")
+    ebc = attach(called if way == "attached to the compiled" else model, optimizer, **options())
+    seen = loop(called, [optimizer], data(6), lambda: ebc.last)
+    plain = Net()
+    bases = adam(plain)
+    ebc = attach(plain, bases, **options())
+    wanted = loop(plain, bases, data(6), lambda: ebc.last)
+    for a, b in zip(seen, wanted, strict=True):
+        assert a.clip_coefficient.item() == pytest.approx(b.clip_coefficient.item(), rel=1e-3)
+    assert wanted[-1].clip_coefficient < 1
+
+
+def test_a_schedule_drives_the_rate_and_the_budget():
+    model = Net()
+    (optimizer,) = adam(model)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+    ebc = attach(model, optimizer, **options(schedule="lr_squared"))
+    targets = []
+    for tokens in data(5):
+        loss_of(model(tokens), tokens).backward()
+        optimizer.step()
+        schedule.step()
+        targets.append(ebc.last.target_kl.item())
+    assert targets[0] == 0.002
+    assert targets[3] == pytest.approx(0.002 * 0.25, rel=1e-6)
+
+
+def test_an_average_of_the_weights_knows_nothing_of_it():
+    model = Net()
+    bases = adam(model)
+    ebc = attach(model, bases, **options())
+    averaged = AveragedModel(model)
+    for tokens in data(4):
+        averaged(tokens).sum().backward()  # a forward of the copy, with gradients on
+        loop(model, bases, [tokens])
+        averaged.update_parameters(model)
+    assert ebc.clip.step_index == 4
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert identical(loaded.parameters(), model.parameters())
+    loaded(data(1)[0]).sum().backward()
+    assert ebc.capture.last is None
+
+
+def test_evaluation_in_between_has_no_say():
+    runs = []
+    for evaluates in (False, True):
+        model = Net(0.2)
+        bases = adam(model)
+        ebc = attach(model, bases, **options())
+        seen = []
+        for i, tokens in enumerate(data(5)):
+            torch.manual_seed(i)
+            loss_of(model(tokens), tokens).backward()
+            if evaluates:
+                model.eval()
+                with torch.no_grad():
+                    model(integers(24, 12, seed=99))
+                model.train()
+            bases[0].step()
+            bases[0].zero_grad()
+            seen.append(ebc.last)
+        runs.append((seen, weights(model)))
+    same_steps(runs[0][0], runs[1][0])
+    assert identical(runs[0][1], runs[1][1])
+
+
+# -- saving --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"budget": "surrogate", "target_kl": 1e-3, "controller": "log_pi"}])
+@pytest.mark.parametrize("make", [adam, muon])
+def test_it_resumes_from_the_optimizers_own_state(make, given):
+    model = Net()
+    bases = make(model)
+    ebc = attach(model, bases, **options(**given))
+    loop(model, bases, data(7))
+    file = io.BytesIO()
+    torch.save([model.state_dict(), *(o.state_dict() for o in bases)], file)
+    wanted = loop(model, bases, data(5, start=7), lambda: ebc.last)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = Net()
+    bases = make(resumed)
+    ebc = attach(resumed, bases, **options(**given))
+    for part, state in zip([resumed, *bases], saved, strict=True):
+        part.load_state_dict(state)
+    same_steps(loop(resumed, bases, data(5, start=7), lambda: ebc.last), wanted)
+    assert identical(resumed.parameters(), model.parameters())
+
+
+def test_a_state_without_its_own_is_told_and_works():
+    model = Net()
+    (optimizer,) = adam(model)
+    loop(model, [optimizer], data(3))
+    plain = optimizer.state_dict()
+    ebc = attach(model, optimizer, **options())
+    with pytest.warns(EBCWarning, match="comes without EBC's"):
+        optimizer.load_state_dict(plain)
+    loop(model, [optimizer], data(2))
+    assert 0 < ebc.last.clip_coefficient < 1
+    assert "ebc" not in plain
+    other = adam(Net())[0]
+    other.load_state_dict(optimizer.state_dict())  # a plain optimizer takes it too
+
+
+def test_torchs_distributed_checkpoints(tmp_path):
+    model = Net()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options())
+    loop(model, [optimizer], data(5))
+    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer), "ebc": ebc}
+    dcp.save(state, checkpoint_id=tmp_path / "saved")
+    wanted = loop(model, [optimizer], data(4, start=5), lambda: ebc.last)
+
+    resumed = Net()
+    (optimizer,) = adam(resumed)
+    ebc = attach(resumed, optimizer, **options())
+    empty = get_optimizer_state_dict(resumed, optimizer)  # makes the state by a step of zero gradients
+    assert ebc.clip.step_index == 0
+    state = {"model": resumed.state_dict(), "optimizer": empty, "ebc": ebc}
+    dcp.load(state, checkpoint_id=tmp_path / "saved")
+    resumed.load_state_dict(state["model"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        set_optimizer_state_dict(resumed, optimizer, state["optimizer"])
+    same_steps(loop(resumed, [optimizer], data(4, start=5), lambda: ebc.last), wanted)
+    assert identical(resumed.parameters(), model.parameters())
+
+
+# -- detach, and misuse --------------------------------------------------------------------------------------
+
+
+def test_detached_everything_is_as_before():
+    runs = []
+    for detaches in (False, True):
+        model = Net()
+        bases = adam(model)
+        if detaches:
+            ebc = attach(model, bases, **options(target_kl=math.inf))
+        loop(model, bases, data(3))
+        if detaches:
+            ebc.detach()
+            assert "ebc" not in bases[0].state_dict()
+        loop(model, bases, data(3, start=3))
+        runs.append(weights(model))
+    assert identical(*runs)
+    assert not model._forward_hooks
+    assert ebc.clip.step_index == 3
+    attach(model, bases, **options())  # and again
+
+
+def test_an_optimizer_is_attached_to_once():
+    model = Net()
+    bases = adam(model)
+    ebc = attach(model, bases, **options())
+    assert "target_kl=0.002" in repr(ebc)
+    with pytest.raises(ValueError, match=r"on this optimizer already: detach\(\)"):
+        attach(model, bases, **options())
+    with pytest.raises(ValueError, match="already"):
+        attach(model, EllipsotopeClip(model, adam(model), **options()), **options())
+    with pytest.raises(ValueError, match="must be > 0"):
+        attach(Net(), adam(Net()), target_kl=0)
+
+
+def test_a_module_that_training_does_not_call():
+    inner = Net()
+    model = nn.Sequential(inner)
+    (optimizer,) = adam(model)
+    attach(model, optimizer, **options())
+    (tokens,) = data(1)
+    before = weights(model)
+    loss_of(inner(tokens), tokens).backward()
+    with pytest.raises(ValueError, match="Sequential that EBC is attached to was never called"):
+        optimizer.step()
+    assert identical(model.parameters(), before)
+    loss_of(model(tokens), tokens).backward()
+    optimizer.step()
+    with pytest.raises(ValueError, match="was not called in training since its last step"):
+        optimizer.step()
+
+
+class Recorded(Net):
+    """Keeps the rows that it is measured on: measurements run in evaluation mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.measured = []
+
+    def forward(self, ids, labels=None):
+        if not self.training:
+            self.measured.append(ids)
+        return super().forward(ids)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_of_two_forwards_the_last_counts_or_the_named_one(named):
+    model = Recorded()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options(audit_every=0))
+    one, other = data(2)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ebc.this_forward() if named else nullcontext():
+                z = model(one)
+            (loss_of(z, one) + loss_of(model(other), other)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    chosen = one if named else other
+    assert len(model.measured) >= 2
+    assert all(torch.equal(rows, chosen[:12]) for rows in model.measured)
+    told = [w for w in seen if "two training forwards before one backward" in str(w.message)]
+    assert len(told) == (0 if named else 1)
+
+
+def test_a_bad_gradient_touches_nothing():
+    for closure in (False, True):
+        model = Net()
+        (optimizer,) = adam(model)
+        ebc = attach(model, optimizer, **options())
+        loop(model, [optimizer], data(2))
+        before = weights(model)
+        state = copy.deepcopy(optimizer.state_dict()["state"])
+        tokens = data(1)[0]
+
+        def bad(model=model, tokens=tokens):
+            (loss_of(model(tokens), tokens) * math.nan).backward()
+            return 0.0
+
+        if closure:
+            optimizer.step(bad)
+        else:
+            bad()
+            optimizer.step()
+        assert ebc.last.skipped
+        assert ebc.last.bad_gradient
+        assert identical(model.parameters(), before)
+        kept = optimizer.state_dict()["state"]
+        assert all(torch.equal(kept[i][k], state[i][k]) for i in state for k in state[i])
+        assert all(p.grad.isnan().any() for p in model.blocks.parameters())
+        optimizer.zero_grad()
+        loop(model, [optimizer], data(1, start=5))
+        assert not ebc.last.skipped
+
+
+class Broken(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        self.param_groups[0]["params"][0].data[0] = math.inf
+
+
+def test_a_proposal_that_is_not_finite_is_undone():
+    model = Net()
+    optimizer = Broken(model.parameters(), lr=0.1)
+    attach(model, optimizer, **options())
+    before = weights(model)
+    with pytest.raises(NonFiniteUpdateError):
+        loop(model, [optimizer], data(1))
+    assert identical(model.parameters(), before)
+
+
+def test_optimizers_step_in_any_order_and_need_not_all_step():
+    runs = []
+    for order in (1, -1):
+        model = Net()
+        bases = muon(model)
+        ebc = attach(model, bases, **options())
+        for tokens in data(4):
+            loss_of(model(tokens), tokens).backward()
+            for optimizer in bases[::order]:
+                optimizer.step()
+            for optimizer in bases:
+                optimizer.zero_grad()
+        runs.append(weights(model))
+        (tokens,) = data(1, start=9)
+        z = model(tokens)
+        loss_of(z, tokens).backward()
+        before = weights(model)
+        bases[1].step()  # the other one does not; the next forward finds the limited weights
+        z_new = model(tokens)
+        assert ebc.last.clip_coefficient < 1
+        assert mean_kl(z, z_new).item() == pytest.approx(0.002, rel=0.4)
+        assert torch.equal(model.blocks[0].weight, before[1])
+    assert identical(*runs)
+
+
+def test_outputs_that_hold_their_logits_somewhere():
+    class Pair(Net):
+        def forward(self, ids):
+            return {"scores": super().forward(ids), "loss": None}
+
+    model = Pair()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, logits_of=lambda out: out["scores"], **options())
+    (tokens,) = data(1)
+    loss_of(model(tokens)["scores"], tokens).backward()
+    optimizer.step()
+    assert 0 < ebc.last.clip_coefficient < 1
+    model = Pair()
+    attach(model, adam(model), **options())
+    with pytest.raises(TypeError, match=r"no logits in a dict: say where they are, as logits_of="):
+        model(tokens)
+
+
+def test_labels_stay_out_of_measurements_and_padding_too():
+    seen = []
+
+    class Masked(Tokenwise):
+        def forward(self, input_ids, attention_mask, labels=None):
+            seen.append(labels is None)
+            return super().forward(input_ids)
+
+    model = Masked()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    ebc = attach(model, optimizer, **options())
+    tokens = integers(24, 12)
+    mask = torch.ones_like(tokens)
+    mask[:, 8:] = 0
+    loss_of(model(input_ids=tokens, attention_mask=mask, labels=tokens), tokens).backward()
+    optimizer.step()
+    assert seen[0] is False
+    assert all(seen[1:])
+    assert ebc.last.audit_tokens == 12 * 8

@@ -1,0 +1,31 @@
+"""A model whose logits for a token depend on that token alone, and tokens for it."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Tokenwise(nn.Module):
+    """Logits of a token depend on that token alone: (..., ) integers -> (..., V)."""
+
+    def __init__(self, vocabulary=11, width=8, tied=False):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.embedding = nn.Embedding(vocabulary, width)
+            self.blocks = nn.ModuleList([nn.Linear(width, width)])
+            self.head = nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        return self.head(x + torch.tanh(self.blocks[0](x)))
+
+
+def integers(*shape, seed=0):
+    return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(logits, targets):
+    return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
