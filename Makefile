@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: autopilot test test-slow test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint wheel clean
+.PHONY: autopilot test test-slow test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
@@ -51,8 +51,8 @@ lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and 
 	$(BIN)/mypy
 	$(BIN)/python scripts/house.py
 
-wheel: $(VENV)/installed-dev
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+package: $(VENV)/installed-dev  ## wheel and sdist, in dist; both installed in clean environments and used there
+	$(BIN)/python scripts/package.py
 
 clean:
 	rm -rf $(VENV) dist build .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -1,3 +1,3 @@
 """EBC Lab: ablations of Ellipsotope-Budgeted Clipping, run, decided and reported by one command."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,0 +1,192 @@
+"""The wheel and the sdist, built, installed in clean environments and used there. `make package` calls it.
+
+usage: python scripts/package.py [DIST]    the folder that the two files are built in, `dist` if left out
+
+An environment is clean: it holds the built package and links to the packages that it declares as required, to
+what those require, and to nothing else of this interpreter's. So an undeclared import fails, and gigabytes of
+torch need not be copied. The environment of the method alone has torch and what torch requires.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import Distribution, PathDistribution, distribution, packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "build" / "package"  # always here, so that mypy's cache holds from one call to the next
+METHOD = ROOT / "scripts" / "method_alone.py"
+MISSING = """
+import importlib, pkgutil, ebc_lab
+for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ModuleNotFoundError as error:
+            print(error.name.partition(".")[0])
+        except ImportError as error:
+            assert "pip install 'ebc-lab[" in str(error), error
+"""
+PLACES = "import ebc_lab, ebc_lab.config.choices as c; print(ebc_lab.__file__, c.conf_dir(), sep='\\n')"
+
+
+def run(command: Sequence[str | Path], cwd: Path) -> str:
+    """What a command prints; where it fails, that ends this script."""
+    hidden = ("PYTHONPATH", "PYTHONHOME", "EBC_LAB_DATA")
+    own = {"XDG_CACHE_HOME": str(WORK / "cache"), "XDG_STATE_HOME": str(WORK / "state")}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | own
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode != 0:
+        sys.exit(f"{done.stdout}\nFAILED with {done.returncode}: {' '.join(map(str, command))}")
+    return done.stdout
+
+
+# -- environments --------------------------------------------------------------------------------------------
+
+
+def needed(required: Iterable[str]) -> dict[str, Distribution]:
+    """The installed packages that requirements name, and all that those require in turn."""
+    found: dict[str, Distribution] = {}
+    waiting = [Requirement(line) for line in required]
+    while waiting:
+        requirement = waiting.pop()
+        extras = requirement.extras or {""}
+        name = canonicalize_name(requirement.name)
+        marker = requirement.marker
+        if name in found or (marker and not any(marker.evaluate({"extra": extra}) for extra in extras)):
+            continue
+        found[name] = distribution(name)
+        waiting += [Requirement(line) for line in found[name].requires or []]
+    return found
+
+
+class Environment:
+    """A virtual environment without pip, in a folder of its own."""
+
+    def __init__(self, name: str):
+        self.folder = WORK / name
+        venv.create(self.folder, with_pip=False)
+        self.bin = self.folder / "bin"
+        [self.packages] = (self.folder / "lib").glob("python*/site-packages")
+        self.elsewhere = WORK / f"{name}-elsewhere"  # where its commands run
+        self.elsewhere.mkdir()
+
+    def link(self, required: Iterable[str]) -> None:
+        """Make the packages that requirements name importable, and what those require."""
+        for found in needed(required).values():
+            for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
+                if not (self.packages / top).exists():
+                    (self.packages / top).symlink_to(Path(str(found.locate_file(top))))
+
+    def install(self, built: Path) -> PathDistribution:
+        """Install a wheel or an sdist without what it requires. -> its metadata"""
+        pip = (sys.executable, "-m", "pip", "--python", self.bin / "python")
+        run([*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", built], ROOT)
+        [info] = self.packages.glob("ebc_lab-*.dist-info")
+        return PathDistribution(info)
+
+    def run(self, *command: str | Path) -> str:
+        """What a command of this environment prints, run outside the source tree's folders."""
+        return run([self.bin / command[0], *command[1:]], self.elsewhere)
+
+
+# -- what must hold ------------------------------------------------------------------------------------------
+
+
+def method_alone(wheel: Path) -> None:
+    """The method trains, and its types hold, beside torch alone."""
+    there = Environment("method")
+    there.link(["torch"])
+    there.install(wheel)
+    print(there.run("python", METHOD).strip())
+    strict = (sys.executable, "-m", "mypy", "--strict", "--config-file=")
+    places = ("--cache-dir", ROOT / ".mypy_cache" / "package", "--python-executable", there.bin / "python")
+    print(run([*strict, *places, METHOD], there.elsewhere).strip())
+
+
+def lab(wheel: Path) -> dict[str, str]:
+    """The lab works with the packages that it declares. -> the hash of each installed file"""
+    there = Environment("lab")
+    metadata = there.install(wheel)
+    assert set(hashes(metadata)) == ours(), set(hashes(metadata)) ^ ours()
+    there.link(metadata.requires or [])
+    run([sys.executable, "-m", "pip", "--python", there.bin / "python", "check"], ROOT)
+    declared = {
+        canonicalize_name(Requirement(line).name) for line in metadata.requires or []
+    }  # by extras too
+    owners = packages_distributions()
+    for missing in set(there.run("python", "-W", "ignore", "-c", MISSING).split()):
+        assert any(canonicalize_name(owner) in declared for owner in owners.get(missing, [])), missing
+    for place in there.run("python", "-c", PLACES).split():
+        assert Path(place).is_relative_to(there.packages), place
+    assert there.run("ebc-lab", "--version").split() == ["ebc-lab", metadata.version]
+    assert "autopilot" in there.run("ebc-lab", "--help")
+    there.run("ebc-lab", "train", "scale=smoke", "steps=3", "data=pydoc", "device=cpu")
+    assert list(there.elsewhere.rglob("result.json"))
+    return hashes(metadata)
+
+
+def from_source(sdist: Path, as_wheel: dict[str, str]) -> None:
+    """The sdist installs the same files as the wheel, and brings tests that pass on them."""
+    there = Environment("source")
+    metadata = there.install(sdist)
+    assert hashes(metadata) == as_wheel
+    there.link([*(metadata.requires or []), "pytest", "hypothesis"])
+    with tarfile.open(sdist) as archive:
+        archive.extractall(there.elsewhere, filter="data")
+    [unpacked] = there.elsewhere.iterdir()
+    packed = {str(path.relative_to(unpacked)) for path in (unpacked / "tests").rglob("*.py")}
+    assert packed == {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")}
+    shutil.rmtree(unpacked / "ebc_lab")  # the installed one is tested
+    print(run([there.bin / "python", "-m", "pytest", "tests/ebc/test_grouping.py"], unpacked).strip())
+
+
+def hashes(metadata: PathDistribution) -> dict[str, str]:
+    """Each installed file of the package and its hash, as pip has recorded it."""
+    files = metadata.files or []
+    return {str(f): f.hash.value for f in files if f.hash and f.parts[0] == "ebc_lab"}
+
+
+def ours() -> set[str]:
+    """The files that an installed package consists of."""
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "ebc_lab").rglob("*") if path.is_file()}
+    settings = {f"ebc_lab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    return {path for path in package if "__pycache__" not in path} | settings
+
+
+def main() -> None:
+    start = time.perf_counter()
+    dist = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").resolve()
+    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.rmtree(dist, ignore_errors=True)
+    WORK.mkdir(parents=True)
+    run([sys.executable, "-m", "build", "--outdir", dist, ROOT], ROOT)
+    [wheel], [sdist] = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    with ThreadPoolExecutor() as beside:
+        method = beside.submit(method_alone, wheel)
+        from_source(sdist, lab(wheel))
+        method.result()
+    shutil.rmtree(WORK)
+    print(f"{wheel.name} and {sdist.name} hold what they promise ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What a user who installs the package is promised: its version, and how little the method loads."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from itertools import chain
+from pathlib import Path
+
+import house
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.called import called
+
+import ebc_lab
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version(tmp_path):
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert headings in (released, ["Unreleased", *released])
+    versions = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", heading) for heading in released]
+    assert all(versions), released
+    assert versions[0][1] == ebc_lab.__version__
+    newest_first = [(tuple(map(int, v[1].split("."))), v[2]) for v in versions]
+    assert newest_first == sorted(newest_first, reverse=True)
+    assert called("--version", cwd=tmp_path).stdout == f"ebc-lab {ebc_lab.__version__}\n"
+
+
+def test_what_is_imported_anywhere_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *chain.from_iterable(v for k, v in extras.items() if k != "dev")]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    declared.add("cupy")  # which build of it is the user's choice
+    owners = packages_distributions()
+    imported = {found.imported.partition(".")[0] for found in house.imports(ROOT)}
+    for module in imported - {"ebc_lab"} - sys.stdlib_module_names:
+        names = {canonicalize_name(owner) for owner in owners.get(module, [module])}
+        assert names & declared, module
+
+
+def test_everything_that_an_extra_brings_is_brought_by_dev_too():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [chosen] = [line for line in extras["dev"] if line.startswith("ebc-lab[")]
+    assert set(re.findall(r"[\w-]+", chosen.partition("[")[2])) == set(extras) - {"dev"}
+
+
+IMPORTED = """
+import sys, torch
+before = set(sys.modules)
+import ebc_lab.ebc as ebc
+for name in ebc.__all__:
+    getattr(ebc, name)
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_the_method_loads_nothing_but_torch():
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "ebc_lab.ebc.clip" in loaded
+    ours = {module for module in loaded if module.startswith("ebc_lab.")}
+    assert {module for module in ours if not module.startswith("ebc_lab.ebc")} == set()
+    others = {module.partition(".")[0] for module in loaded} - {"ebc_lab", "torch"}
+    assert others - sys.stdlib_module_names == set()
