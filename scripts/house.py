@@ -20,6 +20,7 @@ PICTURE = "docs/images/layers.svg"
 # From the bottom up, what each package is for. Packages of one layer do not import each other.
 LAYERS: tuple[dict[str, str], ...] = (
     {
+        "integrations": "ebc in Lightning and Hugging Face; imports ebc, torch",
         "ebc": "the method; imports torch only",
         "axiom": "training with little memory beside the weights; imports torch only",
         "verity": "training whose bits no machine changes; imports torch only",
@@ -40,6 +41,7 @@ LAYERS: tuple[dict[str, str], ...] = (
 # nothing else of ours
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
+    "integrations": ("lightning", "transformers"),
     "axiom": ("matplotlib", "torchao", "transformers"),
     "verity": (),
     "lowbit": ("numpy", "sklearn", "cupy"),
@@ -50,7 +52,11 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 WITHOUT_TORCH = ("config",)  # these import neither torch nor what is as slow to load
 SLOW_TO_LOAD = ("torch", "numpy", "scipy", "pandas", "matplotlib")
-ALLOWED = {("config", f"{PACKAGE}.ebc.options")}  # the method's names and constants, without torch
+ALLOWED = {
+    ("config", f"{PACKAGE}.ebc.options"),  # the method's names and constants, without torch
+    ("integrations", f"{PACKAGE}.ebc.options"),
+    ("integrations", f"{PACKAGE}.ebc"),
+}
 # Inside these packages, too, a file or folder imports only from those to its left.
 ROOMS = {
     "study": (

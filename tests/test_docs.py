@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,22 +17,22 @@ import typer
 from support.invented import invent
 
 from ebc_lab.cli.commands import app
+from ebc_lab.cli.train import train_one
 from ebc_lab.config import choices
 from ebc_lab.config import compose as compose_module
 from ebc_lab.config.compose import compose, configurations, expand, implied
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.own.entry_points import offered
 from ebc_lab.records import columns as columns_module
 from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text import words
-from ebc_lab.study.autopilot import autopilot
+from ebc_lab.study.autopilot import Listener, autopilot
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-PREAMBLES = {
-    "docs/suites.md": "from ebc_lab.components.stabilizers import *\n"
-    "from ebc_lab.components.stabilizers.rivals import *\n"
-}  # its block is an excerpt of that file
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -82,7 +83,7 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
 @pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
 def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     script = tmp_path / "page.py"
-    script.write_text(PREAMBLES.get(name, "") + "\n".join(blocks(name, "python")))
+    script.write_text("\n".join(blocks(name, "python")))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, str(script)],
@@ -107,12 +108,17 @@ def commands() -> list[str]:
     return sorted(set(found))
 
 
+OWN_PARTS = "docs/extending.md"
+
+
 @pytest.fixture
 def conf_with_mine(tmp_path, monkeypatch):
-    """The configuration folder with the README's own suite in it."""
+    """The configuration folder with the README's own suite in it, and that of OWN_PARTS."""
     conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
     [own] = blocks("README.md", "yaml")
+    [share] = blocks(OWN_PARTS, "yaml")
     (conf / "study" / "mine.yaml").write_text(own)
+    (conf / "study" / "share.yaml").write_text(share)
     cached = (choices.groups, choices.settings_of)
     for module in (choices, compose_module):
         monkeypatch.setattr(module, "conf_dir", lambda: conf)
@@ -123,8 +129,37 @@ def conf_with_mine(tmp_path, monkeypatch):
         known.cache_clear()
 
 
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch):
+    """The files of OWN_PARTS in the working directory, and its package as if installed; -> that folder."""
+    folder = tmp_path / "work"
+    about = folder / "my_parts-1.0.dist-info"
+    about.mkdir(parents=True)
+    modules = {}
+    for body in blocks(OWN_PARTS, "python"):
+        file = re.match(r"# (\w+\.py)\n", body)[1]
+        modules[file.removesuffix(".py")] = (folder / file).write_text(body)
+    [project] = blocks(OWN_PARTS, "toml")
+    groups = tomllib.loads(project)["project"]["entry-points"]
+    lines = [
+        line for group, named in groups.items() for line in (f"[{group}]", *(map("=".join, named.items())))
+    ]
+    (about / "entry_points.txt").write_text("\n".join(lines))
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-parts\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
+    cached = (offered, choices.settings_of, compose_module.register_schema)
+    for known in cached:
+        known.cache_clear()
+    yield folder
+    for known in cached:
+        known.cache_clear()
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("line", commands())
-def test_commands_exist_and_their_settings_compose(line, conf_with_mine):
+def test_commands_exist_and_their_settings_compose(line, conf_with_mine, own_parts):
     name, *words = shlex.split(line)[1:]
     if name.startswith("-"):
         return
@@ -145,6 +180,39 @@ def test_commands_exist_and_their_settings_compose(line, conf_with_mine):
             compose(implied(combination), study=False)
     elif settings:
         configurations(settings, multirun="-m" in words)
+
+
+def test_own_parts_are_trained_by_the_commands_of_their_page(tiny, own_parts, tmp_path):
+    """Those of `train` that name one run, on the tests' text; each of the page's files is used."""
+    lines = [shlex.split(line) for body in blocks(OWN_PARTS, "") for line in body.splitlines()]
+    trained = [line[2:] for line in lines if line[1] == "train" and "-m" not in line]
+    assert len(trained) == 7
+    used = set()
+    smaller = [o for o in tiny if o.startswith(("data", "device", "eval_w"))]
+    for i, settings in enumerate(trained):
+        run = run_part(compose([*settings, *smaller], study=False))
+        assert train_one(run, tmp_path / str(i), 1e9)["outcome"] == "completed", settings
+        parts = [run.optimizer, run.stabilizer, run.lr_schedule, run.model]
+        used |= {part.target.partition(":")[0] for part in parts if part.target}
+    assert {path.stem for path in own_parts.glob("*.py")} <= used
+
+    edited = own_parts / "my_optimizer.py"
+    edited.write_text(edited.read_text() + "\n# edited\n")
+    again = next(i for i, settings in enumerate(trained) if "optimizer.target=my_optimizer:mixed" in settings)
+    with pytest.raises(UserError, match="its file has changed since this run was begun"):
+        train_one(run_part(compose([*trained[again], *smaller], study=False)), tmp_path / str(again), 1e9)
+
+
+@pytest.mark.parametrize("launcher", ["inline", pytest.param("local", marks=pytest.mark.slow)])
+def test_a_suite_with_an_own_stabilizer_runs(tiny, tmp_path, conf_with_mine, own_parts, launcher):
+    shorter = ["study=share", "ablation.steps=15", f"launcher={launcher}", f"output_dir={tmp_path}"]
+    outcome = autopilot(compose([*tiny, *shorter]), Listener())
+    arms = outcome.ablation["tracks"]["adam_none"]["arms"]
+    assert {name: arm["outcomes"] for name, arm in arms.items()} == {
+        "slow": {"completed": 2},
+        "share": {"completed": 2},
+    }
+    assert arms["share"]["c_median"] == pytest.approx(0.25)
 
 
 def test_targets_of_make_are_there():

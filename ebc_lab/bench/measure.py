@@ -67,6 +67,8 @@ def refuse_own_sections(run: RunConfig) -> None:
         },
         "exact training": {"determinism": run.determinism != plain.determinism},
     }
+    if run.model.target is not None:
+        raise UserError("`ebc-lab bench` counts what a step of the GPT computes: leave model.target out.")
     for what, settings in apart.items():
         if any(settings.values()):
             raise UserError(

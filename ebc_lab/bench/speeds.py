@@ -102,7 +102,7 @@ def chosen_by_rule(
         elif job_cores is not None:
             found["threads_per_run"] = (job_cores, "the cores that each job asks for")
         elif cores == 1:
-            found["threads_per_run"] = (1, "there is one core")
+            found["threads_per_run"] = (1, "there is one core for each process")
     if run.determinism.exact:
         rules = {"dtype": "float32", "compile": "off"}
         found |= {k: (v, "determinism=verity") for k, v in rules.items() if k not in found}
@@ -186,6 +186,7 @@ def choose(
     steps: int,
     limit: int = 0,
     job_cores: int | None = None,
+    together: int = 1,
     measure: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Choice:
@@ -195,11 +196,12 @@ def choose(
         steps: of the longest run that `run` stands for.
         limit: how many such runs train in parallel at most, 0 for as many as the cores hold.
         job_cores: see `chosen_by_rule`.
+        together: how many processes train a run, so that each has that share of the cores.
     Raises:
         NotMeasured: something is not known yet, and `measure` is false.
         UserError: a measurement failed.
     """
-    cores = machine.cores()
+    cores = max(1, machine.cores() // together)
     run, why = chosen_by_rule(run, cores, job_cores)
     cases = cases_of(run, cores, limit)
     undecided = [k for k in CHOSEN if is_open(run, k)]
@@ -236,6 +238,7 @@ def choose_for_study(
         steps=max(getattr(config, stage).steps for stage in config.study.stages),
         limit=parallel_limit(launcher),
         job_cores=job_cores(launcher),
+        together=launcher.processes_per_run,
         measure=measure,
         say=say,
     )
@@ -247,7 +250,9 @@ def parallel_limit(launcher: LauncherConfig) -> int:
 
 
 def job_cores(launcher: LauncherConfig) -> int | None:
-    return launcher.cpus_per_task or 1 if launcher.name == "slurm" else None
+    """What each process of a run has in a Slurm job; None where this machine trains."""
+    together = launcher.processes_per_run
+    return (launcher.cpus_per_task or together) // together if launcher.name == "slurm" else None
 
 
 # -- measuring -----------------------------------------------------------------------------------------------

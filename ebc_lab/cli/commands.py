@@ -16,10 +16,12 @@ from typing import Annotated, Any
 
 import typer
 
+from ebc_lab import __version__
 from ebc_lab.config.errors import visible
 
 from . import ebm
 from .options import OUTPUT_DIR, PASS_ON, Json, Place
+from .options import console as _console
 
 CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -58,11 +60,20 @@ app = typer.Typer(
 app.add_typer(ebm.app, name="ebm")
 
 
-def _console() -> Any:
-    from rich.console import Console
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ebc-lab {__version__}")
+        raise typer.Exit
 
-    # nothing from a study's files is markup or an emoji's name
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+
+@app.callback()
+def every_command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
 
 
 def _aside(text: str) -> None:

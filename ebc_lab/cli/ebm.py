@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ import typer
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 
 from .options import OUTPUT_DIR, PASS_ON, Json, Place
+from .options import console as _console
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -436,12 +436,6 @@ def _json(value: Any) -> None:
     from ebc_lab.records.json_files import as_json
 
     typer.echo(json.dumps(as_json(value), indent=1))
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 def _show_diagnosis(path: Path, found: Diagnosis) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,6 @@ LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
 LOAD = re.compile(r"load_\d+")
 EVALUATIONS = 10  # of the live table
 ALERTS = 5  # the latest ones
-
-
-@contextmanager
-def live_view(run: RunConfig, directory: Path) -> Iterator[Callable[[int], None]]:
-    """What to call with the step while the run trains: a view of a workload=ebm, of others nothing."""
-    if run.workload.name != "ebm":
-        yield lambda step: None
-        return
-    with EbmView(run, directory).shown() as view:
-        yield view
 
 
 class EbmView:

@@ -10,14 +10,15 @@ import itertools
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config import machine
 from ebc_lab.config.checks import check_run, remarks
-from ebc_lab.config.choices import conf_dir
-from ebc_lab.config.compose import compose, default_scale, implied, register_schema
+from ebc_lab.config.choices import conf_dir, refuse_edited, with_sources
+from ebc_lab.config.compose import compose, default_scale, implied, register_schema, set_length
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand, spelled
@@ -29,8 +30,11 @@ from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.text import checked_text, pinned
 
-from .ebm_view import live_view
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
+from .sweep_view import tabulated
+from .train_view import closing_lines, live_view
+
+OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
 
 
 def _without_hydra(overrides: Sequence[str]) -> list[str]:
@@ -46,6 +50,7 @@ def train(arguments: Sequence[str]) -> None:
     register_schema()
     extra = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [default_scale()]
     around: Any = nullcontext()
+    after: Any = nullcontext()
     if not given.hydra_help and not given.help:
         multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
         if not multirun:
@@ -67,9 +72,12 @@ def train(arguments: Sequence[str]) -> None:
                 extra.append(f"{key}={override_value(directory)}")
             if is_submitit(settings.launcher):
                 around = launching(settings.launcher, directory)
+            if multirun:
+                of_runs = [_without_hydra(combination) for combination in combinations]
+                after = tabulated(of_runs, configs, Path(directory))
     words = [spelled(word) if word in given.overrides else word for word in arguments]
     sys.argv = ["ebc-lab train", *words, *extra]
-    with around:
+    with after, around:
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
 
 
@@ -125,8 +133,9 @@ def task(composed: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from ebc_lab.training.turns import Interrupted
+    from ebc_lab.training.turns import DeviceFailed, Interrupted
 
+    set_length(composed)
     config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
@@ -135,12 +144,15 @@ def task(composed: Any) -> float | None:
     command = shlex.join(["ebc-lab", "train", *sys.argv[1:]])
     try:
         cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
+        every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
         with following(config.tracker, directory, print):
-            result = train_one(run_part(config), directory, config.launcher.checkpoint_every_s, cores)
+            result = train_one(run_part(config), directory, every, cores, together)
         if result["outcome"] not in ("completed", "diverged"):
             message, code = f"the run {result['outcome']}: {result['cause']}; {RunFiles(directory).log}", 4
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
+    except DeviceFailed as error:
+        message, code = f"{error}; this continues from the checkpoint:\n  {command}", 4
     except (Interrupted, KeyboardInterrupt):
         message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
     if message and in_job:
@@ -152,10 +164,14 @@ def task(composed: Any) -> float | None:
 
 
 def train_one(
-    run: RunConfig, directory: Path, checkpoint_every_s: float, job_cores: int | None = None
+    run: RunConfig,
+    directory: Path,
+    checkpoint_every_s: float,
+    job_cores: int | None = None,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Resolve what is left to choose, train in `directory`, and print the outcome. `job_cores`: of a
-    launcher's job.
+    launcher's job; `processes`: how many train the run together.
 
     Raises UserError.
     """
@@ -164,9 +180,9 @@ def train_one(
     from ebc_lab.training.outcome import run_and_record
 
     known = RunFiles(directory).spec
-    remedy = "choose another hydra.run.dir, or delete this one"
-    earlier = read_json(known, SpecRecord, remedy) if known.exists() else None
-    run = _resolved(run, from_dict(RunConfig, earlier["config"]) if earlier else None, job_cores)
+    earlier = read_json(known, SpecRecord, OTHER_FOLDER) if known.exists() else None
+    begun = from_dict(RunConfig, earlier["config"]) if earlier else None
+    run = _resolved(run, begun, job_cores, processes)
     if run.lr_schedule.name == "replay":
         from ebc_lab.components.schedules import recorded_rates, source_folder
 
@@ -177,45 +193,34 @@ def train_one(
             f"{directory} holds another run ({earlier['run_id']}): choose another hydra.run.dir, or delete "
             f"it."
         )
-    for remark in remarks(run):
+    for remark in [*remarks(run), *_crowded(run, processes, job_cores or machine.cores())]:
         print(f"note: {remark}")
     directory.mkdir(parents=True, exist_ok=True)
     spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
     write_json(known, spec)
+    earlier = RunFiles(directory).result.exists()
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
+        hooks["processes"] = processes
         with live_view(run, directory) as hooks["on_progress"]:
             result = _until_done(
                 lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
             )
-    known_losses = {split: result.get(f"{split}_loss") for split in ("val", "test")}
-    losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known_losses.items() if loss is not None)
-    print(f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}")
-    for line in _further(result):
+    for line in closing_lines(run, result, directory, earlier=earlier):
         print(line)
     return result
 
 
-def _further(result: Mapping[str, Any]) -> Iterator[str]:
-    """What else is said of a run: how its budget was held, and what its quantized model takes."""
-    held = result.get("kl_within_30pct")
-    if held is not None:
-        audits = f"{held:.0%} of {result['kl_clipped_audits']} audited, clipped steps within ±30%"
-        clipped = f"clipped {result['clip_rate']:.0%}, median c {result['c_median']:.2f}"
-        yield f"applied KL: median {result['kl_ratio_median']:.2f} of the target, {audits}; {clipped}"
-    if result.get("kl_law"):
-        a, b = result["kl_law"]
-        yield f"KL of c times an update: {a:.3g} c² + {b:.3g} c"
-    if "packed_bytes" in result:
-        times = result["model_bytes_float32"] / result["packed_bytes"]
-        sizes = f"{result['packed_bytes']:,} of {result['model_bytes_float32']:,} bytes, {times:.2f}× smaller"
-        bits = f"{result['bits_per_weight']:.3f} bits a hidden weight"
-        yield f"model.ebcpack: {sizes}; {bits}, {result['zero_share']:.0%} of them 0"
+def _crowded(run: RunConfig, processes: int, cores: int) -> list[str]:
+    """A remark on processes that have to share cores."""
+    threads = run.threads_per_run
+    crowded = processes > 1 and run.device == "cpu" and processes * threads > cores
+    return [f"{processes} processes of {threads} thread(s) share {cores} core(s)."] if crowded else []
 
 
-def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) -> RunConfig:
+def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, processes: int) -> RunConfig:
     """The run with corpus, device and speed settings chosen, as `begun` has them where it was begun earlier.
 
     Raises UserError where it cannot be trained.
@@ -226,10 +231,13 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None) ->
     for key in (*CHOSEN, "device"):
         if begun and is_open(run, key):
             setattr(run, key, getattr(begun, key))
-    run = pinned(run, *checked_text(run))
+    run = with_sources(pinned(run, *checked_text(run)))
+    if begun:
+        refuse_edited(run, begun, OTHER_FOLDER)
     run.device = chosen_device(run.device)
     if any(is_open(run, key) for key in CHOSEN):
-        choice = choose(run, steps=run.steps, limit=1, job_cores=job_cores, say=print)
+        each = None if job_cores is None else max(1, job_cores // processes)
+        choice = choose(run, steps=run.steps, limit=1, job_cores=each, together=processes, say=print)
         print("\n".join(choice.reasons(run)))
         run = choice.apply_to(run)
     check_run(run)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ebc_lab.axiom.optimizer import AXIOM
+from ebc_lab.config.choices import own_part
+from ebc_lab.config.errors import need
 from ebc_lab.config.schema import OptimizerConfig
 from ebc_lab.verity import VerityAdam
 
@@ -256,6 +258,33 @@ def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[O
     return [EagerAdam4bit(model.parameters(), **_moments(c))]
 
 
+def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
+    """What the function of `target` makes of (params, lr=…, **arguments): one optimizer or a list of them.
+
+    Raises UserError where that is something else, where it leaves trained parameters out, or where a group's
+    learning rate is not the one given: a run sets all of them.
+    """
+    made = own_part("optimizer", c)(list(model.parameters()), lr=c.lr)
+    bases = list(made) if isinstance(made, list | tuple) else [made]
+    key = f"optimizer.target={c.target}"
+    others = [type(base).__name__ for base in bases if not isinstance(base, Optimizer)]
+    need(
+        bool(bases) and not others,
+        f"{key} returned {', '.join(others) or 'nothing'}, not a torch optimizer or a list of them.",
+    )
+    groups = [group for base in bases for group in base.param_groups]
+    held = {id(p) for group in groups for p in group["params"]}
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    need(not left, f"{key} leaves out {len(left)} of the model's parameters, {', '.join(left[:3])}….")
+    rates = [group.get("lr") for group in groups if group.get("lr") != c.lr]
+    need(
+        not rates,
+        f"{key} has a group with learning rate {rates[:1]}, and a run gives every group its own, "
+        f"optimizer.lr={c.lr:g}, on its schedule: leave lr as it is given.",
+    )
+    return bases
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
     "adam": adam,
     "adamw": adamw,
@@ -295,6 +324,8 @@ def build(
         return [VerityAdam(model.parameters(), **_moments(config))]
     if state != "none":
         return [_low_bit_adam(model, config, matrices, state, seed)]
+    if config.target is not None:
+        return custom(model, config)
     return OPTIMIZERS[config.name](model, config, matrices)
 
 

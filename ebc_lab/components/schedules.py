@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.choices import own_part
+from ebc_lab.config.errors import UserError, need, shown
 from ebc_lab.config.schema import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
@@ -70,6 +71,26 @@ def lr_factor(config: LRScheduleConfig, step: int, steps: int) -> float:
     return LR_SCHEDULES[config.name](step, steps, config)
 
 
+def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable[[int], float]:
+    """step (0-based) -> learning rate, by the function of `target`, asked for the first and the last step at
+    once. Raises UserError where it gives no finite number >= 0."""
+    factor = own_part("lr_schedule", config)
+
+    def rate(step: int) -> float:
+        found = factor(step, steps)
+        number = isinstance(found, int | float) and not isinstance(found, bool)
+        need(
+            number and 0 <= found < math.inf,
+            f"lr_schedule.target={config.target} gave {shown(found)} for step {step} of {steps}: it must be "
+            "a finite number >= 0, the factor on the peak.",
+        )
+        return peak * float(found)
+
+    rate(0)
+    rate(steps - 1)
+    return rate
+
+
 def source_folder(config: LRScheduleConfig, beside: Path) -> Path:
     """The folder of the run to replay, as written or next to this one. Raises UserError if there is none."""
     named = Path(config.source or "").expanduser()
@@ -94,6 +115,8 @@ def lr_schedule(config: LRScheduleConfig, peak: float, steps: int, beside: Path)
 
     Raises UserError when that record is not there or shorter than `steps`.
     """
+    if config.target is not None:
+        return _own_schedule(config, peak, steps)
     if config.name != "replay":
         return lambda step: peak * lr_factor(config, step, steps)
     folder = source_folder(config, beside)

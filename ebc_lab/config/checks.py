@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,19 +12,21 @@ from typing import Any
 
 from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
-from .choices import groups
+from .choices import OWN, choices_of, groups, kind_of
 from .determinism_checks import check_determinism
 from .dicts import type_hints
-from .errors import HIDDEN, any_of, need, shown
+from .errors import HIDDEN, UserError, any_of, need, shown
 from .fields import Setting, default_of, setting_of
 from .hints import near_choice
 from .memory_checks import check_memory
-from .schema import RunConfig
+from .own.entry_points import offered
+from .schema import CUSTOM, OptimizerConfig, RunConfig
 from .workload_checks import check_workload
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
 MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
+LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in names of runs
 
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
@@ -39,6 +42,7 @@ def check_settings(config: Any, path: str = "") -> None:
     UserError."""
     cls: Any = type(config)
     kinds = type_hints(cls)
+    own = path.rstrip(".") in OWN and kind_of(path.rstrip("."), config) == CUSTOM
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         key = path + field.name
@@ -46,11 +50,14 @@ def check_settings(config: Any, path: str = "") -> None:
             check_settings(value, f"{key}.")
             continue
         setting = setting_of(field)
+        if own and field.name == "name":
+            need(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
+            continue
         _check(key, value, setting, kinds[field.name])
         if setting.only and value != default_of(field):
             group = path.rstrip(".")
             need(
-                config.name in setting.only,
+                (CUSTOM if own else config.name) in setting.only,
                 f"{key} goes with {group}={any_of(setting.only)}, not {group}={config.name}.",
             )
 
@@ -107,7 +114,7 @@ def _check_one(key: str, value: Any, setting: Setting, kind: Any) -> None:
     if isinstance(value, str):
         _check_text(key, value, setting.longest)
     if setting.group:
-        choice(key.removesuffix(".name"), value, groups()[setting.group])
+        choice(key.removesuffix(".name"), value, choices_of(setting.group, value))
     elif setting.choices:
         choice(key, value, setting.choices)
 
@@ -152,6 +159,7 @@ def validate_run(run: RunConfig) -> None:
         run.lr_schedule.name != "replay" or bool(run.lr_schedule.source),
         "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
     )
+    _check_own_parts(run)
     _check_quantizer(run)
     _check_low_bit(run)
     check_memory(run)
@@ -166,6 +174,46 @@ def _check_accumulation(run: RunConfig) -> None:
         run.batch_size % run.accumulate == 0,
         f"accumulate={run.accumulate} must divide batch_size={run.batch_size} into equal parts.",
     )
+
+
+def _check_own_parts(run: RunConfig) -> None:
+    """Refuse own parts without a target, and what a run says beside them that they are not given. Raises
+    UserError."""
+    for group in OWN:
+        part = getattr(run, group)
+        need(
+            part.name != CUSTOM or part.target is not None,
+            f"{group}=custom needs {group}.target=module:function (docs/extending.md).",
+        )
+        if part.target is None and part.name not in groups()[group]:
+            found = any_of(offered(group).get(part.name, ("?",)))
+            raise UserError(
+                f"{group}={part.name} is what installed packages call {found}: choose one with "
+                f"{group}=custom {group}.target=…."
+            )
+        _check_finite(f"{group}.arguments", part.arguments)
+    usual = OptimizerConfig()
+    if kind_of("optimizer", run.optimizer) == CUSTOM:
+        for key in ("beta1", "beta2", "eps", "weight_decay", "momentum"):
+            value = getattr(run.optimizer, key)
+            need(
+                value == getattr(usual, key),
+                f"optimizer.{key} is not given to your own optimizer: write what it takes as "
+                f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {value}}}'.",
+            )
+    if run.model.target is not None:
+        need(
+            {run.quantizer.name, run.quantizer.gradients, run.quantizer.state} == {"none"},
+            "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own.",
+        )
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Refuse a number that no record can hold, at any depth. Raises UserError."""
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_finite(key, item)
+    need(not isinstance(value, float) or math.isfinite(value), f"{key} takes finite numbers, not {value}.")
 
 
 def _check_quantizer(run: RunConfig) -> None:

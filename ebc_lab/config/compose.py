@@ -6,20 +6,26 @@ Mistakes are refused in one sentence, with the nearest valid spelling, before an
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from .choices import conf_dir
-from .errors import UserError
+from .choices import conf_dir, offered_parts, with_sources
+from .errors import UserError, need
 from .hints import STUDY_DECIDES
-from .overrides import check_overrides, expand, refuse_references, spelled
-from .schema import STAGES, Config
+from .overrides import TRAIN_TOKENS, check_overrides, expand, refuse_references, spelled
+from .own.entry_points import OFFERED
+from .schema import STAGES, STEPS, Config
 from .study_checks import validate
 
+SIZES_OF_GPT = ("model.blocks", "model.width", "model.heads", "model.dropout")
 
-def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) -> Config:
+
+def compose(
+    overrides: Sequence[str], *, study: bool = True, here: bool = True, sources: bool = True
+) -> Config:
     """Compose and validate the configuration.
 
     Args:
@@ -27,6 +33,7 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
         study: the overrides are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose
             what the sweep covers, and settings that a stage decides are refused.
         here: this machine trains, so that it must have the device asked for.
+        sources: the files of a user's own parts are there, and their checksums are filled in.
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
@@ -39,6 +46,11 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
 
     overrides = list(overrides)
     parsed = check_overrides(overrides)
+    need(
+        not {"steps", TRAIN_TOKENS} <= set(parsed),
+        f"steps and tokens both say how long the run is: give one of steps={parsed.get('steps')} and "
+        f"tokens={parsed.get(TRAIN_TOKENS)}.",
+    )
     if study:
         overrides += _narrow(parsed)
     if "scale" not in parsed:
@@ -48,6 +60,7 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
+        set_length(composed)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
@@ -55,7 +68,23 @@ def compose(overrides: Sequence[str], *, study: bool = True, here: bool = True) 
     except (RecursionError, OverflowError):
         raise UserError("a setting refers to itself, or holds a number that is too large.") from None
     validate(config, study=study, here=here)
-    return config
+    for key in SIZES_OF_GPT if config.model.target is not None else ():
+        need(key not in parsed, f"{key} is not given to a model of your own: write it as model.arguments.")
+    return with_sources(config) if sources else config
+
+
+def set_length(composed: Any) -> None:
+    """Give a composed configuration the steps that its `train_tokens` are at its batch, and empty that.
+
+    What cannot be such a number is left for the checks to refuse. Raises UserError for too many steps.
+    """
+    tokens, a_step = composed.train_tokens, composed.batch_size * composed.model.context
+    if tokens is None or not 1 <= tokens < math.inf or a_step < 1:
+        return
+    steps = math.ceil(tokens / a_step)
+    need(steps <= STEPS, f"tokens={tokens:g} are {steps} steps of {a_step} tokens: at most {STEPS}.")
+    composed.steps = steps
+    composed.train_tokens = None
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
@@ -100,10 +129,14 @@ def default_scale() -> str:
 
 @functools.cache
 def register_schema() -> None:
-    """Make the schema known to Hydra, so that types are enforced however the program is entered."""
+    """Make the schema known to Hydra, so that types are enforced however the program is entered, and the
+    choices that installed packages offer."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
+    for group in OFFERED:
+        for part in offered_parts(group):
+            ConfigStore.instance().store(group=group, name=part["name"], node=part)
 
 
 def _narrow(parsed: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""What is refused of a run under determinism=verity before anything is written: what would not be exact."""
+"""What is refused of a run before anything is written because its numbers would not be what is promised: what
+is not exact under determinism=verity, and what several processes would train otherwise than one."""
 
 from __future__ import annotations
 
@@ -14,6 +15,10 @@ from .schema import RunConfig
 OPTIMIZERS = ("adam", "adamw")
 STABILIZERS = ("none", "ebc")
 LR_SCHEDULES = ("constant", "warmup_linear", "trapezoid")  # the others ask the platform's maths library
+OF_ONE_PROCESS = {  # what looks at the activations or the targets of one process's rows
+    "stabilizer": ("energy_raw", "energy_rms", "custom"),
+    "controller": ("agreement", "confidence"),
+}
 MOST_TOKENS = 2**21 - 1  # of a batch, whose sums are exact
 
 Refusal = tuple[bool, str, str]  # whether it applies, what is given, and what to do
@@ -57,6 +62,7 @@ def _of_arithmetic(run: RunConfig) -> Iterator[Refusal]:
         f"workload={run.workload.name}",
         "only the GPT is; choose workload=gpt",
     )
+    yield (run.model.name != "gpt", f"model={run.model.name}", "its layers are torch's; choose model=gpt")
     yield (
         run.accumulate > 1,
         "accumulate",
@@ -128,3 +134,55 @@ def _of_ebc(run: RunConfig) -> Iterator[Refusal]:
         name = key if key in groups else f"budget.{key}"
         instead = any_of([f"{name}={value}" for value in allowed])
         yield values[key] not in allowed, f"{name}={values[key]}", f"choose {instead}"
+
+
+def check_processes(run: RunConfig, processes: int) -> None:
+    """Refuse what several processes that train a run together would compute otherwise than one. Raises
+    UserError."""
+    if processes == 1:
+        return
+    asked = f"launcher.processes_per_run={processes}"
+    for refused, given, remedy in _of_several(run):
+        need(not refused, f"{asked} does not go with {given}: {remedy}.")
+    part = run.batch_size // run.accumulate
+    of = "batch_size" if run.accumulate == 1 else "each of the accumulate parts of batch_size"
+    need(part % processes == 0, f"{asked} must divide {of}, which is {part}.")
+    probe = run.budget.probe_sequences
+    need(
+        probe % processes == 0,
+        f"{asked} must divide budget.probe_sequences={probe}, whose rows all processes measure together.",
+    )
+    rows = min(-(-run.audit_tokens // run.model.context), part - probe)
+    need(
+        rows % processes == 0,
+        f"{asked} must divide the {rows} row(s) of an audit, which are audit_tokens={run.audit_tokens} of "
+        f"{run.model.context} tokens each, or what the {part} rows leave: choose another audit_tokens.",
+    )
+
+
+def _of_several(run: RunConfig) -> Iterator[Refusal]:
+    """What has been seen, or must be expected, to differ by more than rounding."""
+    quantizer, memory = run.quantizer, run.memory
+    alone = "leave launcher.processes_per_run=1"
+    mode = f"determinism={run.determinism.name}"
+    yield run.determinism.name != "none", mode, f"gradients are added up in another order; {alone}"
+    yield run.capability != "auto", "capability", f"it is there to compare bits; {alone}"
+    yield run.workload.name != "gpt", f"workload={run.workload.name}", "choose workload=gpt"
+    yield run.model.name != "gpt", f"model={run.model.name}", f"it may draw numbers of its own; {alone}"
+    yield run.model.dropout > 0, "model.dropout", "each process would draw its own; leave it at 0"
+    yield run.param_dtype != "float32", f"param_dtype={run.param_dtype}", "choose param_dtype=float32"
+    yield (
+        memory.hooks or memory.activations != "none",
+        f"memory={memory.name}",
+        "it works on the gradients and activations of one process; choose memory=none",
+    )
+    yield (
+        (quantizer.gradients, quantizer.state) != ("none", "none"),
+        "quantizer.gradients or quantizer.state",
+        "their levels turn a rounding into a step; leave them at none",
+    )
+    yield run.policy.name != "constant", f"policy={run.policy.name}", "choose policy=constant"
+    own = {"stabilizer": run.stabilizer.name, "controller": resolved(run).controller.name}
+    for group, names in OF_ONE_PROCESS.items():
+        refused = own[group] in names and (group == "stabilizer" or run.stabilizer.name == "ebc")
+        yield refused, f"{group}={own[group]}", f"it looks at the rows of one process; {alone}"

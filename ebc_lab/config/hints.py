@@ -26,6 +26,7 @@ STUDY_DECIDES = {  # a run's setting that a study chooses itself -> the study's 
     "stabilizer.norm": "the arms of a suite",
     "seed": "seeds and study.stage_seed",
     "steps": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
+    "train_tokens": "lr_sweep.steps, calibrate.steps, lr_scale.steps and finals.steps",
     "evaluate": "the stages: val decides, test judges",
 }
 
@@ -44,6 +45,7 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "model.dropout": ("p_drop", "drop", "dropout_rate"),
     "batch_size": ("bs", "batch", "batchsize", "train_batch_size", "micro_batch_size"),
     "steps": ("epochs", "max_steps", "iters", "max_iters", "num_steps", "n_steps", "train_steps"),
+    "train_tokens": ("max_tokens", "num_tokens", "n_tokens", "token_budget", "total_tokens"),
     "seed": ("random_seed", "rng"),
     "seeds": ("n_seeds", "num_seeds"),
     "lr_schedule": ("schedule", "scheduler", "lr_scheduler", "lr_decay"),
@@ -65,6 +67,7 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "data": ("dataset", "corpus", "text"),
     "data.file": ("data_file", "train_file", "data_path", "data_dir"),
     "launcher.slots": ("gpus", "workers", "num_workers", "n_jobs", "jobs", "parallel", "devices"),
+    "launcher.processes_per_run": ("nproc_per_node", "nproc", "num_processes", "world_size", "ddp"),
     "launcher.checkpoint_every_s": ("save_every", "save_steps", "checkpoint_every", "checkpoint_interval"),
     "launcher.mem_gb": ("mem", "ram"),
     "launcher.timeout_min": ("time", "walltime", "timeout", "time_limit"),
@@ -108,7 +111,7 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
         "laptop": ("small", "cpu"),
     },
     "data": {"shakespeare": ("tinyshakespeare", "tiny_shakespeare"), "path": ("file", "custom")},
-    "tracker": {"tensorboard": ("tb",)},
+    "tracker": {"tensorboard": ("tb",), "wandb": ("wb", "weights_and_biases")},
     "quantizer": {"ternary": ("bitnet", "b158", "1.58", "three"), "five": ("quinary", "2.32", "5")},
 }
 

@@ -14,15 +14,17 @@ from typing import Any
 
 from ebc_lab.ebc.options import BOUNDED, MEASURED
 
+from .choices import OWN, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .fields import number as number
-from .schema import LRScheduleConfig, RunConfig
+from .schema import CUSTOM, LRScheduleConfig, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
 NUMERICS_VERSION = 4  # bump by hand when a change of code changes a run's numbers
-OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
+OWN_SETTINGS = ("target", "arguments", "sha256")  # of a user's own part
+OPTIMIZER_SETTINGS: dict[str, tuple[str, ...]] = {  # beside lr and weight_decay
     "adam": ("beta1", "beta2", "eps"),
     "adamw": ("beta1", "beta2", "eps"),
     "sgd": ("momentum",),
@@ -36,6 +38,7 @@ OPTIMIZER_SETTINGS = {  # beside lr and weight_decay
     "galore": ("beta1", "beta2", "eps", "rank"),
     "adam8bit": ("beta1", "beta2", "eps"),
     "adam4bit": ("beta1", "beta2", "eps"),
+    CUSTOM: OWN_SETTINGS,
 }
 MOMENTUM_SETTINGS = ("beta1", "momentum_weight", "streak_boost", "snr_floor")  # of axiom
 LR_SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {  # beside the record of a replay
@@ -45,6 +48,7 @@ LR_SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {  # beside the record of a r
     "trapezoid": ("warmup_steps", "decay_share"),
     "inverse_sqrt": ("warmup_steps",),
     "replay": (),
+    CUSTOM: OWN_SETTINGS,
 }
 DELTA_TAILS = {  # a schedule of delta* -> how it shows in a run's name
     "constant": "",
@@ -60,6 +64,7 @@ LR_TAILS = {
     "trapezoid": "_trapezoid",
     "inverse_sqrt": "_invsqrt",
     "replay": "_replay",
+    CUSTOM: "_customlr",
 }
 
 
@@ -105,6 +110,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
             "dtype, threads_per_run, compile, device and corpus must be resolved before a run can be named."
         )
     kept = to_dict(run)
+    _refer_to_own_parts(kept, run)
     if run.compile == "off":
         del kept["compile"]
     kept["data"] = {"sha256": run.data.sha256}
@@ -120,7 +126,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
         del kept["capability"]
         _leave_out_of_determinism(kept, run)
     record = "sha256" if run.lr_schedule.sha256 else "source"
-    needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[run.lr_schedule.name]
+    needed = (record,) if run.lr_schedule.name == "replay" else LR_SCHEDULE_SETTINGS[_shape_of(run)]
     kept["lr_schedule"] = {k: kept["lr_schedule"][k] for k in ("name", *needed)}
     if run.projection.name != "spectral":
         kept["projection"] = {"name": run.projection.name}
@@ -129,12 +135,33 @@ def identity(run: RunConfig) -> dict[str, Any]:
     return kept
 
 
+def _refer_to_own_parts(kept: dict[str, Any], run: RunConfig) -> None:
+    """An own part is named by its target, arguments and file, whatever it is called; others have none of
+    these. Raises UserError where a part's file has not been looked at."""
+    for group in OWN:
+        part = getattr(run, group)
+        if kind_of(group, part) == CUSTOM:
+            if not part.sha256:
+                raise UserError(f"{group}.target must be found before a run can be named.")
+            kept[group]["name"] = CUSTOM
+        elif group != "lr_schedule":  # a replay has a checksum, too
+            for key in OWN_SETTINGS:
+                del kept[group][key]
+    if run.model.target is not None:
+        kept["model"] = {key: kept["model"][key] for key in ("name", "context", *OWN_SETTINGS)}
+
+
+def _shape_of(run: RunConfig) -> str:
+    return kind_of("lr_schedule", run.lr_schedule)
+
+
 def _used_of_optimizer(run: RunConfig) -> set[str]:
     """The settings that the run's optimizer reads."""
     chosen = run.optimizer
     all_of_them = to_dict(chosen)
     momentum = MOMENTUM_SETTINGS if chosen.name == "axiom" and chosen.rank else ()
-    return {"name", "lr", "weight_decay", *OPTIMIZER_SETTINGS.get(chosen.name, all_of_them), *momentum}
+    used = OPTIMIZER_SETTINGS.get(kind_of("optimizer", chosen), all_of_them)
+    return {"name", "lr", "weight_decay", *used, *momentum}
 
 
 def _leave_out_unused_of_stabilizer(kept: dict[str, Any], run: RunConfig) -> None:
@@ -255,13 +282,14 @@ def tail_of(run: RunConfig) -> str:
     run = resolved(run)
     of_delta = {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}
     schedule, usual = run.lr_schedule, LRScheduleConfig()
-    read = LR_SCHEDULE_SETTINGS[schedule.name]
-    tail = DELTA_TAILS[of_delta.get(run.stabilizer.name, "constant")] + LR_TAILS[schedule.name]
+    read = LR_SCHEDULE_SETTINGS[_shape_of(run)]
+    tail = DELTA_TAILS[of_delta.get(run.stabilizer.name, "constant")] + LR_TAILS[_shape_of(run)]
     if "warmup_steps" in read and schedule.warmup_steps != usual.warmup_steps:
         tail += f"_w{schedule.warmup_steps}"
     if "decay_share" in read and schedule.decay_share != usual.decay_share:
         tail += f"_e{number(schedule.decay_share)}"
     exact = "" if run.determinism.name == "none" else f"_{run.determinism.name}"
+    tail += "" if run.model.name == "gpt" else f"_{run.model.name}"
     return tail + _low_bit_tail(run) + _workload_tail(run) + exact
 
 

@@ -11,16 +11,18 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .choices import groups
+from .choices import choices_of, groups
 from .errors import UserError, any_of, shown
 from .hints import near_choice, near_setting
-from .schema import Config
+from .schema import CUSTOM, Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
 LONGEST_TOGETHER = 40_000
 DEEPEST = 20  # lists and mappings inside each other; its parser recurses
 MOST_DIGITS = 30
 MOST_COMBINATIONS = 1000  # of a sweep
+TOKENIZER = "tokens"  # a group, which a number names no choice of
+TRAIN_TOKENS = "train_tokens"
 
 
 def check_overrides(
@@ -43,7 +45,7 @@ def check_overrides(
         if override.is_delete():
             raise UserError(f"{shown(text)}: settings cannot be deleted; give {key} another value.")
         if key in known_groups:
-            _check_choices(override, known_groups[key])
+            _check_choices(override)
         elif key not in keys and not in_mapping(key):
             raise UserError(f"{shown(key)} is not a setting{near_setting(key, [*keys, *known_groups])}.")
         parsed[key] = override.value()
@@ -64,7 +66,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         raise UserError(f"the overrides have {together} characters: {LONGEST_TOGETHER} at most.")
     parser = OverridesParser.create()
     found = []
-    for text in overrides:
+    for text in map(_renamed, overrides):
         key = _key(text)
         if (depth := _depth(text)) > DEEPEST:
             raise UserError(f"{key} is given in brackets {depth} deep: {DEEPEST} at most.")
@@ -80,6 +82,28 @@ def parse(overrides: Sequence[str]) -> list[Any]:
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")
         found.append(override)
     return found
+
+
+def _renamed(override: str) -> str:
+    """The override under the name of its setting: `tokens=2e6`, one number or several, is `train_tokens=2e6`;
+    `tokens=bpe` stays."""
+    key, _, values = override.partition("=")
+    if key.lstrip("+") != TOKENIZER or not all(map(_is_number, values.split(","))):
+        return override
+    return f"{TRAIN_TOKENS}={','.join(map(_plain_number, values.split(',')))}"
+
+
+def _plain_number(text: str) -> str:
+    """`2000000` for 2e6."""
+    return f"{float(text):.0f}" if float(text).is_integer() else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _key(text: str) -> str:
@@ -106,14 +130,16 @@ def _integers(value: Any) -> Iterator[int]:
         yield from _integers(list(vars(value).values()))
 
 
-def _check_choices(override: Any, choices: Sequence[str]) -> None:
+def _check_choices(override: Any) -> None:
     group = override.key_or_group
     several = override.is_sweep_override()
     for value in list(override.sweep_string_iterator()) if several else [override.value()]:
+        choices = choices_of(group, value)
         if value not in choices:
+            length = ", or how many tokens to train on, as 2e6" if group == TOKENIZER else ""
             raise UserError(
                 f"{group}={shown(value)} is unknown{near_choice(group, str(value), choices)}; "
-                f"{group} takes {any_of(choices)}."
+                f"{group} takes {any_of(choices)}{length}."
             )
 
 
@@ -140,9 +166,11 @@ def in_mapping(key: str) -> bool:
 
 
 def spelled(override: str) -> str:
-    """The override as Hydra wants it: an entry of a mapping, there already or new, is set with `++`.
+    """The override as Hydra wants it: a mapping, or an entry of one, there already or new, is set with `++`,
+    and a number of tokens under the name of its setting.
 
     Arms are left alone: a new one takes a file of conf/study."""
+    override = _renamed(override)
     key = override.partition("=")[0].lstrip("+")
     kind: Any = Config
     for name in key.split(".")[:-1]:
@@ -150,7 +178,8 @@ def spelled(override: str) -> str:
             kind = typing.get_type_hints(kind).get(name)
         elif kind is not Any:
             kind = (typing.get_args(kind) or (None, None))[1]
-    values = typing.get_args(kind)[1:] if typing.get_origin(kind) is dict else ()
+    mappings = [k for k in (kind, schema_keys().get(key)) if typing.get_origin(k) is dict]
+    values = [typing.get_args(k)[1] for k in mappings]
     of_any = kind is Any or any(not dataclasses.is_dataclass(value) for value in values)
     return f"++{override.lstrip('+')}" if of_any else override
 
@@ -190,13 +219,15 @@ def _values(override: Any) -> int:
 
 
 def _listed(override: Any) -> str:
-    """An override as it was written, `glob(…)` over a group replaced by the choices it matches."""
+    """An override as it was written, `glob(…)` over a group replaced by the choices it matches, of which
+    `custom` is none: it needs a target."""
     from hydra.core.override_parser.types import Glob
 
     value = override.value()
     if not isinstance(value, Glob):
         return str(override.input_line)
-    return f"{override.key_or_group}={','.join(value.filter(groups().get(override.key_or_group, [])))}"
+    choices = [name for name in groups().get(override.key_or_group, []) if name != CUSTOM]
+    return f"{override.key_or_group}={','.join(value.filter(choices))}"
 
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")

@@ -21,10 +21,12 @@ SPLITS = ("train", "val", "test")
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
 LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
 TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
+CUSTOM = "custom"  # the choice of those groups that have a `target`
 
 # Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
 # is refused at once instead of planned for minutes.
 STEPS = 10**8  # a run of a day at a thousand steps a second
+TOKENS = 10**15  # to train on
 SEED = 10**9  # every generator of random numbers takes it
 LR: dict[str, Any] = {
     "low": 1e-12,
@@ -61,6 +63,13 @@ class ModelConfig:
     heads: int = setting(4, "attention heads", low=1, high=1024)
     context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
     dropout: float = setting(0.0, "dropout probability", low=0, below=1)
+    target: str | None = setting(
+        None, "of custom: module:function, which makes the model (docs/extending.md)", only=(CUSTOM,)
+    )
+    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
+    sha256: str | None = setting(
+        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
+    )
 
 
 AXIOM = ("axiom",)
@@ -102,6 +111,13 @@ class OptimizerConfig:
         high=1,
         only=AXIOM,
     )
+    target: str | None = setting(
+        None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=(CUSTOM,)
+    )
+    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
+    sha256: str | None = setting(
+        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
+    )
 
 
 @dataclass
@@ -119,7 +135,17 @@ class LRScheduleConfig:
     source: str | None = setting(
         None, "of replay: folder, or in a study id, of the run whose recorded c·lr is replayed"
     )
-    sha256: str | None = setting(None, "of replay: checksum of that record; filled in for a single run")
+    target: str | None = setting(
+        None,
+        "of custom: module:function, which gives the factor on the peak (docs/extending.md)",
+        only=(CUSTOM,),
+    )
+    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
+    sha256: str | None = setting(
+        None,
+        "of replay: checksum of that record, filled in for a single run; of custom: of the module's file; "
+        "filled in, then enforced",
+    )
 
 
 @dataclass
@@ -152,6 +178,13 @@ class StabilizerConfig:
         "forward uses",
         choices=("latent", "effective"),
         only=("trust_region",),
+    )
+    target: str | None = setting(
+        None, "of custom: module:function, which wraps the optimizers (docs/extending.md)", only=(CUSTOM,)
+    )
+    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
+    sha256: str | None = setting(
+        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
     )
 
 
@@ -836,6 +869,14 @@ class LauncherConfig:
         low=0,
         high=1000,
     )
+    processes_per_run: int = setting(
+        1,
+        "that train one run together (DDP), each on its share of a batch's rows and on its own GPU or cores; "
+        "changes a run by rounding",
+        "processes",
+        low=1,
+        high=64,
+    )
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", "s", low=0, high=SECONDS)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
     heartbeat_s: float = setting(
@@ -862,10 +903,20 @@ class LauncherConfig:
         90, "time before that limit to write a checkpoint", "s", low=1, only=SLURM, high=86_400
     )
     cpus_per_task: int = setting(
-        0, "CPUs of a job; 0: threads_per_run, or 1", "CPUs", low=0, only=SLURM, high=1024
+        0,
+        "CPUs of a job; 0: threads_per_run, or 1, for each of processes_per_run",
+        "CPUs",
+        low=0,
+        only=SLURM,
+        high=1024,
     )
     gpus_per_node: int | None = setting(
-        None, "GPUs of a job; empty: one under device=cuda, else none", "GPUs", only=SLURM, low=0, high=64
+        None,
+        "GPUs of a job; empty: processes_per_run under device=cuda, else none",
+        "GPUs",
+        only=SLURM,
+        low=0,
+        high=64,
     )
     mem_gb: float | None = setting(None, "memory of a job", "GB", only=SLURM, above=0, high=100_000)
     setup: list[str] = setting([], "shell lines before the worker starts: module load …", only=SLURM)
@@ -883,11 +934,17 @@ class LauncherConfig:
 class TrackerConfig:
     """Where runs are also shown while they train. No part of a study's records."""
 
-    names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow"))
-    folder: str | None = setting(None, "event files and MLflow's database; empty: .trackers in the study")
+    names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow", "wandb"))
+    folder: str | None = setting(None, "what they write on this machine; empty: .trackers in the study")
     mlflow_uri: str | None = setting(
         None, "sqlite:///FILE, file:FOLDER or http://HOST:PORT; empty: a database in the folder"
     )
+    wandb_mode: str = setting(
+        "auto",
+        "auto: WANDB_MODE, or without it online where you are logged in, else offline",
+        choices=("auto", "online", "offline"),
+    )
+    wandb_project: str | None = setting(None, "W&B project; empty: WANDB_PROJECT, or ebc-lab")
     wait_s: float = setting(
         30.0, "time a tracker may take to finish after the last run", "s", low=0, high=86_400
     )
@@ -897,6 +954,14 @@ class TrackerConfig:
 class Config(RunConfig):
     """A complete study: the run's settings, the stages' settings, and where and how to run them."""
 
+    train_tokens: float | None = setting(
+        None,
+        "of `train`, in place of `steps`: rounded up to whole steps of batch_size·model.context tokens; "
+        "tokens=2e6 means the same",
+        "tokens",
+        low=1,
+        high=TOKENS,
+    )
     scale: str = setting("laptop", "model size, lengths and grids, as one choice", group="scale")
     seeds: list[int] = setting(
         [0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True, high=SEED

@@ -11,12 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 from .checks import check_settings, choice, need_gpu, validate_run
-from .choices import changed, shaped, under
+from .choices import changed, choices_of, groups, kind_of, shaped, under
+from .determinism_checks import check_processes
 from .dicts import run_part
 from .errors import UserError, nearest, need, shown
 from .fields import number
+from .machine import chosen_device, visible_gpus
 from .schema import (
     CAPABILITIES,
+    CUSTOM,
     MULTIPLE,
     STAGE_NEEDS,
     STAGES,
@@ -50,6 +53,7 @@ FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_li
 TRACKER_MODULES = {  # of each extra
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+    "wandb": ("wandb",),
 }
 
 
@@ -59,7 +63,8 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     `here`: unless the launcher is Slurm, this machine trains, so it must have the device.
     """
     run = _stage_run(config) if study else run_part(config)
-    check_settings(replace(config, budget=run.budget))
+    sweep = replace(config.lr_sweep, optimizers=_swept(config))
+    check_settings(replace(config, budget=run.budget, lr_sweep=sweep))
     _study(config)
     _stages(config)
     _launcher(config.launcher)
@@ -71,12 +76,60 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     if config.device == "cuda" and here and config.launcher.name != "slurm":
         need_gpu()
     validate_run(run)
-    if study and config.determinism.exact:
-        _exact(config)
+    _processes(config, run, here=here, study=study)
+    if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
+        _set_by_stages(config)
 
 
-def _exact(config: Config) -> None:
-    """Refuse what the stages set beside the run's own settings where that could not be exact."""
+def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
+    """Refuse more processes of a run than there is room for, and what they cannot train together."""
+    launcher = config.launcher
+    together = launcher.processes_per_run
+    check_processes(run, together)
+    need(
+        together == 1 or not (study and "circumstances" in config.study.stages),
+        f"launcher.processes_per_run={together} does not go with the stage circumstances, which compares "
+        "bits: leave it at 1.",
+    )
+    need(
+        together == 1 or launcher.runs_per_worker <= 1,
+        f"launcher.processes_per_run={together} does not go with launcher.runs_per_worker="
+        f"{launcher.runs_per_worker}: leave that at 1, or at 0.",
+    )
+    if launcher.name == "slurm":
+        gpus = launcher.gpus_per_node if config.device == "cuda" else None
+        for key, room in (("gpus_per_node", gpus), ("cpus_per_task", launcher.cpus_per_task or None)):
+            need(
+                room is None or together <= room,
+                f"launcher.processes_per_run={together} needs launcher.{key} >= {together}, not {room}.",
+            )
+    elif together > 1 and here and chosen_device(config.device) == "cuda":
+        gpus = len(visible_gpus())
+        need(
+            together <= gpus,
+            f"launcher.processes_per_run={together} takes a GPU for each process, and {gpus} can be seen "
+            f"here: choose {gpus} at the most, or device=cpu.",
+        )
+
+
+def _swept(config: Config) -> list[str]:
+    """The optimizers of the sweep, the study's own one as `custom`. Raises UserError where there is another
+    one that is not in conf/."""
+    own = config.optimizer.name if kind_of("optimizer", config.optimizer) == CUSTOM else None
+    others = [name for name in config.lr_sweep.optimizers if name != own]
+    for name in others:
+        known = name in choices_of("optimizer", name)
+        need(
+            not known or (name in groups()["optimizer"] and name != CUSTOM),
+            f"lr_sweep.optimizers={name} is none of ebc-lab's own: give optimizer={name} as well; a study "
+            "has one of these.",
+        )
+    return [CUSTOM if name == own else name for name in config.lr_sweep.optimizers]
+
+
+def _set_by_stages(config: Config) -> None:
+    """Refuse what the stages set beside the run's own settings where that could not be exact, or not be
+    trained by several processes."""
     plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
@@ -94,7 +147,7 @@ def _exact(config: Config) -> None:
         shadow = {"name": "shadow", "schedule": named.kl_schedule}
         asked[f"study.kl_schedule={named.kl_schedule}"] = {**ebc, "budget": shadow}
     for key, settings in asked.items():
-        _as_run(key, plain, settings)
+        _as_run(key, plain, settings, config.launcher.processes_per_run)
 
 
 def _stage_run(config: Config) -> RunConfig:
@@ -217,7 +270,8 @@ def _stages(config: Config) -> None:
             bool(config.controller_search.candidates), "controller_search.candidates must name at least one."
         )
         for name, settings in config.controller_search.candidates.items():
-            _as_run(f"controller_search.candidates.{name}", base, settings)
+            together = config.launcher.processes_per_run
+            _as_run(f"controller_search.candidates.{name}", base, settings, together)
     if "ablation" in stages:
         _suite(config)
     if "circumstances" in stages:
@@ -297,7 +351,8 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
         f"{path}: an arm's name is lower-case letters, digits and _.",
     )
     base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
-    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings})
+    together = config.launcher.processes_per_run
+    run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings}, together)
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
     for key, given in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):
@@ -317,6 +372,10 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     need(
         not (arm.control and "lr_schedule" in arm.settings),
         f"{path}.control sets the learning-rate schedule: leave settings.lr_schedule out.",
+    )
+    need(
+        arm.width_scale == 1 or run.model.target is None,
+        f"{path}.width_scale goes with model=gpt: a model of your own has its sizes in model.arguments.",
     )
     need(
         not (arm.tune and (arm.replay or arm.matched)),
@@ -340,12 +399,14 @@ def _references(name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite:
         choice(f"{path}.{key}", other, allowed)
 
 
-def _as_run(path: str, base: RunConfig, settings: dict[str, object]) -> RunConfig:
-    """The run that these settings make of `base`, validated. Errors begin with `path`."""
+def _as_run(path: str, base: RunConfig, settings: dict[str, object], processes: int) -> RunConfig:
+    """The run that these settings make of `base`, validated, also for so many `processes`. Errors begin with
+    `path`."""
     need(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)
         validate_run(run)
+        check_processes(run, processes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return run
@@ -359,6 +420,11 @@ def _trackers(config: TrackerConfig) -> None:
             not lacking,
             f"tracker={name} needs {', '.join(lacking)}: python -m pip install 'ebc-lab[{name}]'.",
         )
+    for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
+    need(
+        "wandb" in config.names or not for_wandb,
+        "tracker.wandb_mode and tracker.wandb_project go with tracker=wandb.",
+    )
     uri = config.mlflow_uri
     if uri is None:
         return

@@ -90,6 +90,11 @@ def _check_beside_ebm(run: RunConfig) -> None:
             "it knows a GPT's matrices by their names; block has a group for each expert",
         ),
         (
+            f"model={run.model.name}",
+            run.model.name != "gpt",
+            "it has a model of its own; leave model=gpt",
+        ),
+        (
             "a quantizer",
             {quantizer.name, quantizer.gradients, quantizer.state} != {"none"},
             "only a GPT's hidden matrices are quantized",

@@ -170,7 +170,7 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
     """
     run = run_part(config)
     name = config.launcher.name
-    if run.device != "cuda" or name == "inline":
+    if run.device != "cuda" or name == "inline" or config.launcher.processes_per_run > 1:
         return 1
     try:
         if name == "slurm":

@@ -1,8 +1,9 @@
-"""A run in a process of its own, whose torch uses the vector instructions of the run's `capability` and no
-others: torch reads them from its environment when it is loaded, and so this process cannot change its own.
+"""A run in processes of its own: one whose torch uses the vector instructions of the run's `capability` and
+no others, which torch reads from its environment when it is loaded; or several that train it together
+(`ranks.py`), which torchrun starts and brings together on this machine.
 
-Such a process (`child.py`) serves one run after another, because starting it takes seconds. It ends when this
-one does, for whatever reason: its input ends then.
+Such processes (`child.py`) serve one run after another, because starting them takes seconds. They end when
+this one does, for whatever reason: the input of the first ends then, and torchrun ends the others.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import json
 import math
 import os
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config.determinism_checks import check_processes
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import digest, identity
@@ -31,15 +34,29 @@ from .turns import DeviceFailed, Interrupted, Progress, Say, quiet
 VARIABLE = "ATEN_CPU_CAPABILITY"
 # how a run ends there
 DONE, INTERRUPTED, REFUSED, UNWRITABLE, DEVICE = "done", "interrupted", "refused", "unwritable", "device"
+FAILED = "failed"  # of another than the first of several; with its outcome and cause
+AGREED = ("completed", "diverged")  # outcomes that all processes of a run see
 LISTEN_S = 0.05  # for what a process says, before another run of this one has its turn
 CLOSE_S = 5.0  # for an idle process to end
 
-_idle: dict[str, list[_Process]] = {}  # capability -> processes without a run
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--local-addr=localhost")
+# for this process, which says what is to be done; torchrun would end a run's processes without a checkpoint
+NOT_FOR_TORCHRUN = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+Kind = tuple[str, int]  # capability, and how many processes train a run together
+_idle: dict[Kind, list[_Process]] = {}  # without a run
 
 
-def wanted(run: RunConfig) -> bool:
-    """Whether the run has to be trained in another process than this one."""
-    return run.capability not in ("auto", os.environ.get(VARIABLE))
+def wanted(run: RunConfig, processes: int = 1) -> bool:
+    """Whether the run has to be trained elsewhere than in this process."""
+    return processes > 1 or run.capability not in ("auto", os.environ.get(VARIABLE))
 
 
 def recorded_run(
@@ -47,19 +64,24 @@ def recorded_run(
     directory: Path,
     run_id: str,
     *,
+    processes: int = 1,
     checkpoint_every_s: float = math.inf,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int], None] = lambda step: None,
     say: Say = quiet,
 ) -> Progress:
-    """`outcome.recorded_run` in a process of the run's own; it yields while that trains.
+    """`outcome.recorded_run` in a process of the run's own, or in several; it yields while that trains.
 
-    Raises UserError where this CPU lacks the run's instructions, and what that function raises.
+    Raises UserError where this CPU lacks the run's instructions, or several processes would train another
+    run than one, and what that function raises.
     """
-    if run.capability not in capabilities():
+    if run.capability not in ("auto", *capabilities()):
         raise UserError(f"capability={run.capability}: this CPU has {any_of(list(capabilities()))}.")
-    idle = _idle.setdefault(run.capability, [])
-    process = idle.pop() if idle else _Process(run.capability)
+    check_processes(run, processes)
+    kind = (run.capability, processes)
+    idle = _idle.setdefault(kind, [])
+    idle[:] = [p for p in idle if p.process.poll() is None]
+    process = idle.pop() if idle else _Process(kind)
     end: dict[str, Any] | None = None
     told = False
     try:
@@ -72,28 +94,35 @@ def recorded_run(
                     on_progress(said["step"])
                 elif "say" in said:
                     say(said["say"])
-                else:
+                elif (
+                    end is None or "rank" not in end
+                ):  # what another than the first says comes before its end
                     end = said
             if end is None and not told and should_stop():
                 told = True
                 process.tell(stop=True)
             yield
     finally:
-        if end is None or end["end"] == DEVICE:
-            process.kill()
-        else:
+        if end is not None and process.serves_again(end):
             idle.append(process)
+        else:
+            process.kill()
     return _ended(end, run, RunFiles(directory), run_id, process)
 
 
 def _ended(
     end: dict[str, Any] | None, run: RunConfig, files: RunFiles, run_id: str, process: _Process
 ) -> dict[str, Any]:
-    """The result of a run, from what its process said last; without a word from it the run has failed."""
-    if end is None:
-        cause = f"the process that trained it ended with code {process.process.wait()}"
+    """The result of a run, from what its process said last; without a word from it the run has failed, or,
+    where several trained it, is lost: who killed one of them has not judged the run."""
+    if end is None and process.together:
+        raise DeviceFailed("a process of those that trained it was killed")
+    if end is None or end["end"] == FAILED:
+        outcome, cause = ("failed", f"the process that trained it ended with code {process.process.wait()}")
+        if end is not None:
+            outcome, cause = end["why"]
         name = digest(identity(run))
-        lost = {"run_id": run_id, "identity": name, "outcome": "failed", "cause": cause, "steps": 0}
+        lost = {"run_id": run_id, "identity": name, "outcome": outcome, "cause": cause, "steps": 0}
         write_checksummed(files.result, lost)
         return lost
     if end["end"] == INTERRUPTED:
@@ -108,19 +137,32 @@ def _ended(
 
 
 class _Process:
-    """A process that trains runs, seen from here. What it prints goes where this process's errors go."""
+    """A process that trains runs, or torchrun above several, seen from here. What they print goes where this
+    process's errors go."""
 
-    def __init__(self, capability: str):
+    def __init__(self, kind: Kind):
+        capability, processes = kind
+        self.together = processes > 1
         self.alive = True
         self.heard = b""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "ebc_lab.training.child"],
-            # threads that wait must not keep a core busy that another run needs: 2 threads on as many cores
-            # beside another such run would take many times as long
-            env={"OMP_WAIT_POLICY": "passive", **os.environ, VARIABLE: capability},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        launcher = (*LAUNCHER, f"--nproc-per-node={processes}") if self.together else ()
+        chosen = {} if capability == "auto" else {VARIABLE: capability}
+        if self.together:
+            chosen["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # torchrun remarks on none
+        # torchrun and what it starts inherit what is blocked
+        blocked = NOT_FOR_TORCHRUN if self.together else ()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, *launcher, "-m", "ebc_lab.training.child"],
+                # threads that wait must not keep a core busy that another run needs: 2 threads on as many
+                # cores beside another such run would take many times as long
+                env={"OMP_WAIT_POLICY": "passive", **os.environ, **chosen},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def tell(self, **what: Any) -> None:
         """Send a line of JSON. Where the process has ended, `listen` notices."""
@@ -142,7 +184,17 @@ class _Process:
         *lines, self.heard = (self.heard + said).split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def serves_again(self, end: Mapping[str, Any]) -> bool:
+        """Whether it can train another run after this end: one of several that has failed has left the others
+        waiting for it."""
+        if self.together:
+            return end["end"] == INTERRUPTED or (end["end"] == DONE and end["why"] in AGREED)
+        return bool(end["end"] != DEVICE)
+
     def kill(self) -> None:
+        if self.together and self.process.poll() is None:
+            self.close()  # once torchrun itself is killed, nothing is there to end the others at once
+            return
         self.process.kill()
         self.process.wait()
 
@@ -151,7 +203,8 @@ class _Process:
         try:
             self.process.communicate(timeout=CLOSE_S)
         except subprocess.TimeoutExpired:
-            self.kill()
+            self.process.kill()
+            self.process.wait()
 
 
 @atexit.register

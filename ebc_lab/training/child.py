@@ -1,5 +1,7 @@
 """The process that `apart.py` starts: it trains the runs that it is told to, a line of JSON each, and says in
 such lines how far they are and how they end. A signal is for the process that started it, which passes it on.
+
+Where several train a run together, the first of them is told, and tells the others.
 """
 
 from __future__ import annotations
@@ -10,29 +12,37 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
+
+import torch.distributed as dist
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 
-from .apart import DEVICE, DONE, INTERRUPTED, REFUSED, UNWRITABLE
-from .outcome import run_and_record
+from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, UNWRITABLE
+from .outcome import cause_of, is_oom, run_and_record
+from .ranks import Ranks, joined, lost_another
+from .run import Training
 from .turns import DeviceFailed, Interrupted
 
-IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Child:
     """The runs that this process is told to train, one after another."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
         os.dup2(2, 1)  # what a library prints is no answer
         self.stop = threading.Event()
-        self.asked: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.training = False
+        self.asked: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        if ranks.first:
+            threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
@@ -41,22 +51,54 @@ class Child:
                 self.stop.set()
             else:
                 self.stop.clear()
+                self.training = True
                 self.asked.put(asked)
-        os._exit(0)  # the process that started this one is gone: another may train the run at once
+        if self.training or self.ranks.count == 1:
+            # the process that started this one is gone: another may train the run at once
+            os._exit(int(self.ranks.count > 1))
+        self.asked.put(None)
 
     def say(self, **what: Any) -> None:
         self.answers.write(json.dumps(what) + "\n")
 
     def work(self) -> None:
-        while True:
-            asked = self.asked.get()
-            end, why = self._trained(asked)
-            self.say(end=end, why=why)
+        """Train what is asked for until nothing more can be."""
+        while (asked := self._next()) is not None:
+            if self.ranks.first:
+                end, why = self._trained(asked)
+                self.training = False
+                self.say(end=end, why=why)
+            else:
+                self._follow(asked)
+
+    def _next(self) -> dict[str, Any] | None:
+        """What is asked of this process, or of the first of several; None: no more."""
+        asked = [self.asked.get() if self.ranks.first else None]
+        if self.ranks.count > 1:
+            dist.broadcast_object_list(asked, 0)
+        return asked[0]
+
+    def _follow(self, asked: dict[str, Any]) -> None:
+        """Take part in a run that the first process records. What goes wrong here is said and no more: the
+        process that hears it ends them all."""
+        try:
+            run = from_dict(RunConfig, asked["run"])
+            Training(run, Path(asked["directory"]), ranks=self.ranks).run()
+        except Interrupted:
+            return
+        except UserError as error:
+            self.say(rank=self.ranks.rank, end=REFUSED, why=str(error))
+        except Exception as error:
+            if lost_another(error):
+                os._exit(1)
+            traceback.print_exc()
+            outcome = "oom" if is_oom(error) else "failed"
+            self.say(rank=self.ranks.rank, end=FAILED, why=[outcome, cause_of(error)])
 
     def _trained(self, asked: dict[str, Any]) -> tuple[str, Any]:
         """Train a run to its result -> how it ended, and why."""
         try:
-            run_and_record(
+            result = run_and_record(
                 from_dict(RunConfig, asked["run"]),
                 Path(asked["directory"]),
                 asked["run_id"],
@@ -64,6 +106,7 @@ class Child:
                 should_stop=self.stop.is_set,
                 on_progress=lambda step: self.say(step=step),
                 say=lambda text: self.say(say=text),
+                ranks=self.ranks,
             )
         except Interrupted:
             return INTERRUPTED, None
@@ -73,10 +116,15 @@ class Child:
             return DEVICE, str(error)
         except OSError as error:
             return UNWRITABLE, [error.errno, error.strerror, error.filename]
-        return DONE, None
+        return DONE, result["outcome"]
 
 
 if __name__ == "__main__":
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    Child().work()
+    ranks = joined()
+    if ranks.count == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    Child(ranks).work()
+    dist.destroy_process_group()
+    os._exit(0)  # without waiting for the threads that listen, which would abort the interpreter

@@ -19,6 +19,7 @@ from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
 
 from . import apart
+from .ranks import ALONE, Ranks, lost_another
 from .run import Training
 from .turns import DeviceFailed, Interrupted, Progress, Say, quiet, to_the_end
 
@@ -34,55 +35,83 @@ def run_and_record(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -
     return to_the_end(recorded_run(run, directory, run_id, **hooks))
 
 
-def recorded_run(run: RunConfig, directory: Path, run_id: str, *, say: Say = quiet, **hooks: Any) -> Progress:
+def recorded_run(
+    run: RunConfig,
+    directory: Path,
+    run_id: str,
+    *,
+    processes: int = 1,
+    ranks: Ranks = ALONE,
+    say: Say = quiet,
+    **hooks: Any,
+) -> Progress:
     """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
 
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
     `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
+    So many `processes` train it together; `ranks`: this is the first of them.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
         UserError: the folder holds another run or a damaged file, which is left as it is.
         OSError: the folder cannot be written.
-        DeviceFailed: the GPU failed; there is a result only if the run's own code caused it.
+        DeviceFailed: the GPU failed, or a process of the run; there is a result only if its own code did it.
     """
-    if apart.wanted(run):
-        return (yield from apart.recorded_run(run, directory, run_id, say=say, **hooks))
     files = RunFiles(directory)
     name = digest(identity(run))
     if files.result.exists():
         return _earlier_result(files, name)
+    if ranks.count == 1 and apart.wanted(run, processes):
+        return (yield from apart.recorded_run(run, directory, run_id, processes=processes, say=say, **hooks))
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    _log(files, f"{run_id} begins or resumes", *remarks(run))
-    device_error: str | None = None
+    together = [f"{ranks.count} processes together"] if ranks.count > 1 else []
+    _log(files, f"{run_id} begins or resumes", *together, *remarks(run))
+    broken = False
     try:
-        training = Training(run, directory, say)
+        training = Training(run, directory, say, ranks)
         if run.determinism.exact:
             _log(files, f"determinism=verity, engine {engine_in_words(run.device)}")
         result = yield from training.blocks(**hooks)
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-            raise
-        with open(files.log, "a", encoding="utf-8") as log:
-            log.write(traceback.format_exc())
-        cause = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-        if is_device_failure(error):
-            if not is_own_fault(cause):
-                raise DeviceFailed(cause) from error
-            device_error = cause
+        broken = _breaks_device(error, files)
         outcome = "oom" if is_oom(error) else "failed"
-        result = {"outcome": outcome, "cause": cause, "steps": 0, "wall_s": time.perf_counter() - started}
+        wall_s = time.perf_counter() - started
+        result = {"outcome": outcome, "cause": cause_of(error), "steps": 0, "wall_s": wall_s}
     result = {"run_id": run_id, "identity": name, **result}
+    _record(result, files)
+    if broken:  # no other run can be trained in this process any more
+        raise DeviceFailed(result["cause"])
+    return result
+
+
+def _record(result: dict[str, Any], files: RunFiles) -> None:
+    """Write the result, after which there is nothing to resume unless the run has failed."""
     write_checksummed(files.result, result)
     if result["outcome"] in ("completed", "diverged"):
         files.checkpoint.unlink(missing_ok=True)
     _log(files, f"{result['outcome']} {result.get('cause') or ''}")
-    if device_error:  # no other run can be trained in this process any more
-        raise DeviceFailed(device_error)
-    return result
+
+
+def _breaks_device(error: Exception, files: RunFiles) -> bool:
+    """Whether a run that has ended by this error, which goes into its log, has broken the GPU as well.
+
+    Raises the error, or DeviceFailed, where it is no outcome of the run.
+    """
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
+        raise error
+    with open(files.log, "a", encoding="utf-8") as log:
+        log.writelines(traceback.format_exception(error))
+    if lost_another(error):
+        raise DeviceFailed("another process of those that train the run is gone") from error
+    if not is_device_failure(error):
+        return False
+    cause = cause_of(error)
+    if not is_own_fault(cause):
+        raise DeviceFailed(cause) from error
+    return True
 
 
 def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
@@ -97,6 +126,11 @@ def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
 def _log(files: RunFiles, *lines: str) -> None:
     with open(files.log, "a", encoding="utf-8") as log:
         log.writelines(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n" for line in lines)
+
+
+def cause_of(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
 
 def is_oom(error: BaseException) -> bool:

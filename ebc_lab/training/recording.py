@@ -79,7 +79,7 @@ class Recording:
         columns = [*STEP_COLUMNS, *further, *by_group]
         self.steps = Stream(files.steps, columns, marks.get(files.steps.name))
         self.evals = Stream(files.evals, [*EVAL_COLUMNS, *further_evals], marks.get(files.evals.name))
-        self.streams = (self.steps, self.evals)
+        self.streams: tuple[Stream, ...] = (self.steps, self.evals)
 
     def marks(self) -> dict[str, Mark]:
         """Everything recorded so far, by file name."""
@@ -110,3 +110,16 @@ class Recording:
         for stream in self.streams:
             if not stream.file.closed:
                 stream.close()
+
+
+class Unrecorded(Recording):
+    """The streams of a process that is not the first of its run: there are none."""
+
+    def __init__(self) -> None:
+        self.streams = ()
+
+    def step(self, step: int, lr: float, found: Mapping[str, Any], *, failed: bool) -> None:
+        return
+
+    def evaluation(self, step: int, found: Mapping[str, float], *, tokens: int, train_s: float) -> None:
+        return

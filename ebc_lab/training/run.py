@@ -30,7 +30,7 @@ from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED
 from ebc_lab.records.columns import CURVE_COLUMNS
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.streams import holds
+from ebc_lab.records.streams import Mark, holds
 from ebc_lab.verity import VerityError, weights_checksum
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate
@@ -40,7 +40,8 @@ from . import checkpoint, divergence, result
 from .graphs import StepGraphs
 from .pending import Packed, PendingSteps, Values
 from .process import forward_of, set_up_torch
-from .recording import Recording, recorded
+from .ranks import ALONE, Ranks, unsynchronised
+from .recording import Recording, Unrecorded, recorded
 from .turns import Interrupted, Progress, Say, quiet, to_the_end
 
 FLUSH_STEPS = 50  # steps between flushes of the streams, so that a reader can follow
@@ -50,13 +51,15 @@ BLOCK_STEPS = {"cpu": 1, "cuda": 50}  # steps between two readings of what the d
 class Training:
     """One run in its folder, at the step of its checkpoint if there is one. `run()` trains it to its end.
 
-    `say` is told why it starts from its first step although it has a checkpoint.
+    `say` is told why it starts from its first step although it has a checkpoint. `ranks`: this process among
+    those that train the run; only the first one reads what comes of it, and writes.
 
     Raises UserError where the text, a checkpoint or a replayed schedule is missing, damaged or another one's.
     """
 
-    def __init__(self, run: RunConfig, directory: Path, say: Say = quiet):
+    def __init__(self, run: RunConfig, directory: Path, say: Say = quiet, ranks: Ranks = ALONE):
         self.run_config = run = resolved(run)
+        self.ranks = ranks
         self.directory = directory
         self.files = RunFiles(directory)
         self.identity = digest(identity(run))
@@ -72,6 +75,7 @@ class Training:
             quantizers.install(self.model, run.quantizer)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
+            self.trained = ranks.training(self.forward)
             self.memory = Memory(run, self.model)
             self.exact = Exact(run, self.model) if run.determinism.exact else None
             matrices = self.workload.matrices(self.model)
@@ -98,12 +102,15 @@ class Training:
         capturable = run.optimizer.name in optimizers.CAPTURABLE and self.workload.capturable
         plain = quantizers.unused(run.quantizer) and self.steering is None and unused(run.memory)
         usual = plain and self.exact is None and self.probe_batches is None
-        graphed = self.stream is not None and capturable and usual
+        graphed = self.stream is not None and capturable and usual and ranks.count == 1
         self.graphs = StepGraphs() if graphed else None
-        marks = checkpoint.marks_of(saved) if saved else {}
-        self.recording = Recording(
-            self.files, self._groups(), marks, self._further_columns(), self.workload.eval_columns
-        )
+        self.recording = self._recording(checkpoint.marks_of(saved) if saved else {})
+
+    def _recording(self, marks: Mapping[str, Mark]) -> Recording:
+        if not self.ranks.first:
+            return Unrecorded()
+        columns = (self._further_columns(), self.workload.eval_columns)
+        return Recording(self.files, self._groups(), marks, *columns)
 
     def _on_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
@@ -121,7 +128,7 @@ class Training:
             self.model,
             bases,
             projection,
-            run,
+            self.ranks.share_of(run),
             self.forward,
             groups=self._grouping(),
             effective=functools.partial(quantizers.effective_weights, self.model),
@@ -178,6 +185,8 @@ class Training:
         return saved
 
     def save_checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         self.recording.sync()
         reached = checkpoint.Reached(self.step, self.skips, self.train_s, self.wall_s)
         marks = self.recording.marks()
@@ -230,7 +239,7 @@ class Training:
                 if self.step // FLUSH_STEPS > begin // FLUSH_STEPS:
                     self.recording.flush()
                 alive()
-                stop = should_stop() and self.step < run.steps
+                stop = self.ranks.agreed(should_stop()) and self.step < run.steps
                 self.wall_s = before + time.perf_counter() - begun
                 if (stop or now - saved >= checkpoint_every_s) and self.step > first:
                     self.save_checkpoint()
@@ -279,7 +288,8 @@ class Training:
         else:
             inputs, targets = self.batches.at(step)
             targets = shocks.targets(shock, targets, self.workload.vocabulary, run.seed)
-            values = self._computed(t, inputs, targets, shock, lr=lr)
+            own = (self.ranks.rows(inputs), self.ranks.rows(targets))
+            values = self._computed(t, *own, shock, lr=lr)
         self.pending.add(lr, values)
 
     def _set_rate(self, lr: float | Tensor) -> None:
@@ -323,20 +333,29 @@ class Training:
         Under verity there are `micro_batches` parts, and the step looks at the whole batch: no bit
         depends on the split. Raises VerityError there where a value is not finite.
         """
-        probe = self.probe_batches.at(t) if self.probe_batches else None
+        probe = self._probe(t)
         if self.exact:
             loss, logits = self.exact.backward(self.forward, inputs, targets)
             return {"loss": loss}, StepInputs(t, inputs, logits, targets=targets, probe=probe), None
         count = self.run_config.accumulate
         sums: dict[str, Tensor] = {}
-        for x, y in zip(inputs.chunk(count), targets.chunk(count), strict=True):
-            with self.memory.saving():
-                logits, kept = self.workload.forward(self.forward, x)
-                total, parts = self.workload.loss(logits, y, kept, t)
-            torch.autograd.backward(total if count == 1 else total / count)
+        for i, (x, y) in enumerate(zip(inputs.chunk(count), targets.chunk(count), strict=True)):
+            with unsynchronised(self.trained, wanted=i + 1 < count):
+                with self.memory.saving():
+                    logits, kept = self.workload.forward(self.trained, x)
+                    total, parts = self.workload.loss(logits, y, kept, t)
+                torch.autograd.backward(total if count == 1 else total / count)
             sums = {name: part + sums[name] if sums else part for name, part in parts.items()}
         last = StepInputs(t, x, logits, targets=y, probe=probe)
-        return {name: s if count == 1 else s / count for name, s in sums.items()}, last, kept
+        means = {name: s if count == 1 else s / count for name, s in sums.items()}
+        return self.ranks.mean(means), last, kept
+
+    def _probe(self, t: int) -> tuple[Tensor, Tensor] | None:
+        """This process's rows of held-back text that choose c at step `t`."""
+        if self.probe_batches is None:
+            return None
+        inputs, targets = self.probe_batches.at(t)
+        return self.ranks.rows(inputs), self.ranks.rows(targets)
 
     def record_steps(self) -> str | None:
         """Read and record the pending steps; returns the cause if the run has diverged at one of them."""
@@ -361,6 +380,11 @@ class Training:
         return self.step * self.run_config.batch_size * self.run_config.model.context
 
     def _record_evaluation(self, alive: Callable[[], None]) -> None:
+        """Only the first process evaluates; the others take the optimizer to those weights and back too."""
+        self.ranks.refuse_drift(list(self.model.parameters()), self.step)
+        if not self.ranks.first:
+            self._judged(lambda model: {})
+            return
         found = self._evaluate(self.fixed_windows, alive)
         evaluated, loss = self.workload.evaluated, found["loss"]
         found |= self._judged(lambda model: evaluated(model, self.step, loss, self.files))
@@ -385,6 +409,8 @@ class Training:
 
     def _finish(self, cause: str | None, alive: Callable[[], None]) -> dict[str, Any]:
         run = self.run_config
+        if not self.ranks.first:
+            return {}
         self.recording.sync()
 
         def evaluated(split: str) -> dict[str, float]:

@@ -20,7 +20,8 @@ class Interrupted(Exception):
 
 
 class DeviceFailed(Exception):
-    """The GPU under a run is gone or broken; says how. Another process may continue the run."""
+    """The GPU under a run is gone or broken, or one of the processes that train it is; says how. Another
+    process may continue the run."""
 
 
 def to_the_end(progress: Generator[None, None, T]) -> T:

@@ -78,8 +78,11 @@ class Workload(Protocol):
 
 
 def _gpt(run: RunConfig, corpus: Corpus, device: torch.device) -> Workload:
+    from .custom import OwnModelWorkload
     from .gpt import ExactGPTWorkload, GPTWorkload
 
+    if run.model.target is not None:
+        return OwnModelWorkload(run, corpus, device)
     cls = ExactGPTWorkload if run.determinism.exact else GPTWorkload
     return cls(run, corpus, device)
 

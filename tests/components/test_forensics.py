@@ -117,7 +117,13 @@ RUNS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
+QUICK = ("shadow-pi-linear", "l1-pi-published", "sqrtl_l2-rsl-shrink-sweep", "matrices-shrink_published")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(RUNS[n], id=n, marks=() if n in QUICK else pytest.mark.slow) for n in RUNS],
+)
 def test_it_is_what_the_slow_transcription_does(make_gpt, batches, backward, options):
     options = {"budget": "surrogate", **options}
     classes = (ForensicClip, ForensicReference)

@@ -4,6 +4,7 @@ from ebc_lab.config.choices import changed, groups, settings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.overrides import expand
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_every_choice_of_every_group_composes():
         if "quantizer=none" not in named or "workload=gpt" in named:  # of these each goes without one
             named = [o for o in named if not o.startswith("projection=")]
         if "workload=ebm" in named:
-            named = [o for o in named if not o.startswith(("quantizer=", "controller="))]
+            named = [o for o in named if not o.startswith(("quantizer=", "controller=", "model="))]
         if "memory=hooks" in named or "memory=all" in named:
             instead = ["optimizer=axiom", "stabilizer=none", "shock=none", "policy=constant"]
             replaced = ("optimizer=", "stabilizer=", "budget=", "shock=", "policy=")
@@ -109,6 +110,7 @@ def test_every_choice_of_every_group_composes():
             named.remove("budget=lagged")  # test_memory_checks.py's
         if "determinism=verity" in named:
             named.remove("determinism=verity")  # test_determinism_checks.py's
+        named += [f"{o.split('=')[0]}.target=json:loads" for o in named if o.endswith("=custom")]
         compose(named, study=False)
 
 
@@ -180,3 +182,44 @@ def test_a_named_choice_in_an_arm_is_what_its_file_says():
     assert (
         changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences
     )
+
+
+@pytest.mark.parametrize("said", ["tokens=1e5", "tokens=100_000", "+tokens=100000", "train_tokens=1e5"])
+def test_a_number_of_tokens_is_a_number_of_steps_rounded_up(said):
+    given, asked = (compose(["scale=smoke", length], study=False) for length in (said, "steps=131"))
+    assert given.batch_size * given.model.context == 768  # 100,000 of them are 130.2 steps
+    assert given == asked
+
+
+def test_a_number_of_tokens_goes_with_the_name_of_a_tokenizer_and_is_what_other_settings_see():
+    config = compose(
+        ["scale=smoke", "tokens=bpe", "tokens=7681", "eval_every=${steps}", "batch_size=12"], study=False
+    )
+    assert (config.tokens.name, config.steps, config.eval_every) == ("bpe", 21, 21)
+
+
+def test_budgets_of_tokens_are_swept_with_what_a_step_holds():
+    found = [compose(c, study=False) for c in expand(["scale=smoke", "tokens=1e5,2e5", "batch_size=24,48"])]
+    assert [config.steps for config in found] == [131, 66, 261, 131]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["tokens=1e5", "steps=10"], ["both say how long the run is"]),
+        (["tokens=0"], ["train_tokens", ">= 1"]),
+        (["tokens=nan"], ["train_tokens", "finite"]),
+        (["tokens=1e14"], ["130208333334 steps of 768 tokens: at most 100000000"]),
+        (["tokens=2M"], ["bpe, characters or gpt2, or how many tokens to train on, as 2e6"]),
+        (["tokens=1e5", "batch_size=0"], ["batch_size", ">= 1"]),
+    ],
+)
+def test_a_number_of_tokens_that_cannot_be_meant_is_refused(overrides, words):
+    with pytest.raises(UserError) as raised:
+        compose(["scale=smoke", *overrides], study=False)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_a_study_decides_how_many_tokens_its_runs_have():
+    with pytest.raises(UserError, match=r"decided by the study itself.*finals\.steps"):
+        compose(["scale=smoke", "tokens=1e5"])

@@ -4,9 +4,10 @@ import pytest
 from support.named import name_of, run
 
 from ebc_lab.bench.speeds import chosen_by_rule
+from ebc_lab.config import machine, study_checks
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.compose import compose, implied
-from ebc_lab.config.determinism_checks import MOST_TOKENS
+from ebc_lab.config.determinism_checks import MOST_TOKENS, check_processes
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity, tail_of
@@ -161,3 +162,73 @@ def test_what_stages_set_beside_the_run_is_refused_before_anything_is_trained(se
     with pytest.raises(UserError, match="does not go with") as refused:
         compose([*asked, setting])
     assert setting.partition("=")[0] in str(refused.value)
+
+
+TOGETHER = ["scale=smoke", "device=cpu", "launcher.processes_per_run=2"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["budget=shadow", "stabilizer=trust_region", "optimizer=muon", "accumulate=2", "shock=label_noise"],
+)
+def test_what_several_processes_can_train_together_is_accepted(setting):
+    together, alone = (
+        run_part(compose([*asked, setting], study=False)) for asked in (TOGETHER, TOGETHER[:2])
+    )
+    assert together == alone, "nothing that names the run differs"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["determinism=verity", "budget=shadow"], "determinism=verity: gradients are added up"),
+        (["determinism=torch"], "determinism=torch"),
+        (["capability=default"], "compare bits"),
+        (["model.dropout=0.1"], "leave it at 0"),
+        (["workload=ebm"], "choose workload=gpt"),
+        (["memory=hooks", "optimizer=axiom", "stabilizer=none"], "choose memory=none"),
+        (["memory.activations=int4"], "choose memory=none"),
+        (["quantizer.gradients=ternary"], "leave them at none"),
+        (["quantizer.state=int8"], "leave them at none"),
+        (["policy=random", "stabilizer=none"], "choose policy=constant"),
+        (["param_dtype=bfloat16"], "choose param_dtype=float32"),
+        (["stabilizer=energy_rms"], "stabilizer=energy_rms: it looks at the rows of one process"),
+        (["budget=shadow", "controller=agreement"], "controller=agreement: it looks at the rows"),
+        (["batch_size=7"], "must divide batch_size, which is 7"),
+        (
+            ["batch_size=12", "accumulate=4", "budget.probe_sequences=2"],
+            "each of the accumulate parts of batch_size, which is 3",
+        ),
+        (["budget.probe_sequences=3"], "must divide budget.probe_sequences=3"),
+        (["audit_tokens=33", "model.context=16"], "must divide the 3 row"),
+        (["launcher.runs_per_worker=2"], "launcher.runs_per_worker=2: leave that at 1"),
+        (["launcher=slurm", "launcher.cpus_per_task=1"], "needs launcher.cpus_per_task >= 2, not 1"),
+    ],
+)
+def test_what_several_processes_would_train_otherwise_than_one_is_refused(settings, told):
+    with pytest.raises(UserError, match=r"launcher\.processes_per_run=2") as refused:
+        compose([*TOGETHER, *settings], study=False)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["study=stabilizers", "ablation.arms.norm_clip.settings.stabilizer.name=energy_raw"],
+        ["study=determinism"],
+    ],
+)
+def test_several_processes_are_refused_for_any_arm_or_stage_that_they_would_change(settings):
+    with pytest.raises(UserError, match=r"launcher\.processes_per_run"):
+        compose([*TOGETHER, *settings])
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for module in (machine, study_checks):
+        monkeypatch.setattr(module, "visible_gpus", lambda: ["0"])
+    with pytest.raises(UserError, match="takes a GPU for each process, and 1 can be seen here"):
+        compose(["scale=smoke", "device=cuda", "launcher.processes_per_run=2"], study=False)
+
+
+def test_one_process_is_asked_nothing():
+    check_processes(run({"model": {"dropout": 0.5}}), 1)

@@ -199,7 +199,13 @@ def test_the_most_that_is_allowed_is_planned(overrides, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("study", groups()["study"])
+ONE_OF_EACH_KIND = ("default", "determinism", "ebm", "lowbit", "memory", "robustness", "stabilizers")
+
+
+@pytest.mark.parametrize(
+    "study",
+    [s if s in ONE_OF_EACH_KIND else pytest.param(s, marks=pytest.mark.slow) for s in groups()["study"]],
+)
 def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_beforehand(study, tmp_path):
     config = compose(["scale=smoke", f"study={study}", f"output_dir={tmp_path}", "device=cpu"])
     assert bool(config.ablation.question) == bool(config.ablation.all_arms())

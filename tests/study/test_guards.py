@@ -165,7 +165,7 @@ def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_c
     words = tmp_path / "my words.txt"
     words.write_bytes(text_file.read_bytes())
     own = [*(w for w in tiny if not w.startswith("data.file")), "study.stages=[lr_sweep]", "study.name=x"]
-    own += [f"data.file='{words}'", f"output_dir={tmp_path}", "launcher.slots=1", "lr_sweep.steps=1000"]
+    own += [f"data.file='{words}'", f"output_dir={tmp_path}", "launcher.slots=1", "lr_sweep.steps=500"]
     driver = subprocess.Popen(
         [*CLI, "autopilot", *own, "lr_sweep.grids.adam=[1e-2,2e-2]"],
         stdout=subprocess.PIPE,

@@ -56,14 +56,14 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
 
 
-def start(scenario: str, folder: Path, world: int = 2, **arguments: Any) -> Results:
-    """Runs a scenario in `world` processes, in an empty folder -> the result of each rank."""
+def start(scenario: str, folder: Path, world: int = 2, script: str = __file__, **arguments: Any) -> Results:
+    """Runs a scenario of `script` in `world` processes, in an empty folder -> the result of each rank."""
     outs = [folder / f"{rank}.pt" for rank in range(world)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = []
     for rank, out in enumerate(outs):
         words = [str(rank), str(world), str(folder / "store"), str(out), scenario, json.dumps(arguments)]
-        command = [sys.executable, __file__, *words]
+        command = [sys.executable, script, *words]
         running.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     try:
         said = [process.communicate(timeout=500)[1] for process in running]
@@ -252,15 +252,25 @@ def exact(rank: int, share: int) -> dict[str, Any]:
     return {"checksum": weights_checksum(model)}
 
 
-def main(rank: str, world: str, store: str, out: str, scenario: str, arguments: str) -> None:
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {"short": short, "long": long, "exact": exact}
+
+
+def main(
+    scenarios: dict[str, Callable[..., dict[str, Any]]],
+    rank: str,
+    world: str,
+    store: str,
+    out: str,
+    scenario: str,
+    arguments: str,
+) -> None:
     torch.set_num_threads(1)
     join(int(rank), int(world), store)
-    run = {"short": short, "long": long, "exact": exact}[scenario]
-    told = run(int(rank), **json.loads(arguments))
+    told = scenarios[scenario](int(rank), **json.loads(arguments))
     torch.save(told, out)
     dist.barrier()  # neither leaves while the other still needs it
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(SCENARIOS, *sys.argv[1:])

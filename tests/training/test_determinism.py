@@ -33,7 +33,7 @@ ELSEWHERE = [
 ]
 
 
-@pytest.fixture(params=["none", "ebc"])
+@pytest.fixture(params=[pytest.param("none", marks=pytest.mark.slow), "ebc"])
 def exact(run, request):
     """A run under verity, with and without EBC."""
     return changed(plain(run), SMALL | VERITY | (EBC if request.param == "ebc" else {}))

@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ebc_lab.config.choices import own_part
+from ebc_lab.config.errors import need
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
-from ebc_lab.ebc.options import LAGGED
+from ebc_lab.ebc.options import LAGGED, SETTLING
 from ebc_lab.verity.arithmetic import Arithmetic
 
 from ..forensics import ForensicClip, ForensicSettings
@@ -64,6 +66,7 @@ def ebc(
         cadence=budget.cadence,
         sensitivity_every=budget.sensitivity_every,
         measure_every=budget.measure_every,
+        refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
         exponent=budget.exponent,
         guard=budget.guard,
         beta_init=budget.beta_init,
@@ -112,6 +115,27 @@ def rival(
     return build
 
 
+def custom(
+    model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any
+) -> StabilizedOptimizer:
+    """What the function of `target` makes of (model, bases, **options): the run's own options, its strength
+    where it has one, and `arguments`. Raises UserError where that is no StabilizedOptimizer around them."""
+    chosen = run.stabilizer
+    strength = {} if chosen.strength is None else {"strength": chosen.strength}
+    made = own_part("stabilizer", chosen)(model, bases, **common, **strength)
+    key = f"stabilizer.target={chosen.target}"
+    need(
+        isinstance(made, StabilizedOptimizer),
+        f"{key} returned {type(made).__name__}, not a StabilizedOptimizer of ebc_lab.ebc.",
+    )
+    wrapped: StabilizedOptimizer = made
+    need(
+        [id(base) for base in wrapped.bases] == [id(base) for base in bases],
+        f"{key} wraps other optimizers than the run's: hand on those that it is given.",
+    )
+    return wrapped
+
+
 HOOKED = ("energy_raw", "energy_rms")  # they need forward hooks, which compiled code may silently leave out
 STABILIZERS: dict[str, Build] = {
     "none": none,
@@ -155,7 +179,8 @@ def build(
     if run.determinism.exact:
         taken["arithmetic"] = Arithmetic()
     when = "retract" if getattr(projection, "retracts", False) else "project"
-    return STABILIZERS[run.stabilizer.name](
+    made = STABILIZERS[run.stabilizer.name] if run.stabilizer.target is None else custom
+    return made(
         model,
         bases,
         run,

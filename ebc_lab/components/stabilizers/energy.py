@@ -183,6 +183,9 @@ class EnergyBudget(StabilizedOptimizer):
         super().__init__(model, optimizers, **common)
         self.record = ActivationRecord(model, norm, self.weights)
 
+    def _weights_changed(self) -> None:
+        raise ValueError("an energy budget watches the layers trained at its start: make a new one.")
+
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         reading = self.record.read()
         if reading is None:

@@ -253,10 +253,16 @@ class TrustRegion(Rival):
         self.per = per
         self.norm = norm
         self.effective = effective
-        self.groups = self._grouped(grouping) if per == "group" else {}
+        self.grouping = grouping
+        self.groups: dict[str, list[int]] = {}
+        self.shares: list[float] = []  # of the radius, by group
+        self._weights_changed()
+
+    def _weights_changed(self) -> None:
+        self.groups = self._grouped(self.grouping) if self.per == "group" else {}
         total = sum(w.numel() for w in self.weights)
         elements = [sum(self.weights[i].numel() for i in members) for members in self.groups.values()]
-        self.shares = [(n / total) ** 0.5 for n in elements]  # of the radius, by group
+        self.shares = [(n / total) ** 0.5 for n in elements]
 
     def _grouped(self, grouping: str | Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
         """The groups, as indices of weights. Raises ValueError if one is in none."""

@@ -14,6 +14,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.hints import STUDY_DECIDES
+from ebc_lab.config.overrides import in_mapping
 from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
 
 from ..store.study import Study, StudyHeader
@@ -33,7 +34,7 @@ class StudyCommand:
 def reproduce(config: Config, run: RunConfig) -> str:
     """A command line that trains exactly this run."""
     base = _defaults((f"scale={config.scale}",), study=False)
-    changed = {k: v for k, v in flat(to_dict(run)).items() if base[k] != v}
+    changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
     words = [f"{k}={override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
@@ -47,10 +48,18 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     base = _defaults(tuple(chosen), study=True)
     name = "study.name"
     both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
-    changed = [(k, old, new) for k, (old, new) in both.items() if old != new]
-    settable = asked.keys() & base.keys() - STUDY_DECIDES.keys()
-    unsaid = [k for k, _, _ in changed if k not in settable]
-    words = [f"{k}={override_value(v)}" for k, _, v in changed if k not in unsaid and k != name]
+    # an empty mapping is not said where its entries are
+    filled = {k for k in base if k not in asked and any(entry.startswith(f"{k}.") for entry in asked)}
+    entries = {k for k in asked if in_mapping(k) and not k.startswith("ablation.arms.")}
+    differing = {k for k, (old, new) in both.items() if old != new} | (entries - base.keys())
+    changed = [(k, *both[k]) for k in both if k in differing - filled]
+    settable = (asked.keys() & base.keys() | entries) - STUDY_DECIDES.keys()
+    # said by `optimizer=`, without which a target has no meaning
+    by_name = ("optimizer.name", "optimizer.lr") if asked.get("optimizer.target") is not None else ()
+    chosen += [f"optimizer={asked[k]}" for k in by_name[:1]]
+    unsaid = [k for k, _, _ in changed if k not in settable and k not in by_name]
+    said = [(k, v) for k, _, v in changed if k not in unsaid and k not in (name, *by_name)]
+    words = [f"{k}={override_value(v)}" for k, v in said]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
         shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]),
@@ -85,7 +94,10 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
 def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
     """Every setting that these choices give. Cached: composing is slow, and a page asks for each failed
     run."""
-    config = compose(chosen, study=study, here=False)
+    try:
+        config = compose(chosen, study=study, here=False)
+    except UserError:  # a suite with parts of the user's own may be read where they are not
+        config = compose(chosen, study=study, here=False, sources=False)
     return flat(
         {k: v for k, v in to_dict(config if study else run_part(config)).items() if k not in NOT_THE_STUDY}
     )
@@ -118,6 +130,8 @@ def override_value(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return f"[{','.join(map(override_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}: {override_value(inner)}' for key, inner in value.items())}}}"
     if isinstance(value, str) and not re.fullmatch(r"[\w-]+|[\w./-]*/[\w./-]*", value):
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return str(value)

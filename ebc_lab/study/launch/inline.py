@@ -38,7 +38,11 @@ class InlinePool:
                 try:
                     while not files.result.exists():
                         trained = execute(
-                            self.study, spec.run_id, checkpoint_every_s=every, should_stop=lambda: bool(asked)
+                            self.study,
+                            spec.run_id,
+                            processes=self.config.launcher.processes_per_run,
+                            checkpoint_every_s=every,
+                            should_stop=lambda: bool(asked),
                         )
                         if not trained:  # a worker of a dead driver still holds it
                             if asked:
@@ -49,7 +53,7 @@ class InlinePool:
                     raise KeyboardInterrupt from None
                 except DeviceFailed as error:
                     raise WorkersFailed(
-                        f"the GPU is gone ({error}); the same command continues from here."
+                        f"what it trained on is gone ({error}); the same command continues from here."
                     ) from None
                 check_in([spec.run_id], [])
         finally:

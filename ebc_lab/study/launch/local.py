@@ -2,7 +2,8 @@
 submitit.
 
 submitit's local executor has no queue and gives every job the same GPUs, so slots and devices are assigned
-here. A worker ends when its driver's lock is free, for whatever reason the driver ended.
+here. A run that several processes train has as many GPUs, or groups of cores. A worker ends when its driver's
+lock is free, for whatever reason the driver ended.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class LocalPool(WorkerPool):
         executor.update_parameters(timeout_min=60 * 24 * 365, stderr_to_stdout=True)
         env = worker_env(self.config)
         if self.gpus:
-            env["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(self._gpus_of(slot))
         # Ctrl-C reaches every process of this one's group, and submitit's would print a traceback each: the
         # mask is inherited, and one that comes here meanwhile is delivered afterwards
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
@@ -61,6 +62,12 @@ class LocalPool(WorkerPool):
             self.jobs[slot] = executor.submit(WorkerCommand(str(self.session.root), str(slot), env))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def _gpus_of(self, slot: int) -> list[str]:
+        """The GPUs of a slot, one for each process of a run; slots beyond the last share them in turn."""
+        together = self.config.launcher.processes_per_run
+        first = slot % (len(self.gpus) // together) * together
+        return self.gpus[first : first + together]
 
     def _running_workers(self) -> list[str]:
         return [str(slot) for slot in self.jobs]

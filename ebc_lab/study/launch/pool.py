@@ -344,7 +344,9 @@ def slots(config: Config) -> int:
     if launcher.name == "slurm" or launcher.slots:
         return launcher.slots
     gpus = visible_gpus() if config.device == "cuda" else []
-    return len(gpus) * launcher.workers_per_gpu or max(1, cores() // max(1, config.threads_per_run))
+    together = launcher.processes_per_run
+    on_gpus = len(gpus) // together * launcher.workers_per_gpu
+    return on_gpus or max(1, cores() // (together * max(1, config.threads_per_run)))
 
 
 def at_a_time(config: Config) -> int:
@@ -364,5 +366,6 @@ def worker_settings(config: Config) -> dict[str, Any]:
             "torch": versions()["torch"],
             "numerics_version": NUMERICS_VERSION,
         },
+        "processes_per_run": launcher.processes_per_run,
         "runs_per_worker": max(1, launcher.runs_per_worker),  # 0 is resolved by now, or there is no GPU
     }

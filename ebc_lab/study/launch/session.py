@@ -46,6 +46,7 @@ class SessionRecord(TypedDict):
     idle_s: float | None
     checkpoint_every_s: float
     beat_s: float
+    processes_per_run: int
     runs_per_worker: int
     code: dict[str, Any]
 

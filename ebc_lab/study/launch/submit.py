@@ -59,14 +59,15 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
     ours."""
     asked: LauncherConfig = config.launcher
     own = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
-    gpus = asked.gpus_per_node if asked.gpus_per_node is not None else int(config.device == "cuda")
+    together = asked.processes_per_run
+    gpus = asked.gpus_per_node if asked.gpus_per_node is not None else together * (config.device == "cuda")
     options = {
         "job_name": name,
         "time": asked.timeout_min,
         "signal_delay_s": asked.signal_delay_s,
         "nodes": 1,
         "ntasks_per_node": 1,
-        "cpus_per_task": asked.cpus_per_task or config.threads_per_run,
+        "cpus_per_task": asked.cpus_per_task or together * config.threads_per_run,
         "gpus_per_node": None if any(k in own for k in GPUS) else gpus or None,
         "mem": f"{round(1024 * asked.mem_gb)}M" if asked.mem_gb else None,
         "partition": asked.partition,

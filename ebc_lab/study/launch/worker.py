@@ -37,12 +37,13 @@ from .session import Session
 
 # Kind of run -> the function that trains it, as "module:function", imported only when such a run is claimed.
 # It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…, say=…),
-# writes result.json, and is a generator that yields between blocks of steps.
+# writes result.json, and is a generator that yields between blocks of steps. `train` also takes processes=….
 KINDS = {
     "train": "ebc_lab.training.outcome:recorded_run",
     "overhead": "ebc_lab.bench.pairs:overhead_run",
     "idle": "ebc_lab.study.launch.idle:idle",
 }
+TOGETHER = "train"  # the kind that several processes can train together
 MEASUREMENTS = ("overhead",)  # kinds that measure time, and so share a worker with nothing
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
@@ -65,13 +66,20 @@ def function_of(kind: str) -> Callable[..., Progress]:
 
 
 def carry(
-    study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool], beside: int = 0
+    study: Study,
+    run_id: str,
+    *,
+    checkpoint_every_s: float,
+    should_stop: Callable[[], bool],
+    beside: int = 0,
+    processes: int = 1,
 ) -> Turns:
     """Train one planned run to its result, unless another process has it, yielding between blocks of steps.
 
     The first `yield` means that the run is claimed; the value is whether this call trained it. `beside`: how
-    many other runs the same worker is on, for the log. Raises Interrupted (with a checkpoint written) once
-    `should_stop()`, OSError if the folder cannot be written, and DeviceFailed.
+    many other runs the same worker is on, for the log; `processes`: how many train it together. Raises
+    Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be written, and
+    DeviceFailed.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as mine:
@@ -83,22 +91,20 @@ def carry(
             train = function_of(kind)
         except UserError as error:
             problem = error
-        attempts.note(files.directory, "begin", beside=beside, **attempts.surroundings())
+        together = {"processes": processes} if problem is None and kind == TOGETHER and processes > 1 else {}
+        attempts.note(files.directory, "begin", beside=beside, **together, **attempts.surroundings())
         yield
         if problem is not None:
             _record_refusal(files, run_id, problem)
             return True
+        hooks: dict[str, Any] = {
+            "checkpoint_every_s": checkpoint_every_s,
+            "should_stop": should_stop,
+            "on_progress": Heartbeat(files.progress, run.steps),
+            "say": lambda why: attempts.note(files.directory, attempts.RESTARTED, cause=why),
+        }
         try:
-            progress = train(
-                run,
-                files.directory,
-                run_id,
-                checkpoint_every_s=checkpoint_every_s,
-                should_stop=should_stop,
-                on_progress=Heartbeat(files.progress, run.steps),
-                say=lambda why: attempts.note(files.directory, attempts.RESTARTED, cause=why),
-            )
-            result = yield from progress
+            result = yield from train(run, files.directory, run_id, **hooks, **together)
             attempts.note(files.directory, "end", outcome=result["outcome"])
         except UserError as error:
             _record_refusal(files, run_id, error, digest(identity_of(kind, run)))
@@ -109,9 +115,9 @@ def carry(
         return True
 
 
-def execute(study: Study, run_id: str, *, checkpoint_every_s: float, should_stop: Callable[[], bool]) -> bool:
+def execute(study: Study, run_id: str, **how: Any) -> bool:
     """`carry` without yielding to other runs. -> whether this call trained the run."""
-    return to_the_end(carry(study, run_id, checkpoint_every_s=checkpoint_every_s, should_stop=should_stop))
+    return to_the_end(carry(study, run_id, **how))
 
 
 def _record_refusal(files: RunFiles, run_id: str, error: UserError, identity: str | None = None) -> None:
@@ -273,6 +279,7 @@ class Worker:
                 checkpoint_every_s=self.about["checkpoint_every_s"],
                 should_stop=lambda: self.leaving or self.stop(),
                 beside=len(self.turns),
+                processes=self.about["processes_per_run"],
             )
             try:
                 next(turns)
@@ -289,14 +296,17 @@ class Worker:
         """Runs of the same class may share this worker; None: the run goes alone.
 
         Measurements of time go alone, and so do runs with dropout, which draw from the device's only
-        generator. The number of threads belongs to the process and changes bits on a CPU, as deterministic
-        kernels do, so runs share with runs of the same number and the same determinism.
+        generator, and those with a model of the user's, which may. The number of threads belongs to the
+        process and changes bits on a CPU, as deterministic kernels do, so runs share with runs of the same
+        number and the same determinism.
         """
         if self.about["runs_per_worker"] == 1:
             return None
         try:
             spec = read_json(self.study.run_files(run_id).spec, SpecRecord)
-            alone = spec["kind"] in MEASUREMENTS or spec["config"]["model"]["dropout"] > 0
+            model = spec["config"]["model"]
+            draws = model["dropout"] > 0 or model.get("target") is not None
+            alone = spec["kind"] in MEASUREMENTS or draws
             own = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
             return None if alone else canonical_json(own)
         except (OSError, UserError, KeyError, TypeError, ValueError):

@@ -48,7 +48,7 @@ class _Follower:
         folder = Path(config.folder).expanduser().resolve() if config.folder else self.log.parent
         about = {"name": name, "root": str(root.resolve()), "folder": str(folder), "wait_s": config.wait_s}
         try:
-            self._start({**about, "uri": absolute(config.mlflow_uri)})
+            self._start({**about, "place": settings_for(name, config)})
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")
         if self.process is not None:
@@ -78,6 +78,8 @@ class _Follower:
             for line in self.process.stdout:
                 if line.startswith("warning: "):
                     self.warn(line.removeprefix("warning: ").strip())
+                elif line.startswith("note: "):
+                    self.say(f"tracker {self.name}: {line.removeprefix('note: ').strip()}")
 
     def warn(self, what: str) -> None:
         """Say it, if it is this tracker's first warning."""
@@ -105,6 +107,15 @@ class _Follower:
         self.reader.join(timeout=1.0)
         if code:
             self.warn(f"ended with exit code {code}, see {self.log}")
+
+
+def settings_for(name: str, config: TrackerConfig) -> dict[str, str | None]:
+    """What this tracker alone reads, as `Place` takes it."""
+    if name == "mlflow":
+        return {"mlflow_uri": absolute(config.mlflow_uri)}
+    if name == "wandb":
+        return {"wandb_project": config.wandb_project, "wandb_mode": config.wandb_mode}
+    return {}
 
 
 def absolute(uri: str | None) -> str | None:

@@ -1,7 +1,8 @@
-"""TensorBoard and MLflow behind one interface."""
+"""TensorBoard, MLflow and W&B behind one interface."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +17,36 @@ MLFLOW_ENV = {  # no telemetry, and no minutes of retries against a server that 
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 METRICS_PER_CALL = 1000  # MLflow's own limit
+WANDB_SETTINGS: dict[str, Any] = {  # nothing of the tracker's own process, which is not the run
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "init_timeout": 20.0,  # s; its own 90 are longer than a driver waits
+    "silent": True,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+}
 
 
 @dataclass(frozen=True)
 class Run:
+    directory: Path
     run_id: str
     group: str  # the study, or the folder of a single run
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # those that distinguish it from the others
+    identity: dict[str, Any]  # all that can change its numbers
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tracker shows runs."""
+
+    folder: Path
+    mlflow_uri: str | None = None
+    wandb_project: str | None = None
+    wandb_mode: str = "auto"
+    note: Callable[[str], None] = lambda text: None  # for what a user wants to know once
 
 
 Row = tuple[int, dict[str, float]]  # step, figures measured there
@@ -37,14 +61,17 @@ class Tracker(Protocol):
 
     def flush(self, run: Run) -> None: ...
 
+    def close(self) -> None:
+        """Nothing more comes from this instance, perhaps before some runs have ended."""
+
 
 class TensorBoard:
     """Event files in `folder/tensorboard/<study>/<run>`, one writer for each run in progress."""
 
-    def __init__(self, folder: Path, uri: str | None = None):
+    def __init__(self, place: Place):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.root = folder / "tensorboard"
+        self.root = place.folder / "tensorboard"
         self.make = SummaryWriter
         self.writers: dict[str, Any] = {}
 
@@ -74,12 +101,17 @@ class TensorBoard:
         if run.run_id in self.writers:
             self.writers[run.run_id].flush()
 
+    def close(self) -> None:
+        for writer in self.writers.values():
+            writer.close()
+
 
 class MLflow:
-    """One MLflow run for each run, in an experiment named after the study; in a sqlite file in `folder`
-    without a `uri`."""
+    """One MLflow run for each run, in an experiment named after the study; in a sqlite file in the folder
+    without a `mlflow_uri`."""
 
-    def __init__(self, folder: Path, uri: str | None = None):
+    def __init__(self, place: Place):
+        uri, folder = place.mlflow_uri, place.folder
         if uri and uri.startswith("file:"):
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # which MLflow only maintains, and asks for
         from mlflow.tracking import MlflowClient
@@ -127,5 +159,82 @@ class MLflow:
     def flush(self, run: Run) -> None:
         """Nothing to do: every call has arrived when it returns."""
 
+    def close(self) -> None:
+        """The same."""
 
-TRACKERS: dict[str, Callable[[Path, str | None], Tracker]] = {"tensorboard": TensorBoard, "mlflow": MLflow}
+
+class WandB:
+    """One W&B run for each run, in a group named after the study; their files are in `folder/wandb`.
+
+    A run's id at W&B is made of its place and name, so that whoever shows it later continues it there.
+    """
+
+    def __init__(self, place: Place):
+        import wandb
+
+        self.wandb = wandb
+        self.place = place
+        self.mode: Any = None if place.wandb_mode == "auto" else place.wandb_mode  # None: W&B's own choice
+        self.runs: dict[str, Any] = {}
+        self.noted = False
+
+    def _run(self, run: Run) -> Any:
+        """W&B's object of a run in progress."""
+        if run.run_id not in self.runs:
+            try:
+                self.runs[run.run_id] = self._begun(run, self.mode)
+            except self.wandb.errors.UsageError:  # nobody is logged in
+                if self.mode is not None:
+                    raise
+                self.mode = "offline"
+                self.runs[run.run_id] = self._begun(run, self.mode)
+            if self.runs[run.run_id].offline and not self.noted:
+                self.noted = True
+                files = self.place.folder / "wandb" / "offline-run-*"
+                self.place.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
+        return self.runs[run.run_id]
+
+    def _begun(self, run: Run, mode: Any) -> Any:
+        place = f"{self.place.folder} {run.directory} {run.run_id}"
+        begun = self.wandb.init(
+            project=self.place.wandb_project or os.environ.get("WANDB_PROJECT") or "ebc-lab",
+            dir=self.place.folder,
+            id=hashlib.sha256(place.encode()).hexdigest()[:16],
+            name=run.run_id,
+            group=run.group,
+            config={**run.settings, **run.identity},
+            resume="allow",
+            reinit="create_new",  # several are in progress at once
+            mode=mode,
+            save_code=False,
+            settings=WANDB_SETTINGS,
+        )
+        begun.define_metric("*", step_metric="step")  # evaluations come after later steps
+        return begun
+
+    def log(self, run: Run, rows: Sequence[Row]) -> None:
+        shown = self._run(run)
+        for step, figures in rows:
+            shown.log({"step": step, **figures})
+
+    def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
+        shown = self._run(run)
+        shown.summary.update({"outcome": outcome, **figures})
+        shown.finish(exit_code=0 if outcome in ("completed", "diverged") else 1)
+        del self.runs[run.run_id]
+
+    def flush(self, run: Run) -> None:
+        """Nothing to do: W&B's own process writes what it has been given, and `close` waits for it."""
+
+    def close(self) -> None:
+        for shown in self.runs.values():
+            shown.finish(exit_code=1)  # it goes on when the run does
+        self.runs.clear()
+        self.wandb.teardown()
+
+
+TRACKERS: dict[str, Callable[[Place], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+    "wandb": WandB,
+}

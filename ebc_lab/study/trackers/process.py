@@ -1,5 +1,5 @@
-"""TensorBoard and MLflow, both opt-in (docs/trackers.md): they show what a study's files contain, and cannot
-harm a run.
+"""TensorBoard, MLflow and W&B, all opt-in (docs/trackers.md): they show what a study's files contain, and
+cannot harm a run.
 
 Each tracker is a process (`python -m ebc_lab.study.trackers.process`) that reads the files which runs write
 anyway. These files are its queue, so nothing is lost while it is slow or down; what it has shown is noted in
@@ -28,7 +28,7 @@ from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
-from .backends import FOLDER, TRACKERS, Row, Run, Tracker
+from .backends import FOLDER, TRACKERS, Place, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
 EVAL_FIGURES = ("val_loss",)  # … of evals.csv
@@ -88,7 +88,7 @@ class Reader:
     def _show_run(
         self, files: RunFiles, spec: Mapping[str, Any], result: Mapping[str, Any] | None, tracker: Tracker
     ) -> None:
-        run = Run(spec["run_id"], self.root.name, settings_of(spec))
+        run = Run(files.directory, spec["run_id"], self.root.name, settings_of(spec), spec["identity"])
         shown = {"step": -1, "eval": -1, "result": None, **self.state["runs"].get(run.run_id, {})}
         if result is not None and shown["result"] == result["checksum"]:
             return
@@ -161,8 +161,13 @@ def follow(
                 reader.show(tracker)
             pause = max(POLL_S, 10 * (time.monotonic() - began))
             if last:
+                if tracker is not None:
+                    tracker.close()
                 return True
         except Exception as error:
+            if tracker is not None:
+                with suppress(Exception):
+                    tracker.close()
             tracker = None
             pause = min(2 * pause, MAX_PAUSE_S)
             what = re.sub(r"//[^/@\s]+@", "//…@", f"{type(error).__name__}: {error}")  # without a password
@@ -189,20 +194,22 @@ def main(about: Mapping[str, Any]) -> int:
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     with suppress(OSError):
         os.nice(10)
+
+    def say(kind: str, what: str) -> None:
+        with suppress(OSError):  # the driver is gone
+            print(f"{kind}: {what}", flush=True)
+
     folder = Path(about["folder"])
-    uri = about["uri"]
+    place = Place(folder, **about["place"], note=lambda text: say("note", text))
 
     def connect() -> Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         os.chdir(folder)  # where MLflow creates folders of its own
-        return TRACKERS[about["name"]](folder, uri)
+        return TRACKERS[about["name"]](place)
 
-    def say(what: str) -> None:
-        with suppress(OSError):  # the driver is gone
-            print(f"warning: {what}", flush=True)
-
-    reader = Reader(Path(about["root"]), about["name"], f"{folder} {uri or ''}")
-    return 0 if follow(reader, connect, over, say) else 1
+    address = " ".join(filter(None, about["place"].values()))
+    reader = Reader(Path(about["root"]), about["name"], f"{folder} {address}")
+    return 0 if follow(reader, connect, over, lambda what: say("warning", what)) else 1
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ One table: a new optimizer, stabilizer or projection is in it as soon as it is i
 import copy
 import io
 import math
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -19,14 +18,11 @@ from ebc_lab.components.optimizers import OPTIMIZERS
 from ebc_lab.components.optimizers import build as build_optimizers
 from ebc_lab.components.projections import PROJECTIONS
 from ebc_lab.components.projections import build as build_projection
-from ebc_lab.components.stabilizers import STABILIZERS, build, rival
-from ebc_lab.components.stabilizers.rivals import Rival
-from ebc_lab.config import choices
-from ebc_lab.config import compose as compose_module
-from ebc_lab.config.choices import conf_dir, groups, optimizer_defaults, settings_of
-from ebc_lab.config.compose import compose
+from ebc_lab.components.stabilizers import STABILIZERS, build
+from ebc_lab.config.choices import groups, optimizer_defaults, settings_of, with_sources
 from ebc_lab.config.identity import resolved
 from ebc_lab.config.schema import (
+    CUSTOM,
     BudgetConfig,
     ControllerConfig,
     ModelConfig,
@@ -45,10 +41,14 @@ RUN = RunConfig(
     model=ModelConfig(blocks=1, width=8, heads=2, context=8),
     budget=BudgetConfig(target_kl=2e-3),
 )
+OWN = {  # parts by a target of their own
+    "optimizer": "torch.optim:NAdam",
+    "stabilizer": "ebc_lab.components.stabilizers.rivals:RMSClip",
+}
 every = contract(
     ("optimizer", "stabilizer", "projection"),
-    OPTIMIZERS,
-    STABILIZERS,
+    [*OPTIMIZERS, CUSTOM],
+    [*STABILIZERS, CUSTOM],
     PROJECTIONS,
     rare=("galore", "adam8bit", "adam4bit"),  # other libraries'
 )
@@ -59,7 +59,10 @@ def run_of(optimizer, stabilizer, projection, **changes):
     run = replace(
         RUN, optimizer=own, stabilizer=StabilizerConfig(stabilizer), projection=ProjectionConfig(projection)
     )
-    return resolved(replace(run, **changes))
+    for group, target in OWN.items():
+        part = getattr(run, group)
+        run = replace(run, **{group: replace(part, target=target)}) if part.name == CUSTOM else run
+    return resolved(with_sources(replace(run, **changes)))
 
 
 def prepare(run, prepare_model=lambda model: None, prepare_base=lambda base: None):
@@ -193,58 +196,17 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
     assert not take(model, wrapped, [4])[0].skipped
 
 
-# -- one new stabilizer: one class, one file, one line -------------------------------------------------------
-
-
-class Halve(Rival):
-    """Half of every update."""
-
-    default = 0.5
-    keeps_old = True
-
-    def _limit_update(self, stats, proposal):
-        self._apply(stats, proposal, torch.tensor(self.strength))
-
-
-@pytest.fixture
-def with_a_toy(tmp_path, monkeypatch):
-    conf = tmp_path / "conf"
-    shutil.copytree(conf_dir(), conf)
-    (conf / "stabilizer/halve.yaml").write_text("name: halve\nstrength: 0.5\n")
-    monkeypatch.setitem(STABILIZERS, "halve", rival(Halve))
-    for module in (choices, compose_module):
-        monkeypatch.setattr(module, "conf_dir", lambda: conf)
-    for cached in (groups, settings_of):
-        cached.cache_clear()
-    yield
-    monkeypatch.undo()
-    for cached in (groups, settings_of):
-        cached.cache_clear()
-
-
-def test_a_stabilizer_is_one_class_one_file_and_one_line(with_a_toy):
-    run = compose(["scale=smoke", "stabilizer=halve", "device=cpu"], study=False)
-    assert run.stabilizer == StabilizerConfig("halve", 0.5)
-    for optimizer in OPTIMIZERS:
-        test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, "halve", "none")
-        test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, "halve", "spectral")
-    model, wrapped = prepare(run_of("sgd", "halve", "none"))
-    [before, p] = [model.head.weight.detach().clone(), model.head.weight]
-    take(model, wrapped, [0])
-    torch.testing.assert_close(p.detach(), before - 0.01 * p.grad)
-
-
 # -- how a run becomes a stabilizer --------------------------------------------------------------------------
 
 
 def test_every_stabilizer_has_its_file_and_the_other_way_round():
-    assert set(STABILIZERS) == set(groups()["stabilizer"])
+    assert {*STABILIZERS, CUSTOM} == set(groups()["stabilizer"])
     for name in set(STABILIZERS) - {"none", "ebc"}:
         _, wrapped = prepare(run_of("adam", name, "none"))
         assert settings_of("stabilizer", name) == {"name": name, "strength": wrapped.strength}, name
 
 
-@pytest.mark.parametrize("name", STABILIZERS)
+@pytest.mark.parametrize("name", [*STABILIZERS, CUSTOM])
 def test_the_runs_projection_is_applied(name):
     run = replace(run_of("adam", name, "none"), projection=ProjectionConfig("spectral", bound=1.1))
     model, wrapped = prepare(replace(run, budget=replace(run.budget, target_kl=0.05)))
@@ -256,7 +218,7 @@ def test_the_runs_projection_is_applied(name):
     assert torch.linalg.matrix_norm(first.detach(), ord=2) > 0.9 * limit
 
 
-@pytest.mark.parametrize("name", STABILIZERS)
+@pytest.mark.parametrize("name", [*STABILIZERS, CUSTOM])
 def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
     model, wrapped = prepare(run_of("adam", name, "stiefel"))
     take(model, wrapped, range(4))
@@ -265,7 +227,7 @@ def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
         assert values.max() / values.min() < 1 + 1e-4
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, CUSTOM])
 def test_none_is_the_plain_optimizer(optimizer):
     run = run_of(optimizer, "none", "none")
     model, wrapped = prepare(run)

@@ -37,6 +37,15 @@ def test_the_command_of_a_study_asks_for_exactly_its_settings(overrides):
     assert found.unsaid == []
 
 
+def test_the_command_of_a_study_with_an_own_optimizer_says_all_of_it():
+    own = ["optimizer=custom", "optimizer.target=json:loads"]
+    arguments = "optimizer.arguments={betas: [0.8, {a: 'b, c'}], inner: {empty: null, flag: true}}"
+    asked = requested(["scale=smoke", *own, arguments, "lr_sweep.grids.custom=[1e-3,2e-3]"])
+    found = study_command(asked)
+    assert found.unsaid == []
+    assert requested(shlex.split(found.command)[2:]) == asked
+
+
 def test_what_only_a_file_can_say_is_named():
     asked = requested(["scale=smoke", "study=controls"])
     asked["ablation"]["arms"]["mine"] = asked["ablation"]["arms"]["baseline"]

@@ -27,7 +27,9 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch import worker
+from ebc_lab.study.launch.local import LocalPool
 from ebc_lab.study.launch.pool import Death, WorkersFailed
+from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
@@ -115,6 +117,28 @@ def test_slots_follow_gpus_and_workers_per_gpu_and_cores(bench, monkeypatch):
     assert pool_module.at_a_time(on(cuda, runs_per_worker=4)) == 12
     assert pool_module.slots(on(bench.config)) == 8
     assert pool_module.slots(on(replace(bench.config, threads_per_run=3))) == 2
+    assert pool_module.slots(on(replace(bench.config, threads_per_run=2), processes_per_run=2)) == 2
+    assert pool_module.slots(on(cuda, processes_per_run=2)) == 1
+    assert pool_module.slots(on(cuda, processes_per_run=3, workers_per_gpu=2)) == 2
+
+
+def test_a_slot_has_as_many_gpus_as_processes_train_its_run(bench):
+    launcher = replace(bench.config.launcher, name="local", processes_per_run=2)
+    pool = LocalPool(replace(bench.config, launcher=launcher), bench.study, list("abcde"), 4, print)
+    assert [pool._gpus_of(slot) for slot in range(3)] == [["a", "b"], ["c", "d"], ["a", "b"]]
+    pool.close()
+
+
+def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
+    def asked(device: str, **launcher) -> tuple[int, int | None]:
+        settings = replace(bench.config.launcher, name="slurm", processes_per_run=4, **launcher)
+        config = replace(bench.config, device=device, threads_per_run=3, launcher=settings)
+        options = _sbatch(config, "name", 1, [])
+        return options["cpus_per_task"], options.get("gpus_per_node")
+
+    assert asked("cpu") == (12, None)
+    assert asked("cuda") == (12, 4)
+    assert asked("cuda", cpus_per_task=32, gpus_per_node=8) == (32, 8)
 
 
 def test_an_inherited_choice_of_gpus_is_respected(monkeypatch):
@@ -137,7 +161,7 @@ def driver_of(out: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", "kill"])
+@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C", pytest.param("kill", marks=pytest.mark.slow)])
 def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
     driver = subprocess.Popen(
         driver_of(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

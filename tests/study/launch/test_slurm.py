@@ -79,6 +79,9 @@ class SlurmStudy:
     def live(self) -> list[str]:
         return [key for key, job in self.jobs().items() if job.live]
 
+    def results(self) -> list[dict]:
+        return [json.loads(path.read_text()) for path in self.study.runs.glob("*/result.json")]
+
     def events(self) -> list[dict]:
         return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
 
@@ -161,6 +164,16 @@ def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_
     table = "summary_lr_sweep.csv"
     assert without_timing(study.study.root / table) == without_timing(tmp_path / "inline" / table)
     assert {job.state for job in study.jobs().values()} == {"COMPLETED"}
+
+
+def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp_path):
+    stage = ["study.stages=[lr_sweep]", "lr_sweep.grids.adam=[1e-2,2e-2]", "lr_sweep.baseline_scales=[1.0]"]
+    study.finish(*stage, "launcher.slots=1", "launcher.processes_per_run=2")
+    begun = [event for event in study.events() if event["event"] == "begin"]
+    assert begun
+    assert {event["processes"] for event in begun} == {2}
+    assert all(result["outcome"] == "completed" for result in study.results())
+    assert all("NumCPUs=2 " in show_job(key) for key in study.jobs())
 
 
 def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(tmp_path):

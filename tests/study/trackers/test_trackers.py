@@ -37,6 +37,7 @@ class Kept:
         self.rows: list[tuple[str, int, dict[str, float]]] = []
         self.ends: list[tuple[str, str]] = []
         self.failures = failures
+        self.closed = False
 
     def log(self, run, rows):
         if self.failures:
@@ -49,6 +50,9 @@ class Kept:
 
     def flush(self, run):
         pass
+
+    def close(self):
+        self.closed = True
 
 
 def shown(study, tracker, name="kept"):
@@ -82,10 +86,20 @@ def one_stage(tiny, out: Path, said: list[str], *tracker: str) -> tuple[Config, 
 
 
 @pytest.fixture(scope="module")
-def tracked(tiny, tmp_path_factory, own_places):
-    """A study followed by both trackers, and what was said."""
+def logged_out(tmp_path_factory):
+    """Nobody is logged in to W&B, and nothing in the environment speaks to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("nobody")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tracked(tiny, tmp_path_factory, own_places, logged_out):
+    """A study followed by all trackers, and what was said."""
     said: list[str] = []
-    names = "tracker.names=[tensorboard,mlflow]"
+    names = "tracker.names=[tensorboard,mlflow,wandb]"
     return one_stage(tiny, tmp_path_factory.mktemp("tracked"), said, names, "tracker.wait_s=600")[1], said
 
 
@@ -151,6 +165,69 @@ def test_mlflow_reads_every_step_once_and_settings_and_the_outcome(tracked):
     assert not (Path.cwd() / "mlruns").exists()
 
 
+def recorded_by_wandb(folder: Path, run_id: str) -> list[list[dict]]:
+    """The records in W&B's files of a run, as its own command prints them, file by file."""
+    found = []
+    for path in sorted((folder / "wandb").glob("offline-run-*/*.wandb")):
+        if run_id.encode() in path.read_bytes():
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            found.append([json.loads(line) for line in printed.splitlines()])
+    return found
+
+
+def history(records: list[dict], name: str) -> list[tuple[int, float]]:
+    """(step, value) of a figure in the records of a W&B file."""
+    items = [r["history"]["item"] for r in records if r["type"] == "history"]
+    return [(item["step"], item[name]) for item in items if name in item]
+
+
+def test_wandb_reads_every_step_once_and_settings_and_the_outcome(tracked):
+    study, said = tracked
+    assert [line.partition("wandb sync ")[0] for line in said if "tracker wandb" in line] == [
+        "tracker wandb: offline; once you are logged in, this uploads the runs: "
+    ]
+    run_id = trained(study)[0]
+    [records] = recorded_by_wandb(study.root / ".trackers", run_id)
+    for name in process.STEP_FIGURES:
+        assert history(records, name) == as_measured(study.run_dir(run_id) / "steps.csv", name), name
+    assert history(records, "val_loss") == as_measured(study.run_dir(run_id) / "evals.csv", "val_loss")
+    [run] = [r["run"] for r in records if r["type"] == "run"]
+    assert (run["run_group"], run["project"]) == ("done", "ebc-lab")
+    spec = read_json(study.run_dir(run_id) / "spec.json")
+    assert run["config"]["update"]["optimizer"]["lr"] == spec["config"]["optimizer"]["lr"]
+    assert run["config"]["update"]["arm"] == spec["arm"]
+    updates = [u for r in records if r["type"] == "summary" for u in r["summary"]["update"].items()]
+    assert dict(updates)["outcome"] == "completed"
+    assert dict(updates)["final/val_loss"] == pytest.approx(study.result(run_id)["val_loss"])
+    assert len(list((study.root / ".trackers/wandb").glob("offline-run-*"))) == len(trained(study))
+
+
+def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_copy, logged_out):
+    study = own_copy[1]
+    run = study.run_dir(trained(study)[0])
+    for other in set(study.runs.iterdir()) - {run}:
+        (other / "spec.json").unlink()
+    whole = (run / "steps.csv").read_text().splitlines(keepends=True)
+    result = (run / "result.json").read_bytes()
+    (run / "result.json").unlink()
+    (run / "steps.csv").write_text("".join(whole[:9]))
+    folder = study.root / "elsewhere"
+    about = {"name": "wandb", "root": str(study.root), "folder": str(folder), "wait_s": 600.0}
+    about["place"] = {"wandb_project": "mine", "wandb_mode": "offline"}
+    for _ in range(2):  # the second time the run is over
+        command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
+        done = subprocess.run(command, input=json.dumps(about) + "\n", capture_output=True, text=True)
+        assert (done.returncode, done.stdout.count("note: ")) == (0, 1), done.stderr
+        (run / "steps.csv").write_text("".join(whole))
+        (run / "result.json").write_bytes(result)
+    first, second = recorded_by_wandb(folder, run.name)
+    assert history(first, "loss") + history(second, "loss") == as_measured(run / "steps.csv", "loss")
+    assert len(history(first, "loss")) == 8
+    ids = {r["run"]["run_id"] for records in (first, second) for r in records if r["type"] == "run"}
+    assert len(ids) == 1  # so that `wandb sync` makes one run of both files
+
+
 def test_nothing_is_shown_twice_and_a_tracker_added_later_shows_everything(own_copy):
     study = own_copy[1]
     tracker = shown(study, Kept())
@@ -202,6 +279,7 @@ def test_a_failing_tracker_is_reported_once_and_loses_nothing(own_copy, monkeypa
     assert said == ["ConnectionError: the server is down"]
     assert len(tracker.ends) == len(trained(study))
     assert tracker.rows == shown(study, Kept(), "compared").rows
+    assert tracker.closed
 
 
 def test_nothing_is_shown_during_a_measurement_of_time(own_copy):
@@ -222,14 +300,15 @@ def test_mlflows_file_store_works_when_it_is_asked_for(plain, tmp_path, monkeypa
     study = plain[1]
     uri = f"file:{tmp_path / 'store'}"
     run_id = trained(study)[0]
-    run = backends.Run(run_id, "done", {"arm": "x"})
-    tracker = backends.MLflow(tmp_path, uri)
+    run = backends.Run(study.run_dir(run_id), run_id, "done", {"arm": "x"}, {})
+    tracker = backends.MLflow(backends.Place(tmp_path, mlflow_uri=uri))
     tracker.log(run, process.new_rows(study.run_dir(run_id) / "steps.csv", process.STEP_FIGURES, -1))
     tracker.end(run, "failed", {"final/steps": 15.0})
     client = MlflowClient(uri)
     [found] = client.search_runs([client.get_experiment_by_name("done").experiment_id])
     assert found.info.status == "FAILED"
-    assert len(client.get_metric_history(found.info.run_id, "loss")) == 15
+    rows = as_measured(study.run_dir(run_id) / "steps.csv", "loss")
+    assert len(client.get_metric_history(found.info.run_id, "loss")) == len(rows) > 0
 
 
 # -- down, broken, hanging -----------------------------------------------------------------------------------
@@ -282,6 +361,7 @@ DOWN_TOO = {
     "server_hangs": ("mlflow", {"mlflow_uri": SILENT, "wait_s": 1.0}, "", "tracker mlflow: "),
     "store_is_a_folder": ("mlflow", {"mlflow_uri": "sqlite:///{taken}", "wait_s": 3.0}, "", GOES_ON),
     "folder_below_a_file": ("mlflow", {"folder": "{file}/below"}, "", "NotADirectoryError"),
+    "not_logged_in": ("wandb", {"wandb_mode": "online"}, "", "No API key configured"),
     "folder_is_a_file": ("tensorboard", {"folder": "{file}"}, "", "FileExistsError"),
     "broken_import": ("mlflow", {}, BROKEN, "Error"),
 }
@@ -291,7 +371,7 @@ CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in
 
 @pytest.mark.parametrize(("name", "settings", "site", "words"), CASES)
 def test_a_tracker_that_is_down_never_harms_a_run(
-    untracked, small_run, tmp_path, monkeypatch, name, settings, site, words
+    untracked, logged_out, small_run, tmp_path, monkeypatch, name, settings, site, words
 ):
     (tmp_path / "file").write_text("")
     for folder in ("taken", "site"):
@@ -330,7 +410,7 @@ def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_f
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
     """However it ended: the end of the tracker's input is the end."""
     study = own_copy[1]
-    about = {"name": "tensorboard", "root": str(study.root), "folder": str(tmp_path / "out"), "uri": None}
+    about = {"name": "tensorboard", "root": str(study.root), "folder": str(tmp_path / "out"), "place": {}}
     done = subprocess.run(
         [sys.executable, "-m", "ebc_lab.study.trackers.process"],
         input=json.dumps({**about, "wait_s": 600.0}) + "\n",
@@ -347,7 +427,9 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tracker.names=[wandb]", "wandb is unknown; it takes tensorboard or mlflow"),
+        ("tracker.names=[aim]", "aim is unknown; it takes tensorboard, mlflow or wandb"),
+        ("tracker.wandb_mode=offline", "go with tracker=wandb"),
+        ("tracker=wandb tracker.wandb_mode=disabled", "disabled is unknown"),
         ("tracker=tensorbored", "did you mean tensorboard"),
         ("tracker.mlflow_uri=sqlite:///x", "goes with tracker=mlflow"),
         ("tracker.wait_s=-1", "must be a finite number >= 0"),
@@ -355,18 +437,17 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
 )
 def test_impossible_settings_are_refused(override, words):
     with pytest.raises(UserError, match=words):
-        configurations(["scale=smoke", override])
+        configurations(["scale=smoke", *override.split()])
     with pytest.raises(UserError, match="is no URI"):
         configurations(["scale=smoke", "tracker=mlflow", "tracker.mlflow_uri=/some/folder"])
 
 
-def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatch):
+@pytest.mark.parametrize(("name", "modules"), [("mlflow", "mlflow, sqlalchemy, alembic"), ("wandb", "wandb")])
+def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatch, name, modules):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UserError,
-        match=r"tracker=mlflow needs mlflow, sqlalchemy, alembic: .*pip install 'ebc-lab\[mlflow\]'",
-    ):
-        configurations(["scale=smoke", "tracker=mlflow"])
+    words = rf"tracker={name} needs {modules}: .*pip install 'ebc-lab\[{name}\]'"
+    with pytest.raises(UserError, match=words):
+        configurations(["scale=smoke", f"tracker={name}"])
 
 
 def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own_copy):

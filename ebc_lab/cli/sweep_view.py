@@ -1,0 +1,145 @@
+"""The table at the end of `ebc-lab train -m`: a row for each run of the sweep, from the results on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from ebc_lab.config.errors import UserError, clock, shown
+from ebc_lab.config.overrides import spelled
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.json_files import read_checksummed
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.report.text.words import NOTHING, fixed
+
+from .options import console as made_console
+from .screen import plain_table
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: its number, its own values of what varies, its folder and its result, if any."""
+
+    number: int
+    values: Sequence[str]
+    run: RunConfig
+    directory: Path | None
+    result: Mapping[str, Any]
+
+    @property
+    def with_ebc(self) -> bool:
+        return self.run.stabilizer.name == "ebc"
+
+    @property
+    def never_clipped(self) -> bool:
+        return self.with_ebc and self.result.get("clip_rate") == 0
+
+
+@contextmanager
+def tabulated(
+    combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folder: Path
+) -> Iterator[None]:
+    """Around a sweep of these runs in `folder`: at its end, however it ends, the table of what there is.
+
+    `combinations`: the overrides of each run. One run alone, or a sweep without a result, has no table.
+    """
+    try:
+        yield
+    finally:
+        keys = varying(combinations)
+        found = jobs(combinations, keys, runs, folder)
+        if len(found) > 1 and any(job.result for job in found):
+            show(made_console(), [key for key, _ in keys], found, folder)
+
+
+def varying(combinations: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
+    """The keys whose values differ between the runs, and where they stand among the overrides."""
+    first = combinations[0]
+    places = [i for i, own in enumerate(first) if any(c[i] != own for c in combinations)]
+    return [(first[i].partition("=")[0].lstrip("+"), i) for i in places]
+
+
+def jobs(
+    combinations: Sequence[Sequence[str]],
+    keys: Sequence[tuple[str, int]],
+    runs: Sequence[RunConfig],
+    folder: Path,
+) -> list[Job]:
+    """The runs of a sweep with their results, in their order."""
+    where = folders(folder)
+    found = []
+    for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
+        directory = where.get(tuple(map(spelled, overrides)))
+        values = [shown(overrides[i].partition("=")[2]) for _, i in keys]
+        found.append(Job(number, values, run, directory, _result(directory)))
+    return found
+
+
+def folders(folder: Path) -> dict[tuple[str, ...], Path]:
+    """The overrides that Hydra recorded of each job in a sweep's folder -> the job's own folder."""
+    from omegaconf import OmegaConf
+
+    records = sorted(folder.glob("**/.hydra/overrides.yaml"))
+    return {tuple(OmegaConf.load(record)): record.parent.parent for record in records}
+
+
+def _result(directory: Path | None) -> dict[str, Any]:
+    """result.json of a run, empty where there is none that can be read."""
+    if directory is not None:
+        with suppress(FileNotFoundError, UserError):
+            return read_checksummed(RunFiles(directory).result, "")
+    return {}
+
+
+def show(console: Console, keys: Sequence[str], found: Sequence[Job], folder: Path) -> None:
+    """Print the table of a sweep over these keys, the run with the lowest validation loss marked."""
+    ebc = any(job.with_ebc for job in found)
+    budget = (">c", ">KL/δ*") if ebc else ()
+    table = plain_table("job", *(f"~{_short(key, keys)}" for key in keys), ">val loss", *budget, ">time", "~")
+    best = _best(found)
+    for job in found:
+        table.add_row(*_cells(job, ebc, job is best), style="bold" if job is best else "")
+    console.print(Text(f"\n{len(found)} runs in {folder}", style="bold"))
+    console.print(table)
+    if any(job.never_clipped for job in found):
+        console.print(Text("c = 1: the budget never limited an update", style="dim"))
+
+
+def _short(key: str, keys: Sequence[str]) -> str:
+    """The last part of a key, or all of it where another ends alike."""
+    tail = key.rpartition(".")[2]
+    return tail if sum(other.rpartition(".")[2] == tail for other in keys) == 1 else key
+
+
+def _best(found: Sequence[Job]) -> Job | None:
+    losses = [job.result["val_loss"] for job in found if job.result.get("val_loss") is not None]
+    return next((job for job in found if losses and job.result.get("val_loss") == min(losses)), None)
+
+
+def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
+    result = job.result
+    took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
+    cells: list[RenderableType] = [str(job.number), *job.values, _number(result.get("val_loss"), 4)]
+    if ebc:
+        c = "1" if job.never_clipped else _number(result.get("c_median"), 2)
+        cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]
+    return [*cells, took, _ended(job, best)]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else fixed(value, digits)
+
+
+def _ended(job: Job, best: bool) -> Text:
+    outcome = job.result.get("outcome")
+    if outcome is None:
+        return Text("not finished" if job.directory else "not begun", style="yellow")
+    if outcome == "completed":
+        return Text("completed, best" if best else "completed", style="green")
+    return Text(f"{outcome}: {job.result.get('cause')}", style="yellow" if outcome == "diverged" else "red")

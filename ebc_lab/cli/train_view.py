@@ -1,0 +1,166 @@
+"""What `ebc-lab train` shows of a run: how far it is while it trains, and at its end what it came to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from ebc_lab.config.errors import clock
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.report.text.words import fixed
+
+from .ebm_view import EbmView, Growing, Row
+
+DRAWN_EVERY_S = 0.25  # on a terminal
+LINE_EVERY_S = 60.0  # elsewhere
+
+
+def live_view(run: RunConfig, directory: Path) -> AbstractContextManager[Callable[[int], None]]:
+    """What to call with the step that is reached while the run in this folder trains."""
+    view = EbmView if run.workload.name == "ebm" else RunView
+    return view(run, directory).shown()
+
+
+class RunView:
+    """How far a run is: a line that changes on a terminal, elsewhere one in a minute.
+
+    It reads the streams of the run as they are flushed, and keeps nothing of its own.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        directory: Path,
+        console: Console | None = None,
+        line_every_s: float = LINE_EVERY_S,
+    ):
+        files = RunFiles(directory)
+        self.run = run
+        self.console = console or Console(highlight=False)
+        self.steps = Growing(files.steps)
+        self.evals = Growing(files.evals)
+        self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
+        self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
+        self.shown_at = time.monotonic()
+        self.figures: dict[str, str] = {}
+        self.bar: tuple[Progress, TaskID] | None = None
+
+    @contextmanager
+    def shown(self) -> Iterator[RunView]:
+        if not self.console.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}", markup=False),
+        )
+        progress = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
+        with progress:
+            self.bar = (progress, progress.add_task("", total=self.run.steps))
+            yield self
+        self.bar = None
+
+    def __call__(self, step: int) -> None:
+        now = time.monotonic()
+        self.first = self.first or (now, step)
+        if now - self.shown_at < self.every_s:
+            return
+        self.shown_at = now
+        self._read()
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+        if self.bar is not None:
+            progress, task = self.bar
+            said = ", ".join(filter(None, [figures, *self._pace(step, now)[1:]]))
+            progress.update(task, completed=step, description=said, refresh=True)
+            return
+        pace = ", ".join([f"step {step}/{self.run.steps}", *self._pace(step, now)])
+        self.console.print(Text(f"{pace}: {figures}" if figures else pace), soft_wrap=True)
+
+    def _read(self) -> None:
+        """Bring the figures up to date with the rows that were flushed since they were read."""
+        rows = self.steps.rows()
+        if rows:
+            self.figures["loss"] = fixed(fmean(row["loss"] for row in rows), 3)
+        for row in self.evals.rows():
+            self.figures["val"] = fixed(row["val_loss"], 3)
+        if rows and self.run.stabilizer.name == "ebc":
+            self.figures["c"] = fixed(median(row["c"] for row in rows), 2)
+            self.figures |= _audited(rows)
+
+    def _pace(self, step: int, now: float) -> list[str]:
+        """`51.2 steps/s` and `20 s left`, where they are known."""
+        began, first = self.first or (now, step)
+        if step <= first or now <= began:
+            return []
+        rate = (step - first) / (now - began)
+        return [f"{rate:.1f} steps/s", f"{clock((self.run.steps - step) / rate)} left"]
+
+
+def _audited(rows: Sequence[Row]) -> dict[str, str]:
+    """The applied KL over its target at the latest audit among these rows of steps.csv, if there is one."""
+    ratios = [row["applied_kl"] / row["target_kl"] for row in rows if row["target_kl"] > 0]
+    known = [ratio for ratio in ratios if not math.isnan(ratio)]
+    return {"KL/δ*": fixed(known[-1], 2)} if known else {}
+
+
+# -- at the end ----------------------------------------------------------------------------------------------
+
+
+def closing_lines(
+    run: RunConfig, result: Mapping[str, Any], directory: Path, *, earlier: bool
+) -> Iterator[str]:
+    """What a run came to: its losses, what its budget did, what its quantized model takes.
+
+    `earlier`: it had ended before this command.
+    """
+    known = {split: result.get(f"{split}_loss") for split in ("val", "test")}
+    losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known.items() if loss is not None)
+    ended = f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}"
+    yield f"trained before: {ended}" if earlier else ended
+    if run.stabilizer.name == "ebc" and result.get("clip_rate") is not None:
+        yield _budget_in_words(run, result)
+    if result.get("kl_law"):
+        a, b = result["kl_law"]
+        yield f"KL of c times an update: {a:.3g} c² + {b:.3g} c"
+    if "packed_bytes" in result:
+        times = result["model_bytes_float32"] / result["packed_bytes"]
+        sizes = f"{result['packed_bytes']:,} of {result['model_bytes_float32']:,} bytes, {times:.2f}× smaller"
+        bits = f"{result['bits_per_weight']:.3f} bits a hidden weight"
+        yield f"model.ebcpack: {sizes}; {bits}, {result['zero_share']:.0%} of them 0"
+
+
+def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
+    """c and the applied KL of a run with EBC that took a step."""
+    target = run.budget.target_kl
+    if not result["clip_rate"]:
+        return f"c = 1 throughout: the budget never limited an update{_unlimited(target, result)}."
+    share = f"{result['clip_rate']:.0%}" if result["clip_rate"] >= 0.005 else "less than 1%"
+    c = f"c: median {result['c_median']:.2f}, {share} of the steps clipped"
+    if result["kl_within_30pct"] is None:
+        return f"{c}; none of them was audited (audit_every={run.audit_every})."
+    ratio = f"median {result['kl_ratio_median']:.2f} of the target (target_kl={target:g})"
+    audits = f"{result['kl_within_30pct']:.0%} of {result['kl_clipped_audits']} audited, clipped steps"
+    return f"{c}; applied KL: {ratio}, {audits} within ±30%."
+
+
+def _unlimited(target: float, result: Mapping[str, Any]) -> str:
+    """How far the updates moved the predictions where none was clipped, against the target."""
+    natural = result.get("kl_median")
+    if natural is None:
+        return ""
+    moved = f"; updates moved the predictions by a median of {natural:.2g} nats/token"
+    if natural >= target:
+        return f"{moved}, target_kl={target:g}"
+    return f"{moved}, less than target_kl={target:g}, so this is the optimizer without EBC"

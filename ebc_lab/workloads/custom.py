@@ -1,0 +1,66 @@
+"""A model of the user's own in the workload gpt: tokens (B, T) -> logits (B, T, V)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ebc_lab.config.choices import own_part
+from ebc_lab.config.errors import UserError, need
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebc.grouping import group_parameters
+
+from .corpus import Corpus
+from .gpt import GPTWorkload
+
+OF_MATRICES = ("muon", "galore")  # optimizers that treat the hidden matrices apart
+
+
+class OwnModelWorkload(GPTWorkload):
+    """A model that predicts the next token of a text, made by the function of `model.target`."""
+
+    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
+        super().__init__(run, corpus, device)
+        self.capturable = False  # whether it draws numbers is not known
+
+    def build(self) -> nn.Module:
+        """The model, after one look at what it makes of tokens. Raises UserError where that is no logits."""
+        function = own_part("model", self.run.model)
+        context = self.run.model.context
+        key = f"model.target={self.run.model.target}"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run.seed)
+            model = function(self.vocabulary, context)
+            need(isinstance(model, nn.Module), f"{key} returned {type(model).__name__}, not a torch module.")
+            model.eval()
+            with torch.no_grad():
+                logits = model(torch.zeros(2, context, dtype=torch.int64))
+            model.train()
+        wanted = (2, context, self.vocabulary)
+        is_tensor = isinstance(logits, Tensor)
+        found = str(tuple(logits.shape)) if is_tensor else type(logits).__name__
+        need(
+            is_tensor and tuple(logits.shape) == wanted,
+            f"{key}: its model makes {found} of tokens {wanted[:2]}, not logits {wanted}.",
+        )
+        made: nn.Module = model
+        need(any(p.requires_grad for p in made.parameters()), f"{key}: its model has nothing to train.")
+        return made
+
+    def matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        """The hidden matrices by the names of their modules. Raises UserError where the run needs some and
+        finds none."""
+        named = dict(model.named_parameters())
+        shapes = {name: tuple(p.shape) for name, p in named.items()}
+        try:
+            found = group_parameters(named, "matrices", shapes)
+        except ValueError:
+            found = {}
+        optimizer, projection = self.run.optimizer.name, self.run.projection.name
+        needs = f"optimizer={optimizer}" if optimizer in OF_MATRICES else f"projection={projection}"
+        if not found and (optimizer in OF_MATRICES or projection != "none"):
+            raise UserError(
+                f"model.target={self.run.model.target}: {needs} needs hidden matrices, and none has a usual "
+                "name, as q_proj, o_proj, fc1 and fc2 are: name them so, or choose another."
+            )
+        return [named[name] for names in found.values() for name in names]

@@ -1,0 +1,109 @@
+"""The table at the end of `ebc-lab train -m`."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+from support.called import called
+
+from ebc_lab.cli import sweep_view
+from ebc_lab.config.compose import compose
+from ebc_lab.records.json_files import read_json, write_checksummed
+
+KEYS = ["optimizer.lr", "stabilizer"]
+
+
+@pytest.fixture(scope="module")
+def small(text_file):
+    shape = ["model.blocks=1", "model.width=16", "model.context=16", "batch_size=10"]
+    how = ["budget.probe_sequences=2", "device=cpu", "eval_every=1000", "dtype=float32", "threads_per_run=1"]
+    return ["scale=smoke", *shape, *how, "data=path", f"data.file={text_file}"]
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the table's lines, from its head on."""
+    lines = text.splitlines()
+    [head] = [i for i, line in enumerate(lines) if line.startswith("job ")]
+    return [re.split(r" {2,}", line.strip()) for line in lines[head:]]
+
+
+def test_a_sweep_ends_in_a_table_of_its_runs(small, tmp_path):
+    asked = ["tokens=3200,6400", "stabilizer=ebc,none", "budget.target_kl=50", "hydra.sweep.dir=many"]
+    named = "hydra.sweep.subdir=job_${hydra.job.num}"
+    done = called("train", "-m", *small, *asked, named, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    head, *found, note = rows(done.stdout)
+    assert head == ["job", "train_tokens", "stabilizer", "val loss", "c", "KL/δ*", "time"]
+    results = [read_json(tmp_path / f"many/job_{i}/result.json") for i in range(4)]
+    assert [result["steps"] for result in results] == [20, 20, 40, 40]
+    losses = [result["val_loss"] for result in results]
+    for i, row in enumerate(found):
+        tokens, stabilizer = ("3200", "6400")[i // 2], ("ebc", "none")[i % 2]
+        c = "1" if stabilizer == "ebc" else "–"
+        last = "completed, best" if i == losses.index(min(losses)) else "completed"
+        assert row == [str(i), tokens, stabilizer, f"{losses[i]:.4f}", c, "–", row[6], last]
+    assert note == ["c = 1: the budget never limited an update"]
+
+
+def test_a_sweep_that_a_failure_ends_shows_what_there_is(small, tmp_path):
+    asked = ["steps=12", "controller=fixed,energy,log_pi", "hydra.sweep.dir=many"]
+    done = called("train", "-m", *small, *asked, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "controller=energy needs controller.a" in done.stderr
+    found = rows(done.stdout)[1:4]
+    assert [row[-1] for row in found] == ["completed, best", "not finished", "not begun"]
+
+
+RESULTS = (
+    {"outcome": "completed", "val_loss": 2.5, "clip_rate": 0.9, "c_median": 0.4567, "kl_ratio_median": 1.02},
+    {"outcome": "diverged", "cause": "the loss is not finite", "val_loss": None, "clip_rate": 1.0},
+    {"outcome": "failed", "cause": "RuntimeError: a sentence that is far too long for one line of a table"},
+)
+
+
+COMBINATIONS = [["scale=smoke", f"optimizer.lr={lr}", "steps=9"] for lr in (0.01, 0.1, 1)]
+
+
+def record(folder, overrides, result) -> None:
+    """A job as Hydra and a run leave it."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra/overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
+    write_checksummed(folder / "result.json", result | {"wall_s": 100.0})
+
+
+def test_one_run_needs_no_table_and_neither_does_a_sweep_without_a_result(tmp_path, capsys):
+    runs = [compose(c, study=False) for c in COMBINATIONS[:2]]
+    record(tmp_path / "0", COMBINATIONS[0], RESULTS[0])
+    record(tmp_path / "0/1", ["optimizer.lr=0.3"], RESULTS[0])  # of another sweep
+    for combinations in (COMBINATIONS[:1], COMBINATIONS[1:2] * 2, COMBINATIONS[:2]):
+        assert capsys.readouterr().out == ""
+        with sweep_view.tabulated(combinations, runs[: len(combinations)], tmp_path):
+            pass
+    assert rows(capsys.readouterr().out)[2] == ["1", "0.1", "–", "–", "–", "–", "not begun"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
+    combinations = COMBINATIONS
+    runs = [compose(c, study=False) for c in combinations]
+    for i, (overrides, result) in enumerate(zip(combinations, RESULTS, strict=True)):
+        record(tmp_path / str(i), overrides, result)
+    keys = sweep_view.varying(combinations)
+    found = sweep_view.jobs(combinations, keys, runs, tmp_path)
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    sweep_view.show(console, [key for key, _ in keys], found, tmp_path)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines()[2:])) <= width
+    table = rows(text)
+    assert table[1] == ["0", "0.01", "2.5000", "0.46", "1.02", "1 min 40 s", "completed, best"]
+    assert table[2][:5] == ["1", "0.1", "–", "–", "–"]
+    assert "diverged: the loss is not finite" in text
+    assert "failed: RuntimeError" in text
+    (tmp_path / "0/result.json").write_text("{}")  # damaged
+    assert sweep_view.jobs(combinations, keys, runs, tmp_path)[0].result == {}
+
+
+def test_keys_that_end_alike_are_written_out():
+    keys = ["model.name", "optimizer.name", "optimizer.lr"]
+    assert [sweep_view._short(key, keys) for key in keys] == ["model.name", "optimizer.name", "lr"]

@@ -1,0 +1,129 @@
+"""Functions by their targets: found and hashed without importing anything, then loaded."""
+
+import hashlib
+import sys
+
+import pytest
+
+from ebc_lab.config.own.sources import find, load
+
+PLAIN = "import os\n\nraise RuntimeError('imported')\n\n\ndef wanted():\n    return 7\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working directory; what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("written", ["found_plain:wanted", "found_plain.wanted"])
+def test_a_module_of_the_working_directory_is_found_and_not_imported(folder, written):
+    (folder / "found_plain.py").write_text(PLAIN)
+    source = find(written)
+    assert source.target == "found_plain:wanted"
+    assert source.path == folder / "found_plain.py"
+    assert source.sha256 == hashlib.sha256(PLAIN.encode()).hexdigest()
+    assert "found_plain" not in sys.modules
+
+
+@pytest.mark.parametrize("init", ["", None])
+def test_modules_inside_folders_with_and_without_init_files(folder, init):
+    inner = folder / "found_outer" / "inner"
+    inner.mkdir(parents=True)
+    if init is not None:
+        (inner / "__init__.py").write_text(PLAIN)
+        (inner.parent / "__init__.py").write_text(PLAIN)
+    (inner / "leaf.py").write_text("class Kind:\n    def made(): return 5\n")
+    for written in ("found_outer.inner.leaf:Kind.made", "found_outer.inner.leaf.Kind.made"):
+        assert find(written).target == "found_outer.inner.leaf:Kind.made"
+    if init is None:
+        source = find("found_outer.inner.leaf:Kind.made")
+        assert load(source.target, source.sha256)() == 5
+
+
+def test_an_installed_package_is_found_without_its_import(folder):
+    assert find("sqlalchemy.orm:Session").path.name == "__init__.py"
+    assert find("torch.optim.NAdam").target == "torch.optim:NAdam"
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("found_typed:wantde", r"no wantde \(did you mean wanted\?\) in .*found_typed.py"),
+        ("found_tiped:wanted", r"no module found_tiped \(did you mean found_typed\?\) in "),
+        ("found_typed.below:wanted", "no module below in found_typed"),
+        ("found_typed", "written module:function"),
+        ("found typed:wanted", "written module:function"),
+        ("found_typed:", "written module:function"),
+        ("found_typed:wanted:twice", "written module:function"),
+        ("../found_typed:wanted", "written module:function"),
+        ("found_empty:wanted", "found_empty has no file"),
+        ("sys:exit", "sys has no file"),
+        ("found_broken:wanted", "cannot be read: .*line 1"),
+        ("found_typed:os.wanted.deeper", None),  # only its module can tell
+    ],
+)
+def test_what_is_not_there_is_said_in_a_clause(folder, written, words):
+    (folder / "found_typed.py").write_text(PLAIN)
+    (folder / "found_broken.py").write_text("def wanted(:\n")
+    (folder / "found_empty").mkdir()
+    if words is None:
+        assert find(written)
+        return
+    with pytest.raises(LookupError, match=words):
+        find(written)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "try:\n    import json as wanted\nexcept ImportError:\n    pass\n",
+        "from json import loads as wanted\n",
+        "from json import *\n",
+        "if True:\n    a, (wanted, *b) = 1, (2, 3)\n",
+        "def __getattr__(name):\n    return len\n",
+        "globals()['wan' + 'ted'] = len\n",
+        "import sys\nsys.modules[__name__] = object()\n",
+        "with open('x') as wanted:\n    pass\n",
+    ],
+)
+def test_names_that_are_bound_in_other_ways_are_not_refused(folder, text):
+    (folder / "found_bound.py").write_text(text)
+    assert find("found_bound:wanted").name == "wanted"
+
+
+def test_names_inside_functions_are_not_the_modules(folder):
+    (folder / "found_local.py").write_text("def f():\n    wanted = 1\n")
+    with pytest.raises(LookupError, match="no wanted"):
+        find("found_local:wanted")
+
+
+def test_a_function_is_loaded_from_the_file_that_was_planned_and_from_no_other(folder):
+    path = folder / "load_planned.py"
+    path.write_text("def f():\n    return 1\n\n\nvalue = 3\n")
+    planned = find("load_planned:f").sha256
+    assert load("load_planned:f", planned)() == 1
+    with pytest.raises(LookupError, match=r"value in .* is int, not a function"):
+        load("load_planned:value", planned)
+    with pytest.raises(LookupError, match=r"there is no f\.gone in"):
+        load("load_planned:f.gone", planned)
+    path.write_text("def f():\n    return 22\n")
+    with pytest.raises(LookupError, match="has changed since the run was planned"):
+        load("load_planned:f", planned)
+    with pytest.raises(LookupError, match="has changed since this process imported it"):
+        load("load_planned:f", find("load_planned:f").sha256)
+
+
+def test_the_same_name_in_two_modules_is_two_functions_and_a_hidden_module_is_refused(folder):
+    (folder / "load_one.py").write_text("def f():\n    return 1\n")
+    (folder / "load_two.py").write_text("def f():\n    return 2\n")
+    made = [load(f"{name}:f", find(f"{name}:f").sha256) for name in ("load_one", "load_two")]
+    assert [f() for f in made] == [1, 2]
+    (folder / "hashlib.py").write_text("def f():\n    return 3\n")
+    with pytest.raises(LookupError, match=r"Python imports hashlib from .*: rename yours"):
+        load("hashlib:f", find("hashlib:f").sha256)

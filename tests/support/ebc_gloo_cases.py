@@ -1,0 +1,107 @@
+"""What the processes of `ebc_gloo_worker` are asked to do, how they are started, and what two of them agree on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from support import ebc_gloo_worker, gloo_worker
+
+Told = list[dict[str, Any]]
+
+POLICY = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
+SHARDED = {"wrap": "fsdp", "steps": 5}
+# the same rows choose c, and audit it, as in one process with twice as many of each batch
+HALF = {"probe_sequences": 3, "audit_tokens": 22}
+
+CASES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "inner": {"by": "attach_inner", "steps": 5},
+    "clip": {"by": "clip", "steps": 5},
+    "clip inner": {"by": "clip_inner", "steps": 5},
+    "given": {"group": "given", "steps": 5},
+    "alone": {"group": "none", "steps": 5},
+    "own kl": {"trap": "own_kl"},
+    "accumulated": {"steps": 40, "accumulate": 2, "short": True},
+    "masked": {"masked": True, "steps": 5},
+    "masked clip": {"masked": True, "steps": 5, "by": "clip"},
+    "half": {"options": HALF, "steps": 9},
+    "bad": {"bad_at": 2, "steps": 5},
+    "bad on one": {"bad_at": 2, "bad_from": "gradients", "steps": 5},
+    "scaled": {"bad_at": 2, "scaler": True, "optimizer": "fused", "steps": 5},
+    "resumed": {"resume_at": 6},
+    "tracked": {"options": {"budget": "tracked"}, "steps": 5},
+    "fisher": {"options": {"budget": "fisher"}, "steps": 5},
+    "surrogate": {"options": {"budget": "surrogate", "controller": "log_pi"}, "steps": 6},
+    "calibrated": {"options": {"budget": "calibrated", "probe": "fd", "controller": "rsl"}, "steps": 6},
+    "fsdp": {"wrap": "fsdp"},
+    "fsdp stale": {**SHARDED, "trap": "stale"},
+    "fsdp pointed": {**SHARDED, "trap": "pointed"},
+    "fsdp not resharding": {**SHARDED, "reshard": False},
+    "fsdp clip": {**SHARDED, "by": "clip"},
+    "fsdp masked": {**SHARDED, "masked": True},
+    "fsdp bad on one": {**SHARDED, "bad_at": 2, "bad_from": "gradients"},
+    "fsdp tracked": {**SHARDED, "options": {"budget": "tracked"}},
+    "fsdp bfloat16": {**SHARDED, "policy": POLICY},
+    "fsdp bfloat16 fresh": {**SHARDED, "policy": POLICY, "options": {"fresh_logits": True}},
+    "fsdp after attach": {**SHARDED, "attach_first": True},
+    "fsdp resumed": {"wrap": "fsdp", "resume_at": 6, "folder": "checkpoint"},
+}
+
+AVERAGED = {"optimizer": "schedule_free", "by": "clip", "evaluate_at": 3, "steps": 6}
+DISTURBED = {"bad_at": 2, "scaler": True, "steps": 5}
+SLOW_CASES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp": {"wrap": "fsdp"},
+    "accumulated": {"steps": 40, "accumulate": 2, "short": True},
+    "fsdp accumulated": {"steps": 40, "accumulate": 2, "short": True, "wrap": "fsdp"},
+    "two": {"optimizer": "two"},
+    "fsdp two": {"optimizer": "two", "wrap": "fsdp"},
+    "averaged": AVERAGED,
+    "fsdp averaged": {**AVERAGED, "wrap": "fsdp"},
+    "fsdp averaged stale": {**AVERAGED, "wrap": "fsdp", "trap": "kept"},
+    "frozen": {"frozen": ["embed", "blocks.0"]},
+    "fsdp frozen": {"frozen": ["embed", "blocks.0"], "wrap": "fsdp"},
+    "mixed": {"bfloat16": ["blocks"]},
+    "fsdp mixed": {"bfloat16": ["blocks"], "wrap": "fsdp"},
+    "mixed fresh": {"bfloat16": ["blocks"], "options": {"fresh_logits": True}},
+    "plainly scaled": DISTURBED,
+    "fsdp plainly scaled": {**DISTURBED, "wrap": "fsdp"},
+    "scaled": {**DISTURBED, "optimizer": "fused"},
+    "fsdp scaled": {**DISTURBED, "optimizer": "fused", "wrap": "fsdp"},
+    "clipped": {"max_norm": 0.1},
+    "fsdp clipped": {"max_norm": 0.1, "wrap": "fsdp"},
+    "rich": {"options": {"exponent": "auto", "curve_every": 3, "controller": "log_pi"}},
+    "fsdp rich": {"options": {"exponent": "auto", "curve_every": 3, "controller": "log_pi"}, "wrap": "fsdp"},
+    "sparing": {"options": {"measure_every": 3}, "steps": 26},
+    "fsdp sparing": {"options": {"measure_every": 3}, "steps": 26, "wrap": "fsdp"},
+    "columns": {"columns": True, "wrap": "fsdp"},
+    "attached first": {"attach_first": True},
+    "resumed clip": {"resume_at": 6, "by": "clip"},
+    "fsdp bfloat16 to float32": {**SHARDED, "policy": {**POLICY, "output_dtype": "float32"}},
+}
+
+
+def start(scenario: str, cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """The result of each rank, by case."""
+    placed = {
+        name: {**case, "folder": str(folder / case["folder"])} if "folder" in case else case
+        for name, case in cases.items()
+    }
+    return gloo_worker.start(scenario, folder, script=ebc_gloo_worker.__file__, cases=placed)
+
+
+def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference between two results' weights."""
+    pairs = zip(one["weights"], other["weights"], strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def agree(told: Told, name: str) -> None:
+    """Asserts that all ranks took the same steps of a case, and limited some of them."""
+    first, second = (rank[name] for rank in told)
+    assert first["c"] == second["c"]
+    assert first["measured"] == second["measured"]
+    assert first["kl"] == second["kl"]
+    assert apart(first, second) == 0.0
+    assert any(0 < c < 1 for c in first["c"])

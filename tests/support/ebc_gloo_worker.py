@@ -1,0 +1,487 @@
+"""A tiny language model trained under EBC by several gloo processes: DDP, FSDP2, and what goes wrong there.
+
+What a process does is a list of cases, each a `Case`'s fields as a dictionary; `gloo_worker.start` begins the
+processes. Rank r of n has rows r, r+n, ... of each batch.
+
+usage: as gloo_worker.py; the scenarios are `train` and `train_and_refuse`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from support.gloo_worker import main  # noqa: E402
+
+from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, attach  # noqa: E402
+from ebc_lab.ebc.step import Arithmetic  # noqa: E402
+from ebc_lab.ebc import flat, probe, stabilized  # noqa: E402
+from ebc_lab.ebc.parallel import workers  # noqa: E402
+
+VOCABULARY = 11
+TOKENS = 12  # of a row
+ROWS = 16  # of a batch, over all processes
+
+
+class Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 13)
+        self.down = nn.Linear(13, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = torch.arange(1, x.shape[1] + 1)[:, None]
+        mean = (x.float().cumsum(1) / counts).to(self.norm.weight.dtype)
+        return x + self.down(F.gelu(self.up(self.norm(mean))))
+
+
+class Tiny(nn.Module):
+    """Two blocks of width 6. Two processes can halve few of its weights, and `scale`, one element, not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(VOCABULARY, 6)
+        self.blocks = nn.ModuleList(Block(6) for _ in range(2))
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, VOCABULARY)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x.to(self.norm.weight.dtype)).to(self.head.weight.dtype)) * self.scale
+
+
+@dataclass
+class Case:
+    """One training run; see the functions that read each field."""
+
+    wrap: str = "ddp"  # none, ddp, fsdp
+    by: str = "attach"  # attach, attach_inner, clip, clip_inner
+    options: dict[str, Any] = field(default_factory=dict)  # of EllipsotopeClip
+    steps: int = 12
+    optimizer: str = "adam"
+    accumulate: int = 1
+    short: bool = False  # rank 1 has one row less than the probe at every fifth step
+    masked: bool = False  # rank 1's probe rows are padding
+    bad_at: int | None = None  # a step at which rank 1 has a gradient that is NaN
+    bad_from: str = "loss"  # or "gradients": after they were averaged
+    scaler: bool = False
+    evaluate_at: int | None = None  # a step before which the model is evaluated, by a base's own weights
+    max_norm: float | None = None  # clip_grad_norm_
+    frozen: list[str] = field(default_factory=list)  # prefixes of names
+    bfloat16: list[str] = field(default_factory=list)  # of weights of that type
+    policy: dict[str, str] = field(default_factory=dict)  # FSDP's mixed precision: dtypes by name
+    reshard: bool | None = None
+    columns: bool = False  # FSDP shares out the last dimension, not the first
+    resume_at: int | None = None
+    folder: str = ""  # for torch.distributed.checkpoint
+    trap: str = ""  # own_kl, stale, pointed, kept
+    attach_first: bool = False  # before the model is wrapped
+    group: str = "auto"  # auto, none, given
+
+
+def batch(case: Case, step: int, part: int, rank: int, world: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """This process's rows: tokens, what comes next (-100: nothing), and which positions count."""
+    draw = torch.Generator().manual_seed(1000 * part + step)
+    start = torch.randint(VOCABULARY, (ROWS, 1), generator=draw)
+    steps = torch.randint(1, 3, (ROWS, TOKENS), generator=draw)
+    rows = ((start + steps.cumsum(1)) % VOCABULARY)[rank::world]
+    if case.short and rank == 1 and step % 5 == 0:
+        rows = rows[:1]
+    tokens, targets = rows[:, :-1], rows[:, 1:].clone()
+    if not case.masked:
+        return tokens, targets, None
+    mask = torch.ones_like(tokens)
+    mask[0::3, 7:] = 0
+    if rank == 1:
+        mask[: case.options.get("probe_sequences", 2)] = 0
+    return tokens, targets.masked_fill(mask == 0, -100), mask
+
+
+def pointed(weights: list[Tensor], scaled: set[int], written: bool) -> flat.Layout:
+    return flat.Layout(weights, scaled)
+
+
+@contextmanager
+def trapped(trap: str) -> Iterator[None]:
+    """Meanwhile one of the remedies is left out."""
+    patches = {
+        "own_kl": lambda: mock.patch.object(workers.Workers, "mean", lambda self, value, count: value),
+        "stale": lambda: mock.patch.object(probe, "resharded", lambda modules: nullcontext()),
+        "pointed": lambda: mock.patch.object(stabilized, "Layout", pointed),
+        "kept": lambda: mock.patch.object(probe.Prober, "forget", lambda self: None),
+        "": nullcontext,
+    }
+    with patches[trap]():
+        yield
+
+
+def optimizer_of(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if name == "schedule_free":
+        from ebc_lab.components.library_optimizers import ScheduleFree
+
+        return [ScheduleFree(trained, lr=0.05)]
+    if name == "two":
+        matrices = [p for p in trained if p.ndim == 2]
+        rest = [p for p in trained if p.ndim != 2]
+        return [torch.optim.SGD(matrices, lr=1.0, momentum=0.9), torch.optim.AdamW(rest, lr=0.05)]
+    return [torch.optim.Adam(trained, lr=0.05, fused=name == "fused")]
+
+
+def shard(model: nn.Module, case: Case) -> None:
+    policy = MixedPrecisionPolicy(**{k: getattr(torch, v) for k, v in case.policy.items()})
+    settings: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": case.reshard}
+    if case.columns:
+        settings["shard_placement_fn"] = lambda p: Shard(p.ndim - 1)
+    for block in model.blocks:
+        fully_shard(block, **settings)
+    fully_shard(model, **settings)
+
+
+class Run:
+    """A model, wrapped as the case says, its optimizers and EBC around them."""
+
+    def __init__(self, case: Case, rank: int, world: int):
+        self.case, self.rank, self.world = case, rank, world
+        self.model = Tiny()
+        for name, p in self.model.named_parameters():
+            p.requires_grad_(not name.startswith(tuple(case.frozen)))
+            if name.startswith(tuple(case.bfloat16)):
+                p.data = p.data.bfloat16()
+        if not case.attach_first:
+            self.wrap()
+        self.optimizers = optimizer_of(case.optimizer, self.model)
+        self.ebc: Any = self.around()
+        if case.attach_first:
+            before = dict(self.model.named_parameters())
+            self.wrap()
+            self.swap_parameters(before)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if case.scaler else None
+        self.told: dict[str, list[Any]] = {"c": [], "kl": [], "trial_kl": [], "tokens": [], "measured": []}
+        self.told |= {"norm": [], "skipped": [], "all_reduces": []}
+
+    def wrap(self) -> None:
+        self.called: nn.Module = self.model
+        if self.case.wrap == "ddp":
+            self.called = DistributedDataParallel(self.model)
+        if self.case.wrap == "fsdp":
+            shard(self.model, self.case)
+
+    def swap_parameters(self, before: dict[str, Tensor]) -> None:
+        """What Accelerate does to an optimizer of a model that it shards."""
+        now = dict(self.model.named_parameters())
+        new = {id(p): now[name] for name, p in before.items()}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["params"] = [new[id(p)] for p in group["params"]]
+
+    def around(self) -> Any:
+        case = self.case
+        options = {"target_kl": 0.005, "audit_every": 4, "audit_tokens": 30, **case.options}
+        groups = {"auto": lambda: "auto", "none": lambda: None, "given": lambda: dist.group.WORLD}
+        options["process_group"] = groups[case.group]()
+        given = self.model if case.by.endswith("inner") or case.attach_first else self.called
+        if case.by.startswith("attach"):
+            return attach(given, self.optimizers, **options)
+        return EllipsotopeClip(given, self.optimizers, **options)
+
+    @property
+    def attached(self) -> bool:
+        return not isinstance(self.ebc, EllipsotopeClip)
+
+    def without_sync(self, last: bool) -> Any:
+        if self.case.wrap == "ddp":
+            return nullcontext() if last else self.called.no_sync()
+        if self.case.wrap == "fsdp":
+            self.model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def gradients(self, step: int) -> tuple[Any, ...]:
+        """-> what `EllipsotopeClip.step` takes, of the last part of the batch."""
+        case = self.case
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        for part in range(case.accumulate):
+            tokens, targets, mask = batch(case, step, part, self.rank, self.world)
+            with self.without_sync(part == case.accumulate - 1):
+                words = {} if mask is None else {"attention_mask": mask}
+                logits = self.called(tokens, **words)
+                wide = logits.float().flatten(0, 1)
+                loss = F.cross_entropy(wide, targets.flatten(), reduction="sum") / max(
+                    1, (targets >= 0).sum()
+                )
+                if (step, self.rank, case.bad_from) == (case.bad_at, 1, "loss"):
+                    loss = loss * math.nan
+                loss = loss / case.accumulate
+                (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        if (step, self.rank, case.bad_from) == (case.bad_at, 1, "gradients"):
+            self.model.head.bias.grad.fill_(math.nan)
+        return tokens, logits, mask
+
+    def step(self, step: int) -> None:
+        given = self.gradients(step)
+        if self.case.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.case.max_norm)
+        steppers = self.optimizers if self.attached else [self.ebc]
+        arguments = () if self.attached else given
+        for stepper in steppers:
+            if self.scaler is None:
+                stepper.step(*arguments)
+            else:
+                self.scaler.step(stepper, *arguments)
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def run(self, steps: range) -> Run:
+        for step in steps:
+            if step == self.case.evaluate_at:
+                self.evaluate()
+            with mock.patch.object(workers.dist, "all_reduce", wraps=dist.all_reduce) as reduced:
+                self.step(step)
+            self.record(reduced.call_count)
+        return self
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        tokens = batch(self.case, 0, 0, 0, 1)[0]
+        trained = self.weights()
+        self.ebc.eval()
+        self.told["evaluated"] = [self.called(tokens)]
+        self.ebc.train()
+        after = self.weights()
+        self.told["back"] = [torch.equal(a, b) for a, b in zip(trained, after, strict=True)]
+
+    def record(self, all_reduces: int) -> None:
+        stats = self.ebc.last
+        for name, value in (
+            ("c", stats.clip_coefficient),
+            ("kl", stats.applied_kl),
+            ("trial_kl", stats.trial_kl),
+            ("norm", stats.grad_norm),
+            ("skipped", stats.skipped),
+        ):
+            self.told[name].append(None if value is None else float(value))
+        self.told["tokens"].append(stats.audit_tokens)
+        self.told["measured"].append(stats.measurements)
+        self.told["all_reduces"].append(all_reduces)
+
+    def weights(self) -> list[Tensor]:
+        whole = [getattr(p, "full_tensor", lambda p=p: p)() for p in self.model.parameters()]
+        return [w.detach().clone() for w in whole]
+
+    def result(self) -> dict[str, Any]:
+        engine = self.ebc.clip if self.attached else self.ebc
+        return {**self.told, "weights": self.weights(), "floor": engine.floor}
+
+
+def resumed(first: Run) -> Run:
+    """A new model, new optimizers and a new EBC that have the state of a first one's."""
+    second = Run(first.case, first.rank, first.world)
+    if first.case.folder:
+        through_files(first, second)
+    else:
+        second.model.load_state_dict(first.model.state_dict())
+        pairs = (
+            zip(first.optimizers, second.optimizers, strict=True)
+            if first.attached
+            else [(first.ebc, second.ebc)]
+        )
+        for old, new in pairs:
+            new.load_state_dict(old.state_dict())
+    second.told = first.told
+    return second
+
+
+def through_files(first: Run, second: Run) -> None:
+    """By torch.distributed.checkpoint, EBC's own state beside the optimizer's."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict as states
+
+    def parts(run: Run) -> dict[str, Any]:
+        model, optimizer = states.get_state_dict(run.model, run.optimizers[0])
+        return {"model": model, "optimizer": optimizer, "ebc": run.ebc}
+
+    dcp.save(parts(first), checkpoint_id=first.case.folder)
+    loaded = parts(second)
+    dcp.load(loaded, checkpoint_id=first.case.folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        states.set_state_dict(
+            second.model,
+            second.optimizers[0],
+            model_state_dict=loaded["model"],
+            optim_state_dict=loaded["optimizer"],
+        )
+
+
+def trained(case: Case, rank: int, world: int) -> dict[str, Any]:
+    with ExitStack() as stack:
+        stack.enter_context(trapped(case.trap))
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        run = Run(case, rank, world)
+        half = case.steps if case.resume_at is None else case.resume_at
+        run.run(range(half))
+        if case.resume_at is not None:
+            run = resumed(run).run(range(half, case.steps))
+        return run.result()
+
+
+def train(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: trained(Case(**given), rank, dist.get_world_size()) for name, given in cases.items()}
+
+
+def one_step(model: nn.Module, ebc: Any, optimizers: list[torch.optim.Optimizer]) -> None:
+    tokens = torch.arange(48).view(4, 12) % VOCABULARY
+    logits = model(tokens)
+    F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    if isinstance(ebc, EllipsotopeClip):
+        ebc.step(tokens, logits, targets=tokens)
+    else:
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+def hsdp() -> None:
+    model = Tiny()
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    fully_shard(model, mesh=mesh)
+    attached_step(model)
+
+
+def attached_step(model: nn.Module, **options: Any) -> None:
+    optimizers = optimizer_of("adam", model)
+    one_step(model, attach(model, optimizers, **{"target_kl": 0.01, **options}), optimizers)
+
+
+def tensor_parallel() -> None:
+    model = Tiny()
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.blocks:
+        block.up, block.down = nn.Linear(6, 14), nn.Linear(14, 6)
+        parallelize_module(block, mesh, {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    attached_step(model)
+
+
+def older_fsdp() -> None:
+    attached_step(FullyShardedDataParallel(Tiny(), device_id=torch.device("cpu"), use_orig_params=True))
+
+
+def blocks_alone() -> None:
+    model = Tiny()
+    for block in model.blocks:
+        fully_shard(block)
+    attached_step(model)
+
+
+def inner_module() -> None:
+    inner = Tiny()
+    outer = nn.Sequential(inner)
+    fully_shard(outer)
+    optimizers = optimizer_of("adam", inner)
+    one_step(outer, attach(inner, optimizers, target_kl=0.01), optimizers)
+
+
+def optimizer_before_sharding() -> None:
+    model = Tiny()
+    optimizers = optimizer_of("adam", model)
+    ebc = attach(model, optimizers, target_kl=0.01)
+    fully_shard(model)
+    one_step(model, ebc, optimizers)
+
+
+def sharded(**options: Any) -> None:
+    model = Tiny()
+    fully_shard(model)
+    attached_step(model, **options)
+
+
+def replicated(**options: Any) -> None:
+    model = Tiny()
+    optimizers = optimizer_of("adam", model)
+    ebc = EllipsotopeClip(model, optimizers, target_kl=0.01, **options)
+    one_step(DistributedDataParallel(model), ebc, optimizers)
+
+
+class Hooked(torch.optim.SGD):
+    """What those that move weights inside backward look like, such as AXIOM, which itself refuses several
+    processes."""
+
+    hooked = True
+
+
+def moving_in_backward(kind: type[InBackward], **options: Any) -> None:
+    model = Tiny()
+    kind(model, Hooked(model.parameters(), lr=0.01), **options).begin_step()
+
+
+class OwnSums(Arithmetic):
+    """Not torch's."""
+
+
+WRONG: dict[str, Callable[[], None]] = {
+    "hsdp": hsdp,
+    "tensor parallel": tensor_parallel,
+    "older fsdp": older_fsdp,
+    "blocks alone": blocks_alone,
+    "inner module": inner_module,
+    "optimizer before sharding": optimizer_before_sharding,
+    "fisher": lambda: sharded(budget="fisher"),
+    "surrogate": lambda: sharded(budget="surrogate"),
+    "calibrated": lambda: sharded(budget="calibrated"),
+    "sensitivity_every": lambda: sharded(sensitivity_every=5),
+    "retract": lambda: sharded(retract=lambda: None),
+    "arithmetic": lambda: replicated(arithmetic=OwnSums()),
+    "agreement": lambda: replicated(controller="agreement"),
+    "confidence": lambda: replicated(controller="confidence"),
+    "in backward": lambda: moving_in_backward(InBackward),
+    "lagged": lambda: moving_in_backward(LaggedClip, target_kl=0.01),
+}
+
+
+def refusals() -> dict[str, str]:
+    """What each of `WRONG` raises: the kind and the words."""
+    told: dict[str, str] = {}
+    for name, wrong in WRONG.items():
+        try:
+            wrong()
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def train_and_refuse(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {**train(rank, cases), "refused": refusals()}
+
+
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": train,
+    "train_and_refuse": train_and_refuse,
+}
+
+if __name__ == "__main__":
+    main(SCENARIOS, *sys.argv[1:])
