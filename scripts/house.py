@@ -38,7 +38,7 @@ LAYERS: tuple[dict[str, str], ...] = (
     {"cli": "commands"},
 )
 # can be copied into another project: each imports the standard library, torch and what is named here, and
-# nothing else of ours
+# nothing else of ours, but for `ALLOWED`
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "ebc": (),
     "integrations": ("lightning", "transformers"),

@@ -46,6 +46,8 @@ CHECKED = "\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    {}\n"
         ("ebc/budget.py", "import numpy", "ebc may import torch and the standard library alone"),
         ("ebc/budget.py", "from ebc_lab.config import errors", "config is not below ebc"),
         ("config/errors.py", INSIDE.format("import torch"), "config must load without torch"),
+        ("integrations/figures.py", "from ebc_lab.config import errors", "config is not below integrations"),
+        ("integrations/figures.py", "import accelerate", "integrations may import torch, lightning"),
         ("records/files.py", "from ..config import errors", "absolute between packages"),
         ("records/files.py", "from ebc_lab.records import locks", "relative inside a package"),
         (

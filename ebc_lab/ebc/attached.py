@@ -8,9 +8,11 @@ and ends with the last.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from .clip import EllipsotopeClip
 from .flat import Copy
 from .given import checks
 from .given.bases import Optimizers, as_list, state_keeper
-from .given.forwards import Capture
+from .given.forwards import Capture, Forward
 from .parallel.shards import local, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
@@ -77,11 +79,12 @@ class Attached:
         self.optimizers = as_list(optimizers)
         if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
             raise ValueError("EBC is on this optimizer already: detach() that first.")
-        self._keeper = [state_keeper(o) for o in self.optimizers][0]
+        keepers = [state_keeper(o) for o in self.optimizers]
+        self._keeper = keepers[0]
         called = unwrapped(model)
         inner = getattr(called, "_orig_mod", called)
         compiled = called if called is not inner else None
-        self.capture = Capture(called, logits_of, drop, self._forward_begins)
+        self.capture = Capture(called, logits_of, drop, self._forward_begins, self._version)
         try:
             self.clip = EllipsotopeClip(
                 inner, self.optimizers, forward=self.capture.call, compiled=compiled, **options
@@ -95,13 +98,16 @@ class Attached:
         self._before: Copy | None = None  # W, in a step whose closure has not been called yet
         self._passing = False  # whether the step that is open is let through as it is
         self._inside: Optimizer | None = None  # the one whose step is running
+        self._call: FrameType | None = None  # that step
+        self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
     def _hooks(self, optimizer: Optimizer) -> list[Any]:
         setattr(optimizer, _MARK, True)
+        eager: Any = torch.compiler.disable  # some compile an optimizer's step
         handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._pre),
-            optimizer.register_step_post_hook(self._post),
+            optimizer.register_step_pre_hook(eager(self._pre)),
+            optimizer.register_step_post_hook(eager(self._post)),
         ]
         if optimizer is self.optimizers[0]:
             handles.append(self._keeper.register_state_dict_post_hook(self._save))
@@ -160,6 +166,10 @@ class Attached:
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = _step_of(optimizer)
+        if self._inside is optimizer and call is not None and _is_inside(call, self._call):
+            self._nested += 1
+            return None
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
             self._opened = None
             self._finish()
@@ -168,6 +178,7 @@ class Attached:
             self._waiting = list(self.optimizers)
             self._passing = False
         self._inside = optimizer
+        self._call = call
         _unscale(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if self._opened is not None or self._passing:
@@ -175,7 +186,7 @@ class Attached:
         if closure is None:
             self._open()
             return None
-        if self.clip.settings.active or self.clip.audit_every:
+        if self._measures():
             self.clip.meet()
             self._before = self.clip.keep()
         rest = tuple(args[2:])
@@ -201,20 +212,33 @@ class Attached:
         if forward is None and self._nothing_to_do():
             self._passing = True
             return
-        if forward is None:
+        if forward is None and self._measures():
             raise ValueError(self._unseen())
-        kept = self._before
         t = self.clip.begin_step()
-        moved = kept is not None and self.clip.has_moved(kept)
-        inputs = StepInputs(t, forward.batch, forward.logits, forward.mask, stale=moved)
-        with self.capture.pause(), forward.precision():
-            if moved and kept is not None:  # the closure was called at other weights than W
-                with kept.standing_in(self.clip.weights):
-                    self._opened = self.clip.open_step(inputs, kept)
-            else:
-                self._opened = self.clip.open_step(inputs, kept)
+        if forward is None:
+            self._opened = self.clip.open_step(StepInputs(t), self._before)
+        else:
+            self._opened = self._opened_after(forward, t, self._before)
         if self._opened.void:
             self._hide_gradients()
+
+    def _opened_after(self, forward: Forward, t: int, kept: Copy | None) -> Opened:
+        moved = kept is not None and self.clip.has_moved(kept)
+        stale = moved or (forward.version is not None and forward.version != self._version())
+        inputs = StepInputs(t, forward.batch, forward.logits, forward.mask, stale=stale)
+        with self.capture.pause(), forward.precision():
+            if not moved or kept is None:
+                return self.clip.open_step(inputs, kept)
+            with kept.standing_in(self.clip.weights):  # the closure was called at other weights than W
+                return self.clip.open_step(inputs, kept)
+
+    def _version(self) -> int:
+        """A number that changes when the weights do, as SAM moves them between a forward and its step."""
+        return hash(tuple((p._version, local(p).data_ptr()) for p in self.clip.weights))
+
+    def _measures(self) -> bool:
+        """Whether there is anything to measure at some step."""
+        return self.clip.settings.active or self.clip.audit_every > 0 or self.clip.curve_every > 0
 
     def _unseen(self) -> str:
         if self.capture.ever:
@@ -234,7 +258,11 @@ class Attached:
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._nested:
+            self._nested -= 1
+            return
         self._inside = None
+        self._call = None
         self._waiting = [o for o in self._waiting if o is not optimizer]
         if not self._waiting:
             self._finish()
@@ -249,6 +277,8 @@ class Attached:
         latest before the weights are used."""
         opened, self._opened = self._opened, None
         self._inside = None
+        self._call = None
+        self._nested = 0
         self._waiting = []
         self._before = None
         self._show_gradients()
@@ -269,6 +299,22 @@ class Attached:
         for p, gradient in self._hidden:
             p.grad = gradient
         self._hidden = []
+
+
+def _step_of(optimizer: Optimizer) -> FrameType | None:
+    """The call of its step around the hook that is running; None if that is not near."""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(8):  # torch's decorators lie between
+        if frame is None or frame.f_locals.get("self") is optimizer:
+            return frame
+        frame = frame.f_back
+    return None
+
+
+def _is_inside(frame: FrameType | None, outer: FrameType | None) -> bool:
+    while frame is not None and frame is not outer:
+        frame = frame.f_back
+    return frame is not None
 
 
 @torch.no_grad()

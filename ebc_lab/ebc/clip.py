@@ -130,9 +130,10 @@ class EllipsotopeClip(StabilizedOptimizer):
         super()._check_workers()
         s = self.settings
         if self.workers.sharded and s.active and (s.budget not in MEASURED or s.sensitivity_every):
+            asked = "sensitivity_every" if s.budget in MEASURED else f"budget={s.budget!r}"
             raise ValueError(
-                f"budget={s.budget!r} takes derivatives of a model whose weights FSDP shares out: use budget="
-                "'shadow' or 'tracked', without sensitivity_every."
+                f"{asked} takes derivatives of a model whose weights FSDP shares out: use budget='shadow' or "
+                "'tracked', without sensitivity_every."
             )
         if not self.workers.alone and (self.controller.watches or "loss_drop" in self.controller.needs):
             raise ValueError(

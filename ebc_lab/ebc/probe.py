@@ -140,7 +140,7 @@ class Batch:
         self.device = like.device.type
         cast = _low_precision(like, self.device)
         low_weights = weight.dtype in LOW_PRECISION or prober.low_precision
-        self.autocast = None if low_weights else cast
+        self.autocast = cast if torch.is_autocast_enabled(self.device) or not low_weights else None
         self.floor = KL_FLOOR["bfloat16" if cast or low_weights else "float32"]
 
         drawn = prober.fresh_logits and prober.model.training

@@ -53,8 +53,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             modules.
         arithmetic: computes norms, KLs and trial weights instead of torch's own operations, see `Arithmetic`.
         process_group: the processes that train this model together (DDP, FSDP2): what is measured is the mean
-            over their rows, so that all take the same c. "auto": torch.distributed's default group, where it
-            is initialized at the first step; None: this process alone.
+            over their rows, so that all take the same c; `probe_sequences` and `audit_tokens` are those of
+            each. "auto": torch.distributed's default group, where it is initialized at the first step; None:
+            this process alone.
     Raises:
         ValueError: parameters outside `model`, or of two optimizers; a number out of its range; an optimizer
             that cannot be limited (LBFGS, sparse gradients); an `arithmetic` where not all that is computed
@@ -69,6 +70,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     inside_backward = False  # whether the bases move the weights there
     capturable = True  # whether the step can do without reading values on the host, see `kind`
     takes_arithmetic = True  # whether all that it computes goes through `arithmetic`
+    takes_shards = True  # whether it can limit weights of which each process has a part
 
     def __init__(
         self,
@@ -112,15 +114,14 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         # read nothing on the host: the bases must then heed `found_inf`, as torch's fused ones do
         self.deferred = False
         device = self.weights[0].device
-        # what most steps say of themselves; nothing changes them
-        self._one = torch.ones((), dtype=torch.float64, device=device)
+        self._one = torch.ones((), dtype=torch.float64, device=device)  # of most steps; nothing changes it
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
         self._given_checked = fresh_logits is False  # whether the first logits were looked at
         self.last: StepStats | None = None
         self.workers = Workers(process_group)
-        self._moving: list[int] = []  # ids of the weights at the last step
+        self._moving = given_bases.moving(self.bases)  # ids of the weights at the last step
 
     def _check_bases(self) -> None:
         if any(getattr(base, "hooked", False) != self.inside_backward for base in self.bases):
@@ -254,6 +255,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if device != self._one.device:
             self._move(device)
         if not self.workers.met:
+            given_bases.trained(self.model, self.bases)  # fully_shard may have replaced the model's own
             self.workers.meet(sharding_group(self.model, self.weights), device)
             self._check_workers()
             self.prober.find_shards()
@@ -270,6 +272,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """Raises ValueError where several processes would not take the same step."""
         if not self.workers.alone and not isinstance(self.arithmetic, TorchArithmetic):
             raise ValueError("an `arithmetic` of its own sums over one process: give process_group=None.")
+        if self.workers.sharded and not self.takes_shards:
+            raise ValueError(f"{type(self).__name__} needs whole tensors, and FSDP shares them out: use DDP.")
         if self.workers.sharded and (self.project is not None or self.retract is not None):
             raise ValueError("a projection needs whole weights, and FSDP shares them out: use DDP.")
 
@@ -498,7 +502,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             return False, False
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
         short = checks.rows_of(inputs.tokens, logits, inputs.mask) <= self.probe_sequences
-        if self.workers.any(self._flags[short]):
+        if not self.workers.alone:
+            short = bool(self.workers.any(self._flags[short]))
+        if short:
             return False, False
         return audit, curve
 

@@ -1,4 +1,4 @@
-"""What the processes of `ebc_gloo_worker` are asked to do, how they are started, and what two of them agree on."""
+"""What the processes of `ebc_gloo_worker` are asked to do, and what two of them have to agree on."""
 
 from __future__ import annotations
 
@@ -73,8 +73,15 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
     "fsdp clipped": {"max_norm": 0.1, "wrap": "fsdp"},
     "rich": {"options": {"exponent": "auto", "curve_every": 3, "controller": "log_pi"}},
     "fsdp rich": {"options": {"exponent": "auto", "curve_every": 3, "controller": "log_pi"}, "wrap": "fsdp"},
+    "closure": {"closure": True},
+    "fsdp closure": {"closure": True, "wrap": "fsdp"},
+    "ahead": {"closure": True, "optimizer": "ahead"},
+    "fsdp ahead": {"closure": True, "optimizer": "ahead", "wrap": "fsdp"},
     "sparing": {"options": {"measure_every": 3}, "steps": 26},
     "fsdp sparing": {"options": {"measure_every": 3}, "steps": 26, "wrap": "fsdp"},
+    "compiled inside": {"compiled": "inside", "steps": 5},
+    "compiled around": {"compiled": "around", "steps": 5},
+    "fsdp compiled": {"compiled": "around", "steps": 5, "wrap": "fsdp"},
     "columns": {"columns": True, "wrap": "fsdp"},
     "attached first": {"attach_first": True},
     "resumed clip": {"resume_at": 6, "by": "clip"},

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -32,10 +32,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 from support.gloo_worker import main  # noqa: E402
 
-from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, attach  # noqa: E402
-from ebc_lab.ebc.step import Arithmetic  # noqa: E402
-from ebc_lab.ebc import flat, probe, stabilized  # noqa: E402
+from ebc_lab.components.stabilizers.rivals import NormClip  # noqa: E402
+from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, attach, flat, probe, stabilized  # noqa: E402
 from ebc_lab.ebc.parallel import workers  # noqa: E402
+from ebc_lab.ebc.stabilized import StabilizedOptimizer  # noqa: E402
+from ebc_lab.ebc.step import Arithmetic  # noqa: E402
 
 VOCABULARY = 11
 TOKENS = 12  # of a row
@@ -56,7 +57,7 @@ class Block(nn.Module):
 
 
 class Tiny(nn.Module):
-    """Two blocks of width 6. Two processes can halve few of its weights, and `scale`, one element, not at all."""
+    """Two blocks of width 6, of whose weights two processes can halve few, and `scale`, one element, not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,13 +90,15 @@ class Case:
     bad_at: int | None = None  # a step at which rank 1 has a gradient that is NaN
     bad_from: str = "loss"  # or "gradients": after they were averaged
     scaler: bool = False
+    closure: bool = False
+    compiled: str = ""  # inside of the wrapper, or around it: without a compiler, by torch.compile's "eager"
     evaluate_at: int | None = None  # a step before which the model is evaluated, by a base's own weights
     max_norm: float | None = None  # clip_grad_norm_
     frozen: list[str] = field(default_factory=list)  # prefixes of names
     bfloat16: list[str] = field(default_factory=list)  # of weights of that type
     policy: dict[str, str] = field(default_factory=dict)  # FSDP's mixed precision: dtypes by name
     reshard: bool | None = None
-    columns: bool = False  # FSDP shares out the last dimension, not the first
+    columns: bool = False  # FSDP shares out the last dimension where two can halve that
     resume_at: int | None = None
     folder: str = ""  # for torch.distributed.checkpoint
     trap: str = ""  # own_kl, stale, pointed, kept
@@ -130,13 +133,27 @@ def trapped(trap: str) -> Iterator[None]:
     """Meanwhile one of the remedies is left out."""
     patches = {
         "own_kl": lambda: mock.patch.object(workers.Workers, "mean", lambda self, value, count: value),
-        "stale": lambda: mock.patch.object(probe, "resharded", lambda modules: nullcontext()),
+        "stale": lambda: mock.patch.object(probe, "resharded", nullcontext),
         "pointed": lambda: mock.patch.object(stabilized, "Layout", pointed),
-        "kept": lambda: mock.patch.object(probe.Prober, "forget", lambda self: None),
+        "kept": lambda: mock.patch.object(probe.Prober, "forget"),
         "": nullcontext,
     }
     with patches[trap]():
         yield
+
+
+class Ahead(torch.optim.SGD):
+    """Takes its gradients where the smallest weight, of which but one process has a part, is larger."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        small = min((p for group in self.param_groups for p in group["params"]), key=torch.Tensor.numel)
+        small.mul_(2)
+        with torch.enable_grad():
+            value = closure()
+        small.div_(2)
+        super().step()
+        return value
 
 
 def optimizer_of(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -145,6 +162,8 @@ def optimizer_of(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
         from ebc_lab.components.library_optimizers import ScheduleFree
 
         return [ScheduleFree(trained, lr=0.05)]
+    if name == "ahead":
+        return [Ahead(trained, lr=0.5)]
     if name == "two":
         matrices = [p for p in trained if p.ndim == 2]
         rest = [p for p in trained if p.ndim != 2]
@@ -156,7 +175,7 @@ def shard(model: nn.Module, case: Case) -> None:
     policy = MixedPrecisionPolicy(**{k: getattr(torch, v) for k, v in case.policy.items()})
     settings: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": case.reshard}
     if case.columns:
-        settings["shard_placement_fn"] = lambda p: Shard(p.ndim - 1)
+        settings["shard_placement_fn"] = lambda p: Shard(p.ndim - 1 if p.shape[-1] % 2 == 0 else 0)
     for block in model.blocks:
         fully_shard(block, **settings)
     fully_shard(model, **settings)
@@ -186,10 +205,14 @@ class Run:
 
     def wrap(self) -> None:
         self.called: nn.Module = self.model
+        if self.case.compiled == "inside":
+            self.called = torch.compile(self.model, backend="eager")
         if self.case.wrap == "ddp":
-            self.called = DistributedDataParallel(self.model)
+            self.called = DistributedDataParallel(self.called)
         if self.case.wrap == "fsdp":
             shard(self.model, self.case)
+        if self.case.compiled == "around":
+            self.called = torch.compile(self.called, backend="eager")
 
     def swap_parameters(self, before: dict[str, Tensor]) -> None:
         """What Accelerate does to an optimizer of a model that it shards."""
@@ -213,6 +236,11 @@ class Run:
     def attached(self) -> bool:
         return not isinstance(self.ebc, EllipsotopeClip)
 
+    @property
+    def steppers(self) -> list[Any]:
+        """What training calls `step` of, and saves."""
+        return self.optimizers if self.attached else [self.ebc]
+
     def without_sync(self, last: bool) -> Any:
         if self.case.wrap == "ddp":
             return nullcontext() if last else self.called.no_sync()
@@ -230,10 +258,7 @@ class Run:
             with self.without_sync(part == case.accumulate - 1):
                 words = {} if mask is None else {"attention_mask": mask}
                 logits = self.called(tokens, **words)
-                wide = logits.float().flatten(0, 1)
-                loss = F.cross_entropy(wide, targets.flatten(), reduction="sum") / max(
-                    1, (targets >= 0).sum()
-                )
+                loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
                 if (step, self.rank, case.bad_from) == (case.bad_at, 1, "loss"):
                     loss = loss * math.nan
                 loss = loss / case.accumulate
@@ -243,12 +268,15 @@ class Run:
         return tokens, logits, mask
 
     def step(self, step: int) -> None:
+        if self.case.closure:
+            for stepper in self.steppers:
+                stepper.step(lambda: self.gradients(step)[1])
+            return
         given = self.gradients(step)
         if self.case.max_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.case.max_norm)
-        steppers = self.optimizers if self.attached else [self.ebc]
         arguments = () if self.attached else given
-        for stepper in steppers:
+        for stepper in self.steppers:
             if self.scaler is None:
                 stepper.step(*arguments)
             else:
@@ -305,12 +333,7 @@ def resumed(first: Run) -> Run:
         through_files(first, second)
     else:
         second.model.load_state_dict(first.model.state_dict())
-        pairs = (
-            zip(first.optimizers, second.optimizers, strict=True)
-            if first.attached
-            else [(first.ebc, second.ebc)]
-        )
-        for old, new in pairs:
+        for old, new in zip(first.steppers, second.steppers, strict=True):
             new.load_state_dict(old.state_dict())
     second.told = first.told
     return second
@@ -359,7 +382,7 @@ def one_step(model: nn.Module, ebc: Any, optimizers: list[torch.optim.Optimizer]
     tokens = torch.arange(48).view(4, 12) % VOCABULARY
     logits = model(tokens)
     F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
-    if isinstance(ebc, EllipsotopeClip):
+    if isinstance(ebc, StabilizedOptimizer):
         ebc.step(tokens, logits, targets=tokens)
     else:
         for optimizer in optimizers:
@@ -398,6 +421,14 @@ def blocks_alone() -> None:
     attached_step(model)
 
 
+def two_meshes() -> None:
+    model = Tiny()
+    for block in model.blocks:
+        fully_shard(block, mesh=DeviceMesh("cpu", [1, 0]))
+    fully_shard(model)
+    attached_step(model)
+
+
 def inner_module() -> None:
     inner = Tiny()
     outer = nn.Sequential(inner)
@@ -418,6 +449,13 @@ def sharded(**options: Any) -> None:
     model = Tiny()
     fully_shard(model)
     attached_step(model, **options)
+
+
+def rival() -> None:
+    model = Tiny()
+    fully_shard(model)
+    optimizers = optimizer_of("adam", model)
+    one_step(model, NormClip(model, optimizers, audit_every=0), optimizers)
 
 
 def replicated(**options: Any) -> None:
@@ -443,17 +481,38 @@ class OwnSums(Arithmetic):
     """Not torch's."""
 
 
+class Exploding(torch.optim.SGD):
+    """Proposes NaN for the smallest weight, of which but one process has a part."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step()
+        with torch.no_grad():
+            min((p for group in self.param_groups for p in group["params"]), key=torch.Tensor.numel).mul_(
+                math.nan
+            )
+
+
+def not_finite() -> None:
+    model = Tiny()
+    fully_shard(model)
+    optimizers: list[torch.optim.Optimizer] = [Exploding(model.parameters(), lr=0.1)]
+    one_step(model, attach(model, optimizers, target_kl=0.01), optimizers)
+
+
 WRONG: dict[str, Callable[[], None]] = {
     "hsdp": hsdp,
     "tensor parallel": tensor_parallel,
     "older fsdp": older_fsdp,
     "blocks alone": blocks_alone,
+    "two meshes": two_meshes,
     "inner module": inner_module,
     "optimizer before sharding": optimizer_before_sharding,
     "fisher": lambda: sharded(budget="fisher"),
     "surrogate": lambda: sharded(budget="surrogate"),
     "calibrated": lambda: sharded(budget="calibrated"),
     "sensitivity_every": lambda: sharded(sensitivity_every=5),
+    "rival": rival,
+    "not finite": not_finite,
     "retract": lambda: sharded(retract=lambda: None),
     "arithmetic": lambda: replicated(arithmetic=OwnSums()),
     "agreement": lambda: replicated(controller="agreement"),

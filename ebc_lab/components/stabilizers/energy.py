@@ -168,6 +168,7 @@ class EnergyBudget(StabilizedOptimizer):
     default = RATIO
     capturable = False
     takes_arithmetic = False
+    takes_shards = False
 
     def __init__(
         self,

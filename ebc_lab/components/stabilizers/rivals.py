@@ -43,6 +43,7 @@ class Rival(StabilizedOptimizer):
     default: ClassVar[float]
     capturable = False  # some keep a count or read a value on the host
     takes_arithmetic = False
+    takes_shards = False
 
     def __init__(
         self,

@@ -32,6 +32,11 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
             raise ValueError("LBFGS moves the weights several times in a step: it cannot be limited.")
         if isinstance(base, torch.optim.SparseAdam):
             raise ValueError("SparseAdam takes sparse gradients, which cannot be limited: use Adam.")
+        name = type(base).__name__
+        if hasattr(base, "fused_backward"):
+            raise ValueError(f"{name} moves the weights inside backward, where nothing can limit it.")
+        if hasattr(base, "second_step") and hasattr(base, "base_optimizer"):
+            raise ValueError(f"{name} moves the weights twice in a step: `attach` to its base_optimizer.")
     return given
 
 
@@ -41,7 +46,7 @@ def _unwrapped(base: Any) -> Any:
 
 
 def state_keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer whose state dict has torch's hooks: this one, or one that it wraps and saves with its own.
+    """The optimizer whose state dict has torch's hooks: this one, or one that it wraps and saves, too.
 
     Raises ValueError where its step or its state dict has none.
     """
@@ -88,8 +93,8 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[l
         raise ValueError("a parameter belongs to two of the optimizers.")
     if not own.issuperset(held):
         raise ValueError(
-            "an optimizer holds a parameter that is not the model's: make it from the model's parameters, after "
-            "anything that replaces them, as fully_shard does."
+            "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
+            "after anything that replaces them, as fully_shard does."
         )
     known = set(moving(bases))
     found = {n: p for n, p in model.named_parameters() if id(p) in known}

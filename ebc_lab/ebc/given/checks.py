@@ -42,12 +42,13 @@ def logits_in(output: Any) -> Tensor:
     return logits
 
 
-def _tensors(inputs: Any) -> Iterator[Tensor]:
+def tensors_in(inputs: Any) -> Iterator[Tensor]:
+    """Those in nested mappings and sequences."""
     if isinstance(inputs, Tensor):
         yield inputs
     elif isinstance(inputs, Mapping | tuple | list):
         for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 def rows_of(tokens: Any, logits: Tensor | None, mask: Tensor | None) -> int:
@@ -57,7 +58,7 @@ def rows_of(tokens: Any, logits: Tensor | None, mask: Tensor | None) -> int:
     """
     if tokens is None:
         raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
-    found = [t for t in _tensors(tokens) if t.ndim]
+    found = [t for t in tensors_in(tokens) if t.ndim]
     if not found:
         raise ValueError("the batch holds no tensor.")
     like = next((t for t in (logits, mask) if t is not None), found[0])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from . import checks
 
@@ -25,6 +26,7 @@ class Forward:
     mask: Tensor | None
     named: bool
     autocast: torch.dtype | None  # the dtype of the autocast around it
+    version: int | None  # of the weights, see `Capture`; None: unknown
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast that it ran in, since optimizers step outside of it."""
@@ -69,6 +71,7 @@ class Capture:
         logits_of: output of the model -> logits. Default: a tensor itself, or `.logits`.
         drop: keyword arguments that a measuring forward does without.
         before: called before each forward.
+        version: a number that changes when the weights do.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Capture:
         logits_of: Callable[[Any], Any] | None,
         drop: tuple[str, ...] | None,
         before: Callable[[], None],
+        version: Callable[[], int],
     ):
         self.logits_of = logits_of or checks.logits_in
         if drop is None:
@@ -91,6 +95,7 @@ class Capture:
         self._pending = False  # the last one has had no backward yet
         self._warned = False
         self._before = before
+        self._version = version
         self._model = model
         self._forwards: list[Any] = []  # of the calls that are running
         self.handles = [
@@ -156,10 +161,13 @@ class Capture:
         kept = {name: value for name, value in kwargs.items() if name not in self.drop}
         mask = _mask(kwargs, logits)
         autocast = _autocast(logits.device.type)
-        self.last = Forward({"args": args, "kwargs": kept}, logits.detach(), mask, self.naming, autocast)
-        self._pending = True
-        if not torch.compiler.is_compiling():
-            logits.register_hook(self._used)  # type: ignore[no-untyped-call]
+        self._pending = not torch.compiler.is_compiling()
+        version = self._version() if self._pending else None
+        batch = {"args": args, "kwargs": kept}
+        self.last = Forward(batch, logits.detach(), mask, self.naming, autocast, version)
+        if self._pending:  # the loss may be of other tensors than these logits
+            heard = [t for t in checks.tensors_in(output) if t.requires_grad] or [logits]
+            register_multi_grad_hook(heard, self._used, mode="any")
 
     def _used(self, gradient: Tensor) -> None:
         self._pending = False

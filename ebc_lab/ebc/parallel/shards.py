@@ -75,8 +75,8 @@ def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessG
     modules = fsdp_modules(model)
     if not modules:
         raise ValueError(
-            "tensor parallelism cannot be limited yet: share the weights out with fully_shard, and give EBC the "
-            "module that it was applied to last."
+            "tensor parallelism cannot be limited yet: share the weights out with fully_shard, and give EBC "
+            "the module that it was applied to last."
         )
     gathered = {id(p) for module in modules for p in module.parameters()}
     if not all(shared_out(p) and id(p) in gathered for p in weights):

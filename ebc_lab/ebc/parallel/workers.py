@@ -38,7 +38,7 @@ class Workers:
         return vars(Workers("auto" if self.asked is not None else None))
 
     def meet(self, sharing: dist.ProcessGroup | None, device: torch.device) -> None:
-        """Find the processes that train weights on `device`; `sharing`: those that FSDP shared them out to."""
+        """Find those who train weights on `device`; `sharing`: those to whom FSDP shared them out."""
         known = dist.is_available() and dist.is_initialized()
         if sharing is not None:
             self.group = sharing

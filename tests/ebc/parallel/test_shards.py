@@ -1,0 +1,178 @@
+"""Two processes under FSDP2: the bits of DDP, the traps of weights in parts, and what is refused there."""
+
+from contextlib import suppress
+
+import pytest
+import torch
+from support.ebc_gloo_cases import Told, agree, apart
+from torch import nn
+
+from ebc_lab.ebc.parallel.shards import swapped, unwrapped
+
+
+def same_bits(told: Told, name: str, like: str) -> None:
+    agree(told, name)
+    own, other = told[0][name], told[0][like]
+    steps = len(own["c"])
+    assert own["c"] == other["c"][:steps]
+    assert own["kl"] == other["kl"][:steps]
+    if steps == len(other["c"]):
+        assert apart(own, other) == 0.0
+
+
+SAME = {
+    "fsdp": "ddp",
+    "fsdp not resharding": "ddp",
+    "fsdp clip": "ddp",
+    "fsdp masked": "masked",
+    "fsdp bad on one": "bad on one",
+    "fsdp after attach": "ddp",
+    "fsdp resumed": "ddp",
+    "fsdp bfloat16 fresh": "fsdp bfloat16",
+}
+
+
+@pytest.mark.parametrize(("name", "like"), SAME.items())
+def test_fsdp_takes_the_bits_of_ddp(told: Told, name: str, like: str) -> None:
+    same_bits(told, name, like)
+
+
+SAME_SLOWLY = (
+    "accumulated",
+    "two",
+    "averaged",
+    "frozen",
+    "mixed",
+    "plainly scaled",
+    "rich",
+    "closure",
+    "ahead",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAME_SLOWLY)
+def test_fsdp_takes_them_in_rarer_cases_too(slowly_told: Told, name: str) -> None:
+    same_bits(slowly_told, f"fsdp {name}", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["columns", "compiled inside", "compiled around", "fsdp compiled"])
+def test_columns_may_be_shared_out_and_models_compiled(slowly_told: Told, name: str) -> None:
+    same_bits(slowly_told, name, "ddp")
+
+
+def nearly_equal(told: Told, name: str) -> None:
+    """Where a norm of all weights matters, which FSDP adds up in another order."""
+    agree(told, f"fsdp {name}")
+    own, other = told[0][f"fsdp {name}"], told[0][name]
+    assert own["c"] == pytest.approx(other["c"], rel=1e-4)
+    assert apart(own, other) < 1e-5
+
+
+def test_tracked_is_equal_up_to_rounding(told: Told) -> None:
+    nearly_equal(told, "tracked")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clipped", "sparing", "scaled"])
+def test_norms_are_equal_up_to_rounding(slowly_told: Told, name: str) -> None:
+    nearly_equal(slowly_told, name)
+
+
+def test_the_gradient_norm_is_that_of_the_whole(told: Told) -> None:
+    assert told[0]["fsdp"]["norm"] == pytest.approx(told[0]["ddp"]["norm"], rel=1e-5)
+    assert told[0]["fsdp"]["norm"] == told[1]["fsdp"]["norm"]
+
+
+@pytest.mark.parametrize("trap", ["fsdp stale", "fsdp pointed"])
+def test_a_trap_is_seen_where_its_remedy_is_left_out(told: Told, trap: str) -> None:
+    """The root module keeps a trial's weights; parameters that point elsewhere are not seen."""
+    with pytest.raises(AssertionError):
+        same_bits(told, trap, "ddp")
+
+
+def test_a_trial_that_is_not_seen_ends_training(told: Told) -> None:
+    """The forward is always that of the whole proposal, so that c falls and falls."""
+    assert max(told[0]["fsdp pointed"]["c"][1:]) < 1e-3
+    assert min(told[0]["fsdp"]["c"]) > 0.1
+
+
+@pytest.mark.slow
+def test_evaluated_averages_are_those_of_ddp_and_leave_no_trace(slowly_told: Told) -> None:
+    own, other = slowly_told[0]["fsdp averaged"], slowly_told[0]["averaged"]
+    assert all(own["back"])
+    assert torch.equal(own["evaluated"][0], other["evaluated"][0])
+    assert not all(slowly_told[0]["fsdp averaged stale"]["back"])
+
+
+def test_a_mixed_precision_policy_sets_the_floor(told: Told) -> None:
+    assert told[0]["fsdp"]["floor"] == 1e-7
+    assert told[0]["fsdp bfloat16"]["floor"] == 1e-5
+    assert told[0]["fsdp bfloat16"]["c"] == pytest.approx(told[0]["ddp"]["c"][:5], rel=0.05)
+
+
+@pytest.mark.slow
+def test_so_it_does_where_the_logits_are_float32_again(slowly_told: Told) -> None:
+    own = slowly_told[0]["fsdp bfloat16 to float32"]
+    assert own["floor"] == 1e-5
+    assert own["c"] == pytest.approx(slowly_told[0]["ddp"]["c"][:5], rel=0.05)
+
+
+@pytest.mark.slow
+def test_weights_of_several_types_are_measured_as_they_are_trained(slowly_told: Told) -> None:
+    same_bits(slowly_told, "mixed fresh", "mixed")
+
+
+def test_a_step_costs_one_message_more_than_under_ddp(told: Told) -> None:
+    pairs = zip(
+        told[0]["fsdp"]["all_reduces"], told[0]["ddp"]["all_reduces"], told[0]["ddp"]["kl"], strict=True
+    )
+    more = [fsdp - ddp for fsdp, ddp, kl in pairs if kl is None]
+    assert set(more) == {1}
+
+
+REFUSED = {
+    "hsdp": "several dimensions",
+    "tensor parallel": "tensor parallelism",
+    "older fsdp": "use fully_shard",
+    "blocks alone": "fully_shard to the whole model",
+    "two meshes": "several meshes",
+    "inner module": "the module that it was applied to last",
+    "optimizer before sharding": "after anything that replaces them, as fully_shard does",
+    "fisher": "budget='fisher' takes derivatives",
+    "surrogate": "budget='surrogate' takes derivatives",
+    "calibrated": "budget='calibrated' takes derivatives",
+    "sensitivity_every": "sensitivity_every takes derivatives",
+    "retract": "use DDP",
+    "rival": "NormClip needs whole tensors",
+}
+
+
+@pytest.mark.parametrize(("name", "named"), REFUSED.items())
+def test_what_cannot_be_limited_is_refused_in_a_sentence(told: Told, name: str, named: str) -> None:
+    for rank in told:
+        said = rank["refused"][name]
+        assert said.startswith("ValueError: ")
+        assert named in said
+        assert said.count("\n") == 0
+
+
+def test_an_update_that_one_process_cannot_see_to_be_bad_fails_in_all(told: Told) -> None:
+    for rank in told:
+        assert rank["refused"]["not finite"].startswith("NonFiniteUpdateError: step 0")
+
+
+def test_exchanged_values_are_put_back_also_after_an_error() -> None:
+    part, other = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    with suppress(RuntimeError), swapped([part], [other]):
+        assert part.tolist() == [3, 4]
+        raise RuntimeError
+    assert part.tolist() == [1, 2]
+    assert other.tolist() == [3, 4]
+
+
+def test_a_plain_module_has_nothing_around_it() -> None:
+    model = nn.Linear(1, 1)
+    assert unwrapped(model) is model
+    assert unwrapped(nn.DataParallel(model)) is model
