@@ -143,6 +143,7 @@ class Attached:
         return self.clip.own_state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._abandon()  # else W of before would be taken for where the loaded weights came from
         self.clip.load_own_state_dict(state)
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -171,8 +172,7 @@ class Attached:
             self._nested += 1
             return None
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
-            self._opened = None
-            self._finish()
+            self._abandon()
         if not any(o is optimizer for o in self._waiting):
             self._finish()  # it steps again: the others have not, this time
             self._waiting = list(self.optimizers)
@@ -181,12 +181,10 @@ class Attached:
         self._call = call
         _unscale(optimizer)
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if self._opened is not None or self._passing:
-            return None
         if closure is None:
-            self._open()
+            self._begin()
             return None
-        if self._measures():
+        if self._opened is None and not self._passing and self._measures():
             self.clip.meet()
             self._before = self.clip.keep()
         rest = tuple(args[2:])
@@ -199,12 +197,18 @@ class Attached:
 
         def watched() -> Any:
             value = closure()
-            if self._opened is None and not self._passing:
-                with torch.no_grad():
-                    self._open()
+            with torch.no_grad():
+                self._begin()
             return value
 
         return watched
+
+    def _begin(self) -> None:
+        """What comes before an optimizer moves its weights, the step's first one or a later one."""
+        if self._opened is None and not self._passing:
+            self._open()
+        if self._opened is not None and self._opened.void:
+            self._hide_gradients()
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -219,8 +223,6 @@ class Attached:
             self._opened = self.clip.open_step(StepInputs(t), self._before)
         else:
             self._opened = self._opened_after(forward, t, self._before)
-        if self._opened.void:
-            self._hide_gradients()
 
     def _opened_after(self, forward: Forward, t: int, kept: Copy | None) -> Opened:
         moved = kept is not None and self.clip.has_moved(kept)
@@ -252,9 +254,13 @@ class Attached:
         )
 
     def _nothing_to_do(self) -> bool:
-        """Whether all gradients are zero, as where a checkpoint library makes the optimizer's state."""
+        """Whether no weight would move: without gradients, or where a checkpoint library makes the optimizer's
+        state with zeros."""
         gradients = [local(p.grad) for p in self.clip.weights if p.grad is not None]
-        return not any(bool(g.any()) for g in gradients)
+        if not gradients:
+            return True
+        assert self._inside is not None
+        return not self._inside.state and not any(bool(g.any()) for g in gradients)
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -263,6 +269,7 @@ class Attached:
             return
         self._inside = None
         self._call = None
+        self._show_gradients()
         self._waiting = [o for o in self._waiting if o is not optimizer]
         if not self._waiting:
             self._finish()
@@ -288,9 +295,16 @@ class Attached:
         with self.capture.pause():
             self.clip.close_step(opened)
 
+    def _abandon(self) -> None:
+        """Forget the step that is open."""
+        self._opened = None
+        self._hidden = []
+        self._finish()
+
     def _hide_gradients(self) -> None:
-        """Optimizers leave a parameter without a gradient, and its state, alone."""
-        held = [p for o in self.optimizers for group in o.param_groups for p in group["params"]]
+        """Of the optimizer whose step is running: it leaves a weight without one, and its state, alone."""
+        assert self._inside is not None
+        held = [p for group in self._inside.param_groups for p in group["params"]]
         self._hidden = [(p, p.grad) for p in held]
         for p in held:
             p.grad = None

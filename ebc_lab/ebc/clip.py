@@ -50,7 +50,7 @@ from .grouping import group_parameters
 from .logits import centre, half_fisher, overconfidence, rms_norm, token_mean
 from .options import BOUNDED, BUDGETS, CLIPPED_BELOW, MEASURED, TOKEN_NOISE, check_option
 from .parallel.shards import local
-from .probe import LOW_PRECISION, Batch
+from .probe import LOW_PRECISION, Batch, Rows
 from .proposal import Proposal
 from .sensitivity import SensitivityFilter, aggregate, due_groups, linearised, probe_fd, probe_jvp
 from .settings import ClipSettings
@@ -367,16 +367,16 @@ class EllipsotopeClip(StabilizedOptimizer):
             moved = found.trial * self._number(proposal.norm())
             rate = divided(at_least(found.kl, self.floor), moved * moved)
             self._carry(self.kl_rate, rate, proposal, finite(rate))
-        if self.exponent is not None and self._audits(proposal.t):
-            self._observe_exponent(self.exponent, proposal, found)
+        held = None if proposal.batch is None else proposal.batch.held  # None on a batch too short to audit
+        if self.exponent is not None and held is not None and self._audits(proposal.t):
+            self._observe_exponent(self.exponent, proposal, held, found)
         return where(found.skipped, math.nan, found.c)
 
-    def _observe_exponent(self, estimate: ExponentEstimate, proposal: Proposal, found: ShadowResult) -> None:
+    def _observe_exponent(
+        self, estimate: ExponentEstimate, proposal: Proposal, held: Rows, found: ShadowResult
+    ) -> None:
         """Measure p around the c that was found, on the tokens of the audit."""
-        assert proposal.batch is not None
         assert self.floor is not None
-        held = proposal.batch.held
-        assert held is not None
         p = exponent_at(found.c, lambda c: proposal.kl(c, held, self.retract), self.floor)
         estimate.observe(p, proposal.sound & opposite(found.skipped))
 

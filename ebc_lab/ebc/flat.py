@@ -120,6 +120,13 @@ class Copy:
         pairs = zip(self.segments, self.parts, strict=True)
         return all(torch.equal(s.tensor, part) for s, part in pairs)
 
+    def bring_home(self, weights: Sequence[Tensor]) -> None:
+        """Put weights that an optimizer has moved to other memory back to where they were, as they are."""
+        for p, own in zip(weights, self.own, strict=True):
+            if p.data_ptr() != own.data_ptr():
+                own.copy_(p)
+                p.data = own
+
     @contextmanager
     def standing_in(self, weights: Sequence[Tensor]) -> Iterator[None]:
         """The model computes with this copy meanwhile: its parameters point here, and no weight is copied.

@@ -111,13 +111,13 @@ class InBackward(StabilizedOptimizer):
         bad = self._flags[len(seen.bad) > 0]
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
+        self.last = stats
         if bad:
             with suppress(FloatingPointError):  # it has been told
                 self.base.step()
             stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
             return stats
         self.base.step()
-        self.last = stats
         proposal = self._moved(inputs)
         for constrain in (self.project, self.retract):
             if constrain is not None:

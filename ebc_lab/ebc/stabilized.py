@@ -423,7 +423,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         proposal = self._proposed(opened)
         try:
             self._limit(opened, proposal)
-        except Exception:
+        except BaseException:  # Ctrl-C, too, after which many save the weights
             if opened.kept is not None:
                 proposal.restore()
             raise
@@ -463,6 +463,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def _proposed(self, opened: Opened) -> Proposal:
         """What the bases have made of the weights. Raises NonFiniteUpdateError unless `deferred`."""
+        if opened.kept is not None and not self.workers.sharded:
+            opened.kept.bring_home(self.weights)
         layout = self._laid_out()
         parts = layout.parts
         stats = opened.stats

@@ -69,7 +69,7 @@ def called(tiny, tmp_path_factory):
         patch.setenv(
             "OMP_NUM_THREADS", "1"
         )  # for the plain loop's process: torch's default is of no interest
-        asked = ["bench", *settings(tiny), "--quick", "--json", "--record"]
+        asked = ["bench", *settings(tiny), "audit_every=4", "--quick", "--json", "--record"]  # short blocks
         done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
     said = [*done.stderr.splitlines(), *(project / "stderr.txt").read_text().splitlines()]

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ ALERT = {"step": 20, "cause": "load_max", "figure": 0.7, "threshold": 0.6, "verd
 ALERT["recommendation"] = "raise ebm.balance: one expert takes most places"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(text_file):
     return eventful(tiny_ebm(text_file))
 
@@ -37,9 +38,17 @@ def shown(run, directory, *, terminal: bool = False, **hooks) -> str:
     return console.file.getvalue()
 
 
-def test_off_a_terminal_each_evaluation_is_a_line(run, tmp_path):
-    lines = shown(run, tmp_path).splitlines()
-    files = RunFiles(tmp_path)
+@pytest.fixture(scope="module")
+def trained(run, tmp_path_factory):
+    """(The folder of a finished run, which tests must not change; what was printed off a terminal.)"""
+    folder = tmp_path_factory.mktemp("ebm") / "run"
+    return folder, shown(run, folder)
+
+
+def test_off_a_terminal_each_evaluation_is_a_line(trained):
+    folder, text = trained
+    lines = text.splitlines()
+    files = RunFiles(folder)
     evals, steps = read_columns(files.evals), read_columns(files.steps)
     lines = [line for line in lines if not line.startswith("alert")]
     assert len(lines) == len(evals["step"]) == 3
@@ -94,14 +103,14 @@ def test_a_resumed_run_shows_the_evaluations_that_it_makes(run, tmp_path):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, tmp_path, terminal):
+def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp_path, terminal):
     console = Console(file=io.StringIO(), force_terminal=terminal, width=150, highlight=False)
-    run_and_record(run, tmp_path, "run")
-    files = RunFiles(tmp_path)
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    files = RunFiles(folder)
     files.alerts.write_text(f"{json.dumps(ALERT | {'step': 10})}\n{json.dumps(ALERT)}\n")
     rows = files.evals.read_text().splitlines(keepends=True)
     files.evals.unlink()
-    with EbmView(run, tmp_path, console).shown() as view:
+    with EbmView(run, folder, console).shown() as view:
         view(5)
         files.evals.write_text("".join(rows[:3]))
         view(20)

@@ -101,7 +101,7 @@ def test_its_numbers_are_in_the_history_and_in_tensorboards_file(tmp_path, monke
     assert 2e-4 < history[-3]["ebc/applied_kl"] < 3e-3
 
 
-@pytest.mark.parametrize("saved", [3, 6])
+@pytest.mark.parametrize("saved", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_resumed_training_ends_at_the_same_bits(tmp_path, saved):
     whole = make_trainer(tmp_path, EBC(**OPTIONS))
     whole.train()
@@ -114,7 +114,7 @@ def test_a_resumed_training_ends_at_the_same_bits(tmp_path, saved):
     assert ebc.attached.state_dict()["step_index"] == STEPS
 
 
-@pytest.mark.parametrize("budget", ["tracked", "surrogate"])
+@pytest.mark.parametrize("budget", ["tracked", pytest.param("surrogate", marks=pytest.mark.slow)])
 def test_the_state_of_any_budget_survives_the_checkpoint_with_restored_callbacks_too(tmp_path, budget):
     options = {**OPTIONS, "budget": budget, "probe": "fd"}
     whole = make_trainer(tmp_path, EBC(**options))

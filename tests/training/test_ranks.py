@@ -90,17 +90,23 @@ def same(a: Path, b: Path) -> None:
     np.testing.assert_allclose(two["val_loss"], one["val_loss"], rtol=TOLERANCE)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"stabilizer": {"name": "none"}},
-        {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}},
-        {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked", "probe_tokens": "held"}},
-        {"stabilizer": {"name": "none"}, "shock": {"name": "label_noise", "step": 5}},
-    ],
-)
-def test_two_processes_train_what_one_does(run, settings, accumulate, tmp_path):
+SETTINGS = {
+    "none": {"stabilizer": {"name": "none"}},
+    "shadow": {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}},
+    "held": {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked", "probe_tokens": "held"}},
+    "noise": {"stabilizer": {"name": "none"}, "shock": {"name": "label_noise", "step": 5}},
+}
+QUICK = {("shadow", 2), ("held", 1), ("noise", 1)}  # of which `noise` is `none` until its shock
+ALIKE = [
+    pytest.param(name, n, marks=() if (name, n) in QUICK else pytest.mark.slow)
+    for name in SETTINGS
+    for n in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("name", "accumulate"), ALIKE)
+def test_two_processes_train_what_one_does(run, name, accumulate, tmp_path):
+    settings = SETTINGS[name]
     run = replace(changed(run, settings), batch_size=12, accumulate=accumulate, audit_every=5)
     alone = run_and_record(run, tmp_path / "alone", "x")
     together = run_and_record(run, tmp_path / "together", "x", processes=2)
