@@ -176,10 +176,11 @@ def main() -> None:
     start = time.perf_counter()
     dist = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "dist").resolve()
     shutil.rmtree(WORK, ignore_errors=True)
-    shutil.rmtree(dist, ignore_errors=True)
+    for earlier in [*dist.glob("ebc_lab-*.whl"), *dist.glob("ebc_lab-*.tar.gz")]:
+        earlier.unlink()
     WORK.mkdir(parents=True)
     run([sys.executable, "-m", "build", "--outdir", dist, ROOT], ROOT)
-    [wheel], [sdist] = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    [wheel], [sdist] = dist.glob("ebc_lab-*.whl"), dist.glob("ebc_lab-*.tar.gz")
     with ThreadPoolExecutor() as beside:
         method = beside.submit(method_alone, wheel)
         from_source(sdist, lab(wheel))

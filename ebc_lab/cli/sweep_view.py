@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from ebc_lab.config.overrides import spelled
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import NOTHING, fixed
+from ebc_lab.report.text.words import NOTHING, fixed, part
 
 from .options import console as made_console
 from .screen import plain_table
+
+ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes the values of a sweep
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def jobs(
     found = []
     for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
         directory = where.get(tuple(map(spelled, overrides)))
-        values = [shown(overrides[i].partition("=")[2]) for _, i in keys]
+        values = [shown(ESCAPED.sub(r"\1", overrides[i].partition("=")[2])) for _, i in keys]
         found.append(Job(number, values, run, directory, _result(directory)))
     return found
 
@@ -127,7 +130,7 @@ def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
     took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
     cells: list[RenderableType] = [str(job.number), *job.values, _number(result.get("val_loss"), 4)]
     if ebc:
-        c = "1" if job.never_clipped else _number(result.get("c_median"), 2)
+        c = "1" if job.never_clipped else part(result.get("c_median"))
         cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]
     return [*cells, took, _ended(job, best)]
 

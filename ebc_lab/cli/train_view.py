@@ -12,12 +12,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import fixed
+from ebc_lab.report.text.words import fixed, part
 
 from .ebm_view import EbmView, Growing, Row
 
@@ -62,7 +63,7 @@ class RunView:
             return
         columns = (
             TextColumn("step"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),  # where room is short the bar gives way
             BarColumn(bar_width=None),
             TextColumn("{task.description}", markup=False),
         )
@@ -79,14 +80,22 @@ class RunView:
             return
         self.shown_at = now
         self._read()
-        figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+        known = [f"{name} {value}" for name, value in self.figures.items()]
         if self.bar is not None:
             progress, task = self.bar
-            said = ", ".join(filter(None, [figures, *self._pace(step, now)[1:]]))
+            said = self._fitting([*known, *self._pace(step, now)[1:]])
             progress.update(task, completed=step, description=said, refresh=True)
             return
+        figures = ", ".join(known)
         pace = ", ".join([f"step {step}/{self.run.steps}", *self._pace(step, now)])
         self.console.print(Text(f"{pace}: {figures}" if figures else pace), soft_wrap=True)
+
+    def _fitting(self, known: list[str]) -> str:
+        """As many of these, from the first on, as have room beside the step and a bar of one character."""
+        room = self.console.width - len(f"step {self.run.steps}/{self.run.steps} ━ ")
+        while known and len(", ".join(known)) > room:
+            known = known[:-1]
+        return ", ".join(known)
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""
@@ -96,7 +105,7 @@ class RunView:
         for row in self.evals.rows():
             self.figures["val"] = fixed(row["val_loss"], 3)
         if rows and self.run.stabilizer.name == "ebc":
-            self.figures["c"] = fixed(median(row["c"] for row in rows), 2)
+            self.figures["c"] = part(median(row["c"] for row in rows))
             self.figures |= _audited(rows)
 
     def _pace(self, step: int, now: float) -> list[str]:
@@ -127,7 +136,8 @@ def closing_lines(
     """
     known = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known.items() if loss is not None)
-    ended = f"{result['outcome']} after {result['steps']} steps; {losses or result.get('cause')}; {directory}"
+    steps = "1 step" if result["steps"] == 1 else f"{result['steps']} steps"
+    ended = f"{result['outcome']} after {steps}; {losses or result.get('cause')}; {directory}"
     yield f"trained before: {ended}" if earlier else ended
     if run.stabilizer.name == "ebc" and result.get("clip_rate") is not None:
         yield _budget_in_words(run, result)
@@ -147,7 +157,7 @@ def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
     if not result["clip_rate"]:
         return f"c = 1 throughout: the budget never limited an update{_unlimited(target, result)}."
     share = f"{result['clip_rate']:.0%}" if result["clip_rate"] >= 0.005 else "less than 1%"
-    c = f"c: median {result['c_median']:.2f}, {share} of the steps clipped"
+    c = f"c: median {part(result['c_median'])}, {share} of the steps clipped"
     if result["kl_within_30pct"] is None:
         return f"{c}; none of them was audited (audit_every={run.audit_every})."
     ratio = f"median {result['kl_ratio_median']:.2f} of the target (target_kl={target:g})"

@@ -24,7 +24,7 @@ from .flat import Copy
 from .given import checks
 from .given.bases import Optimizers, as_list, state_keeper
 from .given.forwards import Capture, Forward
-from .parallel.shards import local, unwrapped
+from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
 
@@ -76,6 +76,16 @@ class Attached:
         drop: tuple[str, ...] | None = None,
         **options: Any,
     ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(model).__name__} is no torch.nn.Module: attach(model, optimizer, …).")
+        beside = {"forward", "compiled"} & set(options)
+        if beside:
+            raise TypeError(
+                f"`attach` takes no {' and no '.join(sorted(beside))}, since it calls the model as training "
+                "does: use EllipsotopeClip for that."
+            )
+        if isinstance(drop, str):
+            raise TypeError(f"drop is a tuple of names: drop=({drop!r},).")
         self.optimizers = as_list(optimizers)
         if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
             raise ValueError("EBC is on this optimizer already: detach() that first.")
@@ -92,6 +102,7 @@ class Attached:
         except Exception:
             self.capture.remove()
             raise
+        self.clip.watches_given = options.get("fresh_logits") is not False
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -235,8 +246,15 @@ class Attached:
                 return self.clip.open_step(inputs, kept)
 
     def _version(self) -> int:
-        """A number that changes when the weights do, as SAM moves them between a forward and its step."""
-        return hash(tuple((p._version, local(p).data_ptr()) for p in self.clip.weights))
+        """A number that changes when the weights do, as SAM moves them between a forward and its step.
+
+        All of the model's: an optimizer that is not attached may have moved others. Under FSDP those that are
+        limited, since the model has other parameters during a forward than after it.
+        """
+        own = self.clip.weights
+        watched = own if any(map(shared_out, own)) else self.clip.model.parameters()
+        tracked = (p for p in watched if not p.is_inference())
+        return hash(tuple((p._version, local(p).data_ptr()) for p in tracked))
 
     def _measures(self) -> bool:
         """Whether there is anything to measure at some step."""
@@ -254,8 +272,8 @@ class Attached:
         )
 
     def _nothing_to_do(self) -> bool:
-        """Whether no weight would move: without gradients, or where a checkpoint library makes the optimizer's
-        state with zeros."""
+        """Whether no weight would move: without gradients, or where a checkpoint library makes an optimizer's
+        state from zeros."""
         gradients = [local(p.grad) for p in self.clip.weights if p.grad is not None]
         if not gradients:
             return True

@@ -293,7 +293,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         if budget == "fisher" or calibrating or judging:
             self._predict(stats, proposal, judging)
 
-        if budget == "tracked":
+        if budget in MEASURED and self._blind(proposal.batch):
+            c = self.trial.clone()
+        elif budget == "tracked":
             c = self._tracked_c(stats, proposal)
         elif budget == "shadow" and self._measures_kl(proposal.t):
             c = self._measured_c(stats, proposal)
@@ -451,6 +453,12 @@ class EllipsotopeClip(StabilizedOptimizer):
         stats.innovation = _tensor(where(unknown, math.nan, prior.innovation(seen[-1])))
         after = Track(kept, where(unknown, math.nan, after.variance))
         return after, where(found.skipped, math.nan, found.c)
+
+    def _blind(self, batch: Batch | None) -> bool:
+        """Whether no token of the probe rows counts, as in an empty batch: then the last c is taken again."""
+        if batch is None or self.deferred or not self.workers.alone:
+            return False
+        return int(batch.probe.count()) == 0
 
     def _probe_tokens(self, batch: Batch) -> Number:
         """How many choose c, on all processes, 1 at least."""

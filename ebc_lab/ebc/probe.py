@@ -23,6 +23,7 @@ from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
 from .step import StepInputs
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+RATES = ("dropout", "attention_dropout", "dropout_p", "drop_prob")  # of modules that call it as a function
 
 
 class Prober(nn.Module):
@@ -46,10 +47,7 @@ class Prober(nn.Module):
         # in a tuple, so that torch does not see a second owner of the weights
         self._called = (model if compiled is None else compiled,)
         self.call = forward or _call
-        if fresh_logits is None:
-            kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-            fresh_logits = any(isinstance(m, kinds) and getattr(m, "p", 1) > 0 for m in model.modules())
-        self.fresh_logits = fresh_logits
+        self.fresh_logits = any(map(_draws, model.modules())) if fresh_logits is None else fresh_logits
         self.seconds = 0.0
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision = False  # whether the forward itself computes so, without autocast
@@ -206,14 +204,14 @@ class Batch:
         checks.same_shape(rows.z, z)
         return z
 
-    def check_given(self) -> Tensor | None:
-        """How far z(W) as given lies from what the model says on the probe rows now, nats per token, 0-dim.
+    def check_given(self, rows: Rows) -> Tensor | None:
+        """How far z(W) as given lies from what the model says on `rows` now, nats per token, 0-dim.
 
         None where z(W) was not given.
         """
         if not self.reused:
             return None
-        return mean_kl(self.probe.z, self.moved(self.probe), self.probe.mask)
+        return mean_kl(rows.z, self.moved(rows), rows.mask)
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The probe rows' logits at other weights (`model.<name>`), in their precision, outside autocast.
@@ -232,6 +230,16 @@ class Batch:
         wide = z if z.dtype == torch.float64 else z.float()
         losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none")
         return token_mean(losses.view(targets.shape), self.probe.mask)
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a module's output differs in training: batch-norm, or dropout, that of recurrent layers and of
+    attention too, which have no module for it."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES
+    rates = [getattr(module, name, 0) for name in names]
+    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def _low_precision(like: Tensor, device: str) -> torch.dtype | None:

@@ -11,6 +11,7 @@ steps follow the rules of docs/method.md, the same for every stabilizer.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .given import checks
 from .options import CURVE_SCALES
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
-from .probe import Batch, Prober
+from .probe import Batch, Prober, Rows
 from .proposal import Opened, Proposal, StateCopy
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
@@ -71,6 +72,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     capturable = True  # whether the step can do without reading values on the host, see `kind`
     takes_arithmetic = True  # whether all that it computes goes through `arithmetic`
     takes_shards = True  # whether it can limit weights of which each process has a part
+    watches_given = False  # whether audits look at the logits given, not only the first step
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         arithmetic: Arithmetic | None = None,
         process_group: Group = "auto",
     ):
-        _check_counts(probe_sequences, curve_every)
+        _check_counts(probe_sequences=probe_sequences, audit_every=audit_every, curve_every=curve_every)
         self.bases = given_bases.as_list(optimizers)
         self._check_bases()
         if arithmetic is not None:
@@ -503,7 +505,10 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if not audit and not curve:
             return False, False
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
-        short = checks.rows_of(inputs.tokens, logits, inputs.mask) <= self.probe_sequences
+        k = self.probe_sequences
+        short = checks.rows_of(inputs.tokens, logits, inputs.mask) <= k
+        if inputs.mask is not None and not self.deferred:
+            short = short or not bool(inputs.mask[k:].any())
         if not self.workers.alone:
             short = bool(self.workers.any(self._flags[short]))
         if short:
@@ -520,16 +525,29 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         if not self._given_checked and not self.deferred:
             self._check_given(batch)
             self._given_checked = True
+        if self.watches_given and batch.held is not None and not self.workers.sharded:
+            self._watch_given(batch, batch.held)
         return batch
 
     def _check_given(self, batch: Batch) -> None:
         """At the first batch: raises ValueError where the logits given are not the batch's."""
-        kl = batch.check_given()
-        if kl is None:
+        kl = batch.check_given(batch.probe)
+        if kl is None and self.workers.alone:
             return
-        found = float(self.workers.mean(kl, batch.probe.count()))
+        # a process that was given none has no say, and takes part: the others wait for it
+        count = 0 if kl is None else batch.probe.count()
+        found = float(self.workers.mean(self._one if kl is None else kl, count))
         if found > max(10 * batch.floor, self._most_differing()):
             raise checks.differing(found)
+
+    def _watch_given(self, batch: Batch, held: Rows) -> None:
+        """At an audit: warns, once, where the logits given are not the model's own on its rows, since what is
+        too small to be seen at the first batch may grow in training."""
+        kl = batch.check_given(held)
+        if kl is None or not kl > max(10 * batch.floor, self._most_differing()):
+            return
+        self.watches_given = False
+        warnings.warn(f"{checks.differing(float(kl))}", checks.EBCWarning, stacklevel=2)
 
     def _most_differing(self) -> float:
         """How far given logits may lie from the model's own, nats per token."""
@@ -619,11 +637,13 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             stats.movement = torch.where(stats.skipped, torch.nan, stats.movement)
 
 
-def _check_counts(probe_sequences: int, curve_every: int) -> None:
-    if probe_sequences < 1:
-        raise ValueError(f"probe_sequences must be at least 1, not {probe_sequences}.")
-    if curve_every < 0:
-        raise ValueError(f"curve_every must be at least 0, not {curve_every}.")
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        least = 1 if name == "probe_sequences" else 0
+        if not isinstance(count, int):
+            raise TypeError(f"{name} must be a whole number, not {count!r}.")
+        if count < least:
+            raise ValueError(f"{name} must be at least {least}, not {count}.")
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:

@@ -270,7 +270,8 @@ def _median(values: np.ndarray) -> float | None:
 def _quantile(values: np.ndarray, share: float) -> float | None:
     import numpy as np
 
-    return float(np.quantile(values, share)) if len(values) else None
+    with np.errstate(invalid="ignore"):  # between infinities, in a run that diverged
+        return float(np.quantile(values, share)) if len(values) else None
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
@@ -279,4 +280,5 @@ def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
 
     if not len(values):
         return None
-    return [float(q) for q in np.quantile(values, np.linspace(0, 1, 41))]
+    with np.errstate(invalid="ignore"):
+        return [float(q) for q in np.quantile(values, np.linspace(0, 1, 41))]

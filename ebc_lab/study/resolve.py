@@ -113,11 +113,13 @@ def changes(config: Config, known: Mapping[str, Any]) -> list[tuple[str, Any, An
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted path, old, new) of every setting that differs."""
+    """(dotted path, old, new) of every setting that differs. One that an older version did not have is
+    None, or empty."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    return [] if old == new else [(path, old, new)]
+    unsaid: tuple[Any, ...] = (None, {})
+    return [] if old == new or (old in unsaid and new in unsaid) else [(path, old, new)]
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:

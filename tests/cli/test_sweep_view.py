@@ -104,6 +104,17 @@ def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
     assert sweep_view.jobs(combinations, keys, runs, tmp_path)[0].result == {}
 
 
+def test_values_are_shown_as_they_were_given_and_a_small_c_is_not_0(tmp_path):
+    combinations = [["scale=smoke", f"data.file=a\\ {name}\\:1"] for name in "bc"]
+    record(tmp_path / "0", combinations[0], RESULTS[0] | {"c_median": 0.0031})
+    runs = [compose(["scale=smoke"], study=False)] * 2
+    found = sweep_view.jobs(combinations, [("data.file", 1)], runs, tmp_path)
+    console = Console(file=io.StringIO(), width=120, highlight=False)
+    sweep_view.show(console, ["data.file"], found, tmp_path)
+    table = rows(console.file.getvalue())
+    assert table[1][:4] == ["0", "a b:1", "2.5000", "0.003"]
+
+
 def test_keys_that_end_alike_are_written_out():
     keys = ["model.name", "optimizer.name", "optimizer.lr"]
     assert [sweep_view._short(key, keys) for key in keys] == ["model.name", "optimizer.name", "lr"]

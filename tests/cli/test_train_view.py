@@ -92,6 +92,12 @@ def test_a_run_that_was_never_clipped_says_so_and_what_that_means(run, tmp_path,
     assert len(closing(plain, tmp_path / "plain", capsys)) == 1
 
 
+def test_a_narrow_terminal_shows_the_step_and_what_has_room(run, tmp_path):
+    lines = lines_of(run, tmp_path, terminal=True, width=60)
+    assert max(map(len, lines)) <= 60
+    assert re.fullmatch(r"step +120/120 ━+ loss \S+, val \S+, c 0\.\d+, KL/δ\* \S+", lines[-1])
+
+
 RESULT = {"outcome": "completed", "steps": 9, "val_loss": 2.5, "test_loss": None, "c_median": 1.0}
 
 
@@ -102,6 +108,7 @@ RESULT = {"outcome": "completed", "steps": 9, "val_loss": 2.5, "test_loss": None
             {"clip_rate": 0.001, "kl_within_30pct": None},
             "c: median 1.00, less than 1% of the steps clipped; none of them was audited (audit_every=10).",
         ),
+        ({"clip_rate": 1.0, "c_median": 0.00042, "kl_within_30pct": None}, "c: median 0.0004, 100% of"),
         ({"clip_rate": 0.0, "kl_median": None}, "c = 1 throughout: the budget never limited an update."),
         (
             {"clip_rate": 0.0, "kl_median": 0.02},
@@ -116,6 +123,7 @@ def test_a_closing_line_says_no_more_than_was_measured(run, tmp_path, result, wo
 
 
 def test_a_run_that_failed_says_its_cause_alone(run, tmp_path):
-    result = {"outcome": "oom", "cause": "MemoryError", "steps": 0}
-    lines = list(train_view.closing_lines(run, result, tmp_path, earlier=False))
-    assert lines == [f"oom after 0 steps; MemoryError; {tmp_path}"]
+    for steps, said in ((0, "0 steps"), (1, "1 step")):
+        result = {"outcome": "oom", "cause": "MemoryError", "steps": steps}
+        lines = list(train_view.closing_lines(run, result, tmp_path, earlier=False))
+        assert lines == [f"oom after {said}; MemoryError; {tmp_path}"]

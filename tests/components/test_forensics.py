@@ -308,13 +308,14 @@ def guarded(make_gpt, batches, backward, guard):
     return torch.stack([s.tightness for s in audited]), torch.stack([s.movement / s.radius for s in audited])
 
 
-def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward):
+@pytest.mark.parametrize("guard", [pytest.param("shrink", marks=pytest.mark.slow), "shrink_inflate"])
+def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward, guard):
     loose, overshoot = guarded(make_gpt, batches, backward, "none")
     assert overshoot.median() > 3
-    for guard in ("shrink", "shrink_inflate"):
-        tightness, overshoot = guarded(make_gpt, batches, backward, guard)
-        assert 0.5 < overshoot.median() < 1.5, guard  # on the radius: neither past it nor far inside it
-    assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
+    tightness, overshoot = guarded(make_gpt, batches, backward, guard)
+    assert 0.5 < overshoot.median() < 1.5  # on the radius: neither past it nor far inside it
+    if guard == "shrink_inflate":
+        assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
 
 
 def published(make_gpt, batches, backward, guard):
@@ -325,7 +326,7 @@ def published(make_gpt, batches, backward, guard):
     return [go(model, optimizer, batch, backward) for batch in batches(160)]
 
 
-@pytest.mark.parametrize("guard", ["shrink", "shrink_inflate"])
+@pytest.mark.parametrize("guard", ["shrink", pytest.param("shrink_inflate", marks=pytest.mark.slow)])
 def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
     """The published recipe: what moves freely is no reason to hold the rest back more and more."""
     steps = published(make_gpt, batches, backward, guard)

@@ -527,6 +527,22 @@ def test_a_bad_gradient_touches_nothing():
         assert not ebc.last.skipped
 
 
+@pytest.mark.parametrize("skipped", [False, True], ids=["each its own", "a scaler skips one"])
+def test_a_bad_gradient_does_not_outlive_zero_grad(skipped):
+    model = Net()
+    bases = muon(model)
+    ebc = attach(model, bases, **options())
+    for i, tokens in enumerate(data(3)):
+        loss_of(model(tokens), tokens).backward()
+        if i == 1:
+            model.blocks[0].weight.grad[0, 0] = math.inf
+        for optimizer in bases:
+            if not (skipped and i == 1 and optimizer is bases[0]):
+                optimizer.step()
+            optimizer.zero_grad()
+    assert not ebc.last.skipped
+
+
 class Broken(torch.optim.SGD):
     def step(self, closure=None):
         super().step()
@@ -540,6 +556,56 @@ def test_a_proposal_that_is_not_finite_is_undone():
     before = weights(model)
     with pytest.raises(NonFiniteUpdateError):
         loop(model, [optimizer], data(1))
+    assert identical(model.parameters(), before)
+
+
+def test_ctrl_c_while_it_measures_leaves_the_weights_where_they_were():
+    model = Net()
+    (optimizer,) = adam(model)
+    ebc = attach(model, optimizer, **options())
+    loop(model, [optimizer], data(2))
+    before = weights(model)
+    (tokens,) = data(1, start=5)
+    loss_of(model(tokens), tokens).backward()
+
+    def pressed(*given):
+        raise KeyboardInterrupt
+
+    handle = model.head.register_forward_hook(pressed)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+    assert identical(model.parameters(), before)
+    loop(model, [optimizer], data(1, start=6))
+    assert 0 < ebc.last.clip_coefficient <= 1
+
+
+def test_what_is_loaded_between_two_steps_stays():
+    model = Net()
+    bases = muon(model)
+    attach(model, bases, **options())
+    loop(model, bases, data(2))
+    saved = copy.deepcopy((model.state_dict(), [base.state_dict() for base in bases]))
+    (tokens,) = data(1, start=5)
+    loss_of(model(tokens), tokens).backward()
+    bases[0].step()  # the other one has not stepped yet
+    model.load_state_dict(saved[0])
+    for base, state in zip(bases, saved[1], strict=True):
+        base.load_state_dict(state)
+    model(tokens)
+    assert identical(model.parameters(), saved[0].values())
+
+
+def test_momentum_moves_nothing_without_a_forward():
+    model = Net()
+    (optimizer,) = adam(model)
+    attach(model, optimizer, **options())
+    loop(model, [optimizer], data(1))
+    before = weights(model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    with pytest.raises(ValueError, match="was not called in training since its last step"):
+        optimizer.step()
     assert identical(model.parameters(), before)
 
 

@@ -195,3 +195,120 @@ def test_accumulation_is_no_contrast_where_the_logits_are_made_of_the_output():
         for tokens in batches(2):
             loss_of(model(tokens), tokens).backward()
         optimizer.step()
+
+
+def test_dropout_without_a_module_of_its_own():
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "embedding": nn.Embedding(11, 16),
+            "cell": nn.LSTM(16, 16, 2, batch_first=True, dropout=0.3),
+            "head": nn.Linear(16, 11),
+        }
+    )
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, tokens):
+            return model["head"](model["cell"](model["embedding"](tokens))[0])
+
+    net = Recurrent()
+    optimizer = torch.optim.Adam(net.parameters(), lr=LR)
+    ebc = attach(net, optimizer, target_kl=1e-3, probe_sequences=12, audit_every=10)
+    lowest = 1.0
+    for seed in range(21):
+        tokens = integers(24, 12, seed=seed)
+        loss_of(net(tokens), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        lowest = min(lowest, float(ebc.last.clip_coefficient))
+    assert lowest > 1e-3  # dropout's noise, taken for movement, made it fall below 1e-6
+    assert 0.5 < ebc.last.applied_kl / ebc.last.target_kl < 2
+
+
+def test_rows_that_depend_on_other_rows_are_told_at_an_audit():
+    class TimeFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(11, 16)
+            self.cell = nn.RNN(16, 16)
+            self.head = nn.Linear(16, 11)
+
+        def forward(self, tokens):
+            return self.head(self.cell(self.embedding(tokens))[0])
+
+    torch.manual_seed(0)
+    model = TimeFirst()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    attach(model, optimizer, target_kl=0.005, probe_sequences=8, audit_every=5)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        for seed in range(16):
+            tokens = integers(12, 24, seed=seed)
+            loss_of(model(tokens), tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert sum("a row's logits depend on other rows" in str(t.message) for t in told) == 1
+
+
+@pytest.mark.parametrize("budget", ["shadow", "tracked"])
+def test_a_batch_whose_probe_rows_are_padding_takes_the_last_c(budget):
+    class Padded(Tokenwise):
+        def forward(self, tokens, attention_mask=None):
+            return super().forward(tokens)
+
+    model = Padded()
+    optimizer = torch.optim.SGD(model.parameters(), lr=20.0)
+    ebc = attach(model, optimizer, target_kl=1e-4, probe_sequences=12, audit_every=6, budget=budget)
+    seen = []
+    for seed in range(7):
+        tokens = integers(24, 12, seed=seed)
+        mask = torch.ones_like(tokens)
+        if seed in (3, 4):
+            mask[:12] = 0
+        if seed == 6:
+            mask[12:] = 0
+        loss_of(model(tokens, attention_mask=mask), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert not ebc.last.skipped
+        seen.append(float(ebc.last.clip_coefficient))
+    assert 0 < seen[2] < 1
+    assert seen[3] == seen[4] == seen[2]
+    assert seen[5] > seen[2] / 10
+    assert ebc.last.applied_kl is None  # none of an audit's rows has a token that counts
+
+
+def test_weights_that_another_optimizer_moves_do_not_count():
+    def last(other_lr):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(11, 16), nn.Linear(16, 11))
+        optimizer = torch.optim.Adam(model[1].parameters(), lr=LR)
+        other = torch.optim.SGD(model[0].parameters(), lr=other_lr)
+        ebc = attach(model, optimizer, target_kl=0.005, probe_sequences=12)
+        tokens = integers(24, 12)
+        loss_of(model(tokens), tokens).backward()
+        other.step()
+        optimizer.step()
+        return float(ebc.last.clip_coefficient)
+
+    assert last(20.0) > 0.5 * last(0.0)
+
+
+def test_what_attach_does_not_take_is_refused():
+    model = Tokenwise()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    for error, wrong in (
+        (r"no forward, since", {"forward": lambda model, batch: model(batch)}),
+        (r"drop=\('labels',\)", {"drop": "labels"}),
+        (r"probe_sequences must be a whole number, not 2.5", {"probe_sequences": 2.5}),
+    ):
+        with pytest.raises(TypeError, match=error):
+            attach(model, optimizer, target_kl=0.005, **wrong)
+    with pytest.raises(ValueError, match="audit_every must be at least 0, not -1"):
+        attach(model, optimizer, target_kl=0.005, audit_every=-1)
+    with pytest.raises(TypeError, match=r"generator is no torch.nn.Module"):
+        attach(model.parameters(), optimizer, target_kl=0.005)

@@ -242,3 +242,16 @@ def test_proposals_of_changing_size_stay_within_the_budget_where_codes_flip():
     within = [sum(abs(ratio - 1) < 0.3 for ratio in ratios) for ratios in (square, auto)]
     assert within[0] < len(square) / 2
     assert within[1] > 0.8 * len(auto)
+
+
+def test_a_batch_too_short_for_an_audit_observes_nothing():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(11, 8), torch.nn.Linear(8, 11))
+    optimizer = clip(model, audit_every=2)
+    for rows in (6, 6, 2):
+        tokens = torch.randint(0, 11, (rows, 16))
+        logits = model(tokens)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+        stats = optimizer.step(tokens, logits)
+    assert stats.applied_kl is None
+    assert optimizer.exponent.seen.isfinite().sum() == 1

@@ -88,3 +88,25 @@ def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, t
         losses[layout] = [p.detach().clone() for p in model.parameters()]
     for other in ("flat", "flat, then moved"):
         assert all(torch.equal(a, b) for a, b in zip(losses["scattered"], losses[other], strict=True))
+
+
+class Rebinding(torch.optim.SGD):
+    """Gives its weights other memory, as some do."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data - self.param_groups[0]["lr"] * p.grad
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_an_optimizer_may_give_its_weights_other_memory(make_gpt, batches, train, flat):
+    found = []
+    for kind in (torch.optim.SGD, Rebinding):
+        model = make_gpt()
+        if flat:
+            lay_flat(model.parameters())
+        clip = EllipsotopeClip(model, kind(model.parameters(), lr=5.0), target_kl=0.002)
+        train(model, clip, batches(4))
+        found.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(*found)

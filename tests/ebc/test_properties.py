@@ -206,8 +206,16 @@ def flat(state):
     return [x for part in state for x in flat(part)] if isinstance(state, list | tuple) else [state]
 
 
-@pytest.mark.parametrize("audit_every", [0, 3])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def audited():
+    """Every optimizer with and without audits; every other row is left to make test-slow."""
+    return [
+        pytest.param(name, every, marks=[pytest.mark.slow] if (i + bool(every)) % 2 else [])
+        for i, name in enumerate(OPTIMIZERS)
+        for every in (0, 3)
+    ]
+
+
+@pytest.mark.parametrize(("name", "audit_every"), audited())
 def test_without_a_budget_every_base_is_itself_bit_for_bit(name, audit_every):
     config = OptimizerConfig(
         name, lr=0.01, weight_decay=0.0 if name == "sgd" else 0.1, **CONFIGS.get(name, {})

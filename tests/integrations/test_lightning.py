@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from importlib import import_module
+from unittest import mock
 
 import lightning.pytorch as pl
 import pytest
@@ -214,9 +216,10 @@ def test_mixed_precision_is_measured_in_the_precision_of_training(tmp_path):
 
 @pytest.fixture
 def as_before():
-    """Lightning leaves a process group and another number of threads behind."""
+    """Lightning leaves a process group, its address in the environment and other threads behind."""
     threads = torch.get_num_threads()
-    yield
+    with mock.patch.dict(os.environ):
+        yield
     torch.set_num_threads(threads)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

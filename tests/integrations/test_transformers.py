@@ -71,7 +71,7 @@ class AttachedByHand(Trainer):
 ACCUMULATED = {"gradient_accumulation_steps": 2, "max_grad_norm": 0.05, "gradient_checkpointing": True}
 
 
-@pytest.mark.parametrize("arguments", [{}, ACCUMULATED])
+@pytest.mark.parametrize("arguments", [pytest.param({}, marks=pytest.mark.slow), ACCUMULATED])
 def test_it_trains_as_an_optimizer_with_ebc_attached_does(tmp_path, arguments):
     ebc = EBC(**OPTIONS)
     trainer = make_trainer(tmp_path, ebc, **arguments)

@@ -179,6 +179,12 @@ def test_the_norms_quantiles_and_the_promised_decrease():
     assert summarise(rows(grad_norm=np.arange(40)))["grad_clip_rate"] is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_is_summarised_without_warnings():
+    found = summarise(rows(grad_norm=np.where(np.arange(40) > 20, np.inf, 1.0)))
+    assert found["grad_norm_quantiles"][0] == 1
+
+
 def test_recovery_counts_the_steps_until_the_loss_is_back():
     losses = np.full(100, 2.0)
     losses[30:50] = np.resize([1.9, 2.1], 20)

@@ -205,6 +205,7 @@ def test_kill_9_of_the_driver_then_the_same_command_finishes_the_study(finished,
         assert without_timing(tmp_path / "killed" / table) == without_timing(outcome.study.root / table)
 
 
+@pytest.mark.slow  # with runs that need no torch: launch/test_pool.py
 def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tiny, tmp_path):
     _, outcome, _ = finished
     state = Path(os.environ["XDG_STATE_HOME"]) / "ebc-lab" / "local"
@@ -223,6 +224,7 @@ def test_kill_9_of_a_worker_costs_the_run_a_retry_and_nothing_else(finished, tin
     assert without_timing(tmp_path / "orphan" / table) == without_timing(outcome.study.root / table)
 
 
+@pytest.mark.slow  # test_guards.py interrupts one too
 def test_an_interrupted_study_says_so_and_how_to_continue(tiny, tmp_path):
     more = (SHORT, "launcher.slots=1", "calibrate.steps=4000")
     command = study_command(tiny, tmp_path, "stopped", *more)

@@ -7,15 +7,17 @@ import pytest
 from ebc_lab.bench import speeds
 from ebc_lab.bench.speeds import Choice
 from ebc_lab.config import machine as machine_module
+from ebc_lab.config.choices import OWN
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import identity
-from ebc_lab.config.schema import Config
+from ebc_lab.config.identity import OWN_SETTINGS, identity
+from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.forecast import planned
+from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.launch.pool import slots
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
@@ -74,6 +76,19 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
     assert identity(from_dict(Config, again.study.header()["config"])) == named
     assert {p: p.read_bytes() for p in outcome.study.root.rglob("*") if p.is_file()} == before
     assert planned(config)["stages"]["lr_sweep"]["expected"]["done"] > 0
+
+
+def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
+    asked = to_dict(config)
+    older = {k: v for k, v in asked.items() if k not in NOT_THE_STUDY}
+    for group in OWN:
+        older[group] = {k: v for k, v in older[group].items() if k not in OWN_SETTINGS}
+    del older["train_tokens"]
+    now = {k: v for k, v in asked.items() if k not in NOT_THE_STUDY}
+    assert resolve.differences(older, now) == []
+    assert not study_command(older).unsaid
+    now["optimizer"] = {**now["optimizer"], "arguments": {"x": 1}}
+    assert resolve.differences(older, now) == [("optimizer.arguments", None, {"x": 1})]
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ class Run:
             self.swap_parameters(before)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if case.scaler else None
         self.told: dict[str, list[Any]] = {"c": [], "kl": [], "trial_kl": [], "tokens": [], "measured": []}
-        self.told |= {"norm": [], "skipped": [], "all_reduces": []}
+        self.told |= {"norm": [], "skipped": [], "all_reduces": [], "forwards": []}
 
     def wrap(self) -> None:
         self.called: nn.Module = self.model
@@ -288,8 +288,13 @@ class Run:
         for step in steps:
             if step == self.case.evaluate_at:
                 self.evaluate()
-            with mock.patch.object(workers.dist, "all_reduce", wraps=dist.all_reduce) as reduced:
+            forward = self.prober.as_trained
+            with (
+                mock.patch.object(workers.dist, "all_reduce", wraps=dist.all_reduce) as reduced,
+                mock.patch.object(self.prober, "as_trained", wraps=forward) as measured,
+            ):
                 self.step(step)
+            self.told["forwards"].append(measured.call_count)
             self.record(reduced.call_count)
         return self
 
@@ -316,6 +321,10 @@ class Run:
         self.told["tokens"].append(stats.audit_tokens)
         self.told["measured"].append(stats.measurements)
         self.told["all_reduces"].append(all_reduces)
+
+    @property
+    def prober(self) -> probe.Prober:
+        return (self.ebc.clip if self.attached else self.ebc).prober
 
     def weights(self) -> list[Tensor]:
         whole = [getattr(p, "full_tensor", lambda p=p: p)() for p in self.model.parameters()]

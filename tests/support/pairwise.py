@@ -32,14 +32,26 @@ def pairs(chosen):
     return itertools.combinations(sorted(chosen.items(), key=lambda spot: spot[0]), 2)
 
 
-def contract(names, *columns, rare=()):
+def each_once(*columns):
+    """The fewest rows that hold each value of each column."""
+    longest = max(map(len, columns))
+    return [tuple(list(column)[i % len(column)] for column in columns) for i in range(longest)]
+
+
+def contract(names, *columns, rare=(), pairs=True):
     """Parametrises a test with the full product, of which all but a pairwise table is marked slow.
 
-    Each of the `rare` values of the first column stands in one quick row, and not beside every other value.
+    Each of the `rare` values of the first column stands in one quick row, and not beside every other value;
+    without `pairs`, so does every value.
     """
     usual, *others = columns
-    quick = set(pairwise([value for value in usual if value not in rare], *others))
-    quick |= {(value, *(list(column)[i % len(column)] for column in others)) for i, value in enumerate(rare)}
+    if pairs:
+        quick = set(pairwise([value for value in usual if value not in rare], *others))
+        quick |= {
+            (value, *(list(column)[i % len(column)] for column in others)) for i, value in enumerate(rare)
+        }
+    else:
+        quick = set(each_once(*columns))
     rows = [
         pytest.param(*row, marks=() if row in quick else pytest.mark.slow)
         for row in itertools.product(*columns)

@@ -183,6 +183,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow  # test_low_bit.py kills a run too
 def test_kill_9_in_mid_run_changes_no_byte(busy, tmp_path):
     whole = run_and_record(busy, tmp_path / "whole", "x")
     killed = made(tmp_path / "killed")

@@ -54,6 +54,7 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.slow  # test_low_bit.py kills a run too
 def test_kill_9_in_mid_run_changes_no_bit_of_the_weights(run, tmp_path):
     run = changed(run, LAGGED)
     whole = run_and_record(run, tmp_path / "whole", "x")

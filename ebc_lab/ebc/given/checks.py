@@ -22,9 +22,10 @@ def logits_in(output: Any) -> Tensor:
     logits = output["logits"] if isinstance(output, dict) and "logits" in output else output
     logits = getattr(logits, "logits", logits)
     if not isinstance(logits, Tensor):
+        where = "output[0]" if isinstance(output, tuple | list) else "…"
         raise TypeError(
-            f"no logits in a {type(output).__name__}: say where they are, as logits_of=lambda output: … to "
-            "`attach`, or as forward=lambda model, batch: … to an optimizer."
+            f"no logits in a {type(output).__name__}: say where they are, as logits_of=lambda output: "
+            f"{where} to `attach`, or as forward=lambda model, batch: … to an optimizer."
         )
     if logits.ndim < 2:
         raise ValueError(
@@ -100,6 +101,7 @@ def differing(kl: float) -> ValueError:
     """The error for logits that are not what the model says on the batch."""
     return ValueError(
         f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
-        "they are another batch's, or the training forward draws random numbers outside of Dropout modules "
+        "they are another batch's, weights, logits or batch were changed since, a row's logits depend on "
+        "other rows, or the training forward draws random numbers outside of Dropout modules "
         "(then pass fresh_logits=True)."
     )

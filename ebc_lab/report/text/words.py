@@ -150,6 +150,11 @@ def fixed(x: float | None, digits: int = 4) -> str:
     return NOTHING if x is None or not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−")
 
 
+def part(x: float | None) -> str:
+    """A part of a whole, as c is: two decimals, or one digit where they would be 0."""
+    return f"{x:.1g}" if x is not None and 0 < x < 0.005 else fixed(x, 2)
+
+
 def signed(x: float | None, digits: int = 4) -> str:
     return NOTHING if x is None or not math.isfinite(x) else f"{x:+.{digits}f}".replace("-", "−")
 

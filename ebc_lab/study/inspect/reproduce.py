@@ -48,8 +48,8 @@ def study_command(requested: Mapping[str, Any]) -> StudyCommand:
     base = _defaults(tuple(chosen), study=True)
     name = "study.name"
     both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
-    # an empty mapping is not said where its entries are
-    filled = {k for k in base if k not in asked and any(entry.startswith(f"{k}.") for entry in asked)}
+    # an empty mapping is not said where its entries are, nor by a version that did not have it
+    filled = {k for k, value in base.items() if value == {} and k not in asked}
     entries = {k for k in asked if in_mapping(k) and not k.startswith("ablation.arms.")}
     differing = {k for k, (old, new) in both.items() if old != new} | (entries - base.keys())
     changed = [(k, *both[k]) for k in both if k in differing - filled]

@@ -45,13 +45,14 @@ OWN = {  # parts by a target of their own
     "optimizer": "torch.optim:NAdam",
     "stabilizer": "ebc_lab.components.stabilizers.rivals:RMSClip",
 }
-every = contract(
+TABLE = (
     ("optimizer", "stabilizer", "projection"),
     [*OPTIMIZERS, CUSTOM],
     [*STABILIZERS, CUSTOM],
-    PROJECTIONS,
-    rare=("galore", "adam8bit", "adam4bit"),  # other libraries'
+    list(PROJECTIONS),
 )
+every_pair = contract(*TABLE, rare=("galore", "adam8bit", "adam4bit"))  # other libraries'
+every = contract(*TABLE, pairs=False)
 
 
 def run_of(optimizer, stabilizer, projection, **changes):
@@ -103,7 +104,7 @@ def saved(stabilizer):
     return torch.load(buffer, weights_only=True)
 
 
-@every
+@every_pair
 def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, stabilizer, projection):
     run = run_of(optimizer, stabilizer, projection)
     model, wrapped = prepare(run)

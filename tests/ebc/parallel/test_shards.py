@@ -37,6 +37,15 @@ def test_fsdp_takes_the_bits_of_ddp(told: Told, name: str, like: str) -> None:
     same_bits(told, name, like)
 
 
+def test_a_step_under_fsdp_measures_as_often(told: Told) -> None:
+    """Audits aside: only DDP looks there at the logits given."""
+    forwards = []
+    for name in ("fsdp", "ddp"):
+        steps = zip(told[0][name]["forwards"], told[0][name]["kl"], strict=True)
+        forwards.append([count for count, audited in steps if audited is None])
+    assert forwards[0] == forwards[1]
+
+
 SAME_SLOWLY = (
     "accumulated",
     "two",

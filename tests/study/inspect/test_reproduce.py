@@ -18,13 +18,15 @@ def requested(overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["scale=laptop"],
-        ["scale=smoke", "study.name=other", "seeds=[3,4]"],
+        pytest.param(["scale=laptop"], marks=pytest.mark.slow),
+        pytest.param(["scale=smoke", "study.name=other", "seeds=[3,4]"], marks=pytest.mark.slow),
         ["scale=smoke", "study=published", "calibrate.multiples=[0.5,1]"],
         ["scale=smoke", "study=controls", "ablation.steps=40", "model.blocks=1"],
         ["scale=paper", "optimizer=adam", "data=path", 'data.file="/a folder/it\'s, here & there.txt"'],
         ["scale=smoke", "study=stabilizers", "lr_sweep.grids.adam=[1e-3,0.25]"],
-        ["scale=laptop", "study=determinism", "circumstances.parts=[1,2]"],
+        pytest.param(
+            ["scale=laptop", "study=determinism", "circumstances.parts=[1,2]"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_command_of_a_study_asks_for_exactly_its_settings(overrides):

@@ -142,6 +142,7 @@ def test_memory_that_lacked_only_because_of_others_is_no_result(packed, tmp_path
         same_as_alone(packed, specs, tmp_path)
 
 
+@pytest.mark.slow  # test_guards.py interrupts workers, and each kind of run resumes in tests/training
 def test_a_stopped_worker_leaves_a_checkpoint_of_every_run_which_continues_to_the_same_bits(
     packed, tmp_path, monkeypatch
 ):

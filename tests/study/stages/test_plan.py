@@ -13,8 +13,7 @@ from ebc_lab.study.stages.runs import distinct
 EVERY = ["smoke", "laptop", "paper"]
 
 
-@pytest.mark.parametrize("steps", [300, 700])
-@pytest.mark.parametrize("scale", EVERY)
+@pytest.mark.parametrize(("scale", "steps"), [("smoke", 300), ("laptop", 700), ("paper", 300)])
 def test_the_runs_that_tune_are_as_long_as_the_finals(scale, steps):
     config = config_of(f"finals.steps={steps}", scale=scale)
     assert config.lr_sweep.long_steps == config.calibrate.steps == config.lr_scale.steps == steps
