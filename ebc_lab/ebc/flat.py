@@ -120,6 +120,10 @@ class Copy:
         pairs = zip(self.segments, self.parts, strict=True)
         return all(torch.equal(s.tensor, part) for s, part in pairs)
 
+    def restore(self) -> None:
+        """Set the weights to what was stored."""
+        torch._foreach_copy_([s.tensor for s in self.segments], self.parts)
+
     def bring_home(self, weights: Sequence[Tensor]) -> None:
         """Put weights that an optimizer has moved to other memory back to where they were, as they are."""
         for p, own in zip(weights, self.own, strict=True):

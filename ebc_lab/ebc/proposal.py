@@ -141,4 +141,4 @@ class Proposal:
 
     def restore(self) -> None:
         """Put the weights back at W."""
-        torch._foreach_copy_(self.layout.parts, self.before.parts)
+        self.before.restore()

@@ -375,13 +375,17 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         shows in the StepStats alone, and the weights are as if it had been noticed.
         """
         opened = self.open_step(inputs)
-        if not opened.void:
-            for base in self.bases:
+        try:
+            for base in () if opened.void else self.bases:
                 if self.deferred:
                     base.found_inf = opened.stats.bad_gradient.float()  # type: ignore[attr-defined]
                 base.step()
                 if self.deferred:
                     base.found_inf = None  # type: ignore[attr-defined]
+        except BaseException:
+            if opened.kept is not None:
+                opened.kept.restore()
+            raise
         return self.close_step(opened)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ class WandB:
                 self.runs[run.run_id] = self._begun(run, self.mode)
             if self.runs[run.run_id].offline and not self.noted:
                 self.noted = True
-                files = self.place.folder / "wandb" / "offline-run-*"
+                files = f"{shlex.quote(str(self.place.folder / 'wandb'))}/offline-run-*"
                 self.place.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
         return self.runs[run.run_id]
 

@@ -237,6 +237,20 @@ def test_an_error_in_a_measurement_leaves_the_weights_where_they_were():
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
 
 
+def test_an_optimizer_that_fails_half_way_leaves_the_weights_where_they_were():
+    class Failing(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step()
+            raise KeyboardInterrupt
+
+    model = Tokenwise()
+    optimizer = wrap(model, Failing(model.parameters(), lr=1.0))
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        step(model, optimizer)
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
+
+
 def test_a_plain_stabilizer_follows_too():
     model = Tokenwise()
     base = torch.optim.SGD(model.embedding.parameters(), lr=LR)

@@ -212,13 +212,14 @@ def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_c
     result = (run / "result.json").read_bytes()
     (run / "result.json").unlink()
     (run / "steps.csv").write_text("".join(whole[:9]))
-    folder = study.root / "elsewhere"
+    folder = study.root / "some where"
     about = {"name": "wandb", "root": str(study.root), "folder": str(folder), "wait_s": 600.0}
     about["place"] = {"wandb_project": "mine", "wandb_mode": "offline"}
     for _ in range(2):  # the second time the run is over
         command = [sys.executable, "-m", "ebc_lab.study.trackers.process"]
         done = subprocess.run(command, input=json.dumps(about) + "\n", capture_output=True, text=True)
         assert (done.returncode, done.stdout.count("note: ")) == (0, 1), done.stderr
+        assert f"wandb sync '{folder}/wandb'/offline-run-*" in done.stdout
         (run / "steps.csv").write_text("".join(whole))
         (run / "result.json").write_bytes(result)
     first, second = recorded_by_wandb(folder, run.name)
