@@ -16,6 +16,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ NOT_FOR_TORCHRUN = (
     signal.SIGUSR2,
 )
 
+LAST_WORDS = 20_000  # bytes of what torchrun prints that are kept
 Kind = tuple[str, int]  # capability, and how many processes train a run together
 _idle: dict[Kind, list[_Process]] = {}  # without a run
 
@@ -115,6 +117,9 @@ def _ended(
 ) -> dict[str, Any]:
     """The result of a run, from what its process said last; without a word from it the run has failed, or,
     where several trained it, is lost: who killed one of them has not judged the run."""
+    if process.together and (end is None or end["end"] == FAILED):
+        with open(files.log, "a", encoding="utf-8") as log:
+            log.write(process.complaints())
     if end is None and process.together:
         raise DeviceFailed("a process of those that trained it was killed")
     if end is None or end["end"] == FAILED:
@@ -137,12 +142,16 @@ def _ended(
 
 
 class _Process:
-    """A process that trains runs, or torchrun above several, seen from here. What they print goes where this
-    process's errors go."""
+    """A process that trains runs, or torchrun above several, seen from here.
+
+    What it prints goes where this process's errors go. Torchrun's pages about ranks that have ended are kept
+    apart: they belong into the log of the run that failed.
+    """
 
     def __init__(self, kind: Kind):
         capability, processes = kind
         self.together = processes > 1
+        self.errors = tempfile.TemporaryFile() if self.together else None  # noqa: SIM115
         self.alive = True
         self.heard = b""
         launcher = (*LAUNCHER, f"--nproc-per-node={processes}") if self.together else ()
@@ -160,6 +169,7 @@ class _Process:
                 env={"OMP_WAIT_POLICY": "passive", **os.environ, **chosen},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=self.errors,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -183,6 +193,14 @@ class _Process:
         self.alive = bool(said)
         *lines, self.heard = (self.heard + said).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def complaints(self) -> str:
+        """What torchrun and its ranks have printed, the last of it."""
+        if self.errors is None:
+            return ""
+        length = self.errors.seek(0, os.SEEK_END)
+        self.errors.seek(max(0, length - LAST_WORDS))
+        return self.errors.read().decode(errors="replace")
 
     def serves_again(self, end: Mapping[str, Any]) -> bool:
         """Whether it can train another run after this end: one of several that has failed has left the others

@@ -145,8 +145,9 @@ def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_
         pytest.param("launcher", marks=pytest.mark.slow),
     ],
 )
-def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(run, victim, tmp_path):
-    run = plain(run)
+def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(run, victim, tmp_path, capfd):
+    # so long that it is not over before the others notice
+    run = replace(plain(run), steps=600 if victim == "launcher" else 150)
     run_and_record(run, tmp_path / "whole", "x", processes=2)
     started = launcher()
     ranks = processes_of(started.pid)
@@ -164,6 +165,9 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
         assert select.select([end], [], [], 30)[0], "it goes on without the others"
         os.close(end)
     assert not (tmp_path / "killed" / "result.json").exists()
+    log = tmp_path / "killed" / "log.txt"
+    assert victim == "launcher" or "Traceback" in log.read_text()  # what the others say of it
+    assert "Traceback" not in capfd.readouterr().err
     said: list[str] = []
     run_and_record(run, tmp_path / "killed", "x", processes=2, say=said.append)
     assert said == []
