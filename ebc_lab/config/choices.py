@@ -195,7 +195,10 @@ def with_sources(settings: Settings) -> Settings:
         parts["ablation"] = dataclasses.replace(settings.ablation, arms=arms)
         search = settings.controller_search
         candidates = {
+            # what is no settings is refused, in its words, by what checks the stage
             name: _with_sources(f"controller_search.candidates.{name}: ", own)
+            if isinstance(own, Mapping)
+            else own
             for name, own in search.candidates.items()
         }
         parts["controller_search"] = dataclasses.replace(search, candidates=candidates)
