@@ -89,8 +89,7 @@ class Attached:
         self.optimizers = as_list(optimizers)
         if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
             raise ValueError("EBC is on this optimizer already: detach() that first.")
-        keepers = [state_keeper(o) for o in self.optimizers]
-        self._keeper = keepers[0]
+        self._keeper, *_ = [state_keeper(o) for o in self.optimizers]
         called = unwrapped(model)
         inner = getattr(called, "_orig_mod", called)
         compiled = called if called is not inner else None
@@ -198,10 +197,10 @@ class Attached:
         if self._opened is None and not self._passing and self._measures():
             self.clip.meet()
             self._before = self.clip.keep()
-        rest = tuple(args[2:])
-        return (args[0], *((self._watching(closure),) if len(args) > 1 else ()), *rest), (
-            {**kwargs, "closure": self._watching(closure)} if "closure" in kwargs else kwargs
-        )
+        watched = self._watching(closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": watched}
+        return (args[0], watched, *args[2:]), kwargs
 
     def _watching(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, after whose first call the step begins: then the gradients are there."""

@@ -165,12 +165,9 @@ class Layout:
         self.parts = [s.tensor for s in self.segments]
         self.moving = [i for i, s in enumerate(self.segments) if s.members[0] in scaled]
 
-    def holds(self, weights: Sequence[Tensor] | None = None) -> bool:
-        """Whether the weights (or these in their place) are still there.
-
-        The segments keep that memory from being used again.
-        """
-        return [p.data_ptr() for p in weights or self.weights] == self.addresses
+    def holds(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these weights lie where those did; the segments keep that memory from being used again."""
+        return [p.data_ptr() for p in weights] == self.addresses
 
     @cached_property
     def kept(self) -> Copy:

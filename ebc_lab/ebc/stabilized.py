@@ -463,8 +463,9 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         return stats
 
     def _laid_out(self) -> Layout:
-        if self._layout is None or not self._layout.holds(self._parts() if self.workers.sharded else None):
-            self._layout = Layout(self._parts(), set(self.scaled), written=self.workers.sharded)
+        parts = self._parts()
+        if self._layout is None or not self._layout.holds(parts):
+            self._layout = Layout(parts, set(self.scaled), written=self.workers.sharded)
         return self._layout
 
     def _proposed(self, opened: Opened) -> Proposal:
@@ -480,9 +481,16 @@ class StabilizedOptimizer(torch.optim.Optimizer):
             failed = self.workers.any(failed)
         stats.failed = failed
         sound = ~(stats.bad_gradient | failed) if self.deferred else self._flags[True]
-        copies = opened.copies
-        found = (opened.t, opened.batch, layout, opened.kept, copies, sound, self.arithmetic, self.workers)
-        proposal = Proposal(*found)
+        proposal = Proposal(
+            opened.t,
+            opened.batch,
+            layout,
+            opened.kept,
+            opened.copies,
+            sound,
+            self.arithmetic,
+            self.workers,
+        )
         if not self.deferred and failed:
             if opened.kept is not None:
                 proposal.restore()

@@ -89,6 +89,15 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
 }
 
 
+def assert_refused(told: Told, name: str, named: str) -> None:
+    """Every rank refuses this case, in one sentence that has `named` in it."""
+    for rank in told:
+        said = rank["refused"][name]
+        assert said.startswith("ValueError: ")
+        assert named in said
+        assert said.count("\n") == 0
+
+
 def start(scenario: str, cases: dict[str, dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """The result of each rank, by case."""
     placed = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,6 +68,18 @@ training.advance(4)
 print("now", flush=True)
 sys.stdin.read()
 """
+
+
+def assert_over(folder):
+    """The process whose number is in `folder`/pid has ended, or does so in half a minute."""
+    try:
+        ended = os.pidfd_open(int((folder / "pid").read_text()))
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([ended], [], [], 30)[0], "it goes on without anyone to hear of it"
+    finally:
+        os.close(ended)
 
 
 def killed_in_mid_run(run, folder, script=TRAIN):

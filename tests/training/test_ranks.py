@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.called import called
-from support.runs import ebc, killed_in_mid_run, plain
+from support.runs import assert_over, ebc, killed_in_mid_run, plain
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
@@ -184,14 +184,7 @@ def environment(pid: int) -> dict[str, str]:
 def test_they_die_with_the_process_that_started_them(run, tmp_path):
     run = replace(plain(run), steps=300)
     killed_in_mid_run(run, tmp_path / "killed", TOGETHER)
-    pid = int((tmp_path / "pid").read_text())
-    try:
-        ended = os.pidfd_open(pid)
-    except ProcessLookupError:
-        pass
-    else:
-        assert select.select([ended], [], [], 30)[0], "they go on without anyone to hear of it"
-        os.close(ended)
+    assert_over(tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
 
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from support.ebc_gloo_cases import Told, agree, apart
+from support.ebc_gloo_cases import Told, agree, apart, assert_refused
 from torch import nn
 
 from ebc_lab.ebc.parallel.shards import swapped, unwrapped
@@ -160,11 +160,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("name", "named"), REFUSED.items())
 def test_what_cannot_be_limited_is_refused_in_a_sentence(told: Told, name: str, named: str) -> None:
-    for rank in told:
-        said = rank["refused"][name]
-        assert said.startswith("ValueError: ")
-        assert named in said
-        assert said.count("\n") == 0
+    assert_refused(told, name, named)
 
 
 def test_an_update_that_one_process_cannot_see_to_be_bad_fails_in_all(told: Told) -> None:
