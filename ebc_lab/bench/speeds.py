@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from ebc_lab.config import machine
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
@@ -48,8 +48,15 @@ RULES = {  # as `ebc-lab doctor` prints them
 }
 
 Case = tuple[int, int, str]  # threads per process, processes in parallel, dtype
-CompileCost = Mapping[str, float]  # compile_s; eager_ms and compiled_ms per step
 R = TypeVar("R", bound=RunConfig)
+
+
+class CompileCost(TypedDict):
+    """What compiling takes, and a step without and with it."""
+
+    compile_s: float
+    eager_ms: float
+    compiled_ms: float
 
 
 class NotMeasured(UserError):

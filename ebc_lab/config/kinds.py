@@ -1,4 +1,8 @@
-"""Is a value read from a file of the kind that our code takes? Checked against the type hints of the code."""
+"""Is a value read from a file of the kind that our code takes? Checked against the type hints of the code.
+
+A hint is walked once, all of it, and becomes a function that checks values. A hint with a part that cannot be
+checked is therefore refused before there is a value, and none can be accepted that fails at a later reading.
+"""
 
 from __future__ import annotations
 
@@ -7,89 +11,131 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 LARGEST_INT = (1 << 63) - 1
 NAMES = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a whole number"}
 NAMES |= {float: "a finite number", type(None): "null"}
+MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
+LISTS = (list, tuple, abc.Sequence, abc.MutableSequence)
+
+Wrong = tuple[str, str] | None  # the place inside a value, and what is wrong there; None if it fits
+Check = Callable[[Any], Wrong]
 
 
 def misfit(value: Any, kind: Any, where: str = "") -> str | None:
     """What is wrong with a value as JSON holds it, `steps: text, not a whole number`; None if it fits.
 
-    `kind`: a type hint: TypedDict, dataclass, dict, list, tuple (a list of so many), union, str, int, float,
-    bool, None or Any.
+    `kind`: see `check_form`. Raises TypeError as that does, whatever the value.
     """
-    origin = typing.get_origin(kind)
-    if kind is Any or kind is object:
+    wrong = _check_of(kind)(value)
+    if wrong is None:
         return None
-    if origin is tuple:
-        return _wrong(value, list, where) or _misfit_items(value, typing.get_args(kind), where)
-    if origin in (typing.Union, types.UnionType):
-        found = [misfit(value, one, where) for one in typing.get_args(kind)]
-        return None if None in found else found[0]
-    if origin in (typing.Required, typing.NotRequired):
-        return misfit(value, typing.get_args(kind)[0], where)
-    if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
-        return _wrong(value, dict, where) or _misfit_fields(value, typing.cast(type, kind), where)
-    if origin is dict:
-        of_values = typing.get_args(kind)[1]
-        inside = ((item, of_values, f"{where}.{k}") for k, item in _items(value))
-        return _wrong(value, dict, where) or _first(inside)
-    if origin is list:
-        of_items = typing.get_args(kind)[0]
-        each = enumerate(value) if isinstance(value, list) else ()
-        return _wrong(value, list, where) or _first((item, of_items, f"{where}[{i}]") for i, item in each)
-    return _wrong(value, kind, where)
+    place, what = wrong
+    return f"{(where + place).lstrip('.') or 'it'} {what}"
 
 
-def _first(parts: Any) -> str | None:
-    """The first misfit among (value, kind, where)."""
-    return next((wrong for part in parts if (wrong := misfit(*part))), None)
+def check_form(kind: Any) -> None:
+    """Raises TypeError, naming the part, unless values can be checked against every part of a type hint.
 
-
-def _items(value: Any) -> Any:
-    return value.items() if isinstance(value, Mapping) else ()
-
-
-def _misfit_items(value: list[Any], kinds: tuple[Any, ...], where: str) -> str | None:
-    """A list of exactly so many values, each of a kind of its own."""
-    if len(value) != len(kinds):
-        return f"{where.lstrip('.') or 'it'} has {len(value)} values, not {len(kinds)}"
-    each = enumerate(zip(value, kinds, strict=True))
-    return _first((item, one, f"{where}[{i}]") for i, (item, one) in each)
-
-
-def _misfit_fields(value: Mapping[str, Any], kind: type, where: str) -> str | None:
-    fields = _fields(kind)
-    for name, (_, required) in fields.items():
-        if required and name not in value:
-            return f"{where}.{name}".lstrip(".") + " is missing"
-    return _first((item, fields[k][0], f"{where}.{k}") for k, item in value.items() if k in fields)
+    It may be made of TypedDict, dataclass, dict and Mapping (with keys that are text), list and Sequence,
+    tuple (a list of so many), union, str, int, float, bool, None and Any, and may not contain itself.
+    """
+    _check_of(kind)
 
 
 @functools.cache
-def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Key -> its kind, and whether it must be there."""
+def _check_of(kind: Any) -> Check:
+    origin = typing.get_origin(kind) or kind
+    inside = typing.get_args(kind)
+    if kind in (Any, object):
+        return lambda value: None
+    if origin in (typing.Union, types.UnionType):
+        return partial(_one_of, [_check_of(one) for one in inside])
+    if origin in (typing.Required, typing.NotRequired):
+        return _check_of(inside[0])
+    if typing.is_typeddict(kind) or dataclasses.is_dataclass(kind):
+        return partial(_fields_of, *_fields(typing.cast(type, kind)))
+    if origin is tuple and inside and inside[-1] is not Ellipsis:
+        return partial(_so_many, [_check_of(one) for one in inside])
+    if origin in LISTS:
+        return partial(_list_of, _check_of(inside[0] if inside else Any))
+    if origin in MAPPINGS and (not inside or inside[0] in (str, Any)):
+        return partial(_mapping_of, _check_of(inside[1] if inside else Any))
+    if kind in NAMES:
+        return partial(_plain, kind)
+    raise TypeError(f"{kind!r} cannot be checked in a file: use what `check_form` names.")
+
+
+def _fields(kind: type) -> tuple[dict[str, Check], list[str]]:
+    """The check of each key, and the keys that must be there: of a dataclass none, whose constructor asks."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    if dataclasses.is_dataclass(kind):
-        return {f.name: (hints[f.name], False) for f in dataclasses.fields(kind)}
-    # `__required_keys__` takes a NotRequired that is written as a string for a required one
     total = getattr(kind, "__total__", True)
-    origins = {name: typing.get_origin(hint) for name, hint in hints.items()}
-    required = {
-        k for k, o in origins.items() if o is typing.Required or (total and o is not typing.NotRequired)
-    }
-    return {name: (hint, name in required) for name, hint in hints.items()}
+    if dataclasses.is_dataclass(kind):
+        hints = {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+        total = False
+    checks = {}
+    needed = []
+    for name, hint in hints.items():
+        try:
+            checks[name] = _check_of(hint)
+        except TypeError as error:
+            raise TypeError(f"{kind.__name__}.{name}: {error}") from None
+        # `__required_keys__` takes a NotRequired that is written as a string for a required one
+        origin = typing.get_origin(hint)
+        if origin is typing.Required or (total and origin is not typing.NotRequired):
+            needed.append(name)
+    return checks, needed
 
 
-def _wrong(value: Any, kind: Any, where: str) -> str | None:
+def _one_of(checks: Sequence[Check], value: Any) -> Wrong:
+    found = [check(value) for check in checks]
+    return None if None in found else found[0]
+
+
+def _list_of(item: Check, value: Any) -> Wrong:
+    return _plain(list, value) or _first(enumerate(map(item, value)))
+
+
+def _so_many(items: Sequence[Check], value: Any) -> Wrong:
+    """A list of exactly so many values, each of a kind of its own."""
+    if wrong := _plain(list, value):
+        return wrong
+    if len(value) != len(items):
+        return "", f"has {len(value)} values, not {len(items)}"
+    return _first(enumerate(item(one) for item, one in zip(items, value, strict=True)))
+
+
+def _mapping_of(item: Check, value: Any) -> Wrong:
+    return _plain(dict, value) or _first((key, item(one)) for key, one in value.items())
+
+
+def _fields_of(checks: Mapping[str, Check], needed: Sequence[str], value: Any) -> Wrong:
+    if wrong := _plain(dict, value):
+        return wrong
+    if missing := [name for name in needed if name not in value]:
+        return f".{missing[0]}", "is missing"
+    return _first((key, checks[key](one)) for key, one in value.items() if key in checks)
+
+
+def _first(found: Iterable[tuple[str | int, Wrong]]) -> Wrong:
+    """The first part of a value that is wrong, its place as seen from the value."""
+    for key, wrong in found:
+        if wrong is not None:
+            place, what = wrong
+            return (f"[{key}]" if isinstance(key, int) else f".{key}") + place, what
+    return None
+
+
+def _plain(kind: Any, value: Any) -> Wrong:
     """What is wrong with a plain value, or with a container whatever it contains."""
     if _is(value, kind):
         return None
     own = next((name for plain, name in NAMES.items() if _is(value, plain)), "a number out of range")
-    return f"{where.lstrip('.') or 'it'} is {own}, not {NAMES[kind]}"
+    return "", f"is {own}, not {NAMES[kind]}"
 
 
 def _is(value: Any, kind: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
+from ebc_lab.config.kinds import check_form
 
 from .json_files import read_json, write_json
 
@@ -26,9 +27,12 @@ class MeasurementCache:
         depends_on: everything that can change the measurement: the shape, the machine, versions. As JSON.
         folder: the user's cache folder unless given.
         form: the type hint of the measurement; a file that does not fit it counts as none.
+    Raises:
+        TypeError: the form cannot be checked, see `check_form`.
     """
 
     def __init__(self, kind: str, depends_on: Any, folder: Path | None = None, *, form: Any = Any):
+        check_form(form)
         self.form = form
         self.path = (folder or cache_dir()) / f"{kind}-{digest(depends_on)[:16]}.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ebc_lab.config.errors import HIDDEN, UserError, visible
 from ebc_lab.config.identity import digest
-from ebc_lab.config.kinds import misfit
+from ebc_lab.config.kinds import check_form, misfit
 
 from .files import read_regular, write_atomic
 
@@ -38,8 +38,10 @@ def as_json(value: Any) -> Any:
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
     """What a JSON file holds, its texts `visible`. `kind`: the type hint that it must fit.
 
-    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError.
+    Raises UserError, naming the file and the remedy, unless it is such a file; FileNotFoundError. Raises
+    TypeError as `check_form`, also where there is no file.
     """
+    check_form(kind)
     value = _fitting(path, _raw(path, remedy), kind, remedy)
     return _cleaned(value)
 
@@ -127,6 +129,7 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
     """What `write_checksummed` was given. Raises as `read_json`, also if the file was edited since."""
+    check_form(kind)
     value = _raw(path, remedy)
     if not checksum_holds(value):
         raise UserError(f"{path} was edited after it was written: {remedy}.")
