@@ -5,10 +5,10 @@ of the theory has its own file:
 
 * `logits`: how far predictions moved; `grouping`, `sensitivity` (beta) and `surrogate` (the bound S)
 * `budget`: how c is found; `controller`: how delta evolves
-* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer; `reference`: the same, slow and
-  plain
+* `stabilized`: one step, as every stabilizer takes it; `clip`: the optimizer
 * `options` and `settings`: names, constants and what can be chosen, without torch
-* `attached`: the same step on optimizers that other code calls; `parallel`: on several processes
+* `attached`: the same step on optimizers that other code calls, and `look`, its first steps looked at
+  independently; `parallel`: on several processes
 * `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
   weights; `given`: what is wrong with some of them
 

@@ -21,9 +21,11 @@ from torch.optim import Optimizer
 
 from .clip import EllipsotopeClip
 from .flat import Copy
-from .given import checks
+from .given import checks, losses
+from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
-from .given.forwards import Capture, Forward
+from .given.forwards import FIRST, Capture, Forward
+from .look import Look, Looking, finding
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
@@ -38,6 +40,8 @@ def attach(
     *,
     logits_of: Callable[[Any], Any] | None = None,
     drop: tuple[str, ...] | None = None,
+    mask_of: MaskOf | None = None,
+    check: bool = True,
     **options: Any,
 ) -> Attached:
     """Limit what `optimizers` do to `model`, from their next step on; training stays as it is.
@@ -47,21 +51,31 @@ def attach(
             calls; its logits are (B, ..., V), rows first.
         optimizers: one torch optimizer, or several that share out the model's parameters and step together.
         logits_of: the model's output -> logits. Default: a tensor itself, or `.logits`.
-        drop: keyword arguments of the forward that only its loss needs. Default: `labels`, except for
-            encoder-decoders, which make their input of them.
+        drop: names of the forward's arguments that only its loss needs; a model that returns its loss alone
+            where it is given them is called without. Default: `labels`, except for encoder-decoders, which
+            make their input of them.
+        mask_of: the forward's arguments by name -> the mask of the positions that count, of the logits' shape
+            without the classes. Default: an attention mask of that shape.
+        check: whether the first steps are looked at for what EBC would silently get wrong, see `Look`. What
+            that finds is an error or one warning, with its remedy; no step depends on it.
         options: those of `EllipsotopeClip`: `target_kl` (nats per token), `budget`, `audit_every`, ...
+            `probe_sequences` is None unless given: as many rows as hold about 250 tokens that count.
     Returns:
-        What can be read (`last`), saved with DCP, and detached.
+        What can be read (`last`, `look`), saved with DCP, and detached.
     Raises:
-        ValueError: as `EllipsotopeClip`; an optimizer that is attached already.
+        ValueError: as `EllipsotopeClip`; an optimizer that is attached already; at the first steps, logits
+            that are not what EBC takes them for.
     """
-    return Attached(model, optimizers, logits_of=logits_of, drop=drop, **options)
+    return Attached(
+        model, optimizers, logits_of=logits_of, drop=drop, mask_of=mask_of, check=check, **options
+    )
 
 
 class Attached:
     """EBC on optimizers that somebody else calls, see `attach`.
 
-    `last` is the StepStats of the last step, `clip` the `EllipsotopeClip` whose step is taken. The state
+    `last` is the StepStats of the last step, `look` what the first ones have shown (None with `check=False`),
+    `clip` the `EllipsotopeClip` whose step is taken. The state
     travels in the first optimizer's state dict as "ebc"; where only parameters' states are saved
     (`torch.distributed.checkpoint`'s `get_optimizer_state_dict`), save this object beside them: it has
     `state_dict` and `load_state_dict`.
@@ -74,6 +88,8 @@ class Attached:
         *,
         logits_of: Callable[[Any], Any] | None = None,
         drop: tuple[str, ...] | None = None,
+        mask_of: MaskOf | None = None,
+        check: bool = True,
         **options: Any,
     ):
         if not isinstance(model, nn.Module):
@@ -93,7 +109,16 @@ class Attached:
         called = unwrapped(model)
         inner = getattr(called, "_orig_mod", called)
         compiled = called if called is not inner else None
-        self.capture = Capture(called, logits_of, drop, self._forward_begins, self._version)
+        options = {"probe_sequences": None, **options}
+        self.capture = Capture(
+            called,
+            logits_of,
+            Arguments(called, drop, mask_of),
+            options.get("batch_dim", 0),
+            check,
+            self._forward_begins,
+            self._version,
+        )
         try:
             self.clip = EllipsotopeClip(
                 inner, self.optimizers, forward=self.capture.call, compiled=compiled, **options
@@ -102,6 +127,13 @@ class Attached:
             self.capture.remove()
             raise
         self.clip.watches_given = options.get("fresh_logits") is not False
+        self.look = Look() if check and self.clip.settings.active else None
+        self._unsuspected = FIRST if check else 0  # first steps whose logits are still to be looked at
+        self._between_steps()
+        self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
+
+    def _between_steps(self) -> None:
+        self._looking: Looking | None = None  # at the step that is open
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -110,7 +142,6 @@ class Attached:
         self._inside: Optimizer | None = None  # the one whose step is running
         self._call: FrameType | None = None  # that step
         self._nested = 0  # calls of it inside: a subclass's step calls its parent's, which has the hooks too
-        self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
     def _hooks(self, optimizer: Optimizer) -> list[Any]:
         setattr(optimizer, _MARK, True)
@@ -235,14 +266,65 @@ class Attached:
             self._opened = self._opened_after(forward, t, self._before)
 
     def _opened_after(self, forward: Forward, t: int, kept: Copy | None) -> Opened:
+        self._suspect(forward)
+        if self.capture.draws:
+            self.clip.given.renew()
         moved = kept is not None and self.clip.has_moved(kept)
         stale = moved or (forward.version is not None and forward.version != self._version())
-        inputs = StepInputs(t, forward.batch, forward.logits, forward.mask, stale=stale)
+        inputs = StepInputs(
+            t, forward.batch, forward.logits, forward.mask, stale=stale or forward.overwritten
+        )
         with self.capture.pause(), forward.precision():
             if not moved or kept is None:
-                return self.clip.open_step(inputs, kept)
+                opened = self.clip.open_step(inputs, kept)
+                if not stale:
+                    self._look_at(opened, forward)
+                return opened
             with kept.standing_in(self.clip.weights):  # the closure was called at other weights than W
                 return self.clip.open_step(inputs, kept)
+
+    def _suspect(self, forward: Forward) -> None:
+        """Raises ValueError where a forward's logits are not what EBC takes them for."""
+        if self._unsuspected <= 0 or forward.logits is None or forward.overwritten:
+            return
+        self._unsuspected -= 1
+        wrong = losses.refusal(self.capture.rows_first(forward.logits), forward.gradient)
+        if wrong is not None:
+            raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
+
+    def _look_at(self, opened: Opened, forward: Forward) -> None:
+        """Begin to look at a step of the first ones, the weights being at W."""
+        if self.look is None or self.look.done or opened.void or opened.batch is None:
+            return
+        with torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda]):
+            self._looking = Looking(opened, opened.batch, forward, self.capture.rows_first)
+
+    def _looked(self, forwards: int) -> None:
+        """The step has ended: the weights are at W + c·dW. `forwards` have made its gradient."""
+        looking, self._looking = self._looking, None
+        if looking is None or self.look is None or self.clip.last is None or bool(self.clip.last.skipped):
+            return
+        alone = self.clip.workers.alone and forwards == 1
+        with torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda]):
+            seen = looking.after(self.clip.weights, alone)
+        self.look.seconds += looking.seconds
+        self.look.patience -= 1
+        if self.clip.any_process(seen.moved):
+            self.look.steps.append(seen)
+        if self.look.done:
+            self._conclude(self.look, looking)
+
+    def _conclude(self, look: Look, looking: Looking) -> None:
+        if not look.steps:
+            return
+        target = self.clip.settings.target_kl
+        look.finding = finding(look.steps, looking.k, looking.batch.size, target)
+        if look.finding is not None:
+            warnings.warn(
+                f"EBC's first steps look wrong: {look.finding} (check=False says nothing.)",
+                checks.EBCWarning,
+                stacklevel=2,
+            )
 
     def _version(self) -> int:
         """A number that changes when the weights do, as SAM moves them between a forward and its step.
@@ -308,13 +390,19 @@ class Attached:
         self._show_gradients()
         if opened is None:
             return
+        forwards = self.capture.used
+        forward = self.capture.last
         self.capture.clear()
         with self.capture.pause():
             self.clip.close_step(opened)
+            if self._looking is not None and forward is not None:
+                with forward.precision():
+                    self._looked(forwards)
 
     def _abandon(self) -> None:
         """Forget the step that is open."""
         self._opened = None
+        self._looking = None
         self._hidden = []
         self._finish()
 

@@ -7,6 +7,7 @@ and how delta evolves. Formulas: docs/method.md.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
 from .step import Forecast, StepInputs, StepStats
 
+LOG = logging.getLogger("ebc_lab.ebc")
 CARRIED = ("trial", "kl_rate", "log_ratio", "variance", "log_k")  # numbers that go from step to step
 
 
@@ -113,6 +115,7 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.log_k: Tensor = number(math.nan)  # of `calibrated`
         self.exponent = ExponentEstimate(device) if s.exponent == "auto" else None
         self._boldness: Tensor = number(math.nan)  # of this step's predictions, for a controller that watches
+        self.chosen_by: tuple[int, int] | None = None  # rows and tokens of the first batch
         self.floor = s.floor
         if s.floor is not None:
             s.check_floor(s.floor)
@@ -120,6 +123,8 @@ class EllipsotopeClip(StabilizedOptimizer):
     def __repr__(self) -> str:
         s = self.settings
         given = f"target_kl={s.target_kl:g}, budget={s.budget!r}"
+        if self.chosen_by is not None:
+            given += ", c chosen by {} rows, {} tokens".format(*self.chosen_by)
         return f"{type(self).__name__}({', '.join(repr(base) for base in self.bases)}, {given})"
 
     def _check_arithmetic(self) -> None:
@@ -254,16 +259,24 @@ class EllipsotopeClip(StabilizedOptimizer):
     def _most_differing(self) -> float:
         return min(super()._most_differing(), 0.1 * self.settings.target_kl)
 
-    def _check_given(self, batch: Batch) -> None:
-        super()._check_given(batch)
+    def _collapsed(self) -> float:
+        return self._last_c if self.settings.budget in MEASURED else 1.0
+
+    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
+        renewed = super()._check_given(batch, inputs)
+        if not self.given.first:
+            return renewed
         tokens = int(self._probe_tokens(batch))
+        self.chosen_by = (len(batch.probe.z), tokens)
+        LOG.info("c is chosen by %d rows, %d tokens, of each batch", *self.chosen_by)
         if self.settings.active and tokens < checks.FEW_TOKENS:
             warnings.warn(
                 f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from "
-                f"the budget: raise probe_sequences (now {self.probe_sequences}), or use budget='tracked'.",
+                f"the budget: raise probe_sequences (now {len(batch.probe.z)}), or use budget='tracked'.",
                 checks.EBCWarning,
                 stacklevel=2,
             )
+        return renewed
 
     def _overconfidence(self, inputs: StepInputs) -> Tensor:
         """Of the predictions on the batch, before any step has seen it."""

@@ -88,8 +88,9 @@ class InBackward(StabilizedOptimizer):
                 "weights that move inside backward follow the gradients of one process: process_group=None."
             )
 
-    def _check_given(self, batch: Batch) -> None:
+    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
         """The weights have moved: what the logits were at W cannot be told any more."""
+        return False
 
     def step(self, *args: Any, **kwargs: Any) -> StepStats:  # type: ignore[override]
         raise RuntimeError(
@@ -105,6 +106,7 @@ class InBackward(StabilizedOptimizer):
     @torch.no_grad()
     def take_step(self, inputs: StepInputs) -> StepStats:
         """The rest of a step after backward: check and measure what has moved; see `StabilizedOptimizer`."""
+        inputs = self._rows_first(inputs)
         seen = self.base.backward
         norms = [seen.norms[p].to(p.dtype) for p in self.weights if p in seen.norms]
         norm = joint_norm([torch.stack(norms)]) if norms else joint_norm([])

@@ -6,10 +6,13 @@ autocast.
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -32,7 +35,9 @@ class Prober(nn.Module):
     `fresh_logits`: whether the training forward's logits are not those of the model without dropout;
     `seconds`: the host time spent measuring. `compiled`, if training calls that instead of the model, is
     called by `as_trained` alone, because rounding that differs between z(W) and z(W + c·dW) would count as
-    KL. `functional_call` and transforms call the model itself.
+    KL. `functional_call` and transforms call the model itself. `axis`: that of the batch, in what the model
+    takes and returns; the logits returned here have the rows first. `refusals`: what a forward may raise for
+    weights that have gone too far.
     """
 
     def __init__(
@@ -41,9 +46,13 @@ class Prober(nn.Module):
         forward: Callable[[nn.Module, Any], Any] | None,
         fresh_logits: bool | None,
         compiled: nn.Module | None = None,
+        axis: int = 0,
+        refusals: tuple[type[Exception], ...] = (),
     ):
         super().__init__()
         self.model = model
+        self.axis = axis
+        self.refusals = refusals
         # in a tuple, so that torch does not see a second owner of the weights
         self._called = (model if compiled is None else compiled,)
         self.call = forward or _call
@@ -51,6 +60,7 @@ class Prober(nn.Module):
         self.seconds = 0.0
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision = False  # whether the forward itself computes so, without autocast
+        self.takes_some = False  # whether it has been called on some rows of a batch
 
     def find_shards(self) -> None:
         """Look at the model as it is trained."""
@@ -64,12 +74,31 @@ class Prober(nn.Module):
             pass
 
     def forward(self, inputs: Any) -> Tensor:
-        return checks.logits_in(self.call(self.model, inputs))
+        return self.rows_first(checks.logits_in(self.call(self.model, inputs)))
 
-    def as_trained(self, inputs: Any) -> Tensor:
-        """The logits by the same code as the training forward's."""
+    def as_trained(self, inputs: Any, part: tuple[int, int] | None = None) -> Tensor:
+        """The logits by the same code as the training forward's.
+
+        `part`: how many rows of how many `inputs` are. Raises ValueError where the model takes no part.
+        """
         with resharded(self.sharded):
-            return checks.logits_in(self.call(self._called[0], inputs))
+            try:
+                output = self.call(self._called[0], inputs)
+            except Exception as error:
+                known = isinstance(error, (torch.OutOfMemoryError, *self.refusals))
+                if part is None or self.takes_some or known:
+                    raise
+                raise checks.not_by_rows(*part, error) from error
+        self.takes_some = self.takes_some or part is not None
+        return self.rows_first(checks.logits_in(output))
+
+    def rows_first(self, x: Tensor) -> Tensor:
+        """Logits, or what belongs to their positions, with the batch's axis in front."""
+        return x.movedim(self.axis, 0) if self.axis else x
+
+    def cut(self, inputs: Any, start: int, stop: int, size: int) -> Any:
+        """Rows `start` to `stop` of a batch of `size` rows."""
+        return checks.cut(inputs, start, stop, size, self.axis)
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -90,6 +119,14 @@ class Prober(nn.Module):
             for state in training:
                 state["training"] = True
             self.seconds += time.perf_counter() - start
+
+
+class Cause(Enum):
+    """Why logits that were given differ from the model's own on some rows of their batch."""
+
+    ROWS = "a row's logits depend on the others"
+    TRAINING = "the model does something in training that it does not do in evaluation"
+    UNKNOWN = "another batch, or something was written to"
 
 
 @dataclass(frozen=True)
@@ -114,7 +151,6 @@ class Batch:
             still leaves out. Logits that are not given are computed.
         weight: any of the trained weights, for device and precision.
         audit: whether rows are held back for one; the batch needs more than `k` of them then.
-        refusals: what a forward may raise for weights that have gone too far.
     Raises:
         ValueError: no tokens, or logits that are not the batch's.
     """
@@ -128,12 +164,10 @@ class Batch:
         k: int,
         audit: bool,
         audit_tokens: int,
-        refusals: tuple[type[Exception], ...] = (),
     ):
         self.prober = prober
-        self.refusals = refusals
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
-        size = checks.rows_of(inputs.tokens, logits, inputs.mask)
+        self.size = size = checks.rows_of(inputs.tokens, logits, inputs.mask, prober.axis)
         like = weight if logits is None else logits
         self.device = like.device.type
         cast = _low_precision(like, self.device)
@@ -150,15 +184,15 @@ class Batch:
         if audit:
             row = (self.probe.z if logits is None else logits)[0]
             end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), inputs.mask)
-            held = checks.cut(inputs.tokens, k, end, size)
+            held = prober.cut(inputs.tokens, k, end, size)
             self.held = self._rows(held, inputs.mask, None, z, k, end)
 
     def _probe(self, inputs: StepInputs, z: Tensor | None, k: int, size: int) -> Rows:
         if inputs.probe is None:
-            rows = checks.cut(inputs.tokens, 0, k, size)
+            rows = self.prober.cut(inputs.tokens, 0, k, size)
             return self._rows(rows, inputs.mask, inputs.targets, z, 0, k)
         given, targets = inputs.probe
-        rows = checks.cut(given, 0, k, checks.rows_of(given, None, None))
+        rows = self.prober.cut(given, 0, k, checks.rows_of(given, None, None, self.prober.axis))
         return self._rows(rows, None, targets, None, 0, k)
 
     def _rows(
@@ -174,34 +208,40 @@ class Batch:
             rows,
             None if mask is None else mask[start:end],
             None if targets is None else targets[start:end],
-            self.logits(rows) if z is None else z[start:end],
+            self.logits(rows, (end - start, self.size)) if z is None else z[start:end],
         )
 
-    def logits(self, rows: Any) -> Tensor:
+    def logits(self, rows: Any, part: tuple[int, int] | None = None) -> Tensor:
         """The logits on `rows` at the present weights, without dropout, in the training forward's precision.
 
-        autocast may hold a low-precision copy of a weight that was changed in place, so its cache is cleared
-        and off.
+        `part`: see `Prober.as_trained`; all rows are none.
         """
+        with self.prober.measuring(), self._precision():
+            some = part if part is not None and part[0] < part[1] else None
+            return self.prober.as_trained(rows, some)
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        """autocast may hold a low-precision copy of a weight that was changed in place: its cache is cleared,
+        and off."""
         torch.clear_autocast_cache()
-        context = (
-            torch.autocast(self.device, self.autocast, cache_enabled=False)
-            if self.autocast
-            else nullcontext()
-        )
-        with self.prober.measuring(), torch.no_grad(), context:
-            return self.prober.as_trained(rows)
+        with torch.no_grad():
+            if self.autocast is None:
+                yield
+                return
+            with torch.autocast(self.device, self.autocast, cache_enabled=False):
+                yield
 
     def moved(self, rows: Rows) -> Tensor:
         """The logits on `rows` at the present weights, which have moved from W.
 
-        All NaN if the forward raises one of `refusals`.
+        All NaN if the forward raises one of the prober's `refusals`.
         """
         try:
-            z = self.logits(rows.inputs)
-        except self.refusals:
+            z = self.logits(rows.inputs, (len(rows.z), self.size))
+        except self.prober.refusals:
             return torch.full_like(rows.z, torch.nan)
-        checks.same_shape(rows.z, z)
+        checks.same_shape(rows.z, z, self.size)
         return z
 
     def check_given(self, rows: Rows) -> Tensor | None:
@@ -212,6 +252,23 @@ class Batch:
         if not self.reused:
             return None
         return mean_kl(rows.z, self.moved(rows), rows.mask)
+
+    def cause(self, inputs: StepInputs) -> Cause:
+        """Of logits given that differ from the model's own on some of their rows: two forwards on all."""
+        given = checks.logits_in(inputs.logits)
+        own = self.logits(inputs.tokens)
+        if own.shape == given.shape and float(mean_kl(given, own, inputs.mask)) <= 10 * self.floor:
+            return Cause.ROWS
+        devices = [given.device] if given.is_cuda else []
+        buffers = [(b, b.clone()) for b in self.prober.model.buffers()]
+        try:
+            with torch.random.fork_rng(devices), self._precision():
+                trained = self.prober.as_trained(inputs.tokens)
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        differs = trained.shape == own.shape and float(mean_kl(own, trained, inputs.mask)) > 10 * self.floor
+        return Cause.TRAINING if differs else Cause.UNKNOWN
 
     def functional(self, weights: dict[str, Tensor]) -> Tensor:
         """The probe rows' logits at other weights (`model.<name>`), in their precision, outside autocast.
@@ -230,6 +287,50 @@ class Batch:
         wide = z if z.dtype == torch.float64 else z.float()
         losses = F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="none")
         return token_mean(losses.view(targets.shape), self.probe.mask)
+
+
+class GivenLogits:
+    """What is known of the logits that steps are given: are they the model's own, so that z(W) is at hand?
+
+    `fresh_logits`: what was asked for, see `StabilizedOptimizer`.
+    """
+
+    def __init__(self, prober: Prober, fresh_logits: bool | None):
+        self.prober = prober
+        self.settled = fresh_logits is not None  # else it is found out
+        # the c down to which they are known to be; NaN: they have not been looked at
+        self.known_to = 0.0 if fresh_logits is False else math.nan
+
+    @property
+    def first(self) -> bool:
+        return math.isnan(self.known_to)
+
+    def due(self, c: float) -> bool:
+        """Whether to look: at first, and whenever c has fallen to a tenth of what it was then."""
+        return self.first or c < 0.1 * self.known_to
+
+    def looked_at(self, c: float) -> None:
+        self.known_to = min(1.0, max(c, 1e-9))
+
+    def renew(self) -> None:
+        """Compute z(W) anew from now on, unless something else was asked for."""
+        self.prober.fresh_logits = self.prober.fresh_logits or not self.settled
+
+    def answer(self, batch: Batch, inputs: StepInputs, kl: float, alone: bool) -> bool:
+        """To logits that differ by `kl`: an error, a warning, or logits that are computed anew (True).
+
+        `alone`: whether no other process waits meanwhile. Raises ValueError at the first batch.
+        """
+        cause = batch.cause(inputs) if alone else Cause.UNKNOWN
+        error = checks.differing(kl, batch.size if cause is Cause.ROWS else None)
+        if self.first and cause is not Cause.TRAINING:
+            raise error
+        renews = alone and cause is not Cause.ROWS and not self.settled
+        message = checks.renewed(kl) if renews else str(error)
+        warnings.warn(message, checks.EBCWarning, stacklevel=2)
+        if renews:
+            self.renew()
+        return renews
 
 
 def _draws(module: nn.Module) -> bool:

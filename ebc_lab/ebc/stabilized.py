@@ -11,8 +11,8 @@ steps follow the rules of docs/method.md, the same for every stabilizer.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from .given import checks
 from .options import CURVE_SCALES
 from .parallel.shards import local, sharding_group, unwrapped
 from .parallel.workers import Workers
-from .probe import Batch, Prober, Rows
+from .probe import Batch, GivenLogits, Prober, Rows
 from .proposal import Opened, Proposal, StateCopy
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 
@@ -40,7 +40,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         optimizers: one torch optimizer, or several that share out the parameters (Muon on matrices, Adam on
             the rest). One whose state holds copies of the weights names their keys in an attribute
             `weight_copies`: they are scaled too.
-        probe_sequences: leading rows of the batch that an audit leaves out.
+        probe_sequences: leading rows of the batch that an audit leaves out. None: as many as hold about
+            `checks.ENOUGH_TOKENS` tokens that count, two at least; a quarter of the batch is left for audits.
         audit_every: steps between measurements of the applied KL; 0 never.
         audit_tokens: how many tokens an audit needs at least.
         curve_every: steps between measurements of the KL at `options.CURVE_SCALES` of the whole proposal, on
@@ -51,7 +52,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         project: called after the base step, sets the weights to their projection on a convex set.
         retract: called after the update was limited, puts the weights back on their manifold.
         fresh_logits: compute z(W) again without dropout. Default: if the model holds dropout or batch-norm
-            modules.
+            modules, or once the logits given are seen not to be the model's own.
+        batch_dim: the axis of the batch in what the model takes, and in its logits and masks: 1 for (T, B).
         arithmetic: computes norms, KLs and trial weights instead of torch's own operations, see `Arithmetic`.
         process_group: the processes that train this model together (DDP, FSDP2): what is measured is the mean
             over their rows, so that all take the same c; `probe_sequences` and `audit_tokens` are those of
@@ -67,6 +69,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
     of the last step.
     """
 
+    deferred = False  # reads nothing on the host: the bases must then heed `found_inf`, as torch's fused do
+    radius_factor = 1.0  # see above
     keeps_old = False  # whether the update is limited, so that W is needed again after the base step
     inside_backward = False  # whether the bases move the weights there
     capturable = True  # whether the step can do without reading values on the host, see `kind`
@@ -79,7 +83,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         model: nn.Module,
         optimizers: given_bases.Optimizers,
         *,
-        probe_sequences: int = 2,
+        probe_sequences: int | None = 2,
         audit_every: int = 20,
         audit_tokens: int = 512,
         curve_every: int = 0,
@@ -88,10 +92,12 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         project: Callable[[], None] | None = None,
         retract: Callable[[], None] | None = None,
         fresh_logits: bool | None = None,
+        batch_dim: int = 0,
         arithmetic: Arithmetic | None = None,
         process_group: Group = "auto",
     ):
-        _check_counts(probe_sequences=probe_sequences, audit_every=audit_every, curve_every=curve_every)
+        _check_counts(audit_every=audit_every, curve_every=curve_every, batch_dim=batch_dim)
+        _check_counts(probe_sequences=1 if probe_sequences is None else probe_sequences)
         self.bases = given_bases.as_list(optimizers)
         self._check_bases()
         if arithmetic is not None:
@@ -105,22 +111,20 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         self.audit_every = audit_every
         self.audit_tokens = audit_tokens
         self.curve_every = curve_every
-        self.radius_factor = 1.0
         self.project = project
         self.retract = retract
         self.arithmetic = arithmetic or TorchArithmetic()
-        self.prober = Prober(model, forward, fresh_logits, compiled)
+        self.prober = Prober(model, forward, fresh_logits, compiled, batch_dim, self.arithmetic.refusals)
         self.step_index = 0
         self.peak_lr = float(self.param_groups[0].get("lr", 1.0))
         self.scaled = list(range(len(self.weights)))  # the weights that c scales
-        # read nothing on the host: the bases must then heed `found_inf`, as torch's fused ones do
-        self.deferred = False
         device = self.weights[0].device
         self._one = torch.ones((), dtype=torch.float64, device=device)  # of most steps; nothing changes it
         self._flags = tuple(torch.tensor(flag, device=device) for flag in (False, True))
         self._trained_at: list[Tensor] | None = None
         self._layout: Layout | None = None
-        self._given_checked = fresh_logits is False  # whether the first logits were looked at
+        self.given = GivenLogits(self.prober, fresh_logits)
+        self._last_c = 1.0  # where the host has read it
         self.last: StepStats | None = None
         self.workers = Workers(process_group)
         self._moving = given_bases.moving(self.bases)  # ids of the weights at the last step
@@ -168,7 +172,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def own_state_dict(self) -> dict[str, Any]:
         """`state_dict` without the bases' states."""
-        return {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
+        state = {"step_index": self.step_index, "peak_lr": self.peak_lr, **self._own_state()}
+        return state if self.given.settled else {**state, "fresh_logits": self.prober.fresh_logits}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "bases" not in state_dict or len(state_dict["bases"]) != len(self.bases):
@@ -184,6 +189,8 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         """Of `own_state_dict`, or of `state_dict` as far as it is not the bases'."""
         self.step_index = state["step_index"]
         self.peak_lr = state["peak_lr"]
+        if state.get("fresh_logits", False):  # states of before say nothing of it
+            self.given.renew()
         self._load_own_state(state)
 
     def _own_state(self) -> dict[str, Any]:
@@ -394,6 +401,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
         Where the result is `void`, the bases must not step.
         """
+        inputs = self._rows_first(inputs)
         gradients = [local(p.grad) for p in self.weights if p.grad is not None]
         stats = self._start(gradients)
         if not self.deferred and stats.bad_gradient:
@@ -409,6 +417,18 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         copies = self._state_copies() if keep else []
         return Opened(inputs.t, stats, batch, audit, curve, kept, copies)
 
+    def _rows_first(self, inputs: StepInputs) -> StepInputs:
+        """With the batch's axis in front in all but what the model takes."""
+        if not self.prober.axis:
+            return inputs
+        front = self.prober.rows_first
+        return replace(
+            inputs,
+            logits=None if inputs.logits is None else front(checks.logits_in(inputs.logits)),
+            mask=None if inputs.mask is None else front(inputs.mask),
+            targets=None if inputs.targets is None else front(inputs.targets),
+        )
+
     @torch.no_grad()
     def keep(self) -> Copy:
         """A copy of the weights as they are now, until the next step."""
@@ -418,7 +438,11 @@ class StabilizedOptimizer(torch.optim.Optimizer):
 
     def has_moved(self, kept: Copy) -> bool:
         """Whether the weights are no longer what `kept` holds, in one process at least."""
-        return bool(self.workers.any(self._flags[not kept.equals_weights()]))
+        return self.any_process(not kept.equals_weights())
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether it is true in one of the processes that train together."""
+        return bool(self.workers.any(self._flags[flag]))
 
     @torch.no_grad()
     def close_step(self, opened: Opened) -> StepStats:
@@ -516,50 +540,84 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         curve = self._curves(inputs.t)
         if not audit and not curve:
             return False, False
-        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
-        k = self.probe_sequences
-        short = checks.rows_of(inputs.tokens, logits, inputs.mask) <= k
+        size, k = self._rows(inputs)
+        short = size <= k
         if inputs.mask is not None and not self.deferred:
             short = short or not bool(inputs.mask[k:].any())
         if not self.workers.alone:
-            short = bool(self.workers.any(self._flags[short]))
+            short = self.any_process(short)
         if short:
             return False, False
         return audit, curve
 
+    def _rows(self, inputs: StepInputs) -> tuple[int, int]:
+        """The rows of the batch, and how many of them choose c."""
+        logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
+        size = checks.rows_of(inputs.tokens, logits, inputs.mask, self.prober.axis)
+        if self.probe_sequences is not None:
+            return size, self.probe_sequences
+        like = logits[..., 0] if logits is not None else inputs.mask
+        if like is None:  # neither is given: tokens are one for each position, most of the time
+            like = next(t for t in checks.tensors_in(inputs.tokens) if t.ndim > self.prober.axis)
+            like = self.prober.rows_first(like)
+        most = size - max(1, size // 4) if self.audit_every and size > 1 else size
+        k = -(-checks.ENOUGH_TOKENS // max(1, like[0].numel()))
+        if inputs.mask is not None and not self.deferred:
+            counted = inputs.mask.reshape(size, -1).sum(1).cumsum(0)
+            k = 1 + int((counted < checks.ENOUGH_TOKENS).sum())
+        return size, min(max(k, 2), most)
+
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
         """`held`: with the rows of an audit."""
-        tokens = self.audit_tokens
-        k = self.probe_sequences
-        refusals = self.arithmetic.refusals
-        weight = self.weights[0]
-        batch = Batch(self.prober, inputs, weight, k=k, audit=held, audit_tokens=tokens, refusals=refusals)
-        if not self._given_checked and not self.deferred:
-            self._check_given(batch)
-            self._given_checked = True
-        if self.watches_given and batch.held is not None and not self.workers.sharded:
-            self._watch_given(batch, batch.held)
-        return batch
+        batch = self._batch_of(inputs, held)
+        if self.deferred:
+            return batch
+        renewed = False
+        if self.given.due(self._collapsed()):
+            renewed = self._check_given(batch, inputs)
+            self.given.looked_at(self._collapsed())
+        if self.watches_given and batch.held is not None and not self.workers.sharded and not renewed:
+            renewed = self._watch_given(batch, inputs, batch.held)
+        return self._batch_of(inputs, held) if renewed else batch
 
-    def _check_given(self, batch: Batch) -> None:
-        """At the first batch: raises ValueError where the logits given are not the batch's."""
+    def _batch_of(self, inputs: StepInputs, held: bool) -> Batch:
+        return Batch(
+            self.prober,
+            inputs,
+            self.weights[0],
+            k=self._rows(inputs)[1],
+            audit=held,
+            audit_tokens=self.audit_tokens,
+        )
+
+    def _collapsed(self) -> float:
+        """The c of the step before, where measurements on logits that were given chose it; else 1."""
+        return 1.0
+
+    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
+        """At the first batch, and when c collapses: are the logits given the model's own on the batch?
+
+        Returns whether they are computed anew from now on, as where the training forward draws random numbers
+        that no module shows. Raises ValueError, at the first batch, where they are another batch's.
+        """
         kl = batch.check_given(batch.probe)
         if kl is None and self.workers.alone:
-            return
+            return False
         # a process that was given none has no say, and takes part: the others wait for it
         count = 0 if kl is None else batch.probe.count()
         found = float(self.workers.mean(self._one if kl is None else kl, count))
-        if found > max(10 * batch.floor, self._most_differing()):
-            raise checks.differing(found)
+        if not found > max(10 * batch.floor, self._most_differing()):
+            return False
+        return self.given.answer(batch, inputs, found, self.workers.alone)
 
-    def _watch_given(self, batch: Batch, held: Rows) -> None:
-        """At an audit: warns, once, where the logits given are not the model's own on its rows, since what is
-        too small to be seen at the first batch may grow in training."""
+    def _watch_given(self, batch: Batch, inputs: StepInputs, held: Rows) -> bool:
+        """At an audit, `_check_given` on its rows, since what is too small to be seen at the first batch may
+        grow in training."""
         kl = batch.check_given(held)
         if kl is None or not kl > max(10 * batch.floor, self._most_differing()):
-            return
+            return False
         self.watches_given = False
-        warnings.warn(f"{checks.differing(float(kl))}", checks.EBCWarning, stacklevel=2)
+        return self.given.answer(batch, inputs, float(kl), self.workers.alone)
 
     def _most_differing(self) -> float:
         """How far given logits may lie from the model's own, nats per token."""
@@ -594,6 +652,7 @@ class StabilizedOptimizer(torch.optim.Optimizer):
         parts = proposal.layout.parts
         if not self.deferred:
             value = float(c)
+            self._last_c = value if math.isfinite(value) else 0.0
             if not math.isfinite(value):
                 self._give_up(stats, proposal)
                 return

@@ -8,10 +8,10 @@ import math
 
 import pytest
 import torch
+from support.ebc_reference import ReferenceClip
 from support.quantized import Ternary
 
 from ebc_lab.ebc import EllipsotopeClip, group_parameters
-from ebc_lab.ebc.reference import ReferenceClip
 from ebc_lab.workloads.gpt import hidden_matrices
 
 STEPS = 44  # past the 20 steps that measure in any case, the sweeps at 0, 10 and 20, and the turn at 40

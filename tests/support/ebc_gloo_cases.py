@@ -17,6 +17,7 @@ HALF = {"probe_sequences": 3, "audit_tokens": 22}
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "inner": {"by": "attach_inner", "steps": 5},
+    "looked at": {"check": True, "steps": 5},
     "clip": {"by": "clip", "steps": 5},
     "clip inner": {"by": "clip_inner", "steps": 5},
     "given": {"group": "given", "steps": 5},
@@ -39,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fsdp pointed": {**SHARDED, "trap": "pointed"},
     "fsdp not resharding": {**SHARDED, "reshard": False},
     "fsdp clip": {**SHARDED, "by": "clip"},
+    "fsdp looked at": {**SHARDED, "check": True},
     "fsdp masked": {**SHARDED, "masked": True},
     "fsdp bad on one": {**SHARDED, "bad_at": 2, "bad_from": "gradients"},
     "fsdp tracked": {**SHARDED, "options": {"budget": "tracked"}},

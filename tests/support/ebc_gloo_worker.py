@@ -82,6 +82,7 @@ class Case:
     wrap: str = "ddp"  # none, ddp, fsdp
     by: str = "attach"  # attach, attach_inner, clip, clip_inner
     options: dict[str, Any] = field(default_factory=dict)  # of EllipsotopeClip
+    check: bool = False  # whether `attach` looks at the first steps
     steps: int = 12
     optimizer: str = "adam"
     accumulate: int = 1
@@ -224,12 +225,13 @@ class Run:
 
     def around(self) -> Any:
         case = self.case
-        options = {"target_kl": 0.005, "audit_every": 4, "audit_tokens": 30, **case.options}
+        options = {"target_kl": 0.005, "audit_every": 4, "audit_tokens": 30, "probe_sequences": 2}
+        options |= case.options
         groups = {"auto": lambda: "auto", "none": lambda: None, "given": lambda: dist.group.WORLD}
         options["process_group"] = groups[case.group]()
         given = self.model if case.by.endswith("inner") or case.attach_first else self.called
         if case.by.startswith("attach"):
-            return attach(given, self.optimizers, **options)
+            return attach(given, self.optimizers, check=case.check, **options)
         return EllipsotopeClip(given, self.optimizers, **options)
 
     @property

@@ -1,7 +1,7 @@
 """EBC again, as a slow plain transcription of docs/method.md: the tests compare the fast path with it.
 
 Python floats and one tensor at a time, deep copies of the model, derivatives by central differences. It
-imports nothing from the other files here: geometry, surrogates, budgets, controllers and schedules are all
+imports nothing of the package: geometry, surrogates, budgets, controllers and schedules are all
 written out again, in the order of docs/method.md.
 """
 

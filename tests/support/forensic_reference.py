@@ -1,9 +1,9 @@
-"""The mistakes of the earlier study as a slow plain transcription, on top of `ebc_lab.ebc.reference`."""
+"""The mistakes of the earlier study as a slow plain transcription, on top of `support.ebc_reference`."""
 
 import math
 from dataclasses import dataclass
 
-from ebc_lab.ebc.reference import ReferenceClip
+from support.ebc_reference import ReferenceClip
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,27 +13,39 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from . import checks
+from . import checks, losses
+from .arguments import Arguments
 
-LABELS = ("labels", "num_items_in_batch")  # what a forward takes for its loss alone
+FIRST = 3  # forwards of a training that are looked at closely
 
 
-@dataclass(frozen=True)
+@dataclass
 class Forward:
     """One training forward. It counts as used once a gradient has come back to its logits."""
 
-    batch: dict[str, Any]  # `args` and `kwargs`, without labels
-    logits: Tensor
+    batch: dict[str, Any]  # `args` and `kwargs`, without what only the loss needs
+    logits: Tensor | None  # None where it returned its loss alone
     mask: Tensor | None
     named: bool
+    device: str
     autocast: torch.dtype | None  # the dtype of the autocast around it
     version: int | None  # of the weights, see `Capture`; None: unknown
+    written: int | None  # the logits' version: another one later means that they were written to
+    used: bool | None = False  # whether a gradient has come back; None: unknown
+    gradient: losses.Gradient | None = None  # by the logits; of the first forwards only
 
     def precision(self) -> AbstractContextManager[Any]:
         """The autocast that it ran in, since optimizers step outside of it."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.logits.device.type, self.autocast)
+        return torch.autocast(self.device, self.autocast)
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the logits are no longer what the model returned."""
+        if self.logits is None or self.written is None:
+            return False
+        return self.logits._version != self.written
 
 
 class Hook:
@@ -69,7 +82,9 @@ class Capture:
     Args:
         model: its forward hooks are used; what measures calls it again, see `call`.
         logits_of: output of the model -> logits. Default: a tensor itself, or `.logits`.
-        drop: keyword arguments that a measuring forward does without.
+        arguments: what a measuring forward is called with, and which positions count.
+        axis: that of the batch, in what the model takes and returns.
+        look: whether the gradients that come back to the first logits are kept.
         before: called before each forward.
         version: a number that changes when the weights do.
     """
@@ -78,26 +93,28 @@ class Capture:
         self,
         model: nn.Module,
         logits_of: Callable[[Any], Any] | None,
-        drop: tuple[str, ...] | None,
+        arguments: Arguments,
+        axis: int,
+        look: bool,
         before: Callable[[], None],
         version: Callable[[], int],
     ):
-        self.logits_of = logits_of or checks.logits_in
-        if drop is None:
-            config = getattr(model, "config", None)
-            # an encoder-decoder shifts its labels into the decoder's input
-            drop = () if getattr(config, "is_encoder_decoder", False) else LABELS
-        self.drop = drop
+        self.logits_of = logits_of or _itself
+        self.arguments = arguments
+        self.axis = axis
         self.last: Forward | None = None
         self.paused = False
         self.naming = False
         self.ever = False  # whether any training forward was seen
-        self._pending = False  # the last one has had no backward yet
+        self.draws = False  # whether one has drawn random numbers
+        self.used = 0  # forwards since the last step to which a gradient has come back
+        self.look = look
+        self.close = FIRST  # forwards that are still to be looked at closely
         self._warned = False
         self._before = before
         self._version = version
         self._model = model
-        self._forwards: list[Any] = []  # of the calls that are running
+        self._forwards: list[Any] = []  # of the calls that are running, and random states when they began
         self.handles = [
             model.register_forward_pre_hook(Hook(model, self._begin)),
             model.register_forward_hook(Hook(model, self._keep), with_kwargs=True),
@@ -111,7 +128,7 @@ class Capture:
     def clear(self) -> None:
         """The step has been taken."""
         self.last = None
-        self._pending = False
+        self.used = 0
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -132,25 +149,34 @@ class Capture:
             self.paused = before
 
     def call(self, model: nn.Module, batch: Mapping[str, Any]) -> Any:
-        """The logits on (some rows of) a kept batch."""
+        """The logits on (some rows of) a kept batch, as the model returns them."""
         with self.pause():
             return self.logits_of(model(*batch["args"], **batch["kwargs"]))
 
+    def rows_first(self, x: Tensor) -> Tensor:
+        """Logits, or a mask of them, with the batch's axis in front."""
+        return x.movedim(self.axis, 0) if self.axis else x
+
     def _begin(self, args: tuple[Any, ...]) -> None:
-        self._forwards.append(self._model.forward)
+        close = self.close > 0 and not self.paused and not torch.compiler.is_compiling()
+        self._forwards.append((self._model.forward, _random_state() if close else None))
         if not self.paused:
             self._before()
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Lightning under DDP has the wrapper's forward call `training_step` in the place of the module's own
-        redirected = self._forwards.pop() != self._model.forward
-        if redirected or self.paused or not torch.is_grad_enabled():
+        forward, began_with = self._forwards.pop()
+        if forward != self._model.forward or self.paused or not torch.is_grad_enabled():
             return
-        logits = checks.logits_in(self.logits_of(output))
-        if not logits.requires_grad or (self.last is not None and self.last.named and not self.naming):
+        batch, dropped = self.arguments.kept(args, kwargs)
+        logits = self._logits(output, dropped and self.arguments.chosen)
+        graded = [t for t in checks.tensors_in(output) if t.requires_grad]
+        if logits is not None:
+            graded = (graded or [logits]) if logits.requires_grad else []
+        if not graded or (self.last is not None and self.last.named and not self.naming):
             return
         self.ever = True
-        if self.last is not None and self._pending and not self._warned and not self.naming:
+        if self.last is not None and self.last.used is False and not self._warned and not self.naming:
             self._warned = True
             warnings.warn(
                 "two training forwards before one backward: the last one chooses c. To choose by another, "
@@ -158,29 +184,75 @@ class Capture:
                 checks.EBCWarning,
                 stacklevel=2,
             )
-        kept = {name: value for name, value in kwargs.items() if name not in self.drop}
-        mask = _mask(kwargs, logits)
-        autocast = _autocast(logits.device.type)
-        self._pending = not torch.compiler.is_compiling()
-        version = self._version() if self._pending else None
-        batch = {"args": args, "kwargs": kept}
-        self.last = Forward(batch, logits.detach(), mask, self.naming, autocast, version)
-        if self._pending:  # the loss may be of other tensors than these logits
-            heard = [t for t in checks.tensors_in(output) if t.requires_grad] or [logits]
-            register_multi_grad_hook(heard, self._used, mode="any")
+        eager = not torch.compiler.is_compiling()
+        device = graded[0].device.type
+        self.last = last = Forward(
+            batch,
+            None if logits is None else logits.detach(),
+            self.arguments.mask(args, kwargs, None if logits is None else logits.shape[:-1]),
+            self.naming,
+            device,
+            _autocast(device),
+            self._version() if eager else None,
+            logits._version if eager and logits is not None else None,
+            used=False if eager else None,
+        )
+        if not eager:
+            return
+        if began_with is not None:
+            self.draws = self.draws or not _same(began_with, _random_state())
+            self._look_closely(last, logits, graded)
+        # the loss may be of other tensors than these logits
+        register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
 
-    def _used(self, gradient: Tensor) -> None:
-        self._pending = False
+    def _logits(self, output: Any, may_be_a_loss: bool) -> Tensor | None:
+        try:
+            return checks.logits_in(self.logits_of(output))
+        except (TypeError, ValueError, LookupError, AttributeError):
+            if may_be_a_loss:
+                return None
+            raise
+
+    def _came_back(self, forward: Forward) -> None:
+        self.used += not forward.used
+        forward.used = True
+
+    def _look_closely(self, forward: Forward, logits: Tensor | None, graded: list[Tensor]) -> None:
+        """Keep the gradient that comes back to the logits, if they are part of the output or a view of it."""
+        self.close -= 1
+        if not self.look or logits is None or type(logits) is not Tensor:
+            return
+        shown = self.rows_first(logits.detach())
+        for output in graded:
+            if type(output) is not Tensor or not _same_memory(output, logits):
+                continue
+
+            def came(gradient: Tensor, output: Tensor = output.detach()) -> None:
+                forward.gradient = losses.gradient_of(shown, output, gradient)
+
+            output.register_hook(came)  # type: ignore[no-untyped-call]
+            return
+
+
+def _itself(output: Any) -> Any:
+    return output
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+def _random_state() -> tuple[list[Tensor], Any]:
+    """What changes when torch, on any device, or `random` draws a number."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += torch.cuda.get_rng_state_all()
+    return states, random.getstate()
+
+
+def _same(a: tuple[list[Tensor], Any], b: tuple[list[Tensor], Any]) -> bool:
+    return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=True))
 
 
 def _autocast(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _mask(kwargs: Mapping[str, Any], logits: Tensor) -> Tensor | None:
-    """Which positions count: an attention mask of the logits' shape."""
-    for name in ("decoder_attention_mask", "attention_mask"):
-        mask = kwargs.get(name)
-        if isinstance(mask, Tensor) and mask.shape == logits.shape[:-1]:
-            return mask
-    return None

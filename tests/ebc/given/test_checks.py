@@ -90,14 +90,21 @@ def test_random_numbers_that_no_module_shows():
             z = super().forward(tokens)
             return nn.functional.dropout(z, 0.3, self.training)
 
-    torch.manual_seed(0)
-    refused("then pass fresh_logits=True", Noisy(), lambda x, z: (x, z))
-    model = Noisy()
-    optimizer = wrap(model, fresh_logits=True)
-    tokens = integers(24, 12)
-    logits = model(tokens)
-    loss_of(logits, tokens).backward()
-    assert 0 < optimizer.step(tokens, logits).clip_coefficient < 1
+    steps = []
+    for told in (True, False):
+        torch.manual_seed(0)
+        model = Noisy()
+        optimizer = wrap(model, **({"fresh_logits": True} if told else {}))
+        tokens = integers(24, 12)
+        logits = model(tokens)
+        loss_of(logits, tokens).backward()
+        if told:
+            steps.append(optimizer.step(tokens, logits))
+            continue
+        with pytest.warns(EBCWarning, match=r"differ from the model's own, without what.*fresh_logits=True"):
+            steps.append(optimizer.step(tokens, logits))
+    assert 0 < steps[0].clip_coefficient < 1
+    assert steps[0].clip_coefficient == steps[1].clip_coefficient
 
 
 def test_few_tokens_are_told_once():

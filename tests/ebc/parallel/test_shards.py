@@ -24,6 +24,7 @@ SAME = {
     "fsdp": "ddp",
     "fsdp not resharding": "ddp",
     "fsdp clip": "ddp",
+    "fsdp looked at": "ddp",
     "fsdp masked": "masked",
     "fsdp bad on one": "bad on one",
     "fsdp after attach": "ddp",

@@ -74,7 +74,7 @@ def test_ranks_that_follow_their_own_kl_drift_apart(told: Told, name: str) -> No
     assert apart(first, second) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["inner", "clip", "clip inner", "given"])
+@pytest.mark.parametrize("name", ["looked at", "inner", "clip", "clip inner", "given"])
 def test_the_module_may_be_given_with_or_without_ddp(told: Told, name: str) -> None:
     assert told[0][name]["c"] == told[0]["ddp"]["c"][:5]
 

@@ -1,0 +1,96 @@
+"""What a forward is called with, by name: which arguments EBC leaves out, and which positions count."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+LABELS = ("labels", "num_items_in_batch")  # what a forward takes for its loss alone
+MASKS = ("decoder_attention_mask", "attention_mask")
+
+MaskOf = Callable[[dict[str, Any]], Tensor | None]
+
+
+class Arguments:
+    """How a model's forward is called.
+
+    Args:
+        model: its forward's signature names the positional arguments.
+        drop: the names of those that only its loss needs. Default: `labels`, except for encoder-decoders,
+            which make their input of them.
+        mask_of: the arguments by name -> the mask of the positions that count. Default: an attention mask.
+    """
+
+    def __init__(self, model: nn.Module, drop: tuple[str, ...] | None, mask_of: MaskOf | None):
+        self.positional = _positional(model)
+        self.chosen = drop is not None  # whether somebody has said what to leave out
+        if drop is None:
+            config = getattr(model, "config", None)
+            # an encoder-decoder shifts its labels into the decoder's input
+            drop = () if getattr(config, "is_encoder_decoder", False) else LABELS
+        self.drop = drop
+        self.mask_of = mask_of
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All that the forward was given, by name; what a batch in one mapping holds, by its keys."""
+        found: dict[str, Any] = {}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Mapping):
+                found |= value
+        return found | dict(zip(self.positional, args, strict=False)) | dict(kwargs)
+
+    def kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+        """`args` and `kwargs` of a measuring forward, and whether something was left out."""
+        left = {name: value for name, value in kwargs.items() if name not in self.drop}
+        out = [i for i, name in enumerate(self.positional[: len(args)]) if name in self.drop]
+        first = out[0] if out else len(args)
+        for name, value in zip(self.positional[first:], args[first:], strict=False):
+            if name not in self.drop:  # one behind it is given by name instead
+                left[name] = value
+        batch = {
+            "args": tuple(map(self._without, args[:first])),
+            "kwargs": {k: self._without(v) for k, v in left.items()},
+        }
+        inside = (*args[:first], *left.values())
+        dropped = any(self._without(value) is not value for value in inside)
+        return batch, dropped or bool(out) or any(name in self.drop for name in kwargs)
+
+    def _without(self, value: Any) -> Any:
+        """A batch in one mapping without what is left out."""
+        if isinstance(value, Mapping) and not value.keys().isdisjoint(self.drop):
+            return {name: inner for name, inner in value.items() if name not in self.drop}
+        return value
+
+    def mask(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: tuple[int, ...] | None
+    ) -> Tensor | None:
+        """Which positions count, of the logits' `shape` without the classes; None: all.
+
+        Raises ValueError where `mask_of` returns another shape.
+        """
+        named = self.named(args, kwargs)
+        if self.mask_of is not None:
+            mask = self.mask_of(named)
+            if mask is not None and shape is not None and mask.shape != shape:
+                raise ValueError(
+                    f"mask_of returned a mask of shape {tuple(mask.shape)}, for positions of {tuple(shape)}."
+                )
+            return mask
+        for name in MASKS:
+            mask = named.get(name)
+            if isinstance(mask, Tensor) and mask.ndim > 1 and (shape is None or mask.shape == shape):
+                return mask
+        return None
+
+
+def _positional(model: nn.Module) -> list[str]:
+    """The names of a forward's positional arguments, as far as they have one."""
+    try:
+        parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [p.name for p in parameters if p.kind in kinds]

@@ -1,0 +1,160 @@
+"""What a loss makes of a model's output, told from its values and from the loss's gradient by it.
+
+A softmax does not see what is added to all classes of a token. So the gradient of every loss that is made of
+one (cross-entropy, label smoothing, distillation, a policy's) sums to zero over the classes, which tells the
+axis they are. That of a cross-entropy for each label by itself is s·(sigmoid(z) - y), y 0 or 1, with one s.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SUMS_TO_ZERO = 0.02  # |sum over the classes| of a softmax's gradient, at most, for each unit of its elements
+UNLIKE_SOFTMAX = 0.1  # from here on a loss is told to be another one's: what lies between may be a z-loss
+LOOKED_AT = 1024  # tokens at most
+LABELS_OF = "logits_of=lambda z: torch.stack([torch.zeros_like(z), z], -1)"
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The loss's gradient by the logits of one forward, (B, ..., V): its leading rows."""
+
+    rows: Tensor
+    mass: float  # the sum of its elements' sizes in all rows
+    finite: bool
+
+    @property
+    def usable(self) -> bool:
+        return self.finite and self.mass > 0 and bool(self.rows.any())
+
+
+def gradient_of(logits: Tensor, output: Tensor, by_output: Tensor) -> Gradient | None:
+    """The gradient by `logits`, a view of `output`, from that by `output`; rows first."""
+    whole = as_view(by_output, output, logits)
+    if whole is None:
+        return None
+    some = whole[: leading_rows(logits)].detach().clone()
+    mass = float(whole.abs().sum(dtype=torch.float32))
+    return Gradient(some, mass, mass < float("inf"))
+
+
+def leading_rows(logits: Tensor, tokens: int = LOOKED_AT) -> int:
+    """How many rows of logits (B, ..., V) hold about `tokens` tokens, one at least."""
+    return max(1, tokens // max(1, logits[0, ..., 0].numel()))
+
+
+def as_view(values: Tensor, of: Tensor, view: Tensor) -> Tensor | None:
+    """The elements of `values`, which stand where those of `of` do, as `view`, of that one's memory, shows
+    them; None if it shows others too."""
+    if view is of or (view.shape == of.shape and view.stride() == of.stride()):
+        return values
+    alike = torch.empty_strided(of.shape, of.stride(), dtype=values.dtype, device=values.device)
+    if alike.numel() == 0 or _span(alike) < _span(view) + view.storage_offset() - of.storage_offset():
+        return None
+    alike.copy_(values)
+    return alike.as_strided(view.shape, view.stride(), view.storage_offset() - of.storage_offset())
+
+
+def _span(t: Tensor) -> int:
+    """Elements of memory from its first to its last."""
+    return 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+
+
+def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
+    """Why logits (B, ..., V) are not what EBC takes them for, and the remedy; None where they may be."""
+    z = z[: leading_rows(z)].float()
+    axes = [z.ndim - 1, *range(1, z.ndim - 1)]
+    between = bool((z >= 0).all()) and bool((z <= 1.001).all())
+    if between and z.numel() > 4:
+        for axis in axes:
+            if z.shape[axis] > 1 and _is(z.sum(axis), 1):
+                return _probabilities(axis if axis < z.ndim - 1 else None)
+    for axis in axes:
+        if z.shape[axis] > 1 and _is(z.logsumexp(axis), 0):
+            return None if axis == z.ndim - 1 else _other_axis(axis, z)
+    if gradient is None or not gradient.usable:
+        return None
+    g = gradient.rows.float()
+    imbalance = {axis: unbalanced(g, axis) for axis in axes}
+    if imbalance[z.ndim - 1] <= SUMS_TO_ZERO:
+        return None
+    for axis in axes[1:]:
+        if imbalance[axis] <= SUMS_TO_ZERO:
+            return _other_axis(axis, z)
+    if between and imbalance[z.ndim - 1] > UNLIKE_SOFTMAX:
+        return (
+            "the model returns probabilities, one for each label: give "
+            "logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
+        )
+    if _labels_by_themselves(z[: len(g)], g):
+        return (
+            f"the loss takes each of the {z.shape[-1]} outputs for a label of its own, and EBC would take "
+            f"them for the classes of one softmax: give {LABELS_OF}."
+        )
+    return None
+
+
+def doubt(gradient: Gradient | None, log_probabilities: bool) -> str | None:
+    """What is said of a loss that is no softmax's, where nothing tells what it is."""
+    if gradient is None or not gradient.usable or log_probabilities:
+        return None
+    found = unbalanced(gradient.rows.float(), gradient.rows.ndim - 1)
+    if found <= UNLIKE_SOFTMAX:
+        return None
+    return (
+        "the loss is not one of a softmax over the last axis of the model's output (its gradient sums to "
+        f"{found:.0%} of its size there, not to zero): EBC bounds the KL of that softmax, which training "
+        f"does not use. For labels that are each 0 or 1 give {LABELS_OF}; a regression has no such KL."
+    )
+
+
+def unbalanced(g: Tensor, axis: int) -> float:
+    """The size of a gradient's sums over an axis for each unit of its elements' size: 0 for a softmax's."""
+    size = float(g.abs().sum())
+    return float(g.sum(axis).abs().sum()) / size if size > 0 else 0.0
+
+
+def are_log_probabilities(z: Tensor) -> bool:
+    """Whether logits (B, ..., V) are normalised already."""
+    return _is(z[: leading_rows(z)].float().logsumexp(-1), 0)
+
+
+def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
+    """The share of the positions that count, in the rows looked at, that the loss does not depend on."""
+    idle = ~gradient.rows.any(-1)
+    if mask is None:
+        return float(idle.float().mean())
+    rows = min(len(idle), len(mask))
+    kept = mask[:rows].bool()
+    return float((idle[:rows] & kept).sum() / kept.sum().clamp(min=1))
+
+
+def _is(values: Tensor, wanted: float) -> bool:
+    """Up to the rounding of low precision."""
+    return bool(((values - wanted).abs() < 0.01).all())
+
+
+def _labels_by_themselves(z: Tensor, g: Tensor) -> bool:
+    """Whether the gradient is s·(sigmoid(z) - y), up to the rounding of low precision."""
+    part = z.sigmoid() - (g < 0).float()
+    clear = (g.abs() > 1e-3 * g.abs().max()) & (part.abs() > 1e-3)
+    if int(clear.sum()) < 4:
+        return False
+    scale = g[clear] / part[clear]
+    near = (scale / scale.median() - 1).abs() < 0.05
+    return bool(near.float().mean() > 0.9)
+
+
+def _probabilities(axis: int | None) -> str:
+    log = "torch.log" if axis is None else f"lambda p: p.movedim({axis}, -1).log()"
+    return f"the model returns probabilities, and EBC takes logits: give logits_of={log}."
+
+
+def _other_axis(axis: int, z: Tensor) -> str:
+    return (
+        f"the classes are axis {axis} of the model's output, {tuple(z.shape[1:])} behind its rows, and EBC "
+        f"takes the last axis for them: give logits_of=lambda z: z.movedim({axis}, -1)."
+    )

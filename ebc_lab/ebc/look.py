@@ -1,0 +1,170 @@
+"""`Look`: is what EBC measures what training optimizes? The first steps under `attach`, looked at anew.
+
+A step that moves something is looked at in three ways that its own measurement does not use. Two forwards at
+W, the second with the rows in reverse order: a model whose rows do not depend on each other says the same.
+The KL of the step on rows that did not choose c. And the fall of the loss: what the gradients promise of the
+step, -<dL/dW, c·dW>, against what the movement of the logits makes of it, -<dL/dz, z(W + c·dW) - z(W)>. They
+agree where the logits measured carry the whole loss. Nothing of the step depends on what is seen.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .given import checks, losses
+from .given.forwards import FIRST, Forward
+from .logits import mean_kl
+from .parallel.shards import local
+from .probe import Batch
+from .proposal import Opened
+
+IDLE = 1 / 3  # from this share on, positions that the loss does not depend on are told
+UNLIKE = 3.0  # a factor: between the KL of rows, and of the loss's fall and its part that passes the logits
+
+
+@dataclass
+class Seen:
+    """One step that was looked at. KLs are in nats per token; NaN where something could not be seen."""
+
+    apart: float  # KL between two forwards on the same rows at W
+    floor: float  # the smallest KL that this precision can see
+    kl: float = math.nan  # of the step, on rows that chose c
+    kl_others: float = math.nan  # on as many others
+    idle: float = math.nan  # the share of positions that count which the loss does not depend on
+    share: float = math.nan  # of the loss's fall, the part that passes the logits
+    unused: bool = False  # whether no gradient came back to the forward that chose c
+    doubt: str | None = None  # what the gradient says of the loss
+
+    @property
+    def moved(self) -> bool:
+        return self.kl > 10 * self.floor
+
+
+@dataclass
+class Look:
+    """What the first steps showed, and in how many seconds; `finding` is None if all is well, or not all is
+    seen yet."""
+
+    steps: list[Seen] = field(default_factory=list)
+    seconds: float = 0.0
+    finding: str | None = None
+    patience: int = 100  # steps in which nothing moves, as at a learning rate of 0, end it
+
+    @property
+    def done(self) -> bool:
+        return len(self.steps) >= FIRST or self.patience <= 0
+
+
+class Looking:
+    """One step: `before` it at W, `after` it at W + c·dW."""
+
+    def __init__(self, opened: Opened, batch: Batch, forward: Forward, rows_first: Any):
+        start = time.perf_counter()
+        self.batch = batch
+        self.forward = forward
+        self.kept = opened.kept
+        self.k = len(batch.probe.z)
+        self.size = min(batch.size, 2 * self.k)
+        some = batch.prober.cut(forward.batch, 0, self.size, batch.size)
+        # where all rows choose c, one may depend on the others, and on their order
+        self.turns = self.k < batch.size
+        self.rows = checks.turned(some, self.size, batch.prober.axis) if self.turns else some
+        self.mask = None if forward.mask is None else rows_first(forward.mask)[: self.size]
+        self.z = self._logits()
+        kept = None if self.mask is None else self.mask[: self.k]
+        self.seen = Seen(float(mean_kl(batch.probe.z, self.z[: self.k], kept)), batch.floor)
+        self.seconds = time.perf_counter() - start
+
+    def _logits(self) -> Tensor:
+        z = self.batch.logits(self.rows)
+        return z.flip(0) if self.turns else z
+
+    def after(self, weights: list[Any], alone: bool) -> Seen:
+        """`alone`: whether this forward has made all of the gradient that the weights hold."""
+        start = time.perf_counter()
+        seen = self.seen
+        z = self._logits()
+        k = self.k
+        halves = [slice(0, k), slice(k, self.size)]
+        kls = []
+        for half in halves:
+            kept = None if self.mask is None else self.mask[half]
+            kls.append(float(mean_kl(self.z[half], z[half], kept)) if len(z[half]) else math.nan)
+        seen.kl, seen.kl_others = kls
+        gradient = self.forward.gradient
+        seen.unused = self.forward.used is False
+        if gradient is not None and gradient.usable:
+            seen.idle = losses.without_loss(gradient, self.mask)
+            seen.doubt = losses.doubt(gradient, losses.are_log_probabilities(self.z))
+            if alone and self.kept is not None:
+                seen.share = self._share(gradient, z, weights)
+        self.seconds += time.perf_counter() - start
+        return seen
+
+    def _share(self, gradient: losses.Gradient, z: Tensor, weights: list[Any]) -> float:
+        """Of the fall of the loss that the gradients promise, the part that passes the logits."""
+        assert self.kept is not None
+        rows = min(len(gradient.rows), self.size)
+        g = gradient.rows[:rows].double()
+        part = float(g.abs().sum()) / gradient.mass
+        if not part > 0:
+            return math.nan
+        seen = -float((g * (z[:rows].double() - self.z[:rows].double())).sum()) / part
+        promised = 0.0
+        for p, old in zip(weights, self.kept.views, strict=True):
+            if p.grad is not None:
+                promised -= float((local(p.grad).double() * (local(p).double() - old.double())).sum())
+        return seen / promised if promised > 0 else math.nan
+
+
+def finding(steps: list[Seen], k: int, size: int, target_kl: float) -> str | None:
+    """What the steps together say, a sentence with its remedy for each thing that is not as it should be."""
+    said = []
+    apart = max(s.apart for s in steps)
+    floor = steps[0].floor
+    if apart > max(10 * floor, 0.1 * target_kl):
+        said.append(
+            f"two forwards on the same rows at the same weights, in another order, differ by a KL of "
+            f"{apart:.2g} nats per token. A row's logits depend on other rows: let all choose c, "
+            f"probe_sequences={size}; or the batch is time-first, (T, B): batch_dim=1; or the model draws "
+            "random numbers in evaluation too, and nothing can be measured."
+        )
+    if all(s.unused for s in steps):
+        said.append(
+            "no gradient comes back to the last training forward before a step: call the one that is trained "
+            "inside `with ebc.this_forward():`."
+        )
+    doubts = [s.doubt for s in steps if s.doubt]
+    if len(doubts) == len(steps):
+        said.append(doubts[0])
+    idle = _median([s.idle for s in steps])
+    if idle > IDLE:
+        said.append(
+            f"the loss does not depend on {idle:.0%} of the positions that EBC measures: say which count, "
+            "mask_of=lambda given: given['labels'] != -100, or whatever of the forward's arguments tells."
+        )
+    share = _median([s.share for s in steps])
+    if share < 1 / UNLIKE and not doubts:
+        said.append(
+            f"{max(share, 0):.0%} of the fall of the loss passes the logits that EBC measures: training "
+            "optimizes something else as well, which no budget on these logits holds back. If another output "
+            "matters more, say logits_of=…."
+        )
+    ratio = _median([s.kl_others / s.kl for s in steps])
+    if not 1 / UNLIKE <= ratio <= UNLIKE and not math.isnan(ratio):
+        said.append(
+            f"on other rows the KL of a step is {ratio:.2g} × that on the {k} rows that choose c: raise "
+            f"probe_sequences, or take budget='tracked'."
+        )
+    return " ".join(said) if said else None
+
+
+def _median(values: list[float]) -> float:
+    """Of those that could be seen; NaN if there is none, which no comparison holds for."""
+    known = sorted(v for v in values if not math.isnan(v))
+    return known[len(known) // 2] if known else math.nan
