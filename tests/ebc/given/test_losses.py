@@ -1,0 +1,160 @@
+"""What a loss makes of a model's output, told from its gradient: which axis the classes are, what kind."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ebc_lab.ebc.given.losses import (
+    are_log_probabilities,
+    doubt,
+    gradient_of,
+    refusal,
+    unbalanced,
+    without_loss,
+)
+
+B, T, V = 6, 9, 13
+
+
+def numbers(*shape, seed=0, spread=2.0):
+    return spread * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def classes(*shape, seed=1, of=V):
+    return torch.randint(of, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def seen(output, loss, view=lambda z: z):
+    """The logits, and the gradient of `loss(output)` by them."""
+    output = output.detach().requires_grad_()
+    loss(output).backward()
+    logits = view(output.detach())
+    return logits, gradient_of(logits, output.detach(), output.grad)
+
+
+def told(output, loss, view=lambda z: z):
+    logits, gradient = seen(output, loss, view)
+    return refusal(logits, gradient), doubt(gradient, are_log_probabilities(logits))
+
+
+def entropy(z):
+    return F.cross_entropy(z.flatten(0, -2), classes(B * T))
+
+
+SOFTMAX = {
+    "cross-entropy": entropy,
+    "with ignored positions": lambda z: F.cross_entropy(
+        z.flatten(0, 1), classes(B * T).masked_fill(classes(B * T) < 5, -100)
+    ),
+    "label smoothing and weights": lambda z: F.cross_entropy(
+        z.flatten(0, 1), classes(B * T), torch.linspace(0.1, 3, V), label_smoothing=0.2
+    ),
+    "distillation": lambda z: F.kl_div(
+        (z / 3).log_softmax(-1), numbers(B, T, V, seed=5).softmax(-1), reduction="batchmean"
+    ),
+    "a small z-loss": lambda z: entropy(z) + 1e-4 * z.logsumexp(-1).square().mean(),
+    "a policy with an entropy": lambda z: (
+        (numbers(B, T, seed=3) * z.log_softmax(-1)[..., 0]).mean()
+        + 0.01 * (z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean()
+    ),
+    "preferences": lambda z: (
+        -F.logsigmoid(z.log_softmax(-1)[:3, :, 1].sum() - z.log_softmax(-1)[3:, :, 1].sum())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_of_a_softmax_are_taken_as_they_are(name, dtype):
+    logits = numbers(B, T, V).to(dtype)
+    assert told(logits, lambda z: SOFTMAX[name](z.float())) == (None, None)
+
+
+def test_log_probabilities_are_logits():
+    z = numbers(B, T, V).log_softmax(-1)
+    assert told(z, lambda z: F.nll_loss(z.flatten(0, 1), classes(B * T))) == (None, None)
+
+
+@pytest.mark.parametrize("shape", [(B, V, T), (B, V, 5, 7)])
+def test_classes_on_another_axis_are_refused_and_right_as_the_sentence_says(shape):
+    def loss(z):
+        return F.cross_entropy(z, classes(B, *shape[2:]))
+
+    wrong, _ = told(numbers(*shape), loss)
+    assert "the classes are axis 1" in wrong
+    assert "logits_of=lambda z: z.movedim(1, -1)" in wrong
+    assert told(numbers(*shape), loss, lambda z: z.movedim(1, -1)) == (None, None)
+    wrong, _ = told(numbers(*shape).log_softmax(1), lambda z: F.nll_loss(z, classes(B, *shape[2:])))
+    assert "axis 1" in wrong
+
+
+def test_probabilities_are_refused():
+    wrong, _ = told(numbers(B, T, V).softmax(-1), lambda p: F.nll_loss(p.log().flatten(0, 1), classes(B * T)))
+    assert "returns probabilities" in wrong
+    assert "logits_of=torch.log." in wrong
+    wrong, _ = told(numbers(B, V, T).softmax(1), lambda p: F.nll_loss(p.log(), classes(B, T)))
+    assert "lambda p: p.movedim(1, -1).log()" in wrong
+    labels = classes(B, V, of=2).float()
+    wrong, _ = told(numbers(B, V).sigmoid(), lambda p: F.binary_cross_entropy(p, labels))
+    assert "(1 - p).log(), p.log()" in wrong
+
+
+@pytest.mark.parametrize("share", [0.5, 0.03])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_labels_by_themselves_are_refused(share, dtype):
+    labels = (torch.rand((64, V), generator=torch.Generator().manual_seed(2)) < share).float()
+    logits = numbers(64, V).to(dtype)
+
+    def loss(z):
+        return F.binary_cross_entropy_with_logits(z.float(), labels)
+
+    wrong, _ = told(logits, loss)
+    assert "a label of its own" in wrong
+    assert "torch.stack([torch.zeros_like(z), z], -1)" in wrong
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z: F.mse_loss(z, numbers(B, T, V, seed=7)),
+        lambda z: F.binary_cross_entropy_with_logits(
+            z, (numbers(B, T, V, seed=7) > 0).float(), pos_weight=torch.linspace(1, 90, V)
+        ),
+        lambda z: F.smooth_l1_loss(z[..., 0], numbers(B, T, seed=7)),
+    ],
+)
+def test_other_losses_are_doubted(loss):
+    wrong, doubted = told(numbers(B, T, V), loss)
+    assert wrong is None
+    assert "not one of a softmax over the last axis" in doubted
+
+
+def test_without_a_gradient_nothing_is_said():
+    logits, gradient = seen(numbers(B, T, V), lambda z: (z * 0).sum())
+    assert not gradient.usable
+    assert refusal(logits, gradient) is None
+    assert doubt(gradient, False) is None
+    _, gradient = seen(numbers(B, T, V), lambda z: (z * torch.inf).sum())
+    assert not gradient.usable
+    assert refusal(logits, None) is None
+
+
+def test_the_gradient_of_a_view_is_that_of_its_elements():
+    output = numbers(B, V, T)
+    _, gradient = seen(output, lambda z: (z * output).sum(), lambda z: z.movedim(1, -1)[:, 2:])
+    assert torch.equal(gradient.rows, output.movedim(1, -1)[:, 2:])
+    pair = numbers(2, B, T, V)
+    _, gradient = seen(pair, lambda z: (z * pair).sum(), lambda z: z[1])
+    assert torch.equal(gradient.rows, pair[1])
+    assert gradient.mass == pytest.approx(float(pair[1].abs().sum()), rel=1e-5)
+
+
+def test_positions_that_the_loss_does_not_depend_on_are_counted():
+    targets = classes(B * T).view(B, T)
+    targets[:, 6:] = -100
+    _, gradient = seen(numbers(B, T, V), lambda z: F.cross_entropy(z.flatten(0, 1), targets.flatten()))
+    assert without_loss(gradient, None) == pytest.approx(1 / 3)
+    mask = torch.ones(B, T)
+    mask[:, 6:] = 0
+    assert without_loss(gradient, mask) == 0
+    assert unbalanced(gradient.rows, -1) < 1e-6

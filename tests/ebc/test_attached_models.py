@@ -1,0 +1,339 @@
+"""`attach` on models of unusual kinds: hidden random numbers, baked-in batches, losses alone, time first."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tokenwise import Tokenwise, integers, loss_of
+from torch import nn
+
+from ebc_lab.ebc import EBCWarning, attach, mean_kl
+
+LR = 0.05
+TARGET = 0.002
+OPTIONS = {"target_kl": TARGET, "audit_every": 0}
+
+
+def trained(model, steps=12, rows=48, start=0, loss=None, optimizer=None, ebc=None, **options):
+    """-> (KL of each limited step on other rows, over the target), and what is attached."""
+    if optimizer is None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        ebc = attach(model, optimizer, **{**OPTIONS, **options})
+    seen = []
+    for step in range(start, start + steps):
+        tokens = integers(rows, 12, seed=step)
+        others = integers(rows, 12, seed=1000 + step)
+        (loss or entropy)(model, tokens).backward()
+        before = said(model, others)
+        optimizer.step()
+        optimizer.zero_grad()
+        if ebc.last.clip_coefficient < 0.999:
+            seen.append(float(mean_kl(before, said(model, others))) / TARGET)
+    return seen, ebc
+
+
+def entropy(model, tokens):
+    return loss_of(model(tokens), tokens)
+
+
+def said(model, tokens):
+    model.eval()
+    with torch.no_grad():
+        z = model(tokens)
+    model.train()
+    return z
+
+
+def held(seen, least=8):
+    return len(seen) >= least and 0.7 < sorted(seen)[len(seen) // 2] < 1.3 and max(seen) < 2
+
+
+# -- random numbers that no module shows ---------------------------------------------------------------------
+
+
+class Noisy(Tokenwise):
+    """Dropout as a function; its head is zero at first, so that two forwards agree at the first step."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = 0.4
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = F.dropout(x + torch.tanh(self.blocks[0](x)), self.p, self.training)
+        return self.head(x)
+
+
+def test_functional_dropout_is_seen_by_the_numbers_that_it_draws():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        torch.manual_seed(0)
+        seen, ebc = trained(Noisy(), steps=24)
+    assert held(seen)
+    assert ebc.clip.prober.fresh_logits
+    assert ebc.state_dict()["fresh_logits"]
+
+
+class Later(Tokenwise):
+    """Draws numbers in training from the fifth forward on, of a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = torch.Generator().manual_seed(0)
+        self.forwards = 0
+
+    def forward(self, tokens):
+        z = super().forward(tokens)
+        if not self.training:
+            return z
+        self.forwards += 1
+        noise = torch.randn(z.shape, generator=self.own) if self.forwards > 4 else 0.0
+        return z + 0.5 * noise
+
+
+def test_what_nothing_shows_is_seen_when_c_collapses():
+    with pytest.warns(EBCWarning, match=r"without what it does in training alone.*fresh_logits=True"):
+        seen, ebc = trained(Later(), steps=20)
+    assert ebc.clip.prober.fresh_logits
+    assert held(seen[-12:])
+    assert sum(kl < 0.1 for kl in seen) <= 2  # the step in which it began, and the one that looked
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_was_asked_for_is_not_changed(asked):
+    torch.manual_seed(0)
+    _, ebc = trained(Noisy(), steps=2, fresh_logits=asked)
+    assert ebc.clip.prober.fresh_logits is asked
+    assert "fresh_logits" not in ebc.state_dict()
+
+
+def test_it_resumes_as_it_was_found_out():
+    model = Later()
+    with pytest.warns(EBCWarning, match="in training alone"):
+        _, ebc = trained(model, steps=12)
+    resumed = Tokenwise()
+    ebc_again = attach(resumed, torch.optim.Adam(resumed.parameters(), lr=LR), **OPTIONS)
+    ebc_again.load_state_dict(ebc.state_dict())
+    assert ebc_again.clip.prober.fresh_logits
+
+
+def test_logits_that_are_written_to_are_computed_again():
+    def masking(model, tokens):
+        z = model(tokens)
+        z[..., :3] = -math.inf
+        return F.cross_entropy(z.flatten(0, 1), 3 + tokens.flatten() % 8)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        seen, _ = trained(Tokenwise(), loss=masking)
+    assert held(seen)
+
+
+# -- what counts ---------------------------------------------------------------------------------------------
+
+
+class Padded(Tokenwise):
+    """Where its mask is 0 its logits are large, and move far."""
+
+    def forward(self, tokens, attention_mask):
+        z = super().forward(tokens)
+        return torch.where(attention_mask[..., None].bool(), z, 50 * z)
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_a_mask_counts_however_it_is_given(positional):
+    model = Padded()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    ebc = attach(model, optimizer, **OPTIONS)
+    for step in range(8):
+        tokens = integers(48, 12, seed=step)
+        mask = torch.zeros_like(tokens)
+        mask[:, :4] = 1
+        z = model(tokens, mask) if positional else model(tokens, attention_mask=mask)
+        F.cross_entropy(z[:, :4].flatten(0, 1), tokens[:, :4].flatten()).backward()
+        with torch.no_grad():
+            before = model(tokens, mask)[:, :4]
+            optimizer.step()
+            kl = mean_kl(before, model(tokens, mask)[:, :4])
+        optimizer.zero_grad()
+        assert ebc.last.clip_coefficient < 0.999
+        assert 0.5 < kl / TARGET < 2
+    assert ebc.clip.chosen_by == (48, 48 * 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "audit_every", "chosen"),
+    [
+        (64, 12, 20, (21, 252)),  # the fewest rows with 250 tokens
+        (64, 200, 20, (2, 400)),  # two at least
+        (16, 12, 20, (12, 144)),  # a quarter stays for audits
+        (16, 12, 0, (16, 192)),  # unless there are none
+        (1, 400, 20, (1, 400)),
+    ],
+)
+def test_rows_are_chosen_by_their_tokens_and_it_says_so(rows, length, audit_every, chosen):
+    model = Tokenwise()
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=audit_every)
+    tokens = integers(rows, length)
+    entropy(model, tokens).backward()
+    optimizer.step()
+    assert ebc.clip.chosen_by == chosen
+    assert f"c chosen by {chosen[0]} rows, {chosen[1]} tokens" in repr(ebc)
+
+
+# -- models that cannot be called on some rows, or return something else -------------------------------------
+
+
+class Baked(Tokenwise):
+    def __init__(self, rows):
+        super().__init__()
+        self.start = nn.Parameter(torch.zeros(rows, 1, 8))
+
+    def forward(self, tokens):
+        x = torch.cat([self.start, self.embedding(tokens)], 1)
+        return self.head(x + torch.tanh(self.blocks[0](x)))[:, 1:]
+
+
+def test_a_batch_that_is_baked_in_is_refused_with_its_remedy():
+    model = Baked(48)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(ValueError, match=r"on 21 of the batch's 48 rows.*RuntimeError.*probe_sequences=48"):
+        trained(model)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    seen, _ = trained(Baked(48), probe_sequences=48)
+    assert held(seen)
+
+
+class InPairs(Tokenwise):
+    """Classes are the rows themselves, as in contrastive learning."""
+
+    def forward(self, tokens):
+        x = self.embedding(tokens).mean(1)
+        return 5 * x @ self.blocks[0](x).T
+
+
+def test_rows_that_are_classes_are_refused_with_their_remedy():
+    def loss(model, tokens):
+        return F.cross_entropy(model(tokens), torch.arange(len(tokens)))
+
+    with pytest.raises(ValueError, match=r"the other rows are its classes.*probe_sequences=48"):
+        trained(InPairs(), loss=loss, probe_sequences=12)
+    _, ebc = trained(InPairs(), loss=loss, probe_sequences=48)
+    assert ebc.look.finding is None
+
+
+class Mixing(Tokenwise):
+    """A row's logits depend on the mean of all rows."""
+
+    def forward(self, tokens):
+        return super().forward(tokens) + 3 * super().forward(tokens).mean(0)
+
+
+def test_rows_that_depend_on_each_other_are_refused_with_their_remedy():
+    with pytest.raises(ValueError, match=r"a row's logits depend on other rows.*probe_sequences=48"):
+        trained(Mixing(), probe_sequences=12)
+    seen, ebc = trained(Mixing(), probe_sequences=48)
+    assert held(seen)
+    assert ebc.look.finding is None
+
+
+class LossAlone(Tokenwise):
+    def forward(self, idx, targets=None, reduction="mean"):
+        z = super().forward(idx)
+        if targets is None:
+            return z
+        return F.cross_entropy(z.flatten(0, 1), targets.flatten(), reduction=reduction)
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_a_model_that_returns_its_loss_is_called_without_targets(positional):
+    def loss(model, tokens):
+        return model(tokens, tokens) if positional else model(tokens, targets=tokens, reduction="mean")
+
+    with pytest.raises(ValueError, match=r"looks like a loss.*drop=\('targets',\)"):
+        trained(LossAlone(), loss=loss)
+    seen, ebc = trained(LossAlone(), loss=loss, drop=("targets",))
+    assert held(seen)
+    assert ebc.look.finding is None
+    seen, _ = trained(LossAlone(), loss=loss, drop=("targets",), audit_every=2)
+    assert held(seen)
+
+
+class Words(nn.Module):
+    """Time first, with a hidden state that is handed on, and flat log-probabilities."""
+
+    def __init__(self, flat):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 16)
+        self.cell = nn.LSTM(16, 16)
+        self.head = nn.Linear(16, 11)
+        self.flat = flat
+
+    def forward(self, tokens, hidden):
+        x, hidden = self.cell(self.embedding(tokens), hidden)
+        z = self.head(x).log_softmax(-1)
+        return (z.flatten(0, 1) if self.flat else z), hidden
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_time_first_batches(flat):
+    rows, length = 48, 12
+    model = Words(flat)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    if flat:
+        attach(model, optimizer, logits_of=lambda out: out[0], **OPTIONS)
+        hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))
+        z, _ = model(integers(length, rows), hidden)
+        z.mean().backward()
+        with pytest.raises(
+            ValueError, match=r"logits_of=lambda z: z.unflatten\(0, \(-1, B\)\) and batch_dim=1"
+        ):
+            optimizer.step()
+        model = Words(flat)
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+
+    def logits_of(out):
+        return out[0].unflatten(0, (-1, out[1][0].shape[1])) if flat else out[0]
+
+    ebc = attach(model, optimizer, logits_of=logits_of, batch_dim=1, target_kl=TARGET, audit_every=3)
+    hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))
+    kls = []
+    for step in range(9):
+        tokens = integers(length, rows, seed=step)
+        start = tuple(h.detach() for h in hidden)
+        z, hidden = model(tokens, start)
+        F.nll_loss(z.flatten(0, -2), tokens.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            kls.append(float(mean_kl(z, model(tokens, start)[0])) / TARGET)
+        assert ebc.last.clip_coefficient < 0.999
+    assert held(kls)
+    assert ebc.clip.chosen_by == (21, 252)
+    assert ebc.look.finding is None
+
+
+@pytest.mark.slow  # torchao compiles its step
+def test_an_optimizer_of_torchao_is_left_as_it_was():
+    """What cannot be copied is torchao's own state: EBC copies none of it, and detaches."""
+    optim = pytest.importorskip("torchao.optim")
+    runs = []
+    for detaches in (False, True):
+        model = Tokenwise()
+        optimizer = optim.AdamW8bit(model.parameters(), lr=LR)
+        if detaches:
+            ebc = attach(model, optimizer, **{**OPTIONS, "target_kl": math.inf})
+        for step in range(3):
+            entropy(model, integers(48, 12, seed=step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if detaches and step == 1:
+                ebc.detach()
+        runs.append([p.detach().clone() for p in model.parameters()])
+    assert "ebc" not in optimizer.state_dict()
+    assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))

@@ -1,0 +1,193 @@
+"""The first steps under `attach` are looked at: what is said where training is of something else."""
+
+import math
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.tokenwise import Tokenwise, integers, loss_of
+from torch import nn
+
+from ebc_lab.ebc import EBCWarning, attach
+
+TARGET = 0.002
+
+
+class Called(Tokenwise):
+    """Counts its forwards in evaluation mode, which are measurements."""
+
+    measured = 0
+
+    def forward(self, ids, *given):
+        self.measured += not self.training
+        return super().forward(ids)
+
+
+def trained(model, loss, steps=5, rows=48, lr=0.05, **options):
+    """-> what is attached, and what it warned of."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    ebc = attach(model, optimizer, **{"target_kl": TARGET, "audit_every": 0, **options})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        for step in range(steps):
+            tokens = integers(rows, 12, seed=step)
+            loss(model, tokens).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return ebc, [str(t.message) for t in told if issubclass(t.category, EBCWarning)]
+
+
+def entropy(model, tokens):
+    return loss_of(model(tokens), tokens)
+
+
+def test_where_all_is_well_nothing_is_said_and_no_bit_changes():
+    runs = []
+    for check in (True, False):
+        model = Called()
+        ebc, told = trained(model, entropy, check=check)
+        assert told == []
+        runs.append((list(model.parameters()), model.measured))
+        if check:
+            assert len(ebc.look.steps) == 3
+            assert ebc.look.finding is None
+            assert all(s.apart < 1e-7 for s in ebc.look.steps)
+            assert all(0.3 < s.kl_others / s.kl < 3 for s in ebc.look.steps)
+            assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
+            assert all(s.idle == 0 for s in ebc.look.steps)
+            assert ebc.look.seconds > 0
+        else:
+            assert ebc.look is None
+    assert all(torch.equal(p, q) for p, q in zip(runs[0][0], runs[1][0], strict=True))
+    assert runs[0][1] - runs[1][1] == 2 * 3  # forwards, two in each of three steps
+
+
+def test_a_part_of_the_loss_that_passes_other_outputs():
+    class Two(Tokenwise):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Linear(8, 1)
+
+        def forward(self, ids):
+            return super().forward(ids), self.value(self.embedding(ids))
+
+    def loss(model, tokens):
+        logits, value = model(tokens)
+        return loss_of(logits, tokens) + 30 * (value[..., 0] - tokens).square().mean()
+
+    ebc, (told,) = trained(Two(), loss, logits_of=lambda output: output[0])
+    assert "of the fall of the loss passes the logits that EBC measures" in told
+    assert "logits_of=" in told
+    assert ebc.look.finding in told
+
+
+def test_a_loss_that_is_no_softmaxs():
+    def loss(model, tokens):
+        return F.mse_loss(model(tokens), F.one_hot(tokens, 11).float())
+
+    _, (told,) = trained(Tokenwise(), loss)
+    assert "not one of a softmax over the last axis" in told
+
+
+def test_positions_that_do_not_count():
+    def loss(model, tokens):
+        return F.cross_entropy(model(tokens)[:, 7:].flatten(0, 1), tokens[:, 7:].flatten())
+
+    _, (told,) = trained(Tokenwise(), loss)
+    assert "does not depend on 58% of the positions" in told
+    assert "mask_of=" in told
+
+    def counted(given):
+        return torch.arange(12).expand(given["tokens"].shape) >= 7
+
+    ebc, told = trained(Tokenwise(), loss, mask_of=counted)
+    assert told == []
+    assert ebc.clip.chosen_by == (48, 48 * 5)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 16)
+        self.cell = nn.RNN(16, 16)
+        self.head = nn.Linear(16, 11)
+
+    def forward(self, tokens):
+        return self.head(self.cell(self.embedding(tokens))[0])
+
+
+def test_rows_that_are_times():
+    """The first times do not depend on later ones, so that only their order tells."""
+    ebc, told = trained(TimeFirst(), entropy)
+    assert len(told) == 1
+    assert "in another order, differ by a KL" in told[0]
+    assert "batch_dim=1" in told[0]
+    ebc, told = trained(TimeFirst(), entropy, batch_dim=1, rows=12)
+    assert told == []
+    assert len(ebc.look.steps) == 3
+
+
+def test_rows_that_are_of_two_kinds():
+    def loss(model, tokens):
+        return loss_of(model(tokens), tokens)
+
+    class Sorted(Tokenwise):
+        """The later rows' logits are larger."""
+
+        def forward(self, tokens):
+            return super().forward(tokens[:, 1:]) * (1 + 4 * tokens[:, :1, None])
+
+    model = Sorted()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    attach(model, optimizer, target_kl=TARGET, probe_sequences=24, audit_every=0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", EBCWarning)
+        for step in range(4):
+            tokens = integers(48, 12, seed=step)
+            tokens[:, 0] = torch.arange(48) // 24
+            loss_of(model(tokens), tokens[:, 1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert "on other rows the KL of a step is" in str(told[0].message)
+
+
+def test_a_forward_that_is_not_trained():
+    def loss(model, tokens):
+        trained = loss_of(model(tokens), tokens)
+        trained.backward()
+        model(tokens.flip(0)).sum()  # with gradients on, for a figure
+        return torch.zeros((), requires_grad=True)
+
+    _, told = trained(Tokenwise(), loss)
+    assert any("no gradient comes back to the last training forward before a step" in t for t in told)
+
+
+def test_steps_that_move_nothing_are_not_looked_at():
+    model = Called()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=0)
+    for step in range(6):
+        if step == 3:
+            optimizer.param_groups[0]["lr"] = 0.05
+        entropy(model, integers(48, 12, seed=step)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert len(ebc.look.steps) == max(0, step - 2)
+
+
+def test_without_a_budget_nothing_is_looked_at():
+    ebc, told = trained(Called(), entropy, target_kl=math.inf)
+    assert ebc.look is None
+    assert told == []
+
+
+def test_what_is_refused_is_taken_where_somebody_insists():
+    def labels(model, tokens):
+        return F.binary_cross_entropy_with_logits(model(tokens), F.one_hot(tokens, 11).float())
+
+    with pytest.raises(ValueError, match="a label of its own"):
+        trained(Tokenwise(), labels)
+    ebc, _ = trained(Tokenwise(), labels, check=False)
+    assert 0 < ebc.last.clip_coefficient < 1
