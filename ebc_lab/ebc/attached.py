@@ -288,7 +288,9 @@ class Attached:
         if self._unsuspected <= 0 or forward.logits is None or forward.overwritten:
             return
         self._unsuspected -= 1
-        wrong = losses.refusal(self.capture.rows_first(forward.logits), forward.gradient)
+        logits = self.capture.rows_first(forward.logits)
+        checks.rows_of(forward.batch, logits, None, self.capture.axis)
+        wrong = losses.refusal(logits, forward.gradient)
         if wrong is not None:
             raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
 

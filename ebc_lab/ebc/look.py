@@ -36,7 +36,8 @@ class Seen:
     kl: float = math.nan  # of the step, on rows that chose c
     kl_others: float = math.nan  # on as many others
     idle: float = math.nan  # the share of positions that count which the loss does not depend on
-    share: float = math.nan  # of the loss's fall, the part that passes the logits
+    share: float = math.nan  # of the loss's fall, the part that passes the logits (NaN with batch norm,
+    # whose gradients are those of other means than evaluation has)
     unused: bool = False  # whether no gradient came back to the forward that chose c
     doubt: str | None = None  # what the gradient says of the loss
 
@@ -101,7 +102,7 @@ class Looking:
         if gradient is not None and gradient.usable:
             seen.idle = losses.without_loss(gradient, self.mask)
             seen.doubt = losses.doubt(gradient, losses.are_log_probabilities(self.z))
-            if alone and self.kept is not None:
+            if alone and self.kept is not None and not self.batch.prober.normalises:
                 seen.share = self._share(gradient, z, weights)
         self.seconds += time.perf_counter() - start
         return seen

@@ -25,6 +25,7 @@ from .options import KL_FLOOR
 from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
 from .step import StepInputs
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 RATES = ("dropout", "attention_dropout", "dropout_p", "drop_prob")  # of modules that call it as a function
 
@@ -57,6 +58,7 @@ class Prober(nn.Module):
         self._called = (model if compiled is None else compiled,)
         self.call = forward or _call
         self.fresh_logits = any(map(_draws, model.modules())) if fresh_logits is None else fresh_logits
+        self.normalises = any(isinstance(m, BatchNorm) for m in model.modules())
         self.seconds = 0.0
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision = False  # whether the forward itself computes so, without autocast
@@ -336,7 +338,7 @@ class GivenLogits:
 def _draws(module: nn.Module) -> bool:
     """Whether a module's output differs in training: batch-norm, or dropout, that of recurrent layers and of
     attention too, which have no module for it."""
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BatchNorm):
         return True
     names = ("p",) if isinstance(module, nn.modules.dropout._DropoutNd) else RATES
     rates = [getattr(module, name, 0) for name in names]

@@ -291,14 +291,14 @@ def test_time_first_batches(flat):
         z, _ = model(integers(length, rows), hidden)
         z.mean().backward()
         with pytest.raises(
-            ValueError, match=r"logits_of=lambda z: z.unflatten\(0, \(-1, B\)\) and batch_dim=1"
+            ValueError, match=r"logits_of=lambda z: z.unflatten\(0, \(T, -1\)\) and batch_dim=1"
         ):
             optimizer.step()
         model = Words(flat)
         optimizer = torch.optim.Adam(model.parameters(), lr=LR)
 
     def logits_of(out):
-        return out[0].unflatten(0, (-1, out[1][0].shape[1])) if flat else out[0]
+        return out[0].unflatten(0, (length, -1)) if flat else out[0]
 
     ebc = attach(model, optimizer, logits_of=logits_of, batch_dim=1, target_kl=TARGET, audit_every=3)
     hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))

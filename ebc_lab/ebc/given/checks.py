@@ -83,12 +83,12 @@ def _no_rows(tensors: list[Tensor], logits: Tensor | None, size: int | None, axi
         return (
             f"batch_dim={axis}: the logits have {size} rows along it, and no tensor of the batch has as many "
             f"({shapes}). Logits are (T, B, V) then; where a model flattens them to (T·B, V), say "
-            "logits_of=lambda z: z.unflatten(0, (-1, B))."
+            "logits_of=lambda z: z.unflatten(0, (T, -1)), T the length of a row."
         )
     flat = logits is not None and logits.ndim == 2 and any(logits.shape[0] == t.numel() for t in tensors)
     remedy = (
-        "they are flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T tokens a row, or for a batch "
-        "of shape (T, B) logits_of=lambda z: z.unflatten(0, (-1, B)) and batch_dim=1"
+        "they are flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for a "
+        "batch of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1"
         if flat
         else "these are not this batch's logits"
     )
@@ -146,7 +146,8 @@ def not_by_rows(rows: int, size: int, error: Exception) -> ValueError:
     return ValueError(
         f"EBC calls the model on {rows} of the batch's {size} rows, and that failed ({type(error).__name__}: "
         f"{str(error).strip().partition(chr(10))[0]}). A mask, positions or a class token made for {size} "
-        f"rows need all of them: say probe_sequences={size}, and they choose c (none is left for audits)."
+        f"rows need all of them: say probe_sequences={size}, and they choose c (none is left for audits). If "
+        "the batch is time-first, (T, B), say batch_dim=1."
     )
 
 
