@@ -87,8 +87,8 @@ def _no_rows(tensors: list[Tensor], logits: Tensor | None, size: int | None, axi
         )
     flat = logits is not None and logits.ndim == 2 and any(logits.shape[0] == t.numel() for t in tensors)
     remedy = (
-        "they are flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for a "
-        "batch of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1"
+        "they are flattened: say logits_of=lambda z: z.unflatten(0, (-1, T)), T the length of a row, or for "
+        "a batch of shape (T, B) logits_of=lambda z: z.unflatten(0, (T, -1)) and batch_dim=1"
         if flat
         else "these are not this batch's logits"
     )
