@@ -146,6 +146,10 @@ def _laid_out(tensors: Mapping[str, Packable]) -> tuple[list[Entry], list[NDArra
             own = [tensor.data, tensor.steps.astype("<f4", copy=False)]
             entry: Entry = {"kind": "packed", "levels": tensor.levels, "group": tensor.group}
             entry["shape"] = list(tensor.shape)
+        elif isinstance(tensor, Quantized):
+            raise ValueError(
+                f"the tensor {name!r} cannot be written as quantize returns it: pack it with PackedTensor.of"
+            )
         else:
             values = _exact_float32(name, tensor)
             own = [values.astype("<f4", copy=False)]

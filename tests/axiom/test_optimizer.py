@@ -201,6 +201,23 @@ def test_under_hooks_each_tensor_is_held_to_its_share():
     assert min(shares) > 0
 
 
+def test_hooks_limit_as_the_plain_step_where_each_tensors_part_is_its_share():
+    """Of 9 and 16 equal elements the norms are 3/5 and 4/5 of the whole, and so are the two limits."""
+    ends = []
+    for hooks in (False, True):
+        model = nn.ParameterList([torch.ones(3, 3), torch.ones(16)])
+        optimizer = AXIOM(model.parameters(), lr=0.01, max_grad_norm=1.0)
+        if hooks:
+            optimizer.register_hooks()
+        for norm in (50.0, 0.8, 2.0, 0.1):  # of the gradient; over the limit and below it in turns
+            loss = norm / 5 * sum(p.sum() for p in model)
+            loss.backward()
+            optimizer.step(loss=loss)
+            optimizer.zero_grad()
+        ends.append(weights(model))
+    torch.testing.assert_close(*ends)
+
+
 def test_shares_survive_a_checkpoint():
     model = net()
     optimizer = AXIOM(model.named_parameters(), lr=0.01, max_grad_norm=0.1)

@@ -454,6 +454,13 @@ def test_a_write_that_fails_leaves_the_last_file_and_nothing_else(small):
     assert os.listdir(small.parent) == [small.name]
 
 
+def test_what_quantize_returns_is_refused_and_the_error_says_how_to_pack_it(tmp_path):
+    codes = quantize(gaussian(3, 5))
+    with pytest.raises(ValueError, match=r"'w' .* as quantize returns it: .* PackedTensor\.of"):
+        write_packed(tmp_path / "file", {"w": codes})
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_link_is_followed_and_its_file_replaced(small):
     link = small.with_name("link")
     link.symlink_to(small.name)

@@ -82,6 +82,41 @@ def test_a_step_that_does_not_fit_is_repeated_once_and_says_so():
         assert torch.allclose(p.grad, g, rtol=1e-3, atol=1e-6)
 
 
+def one_weight():
+    """A layer of one weight, its `Grids`, and a step of one token; a step says how often it was repeated."""
+    layer = ops.VLALinear(1, 1, bias=False)
+    torch.nn.init.ones_(layer.weight)
+    grids = Grids(layer)
+
+    def step(x: float, dy: float = 1.0) -> int:
+        before = grids.redone
+        done = False
+        while not done:
+            layer(torch.tensor([[x]])).backward(torch.tensor([[dy]]))
+            done = grids.finish(1)
+        return grids.redone - before
+
+    return layer, grids, step
+
+
+def test_a_large_value_fits_for_sixteen_steps():
+    """It is remembered with 15 smaller ones after it, by a checkpoint too, and forgotten after 16."""
+    _, grids, step = one_weight()
+    assert step(1000.0) == 1
+    for smaller, repeated in ((15, 0), (16, 1)):
+        assert [step(1.0) for _ in range(smaller)] == [0] * smaller
+        grids.load_state_dict(grids.state_dict())
+        assert step(1000.0) == repeated
+
+
+def test_a_value_that_does_not_fit_lowers_no_grid():
+    """dy outgrows its grid; the grid of x stays as the step before has left it, and 2^-22 is lost on it."""
+    layer, _, step = one_weight()
+    assert step(1.0) == 1
+    assert step(2.0**-10 + 2.0**-22, dy=2.0**10) == 1
+    assert layer.weight.grad.item() == 1
+
+
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("where", ["weight", "gradient"])
 def test_what_is_not_finite_stops_the_step_and_leaves_no_trace(where):

@@ -1,9 +1,11 @@
 """The C engine: the bits of the eager one, whoever compiles it, and a reason where it cannot be built."""
 
 import math
+import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -174,6 +176,31 @@ def test_threads_do_not_change_bits(threads, monkeypatch):
     threads(2)
     assert [outcome(native, *call) for call in many] == alone
     assert counts == [2]
+
+
+def begun(work: Callable[[], object]) -> int:
+    """How many threads some work adds to the process. It is done in a new thread of Python, for which OpenMP
+    keeps none waiting yet."""
+    found = []
+
+    def counted() -> None:
+        before = set(os.listdir("/proc/self/task"))
+        work()
+        found.append(len(set(os.listdir("/proc/self/task")) - before))
+
+    thread = Thread(target=counted)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_work_is_done_by_as_many_threads_as_torch_has(threads, count):
+    threads(count)
+    x = torch.zeros(10**6)
+    if begun(lambda: x * 2) < count - 1:
+        pytest.skip("torch begins no threads of its own here")
+    assert begun(lambda: native.gelu(x)) == count - 1
 
 
 def test_tensors_may_lie_in_memory_in_any_way():
