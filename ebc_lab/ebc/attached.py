@@ -298,8 +298,12 @@ class Attached:
         """Begin to look at a step of the first ones, the weights being at W."""
         if self.look is None or self.look.done or opened.void or opened.batch is None:
             return
-        with torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda]):
+        with self.look.trying(), self._own_numbers():
             self._looking = Looking(opened, opened.batch, forward, self.capture.rows_first)
+
+    def _own_numbers(self) -> AbstractContextManager[None]:
+        """Random numbers that are drawn inside are not missed outside."""
+        return torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda])
 
     def _looked(self, forwards: int) -> None:
         """The step has ended: the weights are at W + c·dW. `forwards` have made its gradient."""
@@ -307,17 +311,17 @@ class Attached:
         if looking is None or self.look is None or self.clip.last is None or bool(self.clip.last.skipped):
             return
         alone = self.clip.workers.alone and forwards == 1
-        with torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda]):
-            seen = looking.after(self.clip.weights, alone)
+        with self.look.trying(), self._own_numbers():
+            looking.after(self.clip.weights, alone)
         self.look.seconds += looking.seconds
         self.look.patience -= 1
-        if self.clip.any_process(seen.moved):
-            self.look.steps.append(seen)
+        if self.clip.any_process(looking.seen.moved):
+            self.look.steps.append(looking.seen)
         if self.look.done:
             self._conclude(self.look, looking)
 
     def _conclude(self, look: Look, looking: Looking) -> None:
-        if not look.steps:
+        if not look.steps or look.failed is not None:
             return
         target = self.clip.settings.target_kl
         look.finding = finding(look.steps, looking.k, looking.batch.size, target)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,7 @@ from .probe import Batch
 from .proposal import Opened
 
 IDLE = 1 / 3  # from this share on, positions that the loss does not depend on are told
+SMALL = 0.1  # nats per token: up to here the loss falls as its gradient promises
 UNLIKE = 3.0  # a factor: between the KL of rows, and of the loss's fall and its part that passes the logits
 
 
@@ -49,16 +52,25 @@ class Seen:
 @dataclass
 class Look:
     """What the first steps showed, and in how many seconds; `finding` is None if all is well, or not all is
-    seen yet."""
+    seen yet. `failed`: why nothing more could be seen, as where rows must be sorted, or memory is short."""
 
     steps: list[Seen] = field(default_factory=list)
     seconds: float = 0.0
     finding: str | None = None
+    failed: str | None = None
     patience: int = 100  # steps in which nothing moves, as at a learning rate of 0, end it
 
     @property
     def done(self) -> bool:
-        return len(self.steps) >= FIRST or self.patience <= 0
+        return len(self.steps) >= FIRST or self.patience <= 0 or self.failed is not None
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """What fails inside ends the look, and not the training: that goes on without."""
+        try:
+            yield
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"
 
 
 class Looking:
@@ -85,7 +97,7 @@ class Looking:
         z = self.batch.logits(self.rows)
         return z.flip(0) if self.turns else z
 
-    def after(self, weights: list[Any], alone: bool) -> Seen:
+    def after(self, weights: list[Any], alone: bool) -> None:
         """`alone`: whether this forward has made all of the gradient that the weights hold."""
         start = time.perf_counter()
         seen = self.seen
@@ -102,10 +114,10 @@ class Looking:
         if gradient is not None and gradient.usable:
             seen.idle = losses.without_loss(gradient, self.mask)
             seen.doubt = losses.doubt(gradient, losses.are_log_probabilities(self.z))
-            if alone and self.kept is not None and not self.batch.prober.normalises:
+            straight = seen.kl < SMALL and not self.batch.prober.normalises
+            if alone and straight and self.kept is not None:
                 seen.share = self._share(gradient, z, weights)
         self.seconds += time.perf_counter() - start
-        return seen
 
     def _share(self, gradient: losses.Gradient, z: Tensor, weights: list[Any]) -> float:
         """Of the fall of the loss that the gradients promise, the part that passes the logits."""

@@ -164,6 +164,33 @@ def test_a_forward_that_is_not_trained():
     assert any("no gradient comes back to the last training forward before a step" in t for t in told)
 
 
+def test_rows_that_must_be_sorted_are_not_looked_at():
+    class Packed(Tokenwise):
+        """Its rows must come with the longest first."""
+
+        def forward(self, tokens, lengths):
+            x = nn.utils.rnn.pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True)
+            x, _ = nn.utils.rnn.pad_packed_sequence(x, batch_first=True, total_length=tokens.shape[1])
+            return self.head(x)
+
+    model = Packed()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=0, mask_of=lambda given: counted(given))
+
+    def counted(given):
+        return torch.arange(12) < given["lengths"][:, None]
+
+    for step in range(4):
+        tokens = integers(48, 12, seed=step)
+        lengths = torch.linspace(12, 1, 48).long()
+        loss_of(model(tokens, lengths), tokens).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert 0 < ebc.last.clip_coefficient < 1
+    assert "sorted in decreasing order" in ebc.look.failed
+    assert ebc.look.finding is None
+
+
 def test_steps_that_move_nothing_are_not_looked_at():
     model = Called()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0)

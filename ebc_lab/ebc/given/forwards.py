@@ -228,7 +228,8 @@ class Capture:
                 continue
 
             def came(gradient: Tensor, output: Tensor = output.detach()) -> None:
-                forward.gradient = losses.gradient_of(shown, output, gradient)
+                with torch.no_grad():  # backward may be differentiated itself
+                    forward.gradient = losses.gradient_of(shown, output, gradient)
 
             output.register_hook(came)  # type: ignore[no-untyped-call]
             return
