@@ -25,7 +25,7 @@ from .given import checks, losses
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, state_keeper
 from .given.forwards import FIRST, Capture, Forward
-from .look import Look, Looking, finding
+from .look import Look
 from .parallel.shards import local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
@@ -133,7 +133,6 @@ class Attached:
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
     def _between_steps(self) -> None:
-        self._looking: Looking | None = None  # at the step that is open
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._hidden: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -277,8 +276,8 @@ class Attached:
         with self.capture.pause(), forward.precision():
             if not moved or kept is None:
                 opened = self.clip.open_step(inputs, kept)
-                if not stale:
-                    self._look_at(opened, forward)
+                if self.look is not None and not stale:
+                    self.look.begin(opened, forward, self.capture.rows_first)
                 return opened
             with kept.standing_in(self.clip.weights):  # the closure was called at other weights than W
                 return self.clip.open_step(inputs, kept)
@@ -293,44 +292,6 @@ class Attached:
         wrong = losses.refusal(logits, forward.gradient)
         if wrong is not None:
             raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
-
-    def _look_at(self, opened: Opened, forward: Forward) -> None:
-        """Begin to look at a step of the first ones, the weights being at W."""
-        if self.look is None or self.look.done or opened.void or opened.batch is None:
-            return
-        with self.look.trying(), self._own_numbers():
-            self._looking = Looking(opened, opened.batch, forward, self.capture.rows_first)
-
-    def _own_numbers(self) -> AbstractContextManager[None]:
-        """Random numbers that are drawn inside are not missed outside."""
-        return torch.random.fork_rng([p.device for p in self.clip.weights[:1] if p.is_cuda])
-
-    def _looked(self, forwards: int) -> None:
-        """The step has ended: the weights are at W + c·dW. `forwards` have made its gradient."""
-        looking, self._looking = self._looking, None
-        if looking is None or self.look is None or self.clip.last is None or bool(self.clip.last.skipped):
-            return
-        alone = self.clip.workers.alone and forwards == 1
-        with self.look.trying(), self._own_numbers():
-            looking.after(self.clip.weights, alone)
-        self.look.seconds += looking.seconds
-        self.look.patience -= 1
-        if self.clip.any_process(looking.seen.moved):
-            self.look.steps.append(looking.seen)
-        if self.look.done:
-            self._conclude(self.look, looking)
-
-    def _conclude(self, look: Look, looking: Looking) -> None:
-        if not look.steps or look.failed is not None:
-            return
-        target = self.clip.settings.target_kl
-        look.finding = finding(look.steps, looking.k, looking.batch.size, target)
-        if look.finding is not None:
-            warnings.warn(
-                f"EBC's first steps look wrong: {look.finding} (check=False says nothing.)",
-                checks.EBCWarning,
-                stacklevel=2,
-            )
 
     def _version(self) -> int:
         """A number that changes when the weights do, as SAM moves them between a forward and its step.
@@ -397,18 +358,17 @@ class Attached:
         if opened is None:
             return
         forwards = self.capture.used
-        forward = self.capture.last
         self.capture.clear()
         with self.capture.pause():
             self.clip.close_step(opened)
-            if self._looking is not None and forward is not None:
-                with forward.precision():
-                    self._looked(forwards)
+            if self.look is not None:
+                self.look.end(self.clip, forwards)
 
     def _abandon(self) -> None:
         """Forget the step that is open."""
         self._opened = None
-        self._looking = None
+        if self.look is not None:
+            self.look.forget()
         self._hidden = []
         self._finish()
 

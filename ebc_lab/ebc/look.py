@@ -9,21 +9,27 @@ agree where the logits measured carry the whole loss. Nothing of the step depend
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from .clip import EllipsotopeClip
 from .given import checks, losses
 from .given.forwards import FIRST, Forward
 from .logits import mean_kl
 from .parallel.shards import local
 from .probe import Batch
 from .proposal import Opened
+
+RowsFirst = Callable[[Tensor], Tensor]  # logits, or a mask of them, with the batch in front
 
 IDLE = 1 / 3  # from this share on, positions that the loss does not depend on are told
 SMALL = 0.1  # nats per token: up to here the loss falls as its gradient promises
@@ -49,26 +55,62 @@ class Seen:
         return self.kl > 10 * self.floor
 
 
-@dataclass
 class Look:
-    """What the first steps showed, and in how many seconds; `finding` is None if all is well, or not all is
-    seen yet. `failed`: why nothing more could be seen, as where rows must be sorted, or memory is short."""
+    """What the first steps showed.
 
-    steps: list[Seen] = field(default_factory=list)
-    seconds: float = 0.0
-    finding: str | None = None
-    failed: str | None = None
-    patience: int = 100  # steps in which nothing moves, as at a learning rate of 0, end it
+    `steps`: each that moved something; `seconds`: what looking took; `finding`: what is wrong, None if all is
+    well or not all is seen yet; `failed`: why nothing more can be seen, as where rows must be sorted.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Seen] = []
+        self.seconds = 0.0
+        self.finding: str | None = None
+        self.failed: str | None = None
+        self.patience = 100  # steps in which nothing moves, as at a learning rate of 0, end it
+        self._looking: Looking | None = None  # at the step that is open
 
     @property
     def done(self) -> bool:
         return len(self.steps) >= FIRST or self.patience <= 0 or self.failed is not None
 
+    def begin(self, opened: Opened, forward: Forward, rows_first: RowsFirst) -> None:
+        """The step is open, the weights are at W."""
+        if self.done or opened.void or opened.batch is None:
+            return
+        with self._trying(opened.batch.prober.model), forward.precision():
+            self._looking = Looking(opened, opened.batch, forward, rows_first)
+
+    def end(self, clip: EllipsotopeClip, forwards: int) -> None:
+        """It has ended: they are at W + c·dW. `forwards`: how many have made its gradient."""
+        looking, self._looking = self._looking, None
+        if looking is None or clip.last is None or bool(clip.last.skipped):
+            return
+        alone = clip.workers.alone and forwards == 1
+        with self._trying(clip.model), looking.forward.precision():
+            looking.after(clip.weights, alone)
+        self.seconds += looking.seconds
+        self.patience -= 1
+        if clip.any_process(looking.seen.moved):
+            self.steps.append(looking.seen)
+        if self.done and self.steps and self.failed is None:
+            self.finding = finding(self.steps, looking.k, looking.batch.size, clip.settings.target_kl)
+        if self.finding is not None:
+            message = f"EBC's first steps look wrong: {self.finding} (check=False says nothing.)"
+            warnings.warn(message, checks.EBCWarning, stacklevel=2)
+
+    def forget(self) -> None:
+        """The step that is open will not end."""
+        self._looking = None
+
     @contextmanager
-    def trying(self) -> Iterator[None]:
-        """What fails inside ends the look, and not the training: that goes on without."""
+    def _trying(self, model: nn.Module) -> Iterator[None]:
+        """What fails inside ends the look, and not the training; random numbers drawn inside are not missed
+        outside."""
+        devices = [p.device for p in itertools.islice(model.parameters(), 1) if p.is_cuda]
         try:
-            yield
+            with torch.random.fork_rng(devices):
+                yield
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
 
@@ -76,7 +118,9 @@ class Look:
 class Looking:
     """One step: `before` it at W, `after` it at W + c·dW."""
 
-    def __init__(self, opened: Opened, batch: Batch, forward: Forward, rows_first: Any):
+    def __init__(
+        self, opened: Opened, batch: Batch, forward: Forward, rows_first: Callable[[Tensor], Tensor]
+    ):
         start = time.perf_counter()
         self.batch = batch
         self.forward = forward
