@@ -7,6 +7,7 @@ axis they are. That of a cross-entropy for each label by itself is s·(sigmoid(z
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,25 +67,24 @@ def _span(t: Tensor) -> int:
 def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     """Why logits (B, ..., V) are not what EBC takes them for, and the remedy; None where they may be."""
     z = z[: leading_rows(z)].float()
-    axes = [z.ndim - 1, *range(1, z.ndim - 1)]
-    between = bool((z >= 0).all()) and bool((z <= 1.001).all())
-    if between and z.numel() > 4:
-        for axis in axes:
-            if z.shape[axis] > 1 and _is(z.sum(axis), 1):
-                return _probabilities(axis if axis < z.ndim - 1 else None)
-    for axis in axes:
-        if z.shape[axis] > 1 and _is(z.logsumexp(axis), 0):
-            return None if axis == z.ndim - 1 else _other_axis(axis, z)
-    if gradient is None or not gradient.usable:
+    last = z.ndim - 1
+    axes = [axis for axis in (last, *range(1, last)) if z.shape[axis] > 1]
+    g = gradient.rows.float() if gradient is not None and gradient.usable else None
+    imbalance = {axis: math.nan if g is None else unbalanced(g, axis) for axis in axes}
+    if imbalance[last] <= SUMS_TO_ZERO:
         return None
-    g = gradient.rows.float()
-    imbalance = {axis: unbalanced(g, axis) for axis in axes}
-    if imbalance[z.ndim - 1] <= SUMS_TO_ZERO:
+    probabilities = bool((z >= 0).all()) and bool((z <= 1.001).all()) and not bool((z == z[:1]).all())
+    for axis in axes:
+        if probabilities and _is(z.sum(axis), 1):
+            return _probabilities(None if axis == last else axis)
+        if _is(z.logsumexp(axis), 0):
+            return None if axis == last else _other_axis(axis, z)
+    if g is None:
         return None
     for axis in axes[1:]:
         if imbalance[axis] <= SUMS_TO_ZERO:
             return _other_axis(axis, z)
-    if between and imbalance[z.ndim - 1] > UNLIKE_SOFTMAX:
+    if probabilities and imbalance[last] > UNLIKE_SOFTMAX:
         return (
             "the model returns probabilities, one for each label: give "
             "logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."

@@ -129,6 +129,15 @@ def test_other_losses_are_doubted(loss):
     assert "not one of a softmax over the last axis" in doubted
 
 
+def test_logits_that_look_like_probabilities_are_taken_for_logits():
+    """Those of a saturated classifier are 0 and 1 in every row."""
+    z = torch.tensor([0.0, 1.0]).expand(B, T, 2).clone()
+    assert refusal(z, None) is None
+    z = numbers(B, T, V).softmax(-1)
+    assert refusal(z, None) is not None
+    assert told(z, entropy) == (None, None)  # they are given to a softmax once more
+
+
 def test_without_a_gradient_nothing_is_said():
     logits, gradient = seen(numbers(B, T, V), lambda z: (z * 0).sum())
     assert not gradient.usable
