@@ -109,7 +109,6 @@ class Attached:
         called = unwrapped(model)
         inner = getattr(called, "_orig_mod", called)
         compiled = called if called is not inner else None
-        options = {"probe_sequences": None, **options}
         self.capture = Capture(
             called,
             logits_of,
@@ -120,14 +119,14 @@ class Attached:
             self._version,
         )
         try:
-            self.clip = EllipsotopeClip(
-                inner, self.optimizers, forward=self.capture.call, compiled=compiled, **options
-            )
+            own = {"forward": self.capture.call, "compiled": compiled, "probe_sequences": None}
+            self.clip = EllipsotopeClip(inner, self.optimizers, **{**own, **options})
         except Exception:
             self.capture.remove()
             raise
         self.clip.watches_given = options.get("fresh_logits") is not False
-        self.look = Look() if check and self.clip.settings.active else None
+        self.clip.prober.watched = FIRST
+        self.look = Look() if check and self._measures() else None
         self._unsuspected = FIRST if check else 0  # first steps whose logits are still to be looked at
         self._between_steps()
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
@@ -276,6 +275,7 @@ class Attached:
         with self.capture.pause(), forward.precision():
             if not moved or kept is None:
                 opened = self.clip.open_step(inputs, kept)
+                self._suspect_own(opened)
                 if self.look is not None and not stale:
                     self.look.begin(opened, forward, self.capture.rows_first)
                 return opened
@@ -292,6 +292,17 @@ class Attached:
         wrong = losses.refusal(logits, forward.gradient)
         if wrong is not None:
             raise ValueError(f"{wrong} (check=False if EBC is wrong in this.)")
+
+    def _suspect_own(self, opened: Opened) -> None:
+        """Raises ValueError where the model returns something else in evaluation than in training."""
+        if self.look is None or self.look.done or opened.batch is None or opened.batch.reused:
+            return
+        if losses.are_probabilities(opened.batch.probe.z):
+            raise ValueError(
+                "in evaluation mode, in which EBC measures, the model returns probabilities, and in training "
+                "logits: give logits_of=lambda z: z if model.training else z.log(). (check=False if EBC is "
+                "wrong in this.)"
+            )
 
     def _version(self) -> int:
         """A number that changes when the weights do, as SAM moves them between a forward and its step.
@@ -316,7 +327,8 @@ class Attached:
             )
         return (
             f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was "
-            "never called as a module with gradients on: attach to the module that training calls."
+            "never called as a module with gradients on: attach to the module that training calls, as "
+            "model(…), not model.forward(…) or another method."
         )
 
     def _nothing_to_do(self) -> bool:

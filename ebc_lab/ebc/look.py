@@ -9,7 +9,6 @@ agree where the logits measured carry the whole loss. Nothing of the step depend
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import warnings
@@ -18,8 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .clip import EllipsotopeClip
 from .given import checks, losses
@@ -59,7 +57,7 @@ class Look:
     """What the first steps showed.
 
     `steps`: each that moved something; `seconds`: what looking took; `finding`: what is wrong, None if all is
-    well or not all is seen yet; `failed`: why nothing more can be seen, as where rows must be sorted.
+    well or not all is seen yet; `failed`: why nothing more can be seen, as where memory is short.
     """
 
     def __init__(self) -> None:
@@ -78,7 +76,7 @@ class Look:
         """The step is open, the weights are at W."""
         if self.done or opened.void or opened.batch is None:
             return
-        with self._trying(opened.batch.prober.model), forward.precision():
+        with self._trying(), forward.precision():
             self._looking = Looking(opened, opened.batch, forward, rows_first)
 
     def end(self, clip: EllipsotopeClip, forwards: int) -> None:
@@ -87,7 +85,7 @@ class Look:
         if looking is None or clip.last is None or bool(clip.last.skipped):
             return
         alone = clip.workers.alone and forwards == 1
-        with self._trying(clip.model), looking.forward.precision():
+        with self._trying(), looking.forward.precision():
             looking.after(clip.weights, alone)
         self.seconds += looking.seconds
         self.patience -= 1
@@ -104,15 +102,14 @@ class Look:
         self._looking = None
 
     @contextmanager
-    def _trying(self, model: nn.Module) -> Iterator[None]:
-        """What fails inside ends the look, and not the training; random numbers drawn inside are not missed
-        outside."""
-        devices = [p.device for p in itertools.islice(model.parameters(), 1) if p.is_cuda]
+    def _trying(self) -> Iterator[None]:
+        """What fails inside ends the look, and not the training, with a warning."""
         try:
-            with torch.random.fork_rng(devices):
-                yield
+            yield
         except Exception as error:
-            self.failed = f"{type(error).__name__}: {error}"
+            self.failed = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            message = f"EBC's first steps were not looked at: a forward failed meanwhile ({self.failed})."
+            warnings.warn(message, checks.EBCWarning, stacklevel=2)
 
 
 class Looking:
@@ -132,7 +129,12 @@ class Looking:
         self.turns = self.k < batch.size
         self.rows = checks.turned(some, self.size, batch.prober.axis) if self.turns else some
         self.mask = None if forward.mask is None else rows_first(forward.mask)[: self.size]
-        self.z = self._logits()
+        try:
+            self.z = self._logits()
+        except Exception:  # they must be sorted, by their lengths as a rule
+            self.turns = False
+            self.rows = some
+            self.z = self._logits()
         kept = None if self.mask is None else self.mask[: self.k]
         self.seen = Seen(float(mean_kl(batch.probe.z, self.z[: self.k], kept)), batch.floor)
         self.seconds = time.perf_counter() - start
@@ -184,6 +186,7 @@ def finding(steps: list[Seen], k: int, size: int, target_kl: float) -> str | Non
     said = []
     apart = max(s.apart for s in steps)
     floor = steps[0].floor
+    target_kl = min(target_kl, _median([s.kl for s in steps]))
     if apart > max(10 * floor, 0.1 * target_kl):
         said.append(
             f"two forwards on the same rows at the same weights, in another order, differ by a KL of "

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .given import checks
+from .given.numbers import Numbers, kept
 from .logits import mean_kl, token_mean
 from .options import KL_FLOOR
 from .parallel.shards import fsdp_modules, gathered_dtypes, resharded
@@ -63,6 +64,9 @@ class Prober(nn.Module):
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision = False  # whether the forward itself computes so, without autocast
         self.takes_some = False  # whether it has been called on some rows of a batch
+        self.watched = 0  # calls in which random numbers are still looked for
+        self.draws = False  # whether it draws some in evaluation, too
+        self.numbers: Numbers | None = None  # those that all measurements of a step draw then
 
     def find_shards(self) -> None:
         """Look at the model as it is trained."""
@@ -85,14 +89,30 @@ class Prober(nn.Module):
         """
         with resharded(self.sharded):
             try:
-                output = self.call(self._called[0], inputs)
+                output = self._called_with_its_numbers(inputs)
             except Exception as error:
                 known = isinstance(error, (torch.OutOfMemoryError, *self.refusals))
-                if part is None or self.takes_some or known:
+                # a TypeError is of what it is called with, and says so
+                if part is None or self.takes_some or known or isinstance(error, TypeError):
                     raise
                 raise checks.not_by_rows(*part, error) from error
         self.takes_some = self.takes_some or part is not None
         return self.rows_first(checks.logits_in(output))
+
+    def _called_with_its_numbers(self, inputs: Any) -> Any:
+        """Where the model draws random numbers in evaluation: the same at W and at W + c·dW, and none that
+        training would have drawn."""
+        if not self.draws and self.watched <= 0:
+            return self.call(self._called[0], inputs)
+        before = Numbers()
+        if self.draws and self.numbers is not None:
+            self.numbers.restore()
+        try:
+            return self.call(self._called[0], inputs)
+        finally:
+            self.watched -= 1
+            self.draws = self.draws or before.drawn()
+            before.restore()
 
     def rows_first(self, x: Tensor) -> Tensor:
         """Logits, or what belongs to their positions, with the batch's axis in front."""
@@ -168,6 +188,8 @@ class Batch:
         audit_tokens: int,
     ):
         self.prober = prober
+        if prober.watched > 0 or prober.draws:
+            prober.numbers = Numbers()
         logits = None if inputs.logits is None else checks.logits_in(inputs.logits)
         self.size = size = checks.rows_of(inputs.tokens, logits, inputs.mask, prober.axis)
         like = weight if logits is None else logits
@@ -206,12 +228,11 @@ class Batch:
         start: int,
         end: int,
     ) -> Rows:
-        return Rows(
-            rows,
-            None if mask is None else mask[start:end],
-            None if targets is None else targets[start:end],
-            self.logits(rows, (end - start, self.size)) if z is None else z[start:end],
-        )
+        z = self.logits(rows, (end - start, self.size)) if z is None else z[start:end]
+        mask = None if mask is None else mask[start:end]
+        if mask is not None and mask.shape != z.shape[:-1]:
+            raise checks.other_lengths(tuple(z.shape), tuple(mask.shape), self.size)
+        return Rows(rows, mask, None if targets is None else targets[start:end], z)
 
     def logits(self, rows: Any, part: tuple[int, int] | None = None) -> Tensor:
         """The logits on `rows` at the present weights, without dropout, in the training forward's precision.
@@ -261,10 +282,9 @@ class Batch:
         own = self.logits(inputs.tokens)
         if own.shape == given.shape and float(mean_kl(given, own, inputs.mask)) <= 10 * self.floor:
             return Cause.ROWS
-        devices = [given.device] if given.is_cuda else []
         buffers = [(b, b.clone()) for b in self.prober.model.buffers()]
         try:
-            with torch.random.fork_rng(devices), self._precision():
+            with kept(), self._precision():
                 trained = self.prober.as_trained(inputs.tokens)
         finally:
             for buffer, before in buffers:

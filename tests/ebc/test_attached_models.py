@@ -1,8 +1,11 @@
 """`attach` on models of unusual kinds: hidden random numbers, baked-in batches, losses alone, time first."""
 
+import copy
 import math
+import random
 import warnings
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +121,101 @@ def test_it_resumes_as_it_was_found_out():
     ebc_again = attach(resumed, torch.optim.Adam(resumed.parameters(), lr=LR), **OPTIONS)
     ebc_again.load_state_dict(ebc.state_dict())
     assert ebc_again.clip.prober.fresh_logits
+
+
+class Coin(Tokenwise):
+    """Tosses one of Python's coins in every forward, in evaluation too, as teacher forcing does."""
+
+    def forward(self, tokens):
+        z = super().forward(tokens)
+        return 1.5 * z if random.random() < 0.5 else z
+
+
+def test_numbers_that_are_drawn_in_evaluation_are_the_same_at_both_weights():
+    random.seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EBCWarning)
+        model = Coin()
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        attach(model, optimizer, **OPTIONS)
+        for step in range(16):
+            entropy(model, integers(48, 12, seed=step)).backward()
+            before = copy.deepcopy(model)
+            optimizer.step()
+            optimizer.zero_grad()
+            tokens = integers(48, 12, seed=1000 + step)
+            with torch.no_grad():
+                z, z_new = (Tokenwise.forward(m, tokens) for m in (before, model))
+                kls = [mean_kl(scale * z, scale * z_new) for scale in (1, 1.5)]
+            assert 0.5 * min(kls) < TARGET < 2 * max(kls)
+
+
+@pytest.mark.parametrize("draw", [random.random, lambda: float(torch.rand(())), lambda: numpy.random.rand()])
+def test_measuring_draws_nothing_of_what_training_would(draw):
+    class Draws(Tokenwise):
+        def forward(self, tokens):
+            return super().forward(tokens) * (1 + draw())
+
+    runs = []
+    for limited in (False, True):
+        random.seed(0)
+        torch.manual_seed(0)
+        numpy.random.seed(0)
+        model = Draws()
+        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+        if limited:
+            attach(model, optimizer, target_kl=1e9, audit_every=2)
+        for step in range(8):
+            entropy(model, integers(48, 12, seed=step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        runs.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))
+
+
+class Evaluated(Tokenwise):
+    """Returns probabilities where it is not trained; batch norm keeps its logits from being compared."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(11)
+
+    def forward(self, tokens):
+        z = self.norm(super().forward(tokens).movedim(1, -1)).movedim(1, -1)
+        return z if self.training else z.softmax(-1)
+
+
+def test_probabilities_in_evaluation_alone_are_refused_with_their_remedy():
+    with pytest.raises(ValueError, match=r"in evaluation mode.*lambda z: z if model.training else z.log\(\)"):
+        trained(Evaluated())
+    model = Evaluated()
+    trained(model, logits_of=lambda z: z if model.training else z.log())
+
+
+def test_a_loss_of_each_position_is_no_logits():
+    class Losses(Tokenwise):
+        def forward(self, tokens):
+            z = super().forward(tokens)
+            return F.cross_entropy(z.flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
+
+    with pytest.raises(ValueError, match=r"this is the loss of each position, and not logits"):
+        trained(Losses(), loss=lambda model, tokens: model(tokens).mean())
+
+
+def test_positions_that_depend_on_the_longest_row_are_refused_with_their_remedy():
+    class Shortened(Tokenwise):
+        def forward(self, tokens, lengths):
+            return super().forward(F.dropout(tokens[:, : int(lengths.max())].float(), 0.0, True).long())
+
+    model = Shortened()
+    model.rate = nn.Dropout(0.1)  # z(W) is computed anew, on some rows
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    attach(model, optimizer, mask_of=lambda given: given["tokens"] >= 0, **OPTIONS, probe_sequences=12)
+    lengths = torch.tensor([6] * 24 + [12] * 24)
+    tokens = integers(48, 12)
+    loss_of(model(tokens, lengths), tokens).backward()
+    with pytest.raises(ValueError, match=r"\(12, 6, 11\), and their mask is \(12, 12\).*total_length"):
+        optimizer.step()
 
 
 def test_logits_that_are_written_to_are_computed_again():

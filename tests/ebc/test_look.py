@@ -164,7 +164,7 @@ def test_a_forward_that_is_not_trained():
     assert any("no gradient comes back to the last training forward before a step" in t for t in told)
 
 
-def test_rows_that_must_be_sorted_are_not_looked_at():
+def test_rows_that_must_be_sorted_are_looked_at_in_their_order():
     class Packed(Tokenwise):
         """Its rows must come with the longest first."""
 
@@ -187,8 +187,21 @@ def test_rows_that_must_be_sorted_are_not_looked_at():
         optimizer.step()
         optimizer.zero_grad()
         assert 0 < ebc.last.clip_coefficient < 1
-    assert "sorted in decreasing order" in ebc.look.failed
+    assert ebc.look.failed is None
+    assert len(ebc.look.steps) == 3
+
+
+def test_a_look_that_fails_says_so_and_training_goes_on():
+    class Frail(Called):
+        def forward(self, tokens):
+            if len(tokens) == 24 and not self.training:  # twice the rows that choose c
+                raise RuntimeError("no memory for so many\nof them")
+            return super().forward(tokens)
+
+    ebc, (told,) = trained(Frail(), entropy, probe_sequences=12)
+    assert told.endswith("a forward failed meanwhile (RuntimeError: no memory for so many).")
     assert ebc.look.finding is None
+    assert 0 < ebc.last.clip_coefficient < 1
 
 
 def test_steps_that_move_nothing_are_not_looked_at():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 FEW_TOKENS = 100  # to choose c by: with fewer, one step's KL says little about the next tokens
@@ -98,7 +99,12 @@ def _no_rows(tensors: list[Tensor], logits: Tensor | None, size: int | None, axi
 def cut(inputs: Any, start: int, stop: int, size: int, axis: int = 0) -> Any:
     """Rows `start` to `stop` of a batch of `size` rows along `axis`: of each tensor, in mappings and
     sequences, that has them. Tensors of another size (positions, shared by all rows) stay whole."""
-    return _of_rows(inputs, lambda t, at: t.narrow(at, start, min(stop, size) - start), size, axis)
+
+    def some(t: Tensor, at: int) -> Tensor:
+        rows = t.narrow(at, start, min(stop, size) - start)
+        return rows.contiguous() if at else rows  # models may `view` them
+
+    return _of_rows(inputs, some, size, axis)
 
 
 def turned(inputs: Any, size: int, axis: int = 0) -> Any:
@@ -108,6 +114,8 @@ def turned(inputs: Any, size: int, axis: int = 0) -> Any:
 
 def _of_rows(inputs: Any, act: Callable[[Tensor, int], Tensor], size: int, axis: int) -> Any:
     if isinstance(inputs, Tensor):
+        if inputs.layout is not torch.strided:
+            return inputs
         for at in (axis, 0):  # a mask of padding is (B, T) beside tokens (T, B), too
             if inputs.ndim > at and inputs.shape[at] == size:
                 return act(inputs, at)
@@ -138,6 +146,15 @@ def same_shape(z: Tensor, z_new: Tensor, size: int | None = None) -> None:
         f"the forward on the same rows returned logits of shape {tuple(z_new.shape)}, and those given "
         f"have {tuple(z.shape)}: in evaluation mode, or without targets, this model returns other "
         "positions; pass a `forward` that returns the logits of all."
+    )
+
+
+def other_lengths(logits: tuple[int, ...], mask: tuple[int, ...], size: int) -> ValueError:
+    """The error for logits on some rows that have other positions than on all of them."""
+    return ValueError(
+        f"on {mask[0]} of the batch's {size} rows the model returns logits of shape {logits}, and their mask "
+        f"is {mask}: where the longest row sets the length, return that of the whole batch "
+        f"(pad_packed_sequence(…, total_length=…)), or let all rows choose c, probe_sequences={size}."
     )
 
 

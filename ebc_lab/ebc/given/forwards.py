@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,6 +14,7 @@ from torch.autograd.graph import register_multi_grad_hook
 
 from . import checks, losses
 from .arguments import Arguments
+from .numbers import Numbers
 
 FIRST = 3  # forwards of a training that are looked at closely
 
@@ -159,7 +159,7 @@ class Capture:
 
     def _begin(self, args: tuple[Any, ...]) -> None:
         close = self.close > 0 and not self.paused and not torch.compiler.is_compiling()
-        self._forwards.append((self._model.forward, _random_state() if close else None))
+        self._forwards.append((self._model.forward, Numbers() if close else None))
         if not self.paused:
             self._before()
 
@@ -200,7 +200,7 @@ class Capture:
         if not eager:
             return
         if began_with is not None:
-            self.draws = self.draws or not _same(began_with, _random_state())
+            self.draws = self.draws or began_with.drawn()
             self._look_closely(last, logits, graded)
         # the loss may be of other tensors than these logits
         register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
@@ -241,16 +241,6 @@ def _itself(output: Any) -> Any:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
-
-
-def _random_state() -> tuple[list[Tensor], Any]:
-    """What changes when torch, on any device, or `random` draws a number."""
-    generators = [torch.default_generator, *torch.cuda.default_generators]  # none of CUDA's before it is used
-    return [generator.get_state() for generator in generators], random.getstate()
-
-
-def _same(a: tuple[list[Tensor], Any], b: tuple[list[Tensor], Any]) -> bool:
-    return a[1] == b[1] and all(torch.equal(x, y) for x, y in zip(a[0], b[0], strict=False))
 
 
 def _autocast(device: str) -> torch.dtype | None:

@@ -73,7 +73,7 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     imbalance = {axis: math.nan if g is None else unbalanced(g, axis) for axis in axes}
     if imbalance[last] <= SUMS_TO_ZERO:
         return None
-    probabilities = bool((z >= 0).all()) and bool((z <= 1.001).all()) and not bool((z == z[:1]).all())
+    probabilities = _between(z)
     for axis in axes:
         if probabilities and _is(z.sum(axis), 1):
             return _probabilities(None if axis == last else axis)
@@ -84,6 +84,11 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     for axis in axes[1:]:
         if imbalance[axis] <= SUMS_TO_ZERO:
             return _other_axis(axis, z)
+    if bool((z >= 0).all()) and _all_alike(g):
+        return (
+            "this is the loss of each position, and not logits: let the model return the logits too, and say "
+            "where they are, logits_of=lambda output: …."
+        )
     if probabilities and imbalance[last] > UNLIKE_SOFTMAX:
         return (
             "the model returns probabilities, one for each label: give "
@@ -117,6 +122,12 @@ def unbalanced(g: Tensor, axis: int) -> float:
     return float(g.sum(axis).abs().sum()) / size if size > 0 else 0.0
 
 
+def are_probabilities(z: Tensor) -> bool:
+    """Whether what should be logits (B, ..., V) has been through a softmax."""
+    z = z[: leading_rows(z)].float()
+    return _between(z) and _is(z.sum(-1), 1)
+
+
 def are_log_probabilities(z: Tensor) -> bool:
     """Whether logits (B, ..., V) are normalised already."""
     return _is(z[: leading_rows(z)].float().logsumexp(-1), 0)
@@ -132,9 +143,20 @@ def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
     return float((idle[:rows] & kept).sum() / kept.sum().clamp(min=1))
 
 
+def _between(z: Tensor) -> bool:
+    """Whether all lie in [0, 1], and not all rows are alike, as those of a saturated classifier."""
+    return bool((z >= 0).all()) and bool((z <= 1.001).all()) and not bool((z == z[:1]).all())
+
+
 def _is(values: Tensor, wanted: float) -> bool:
     """Up to the rounding of low precision."""
     return bool(((values - wanted).abs() < 0.01).all())
+
+
+def _all_alike(g: Tensor) -> bool:
+    """Whether a gradient is that of a mean: the same everywhere, or zero where nothing counts."""
+    some = g[g != 0]
+    return some.numel() > 1 and bool(((some / some[0] - 1).abs() < 1e-3).all())
 
 
 def _labels_by_themselves(z: Tensor, g: Tensor) -> bool:
