@@ -127,7 +127,6 @@ class Attached:
         self.clip.watches_given = options.get("fresh_logits") is not False
         self.clip.prober.watched = FIRST
         self.look = Look() if check and self._measures() else None
-        self._unsuspected = FIRST if check else 0  # first steps whose logits are still to be looked at
         self._between_steps()
         self._handles = [handle for o in self.optimizers for handle in self._hooks(o)]
 
@@ -284,9 +283,8 @@ class Attached:
 
     def _suspect(self, forward: Forward) -> None:
         """Raises ValueError where a forward's logits are not what EBC takes them for."""
-        if self._unsuspected <= 0 or forward.logits is None or forward.overwritten:
+        if self.look is None or self.look.done or forward.logits is None or forward.overwritten:
             return
-        self._unsuspected -= 1
         logits = self.capture.rows_first(forward.logits)
         checks.rows_of(forward.batch, logits, None, self.capture.axis)
         wrong = losses.refusal(logits, forward.gradient)
@@ -375,6 +373,7 @@ class Attached:
             self.clip.close_step(opened)
             if self.look is not None:
                 self.look.end(self.clip, forwards)
+                self.capture.looking = not self.look.done
 
     def _abandon(self) -> None:
         """Forget the step that is open."""

@@ -270,9 +270,11 @@ class EllipsotopeClip(StabilizedOptimizer):
         self.chosen_by = (len(batch.probe.z), tokens)
         LOG.info("c is chosen by %d rows, %d tokens, of each batch", *self.chosen_by)
         if self.settings.active and tokens < checks.FEW_TOKENS:
+            rows = len(batch.probe.z)
+            more = "take larger batches" if rows == batch.size else f"raise probe_sequences (now {rows})"
             warnings.warn(
                 f"c is chosen by {tokens} tokens of each batch, and the others' KL will often be far from "
-                f"the budget: raise probe_sequences (now {len(batch.probe.z)}), or use budget='tracked'.",
+                f"the budget: {more}, or use budget='tracked'.",
                 checks.EBCWarning,
                 stacklevel=2,
             )

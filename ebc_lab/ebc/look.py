@@ -92,7 +92,7 @@ class Look:
         if clip.any_process(looking.seen.moved):
             self.steps.append(looking.seen)
         if self.done and self.steps and self.failed is None:
-            self.finding = finding(self.steps, looking.k, looking.batch.size, clip.settings.target_kl)
+            self.finding = finding(self.steps, looking.batch, clip.settings.target_kl)
         if self.finding is not None:
             message = f"EBC's first steps look wrong: {self.finding} (check=False says nothing.)"
             warnings.warn(message, checks.EBCWarning, stacklevel=2)
@@ -181,8 +181,12 @@ class Looking:
         return seen / promised if promised > 0 else math.nan
 
 
-def finding(steps: list[Seen], k: int, size: int, target_kl: float) -> str | None:
-    """What the steps together say, a sentence with its remedy for each thing that is not as it should be."""
+def finding(steps: list[Seen], batch: Batch, target_kl: float) -> str | None:
+    """What the steps together say, a sentence with its remedy for each thing that is not as it should be.
+
+    `batch`: that of the last of them.
+    """
+    k, size, axis = len(batch.probe.z), batch.size, batch.prober.axis
     said = []
     apart = max(s.apart for s in steps)
     floor = steps[0].floor
@@ -191,8 +195,7 @@ def finding(steps: list[Seen], k: int, size: int, target_kl: float) -> str | Non
         said.append(
             f"two forwards on the same rows at the same weights, in another order, differ by a KL of "
             f"{apart:.2g} nats per token. A row's logits depend on other rows: let all choose c, "
-            f"probe_sequences={size}; or the batch is time-first, (T, B): batch_dim=1; or the model draws "
-            "random numbers in evaluation too, and nothing can be measured."
+            f"probe_sequences={size}{'' if axis else checks.TIME_FIRST}."
         )
     if all(s.unused for s in steps):
         said.append(
@@ -205,8 +208,8 @@ def finding(steps: list[Seen], k: int, size: int, target_kl: float) -> str | Non
     idle = _median([s.idle for s in steps])
     if idle > IDLE:
         said.append(
-            f"the loss does not depend on {idle:.0%} of the positions that EBC measures: say which count, "
-            "mask_of=lambda given: given['labels'] != -100, or whatever of the forward's arguments tells."
+            f"the loss does not depend on {idle:.0%} of the positions that EBC measures: say which count, by "
+            "the forward's arguments, as mask_of=lambda given: given['labels'] != -100."
         )
     share = _median([s.share for s in steps])
     if share < 1 / UNLIKE and not doubts:

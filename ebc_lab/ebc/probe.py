@@ -95,7 +95,7 @@ class Prober(nn.Module):
                 # a TypeError is of what it is called with, and says so
                 if part is None or self.takes_some or known or isinstance(error, TypeError):
                     raise
-                raise checks.not_by_rows(*part, error) from error
+                raise checks.not_by_rows(*part, error, self.axis) from error
         self.takes_some = self.takes_some or part is not None
         return self.rows_first(checks.logits_in(output))
 
@@ -344,7 +344,7 @@ class GivenLogits:
         `alone`: whether no other process waits meanwhile. Raises ValueError at the first batch.
         """
         cause = batch.cause(inputs) if alone else Cause.UNKNOWN
-        error = checks.differing(kl, batch.size if cause is Cause.ROWS else None)
+        error = checks.differing(kl, batch.size if cause is Cause.ROWS else None, self.prober.axis)
         if self.first and cause is not Cause.TRAINING:
             raise error
         renews = alone and cause is not Cause.ROWS and not self.settled

@@ -223,6 +223,28 @@ def test_without_a_budget_nothing_is_looked_at():
     assert told == []
 
 
+@pytest.mark.parametrize("before", ["accumulation", "forwards", "a rate of 0"])
+def test_what_comes_before_the_first_step_that_counts_hides_nothing(before):
+    """Eight forwards to a step, forwards with gradients on before training, steps that move nothing."""
+    model = nn.Sequential(nn.Embedding(11, 16), nn.Linear(16, 11))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0 if before == "a rate of 0" else 0.05)
+    attach(model, optimizer, target_kl=TARGET, logits_of=lambda z: z.movedim(-1, 1), audit_every=0)
+    if before == "forwards":
+        for _ in range(8):
+            model(integers(48, 12))
+
+    def train():
+        for step in range(8):
+            for part in range(8 if before == "accumulation" else 1):
+                tokens = integers(48, 12, seed=8 * step + part)
+                loss_of(model(tokens), tokens).backward()
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = 0.05
+
+    with pytest.raises(ValueError, match=r"z.movedim\(1, -1\)"):
+        train()
+
+
 def test_what_is_refused_is_taken_where_somebody_insists():
     def labels(model, tokens):
         return F.binary_cross_entropy_with_logits(model(tokens), F.one_hot(tokens, 11).float())

@@ -45,7 +45,8 @@ class Arguments:
     def kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """`args` and `kwargs` of a measuring forward, and whether something was left out."""
         left = {name: value for name, value in kwargs.items() if name not in self.drop}
-        out = [i for i, name in enumerate(self.positional[: len(args)]) if name in self.drop]
+        names = self.positional[: len(args)] if self.chosen else []  # an input may be called labels, too
+        out = [i for i, name in enumerate(names) if name in self.drop]
         first = out[0] if out else len(args)
         for name, value in zip(self.positional[first:], args[first:], strict=False):
             if name not in self.drop:  # one behind it is given by name instead

@@ -94,7 +94,8 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[l
     if not own.issuperset(held):
         raise ValueError(
             "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
-            "after anything that replaces them, as fully_shard does."
+            "after anything that replaces them, as fully_shard does. A module inside the one that is trained "
+            "needs an optimizer of its own: one for its parameters, one for the rest."
         )
     known = set(moving(bases))
     found = {n: p for n, p in model.named_parameters() if id(p) in known}

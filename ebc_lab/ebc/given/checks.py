@@ -41,8 +41,10 @@ def logits_in(output: Any) -> Tensor:
     if logits.shape[-1] == 1:
         raise ValueError(
             "logits with one class: a softmax over it is always 1, its KL 0, and nothing would be limited. "
-            "EBC is for classification; a regression has no distribution whose KL could be bounded (two "
-            "logits, 0 and the model's, make a binary classifier one)."
+            "EBC is for classification; a regression has no distribution whose KL could be bounded. A binary "
+            "classifier has two logits, 0 and the model's, as logits_of=lambda z: "
+            "torch.cat([torch.zeros_like(z), z], -1); if it ends in a sigmoid, logits_of=lambda p: "
+            "torch.cat([(1 - p).log(), p.log()], -1)."
         )
     return logits
 
@@ -158,26 +160,29 @@ def other_lengths(logits: tuple[int, ...], mask: tuple[int, ...], size: int) -> 
     )
 
 
-def not_by_rows(rows: int, size: int, error: Exception) -> ValueError:
-    """The error for a model that cannot be called on some rows of its batch."""
+TIME_FIRST = "; or, if the batch is time-first, (T, B), say batch_dim=1"
+
+
+def not_by_rows(rows: int, size: int, error: Exception, axis: int) -> ValueError:
+    """The error for a model that cannot be called on some rows of its batch, which lie along `axis`."""
     return ValueError(
         f"EBC calls the model on {rows} of the batch's {size} rows, and that failed ({type(error).__name__}: "
         f"{str(error).strip().partition(chr(10))[0]}). A mask, positions or a class token made for {size} "
-        f"rows need all of them: say probe_sequences={size}, and they choose c (none is left for audits). If "
-        "the batch is time-first, (T, B), say batch_dim=1."
+        f"rows need all of them: say probe_sequences={size}, and they choose c (none is left for "
+        f"audits){'' if axis else TIME_FIRST}."
     )
 
 
-def differing(kl: float, by_rows: int | None = None) -> ValueError:
+def differing(kl: float, by_rows: int | None = None, axis: int = 0) -> ValueError:
     """The error for logits that are not what the model says on the batch.
 
-    `by_rows`: the rows of the batch, if on all of them together the model says just that.
+    `by_rows`: the rows of the batch, along `axis`, if on all of them together the model says just that.
     """
     found = f"the logits given differ from the model's own on this batch by a KL of {kl:.2g} nats per token: "
     if by_rows is not None:
         return ValueError(
             f"{found}a row's logits depend on other rows, and EBC calls the model on some of them. Let all "
-            f"choose c, probe_sequences={by_rows}; or, if the batch is time-first, (T, B), say batch_dim=1."
+            f"choose c, probe_sequences={by_rows}{'' if axis else TIME_FIRST}."
         )
     return ValueError(
         f"{found}they are another batch's, weights, logits or batch were changed since, a row's logits "

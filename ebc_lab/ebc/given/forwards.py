@@ -84,7 +84,7 @@ class Capture:
         logits_of: output of the model -> logits. Default: a tensor itself, or `.logits`.
         arguments: what a measuring forward is called with, and which positions count.
         axis: that of the batch, in what the model takes and returns.
-        look: whether the gradients that come back to the first logits are kept.
+        look: whether forwards are looked at closely, until `looking` is set to False.
         before: called before each forward.
         version: a number that changes when the weights do.
     """
@@ -108,8 +108,8 @@ class Capture:
         self.ever = False  # whether any training forward was seen
         self.draws = False  # whether one has drawn random numbers
         self.used = 0  # forwards since the last step to which a gradient has come back
-        self.look = look
-        self.close = FIRST  # forwards that are still to be looked at closely
+        self.looking = look  # whether the gradients that come back to the logits are kept
+        self.close = FIRST  # forwards that are looked at for random numbers in any case
         self._warned = False
         self._before = before
         self._version = version
@@ -158,8 +158,8 @@ class Capture:
         return x.movedim(self.axis, 0) if self.axis else x
 
     def _begin(self, args: tuple[Any, ...]) -> None:
-        close = self.close > 0 and not self.paused and not torch.compiler.is_compiling()
-        self._forwards.append((self._model.forward, Numbers() if close else None))
+        watched = (self.looking or self.close > 0) and not self.paused and not torch.compiler.is_compiling()
+        self._forwards.append((self._model.forward, Numbers() if watched else None))
         if not self.paused:
             self._before()
 
@@ -220,7 +220,7 @@ class Capture:
     def _look_closely(self, forward: Forward, logits: Tensor | None, graded: list[Tensor]) -> None:
         """Keep the gradient that comes back to the logits, if they are part of the output or a view of it."""
         self.close -= 1
-        if not self.look or logits is None or type(logits) is not Tensor:
+        if not self.looking or logits is None or type(logits) is not Tensor:
             return
         shown = self.rows_first(logits.detach())
         for output in graded:

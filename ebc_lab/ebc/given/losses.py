@@ -15,6 +15,8 @@ from torch import Tensor
 
 SUMS_TO_ZERO = 0.02  # |sum over the classes| of a softmax's gradient, at most, for each unit of its elements
 UNLIKE_SOFTMAX = 0.1  # from here on a loss is told to be another one's: what lies between may be a z-loss
+MEANT = 0.02  # of a gradient's size, what a softmax among several has at least
+SURE = 16  # numbers that all lie in [0, 1] are hardly logits
 LOOKED_AT = 1024  # tokens at most
 LABELS_OF = "logits_of=lambda z: torch.stack([torch.zeros_like(z), z], -1)"
 
@@ -71,8 +73,13 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     axes = [axis for axis in (last, *range(1, last)) if z.shape[axis] > 1]
     g = gradient.rows.float() if gradient is not None and gradient.usable else None
     imbalance = {axis: math.nan if g is None else unbalanced(g, axis) for axis in axes}
-    if imbalance[last] <= SUMS_TO_ZERO:
-        return None
+    if g is not None and imbalance[last] <= SUMS_TO_ZERO:
+        return _several(g)
+    if _pairs_of_probabilities(z):
+        return (
+            "the second of two logits, beside a 0, is a probability in every row: for a model that ends in a "
+            "sigmoid give logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
+        )
     probabilities = _between(z)
     for axis in axes:
         if probabilities and _is(z.sum(axis), 1):
@@ -151,6 +158,32 @@ def _between(z: Tensor) -> bool:
 def _is(values: Tensor, wanted: float) -> bool:
     """Up to the rounding of low precision."""
     return bool(((values - wanted).abs() < 0.01).all())
+
+
+def _several(g: Tensor) -> str | None:
+    """What is said where the last axis holds several softmaxes: the gradient sums to zero over each."""
+    size = g.abs().flatten(0, -2).sum(0)
+    mass = float(size.sum())
+    below = size.cumsum(0)[:-1] / mass
+    sums = g.flatten(0, -2).cumsum(-1)[:, :-1].abs().sum(0) / mass
+    ends = (sums <= SUMS_TO_ZERO) & (below > MEANT) & (below < 1 - MEANT)
+    if not bool(ends.any()):
+        return None
+    first = int(ends.nonzero()[0]) + 1
+    return (
+        f"the last axis holds several softmaxes, the first of {first} classes, and EBC takes it for one: "
+        f"give them an axis of their own, logits_of=lambda z: z.unflatten(-1, (-1, {first})), or, where they "
+        "are of different sizes, split, padded with -inf and stacked."
+    )
+
+
+def _pairs_of_probabilities(z: Tensor) -> bool:
+    """Whether they are (0, p), p strictly between 0 and 1 and not the same in every row."""
+    if z.shape[-1] != 2 or z.numel() < 2 * SURE:
+        return False
+    p = z[..., 1]
+    inside = bool((p > 0).all()) and bool((p < 1).all()) and not bool((p == p.flatten()[0]).all())
+    return inside and not bool(z[..., 0].any())
 
 
 def _all_alike(g: Tensor) -> bool:

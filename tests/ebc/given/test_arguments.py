@@ -34,6 +34,17 @@ def test_what_only_the_loss_needs_is_left_out_wherever_it_is_given():
     assert not arguments.kept((IDS, MASK), {"scale": 1.0})[1]
 
 
+def test_an_input_that_is_called_labels_stays():
+    class Generator(nn.Module):
+        def forward(self, noise, labels):
+            return noise
+
+    batch, dropped = Arguments(Generator(), None, None).kept((IDS, MASK), {})
+    assert batch["args"][1] is MASK
+    assert not dropped
+    assert Arguments(Generator(), ("labels",), None).kept((IDS, MASK), {})[1]
+
+
 def test_a_batch_in_one_mapping_is_read_by_its_keys():
     arguments = Arguments(Open(), None, None)
     given = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS}

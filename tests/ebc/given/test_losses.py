@@ -88,6 +88,30 @@ def test_classes_on_another_axis_are_refused_and_right_as_the_sentence_says(shap
     assert "axis 1" in wrong
 
 
+@pytest.mark.parametrize("sizes", [(5, 2, 2), (2,) * 9, (4, 9)])
+def test_several_softmaxes_are_refused(sizes):
+    def loss(z):
+        chosen = [classes(B * T, of=n) for n in sizes]
+        parts = z.flatten(0, 1).split(sizes, -1)
+        return sum(F.cross_entropy(part, c) for part, c in zip(parts, chosen, strict=True))
+
+    wrong, _ = told(numbers(B, T, sum(sizes)), loss)
+    assert f"several softmaxes, the first of {sizes[0]} classes" in wrong
+
+
+def test_classes_that_are_never_meant_are_no_softmax_of_their_own():
+    z = numbers(B, T, V)
+    z[..., :4] = -30.0
+    assert told(z, lambda z: F.cross_entropy(z.flatten(0, 1), 4 + classes(B * T, of=V - 4))) == (None, None)
+
+
+def test_the_second_of_two_logits_that_is_a_probability():
+    p = numbers(B, T).sigmoid()
+    pair = torch.stack([torch.zeros_like(p), p], -1)
+    assert "(1 - p).log(), p.log()" in refusal(pair, None)
+    assert refusal(pair.logit().nan_to_num(neginf=0.0), None) is None
+
+
 def test_probabilities_are_refused():
     wrong, _ = told(numbers(B, T, V).softmax(-1), lambda p: F.nll_loss(p.log().flatten(0, 1), classes(B * T)))
     assert "returns probabilities" in wrong
