@@ -166,7 +166,8 @@ def _several(g: Tensor) -> str | None:
     mass = float(size.sum())
     below = size.cumsum(0)[:-1] / mass
     sums = g.flatten(0, -2).cumsum(-1)[:, :-1].abs().sum(0) / mass
-    ends = (sums <= SUMS_TO_ZERO) & (below > MEANT) & (below < 1 - MEANT)
+    least = torch.minimum(below, 1 - below)  # of the two sides
+    ends = (least > MEANT) & (sums < 0.1 * least)  # of one softmax the sums are about as large as a side
     if not bool(ends.any()):
         return None
     first = int(ends.nonzero()[0]) + 1

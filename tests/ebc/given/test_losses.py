@@ -1,5 +1,7 @@
 """What a loss makes of a model's output, told from its gradient: which axis the classes are, what kind."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,14 @@ def test_several_softmaxes_are_refused(sizes):
 
     wrong, _ = told(numbers(B, T, sum(sizes)), loss)
     assert f"several softmaxes, the first of {sizes[0]} classes" in wrong
+
+
+@pytest.mark.parametrize("rare", [0.01, 0.02, 0.03, 0.1])
+def test_a_rare_class_is_no_softmax_of_its_own(rare):
+    z = numbers(200, T, V, spread=0.1)
+    z[..., [0, -1]] += math.log(V * rare)
+    targets = torch.distributions.Categorical(logits=z.flatten(0, 1)).sample()
+    assert told(z, lambda z: F.cross_entropy(z.flatten(0, 1), targets)) == (None, None)
 
 
 def test_classes_that_are_never_meant_are_no_softmax_of_their_own():
