@@ -80,7 +80,7 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
             "the second of two logits, beside a 0, is a probability in every row: for a model that ends in a "
             "sigmoid give logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
         )
-    probabilities = _between(z)
+    probabilities = _between(z) and (g is not None or _differ(z))
     for axis in axes:
         if probabilities and _is(z.sum(axis), 1):
             return _probabilities(None if axis == last else axis)
@@ -132,7 +132,7 @@ def unbalanced(g: Tensor, axis: int) -> float:
 def are_probabilities(z: Tensor) -> bool:
     """Whether what should be logits (B, ..., V) has been through a softmax."""
     z = z[: leading_rows(z)].float()
-    return _between(z) and _is(z.sum(-1), 1)
+    return _between(z) and _differ(z) and _is(z.sum(-1), 1)
 
 
 def are_log_probabilities(z: Tensor) -> bool:
@@ -151,8 +151,12 @@ def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
 
 
 def _between(z: Tensor) -> bool:
-    """Whether all lie in [0, 1], and not all rows are alike, as those of a saturated classifier."""
-    return bool((z >= 0).all()) and bool((z <= 1.001).all()) and not bool((z == z[:1]).all())
+    return bool((z >= 0).all()) and bool((z <= 1.001).all())
+
+
+def _differ(z: Tensor) -> bool:
+    """Whether not all rows are alike, as those of a saturated classifier are."""
+    return not bool((z == z[:1]).all())
 
 
 def _is(values: Tensor, wanted: float) -> bool:

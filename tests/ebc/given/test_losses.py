@@ -126,6 +126,8 @@ def test_probabilities_are_refused():
     wrong, _ = told(numbers(B, T, V).softmax(-1), lambda p: F.nll_loss(p.log().flatten(0, 1), classes(B * T)))
     assert "returns probabilities" in wrong
     assert "logits_of=torch.log." in wrong
+    wrong, _ = told(numbers(1, V).softmax(-1), lambda p: -p.log()[0, 3])  # of one row, as a policy's
+    assert "logits_of=torch.log." in wrong
     wrong, _ = told(numbers(B, V, T).softmax(1), lambda p: F.nll_loss(p.log(), classes(B, T)))
     assert "lambda p: p.movedim(1, -1).log()" in wrong
     labels = classes(B, V, of=2).float()
