@@ -15,7 +15,7 @@ endif
 # containers often set it: then every process compiles all of the code, and pytest every test, again
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: autopilot test test-slow test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
+.PHONY: autopilot test test-slow test-matrix test-cuda test-browser test-browser-quick test-slurm test-slurm-quick lint package clean
 
 autopilot: $(VENV)/installed  ## the main job, at the right scale for this machine
 	$(BIN)/ebc-lab autopilot $(ARGS)
@@ -44,6 +44,10 @@ test-browser-quick: MARKED := browser and not slow
 test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 	scripts/browser.sh
 	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
+
+# PYTHONS="python3.11 python3.12" names the Pythons; TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes
+test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under the newest torch
+	$(BIN)/python scripts/matrix.py
 
 lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), and the layers of docs/architecture.md
 	$(BIN)/ruff check .

@@ -8,6 +8,10 @@ at its highest rate, by exactly the LR window's). Seeds differ, runs differ, and
 picks the best arm shares the run's luck with the test loss that judges it. Counted are the studies in which
 any arm is said to beat the baseline or the fair control, or the plain arm at its own rate, and those that
 call EBC no worse or its window wide.
+
+Then the same of suites that ask about arms of one's own: how often one of them is said to be better or worse
+than the best of the others by validation, although all have the same true loss; and level, although it is
+worse by more than the margin.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ from typing import Any, cast
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
-from ebc_lab.study.stages import compare_arms, finals
+from ebc_lab.study.stages import ablation, compare_arms, finals
 from ebc_lab.study.stages.rules import Decision, Results
 from ebc_lab.study.stages.spec import RunSpec
+from ebc_lab.study.stages.tune import begun_with
 
 SEEDS_SD = 0.03  # nats, between seeds
 RUNS_SD = 0.02  # between runs of a seed
@@ -141,6 +146,70 @@ def _open(spec: RunSpec) -> dict[str, Any]:
     return {"outcome": "completed", "val_loss": loss, "test_loss": loss}
 
 
+SUITES = {  # in words -> what is asked
+    "one optimizer against one": (
+        "study=optimizers",
+        "ablation.mine.arms=[muon]",
+        "ablation.step_cost=false",
+    ),
+    "two stabilizers against ten": ("study=stabilizers", "ablation.mine.arms=[agc,zclip]"),
+}
+
+
+def answered(
+    config: Config, studies: int, *, worse: float = 0.0, diverging: float = 0.0, seed: int = 0
+) -> dict[str, float]:
+    """Shares of studies in which the arms asked about, `worse` in nats than all others, are said to be
+    `better`, `worse`, `level` or `undecided` beside their rival, and in which `any` of the comparisons claims
+    a difference."""
+    draw = random.Random(seed)
+    mine = config.ablation.mine.arms
+    decisions = decided(config) | {"tune": _tuned(config, draw)}
+    del decisions["calibrate"], decisions["lr_scale"]
+    specs = ablation.runs(config, decisions, {})
+    found = dict.fromkeys(("better", "worse", "level", "undecided", "any"), 0.0)
+    for _ in range(studies):
+        decisions["tune"] = _tuned(config, draw)
+        results = invented(specs, draw, 0.0, diverging, 0.0)
+        for spec in specs if worse else ():
+            if spec.arm in mine and results[spec.run_id]["test_loss"] is not None:
+                results[spec.run_id]["test_loss"] += worse
+        decision = ablation.decide(config, specs, cast(Results, results), decisions)
+        [track] = decision["tracks"].values()
+        verdicts = {answer["verdict"] for answer in track["answers"].values()}
+        for verdict in verdicts:
+            found[verdict] += 1
+        every = [d["verdict"] for answer in track["answers"].values() for d in answer["against"].values()]
+        found["any"] += bool({"better", "worse"} & set(every))
+    return {k: v / studies for k, v in found.items()}
+
+
+def _tuned(config: Config, draw: random.Random) -> Decision:
+    """Every arm at the first point of its grid; luck says which has the lowest validation loss."""
+    arms = {
+        label: {"point": begun_with(config.tune, arm)[0], "val_loss": draw.gauss(2.0, RUNS_SD)}
+        for label, arm in config.ablation.arms.items()
+    }
+    return {"inputs_sha256": "tune", "tracks": {"adam_none": {"arms": arms}}}
+
+
+def of_suites(studies: int, overrides: Sequence[str]) -> None:
+    """Print how often a suite's answer is wrong."""
+    for what, asked in SUITES.items():
+        config = settings([*asked, *overrides])
+        truths: dict[str, dict[str, float]] = {
+            "no effect": {},
+            "no effect, one run in 20 diverges": {"diverging": 0.05},
+            "worse by twice the margin": {"worse": 2 * config.finals.margin},
+        }
+        for truth, how in truths.items():
+            found = answered(config, studies, **how)  # type: ignore[arg-type]
+            shares = ", ".join(
+                f"{verdict} {share:.1%}" for verdict, share in found.items() if verdict != "any"
+            )
+            print(f"{what}, {truth}, {len(config.seeds)} seeds: {shares}; any claim {found['any']:.1%}")
+
+
 def main(studies: int, overrides: Sequence[str]) -> None:
     kinds = {"fixed seeds": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
     for kind, more in kinds.items():
@@ -163,3 +232,4 @@ def main(studies: int, overrides: Sequence[str]) -> None:
 if __name__ == "__main__":
     number = [a for a in sys.argv[1:] if a.isdigit()]
     main(int(number[0]) if number else 1000, [a for a in sys.argv[1:] if not a.isdigit()])
+    of_suites(int(number[0]) if number else 1000, [a for a in sys.argv[1:] if not a.isdigit()])

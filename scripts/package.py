@@ -38,6 +38,17 @@ for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
         except ImportError as error:
             assert "pip install 'ebc-lab[" in str(error), error
 """
+# of the study that `ebc-lab new` suggests: as little of it as still tunes, compares and answers
+SHORT = ("scale=smoke", "data=pydoc", "device=cpu", "seeds=[0,1]", "tune.seeds=1", "tune.max_extensions=0")
+SHOWN = """
+import sys, ebc_lab
+study = ebc_lab.load("first")
+steps = study.steps(arm="first", seed=0)
+steps.plot(x="step", y="loss").figure.savefig("loss.png")
+assert len(steps) == 60 and set(study.arms().arm) >= {"adam", "muon", "first"}, study.arms()
+assert "torch" not in sys.modules
+print(study.answer)
+"""
 PLACES = "import ebc_lab, ebc_lab.config.choices as c; print(ebc_lab.__file__, c.conf_dir(), sep='\\n')"
 
 
@@ -144,6 +155,24 @@ def lab(wheel: Path) -> dict[str, str]:
     return hashes(metadata)
 
 
+def first_hour(wheel: Path) -> None:
+    """An empty folder, the wheel, and an optimizer of one's own: from `new` to an answer and a plot."""
+    there = Environment("first")
+    metadata = there.install(wheel)
+    there.link([*(metadata.requires or []), "pytest"])
+    folder = there.elsewhere
+    there.run("ebc-lab", "new", "first")
+    assert {path.name for path in folder.iterdir()} == {"first.yaml", "first_optimizer.py", "test_first.py"}
+    print(there.run("python", "-m", "pytest", "-q", "test_first.py").strip())
+    assert "tune" in there.run("ebc-lab", "plan", "study=./first.yaml", *SHORT)
+    there.run("ebc-lab", "autopilot", "study=./first.yaml", *SHORT)
+    answer = there.run("python", "-c", SHOWN).strip()
+    assert "first against" in answer, answer
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "first" in there.run("ebc-lab", "list")
+    print(answer)
+
+
 def from_source(sdist: Path, as_wheel: dict[str, str]) -> None:
     """The sdist installs the same files as the wheel, and brings tests that pass on them."""
     there = Environment("source")
@@ -182,9 +211,10 @@ def main() -> None:
     run([sys.executable, "-m", "build", "--outdir", dist, ROOT], ROOT)
     [wheel], [sdist] = dist.glob("ebc_lab-*.whl"), dist.glob("ebc_lab-*.tar.gz")
     with ThreadPoolExecutor() as beside:
-        method = beside.submit(method_alone, wheel)
+        others = [beside.submit(check, wheel) for check in (method_alone, first_hour)]
         from_source(sdist, lab(wheel))
-        method.result()
+        for other in others:
+            other.result()
     shutil.rmtree(WORK)
     print(f"{wheel.name} and {sdist.name} hold what they promise ({time.perf_counter() - start:.0f} s)")
 

@@ -80,7 +80,10 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
 # -- code ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if blocks(name, "python")])
+WITH_A_STUDY = "docs/results.md"  # whose code tests/results runs, on a study
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if blocks(n, "python") and n != WITH_A_STUDY])
 def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     script = tmp_path / "page.py"
     script.write_text("\n".join(blocks(name, "python")))
@@ -113,12 +116,10 @@ OWN_PARTS = "docs/extending.md"
 
 @pytest.fixture
 def conf_with_mine(tmp_path, monkeypatch):
-    """The configuration folder with the README's own suite in it, and that of OWN_PARTS."""
+    """The configuration folder with the README's own suite in it."""
     conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
     [own] = blocks("README.md", "yaml")
-    [share] = blocks(OWN_PARTS, "yaml")
     (conf / "study" / "mine.yaml").write_text(own)
-    (conf / "study" / "share.yaml").write_text(share)
     cached = (choices.groups, choices.settings_of)
     for module in (choices, compose_module):
         monkeypatch.setattr(module, "conf_dir", lambda: conf)
@@ -136,9 +137,11 @@ def own_parts(tmp_path, monkeypatch):
     about = folder / "my_parts-1.0.dist-info"
     about.mkdir(parents=True)
     modules = {}
-    for body in blocks(OWN_PARTS, "python"):
+    for body in [*blocks(OWN_PARTS, "python"), *blocks("docs/compare.md", "python")]:
         file = re.match(r"# (\w+\.py)\n", body)[1]
         modules[file.removesuffix(".py")] = (folder / file).write_text(body)
+    for page, suite in (("README.md", "mine.yaml"), (OWN_PARTS, "share.yaml")):
+        (folder / suite).write_text(blocks(page, "yaml")[0])
     [project] = blocks(OWN_PARTS, "toml")
     groups = tomllib.loads(project)["project"]["entry-points"]
     lines = [
@@ -207,18 +210,18 @@ def test_own_parts_are_trained_by_the_commands_of_their_page(tiny, own_parts, tm
         assert train_one(run, tmp_path / str(i), 1e9)["outcome"] == "completed", settings
         parts = [run.optimizer, run.stabilizer, run.lr_schedule, run.model]
         used |= {part.target.partition(":")[0] for part in parts if part.target}
-    assert {path.stem for path in own_parts.glob("*.py")} <= used
+    assert {re.match(r"# (\w+)\.py\n", body)[1] for body in blocks(OWN_PARTS, "python")} <= used
 
     edited = own_parts / "my_optimizer.py"
     edited.write_text(edited.read_text() + "\n# edited\n")
     again = next(i for i, settings in enumerate(trained) if "optimizer.target=my_optimizer:mixed" in settings)
-    with pytest.raises(UserError, match="its file has changed since this run was begun"):
+    with pytest.raises(UserError, match=r"my_optimizer.py has changed since this run was begun"):
         train_one(run_part(compose([*trained[again], *smaller], study=False)), tmp_path / str(again), 1e9)
 
 
 @pytest.mark.parametrize("launcher", ["inline", pytest.param("local", marks=pytest.mark.slow)])
-def test_a_suite_with_an_own_stabilizer_runs(tiny, tmp_path, conf_with_mine, own_parts, launcher):
-    shorter = ["study=share", "ablation.steps=15", f"launcher={launcher}", f"output_dir={tmp_path}"]
+def test_a_suite_with_an_own_stabilizer_runs(tiny, tmp_path, own_parts, launcher):
+    shorter = ["study=./share.yaml", "ablation.steps=15", f"launcher={launcher}", f"output_dir={tmp_path}"]
     outcome = autopilot(compose([*tiny, *shorter]), Listener())
     arms = outcome.ablation["tracks"]["adam_none"]["arms"]
     assert {name: arm["outcomes"] for name, arm in arms.items()} == {

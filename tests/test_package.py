@@ -69,3 +69,11 @@ def test_the_method_loads_nothing_but_torch():
     assert {module for module in ours if not module.startswith("ebc_lab.ebc")} == set()
     others = {module.partition(".")[0] for module in loaded} - {"ebc_lab", "torch"}
     assert others - sys.stdlib_module_names == set()
+
+
+def test_what_only_extras_need_is_not_brought_to_everybody():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
+    assert not core & {"scikit-learn", "tqdm"}
+    for extra in ("lowbit", "ebm"):
+        assert any(line.startswith("scikit-learn") for line in project["optional-dependencies"][extra])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from ebc_lab.config.machine import chosen_device, hardware, versions
 from ebc_lab.config.schema import Config
 
 
-def examine(config: Config) -> dict[str, Any]:
-    """Everything `ebc-lab doctor` reports. Problems are listed, not raised."""
+def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Everything `ebc-lab doctor` reports. Problems are listed, not raised. `say` is told of what takes
+    time."""
     from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 
@@ -25,6 +27,7 @@ def examine(config: Config) -> dict[str, Any]:
     problems: list[str] = []
     found: dict[str, Any] = {"versions": versions(), "hardware": hardware()}
     try:
+        say("looking for the corpus …")
         corpus = locate(config.data, quiet=True)
         about = {k: getattr(corpus, k) for k in ("name", "source", "sha256")}
         found["corpus"] = {**about, "characters": len(corpus.text)}
@@ -35,12 +38,13 @@ def examine(config: Config) -> dict[str, Any]:
     run = run_part(config)
     run.device = chosen_device(run.device)
     try:
-        found["speed"] = report(config, run)
+        found["speed"] = report(config, run, say)
         if run.device == "cuda":
             dtype = found["speed"]["study"]["dtype"]
-            found["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"))
+            found["packing"] = packing(replace(run, dtype=dtype, threads_per_run=1, compile="off"), say)
     except UserError as error:
         problems.append(str(error))
+    say("compiling verity's engine, unless it is there …")
     found["verity"] = engine_in_words(run.device)
     output = Path(config.output_dir)
     existing = next(p for p in [output, *output.resolve().parents] if p.exists())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.components.stabilizers import STABILIZERS
+from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity_of, resolved
 from ebc_lab.config.schema import RunConfig, StabilizerConfig
@@ -32,6 +33,8 @@ MIN_ROUNDS = 3  # however slow the machine is
 GRAPHED_BLOCK = (
     50  # steps at least on a GPU, to hide what launching a block and reading its records cost the host
 )
+STEP_ROUNDS = 7  # of `step_ratio`, at least
+STEP_LIMIT_S = 8.0
 Side = Callable[[int], float]  # steps to take -> seconds that they took
 
 
@@ -113,24 +116,52 @@ def overhead_run(
     on_progress: Callable[[int], None] = lambda step: None,
     **hooks: Any,
 ) -> Progress:
-    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one.
+    """The run kind `overhead`: see `_measured_run`."""
+    return (
+        yield from _measured_run(
+            "overhead", lambda: paired_overhead(run, on_progress), run, directory, run_id
+        )
+    )
 
-    The run kind `overhead`: it never yields to other runs and ignores `hooks` (checkpoints, stopping).
-    """
+
+def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> Progress:
+    """The run kind `step`, the time of the run's step over that of torch's Adam: see `_measured_run`."""
+    return (yield from _measured_run("step", lambda: step_ratio(run), run, directory, run_id))
+
+
+def _measured_run(
+    kind: str, measure: Callable[[], dict[str, Any]], run: RunConfig, directory: Path, run_id: str
+) -> Progress:
+    """Measure and write `result.json` under the measurement's identity; a failure is recorded as one. It
+    never yields to other runs, and knows no checkpoints and no stopping."""
     yield from ()
     files = RunFiles(directory)
     started = time.perf_counter()
     try:
-        result: dict[str, Any] = {"outcome": "completed", "cause": None, **paired_overhead(run, on_progress)}
+        result: dict[str, Any] = {"outcome": "completed", "cause": None, **measure()}
     except Exception as error:
         with open(files.log, "a", encoding="utf-8") as f:
             f.write(traceback.format_exc())
         result = {"outcome": "failed", "cause": f"{type(error).__name__}: {error}"}
-    about = {"run_id": run_id, "identity": digest(identity_of("overhead", run)), "steps": run.steps}
+    about = {"run_id": run_id, "identity": digest(identity_of(kind, run)), "steps": run.steps}
     about["wall_s"] = time.perf_counter() - started
     result = {**about, **result}
     write_checksummed(files.result, result)
     return result
+
+
+def step_ratio(run: RunConfig) -> dict[str, Any]:
+    """The time of a step of the run over that of the same run under torch's Adam alone, in turns: median and
+    quartiles."""
+    run = resolved(run)
+    sides = {
+        "adam": changed(run, {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}),
+        "run": run,
+    }
+    rounds = max(MIN_ROUNDS, (run.steps - WARM_STEPS) // (2 * run.audit_every))
+    [found] = steps_compared(sides, {"run": "adam"}, max(rounds, STEP_ROUNDS), STEP_LIMIT_S)
+    times = found["times"]
+    return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
 
 def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:

@@ -34,6 +34,7 @@ TIE = 1.05  # a gain below 5% does not justify bfloat16 or more threads
 MIN_COMPILED_S = 120.0  # of eager training, below which compiling cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
+MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds, start-up included
 RULES = {  # as `ebc-lab doctor` prints them
     "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
     "determinism=verity",
@@ -366,18 +367,25 @@ def run_module(
 # -- for doctor ----------------------------------------------------------------------------------------------
 
 
-def report(config: Config, run: RunConfig) -> dict[str, Any]:
+def report(
+    config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
 
-    Measures what is not known. Raises UserError when a measurement fails.
+    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError when a
+    measurement fails.
     """
     cores = machine.cores()
     shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]
     shape = shape if run.determinism.exact else replace(shape, dtype="auto")
     cases = cases_of(shape, cores, 1) + cases_of(shape, cores, parallel_limit(config.launcher))
-    rates = known_rates(shape, cases) or measured_rates(shape, list(dict.fromkeys(cases)))
-    study = choose_for_study(replace(config, device=run.device))
-    single = choose(run, steps=run.steps, limit=1)
+    rates = known_rates(shape, cases)
+    if not (cached := bool(rates)):
+        cases = list(dict.fromkeys(cases))
+        say(f"measuring the speed of {len(cases)} settings at this shape: some {MEASURING_S} s …")
+        rates = measured_rates(shape, cases)
+    study = choose_for_study(replace(config, device=run.device), say=say)
+    single = choose(run, steps=run.steps, limit=1, say=say)
     rows: list[dict[str, Any]] = []
     alone: dict[str, float] = {}  # of one process with a study's threads
     compiling: dict[tuple[int, str], Any] = {}
@@ -390,6 +398,7 @@ def report(config: Config, run: RunConfig) -> dict[str, Any]:
     return {
         "scale": config.scale,
         "device": run.device,
+        "cached": cached,
         "rates": rows,
         "steps_per_s": alone,
         "study": _as_json(study),

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import io
+import re
 import signal
 import sys
+from typing import Any
 
 import typer
 
 from ebc_lab.config.errors import UserError, visible
 
 from .commands import USAGE_ERROR, app, command_line
+
+
+def misused(error: Any) -> str:
+    """A mistake in how a command is called, in one sentence."""
+    what = " ".join(error.format_message().split()).rstrip(".")
+    what = re.sub(r"\. Did you mean '(.*)'\?", r" (did you mean \1?)", what[:1].lower() + what[1:])
+    context = error.ctx
+    called = context.command_path if context else "ebc-lab"
+    if what.startswith("no such command"):
+        return f"{what}; the commands are {', '.join(context.command.list_commands(context))}."
+    if what.startswith("no such option"):
+        dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
+        return f"{what}; {dashes}; `{called} --help` lists the options."
+    return f"{what}: `{called} --help` says what it takes."
 
 
 def main() -> None:
@@ -23,7 +39,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="ebc-lab")
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         code = 2
@@ -35,8 +51,7 @@ def main() -> None:
         )
         code = 2
     except USAGE_ERROR as error:
-        error.show()
-        typer.echo("Settings are given without dashes: scale=smoke, optimizer.lr=1e-3.", err=True)
+        typer.echo(f"error: {visible(misused(error))}", err=True)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130

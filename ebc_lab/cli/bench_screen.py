@@ -96,8 +96,8 @@ def _overhead(found: Mapping[str, Any]) -> tuple[str, Table]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
         low, high = row["overhead_iqr_pct"]
-        quartiles = f"{low:+.1f} to {high:+.1f}"
-        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+.1f}%", quartiles, str(row["pairs"]))
+        quartiles = f"{low:+z.1f} to {high:+z.1f}"
+        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+z.1f}%", quartiles, str(row["pairs"]))
     return title, table
 
 
@@ -170,7 +170,7 @@ def _memory(found: Mapping[str, Any]) -> tuple[str, Table]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
         held = size(row["held_bytes"])
-        copies_more = f"{row['peak_extra_copies']:+.2f}"
+        copies_more = f"{row['peak_extra_copies']:+z.2f}"
         table.add_row(row["stabilizer"], held, f"{row['extra_copies']:.2f}", copies_more)
     return title, table
 
@@ -182,7 +182,7 @@ def _beside(found: Mapping[str, Any]) -> tuple[str, Group]:
     for row in found["beside_weights"]["bytes"]:
         told = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
         ratios = f"state {row['state_ratio']:.1f}×, both {row['total_ratio']:.1f}×"
-        table.add_row(row["what"], *told, f"{ratios}, peak {-row['peak_saved_pct']:+.0f}%")
+        table.add_row(row["what"], *told, f"{ratios}, peak {-row['peak_saved_pct']:+z.0f}%")
     return "Beside the weights", Group(table, Text(), _compared(found["beside_weights"]["times"]))
 
 

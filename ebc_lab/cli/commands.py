@@ -19,14 +19,18 @@ import typer
 from ebc_lab import __version__
 from ebc_lab.config.errors import visible
 
-from . import ebm
-from .options import OUTPUT_DIR, PASS_ON, Json, Place
+from . import collection, completion, ebm
+from .options import HELP_NAMES, INTERRUPTED, OUTPUT_DIR, PASS_ON, Json, Place
 from .options import console as _console
 
-CANCELLED = 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Hydra overrides: scale=laptop seeds=[0,1,2] …", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="Settings: scale=laptop seeds=[0,1,2] …; `ebc-lab train --help` lists groups and choices.",
+        show_default=False,
+        autocompletion=completion.overrides,
+    ),
 ]
 Force = Annotated[
     bool, typer.Option("--force", help="Change the settings of a study that was begun with others.")
@@ -47,17 +51,17 @@ Name = Annotated[
         help="Study name (in --output-dir, else in this folder), path of a folder or of a bundle; the newest "
         "study if left out.",
         show_default=False,
+        autocompletion=completion.studies,
     ),
 ]
 
 app = typer.Typer(
-    help="Ablations of Ellipsotope-Budgeted Clipping: one command runs the study, decides, and reports a "
-    "verdict.",
+    help="Is an optimizer, a stabilizer or a schedule better? One command tunes each alike, trains over "
+    "several seeds, decides, and reports a verdict with its evidence.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings=HELP_NAMES,
     pretty_exceptions_enable=False,
 )
-app.add_typer(ebm.app, name="ebm")
 
 
 def _print_version(asked: bool) -> None:
@@ -99,74 +103,85 @@ def autopilot(
     force: Force = False,
     max_runs: MaxRuns = None,
     max_hours: MaxHours = None,
+    as_json: Json = False,
 ) -> int:
     """Run the whole study, or continue it: sweep, calibrate, scale, finals, verdict."""
     from ebc_lab.config.compose import configurations
     from ebc_lab.study.guards import Limits
 
-    worst, limits = 0, Limits(max_runs, max_hours)
+    limits = Limits(max_runs, max_hours)
     # what continues it later: without the limits of this call, and without a tracker's address
     kept = [o for o in overrides or [] if not o.lstrip("+").startswith("tracker")]
     lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *kept]
-    for config in configurations(overrides or [], multirun=multirun):
-        worst = max(worst, _pilot(config, force, None, limits, lasting))
-    return worst
+    configs = configurations(overrides or [], multirun=multirun)
+    return _piloted(configs, multirun, as_json, force=force, limits=limits, lasting=lasting)
 
 
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …")
+        str,
+        typer.Argument(
+            help="A stage of the study: lr_sweep, calibrate, lr_scale, finals …",
+            autocompletion=completion.stages,
+        ),
     ],
     overrides: Overrides = None,
     force: Force = False,
     max_runs: MaxRuns = None,
     max_hours: MaxHours = None,
+    as_json: Json = False,
 ) -> int:
     """Run one stage, with the decisions of the earlier ones."""
     from ebc_lab.config.compose import configurations
     from ebc_lab.study.guards import Limits
 
-    [config] = configurations(overrides or [], stage=name)
-    return _pilot(config, force, [name], Limits(max_runs, max_hours))
+    configs = configurations(overrides or [], stage=name)
+    return _piloted(configs, False, as_json, stages=[name], force=force, limits=Limits(max_runs, max_hours))
 
 
-def _pilot(
-    config: Any, force: bool, stages: list[str] | None, limits: Any, lasting: Sequence[str] = ()
-) -> int:
-    from ebc_lab.report.conclude import concluding
-    from ebc_lab.study.autopilot import autopilot as run
-    from ebc_lab.study.guards import StageFailed
-    from ebc_lab.study.launch.pool import WorkersFailed
-    from ebc_lab.study.store.study import Cancelled
+def _piloted(configs: Sequence[Any], several: bool, as_json: bool, **how: Any) -> int:
+    """Run these studies one after another. -> the highest exit code."""
+    from .pilot import pilot
 
-    from . import screen
-
-    console = _console()
-    view = screen.View(console)
-    listener = concluding(say=view.say, decided=view.decided, watch=view.watch)
-    try:
-        with view.following():
-            done = run(config, listener, stages=stages, force=force, limits=limits, command=lasting)
-    except Cancelled as error:
-        _aside(f"{visible(str(error))}; the same command continues from here:\n  {command_line()}")
-        raise SystemExit(CANCELLED) from None
-    except (StageFailed, WorkersFailed) as error:
-        _aside(f"stopped: {visible(str(error))}\nthe command:\n  {command_line()}")
-        return 3
-    screen.outcome(console, done)
-    return 4 if done.failed else 0
+    console = _console(aside=as_json)
+    found: list[dict[str, Any]] = []
+    for config in configs:
+        found.append(pilot(config, console, command_line(), **how))
+        if found[-1]["exit_code"] == INTERRUPTED:
+            break
+    if as_json:
+        _json(found if several else found[0])
+    if found[-1]["outcome"] == "cancelled":  # which is said already
+        raise SystemExit(INTERRUPTED)
+    return max(int(one["exit_code"]) for one in found)
 
 
-@app.command(context_settings=PASS_ON)
-def train(context: typer.Context) -> None:
-    """Train one run.
-
-    All of Hydra's command line works: -m optimizer.lr=1e-3,2e-3, --cfg job, --hydra-help.
-    """
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FLAGS] [KEY=VALUE …]", show_default=False, autocompletion=completion.overrides
+        ),
+    ] = None,
+) -> None:
+    """Train one run, with EBC unless stabilizer=none; -m several. `--help` lists settings and examples."""
     from . import train as train_module
 
-    train_module.train(context.args)
+    train_module.train(arguments or [])
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="What it is called: cautious.", show_default=False)],
+) -> None:
+    """Write a suite, an optimizer of your own and its test into this folder, to begin with."""
+    from .new import new as write
+
+    commands = write(name, Path.cwd())
+    typer.echo(f"{name}.yaml, {name}_optimizer.py and test_{name}.py are written; next:")
+    typer.echo("\n".join(f"  {command}" for command in commands))
 
 
 @app.command()
@@ -204,7 +219,12 @@ def status(study: Name = None, output_dir: Place = OUTPUT_DIR, as_json: Json = F
 def why(
     study: Name = None,
     stage: Annotated[
-        str | None, typer.Argument(help="One stage; all that are decided if left out.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="One stage; all that are decided if left out.",
+            show_default=False,
+            autocompletion=completion.stages,
+        ),
     ] = None,
     again: Annotated[
         bool, typer.Option("--replay", help="Make the decisions again from the results, and compare.")
@@ -420,7 +440,7 @@ def doctor(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.config.compose import configurations
 
     [config] = configurations(overrides or [])
-    found = examine(config)
+    found = examine(config, _aside)
     if as_json:
         return _json(found)
     from . import screen
@@ -451,3 +471,8 @@ def bench(
     from . import bench_screen
 
     bench_screen.benchmark(_console(), found)
+
+
+app.command("list")(collection.list_studies)
+app.command("board")(collection.board)
+app.add_typer(ebm.app, name="ebm")

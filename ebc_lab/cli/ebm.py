@@ -53,7 +53,7 @@ app = typer.Typer(
 # -- the commands --------------------------------------------------------------------------------------------
 
 
-@app.command(context_settings=PASS_ON)
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train one run: `ebc-lab train workload=ebm …`, with all that it takes, e.g. `scale=smoke seed=1`.
 

@@ -8,9 +8,11 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -27,6 +29,9 @@ from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.counts import in_words as runs_in_words
 
+from .options import OUTPUT_DIR
+
+LINE_EVERY_S = 60.0  # how far a study is, where there is no terminal
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {
     "running": "cyan",
@@ -39,7 +44,30 @@ OUTCOME_ORDER = ("completed", "diverged", "failed", "oom", "lost", "cancelled", 
 
 
 class PlainTable(Table):
-    """A table whose cells are shown as they are: nothing in a text is markup."""
+    """A table whose cells are shown as they are: nothing in a text is markup, and no figure is cut.
+
+    Where room is too short, texts that should stay on one line are folded after all, and then long titles
+    of figures.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        texts = [column for column in self.columns if column.justify == "left"]
+        figures = [column for column in self.columns if column.justify != "left"]
+        for columns in (texts, figures):
+            if self._least_width() > options.max_width:
+                for column in columns:
+                    column.no_wrap = False
+        yield from super().__rich_console__(console, options)
+
+    def _least_width(self) -> int:
+        """Characters that are needed while columns that do not wrap stay on one line."""
+        widths = []
+        for column in self.columns:
+            parts = (column.header, *column.cells)
+            texts = [part.plain if isinstance(part, Text) else str(part) for part in parts]
+            pieces = texts if column.no_wrap else [word for text in texts for word in text.split()]
+            widths.append(max(map(cell_len, pieces), default=0))
+        return sum(widths) + 2 * (len(widths) - 1)
 
     def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
         super().add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells), **how)
@@ -76,6 +104,7 @@ class View:
         self.console = console
         self.live: Live | None = None
         self.started = time.monotonic()
+        self.told_at = self.started
         self.newest = ""  # decision, in a line
 
     @contextmanager
@@ -103,25 +132,59 @@ class View:
     def watch(self, progress: Any) -> None:
         if self.live is not None:
             self.live.update(self._draw(progress))
+        elif time.monotonic() - self.told_at >= LINE_EVERY_S:
+            self.told_at = time.monotonic()
+            self.say(f"{progress.stage}: {how_far(progress)}")
 
     def _draw(self, p: Any) -> RenderableType:
-        head = Text.assemble(
-            (f"{p.study} · {p.stage}", "bold"),
-            f"  {p.done}/{p.total} runs, {p.at_a_time} at a time, stage ETA {clock(p.eta_s)}",
-        )
-        table = plain_table("run", "", ">step", ">steps/s")
-        for r in p.running:
-            bar = ProgressBar(total=r["steps"], completed=r["step"], width=24)
-            rate = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
-            table.add_row(
-                f"{r['arm']} lr {r['lr']:g} seed {r['seed']}", bar, f"{r['step']}/{r['steps']}", rate
-            )
-        newest = Text(f"newest decision: {self.newest}", style="dim") if self.newest else Text("")
-        return Group(head, table, newest)
+        head = Text.assemble((f"{p.study} · {p.stage}", "bold"), f"  {how_far(p)}")
+        newest = Text(f"newest decision: {self.newest}" if self.newest else "", style="dim", no_wrap=True)
+        newest.overflow = "ellipsis"
+        return Group(head, *running_rows(p.running, self.console.width), newest)
+
+
+def how_far(p: Any) -> str:
+    """`12 of about 27 runs, 2 at a time, 40 s left`; what is not known is left out."""
+    whole = plural(p.done, "run") if p.total is None else f"{p.done} of about {plural(p.total, 'run')}"
+    left = "" if p.left_s is None else f", {clock(p.left_s)} left"
+    return f"{whole}, {p.at_a_time} at a time{left}"
+
+
+def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> list[RenderableType]:
+    """A line for each run in progress: its arm, seed, step and speed. Where room is short the bar goes first,
+    then the learning rate, then the middle of the arm's name."""
+    speeds = [f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–" for r in running]
+    cells = [
+        (f"seed {r['seed']}", f"{r['step']}/{r['steps']}", f"{speed} steps/s")
+        for r, speed in zip(running, speeds, strict=True)
+    ]
+    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    room = width - sum(sizes) - 2 * len(sizes)
+    names = [f"{r['arm']} lr {r['lr']:g}" for r in running]
+    if max(map(len, names), default=0) > room:
+        names = [_shortened(r["arm"], room) for r in running]
+    longest = max(map(len, names), default=0)
+    bar = min(24, room - longest - 2)
+    rows: list[RenderableType] = []
+    for r, name, told in zip(running, names, cells, strict=True):
+        figures = "  ".join(f"{cell:>{size}}" for cell, size in zip(told, sizes, strict=True))
+        line = Table.grid(padding=(0, 2))
+        drawn_bar = [ProgressBar(total=r["steps"], completed=r["step"], width=bar)] if bar >= 8 else []
+        line.add_row(Text(f"{name:<{longest}}", no_wrap=True), *drawn_bar, Text(figures, no_wrap=True))
+        rows.append(line)
+    return rows
+
+
+def _shortened(name: str, room: int) -> str:
+    """The name without its middle, where it is longer than that."""
+    if len(name) <= room:
+        return name
+    kept = max(2, room - 1)
+    return f"{name[: kept - kept // 2]}…{name[-(kept // 2) :]}"
 
 
 def outcome(console: Console, done: Any) -> None:
-    """The end of a call: verdict, where everything lies, what failed."""
+    """The end of a call: what was found and where it lies; last the answer, the page, the next command."""
     if done.acceptance:
         console.print(drawn(tables.verdict(done.acceptance["lines"])))
         asked = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
@@ -131,13 +194,10 @@ def outcome(console: Console, done: Any) -> None:
         console.print(suite(done.ablation, results_of(done)))
     if done.modes:
         console.print(same_bits(done.modes, done.study.results_of(done.modes)))
-    if done.warning:
-        console.print(Text(f"warning: {done.warning}", style="yellow"))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs.as_dict())}; stages decided: {stages}")
     places = {
-        "page": done.study.page_file.name,
         "decisions": done.study.decisions_file.name,
         "verdict": done.study.acceptance_file.name,
         "results": done.study.results_file.name,
@@ -147,15 +207,30 @@ def outcome(console: Console, done: Any) -> None:
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
-    for what, where in places.items():
-        if any(root.glob(where.rstrip("/"))):
-            console.print(Text(f"  {what:<10} {root / where}"))
+    there = [f"{what} {where}" for what, where in places.items() if any(root.glob(where.rstrip("/")))]
+    console.print(Text(f"in {root}: {', '.join(there)}", style="dim"))
+    if done.warning:
+        console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
         console.print(
             Text(
                 f"{len(done.failed)} run(s) failed: `ebc-lab status {done.study.name}` says why.", style="red"
             )
         )
+    _last_words(console, done)
+
+
+def _last_words(console: Console, done: Any) -> None:
+    """The answer, then where the page is, then what comes next."""
+    console.print()
+    for line in done.answer:
+        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
+    study = done.study
+    if study.page_file.exists():
+        console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
+    named = shlex.quote(study.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root))
+    console.print(Text.assemble(("next    ", "bold"), f"ebc-lab watch {named}"), soft_wrap=True)
+    console.print(Text(f'        python: ebc_lab.load("{named}").runs()'), soft_wrap=True)
 
 
 def drawn(table: model.Table) -> Table:
@@ -225,13 +300,13 @@ def status(console: Console, found: Mapping[str, Any]) -> None:
     for s in found["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
-            console.print(Text(stale, style="yellow"))
+            console.print(Text(stale, style="yellow"), soft_wrap=True)
     for problem in found["problems"]:
-        console.print(Text(f"problem: {problem}", style="red"))
+        console.print(Text(f"problem: {problem}", style="red"), soft_wrap=True)
     for f in found["failures"]:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
-        console.print(Text(f"  log {f['log']}{again}", overflow="fold"))
+        console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
     if found["continue"]:
         console.print(f"this continues the study:\n  {found['continue']}", soft_wrap=True, markup=False)
 
@@ -314,16 +389,17 @@ def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -
         console.print(
             Text(f"begun with other settings ({others}): autopilot would ask for --force", style="yellow")
         )
-    done = ["done"] if found["begun"] else []
-    left = "left " if found["begun"] else ""
+    copied = any(s["expected"]["copied"] for s in found["stages"].values())
+    done = ["done"] * found["begun"] + ["copied"] * copied
+    left = "left " if done else "time "
     columns = (
-        "training runs min",
+        "runs min",
         "exp.",
         "max",
         *done,
-        "steps exp.",
-        "tokens exp.",
-        f"time {left}min",
+        "steps",
+        "tokens",
+        f"{left}min",
         "exp.",
         "max",
     )
@@ -331,7 +407,7 @@ def plan(console: Console, found: Mapping[str, Any], overrides: Sequence[str]) -
     for stage, s in found["stages"].items():
         e = s["expected"]
         times = [clock(s[k]["eta_s"]) for k in ("min", "expected", "max")]
-        counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")] + [str(e["done"]) for _ in done]
+        counts = [str(s[k]["runs"]) for k in ("min", "expected", "max")] + [str(e[key]) for key in done]
         table.add_row(stage, *counts, f"{e['steps']:,}", f"{e['tokens']:,}", *times)
     console.print(table)
     if found["eta_from"]:
@@ -421,7 +497,7 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
             losses = ["–" if x is None else f"{x:.4f}" for x in f["test_loss"]]
             bits = ["" if x is None else f" ({x:.3f})" for x in f.get(BITS, (None, None))]
             both = map("".join, zip(losses, bits, strict=True))
-            table.add_row(arm, *both, "–" if f["difference"] is None else f"{f['difference']:+.4f}")
+            table.add_row(arm, *both, "–" if f["difference"] is None else f"{f['difference']:+z.4f}")
         console.print(table)
 
 
@@ -468,12 +544,13 @@ def doctor(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _speed(console: Console, s: Mapping[str, Any]) -> None:
+    when = "measured here before, from the cache" if s["cached"] else "measured now"
     table = plain_table(
         ">runs at once",
         ">threads each",
         "~dtype",
         ">steps/s together",
-        title=f"speed: {s['scale']} shape on {s['device']}",
+        title=f"speed: {s['scale']} shape on {s['device']}, {when}",
     )
     for r in sorted(s["rates"], key=lambda r: (r["threads"], r["processes"], r["dtype"])):
         table.add_row(str(r["processes"]), str(r["threads"]), r["dtype"], f"{r['steps_per_s']:.1f}")

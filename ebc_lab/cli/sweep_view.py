@@ -80,7 +80,7 @@ def jobs(
     for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
         directory = where.get(tuple(map(spelled, overrides)))
         values = [shown(ESCAPED.sub(r"\1", overrides[i].partition("=")[2])) for _, i in keys]
-        found.append(Job(number, values, run, directory, _result(directory)))
+        found.append(Job(number, values, run, directory, result_of(directory)))
     return found
 
 
@@ -92,7 +92,7 @@ def folders(folder: Path) -> dict[tuple[str, ...], Path]:
     return {tuple(OmegaConf.load(record)): record.parent.parent for record in records}
 
 
-def _result(directory: Path | None) -> dict[str, Any]:
+def result_of(directory: Path | None) -> dict[str, Any]:
     """result.json of a run, empty where there is none that can be read."""
     if directory is not None:
         with suppress(FileNotFoundError, UserError):

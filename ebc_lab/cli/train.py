@@ -7,18 +7,26 @@ mistake; then `hydra.main` takes over with the arguments as they were given.
 from __future__ import annotations
 
 import itertools
+import json
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config import machine
 from ebc_lab.config.checks import check_run, remarks
-from ebc_lab.config.choices import conf_dir, refuse_edited, with_sources
-from ebc_lab.config.compose import compose, default_scale, implied, register_schema, set_length
+from ebc_lab.config.choices import conf_dir, refuse_edited, with_names, with_sources
+from ebc_lab.config.compose import (
+    compose,
+    default_scale,
+    hydra_base,
+    implied,
+    register_schema,
+    set_length,
+)
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand, spelled
@@ -30,8 +38,10 @@ from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.text import checked_text, pinned
 
+from . import hydra_flags
 from .hydra_launchers import JobFailed, defaults, is_submitit, launching
-from .sweep_view import tabulated
+from .options import console as made_console
+from .sweep_view import jobs, result_of, tabulated, varying
 from .train_view import closing_lines, live_view
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
@@ -43,42 +53,96 @@ def _without_hydra(overrides: Sequence[str]) -> list[str]:
 
 def train(arguments: Sequence[str]) -> None:
     """`ebc-lab train`: validate, then hand over to Hydra. Raises UserError, and SystemExit as Hydra does."""
-    import hydra
-    from hydra._internal.utils import get_args_parser
-
-    given = get_args_parser().parse_args(list(arguments))
+    asked = hydra_flags.given(arguments)
+    if asked.help or asked.version:
+        print(hydra_flags.help_text(made_console().width) if asked.help else hydra_flags.versions())
+        return
     register_schema()
-    extra = [] if any(o.lstrip("+").startswith("scale=") for o in given.overrides) else [default_scale()]
-    around: Any = nullcontext()
-    after: Any = nullcontext()
-    if not given.hydra_help and not given.help:
-        multirun = given.multirun or "hydra.mode=MULTIRUN" in given.overrides
-        if not multirun:
-            extra += implied(given.overrides)[len(given.overrides) :]
-        asked = expand(given.overrides) if multirun else [given.overrides]
-        combinations = [[*overrides, *extra] for overrides in asked]
-        configs = _validated(combinations)
-        settings = _hydra_settings([spelled(o) for o in combinations[0]])
-        if not multirun and any(o.startswith("hydra/launcher=") for o in given.overrides):
+    code = 0
+    with redirect_stdout(sys.stderr) if asked.as_json else nullcontext():
+        job = _Job(asked)
+        try:
+            job.run()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if asked.as_json:
+        print(json.dumps(job.told(code), indent=1))
+    if code:
+        sys.exit(code)
+
+
+class _Job:
+    """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
+
+    def __init__(self, asked: hydra_flags.Given):
+        given = asked.overrides
+        self.asked = asked
+        self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in given
+        self.extra = [] if any(o.lstrip("+").startswith("scale=") for o in given) else [default_scale()]
+        if not self.multirun:
+            self.extra += implied(given)[len(given) :]
+        combinations = expand(given) if self.multirun else [given]
+        self.combinations = [[*overrides, *self.extra] for overrides in combinations]
+        self.configs = _validated(self.combinations)
+        self.settings = _hydra_settings([spelled(o) for o in self.combinations[0]])
+        if not self.multirun and any(o.startswith("hydra/launcher=") for o in given):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
-        if given.cfg is None:
-            directory = str((settings.sweep if multirun else settings.run).dir)
-            _refuse_impossible(configs, directory)
-            if is_submitit(settings.launcher):
-                extra += defaults(settings.launcher, given.overrides)
-            key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
-            if not any(o.lstrip("+").startswith(f"{key}=") for o in given.overrides):
-                directory = str(own_folder(Path(directory)))
-                extra.append(f"{key}={override_value(directory)}")
-            if is_submitit(settings.launcher):
-                around = launching(settings.launcher, directory)
-            if multirun:
-                of_runs = [_without_hydra(combination) for combination in combinations]
-                after = tabulated(of_runs, configs, Path(directory))
-    words = [spelled(word) if word in given.overrides else word for word in arguments]
-    sys.argv = ["ebc-lab train", *words, *extra]
-    with after, around:
-        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name="config")(task)()
+        self.directory = Path((self.settings.sweep if self.multirun else self.settings.run).dir)
+        self.warnings = _refuse_impossible(self.configs, self.directory) if asked.trains else []
+
+    def run(self) -> None:
+        """Hand over to Hydra, as SystemExit its end."""
+        import hydra
+
+        around: Any = nullcontext()
+        after: Any = nullcontext()
+        if self.asked.trains:
+            self._prepare()
+            if is_submitit(self.settings.launcher):
+                around = launching(self.settings.launcher, str(self.directory))
+            if self.multirun:
+                of_runs = [_without_hydra(combination) for combination in self.combinations]
+                after = tabulated(of_runs, self.configs, self.directory)
+        words = [spelled(override) for override in self.asked.overrides]
+        sys.argv = ["ebc-lab train", *self.asked.words, *words, *self.extra]
+        with after, around:
+            hydra.main(config_path=str(conf_dir().resolve()), config_name="config", **hydra_base())(task)()
+
+    def _prepare(self) -> None:
+        """Say what is trained on what, and make its folder."""
+        for line in [*self._ebc_by_default(), *(f"warning: {warning}" for warning in self.warnings)]:
+            print(line, flush=True)
+        if is_submitit(self.settings.launcher):
+            self.extra += defaults(self.settings.launcher, self.asked.overrides)
+        key = "hydra.sweep.dir" if self.multirun else "hydra.run.dir"
+        if not any(o.lstrip("+").startswith(f"{key}=") for o in self.asked.overrides):
+            self.directory = own_folder(self.directory)
+            self.extra.append(f"{key}={override_value(str(self.directory))}")
+
+    def _ebc_by_default(self) -> list[str]:
+        """A line that says so where nobody asked for EBC."""
+        given = any(o.lstrip("+").startswith("stabilizer") for o in self.asked.overrides)
+        if given or not all(config.stabilizer.name == "ebc" for config in self.configs):
+            return []
+        return [f"{self.configs[0].optimizer.name} with EBC, the default; stabilizer=none trains it alone"]
+
+    def told(self, code: int) -> dict[str, Any]:
+        """What `--json` prints: the result of the run, or of each run of the sweep."""
+        about = {"folder": str(self.directory), "warnings": self.warnings, "exit_code": code}
+        if not self.multirun:
+            return {**_ended(self.directory), **about}
+        of_runs = [_without_hydra(combination) for combination in self.combinations]
+        found = jobs(of_runs, varying(of_runs), self.configs, self.directory)
+        runs = [
+            {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
+            for overrides, job in zip(of_runs, found, strict=True)
+        ]
+        return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
+
+
+def _ended(directory: Path | None) -> dict[str, Any]:
+    """result.json of a run, or that it has none."""
+    return result_of(directory) or {"outcome": "not finished" if directory else "not begun"}
 
 
 def own_folder(named: Path) -> Path:
@@ -101,12 +165,13 @@ def _validated(combinations: Sequence[Sequence[str]]) -> list[Config]:
     return [compose(_without_hydra(combination), study=False, here=here) for combination in combinations]
 
 
-def _refuse_impossible(configs: Sequence[Config], directory: str) -> None:
-    """Raises UserError where a text is too short or not there, or the folder cannot be written."""
+def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
+    """Raises UserError where a text is too short or not there, or the folder cannot be written. -> what a
+    reader must know of the texts."""
     texts = {repr((c.data, c.tokens, c.workload, c.ebm, c.model.context, c.steps)): c for c in configs}
-    for config in texts.values():
-        checked_text(config)
-    refuse_unwritable(Path(directory))
+    found = [checked_text(config)[0].warning for config in texts.values()]
+    refuse_unwritable(directory)
+    return list(dict.fromkeys(warning for warning in found if warning))
 
 
 def _hydra_settings(overrides: Sequence[str]) -> Any:
@@ -117,7 +182,7 @@ def _hydra_settings(overrides: Sequence[str]) -> Any:
     from hydra.errors import HydraException
 
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
+        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", list(overrides), return_hydra_config=True)
     except HydraException as error:
         told = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
@@ -179,6 +244,7 @@ def train_one(
     from ebc_lab.records.json_files import read_json, write_json
     from ebc_lab.training.outcome import run_and_record
 
+    warning = checked_text(run)[0].warning  # a resolved run names the text that was taken instead
     known = RunFiles(directory).spec
     earlier = read_json(known, SpecRecord, OTHER_FOLDER) if known.exists() else None
     begun = from_dict(RunConfig, earlier["config"]) if earlier else None
@@ -203,7 +269,7 @@ def train_one(
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
-        hooks["processes"] = processes
+        hooks |= {"processes": processes, "corpus_warning": warning}
         with live_view(run, directory) as hooks["on_progress"]:
             result = _until_done(
                 lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
@@ -231,7 +297,7 @@ def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, pr
     for key in (*CHOSEN, "device"):
         if begun and is_open(run, key):
             setattr(run, key, getattr(begun, key))
-    run = with_sources(pinned(run, *checked_text(run)))
+    run = with_sources(with_names(pinned(run, *checked_text(run))))
     if begun:
         refuse_edited(run, begun, OTHER_FOLDER)
     run.device = chosen_device(run.device)

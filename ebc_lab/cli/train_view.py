@@ -10,9 +10,10 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Column
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.config.errors import clock
@@ -24,6 +25,7 @@ from .ebm_view import EbmView, Growing, Row
 
 DRAWN_EVERY_S = 0.25  # on a terminal
 LINE_EVERY_S = 60.0  # elsewhere
+LEAST_OF_BAR, MOST_OF_BAR = 10, 40  # characters
 
 
 def live_view(run: RunConfig, directory: Path) -> AbstractContextManager[Callable[[int], None]]:
@@ -54,24 +56,17 @@ class RunView:
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
         self.shown_at = time.monotonic()
         self.figures: dict[str, str] = {}
-        self.bar: tuple[Progress, TaskID] | None = None
+        self.live: Live | None = None
 
     @contextmanager
     def shown(self) -> Iterator[RunView]:
         if not self.console.is_terminal:
             yield self
             return
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),  # where room is short the bar gives way
-            BarColumn(bar_width=None),
-            TextColumn("{task.description}", markup=False),
-        )
-        progress = Progress(*columns, console=self.console, auto_refresh=False, transient=True, expand=True)
-        with progress:
-            self.bar = (progress, progress.add_task("", total=self.run.steps))
+        with Live(console=self.console, auto_refresh=False, transient=True) as self.live:
+            self.live.update(self._line(0, []), refresh=True)
             yield self
-        self.bar = None
+        self.live = None
 
     def __call__(self, step: int) -> None:
         now = time.monotonic()
@@ -81,21 +76,27 @@ class RunView:
         self.shown_at = now
         self._read()
         known = [f"{name} {value}" for name, value in self.figures.items()]
-        if self.bar is not None:
-            progress, task = self.bar
-            said = self._fitting([*known, *self._pace(step, now)[1:]])
-            progress.update(task, completed=step, description=said, refresh=True)
+        pace = self._pace(step, now)
+        if self.live is not None:
+            self.live.update(self._line(step, [*pace, *known]), refresh=True)
             return
         figures = ", ".join(known)
-        pace = ", ".join([f"step {step}/{self.run.steps}", *self._pace(step, now)])
-        self.console.print(Text(f"{pace}: {figures}" if figures else pace), soft_wrap=True)
+        told = ", ".join([f"step {step}/{self.run.steps}", *pace])
+        self.console.print(Text(f"{told}: {figures}" if figures else told), soft_wrap=True)
 
-    def _fitting(self, known: list[str]) -> str:
-        """As many of these, from the first on, as have room beside the step and a bar of one character."""
-        room = self.console.width - len(f"step {self.run.steps}/{self.run.steps} ━ ")
-        while known and len(", ".join(known)) > room:
+    def _line(self, step: int, known: list[str]) -> RenderableType:
+        """The step, and as many of these as have room, from the first on; a bar only where room is left."""
+        told = f"step {step:>{len(str(self.run.steps))}}/{self.run.steps}"
+        while known and len(told) + 2 + len(", ".join(known)) > self.console.width:
             known = known[:-1]
-        return ", ".join(known)
+        said = ", ".join(known)
+        spare = self.console.width - len(told) - len(said) - 4
+        line = Table.grid(padding=(0, 2))
+        cells: list[RenderableType] = [Text(told, no_wrap=True), Text(said, no_wrap=True)]
+        if spare >= LEAST_OF_BAR:
+            cells.insert(1, ProgressBar(self.run.steps, step, width=min(spare, MOST_OF_BAR)))
+        line.add_row(*cells)
+        return line
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from ebc_lab.config.choices import own_part
+from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import UserError, need, shown
 from ebc_lab.config.schema import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
@@ -75,13 +75,14 @@ def _own_schedule(config: LRScheduleConfig, peak: float, steps: int) -> Callable
     """step (0-based) -> learning rate, by the function of `target`, asked for the first and the last step at
     once. Raises UserError where it gives no finite number >= 0."""
     factor = own_part("lr_schedule", config)
+    key = told("lr_schedule", config)
 
     def rate(step: int) -> float:
         found = factor(step, steps)
         number = isinstance(found, int | float) and not isinstance(found, bool)
         need(
             number and 0 <= found < math.inf,
-            f"lr_schedule.target={config.target} gave {shown(found)} for step {step} of {steps}: it must be "
+            f"{key} gave {shown(found)} for step {step} of {steps}: it must be "
             "a finite number >= 0, the factor on the peak.",
         )
         return peak * float(found)

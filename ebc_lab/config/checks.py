@@ -21,7 +21,7 @@ from .hints import near_choice
 from .memory_checks import check_memory
 from .own.entry_points import offered
 from .schema import CUSTOM, OptimizerConfig, RunConfig
-from .workload_checks import check_workload
+from .workload_checks import check_workload, installed
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
@@ -53,7 +53,7 @@ def check_settings(config: Any, path: str = "") -> None:
         if own and field.name == "name":
             need(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
             continue
-        _check(key, value, setting, kinds[field.name])
+        check_value(key, value, setting, kinds[field.name])
         if setting.only and value != default_of(field):
             group = path.rstrip(".")
             need(
@@ -62,7 +62,8 @@ def check_settings(config: Any, path: str = "") -> None:
             )
 
 
-def _check(key: str, value: Any, setting: Setting, kind: Any) -> None:
+def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
+    """Refuse a value that this setting does not take. Raises UserError."""
     inside = typing.get_args(kind)
     if value is None:
         need(kind is Any or types.NoneType in inside, f"{key} must have a value.")
@@ -73,7 +74,7 @@ def _check(key: str, value: Any, setting: Setting, kind: Any) -> None:
             _check_text(f"the names in {key}", str(name), 100)
             if setting.keys:
                 choice(key, name, setting.keys)
-            _check(f"{key}.{name}", item, setting, inside[1] if inside else Any)
+            check_value(f"{key}.{name}", item, setting, inside[1] if inside else Any)
     elif isinstance(value, list):
         _check_list(key, value, setting, kind)
     elif dataclasses.is_dataclass(value):
@@ -89,7 +90,7 @@ def _check_list(key: str, value: list[Any], setting: Setting, kind: Any) -> None
     need(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
     need(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
     for item in value:
-        _check(key, item, setting, (typing.get_args(kind) or (Any,))[0])
+        check_value(key, item, setting, (typing.get_args(kind) or (Any,))[0])
     if setting.increasing:
         need(value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}.")
     if setting.unique:
@@ -270,6 +271,11 @@ def _check_low_bit(run: RunConfig) -> None:
     need(
         run.stabilizer.norm == "latent" or run.stabilizer.per == "all",
         "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
+    )
+    need(
+        run.partition.name == "uniform" or run.partition.clusters > 0 or installed("sklearn"),
+        "partition.clusters=0 chooses by silhouettes of the library scikit-learn: pip install "
+        "'ebc-lab[lowbit]', or give the number of clusters.",
     )
     need(
         run.partition.name == "uniform" or run.stabilizer.name != "ebc" or run.budget.probe_tokens == "train",

@@ -7,14 +7,15 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .dicts import type_hints
 from .errors import UserError, any_of, nearest, need, shown
-from .own import sources
+from .own import sources, suites
 from .own.entry_points import offered
+from .own.names import own_name
 from .schema import (
     CUSTOM,
     ArmConfig,
@@ -142,9 +143,21 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
 
 def choices_of(group: str, name: object) -> list[str]:
     """The choices of a group; where `name` is none in `conf`, also those that installed packages offer, which
-    take a twentieth of a second to list."""
+    take a twentieth of a second to list. Of a study also those of the working folder, and a file's path."""
     known = groups()[group]
+    if group == suites.GROUP:
+        path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
+        return [*path, *dict.fromkeys([*suites.own_suites(conf_dir()), *known])]
     return known if name in known else [*known, *(n for n in offered(group) if n not in known)]
+
+
+def own_suite(choice: object) -> Path | None:
+    """The file of a choice of `study` that is the user's own; None for another. Raises UserError where it is
+    given as a path and there is none."""
+    try:
+        return suites.suite_file(choice, conf_dir())
+    except LookupError as error:
+        raise UserError(f"study={shown(choice)} {error.args[0]}.") from None
 
 
 def offered_parts(group: str) -> list[dict[str, Any]]:
@@ -175,37 +188,154 @@ def kind_of(group: str, part: Any) -> str:
 Settings = TypeVar("Settings", bound=RunConfig)
 
 
+class _Names:
+    """The names and files of all own parts of a configuration, so that one means one."""
+
+    def __init__(self, config: RunConfig):
+        self.given = {(group, name): target for group, name, target in _named(config) if name != CUSTOM}
+        self.files: dict[str, Path] = {}
+
+    def target(self, key: str, target: Any) -> Any:
+        """`my_opt:Cautious` for `./my_opt.py:Cautious`. Raises UserError: no such file, or two of a name."""
+        if not isinstance(target, str):
+            return target
+        try:
+            made = sources.placed(target)
+        except LookupError as error:
+            raise UserError(f"{key}={shown(target)}: {error.args[0]}.") from None
+        if written := sources.BY_PATH.fullmatch(target):
+            file = sources.file_of(written)
+            known = self.files.setdefault(file.stem, file)
+            need(known == file, f"{key}: {known} and {file} have the same name: rename one of them.")
+        return made
+
+    def name(self, group: str, name: Any, target: str) -> Any:
+        """The part's name: as it is given, or after its function."""
+        if name != CUSTOM:
+            return name
+        of_others = [n for (g, n), t in self.given.items() if g == group and t != target]
+        made = own_name(target, [*groups()[group], *of_others])
+        self.given[group, made] = target
+        return made
+
+
+def _named(config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """(group, name, target) of every own part."""
+    for group in OWN:
+        part = getattr(config, group)
+        if part.target is not None:
+            yield group, part.name, part.target
+    for settings in _arms(config).values():
+        for group, part in settings.items():
+            if group in OWN and isinstance(part, Mapping) and part.get("target") and "name" in part:
+                yield group, str(part["name"]), str(part["target"])
+
+
+def _arms(config: RunConfig) -> dict[str, Mapping[str, Any]]:
+    """Where an arm or a candidate is set -> the settings that it changes."""
+    if not isinstance(config, Config):
+        return {}
+    arms = {f"ablation.arms.{name}": arm.settings for name, arm in config.ablation.arms.items()}
+    tried = config.controller_search.candidates
+    candidates = {f"controller_search.candidates.{n}": s for n, s in tried.items() if isinstance(s, Mapping)}
+    return {**arms, **candidates}
+
+
+def with_names(config: Settings) -> Settings:
+    """The configuration whose own parts have `module:function` for a target and a name that says what they
+    are, wherever it said `custom`. Raises UserError."""
+    names = _Names(config)
+    parts: dict[str, Any] = {}
+    for group in OWN:
+        part = getattr(config, group)
+        if part.target is not None:
+            target = names.target(f"{group}.target", part.target)
+            parts[group] = dataclasses.replace(part, target=target, name=names.name(group, part.name, target))
+    if isinstance(config, Config):
+        parts |= _of_study(config, names)
+        if config.optimizer.name == CUSTOM and "optimizer" in parts:
+            parts["lr_sweep"] = _swept(config, parts["optimizer"].name)
+    return dataclasses.replace(config, **parts)
+
+
+def _of_study(config: Config, names: _Names) -> dict[str, Any]:
+    suite, search = config.ablation, config.controller_search
+    arms: dict[str, ArmConfig] = {
+        name: dataclasses.replace(arm, settings=_renamed(f"ablation.arms.{name}", arm.settings, names))
+        for name, arm in suite.arms.items()
+    }
+    candidates = {
+        name: _renamed(f"controller_search.candidates.{name}", own, names)
+        if isinstance(own, Mapping)
+        else own
+        for name, own in search.candidates.items()
+    }
+    return {
+        "ablation": dataclasses.replace(suite, arms=arms),
+        "controller_search": dataclasses.replace(search, candidates=candidates),
+        "mine": list(dict.fromkeys(names.target("mine", target) for target in config.mine)),
+    }
+
+
+def _renamed(where: str, settings: Mapping[str, Any], names: _Names) -> dict[str, Any]:
+    """The settings by which an arm changes a run, likewise."""
+    made = dict(settings)
+    for group, part in settings.items():
+        if group in OWN and isinstance(part, Mapping) and isinstance(part.get("target"), str):
+            target = names.target(f"{where}: {group}.target", part["target"])
+            name = names.name(group, part.get("name", CUSTOM), target)
+            made[group] = {**part, "name": name, "target": target}
+    return made
+
+
+def _swept(config: Config, name: str) -> Any:
+    """The sweep of a study whose own optimizer it calls `custom`."""
+    sweep = config.lr_sweep
+    return dataclasses.replace(
+        sweep,
+        optimizers=[name if one == CUSTOM else one for one in sweep.optimizers],
+        grids={
+            name if one == CUSTOM and name not in sweep.grids else one: g for one, g in sweep.grids.items()
+        },
+    )
+
+
 def with_sources(settings: Settings) -> Settings:
     """Settings whose own parts have the checksum of their file and their target as `module:function`; of a
     study, those of its arms and of the candidates of its controller search, too.
 
-    Raises UserError where a target is not found, or its file is not the one whose checksum the settings name.
+    The files that they are made of join `own_files`. Raises UserError where a target is not found, or its
+    file is not the one whose checksum the settings name.
     """
     found = {group: getattr(settings, group) for group in OWN}
+    files: dict[str, str] = {}
     parts: dict[str, Any] = {
-        group: dataclasses.replace(part, **_sourced(group, part.target, part.sha256))
+        group: dataclasses.replace(part, **_sourced(group, part.target, part.sha256, files))
         for group, part in found.items()
         if part.target is not None
     }
     if isinstance(settings, Config):
         arms = {
-            name: dataclasses.replace(arm, settings=_with_sources(f"ablation.arms.{name}: ", arm.settings))
+            name: dataclasses.replace(
+                arm, settings=_with_sources(f"ablation.arms.{name}: ", arm.settings, files)
+            )
             for name, arm in settings.ablation.arms.items()
         }
         parts["ablation"] = dataclasses.replace(settings.ablation, arms=arms)
         search = settings.controller_search
         candidates = {
             # what is no settings is refused, in its words, by what checks the stage
-            name: _with_sources(f"controller_search.candidates.{name}: ", own)
+            name: _with_sources(f"controller_search.candidates.{name}: ", own, files)
             if isinstance(own, Mapping)
             else own
             for name, own in search.candidates.items()
         }
         parts["controller_search"] = dataclasses.replace(search, candidates=candidates)
+        parts["own_files"] = {**settings.own_files, **files}
     return dataclasses.replace(settings, **parts)
 
 
-def _with_sources(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _with_sources(where: str, settings: Mapping[str, Any], files: dict[str, str]) -> dict[str, Any]:
     """The same of the settings by which an arm changes a run."""
     made = dict(settings)
     for group, value in settings.items():
@@ -215,11 +345,12 @@ def _with_sources(where: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         if name in choices_of(group, name) and name not in groups()[group]:
             value = {"target": _offered_target(group, str(name)), **value}
         if value.get("target") is not None:
-            made[group] = {**value, **_sourced(where + group, value["target"], value.get("sha256"))}
+            made[group] = {**value, **_sourced(where + group, value["target"], value.get("sha256"), files)}
     return made
 
 
-def _sourced(key: str, target: str, sha256: str | None) -> dict[str, Any]:
+def _sourced(key: str, target: str, sha256: str | None, files: dict[str, str]) -> dict[str, Any]:
+    """What is found out about a target; its files join `files`, name -> path."""
     try:
         found = sources.find(target)
     except LookupError as error:
@@ -229,6 +360,12 @@ def _sourced(key: str, target: str, sha256: str | None) -> dict[str, Any]:
         f"{key}.sha256={shown(sha256)} is not the checksum of {found.path}, {found.sha256}: put that file "
         f"back, or leave {key}.sha256 out.",
     )
+    for name, path in found.files.items():
+        known = Path(files.setdefault(name, str(path)))
+        need(
+            known == path or known.read_bytes() == path.read_bytes(),
+            f"{key}.target={shown(target)}: {known} and {path} have the same name: rename one of them.",
+        )
     return {"target": found.target, "sha256": found.sha256}
 
 
@@ -237,11 +374,19 @@ def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
     UserError."""
     for group in OWN:
         part, old = getattr(now, group), getattr(before, group)
-        need(
-            part.target is None or part.target != old.target or part.sha256 == old.sha256,
-            f"{group}.target={part.target}: its file has changed since this run was begun: put the old one "
-            f"back, or {remedy}.",
-        )
+        if part.target is not None and part.target == old.target and part.sha256 != old.sha256:
+            files = any_of([str(path) for path in sources.find(part.target).files.values()] or ["its file"])
+            raise UserError(
+                f"{group}.target={part.target}: {files} has changed since this run was begun: put the "
+                f"old one back, or {remedy}."
+            )
+
+
+def told(group: str, part: Any) -> str:
+    """An own part as errors name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`: with the line of its
+    function, unless it is of an installed package."""
+    found = sources.find(part.target)
+    return f"{group}.target={part.target}{f' ({found.place})' if found.files else ''}"
 
 
 def own_part(group: str, part: Any) -> Callable[..., Any]:
@@ -251,11 +396,11 @@ def own_part(group: str, part: Any) -> Callable[..., Any]:
     Raises UserError where its file is no longer the one that the run was planned with, or, when it is called,
     where it does not take what it is given. What the function itself raises is passed on.
     """
-    key = f"{group}.target={part.target}"
     try:
         function = sources.load(part.target, part.sha256 or "")
     except LookupError as error:
-        raise UserError(f"{key}: {error.args[0]}.") from None
+        raise UserError(f"{group}.target={part.target}: {error.args[0]}.") from None
+    key = told(group, part)
 
     def called(*positional: Any, **given: Any) -> Any:
         twice = [name for name in part.arguments if name in given]

@@ -5,21 +5,38 @@ Mistakes are refused in one sentence, with the nearest valid spelling, before an
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
-from .choices import conf_dir, offered_parts, with_sources
-from .errors import UserError, need
-from .hints import STUDY_DECIDES
-from .overrides import TRAIN_TOKENS, check_overrides, expand, refuse_references, spelled
+from . import schema
+from .choices import choices_of, conf_dir, groups, offered_parts, own_suite, with_names, with_sources
+from .errors import UserError, nearest, need, shown
+from .hints import STUDY_DECIDES, near_setting
+from .overrides import (
+    TRAIN_TOKENS,
+    check_overrides,
+    expand,
+    in_mapping,
+    refuse_references,
+    schema_keys,
+    spelled,
+)
+from .own import suites
 from .own.entry_points import OFFERED
-from .schema import STAGES, STEPS, Config
+from .own.names import own_name
+from .schema import STAGES, STEPS, ArmConfig, Config
 from .study_checks import validate
 
+ARM = re.compile(r"ablation\.arms\.([^.]+)")
+MINE = "mine"
+SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 SIZES_OF_GPT = ("model.blocks", "model.width", "model.heads", "model.dropout")
 
 
@@ -37,14 +54,7 @@ def compose(
     Raises:
         UserError: an unknown key or choice (with the nearest valid ones), a wrong type, a value out of range.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    overrides = list(overrides)
+    overrides = [listed(o) for o in overrides]
     parsed = check_overrides(overrides)
     need(
         not {"steps", TRAIN_TOKENS} <= set(parsed),
@@ -55,22 +65,96 @@ def compose(
         overrides += _narrow(parsed)
     if "scale" not in parsed:
         overrides.append(default_scale())
+    suite = _registered_suite(parsed)
+    config = _composed(_with_arms(overrides, parsed), suite)
+    with _in_file(suite):
+        config = with_mine(with_names(config), study=study)
+        config = by_their_targets(with_sources(config)) if sources else config
+        validate(config, study=study, here=here)
+    for key in SIZES_OF_GPT if config.model.target is not None else ():
+        need(key not in parsed, f"{key} is not given to a model of your own: write it as model.arguments.")
+    own = {suite.name: str(suite)} if suite else {}
+    return replace(config, own_files={**own, **config.own_files})
+
+
+def _composed(overrides: Sequence[str], suite: Path | None) -> Config:
+    """What Hydra makes of overrides. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     register_schema()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir().resolve())):
+        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
             composed = hydra_compose("config", [spelled(o) for o in overrides])
         set_length(composed)
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_refusal(error, overrides)) from None
+        raise UserError(_refusal(error, suite)) from None
     except (RecursionError, OverflowError):
         raise UserError("a setting refers to itself, or holds a number that is too large.") from None
-    validate(config, study=study, here=here)
-    for key in SIZES_OF_GPT if config.model.target is not None else ():
-        need(key not in parsed, f"{key} is not given to a model of your own: write it as model.arguments.")
-    return with_sources(config) if sources else config
+    return config
+
+
+def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
+    """The file of the suite where it is the user's own, made known to Hydra. Raises UserError where it cannot
+    be read, or sets what there is not."""
+    path = own_suite(parsed.get(suites.GROUP))
+    if path is None:
+        return None
+    try:
+        settings = suites.register(path)
+    except LookupError as error:
+        raise UserError(error.args[0]) from None
+    known = [*schema_keys(), *groups()]
+    for key in _keys({name: inner for name, inner in settings.items() if name != "defaults"}):
+        if key not in schema_keys() and not in_mapping(key):
+            raise UserError(f"{_line(path, key)}: {key} is not a setting{near_setting(key, known)}.")
+    return path
+
+
+def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{name}.")
+
+
+def _line(path: Path, key: str) -> str:
+    """`mine.yaml:12`, the line in which a suite sets a key."""
+    line = suites.line_of(path, key)
+    return path.name if line is None else f"{path.name}:{line}"
+
+
+@contextmanager
+def _in_file(suite: Path | None) -> Iterator[None]:
+    """Names the line of one's own suite in a refusal of what it sets."""
+    try:
+        yield
+    except UserError as error:
+        key = re.match(r"[a-z_]+(\.\w+)*", str(error))
+        if suite is None or key is None or suites.line_of(suite, key[0]) is None:
+            raise
+        raise UserError(f"{_line(suite, key[0])}: {error}") from None
+
+
+def _with_arms(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
+    """The overrides with `ablation.arms.NAME={…}`, new or not, as a file that Hydra merges after the suite's:
+    it takes a new entry of their kind from no override."""
+    from hydra.core.config_store import ConfigStore
+
+    arms = {found[1]: value for key, value in parsed.items() if (found := ARM.fullmatch(key))}
+    if not arms:
+        return list(overrides)
+    node = {"ablation": {"arms": arms}}
+    ConfigStore.instance().store(group="given", name="arms", node=node, package="_global_")
+    left = [o for o in overrides if not ARM.fullmatch(o.partition("=")[0].lstrip("+"))]
+    return [*left, "+given=arms"]
 
 
 def set_length(composed: Any) -> None:
@@ -104,20 +188,29 @@ def implied(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _refusal(error: Exception, overrides: Sequence[str]) -> str:
-    """What Hydra or OmegaConf says, in one sentence."""
-    told = (line.strip() for line in str(error.__cause__ or error).splitlines())
-    lines = [line for line in told if line] or [repr(error)]
+def _refusal(error: Exception, suite: Path | None = None) -> str:
+    """What Hydra or OmegaConf says, in one sentence, with the line of one's own suite that it is about."""
+    text = str(error.__cause__ or error)
+    lines = [line for told in text.splitlines() if (line := told.strip())] or [repr(error)]
+    if lines[0].startswith(("In 'study/own-", "In 'given/")):  # which say no more than what follows
+        lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
-    key = getattr(error, "full_key", None) or getattr(error.__cause__, "full_key", None)
-    if any(o.lstrip("+").startswith("ablation.arms.") for o in overrides) and (
-        "struct" in first or "subclass" in first
-    ):
-        first = "a new arm goes into a file of conf/study; overrides change those that the suite has"
-        key = "ablation.arms"
+    named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
+    key = getattr(error, "full_key", None) or (named[1] if named else None)
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
-    return f"{key + ': ' if key else ''}{first[:300]}"
+    if "is not a subclass of ArmConfig" in first:
+        first = "an arm is a mapping, {lr_scale: 2, settings: {…}}"
+    if found := re.match(r"Key '(\w+)' not in '(\w+)'", first):
+        kind = getattr(schema, found[2], None)
+        near = nearest(found[1], [f.name for f in fields(kind)] if kind else [])
+        first = f"there is no such setting{near}"
+    if "is not in struct" in first and key and ARM.fullmatch(key):
+        first = (
+            f"the suite has no such arm; a new one is written whole, {key}={{lr_scale: 2, settings: {{…}}}}"
+        )
+    where = f"{_line(suite, key)}: " if suite and key and suites.line_of(suite, key) else ""
+    return f"{where}{key + ': ' if key else ''}{first[:300]}"
 
 
 def default_scale() -> str:
@@ -125,6 +218,13 @@ def default_scale() -> str:
     from .machine import visible_gpus
 
     return "scale=paper" if visible_gpus() else "scale=laptop"
+
+
+def hydra_base() -> dict[str, Any]:
+    """The argument that Hydra's entry points want under 1.3 to behave as 1.3 does, and 1.4 warns of."""
+    from hydra import __version__
+
+    return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
 
 
 @functools.cache
@@ -189,3 +289,63 @@ def configurations(
     if len(set(names)) < len(names):
         raise UserError("two combinations would share a study's name: vary study.name as well.")
     return made
+
+
+# -- mine=: own parts as arms --------------------------------------------------------------------------------
+
+
+def listed(override: str) -> str:
+    """The override as a list where it is a single `mine=./a.py:A`; any other as it is."""
+    key, equals, value = override.partition("=")
+    alone = key.lstrip("+") == MINE and equals and value.strip() and not value.lstrip().startswith("[")
+    return f"{key}=[{value}]" if alone else override
+
+
+def with_mine(config: Config, *, study: bool) -> Config:
+    """The configuration with an arm for each part that `mine` names, called after its function, and these
+    arms as those that the suite's answer is about. Raises UserError."""
+    if not config.mine:
+        return config
+    suite = config.ablation
+    need(
+        study,
+        f"mine={shown(config.mine[0])} goes with a study: `ebc-lab autopilot {SUITES_FOR_MINE} mine=…`.",
+    )
+    need(
+        bool(suite.mine.group),
+        f"mine={shown(config.mine[0])}: study={config.study.name} has no place for it; take "
+        f"{SUITES_FOR_MINE}.",
+    )
+    arms = dict(suite.arms)
+    of_target = _by_target(suite.mine.group, arms)
+    made = []
+    for target in dict.fromkeys(config.mine):
+        name = of_target.get(target)
+        if name is None:
+            name = own_name(target, [*arms, *choices_of(suite.mine.group, None)])
+            arms[name] = _arm(suite.mine.group, suite.mine.template, name, target)
+        made.append(name)
+    mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
+    return replace(config, ablation=replace(suite, arms=arms, mine=mine))
+
+
+def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
+    """Target -> the arm that has it already: a study's own settings name its arms."""
+    parts = {name: arm.settings.get(group) for name, arm in arms.items()}
+    return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
+
+
+def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:
+    """The template with this part in it."""
+    arm = copy.deepcopy(template)
+    part = {**arm.settings.get(group, {}), "name": name, "target": target}
+    return replace(arm, about=arm.about or target, settings={**arm.settings, group: part})
+
+
+def by_their_targets(config: Config) -> Config:
+    """The configuration whose `mine` is spelled as its arms' targets are, once these have been found."""
+    if not config.mine:
+        return config
+    suite = config.ablation
+    found = _by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
+    return replace(config, mine=list(found))

@@ -58,9 +58,9 @@ def _bound(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-def number(value: float) -> str:
-    """A number in names of files and arms: three significant digits, the point written as p."""
-    return f"{value:.3g}".replace(".", "p").replace("+", "")
+def number(value: float, digits: int = 3) -> str:
+    """A number in names of files and arms: so many significant digits, the point written as p."""
+    return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
 def setting(default: T, about: str, unit: str = "", **limits: Any) -> T:

@@ -71,7 +71,7 @@ MEANT = {  # setting -> names that it has elsewhere, or that people guess
     "launcher.checkpoint_every_s": ("save_every", "save_steps", "checkpoint_every", "checkpoint_interval"),
     "launcher.mem_gb": ("mem", "ram"),
     "launcher.timeout_min": ("time", "walltime", "timeout", "time_limit"),
-    "tracker": ("logger", "wandb", "tensorboard", "mlflow", "report_to"),
+    "tracker": ("logger", "wandb", "tensorboard", "mlflow", "trackio", "report_to"),
     "study.name": ("name", "run_name", "exp_name", "experiment", "experiment_name", "project"),
     "study.stages": ("stages", "stage"),
     "output_dir": ("out", "outdir", "out_dir", "output", "output_path", "save_dir", "logdir"),

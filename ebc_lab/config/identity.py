@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import metadata
@@ -18,7 +18,7 @@ from .choices import OWN, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
 from .fields import number as number
-from .schema import CUSTOM, LRScheduleConfig, RunConfig
+from .schema import CUSTOM, Config, LRScheduleConfig, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
 NAMED_BY = 10  # hex digits of a run's identity at the end of its name
@@ -39,6 +39,15 @@ OPTIMIZER_SETTINGS: dict[str, tuple[str, ...]] = {  # beside lr and weight_decay
     "adam8bit": ("beta1", "beta2", "eps"),
     "adam4bit": ("beta1", "beta2", "eps"),
     CUSTOM: OWN_SETTINGS,
+}
+LIBRARIES = {  # (group, choice) -> the distribution whose code computes it; torch is named for every run
+    ("optimizer", "lion"): "pytorch-optimizer",
+    ("optimizer", "soap"): "pytorch-optimizer",
+    ("optimizer", "schedule_free"): "pytorch-optimizer",
+    ("optimizer", "galore"): "pytorch-optimizer",
+    ("optimizer", "adam8bit"): "torchao",
+    ("optimizer", "adam4bit"): "torchao",
+    ("stabilizer", "agc"): "pytorch-optimizer",
 }
 MOMENTUM_SETTINGS = ("beta1", "momentum_weight", "streak_boost", "snr_floor")  # of axiom
 LR_SCHEDULE_SETTINGS: dict[str, tuple[str, ...]] = {  # beside the record of a replay
@@ -132,6 +141,8 @@ def identity(run: RunConfig) -> dict[str, Any]:
         kept["projection"] = {"name": run.projection.name}
     kept["torch"] = _torch_version()
     kept["numerics_version"] = NUMERICS_VERSION
+    used_here = ((group, kind_of(group, getattr(run, group))) for group in ("optimizer", "stabilizer"))
+    kept |= _versions_of({LIBRARIES[choice] for choice in used_here if choice in LIBRARIES})
     return kept
 
 
@@ -275,15 +286,25 @@ def stem_of(run: RunConfig) -> str:
     return stem if name == "none" or strength is None else f"{stem}_{number(strength)}"
 
 
+def delta_schedule(run: RunConfig) -> str | None:
+    """The schedule of the target KL, or of a trust region; None where there is neither."""
+    return {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}.get(run.stabilizer.name)
+
+
+def warmup_steps(run: RunConfig) -> int | None:
+    """The steps over which the learning rate rises; None on a schedule that does not read them."""
+    reads = "warmup_steps" in LR_SCHEDULE_SETTINGS[_shape_of(run)]
+    return run.lr_schedule.warmup_steps if reads else None
+
+
 def tail_of(run: RunConfig) -> str:
     """How they end: the schedules of the target KL (or of a trust region) and of the learning rate, with
     what sets the latter apart from its default: `_w100` for 100 steps of warm-up, `_e0p6` for a decay_share
     of 0.6. Then what is no default of low-bit training, of the workload and of determinism."""
     run = resolved(run)
-    of_delta = {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}
     schedule, usual = run.lr_schedule, LRScheduleConfig()
     read = LR_SCHEDULE_SETTINGS[_shape_of(run)]
-    tail = DELTA_TAILS[of_delta.get(run.stabilizer.name, "constant")] + LR_TAILS[_shape_of(run)]
+    tail = DELTA_TAILS[delta_schedule(run) or "constant"] + _lr_tail(run)
     if "warmup_steps" in read and schedule.warmup_steps != usual.warmup_steps:
         tail += f"_w{schedule.warmup_steps}"
     if "decay_share" in read and schedule.decay_share != usual.decay_share:
@@ -291,6 +312,12 @@ def tail_of(run: RunConfig) -> str:
     exact = "" if run.determinism.name == "none" else f"_{run.determinism.name}"
     tail += "" if run.model.name == "gpt" else f"_{run.model.name}"
     return tail + _low_bit_tail(run) + _workload_tail(run) + exact
+
+
+def _lr_tail(run: RunConfig) -> str:
+    """The learning-rate schedule; one's own by its name."""
+    shape = _shape_of(run)
+    return f"_{run.lr_schedule.name}" if shape == CUSTOM != run.lr_schedule.name else LR_TAILS[shape]
 
 
 def _low_bit_tail(run: RunConfig) -> str:
@@ -323,7 +350,10 @@ def run_id(kind: str, run: RunConfig) -> str:
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
     """A training run's identity, or that of a measurement made at a run's shape."""
-    own = identity(run) | _RECORDED.get({})
+    own = identity(run)
+    libraries = own.pop("libraries", {})
+    own |= {k: v for k, v in _RECORDED.get({}).items() if k != "libraries"}
+    own |= _versions_of(libraries)
     return own if kind == "train" else {"kind": kind, "run": own}
 
 
@@ -333,8 +363,45 @@ def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that is not a setting: the versions of torch and of our numerics."""
+    """The part of a run's identity that is not a setting: the versions of torch, of our numerics, and of the
+    libraries that its optimizer and its stabilizer come from."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
+
+
+def study_environment(config: Config) -> dict[str, Any]:
+    """The same for all the runs that a study may plan: its libraries are those of every optimizer and
+    stabilizer that its settings name."""
+    found = environment(identity_of("train", config))
+    found.pop("libraries", None)
+    named = {LIBRARIES[choice] for choice in _named_in(to_dict(config)) if choice in LIBRARIES}
+    return found | _versions_of(named)
+
+
+def _versions_of(libraries: Iterable[str]) -> dict[str, dict[str, str | None]]:
+    """`{"libraries": {name: version}}`, as recorded or as installed; empty for none, and where the record was
+    made before libraries were recorded."""
+    recorded = _RECORDED.get({})
+    versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
+    found = {name: versions[name] for name in sorted(libraries) if name in versions}
+    return {"libraries": found} if found else {}
+
+
+def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """An environment with its libraries beside the rest: `torch`, `numerics_version`, `torchao`."""
+    own = {k: v for k, v in environment.items() if k != "libraries"}
+    return {**own, **environment.get("libraries", {})}
+
+
+def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
+    """(group, choice) of every `optimizer: {name: …}`, `optimizers: […]` and `stabilizer: {name: …}`."""
+    if not isinstance(settings, Mapping):
+        return
+    for key, value in settings.items():
+        if key in ("optimizer", "stabilizer") and isinstance(value, Mapping):
+            yield key, str(value.get("name"))
+        elif key == "optimizers":
+            yield from (("optimizer", str(name)) for name in value)
+        yield from _named_in(value)
 
 
 @contextmanager
@@ -351,6 +418,15 @@ def recorded_environment(found: Mapping[str, Any]) -> Iterator[None]:
 def _torch_version() -> str:
     """major.minor of the installed torch, without importing it."""
     return ".".join(metadata.version("torch").split(".")[:2])
+
+
+@functools.cache
+def library_version(name: str) -> str | None:
+    """The whole public version of an installed library, without importing it; None where it is not there."""
+    try:
+        return metadata.version(name).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def canonical_json(value: Any) -> str:

@@ -11,9 +11,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .choices import choices_of, groups
+from .choices import choices_of, groups, own_suite
 from .errors import UserError, any_of, shown
 from .hints import near_choice, near_setting
+from .own.suites import GROUP, beside_us, chosen_name
 from .schema import CUSTOM, Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
@@ -137,9 +138,10 @@ def _check_choices(override: Any) -> None:
         choices = choices_of(group, value)
         if value not in choices:
             length = ", or how many tokens to train on, as 2e6" if group == TOKENIZER else ""
+            beside = beside_us(value) if group == GROUP else None
+            near = f" (did you mean {beside}?)" if beside else near_choice(group, str(value), choices)
             raise UserError(
-                f"{group}={shown(value)} is unknown{near_choice(group, str(value), choices)}; "
-                f"{group} takes {any_of(choices)}{length}."
+                f"{group}={shown(value)} is unknown{near}; {group} takes {any_of(choices)}{length}."
             )
 
 
@@ -169,8 +171,8 @@ def spelled(override: str) -> str:
     """The override as Hydra wants it: a mapping, or an entry of one, there already or new, is set with `++`,
     and a number of tokens under the name of its setting.
 
-    Arms are left alone: a new one takes a file of conf/study."""
-    override = _renamed(override)
+    Arms are left alone: `compose` merges a whole one as a suite's file would be."""
+    override = _with_suites(_renamed(override))
     key = override.partition("=")[0].lstrip("+")
     kind: Any = Config
     for name in key.split(".")[:-1]:
@@ -184,9 +186,18 @@ def spelled(override: str) -> str:
     return f"++{override.lstrip('+')}" if of_any else override
 
 
+def _with_suites(override: str) -> str:
+    """The override with each file of a suite under the name that Hydra knows it by."""
+    key, _, values = override.partition("=")
+    if key.lstrip("+") != GROUP:
+        return override
+    given = [value.strip().strip("'\"") for value in values.split(",")]
+    files = [(value, own_suite(value)) for value in given]
+    return f"{key}={','.join(chosen_name(file) if file else value for value, file in files)}"
+
+
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """The combinations of a sweep (`optimizer.lr=1e-3,2e-3`), lists of plain overrides. Raises UserError."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.errors import HydraException
 
     try:
@@ -198,9 +209,21 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 f"-m asks for {combinations} studies or runs: at most {MOST_COMBINATIONS} at a time."
             )
         check_overrides(plain, hydra_keys=True, sweeps=True)
-        return [list(combination) for combination in BasicSweeper.split_arguments(parsed, None)[0]]
+        values = dict(map(_written, parsed))  # of a key given twice the last one counts
+        return [list(combination) for combination in itertools.product(*values.values())]
     except HydraException as error:
         raise UserError(f"this sweep cannot be expanded: {str(error).splitlines()[0]}") from None
+
+
+def _written(override: Any) -> tuple[str, list[str]]:
+    """A key, and the override as written for each of its values. Raises UserError for a sweep that cannot be
+    listed."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return key, [f"{key}={override.get_value_element_as_str()}"]
+    if not override.is_discrete_sweep():
+        raise UserError(f"{shown(override.input_line)} is no list of values: write them as {key}=1e-3,2e-3.")
+    return key, [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def _values(override: Any) -> int:

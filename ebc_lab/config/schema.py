@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 
 from ebc_lab.ebc import options
 
-from .fields import number, setting
+from .fields import Setting, number, setting
 from .machine import INSTRUCTIONS
 
 SPLITS = ("train", "val", "test")
-NOT_THE_STUDY = ("launcher", "output_dir", "tracker")  # settings that may differ between calls on one study
+# settings that may differ between calls on one study
+NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
 LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
-TUNABLE = ("lr_scale", "delta", "strength")  # of an arm
 CUSTOM = "custom"  # the choice of those groups that have a `target`
 
 # Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
@@ -38,6 +38,16 @@ MULTIPLE: dict[str, Any] = {
 }  # of a measured best value; smaller ones have no name of an arm
 EXTENSIONS = 20  # times a grid may double: a million-fold
 SEEDS = 100  # of one stage
+GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
+TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
+    "lr": Setting("learning rate, absolute", **LR, increasing=True),
+    "lr_scale": Setting("learning rate", "× the best lr", **GRID),
+    "delta": Setting("δ*", "× the calibrated one", **GRID),
+    "strength": Setting("of a rival", **GRID),
+    "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
+    "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
+}
+GROWING = ("lr", "lr_scale", "delta", "strength")  # of these: a grid grows where its best point is on an edge
 CAPABILITIES = tuple(INSTRUCTIONS)
 SECONDS = 10**7  # four months
 
@@ -715,6 +725,17 @@ class TuneConfig(StageConfig):
     max_extensions: int = setting(
         2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0, high=EXTENSIONS
     )
+    search: str = setting(
+        "grid",
+        "every combination; or one setting after the other: the rate at the first warm-up and shape, these, "
+        "and the rates next to the best once more where they changed",
+        choices=("grid", "coordinate"),
+    )
+    window: bool = setting(
+        False,
+        "a grid of lr then grows both ways, max_extensions times at most, until the losses at its ends are "
+        "0.05 nats above the best",
+    )
 
 
 @dataclass
@@ -734,7 +755,11 @@ class ArmConfig:
         False, "on the fair control's learning-rate schedule; lr_scale counts from the control's rate"
     )
     tune: dict[str, list[Any]] = setting(
-        {}, "grids whose best point is taken", keys=TUNABLE, least=1, increasing=True, low=1e-9, high=1e9
+        {},
+        "grids whose best point is taken: lr in absolute numbers (lr_scale multiplies it), or lr_scale; "
+        "delta, strength, warmup_share, and schedule, the names of shapes",
+        keys=tuple(TUNABLE),
+        least=1,
     )
     tuned_as: str | None = setting(None, "an arm whose best point this one takes")
     replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
@@ -756,6 +781,19 @@ class Swept:
 
 
 @dataclass
+class MineConfig:
+    """Of a suite: what `mine=./my_opt.py:Cautious` makes an arm of, and the arms that its answer is about."""
+
+    group: str = setting(
+        "",
+        "what mine= names; empty: this suite takes none",
+        choices=("", "optimizer", "stabilizer", "lr_schedule"),
+    )
+    template: ArmConfig = field(default_factory=ArmConfig)
+    arms: list[str] = setting([], "arms that are compared with every other; those of mine= join", unique=True)
+
+
+@dataclass
 class AblationConfig(StageConfig):
     """A suite: named arms over `seeds`, each compared with one of them, paired by seed (docs/suites.md)."""
 
@@ -764,6 +802,10 @@ class AblationConfig(StageConfig):
     steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     reference: str = setting("", "the arm that every other is paired with")
     arms: dict[str, ArmConfig] = setting({}, "name → arm", most=500)
+    mine: MineConfig = field(default_factory=MineConfig)
+    step_cost: bool = setting(
+        False, "the time of each arm's step is measured, in turns with that of torch's Adam"
+    )
     shocks: list[str] = setting(
         [], "each arm also runs under each of these, paired with itself undisturbed", group="shock"
     )
@@ -934,7 +976,7 @@ class LauncherConfig:
 class TrackerConfig:
     """Where runs are also shown while they train. No part of a study's records."""
 
-    names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow", "wandb"))
+    names: list[str] = setting([], "trackers to use", choices=("tensorboard", "mlflow", "wandb", "trackio"))
     folder: str | None = setting(None, "what they write on this machine; empty: .trackers in the study")
     mlflow_uri: str | None = setting(
         None, "sqlite:///FILE, file:FOLDER or http://HOST:PORT; empty: a database in the folder"
@@ -966,7 +1008,17 @@ class Config(RunConfig):
     seeds: list[int] = setting(
         [0, 1, 2], "of the finals and of suites", low=0, least=1, unique=True, high=SEED
     )
+    mine: list[str] = setting(
+        [],
+        "of study=optimizers, stabilizers or schedules: yours, each an arm: mine=./my_opt.py:Cautious, or "
+        "mine=[./a.py:A,./b.py:B]",
+        unique=True,
+        most=20,
+    )
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
+    own_files: dict[str, str] = setting(
+        {}, "filled in: your suite, your own parts and what they import, which the study copies", most=500
+    )
     study: StudyConfig = field(default_factory=StudyConfig)
     lr_sweep: LRSweepConfig = field(default_factory=LRSweepConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .checks import check_settings, choice, need_gpu, validate_run
+from .checks import check_settings, check_value, choice, need_gpu, validate_run
 from .choices import changed, choices_of, groups, kind_of, shaped, under
 from .determinism_checks import check_processes
 from .dicts import run_part
@@ -20,9 +20,11 @@ from .machine import chosen_device, visible_gpus
 from .schema import (
     CAPABILITIES,
     CUSTOM,
+    GROWING,
     MULTIPLE,
     STAGE_NEEDS,
     STAGES,
+    TUNABLE,
     AblationConfig,
     ArmConfig,
     Config,
@@ -54,6 +56,7 @@ TRACKER_MODULES = {  # of each extra
     "tensorboard": ("tensorboard",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
     "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 
 
@@ -135,7 +138,8 @@ def _set_by_stages(config: Config) -> None:
     asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
         own = config.lr_sweep
-        asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in own.optimizers}
+        others = [name for name in own.optimizers if name != plain.optimizer.name]
+        asked |= {f"lr_sweep.optimizers={name}": {"optimizer": {"name": name}} for name in others}
         asked |= {f"lr_sweep.projections={name}": {"projection": {"name": name}} for name in own.projections}
         asked |= {f"lr_sweep.control_shapes={n}": {"lr_schedule": {"name": n}} for n in own.control_shapes}
     if {"calibrate", "lr_scale", "finals"} & set(stages):
@@ -290,8 +294,7 @@ def most_runs(config: Config) -> dict[str, int]:
     control = len(sweep.control_scales) + 2 * sweep.control_extensions + 2
     control += len(sweep.control_warmups) + len(sweep.control_shapes)
     deltas = max(len(config.calibrate.multiples), 3) + config.calibrate.max_extra
-    tuned = [(math.prod(map(len, a.tune.values())), len(a.tune)) for a in suite.arms.values() if a.tune]
-    points = sum(size + config.tune.max_extensions * grids for size, grids in tuned)
+    points = sum(_most_points(config, arm) for arm in suite.arms.values() if arm.tune)
     same = config.circumstances
     where = len(same.threads) * len(same.capabilities or CAPABILITIES) * len(same.parts)
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * (1 + len(suite.shocks))
@@ -307,6 +310,24 @@ def most_runs(config: Config) -> dict[str, int]:
         "circumstances": len(same.modes) * where,
     }
     return {stage: found.get(stage, 0) for stage in config.study.stages}
+
+
+def _begun_with(config: Config, arm: ArmConfig) -> int:
+    """How many points of its grids an arm's search looks at, apart from those by which they grow."""
+    lengths = {key: len(values) for key, values in arm.tune.items()}
+    if config.tune.search == "grid":
+        return math.prod(lengths.values())
+    others = [n for key, n in lengths.items() if key not in GROWING]
+    return math.prod(n for key, n in lengths.items() if key in GROWING) + sum(others) - len(others)
+
+
+def _most_points(config: Config, arm: ArmConfig) -> int:
+    """The most points of its grids that an arm's search may look at."""
+    tune = config.tune
+    edges = sum(key in GROWING for key in arm.tune)
+    again = 2 if tune.search == "coordinate" and edges < len(arm.tune) else 0
+    widened = 2 * tune.max_extensions if tune.window and "lr" in arm.tune else 0
+    return _begun_with(config, arm) + tune.max_extensions * edges + again + widened
 
 
 def _suite(config: Config) -> None:
@@ -331,7 +352,8 @@ def _suite(config: Config) -> None:
     for name, arm in arms.items():
         _arm(name, arm, config)
         _references(name, arm, arms, suite)
-    sizes = {name: math.prod(map(len, arm.tune.values())) for name, arm in suite.arms.items() if arm.tune}
+    _mine(suite)
+    sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     sweeps = bool(suite.lr_scales or suite.deltas)
     need(not (sweeps and suite.shocks), "ablation.shocks does not go with lr_scales or deltas.")
     copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
@@ -344,6 +366,39 @@ def _suite(config: Config) -> None:
     need(len(set(sizes.values())) <= 1, f"every tuned arm must get the same number of runs: {counts}.")
 
 
+def _mine(suite: AblationConfig) -> None:
+    """The arms that the answer is about are there, and others that they can be compared with."""
+    for name in suite.mine.arms:
+        choice("ablation.mine.arms", name, suite.arms)
+    need(
+        not suite.mine.arms or len(suite.mine.arms) < len(suite.arms),
+        "ablation.mine.arms names every arm: leave one out, which they are compared with.",
+    )
+    need(
+        not (suite.mine.arms and (suite.shocks or suite.lr_scales or suite.deltas)),
+        "ablation.mine.arms goes with neither shocks, lr_scales nor deltas.",
+    )
+
+
+def _grids(path: str, arm: ArmConfig) -> None:
+    """The grids of an arm hold what they can be of."""
+    for key, values in arm.tune.items():
+        check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
+        for value in values if TUNABLE[key].choices else ():
+            need(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
+    need(
+        not {"lr", "lr_scale"} <= set(arm.tune),
+        f"{path}.tune: lr and lr_scale are both the learning rate: leave one out.",
+    )
+    given = [key for key in ("schedule", "warmup_share") if key in arm.tune]
+    own = arm.settings.get("lr_schedule", {}).get("target") is not None
+    need(
+        not (given and (arm.control or own)),
+        f"{path}.tune.{', '.join(given)} does not go with a schedule of your own, or the fair control's.",
+    )
+    need(not ("lr" in arm.tune and arm.control), f"{path}.tune.lr does not go with control.")
+
+
 def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     path = f"ablation.arms.{name}"
     need(
@@ -353,6 +408,7 @@ def _arm(name: str, arm: ArmConfig, config: Config) -> None:
     base = shaped(replace(run_part(config), steps=config.ablation.steps), arm)
     together = config.launcher.processes_per_run
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings}, together)
+    _grids(path, arm)
     stabilizer = run.stabilizer.name
     fixed = "target_kl" in arm.settings.get("budget", {})
     for key, given in (("delta", arm.delta is not None), ("tune.delta", "delta" in arm.tune)):

@@ -78,7 +78,13 @@ def _factors(information: csr_array, most: int, draw: np.random.Generator) -> tu
     if size <= PLAIN_UP_TO or most >= size:
         left, values, _ = np.linalg.svd(information.toarray())
     else:
-        from sklearn.utils.extmath import randomized_svd
+        try:
+            from sklearn.utils.extmath import randomized_svd
+        except ImportError:
+            raise ValueError(
+                f"embeddings of {size} tokens need scikit-learn: pip install 'ebc-lab[ebm]', or use at most "
+                f"{PLAIN_UP_TO} tokens."
+            ) from None
 
         chance = np.random.RandomState(draw.bit_generator)
         left, values, _ = randomized_svd(information, most, n_iter=POWER_STEPS, random_state=chance)

@@ -324,7 +324,12 @@ def suggest_k(
 
 
 def _silhouettes(points: Floats, labels: Mapping[int, Labels], seed: int) -> dict[int, float]:
-    from sklearn.metrics import silhouette_score
+    try:
+        from sklearn.metrics import silhouette_score
+    except ImportError:
+        raise ImportError(
+            "silhouettes need scikit-learn: pip install 'ebc-lab[lowbit]', or use method='elbow'."
+        ) from None
 
     rows = np.arange(len(points))
     if len(rows) > _SCORED_ROWS:

@@ -127,13 +127,15 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
         "",
         "what was trained, `<optimizer>_<projection>_<stabilizer>[_d<δ*>_<budget>]_x<scale>"
         "<schedules><low-bit>`, which end as in `_holddelta_trapezoid_w0`, and with low bits as in "
-        "`_ternary_gfive_mint8_clustered_auxnn`",
+        "`_ternary_gfive_mint8_clustered_auxnn`; in summary_lr_sweep.csv `_lr<rate>` stands for `_x<scale>`, "
+        "and `_n<steps>` at the end for another length than the finals'. A name means one setting",
     ),
     "seed": ("", "of the initial weights and the data order; runs of one seed are pairs"),
     "lr": ("", "learning rate at its peak"),
     "lr_scale": (
         SCALE,
-        "lr over the track's best constant rate; in summary_lr_sweep.csv over the grid's best",
+        "lr over the track's best constant rate; in summary_lr_sweep.csv over the grid's best, and empty in "
+        "the grid",
     ),
     "optimizer": ("", "the base optimizer"),
     "projection": ("", "of the weights"),
@@ -176,6 +178,12 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
         "of the run on the clock, evaluations and earlier attempts up to their checkpoint included",
     ),
     "run_id": ("", "its folder under runs/"),
+    "track": ("", "the optimizer and projection, `<optimizer>_<projection>`, of which it is a part"),
+    "stage": ("", "that asked for it"),
+    "role": ("", "what it is there for: `grid`, `replicate`, `control` …, in a suite the arm"),
+    "lr_schedule": ("", "how the learning rate moves"),
+    "warmup_steps": ("steps", "over which it rises; empty on a schedule that has none"),
+    "delta_schedule": ("", "how δ*, or a trust region, moves; empty where there is neither"),
 }
 COLUMNS = tuple(COLUMN_MEANINGS)
 TIMING_COLUMNS = ("tokens_per_s", "overhead_pct", "probe_pct", "wall_s")
@@ -215,6 +223,13 @@ MODE_MEANINGS = {  # of determinism.csv, one row a mode of determinism
     "loss_range": (NATS, "largest difference of the validation loss between two of them"),
     "steps_per_s": ("steps/s", "median over the runs, several of which were trained at a time"),
 }
+
+
+def _of(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
+    """Some columns of another table."""
+    return {name: meanings[name] for name in columns}
+
+
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
     "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
     "arm": ("", "its name in the suite's file"),
@@ -223,13 +238,16 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "lr_scale": COLUMN_MEANINGS["lr_scale"],
     "delta_star": COLUMN_MEANINGS["delta_star"],
     f"{TUNED}lr_scale": (SCALE, "the best of its grid, where the arm has one: LR scale"),
+    f"{TUNED}lr": ("", "the same: the learning rate, absolute"),
+    f"{TUNED}warmup_share": (SHARE, "the same: warm-up as a share of the run"),
+    f"{TUNED}schedule": ("", "the same: shape of the learning rate"),
     f"{TUNED}delta": (SCALE, "the same: δ* over the calibrated (or natural) one"),
     f"{TUNED}strength": ("", "the same: the stabilizer's strength"),
     "strength": ("", "of the stabilizer: its own unit"),
     "seeds": ("runs", "that the arm has"),
     "completed": ("runs", "of them"),
     "diverged": ("runs", "of them"),
-    **{k: COLUMN_MEANINGS[k] for k in ("val_loss", "test_loss", BITS, "heldout_loss", "c_median")},
+    **_of(COLUMN_MEANINGS, "val_loss", "test_loss", BITS, "heldout_loss", "c_median"),
     "c_median_logged": (SHARE, "median of c at every 20th step alone"),
     "c_early": (SHARE, "median c in a tenth of the run from step 20 on"),
     "c_late": (SHARE, "median c in the run's last tenth"),
@@ -242,7 +260,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "surrogate_late": (LOGITS, "median S, when as for c"),
     "beta_early": ("logits/norm", "the groups' mean β, when as for c"),
     "beta_late": ("logits/norm", "the groups' mean β, when as for c"),
-    **{k: COLUMN_MEANINGS[k] for k in ("tightness_median", "guard_count", "skipped_steps")},
+    **_of(COLUMN_MEANINGS, "tightness_median", "guard_count", "skipped_steps"),
     "shock_peak": (
         NATS,
         "how far the mean training loss of any 10 steps after a shock rose above that before it",
@@ -268,4 +286,77 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "sigmas": ("σ", "the difference over the noise of replicate seeds"),
     "alone": ("", "`beats`, `meets`, `misses` or `undecided`, by the interval by itself"),
     "judged": ("", "the same by the joint interval, on which claims rest"),
+    **_of(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
+}
+
+# -- of the tables of `ebc_lab.load` -------------------------------------------------------------------------
+
+_OF_A_RUN = ("run_id", "stage", "role", "track", "arm", "seed", "optimizer", "projection", "stabilizer")
+_OF_A_SETTING = ("lr", "lr_scale", "lr_schedule", "warmup_steps", "delta_star", "delta_schedule")
+_LENGTH = {"planned_steps": ("steps", "that it is to take")}
+RUN_MEANINGS = {  # of runs(), one row a run
+    **_of(COLUMN_MEANINGS, *_OF_A_RUN, *_OF_A_SETTING),
+    **_LENGTH,
+    "kind": ("", "`train`, or a measurement of time"),
+    **_of(COLUMN_MEANINGS, *(name for name in COLUMNS if name not in (*_OF_A_RUN, *_OF_A_SETTING))),
+    "cause": ("", "why it did not complete; empty where it did"),
+    "problem": ("", "what is wrong with its files; empty where nothing is"),
+}
+ARM_MEANINGS = {  # of arms(), one row an arm of a stage, over its seeds
+    **_of(COLUMN_MEANINGS, "stage", "role", "track", "arm"),
+    **_of(COLUMN_MEANINGS, "optimizer", "projection", "stabilizer", *_OF_A_SETTING),
+    **_LENGTH,
+    "mine": ("", "whether the study asks about this arm"),
+    **_of(ABLATION_MEANINGS, "seeds", "completed", "diverged"),
+    "val_loss": COLUMN_MEANINGS["val_loss"],
+    "val_sd": (NATS, "its standard deviation over the completed seeds"),
+    "test_loss": COLUMN_MEANINGS["test_loss"],
+    "test_sd": (NATS, "its standard deviation over the completed seeds"),
+    **_of(COLUMN_MEANINGS, "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s"),
+    "step_cost": (SCALE, "time of a step over the reference's, where that was measured"),
+}
+DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
+    "stage": COLUMN_MEANINGS["stage"],
+    "track": ABLATION_MEANINGS["track"],
+    "family": (
+        "",
+        "what it belongs to: `baseline`, `control`, `rate` or `lr_window` of the finals, `versus` of a "
+        "suite, `mine` of a question about an arm of one's own",
+    ),
+    "arm": ("", "the arm"),
+    "reference": ("", "the arm that it is compared with"),
+    "seeds": ("seeds", "that both have"),
+    "mean": (NATS, "of the test loss, arm minus reference, paired by seed; empty where a run diverged"),
+    **_of(ABLATION_MEANINGS, "low", "high", "joint_low", "joint_high"),
+    "judged": ABLATION_MEANINGS["judged"],
+    "rival": ("", "whether this comparison answers the question: the best of the others by validation loss"),
+    "verdict": ("", "of an arm of one's own: `better`, `worse`, `level` or `undecided`"),
+    "seeds_needed": ("seeds", "that would decide it, if the differences go on as they are; empty: not known"),
+    **_of(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
+    "margin": (NATS, "how much worse still counts as level"),
+    **_of(ABLATION_MEANINGS, "detectable", "joint_detectable", "sigmas"),
+}
+VERDICT_MEANINGS = {  # of verdict, one row a question of the study
+    "track": ABLATION_MEANINGS["track"],
+    "name": ("", "of the line of the verdict, or of the arm that is asked about"),
+    "question": ("", "in words"),
+    "verdict": ("", "`pass`, `fail`, `undecided`; of an arm of one's own `better`, `worse`, `level`"),
+    "figure": ("", "what was measured, in words"),
+}
+BOARD_MEANINGS = {  # of a board, one row an arm of a study
+    "group": ("", "arms of one group were trained alike: only these are ranked"),
+    "rank": ("", "in its group, by mean test loss; arms of which a run diverged come last"),
+    "arm": ("", "its name in its study"),
+    "study": ("", "its study"),
+    "track": ABLATION_MEANINGS["track"],
+    "test_loss": (NATS, "mean over its completed seeds"),
+    "low": (NATS, "lower end of the 95% interval of that mean, over seeds"),
+    "high": (NATS, "upper end of it"),
+    "seeds": ("seeds", "that it finished"),
+    "diverged": ("seeds", "of them"),
+    "lr": COLUMN_MEANINGS["lr"],
+    "shared_seeds": ("seeds", "that the group's best has, too"),
+    "difference": (NATS, "from the group's best, paired on the shared seeds"),
+    "difference_low": (NATS, "lower end of its 95% interval"),
+    "difference_high": (NATS, "upper end of it"),
 }

@@ -36,6 +36,7 @@ class RunResult(TypedDict, total=False):
     identity: str | None  # sha256 of what names the run; None where its spec could not be read
     outcome: str  # one of OUTCOMES
     cause: str | None
+    corpus_warning: str  # of a run of `train` whose text is not the one that was asked for
     steps: int
     wall_s: float
     val_loss: float | None
@@ -101,6 +102,8 @@ class RunResult(TypedDict, total=False):
     streams: dict[str, str]  # steps.csv, evals.csv, the kept model -> their sha256 when the run ended
     overhead_pct: float | None  # of a measurement of EBC's overhead, with its quartiles
     overhead_iqr_pct: list[float] | None
+    step_ratio: float  # of a measurement of a step: its time over that of torch's Adam, with its quartiles
+    step_ratio_iqr: list[float]
     pairs: int
     plain_steps_per_s: float | None
 

@@ -57,7 +57,7 @@ class SpecRecord(TypedDict):
     """What spec.json holds. A run without a study has no `stage`, `role`, `arm` and `lr_scale`."""
 
     run_id: str
-    kind: str  # train, overhead
+    kind: str  # train, overhead, step
     stage: NotRequired[str]
     role: NotRequired[str]
     arm: NotRequired[str]
@@ -101,6 +101,7 @@ class StudyFiles:
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
+        self.own = root / "own"  # copies of the suite and the parts that are the user's own
         self.driver_lock = root / ".lock"  # held by the process that drives the study
         self.driver_file = root / ".driver.json"  # which process that is
         self.command_file = root / ".command.json"  # the command that runs it, or ran it last

@@ -8,6 +8,7 @@ continues a study.
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
-from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.workloads.text import checked_text
 
@@ -29,12 +30,14 @@ from .stages.spec import RunSpec
 from .store import attempts, manifest
 from .store.counts import RunCounts, counted, sorts_of_runs
 from .store.neighbours import finished_elsewhere, take
+from .store.reuse import ResultsOf
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
 from .trackers import following
 
 Say = Callable[[str], None]
 Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
 Conclude = Callable[[Config, Study, dict[str, Decision], Say], dict[str, Any] | None]
+Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
 
 
 @dataclass
@@ -44,7 +47,8 @@ class Listener:
 
     `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
     writes everything that is made after the last stage, and returns the verdict if there is one.
-    `ebc_lab.report.conclude` has both.
+    `ebc_lab.report.conclude` has both. `expect(config, results, under_way)` says what is still to be trained,
+    as `ebc_lab.study.inspect.forecast.expected_left` does.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -52,19 +56,20 @@ class Listener:
     watch: Callable[[Progress], None] = lambda progress: None
     tabulate: Tabulate = lambda study, stage, specs, results: None
     conclude: Conclude = lambda config, study, decisions, say: None
+    expect: Expect = lambda config, results, under_way: None
 
 
 @dataclass
 class Progress:
-    """The state of a running stage, for the live view."""
+    """The state of a running study, for the live view; `total` and `left_s` are expected."""
 
     study: str
     stage: str
     at_a_time: int  # runs
-    done: int = 0
-    total: int = 0
+    done: int = 0  # training runs of the whole study that have a result
+    total: int | None = None
+    left_s: float | None = None
     running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
-    eta_s: float | None = None
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Outcome:
     runs: RunCounts  # that ended in this call
     failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]
+    answer: list[str]  # what the last of these stages found, a line for each track
     warning: str | None = None
     acceptance: dict[str, Any] | None = None
     ablation: Decision | None = None
@@ -149,6 +155,12 @@ class _Call:
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)  # runs copied from other studies
+    seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
+
+    def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
+        """The results of these runs, each read once: for what is shown, and nothing that is decided."""
+        self.seen |= self.study.results([s for s in specs if s.run_id not in self.seen])
+        return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
 
     def forget_failures(self) -> None:
         """Remove results of the call's stages that say nothing about the run itself, so that it is trained
@@ -210,7 +222,9 @@ class _Call:
         runs = counted(sorts[run_id] for run_id in _ended(study) - before - self.taken if run_id in sorts)
         suite = decision_that_shows("arms", self.decisions)
         modes = decision_that_shows("modes", self.decisions)
-        return Outcome(study, runs, failed, self.stages, warning, verdict, suite, modes)
+        last = self.stages[-1]
+        answer = stage_of(last).headlines(self.decisions[last])
+        return Outcome(study, runs, failed, self.stages, answer, warning, verdict, suite, modes)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> int:
         """Copy those runs that another study of this output folder has finished. -> how many."""
@@ -272,7 +286,10 @@ class _Wave:
         at_a_time: int,
     ):
         self.call = call
-        self.progress = Progress(call.study.name, stage, at_a_time, total=len(runs))
+        self.progress = Progress(call.study.name, stage, at_a_time)
+        self.asked = len(runs)
+        self.expected: dict[str, Any] | None = None
+        self.expected_at = time.monotonic()
         self.specs = {s.run_id: s for s in [*spare, *wave]}
         self.left = {s.run_id: s for s in wave}
         known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
@@ -297,10 +314,21 @@ class _Wave:
                     f"{self.progress.stage}: {run_id} {found['outcome']}: {found.get('cause')}"
                 )
             self.breaker.saw(run_id, found, len(self.left))
-        self.progress.done = self.progress.total - len(self.left)
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
-        self.progress.eta_s = self._eta()
+        if done or self.expected is None:
+            self._expect()
+        self.progress.left_s = self._left_s()
         self.call.listener.watch(self.progress)
+
+    def _expect(self) -> None:
+        """Count the runs that are there, and those that are expected still."""
+        shares = {r["run_id"]: r["step"] / r["steps"] for r in self.progress.running}
+        call = self.call
+        self.expected = dict(call.listener.expect(call.config, call.results_seen, shares) or {})
+        self.expected_at = time.monotonic()
+        self.progress.done = self.expected.get("done", self.asked - len(self.left))
+        if "left" in self.expected:
+            self.progress.total = self.progress.done + self.expected["left"]
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
         found = []
@@ -312,16 +340,17 @@ class _Wave:
                 found.append({"run_id": run_id, **shown, **now})
         return found
 
-    def _eta(self) -> float | None:
-        """Seconds until the wave is done, from the speed of the runs in progress."""
-        running = self.progress.running
-        rates = [r["steps_per_s"] for r in running if r["steps_per_s"] > 0]
-        if not rates or not self.left:
+    def _left_s(self) -> float | None:
+        """Seconds until the study is done, counted down since they were estimated from finished runs; before
+        there are any, from the speed of the runs in progress."""
+        expected = self.expected or {}
+        if (seconds := expected.get("seconds")) is not None:
+            left = float(seconds) - (time.monotonic() - self.expected_at)
+            return max(left, 1.0)
+        rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
+        if not rates or not expected.get("steps"):
             return None
-        done = sum(r["step"] for r in running if r["run_id"] in self.left)
-        steps = sum(s.run.steps for s in self.left.values()) - done
-        at_a_time = min(self.progress.at_a_time, len(self.left))
-        return float(steps) / (statistics.fmean(rates) * at_a_time)
+        return float(expected["steps"]) / (statistics.fmean(rates) * self.progress.at_a_time)
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:

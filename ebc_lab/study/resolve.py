@@ -6,10 +6,12 @@ compiling), so that another machine, network or default never retrains what is f
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ebc_lab import __version__
@@ -18,19 +20,22 @@ from ebc_lab.bench.speeds import CHOSEN, Choice, choose_for_study, chosen_by_rul
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import environment, identity
+from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
 from ebc_lab.config.schema import NOT_THE_STUDY, STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.paths import StudyFiles
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.text import checked_text, pinned
 
 from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages import stage_of
-from .store import manifest
+from .store import manifest, own
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
 from .store.study import Study, StudyHeader, settings_of
+
+OWN_FOLDER = StudyFiles(Path()).own.name
 
 
 def resolve_study(
@@ -48,7 +53,8 @@ def resolve_study(
     changed = changes(config, known) if known else []
     if known:
         config = adopt(config, known)
-    shown = "; ".join(f"{k}: {a!r} → {b!r}" for k, a, b in changed[:4])
+    edited = own.edited(config, known or {})
+    shown = "; ".join(dict.fromkeys(_in_words(requested, edited, *change) for change in changed[:4]))
     if changed and not force:
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add "
@@ -61,10 +67,11 @@ def resolve_study(
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say)
     check_run(config)
+    changed_copies = known is not None and own.lacking(study, known, config)
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
         study.drop_conclusions()
-    if changed or not known:
+    if changed or not known or changed_copies:
         manifest.remove_entries(study.root, study.header_file.name)
         write_checksummed(study.header_file, _header(config, corpus, study, requested, known or {}, why))
     return config, corpus
@@ -79,14 +86,15 @@ def _header(
     why: Mapping[str, str],
 ) -> StudyHeader:
     """What study.json records. `known`: what it recorded before."""
-    return {
+    copied = own.keep(study, config)
+    header: StudyHeader = {
         "study": study.name,
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ebc_lab": __version__,
         "requested": requested,
         # without the tracker, whose address may contain a password
-        "config": {k: v for k, v in to_dict(config).items() if k != "tracker"},
-        "environment": environment(identity(config)),
+        "config": {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")},
+        "environment": study_environment(config),
         "chosen": {**known.get("chosen", {}), **why},
         "corpus": {
             "name": corpus.name,
@@ -98,6 +106,9 @@ def _header(
         "git": git_revision(),
         "hardware": hardware(),
     }
+    if copied["files"]:
+        header["own"] = copied
+    return header
 
 
 def _requested(config: Config) -> dict[str, Any]:
@@ -120,6 +131,16 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
     unsaid: tuple[Any, ...] = (None, {})
     return [] if old == new or (old in unsaid and new in unsaid) else [(path, old, new)]
+
+
+def _in_words(requested: Mapping[str, Any], edited: Sequence[str], key: str, old: Any, new: Any) -> str:
+    """`optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
+    group, _, setting = key.rpartition(".")
+    part: Any = functools.reduce(lambda found, name: found.get(name, {}), group.split("."), requested)
+    if setting != "sha256" or not (old and new and isinstance(part, Mapping) and part.get("target")):
+        return f"{key}: {old!r} → {new!r}"
+    files = ", ".join(edited) or f"the file of {part['target']}"
+    return f"{files} was edited since; a copy of what it was is in the study's {OWN_FOLDER}/"
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:

@@ -71,6 +71,7 @@ def recorded_run(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int], None] = lambda step: None,
     say: Say = quiet,
+    corpus_warning: str | None = None,
 ) -> Progress:
     """`outcome.recorded_run` in a process of the run's own, or in several; it yields while that trains.
 
@@ -87,9 +88,8 @@ def recorded_run(
     end: dict[str, Any] | None = None
     told = False
     try:
-        process.tell(
-            run=to_dict(run), directory=str(directory), run_id=run_id, checkpoint_every_s=checkpoint_every_s
-        )
+        about = {"run_id": run_id, "directory": str(directory), "corpus_warning": corpus_warning}
+        process.tell(run=to_dict(run), checkpoint_every_s=checkpoint_every_s, **about)
         while end is None and process.alive:
             for said in process.listen():
                 if "step" in said:

@@ -103,6 +103,7 @@ class Child:
                 Path(asked["directory"]),
                 asked["run_id"],
                 checkpoint_every_s=asked["checkpoint_every_s"],
+                corpus_warning=asked["corpus_warning"],
                 should_stop=self.stop.is_set,
                 on_progress=lambda step: self.say(step=step),
                 say=lambda text: self.say(say=text),

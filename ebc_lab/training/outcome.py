@@ -14,6 +14,7 @@ from ebc_lab.components.determinism import engine_in_words
 from ebc_lab.config.checks import remarks
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
+from ebc_lab.config.own.sources import line_of_fault
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
@@ -43,13 +44,14 @@ def recorded_run(
     processes: int = 1,
     ranks: Ranks = ALONE,
     say: Say = quiet,
+    corpus_warning: str | None = None,
     **hooks: Any,
 ) -> Progress:
     """Train one run to an outcome and write its result.json; if that is already there, return it as it is.
 
     A generator that yields between blocks of steps, so that one process can train several runs in turn.
     `say` goes to `Training`, `hooks` to its `blocks`. A crash is the run's outcome, its traceback in log.txt.
-    So many `processes` train it together; `ranks`: this is the first of them.
+    So many `processes` train it together; `ranks`: this is the first. `corpus_warning` is for log and result.
 
     Raises:
         Interrupted: it was asked to stop; its checkpoint is written.
@@ -57,16 +59,15 @@ def recorded_run(
         OSError: the folder cannot be written.
         DeviceFailed: the GPU failed, or a process of the run; there is a result only if its own code did it.
     """
-    files = RunFiles(directory)
-    name = digest(identity(run))
+    files, name = RunFiles(directory), digest(identity(run))
     if files.result.exists():
         return _earlier_result(files, name)
     if ranks.count == 1 and apart.wanted(run, processes):
-        return (yield from apart.recorded_run(run, directory, run_id, processes=processes, say=say, **hooks))
+        hooks |= {"processes": processes, "say": say, "corpus_warning": corpus_warning}
+        return (yield from apart.recorded_run(run, directory, run_id, **hooks))
     directory.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    together = [f"{ranks.count} processes together"] if ranks.count > 1 else []
-    _log(files, f"{run_id} begins or resumes", *together, *remarks(run))
+    _log(files, f"{run_id} begins or resumes", *_about(run, ranks, corpus_warning))
     broken = False
     try:
         training = Training(run, directory, say, ranks)
@@ -77,14 +78,22 @@ def recorded_run(
         raise
     except Exception as error:
         broken = _breaks_device(error, files)
-        outcome = "oom" if is_oom(error) else "failed"
-        wall_s = time.perf_counter() - started
-        result = {"outcome": outcome, "cause": cause_of(error), "steps": 0, "wall_s": wall_s}
-    result = {"run_id": run_id, "identity": name, **result}
+        lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error), "steps": 0}
+        result = {**lost, "wall_s": time.perf_counter() - started}
+    warned = {"corpus_warning": corpus_warning} if corpus_warning else {}
+    result = {"run_id": run_id, "identity": name, **warned, **result}
     _record(result, files)
     if broken:  # no other run can be trained in this process any more
         raise DeviceFailed(result["cause"])
     return result
+
+
+def _about(run: RunConfig, ranks: Ranks, corpus_warning: str | None) -> list[str]:
+    """What a log says first: the text, how many processes train together, what is remarkable."""
+    text = f"corpus {run.data.name}, sha256 {str(run.data.sha256)[:12]}…"
+    warned = [f"warning: {corpus_warning}"] if corpus_warning else []
+    together = [f"{ranks.count} processes together"] if ranks.count > 1 else []
+    return [text, *warned, *together, *remarks(run)]
 
 
 def _record(result: dict[str, Any], files: RunFiles) -> None:
@@ -129,8 +138,9 @@ def _log(files: RunFiles, *lines: str) -> None:
 
 
 def cause_of(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    """What went wrong, in one line; where a user's own part was at work with its file and line."""
+    place = line_of_fault(error)
+    return f"{f'{place}: ' if place else ''}{type(error).__name__}: {error}".splitlines()[0][:500]
 
 
 def is_oom(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ A corpus never mixes with another: its sha256 is part of every run's identity.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import sys
@@ -25,7 +26,11 @@ BOUNDARIES = (0.90, 0.95)  # of train | val | test
 
 
 class CorpusUnavailable(UserError):
-    """The text is not on this machine and cannot be downloaded."""
+    """The text is not on this machine and cannot be downloaded. `why`: in a few words."""
+
+    def __init__(self, message: str, why: str = "it could not be downloaded"):
+        super().__init__(message)
+        self.why = why
 
 
 @dataclass(frozen=True)
@@ -85,25 +90,38 @@ def _shakespeare(config: DataConfig, quiet: bool) -> Corpus:
 
 
 def _download(target: Path, quiet: bool) -> None:
+    """Fetch it into the user's cache. Raises CorpusUnavailable, a second time without trying again."""
+    if error := _fetched(target, quiet):
+        given = os.environ.get("EBC_LAB_DATA")
+        lacking = f"EBC_LAB_DATA={given} has no {SHAKESPEARE_FILE}" if given else "EBC_LAB_DATA is not set"
+        raise CorpusUnavailable(
+            f"{lacking}, {target.parent} has none either, and downloading it failed ({error}): put "
+            f"{SHAKESPEARE_FILE} into {given or 'a folder named by EBC_LAB_DATA'}, or use data=pydoc.",
+            f"{lacking}, and downloading it failed",
+        )
+
+
+@functools.cache
+def _fetched(target: Path, quiet: bool) -> str | None:
+    """Download into this file -> the name of the error, if it fails."""
     import logging
 
     import pooch
 
     pooch.get_logger().setLevel(logging.ERROR)
+    if not quiet:
+        print("downloading tiny Shakespeare, 1.1 MB …", file=sys.stderr)
     try:
         pooch.retrieve(
             SHAKESPEARE_URL,
             known_hash=f"sha256:{SHAKESPEARE_SHA256}",
             fname=target.name,
             path=target.parent,
-            downloader=pooch.HTTPDownloader(progressbar=not quiet, timeout=20),
+            downloader=pooch.HTTPDownloader(timeout=20),
         )
     except Exception as error:
-        raise CorpusUnavailable(
-            f"tiny Shakespeare is not in EBC_LAB_DATA or {target.parent} and could not be downloaded "
-            f"({type(error).__name__}): put {SHAKESPEARE_FILE} into a folder named by EBC_LAB_DATA, "
-            "or use data=pydoc."
-        ) from None
+        return type(error).__name__
+    return None
 
 
 def _pydoc(config: DataConfig, quiet: bool) -> Corpus:
@@ -117,10 +135,8 @@ def _pydoc(config: DataConfig, quiet: bool) -> Corpus:
 def _auto(config: DataConfig, quiet: bool) -> Corpus:
     try:
         return _shakespeare(config, quiet)
-    except CorpusUnavailable:
-        warning = (
-            "NOT Shakespeare, which could not be downloaded: this is the text of Python's own documentation"
-        )
+    except CorpusUnavailable as error:
+        warning = f"NOT Shakespeare, since {error.why}: this is the text of Python's own documentation"
         return replace(_pydoc(config, quiet), warning=warning)
 
 

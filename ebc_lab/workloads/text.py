@@ -26,6 +26,7 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     if run.tokens.name == "characters":
         check_length(corpus, run.model.context)
         _check_splats(run, round(0.9 * len(corpus.text)))
+        _check_embeddings(run, len(corpus.vocabulary))
         return corpus, None
     text = tokenised_of(run, corpus)
     shortest = min(len(ids) for ids in text.splits.values())
@@ -76,11 +77,19 @@ def _check_splats(run: RunConfig, tokens: int) -> None:
 
 
 def _check_embeddings(run: RunConfig, vocabulary: int) -> None:
-    """Refuse GPT-2's embeddings that are not there, or of other tokens. Raises UserError."""
-    if run.workload.name != "ebm" or run.ebm.embeddings != "gpt2":
+    """Refuse GPT-2's embeddings that are not there, or of other tokens, and counted ones of more tokens than
+    can be had without a library that is missing. Raises UserError."""
+    if run.workload.name != "ebm":
         return
-    from ebc_lab.ebm.embeddings import gpt2_weight
+    from ebc_lab.ebm.embeddings import PLAIN_UP_TO, gpt2_weight
 
+    if run.ebm.embeddings != "gpt2":
+        if vocabulary > PLAIN_UP_TO and not installed("sklearn"):
+            raise UserError(
+                f"ebm.embeddings={run.ebm.embeddings} of {vocabulary} tokens needs the library scikit-learn: "
+                f"{EXTRA}, or at most {PLAIN_UP_TO} tokens."
+            )
+        return
     try:
         known = len(gpt2_weight(str(run.ebm.gpt2)))
     except ValueError as error:

@@ -74,10 +74,14 @@ def test_the_page_is_quiet_and_asks_the_network_for_nothing(reader, studies, nam
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_link_leads_somewhere_on_the_page(reader, studies, name):
+def test_every_link_leads_somewhere_on_the_page_or_to_a_file_of_the_study(reader, studies, name):
     reader.open(studies[name])
     links = reader.run("return [...document.querySelectorAll('a[href]')].map((a) => a.getAttribute('href'))")
     assert len(links) > 10
+    files = [link for link in links if link.startswith("runs/")]
+    assert files
+    assert all((studies[name] / link).is_file() for link in files)
+    links = [link for link in links if link not in files]
     lost = reader.run(
         "return arguments[0].filter((h) => !h.startsWith('#') || !document.getElementById(h.slice(1)))", links
     )
@@ -267,6 +271,34 @@ def test_the_page_never_scrolls_sideways(reader, studies, name, size):
         reader.run("return [...document.querySelectorAll('.table')].filter((t) => t.tabIndex !== 0).length")
         == 0
     )
+
+
+SMALL = """return [...document.querySelectorAll('figure.figure img, #viewer-image')]
+  .filter((i) => i.offsetHeight && i.width < 0.99 * i.naturalWidth)
+  .map((i) => [i.alt, i.width, i.naturalWidth])"""
+
+
+@pytest.mark.parametrize("name", ["suite", "smoke"])
+def test_on_a_phone_a_picture_keeps_the_size_in_which_its_words_can_be_read(reader, studies, name):
+    reader.open(studies[name], (390, 844))
+    assert reader.run(SMALL) == []
+    assert reader.run("return document.documentElement.scrollWidth") <= 390  # it scrolls by itself
+    reader.all("figure button")[0].send_keys(Keys.ENTER)
+    assert reader.one("#viewer-image").is_displayed()
+    assert reader.run(SMALL) == []
+
+
+@pytest.mark.parametrize("name", ["suite", "smoke"])
+def test_the_first_screen_has_the_answer_and_a_picture_and_then_the_table(reader, studies, name):
+    reader.open(studies[name])
+    top = "return document.querySelector(arguments[0]).getBoundingClientRect()[arguments[1]]"
+    word, picture, table = "#verdict .word", "#verdict .hero img", "#verdict table"
+    assert reader.run(top, word, "bottom") < reader.run(top, picture, "top") < 0.7 * DESKTOP[1]
+    assert reader.run(top, picture, "bottom") < reader.run(top, table, "top")
+    line = reader.run(
+        "return parseFloat(getComputedStyle(document.querySelector('#verdict .lead')).lineHeight)"
+    )
+    assert reader.one("#verdict .lead").size["height"] < 3.5 * line
 
 
 WIDE = """return [...document.querySelectorAll('.table')].filter((t) => t.scrollWidth > t.clientWidth)

@@ -60,7 +60,7 @@ def study(finished):
         (["plan", "scale=huge"], "laptop, paper or smoke"),
         (["status", "nothing"], "there is no study"),
         (["why"], "there is no study"),
-        (["autopilot", "--nonsense"], "No such option"),
+        (["autopilot", "--nonsense"], "no such option: --nonsense"),
         (["autopilot", "--scale", "smoke"], "given without dashes: scale=smoke"),
         (["status", "./nothing"], "there is no study at ./nothing"),
     ],
@@ -327,7 +327,11 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     assert speed["study"]["why"]["dtype"] == "as given"
     assert set(speed["rules"]) == {"dtype", "threads_per_run", "compile", "optimizers"}
     assert found["problems"] == []
-    assert "speed" in call("doctor", *tiny, cwd=tmp_path).stdout
+    assert re.search(r"^measuring the speed of \d+ settings at this shape: some 15 s …$", done.stderr, re.M)
+    assert not speed["cached"]
+    again = call("doctor", *tiny, cwd=tmp_path)
+    assert "measured here before, from the cache" in " ".join(again.stdout.split())
+    assert "measuring" not in again.stderr
     planned = json.loads(call("plan", *tiny, "--json", cwd=tmp_path).stdout)
     assert planned["stages"]["total"]["expected"]["eta_s"] > 0
 

@@ -93,8 +93,8 @@ def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
     assert set(identity(named())["optimizer"]) & {"target", "arguments", "sha256"} == set()
     whole = ["model=custom", "model.target=own_parts:made", *CUSTOM]
     schedule = ["lr_schedule=custom", "lr_schedule.target=own_parts:made"]
-    assert "custom_none_ebc_" in run_id("train", named(*whole))
-    assert "_customlr_custom_n60" in run_id("train", named(*whole, *schedule))
+    assert "made_none_ebc_" in run_id("train", named(*whole))
+    assert "_made_made_n60" in run_id("train", named(*whole, *schedule))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
         ([*CUSTOM, "optimizer.rank=3"], "optimizer.rank goes with"),
         ([*CUSTOM, "memory=hooks"], "choose optimizer=axiom"),
         ([*CUSTOM, "quantizer.state=int8"], "it goes with optimizer=adam or adamw"),
-        ([*CUSTOM, "determinism=verity"], "does not go with optimizer=custom"),
+        ([*CUSTOM, "determinism=verity"], "does not go with optimizer=made"),
         (["model=custom", "model.target=own_parts:made", "model.width=8"], "write it as model.arguments"),
         (
             ["model=custom", "model.target=own_parts:made", "quantizer=ternary"],
@@ -139,10 +139,13 @@ def test_mistakes_are_refused_before_anything_is_imported(folder, overrides, wor
 
 def test_a_study_sweeps_one_own_optimizer_and_keeps_its_file(folder):
     config = compose(["scale=smoke", *CUSTOM, GRID])
-    assert config.lr_sweep.optimizers == ["custom"]
+    assert config.lr_sweep.optimizers == ["made"]
+    assert config.lr_sweep.grids["made"] == [1e-3, 2e-3]
+    assert compose(["scale=smoke", *CUSTOM, "lr_sweep.grids.made=[1e-3,2e-3]"]) == config
     both = compose(["scale=smoke", *CUSTOM, GRID, "lr_sweep.optimizers=[adam,custom]"])
     assert both.optimizer.sha256 == config.optimizer.sha256
-    with pytest.raises(UserError, match=r"lr_sweep.grids.custom is missing"):
+    assert both.lr_sweep.optimizers == ["adam", "made"]
+    with pytest.raises(UserError, match=r"lr_sweep.grids.made is missing"):
         compose(["scale=smoke", *CUSTOM])
     with pytest.raises(UserError, match="give optimizer=custom as well"):
         compose(["scale=smoke", GRID, "lr_sweep.optimizers=[adam,custom]"])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ebc_lab.config import identity as names
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
@@ -15,12 +16,17 @@ from ebc_lab.config.identity import (
     LR_TAILS,
     canonical_json,
     digest,
+    environment,
     identity,
+    identity_of,
+    recorded_environment,
     run_id,
+    study_environment,
     tail_of,
 )
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.ebc import options
+from ebc_lab.study.store.reuse import environment_changes
 
 
 @functools.cache
@@ -191,3 +197,66 @@ def test_a_replay_is_named_by_its_record_where_that_is_known():
         for s in ("x", "y")
     ]
     assert identity(known[0]) == identity(known[1]) != identity(by_id)
+
+
+# -- libraries -----------------------------------------------------------------------------------------------
+
+OF_LIBRARIES = {
+    "optimizer=lion": "pytorch-optimizer",
+    "optimizer=soap": "pytorch-optimizer",
+    "optimizer=schedule_free": "pytorch-optimizer",
+    "optimizer=galore": "pytorch-optimizer",
+    "optimizer=adam8bit": "torchao",
+    "optimizer=adam4bit": "torchao",
+    "stabilizer=agc": "pytorch-optimizer",
+}
+
+
+def named(choice):
+    return run_id("train", run_part(resolved("stabilizer=none", choice)))
+
+
+@pytest.mark.parametrize("choice", OF_LIBRARIES)
+def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch):
+    before = named(choice)
+    others = {c: named(c) for c, library in OF_LIBRARIES.items() if library != OF_LIBRARIES[choice]}
+    real = names.library_version
+    newer = lambda name: "99.1.0" if name == OF_LIBRARIES[choice] else real(name)  # noqa: E731
+    monkeypatch.setattr(names, "library_version", newer)
+    assert named(choice) != before
+    assert named(choice).rpartition("-")[0] == before.rpartition("-")[0]
+    assert {c: named(c) for c in others} == others
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon", "sgd", "adafactor", "axiom"])
+def test_runs_of_torch_and_of_ours_are_named_by_no_library(optimizer, monkeypatch):
+    before = named(f"optimizer={optimizer}")
+    monkeypatch.setattr(names, "library_version", lambda name: "99.1.0")
+    assert named(f"optimizer={optimizer}") == before
+    assert "libraries" not in identity(resolved("stabilizer=none", f"optimizer={optimizer}"))
+
+
+def test_records_made_before_libraries_were_named_keep_their_names():
+    soap = run_part(resolved("stabilizer=none", "optimizer=soap"))
+    now = identity(soap)
+    before = {k: v for k, v in now.items() if k != "libraries"}
+    with recorded_environment(environment(before)):
+        assert identity_of("train", soap) == before
+    with recorded_environment(environment({**now, "libraries": {"pytorch-optimizer": "3.0"}})):
+        assert identity_of("train", soap)["libraries"] == {"pytorch-optimizer": "3.0"}
+        adam = run_part(resolved("stabilizer=none", "optimizer=adam"))
+        assert identity_of("train", adam) == identity(adam)
+
+
+def test_an_arms_library_is_part_of_what_a_study_was_made_with(monkeypatch):
+    config = resolved("study=stabilizers", study=True)
+    assert set(study_environment(config)["libraries"]) == {"pytorch-optimizer"}  # that of its arm agc
+    assert "libraries" not in study_environment(resolved("study=controls", study=True))
+    both = resolved("lr_sweep.optimizers=[adam8bit,lion]", study=True)
+    header = {"environment": study_environment(both)}
+    assert environment_changes(both, header) == []
+    monkeypatch.setattr(names, "library_version", lambda name: "99.1.0")
+    assert {(what, now) for what, _, now in environment_changes(both, header)} == {
+        ("pytorch-optimizer", "99.1.0"),
+        ("torchao", "99.1.0"),
+    }

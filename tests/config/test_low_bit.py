@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -112,3 +113,10 @@ def test_what_means_less_than_it_seems_is_said(overrides, words):
     said = remarks(composed(*overrides))
     assert len(said) == (words is not None)
     assert words is None or words in said[0]
+
+
+def test_clusters_chosen_by_silhouettes_need_their_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    compose(["scale=smoke", "partition=clustered", "partition.clusters=4"], study=False)
+    with pytest.raises(UserError, match=r"scikit-learn: pip install 'ebc-lab\[lowbit\]', or give the number"):
+        compose(["scale=smoke", "partition=clustered", "partition.clusters=0"], study=False)

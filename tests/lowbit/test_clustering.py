@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -515,3 +516,12 @@ def test_parameter_groups_refuse() -> None:
     for value in (((0, 4), 1.0), np.array([1.0, math.nan])):
         with pytest.raises(ValueError, match="'bad'"):
             ParameterClustering(1).groups({"bad": value})
+
+
+def test_without_scikit_learn_silhouettes_are_refused_and_elbows_are_not(monkeypatch):
+    for module in ("sklearn", "sklearn.metrics"):
+        monkeypatch.setitem(sys.modules, module, None)
+    points = np.random.default_rng(0).normal(size=(40, 2))
+    assert suggest_k(points, [2, 3, 4], method="elbow").k in (2, 3, 4)
+    with pytest.raises(ImportError, match=r"pip install 'ebc-lab\[lowbit\]', or use method='elbow'"):
+        suggest_k(points, [2, 3, 4])

@@ -122,7 +122,7 @@ def write_study(
         "finals": {"margin": 0.01},
         "lr_sweep": {"grids": {"adam": [0.002, 0.004]}, "steps": 20, "long_steps": 40},
         "calibrate": {"choose": choose},
-        "study": {"band": [0.5, 0.7]},
+        "study": {"band": [0.5, 0.7], "stages": ["lr_sweep", "calibrate", "lr_scale", "finals"]},
     }
     header = {"study": name, "config": config, "corpus": {"title": title, "warning": warning}}
     (root / "study.json").write_text(json.dumps(header))
@@ -344,7 +344,7 @@ def drawn(root: Path, until: str = "") -> dict[str, Any]:
     return figures
 
 
-OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "finals", "efficiency", "tightness")
+OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "curves", "finals", "efficiency", "tightness")
 
 
 def expected_names(*tracks: str) -> set[str]:

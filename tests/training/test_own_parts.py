@@ -159,7 +159,7 @@ def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (part("optimizer", "nothing"), "returned NoneType, not a torch optimizer or a list"),
+        (part("optimizer", "nothing"), r"\(own_lab_parts.py:\d+\) returned NoneType, not a torch optimizer"),
         (part("optimizer", "some"), "leaves out 1 of the model's parameters, token_embedding.weight"),
         (part("optimizer", "other_rate"), "learning rate .0.02.*leave lr as it is given"),
         (
@@ -172,7 +172,7 @@ def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
         (part("stabilizer", "stabilizer"), "missing a required (keyword-only )?argument: 'target_kl'"),
         (part("stabilizer", "other_bases"), "wraps other optimizers than the run's"),
         (part("lr_schedule", "nothing"), "gave None for step 0 of 12: it must be a finite number >= 0"),
-        (part("lr_schedule", "turning_negative"), "gave -1.0 for step 2 of 12"),
+        (part("lr_schedule", "turning_negative"), r"\(own_lab_parts.py:\d+\) gave -1.0 for step 2"),
         (part("model", "nothing"), "returned NoneType, not a torch module"),
         (part("model", "Short"), r"makes \(2, \d+\) of tokens \(2, 16\), not logits \(2, 16, \d+\)"),
         (part("model", "Unnamed", "optimizer=muon"), "optimizer=muon needs hidden matrices"),
@@ -191,7 +191,9 @@ def test_what_is_of_the_wrong_kind_is_refused_in_a_sentence(own, tmp_path, overr
 @pytest.mark.parametrize("group", ["optimizer", "stabilizer", "lr_schedule", "model"])
 def test_what_a_function_raises_is_the_outcome_of_the_run(own, tmp_path, group):
     result = run_and_record(own(*part(group, "raising")), tmp_path / "run", "run")
-    assert (result["outcome"], result["cause"]) == ("failed", "KeyError: 'a mistake of mine'")
+    assert result["outcome"] == "failed"
+    line = PARTS.splitlines().index('    raise KeyError("a mistake of mine")') + 1
+    assert result["cause"] == f"own_lab_parts.py:{line}: KeyError: 'a mistake of mine'"
     assert 'own_lab_parts.py", line' in (tmp_path / "run" / "log.txt").read_text()
 
 

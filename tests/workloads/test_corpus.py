@@ -123,3 +123,33 @@ def test_tokens_are_the_ranks_of_the_characters_used(text):
     corpus = Corpus("path", "t", "t", text, "")
     found = np.concatenate(list(corpus.tokens().values()))
     assert "".join(corpus.vocabulary[i] for i in found) == text
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_missing_text_is_told_with_the_folder_that_lacks_it(given, tmp_path, monkeypatch):
+    import pooch
+
+    def offline(*args, **how):
+        raise ConnectionError
+
+    monkeypatch.setattr(pooch, "retrieve", offline)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if given:
+        monkeypatch.setenv("EBC_LAB_DATA", str(tmp_path))
+    lacking = f"EBC_LAB_DATA={tmp_path} has no tinyshakespeare.txt" if given else "EBC_LAB_DATA is not set"
+    with pytest.raises(UserError) as error:
+        locate(DataConfig("shakespeare"))
+    assert str(error.value).startswith(f"{lacking}, {tmp_path / 'cache'}")
+    assert "downloading it failed (ConnectionError): put tinyshakespeare.txt into" in str(error.value)
+    warning = locate(DataConfig("auto")).warning
+    assert warning.startswith(f"NOT Shakespeare, since {lacking}, and downloading it failed: ")
+
+
+def test_a_download_that_failed_is_not_tried_again_by_the_same_process(tmp_path, monkeypatch):
+    import pooch
+
+    tried = []
+    monkeypatch.setattr(pooch, "retrieve", lambda *args, **how: tried.append(how) or 1 / 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert [locate(DataConfig("auto")).name for _ in range(3)] == ["pydoc"] * 3
+    assert len(tried) == 1

@@ -1,6 +1,7 @@
 """A run's text: which one, in which tokens, and what is refused of it before a run is begun."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -157,3 +158,14 @@ def test_gpt2s_tokenizer_must_be_whole(run, gpt2, tmp_path, lacking):
         words = "lacks 1 of the 256 bytes"
     with pytest.raises(UserError, match=words):
         checked_text(with_gpt2(run, tmp_path))
+
+
+def test_embeddings_of_many_tokens_are_refused_where_their_library_is_missing(run, tmp_path, monkeypatch):
+    many = "".join(chr(0x4E00 + i) for i in range(2100))
+    (tmp_path / "many.txt").write_text(many * 40, encoding="utf-8")
+    chosen = replace(run, data=replace(run.data, name="path", file=str(tmp_path / "many.txt"), sha256=None))
+    checked_text(chosen)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(UserError, match=r"of 2100 tokens needs the library scikit-learn: pip install"):
+        checked_text(chosen)
+    checked_text(run)  # few tokens need none

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ebc_lab.config.choices import own_part
+from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import need
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
@@ -123,7 +123,7 @@ def custom(
     chosen = run.stabilizer
     strength = {} if chosen.strength is None else {"strength": chosen.strength}
     made = own_part("stabilizer", chosen)(model, bases, **common, **strength)
-    key = f"stabilizer.target={chosen.target}"
+    key = told("stabilizer", chosen)
     need(
         isinstance(made, StabilizedOptimizer),
         f"{key} returned {type(made).__name__}, not a StabilizedOptimizer of ebc_lab.ebc.",

@@ -1,7 +1,8 @@
 """A function by its target, `module:function`: found and hashed without importing anything, then loaded.
 
-Modules are looked for in the working directory first, then where Python looks. What is wrong is a LookupError
-whose text is a clause of a sentence.
+Modules are looked for among the remembered places, in the working directory, then where Python looks. A place
+is the file of a target that was written with its path, or a folder: workers remember a study's copies. What
+is wrong is a LookupError whose text is a clause of a sentence.
 """
 
 from __future__ import annotations
@@ -12,21 +13,31 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from .installed import installed_release
+from .local import OURS, files_of
+
+PLACES = "EBC_LAB_OWN"  # variable of the environment, so that child processes find the same files
 NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 TARGET = re.compile(rf"{NAME}(?::{NAME})?")
+BY_PATH = re.compile(rf"(?P<file>.+\.py):(?P<name>{NAME})", re.DOTALL)
 MADE_AT_RUN_TIME = ("globals", "exec", "__getattr__", "modules")  # a module with these may bind any name
+RELEASED = (OURS, "torch")  # whose versions are part of every run's identity by other means
 SHOWN = 12  # hex digits of a checksum
 
 _loaded: dict[str, str] = {}  # module -> checksum of its file when this process imported it
+_files: set[str] = set()  # of the modules among them
 
 
 @dataclass(frozen=True)
@@ -36,23 +47,71 @@ class Source:
     module: str
     name: str
     path: Path
-    sha256: str  # of the file
+    line: int | None  # of the function in its file, where its text shows that
+    root: Path  # the folder that `files` are named in
+    files: Mapping[
+        str, Path
+    ]  # the module's file and those of `root` that it imports; none of what is installed
+    sha256: str  # of the module's file; where it imports some of `root`, of all of them
 
     @property
     def target(self) -> str:
         return f"{self.module}:{self.name}"
 
+    @property
+    def place(self) -> str:
+        """`my_opt.py:12`."""
+        return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
+
+
+def placed(target: str) -> str:
+    """A target that is written with its file, `./my_opt.py:Cautious`, as `my_opt:Cautious`, its file
+    remembered; any other as it is. Raises LookupError where there is no such file."""
+    written = BY_PATH.fullmatch(target)
+    if written is None:
+        return target
+    path = file_of(written)
+    if not path.is_file():
+        raise LookupError(_no_file(path))
+    if not path.stem.isidentifier():
+        raise LookupError(
+            f"{path.name} cannot be imported by Python: rename it with letters, digits and _ alone"
+        )
+    remember(path)
+    return f"{path.stem}:{written['name']}"
+
+
+def file_of(written: re.Match[str]) -> Path:
+    """The file that a target is written with (a match of `BY_PATH`), absolute."""
+    return Path(os.path.abspath(Path(written["file"]).expanduser()))
+
+
+def remember(place: Path) -> None:
+    """Look in this file for the module of its name, or in this folder for any, before the working directory;
+    also in processes that this one starts."""
+    place = Path(os.path.abspath(place))
+    kept = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
+    if place.parent != Path.cwd() or place.is_dir():
+        kept.insert(0, place)
+    os.environ[PLACES] = os.pathsep.join(map(str, kept))
+
+
+def _remembered() -> list[Path]:
+    return [Path(one) for one in os.environ.get(PLACES, "").split(os.pathsep) if one]
+
 
 def find(target: str) -> Source:
-    """The source of `module:function` or `module.function`.
+    """The source of `module:function`, `module.function` or `path/module.py:function`.
 
     Raises LookupError: no target, no such module, no file of it, or no such name in it.
     """
+    target = placed(target)
     if not TARGET.fullmatch(target) or not re.search(r"[.:]", target):
-        raise LookupError("a target is written module:function")
+        raise LookupError("a target is written module:function or ./file.py:function")
     module, colon, name = target.partition(":")
     parts = module.split(".")
-    specs = list(_specs(parts))
+    own = _own_places(parts[0])
+    specs = list(_specs(parts, own))
     if not colon:
         named = max(1, min(len(specs), len(parts) - 1))
         parts, name = parts[:named], ".".join(parts[named:])
@@ -62,32 +121,49 @@ def find(target: str) -> Source:
     origin = specs[len(parts) - 1].origin
     if origin is None or not os.path.isfile(origin):
         raise LookupError(f"{module} has no file")
-    source = Path(origin).read_bytes()
-    if origin.endswith(".py"):
-        _must_bind(name.partition(".")[0], source, origin)
-    return Source(module, name, Path(origin), hashlib.sha256(source).hexdigest())
+    path = Path(origin)
+    line = _line_of(name.partition(".")[0], path.read_bytes(), origin) if path.suffix == ".py" else None
+    root = path.parents[len(parts) - 1 + (path.name == "__init__.py")]
+    files = _files_below(root, path, parts) if str(root) in own and parts[0] != OURS else {}
+    release = None if files or parts[0] in RELEASED else installed_release(path)
+    return Source(module, name, path, line, root, files, _sha256(files or {path.name: path}, path, release))
+
+
+def _files_below(root: Path, path: Path, parts: Sequence[str]) -> dict[str, Path]:
+    """Name below `root` -> file, of a module, its packages and all that they import there."""
+    packages = [root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts))]
+    found = [one for start in (path, *filter(Path.is_file, packages)) for one in files_of(start, root)]
+    return {one.relative_to(root).as_posix(): one for one in found}
+
+
+def _sha256(files: Mapping[str, Path], path: Path, release: str | None = None) -> str:
+    """Of the file in `path`, or of all `files` where others have contents, too; and of the `release` of the
+    installed package that it is part of, whose other files it may use."""
+    each = {
+        name: hashlib.sha256(text).hexdigest() for name, file in files.items() if (text := file.read_bytes())
+    }
+    if release is not None:
+        each["release"] = release
+    if len(each) <= 1:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps(each, sort_keys=True).encode()).hexdigest()
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
-    """Import a target's function. Raises LookupError: as `find`, and where its file is not the one of this
+    """Import a target's function. Raises LookupError: as `find`, and where its files are not those of this
     checksum, or its name is no function's. What the module itself raises is passed on."""
     source = find(target)
     if source.sha256 != sha256:
+        others = [name for name, file in source.files.items() if file != source.path]
+        also = f", or what it imports ({', '.join(others)})," if others else ""
         raise LookupError(
-            f"{source.path} has changed since the run was planned (its sha256 was {sha256[:SHOWN]}… and is "
-            f"{source.sha256[:SHOWN]}…): put the old one back, or plan the run again"
+            f"{source.path}{also} has changed since the run was planned (its sha256 was {sha256[:SHOWN]}… "
+            f"and is {source.sha256[:SHOWN]}…): put the old one back, or plan the run again"
         )
-    if _loaded.setdefault(source.module, sha256) != sha256:
-        raise LookupError(f"{source.path} has changed since this process imported it: start again")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    module = importlib.import_module(source.module)
-    if Path(module.__file__ or "").resolve() != source.path.resolve():
-        raise LookupError(
-            f"Python imports {source.module} from {module.__file__}, not from {source.path}: rename yours"
-        )
+    module = _imported(source)
+    found: Callable[..., Any]
     try:
-        found = functools.reduce(getattr, source.name.split("."), module)
+        found = functools.reduce(getattr, source.name.split("."), module)  # type: ignore[assignment]
     except AttributeError:
         raise LookupError(f"there is no {source.name} in {source.path}") from None
     if not callable(found):
@@ -95,10 +171,49 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
     return found
 
 
-def _specs(parts: Sequence[str]) -> Iterator[ModuleSpec]:
+def _imported(source: Source) -> ModuleType:
+    """The module, imported once from its own folder. Raises LookupError where this process has imported
+    another file as this module, or as one that it imports."""
+    files = source.files or {source.module: source.path}
+    now = {_module_named(name): hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    for name, sha256 in now.items():
+        if _loaded.get(name, sha256) != sha256:
+            raise LookupError(f"{source.path} has changed since this process imported it: start again")
+    earlier = source.module in _loaded
+    root = str(source.root)
+    if source.files and sys.path[:1] != [root]:
+        sys.path[:] = [root, *(place for place in sys.path if place != root)]
+    _files.update(str(file.resolve()) for file in files.values())
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a study's copies stay as they are
+    try:
+        module = importlib.import_module(source.module)
+    finally:
+        sys.dont_write_bytecode = writes
+    if not earlier and Path(module.__file__ or "").resolve() != source.path.resolve():
+        raise LookupError(
+            f"Python imports {source.module} from {module.__file__}, not from {source.path}: rename yours"
+        )
+    _loaded.update(now)
+    return module
+
+
+def _module_named(name: str) -> str:
+    """`lib.inner` for lib/inner.py and lib/inner/__init__.py."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def _own_places(top: str) -> list[str]:
+    """The folders in which a module of one's own is looked for, in order."""
+    own = [
+        one.parent if one.suffix == ".py" else one for one in _remembered() if one.stem == top or one.is_dir()
+    ]
+    return [str(folder) for folder in [*own, Path.cwd()]]
+
+
+def _specs(parts: Sequence[str], own: Sequence[str]) -> Iterator[ModuleSpec]:
     """The specs of a, a.b, a.b.c for the parts of `a.b.c`, as far as they are found."""
     importlib.invalidate_caches()
-    places = [os.getcwd(), *sys.path]
+    places = [*own, *sys.path]
     for depth, part in enumerate(parts):
         # by its last part alone: with the whole name, a folder without __init__.py would need its parent
         # imported
@@ -128,17 +243,29 @@ def _no_module(module: str) -> str:
     return f"there is no module {module}{meant} in {Path.cwd()} or among the installed packages"
 
 
-def _must_bind(name: str, source: bytes, origin: str) -> None:
-    """Raises LookupError where a module's text shows that it has no such name."""
+def _no_file(path: Path) -> str:
+    near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")], 1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    return f"there is no {path.name}{meant} in {path.parent}"
+
+
+def _line_of(name: str, source: bytes, origin: str) -> int | None:
+    """The line in which a module's text defines a name, if it does so at its top. Raises LookupError where
+    the text shows that there is no such name."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError) as error:
-        raise LookupError(f"{origin} cannot be read: {error}") from None
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        what = error.msg if isinstance(error, SyntaxError) else error
+        raise LookupError(f"{origin}{line} cannot be read by Python: {what}") from None
     bound = set(_bound(tree))
     if name not in bound and not bound & {"*", *MADE_AT_RUN_TIME}:
         near = difflib.get_close_matches(name, bound, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise LookupError(f"there is no {name}{meant} in {origin}")
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    lines = [node.lineno for node in tree.body if isinstance(node, kinds) and node.name == name]
+    return lines[-1] if lines else None
 
 
 def _bound(node: ast.AST) -> Iterator[str]:
@@ -156,3 +283,18 @@ def _bound(node: ast.AST) -> Iterator[str]:
         elif isinstance(child, ast.Attribute) and child.attr in MADE_AT_RUN_TIME:
             yield child.attr
         yield from _bound(child)
+
+
+def line_of_fault(error: BaseException) -> str | None:
+    """`my_opt.py:12`, the last line of a user's own files that an error went through; None if it went through
+    none."""
+    place = None
+    if isinstance(error, SyntaxError) and error.filename and _is_own(error.filename):
+        place = f"{Path(error.filename).name}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    passed = [f"{Path(f.filename).name}:{f.lineno}" for f in frames if _is_own(f.filename)]
+    return place or next(reversed(passed), None)
+
+
+def _is_own(filename: str) -> bool:
+    return str(Path(filename).resolve()) in _files

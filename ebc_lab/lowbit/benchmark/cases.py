@@ -422,7 +422,10 @@ def _kmeans_on(name: str, points: Any, clusters: int, init: Any) -> Call:
 
 
 def _kmeans_of_sklearn(points: Any, init: Any, passes: int) -> Call:
-    from sklearn.cluster import KMeans
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise ImportError("scikit-learn is not installed: pip install 'ebc-lab[lowbit]'.") from None
 
     model = KMeans(len(init), init=init, n_init=1, max_iter=passes, tol=0.0, algorithm="lloyd")
     return lambda: model.fit(points)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError, visible
@@ -25,10 +26,11 @@ from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Record, Study
 
-from ..text import tables, words
+from ..text import glance, tables, words
 from ..text.modes import answer as same_bits
 from ..text.table import PAGE, Table
 from ..text.words import fixed, optimizer, setting
@@ -62,10 +64,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     floors = why.noise_floor(decisions)
     # the corpus that was found: `auto` may find another
     corpus = header["requested"]["data"] | {"name": header["config"]["data"]["name"]}
-    again = study_command({**header["requested"], "data": corpus})
+    again = study_command({**header["requested"], "data": corpus}, copies(study, header))
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
-    verdicts = [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else []
-    decided = {s: _decision(s, d, config, floors) for s, d in chosen.items()}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
         "name": header["study"],
@@ -74,14 +74,16 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "tokens": words.tokens(config),
-        "verdict": verdicts,
-        "suite": _suite(suite, results) if suite else None,
+        **words.explanation(words.has_ebc(header["config"])),
+        "verdict": [_verdict(t, f, config) for t, f in final["tracks"].items()] if final else [],
+        "suite": _suite(suite, results, config, decisions.get("tune")) if suite else None,
         "modes": _modes(modes, results) if modes else None,
-        "decided": decided,
+        "decided": {s: _decision(s, d, config, floors) for s, d in chosen.items()},
         "open": waiting,
         "finals": _finals(final, config, results) if final else None,
         "broken": _broken(study, config, trained),
-        "runs": _runs(trained, in_bits(config)),
+        # `watch` serves the page alone, and not the files beside it
+        "runs": _runs(trained, in_bits(config), (lambda run_id: ()) if lenient else _files_of(study)),
         "again": again,
         "settings": settings,
         "setting_tables": _setting_tables(again.changed, settings),
@@ -94,7 +96,7 @@ def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
     one."""
     alone = list(tracks)
     own = [line.removeprefix(f"{alone[0]}: ") if len(alone) == 1 else line for line in lines]
-    return [words.tracks_in_words(line) for line in own]
+    return [words.tracks_in_words(line, alone) for line in own]
 
 
 def label(name: str, arm: Mapping[str, Any]) -> str:
@@ -106,7 +108,10 @@ def label(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def _question(config: Config) -> str:
-    """The suite's own, or the lab's; without EBC at several rates the page cannot answer all of it."""
+    """Whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
+    without EBC at several rates the page cannot answer all of it."""
+    if mine := [label for label in config.ablation.mine.arms if label in config.ablation.arms]:
+        return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
     for stage in config.study.stages:
         if asked := stage_of(stage).question(config):
             return asked[:1].upper() + asked[1:]
@@ -128,7 +133,9 @@ def _facts(
         ("Corpus", header["corpus"]["title"]),
         ("Model", words.model(config)),
         *cut,
-        ("Optimizer", ", ".join(optimizers) or "not chosen yet"),
+        ("Optimizer", ", ".join(optimizers) or "not chosen yet")
+        if config.ablation.mine.group != "optimizer"
+        else ("Compared", ", ".join(config.ablation.arms)),
         *([("Low-bit", few)] if few else []),
         ("Scale", f"{config.scale}: {steps:,} steps of {step}"),
         ("Seeds", _seeds(_seeds_of(decisions, compared, config))),
@@ -152,7 +159,18 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)}, from {min(seeds)} to {max(seeds)}"
 
 
-def _runs(trained: Iterable[Record], bits: bool) -> Table:
+def _files_of(study: Study) -> tables.Files:
+    """Leads from a run to its log and its curve, those of them that are there."""
+
+    def files(run_id: str) -> list[tuple[str, str]]:
+        own = study.run_files(run_id)
+        there = [(word, path) for word, path in (("log", own.log), ("curve", own.steps)) if path.is_file()]
+        return [(word, quote(path.relative_to(study.root).as_posix())) for word, path in there]
+
+    return files
+
+
+def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
     known = [(r.run_id, r.spec, r.result or {}) for r in trained if r.spec]
 
     def place(run: tuple[str, Any, Any]) -> tuple[Any, ...]:
@@ -160,7 +178,7 @@ def _runs(trained: Iterable[Record], bits: bool) -> Table:
         config = spec["config"]
         return (STAGES.index(spec["stage"]), spec["arm"], config["optimizer"]["lr"], config["seed"], run_id)
 
-    return tables.runs(sorted(known, key=place), bits=bits).on(PAGE)
+    return tables.runs(sorted(known, key=place), bits=bits, files=files).on(PAGE)
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
@@ -237,7 +255,8 @@ def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, s
     within = floor["detectable"] is not None and sigmas * floor["sigma"] < floor["detectable"]
     noise = "within the noise: another seed could have chosen otherwise"
     remark = noise if within else "ahead of the runner-up"
-    return ("margin", f"{sigmas:.1f} σ", f"{remark}; smallest detectable {fixed(floor['detectable'])} nats")
+    told = f"{remark}; two single runs show {fixed(floor['detectable'])} nats four times out of five"
+    return ("margin", f"{sigmas:.1f} σ", told)
 
 
 # -- verdict, finals, suite ----------------------------------------------------------------------------------
@@ -254,6 +273,8 @@ def _verdict(track: str, found: Mapping[str, Any], config: Config) -> dict[str, 
         "track": track,
         "name": optimizer(track),
         "answer": words.answer(found["verdict"], margin, scales),
+        "warning": words.control_warning(found),
+        "glance": _titled(glance.finals(f"glance-{track}", found), f": {optimizer(track)}"),
         "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided")},
         "lines": lines,
         "least": [d["detectable"] for d in differences if d.get("detectable") is not None],
@@ -307,7 +328,9 @@ def _finals(decision: Mapping[str, Any], config: Config, results: tables.Results
     }
 
 
-def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, Any]:
+def _suite(
+    decision: Mapping[str, Any], results: tables.Results, config: Config, tune: Mapping[str, Any] | None
+) -> dict[str, Any]:
     several = len(decision["tracks"]) > 1
     tracks = []
     for track, found in decision["tracks"].items():
@@ -321,19 +344,61 @@ def _suite(decision: Mapping[str, Any], results: tables.Results) -> dict[str, An
                 "name": optimizer(track),
                 "answer": words.suite_answer(found),
                 "named": {name: name for name in ranked},
-                "judged": {found["reference"], *ranked[:1]},
+                "glance": _glances(track, of, found, ranked, tune),
+                "tried": _tried(track, of, found, config, tune),
+                "judged": {found["reference"], *words.mine_of(found), *ranked[:1]},
                 "arms": replace(arms, title=f"Arms, best first{of}"),
                 "low_bit": _titled(tables.low_bit(f"suite-levels-{track}", found, results, ranked), of),
                 "states": _states(f"suite-states-{track}", of, found, results, ranked),
                 "memory": _titled(tables.beside_weights(f"suite-memory-{track}", found, results, ranked), of),
-                "spans": _spans(track, of, found),
                 "compared": [_compared(*own)] if pairs else [],
-                "least": [d["detectable"] for d in pairs.values() if d.get("detectable") is not None],
+                "least": _least(_judging(found, pairs)),
             }
         )
     notes = untracked(decision["notes"], decision["tracks"])
     about = stage_of(decision["stage"]).about
     return {"about": about, "rule": decision["rule"], "notes": notes, "tracks": tracks}
+
+
+def _judging(found: Mapping[str, Any], pairs: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The differences that the answer rests on: those of the arms that a suite asks about, else all."""
+    answers = found.get("answers") or {}
+    own = [
+        d for label in words.mine_of(found) if label in answers for d in answers[label]["against"].values()
+    ]
+    return own or list(pairs.values())
+
+
+def _least(pairs: Iterable[Mapping[str, Any]]) -> list[float]:
+    """The smallest detectable differences, by the intervals that judge."""
+    found = (by_interval(d, joint=True)["detectable"] for d in pairs)
+    return [least for least in found if least is not None]
+
+
+def _glances(
+    track: str, of: str, found: Mapping[str, Any], ranked: Sequence[str], tune: Mapping[str, Any] | None
+) -> list[Table]:
+    """What stands under the answer: each arm that is asked about beside the others; or what a sweep shows; or
+    every arm."""
+    if asked := words.asked(found):
+        tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+        names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
+        made = [glance.is_better(name, label, found, tuned) for label, name in names.items()]
+    else:
+        made = tables.spans(found, f"{{}}-{track}".format) or [glance.suite(f"glance-{track}", found, ranked)]
+    return [replace(table.on(PAGE), title=f"{table.title}{of}") for table in made]
+
+
+def _tried(
+    track: str, of: str, found: Mapping[str, Any], config: Config, tune: Mapping[str, Any] | None
+) -> Table | None:
+    """What was tried of the arms of a suite that asks about some of them."""
+    if not tune or not words.mine_of(found):
+        return None
+    grids = {label: arm.tune for label, arm in config.ablation.arms.items()}
+    mine = words.mine_of(found)
+    order = [*mine, *(label for label in found["arms"] if label not in mine)]
+    return _titled(glance.tried(f"tried-{track}", tune, track, order, grids), of)
 
 
 def _modes(decision: Mapping[str, Any], results: tables.Results) -> dict[str, Any]:
@@ -363,11 +428,6 @@ def _states(
     """What the splats of energy-based models know, with the columns for which only the page has room."""
     made = tables.states(name, found, results, names)
     return _titled(made and replace(made, note=made.note + tables.PAGE_NOTE), of)
-
-
-def _spans(track: str, of: str, found: Mapping[str, Any]) -> list[Table]:
-    spans = tables.spans(found, f"{{}}-{track}".format)
-    return [replace(t.on(PAGE), title=f"{t.title}{of}") for t in spans]
 
 
 def _compared(

@@ -19,6 +19,7 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.stages import stage_of
 
+from ..text import words
 from .catalogue import write_catalogue
 from .curves import known
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
@@ -69,6 +70,7 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         sweep_steps=(sweep.get("steps", 0), sweep.get("long_steps", 0)),
         question=suite.question,
         arms=tuple(suite.all_arms()),
+        ebc=words.has_ebc(config),
     )
 
 

@@ -58,6 +58,11 @@ def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
         return {}
 
 
+def evals_of(root: Path, run_id: str) -> dict[str, np.ndarray]:
+    """The evaluations of a run by column; empty where it has none."""
+    return _stream(StudyFiles(root).run_files(run_id).evals, ("step", "val_loss"))
+
+
 def _streams(files: RunFiles) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return _stream(files.steps, ("step", "loss", "c", "skipped")), _stream(files.evals, ("step", "val_loss"))
 

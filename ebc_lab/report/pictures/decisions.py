@@ -35,6 +35,7 @@ from .sheet import (
     columns,
     entry,
     key,
+    keys,
     log_axis,
     page,
     stack,
@@ -134,38 +135,48 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     edges = [
         f"{optimizer(t)}'s best constant rate is the {d['edge']}est" for t, d in kept.items() if d["edge"]
     ]
-    whom = "; ".join((f"{', '.join(optimizer(track) for track in own)}, without EBC", *edges))
+    plainly = " without EBC" if facts.ebc else ""
+    whose = ", ".join(optimizer(track) for track in own)
+    whom = "; ".join((f"{whose},{plainly}" if plainly else whose, *edges))
     seeds = len({row["seed"] for row in rows})
     grid_seeds = seeds_in_words([row for row in rows if row["role"] == "grid"])
     small = (f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e.")
-    what = "Which learning rate is best without EBC, constant and on a schedule?"
+    what = f"Which learning rate is best{plainly}, constant and on a schedule?"
     lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in kept.values())
-    size = (8.6, 5.4 + 0.1 * lines)  # the key needs the room
+    size = (8.6, 5.4 + 0.18 * (lines + 3))  # the key needs the room
     figure, left = page(facts, what, whom, _sweep_finding(kept), seeds, small, size=size)
-    handles = _draw_grids(left, facts, own, kept)
+    of_grid = _draw_grids(left, facts, own, kept)
     right = another(left)
     looks = itertools.cycle(TRACKS)
     low, ceiling = _framed(rows, kept)
+    of_long: list[Any] = []
     for track in kept:
         whose = f"{optimizer(track)}, " if len(kept) > 1 else ""
-        handles += _draw_long(right, own.get(track, []), kept[track], whose, looks, ceiling)
+        of_long += _draw_long(right, own.get(track, []), kept[track], whose, looks, ceiling)
     if math.isfinite(ceiling):
         right.set_ylim(low - 0.1 * (ceiling - low), ceiling)
     make_room(right, 1)
-    handles.append(entry("each replicate seed", **SEED))
-    handles.append(entry("the baseline from here on", **RING))
-    handles.append(entry("the fair control", **SQUARE))
+    of_long.append(entry("each replicate seed", **SEED))
+    of_long.append(entry("the baseline from here on", **RING))
+    of_long.append(entry("the fair control", **SQUARE))
     steps = [f", {n:,} steps" if n else "" for n in facts.sweep_steps]
     left.set_xlabel(f"learning rate (log scale): the grid{steps[0]}")
     right.set_xlabel(f"learning rate (log scale): around its best{steps[1]}")
     left.set_ylabel("validation loss (nats per token)")
-    key(left, list({handle.get_label(): handle for handle in handles}.values()))
     columns((left, right), 34)
+    keys((left, right), [list({h.get_label(): h for h in own}.values()) for own in (of_grid, of_long)])
     for axes in (left, right):
         shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
         rates = sorted({row["lr"] for row in shown})
+        _widen(axes, rates)
         ticks_at(axes, rates, [tick(rate) for rate in rates])
     return figure
+
+
+def _widen(axes: Axes, rates: Sequence[float]) -> None:
+    """A log axis with room beside the first and the last rate, where the rings stay whole."""
+    room = (rates[-1] / rates[0]) ** 0.06 if rates[-1] > rates[0] else 1.5
+    axes.set_xlim(rates[0] / room, rates[-1] * room)
 
 
 def _schedule_of(point: Mapping[str, Any]) -> str:
@@ -246,7 +257,8 @@ def _framed(rows: Rows, kept: Mapping[str, Mapping[str, Any]]) -> tuple[float, f
     together: infinite where there are none such."""
     losses = [row["val_loss"] for row in rows if row["role"] in ("baseline", "control") and whole(row)]
     low = min(losses)
-    middle = max(statistics.median(losses), *(decided["val_loss"] for decided in kept.values()))
+    taken = [loss for d in kept.values() for loss in (d["val_loss"], d["control"]["val_loss"])]
+    middle = max(statistics.median(losses), *taken)
     limit = low + MOST_TIMES * (middle - low)
     return low, limit if max(losses) > limit > low else math.inf
 
@@ -281,7 +293,7 @@ def draw_lr_scale(facts: Facts, track: str, found: Mapping[str, Any], swept: Map
         done = [row for row in arm if whole(row)]
         x = [row["lr_scale"] * shift for row in done]
         look = {"color": colour, "marker": marker, "ls": dashes}
-        label = ", ".join((label, *schedules(arm[0]["arm"])))
+        label = ", ".join((label, *schedules(arm[0]["arm"].removeprefix(f"{track}_"))))
         handles += axes.plot(x, column(done, "val_loss"), **look, label=label)
         bars(axes, x, done, colour)
         for at, row in zip(x, done, strict=True):
@@ -392,7 +404,7 @@ def draw_eta_eff(
     for role, points in arms.items():
         label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
         lr, middle, below, above = np.array(sorted(points)).T
-        label = ", ".join((label, *schedules(found["arms"][role][0]["arm"])))
+        label = ", ".join((label, *schedules(found["arms"][role][0]["arm"].removeprefix(f"{track}_"))))
         handles += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
         spreads = np.maximum((middle - below, above - middle), 0)
         axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)

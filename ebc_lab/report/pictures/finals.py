@@ -24,6 +24,7 @@ from .curves import Run, known, read_results, read_runs
 from .ebm import draw_states, states_of
 from .forest import draw_finals
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from .overlaid import course_of, draw_overlaid
 from .sheet import (
     ALERT,
     EBC,
@@ -47,6 +48,7 @@ from .sheet import (
     spread,
     tick,
 )
+from .windows import strong_looks
 
 MARKS = "osDv^P*X"  # of the tracks
 COLUMN, NARROW = (
@@ -65,6 +67,8 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     for track, found in tracks.items():
         tail = f"_{track}" * several
         own = {name: results[name] for name in found["arms"]}
+        if sheet := _overlaid(root, facts, track, found):
+            yield Picture(f"curves{tail}", "verdict", sheet)
         yield Picture(f"finals{tail}", "verdict", draw_finals(facts, track, found, own, decision["rule"]))
         yield Picture(f"efficiency{tail}", section, draw_efficiency(facts, track, found, own))
     yield Picture("pareto", section, draw_pareto(facts, arms, results))
@@ -83,6 +87,20 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             names = {name: short(name, found["arms"][name]) for name in tight}
             sheet = draw_tightness(facts, track, names, found["arms"], tight)
             yield Picture("tightness" + f"_{track}" * several, section, sheet)
+
+
+def _overlaid(root: Path, facts: Facts, track: str, found: Mapping[str, Any]) -> Sheet | None:
+    """The final arms' loss curves over each other, those with EBC in strong colours; None where no run
+    completed."""
+    named = {short(name, arm): course_of(root, arm) for name, arm in found["arms"].items()}
+    courses = {label: course for label, course in named.items() if course}
+    if not courses:
+        return None
+    ebc = [label for label, course in courses.items() if course.arm["ebc"]]
+    baseline = found["roles"]["baseline"]
+    whom = f"{optimizer(track)}: the final arms over each other, those with EBC in colour"
+    looks = strong_looks(list(courses), ebc)
+    return draw_overlaid(facts, whom, courses, looks, ebc, short(baseline, found["arms"][baseline]))
 
 
 def _arm_pictures(
@@ -264,6 +282,7 @@ def draw_efficiency(facts: Facts, track: str, found: Mapping[str, Any], results:
         axes.set_xlim(0, 1.18 * max(shown, default=1.0))
         for y, (name, arm) in enumerate(arms.items()):
             draw_reached(axes, y, arm, reached.get(name), own[name], unit)
+        make_room_for_figures(axes)
     a_step = facts.tokens_per_step
     both_ways = (lambda x: np.multiply(x, a_step), lambda x: np.divide(x, a_step))
     tokens = left.secondary_xaxis("top", functions=both_ways)
@@ -330,6 +349,18 @@ def draw_reached(
     told = f"{at:,.0f}" if unit == "steps" else f"{at:.3g} s"
     told += f"  ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
     axes.annotate(told, (at, y), xytext=(6, 4), textcoords="offset points", size=8, color=colour)
+
+
+def make_room_for_figures(axes: Axes) -> None:
+    """Lengthen the x axis until every figure beside a mark ends within it."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    for _ in range(4):  # a longer axis moves the marks, and with them what stands beside them
+        right = max((text.get_window_extent().x1 for text in axes.texts), default=0.0)
+        if right <= axes.bbox.x1:
+            return
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, low + (high - low) * (1.02 + (right - axes.bbox.x1) / axes.bbox.width))
 
 
 def efficiency_key(arms: Arms) -> list[Line2D]:

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from ebc_lab.study.stages.compare_arms import reference_of
+from ebc_lab.study.stages.suite import point_in_words
 
 from ..text.words import FAMILIES, optimizer, plural, short, words
 from .arm import colour_of, mark_of
@@ -85,6 +86,11 @@ class Row:
         """The 95% interval, or the mean twice where there is none."""
         return self.interval("low", "high") or (self.mean or 0.0, self.mean or 0.0)
 
+    @property
+    def judged_by(self) -> tuple[float, float]:
+        """The interval that holds for all comparisons together, where there is one."""
+        return self.interval("joint_low", "joint_high") or self.limits
+
     def interval(self, *names: str) -> tuple[float, float] | None:
         """Two of the difference's limits; None where they were not computed.
 
@@ -118,7 +124,7 @@ class Row:
     @property
     def words(self) -> list[str]:
         """What the arm is and what was tuned, in lines; nothing where that says no more than the label."""
-        tuned = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in (self.arm["point"] or {}).items())
+        tuned = point_in_words(self.arm["point"])
         about = self.arm["about"] if self.arm["about"] != self.label else ""
         text = "; ".join(part for part in (about, tuned and f"tuned: {tuned}") if part)
         return wrap(text, WORDS, max_lines=2, placeholder=" …")
@@ -259,8 +265,8 @@ def counts(rows: Sequence[Row]) -> str:
 
 
 def excluding_zero(rows: Sequence[Row]) -> tuple[int, int]:
-    """How many intervals lie below zero, and how many above."""
-    return sum(row.limits[1] < 0 for row in rows), sum(row.limits[0] > 0 for row in rows)
+    """How many of the intervals that judge the arms lie below zero, and how many above."""
+    return sum(row.judged_by[1] < 0 for row in rows), sum(row.judged_by[0] > 0 for row in rows)
 
 
 def rows_page(
@@ -290,25 +296,25 @@ def rows_page(
 
 
 def finding(rows: Sequence[Row]) -> str:
-    """The best arm against the suite's reference, and how many intervals exclude zero.
-
-    Arms that were judged on another text are left out.
-    """
+    """Which arms are told apart from their reference by the interval that judges them, and the one that lies
+    lowest. Arms that were judged on another text are left out."""
     paired = [row for row in rows if row.arm["versus"] and row.mean is not None]
     compared = [row for row in paired if row.arm.get("comparable", True)]
     if not compared:
         return "No arm can be compared with its reference."
     suites_own = next((row.label for row in rows if row.arm["versus"] is None), None)
-    best = next((row for row in compared if row.arm["versus"] == suites_own), compared[0])
-    text = f"Lowest against {best.arm['versus']}: {best.label}, {signed(best.mean or 0.0)}"
-    low, high = best.limits
+    lowest = next((row for row in compared if row.arm["versus"] == suites_own), compared[0])
+    text = f"Lowest against {lowest.arm['versus']}: {lowest.label}, {signed(lowest.mean or 0.0)}"
+    low, high = lowest.judged_by
     if low == high:
         return f"{text} (one seed: no interval)."
     better, worse = excluding_zero(compared)
     hold = len(compared) - better - worse
     text += f" (95%: {signed(low)} to {signed(high)}). Of {plural(len(compared), 'interval')} "
     text += f"{better} lie{'s' * (better == 1)} below zero, {worse} above, {hold} hold{'s' * (hold == 1)} it"
-    return f"{text} (each 95% by itself)." if len(compared) > 1 else f"{text}."
+    joint = any(row.interval("joint_low", "joint_high") for row in compared)
+    how = "all at once" if joint else "each 95% by itself"
+    return f"{text} ({how})." if len(compared) > 1 else f"{text}."
 
 
 def frame(rows: Sequence[Row], margin: float | None = None) -> tuple[float, float]:
@@ -334,7 +340,8 @@ def handles_of(rows: Sequence[Row], framed: tuple[float, float]) -> list[Line2D]
     looks = {bool(row.arm["ebc"]): (colour_of(row.arm), mark_of(row.arm)) for row in rows}
     handles = []
     for ebc, (colour, mark) in sorted(looks.items(), reverse=True):
-        label = f"{'with' if ebc else 'without'} EBC: mean and 95% interval over the paired seeds"
+        whose = f"{'with' if ebc else 'without'} EBC: " if True in looks else ""
+        label = f"{whose}mean and 95% interval over the paired seeds"
         handles.append(entry(label, colour, marker=mark, lw=2.4))
     joint = [row for row in rows if row.interval("joint_low", "joint_high")]
     if several := [n for row in joint if (n := row.difference.get("comparisons", 0)) > 1]:

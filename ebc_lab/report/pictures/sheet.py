@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -32,6 +33,9 @@ SPARE = "C6"
 DASHES = ("-", "--", "-.")  # of lines, when the colours are used up
 INK = "#333333"
 GREY = "#666666"
+REST = "#BBBBBB"  # of lines that are not told apart
+STRONG = (EBC, ALERT, GOAL)  # of the arms that a study asks about
+MOST_LINES = 8  # of a panel that are all told apart
 LEFT, RIGHT = 0.085, 0.975  # margins, as shares of the width
 EDGE = 8.0  # points above and below
 ROWS_FROM = 0.38  # of the width: the names of rows end there at most
@@ -70,6 +74,7 @@ class Facts:
     sweep_steps: tuple[int, int] = (0, 0)  # of the sweep's grid, and of its other runs
     question: str = ""  # what a suite asks
     arms: tuple[str, ...] = ()  # of a suite, as asked for
+    ebc: bool = True  # whether anything in the study has EBC: where nothing has, it is not spoken of
 
 
 class Sheet(Figure):
@@ -188,23 +193,60 @@ def key(axes: Axes, handles: Sequence[Any] | None = None, left: float = LEFT) ->
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     shown = list(handles) if handles is not None else axes.get_legend_handles_labels()[0]
-    height = figure.bbox.height
-    edge = EDGE * figure.dpi / 72
-    for columns in (4, 3, 2, 1):
-        place: dict[str, Any] = {
-            "loc": "lower left",
-            "bbox_to_anchor": (left, edge / height),
-            "borderaxespad": 0,
-        }
-        legend = figure.legend(handles=shown, ncols=columns, **place)
-        box = legend.get_window_extent()
-        if columns == 1 or box.width <= (RIGHT - left) * figure.bbox.width:
-            break
+    tall = _hang([_legend(figure, shown, RIGHT - left)], [left])
+    axes.set_position(_above(axes, tall, left, RIGHT - left))
+
+
+def keys(panels: Sequence[Axes], handles: Sequence[Sequence[Any]]) -> None:
+    """A legend of its own under each of several panels that stand beside one another."""
+    figure = panels[0].get_figure(root=True)
+    assert isinstance(figure, Figure)
+    boxes = [axes.get_position() for axes in panels]
+    legends = [_legend(figure, own, box.width) for own, box in zip(handles, boxes, strict=True)]
+    tall = _hang(legends, [box.x0 for box in boxes])
+    for axes, box in zip(panels, boxes, strict=True):
+        axes.set_position(_above(axes, tall, box.x0, box.width))
+
+
+def _legend(figure: Figure, handles: Sequence[Any], width: float) -> Legend:
+    """A legend in as many columns as fit a share of the page's width; its place is still open. In a single
+    column words that are too long are cut."""
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1), "borderaxespad": 0}
+    room = width * figure.bbox.width
+    for columns in (4, 3, 2):
+        legend = figure.legend(handles=handles, ncols=columns, **place)
+        if legend.get_window_extent().width <= room:
+            return legend
         legend.remove()
+    legend = figure.legend(handles=handles, ncols=1, **place)
+    texts = legend.get_texts()
+    widest = max((text.get_window_extent().width for text in texts), default=0.0)
+    beside = legend.get_window_extent().width - widest
+    for text in texts:
+        fit(text, room - beside)
+    return legend
+
+
+def _hang(legends: Sequence[Legend], lefts: Sequence[float]) -> float:
+    """Put legends at the foot of the page, their first lines at one height. -> the tallest one's, pixels."""
+    figure = legends[0].get_figure(root=True)
+    assert figure is not None
+    tall = max(legend.get_window_extent().height for legend in legends)
+    top = (EDGE * figure.dpi / 72 + tall) / figure.bbox.height
+    for legend, left in zip(legends, lefts, strict=True):
+        legend.set_bbox_to_anchor((left, top), transform=figure.transFigure)
+    return float(tall)
+
+
+def _above(axes: Axes, tall: float, left: float, width: float) -> tuple[float, float, float, float]:
+    """Where axes stand above a legend of this height, pixels, with their labels between the two."""
+    figure = axes.get_figure(root=True)
     labels = axes.xaxis.get_tightbbox()
+    assert figure is not None
     assert labels is not None
-    bottom = (box.height + 2.2 * edge + axes.bbox.y0 - labels.y0) / height
-    axes.set_position((left, bottom, RIGHT - left, axes.get_position().y1 - bottom))
+    edge = EDGE * figure.dpi / 72
+    bottom = (tall + 2.2 * edge + axes.bbox.y0 - labels.y0) / figure.bbox.height
+    return left, bottom, width, axes.get_position().y1 - bottom
 
 
 def say_nothing_to_draw(axes: Axes) -> None:

@@ -19,13 +19,15 @@ from matplotlib.axes import Axes
 
 from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
 
-from ..text.words import optimizer
+from ..text.words import mine_of, optimizer
 from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .ebm import States, draw_states, states_of
 from .forest import draw_forest, missing, rows_of, signed
 from .low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .mechanism import Tightness, draw_groups, draw_tightness, tightness_of
+from .overlaid import course_of as losses_of
+from .overlaid import draw_overlaid
 from .sheet import (
     ALERT,
     DASHES,
@@ -34,7 +36,9 @@ from .sheet import (
     GOAL,
     GREY,
     INK,
+    MOST_LINES,
     PLAIN,
+    REST,
     Arms,
     Decisions,
     Facts,
@@ -48,13 +52,11 @@ from .sheet import (
     page,
     stack,
 )
-from .windows import window_pictures
+from .windows import draw_tuned, strong_looks, window_pictures
 
 PALETTE = (EBC, ALERT, GOAL, "C4", "C5", "C6", "black")
 WITH_EBC = (EBC, GOAL, "C6", "black")  # the two palettes where arms with and without EBC share a panel
 WITHOUT = (PLAIN, "C4", "C5", ALERT)
-REST = "#BBBBBB"
-MOST = 8  # lines of a panel that are all told apart, and of which each seed is drawn
 HIGHLIGHTED = 6  # of more lines
 LABELS_FROM = 0.7  # of the width: the lines' labels stand beyond it
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
@@ -87,7 +89,11 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             yield Picture(f"{name}{tail}", "verdict", sheet)
         arms = told_apart(found)
         forest = draw_forest(facts, track, found, rows_of(root, {**found, "arms": arms}), decision["rule"])
-        yield Picture(f"ablation{tail}", "verdict", forest)
+        together = [*_together(root, facts, track, {**found, "arms": arms}, decisions)]
+        for name, sheet in (
+            [*together, ("ablation", forest)] if mine_of(found) else [("ablation", forest), *together]
+        ):
+            yield Picture(f"{name}{tail}", "verdict", sheet)
         all_arms = Gathered({}, [], {}, {})
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, arms, tail, natural_kl, all_arms, found["reference"])
@@ -109,6 +115,25 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         if recoveries := all_arms.recoveries:
             sheet = draw_recovery(facts, track, {r.label: arms[r.label] for r in recoveries}, recoveries)
             yield Picture(f"recovery{tail}", section, sheet)
+
+
+def _together(
+    root: Path, facts: Facts, track: str, found: Mapping[str, Any], decisions: Decisions
+) -> Iterator[tuple[str, Sheet]]:
+    """(name, sheet) of the arms' loss curves over each other, and of the curves over the learning rate of
+    those that were tuned over one."""
+    mine, arms = mine_of(found), found["arms"]
+    looks = strong_looks(list(arms), mine)
+    own = {label: losses_of(root, arm) for label, arm in arms.items() if arm.get("comparable", True)}
+    courses = {label: course for label, course in own.items() if course}
+    if len(courses) > 1:
+        whom = f"{' and '.join(mine) or 'Every arm'} {'against the others' if mine else 'of the suite'}"
+        whom += ", each at its own best" if "tune" in decisions else ""
+        yield "ablation_curves", draw_overlaid(facts, whom, courses, looks, mine, found["reference"])
+    tuned = decisions.get("tune", {}).get("tracks", {}).get(track, {}).get("arms", {})
+    curves = {label: arm for label, arm in tuned.items() if label in arms and arm.get("curve")}
+    if curves:
+        yield "tuned_rates", draw_tuned(facts, curves, looks, mine)
 
 
 def told_apart(found: Mapping[str, Any]) -> Arms:
@@ -279,7 +304,7 @@ def _told_apart(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
     """The arms whose lines are named: all while they are few, else those whose c or KL moved most, by
     turns.
     """
-    if len(courses) <= MOST:
+    if len(courses) <= MOST_LINES:
         return list(courses)
 
     def farthest(by: Callable[[Mapping[str, Any]], float]) -> list[str]:
@@ -411,7 +436,7 @@ def draw_recovery(facts: Facts, track: str, arms: Arms, recoveries: Sequence[Rec
         label = f"{words} EBC, mean of the seeds over the last {RECOVERY_WINDOW} steps at most"
         if any(bool(arm["ebc"]) == ebc for arm in arms.values()):
             handles.append(entry(label, INK, ls=dashes))
-    if any(len(own) <= MOST for own in of_kind.values()):
+    if any(len(own) <= MOST_LINES for own in of_kind.values()):
         handles.append(entry("each seed", GREY, **FAINT))
     handles.append(entry("the shock (its own step is left out)", ALERT, ls=":", lw=1.2))
     key(last, handles)
@@ -439,7 +464,7 @@ def _draw_recoveries(axes: Axes, arms: Arms, recoveries: Sequence[Recovery]) -> 
     for recovery in recoveries:
         dashes, width, colour = next(looks[bool(arms[recovery.label]["ebc"])])
         axes.plot(recovery.offset, recovery.loss, color=colour, lw=width, ls=dashes)
-        if len(recoveries) <= MOST:
+        if len(recoveries) <= MOST_LINES:
             axes.plot(recovery.offset, recovery.seeds.T, color=colour, lw=0.5, alpha=0.3, zorder=1.2)
         end = np.flatnonzero(np.isfinite(recovery.loss))[-1]
         ends.append((float(recovery.offset[end]), float(recovery.loss[end]), told(recovery), colour))

@@ -1,11 +1,12 @@
 """What a suite's sweeps show: the loss against the learning rate and against δ*, with each arm's window, and
-the regrets of settings that were chosen at another size."""
+the regrets of settings that were chosen at another size; and of arms that were tuned over a learning rate of
+their own, these curves over each other."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,14 +15,17 @@ from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
 from ..text.words import largest_regrets, optimizer, regrets_of, rules_among
-from .decisions import COLOURS, TRACKS
+from .decisions import COLOURS, RING, TRACKS
 from .forest import missing, signed
 from .sheet import (
     ALERT,
     EBC,
     GREY,
     INK,
+    MOST_LINES,
+    REST,
     SEED,
+    STRONG,
     Facts,
     Sheet,
     another,
@@ -39,6 +43,15 @@ Look = tuple[str, str, str]  # colour, marker, line
 MOST_NATS = 1.0  # above the lowest loss: the axis ends there, and what lies higher leaves the frame
 LABELS_FROM = 0.68  # of the width: the lines' labels stand beyond it
 ROW = 0.26  # inches that one row of windows takes
+PALE = (  # the looks of arms beside those that are asked about
+    ("#4D4D4D", "s", "--"),
+    ("#A98600", "D", "-."),
+    ("#8A6FA8", "v", ":"),
+    ("#7A7A7A", "^", "--"),
+    ("#5E8C8C", "P", "-."),
+    ("#9C6B53", "*", ":"),
+    ("#8F8F8F", "X", "--"),
+)
 
 
 def window_pictures(facts: Facts, track: str, found: Mapping[str, Any]) -> Iterator[tuple[str, Sheet]]:
@@ -69,7 +82,7 @@ def draw_rates(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mappi
     looks = _looks(list(sweeps), [name for name, own in sweeps.items() if own["points"][0]["delta_star"]])
     for axes in (top, bottom):
         log_axis(axes, "x")
-    _draw_losses(top, sweeps, looks, "lr")
+    _draw_losses(top, sweeps, looks, "lr", "test loss")
     bottom.set_xlim(top.get_xlim())
     top.tick_params(labelbottom=False)
     bottom.set_xlabel("learning rate at its peak (log scale)")
@@ -108,9 +121,90 @@ def draw_deltas(facts: Facts, track: str, found: Mapping[str, Any], sweeps: Mapp
             axes.set_title(shape or "the usual length", loc="left", size=9.5, color=INK)
         log_axis(axes, "x")
         looks = _looks(list(own), list(own)[:1])
-        _draw_losses(axes, own, looks, "delta_star")
+        _draw_losses(axes, own, looks, "delta_star", "test loss")
         beside(axes, _labels(own, looks, "delta_star"))
     return figure
+
+
+def draw_tuned(
+    facts: Facts, curves: Mapping[str, Mapping[str, Any]], looks: Mapping[str, Look], mine: Sequence[str]
+) -> Sheet:
+    """Validation loss against the learning rate of every arm that was tuned over one of its own, with the
+    windows under it and the chosen points marked.
+
+    `curves`: what `tune` decided of each arm that has a `curve`; `looks`: how each one's line is drawn;
+    `mine`: the arms that the study asks about.
+    """
+    sweeps = {label: _as_sweep(label, own) for label, own in curves.items()}
+    order = sorted(sweeps, key=lambda name: (name not in mine, _loss(curves[name]), name))
+    named = order[:MOST_LINES]
+    looks = {**looks, **dict.fromkeys(order[MOST_LINES:], (REST, ".", "-"))}
+    shown = {name: sweeps[name] for name in order}
+    what = "Which learning rate suits each arm, and how much of it?"
+    seeds = max((len(p["seeds"]) for own in sweeps.values() for p in own["points"]), default=1)
+    whom = "Validation loss of every arm over learning rates of its own, its other settings as chosen"
+    size = (10.4, 5.6 + ROW * len(named))
+    finding = _tuned_finding(curves, order, mine)
+    figure, bottom = page(facts, what, whom, finding, seeds, ("stage tune",), size=size)
+    top = another(bottom)
+    for axes in (top, bottom):
+        log_axis(axes, "x")
+    _draw_losses(top, shown, looks, "lr", "validation loss", mine)
+    bottom.set_xlim(top.get_xlim())
+    top.tick_params(labelbottom=False)
+    bottom.set_xlabel("learning rate at its peak (log scale)")
+    for name in named:
+        if span := curves[name]["window"]:
+            top.plot(span["best"], span["loss"], **RING)
+    handles = [entry("chosen", **RING)]
+    if others := len(order) - len(named):
+        handles.append(entry(f"{others} other arms", REST, lw=1.4))
+    _key(bottom, sweeps, handles)
+    rows = ROW * len(named)
+    stack((top, bottom), (max(1.0, figure.get_figheight() - 3.2 - rows), rows), 12, LABELS_FROM)
+    _draw_windows(bottom, {name: sweeps[name] for name in named}, looks)
+    beside(top, [_tuned_end(name, curves[name], looks[name][0]) for name in named if shown[name]["window"]])
+    return figure
+
+
+def _as_sweep(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A tuned arm's curve as the drawing of sweeps takes it."""
+    points = [
+        {"value": p["lr"], "lr": p["lr"], "arm": label, "loss": p["val_loss"], "seeds": p["seeds"]}
+        for p in own["curve"]
+    ]
+    return {"points": points, "window": own["window"], "regret_x4": None}
+
+
+def _loss(own: Mapping[str, Any]) -> float:
+    return math.inf if own["val_loss"] is None else own["val_loss"]
+
+
+def strong_looks(names: Sequence[str], mine: Sequence[str]) -> dict[str, Look]:
+    """How each arm's line is drawn: strong colours for those asked about, paler ones for the others; all of
+    them strong where none is asked about."""
+    others = itertools.cycle(TRACKS if not mine else PALE)
+    own = itertools.cycle(STRONG)
+    return {name: (next(own), "o", "-") if name in mine else next(others) for name in names}
+
+
+def _tuned_finding(curves: Mapping[str, Mapping[str, Any]], order: Sequence[str], mine: Sequence[str]) -> str:
+    """The arms asked about beside the best of the others; without any, the lowest."""
+    told = [name for name in order if name in mine]
+    told += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[: 1 if mine else 2]
+    done = {name: curves[name] for name in told if curves[name]["val_loss"] is not None}
+    said = [f"{_best_in_words(name, own)}, {in_octaves(own['window'])}" for name, own in done.items()]
+    return f"Lowest validation loss, and LR window: {'; '.join(said)}." if said else "Every run diverged."
+
+
+def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
+    return f"{name} {_loss(own):.3f} at {own['window']['best']:g}"
+
+
+def _tuned_end(name: str, own: Mapping[str, Any], colour: str) -> tuple[float, float, str, str]:
+    """The end of an arm's line, with its label."""
+    last = [p for p in own["curve"] if p["val_loss"] is not None][-1]
+    return last["lr"], last["val_loss"], _best_in_words(name, own), colour
 
 
 def _page(
@@ -139,8 +233,9 @@ def _octaves(own: Sweep) -> float:
     return own["window"]["octaves"] if own["window"] else -1.0
 
 
-def _key(axes: Axes, sweeps: Mapping[str, Sweep]) -> None:
+def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> None:
     handles = [
+        *more,
         entry("each seed", GREY, **SEED),
         entry(f"window: within {WINDOW_NATS:g} nats of the arm's own best", GREY, lw=5, alpha=0.35),
     ]
@@ -149,8 +244,16 @@ def _key(axes: Axes, sweeps: Mapping[str, Sweep]) -> None:
     key(axes, handles)
 
 
-def _draw_losses(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, Look], x: str) -> None:
-    """A line for each arm; where a seed diverged it is broken, and a cross stands at the top."""
+def _draw_losses(
+    axes: Axes,
+    sweeps: Mapping[str, Sweep],
+    looks: Mapping[str, Look],
+    x: str,
+    of: str,
+    strong: Container[str] = (),
+) -> None:
+    """A line for each arm; where a seed diverged it is broken, and a cross stands at the top. `of`: which
+    loss; `strong`: the arms whose lines are thick."""
     finite = [p["loss"] for own in sweeps.values() for p in own["points"] if p["loss"] is not None]
     low = min(finite, default=0.0)
     high = min(max(finite, default=1.0), low + MOST_NATS)
@@ -159,7 +262,8 @@ def _draw_losses(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, Lo
         colour, marker, line = looks[name]
         at = [p[x] for p in own["points"]]
         losses = [math.nan if p["loss"] is None else p["loss"] for p in own["points"]]
-        axes.plot(at, losses, color=colour, ls=line, lw=1.6, marker=marker, ms=4, zorder=2.5)
+        width, above = (2.6, 2.8) if name in strong else (1.4, 2.5)
+        axes.plot(at, losses, color=colour, ls=line, lw=width, marker=marker, ms=4, zorder=above)
         for p in own["points"]:
             seeds = [loss for loss in p["seeds"].values() if loss is not None]
             axes.plot([p[x]] * len(seeds), seeds, color=colour, zorder=1.5, **SEED)
@@ -171,7 +275,7 @@ def _draw_losses(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, Lo
             limit = own["window"]["loss"] + WINDOW_NATS
             axes.plot(ends, [limit] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
     axes.set_ylim(low - 0.06 * room, high + 0.12 * room)
-    axes.set_ylabel("test loss (nats per token)")
+    axes.set_ylabel(f"{of} (nats per token)")
 
 
 def _at(own: Sweep, x: str, value: float) -> float:

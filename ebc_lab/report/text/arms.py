@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab.records.columns import BITS
+from ebc_lab.study.stages import suite
 from ebc_lab.study.stages.ablation import figure_of
 
 from . import words
@@ -24,7 +25,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 def point_in_words(arm: Mapping[str, Any]) -> str:
     """What an arm was tuned to; empty where nothing was."""
-    return ", ".join(f"{k} {v:g}" for k, v in (arm.get("point") or {}).items())
+    return suite.point_in_words(arm.get("point"))
 
 
 def _drift(form: str, symbol: str) -> Column:
@@ -69,13 +70,13 @@ ARMS = (
     Column("Bits per weight", "figure", two_digits, "bits", on=BESIDE_LOSS, optional=True),
     Column("Smaller by", "figure", times, "smaller", on=BESIDE_LOSS, optional=True),
     Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
-    Column("Median c", "figure", two_digits, "c"),
+    Column("Median c", "figure", two_digits, "c", optional=True),
     _drift(".2g", "c"),
     _drift(".2g", "S"),
     _drift(".2g", "β"),
     _of_page("Clipped", percent),
     _of_page("KL per step", brief, TERMINAL),
-    Column("KL/δ*", "figure", two_digits),
+    Column("KL/δ*", "figure", two_digits, optional=True),
     _of_page("KL within ±30%", percent, TERMINAL),
     Column("peak", "figure", brief, on=(TERMINAL,)),
     Column("recovery", "figure", brief, on=(TERMINAL,)),

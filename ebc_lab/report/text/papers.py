@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ebc_lab.config.schema import Config
@@ -18,7 +19,7 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 
-from . import tables, words
+from . import glance, tables, words
 from .table import PAPER, Column, Table
 from .tables import Results
 from .words import FAMILIES, optimizer
@@ -61,10 +62,18 @@ def finals(about: About, decision: Mapping[str, Any], results: Results) -> list[
     return made
 
 
-def suite(about: About, decision: Mapping[str, Any], results: Results) -> list[Table]:
-    """A suite's arms, and the difference of each from the arm it is compared with."""
+def suite(
+    about: About,
+    decision: Mapping[str, Any],
+    results: Results,
+    tune: Mapping[str, Any] | None = None,
+    grids: glance.Grids = MappingProxyType({}),
+) -> list[Table]:
+    """A suite's arms, and the difference of each from the arm it is compared with; of arms that it asks about
+    first whether they are better, and what was tried of each. `tune`, `grids`: what `glance.tried` tells."""
     made = []
     for track, found in decision["tracks"].items():
+        made += _better(about, track, found, tune, grids)
         made += _arms(about, "suite", track, found, results)
         title = f"{optimizer(track)}: test loss of the arms against {found['reference']}"
         pairs = tables.suite_pairs(found, found["arms"])
@@ -79,6 +88,22 @@ def verdict(about: About, acceptance: Mapping[str, Any]) -> list[Table]:
     counts = ", ".join(f"{n} {v}" for v, n in acceptance["counts"].items())
     caption = [f"{counts}.", "Judged on the test split, which no decision has looked at.", str(about)]
     return [replace(tables.verdict(acceptance["lines"]).on(PAPER), caption=caption)]
+
+
+def _better(
+    about: About, track: str, found: Mapping[str, Any], tune: Mapping[str, Any] | None, grids: glance.Grids
+) -> list[Table]:
+    """Whether the arms that a suite asks about are better, each with its answer; and what was tried."""
+    made = []
+    tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+    for i, label in enumerate(words.asked(found), 1):
+        table = glance.is_better(f"{track}-better-{i}", label, found, tuned).on(PAPER)
+        told = f"{found['answers'][label]['sentence']}."
+        made.append(replace(table, caption=[told, f"{table.note[:1].upper()}{table.note[1:]}.", str(about)]))
+    if made and tune and (tried := glance.tried(f"{track}-tried", tune, track, found["arms"], grids)):
+        note = f"{tried.note[:1].upper()}{tried.note[1:]}."
+        made.append(replace(tried.on(PAPER), caption=[note, str(about)]))
+    return made
 
 
 def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results: Results) -> list[Table]:
@@ -289,13 +314,18 @@ def write(
     named = (config.study.name, corpus["corpus"], corpus["warning"], config.scale)
     model = f"Model: {words.model(config)}. Tokens: {words.tokens(config)}." if in_bits(config) else ""
     about = About(*named, config.seeds, config.finals.margin, model)
-    for shown, name, tables_of in (("verdict", "summary_final", finals), ("arms", "ablation", suite)):
+    for shown, name in (("verdict", "summary_final"), ("arms", "ablation")):
         decision = decision_that_shows(shown, decisions)
         if decision is not None:
             about = replace(about, seeds=seeds_of(decision))
             arms = [arm for track in decision["tracks"].values() for arm in track["arms"].values()]
             results = {run_id: result_of(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
-            made[name] = tables_of(about, decision, results)
+            grids = {label: arm.tune for label, arm in config.ablation.arms.items()}
+            made[name] = (
+                finals(about, decision, results)
+                if shown == "verdict"
+                else suite(about, decision, results, decisions.get("tune"), grids)
+            )
     if acceptance:
         made["acceptance"] = verdict(about, acceptance)
     for name, own in made.items():

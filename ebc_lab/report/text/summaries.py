@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.identity import resolved
 from ebc_lab.records.columns import ABLATION_MEANINGS, COLUMNS, MODE_MEANINGS, OF_A_DIFFERENCE, TUNED
 from ebc_lab.records.files import write_atomic
+from ebc_lab.study.stages.spec import settings_of
 
 from .modes import figures
 
+ABOUT_AN_ARM = ("about", "lr", "lr_scale", "delta_star", "lr_schedule", "warmup_steps", "delta_schedule")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
 if TYPE_CHECKING:
@@ -34,25 +35,18 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, Mapping[str, Any]]) 
     for spec in specs:
         if spec.kind != "train" or spec.run_id in rows:
             continue
-        run = resolved(spec.run)
         result = results.get(spec.run_id, {})
-        ebc = run.stabilizer.name == "ebc"
-        bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
+        ebc = spec.run.stabilizer.name == "ebc"
         rows[spec.run_id] = {
             **{k: result.get(k) for k in COLUMNS},
+            **settings_of(spec.run),
             "arm": spec.arm,
-            "seed": run.seed,
-            "lr": run.optimizer.lr,
-            "lr_scale": spec.lr_scale,
-            "optimizer": run.optimizer.name,
-            "projection": run.projection.name,
-            "stabilizer": run.stabilizer.name,
-            "budget": run.budget.name if ebc else None,
-            "aggregate": run.budget.aggregate if bound else None,
-            "controller": run.controller.name if ebc else None,
-            "delta_star": run.budget.target_kl if ebc else None,
+            "lr_scale": spec.told_scale,
             "overhead_pct": measured.get(spec.track) if ebc else None,
             "run_id": spec.run_id,
+            "track": spec.track,
+            "stage": spec.stage,
+            "role": spec.role,
         }
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
 
@@ -71,7 +65,7 @@ def ablation(decision: Mapping[str, Any]) -> pd.DataFrame:
                 {
                     "track": track,
                     "arm": label,
-                    **{k: arm[k] for k in ("about", "lr", "lr_scale", "delta_star")},
+                    **{k: arm[k] for k in ABOUT_AN_ARM if k in arm},
                     **tuned,
                     "strength": arm["strength"],
                     "seeds": len(arm["runs"]),

@@ -27,11 +27,12 @@ class Cell:
     code: str = ""  # a recorded name below it
     tone: str = ""  # pass, fail or undecided of a judgement; strong of what was chosen
     link: str = ""  # id of the row on the page that it leads to
+    files: Sequence[tuple[str, str]] = ()  # on the page: words, and the file of the study that they lead to
     drawing: Any = None  # a `Drawn` interval, on the page only
 
     @property
     def empty(self) -> bool:
-        return self.text in ("", NOTHING) and self.drawing is None
+        return self.text in ("", NOTHING) and self.drawing is None and not self.files
 
 
 @dataclass(frozen=True)

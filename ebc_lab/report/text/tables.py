@@ -242,7 +242,7 @@ DIFFERENCES = (
     Column("Difference", "figure", short="difference"),
     Column("95% interval", "figure"),
     Column("95% for all together", "figure", short="joint", optional=True),
-    Column("Smallest detectable", "figure", lambda x: fixed(x, 3), "detectable"),
+    Column("Detectable, all together", "figure", lambda x: fixed(x, 3), "detectable"),
     Column("Judged", short="judged", optional=True),
 )
 
@@ -276,7 +276,9 @@ def differences(
             _judged(d),
         )
         rows.append(filled(DIFFERENCES, values))
-    note = "nats per token, arm minus reference; below zero is better"
+    note = (
+        "nats per token, arm minus reference; below zero is better; detectable: by the interval that judges"
+    )
     return Table(name, title, DIFFERENCES, rows, note)
 
 
@@ -362,33 +364,43 @@ RUNS = (
     Column("Arm", "name"),
     Column("Seed", "figure", str),
     Column("Learning rate", "figure", brief),
-    Column("δ*", "figure", brief),
+    Column("δ*", "figure", brief, optional=True),
     Column("Outcome"),
     Column("Validation loss", "figure", fixed),
     Column("Test loss", "figure", fixed),
     bits_column(),
-    Column("Median c", "figure", two_digits),
-    Column("KL", "figure", brief),
+    Column("Median c", "figure", two_digits, optional=True),
+    Column("KL", "figure", brief, optional=True),
     Column("Time", "figure", words.clock),
+    Column("Files", optional=True),
     Column("Run", "code"),
 )
+Files = Callable[[str], Sequence[tuple[str, str]]]  # run id -> words, and the file that they lead to
 
 
-def runs(specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]], *, bits: bool = False) -> Table:
+def runs(
+    specs: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]],
+    *,
+    bits: bool = False,
+    files: Files = lambda run_id: (),
+) -> Table:
     """All runs, each given as its id, its spec and its result (empty while there is none). `bits`: losses in
-    bits per character, too."""
+    bits per character, too; `files`: of a run, that the page leads to."""
     figures = ("val_loss", "test_loss", BITS, "c_median", "kl_median", "wall_s")
     rows = []
     for run_id, spec, result in specs:
         run, outcome = spec["config"], result.get("outcome") or "open"
+        ebc = run["stabilizer"]["name"] == "ebc"
+        clipped = {} if ebc else {"c_median": Cell()}  # without EBC it is 1
         values = (
             spec["stage"],
             spec["arm"],
             run["seed"],
             run["optimizer"]["lr"],
-            run["budget"]["target_kl"] if run["stabilizer"]["name"] == "ebc" else None,
+            run["budget"]["target_kl"] if ebc else None,
             Cell(outcome, note=result.get("cause") or ""),
-            *(result.get(k) if bits or k != BITS else Cell() for k in figures),
+            *(clipped.get(k, result.get(k)) if bits or k != BITS else Cell() for k in figures),
+            Cell(files=files(run_id)),
             run_id,
         )
         data = {"stage": spec["stage"], "outcome": outcome}

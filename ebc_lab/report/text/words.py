@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
-from ebc_lab.config.schema import RunConfig
+from ebc_lab.config.identity import DELTA_TAILS, LR_TAILS
+from ebc_lab.config.schema import LRScheduleConfig, RunConfig
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
+from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 
 NOTHING = "–"
 QUESTION = "What does EBC buy, and what does it not?"
 QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
+METHOD_WITHOUT_EBC = (
+    "Every arm is the same model on the same text. Those that have settings of their own to be tuned are "
+    "tuned alike, by validation loss; then each is trained over fresh seeds, and two arms are compared seed "
+    "by seed by their test loss, at which no choice has looked."
+)
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
     "the clip coefficient, so that the model’s predictions move by no more than a chosen amount, the budget "
@@ -51,8 +58,10 @@ TERMS = {  # docs/glossary.md repeats them
     "margin": "how far the runner-up lies behind what was chosen, in σ; of a comparison with a target, how "
     "many nats worse still counts as no worse",
     "smallest detectable difference": "the least true difference that these seeds would have shown "
-    "four times out of five",
+    "four times out of five, by the very interval that judges the comparison: of several arms, the one that "
+    "holds for all comparisons together",
 }
+OF_EBC = ("δ*", "natural KL", "c", "clip rate", "headroom", "LR inert")  # terms of studies that have EBC
 CHECKS = {  # name -> title, what it asks, and what each verdict means
     "kl_on_target": (
         "Does the bound hold?",
@@ -141,13 +150,28 @@ JUDGED = {  # of a paired difference -> badge, what it says
 }
 
 
+def has_ebc(config: Mapping[str, Any]) -> bool:
+    """Whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said of
+    it."""
+    if {"calibrate", "controller_search", "lr_scale", "finals"} & set(config["study"]["stages"]):
+        return True
+    arms = ((config.get("ablation") or {}).get("arms") or {}).values()
+    return any(((arm.get("settings") or {}).get("stabilizer") or {}).get("name") == "ebc" for arm in arms)
+
+
+def explanation(ebc: bool) -> dict[str, Any]:
+    """What a page says was done, `method`, and what its `terms` mean."""
+    terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}
+    return {"method": METHOD if ebc else (METHOD_WITHOUT_EBC,), "terms": terms}
+
+
 # -- numbers -------------------------------------------------------------------------------------------------
 # -------------
 
 
 def fixed(x: float | None, digits: int = 4) -> str:
     """A figure with this many decimals: losses have four."""
-    return NOTHING if x is None or not math.isfinite(x) else f"{x:.{digits}f}".replace("-", "−")
+    return NOTHING if x is None or not math.isfinite(x) else f"{x:z.{digits}f}".replace("-", "−")
 
 
 def part(x: float | None) -> str:
@@ -156,7 +180,7 @@ def part(x: float | None) -> str:
 
 
 def signed(x: float | None, digits: int = 4) -> str:
-    return NOTHING if x is None or not math.isfinite(x) else f"{x:+.{digits}f}".replace("-", "−")
+    return NOTHING if x is None or not math.isfinite(x) else f"{x:+z.{digits}f}".replace("-", "−")
 
 
 def size(count: float) -> str:
@@ -182,7 +206,7 @@ def brief(x: Any) -> str:
 
 
 def percent(x: float | None, digits: int = 0) -> str:
-    return NOTHING if x is None or not math.isfinite(x) else f"{100 * x:.{digits}f}%"
+    return NOTHING if x is None or not math.isfinite(x) else f"{100 * x:z.{digits}f}%"
 
 
 def setting(x: Any) -> str:
@@ -264,8 +288,9 @@ def gap(difference: Mapping[str, Any], joint: bool, than: str = "") -> str:
 
 def answer(
     lines: Sequence[Mapping[str, Any]], margin: float, scales: Sequence[float] = ()
-) -> dict[str, str] | None:
-    """The finals in a word and a few sentences; None where the lines that compare arms are not there.
+) -> dict[str, Any] | None:
+    """The finals in a `word`, a `lead` of a line or two, and the sentences `told`, which `text` joins; None
+    where the lines that compare arms are not there.
 
     `scales`: the learning rates that the line `lr_window` compares.
     """
@@ -278,11 +303,15 @@ def answer(
     if twice := by_name.get("x2_no_worse_than_baseline"):
         told.append(_against_baseline(twice, margin))
     how = judgement(fair)
+    lead = [_in_brief("EBC’s best arm against the fair control", fair)]
     if window is None:
         words_of = {"beats": "Yes.", "meets": "It keeps up, no more.", "misses": "No."}
-        return {"judged": how, "word": words_of.get(how, "Undecided."), "text": " ".join(told)}
+        word = words_of.get(how, "Undecided.")
+        return {"judged": how, "word": word, "lead": _joined(lead), "text": " ".join(told), "told": told}
     tuned = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
     told = [_over_the_window(window, scales), *told, tuned]
+    low, high = scales
+    lead.append(_in_brief(f"EBC at ×{high:g} against ×{low:g}", window))
     headroom, word = _headroom(window)
     loss = {"beats": "yes", "misses": "no"}.get(how, "not shown")
     signs = {headroom, how}
@@ -291,7 +320,33 @@ def answer(
         judged = "misses"
     elif {"pass", "beats"} & signs and not {"fail", "misses"} & signs:
         judged = "meets"
-    return {"judged": judged, "word": f"Headroom, {word}; a better loss, {loss}.", "text": " ".join(told)}
+    word = f"Headroom, {word}; a better loss, {loss}."
+    return {"judged": judged, "word": word, "lead": _joined(lead), "text": " ".join(told), "told": told}
+
+
+def _in_brief(what: str, line: Mapping[str, Any]) -> str:
+    """A comparison in a clause: by how much, and whether that is decided."""
+    mean = line["difference"]["mean"]
+    if mean is None:
+        return f"{what}: runs diverged, by rank {judgement(line)}"
+    size = f"{abs(mean):.3f} nats {'lower' if mean < 0 else 'higher'}"
+    return f"{what}: {size}, undecided" if line["verdict"] == "undecided" else f"{what}: {size}"
+
+
+def _joined(clauses: Sequence[str]) -> str:
+    return f"{'; '.join(clauses)}."
+
+
+def control_warning(found: Mapping[str, Any]) -> str:
+    """What a reader must know of a fair control that is worse than the baseline; empty where it is not."""
+    control = found["roles"].get("control")
+    difference = found["differences"].get("baseline", {}).get(control)
+    if not difference or (difference["mean"] or 0.0) <= 0:
+        return ""
+    return (
+        f"The fair control came out worse than the baseline: its test loss is {gap(difference, joint=True)}. "
+        "To beat it shows little; the comparison with the baseline is the one to look at."
+    )
 
 
 def _headroom(window: Mapping[str, Any]) -> tuple[str, str]:
@@ -353,13 +408,26 @@ def _against_baseline(twice: Mapping[str, Any], margin: float) -> str:
     return f"At twice the best constant learning rate, {then}: {compared}."
 
 
-def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
-    """A suite in a word and a sentence: its best arm, and how many arms beat what they are paired with.
+def mine_of(found: Mapping[str, Any]) -> list[str]:
+    """The arms that a suite asks about, as it decided about them; none in suites that ask something else."""
+    return [label for label in found.get("mine", ()) if label in found["arms"]]
 
-    An arm with a reference of its own (a shocked one) is not called the best: it answers another question.
+
+def asked(found: Mapping[str, Any]) -> list[str]:
+    """Those of them that are answered."""
+    return [label for label in mine_of(found) if label in found["answers"]]
+
+
+def suite_answer(found: Mapping[str, Any]) -> dict[str, Any]:
+    """A suite in a word and a sentence: of arms that it asks about whether they are better; else which arms
+    the joint interval tells apart from their reference.
+
+    Never which arm is best: the lowest of several losses is that of the luckiest, too. `told`: further
+    sentences.
     """
+    if mine_of(found):
+        return mine_answer(found)
     arms = {n: a for n, a in contenders(found).items() if a["test_median"] is not None}
-    arms = {n: a for n, a in arms.items() if a.get("versus") in (None, found["reference"])} or arms
     if not arms:
         text = "No arm completed a run that can be compared."
         return {"judged": "undecided", "word": "No answer.", "text": text}
@@ -370,16 +438,60 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, str]:
         return _start_answer(rules)
     if found.get("transfer"):
         return _transfer_answer(found)
-    best = min(arms, key=lambda n: arms[n]["test_median"])
-    text = f"The lowest median test loss is {best}’s, {fixed(arms[best]['test_median'])} nats per token."
-    told = [d["judged"] for a in found["arms"].values() if (d := a.get("difference")) and d.get("judged")]
-    if told:
-        counts = [f"{told.count(j)} {what}" for j, what in _SUITE_COUNTS.items() if told.count(j)]
-        text += f" Of {plural(len(told), 'arm')} paired with a reference, {', '.join(counts)}."
-    difference = arms[best].get("difference")
-    if difference:
-        text += f" Against {arms[best]['versus']}, {best} is {gap(difference, joint=True)}."
-    return {"judged": "undecided", "word": "Best arm: " + best + ".", "text": text}
+    return _apart_answer(found)
+
+
+def mine_answer(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the arms that a suite asks about are better, each against the best of the others."""
+    answers = {label: found["answers"][label] for label in asked(found)}
+    if not answers:
+        return {"judged": "undecided", "word": "No answer.", "text": "No run of these arms completed."}
+    verdicts = {own["verdict"] for own in answers.values()}
+    one = verdicts.pop() if len(verdicts) == 1 else "undecided"
+    said = [f"{label} is {VERDICTS[own['verdict']][1]} {own['rival']}" for label, own in answers.items()]
+    text = " ".join(f"{own['sentence'].rstrip('.')}." for own in answers.values())
+    return {"judged": VERDICTS[one][0], "word": f"{'; '.join(said)}.", "text": text}
+
+
+def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a suite of arms with references: which of them are told apart from these, and how."""
+    told: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
+    references = set()
+    for label, arm in found["arms"].items():
+        if arm.get("difference"):
+            told[verdict_of(arm["difference"])].append(label)
+            references.add(arm["versus"])
+    whom = references.pop() if len(references) == 1 else "their references"
+    many = sum(map(len, told.values()))
+    if not many:
+        text = "No arm is paired with another one."
+        return {"judged": "undecided", "word": "No comparison.", "text": text}
+    apart = [f"{len(told[kind])} {kind}" for kind in ("better", "worse") if told[kind]]
+    word = f"None of {plural(many, 'arm')} is told apart from {whom}"
+    if apart:
+        word = f"Of {plural(many, 'arm')} {' and '.join(apart)} than {whom}"
+    kinds = {"better": "Better", "worse": "Worse", "level": "Level", "undecided": "Not told apart"}
+    said = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in told.items() if labels]
+    by = f"By the 95% intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
+    judged = "meets" if told["better"] and not told["worse"] else "undecided"
+    return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*said, by)))}
+
+
+def _first_few(labels: Sequence[str]) -> str:
+    """Names, no more than a headline has room for."""
+    if len(labels) <= FEW + 1:
+        return ", ".join(labels)
+    return f"{', '.join(labels[:FEW])} and {len(labels) - FEW} more"
+
+
+FEW = 5  # names that a headline lists
+VERDICTS = {  # of an arm that a suite asks about -> tone of the answer, in words
+    "better": ("beats", "better than"),
+    "level": ("meets", "level with"),
+    "worse": ("misses", "worse than"),
+    "undecided": ("undecided", "not told apart from"),
+}
+BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
 
 
 def _window_answer(windows: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -436,14 +548,6 @@ def _transfer_answer(found: Mapping[str, Any]) -> dict[str, str]:
         f"Test loss with the settings of the usual size, minus that of a rate tuned again, in nats: {said}."
     )
     return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
-
-
-_SUITE_COUNTS = {
-    "beats": "beat it",
-    "meets": "meet the target",
-    "misses": "miss it",
-    "undecided": "are undecided",
-}
 
 
 OPTIMIZERS = {
@@ -526,13 +630,32 @@ def short(name: str, arm: Mapping[str, Any]) -> str:
         return f"{text}, control’s schedule"
     if kind == "ebc" or first == "ebc_chosen":
         return text
-    return text + "".join(f", {said}" for said in schedules(name))
+    return text + "".join(f", {said}" for said in schedules_of(name, arm, SHORT_SCHEDULES))
+
+
+def schedules_of(name: str, arm: Mapping[str, Any], phrases: Mapping[str, str]) -> Iterator[str]:
+    """The schedules of an arm as its decision records them, and of what is low-bit what its name says beside
+    its track: an optimizer of one's own may be called like a schedule."""
+    rest = name.removeprefix(f"{arm['track']}_")
+    if "lr_schedule" not in arm:
+        yield from schedules(rest, phrases)
+        return
+    tails = DELTA_TAILS.get(arm["delta_schedule"], ""), LR_TAILS.get(arm["lr_schedule"], "")
+    yield from (phrases[tail[1:]] for tail in tails if tail[1:] in phrases)
+    warmup = arm["warmup_steps"]
+    if warmup is not None and warmup != LRScheduleConfig().warmup_steps:
+        yield from schedules(f"w{warmup}", phrases)
+    yield from schedules("_".join(part for part in _parts(rest) if part in LOW_BIT), phrases)
+
+
+def _parts(name: str) -> list[str]:
+    return re.findall(r"mint8_linear|[^_]+", name)
 
 
 def schedules(name: str, phrases: Mapping[str, str] = SHORT_SCHEDULES) -> Iterator[str]:
     """What the end of a run's or an arm's name says of its schedules, `w100` and `w0` as words, and of what
     is low-bit."""
-    for part in re.findall(r"mint8_linear|[^_]+", name):
+    for part in _parts(name):
         if part in phrases or part in LOW_BIT:
             yield phrases.get(part) or LOW_BIT[part]
         elif re.fullmatch(r"w\d+", part):
@@ -576,13 +699,15 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
         "its best constant rate" if arm["lr_scale"] == 1 else f"{arm['lr_scale']:g}× the best constant rate"
     )
     text = f"{optimizer(arm['track'])} {'with EBC' if arm['ebc'] else 'without EBC'}, {rate}"
-    text += "".join(f", {said}" for said in schedules(name, SCHEDULES))
+    text += "".join(f", {said}" for said in schedules_of(name, arm, SCHEDULES))
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 
-def tracks_in_words(text: str) -> str:
+def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
     """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
-    go on after the track, stay as they are recorded."""
+    go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
+    own = [re.escape(track) for track in tracks]
+    text = re.sub(rf"\b(?:{'|'.join(own)})\b", lambda found: optimizer(found[0]), text) if own else text
     return TRACK.sub(lambda found: optimizer(found[0]), text)
 
 

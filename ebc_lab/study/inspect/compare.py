@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.dicts import flat
+from ebc_lab.config.identity import by_name
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
 
@@ -54,7 +55,7 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
-    versions = {**flat(header["versions"]), **header["environment"]}
+    versions = {**flat(header["versions"]), **by_name(header["environment"])}
     return {**versions, "git": header["git"], **flat(header["hardware"])}
 
 

@@ -34,8 +34,10 @@ from ..stages.stage import Scenario, Stage
 from ..store.reuse import ResultsOf, reusable_results
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
-from .pace import Pace, learned, of_siblings
+from .copied import WithNeighbours, with_corpus_of_neighbours
+from .pace import Pace, learned, observed, of_siblings
 
+USUAL = 2.0  # the best loss that is invented where none is known
 SCENARIOS = (
     Scenario("min", edge=False, extra=0, merged=True, open=False),
     Scenario("expected", edge=True, extra=1, merged=True, open=True),
@@ -79,7 +81,7 @@ def _asked(
 ) -> list[RunSpec]:
     """The runs that a stage asks for; adds their results, known or invented, to `results`."""
     first = len(results)
-    lowest = math.inf  # of the known losses
+    lowest: dict[str, float] = {}  # role -> of the known losses; "" of all
     while True:
         specs = stage.runs(config, decisions, results)
         new = [s for s in specs if s.run_id not in results]
@@ -87,10 +89,13 @@ def _asked(
         results |= there
         if len(results) == first:  # nothing can be decided at the looks between the first and the last
             config = _without_looks_between(config)
-        lowest = min([lowest, *map(val_loss, there.values())])
-        best = 0.99 * lowest if math.isfinite(lowest) else 2.0
+        for spec in (s for s in new if s.run_id in there):
+            for role in ("", spec.role):
+                lowest[role] = min(lowest.get(role, math.inf), val_loss(there[spec.run_id]))
         for spec in new:
             if spec.run_id not in results:
+                known_best = lowest.get(spec.role, lowest.get("", math.inf))
+                best = 0.99 * known_best if math.isfinite(known_best) else USUAL
                 results[spec.run_id] = _invent(config, scenario, spec, len(results) - first, best)
         if not new or not stage.grows:
             return specs
@@ -105,7 +110,7 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
     """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known
     ones."""
     lr = spec.run.optimizer.lr
-    grid = config.lr_sweep.grids[spec.run.optimizer.name]
+    grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # an arm may have another optimizer
     if scenario.edge or len(grid) <= 2:
         behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
     else:
@@ -123,15 +128,40 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
     }
-    result.update(stage_of(spec.stage).invented(config, scenario, spec, nth))
+    own = stage_of(spec.stage).invented(config, scenario, spec, nth)
+    result.update(own)
+    if (loss := own.get("val_loss")) is not None:
+        result["val_loss"] = best + loss - USUAL
     return result
+
+
+def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
+    """How far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can be
+    expected, their `steps`, and `seconds` of work, None before a run has finished.
+
+    `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
+    """
+    stages = forecast(config, ("expected",), known)["expected"]
+    specs = [s for found in stages.values() for s in found if s.kind == "train"]
+    results = known(specs)
+    left = [s for s in specs if s.run_id not in results]
+    pace = observed(specs, results)
+    open_share = {s.run_id: 1 - under_way.get(s.run_id, 0.0) for s in left}
+    work = [pace.seconds(s) * open_share[s.run_id] for s in left] if pace else []
+    longest = max(work, default=0.0)  # the last run has no company
+    return {
+        "done": len(specs) - len(left),
+        "left": len(left),
+        "steps": sum(s.run.steps * open_share[s.run_id] for s in left),
+        "seconds": max(longest, sum(work) / at_a_time(config)) if pace else None,
+    }
 
 
 def planned(config: Config) -> dict[str, Any]:
     """Runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
 
-    Of a study that has begun, `done` runs are counted and left out of the time. Raises UserError when a
-    result was edited.
+    Of a study that has begun, `done` runs are counted and left out of the time, and so are those that will be
+    `copied` from other studies in the folder. Raises UserError when a result was edited.
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
@@ -146,13 +176,13 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     changed = changes(config, header) if header else []
     config = adopt(config, header) if header else config
     records = snapshot.sound_records() if snapshot else []
-    placed = _placed(config, header)
+    placed = _placed(with_corpus_of_neighbours(config, study), header)
     speed: Choice | None = None
     with suppress(NotMeasured):
         speed = choose_for_study(placed, measure=False)
     named = (speed or _plainest(placed)).apply_to(placed)
     finished = snapshot is not None and snapshot.finished and not changed
-    known = reusable_results(records, finished=finished)
+    known = WithNeighbours(study, reusable_results(records, finished=finished))
     rate = learned(records) or of_siblings(named, study)
     stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
     for scenario, runs in forecast(named, known=known).items():
@@ -199,16 +229,18 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
 
 
 def _figures(
-    specs: Sequence[RunSpec], config: Config, known: ResultsOf, rate: Pace | None, speed: Choice | None
+    specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """What the training runs among `specs` take."""
+    """What the training runs among `specs` take; those that will be `copied` take nothing."""
     training = [s for s in specs if s.kind == "train"]
-    done = known(training)
+    there = known(training)
+    copied = [s for s in training if s.run_id in known.copied]
     steps = sum(s.run.steps for s in training)
-    left = [s for s in training if s.run_id not in done]
+    left = [s for s in training if s.run_id not in there]
     return {
         "runs": len(training),
-        "done": len(done),
+        "done": len(there) - len(copied),
+        "copied": len(copied),
         "steps": steps,
         "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in training),
         "eta_s": _seconds(left, config, rate, speed),

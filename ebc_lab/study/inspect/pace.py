@@ -13,7 +13,7 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.machine import hardware
 from ebc_lab.config.schema import Config
-from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.figures import FINISHED, RunResult
 
 from ..stages.spec import RunSpec, cost_of
 from ..store.study import Record, Study, studies_in
@@ -50,6 +50,24 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
         cost = cost_of(result["steps"], run["batch_size"] * run["model"]["context"], *kind)
         if cost and result.get("wall_s"):
             timed.setdefault(kind, []).append((result["wall_s"], cost))
+    return _of(timed, source)
+
+
+def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
+    """`learned` of these runs' results by run id."""
+    timed: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for spec in specs:
+        result = results.get(spec.run_id)
+        if result and result["outcome"] in FINISHED and result.get("wall_s"):
+            kind = (spec.run.optimizer.name, spec.run.stabilizer.name)
+            share = result["steps"] / spec.run.steps  # of the cost: one that diverged took fewer
+            if cost := spec.cost * share:
+                timed.setdefault(kind, []).append((result["wall_s"], cost))
+    return _of(timed, "this study")
+
+
+def _of(timed: Mapping[tuple[str, str], Sequence[tuple[float, float]]], source: str) -> Pace | None:
+    """A pace from pairs of seconds and cost by kind of run."""
     if not timed:
         return None
     every = [pair for pairs in timed.values() for pair in pairs]

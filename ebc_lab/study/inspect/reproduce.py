@@ -7,65 +7,125 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.choices import groups, settings_of
+from ebc_lab.config.choices import OWN, groups, settings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.overrides import in_mapping
-from ebc_lab.config.schema import NOT_THE_STUDY, Config, LauncherConfig, RunConfig
+from ebc_lab.config.own.entry_points import offered
+from ebc_lab.config.schema import CUSTOM, NOT_THE_STUDY, ArmConfig, Config, LauncherConfig, RunConfig
 
+from ..store.own import Copies, copies
 from ..store.study import Study, StudyHeader
+
+NONE = Copies(Path(), "", None, frozenset())
 
 
 @dataclass(frozen=True)
 class StudyCommand:
     """`command` begins the study again. `changed`: (setting, its default, its value here) of the settings
-    that differ from those of the scale and the suite. `unsaid`: those of them that need a file in
-    `conf/study`."""
+    that differ from those of the scale and the suite. `unsaid`: those of them that only a
+    suite's file can say."""
 
     command: str
     changed: list[tuple[str, Any, Any]]
     unsaid: list[str]
 
 
-def reproduce(config: Config, run: RunConfig) -> str:
-    """A command line that trains exactly this run."""
+def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
+    """A command line that trains exactly this run. `own`: the study's copies of the user's own files."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
+    for group in OWN:
+        if (target := changed.get(f"{group}.target")) is not None:
+            changed[f"{group}.target"] = own.to_show(own.path_of(target))
     words = [f"{k}={override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
 
-def study_command(requested: Mapping[str, Any]) -> StudyCommand:
-    """The `ebc-lab autopilot` that asks for these settings, `requested` of a study.json."""
+def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyCommand:
+    """The `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the study's
+    copies of the user's own files."""
     asked = flat(requested)
-    chosen = [f"scale={requested['scale']}"]
-    suite = _suite(asked)
-    chosen += [f"study={suite}"] if suite != "default" else []
-    base = _defaults(tuple(chosen), study=True)
+    try:
+        chosen = _chosen(requested, asked, own)
+        base = _defaults(tuple(chosen), study=True)
+    except UserError:  # another version's suite, or one that was changed
+        own = NONE
+        chosen = _chosen({**requested, "mine": []}, asked, own)
+        base = _defaults(tuple(chosen), study=True)
     name = "study.name"
     both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
     # an empty mapping is not said where its entries are, nor by a version that did not have it
     filled = {k for k, value in base.items() if value == {} and k not in asked}
+    arms = _new_arms(requested, base, own)
+    of_arms = tuple(f"ablation.arms.{arm}." for arm in arms)
     entries = {k for k in asked if in_mapping(k) and not k.startswith("ablation.arms.")}
     differing = {k for k, (old, new) in both.items() if old != new} | (entries - base.keys())
     changed = [(k, *both[k]) for k in both if k in differing - filled]
     settable = (asked.keys() & base.keys() | entries) - STUDY_DECIDES.keys()
-    # said by `optimizer=`, without which a target has no meaning
-    by_name = ("optimizer.name", "optimizer.lr") if asked.get("optimizer.target") is not None else ()
-    chosen += [f"optimizer={asked[k]}" for k in by_name[:1]]
-    unsaid = [k for k, _, _ in changed if k not in settable and k not in by_name]
-    said = [(k, v) for k, _, v in changed if k not in unsaid and k not in (name, *by_name)]
+    unsaid = [k for k, _, _ in changed if k not in settable and not k.startswith(of_arms)]
+    sayable = settable - {name} - {k for k in asked if k.startswith(of_arms)}
+    said = [(k, v) for k, _, v in changed if k in sayable]
     words = [f"{k}={override_value(v)}" for k, v in said]
+    words += [f"ablation.arms.{arm}={override_value(settings)}" for arm, settings in arms.items()]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
-        shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named]),
+        own.to_show(shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named])),
         [c for c in changed if c[0] != name],
         unsaid,
     )
+
+
+def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies) -> list[str]:
+    """The choices that the rest is told from: scale, suite, and the parts of the user's own."""
+    chosen = [f"scale={requested['scale']}"]
+    suite = own.suite_path or _suite(asked)
+    chosen += [f"study={override_value(suite)}"] if suite != "default" else []
+    mine = requested.get("mine") or []
+    if mine and _defaults(tuple(chosen), study=True)["mine"] != mine:
+        paths = [own.path_of(target) for target in mine]
+        plain = all(re.fullmatch(r"[\w./-]+:[\w.]+", path) for path in paths)
+        said = f"[{','.join(paths)}]" if plain else override_value(paths)
+        chosen.append(f"mine={said}")
+    optimizer = requested["optimizer"]
+    if optimizer.get("target") is None:
+        return chosen
+    # said by `optimizer=`, without which a target has no meaning, and with the grid that it cannot do without
+    name = optimizer["name"]
+    grid = requested["lr_sweep"]["grids"].get(name)
+    grids = [f"lr_sweep.grids.{name}={override_value(grid)}"] if grid else []
+    if name in offered("optimizer"):
+        return [*chosen, f"optimizer={name}", *grids]
+    target = override_value(own.path_of(optimizer["target"]))
+    return [*chosen, f"optimizer={CUSTOM}", f"optimizer.target={target}", *grids]
+
+
+def _new_arms(
+    requested: Mapping[str, Any], base: Mapping[str, Any], own: Copies
+) -> dict[str, dict[str, Any]]:
+    """Name -> the settings, as far as they are no defaults, of the arms that the suite does not have."""
+    usual = to_dict(ArmConfig())
+    known = {key.split(".")[2] for key in base if key.startswith("ablation.arms.")}
+    found = {}
+    for name, arm in requested["ablation"]["arms"].items():
+        if name in known:
+            continue
+        made = {key: value for key, value in arm.items() if value != usual.get(key)}
+        if settings := made.get("settings"):
+            made["settings"] = {group: _by_path(part, own) for group, part in settings.items()}
+        found[name] = made
+    return found
+
+
+def _by_path(part: Any, own: Copies) -> Any:
+    """A part of an arm, the target of a copy by its path."""
+    known = isinstance(part, Mapping) and part.get("target")
+    return {**part, "target": own.path_of(part["target"])} if known else part
 
 
 def continuing(study: Study, header: StudyHeader) -> str | None:
@@ -78,7 +138,7 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
         return noted
     requested = header["requested"]
     here = {**requested, "study": {**requested["study"], "name": study.root.name}}  # it may have been moved
-    found = study_command(here)
+    found = study_command(here, copies(study, header))
     if found.unsaid:
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})

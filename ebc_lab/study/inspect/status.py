@@ -18,6 +18,7 @@ from ..launch import queue as queue_module
 from ..launch.pool import at_a_time
 from ..stages import stage_of
 from ..store.counts import TRAINING, counted
+from ..store.own import copies
 from ..store.reuse import ResultsOf, remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Record, Study
@@ -166,7 +167,8 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
-    return reproduce(config, run) if spec["kind"] == "train" else None
+    own = copies(study, study.header(checked=False))
+    return reproduce(config, run, own) if spec["kind"] == "train" else None
 
 
 def _eta(

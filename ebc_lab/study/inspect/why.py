@@ -18,6 +18,9 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     if stage is not None:
         stage_of(stage)  # refuses an unknown one
     snapshot = read(study)
+    stages = snapshot.config.study.stages
+    if stage is not None and stage not in stages:
+        raise UserError(f"study {study.name} has no stage {stage}: it has {', '.join(stages)}.")
     decisions = snapshot.sound_decisions()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):

@@ -25,6 +25,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import canonical_json, digest, identity_of
+from ebc_lab.config.own.sources import remember
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
@@ -41,10 +42,11 @@ from .session import Session
 KINDS = {
     "train": "ebc_lab.training.outcome:recorded_run",
     "overhead": "ebc_lab.bench.pairs:overhead_run",
+    "step": "ebc_lab.bench.pairs:step_run",
     "idle": "ebc_lab.study.launch.idle:idle",
 }
 TOGETHER = "train"  # the kind that several processes can train together
-MEASUREMENTS = ("overhead",)  # kinds that measure time, and so share a worker with nothing
+MEASUREMENTS = ("overhead", "step")  # kinds that measure time, and so share a worker with nothing
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
@@ -176,6 +178,8 @@ class Worker:
         self.name = name
         self.about = session.about()
         self.study = Study(Path(self.about["study"]))
+        if self.study.own.is_dir():
+            remember(self.study.own)
         self.surroundings = attempts.surroundings()
         self.turns: dict[str, Turns] = {}  # run id -> the run, for each run in progress
         self.sharing: dict[str, str | None] = {}  # run id -> its `sharing_class`, for each run in progress

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.choices import changed
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
@@ -19,6 +20,7 @@ from .spec import RunSpec
 from .stage import Stage, Track
 from .statistics import paired
 from .suite import contenders, point_of, ready, run_of, shape_of, transfer_of, windows_of
+from .verdict import add_answers, told_apart
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
     "val_loss",
@@ -55,6 +57,10 @@ LOW_BIT_FIGURES = (  # the same, but left out where an arm has none: other suite
     "lr_factor",
     "radius_factor",
 )
+STEP = "step"  # of a run, and how its name begins
+STEP_COST = "step_cost"
+TIMED_STEPS = 120  # a side; the measurement stops earlier where a step takes long
+PLAIN = {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -70,6 +76,7 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
             own[label, seed] = _spec(track, label, run, scale)
         specs += own.values()
         specs += _copies(config, decisions, results, track, own)
+        specs += measurements(list(own.values())) if config.ablation.step_cost else []
     return specs
 
 
@@ -113,31 +120,89 @@ def _matching_strength(result: RunResult) -> float:
     return float(f"{grid[low] + (place - low) * (grid[low + 1] - grid[low]):.4g}")
 
 
+def beside_adam(run: RunConfig) -> RunConfig:
+    """The same run under torch's Adam alone, which it takes turns with."""
+    return changed(run, PLAIN)
+
+
+def measurements(specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """A measurement for the first run of every arm that is not Adam alone."""
+    first: dict[tuple[str, str], RunSpec] = {}
+    for spec in specs:
+        first.setdefault((spec.track, spec.arm), spec)
+    return [
+        replace(spec, role=STEP_COST, run=replace(spec.run, steps=TIMED_STEPS, evaluate=["val"]), kind=STEP)
+        for spec in first.values()
+        if _differs(spec.run)
+    ]
+
+
+def _differs(run: RunConfig) -> bool:
+    plain = beside_adam(run)
+    return (run.optimizer.name, run.stabilizer.name) != (plain.optimizer.name, plain.stabilizer.name)
+
+
+def steps_cost(
+    labels: Sequence[str], reference: str, own: Sequence[RunSpec], results: Results
+) -> dict[str, dict[str, float]]:
+    """Arm -> the time of its step over that of the reference's: median over turns, and quartiles. Arms that
+    could not be measured are absent; all are where the reference could not."""
+    found: dict[str, list[float]] = {}
+    timed = {s.arm: results.get(s.run_id, {}) for s in own if s.kind == STEP}
+    for label in labels:
+        result: Mapping[str, Any] = timed.get(label, {"step_ratio": 1.0, "step_ratio_iqr": [1.0, 1.0]})
+        if result.get("step_ratio"):
+            low, high = result["step_ratio_iqr"]
+            found[label] = [result["step_ratio"], low, high]
+    if reference not in found:
+        return {}
+    unit = found[reference][0]
+    return {
+        label: dict(zip(("ratio", "low", "high"), (x / unit for x in values), strict=True))
+        for label, values in found.items()
+        if label != reference
+    } | {reference: {"ratio": 1.0, "low": 1.0, "high": 1.0}}
+
+
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
     """Each arm's figures and its paired difference in test loss from its reference, with a 95% interval."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
+    trained = [s for s in specs if s.kind == "train"]
     for track in ready(config, earlier, "ablation"):
         tracks[track] = {
             "reference": config.ablation.reference,
-            "arms": _arms(config, [s for s in specs if s.track == track], results, earlier),
+            "arms": _arms(config, [s for s in trained if s.track == track], results, earlier),
             "sigma": earlier["lr_sweep"]["tracks"][track]["sigma"],
         }
+        if config.ablation.step_cost:
+            own = [s for s in specs if s.track == track]
+            tracks[track]["steps_cost"] = steps_cost(
+                list(tracks[track]["arms"]), config.ablation.reference, own, results
+            )
         tracks[track]["windows"] = windows_of(config, tracks[track]["arms"], results)
         tracks[track]["transfer"] = transfer_of(config, tracks[track]["arms"], results)
         likely = contenders(tracks[track])
         tracks[track]["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
         notes += _notes(config, track, tracks[track])
     compared = _add_differences(config, tracks, results, earlier)
-    if all(math.isinf(loss) for loss in losses_of(specs, results)):
+    about_mine = add_answers(config, tracks, results, earlier)
+    if all(math.isinf(loss) for loss in losses_of(trained, results)):
         raise Undecidable("ablation could not be judged: no run completed.")
     rule = (
         f"test loss after {config.ablation.steps} steps, or as many times that as an arm's size says, paired "
         "by seed with the reference arm, 95% intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
+    if about_mine:
+        rule += (
+            f"; each of {', '.join(config.ablation.mine.arms)} is compared with every other arm, by "
+            f"intervals that hold for all {about_mine} of these at once: better or worse where one excludes 0, level "
+            f"where it lies within ±{config.finals.margin:g} nats; the rival that the answer names is the "
+            "best of the others by the validation loss it was tuned to"
+        )
     return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
@@ -262,11 +327,9 @@ def figure_of(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def headline(track: Track) -> str:
-    medians = {a: f["val_median"] for a, f in contenders(track).items()}
-    losses = {a: x for a, x in medians.items() if x is not None}
-    best = min(losses, key=lambda a: losses[a], default=None)
-    told = f"; lowest median validation loss {best}, {losses[best]:.4f}" if best else ""
-    return f"{len(track['arms'])} arms{told}"
+    """The answers about arms of one's own; else which arms are told apart from their reference."""
+    told = [answer["sentence"] for answer in track["answers"].values()]
+    return "; ".join(told) or f"{len(track['arms'])} arms; {told_apart(track)}"
 
 
 STAGE = Stage(

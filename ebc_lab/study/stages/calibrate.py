@@ -56,7 +56,7 @@ def _runs_of(config: Config, track: Track, budget: str, results: Results) -> lis
     def specs(target_kl: float) -> list[RunSpec]:
         seeds = range(first, first + settings.seeds)
         made = [_run(config, track, budget, target_kl, seed) for seed in seeds]
-        return [spec_of("calibrate", "ebc", run, scale) for run in made]
+        return [spec_of("calibrate", "ebc", run, scale, usual=config.finals.steps) for run in made]
 
     if settings.delta_grid == "published":
         targets = list(PUBLISHED_TARGETS)

@@ -22,7 +22,7 @@ from ebc_lab.records.columns import BITS
 from ebc_lab.records.figures import RunResult
 
 from .rules import Decision, Results, Undecidable
-from .spec import RunSpec
+from .spec import RunSpec, schedules_of
 from .statistics import paired
 
 Arm = dict[str, Any]
@@ -46,6 +46,7 @@ def arms_of(specs: Sequence[RunSpec], results: Results) -> dict[str, Arm]:
             "lr_scale": spec.lr_scale,
             "ebc": ebc,
             "delta_star": spec.run.budget.target_kl if ebc else None,
+            **schedules_of(spec.run),
             "runs": {},
         }
         arm = arms.setdefault(spec.arm, new)

@@ -38,7 +38,8 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         for candidate, settings in config.controller_search.candidates.items():
             steps = config.controller_search.steps
             run = ebc_run(config, track, steps, config.study.stage_seed, scale, **budget, **settings)
-            specs.append(spec_of("controller_search", candidate, run, scale, f"_{candidate}"))
+            note, usual = f"_{candidate}", config.finals.steps
+            specs.append(spec_of("controller_search", candidate, run, scale, note, usual=usual))
     return specs
 
 

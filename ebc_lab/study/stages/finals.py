@@ -13,10 +13,10 @@ from ebc_lab.records.figures import RunResult
 
 from .compare_arms import claims, compare, efficiency, looks, next_seeds
 from .rules import Decision, Results, make_decision
-from .runs import control_run, ebc_run, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
+from .runs import control_run, ebc_run, length, plain_run, searched, spec_of, tracks_of, waiting, with_ebc
 from .spec import RunSpec, arm_name
 from .stage import Figure, Stage, Track
-from .statistics import CONFIDENCE
+from .statistics import CONFIDENCE, show_difference
 from .verdict import remedy, verdict_lines
 
 OVERHEAD_STEPS = 160  # steps a side of the overhead measurement
@@ -58,7 +58,8 @@ def _runs_over(
         if "lr_scale" in decisions:
             twice = next(s for s in own if s.role == "ebc_x2")
             shape = replace(twice.run, steps=OVERHEAD_STEPS)
-            specs.append(RunSpec("finals", "overhead", arm_name(shape, 2.0), 2.0, shape, "overhead"))
+            timed = arm_name(shape, 2.0, length(shape, config.finals.steps))
+            specs.append(RunSpec("finals", "overhead", timed, 2.0, shape, "overhead"))
     return specs
 
 
@@ -163,8 +164,12 @@ def _sequential(
 
 def headline(track: Track) -> str:
     counts = Counter(line["verdict"] for line in track["verdict"])
-    gap = track["margin_sigma"]
-    told = "" if gap is None else f"; best EBC arm from the fair control {gap:+.1f} σ"
+    best = track["differences"]["control"].get(track["best_ebc_by_val"])
+    told = (
+        ""
+        if best is None
+        else f"; best EBC arm by validation − fair control: {show_difference(best, joint=True)}"
+    )
     return ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided")) + told
 
 

@@ -41,12 +41,13 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     S of ×1."""
     search_open = "controller_search" in config.study.stages and "controller_search" not in decisions
     specs: list[RunSpec] = []
+    spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
     for name in tracks_of(decisions, "lr_scale"):
         track = decisions["lr_sweep"]["tracks"][name]
         scales = config.lr_scale.scales
         seed = config.study.stage_seed
         plain = {s: _plain(config, track, seed, s) for s in sorted({1.0, *scales})}
-        specs += [spec_of("lr_scale", "none", run, s) for s, run in plain.items()]
+        specs += [spec("none", run, s) for s, run in plain.items()]
         if "calibrate" not in decisions or search_open:
             continue
         chosen = searched(decisions, name)
@@ -54,7 +55,7 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
         for scale in scales:
             budget = {"budget": found["budget"], "target_kl": found["delta_star"]}
             run = ebc_run(config, track, config.lr_scale.steps, seed, scale, **budget, **chosen)
-            specs.append(spec_of("lr_scale", "ebc", run, scale))
+            specs.append(spec("ebc", run, scale))
         if "surrogate" in found["by_budget"]:
             specs += _fixed_radius(config, track, found["by_budget"]["surrogate"], results)
     return specs
@@ -74,7 +75,8 @@ def _fixed_radius(config: Config, track: Track, target_kl: float, results: Resul
         steps = config.lr_scale.steps
         return ebc_run(config, track, steps, seed, scale, budget="surrogate", target_kl=target_kl)
 
-    measured = spec_of("lr_scale", "surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)
+    spec = partial(spec_of, "lr_scale", usual=config.finals.steps)
+    measured = spec("surrogate_x1", surrogate_run(target_kl, 1.0), 1.0)
     specs = [measured]
     surrogate = results[measured.run_id].get("surrogate_median") if measured.run_id in results else None
     if surrogate:
@@ -86,7 +88,7 @@ def _fixed_radius(config: Config, track: Track, target_kl: float, results: Resul
                 controller=replace(run.controller, name="fixed", kp=None, ki=None, a=None),
                 budget=replace(run.budget, schedule="constant"),
             )
-            specs.append(spec_of("lr_scale", "fixed_tau", run, scale, "_fixedtau"))
+            specs.append(spec("fixed_tau", run, scale, "_fixedtau"))
     return specs
 
 

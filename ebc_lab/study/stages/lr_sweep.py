@@ -26,8 +26,8 @@ from .rules import (
     refuse_without_tracks,
     val_loss,
 )
-from .runs import distinct, plain_run, scheduled, spec_of, waiting
-from .spec import RunSpec
+from .runs import distinct, length, plain_run, scheduled, waiting
+from .spec import RunSpec, arm_name
 from .stage import Figure, Scenario, Stage, Track
 from .stage import invented as invented_by_default
 from .statistics import noise as noise_floor
@@ -73,7 +73,13 @@ def _plain(config: Config, pair: Pair, lr: float, steps: int, seed: int, scale: 
 def _grid_run(config: Config, pair: Pair, lr: float) -> RunSpec:
     sweep = config.lr_sweep
     run = _plain(config, pair, lr, sweep.steps, config.study.stage_seed, 1.0)
-    return spec_of("lr_sweep", "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
+    return _spec(config, "grid", scheduled(run, config.study.lr_schedule, sweep.warmup), 1.0)
+
+
+def _spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
+    """A run of this stage. Its scale counts from the grid's best rate and not, as later, from the best
+    constant one, so the arm is named by the rate itself."""
+    return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 
 
 def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[RunSpec]:
@@ -83,7 +89,7 @@ def _baselines(config: Config, pair: Pair, lr: float, results: Results) -> list[
 
     def baseline(scale: float, seed: int = seed, role: str = "baseline") -> RunSpec:
         run = _plain(config, pair, lr, sweep.long_steps, seed, scale)
-        return spec_of("lr_sweep", role, run, scale)
+        return _spec(config, role, run, scale)
 
     points = [baseline(scale) for scale in sweep.baseline_scales]
     if len(points) > 1:
@@ -102,7 +108,7 @@ def _control_search(config: Config, pair: Pair, lr: float, results: Results) -> 
     plain = partial(_plain, config, pair, lr, sweep.long_steps, config.study.stage_seed)
 
     def control(scale: float, schedule: LRScheduleConfig) -> RunSpec:
-        return spec_of("lr_sweep", "control", replace(plain(scale), lr_schedule=schedule), scale)
+        return _spec(config, "control", replace(plain(scale), lr_schedule=schedule), scale)
 
     first = scheduled(plain(1.0), sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule
     points = [control(scale, first) for scale in sweep.control_scales]
@@ -210,6 +216,7 @@ def decide(
     if not tracks:
         raise Undecidable(" ".join(dropped))
     pairs = _pairs(config, grid, winners, results, kept)
+    _add_dropped(tracks, pairs, config)
     rule = (
         "the grid's lowest validation loss; at the length of the finals, the lowest of constant rates around "
         "it, and the fair control: peak, warm-up and shape one after the other; a best point on an edge "
@@ -344,6 +351,42 @@ def _pairs(
     return pairs
 
 
+def _add_dropped(tracks: Mapping[str, dict[str, Any]], pairs: list[dict[str, Any]], config: Config) -> None:
+    """Say of every pair how far it lies behind the best on the grid, `behind` in nats and `behind_sigma`, and
+    whether one run each could tell them apart; and give the best track those that were `dropped` for it."""
+    best = next((t for p in pairs if (t := p["track"]) in tracks), None)
+    if best is None:
+        return
+    floor = noise_floor(tracks[best]["replicate_losses"])
+    first = tracks[best]["grid"]["val_loss"]
+    for pair in pairs:
+        loss = pair["val_loss"]
+        behind = None if loss is None else loss - first
+        pair["behind"] = behind
+        pair["behind_sigma"] = behind / floor["sigma"] if behind is not None and floor["sigma"] else None
+        pair["told_apart"] = behind is not None and abs(behind) >= (floor["detectable"] or math.inf)
+    for track, found in tracks.items():
+        found["dropped"] = [
+            {**p, "detectable": floor["detectable"]} for p in pairs if not p["kept"] and track == best
+        ]
+
+
+def _note_of_dropped(best: str, pair: Mapping[str, Any]) -> str:
+    if pair["told_apart"] or pair["triaged"]:
+        return f"{best} goes on without {_dropped_in_words(pair)}"
+    least = "" if pair["detectable"] is None else f" (smallest detectable {pair['detectable']:.4f} nats)"
+    return f"{best} goes on without {_dropped_in_words(pair)}{least}: lr_sweep.keep=all goes on with both"
+
+
+def _dropped_in_words(pair: Mapping[str, Any]) -> str:
+    """`muon_none, 0.0412 nats (1.0 σ) behind on the grid, not told apart by one run each`."""
+    if pair["behind"] is None:
+        return f"{pair['track']}, of which no grid run completed"
+    sigmas = "" if pair["behind_sigma"] is None else f" ({pair['behind_sigma']:.1f} σ)"
+    told = "" if pair["told_apart"] else ", not told apart by one run each"
+    return f"{pair['track']}, {pair['behind']:.4f} nats{sigmas} behind on the grid{told}"
+
+
 def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     for t, d in tracks.items():
@@ -362,6 +405,13 @@ def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[
             )
         if d["edge"]:
             notes.append(f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried")
+        worse = control["val_loss"] - d["val_loss"]
+        if worse > 0:
+            notes.append(
+                f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: to beat it "
+                "says little; look at more peaks and shapes with lr_sweep.control_scales and control_shapes"
+            )
+        notes += [_note_of_dropped(t, p) for p in d["dropped"] if p["behind"] is not None]
     notes += [f"{p['track']}: no grid run completed" for p in pairs if p["val_loss"] is None]
     behind = f"triaged, more than {100 * config.lr_sweep.skip_threshold:g}% behind the best"
     return notes + [f"{p['track']}: {behind}" for p in pairs if p["triaged"] and p["val_loss"] is not None]
@@ -382,8 +432,7 @@ def follow_up(config: Config, spec: RunSpec) -> RunSpec | None:
     reach = 2.0**config.lr_sweep.max_extensions * (1 + 1e-6)
     if not min(grid) / reach <= further <= max(grid) * reach:
         return None
-    optimizer = replace(spec.run.optimizer, lr=float(f"{further:.6g}"))
-    return replace(spec, run=replace(spec.run, optimizer=optimizer))
+    return _grid_run(config, (spec.run.optimizer.name, spec.run.projection.name), further)
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -400,12 +449,14 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
 
 def headline(track: Track) -> str:
     control = track["control"]
+    dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
+    worse = control["val_loss"] > track["val_loss"]
     return (
         f"baseline (best constant rate): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
         f"(its spread over seeds) {track['sigma']:.4f}; natural KL (of a step without EBC) "
         f"{track['natural_kl']:.4g} nats; fair control (tuned schedule): lr {control['lr']:g} "
         f"(×{control['lr_scale']:g}), {schedule_in_words(control['lr_schedule'])}, validation loss "
-        f"{control['val_loss']:.4f}"
+        f"{control['val_loss']:.4f}{', worse than the baseline' if worse else ''}{dropped}"
     )
 
 
@@ -429,7 +480,8 @@ def _of_control(track: Track) -> str:
     control = track["control"]
     edge = f"; {control['edge']} edge of its grid" if control["edge"] else ""
     schedule = schedule_in_words(control["lr_schedule"])
-    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{edge}"
+    worse = ", worse than the baseline" if control["val_loss"] > track["val_loss"] else ""
+    return f"×{control['lr_scale']:g}, {schedule}; loss {control['val_loss']:.4f}{worse}{edge}"
 
 
 STAGE = Stage(

@@ -23,7 +23,7 @@ from .spec import RunSpec
 Results = Mapping[str, RunResult]  # by run id
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
-FORM = 3  # of a recorded decision; raised by hand when what it holds changes
+FORM = 4  # of a recorded decision; raised by hand when what it holds changes
 # of a result: no decision rests on them; evals.csv, and so its hash, has times as well
 TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 

@@ -110,9 +110,16 @@ def completed(run: RunConfig, track: Mapping[str, Any], times: float = 1.0) -> R
     return run
 
 
-def spec_of(stage: str, role: str, run: RunConfig, scale: float, note: str = "") -> RunSpec:
-    """A stage's run, with its arm named from its settings."""
-    return RunSpec(stage, role, arm_name(run, scale, note), scale, run)
+def spec_of(
+    stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
+) -> RunSpec:
+    """A stage's run, with its arm named from its settings; `usual`: the steps that the name does not tell."""
+    return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
+
+
+def length(run: RunConfig, usual: int | None) -> str:
+    """What an arm's name says of a run's length: `_n200` of a run of 200 steps where others are usual."""
+    return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
 
 def tracks_of(decisions: Mapping[str, Decision], stage: str) -> list[str]:

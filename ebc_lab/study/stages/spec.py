@@ -6,14 +6,61 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ebc_lab.config.identity import digest, identity_of, number, run_id, stem_of, tail_of
+from ebc_lab.config.identity import (
+    delta_schedule,
+    digest,
+    identity_of,
+    number,
+    resolved,
+    run_id,
+    stem_of,
+    tail_of,
+    warmup_steps,
+)
 from ebc_lab.config.schema import RunConfig
 
+GRID = "grid"  # the role of the runs by which the first best rate is found
+DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer` keeps
 
-def arm_name(run: RunConfig, lr_scale: float, note: str = "") -> str:
+
+def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the schedules as
-    `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`."""
-    return f"{stem_of(run)}_x{number(lr_scale)}{tail_of(run)}{note}"
+    `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+
+    `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
+    itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
+    """
+    rate = f"lr{number(run.optimizer.lr, DIGITS)}" if lr_scale is None else f"x{number(lr_scale, DIGITS)}"
+    return f"{stem_of(run)}_{rate}{tail_of(run)}{note}"
+
+
+def settings_of(run: RunConfig) -> dict[str, Any]:
+    """What tables say of a run's settings, by the names of `records.columns`; None for what has no effect."""
+    run = resolved(run)
+    ebc = run.stabilizer.name == "ebc"
+    bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
+    return {
+        "seed": run.seed,
+        "lr": run.optimizer.lr,
+        "optimizer": run.optimizer.name,
+        "projection": run.projection.name,
+        "stabilizer": run.stabilizer.name,
+        "budget": run.budget.name if ebc else None,
+        "aggregate": run.budget.aggregate if bound else None,
+        "controller": run.controller.name if ebc else None,
+        "delta_star": run.budget.target_kl if ebc else None,
+        **schedules_of(run),
+    }
+
+
+def schedules_of(run: RunConfig) -> dict[str, Any]:
+    """The learning rate's schedule with its warm-up, and that of the target KL, as tables name them."""
+    run = resolved(run)  # a warm-up may be given as a share
+    return {
+        "lr_schedule": run.lr_schedule.name,
+        "warmup_steps": warmup_steps(run),
+        "delta_schedule": delta_schedule(run),
+    }
 
 
 @dataclass(frozen=True)
@@ -26,13 +73,18 @@ class RunSpec:
     arm: str
     lr_scale: float  # times the track's best baseline learning rate
     run: RunConfig
-    kind: str = "train"  # train | overhead
+    kind: str = "train"  # train | overhead | step
     of_track: str = ""  # the track it belongs to, where its own settings do not say
 
     @property
     def track(self) -> str:
         """The (optimizer, projection) it belongs to, as `<optimizer>_<projection>`."""
         return self.of_track or f"{self.run.optimizer.name}_{self.run.projection.name}"
+
+    @property
+    def told_scale(self) -> float | None:
+        """Its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
+        return None if self.role == GRID else self.lr_scale
 
     @cached_property
     def identity(self) -> dict[str, Any]:

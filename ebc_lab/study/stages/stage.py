@@ -107,9 +107,17 @@ def outside_the_band(track: Track, candidate: Candidate) -> str:
 
 
 def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[str]:
-    losses = {p["track"]: p["val_loss"] for p in decision.get("pairs", []) if p["val_loss"] is not None}
-    gaps = {other: loss - track["val_loss"] for other, loss in losses.items() if other != name}
-    return [f"{other} would have had to be {gap:.4f} nats better" for other, gap in gaps.items()]
+    """What the optimizers lacked that were dropped for this track: grid run against grid run, all as long."""
+    told = []
+    for pair in track.get("dropped", []):
+        if pair["behind"] is None:
+            continue
+        sigmas = "" if pair["behind_sigma"] is None else f" ({pair['behind_sigma']:.1f} σ)"
+        words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid{sigmas}"
+        if not pair["told_apart"]:
+            words += ", less than one run each can tell apart"
+        told.append(words)
+    return told
 
 
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
@@ -142,7 +150,7 @@ class Stage:
     # it
     follow_up: Callable[[Config, RunSpec], RunSpec | None] = lambda config, spec: None
     # (config, scenario, run, how many runs the stage has made before it) -> figures of a result that the
-    # forecast invents
+    # forecast invents; of a val_loss 2.0 stands for the best loss that is known
     invented: Callable[[Config, Scenario, RunSpec, int], RunResult] = invented
     title: str = ""
     about: str = ""  # what it is for, in a sentence for readers who do not know the method

@@ -26,6 +26,7 @@ from typing import Any
 CONFIDENCE = 0.95
 POWER = 0.80
 ROUNDING = 1e-12  # nats: differences that spread no further are equal
+MOST_SEEDS = 200  # beyond which `seeds_needed` gives up
 WINDOW_NATS = 0.05  # how far above its best an arm's loss may lie inside its window
 
 
@@ -38,13 +39,13 @@ def paired(
     looks: int = 1,
     replicates: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where a run
-    diverged.
+    """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where one diverged.
 
     `replicates`: losses of one configuration under several seeds, the noise floor. Returns
 
     * `seeds`; `method`: `t`, or `rank` where a run diverged, None without a pair;
-    * `mean` (None by rank), `median`, and `sigmas`, the mean in units of the noise of one run;
+    * `mean` (None by rank), `median`, `sd` of the differences (None by rank, or from one seed), and `sigmas`,
+      the mean in units of the noise of one run;
     * `low`, `high`: the 95% interval of the mean or the median, corrected for `looks`; None where it is
       infinite;
     * `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
@@ -61,12 +62,12 @@ def paired(
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
-    out |= {"method": "t" if both else None, "mean": None, "median": _median(differences), "sigmas": None}
+    out |= {"method": "t" if both else None, "median": _median(differences)}
+    out |= dict.fromkeys(("mean", "sd", "sigmas"))
     if lost or gained:
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
-        out["mean"] = statistics.fmean(differences)
-        out["sigmas"] = out["mean"] / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
+        out |= _moments(differences, replicates)
     found = _tested(out["method"], differences)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
         low = high = math.nan
@@ -79,6 +80,16 @@ def paired(
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k)
         out[name] = "misses" if lost > gained else judge(low, high, margin)
     return out
+
+
+def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:
+    """Mean and spread of finite differences, and the mean in units of the replicates' spread."""
+    mean = statistics.fmean(differences)
+    return {
+        "mean": mean,
+        "sd": statistics.stdev(differences) if len(differences) > 1 else None,
+        "sigmas": mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None,
+    }
 
 
 def judge(low: float, high: float, margin: float) -> str:
@@ -151,6 +162,61 @@ def _factor(freedom: int, level: float) -> float:
     )
 
 
+def seeds_needed(difference: Mapping[str, Any], replicates: Sequence[float] = ()) -> int | None:
+    """How many seeds would decide a difference of `paired` that is undecided: the fewest, more than it has,
+    with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
+
+    That is if the differences go on as they are, with the same mean and the same spread; from one seed the
+    spread is that of two of the `replicates`. None for more than MOST_SEEDS, where a run diverged, and where
+    no spread is known.
+    """
+    n: int = difference["seeds"]
+    mean, spread = difference["mean"], difference["sd"]
+    if spread is None and len(replicates) > 1:
+        spread = statistics.stdev(replicates) * math.sqrt(2)
+    if mean is None or spread is None:
+        return None
+    level = (1 - CONFIDENCE) / difference["looks"] / difference["comparisons"]
+
+    def decides(seeds: int) -> bool:
+        return _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"]) >= POWER
+
+    low, high = max(2, n + 1), MOST_SEEDS
+    if not decides(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if decides(middle) else (middle + 1, high)
+    return low
+
+
+def _power(mean: float, spread: float, seeds: int, level: float, margin: float) -> float:
+    """How probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the larger."""
+    from scipy import stats
+
+    freedom = seeds - 1
+    critical = float(stats.t.ppf(1 - level / 2, freedom))
+    error = spread / math.sqrt(seeds)
+
+    def above(true: float) -> float:  # P(the lower limit is above 0) where this is the mean
+        return _noncentral(critical, freedom, true / error)
+
+    apart = above(mean) + above(-mean)
+    level_ = above(mean + margin) + above(margin - mean) - 1
+    return max(apart, level_)
+
+
+def _noncentral(critical: float, freedom: int, shift: float) -> float:
+    """P(t > critical) of the noncentral t; far out, where scipy has no number, that of the normal."""
+    from scipy import stats
+
+    if abs(shift) < 35:
+        found = float(stats.nct.sf(critical, freedom, shift))
+        if math.isfinite(found):
+            return found
+    return float(stats.norm.sf(critical - shift))
+
+
 def by_interval(difference: Mapping[str, Any], joint: bool) -> dict[str, Any]:
     """The difference with the `low`, `high`, `detectable` and `judged` of one of the two intervals."""
     k = "joint_" if joint else ""
@@ -168,6 +234,7 @@ def show_difference(d: Mapping[str, Any], *, joint: bool = False) -> str:
     shown = "too few seeds to detect any difference"
     if d["detectable"] is not None:
         shown = f"smallest detectable {d['detectable']:.4f}"
+        shown += f" for {d['comparisons']} at once" if joint and d["comparisons"] > 1 else ""
     if d["method"] is None:
         return f"no pair of finished runs; {shown}"
     words = f"{d['mean']:+.4f} nats" if d["mean"] is not None else ""

@@ -21,15 +21,22 @@ from .statistics import ROUNDING, paired, window
 
 ROUNDED = 0.02  # relative: how far rounding may take a target from its multiple
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
-Point = dict[str, float]
+OF_SCHEDULE = {"schedule": "name", "warmup_share": "warmup_share"}  # of a point -> of lr_schedule
+Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
-def points(arm: ArmConfig) -> list[Point]:
-    """Every combination of the arm's grid."""
+def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """Every combination of an arm's grids."""
     return [
-        dict(zip(arm.tune, map(float, values), strict=True))
-        for values in itertools.product(*arm.tune.values())
+        {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
+        for values in itertools.product(*grids.values())
     ]
+
+
+def point_in_words(point: Mapping[str, Any] | None) -> str:
+    """`lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
+    told = {k.replace("_", " "): v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
+    return ", ".join(f"{key} {value}" for key, value in told.items())
 
 
 def run_of(
@@ -43,14 +50,19 @@ def run_of(
 ) -> tuple[RunConfig, float]:
     """An arm's run at a point of its grid, and its LR scale. `steps`: of a run of the suite's usual length.
 
+    An absolute lr in the point takes the place of the track's, and the arm's LR scale multiplies it.
     Its target KL is a multiple of the calibrated one, or of the natural KL where nothing was calibrated.
     """
     swept = decisions["lr_sweep"]["tracks"][track]
     scale = point.get("lr_scale", arm.lr_scale)
     if arm.control:
         scale *= swept["control"]["lr"] / swept["lr"]
+    if "lr" in point:
+        scale *= point["lr"] / swept["lr"]
     run = shaped(plain_run(config, swept, steps, seed, scale), arm)
     run = changed(run, searched(decisions, track) | arm.settings)
+    schedule = {OF_SCHEDULE[k]: v for k, v in point.items() if k in OF_SCHEDULE}
+    run = replace(run, lr_schedule=replace(run.lr_schedule, **schedule))
     times = point.get("delta", arm.delta or 1.0)
     if run.stabilizer.name == "ebc" and "target_kl" not in arm.settings.get("budget", {}):
         unit = swept["natural_kl"]
@@ -62,7 +74,7 @@ def run_of(
         run = replace(run, lr_schedule=replace(run.lr_schedule, **swept["control"]["lr_schedule"]))
     if "strength" in point:
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
-    return completed(run, swept, times), scale
+    return completed(run, swept, times), float(f"{scale:.6g}")
 
 
 def _calibrated(found: Mapping[str, Any], budget: str) -> float:

@@ -1,22 +1,33 @@
-"""tune: each arm of a suite that has a grid at its own best point, every such arm with as many runs."""
+"""tune: each arm of a suite that has a grid at its own best point, every such arm with as many runs.
+
+The search goes over every combination of an arm's grids, or through one setting after the other. It is the
+same for every arm, so that none is tuned more carefully than another: as many points to begin with, the same
+seeds, and grids that grow by their own ratio for all of them as often.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ebc_lab.config.identity import number
-from ebc_lab.config.schema import ArmConfig, Config
+from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
 from ebc_lab.records.figures import RunResult
 
-from .rules import Candidate, Decision, Results, edge_of, losses_of, make_decision, margin_sigma
+from .rules import Candidate, Decision, Results, edge_of, losses_of, make_decision, margin_sigma, val_loss
 from .runs import waiting
-from .spec import RunSpec
+from .spec import DIGITS, RunSpec
 from .stage import Scenario, Stage, Track, held_back_by_its_seeds
-from .suite import Point, points, ready, run_of
+from .statistics import window
+from .suite import Point, point_in_words, points, ready, run_of
+
+SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
+Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
+RATES = ("lr", "lr_scale")
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -24,7 +35,7 @@ def runs(config: Config, decisions: Mapping[str, Decision], results: Results) ->
     specs: list[RunSpec] = []
     for track in ready(config, decisions, "tune"):
         for label, arm in tuned_arms(config).items():
-            for own in _tried(config, decisions, results, track, label, arm).values():
+            for own in _tried(config, decisions, results, track, label, arm).tried.values():
                 specs += own
     return specs
 
@@ -35,11 +46,14 @@ def tuned_arms(config: Config) -> dict[str, ArmConfig]:
 
 
 def _name(label: str, point: Point) -> str:
-    """An arm at a point of its grid."""
-    return label + "".join(f"_{k.replace('lr_scale', 'x')}{number(v)}" for k, v in point.items())
+    """An arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    return label + "".join(f"_{_value(key, value)}" for key, value in point.items())
 
 
-Tried = dict[tuple[tuple[str, float], ...], list[RunSpec]]  # a point's settings -> its runs, one a seed
+def _value(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
 
 
 def _tried(
@@ -49,8 +63,8 @@ def _tried(
     track: str,
     label: str,
     arm: ArmConfig,
-) -> Tried:
-    """The points of an arm's grid, and those by which it grew while its best one lay on an edge."""
+) -> Search:
+    """The points of an arm's grid, and those by which it grew."""
 
     def runs_of(point: Point) -> list[RunSpec]:
         first = config.study.stage_seed
@@ -61,37 +75,143 @@ def _tried(
             made.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=track))
         return made
 
-    tried = {tuple(point.items()): runs_of(point) for point in points(arm)}
-    for _ in range(config.tune.max_extensions):
-        if any(waiting(own, results) for own in tried.values()):
-            break
-        further = [p for p in _beyond(arm, tried, results) if tuple(p.items()) not in tried]
-        if not further:
-            break
-        tried |= {tuple(point.items()): runs_of(point) for point in further}
-    return tried
+    return search(config.tune, arm, runs_of, results)
 
 
-def _beyond(arm: ArmConfig, tried: Tried, results: Results) -> Iterator[Point]:
-    """The next point of each grid on whose edge the best one lies, by the grid's own ratio there."""
-    best = _best(tried, results)
-    for key, value in dict(best or ()).items():
-        values = sorted({dict(point)[key] for point in tried})
-        if len(values) > 1 and value in (values[0], values[-1]):
-            inner = values[1] if value == values[0] else values[-2]
-            yield {**dict(best or ()), key: float(f"{value * value / inner:.4g}")}
+# -- the search of an arm's best point ---------------------------------------------------------------------
 
 
-def _mean(own: Sequence[RunSpec], results: Results) -> float:
-    """The validation loss over the seeds, infinite where one of them did not complete."""
-    return statistics.fmean(losses_of(own, results))
+@dataclass
+class Search:
+    """What was tried of one arm so far, and by which points its grids grew."""
+
+    arm: ArmConfig
+    runs_of: Callable[[Point], list[RunSpec]]
+    results: Results
+    tried: dict[Settled, list[RunSpec]] = field(default_factory=dict)
+    extended: list[Point] = field(default_factory=list)
+    extensions: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether a run has no result yet: nothing further is known before."""
+        return any(waiting(own, self.results) for own in self.tried.values())
+
+    def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
+        """Try the points that were not tried before. -> whether there were any."""
+        new = [p for p in wanted if tuple(p.items()) not in self.tried]
+        self.tried |= {tuple(p.items()): self.runs_of(p) for p in new}
+        self.extended += new if grown else []
+        return bool(new)
+
+    def mean(self, point: Mapping[str, Any]) -> float:
+        """The validation loss over the seeds, infinite where one of them did not complete."""
+        return statistics.fmean(losses_of(self.tried[tuple(point.items())], self.results))
+
+    def best(self) -> Point | None:
+        """The point with the lowest loss, of equal ones that with the lower learning rate; None if none is
+        finite."""
+        ranked = sorted(map(dict, self.tried), key=lambda p: (self.mean(p), self._rate(p)))
+        return ranked[0] if ranked and math.isfinite(self.mean(ranked[0])) else None
+
+    def _rate(self, point: Point) -> float:
+        return self.tried[tuple(point.items())][0].run.optimizer.lr
+
+    def alike(self, point: Mapping[str, Any]) -> list[Point]:
+        """The points tried with this one's warm-up and shape, itself among them."""
+        fixed = {k: v for k, v in point.items() if k not in GROWING}
+        return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
+
+    # -- the parts of the search -----------------------------------------------------------------------------
+
+    def grow(self, most: int) -> None:
+        """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all."""
+        while self.extensions < most and not self.open:
+            if not self.add(list(self._beyond()), grown=True):
+                return
+            self.extensions += 1
+
+    def _beyond(self) -> Iterator[Point]:
+        best = self.best() or {}
+        for key in (k for k in best if k in GROWING):
+            values = sorted({p[key] for p in self.alike(best)})
+            if len(values) > 1 and best[key] in (values[0], values[-1]):
+                inner = values[1] if best[key] == values[0] else values[-2]
+                yield from self._moved(best, key, best[key] / inner)
+
+    def _moved(self, point: Point, key: str, ratio: float) -> Iterator[Point]:
+        """The point with one setting multiplied, where that is still a number that it takes."""
+        value = float(f"{point[key] * ratio:.4g}")
+        if TUNABLE[key].holds(value):
+            yield {**point, key: value}
+
+    def others(self, key: str) -> None:
+        """The other values of a setting that does not grow, at the best point so far."""
+        best = None if self.open else self.best()
+        if best is not None:
+            self.add([{**best, key: value} for value in self.arm.tune[key]])
+
+    def rates_once_more(self) -> None:
+        """The rates next to the best, where its warm-up or shape is not that of the first points."""
+        best = None if self.open else self.best()
+        if best is None or best in self.alike(dict(next(iter(self.tried)))):
+            return
+        for key in (k for k in RATES if k in best):
+            ratio = ratio_of(self.arm.tune[key])
+            self.add([p for r in (1 / ratio, ratio) for p in self._moved(best, key, r)])
+
+    def widen(self, most: int) -> None:
+        """Extend the grid of lr at the best point's other settings, both ways, until the LR window closes;
+        `most` times in all."""
+        ratio = ratio_of(self.arm.tune["lr"])
+        for _ in range(most):
+            best = None if self.open else self.best()
+            span = window(self.curve(best)) if best is not None else None
+            if best is None or span is None:
+                return
+            rates = sorted(self.curve(best))
+            ends = [(rates[0], 1 / ratio)] * span["open_low"] + [(rates[-1], ratio)] * span["open_high"]
+            further = [p for lr, r in ends for p in self._moved({**best, "lr": lr}, "lr", r)]
+            if not self.add(further, grown=True):
+                return
+
+    def curve(self, point: Point) -> dict[float, float]:
+        """lr -> mean loss, of the points that differ from this one in lr alone."""
+        rest = {k: v for k, v in point.items() if k != "lr"}
+        return {p["lr"]: self.mean(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
 
 
-def _best(tried: Tried, results: Results) -> tuple[tuple[str, float], ...] | None:
-    """The point with the lowest loss, of equal ones that with the lower learning rate; None if none is
-    finite."""
-    ranked = sorted(tried, key=lambda p: (_mean(tried[p], results), tried[p][0].run.optimizer.lr))
-    return ranked[0] if ranked and math.isfinite(_mean(tried[ranked[0]], results)) else None
+def ratio_of(grid: Sequence[float]) -> float:
+    """How far apart the values of a grid are; 2 where it has one."""
+    return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
+
+
+def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
+    """The points that a search starts from: every combination, or, one setting after the other, those of the
+    settings that grow, at the first warm-up and shape."""
+    if tune.search == "grid":
+        return points(arm.tune)
+    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
+
+
+def search(
+    tune: TuneConfig, arm: ArmConfig, runs_of: Callable[[Point], list[RunSpec]], results: Results
+) -> Search:
+    """The search of an arm as far as the results tell."""
+    found = Search(arm, runs_of, results)
+    found.add(begun_with(tune, arm))
+    found.grow(tune.max_extensions)
+    if tune.search == "coordinate":
+        for key in itertools.filterfalse(GROWING.__contains__, arm.tune):
+            found.others(key)
+        found.rates_once_more()
+        found.grow(tune.max_extensions)
+    if tune.window and "lr" in arm.tune:
+        found.widen(tune.max_extensions)
+    return found
+
+
+# -- the decision -------------------------------------------------------------------------------------------
 
 
 def decide(
@@ -104,11 +224,12 @@ def decide(
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, Any] = {}
         for label, arm in tuned_arms(config).items():
-            found = _decided(arm, _tried(config, earlier, results, track, label, arm), results, sigma)
+            tried = _tried(config, earlier, results, track, label, arm)
+            found = _decided(tried, results, sigma)
             if found["run_id"] is None:
                 notes.append(f"{track}: no point of {label} completed; its first one is taken")
-            for point in found["extended"]:
-                said = ", ".join(f"{k} {v:g}" for k, v in point.items())
+            if found["extended"]:
+                said = "; ".join(map(point_in_words, found["extended"]))
                 notes.append(f"{track}: {label}'s grid grew by {said}")
             for key, edge in found["edges"].items():
                 at = f"{label}'s best {key}, {found['point'][key]:g}"
@@ -116,41 +237,86 @@ def decide(
             arms[label] = found
         tracks[track] = {"arms": arms, "sigma": sigma}
     seeds = "one seed" if config.tune.seeds == 1 else f"mean of {config.tune.seeds} seeds"
+    how = "every combination"
+    if config.tune.search == "coordinate":
+        how = "one setting after the other, and the rates next to the best again where another changed"
     rule = (
-        f"each arm's lowest validation loss over its own grid, {config.tune.steps} steps, {seeds}, as many "
-        "points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
+        f"each arm's lowest validation loss over its own grid ({how}), {config.tune.steps} steps, {seeds}, "
+        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
         f"{config.tune.max_extensions} times at most"
     )
+    rule += "; then that of lr, as often, until its window closes" if config.tune.window else ""
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
 
-def _decided(arm: ArmConfig, tried: Tried, results: Results, sigma: float) -> dict[str, Any]:
-    """The best point of one arm."""
-    winner = _best(tried, results)
-    chosen = dict(winner or next(iter(tried)))
-    grids = {key: [dict(point)[key] for point in tried] for key in chosen}
-    edges = {k: edge_of(grids[k], v) for k, v in chosen.items() if len(set(grids[k])) > 1}
-    losses = [_mean(own, results) for own in tried.values()]
-    extended = list(tried)[len(points(arm)) :]
+def _decided(found: Search, results: Results, sigma: float) -> dict[str, Any]:
+    """The best point of one arm, and the learning rates around it."""
+    winner = found.best()
+    chosen = winner or dict(next(iter(found.tried)))
+    growing = [key for key in chosen if key in GROWING]
+    grids = {key: [p[key] for p in found.alike(chosen)] for key in growing}
+    edges = {k: edge_of(grids[k], chosen[k]) for k in growing if len(set(grids[k])) > 1}
+    best = found.tried[tuple(chosen.items())]
     return {
         "point": chosen,
-        "run_id": tried[winner][0].run_id if winner else None,
-        "val_loss": _mean(tried[winner], results) if winner else None,
-        "runs": sum(map(len, tried.values())),
-        "extended": list(map(dict, extended)),
+        "run_id": best[0].run_id if winner else None,
+        "val_loss": found.mean(chosen) if winner else None,
+        "runs": sum(map(len, found.tried.values())),
+        "extended": found.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma(losses, sigma),
+        "margin_sigma": margin_sigma([found.mean(dict(p)) for p in found.tried], sigma),
+        **(_curve(found, chosen, results) if "lr" in chosen else {}),
     }
 
 
+def _curve(found: Search, chosen: Point, results: Results) -> dict[str, Any]:
+    """The validation loss over the learning rate at the chosen warm-up and shape, by rising rate, None where
+    a run diverged; and the LR window."""
+    curve: list[dict[str, Any]] = []
+    for lr in sorted(found.curve(chosen)):
+        own = found.tried[tuple({**chosen, "lr": lr}.items())]
+        losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in own}
+        mean = statistics.fmean(losses.values())
+        curve.append(
+            {
+                "lr": own[0].run.optimizer.lr,
+                "val_loss": mean if math.isfinite(mean) else None,
+                "seeds": {seed: x if math.isfinite(x) else None for seed, x in losses.items()},
+            }
+        )
+    known: dict[float, float] = {p["lr"]: math.inf if p["val_loss"] is None else p["val_loss"] for p in curve}
+    return {"curve": curve, "window": window(known)}
+
+
 def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-    """What the forecast assumes: the middle of a grid is best, or its upper end."""
-    grid = points(config.ablation.arms[spec.role])
+    """What the forecast assumes: the middle of a grid is best, or its upper end; of a search for one setting
+    after the other, the usual landscape of `_landscape`."""
+    arm = config.ablation.arms[spec.role]
+    if config.tune.search == "coordinate":
+        return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}
+    grid = points(arm.tune)
     if not scenario.edge:
-        middle = grid[len(grid) // 2].items()
-        return {"val_loss": 2.0 - (spec.arm == _name(spec.role, dict(middle)))}
+        middle = grid[len(grid) // 2]
+        return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
     strength = spec.run.stabilizer.strength or 1.0
     return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
+
+
+def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
+    """How far an invented run lies above the best: by an octave of the rate the sixth part of a window, more
+    where few runs are expected; the last warm-up and shape are best where more are, and at the most every
+    higher rate is better."""
+    rates: list[float] = next((arm.tune[k] for k in RATES if k in arm.tune), [1.0])
+    first = arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
+    usual: bool = spec.run.lr_schedule.name == first
+    rate = spec.lr_scale if "lr_scale" in arm.tune else spec.run.optimizer.lr / arm.lr_scale
+    octaves = math.log2(rate / float(rates[-1]))
+    if not scenario.merged:
+        return 1 / (100 + octaves) + 0.001 * usual
+    middle = octaves + math.log2(float(rates[-1]) / float(rates[len(rates) // 2]))
+    if not scenario.edge:
+        return abs(middle) + 0.001 * (not usual)
+    return 0.03 * abs(octaves) + 0.001 * usual
 
 
 def headline(track: Track) -> str:

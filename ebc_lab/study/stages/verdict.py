@@ -1,7 +1,14 @@
-"""The lines of the verdict, each pass, fail or undecided, with its figure."""
+"""What is concluded: the lines of the finals' verdict, each pass, fail or undecided, with its figure; and what
+a suite answers about arms of one's own.
+
+Of a suite: each such arm against every other that is none, with intervals that hold for all of these
+comparisons at once. The rival that the answer names is picked by the validation loss it was tuned to; the
+answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -9,12 +16,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.schema import Config
+from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.figures import KL_BAND, PLATEAU_C, RunResult
 
-from .compare_arms import seeds_of
+from .compare_arms import Arm, losses, seeds_of
 from .rules import Decision, Results, band_distance
-from .statistics import CONFIDENCE, POWER, VERDICT_OF, by_interval, show_difference, show_mean
+from .statistics import (
+    CONFIDENCE,
+    MOST_SEEDS,
+    POWER,
+    VERDICT_OF,
+    by_interval,
+    paired,
+    seeds_needed,
+    show_difference,
+    show_mean,
+)
+from .suite import contenders
 
+MOST_GIVEN = 100  # seeds that the setting takes
 Line = dict[str, Any]  # name, question, verdict, figure, and what the figure was made from
 
 
@@ -118,13 +138,23 @@ def _comparison(
         name,
         question,
         {"pass": True, "fail": False}.get(VERDICT_OF[difference["judged" if joint else "alone"]]),
-        show_difference(difference, joint=joint) + (" — beats it" if beats else ""),
+        show_difference(difference, joint=joint)
+        + (" — beats it" if beats else "")
+        + _worse_than_baseline(track, reference),
         arm=arm,
         reference=track["roles"][reference],
         difference=difference,
         joint=joint,
         beats=beats,
     )
+
+
+def _worse_than_baseline(track: Mapping[str, Any], reference: str) -> str:
+    """A warning where the arm that is compared with is itself worse than the plain constant rate."""
+    own = track["differences"]["baseline"].get(track["roles"][reference])
+    if reference == "baseline" or own is None or own["mean"] is None or own["mean"] <= 0:
+        return ""
+    return f"; mind that this {reference} is {show_mean(own)} from the baseline, no strong rival"
 
 
 def _lr_window(config: Config, track: Mapping[str, Any]) -> list[Line]:
@@ -209,3 +239,164 @@ def acceptance(config: Config, decision: Decision) -> dict[str, Any]:
         "seeds": seeds_of(decision),
         "sequential": decision["sequential"],
     }
+
+
+# -- is mine better? ----------------------------------------------------------------------------------------
+
+
+def add_answers(
+    config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
+) -> int:
+    """Give every track its arms of one's own, `mine`, and the `answers` about them. -> the number of
+    comparisons, all of which hold at once."""
+    asked: dict[str, tuple[list[str], list[str]]] = {}
+    for name, track in tracks.items():
+        arms = contenders(track)
+        mine = [label for label in config.ablation.mine.arms if label in arms]
+        asked[name] = mine, [label for label in arms if label not in config.ablation.mine.arms]
+    comparisons = sum(len(mine) * len(others) for mine, others in asked.values())
+    for name, (mine, others) in asked.items():
+        replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
+        tracks[name]["mine"] = mine
+        tracks[name]["answers"] = {}
+        by_validation = _by_validation(tracks[name]["arms"], earlier.get("tune"), name, others)
+        for label in mine if others else []:
+            own = losses(tracks[name]["arms"][label], results)
+            against = {
+                other: paired(
+                    own,
+                    losses(tracks[name]["arms"][other], results),
+                    margin=config.finals.margin,
+                    comparisons=comparisons,
+                    replicates=replicates,
+                )
+                for other in others
+            }
+            tracks[name]["answers"][label] = _answer(config, label, by_validation[0], against, replicates)
+    return comparisons
+
+
+def _by_validation(
+    arms: Mapping[str, Arm], tuned: Decision | None, track: str, others: list[str]
+) -> list[str]:
+    """The other arms, that with the lowest validation loss first: of its tuning, where all of them were
+    tuned."""
+    found: dict[str, float | None] = {o: arms[o]["val_median"] for o in others}
+    points = tuned["tracks"][track]["arms"] if tuned else {}
+    if all(o in points for o in others):
+        found = {o: points[o]["val_loss"] for o in others}
+    return sorted(others, key=lambda o: math.inf if (x := found[o]) is None else x)
+
+
+def _answer(
+    config: Config, label: str, rival: str, against: Mapping[str, dict[str, Any]], replicates: list[float]
+) -> dict[str, Any]:
+    for difference in against.values():
+        difference["verdict"] = verdict_of(difference)
+    found: dict[str, Any] = {
+        "rival": rival,
+        "difference": against[rival],
+        "against": dict(against),
+        "verdict": against[rival]["verdict"],
+        "seeds_needed": None,
+        "seeds": None,
+    }
+    if found["verdict"] == "undecided":
+        needed = seeds_needed(against[rival], replicates)
+        found |= {"seeds_needed": needed, "seeds": _seeds(config, needed)}
+    return found | {"sentence": sentence(label, found, len(against))}
+
+
+def verdict_of(difference: Mapping[str, Any]) -> str:
+    """`better` or `worse` where the joint interval excludes 0, `level` where it lies within ± the margin,
+    else `undecided`. An arm that diverged on every one of several seeds, the other on none, is worse, whatever
+    their number allows to tell."""
+    lost = difference.get("diverged", {"arm": 0, "reference": 0})
+    for verdict, more, fewer in (("worse", "arm", "reference"), ("better", "reference", "arm")):
+        if lost[more] == difference["seeds"] > 1 and lost[fewer] == 0:
+            return verdict
+    low, high = difference["joint_low"], difference["joint_high"]
+    margin = difference["margin"]
+    if high is not None and high < 0:
+        return "better"
+    if low is not None and low > 0:
+        return "worse"
+    within = low is not None and high is not None and -margin <= low and high <= margin
+    return "level" if within else "undecided"
+
+
+def _seeds(config: Config, needed: int | None) -> list[int] | None:
+    """The seeds of the study, and as many more as are needed; None where `seeds` does not take so many."""
+    if needed is None or needed > MOST_GIVEN:
+        return None
+    taken = {*config.seeds, *stage_seeds(config)}
+    more = (s for s in itertools.count(max(config.seeds) + 1) if s not in taken)
+    return [*config.seeds, *itertools.islice(more, max(0, needed - len(config.seeds)))]
+
+
+def sentence(label: str, answer: Mapping[str, Any], others: int) -> str:
+    """The answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123 nats of
+    test loss [−0.0200, −0.0040], 5 seeds: better`."""
+    d = answer["difference"]
+    best = ", the best of the others by validation" if others > 1 else ""
+    return f"{label} against {answer['rival']}{best}: {_measured(d)}: {_judged(answer)}"
+
+
+def _measured(d: Mapping[str, Any]) -> str:
+    """The difference, its joint interval and the seeds."""
+    if d["method"] is None:
+        return "no pair of finished runs"
+    seeds = f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
+    words = ""
+    value = d["mean"]
+    if d["method"] == "rank":
+        value = d["median"]
+        lost = d["diverged"]
+        words = f"diverged on {lost['arm']} of {d['seeds']} seeds, the other on {lost['reference']}; median "
+    words += f"{_signed(value)} nats of test loss" if value is not None else "difference unbounded"
+    low, high = d["joint_low"], d["joint_high"]
+    if low is not None or high is not None:
+        words += f" [{'−∞' if low is None else _signed(low)}, {'∞' if high is None else _signed(high)}]"
+    return f"{words}, {seeds}"
+
+
+def _judged(answer: Mapping[str, Any]) -> str:
+    d = answer["difference"]
+    verdict = str(answer["verdict"])
+    margin = d["margin"]
+    ends = [end for end in (d["joint_low"], d["joint_high"]) if end is not None]
+    if verdict == "level":
+        return f"level, no more than {margin:g} nats apart"
+    if verdict != "undecided":
+        small = len(ends) == 2 and max(map(abs, ends)) <= margin
+        return f"{verdict}, though by less than {margin:g} nats" if small else verdict
+    needed = answer["seeds_needed"]
+    if d["method"] != "t":
+        return verdict
+    if needed is None:
+        return f"{verdict}; more than {MOST_SEEDS} seeds would be needed"
+    return f"{verdict}; about {needed} seeds would decide it"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def told_apart(track: Mapping[str, Any]) -> str:
+    """Of a suite without arms of one's own: which arms are told apart from their reference by the interval
+    that holds for all of them at once, and which are not."""
+    found: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
+    for label, arm in track["arms"].items():
+        d = arm["difference"]
+        if d is not None:
+            where = {"better": "lower", "worse": "higher"}.get(verdict_of(d), "not told apart")
+            found[where].append(f"{label} ({arm['shape']})" if arm.get("shape") else label)
+    parts = [f"{what}: {_named(labels)}" for what, labels in found.items() if labels]
+    if not parts:
+        return "no arm was compared"
+    return f"test loss beside the reference's, all intervals holding at once: {'; '.join(parts)}"
+
+
+def _named(labels: list[str], most: int = 5) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more

@@ -62,7 +62,9 @@ def refuse_changed(root: Path) -> None:
     that was recorded, whatever its own checksum says."""
     if not (root / NAME).exists():
         return
-    built_on = (StudyFiles(root).header_file.name, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
+    study = StudyFiles(root)
+    own = f"{study.own.name}/*"
+    built_on = (study.header_file.name, own, f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
     for path, sha256 in read(root)["files"].items():
         if not any(fnmatch(path, pattern) for pattern in built_on):
             continue
@@ -98,7 +100,7 @@ def complete(root: Path) -> None:
     known: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     there = {path: run_of(path) for path in files(root)}
     study = StudyFiles(root)
-    own = (study.header_file.name, *study.conclusions())
+    own = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
     fresh = {run_id for run_id in there.values() if run_id} - {run_of(path) for path in known}
     new = {path: sha256_of(root / path) for path in there if path not in known and _meant(path, own, fresh)}
     _write(root, dict(sorted((known | new).items())), complete=True)
@@ -112,7 +114,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
     """All files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs without a
     result."""
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(d for d in folders if not d.startswith("."))
+        folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
         inside = os.path.relpath(folder, root)
         if os.path.dirname(inside) == RUNS and not unfinished and RESULT not in names:
             folders.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ebc_lab.config.identity import environment, identity_of
+from ebc_lab.config.identity import by_name, study_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import RunResult
 
@@ -140,6 +140,6 @@ def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """(what, recorded, now) of what the names of runs depend on in addition to settings."""
-    now = environment(identity_of("train", config))
-    recorded = header.get("environment", {})
+    now = by_name(study_environment(config))
+    recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, blamed, nearest, visible
+from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -52,6 +52,13 @@ class NotedCommand(TypedDict):
     study: str
 
 
+class OwnRecord(TypedDict):
+    """The copies in own/."""
+
+    suite: str | None  # the file of the suite among them
+    files: dict[str, str]  # name below own/ -> sha256
+
+
 class StudyHeader(TypedDict):
     """What study.json holds."""
 
@@ -66,6 +73,7 @@ class StudyHeader(TypedDict):
     versions: dict[str, Any]
     git: str | None
     hardware: dict[str, Any]
+    own: NotRequired[OwnRecord]  # missing where there are none
 
 
 def settings_of(header: Mapping[str, Any]) -> Config:
@@ -106,7 +114,8 @@ class Study(StudyFiles):
     def must_exist(self) -> None:
         """Raises UserError when there is no study here."""
         if not self.exists():
-            near = nearest(self.name, [study.name for study in studies_in(self.root.parent)])
+            names = [study.name for study in studies_in(self.root.parent)]
+            near = nearest(self.name, names) + (f"; known there: {any_of(names)}" if names else "")
             place = self.root if self.root.parent.name else f"./{self.root}"
             raise UserError(
                 f"there is no study at {place}{near}: start it with `ebc-lab autopilot "

@@ -150,6 +150,8 @@ def _remedy(study: Study, path: str, what: str) -> str:
         return f"delete {study.run_dir(run_id)} and run the study's command again, which trains the run again"
     if path == study.header_file.name:
         return "restore a copy, or delete it and run the study's command again, which keeps unchanged runs"
+    if path.startswith(f"{study.own.name}/"):
+        return "restore a copy, or delete it and run the study's command again where your own file is"
     if path == study.decisions_file.name:
         return "run the study's command again, which decides again from the runs"
     return f"`ebc-lab report {study.name}` makes it again from the runs"

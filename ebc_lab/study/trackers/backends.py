@@ -1,4 +1,4 @@
-"""TensorBoard, MLflow and W&B behind one interface."""
+"""TensorBoard, MLflow, W&B and Trackio behind one interface."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import os
 import shlex
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,10 @@ WANDB_SETTINGS: dict[str, Any] = {  # nothing of the tracker's own process, whic
     "x_disable_meta": True,
     "x_disable_stats": True,
 }
+
+
+TRACKIO_SETTINGS: dict[str, Any] = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}  # the same
+TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by a user who wants the runs there, too
 
 
 @dataclass(frozen=True)
@@ -234,8 +239,58 @@ class WandB:
         self.wandb.teardown()
 
 
+class Trackio:
+    """One Trackio run for each run, in a project named after the study; a database each in `folder/trackio`.
+
+    Trackio has one run in progress, so each call opens its run, or continues it, and closes it again.
+    """
+
+    def __init__(self, place: Place):
+        os.environ["TRACKIO_DIR"] = str(place.folder / "trackio")  # read when it is imported
+        if not any(os.environ.get(name) for name in TRACKIO_ELSEWHERE):
+            os.environ["HF_HUB_OFFLINE"] = "1"  # it would ask a server for the name of a user who has a token
+        import trackio
+
+        self.trackio: Any = trackio
+        self.place = place
+        self.noted = False
+
+    def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
+        """Raises OSError where Trackio, which only warns, could not write."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            config = {**run.settings, **run.identity, **more}
+            shown = self.trackio.init(
+                run.group, run.run_id, resume="allow", config=config, **TRACKIO_SETTINGS
+            )
+            for step, figures in rows:
+                shown.log(figures, step=step)
+            shown.finish()
+        failed = [str(w.message) for w in said if str(w.message).startswith("trackio failed")]
+        if failed:
+            raise OSError(failed[0])
+        if not self.noted:
+            self.noted = True
+            show = f"TRACKIO_DIR={shlex.quote(os.environ['TRACKIO_DIR'])} trackio show --project"
+            self.place.note(f"this shows the runs: {show} {shlex.quote(run.group)}")
+
+    def log(self, run: Run, rows: Sequence[Row]) -> None:
+        if rows:
+            self._log(run, rows)
+
+    def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
+        self._log(run, [(0, dict(figures))], outcome=outcome)
+
+    def flush(self, run: Run) -> None:
+        """Nothing to do: a call returns when the database holds what it was given."""
+
+    def close(self) -> None:
+        """The same."""
+
+
 TRACKERS: dict[str, Callable[[Place], Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
     "wandb": WandB,
+    "trackio": Trackio,
 }

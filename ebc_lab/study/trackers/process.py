@@ -1,5 +1,5 @@
-"""TensorBoard, MLflow and W&B, all opt-in (docs/trackers.md): they show what a study's files contain, and
-cannot harm a run.
+"""TensorBoard, MLflow, W&B and Trackio, all opt-in (docs/trackers.md): they show what the files of a study
+contain, and cannot harm a run.
 
 Each tracker is a process (`python -m ebc_lab.study.trackers.process`) that reads the files which runs write
 anyway. These files are its queue, so nothing is lost while it is slow or down; what it has shown is noted in

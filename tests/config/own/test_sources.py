@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ebc_lab.config.own.sources import find, load
+from ebc_lab.config.own.sources import PLACES, find, load
 
 PLAIN = "import os\n\nraise RuntimeError('imported')\n\n\ndef wanted():\n    return 7\n"
 
@@ -64,7 +64,7 @@ def test_an_installed_package_is_found_without_its_import(folder):
         ("../found_typed:wanted", "written module:function"),
         ("found_empty:wanted", "found_empty has no file"),
         ("sys:exit", "sys has no file"),
-        ("found_broken:wanted", "cannot be read: .*line 1"),
+        ("found_broken:wanted", "found_broken.py:1 cannot be read"),
         ("found_typed:os.wanted.deeper", None),  # only its module can tell
     ],
 )
@@ -127,3 +127,50 @@ def test_the_same_name_in_two_modules_is_two_functions_and_a_hidden_module_is_re
     (folder / "hashlib.py").write_text("def f():\n    return 3\n")
     with pytest.raises(LookupError, match=r"Python imports hashlib from .*: rename yours"):
         load("hashlib:f", find("hashlib:f").sha256)
+
+
+def test_a_path_means_the_same_from_any_folder(folder, monkeypatch):
+    monkeypatch.setenv(PLACES, "")
+    path = folder / "load_placed.py"
+    path.write_text("def f():\n    return 9\n")
+    ways = ["./load_placed.py:f", "load_placed.py:f", "load_placed:f", f"{path}:f"]
+    assert {(s.target, s.path, s.sha256) for s in map(find, ways)} == {
+        ("load_placed:f", path, hashlib.sha256(path.read_bytes()).hexdigest())
+    }
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    source = find("../load_placed.py:f")
+    assert source.path == path
+    assert find("load_placed:f") == source  # from now on, also in processes that this one starts
+    assert load("load_placed:f", source.sha256)() == 9
+    with pytest.raises(LookupError, match=r"no load_place.py \(did you mean load_placed.py\?\) in "):
+        find("../load_place.py:f")
+    (folder / "load-dashed.py").write_text("def f(): pass\n")
+    with pytest.raises(LookupError, match=r"load-dashed.py cannot be imported by Python: rename it"):
+        find("../load-dashed.py:f")
+
+
+def test_what_a_module_imports_from_its_folder_belongs_to_it(folder, monkeypatch):
+    monkeypatch.setenv(PLACES, "")
+    alone = "import json\nimport torch\n\n\ndef f():\n    return 1\n"
+    (folder / "load_alone.py").write_text(alone)
+    assert find("load_alone:f").sha256 == hashlib.sha256(alone.encode()).hexdigest()
+    (folder / "load_lib" / "deep").mkdir(parents=True)
+    (folder / "load_lib" / "__init__.py").write_text("from .one import value\n")
+    (folder / "load_lib" / "one.py").write_text("import load_leaf\nvalue = load_leaf.value\n")
+    (folder / "load_leaf.py").write_text("value = 3\n")
+    (folder / "load_other.py").write_text("value = 4\n")
+    (folder / "load_whole.py").write_text("def f():\n    from load_lib import value\n    return value\n")
+    source = find("load_whole:f")
+    assert set(source.files) == {"load_whole.py", "load_lib/__init__.py", "load_lib/one.py", "load_leaf.py"}
+    copied = folder / "copied"
+    for name, path in source.files.items():
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        (copied / name).write_bytes(path.read_bytes())
+    monkeypatch.chdir(copied)
+    assert find("load_whole:f").sha256 == source.sha256  # wherever they are
+    assert load("load_whole:f", source.sha256)() == 3
+    (copied / "load_leaf.py").write_text("value = 5\n")
+    with pytest.raises(LookupError, match=r"or what it imports \(.*load_leaf.py.*\), has changed"):
+        load("load_whole:f", source.sha256)

@@ -131,6 +131,22 @@ def test_a_suite_with_few_levels_shows_what_they_took(tmp_path, text_file):
     assert told == sorted(told)
 
 
+def test_a_suite_that_asks_about_an_own_optimizer_answers_about_it_first(tmp_path, text_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
+    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
+    study = invent(tmp_path, [*asked, "seeds=[0,1,2]", "ablation.step_cost=false"], drawn=False)
+    html_module.write_page(study.root)
+    text = read(study.root).text
+    answer = json.loads((study.root / "auto_decisions.json").read_text())["ablation"]["tracks"]["adam_none"]
+    sentence = answer["answers"]["cautious"]["sentence"]
+    order = [text.index(x) for x in ("Is cautious better?", sentence, "cautious minus it", "What was tried")]
+    assert order == sorted(order)
+    assert "custom" not in text
+    assert "Ellipsotope" not in text
+    assert "Best arm" not in text
+
+
 def test_a_study_without_few_levels_does_not_mention_them(told):
     text = read(told).text
     assert not any(x in text for x in ("Few levels", "Bits per weight", "ms per step", "Low-bit"))
@@ -157,8 +173,29 @@ def test_nothing_but_the_page_itself_may_load_or_run(told):
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
     assert "connect-src" not in policy
-    sources = re.findall(r'(?:src|href|action|data)="([^"]+)"', html)
-    assert [s for s in sources if not s.startswith(("#", "data:"))] == []
+    sources = re.findall(r'(?:src|action|data)="([^"]+)"', html)
+    assert [s for s in sources if not s.startswith("data:")] == []
+    leads = re.findall(r'href="([^"]+)"', html)
+    assert [lead for lead in leads if not lead.startswith(("#", "data:", "runs/"))] == []
+
+
+def test_a_run_leads_to_its_log_and_its_curve_where_these_are_there(own):
+    runs = sorted((own / "runs").iterdir())
+    (runs[0] / "log.txt").write_text("as it ran\n")
+    (runs[1] / "steps.csv").unlink()
+    html_module.write_page(own)
+    html = (own / "report.html").read_text()
+    row = {run.name: html[html.index(f'<tr id="run-{run.name}"') :].partition("</tr>")[0] for run in runs[:2]}
+    assert re.findall(r'<a href="(runs/[^"]+)">(\w+)</a>', row[runs[0].name]) == [
+        (f"runs/{runs[0].name}/log.txt", "log"),
+        (f"runs/{runs[0].name}/steps.csv", "curve"),
+    ]
+    assert "href" not in row[runs[1].name]
+    assert all((own / lead).is_file() for lead in re.findall(r'href="(runs/[^"]+)"', html))
+
+
+def test_what_watch_serves_leads_to_no_file_beside_it(told):
+    assert 'href="runs/' not in LivePage(Study(told)).now()[0].decode()
 
 
 def test_figures_are_short_enough_to_read(told):

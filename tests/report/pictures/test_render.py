@@ -110,7 +110,7 @@ def test_the_pictures_of_long_runs_stay_small(tmp_path):
 def test_a_study_with_finals_and_a_suite_has_every_picture(study):
     kinds = {f"{arm}_loss" for arm in GAIN}
     kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    together = {"ablation", "ablation_steps", "ablation_tightness", "recovery"}
+    together = {"ablation", "ablation_curves", "ablation_steps", "ablation_tightness", "recovery"}
     assert {path.stem for path in study.glob("*.png")} == expected_names("adam_none") | kinds | together
 
 

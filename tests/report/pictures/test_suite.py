@@ -57,7 +57,7 @@ def test_a_suite_draws_the_same_each_time(tmp_path):
 def test_a_suite_draws_its_arms_together_and_each_alone(suite):
     kinds = {f"{arm}_loss" for arm in GAIN}
     kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    assert set(suite) == kinds | {"ablation", "ablation_steps", "ablation_tightness"}
+    assert set(suite) == kinds | {"ablation", "ablation_steps", "ablation_tightness", "ablation_curves"}
 
 
 def test_the_forest_has_a_row_for_each_arm_best_first_diverged_last(suite):

@@ -110,13 +110,14 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 
 def test_every_column_of_a_suite_is_documented():
+    from ebc_lab.config.schema import TUNABLE
     from ebc_lab.study.stages.ablation import FIGURES, LOW_BIT_FIGURES
 
     named = (*FIGURES, *LOW_BIT_FIGURES, *columns.MEMORY_MEANINGS, columns.BITS, "shock_recovered")
     figures = dict.fromkeys(named, 1.0)
-    arm = dict.fromkeys(("about", "lr", "lr_scale", "delta_star", "strength", "difference", "versus"))
+    arm = dict.fromkeys((*summaries.ABOUT_AN_ARM, "strength", "difference", "versus"))
     arm |= {
-        "point": {"lr_scale": 1.0, "delta": 1.0, "strength": 1.0},
+        "point": dict.fromkeys(TUNABLE, 1.0),
         "runs": {},
         "outcomes": {},
         "figures": figures,

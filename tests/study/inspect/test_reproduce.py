@@ -50,10 +50,16 @@ def test_the_command_of_a_study_with_an_own_optimizer_says_all_of_it():
 
 def test_what_only_a_file_can_say_is_named():
     asked = requested(["scale=smoke", "study=controls"])
-    asked["ablation"]["arms"]["mine"] = asked["ablation"]["arms"]["baseline"]
+    arms = asked["ablation"]["arms"]
+    arms["mine"] = {**arms["baseline"], "lr_scale": 3.0}
     found = study_command(asked)
-    assert any(key.startswith("ablation.arms.mine.") for key in found.unsaid)
-    assert "mine" not in found.command
+    assert found.unsaid == []
+    assert requested(shlex.split(found.command)[2:]) == asked
+    gone = next(name for name in arms if name not in ("mine", asked["ablation"]["reference"]))
+    del arms[gone]
+    found = study_command(asked)
+    assert found.unsaid
+    assert all(key.startswith(f"ablation.arms.{gone}.") for key in found.unsaid)
     assert "study=controls" in found.command
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
+from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.forecast import forecast, planned
 from ebc_lab.study.stages import speculative_runs, stage_of
@@ -199,3 +200,26 @@ def test_a_stage_that_says_it_does_not_grow_asks_for_the_same_runs_whatever_its_
         assert [s.run_id for s in stage_of(stage).runs(config, decisions, answered)] == [
             s.run_id for s in first
         ]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["study=published"], ["lr_sweep.keep=all"], ["lr_scale.steps=300"]]
+)
+def test_an_arms_name_means_one_setting_in_the_whole_study(overrides):
+    """Its learning rate, schedules and length, whichever stage asked for it: all that runs of one name may
+    differ in is the seed."""
+    config = config_of(*overrides)
+    settings = {}
+    rates = set()
+
+    def answer(spec):
+        run = replace(spec.run, seed=0, evaluate=["val"])
+        settings.setdefault(spec.arm, set()).add(digest(identity(run)))
+        rates.add((spec.arm, run.optimizer.lr))
+        return done(2 + abs(run.optimizer.lr - 16e-3), surrogate_median=1.0, kl_ratio_median=1.0)
+
+    decided_through(config.study.stages[-1], config, answer)
+    assert {arm: len(own) for arm, own in settings.items() if len(own) > 1} == {}
+    if not overrides:  # four rates of the grid, and one that two tables tell apart
+        assert ("muon_none_baseline_lr0p016_trapezoid_w33_n200", 16e-3) in rates
+        assert len({arm for arm, _ in rates if arm.startswith("muon") and arm.endswith("_n200")}) >= 4

@@ -87,9 +87,9 @@ def one_stage(tiny, out: Path, said: list[str], *tracker: str) -> tuple[Config, 
 
 @pytest.fixture(scope="module")
 def logged_out(tmp_path_factory):
-    """Nobody is logged in to W&B, and nothing in the environment speaks to it."""
+    """Nobody is logged in to W&B, and nothing in the environment speaks to it or to Trackio."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("WANDB_")]:
+        for name in [n for n in os.environ if n.startswith(("WANDB_", "TRACKIO_", "HF_"))]:
             patch.delenv(name)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("nobody")))
         yield
@@ -99,7 +99,7 @@ def logged_out(tmp_path_factory):
 def tracked(tiny, tmp_path_factory, own_places, logged_out):
     """A study followed by all trackers, and what was said."""
     said: list[str] = []
-    names = "tracker.names=[tensorboard,mlflow,wandb]"
+    names = "tracker.names=[tensorboard,mlflow,wandb,trackio]"
     return one_stage(tiny, tmp_path_factory.mktemp("tracked"), said, names, "tracker.wait_s=600")[1], said
 
 
@@ -227,6 +227,64 @@ def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_c
     assert len(history(first, "loss")) == 8
     ids = {r["run"]["run_id"] for records in (first, second) for r in records if r["type"] == "run"}
     assert len(ids) == 1  # so that `wandb sync` makes one run of both files
+
+
+def of_trackio(folder: Path, *words: str) -> dict:
+    """What Trackio's own command prints."""
+    command = [sys.executable, "-m", "trackio.cli", *words, "--json"]
+    places = {**os.environ, "TRACKIO_DIR": str(folder / "trackio")}
+    return json.loads(subprocess.run(command, env=places, capture_output=True, text=True, check=True).stdout)
+
+
+def test_trackio_reads_every_step_once_and_settings_and_the_outcome(tracked):
+    study, said = tracked
+    folder = study.root / ".trackers"
+    [note] = [line for line in said if "tracker trackio" in line]
+    assert note.endswith(f"TRACKIO_DIR={folder}/trackio trackio show --project done")
+    assert sorted(of_trackio(folder, "list", "runs", "--project", "done")["runs"]) == trained(study)
+    run_id = trained(study)[0]
+    asked = ("--project", "done", "--run", run_id)
+    for name, stream in [*((n, "steps.csv") for n in process.STEP_FIGURES), ("val_loss", "evals.csv")]:
+        measured = as_measured(study.run_dir(run_id) / stream, name)
+        if measured:
+            found = of_trackio(folder, "get", "metric", *asked, "--metric", name)["values"]
+            assert [(v["step"], v["value"]) for v in found] == measured, name
+    config = of_trackio(folder, "get", "run", *asked)["config"]
+    spec = read_json(study.run_dir(run_id) / "spec.json")
+    assert (config["arm"], config["outcome"]) == (spec["arm"], "completed")
+    assert config["optimizer"]["lr"] == spec["config"]["optimizer"]["lr"]
+    [final] = of_trackio(folder, "get", "metric", *asked, "--metric", "final/val_loss")["values"]
+    assert final["value"] == pytest.approx(study.result(run_id)["val_loss"])
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from ebc_lab.study.trackers.backends import Place, Run, Trackio
+folder = Path(sys.argv[1])
+one, other = (Run(folder, name, "mine", {"seed": 0}, {}) for name in ("one", "other"))
+tracker = Trackio(Place(folder))
+"""
+WRITES = """
+tracker.log(one, [(0, {"loss": 3.0}), (1, {"loss": 2.0})])
+tracker.log(other, [(0, {"loss": 4.0})])
+Trackio(Place(folder)).log(one, [(2, {"loss": 1.0})])
+"""
+
+
+def test_trackio_continues_a_run_and_a_failure_of_its_is_not_taken_for_shown(tmp_path, logged_out):
+    def told(code: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", OPENED + code, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert told(WRITES).returncode == 0
+    asked = ("get", "metric", "--project", "mine", "--run", "one", "--metric", "loss")
+    found = of_trackio(tmp_path, *asked)["values"]
+    assert [(v["step"], v["value"]) for v in found] == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    [database] = (tmp_path / "trackio").glob("*.db")
+    database.unlink()
+    database.mkdir()
+    assert "OSError: trackio failed" in told(WRITES).stderr
 
 
 def test_nothing_is_shown_twice_and_a_tracker_added_later_shows_everything(own_copy):
@@ -428,7 +486,7 @@ def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tracker.names=[aim]", "aim is unknown; it takes tensorboard, mlflow or wandb"),
+        ("tracker.names=[aim]", "aim is unknown; it takes tensorboard, mlflow, wandb or trackio"),
         ("tracker.wandb_mode=offline", "go with tracker=wandb"),
         ("tracker=wandb tracker.wandb_mode=disabled", "disabled is unknown"),
         ("tracker=tensorbored", "did you mean tensorboard"),
@@ -443,7 +501,10 @@ def test_impossible_settings_are_refused(override, words):
         configurations(["scale=smoke", "tracker=mlflow", "tracker.mlflow_uri=/some/folder"])
 
 
-@pytest.mark.parametrize(("name", "modules"), [("mlflow", "mlflow, sqlalchemy, alembic"), ("wandb", "wandb")])
+@pytest.mark.parametrize(
+    ("name", "modules"),
+    [("mlflow", "mlflow, sqlalchemy, alembic"), ("wandb", "wandb"), ("trackio", "trackio")],
+)
 def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatch, name, modules):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     words = rf"tracker={name} needs {modules}: .*pip install 'ebc-lab\[{name}\]'"

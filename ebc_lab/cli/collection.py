@@ -1,0 +1,125 @@
+"""`list` and `board`: many studies and bundles at once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import OUTPUT_DIR, Json, console
+
+LONGEST = 90  # characters of what a study found, in the list; --json has all of it
+NOTE = (
+    "test loss: nats per token, mean over the seeds ± its 95% interval; from the best: paired by the seeds "
+    "that both have, (n) where they are fewer. Each interval is by itself: the first of many owes a part to "
+    "luck."
+)
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def list_studies(
+    folder: Annotated[Path, typer.Argument(help="Folder of studies and bundles.")] = Path(OUTPUT_DIR),
+    as_json: Json = False,
+) -> None:
+    """The studies and bundles in a folder, the newest first: state, runs, age, size, what each found."""
+    from ebc_lab.config.errors import UserError
+    from ebc_lab.results.catalogue import catalogue
+
+    folder = folder.expanduser()
+    if folder != Path(OUTPUT_DIR) and not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give one that holds studies or bundles.")
+    found = catalogue(folder)
+    if as_json:
+        return typer.echo(json.dumps(found, indent=1))
+    if not found:
+        return typer.echo(f"no study in {folder} yet: start one with `ebc-lab autopilot`.")
+    from rich.text import Text
+
+    from .screen import STATE_STYLE, plain_table
+
+    table = plain_table("~study", "state", "scale", ">runs", ">age", ">size", "~found")
+    for one in found:
+        name = f"{one['name']}.zip" if one["bundle"] else one["name"]
+        state = Text(one["state"], STATE_STYLE.get(one["state"], ""))
+        size = "–" if one["bytes"] is None else in_bytes(one["bytes"])
+        about = one["headline"] or f"stages: {', '.join(one['stages'])}"
+        about = about if len(about) <= LONGEST else f"{about[: LONGEST - 1]}…"
+        table.add_row(name, state, one["scale"] or "–", str(one["runs"]), _age(one["written"]), size, about)
+    console().print(table)
+
+
+def board(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of studies, or studies and bundles.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank arms over many studies and bundles, where corpus, model, batch and length are the same."""
+    from ebc_lab.results.ranking import board as ranked
+
+    found = ranked(*(folders or [Path(OUTPUT_DIR)]))
+    told = found.as_json()
+    if as_json:
+        return typer.echo(json.dumps(told, indent=1))
+    from .screen import plain_table
+
+    screen = console()
+    for group, about in found.groups.items():
+        screen.print(f"{group}: {about}")
+        table = plain_table(">#", "~arm", "~study", ">test loss", ">seeds", ">lr", ">from the best")
+        for row in (row for row in told["arms"] if row["group"] == group):
+            table.add_row(*_row(row))
+        screen.print(table, "")
+    if found.groups:
+        screen.print(NOTE)
+    for note in found.notes:
+        screen.print(note)
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """A row of a board as text."""
+    loss = _with_interval(row["test_loss"], row["low"], row["high"], "")
+    if row["diverged"]:
+        loss = f"{row['diverged']} of {row['seeds']} diverged"
+    apart = _with_interval(row["difference"], row["difference_low"], row["difference_high"], "+")
+    shared = "" if row["shared_seeds"] == row["seeds"] else f" ({row['shared_seeds']})"
+    return (
+        str(row["rank"]),
+        row["arm"],
+        row["study"],
+        loss,
+        str(row["seeds"]),
+        f"{row['lr']:g}",
+        apart + shared,
+    )
+
+
+def _with_interval(mean: float | None, low: float | None, high: float | None, sign: str) -> str:
+    """`2.466 ±0.027`."""
+    if mean is None:
+        return "–"
+    around = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
+    return f"{mean:{sign}.3f}{around}"
+
+
+def in_bytes(size: float) -> str:
+    """`2.4 MB`."""
+    power = min(len(UNITS) - 1, int(math.log(size, 1000)) if size >= 1 else 0)
+    return f"{size / 1000**power:.{1 if power > 1 else 0}f} {UNITS[power]}"
+
+
+def _age(written: str | None) -> str:
+    """How long ago, in the largest unit that fits: `3 h`."""
+    if written is None:
+        return "–"
+    seconds = max(0.0, (datetime.now(UTC) - datetime.fromisoformat(written)).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,104 @@
+"""What a shell offers behind <TAB>: settings and their values, stages, studies. No torch, no Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import typer
+
+from ebc_lab.config.choices import choices_of, groups
+from ebc_lab.config.fields import Setting, setting_of
+from ebc_lab.config.overrides import schema_keys
+from ebc_lab.config.schema import STAGES, Config
+
+from .options import OUTPUT_DIR
+
+HEADER = "study.json"
+
+
+def overrides(incomplete: str) -> list[str]:
+    """Settings whose names begin like this, or the values that fit the one that is named."""
+    key, text = _split(incomplete)
+    if key is not None:
+        before = "" if incomplete == "=" else incomplete[: len(incomplete) - len(text)]
+        return [before + value for value in _beginning(text, values(key.lstrip("+")))]
+    near = _beginning(incomplete, groups())
+    if len(near) == 1:  # nothing else can be meant before the sign: its choices are offered at once
+        near = [f"{near[0]}={choice}" for choice in values(near[0])]
+        return [*near, *(f"{key}=" for key in _settings(incomplete))]
+    inside = "." in incomplete or not near
+    tops = [key for key in _settings(incomplete) if inside or "." not in key]
+    return [f"{name}=" for name in [*near, *tops]]
+
+
+def stages(incomplete: str) -> list[str]:
+    return _beginning(incomplete, STAGES)
+
+
+def studies(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names of the studies in the output folder, and bundles in this one."""
+    folder = Path(str((ctx.params or {}).get("output_dir") or OUTPUT_DIR)).expanduser()
+    names = sorted(path.parent.name for path in folder.glob(f"*/{HEADER}"))
+    bundles = sorted(path.name for place in {folder, Path()} for path in place.glob("*.zip"))
+    return _beginning(incomplete, [*names, *bundles])
+
+
+def studies_or_stages(ctx: typer.Context, incomplete: str) -> list[str]:
+    return [*studies(ctx, incomplete), *stages(incomplete)]
+
+
+def values(key: str) -> list[str]:
+    """What a group or a setting takes, where that can be listed."""
+    if key in groups():
+        return choices_of(key, None)
+    about, kind = _declared(key)
+    if about.choices or about.group:
+        return [*(about.choices or groups()[about.group])]
+    return ["true", "false"] if kind is bool else []
+
+
+def _split(incomplete: str) -> tuple[str | None, str]:
+    """The setting whose value is being written, if there is one, and its last value so far.
+
+    Bash takes `=` for the border of a word: `optimizer=ad` arrives as three, the last of which is asked for.
+    """
+    words = os.environ.get("COMP_WORDS", "").split()
+    at = int(os.environ.get("COMP_CWORD") or 0)
+    if "=" in incomplete and incomplete != "=":
+        key, _, text = incomplete.partition("=")
+        return key, text.rpartition(",")[2].lstrip("[")
+    if incomplete == "=" and at >= 1 and words[at - 1 : at]:
+        return words[at - 1], ""
+    if at >= 2 and words[at - 1 : at] == ["="]:
+        return words[at - 2], incomplete.rpartition(",")[2].lstrip("[")
+    return None, ""
+
+
+def _beginning(text: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(text)]
+
+
+def _settings(incomplete: str) -> list[str]:
+    """Settings with a value of their own whose names begin like this; choices are given by their group."""
+    known = groups()
+    by_group = {*known, *(f"{group}.name" for group in known if group != "study")}
+    named = [key for key, kind in schema_keys().items() if not dataclasses.is_dataclass(kind)]
+    return [key for key in _beginning(incomplete, named) if key not in by_group]
+
+
+def _declared(key: str) -> tuple[Setting, object]:
+    """What a setting's field says of it, and its type."""
+    kind: object = Config
+    about = Setting()
+    for name in key.split("."):
+        fields: Sequence[dataclasses.Field[typing.Any]] = ()
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            fields = [f for f in dataclasses.fields(kind) if f.name == name]
+        if not fields:
+            return Setting(), None
+        about, kind = setting_of(fields[0]), typing.get_type_hints(kind)[name]
+    return about, kind

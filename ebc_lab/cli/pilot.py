@@ -1,0 +1,80 @@
+"""`ebc-lab autopilot` and `stage`: the study runs behind its view, and this says what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ebc_lab.config.errors import MISTAKEN, UserError, visible
+from ebc_lab.report.conclude import concluding
+from ebc_lab.report.text.words import tracks_in_words
+from ebc_lab.study.autopilot import Outcome, autopilot, study_of
+from ebc_lab.study.guards import Limits, StageFailed
+from ebc_lab.study.inspect.forecast import expected_left
+from ebc_lab.study.launch.pool import WorkersFailed
+from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.store.study import Cancelled
+
+from . import screen
+from .options import INTERRUPTED
+
+
+def pilot(
+    config: Any,
+    console: Console,
+    command: str,
+    *,
+    limits: Limits,
+    force: bool = False,
+    stages: list[str] | None = None,
+    lasting: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Run or continue a study and show it. `command`: this call's own; `lasting`: what continues it later.
+
+    -> what `--json` prints: `exit_code` is 4 where runs failed, 3 where the study stopped undecided, 130
+    where it was cancelled or interrupted. Raises UserError.
+    """
+    study = study_of(config)
+    about: dict[str, Any] = {"study": study.name, "folder": str(study.root)}
+    view = screen.View(console)
+    listener = concluding(say=view.say, decided=view.decided, watch=view.watch, expect=_expected)
+    try:
+        with view.following():
+            done = autopilot(config, listener, stages=stages, force=force, limits=limits, command=lasting)
+    except Cancelled as error:
+        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
+        return {"outcome": "cancelled", "exit_code": INTERRUPTED, **about}
+    except KeyboardInterrupt:  # `main` says so
+        return {"outcome": "interrupted", "exit_code": INTERRUPTED, **about}
+    except (StageFailed, WorkersFailed) as error:
+        typer.echo(f"stopped: {visible(str(error))}\nthe command:\n  {command}", err=True)
+        return {"outcome": "stopped", "cause": visible(str(error)), "exit_code": 3, **about}
+    screen.outcome(console, done)
+    return {**_told(done), **about}
+
+
+def _expected(*asked: Any) -> dict[str, Any] | None:
+    """What is still to be trained, None where that cannot be said: what is only shown never stops a study."""
+    try:
+        return expected_left(*asked)
+    except (UserError, Undecidable, *MISTAKEN):
+        return None
+
+
+def _told(done: Outcome) -> dict[str, Any]:
+    """A finished call for programs."""
+    page = done.study.page_file
+    return {
+        "outcome": "runs failed" if done.failed else "done",
+        "answer": [tracks_in_words(line) for line in done.answer],
+        "verdict": done.acceptance,
+        "stages": done.stages,
+        "runs": done.runs.as_dict(),
+        "failed": done.failed,
+        "warning": done.warning,
+        "page": str(page) if page.exists() else None,
+        "exit_code": 4 if done.failed else 0,
+    }

@@ -1,0 +1,57 @@
+"""The files that a module of one's own is made of: itself, and what it imports from the folder it is in."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+OURS = "ebc_lab"  # whose versions are part of a run's identity by other means
+
+
+def files_of(path: Path, root: Path) -> list[Path]:
+    """The module in `path` first, then every file below `root` that it imports, directly or through others,
+    anywhere in its text. What cannot be read as Python imports nothing."""
+    found = [path]
+    for file in found:  # which grows
+        name = _name_of(file, root)
+        for module in _imported(file, name):
+            found += [one for one in _files_named(module, root) if one not in found]
+    return found
+
+
+def _name_of(file: Path, root: Path) -> list[str]:
+    """The package that a file's relative imports start from, in parts."""
+    return list(file.relative_to(root).parent.parts)
+
+
+def _imported(file: Path, package: list[str]) -> Iterator[list[str]]:
+    """The modules, in parts, that a file may import: of `from a import b` both a and a.b."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            start = [*above, *(node.module.split(".") if node.module else [])]
+            yield start
+            yield from ([*start, alias.name] for alias in node.names)
+
+
+def _files_named(module: list[str], root: Path) -> Iterator[Path]:
+    """The files of a, a.b and a.b.c for the module a.b.c, as far as they are Python below `root`."""
+    if not module or module[0] in sys.stdlib_module_names or module[0] == OURS:
+        return
+    places = [str(root)]
+    for part in module:
+        spec = PathFinder.find_spec(part, places)
+        if spec is None:
+            return
+        if spec.origin is not None and spec.origin.endswith(".py"):
+            yield Path(spec.origin)
+        places = list(spec.submodule_search_locations or ())

@@ -1,0 +1,148 @@
+"""Suites of one's own: `study=./mine.yaml`, or `study=mine` for conf/study/mine.yaml of the working
+folder."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from . import sources
+
+ENDINGS = (".yaml", ".yml")
+GROUP = "study"
+FOLDER = Path("conf") / GROUP  # of the working folder
+
+
+def own_suites(package: Path) -> dict[str, Path]:
+    """Name -> file of the suites in conf/study of the working folder, unless that is the `package`'s own
+    `conf`."""
+    folder = Path.cwd() / FOLDER
+    if not folder.is_dir() or folder.resolve() == (package / GROUP).resolve():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS}
+
+
+def is_path(choice: str) -> bool:
+    """Whether a choice of a study is written as a file."""
+    return choice.endswith(ENDINGS) or os.sep in choice
+
+
+def suite_file(choice: object, package: Path) -> Path | None:
+    """The file of a suite of one's own; None for the name of another. Raises LookupError, its text a clause,
+    where there is none at the path that is given."""
+    if not isinstance(choice, str):
+        return None
+    if not is_path(choice):
+        return own_suites(package).get(choice)
+    path = Path(choice).expanduser()
+    if path.is_file() and path.suffix in ENDINGS:
+        return Path(os.path.abspath(path))
+    folder = path.parent
+    there = sorted(one.name for one in folder.iterdir() if one.suffix in ENDINGS) if folder.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, 1) or there[:5]
+    meant = f" (there is {', '.join(near)})" if near else ""
+    what = "is no file that ends in .yaml" if path.exists() else "is not there"
+    raise LookupError(f"{what}{meant}: give the file of a suite")
+
+
+def beside_us(name: object) -> str | None:
+    """`./mine.yaml` for the name of such a file in the working folder, or one much like it."""
+    files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
+    near = difflib.get_close_matches(str(name), files, 1)
+    return f"./{files[near[0]]}" if near else None
+
+
+def chosen_name(path: Path) -> str:
+    """What Hydra calls the suite in this file."""
+    return f"own-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a suite's file, under the file's name where they say none, with the targets of the
+    parts beside it as paths. Raises LookupError, its text a sentence with the line, where it cannot be
+    read."""
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+
+    try:
+        with open(path, encoding="utf-8") as text:
+            found = OmegaConf.load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise LookupError(f"{path}{f':{mark.line + 1}' if mark else ''}: {what}: mend the file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LookupError(f"{path} cannot be read ({error}): give the file of a suite, in UTF-8.") from None
+    if not isinstance(found, DictConfig):
+        raise LookupError(f"{path} holds no settings: a suite begins with lines such as ablation: …")
+    settings: Any = OmegaConf.to_container(found)
+    named = settings.setdefault(GROUP, {})
+    if isinstance(named, dict):
+        named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
+    if "_self_" not in settings.get("defaults", ["_self_"]):
+        settings["defaults"] = [*settings["defaults"], "_self_"]
+    made: dict[str, Any] = _with_places(settings, path.parent)
+    return made
+
+
+def _with_places(value: Any, folder: Path, key: str = "") -> Any:
+    """The settings, with the targets of files of this folder by their paths."""
+    if isinstance(value, Mapping):
+        return {name: _with_places(inner, folder, str(name)) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_places(inner, folder, key) for inner in value]
+    return _place(value, folder) if key in ("target", "mine") and isinstance(value, str) else value
+
+
+def _place(target: str, folder: Path) -> str:
+    """`/folder/my_opt.py:Cautious` where that file is there. A copy of a suite has its parts beside it, also
+    where it says another folder."""
+    written = sources.BY_PATH.fullmatch(target)
+    if written is None:
+        module, _, name = target.partition(":")
+        own = folder / f"{module}.py"
+        if name and own.is_file():
+            return f"{own}:{name}"
+        if (folder / module.partition(".")[0]).is_dir():
+            sources.remember(folder)
+        return target
+    file = Path(written["file"]).expanduser()
+    found = next(
+        (one for one in (folder / file, Path.cwd() / file, folder / file.name) if one.is_file()), file
+    )
+    return f"{found}:{written['name']}"
+
+
+def register(path: Path) -> dict[str, Any]:
+    """Make the suite in a file a choice of `study`, as Hydra sees it. -> its settings."""
+    from hydra.core.config_store import ConfigStore
+
+    settings = read(path)
+    ConfigStore.instance().store(group=GROUP, name=chosen_name(path), node=settings, package="_global_")
+    return settings
+
+
+def line_of(path: Path, key: str) -> int | None:
+    """The line of a file in which a dotted key is set, or the nearest setting around it."""
+    import yaml
+
+    node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    line = None
+    for part in key.split("."):
+        pairs = list(_pairs(node))
+        found = next(((name, inner) for name, inner in pairs if name.value == part), None)
+        if found is None:
+            break
+        line, node = found[0].start_mark.line + 1, found[1]
+    return line
+
+
+def _pairs(node: Any) -> Iterator[tuple[Any, Any]]:
+    value = getattr(node, "value", None)
+    if isinstance(value, list):
+        yield from (pair for pair in value if isinstance(pair, tuple))

@@ -1,0 +1,227 @@
+"""What the page shows first, under the answer: one small table of the arms that it rests on, and, where arms
+were tuned, what was tried of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ebc_lab.study.stages.statistics import by_interval, in_octaves
+
+from . import words
+from .arms import point_in_words
+from .table import Cell, Column, Row, Table, filled, loss_column
+from .words import NOTHING, brief, signed
+
+JOINT = "intervals hold, at 95%, for all comparisons together"
+NATS = "nats per token; below zero is better"
+DIFFERENCE = Column("Difference", "figure", short="difference")
+INTERVAL = Column("95% for all together", "figure", short="joint")
+VERDICT = Column("Verdict", short="verdict")
+WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True)
+
+
+def pair_cells(difference: Mapping[str, Any] | None) -> tuple[Cell, Cell, Cell]:
+    """A paired difference with the interval that judges it, and what follows from that: three cells."""
+    if not difference:
+        return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
+    d = by_interval(difference, joint=True)
+    centre = d.get("median") if d.get("mean") is None else d["mean"]
+    low, high = d["low"], d["high"]
+    limits = Cell(NOTHING)
+    if not (low is None and high is None):
+        left = "(−∞" if low is None else f"[{signed(low, 3)}"
+        limits = Cell(f"{left}, {'∞)' if high is None else f'{signed(high, 3)}]'}", low)
+    said = words.verdict_of(difference)
+    return Cell(signed(centre, 3), centre), limits, Cell(said, tone=words.BADGES[said])
+
+
+# -- is mine better? -----------------------------------------------------------------------------------------
+
+
+def is_better(
+    name: str, label: str, found: Mapping[str, Any], tuned: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """An arm that a suite asks about beside every other, best rival first: what each was tuned to, and the
+    difference of the asked one from it.
+
+    `tuned`: what `tune` chose for each arm; empty where nothing was tuned.
+    """
+    columns = (
+        Column("Arm", "name", short="arm", head=True),
+        Column("Best learning rate", "figure", brief, "best lr"),
+        Column("Schedule", short="schedule", optional=True),
+        Column("Warm-up, steps", "figure", brief, "warm-up", optional=True),
+        WINDOW,
+        loss_column("Test loss", "test loss"),
+        Column(f"{label} minus it", "figure", short=f"{label} minus it"),
+        INTERVAL,
+        Column(f"{label} is", short=f"{label} is"),
+        Column("Time of a step", "figure", short="step", optional=True),
+    )
+    answer = found["answers"][label]
+    costs = found.get("steps_cost") or {}
+    rivals = sorted((n for n in found["arms"] if n != label), key=lambda n: _place(n, found, answer["rival"]))
+    rows = []
+    for arm in (label, *rivals):
+        own = found["arms"][arm]
+        against = [Cell("itself"), Cell(), Cell()] if arm == label else pair_cells(answer["against"].get(arm))
+        values = (
+            _named(arm, found, answer["rival"]),
+            own["lr"],
+            schedule_in_words(own),
+            own.get("warmup_steps"),
+            _window(tuned.get(arm, {})),
+            _loss(own),
+            *against,
+            _cost(costs.get(arm)),
+        )
+        rows.append(filled(columns, values, chosen=arm == label))
+    timed = "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
+    return Table(name, f"Is {label} better?", columns, rows, f"{NATS}; {JOINT}{timed}")
+
+
+def _place(name: str, found: Mapping[str, Any], rival: str | None) -> tuple[bool, float]:
+    """The rival that was picked beforehand comes first, then by test loss."""
+    median = found["arms"][name]["test_median"]
+    return name != rival, math.inf if median is None else median
+
+
+def _named(arm: str, found: Mapping[str, Any], rival: str | None) -> Cell:
+    remarks = ["reference"] if arm == found["reference"] else []
+    remarks += ["best of the others by validation"] if arm == rival else []
+    return Cell(arm, note=", ".join(remarks))
+
+
+def schedule_in_words(arm: Mapping[str, Any]) -> str:
+    """The shape of an arm's learning rate; empty where the decision does not say it."""
+    return str(arm.get("lr_schedule") or "").replace("_", " ")
+
+
+def _window(tuned: Mapping[str, Any]) -> Cell:
+    span = tuned.get("window")
+    return Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"]) if span else Cell()
+
+
+def _loss(arm: Mapping[str, Any]) -> Cell:
+    if diverged := arm["outcomes"].get("diverged"):
+        return Cell(f"{diverged} of {len(arm['runs'])} diverged")
+    return Cell(words.fixed(arm["test_loss"]), arm["test_loss"])
+
+
+def _cost(cost: Mapping[str, float] | None) -> Cell:
+    """How many times the reference's step an arm's step takes."""
+    if not cost:
+        return Cell()
+    low, high = cost.get("low"), cost.get("high")
+    spread = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
+    return Cell(f"×{cost['ratio']:.2f}{spread}", cost["ratio"])
+
+
+# -- what was tried ------------------------------------------------------------------------------------------
+
+
+TRIED = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("Points", "figure", brief, "points"),
+    Column("of these added", "figure", brief, "added"),
+    Column("Seeds", "figure", brief, "seeds"),
+    Column("Runs", "figure", brief, "runs"),
+    Column("Learning rates", short="learning rates", optional=True),
+    Column("Schedules", "prose", short="schedules", optional=True),
+    Column("Warm-ups, share", short="warm-ups", optional=True),
+    Column("Chosen", "prose", short="chosen"),
+)
+
+
+Grids = Mapping[str, Mapping[str, Sequence[Any]]]  # arm -> setting -> the values asked for
+
+
+def tried(
+    name: str, decision: Mapping[str, Any], track: str, arms: Iterable[str], grids: Grids
+) -> Table | None:
+    """How much was tried of each arm before its best point was taken: that all were tuned alike. None where
+    none of the arms was tuned. `grids`: what was asked for."""
+    tuned = decision["tracks"].get(track, {}).get("arms", {})
+    several = len(decision["tracks"]) > 1
+    rows: list[Row] = []
+    for label in (arm for arm in arms if arm in tuned):
+        own = tuned[label]
+        every = [c for c in decision["candidates"] if c["role"] == label]
+        runs = [c for c in every if not several or c["run_id"].startswith(f"{track}_")]
+        points = len({c["arm"] for c in runs})
+        rates = sorted({c["lr"] for c in runs})
+        values = (
+            label,
+            points,
+            len(own["extended"]),
+            len({c["seed"] for c in runs}),
+            own["runs"],
+            f"{brief(rates[0])} to {brief(rates[-1])}" if rates else "",
+            _values(grids.get(label, {}), "schedule"),
+            _values(grids.get(label, {}), "warmup_share"),
+            point_in_words(own),
+        )
+        rows.append(filled(TRIED, values))
+    note = "points: settings tried; added: where the best one lay on an edge, or to end the LR window"
+    return Table(name, "What was tried of each arm", TRIED, rows, note) if rows else None
+
+
+def _values(grid: Mapping[str, Sequence[Any]], key: str) -> str:
+    """The values of a setting that were tried."""
+    return ", ".join(v.replace("_", " ") if isinstance(v, str) else brief(v) for v in grid.get(key, ()))
+
+
+# -- other suites, and the finals ----------------------------------------------------------------------------
+
+
+SUITE = (
+    Column("Arm", "name", short="arm", head=True),
+    Column("Tuned to", short="tuned to", optional=True),
+    loss_column("Test loss", "test loss"),
+    Column("Against", short="against", optional=True),
+    DIFFERENCE,
+    INTERVAL,
+    VERDICT,
+)
+
+
+def suite(name: str, found: Mapping[str, Any], ranked: Sequence[str]) -> Table:
+    """A suite's arms, best first, each with its difference from its reference."""
+    versus = {found["arms"][n]["versus"] for n in ranked} - {None}
+    rows = []
+    for label in ranked:
+        arm = found["arms"][label]
+        itself = label == found["reference"]
+        cells = (Cell("reference"), Cell(), Cell()) if itself else pair_cells(arm["difference"])
+        against = arm["versus"] if len(versus) > 1 else ""
+        rows.append(filled(SUITE, (label, point_in_words(arm), _loss(arm), against, *cells), chosen=itself))
+    return Table(name, "The arms at a glance", SUITE, rows, f"{NATS}; {JOINT}")
+
+
+FINALS = (
+    Column("Arm", "name", head=True),
+    Column("Learning rate", "figure", brief),
+    loss_column("Test loss", "test loss"),
+    Column("Minus the baseline", "figure"),
+    Column("95% for all together", "figure"),
+    Column("is"),
+    Column("Minus the fair control", "figure"),
+    Column("95% for all together", "figure"),
+    Column("is"),
+)
+
+
+def finals(name: str, found: Mapping[str, Any]) -> Table:
+    """The final arms, each with its differences from the baseline and from the fair control."""
+    rows = []
+    for label, arm in found["arms"].items():
+        pairs: list[Cell] = []
+        for family in ("baseline", "control"):
+            itself = label == found["roles"].get(family)
+            difference = found["differences"].get(family, {}).get(label)
+            pairs += [Cell("itself"), Cell(), Cell()] if itself else pair_cells(difference)
+        values = (words.short(label, arm), arm["lr"], _loss(arm), *pairs)
+        rows.append(filled(FINALS, values, chosen=label == found["roles"]["baseline"]))
+    return Table(name, "The arms at a glance", FINALS, rows, f"{NATS}; {JOINT}")

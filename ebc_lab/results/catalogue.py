@@ -1,0 +1,132 @@
+"""Which studies and bundles a folder holds, and in a line each what they are."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError, visible
+from ebc_lab.records.json_files import parsed
+from ebc_lab.records.paths import RUNS, StudyFiles
+from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.rules import decision_problem
+from ebc_lab.study.store.bundle import SUFFIX
+from ebc_lab.study.store.study import Study, studies_in
+
+HEADER, DECISIONS = StudyFiles(Path()).header_file.name, StudyFiles(Path()).decisions_file.name
+MOST_OF_A_FILE = 32 << 20  # bytes of a file in a bundle that is read here
+
+
+def places(folder: Path) -> list[Path]:
+    """The studies and bundles in a folder, the newest first."""
+    found = [(os.stat(study.header_file).st_mtime, study.root) for study in studies_in(folder)]
+    for path in folder.glob(f"*{SUFFIX}"):
+        with suppress(OSError):
+            about = os.stat(path)
+            found += [(about.st_mtime, path)] if stat.S_ISREG(about.st_mode) else []
+    return [path for _, path in sorted(found, key=lambda pair: -pair[0])]
+
+
+def catalogue(folder: Path) -> list[dict[str, Any]]:
+    """A mapping for each study and bundle in a folder, the newest first.
+
+    Its keys are `name`, `place`, `bundle`, `state` (running, finished, interrupted, empty, damaged),
+    `stages`, `scale`, `runs`, `written` (ISO time), `bytes`, and `headline`: what it found, or what
+    is wrong with it. Damage is told and not raised.
+    """
+    return [_about(path) for path in places(folder)]
+
+
+def _about(path: Path) -> dict[str, Any]:
+    bundle = path.suffix == SUFFIX and path.is_file()
+    told: dict[str, Any] = {"name": visible(path.stem if bundle else path.name), "place": visible(str(path))}
+    told |= {"bundle": bundle, "state": "damaged", "stages": [], "scale": None, "runs": 0}
+    told |= {"written": None, "bytes": None, "headline": ""}
+    try:
+        found = _of_bundle(path) if bundle else _of_folder(path)
+    except (
+        UserError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        return told | {"headline": visible(str(error) or type(error).__name__)}
+    return told | found
+
+
+def _of_folder(path: Path) -> dict[str, Any]:
+    study = Study(path)
+    told = _of_records(study.header(), study.decisions(), study.run_ids())
+    written = study.decisions_file if study.decisions_file.exists() else study.header_file
+    if study.holder() is not None:
+        told["state"] = "running"
+    return told | {"written": _time(os.stat(written).st_mtime), "bytes": _size(path)}
+
+
+def _of_bundle(path: Path) -> dict[str, Any]:
+    """Of its directory and of two files in it; `ebc-lab verify` checks all of it."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        header = _member(archive, HEADER)
+        decisions = _member(archive, DECISIONS) if DECISIONS in names else {}
+    runs = {name.split("/")[1] for name in names if name.startswith(f"{RUNS}/")}
+    about = os.stat(path)
+    return _of_records(header, decisions, runs) | {
+        "written": _time(about.st_mtime),
+        "bytes": about.st_size,
+    }
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> Any:
+    if archive.getinfo(name).file_size > MOST_OF_A_FILE:
+        raise UserError(f"{name} is too large to be a study's.")
+    return parsed(archive.read(name))
+
+
+def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: Any) -> dict[str, Any]:
+    """What settings and decisions say of a study."""
+    stages = list(header["config"]["study"]["stages"])
+    done = [stage for stage in stages if stage in decisions]
+    finished = bool(done) and done[-1] == stages[-1]
+    state = "interrupted" if runs else "empty"
+    return {
+        "state": "finished" if finished else state,
+        "stages": stages,
+        "scale": header["config"].get("scale"),
+        "runs": len(runs),
+        "headline": visible(_headline(done, decisions)),
+    }
+
+
+def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
+    """The answer about one's own arms, else what the last stage decided."""
+    if not done:
+        return ""
+    last = decisions[done[-1]]
+    if why := decision_problem(last):
+        return f"{done[-1]} cannot be used: {why}"
+    answers = [a["sentence"] for t in last["tracks"].values() for a in (t.get("answers") or {}).values()]
+    return "; ".join(answers or stage_of(done[-1]).headlines(last))
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_size
+    return total

@@ -1,0 +1,57 @@
+"""Tables as DataFrames: fixed columns, a type for each, units and meanings beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Meanings = Mapping[str, tuple[str, str]]  # column -> unit, meaning
+WHOLE = {
+    *("seed", "steps", "planned_steps", "warmup_steps", "guard_count", "skipped_steps", "seeds", "completed"),
+    *("diverged", "comparisons", "seeds_needed", "rank", "shared_seeds", "step", "skipped", "measurements"),
+    *("tokens", "audit_tokens"),
+}
+FLAGS = {"mine", "rival"}
+CATEGORIES = {
+    *("stage", "role", "track", "kind", "outcome", "optimizer", "projection", "stabilizer", "budget"),
+    *("aggregate", "controller", "lr_schedule", "delta_schedule", "family", "judged", "alone", "verdict"),
+    *("method", "group", "study"),
+}
+TEXTS = {"arm", "run_id", "cause", "problem", "reference", "name", "question", "figure"}
+
+
+def kind_of(column: str) -> str:
+    """The dtype of a column: figures are float64, NaN where nothing was measured."""
+    kinds = {"Int64": WHOLE, "boolean": FLAGS, "category": CATEGORIES, "string": TEXTS}
+    return next((kind for kind, names in kinds.items() if column in names), "float64")
+
+
+def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame:
+    """A row for each mapping, with the columns of `meanings`; also without a row each column has its type."""
+    import pandas as pd
+
+    columns = {
+        name: pd.Series([row.get(name) for row in rows], dtype=_built_as(kind_of(name))) for name in meanings
+    }
+    return described(typed(pd.DataFrame(columns)), meanings)
+
+
+def _built_as(kind: str) -> str:
+    """What a column is read as before it becomes a category."""
+    return "string" if kind == "category" else kind
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the type that belongs to each of its columns."""
+    return table.astype({name: kind_of(name) for name in table.columns})
+
+
+def described(table: pd.DataFrame, meanings: Meanings) -> pd.DataFrame:
+    """The table with `attrs["units"]` and `attrs["meanings"]`: column -> unit, and what it says in words."""
+    known = {name: meanings[name] for name in table.columns if name in meanings}
+    table.attrs["units"] = {name: unit for name, (unit, _) in known.items()}
+    table.attrs["meanings"] = {name: meaning for name, (_, meaning) in known.items()}
+    return table

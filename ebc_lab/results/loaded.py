@@ -1,0 +1,255 @@
+"""A study as data: its runs, arms, differences, decisions and verdict, as pandas tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError, nearest
+from ebc_lab.config.schema import Config
+from ebc_lab.records.columns import (
+    EBM_EVAL_MEANINGS,
+    EBM_STEP_MEANINGS,
+    EVAL_COLUMNS,
+    EVAL_MEANINGS,
+    FURTHER_STEP_MEANINGS,
+    STEP_COLUMNS,
+    STEP_MEANINGS,
+    meaning_of,
+)
+from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import read_columns
+from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.rules import Decision, decision_problem
+from ebc_lab.study.store.find import find
+from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
+
+from . import card, tables
+from .frames import described, typed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
+OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | EBM_STEP_MEANINGS
+OF_EVALS = EVAL_MEANINGS | EBM_EVAL_MEANINGS
+OF_THE_RUN = {
+    "run_id": ("", "the run"),
+    "arm": ("", "its arm"),
+    "seed": ("", "its seed"),
+}
+
+
+def load(name: str | os.PathLike[str], output_dir: str | os.PathLike[str] = OUTPUT_DIR) -> LoadedStudy:
+    """A study by its name in `output_dir`, by its folder, or by its bundle (`.zip`), finished or not.
+
+    Nothing that the study holds is executed; torch is not imported.
+
+        s = ebc_lab.load("laptop")
+        print(s.answer)
+        finals = s.runs().query("stage == 'finals'")
+        finals.groupby("arm").test_loss.agg(["mean", "std"])
+
+    Raises:
+        UserError: there is no such study, or its study.json is damaged.
+    """
+    place = os.fspath(name)
+    study = find(place, os.fspath(output_dir))
+    if not study.exists():
+        known = [s.name for s in studies_in(Path(output_dir).expanduser())]
+        near = nearest(Path(place).name, known) or (f"; there are {', '.join(known[:10])}" if known else "")
+        raise UserError(
+            f"there is no study at {study.root}{near}: give the name of a study in {output_dir}, "
+            "the path of its folder, or that of its bundle."
+        )
+    return LoadedStudy(study)
+
+
+class LoadedStudy:
+    """One study, read once: what its files held when each of these was first asked for.
+
+    Every table has fixed columns and types, also where it is empty; `table.attrs["units"]` and
+    `table.attrs["meanings"]` say what is in them.
+
+    Attributes:
+        name: of the study.
+        header: study.json: settings, corpus, versions, hardware.
+    """
+
+    def __init__(self, study: Study):
+        self._study = study
+        self.name = study.name
+        self.header: StudyHeader = study.header()
+
+    @property
+    def root(self) -> Path:
+        """Its folder; of a bundle a temporary one, which is there as long as this object."""
+        return self._study.root
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every setting, as study.json resolved it."""
+        return self.header["config"]
+
+    @cached_property
+    def decisions(self) -> dict[str, Decision]:
+        """Stage -> its decision, of those that can be used; `problems` names the others.
+
+        Raises UserError where the file is damaged."""
+        return {stage: d for stage, d in self._recorded.items() if stage not in self._faults}
+
+    @cached_property
+    def _recorded(self) -> dict[str, Decision]:
+        return self._study.decisions()
+
+    @cached_property
+    def _faults(self) -> dict[str, str]:
+        """Stage -> why its decision cannot be used."""
+        return {s: why for s, decision in self._recorded.items() if (why := decision_problem(decision))}
+
+    @cached_property
+    def _records(self) -> list[Record]:
+        return self._study.records()
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        with self.told():
+            return tables.run_rows(self._records, self.decisions)
+
+    def told(self) -> AbstractContextManager[None]:
+        """Around what reads this study: a UserError says where its files hold what ebc-lab never writes."""
+        return self._study.told()
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """Run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
+        return {r.run_id: r.spec["config"] for r in self._records if r.spec is not None}
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Run id -> result.json, of the runs that have ended; damaged runs are left out."""
+        return {r.run_id: dict(r.result) for r in self._records if r.result is not None}
+
+    @property
+    def state(self) -> str:
+        """`running` (a process holds it), `finished`, `interrupted`, or `empty`: nothing was trained yet."""
+        if self._study.holder() is not None:
+            return "running"
+        if self.config["study"]["stages"][-1] in self.decisions:
+            return "finished"
+        return "interrupted" if self._study.run_ids() else "empty"
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with decisions and with the files of runs, a sentence each."""
+        remedy = "the study's command decides again from the runs"
+        where = self._study.decisions_file
+        faults = [f"{s} in {where} cannot be used ({why}): {remedy}." for s, why in self._faults.items()]
+        return [*faults, *(record.problem for record in self._records if record.problem)]
+
+    @property
+    def answer(self) -> str:
+        """What the study found, in a sentence or a few: about your own arm where it asks about one, else what
+        its last stage decided."""
+        if not self.decisions:
+            return "nothing is decided yet"
+        stage, decision = list(self.decisions.items())[-1]
+        with self.told():
+            if found := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
+                return "\n".join(found)
+            said = "\n".join(stage_of(stage).headlines(decision))
+        return said if self.state != "interrupted" else f"so far, {stage}: {said}"
+
+    # -- tables ----------------------------------------------------------------------------------------------
+
+    def runs(self) -> pd.DataFrame:
+        """One row a run, in the order of stages, arms and seeds: what it was, how it ended, its figures."""
+        return tables.runs(self._rows)
+
+    def arms(self) -> pd.DataFrame:
+        """One row an arm of a stage, over its seeds: its setting, and means over the seeds that completed."""
+        with self.told():
+            return tables.arms(self._rows, self.decisions)
+
+    def differences(self) -> pd.DataFrame:
+        """One row a comparison of two arms: test loss, paired by seed, both intervals, the judgement."""
+        with self.told():
+            return tables.differences(self.decisions)
+
+    @property
+    def verdict(self) -> pd.DataFrame:
+        """One row a question: the lines of the verdict, or an arm of your own against the best other one."""
+        with self.told():
+            return tables.verdict(self.decisions)
+
+    def steps(
+        self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
+    ) -> pd.DataFrame:
+        """One row a step of the runs that fit, of all where nothing is given: `steps.csv` behind run_id, arm
+        and seed. Raises UserError where no run fits, or a file is damaged."""
+        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
+        return self._streams(runs, lambda files: files.steps, STEP_COLUMNS, OF_STEPS)
+
+    def evals(
+        self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
+    ) -> pd.DataFrame:
+        """One row an evaluation of the runs that fit, like `steps`."""
+        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
+        return self._streams(runs, lambda files: files.evals, EVAL_COLUMNS, OF_EVALS)
+
+    def _streams(
+        self,
+        runs: Sequence[Mapping[str, Any]],
+        which: Callable[[RunFiles], Path],
+        columns: Sequence[str],
+        meanings: Mapping[str, tuple[str, str]],
+    ) -> pd.DataFrame:
+        """The streams of these runs under each other; `columns`: those that are there in any case."""
+        import pandas as pd
+
+        parts = []
+        for row in runs:
+            try:
+                found = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
+            except FileNotFoundError:  # it has not begun
+                continue
+            for place, key in enumerate(OF_THE_RUN):
+                found.insert(place, key, row[key])
+            parts.append(found)
+        parts = parts or [pd.DataFrame(columns=[*OF_THE_RUN, *columns])]
+        table = typed(pd.concat(parts, ignore_index=True))
+        told = {name: meaning_of(name, {**OF_THE_RUN, **meanings}) for name in table.columns}
+        return described(table, {name: meaning for name, meaning in told.items() if meaning})
+
+    def _fitting(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The training runs of this arm, seed and id. Raises UserError, naming what there is."""
+        wanted = {key: value for key, value in wanted.items() if value is not None}
+        every = [row for row in self._rows if row.get("kind") == "train"]
+        fitting = [row for row in every if all(row[key] == value for key, value in wanted.items())]
+        if wanted and not fitting:
+            near = nearest(str(wanted.get("arm", "")), sorted({row["arm"] for row in every}))
+            asked = ", ".join(f"{key} {value}" for key, value in wanted.items())
+            raise UserError(
+                f"study {self.name} has no training run with {asked}{near}: its arms and seeds are in runs()."
+            )
+        return fitting
+
+    # -- as it is shown --------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        try:
+            said = f"{self.state}, {len(self._study.run_ids())} runs: {self.answer}"
+        except UserError as error:
+            said = str(error)
+        return f"<study {self.name}: {said}>"
+
+    def _repr_html_(self) -> str:
+        corpus, version = self.header["corpus"]["title"], self.header["ebc_lab"]
+        try:
+            about = f"{self.state} · {corpus} · {self.config['scale']} · ebc-lab {version}"
+            return card.html(self.name, about, self.answer, self.arms(), self.problems)
+        except UserError as error:
+            return f"<p>{escape(str(error))}</p>"

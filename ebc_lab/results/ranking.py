@@ -1,0 +1,225 @@
+"""Arms ranked over many studies: only where corpus, model, batch and length are the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.columns import BOARD_MEANINGS
+from ebc_lab.study.stages import decision_that_shows
+from ebc_lab.study.stages.compare_arms import losses
+from ebc_lab.study.stages.statistics import paired
+
+from .catalogue import places
+from .frames import frame
+from .loaded import OUTPUT_DIR, LoadedStudy, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Key = tuple[tuple[str, str], ...]  # what runs must have in common to be ranked: its name, in words
+Losses = dict[str, float]  # seed -> test loss, infinite where the run diverged
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An arm of a study's last stage."""
+
+    study: str
+    track: str
+    arm: str
+    lr: float
+    key: Key
+    environment: str  # torch and numerics, in words
+    losses: Losses
+
+
+@dataclass(frozen=True)
+class Board:
+    """The ranking.
+
+    Attributes:
+        table: one row an arm, best first within its group.
+        groups: name of a group -> what its arms have in common, in words.
+        notes: what could not be compared, or only with care, and why: a sentence each.
+    """
+
+    table: pd.DataFrame
+    groups: dict[str, str]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as values that JSON has; None for what is not known."""
+        rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
+        return {"groups": self.groups, "arms": rows, "notes": self.notes}
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        said = "".join(f"<p>{escape(line)}</p>" for line in (*self._about(), *self.notes))
+        return f"<div>{self.table.to_html(index=False, escape=True, na_rep='–')}{said}</div>"
+
+    def __repr__(self) -> str:
+        return "\n".join([self.table.to_string(index=False), *self._about(), *self.notes])
+
+    def _about(self) -> list[str]:
+        return [f"{name}: {about}" for name, about in self.groups.items()]
+
+
+def board(*folders: str | os.PathLike[str]) -> Board:
+    """Rank the arms of all studies and bundles in these folders (the output folder if none is given), or of
+    these studies, by mean test loss.
+
+    Raises UserError where there is no study.
+    """
+    notes: list[str] = []
+    entries: list[Entry] = []
+    seen: dict[tuple[str, str], str] = {}  # which study, and since when -> where it was found
+    found = [place for folder in folders or (OUTPUT_DIR,) for place in _studies(Path(folder).expanduser())]
+    for place in found:
+        try:
+            study = load(f"{place.parent}{os.sep}{place.name}")
+            which = (study.header["study"], study.header["created"])
+            if seen.setdefault(which, place.name) != place.name:
+                notes.append(f"{place.name} is the study {seen[which]} once more, and counts once.")
+                continue
+            own = list(_entries(study))
+        except UserError as error:
+            notes.append(f"{place.name} is left out: {error}")
+            continue
+        if not own:
+            why = next(iter(study.problems), "no arm of it has been judged on the test split yet.")
+            notes.append(f"{place.name} is left out: {why}")
+        entries += own
+    return _ranked(entries, notes)
+
+
+def _studies(folder: Path) -> list[Path]:
+    """The studies in a folder; itself, where it is one. Raises UserError where there is none."""
+    if folder.suffix == ".zip" or (folder / "study.json").exists():
+        return [folder]
+    found = places(folder)
+    if not found:
+        raise UserError(
+            f"there is no study in {folder}: give a folder of studies and bundles, or start one with "
+            "`ebc-lab autopilot`."
+        )
+    return found
+
+
+def _entries(study: LoadedStudy) -> Iterator[Entry]:
+    """The arms of the finals or of a suite that have a result on the test split."""
+    decided = decision_that_shows("verdict", study.decisions) or decision_that_shows("arms", study.decisions)
+    results = study.results()
+    specs = study.specs()
+    with study.told():
+        for track, found in (decided or {"tracks": {}})["tracks"].items():
+            for label, arm in found["arms"].items():
+                own = losses(arm, results)
+                run = next((specs[run_id] for run_id in arm["runs"].values() if run_id in specs), None)
+                if own and run is not None:
+                    key, environment = _key(study, run), _environment(study)
+                    yield Entry(study.name, track, label, arm["lr"], key, environment, own)
+
+
+def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
+    """What must agree: the run's text, tokens, workload, model, batch and length."""
+    corpus = study.header["corpus"]
+    workload = run.get("workload", {"name": "gpt"})
+    own = {"ebm": run.get("ebm"), "encoder": run.get("encoder"), "decoder": run.get("decoder")}
+    tokens = run.get("tokens", {"name": "characters"})
+    return (
+        ("corpus", f"{corpus['title']} ({str(corpus['sha256'])[:8]})"),
+        ("tokens", "characters" if tokens["name"] == "characters" else _words(tokens)),
+        ("workload", "gpt" if workload["name"] == "gpt" else _words({**workload, **own})),
+        ("model", _words(run["model"])),
+        ("batch", f"{run['batch_size'] * run.get('accumulate', 1)}×{run['model']['context']}"),
+        ("steps", str(run["steps"])),
+    )
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    """`gpt, blocks 3, width 128`."""
+    told = {name: value for name, value in settings.items() if name != "name" and value not in (None, {}, "")}
+    rest = [f"{name} {value}" for name, value in told.items()]
+    return ", ".join([str(settings.get("name", "")), *rest]).strip(", ")
+
+
+def _environment(study: LoadedStudy) -> str:
+    found = study.header["environment"]
+    return f"torch {found.get('torch')}, numerics {found.get('numerics_version')}"
+
+
+def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
+    """Group, rank, and say what differs between the groups."""
+    groups: dict[Key, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.key, []).append(entry)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    rows: list[dict[str, Any]] = []
+    about: dict[str, str] = {}
+    for i, own in enumerate(ordered):
+        name = chr(ord("A") + i) if i < 26 else f"G{i + 1}"
+        about[name] = "; ".join(f"{what} {value}" for what, value in own[0].key)
+        rows += _rows(name, own)
+        if i:
+            notes.append(f"group {name} is not ranked with A: {_apart(own[0].key, ordered[0][0].key)}.")
+        if len(places := sorted({entry.environment for entry in own})) > 1:
+            said = " and ".join(places)
+            notes.append(f"group {name} was trained by {said}: losses may differ by more than the seeds'.")
+        notes += _unshared(name, own)
+    return Board(frame(rows, BOARD_MEANINGS), about, notes)
+
+
+def _apart(key: Key, other: Key) -> str:
+    """`batch 16×64 against 24×32`."""
+    pairs = zip(key, other, strict=True)
+    return "; ".join(f"{what} {own} against {theirs}" for (what, own), (_, theirs) in pairs if own != theirs)
+
+
+def _unshared(name: str, own: Sequence[Entry]) -> list[str]:
+    shared = set(own[0].losses).intersection(*(entry.losses for entry in own))
+    every = set().union(*(entry.losses for entry in own))
+    if shared == every:
+        return []
+    return [f"the arms of group {name} share {len(shared)} of {len(every)} seeds."]
+
+
+def _rows(name: str, own: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """The arms of a group, best first, each beside the best."""
+    alone = {id(e): paired(e.losses, dict.fromkeys(e.losses, 0.0)) for e in own}  # the mean's own interval
+
+    def place(entry: Entry) -> tuple[bool, float]:
+        found = alone[id(entry)]
+        return found["mean"] is None, found["mean"] if found["mean"] is not None else _middle(found)
+
+    ordered = sorted(own, key=place)
+    best = ordered[0]
+    for rank, entry in enumerate(ordered, 1):
+        found = alone[id(entry)]
+        against = paired(entry.losses, best.losses) if entry is not best else {}
+        yield {
+            "group": name,
+            "rank": rank,
+            "arm": entry.arm,
+            "study": entry.study,
+            "track": entry.track,
+            "test_loss": found["mean"],
+            "low": found["low"] if found["mean"] is not None else None,
+            "high": found["high"] if found["mean"] is not None else None,
+            "seeds": len(entry.losses),
+            "diverged": found.get("diverged", {}).get("arm", 0),
+            "lr": entry.lr,
+            "shared_seeds": against.get("seeds", len(entry.losses)),
+            "difference": against.get("mean"),
+            "difference_low": against.get("low"),
+            "difference_high": against.get("high"),
+        }
+
+
+def _middle(found: Mapping[str, Any]) -> float:
+    return float("inf") if found["median"] is None else float(found["median"])

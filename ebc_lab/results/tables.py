@@ -1,0 +1,201 @@
+"""The tables of one study, from what its files record."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.columns import (
+    ARM_MEANINGS,
+    DIFFERENCE_MEANINGS,
+    RUN_MEANINGS,
+    VERDICT_MEANINGS,
+)
+from ebc_lab.study.stages import decision_that_shows
+from ebc_lab.study.stages.compare_arms import reference_of
+from ebc_lab.study.stages.rules import Decision
+from ebc_lab.study.stages.spec import GRID, settings_of
+from ebc_lab.study.store.study import Record
+
+from .frames import frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Decisions = Mapping[str, Decision]
+SETTING = ("stage", "track", "arm", "planned_steps", "lr", "lr_schedule", "warmup_steps", "delta_star")
+MEANS = ("val_loss", "test_loss", "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s")
+
+
+def run_rows(records: Sequence[Record], decisions: Decisions) -> list[dict[str, Any]]:
+    """A mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
+    tracks = _tracks_of_runs(decisions)
+    rows = [_run(record, tracks) for record in records]
+    order = [*decisions, *sorted({str(row["stage"]) for row in rows} - set(decisions))]
+    return sorted(rows, key=lambda row: (order.index(str(row["stage"])), row["arm"] or "", row["seed"] or 0))
+
+
+def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
+    spec = record.spec
+    row: dict[str, Any] = {"run_id": record.run_id, "problem": record.problem, **(record.result or {})}
+    if spec is None:
+        return {**row, "stage": None, "arm": None, "seed": None}
+    settings = _settings(spec["config"])
+    grid = spec.get("role") == GRID
+    return {
+        **row,
+        **settings,
+        "run_id": record.run_id,
+        "kind": spec["kind"],
+        "stage": spec.get("stage"),
+        "role": spec.get("role"),
+        "arm": spec.get("arm"),
+        "lr_scale": None if grid else spec.get("lr_scale"),
+        "planned_steps": spec["config"]["steps"],
+        "track": tracks.get(record.run_id) or f"{settings['optimizer']}_{settings['projection']}",
+    }
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's settings say; of another version's, what every version calls the same."""
+    try:
+        return settings_of(from_dict(RunConfig, dict(config)))
+    except (UserError, LookupError):
+        ebc = config["stabilizer"]["name"] == "ebc"
+        return {
+            "seed": config["seed"],
+            "lr": config["optimizer"]["lr"],
+            **{group: config[group]["name"] for group in ("optimizer", "projection", "stabilizer")},
+            "delta_star": config["budget"]["target_kl"] if ebc else None,
+        }
+
+
+def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
+    """Run id -> the track that it belongs to, where a decision says so: arms of suites have any settings."""
+    found: dict[str, str] = {}
+    for decision in decisions.values():
+        tracks = decision["tracks"]
+        if len(tracks) == 1 and decision["stage"] in ("tune", "ablation"):
+            found |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
+        for track, own in tracks.items():
+            for arm in _arms_of(own).values():
+                found |= dict.fromkeys(arm.get("runs", {}).values(), track)
+    return found
+
+
+def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The arms of a decided track that are over seeds: those of the finals and of a suite."""
+    arms = track.get("arms", {})
+    return {n: arm for n, arm in arms.items() if isinstance(arm, dict) and isinstance(arm.get("runs"), dict)}
+
+
+def runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row a run."""
+    return frame(rows, RUN_MEANINGS)
+
+
+def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFrame:
+    """One row an arm of a stage: means over its completed seeds."""
+    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("kind") == "train":
+            alike.setdefault(tuple(row.get(key) for key in SETTING), []).append(row)
+    mine, costs = _asked_about(decisions), _step_costs(decisions)
+    made = []
+    for own in alike.values():
+        ends = Counter(row.get("outcome") for row in own)
+        first = own[0]
+        suite = first["stage"] == "ablation"
+        made.append(
+            {
+                **{key: first.get(key) for key in ARM_MEANINGS},
+                **_means([row for row in own if row.get("outcome") == "completed"]),
+                "seeds": len(own),
+                "completed": ends["completed"],
+                "diverged": ends["diverged"],
+                "mine": suite and (first["track"], first["arm"]) in mine,
+                "step_cost": costs.get((first["track"], first["arm"])) if suite else None,
+            }
+        )
+    return frame(made, ARM_MEANINGS)
+
+
+def _means(own: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    found: dict[str, float | None] = dict.fromkeys(("val_sd", "test_sd"))
+    for key in MEANS:
+        values = [float(row[key]) for row in own if row.get(key) is not None]
+        found[key] = statistics.fmean(values) if values else None
+        if key in ("val_loss", "test_loss") and len(values) > 1:
+            found[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
+    return found
+
+
+def _asked_about(decisions: Decisions) -> set[tuple[str, str]]:
+    tracks = decisions.get("ablation", {}).get("tracks", {})
+    return {(track, arm) for track, found in tracks.items() for arm in found.get("mine", [])}
+
+
+def _step_costs(decisions: Decisions) -> dict[tuple[str, str], float]:
+    tracks = decisions.get("ablation", {}).get("tracks", {})
+    return {
+        (track, arm): cost["ratio"]
+        for track, found in tracks.items()
+        for arm, cost in (found.get("steps_cost") or {}).items()
+    }
+
+
+def differences(decisions: Decisions) -> pd.DataFrame:
+    """One row a comparison of two arms, of every decision that makes some."""
+    rows = []
+    for stage, decision in decisions.items():
+        for name, track in decision["tracks"].items():
+            for family, arm, reference, found, more in _compared(track):
+                about = {"stage": stage, "track": name, "family": family, "arm": arm, "reference": reference}
+                rows.append({**found, **more, **about})
+    return frame(rows, DIFFERENCE_MEANINGS)
+
+
+Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
+
+
+def _compared(track: Mapping[str, Any]) -> Iterator[Compared]:
+    """(family, arm, reference, difference, further columns) of a decided track."""
+    for family, found in track.get("differences", {}).items():
+        for arm, difference in found.items():
+            yield family, arm, reference_of(track, family, arm), difference, {}
+    for found in track.get("lr_windows", {}).values():
+        yield "lr_window", found["arm"], found["reference"], found["difference"], {}
+    for label, arm in _arms_of(track).items():
+        if arm.get("difference"):
+            yield "versus", label, arm["versus"], arm["difference"], {}
+    for label, answer in (track.get("answers") or {}).items():
+        for other, difference in answer["against"].items():
+            rival = other == answer["rival"]
+            needed = answer["seeds_needed"] if rival else None
+            yield "mine", label, other, difference, {"rival": rival, "seeds_needed": needed}
+
+
+def verdict(decisions: Decisions) -> pd.DataFrame:
+    """One row a question that the study answers: the lines of its verdict, or its arms of one's own."""
+    rows = []
+    judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
+    for track, found in judged["tracks"].items():
+        rows += [{**line, "track": track} for line in found["verdict"]]
+    for track, label, answer in answers(decisions):
+        asked = f"Is {label} better than {answer['rival']}?"
+        rows.append(
+            {**answer, "track": track, "name": label, "question": asked, "figure": answer["sentence"]}
+        )
+    return frame(rows, VERDICT_MEANINGS)
+
+
+def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(track, arm, answer) for each arm that the study asks about."""
+    for track, found in decisions.get("ablation", {}).get("tracks", {}).items():
+        for label, answer in (found.get("answers") or {}).items():
+            yield track, label, answer

@@ -1,0 +1,90 @@
+"""<study>/own: copies of the study's suite and of its own parts, so that it can be done again anywhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.own.suites import ENDINGS
+from ebc_lab.config.schema import Config
+from ebc_lab.records.files import atomic_writer
+
+from . import manifest
+from .study import OwnRecord, Study, StudyHeader
+
+
+def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
+    """Whether the study lacks a copy of a file that it needs: deleted, or never made by an older version."""
+    recorded = header.get("own", {"files": {}})["files"]
+    return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
+
+
+def edited(config: Config, header: Mapping[str, Any]) -> list[str]:
+    """The files of one's own that are not as they were when the study copied them."""
+    recorded = header.get("own", {"files": {}})["files"]
+    now = {name: manifest.sha256_of(Path(path)) for name, path in config.own_files.items()}
+    return [name for name, sha256 in now.items() if recorded.get(name, sha256) != sha256]
+
+
+def keep(study: Study, config: Config) -> OwnRecord:
+    """Copy the files of one's own into the study, in place of those that it had."""
+    for name, source in config.own_files.items():
+        content, path = Path(source).read_bytes(), study.own / name
+        if path.is_file() and path.read_bytes() == content:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        manifest.remove_entries(study.root, _entry(study, path))
+        with atomic_writer(path) as out:
+            out.write(content)
+    for path in [*study.own.rglob("*")]:
+        if path.is_file() and path.relative_to(study.own).as_posix() not in config.own_files:
+            manifest.remove_entries(study.root, _entry(study, path))
+            path.unlink()
+    if not config.own_files:
+        shutil.rmtree(study.own, ignore_errors=True)
+    suite = next((name for name in config.own_files if name.endswith(ENDINGS)), None)
+    files = {name: manifest.sha256_of(study.own / name) for name in config.own_files}
+    return {"suite": suite, "files": files}
+
+
+def _entry(study: Study, path: Path) -> str:
+    return path.relative_to(study.root).as_posix()
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The copies of a study. `folder` is where they are, `shown` how commands name that folder."""
+
+    folder: Path
+    shown: str
+    suite: str | None
+    files: frozenset[str]
+
+    @property
+    def suite_path(self) -> str | None:
+        """The suite's copy, while it is there."""
+        there = self.suite is not None and (self.folder / self.suite).is_file()
+        return str((self.folder / str(self.suite)).resolve()) if there else None
+
+    def to_show(self, text: str) -> str:
+        """A text with the folder as commands name it."""
+        return text.replace(str(self.folder.resolve()), self.shown)
+
+    def path_of(self, target: str) -> str:
+        """`<own>/my_opt.py:Cautious` for the target of a copy; another target as it is."""
+        module, _, name = target.partition(":")
+        file = f"{module}.py"
+        there = "." not in module and file in self.files and (self.folder / file).is_file()
+        return f"{self.folder.resolve() / file}:{name}" if there else target
+
+
+def copies(study: Study, header: StudyHeader | Mapping[str, Any]) -> Copies:
+    """The copies that a study has, by its study.json."""
+    found: Any = header.get("own") or {"suite": None, "files": {}}
+    shown = str(study.own) if study.resumable else str(Path(study.name) / study.own.name)
+    plain = shown if re.match(r"[./~]", shown) or "/" in shown else f"./{shown}"
+    return Copies(study.own, plain, found["suite"], frozenset(found["files"]))

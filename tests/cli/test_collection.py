@@ -1,0 +1,48 @@
+"""`ebc-lab list` and `ebc-lab board`, as one reads them on a terminal and in JSON."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ebc_lab.cli.commands import app
+from ebc_lab.study.store.bundle import export
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    export(finished[1].study, tmp_path / "done.zip")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "study.json").write_text("{")
+    return tmp_path
+
+
+def told(*words, columns=80):
+    done = CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
+    return done
+
+
+def test_list_fits_a_terminal_of_80_columns(folder):
+    done = told("list", folder)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    for shown in ("done.zip", "finished", "broken", "damaged", "smoke"):
+        assert shown in done.output
+    found = json.loads(told("list", folder, "--json").output)
+    assert {one["name"]: one["state"] for one in found} == {"done": "finished", "broken": "damaged"}
+
+
+def test_list_says_when_there_is_nothing(tmp_path):
+    assert "no study in" in told("list", tmp_path).output
+    assert "give one that holds studies" in str(told("list", tmp_path / "none").exception)
+
+
+def test_board_fits_a_terminal_of_80_columns(folder):
+    done = told("board", folder)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "broken is left out" in done.output
+    assert "±" in done.output
+    found = json.loads(told("board", folder, "--json").output)
+    assert [row["rank"] for row in found["arms"]] == list(range(1, len(found["arms"]) + 1))
+    assert set(found) == {"groups", "arms", "notes"}

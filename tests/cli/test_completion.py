@@ -1,0 +1,72 @@
+"""What a shell is offered behind <TAB>."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ebc_lab.cli import completion
+
+CLI = "from ebc_lab.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("word", "offered"),
+    [
+        ("optimizer=ad", {"optimizer=adam", "optimizer=adamw"}),
+        ("optimizer=adam,mu", {"optimizer=adam,muon"}),
+        ("opti", {"optimizer=muon", "optimizer.lr="}),
+        ("lr_sweep.optimizers=[adam,mu", {"lr_sweep.optimizers=[adam,muon"}),
+        ("study=mem", {"study=memory"}),
+        ("dtype=b", {"dtype=bfloat16"}),
+        ("budget.target", {"budget.target_kl="}),
+        ("", {"scale=", "stabilizer=", "seeds="}),
+    ],
+)
+def test_settings_and_their_values_are_offered(word, offered):
+    found = completion.overrides(word)
+    assert offered <= set(found)
+    assert all(value.startswith(word) for value in found)
+    assert len(found) == len(set(found))
+
+
+def test_what_is_unknown_or_a_number_offers_nothing():
+    assert [completion.overrides(word) for word in ("optimizer.lr=", "nothing=", "nothi")] == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("words", "at", "offered"),
+    [
+        ("ebc-lab train optimizer = mu", 4, ["muon"]),
+        ("ebc-lab train optimizer =", 3, completion.values("optimizer")),
+    ],
+)
+def test_bash_which_breaks_words_at_the_sign_is_offered_values_alone(words, at, offered, monkeypatch):
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(at))
+    assert completion.overrides(words.split()[at]) == offered
+
+
+def asked(line, cwd):
+    """What bash would be offered for the last word of this line."""
+    words = line.split(" ")
+    env = {
+        **os.environ,
+        "_EBC_LAB_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = f"import sys; sys.argv = ['ebc-lab']; {CLI}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
+    return done.stdout.split()
+
+
+def test_a_shell_gets_commands_settings_and_studies(tmp_path):
+    """In processes of their own, as a shell asks."""
+    (tmp_path / "outputs/ebc_ablation/mine").mkdir(parents=True)
+    (tmp_path / "outputs/ebc_ablation/mine/study.json").write_text("{}")
+    assert asked("ebc-lab auto", tmp_path) == ["autopilot"]
+    assert asked("ebc-lab train -m stabilizer=no", tmp_path) == ["stabilizer=none", "stabilizer=norm_clip"]
+    assert asked("ebc-lab status mi", tmp_path) == ["mine"]
+    assert asked("ebc-lab why mine lr_sw", tmp_path) == ["lr_sweep"]

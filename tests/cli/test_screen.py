@@ -1,0 +1,141 @@
+"""What the terminal shows of a study while it runs and at its end, at the widths that terminals have."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ebc_lab.cli import options, screen
+from ebc_lab.study.autopilot import Progress, _Wave
+from ebc_lab.study.inspect.forecast import expected_left
+
+LONG = "adam_ebc_fixed_tracked_x2_delta1p5_trapezoid"
+RUNNING = [
+    {"arm": LONG, "lr": 0.004, "seed": 101, "step": 1200, "steps": 2000, "steps_per_s": 51.23},
+    {"arm": "adam_none_baseline_x1", "lr": 0.004, "seed": 3, "step": 40, "steps": 2000, "steps_per_s": 0.0},
+]
+HEAD = "lab · finals  12 of about 27 runs, 2 at a time, 40 s left"
+BAR = "━" * 14 + " " * 10  # without colours the rest of a bar is empty
+GOLDEN = {
+    60: [
+        HEAD,
+        "adam_ebc_fix…p5_trapezoid  seed 101  1200/2000  51.2 steps/s",
+        "adam_none_baseline_x1        seed 3    40/2000     – steps/s",
+    ],
+    80: [
+        HEAD,
+        "adam_ebc_fixed_tracked_x2_delta1p5_trapezoid  seed 101  1200/2000  51.2 steps/s",
+        "adam_none_baseline_x1                           seed 3    40/2000     – steps/s",
+    ],
+    120: [
+        HEAD,
+        f"{LONG} lr 0.004  {BAR}  seed 101  1200/2000  51.2 steps/s",
+        f"{'adam_none_baseline_x1 lr 0.004':<53}  {' ' * 24}    seed 3    40/2000     – steps/s",
+    ],
+}
+
+
+def drawn(progress, width):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(screen.View(console)._draw(progress))
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("width", GOLDEN)
+def test_a_narrow_terminal_loses_the_bar_and_never_seed_step_and_speed(width):
+    shown = drawn(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
+    assert shown == GOLDEN[width]
+    assert max(map(len, shown)) <= width
+
+
+def test_what_is_not_known_is_left_out():
+    assert screen.how_far(Progress("lab", "tune", 3, done=1)) == "1 run, 3 at a time"
+    known = Progress("lab", "tune", 3, done=0, total=1)
+    assert screen.how_far(known) == "0 of about 1 run, 3 at a time"
+
+
+def test_off_a_terminal_a_line_in_a_minute_says_how_far_the_study_is(monkeypatch):
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    view = screen.View(console)
+    progress = Progress("lab", "tune", 2, done=3, total=9, left_s=100.0)
+    view.watch(progress)
+    assert console.file.getvalue() == ""
+    monkeypatch.setattr(screen, "LINE_EVERY_S", 0.0)
+    view.watch(progress)
+    assert "tune: 3 of about 9 runs, 2 at a time, 1 min 40 s left" in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 100), ("73", 73), ("wide", 100)])
+def test_off_a_terminal_lines_have_a_hundred_characters_unless_columns_says_otherwise(
+    columns, width, monkeypatch
+):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert options.console().width == width
+
+
+def seen(config, study, runs):
+    """What is expected while these runs are there, each of the others just begun."""
+
+    def known(specs):
+        return study.results([s for s in specs if s.run_id in runs])
+
+    return expected_left(config, known, {})
+
+
+def test_progress_knows_its_whole_from_the_first_run_to_the_last(finished, resolved):
+    study = finished[1].study
+    order = [record.run_id for record in study.records() if record.spec["kind"] == "train"]
+    whole = seen(resolved, study, order)
+    assert (whole["done"], whole["left"], whole["seconds"]) == (len(order), 0, 0.0)
+    none = seen(resolved, study, [])
+    assert none["done"] == 0
+    assert none["left"] >= len(order) / 2
+    assert none["seconds"] is None
+    assert none["steps"] > 0
+    sweep = [r.run_id for r in study.records() if r.spec["stage"] == "lr_sweep"]
+    some = seen(resolved, study, sweep)
+    assert some["done"] == len(sweep)
+    assert 0 < some["left"] < none["left"]
+    assert some["seconds"] > 0
+
+
+def test_a_run_under_way_counts_by_what_is_left_of_it(finished, resolved):
+    study = finished[1].study
+    sweep = {r.run_id for r in study.records() if r.spec["stage"] == "lr_sweep"}
+
+    def known(specs):
+        return study.results([s for s in specs if s.run_id in sweep])
+
+    half = {r.run_id: 0.5 for r in study.records() if r.run_id not in sweep}
+    fresh, begun = expected_left(resolved, known, {}), expected_left(resolved, known, half)
+    assert begun["left"] == fresh["left"]
+    assert begun["seconds"] < fresh["seconds"]
+
+
+def test_the_time_left_is_counted_down_between_two_runs_and_never_ends_before_them(monkeypatch):
+    wave = SimpleNamespace(expected={"seconds": 40.0}, expected_at=100.0, progress=Progress("lab", "tune", 2))
+    for now, left in ((100.0, 40.0), (130.0, 10.0), (200.0, 1.0)):
+        monkeypatch.setattr("ebc_lab.study.autopilot.time.monotonic", lambda now=now: now)
+        assert _Wave._left_s(wave) == left
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_figure_of_a_table_is_cut_where_room_is_short(width):
+    table = screen.plain_table("arm", "part", ">validation loss", ">±")
+    table.add_row(LONG, "control’s search, of many words", "2.6210", "0.0059")
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("2.6210" in line for line in lines)
+    assert any("0.0059" in line for line in lines)
+    assert LONG in "".join(line.partition(" ")[0] for line in lines)
+
+
+def test_nothing_is_minus_zero():
+    from ebc_lab.report.text.words import fixed, percent, signed
+
+    assert [fixed(-1e-9), signed(-1e-9), percent(-1e-9)] == ["0.0000", "+0.0000", "0%"]

@@ -1,0 +1,145 @@
+"""What commands tell programs with `--json`, what they tell of the text, of EBC as the default, of a study's
+answer, and of a mistake in how they are called."""
+
+import io
+import json
+
+import pooch
+import pytest
+from rich.console import Console
+from support.called import called
+
+from ebc_lab.cli import screen
+from ebc_lab.records.json_files import read_json
+from ebc_lab.report.text.words import tracks_in_words
+
+RUN = [
+    "scale=smoke",
+    "model.width=16",
+    "model.context=16",
+    "batch_size=10",
+    "budget.probe_sequences=2",
+    "steps=4",
+    "device=cpu",
+    "dtype=float32",
+    "threads_per_run=1",
+    "compile=off",
+]
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """EBC_LAB_DATA without the text, and no network."""
+
+    def fails(*args, **how):
+        raise ConnectionError
+
+    monkeypatch.setattr(pooch, "retrieve", fails)
+    (tmp_path / "data").mkdir()
+    return {"EBC_LAB_DATA": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_another(
+    sweep, offline, tmp_path
+):
+    own = ["-m", "seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
+    done = called("train", *RUN, *own, cwd=tmp_path, **offline)
+    assert done.returncode == 0, done.stderr
+    said = f"NOT Shakespeare, since EBC_LAB_DATA={tmp_path / 'data'} has no tinyshakespeare.txt"
+    assert done.stdout.count(f"warning: {said}") == 1
+    for folder in ("out/0", "out/1") if sweep else ("out",):
+        assert f"warning: {said}" in (tmp_path / folder / "log.txt").read_text()
+        assert "corpus pydoc, sha256 " in (tmp_path / folder / "log.txt").read_text()
+        assert read_json(tmp_path / folder / "result.json")["corpus_warning"].startswith(said)
+
+
+def test_train_without_a_stabilizer_says_first_that_ebc_is_on_and_how_it_is_not(text_file, tmp_path):
+    text = ["data=path", f"data.file={text_file}"]
+    default = called("train", *RUN, *text, "hydra.run.dir=a", cwd=tmp_path).stdout
+    assert default.splitlines()[0] == "adam with EBC, the default; stabilizer=none trains it alone"
+    for own in ("stabilizer=none", "stabilizer=ebc"):
+        asked = called("train", *RUN, *text, own, f"hydra.run.dir={own}", cwd=tmp_path).stdout
+        assert "the default" not in asked
+
+
+def test_train_tells_programs_its_result_and_everything_else_on_stderr(text_file, tmp_path):
+    text = ["data=path", f"data.file={text_file}"]
+    one = called("train", *RUN, *text, "--json", "hydra.run.dir=one", cwd=tmp_path)
+    found = json.loads(one.stdout)
+    assert (found["outcome"], found["exit_code"], found["folder"]) == ("completed", 0, "one")
+    assert found["val_loss"] == read_json(tmp_path / "one/result.json")["val_loss"]
+    assert "completed after 4 steps" in one.stderr
+    words = ["--json", "-m", "seed=1,2", "hydra.sweep.dir=many"]
+    many = json.loads(called("train", *RUN, *text, *words, cwd=tmp_path).stdout)
+    assert [run["outcome"] for run in many["runs"]] == ["completed"] * 2
+    assert [run["folder"] for run in many["runs"]] == ["many/0", "many/1"]
+    wrong = called("train", *RUN, "--json", "optimizer.lr=-1", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    other = called("train", *RUN, *text, "--json", "steps=5", "hydra.run.dir=one", cwd=tmp_path)
+    assert other.returncode == json.loads(other.stdout)["exit_code"] == 2
+
+
+def test_autopilot_and_stage_tell_programs_what_came_of_a_study(own_copy, tiny, tmp_path, undrawn):
+    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done", "--json"]
+    done = called("autopilot", *own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["outcome"], found["exit_code"], found["study"]) == ("done", 0, "done")
+    assert found["answer"] == [found["answer"][0]]
+    assert found["answer"][0].startswith("Adam: ")
+    assert found["page"] == str(tmp_path / "done/report.html")
+    assert found["verdict"]["counts"]
+    assert "answer  Adam: " in done.stderr
+    one = json.loads(called("stage", "lr_sweep", *own, cwd=tmp_path).stdout)
+    assert one["stages"] == ["lr_sweep"]
+    assert one["verdict"] is None
+    limited = called("autopilot", *own, "study.name=limited", "seeds=[7,8]", "--max-runs", "1", cwd=tmp_path)
+    assert limited.returncode == json.loads(limited.stdout)["exit_code"] == 3
+    assert json.loads(limited.stdout)["outcome"] == "stopped"
+
+
+def test_the_last_screen_ends_in_the_answer_the_page_and_the_next_command(finished):
+    console = Console(file=io.StringIO(), width=400, highlight=False)
+    screen.outcome(console, finished[1])
+    answer, page, watch, load = console.file.getvalue().splitlines()[-4:]
+    assert answer == f"answer  {tracks_in_words(finished[1].answer[0])}"
+    assert page == f"page    {finished[1].study.page_file}"
+    assert watch == f"next    ebc-lab watch {finished[1].study.root}"
+    assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["autopilt"],
+            "no such command 'autopilt' (did you mean autopilot?); the commands are ",
+        ),
+        (["plan", "--nonsense"], "`ebc-lab plan --help` lists the options"),
+        (["diff", "one"], "missing argument 'b'"),
+        (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
+        (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),
+    ],
+)
+def test_a_mistaken_call_is_told_in_one_sentence(arguments, words, tmp_path):
+    done = called(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_path):
+    folder = str(finished[1].study.root.parent)
+    for command in (["status"], ["why"], ["report"], ["export"], ["verify"], ["watch"], ["cancel"]):
+        done = called(*command, "unheard", "--output-dir", folder, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "; known there: done" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_command_has_short_help(tmp_path):
+    for command in ([], ["autopilot"], ["status"], ["ebm"], ["ebm", "generate"], ["train"], ["ebm", "train"]):
+        done = called(*command, "-h", cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "usage: " in done.stdout.lower()

@@ -1,0 +1,137 @@
+"""Suites of one's own, from any folder, and own parts under their own names."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import run_id
+from ebc_lab.config.own.sources import PLACES
+
+PART = "import torch\n\n\nclass Cautious(torch.optim.Adam):\n    pass\n"
+SUITE = """\
+study: {stages: [lr_sweep, ablation]}
+lr_sweep: {optimizers: [adam]}
+ablation:
+  question: is it better?
+  reference: adam
+  arms:
+    adam: {about: Adam}
+    mine: {about: mine, settings: {optimizer: {name: custom, target: './suite_opt.py:Cautious'}}}
+"""
+GRID = "lr_sweep.grids.custom=[1e-3,2e-3]"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "suite_opt.py").write_text(PART)
+    (tmp_path / "mine.yaml").write_text(SUITE)
+    return tmp_path
+
+
+def composed(*overrides):
+    return compose(["scale=smoke", *overrides], here=False)
+
+
+def test_a_suite_is_found_by_its_path_and_has_its_files_name(folder, monkeypatch):
+    config = composed("study=./mine.yaml")
+    assert config.study.name == "mine"
+    assert set(config.own_files) == {"mine.yaml", "suite_opt.py"}
+    assert set(config.ablation.arms) == {"adam", "mine"}
+    chosen = config.ablation.arms["mine"].settings["optimizer"]
+    assert (chosen["name"], chosen["target"]) == ("cautious", "suite_opt:Cautious")
+    assert composed(f"study={folder / 'mine.yaml'}") == config
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")  # its parts are beside it
+    assert composed("study=../mine.yaml") == config
+
+
+def test_a_name_means_the_working_folders_suite_first(folder):
+    (folder / "conf" / "study").mkdir(parents=True)
+    (folder / "conf" / "study" / "controls.yml").write_text(SUITE.replace("./suite", "../../suite"))
+    config = composed("study=controls")
+    assert (config.study.name, set(config.ablation.arms)) == ("controls", {"adam", "mine"})
+    with pytest.raises(UserError, match=r"study=contrls is unknown \(did you mean controls or .*stabilizers"):
+        composed("study=contrls")
+
+
+def test_a_suite_may_build_on_another(folder):
+    (folder / "more.yaml").write_text("defaults: [controls]\nstudy: {name: mine}\nseeds: [4]\n")
+    config = composed("study=./more.yaml")
+    assert (config.study.name, config.seeds) == ("mine", [4])
+    assert config.ablation.arms == composed("study=controls").ablation.arms
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ablation:\n  arms: [\n", r"bad.yaml:3: expected the node content"),
+        ("ablation: {}\nablatoin: 3\n", r"^bad.yaml:2: ablatoin is not a setting \(did you mean ablation"),
+        (
+            "ablation:\n  arms:\n    a: {lr_scal: 3}\n",
+            r"^bad.yaml:3: .*a.lr_scal.*\(did you mean lr_scale\?\)",
+        ),
+        ("\nseeds: 3\n", r"^bad.yaml:2: seeds: it is a list, seeds=\[…\]"),
+        (SUITE.replace("[adam]", "[adm]"), r"^bad.yaml:2: lr_sweep.optimizers=adm"),
+        ("- 1\n- 2\n", "bad.yaml holds no settings"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_told_with_its_line(folder, text, words):
+    (folder / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as refused:
+        composed("study=./bad.yaml")
+    assert "own-" not in str(refused.value)
+
+
+def test_a_suite_that_is_not_there_names_those_that_are(folder):
+    with pytest.raises(UserError, match=r"study=./mien.yaml is not there \(there is mine.yaml\)"):
+        composed("study=./mien.yaml")
+    with pytest.raises(
+        UserError, match=r"study=mien is unknown \(did you mean ./mine.yaml\?\); study takes "
+    ):
+        composed("study=mien")
+
+
+def test_new_arms_are_overrides(folder):
+    hot = "{about: hot, lr_scale: 4, settings: {stabilizer: {name: agc}}}"
+    for sign in ("", "+", "++"):
+        arms = composed("study=./mine.yaml", f"{sign}ablation.arms.hot={hot}").ablation.arms
+        assert (arms["hot"].lr_scale, arms["hot"].settings) == (4, {"stabilizer": {"name": "agc"}})
+        assert set(arms) == {"adam", "mine", "hot"}
+    assert composed("study=controls", "ablation.arms.hot={lr_scale: 3}", "ablation.arms.hot.lr_scale=2")
+    with pytest.raises(UserError, match=r"ablation.arms.hot.lr_scal: .*\(did you mean lr_scale\?\)"):
+        composed("study=controls", "ablation.arms.hot={lr_scal: 3}")
+    with pytest.raises(UserError, match=r"ablation.arms.hot: an arm is a mapping"):
+        composed("study=controls", "ablation.arms.hot=3")
+
+
+def test_an_own_optimizer_has_its_own_name_and_the_identity_that_it_had(folder):
+    own = ["optimizer=custom", "optimizer.target=./suite_opt.py:Cautious"]
+    config = composed(*own, GRID, "lr_sweep.optimizers=[adam,custom]")
+    assert config.lr_sweep.optimizers == ["adam", "cautious"]
+    assert config.lr_sweep.grids["cautious"] == [1e-3, 2e-3]
+    run = replace(run_part(config), data=replace(config.data, sha256="0" * 64), threads_per_run=1)
+    run = replace(run, dtype="float32", compile="off", device="cpu")
+    named = run_id("train", run)
+    old = run_id("train", replace(run, optimizer=replace(run.optimizer, name="custom")))
+    assert named.startswith("cautious_none_")
+    assert named.rpartition("-")[2] == old.rpartition("-")[2]
+
+
+def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(folder):
+    (folder / "other_opt.py").write_text(PART)
+    second = "    two: {settings: {optimizer: {name: custom, target: './other_opt.py:Cautious'}}}\n"
+    (folder / "mine.yaml").write_text(SUITE + second)
+    arms = composed("study=./mine.yaml").ablation.arms
+    assert [arms[a].settings["optimizer"]["name"] for a in ("mine", "two")] == ["cautious", "cautious_2"]
+    (folder / "sub").mkdir()
+    (folder / "sub" / "suite_opt.py").write_text(PART)
+    (folder / "mine.yaml").write_text(SUITE + second.replace("other_opt", "sub/suite_opt"))
+    with pytest.raises(UserError, match=r"suite_opt.py and .*sub/suite_opt.py have the same name"):
+        composed("study=./mine.yaml")

@@ -1,0 +1,120 @@
+"""Loss curves over each other, and the learning-rate curves of tuned arms: whose line is where, and named."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import pytest
+from support.drawn import (
+    BASELINE,
+    CONTROL,
+    FALLING,
+    GOOD,
+    PLAIN,
+    TRAP,
+    drawn,
+    words_of,
+    write_study,
+    write_suite,
+)
+
+from ebc_lab.report.pictures import png
+from ebc_lab.report.pictures.sheet import MOST_LINES, REST, STRONG, STYLE, Facts
+from ebc_lab.report.pictures.windows import draw_tuned, strong_looks
+from ebc_lab.study.stages.statistics import window
+
+FACTS = Facts("tuned", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
+
+
+def tuned(losses):
+    """What `tune` decides of an arm: its loss by learning rate, None where a seed diverged."""
+    known = {lr: np.inf if loss is None else loss for lr, loss in losses.items()}
+    curve = [
+        {"lr": lr, "val_loss": x, "seeds": {"100": x, "101": x and x + 0.01}} for lr, x in losses.items()
+    ]
+    span = window(known)
+    return {"curve": curve, "window": span, "point": {"lr": span["best"]}, "val_loss": span["loss"]}
+
+
+def rates(curves, mine):
+    with matplotlib.rc_context(fname=STYLE):
+        return draw_tuned(FACTS, curves, strong_looks(list(curves), mine), mine)
+
+
+def thick(axes):
+    return [line for line in axes.get_lines() if line.get_linewidth() == 2.6]
+
+
+def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen_points():
+    curves = {
+        "adam": tuned({0.002: 2.1, 0.004: 2.0, 0.008: 2.3}),
+        "mine": tuned({0.0005: 2.2, 0.001: 1.98, 0.002: None}),
+    }
+    sheet = rates(curves, ["mine"])
+    top = sheet.axes[1]
+    assert top.get_xscale() == "log"
+    [strong] = thick(top)
+    assert strong.get_color() == STRONG[0]
+    assert list(strong.get_xdata()) == [0.0005, 0.001, 0.002]
+    rings = [line for line in top.get_lines() if line.get_markersize() == 13]
+    assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in rings) == [
+        (0.001, 1.98),
+        (0.004, 2.0),
+    ]
+    lost = [line for line in top.get_lines() if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in lost] == [0.002]
+    assert lost[0].get_ydata()[0] > 0.9  # of the axis: at the top
+    said = words_of(sheet)
+    assert {"adam 2.000 at 0.004", "mine 1.980 at 0.001"} <= set(said)
+    assert any(text.startswith("mine  ") and text.endswith("octaves") for text in said)
+    assert "mine 1.980 at 0.001" in sheet.alt
+    assert png(sheet).startswith(b"\x89PNG")
+
+
+def test_of_many_arms_those_asked_about_and_the_best_are_named():
+    curves = {f"arm{i:02}": tuned({0.001: 2.2 + i / 50, 0.002: 2.0 + i / 50, 0.004: 2.3}) for i in range(12)}
+    sheet = rates(curves, ["arm11"])
+    named = {text.split()[0] for text in words_of(sheet) if " at " in text and text.startswith("arm")}
+    assert named == {"arm11", *(f"arm{i:02}" for i in range(MOST_LINES - 1))}
+    assert "4 other arms" in words_of(sheet)
+
+
+def curve_lines(axes):
+    """The means: the lines that are not a single seed's."""
+    return [line for line in axes.get_lines() if line.get_linewidth() > 0.8 and len(line.get_xdata()) > 1]
+
+
+def test_the_finals_loss_curves_lie_over_each_other_and_end_with_their_loss(tmp_path):
+    sheet = drawn(write_study(tmp_path), until="curves")["curves"]
+    left, right = sheet.axes
+    assert len(curve_lines(left)) == len(curve_lines(right)) == len((BASELINE, CONTROL, FALLING))
+    assert [line.get_color() for line in thick(left)] == [STRONG[0]]  # with EBC
+    assert right.get_xlim()[0] > left.get_xlim()[0]
+    assert sum(text.endswith("2.125 ± 0.000") for text in words_of(sheet)) == 3
+    assert sheet.alt.count("At the end, mean of the seeds: lowest") == 1
+
+
+def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path):
+    lost = {(TRAP, seed): "diverged" for seed in range(3)}
+    gains = {PLAIN: (0.0, 0.0, 0.0), GOOD: (-0.05, -0.04, -0.03), TRAP: (0.1, 0.1, 0.1)}
+    sheet = drawn(write_suite(tmp_path, gains=gains, outcomes=lost), until="ablation_curves")[
+        "ablation_curves"
+    ]
+    assert len(curve_lines(sheet.axes[0])) == 2
+    assert REST not in {line.get_color() for line in curve_lines(sheet.axes[0])}
+
+
+def test_where_no_run_completed_there_is_no_picture_of_the_curves(tmp_path):
+    lost = {(arm, seed): "missing" for arm in (BASELINE, CONTROL, FALLING) for seed in (0, 1)}
+    assert "curves" not in drawn(write_study(tmp_path, outcomes=lost))
+
+
+@pytest.mark.parametrize("long", ["an_arm_" + "whose_name_goes_on_" * 6])
+def test_no_text_of_them_leaves_the_page(long):
+    sheet = rates(
+        {long: tuned({0.001: 2.1, 0.002: 2.0, 0.004: 2.4}), "adam": tuned({0.001: 2.0, 0.002: 2.1})}, [long]
+    )
+    sheet.draw_without_rendering()
+    used = sheet.get_tightbbox()
+    assert 0 <= used.x0 < used.x1 <= sheet.get_figwidth()
+    assert 0 <= used.y0 < used.y1 <= sheet.get_figheight()

@@ -1,0 +1,170 @@
+"""The answer about arms of one's own, and the tables that it rests on."""
+
+from __future__ import annotations
+
+import math
+
+from ebc_lab.report.text import glance, papers, words
+from ebc_lab.report.text.table import PAGE
+from ebc_lab.study.stages.statistics import paired, window
+
+LOSSES = {
+    "adam": (2.00, 2.01, 2.02),
+    "muon": (1.90, 1.91, 1.92),
+    "mine": (1.80, 1.815, 1.82),
+}
+
+
+def arm(label, lr, **more):
+    runs = {str(seed): f"{label}_s{seed}" for seed in range(3)}
+    mean = sum(LOSSES[label]) / 3
+    figures = {"test_loss": mean, "val_loss": mean, "test_median": mean, "val_median": mean}
+    found = {"lr": lr, "runs": runs, "outcomes": {"completed": 3}, "ebc": False, "comparable": True}
+    schedule = {"lr_schedule": "cosine", "warmup_steps": 20, "delta_schedule": None, "delta_star": None}
+    return found | figures | schedule | {"track": "adam_none", "about": label, "point": None} | more
+
+
+def found_of(**verdicts):
+    """A decided suite that asks about `mine`."""
+    arms = {label: arm(label, 0.004 * (i + 1)) for i, label in enumerate(LOSSES)}
+    by_seed = {label: {str(i): x for i, x in enumerate(own)} for label, own in LOSSES.items()}
+    for label, own in arms.items():
+        own["versus"] = "adam" if label != "adam" else None
+        own["difference"] = paired(by_seed[label], by_seed["adam"], margin=0.01) if own["versus"] else None
+    against = {o: paired(by_seed["mine"], by_seed[o], margin=0.01, comparisons=2) for o in ("adam", "muon")}
+    told = {"rival": "muon", "difference": against["muon"], "against": against}
+    answer = {**told, "verdict": "better", "sentence": "mine against muon: −0.0983 nats: better", **verdicts}
+    costs = {"mine": {"ratio": 1.25, "low": 1.2, "high": 1.3}}
+    return {
+        "reference": "adam",
+        "arms": arms,
+        "mine": ["mine"],
+        "answers": {"mine": answer},
+        "steps_cost": costs,
+    }
+
+
+TUNED = {"mine": {"window": window({0.001: 2.2, 0.002: 2.0, 0.004: 2.3})}}
+
+
+def cells(table):
+    return [[(cell.page or cell.text) for cell in row.cells] for row in table.on(PAGE).rows]
+
+
+def test_the_headline_is_about_mine_and_not_about_the_lowest_arm():
+    answer = words.suite_answer(found_of())
+    assert answer["word"] == "mine is better than muon."
+    assert answer["text"] == "mine against muon: −0.0983 nats: better."
+    assert answer["judged"] == "beats"
+    open_one = words.suite_answer(found_of(verdict="undecided"))
+    assert open_one["word"] == "mine is not told apart from muon."
+    assert open_one["judged"] == "undecided"
+
+
+def test_mine_stands_beside_every_other_arm_with_what_it_was_tuned_to():
+    table = glance.is_better("t", "mine", found_of(), TUNED)
+    assert table.title == "Is mine better?"
+    mine, rival, reference = cells(table)
+    assert mine[:7] == ["mine", "0.012", "cosine", "20", "0.4", "1.8117", "itself"]
+    assert rival[0] == "muon"  # before adam: it was picked by validation
+    assert rival[6] == "−0.098"
+    assert rival[8] == "better"
+    assert reference[0] == "adam"
+    assert mine[-1] == "×1.25 [1.20, 1.30]"
+    assert table.rows[0].chosen
+
+
+def test_what_was_tried_of_each_shows_that_all_were_tuned_alike():
+    candidates = [
+        {"role": label, "arm": f"{label}_lr{lr}", "lr": lr, "seed": seed, "run_id": f"{label}_{lr}_{seed}"}
+        for label in ("mine", "adam")
+        for lr in (0.001, 0.002, 0.004)
+        for seed in (100, 101)
+    ]
+    own = {"extended": [{"lr": 0.004}], "runs": 6, "point": {"lr": 0.002, "schedule": "cosine"}}
+    decision = {"tracks": {"adam_none": {"arms": {"mine": own, "adam": own}}}, "candidates": candidates}
+    grids = {
+        label: {"lr": [0.001, 0.002], "schedule": ["cosine", "warmup_linear"]} for label in ("mine", "adam")
+    }
+    table = glance.tried("t", decision, "adam_none", ["mine", "adam", "plain"], grids)
+    mine, adam = cells(table)
+    assert mine[1:] == adam[1:]
+    assert mine[1:7] == ["3", "1", "2", "6", "0.001 to 0.004", "cosine, warmup linear"]
+    assert glance.tried("t", decision, "adam_none", ["plain"], grids) is None
+
+
+def test_papers_answer_about_mine_first():
+    about = papers.About("own", "tiny Shakespeare", None, "smoke", [0, 1, 2], 0.01)
+    found = found_of()
+    made = papers.suite(about, {"tracks": {"adam_none": found}, "rule": ""}, {})
+    assert made[0].title == "Is mine better?"
+    assert made[0].caption[0] == "mine against muon: −0.0983 nats: better."
+    assert "better" in papers.latex(made, "own")
+
+
+def suite_of(**shifts):
+    """A suite without arms of one's own: each arm's losses minus the reference's."""
+    reference = {str(seed): 2.0 for seed in range(4)}
+    arms = {"plain": {"versus": None, "difference": None}}
+    for label, own in shifts.items():
+        losses = {str(seed): math.inf if x is None else 2.0 + x for seed, x in enumerate(own)}
+        difference = paired(losses, reference, margin=0.01, comparisons=len(shifts))
+        arms[label] = {"versus": "plain", "difference": difference}
+    for label, found in arms.items():
+        found |= {"comparable": True, "test_median": 1.0 if label == "lucky" else 2.0}
+    return {"reference": "plain", "arms": arms}
+
+
+def test_the_lowest_of_undecided_arms_is_not_called_the_best():
+    answer = words.suite_answer(suite_of(lucky=(-0.5, 0.4, -0.3, 0.3), other=(0.2, -0.2, 0.1, -0.1)))
+    assert answer["word"] == "None of 2 arms is told apart from plain."
+    assert "Not told apart: lucky, other." in answer["text"]
+    assert "est arm" not in answer["word"] + answer["text"]
+
+
+def test_arms_that_are_told_apart_are_named_by_side():
+    good, bad = (-0.1, -0.101, -0.102, -0.1), (0.2, 0.201, 0.2, 0.202)
+    answer = words.suite_answer(suite_of(good=good, bad=bad, lucky=(-0.5, 0.4, -0.3, 0.3)))
+    assert answer["word"] == "Of 3 arms 1 better and 1 worse than plain."
+    assert "Better: good. Worse: bad. Not told apart: lucky." in answer["text"]
+
+
+def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():
+    losses = {"0": 2.3, "1": 2.31}, {"0": 2.0, "1": 2.02}
+    worse, better = paired(*losses), paired(*losses[::-1])
+    found = {"roles": {"control": "c"}, "differences": {"baseline": {"c": worse}}}
+    assert "came out worse than the baseline" in words.control_warning(found)
+    assert words.control_warning({**found, "differences": {"baseline": {"c": better}}}) == ""
+
+
+def test_studies_without_ebc_do_not_explain_it():
+    plain = {
+        "study": {"stages": ["lr_sweep", "tune", "ablation"]},
+        "ablation": {"arms": {"adam": {"settings": {}}}},
+    }
+    ebc = {
+        "study": plain["study"],
+        "ablation": {"arms": {"ebc": {"settings": {"stabilizer": {"name": "ebc"}}}}},
+    }
+    assert not words.has_ebc(plain)
+    assert words.has_ebc(ebc)
+    assert words.has_ebc({"study": {"stages": ["lr_sweep", "finals"]}})
+    told, untold = words.explanation(True), words.explanation(False)
+    assert "δ*" in told["terms"]
+    assert not {"δ*", "c", "natural KL"} & set(untold["terms"])
+    assert "EBC" not in " ".join(untold["method"])
+
+
+def test_a_label_tells_schedules_as_recorded_and_does_not_take_an_own_optimizers_name_for_one():
+    own = arm("mine", 0.004, track="my_cosine_none", lr_scale=2.0, roles=["ebc_lindelta"], ebc=False)
+    own |= {"lr_schedule": "constant", "warmup_steps": None, "delta_schedule": None}
+    assert words.short("my_cosine_none_baseline_x2", own) == "plain ×2"
+    own |= {"lr_schedule": "trapezoid", "warmup_steps": 7}
+    assert (
+        words.short("my_cosine_none_baseline_x2_trapezoid_w7", own)
+        == "plain ×2, trapezoid LR, 7 steps of warm-up"
+    )
+
+
+def test_a_track_of_an_own_optimizer_is_told_in_words():
+    assert words.tracks_in_words("my_adam_none: lr 0.004", ["my_adam_none"]) == "my_adam: lr 0.004"

@@ -1,0 +1,63 @@
+"""The list of studies: newest first, each in a line, and none is too damaged to be listed."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from ebc_lab.results.catalogue import catalogue
+from ebc_lab.study.store.bundle import export
+from ebc_lab.study.store.study import Study
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """done and done.zip, begun without a decision, planned without a run, damaged ones, and other things."""
+    source = finished[1].study
+    for name in ("done", "begun"):
+        shutil.copytree(source.root, tmp_path / name)
+    export(source, tmp_path / "done.zip")
+    (tmp_path / "begun" / "auto_decisions.json").unlink()
+    (tmp_path / "planned").mkdir()
+    shutil.copy(source.root / "study.json", tmp_path / "planned")
+    for name, content in (("cut", '{"config": {'), ("edited", '{"config": {}, "checksum": "0"}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(content)
+    (tmp_path / "odd.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "notes.txt").write_text("nothing")
+    return tmp_path
+
+
+def test_every_study_is_told_and_damage_is_not_raised(folder):
+    found = {one["place"].rpartition("/")[2]: one for one in catalogue(folder)}
+    assert {name: one["state"] for name, one in found.items()} == {
+        "done": "finished",
+        "done.zip": "finished",
+        "begun": "interrupted",
+        "planned": "empty",
+        "cut": "damaged",
+        "edited": "damaged",
+        "odd.zip": "damaged",
+    }
+    done, packed = found["done"], found["done.zip"]
+    assert done["runs"] == packed["runs"] == len(Study(folder / "done").run_ids())
+    assert done["headline"] == packed["headline"].strip()
+    assert "undecided" in done["headline"]
+    assert (done["bundle"], packed["bundle"]) == (False, True)
+    assert done["bytes"] > packed["bytes"] > 0
+    assert "edited after it was written" in found["edited"]["headline"]
+    assert all(found[name]["headline"] for name in ("cut", "odd.zip"))
+    json.dumps(list(found.values()), allow_nan=False)
+
+
+def test_the_newest_is_first(folder):
+    for age, name in enumerate(("planned", "begun", "done")):
+        os.utime(folder / name / "study.json", (2e9 - age, 2e9 - age))
+    assert [one["name"] for one in catalogue(folder)][:3] == ["planned", "begun", "done"]
+
+
+def test_a_folder_without_studies_is_an_empty_list(tmp_path):
+    assert catalogue(tmp_path) == []
+    assert catalogue(tmp_path / "none") == []

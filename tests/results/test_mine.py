@@ -1,0 +1,46 @@
+"""Of a study that asks about an optimizer of one's own: its answer, its arms, what they are compared with."""
+
+import pytest
+from support.invented import invent
+
+import ebc_lab
+
+OWN = "import torch\n\n\nclass Cautious(torch.optim.Adam):\n    pass\n"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, text_file):
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "my_opt.py").write_text(OWN)
+    asked = ["study=optimizers", f"mine={folder}/my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
+    return ebc_lab.load(invent(folder / "out", asked, drawn=False).root)
+
+
+def test_the_answer_is_about_mine(study):
+    assert study.answer.startswith("cautious against ")
+    [question] = study.verdict.to_dict("records")
+    assert question["name"] == "cautious"
+    assert question["question"].startswith("Is cautious better than ")
+    assert question["verdict"] in ("better", "worse", "level", "undecided")
+    told = study.differences().query("family == 'mine'").set_index("reference")
+    assert set(told["arm"]) == {"cautious"}
+    answer = study.decisions["ablation"]["tracks"]["adam_none"]["answers"]["cautious"]
+    for other, difference in answer["against"].items():
+        assert told.loc[other, "mean"] == pytest.approx(difference["mean"])
+        assert told.loc[other, "joint_high"] == pytest.approx(difference["joint_high"])
+    assert told.index[told["rival"]].tolist() == [answer["rival"]]
+
+
+def test_its_arms_are_marked_and_have_its_own_name(study):
+    arms = study.arms().query("stage == 'ablation'").set_index("arm")
+    assert arms.index[arms["mine"]].tolist() == ["cautious"]
+    assert arms.loc["cautious", "optimizer"] == "cautious"
+    assert arms["lr_schedule"].notna().all()
+    assert not any("custom" in name for name in study.runs()["arm"])
+
+
+def test_a_name_means_one_setting_in_a_suite_too(study):
+    settings = ["lr", "lr_schedule", "warmup_steps", "delta_star", "planned_steps", "optimizer"]
+    each = study.runs().query("kind == 'train'").groupby(["track", "arm"], observed=True)[settings]
+    counts = each.nunique(dropna=False)
+    assert (counts == 1).all(axis=None), counts[(counts > 1).any(axis=1)]

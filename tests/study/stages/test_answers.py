@@ -1,0 +1,190 @@
+"""Is mine better? What a suite says of the arms that it was made for."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+from support.played import DIVERGED, config_of, done, played
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.stages import ablation, stage_of
+from ebc_lab.study.stages.statistics import paired, seeds_needed
+from ebc_lab.study.stages.verdict import verdict_of
+
+SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
+SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
+POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
+
+
+def decision(offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), step=None, answer=None):
+    """An ablation whose arms have these test losses beside a common one of each seed, and a little noise."""
+    config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
+    suite = config.ablation
+    arms = {name: suite.arms.get(name, suite.arms["adam"]) for name in offsets}
+    arms |= {
+        n: replace(a, settings={"optimizer": {"name": n}}) for n, a in arms.items() if n not in suite.arms
+    }
+    config = replace(config, ablation=replace(suite, arms=arms, mine=replace(suite.mine, arms=list(mine))))
+    losses = tuned or dict.fromkeys(offsets, 2.0)
+    points = {n: {"point": POINT, "val_loss": losses[n]} for n in offsets}
+    earlier = {
+        "lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"},
+        "tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"},
+    }
+    draw = random.Random(0)
+
+    def usual(spec):
+        if spec.kind != "train":
+            return {"outcome": "completed", "step_ratio": step or 1.2, "step_ratio_iqr": [1.1, 1.3]}
+        return done(2 + 0.1 * spec.run.seed + offsets[spec.role] + draw.gauss(0, 0.002))
+
+    _, specs, results = played("ablation", config, earlier, answer or usual)
+    return stage_of("ablation").decide(config, specs, results, earlier)
+
+
+def answer_of(found, label="muon"):
+    return found["tracks"]["adam_none"]["answers"][label]
+
+
+@pytest.mark.parametrize(
+    ("offset", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "level"), (-0.004, "better")]
+)
+def test_an_arm_is_better_worse_or_level_and_the_sentence_says_so(offset, verdict):
+    own = answer_of(decision({"adam": 0.0, "muon": offset}))
+    assert own["verdict"] == verdict
+    assert own["sentence"].startswith("muon against adam: ")
+    assert f": {verdict}" in own["sentence"]
+    assert own["seeds_needed"] is None
+    assert ("by less than 0.01 nats" in own["sentence"]) == (offset == -0.004)
+
+
+def test_the_rival_is_the_best_of_the_others_by_its_tuning_and_not_by_the_test():
+    found = decision(
+        {"adam": 0.0, "lion": -0.1, "muon": -0.05}, tuned={"adam": 1.9, "lion": 2.0, "muon": 2.0}
+    )
+    own = answer_of(found)
+    assert own["rival"] == "adam"
+    assert own["verdict"] == "better"
+    assert "muon against adam, the best of the others by validation: −0.04" in own["sentence"]
+    assert {name: d["verdict"] for name, d in own["against"].items()} == {"adam": "better", "lion": "worse"}
+    assert {d["comparisons"] for d in own["against"].values()} == {2}
+
+
+def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
+    found = decision({"adam": 0.0, "muon": -0.05, "lion": 0.05}, mine=("muon", "lion"))
+    track = found["tracks"]["adam_none"]
+    assert track["mine"] == ["muon", "lion"]
+    assert {tuple(a["against"]) for a in track["answers"].values()} == {("adam",)}
+    assert track["answers"]["lion"]["difference"]["comparisons"] == 2
+    told = ablation.headline(track)
+    assert told.count("against adam") == 2
+
+
+def test_undecided_names_the_seeds_that_would_decide_it():
+    losses = {0: 0.03, 1: -0.02, 2: 0.04, 3: -0.01, 4: 0.02}
+
+    def noisy(spec):
+        own = losses[spec.run.seed] if spec.role == "muon" else 0.0
+        return done(2 + own) if spec.kind == "train" else {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
+
+    own = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=noisy))
+    assert own["verdict"] == "undecided"
+    assert 15 < own["seeds_needed"] < 60
+    assert own["seeds"] == list(range(own["seeds_needed"]))
+    assert f"about {own['seeds_needed']} seeds would decide it" in own["sentence"]
+
+
+def test_one_seed_is_undecided_and_counts_with_the_noise_of_the_replicates():
+    own = answer_of(decision({"adam": 0.0, "muon": 0.02}, seeds=(0,)))
+    assert own["verdict"] == "undecided"
+    assert own["seeds_needed"] > 1
+
+
+def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
+    def some(lost):
+        def answer(spec):
+            if spec.kind != "train":
+                return {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
+            return (
+                DIVERGED
+                if spec.role == "muon" and spec.run.seed in lost
+                else done(2.0 - (spec.role == "muon"))
+            )
+
+        return answer
+
+    one = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=some({1})))
+    assert one["verdict"] == "undecided"
+    assert "diverged on 1 of 5 seeds" in one["sentence"]
+    every = answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=some({0, 1, 2, 3, 4})))
+    assert every["verdict"] == "worse"
+
+
+def test_the_cost_of_a_step_is_told_beside_the_references():
+    track = decision({"adam": 0.0, "muon": 0.0}, step=1.5)["tracks"]["adam_none"]
+    assert track["steps_cost"]["muon"] == {"ratio": 1.5, "low": 1.1, "high": 1.3}
+    assert track["steps_cost"]["adam"]["ratio"] == 1.0
+
+
+def test_a_suite_without_mine_never_names_a_best_arm_over_undecided_intervals():
+    found = decision({"adam": 0.0, "muon": -0.05}, mine=())
+    track = found["tracks"]["adam_none"]
+    assert track["mine"] == []
+    assert track["answers"] == {}
+    assert "best" not in ablation.headline(track)
+    assert ablation.headline(track).endswith("lower: muon")
+    same = decision({"adam": 0.0, "muon": 0.0}, mine=())["tracks"]["adam_none"]
+    assert "not told apart: muon" in ablation.headline(same)
+
+
+def test_seeds_needed_is_what_the_power_of_the_test_says():
+    """Ten differences of mean 1 sd: by the textbook 80% power at 5% take 10 pairs, at two comparisons 13."""
+    values = [1 + (-1) ** i for i in range(2)]
+    difference = paired({str(i): x for i, x in enumerate(values)}, {"0": 0.0, "1": 0.0})
+    assert seeds_needed({**difference, "mean": 1.0, "sd": 1.0}) == 10
+    assert seeds_needed({**difference, "mean": 1.0, "sd": 1.0, "comparisons": 2}) == 13
+    assert seeds_needed({**difference, "mean": 0.0, "sd": 1.0}) is None
+    assert seeds_needed({**difference, "mean": 0.0, "sd": 0.01, "margin": 0.01}) == 13
+
+
+def test_an_identical_arm_is_level():
+    losses = {"0": 2.0, "1": 2.1}
+    assert verdict_of(paired(losses, losses, margin=0.01)) == "level"
+
+
+OWN = "import torch\n\nclass Cautious(torch.optim.Adam):\n    pass\n\nclass Second(Cautious):\n    pass\n"
+
+
+@pytest.fixture
+def own_file(tmp_path, monkeypatch):
+    (tmp_path / "compared_opt.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_mine_makes_an_arm_under_its_own_name(own_file):
+    config = compose(["scale=smoke", "study=optimizers", "mine=compared_opt:Cautious"])
+    assert config.mine == ["compared_opt:Cautious"]
+    assert config.ablation.mine.arms == ["cautious"]
+    arm, adam = config.ablation.arms["cautious"], config.ablation.arms["adam"]
+    assert arm.tune == adam.tune  # tuned alike
+    assert arm.settings["optimizer"]["target"] == "compared_opt:Cautious"
+    two = compose(["scale=smoke", "study=optimizers", "mine=[compared_opt:Cautious,compared_opt:Second]"])
+    assert two.ablation.mine.arms == ["cautious", "second"]
+    assert "custom" not in json.dumps(list(two.ablation.arms))
+
+
+@pytest.mark.parametrize("study", ["stabilizers", "schedules"])
+def test_stabilizers_and_schedules_take_mine_too(own_file, study):
+    config = compose(["scale=smoke", f"study={study}", "mine=compared_opt:Cautious"])
+    assert config.ablation.mine.arms == ["cautious"]
+
+
+def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
+    with pytest.raises(UserError, match="study=optimizers, study=stabilizers or study=schedules"):
+        compose(["scale=smoke", "mine=compared_opt:Cautious"])
+    with pytest.raises(UserError, match="goes with a study"):
+        compose(["mine=compared_opt:Cautious"], study=False)
+    with pytest.raises(UserError, match="names every arm"):
+        compose(["study=optimizers", "ablation.mine.arms=[adam,muon]"])

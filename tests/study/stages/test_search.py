@@ -1,0 +1,137 @@
+"""How an arm's best point is searched: the same for all, and until it is found."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from support.played import DIVERGED, config_of, done, played
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ArmConfig
+from ebc_lab.config.study_checks import validate
+from ebc_lab.study.inspect.forecast import expected_left, forecast
+from ebc_lab.study.stages import stage_of
+from ebc_lab.study.stages.statistics import WINDOW_NATS
+
+SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
+SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
+DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
+BEST = {"adam": 4e-3, "muon": 0.5, "mine": 6e-5}  # far outside of two of the grids
+SHAPES = {"trapezoid": 0.01, "warmup_linear": 0.0, "cosine": 0.02}
+
+
+def suite(*overrides, **arms):
+    """study=optimizers with an arm that takes the place of one of the user's own."""
+    config = config_of("study=optimizers", "study.name=nowhere", *overrides)
+    mine = replace(config.ablation.arms["adam"], settings={"optimizer": {"name": "lion"}})
+    suite = replace(config.ablation, arms={**config.ablation.arms, "mine": mine, **arms})
+    config = replace(config, ablation=suite)
+    validate(config, study=True)
+    return config
+
+
+def landscape(spec):
+    """A valley around each arm's best rate, deeper on one shape and with one warm-up."""
+    run = spec.run
+    octaves = abs(math.log2(run.optimizer.lr / BEST[spec.role]))
+    extra = SHAPES[run.lr_schedule.name] + abs(run.lr_schedule.warmup_share - 0.0333) / 10
+    return done(2 + 0.03 * octaves + extra + 0.0001 * (run.seed % 2))
+
+
+def tuned(config, answer):
+    _, specs, results = played("tune", config, DECIDED, answer)
+    decision = stage_of("tune").decide(config, specs, results, DECIDED)
+    return decision["tracks"]["adam_none"]["arms"], specs, results
+
+
+@pytest.fixture(scope="module")
+def found():
+    return tuned(suite(), landscape)[0]
+
+
+def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(found):
+    for label, arm in found.items():
+        assert abs(math.log2(arm["point"]["lr"] / BEST[label])) <= 0.5, label
+        assert arm["point"] | {"lr": 0} == {"lr": 0, "warmup_share": 0.0333, "schedule": "warmup_linear"}
+        assert not arm["edges"]
+
+
+def test_the_curve_is_that_of_the_chosen_shape_and_closes_the_window(found):
+    for arm in found.values():
+        curve = arm["curve"]
+        assert [p["lr"] for p in curve] == sorted(p["lr"] for p in curve)
+        assert all(math.isclose(b["lr"] / a["lr"], 2, rel_tol=1e-3) for a, b in pairwise(curve))
+        assert {len(p["seeds"]) for p in curve} == {2}
+        span = arm["window"]
+        assert not span["open_low"]
+        assert not span["open_high"]
+        assert span["octaves"] == pytest.approx(2 * WINDOW_NATS / 0.03, abs=0.6)
+        assert curve[0]["val_loss"] > arm["val_loss"] + WINDOW_NATS
+
+
+def test_a_rate_that_diverges_ends_the_window_and_is_in_the_curve():
+    def answer(spec):
+        return DIVERGED if spec.run.optimizer.lr > 0.01 and spec.role == "adam" else landscape(spec)
+
+    arm = tuned(suite(), answer)[0]["adam"]
+    assert arm["curve"][-1]["val_loss"] is None
+    assert arm["window"]["high"] == pytest.approx(0.008)
+    assert not arm["window"]["open_high"]
+
+
+def test_extensions_are_the_same_for_all_and_come_to_an_end():
+    config = suite("tune.max_extensions=1", "tune.window=false")
+    arms, specs, _ = tuned(config, landscape)
+    assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(
+        0.128
+    )  # one octave by growing, and one as the neighbour of the best on the better shape
+    assert arms["muon"]["edges"] == {"lr": "high"}
+    assert "window" in arms["muon"]  # of the points that there are
+    assert arms["muon"]["window"]["open_high"]
+
+
+def test_no_search_takes_more_runs_than_its_forecast_allows():
+    config = suite()
+    most = len(forecast(config)["max"]["tune"])
+    _, specs, _ = tuned(config, landscape)
+    assert len({s.run_id for s in specs}) <= most
+
+
+def test_what_is_expected_grows_right_as_the_runs_end():
+    """The whole that the progress line names is near the truth from the first run on."""
+    config = suite()
+    _, _, results = tuned(config, landscape)
+    everything = dict(results)
+    wholes = []
+    for share in (0.3, 0.6, 0.9):
+        ids = set(list(everything)[: int(share * len(everything))])
+
+        def known(asked, ids=ids):
+            return {s.run_id: everything[s.run_id] for s in asked if s.run_id in ids}
+
+        left = expected_left(config, known, {})
+        assert left["done"] <= len(ids)
+        wholes.append(left["done"] + left["left"])
+    assert max(wholes) < 2 * min(wholes)
+
+
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"schedule": ["trapezoid", "wave"]}, "tune.schedule=wave is unknown"),
+        ({"schedule": [1]}, "takes names, not 1|is unknown"),
+        ({"warmup_share": [0.1, 1.5]}, "must be a finite number >= 0 and < 1"),
+        ({"lr": [2e-3, 1e-3]}, "must be increasing"),
+        ({"lr": [1e-3], "lr_scale": [1]}, "lr and lr_scale are both the learning rate"),
+    ],
+)
+def test_a_grid_that_cannot_be_meant_is_refused(tune, words):
+    with pytest.raises(UserError, match=words):
+        suite("tune.search=grid", other=ArmConfig(tune=tune))
+
+
+def test_arms_with_fewer_points_are_refused():
+    fewer = ArmConfig(tune={"lr": [1e-3, 2e-3], "schedule": ["trapezoid"], "warmup_share": [0.1]})
+    with pytest.raises(UserError, match="every tuned arm must get the same number of runs"):
+        suite(other=fewer)

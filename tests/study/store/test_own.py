@@ -1,0 +1,146 @@
+"""A study of one's own: its files go with it, from any folder to any other."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.own.sources import PLACES, find
+from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.inspect.forecast import planned
+from ebc_lab.study.inspect.reproduce import continuing, study_command
+from ebc_lab.study.inspect.status import status
+from ebc_lab.study.store import bundle, manifest
+from ebc_lab.study.store.own import copies
+from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.verify import verify
+
+PART = """import torch
+from carried_help import rate
+
+
+class Carried(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr, momentum=rate)
+"""
+SUITE = """
+study: {stages: [lr_sweep, ablation]}
+seeds: [0, 1]
+lr_sweep:
+  {optimizers: [adam], replicates: 2, control_shapes: [trapezoid], control_warmups: [0.2],
+   control_scales: [1.0], control_extensions: 0, baseline_scales: [0.5]}
+ablation:
+  question: is it better?
+  reference: adam
+  steps: 15
+  arms:
+    adam: {about: Adam}
+    mine: {about: mine, settings: {optimizer: {name: custom, target: './carried_opt.py:Carried'}}}
+"""
+TINY = ["lr_sweep.long_steps=15", "dtype=float32", "threads_per_run=1", "compile=off"]
+
+
+@pytest.fixture(scope="module")
+def own(tiny, tmp_path_factory, own_places):
+    """A finished study of an own suite, begun in a folder of its own; and how it was asked for."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "carried_opt.py").write_text(PART)
+    (folder / "carried_help.py").write_text("rate = 0.9\n")
+    (folder / "carried.yaml").write_text(SUITE)
+    usual = [o for o in tiny if not o.startswith(("calibrate", "finals"))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PLACES, "")
+        patch.setattr(sys, "path", [*sys.path])
+        patch.chdir(folder)
+        asked = [*usual, *TINY, "study=./carried.yaml", "launcher=inline", "output_dir=out"]
+        config = compose(asked)
+        autopilot(config, Listener())
+        study = Study(folder / "out" / "carried")
+        yield study, asked, folder
+
+
+@pytest.fixture
+def elsewhere(own, tmp_path, monkeypatch):
+    """The study's bundle, unpacked in an empty folder; of its own files only the copies are left."""
+    study = own[0]
+    bundle.export(study, tmp_path / "carried.zip")
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.chdir(tmp_path)
+    return bundle.unpack(tmp_path / "carried.zip", tmp_path / "carried")
+
+
+def test_its_files_are_copied_recorded_and_checked(own):
+    study, _, _ = own
+    names = ["carried.yaml", "carried_help.py", "carried_opt.py"]
+    assert sorted(path.name for path in study.own.iterdir()) == names
+    header = study.header()
+    assert (header["own"]["suite"], sorted(header["own"]["files"])) == ("carried.yaml", names)
+    assert {f"own/{name}" for name in names} <= set(manifest.read(study.root)["files"])
+    assert "own_files" not in header["requested"]
+    assert str(study.root.parent.parent) not in json.dumps(header["config"]["ablation"])
+    assert verify(study)["ok"]
+
+
+def test_it_has_its_own_name_everywhere(own):
+    study, _, _ = own
+    runs = study.run_ids()
+    assert any(run_id.startswith("carried_none_baseline") for run_id in runs)
+    assert not any("custom" in run_id for run_id in runs)
+    assert status(study)["state"] == "finished"
+
+
+def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
+    copy = Study(shutil.copytree(own[0].root, tmp_path / "carried"))
+    (copy.own / "carried_help.py").write_text("rate = 0.5\n")
+    [bad] = verify(copy)["bad"]
+    assert (bad["file"], bad["what"]) == ("own/carried_help.py", "changed since it was recorded")
+    with pytest.raises(UserError, match=r"carried_help.py was changed after it was recorded"):
+        manifest.refuse_changed(copy.root)
+
+
+def test_it_is_planned_anywhere_from_its_copies(elsewhere):
+    header = elsewhere.header()
+    again = study_command(header["requested"], copies(elsewhere, header))
+    assert again.unsaid == []
+    words = shlex.split(again.command)[2:]
+    assert any(re.fullmatch(r"study=.*/own/carried.yaml", word) for word in words)
+    config = compose([*words, "output_dir=."], here=False)
+    assert config.study.name == elsewhere.root.name
+    assert config.ablation.arms["mine"].settings["optimizer"]["sha256"] == find("carried_opt:Carried").sha256
+    found = planned(config)
+    assert found["changed"] == []
+    total = found["stages"]["total"]["expected"]
+    assert total["done"] == total["runs"] > 0
+    assert "own/carried.yaml" in continuing(elsewhere, header)
+
+
+def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, tmp_path):
+    header = elsewhere.header()
+    words = shlex.split(study_command(header["requested"], copies(elsewhere, header)).command)[2:]
+    asked = [*words, "launcher=inline", f"output_dir={tmp_path / 'again'}"]
+    autopilot(compose(asked), Listener())
+    first, second = own[0], Study(tmp_path / "again" / "carried")
+    assert second.run_ids() == first.run_ids()
+    for run_id in first.run_ids():
+        one, other = first.result(run_id), second.result(run_id)
+        assert one.get("weights_checksum") == other.get("weights_checksum")
+
+
+def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
+    _, asked, folder = own
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.chdir(folder)
+    help_ = folder / "carried_help.py"
+    before = help_.read_text()
+    help_.write_text("rate = 0.8\n")
+    try:
+        with pytest.raises(UserError, match=r"\(carried_help.py was edited since; .*own/\).*--force"):
+            autopilot(compose(asked), Listener())
+    finally:
+        help_.write_text(before)
+    assert planned(compose(asked))["changed"] == []
