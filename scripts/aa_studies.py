@@ -5,7 +5,8 @@
 Each is a small `study=optimizers` at the smoke scale whose `mine` is a file of its own with torch's Adam
 under another name, tuned and judged as any optimizer, with seeds of its own for tuning and for judging.
 `same`: its runs are those of the reference; `eps`: another epsilon, so that rounding parts them; `start`: it
-first moves the weights half-way to another draw of theirs, so that its losses differ by as much as those of two seeds.
+first moves the weights half-way to another draw of theirs, so that its losses differ by as much as those of
+two seeds.
 """
 
 from __future__ import annotations

@@ -405,7 +405,7 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     planned = json.loads(done.stdout)["stages"]
     runs = planned["total"]["expected"]["runs"]
     shown = call("status", str(study.root), cwd=tmp_path).stdout
-    words = f"{runs} training runs, 1 measurement of overhead"
+    words = f"{runs} training runs, 1 measurement of time"
     assert f"{words}, 1 run begun ahead that no decision uses" in shown
     found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
     assert found["runs"] == {"training": runs, "measurements": 1, "unused": 1}

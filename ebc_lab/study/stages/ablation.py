@@ -199,9 +199,9 @@ def decide(
     if about_mine:
         rule += (
             f"; each of {', '.join(config.ablation.mine.arms)} is compared with every other arm, by "
-            f"intervals that hold for all {about_mine} of these at once: better or worse where one excludes 0, level "
-            f"where it lies within ±{config.finals.margin:g} nats; the rival that the answer names is the "
-            "best of the others by the validation loss it was tuned to"
+            f"intervals that hold for all {about_mine} of these at once: better or worse where one "
+            f"excludes 0, level where it lies within ±{config.finals.margin:g} nats; the rival that the "
+            "answer names is the best of the others by the validation loss it was tuned to"
         )
     return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 

@@ -1,5 +1,5 @@
-"""What is concluded: the lines of the finals' verdict, each pass, fail or undecided, with its figure; and what
-a suite answers about arms of one's own.
+"""What is concluded: the lines of the finals' verdict, each pass, fail or undecided, with its figure; and
+what a suite answers about arms of one's own.
 
 Of a suite: each such arm against every other that is none, with intervals that hold for all of these
 comparisons at once. The rival that the answer names is picked by the validation loss it was tuned to; the
@@ -309,8 +309,8 @@ def _answer(
 
 def verdict_of(difference: Mapping[str, Any]) -> str:
     """`better` or `worse` where the joint interval excludes 0, `level` where it lies within ± the margin,
-    else `undecided`. An arm that diverged on every one of several seeds, the other on none, is worse, whatever
-    their number allows to tell."""
+    else `undecided`. An arm that diverged on every one of several seeds, the other on none, is worse,
+    whatever their number allows to tell."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
     for verdict, more, fewer in (("worse", "arm", "reference"), ("better", "reference", "arm")):
         if lost[more] == difference["seeds"] > 1 and lost[fewer] == 0:

@@ -53,11 +53,11 @@ def counted(sorts: Iterable[str]) -> RunCounts:
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
-    """`25 training runs, 1 measurement of overhead, 1 run begun ahead that no decision uses`."""
+    """`25 training runs, 1 measurement of time, 1 run begun ahead that no decision uses`."""
     ending = {n: "" if n == 1 else "s" for n in counts.values()}
     parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
     if n := counts[MEASUREMENT]:
-        parts.append(f"{n} measurement{ending[n]} of overhead")
+        parts.append(f"{n} measurement{ending[n]} of time")
     if n := counts[UNUSED]:
         parts.append(f"{n} run{ending[n]} begun ahead that no decision uses")
     return ", ".join(parts)
