@@ -367,9 +367,7 @@ def run_module(
 # -- for doctor ----------------------------------------------------------------------------------------------
 
 
-def report(
-    config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None
-) -> dict[str, Any]:
+def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
 
     Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError when a
