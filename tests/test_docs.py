@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -115,22 +114,6 @@ OWN_PARTS = "docs/extending.md"
 
 
 @pytest.fixture
-def conf_with_mine(tmp_path, monkeypatch):
-    """The configuration folder with the README's own suite in it."""
-    conf = Path(shutil.copytree(ROOT / "conf", tmp_path / "conf"))
-    [own] = blocks("README.md", "yaml")
-    (conf / "study" / "mine.yaml").write_text(own)
-    cached = (choices.groups, choices.settings_of)
-    for module in (choices, compose_module):
-        monkeypatch.setattr(module, "conf_dir", lambda: conf)
-    for known in cached:
-        known.cache_clear()
-    yield
-    for known in cached:
-        known.cache_clear()
-
-
-@pytest.fixture
 def own_parts(tmp_path, monkeypatch):
     """The files of OWN_PARTS in the working directory, and its package as if installed; -> that folder."""
     folder = tmp_path / "work"
@@ -165,7 +148,7 @@ PARTS = 12  # of the commands, which share what the fixtures set up
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_commands_exist_and_their_settings_compose(part, conf_with_mine, own_parts):
+def test_commands_exist_and_their_settings_compose(part, own_parts):
     for line in commands()[part::PARTS]:
         try:
             understood(line)
@@ -245,8 +228,9 @@ def test_targets_of_make_are_there():
     assert named - {target for rule in rules for target in rule.split()} == set()
 
 
-def test_the_readmes_own_suite_runs(tiny, tmp_path, conf_with_mine):
-    config = compose([*tiny, "study=mine", "ablation.steps=20", "launcher=inline", f"output_dir={tmp_path}"])
+def test_the_readmes_own_suite_runs(tiny, tmp_path, own_parts):
+    here = ["launcher=inline", f"output_dir={tmp_path}"]
+    config = compose([*tiny, "study=./mine.yaml", "ablation.steps=20", *here])
     outcome = autopilot(config, concluding())
     arms = outcome.ablation["tracks"]["adam_none"]["arms"]
     assert set(arms) == {"plain", "ebc", "clipped"}
