@@ -29,6 +29,7 @@ def list_studies(
     """The studies and bundles in a folder, the newest first: state, runs, age, size, what each found."""
     from ebc_lab.config.errors import UserError
     from ebc_lab.results.catalogue import catalogue
+    from ebc_lab.study.store.find import no_study_in
 
     folder = folder.expanduser()
     if folder != Path(OUTPUT_DIR) and not folder.is_dir():
@@ -37,7 +38,7 @@ def list_studies(
     if as_json:
         return typer.echo(json.dumps(found, indent=1))
     if not found:
-        return typer.echo(f"no study in {folder} yet: start one with `ebc-lab autopilot`.")
+        return typer.echo(no_study_in(folder))
     from rich.text import Text
 
     from .screen import STATE_STYLE, plain_table

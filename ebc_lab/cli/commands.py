@@ -368,6 +368,7 @@ def report(
     found = to_rebuild(study, output_dir, output, _aside)
     rebuild(found, typer.echo)
     typer.echo(f"rebuilt in {visible(str(found.root))}")
+    typer.echo(f"page {visible(str(found.page_file))}")
 
 
 @app.command()

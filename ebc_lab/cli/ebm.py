@@ -472,7 +472,7 @@ def _show_batch(
         return visible(str(Path(path).relative_to(folder)))
 
     console = _console()
-    table = plain_table("~model", ">step", *BATCH_COLUMNS.values(), "~alerts")
+    table = plain_table("model", ">step", *BATCH_COLUMNS.values(), "~alerts")
     for row in rows:
         if "problem" in row:
             table.add_row(name_of(row["model"]), *["–"] * (1 + len(BATCH_COLUMNS)), row["problem"])

@@ -16,6 +16,7 @@ from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.forecast import expected_left
 from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.verdict import verdict_of
 from ebc_lab.study.store.study import Cancelled
 
 from . import screen
@@ -64,6 +65,20 @@ def _expected(*asked: Any) -> dict[str, Any] | None:
         return None
 
 
+def _answers(done: Outcome) -> list[dict[str, Any]]:
+    """Of a suite, what is said of each arm, with its difference in test loss and the intervals: of one's own
+    where there is any, else of every arm against the one that it is compared with."""
+    found = []
+    for track, arms in (done.ablation or {"tracks": {}})["tracks"].items():
+        own = arms.get("answers") or {}
+        found += [{"track": track, "arm": label, **answer} for label, answer in own.items()]
+        for label, arm in arms["arms"].items() if not own else ():
+            if (difference := arm.get("difference")) is not None:
+                about = {"rival": arm.get("versus") or arms["reference"], "difference": difference}
+                found.append({"track": track, "arm": label, **about, "verdict": verdict_of(difference)})
+    return found
+
+
 def _told(done: Outcome) -> dict[str, Any]:
     """A finished call for programs."""
     page = done.study.page_file
@@ -71,6 +86,7 @@ def _told(done: Outcome) -> dict[str, Any]:
         "outcome": "runs failed" if done.failed else "done",
         "answer": [tracks_in_words(line) for line in done.answer],
         "verdict": done.acceptance,
+        "answers": _answers(done),
         "stages": done.stages,
         "runs": done.runs.as_dict(),
         "failed": done.failed,

@@ -117,16 +117,19 @@ class View:
         self.live = None
 
     def say(self, text: str) -> None:
-        self.console.print(Text(f"[{clock(time.monotonic() - self.started)}] {visible(text)}"))
+        self._line(Text(f"[{clock(time.monotonic() - self.started)}] {visible(text)}"))
+
+    def _line(self, text: Text) -> None:
+        """A line of its own; in a file or a pipe it is not broken, so that it can be searched."""
+        self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def decided(self, stage: str, decision: Mapping[str, Any]) -> None:
         headlines = [tracks_in_words(line) for line in stage_of(stage).headlines(decision)]
         for line in headlines:
-            self.console.print(
-                Text.assemble((f"[{clock(time.monotonic() - self.started)}] {stage} decided: ", "bold"), line)
-            )
+            since = clock(time.monotonic() - self.started)
+            self._line(Text.assemble((f"[{since}] {stage} decided: ", "bold"), line))
         for note in decision["notes"]:
-            self.console.print(Text(f"    note: {tracks_in_words(note)}", style="yellow"))
+            self._line(Text(f"    note: {tracks_in_words(note)}", style="yellow"))
         self.newest = next(iter(headlines), "")
 
     def watch(self, progress: Any) -> None:
@@ -145,6 +148,8 @@ class View:
 
 def how_far(p: Any) -> str:
     """`12 of about 27 runs, 2 at a time, 40 s left`; what is not known is left out."""
+    if p.measuring:
+        return f"{plural(p.done, 'run')} done, measuring time, one after another"
     whole = plural(p.done, "run") if p.total is None else f"{p.done} of about {plural(p.total, 'run')}"
     left = "" if p.left_s is None else f", {clock(p.left_s)} left"
     return f"{whole}, {p.at_a_time} at a time{left}"
@@ -229,7 +234,7 @@ def _last_words(console: Console, done: Any) -> None:
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     named = shlex.quote(study.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root))
-    console.print(Text.assemble(("next    ", "bold"), f"ebc-lab watch {named}"), soft_wrap=True)
+    console.print(Text.assemble(("next    ", "bold"), f"ebc-lab why {named}"), soft_wrap=True)
     console.print(Text(f'        python: ebc_lab.load("{named}").runs()'), soft_wrap=True)
 
 
@@ -349,7 +354,11 @@ def _retrained(runs: int | None) -> str:
 
 
 def why(console: Console, found: Mapping[str, Any], band: Sequence[float] | None) -> None:
-    """Decisions with their evidence. `band`: where the rule wants the median c, if it does."""
+    """The answer, and decisions with their evidence. `band`: where the rule wants the median c, if it
+    does."""
+    last = list(found)[-1]
+    for line in found[last]["headline"] if len(found) > 1 and stage_of(last).concludes else ():
+        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     for stage, d in found.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
@@ -441,11 +450,15 @@ def verified(console: Console, found: Mapping[str, Any]) -> None:
 def exported(console: Console, found: Mapping[str, Any]) -> None:
     console.print(
         Text(
-            f"{found['bundle']}: {found['files']} files, {found['bytes'] / 1e6:.1f} MB; checkpoints are not "
-            f"in it"
+            f"{found['bundle']}: {found['files']} files and their manifest, {found['bytes'] / 1e6:.1f} MB; "
+            "checkpoints are not in it"
         )
     )
     console.print(f"sha256: {found['sha256']}", soft_wrap=True)
+    if found["replaced"]:
+        console.print(
+            Text(f"replaced {found['bundle']} (sha256 {found['replaced']})", style="yellow"), soft_wrap=True
+        )
     console.print(
         f"`ebc-lab verify {found['bundle']}` checks it anywhere; `report` and `why --replay` read it",
         soft_wrap=True,
@@ -455,15 +468,16 @@ def exported(console: Console, found: Mapping[str, Any]) -> None:
 def compared(console: Console, found: Mapping[str, Any]) -> None:
     """Two studies side by side, what is equal in a few words and what is not in tables."""
     a, b = found["studies"]
+    _found_in_both(console, found)
     corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in found["corpus"]]
     console.print(
         Text(f"corpus: {'the same, ' + corpora[0] if found['same_corpus'] else ' | '.join(corpora)}")
     )
-    for what in ("settings", "resolved", "machine"):
+    for what, said in COMPARED.items():
         if found[what]:
-            console.print(_pairs(what, a, b, [(k, *pair) for k, pair in found[what].items()]))
+            console.print(_pairs(said, a, b, [(k, *pair) for k, pair in found[what].items()]))
         else:
-            console.print(f"{what}: the same")
+            console.print(f"{said}: the same")
     runs = found["runs"]
     equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
     weights = runs["weights"]
@@ -501,9 +515,27 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
         console.print(table)
 
 
+def _found_in_both(console: Console, found: Mapping[str, Any]) -> None:
+    """What each of two studies answers, and the points to which their arms were tuned."""
+    for name, lines in zip(found["studies"], found["answers"], strict=True):
+        for line in lines:
+            console.print(Text.assemble((f"{name}: ", "bold"), line))
+    if found["tuned"]:
+        rows = [(arm, *pair) for arm, pair in found["tuned"].items()]
+        a, b = found["studies"]
+        console.print(_pairs("tuned to", a, b, rows))
+
+
+COMPARED = {  # what is compared of two studies -> in words
+    "settings": "settings",
+    "resolved": "device, dtype, threads and compiling",
+    "machine": "machine and versions",
+}
+
+
 def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> Table:
     """(name, in a, in b), what differs in bold."""
-    table = plain_table(f"~{what}", f"~{a}", f"~{b}")
+    table = plain_table(what, f"~{a}", f"~{b}")
     for name, *pair in rows:
         shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
         table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")

@@ -213,7 +213,8 @@ def task(composed: Any) -> float | None:
         with following(config.tracker, directory, print):
             result = train_one(run_part(config), directory, every, cores, together)
         if result["outcome"] not in ("completed", "diverged"):
-            message, code = f"the run {result['outcome']}: {result['cause']}; {RunFiles(directory).log}", 4
+            cause = str(result["cause"]).rstrip(".")
+            message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
     except (UserError, OSError) as error:
         message, code = f"error: {error}", 2
     except DeviceFailed as error:

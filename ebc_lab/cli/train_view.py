@@ -138,7 +138,9 @@ def closing_lines(
     known = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known.items() if loss is not None)
     steps = "1 step" if result["steps"] == 1 else f"{result['steps']} steps"
-    ended = f"{result['outcome']} after {steps}; {losses or result.get('cause')}; {directory}"
+    ended = (
+        f"{result['outcome']} after {steps}; {losses or str(result.get('cause')).rstrip('.')}; {directory}"
+    )
     yield f"trained before: {ended}" if earlier else ended
     if run.stabilizer.name == "ebc" and result.get("clip_rate") is not None:
         yield _budget_in_words(run, result)

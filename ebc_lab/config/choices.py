@@ -3,6 +3,7 @@ parts, which take the place of one."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -192,7 +193,7 @@ class _Names:
     """The names and files of all own parts of a configuration, so that one means one."""
 
     def __init__(self, config: RunConfig):
-        self.given = {(group, name): target for group, name, target in _named(config) if name != CUSTOM}
+        self.given = {(group, name): _plain(t) for group, name, t in _named(config) if name != CUSTOM}
         self.files: dict[str, Path] = {}
 
     def target(self, key: str, target: Any) -> Any:
@@ -213,10 +214,17 @@ class _Names:
         """The part's name: as it is given, or after its function."""
         if name != CUSTOM:
             return name
-        of_others = [n for (g, n), t in self.given.items() if g == group and t != target]
+        of_others = [n for (g, n), t in self.given.items() if g == group and t != _plain(target)]
         made = own_name(target, [*groups()[group], *of_others])
-        self.given[group, made] = target
+        self.given[group, made] = _plain(target)
         return made
+
+
+def _plain(target: str) -> str:
+    """The target as `module:function`, where it is one: a mistake in it is told where the part is."""
+    with contextlib.suppress(LookupError):
+        target = sources.placed(target)
+    return target if ":" in target else ":".join(target.rsplit(".", 1))
 
 
 def _named(config: RunConfig) -> Iterator[tuple[str, str, str]]:

@@ -17,9 +17,10 @@ from typing import Any
 
 from . import schema
 from .choices import choices_of, conf_dir, groups, offered_parts, own_suite, with_names, with_sources
-from .errors import UserError, nearest, need, shown
+from .errors import UserError, any_of, nearest, need, shown
 from .hints import STUDY_DECIDES, near_setting
 from .overrides import (
+    ARM,
     TRAIN_TOKENS,
     check_overrides,
     expand,
@@ -34,7 +35,8 @@ from .own.names import own_name
 from .schema import STAGES, STEPS, ArmConfig, Config
 from .study_checks import validate
 
-ARM = re.compile(r"ablation\.arms\.([^.]+)")
+A_SETTING_OF_AN_ARM = re.compile(r"ablation\.arms\.([^.]+)\.(.+)")
+NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 MINE = "mine"
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 SIZES_OF_GPT = ("model.blocks", "model.width", "model.heads", "model.dropout")
@@ -66,8 +68,11 @@ def compose(
     if "scale" not in parsed:
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
-    config = _composed(_with_arms(overrides, parsed), suite)
-    with _in_file(suite):
+    overrides, left_out = _without(overrides)
+    parsed |= dict.fromkeys(f"ablation.arms.{arm}" for arm in left_out)
+    config = _composed(_with_arms(overrides, parsed), suite, parsed)
+    with _in_file(suite, parsed):
+        config = _leaving_out(config, left_out)
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
         validate(config, study=study, here=here)
@@ -77,8 +82,29 @@ def compose(
     return replace(config, own_files={**own, **config.own_files})
 
 
-def _composed(overrides: Sequence[str], suite: Path | None) -> Config:
-    """What Hydra makes of overrides. Raises UserError."""
+def _without(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides without `~ablation.arms.NAME`, and the arms that these name."""
+    keys = [o.partition("=")[0] for o in overrides]
+    found = [ARM.fullmatch(key.removeprefix("~")) if key.startswith("~") else None for key in keys]
+    kept = [o for o, arm in zip(overrides, found, strict=True) if arm is None]
+    return kept, [arm[1] for arm in found if arm is not None]
+
+
+def _leaving_out(config: Config, names: Sequence[str]) -> Config:
+    """The configuration without these arms. Raises UserError where there is no such arm."""
+    arms = config.ablation.arms
+    for name in names:
+        need(
+            name in arms,
+            f"~ablation.arms.{shown(name)}: the suite has no such arm{nearest(name, list(arms))}; leave out "
+            f"{any_of([*arms]) if arms else 'one that it has'}.",
+        )
+    left = {name: arm for name, arm in arms.items() if name not in names}
+    return replace(config, ablation=replace(config.ablation, arms=left)) if names else config
+
+
+def _composed(overrides: Sequence[str], suite: Path | None, given: Mapping[str, Any]) -> Config:
+    """What Hydra makes of overrides, of which those of settings are `given`. Raises UserError."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -95,7 +121,7 @@ def _composed(overrides: Sequence[str], suite: Path | None) -> Config:
         refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_refusal(error, suite)) from None
+        raise UserError(_refusal(error, suite, given)) from None
     except (RecursionError, OverflowError):
         raise UserError("a setting refers to itself, or holds a number that is too large.") from None
     return config
@@ -131,30 +157,56 @@ def _line(path: Path, key: str) -> str:
     return path.name if line is None else f"{path.name}:{line}"
 
 
+def _sets(suite: Path | None, key: str, given: Mapping[str, Any]) -> bool:
+    """Whether a file of one's own sets this, and no override does."""
+    if suite is None or suites.line_of(suite, key) is None:
+        return False
+    arm = ARM.match(key)
+    elsewhere = arm is not None and not suites.sets(suite, arm[0])
+    around = (key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in given)
+    return not (elsewhere or any(around))
+
+
 @contextmanager
-def _in_file(suite: Path | None) -> Iterator[None]:
+def _in_file(suite: Path | None, given: Mapping[str, Any]) -> Iterator[None]:
     """Names the line of one's own suite in a refusal of what it sets."""
     try:
         yield
     except UserError as error:
         key = re.match(r"[a-z_]+(\.\w+)*", str(error))
-        if suite is None or key is None or suites.line_of(suite, key[0]) is None:
+        if suite is None or key is None or not _sets(suite, key[0], given):
             raise
         raise UserError(f"{_line(suite, key[0])}: {error}") from None
 
 
 def _with_arms(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
-    """The overrides with `ablation.arms.NAME={…}`, new or not, as a file that Hydra merges after the suite's:
-    it takes a new entry of their kind from no override."""
+    """The overrides with `ablation.arms.NAME={…}`, new or not, and `+ablation.arms.NAME.KEY=…` as a file that
+    Hydra merges after the suite's: it takes a new entry of their kind from no override."""
     from hydra.core.config_store import ConfigStore
 
-    arms = {found[1]: value for key, value in parsed.items() if (found := ARM.fullmatch(key))}
+    arms: dict[str, Any] = {}
+    left = []
+    for override in overrides:
+        written = override.partition("=")[0]
+        key = written.lstrip("+")
+        if found := ARM.fullmatch(key):
+            arms[found[1]] = parsed[key]
+        elif (found := A_SETTING_OF_AN_ARM.fullmatch(key)) and written != key:
+            arms[found[1]] = _with(arms.get(found[1]), found[2].split("."), parsed[key])
+        else:
+            left.append(override)
     if not arms:
-        return list(overrides)
+        return left
     node = {"ablation": {"arms": arms}}
     ConfigStore.instance().store(group="given", name="arms", node=node, package="_global_")
-    left = [o for o in overrides if not ARM.fullmatch(o.partition("=")[0].lstrip("+"))]
     return [*left, "+given=arms"]
+
+
+def _with(settings: Any, path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Settings inside settings with one of them set."""
+    known = settings if isinstance(settings, Mapping) else {}
+    inner = _with(known.get(path[0]), path[1:], value) if path[1:] else value
+    return {**known, path[0]: inner}
 
 
 def set_length(composed: Any) -> None:
@@ -188,7 +240,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _refusal(error: Exception, suite: Path | None = None) -> str:
+def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> str:
     """What Hydra or OmegaConf says, in one sentence, with the line of one's own suite that it is about."""
     text = str(error.__cause__ or error)
     lines = [line for told in text.splitlines() if (line := told.strip())] or [repr(error)]
@@ -199,17 +251,21 @@ def _refusal(error: Exception, suite: Path | None = None) -> str:
     key = getattr(error, "full_key", None) or (named[1] if named else None)
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
-    if "is not a subclass of ArmConfig" in first:
-        first = "an arm is a mapping, {lr_scale: 2, settings: {…}}"
+    an_arm = bool(key and ARM.fullmatch(key))
+    if "is not a subclass of ArmConfig" in first or (an_arm and "is not Optional" in first):
+        first = f"an arm is a mapping, {{lr_scale: 2, settings: {{…}}}}; '~{key}' leaves it out"
     if found := re.match(r"Key '(\w+)' not in '(\w+)'", first):
         kind = getattr(schema, found[2], None)
         near = nearest(found[1], [f.name for f in fields(kind)] if kind else [])
         first = f"there is no such setting{near}"
-    if "is not in struct" in first and key and ARM.fullmatch(key):
+    if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
+        first = f"{shown(found[1])} is not {NUMBERS.get(found[2], found[2])}"
+    if "is not in struct" in first and an_arm:
         first = (
-            f"the suite has no such arm; a new one is written whole, {key}={{lr_scale: 2, settings: {{…}}}}"
+            f"the suite has no such arm; a new one is begun with a +, +{key}.lr_scale=2, or written whole, "
+            f"{key}={{lr_scale: 2, settings: {{…}}}}"
         )
-    where = f"{_line(suite, key)}: " if suite and key and suites.line_of(suite, key) else ""
+    where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, given) else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
 
 

@@ -22,6 +22,7 @@ LONGEST_TOGETHER = 40_000
 DEEPEST = 20  # lists and mappings inside each other; its parser recurses
 MOST_DIGITS = 30
 MOST_COMBINATIONS = 1000  # of a sweep
+ARM = re.compile(r"ablation\.arms\.([^.]+)")
 TOKENIZER = "tokens"  # a group, which a number names no choice of
 TRAIN_TOKENS = "train_tokens"
 
@@ -43,6 +44,8 @@ def check_overrides(
             continue
         if override.is_sweep_override() and not sweeps:
             raise UserError(f"{shown(text)} names several values: that needs -m, one study or run for each.")
+        if override.is_delete() and ARM.fullmatch(key):
+            continue  # an arm can be left out, which `compose` does
         if override.is_delete():
             raise UserError(f"{shown(text)}: settings cannot be deleted; give {key} another value.")
         if key in known_groups:

@@ -720,7 +720,7 @@ class TuneConfig(StageConfig):
     needs = ("lr_sweep", "ablation")
     steps: int = setting(600, "length of each of its runs", "steps", low=1, high=STEPS)
     seeds: int = setting(
-        2, "seeds of each point, from study.stage_seed on; their mean loss decides", "runs", low=1, high=SEEDS
+        2, "seeds of each point, from study.stage_seed on; the worst loss decides", "runs", low=1, high=SEEDS
     )
     max_extensions: int = setting(
         2, "how often a grid grows, by its own ratio, when the best lies on its edge", low=0, high=EXTENSIONS

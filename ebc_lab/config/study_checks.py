@@ -14,7 +14,7 @@ from .checks import check_settings, check_value, choice, need_gpu, validate_run
 from .choices import changed, choices_of, groups, kind_of, shaped, under
 from .determinism_checks import check_processes
 from .dicts import run_part
-from .errors import UserError, nearest, need, shown
+from .errors import UserError, any_of, nearest, need, shown
 from .fields import number
 from .machine import chosen_device, visible_gpus
 from .schema import (
@@ -327,7 +327,8 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     edges = sum(key in GROWING for key in arm.tune)
     again = 2 if tune.search == "coordinate" and edges < len(arm.tune) else 0
     widened = 2 * tune.max_extensions if tune.window and "lr" in arm.tune else 0
-    return _begun_with(config, arm) + tune.max_extensions * edges + again + widened
+    constant = tune.search == "coordinate" and "constant" in arm.tune.get("schedule", ())  # at one more rate
+    return _begun_with(config, arm) + tune.max_extensions * (edges + 1) + again + widened + constant
 
 
 def _suite(config: Config) -> None:
@@ -345,6 +346,11 @@ def _suite(config: Config) -> None:
         )
     arms = suite.all_arms()
     need(len(arms) > 1, "ablation.arms must name at least two arms: choose a suite with study=NAME.")
+    need(
+        bool(suite.reference),
+        "ablation.reference is missing: it names the arm that every other is paired with, "
+        f"{any_of(list(arms))}.",
+    )
     need(
         suite.reference in arms,
         f"ablation.reference={suite.reference} is none of the arms{nearest(suite.reference, list(arms))}.",

@@ -297,7 +297,7 @@ _LENGTH = {"planned_steps": ("steps", "that it is to take")}
 RUN_MEANINGS = {  # of runs(), one row a run
     **_of(COLUMN_MEANINGS, *_OF_A_RUN, *_OF_A_SETTING),
     **_LENGTH,
-    "kind": ("", "`train`, or a measurement of time"),
+    "kind": ("", "`train`, or a measurement of time, which has no losses"),
     **_of(COLUMN_MEANINGS, *(name for name in COLUMNS if name not in (*_OF_A_RUN, *_OF_A_SETTING))),
     "cause": ("", "why it did not complete; empty where it did"),
     "problem": ("", "what is wrong with its files; empty where nothing is"),
@@ -320,8 +320,8 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     "track": ABLATION_MEANINGS["track"],
     "family": (
         "",
-        "what it belongs to: `baseline`, `control`, `rate` or `lr_window` of the finals, `versus` of a "
-        "suite, `mine` of a question about an arm of one's own",
+        "what it belongs to: `baseline`, `control`, `rate` or `lr_window` of the finals, `mine` of a "
+        "question about an arm of one's own, `versus` of a suite's other arms",
     ),
     "arm": ("", "the arm"),
     "reference": ("", "the arm that it is compared with"),
@@ -330,17 +330,17 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     **_of(ABLATION_MEANINGS, "low", "high", "joint_low", "joint_high"),
     "judged": ABLATION_MEANINGS["judged"],
     "rival": ("", "whether this comparison answers the question: the best of the others by validation loss"),
-    "verdict": ("", "of an arm of one's own: `better`, `worse`, `level` or `undecided`"),
+    "verdict": ("", "of a suite: `better`, `worse`, `level` or `undecided`"),
     "seeds_needed": ("seeds", "that would decide it, if the differences go on as they are; empty: not known"),
     **_of(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
-    **_of(ABLATION_MEANINGS, "detectable", "joint_detectable", "sigmas"),
+    **_of(ABLATION_MEANINGS, "detectable", "joint_detectable"),
 }
 VERDICT_MEANINGS = {  # of verdict, one row a question of the study
     "track": ABLATION_MEANINGS["track"],
-    "name": ("", "of the line of the verdict, or of the arm that is asked about"),
+    "name": ("", "of the line of the verdict, or of the suite's arm"),
     "question": ("", "in words"),
-    "verdict": ("", "`pass`, `fail`, `undecided`; of an arm of one's own `better`, `worse`, `level`"),
+    "verdict": ("", "`pass`, `fail`, `undecided`; of a suite `better`, `worse`, `level`, `undecided`"),
     "figure": ("", "what was measured, in words"),
 }
 BOARD_MEANINGS = {  # of a board, one row an arm of a study

@@ -114,6 +114,14 @@ def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
     return hashlib.sha256(content[: mark.size]).hexdigest() == mark.sha256
 
 
+def rows_in(path: Path) -> int:
+    """How many whole rows a stream holds: the steps that a run has taken. 0 where it cannot be read."""
+    try:
+        return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
+    except (OSError, UserError):
+        return 0
+
+
 def read_columns(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
     """A stream as float arrays by column, NaN where empty. An incomplete last line is left out.
 

@@ -20,6 +20,7 @@ from ebc_lab.study.store.bundle import SUFFIX
 from ebc_lab.study.store.study import Study, studies_in
 
 HEADER, DECISIONS = StudyFiles(Path()).header_file.name, StudyFiles(Path()).decisions_file.name
+TIMED = ("overhead_", "step_")  # what the names of runs that measure time begin with
 MOST_OF_A_FILE = 32 << 20  # bytes of a file in a bundle that is read here
 
 
@@ -34,13 +35,14 @@ def places(folder: Path) -> list[Path]:
 
 
 def catalogue(folder: Path) -> list[dict[str, Any]]:
-    """A mapping for each study and bundle in a folder, the newest first.
+    """A mapping for each study and bundle in a folder, the last written first.
 
     Its keys are `name`, `place`, `bundle`, `state` (running, finished, interrupted, empty, damaged),
-    `stages`, `scale`, `runs`, `written` (ISO time), `bytes`, and `headline`: what it found, or what
-    is wrong with it. Damage is told and not raised.
+    `stages`, `scale`, `runs` (those that train), `written` (ISO time), `bytes`, and `headline`: what it
+    found, or what is wrong with it. Damage is told and not raised.
     """
-    return [_about(path) for path in places(folder)]
+    found = [_about(path) for path in places(folder)]
+    return sorted(found, key=lambda one: one["written"] or "", reverse=True)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -102,19 +104,23 @@ def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: A
         "state": "finished" if finished else state,
         "stages": stages,
         "scale": header["config"].get("scale"),
-        "runs": len(runs),
+        "runs": sum(not name.startswith(TIMED) for name in runs),
         "headline": visible(_headline(done, decisions)),
     }
 
 
 def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
-    """The answer about one's own arms, else what the last stage decided."""
+    """The answer about one's own arms, the verdict first; else what the last stage decided."""
     if not done:
         return ""
     last = decisions[done[-1]]
     if why := decision_problem(last):
         return f"{done[-1]} cannot be used: {why}"
-    answers = [a["sentence"] for t in last["tracks"].values() for a in (t.get("answers") or {}).values()]
+    answers = [
+        f"{answer['verdict']}: {label}; {answer['sentence']}" if answer["verdict"] else answer["sentence"]
+        for track in last["tracks"].values()
+        for label, answer in (track.get("answers") or {}).items()
+    ]
     return "; ".join(answers or stage_of(done[-1]).headlines(last))
 
 

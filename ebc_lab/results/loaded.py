@@ -88,8 +88,13 @@ class LoadedStudy:
 
     @property
     def root(self) -> Path:
-        """Its folder; of a bundle a temporary one, which is there as long as this object."""
+        """Its folder; of a bundle a temporary one, which is there as long as this object (see `source`)."""
         return self._study.root
+
+    @property
+    def source(self) -> Path:
+        """Where it was loaded from: its folder, or its bundle."""
+        return self._study.place
 
     @property
     def config(self) -> dict[str, Any]:
@@ -159,7 +164,7 @@ class LoadedStudy:
         stage, decision = list(self.decisions.items())[-1]
         with self.told():
             if found := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
-                return "\n".join(found)
+                return "\n".join([*tables.lost(self.decisions), *found])
             said = "\n".join(stage_of(stage).headlines(decision))
         return said if self.state != "interrupted" else f"so far, {stage}: {said}"
 
@@ -181,7 +186,8 @@ class LoadedStudy:
 
     @property
     def verdict(self) -> pd.DataFrame:
-        """One row a question: the lines of the verdict, or an arm of your own against the best other one."""
+        """One row a question: the lines of the verdict; of a suite an arm of your own against the best other
+        one, or, where it asks about none, each arm against the one it is compared with."""
         with self.told():
             return tables.verdict(self.decisions)
 

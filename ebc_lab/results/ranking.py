@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ebc_lab.records.columns import BOARD_MEANINGS
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import losses
 from ebc_lab.study.stages.statistics import paired
+from ebc_lab.study.store.find import no_study_in
 
 from .catalogue import places
 from .frames import frame
@@ -36,6 +37,7 @@ class Entry:
     key: Key
     environment: str  # torch and numerics, in words
     losses: Losses
+    runs: frozenset[str]  # their names
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,7 @@ def _studies(folder: Path) -> list[Path]:
         return [folder]
     found = places(folder)
     if not found:
-        raise UserError(
-            f"there is no study in {folder}: give a folder of studies and bundles, or start one with "
-            "`ebc-lab autopilot`."
-        )
+        raise UserError(no_study_in(folder))
     return found
 
 
@@ -123,7 +122,8 @@ def _entries(study: LoadedStudy) -> Iterator[Entry]:
                 run = next((specs[run_id] for run_id in arm["runs"].values() if run_id in specs), None)
                 if own and run is not None:
                     key, environment = _key(study, run), _environment(study)
-                    yield Entry(study.name, track, label, arm["lr"], key, environment, own)
+                    runs = frozenset(arm["runs"].values())
+                    yield Entry(study.name, track, label, arm["lr"], key, environment, own, runs)
 
 
 def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
@@ -157,7 +157,7 @@ def _environment(study: LoadedStudy) -> str:
 def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
     """Group, rank, and say what differs between the groups."""
     groups: dict[Key, list[Entry]] = {}
-    for entry in entries:
+    for entry in _merged(entries):
         groups.setdefault(entry.key, []).append(entry)
     ordered = sorted(groups.values(), key=len, reverse=True)
     rows: list[dict[str, Any]] = []
@@ -173,6 +173,17 @@ def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
             notes.append(f"group {name} was trained by {said}: losses may differ by more than the seeds'.")
         notes += _unshared(name, own)
     return Board(frame(rows, BOARD_MEANINGS), about, notes)
+
+
+def _merged(entries: Sequence[Entry]) -> list[Entry]:
+    """Each arm once: one whose runs were copied to another study, where it has the same name, names both."""
+    found: dict[tuple[Any, ...], Entry] = {}
+    for entry in entries:
+        which = (entry.key, entry.environment, entry.arm, entry.runs, *sorted(entry.losses.items()))
+        if known := found.get(which):
+            entry = replace(known, study=f"{known.study}, {entry.study}")
+        found[which] = entry
+    return list(found.values())
 
 
 def _apart(key: Key, other: Key) -> str:

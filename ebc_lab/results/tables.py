@@ -20,6 +20,7 @@ from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import GRID, settings_of
+from ebc_lab.study.stages.verdict import sentence, unfinished, verdict_of
 from ebc_lab.study.store.study import Record
 
 from .frames import frame
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Decisions = Mapping[str, Decision]
 SETTING = ("stage", "track", "arm", "planned_steps", "lr", "lr_schedule", "warmup_steps", "delta_star")
+OF_A_MEASUREMENT = {"overhead": " (overhead)", "step": " (time of a step)"}  # behind its arm's name
 MEANS = ("val_loss", "test_loss", "c_median", "kl_median", "clip_rate", "tokens_per_s", "wall_s")
 
 
@@ -54,7 +56,7 @@ def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
         "kind": spec["kind"],
         "stage": spec.get("stage"),
         "role": spec.get("role"),
-        "arm": spec.get("arm"),
+        "arm": f"{spec.get('arm')}{OF_A_MEASUREMENT.get(spec['kind'], '')}",
         "lr_scale": None if grid else spec.get("lr_scale"),
         "planned_steps": spec["config"]["steps"],
         "track": tracks.get(record.run_id) or f"{settings['optimizer']}_{settings['projection']}",
@@ -171,12 +173,14 @@ def _compared(track: Mapping[str, Any]) -> Iterator[Compared]:
     for found in track.get("lr_windows", {}).values():
         yield "lr_window", found["arm"], found["reference"], found["difference"], {}
     for label, arm in _arms_of(track).items():
-        if arm.get("difference"):
-            yield "versus", label, arm["versus"], arm["difference"], {}
+        asked = (track.get("answers") or {}).get(label, {"against": {}})
+        if arm.get("difference") and arm["versus"] not in asked["against"]:
+            more = {"verdict": verdict_of(arm["difference"])}
+            yield "versus", label, arm["versus"], arm["difference"], more
     for label, answer in (track.get("answers") or {}).items():
         for other, difference in answer["against"].items():
             rival = other == answer["rival"]
-            needed = answer["seeds_needed"] if rival else None
+            needed = difference["seeds_needed"]
             yield "mine", label, other, difference, {"rival": rival, "seeds_needed": needed}
 
 
@@ -186,12 +190,33 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
     judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
     for track, found in judged["tracks"].items():
         rows += [{**line, "track": track} for line in found["verdict"]]
-    for track, label, answer in answers(decisions):
-        asked = f"Is {label} better than {answer['rival']}?"
+    for track, label, answer in _suite_lines(decisions):
+        asked = f"Is {label} better than {answer['rival']}?" if answer["rival"] else f"Is {label} better?"
         rows.append(
             {**answer, "track": track, "name": label, "question": asked, "figure": answer["sentence"]}
         )
     return frame(rows, VERDICT_MEANINGS)
+
+
+def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each that
+    is paired with another one."""
+    found = list(answers(decisions))
+    yield from found
+    suite = {} if found else decisions.get("ablation", {}).get("tracks", {})
+    for track, own in suite.items():
+        for label, arm in own["arms"].items():
+            if (d := arm.get("difference")) and d["seeds"]:
+                rival, verdict = arm["versus"], verdict_of(d)
+                told = {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")}
+                said = sentence(label, {"rival": rival, "against": {rival: told}})
+                yield track, label, {"rival": rival, "verdict": verdict, "sentence": said}
+
+
+def lost(decisions: Decisions) -> list[str]:
+    """The arms of a suite of which no run ended, a sentence each."""
+    tracks = decisions.get("ablation", {}).get("tracks", {})
+    return [line for found in tracks.values() for line in unfinished(found)]
 
 
 def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

@@ -22,6 +22,7 @@ from ebc_lab.workloads.text import checked_text
 
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, opened
+from .launch.rehearse import rehearse
 from .resolve import resolve_study
 from .stages import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .stages.rules import Decision, Results, Undecidable
@@ -69,6 +70,7 @@ class Progress:
     done: int = 0  # training runs of the whole study that have a result
     total: int | None = None
     left_s: float | None = None
+    measuring: bool = False  # what time something takes, alone; such runs are not among `total`
     running: list[dict[str, Any]] = field(default_factory=list)  # run_id, step, steps, steps_per_s
 
 
@@ -122,6 +124,7 @@ def autopilot(
     if not study.exists():  # a mistake found here leaves no files behind
         refuse_unwritable(study.root)
         checked_text(config)
+        rehearse(config, study, listener.say)
     study.must_be_ours()
     study.prepare()
     with study.held():
@@ -130,6 +133,7 @@ def autopilot(
         manifest.refuse_changed(study.root)
         if corpus.warning:
             listener.say(f"warning: {corpus.warning}")
+        rehearse(config, study, listener.say)  # again only if a part has been changed
         manifest.begin(study.root)
         if command:
             study.note_command(command)
@@ -155,6 +159,7 @@ class _Call:
     limits: Limits
     decisions: dict[str, Decision] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)  # runs copied from other studies
+    sources: dict[str, int] = field(default_factory=dict)  # name of such a study -> how many
     seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
@@ -216,6 +221,9 @@ class _Call:
             with study.told():
                 verdict = self.listener.conclude(self.config, study, self.decisions, self.listener.say)
         manifest.complete(study.root)
+        if self.sources:
+            taken = ", ".join(f"{n} from {name}" for name, n in sorted(self.sources.items()))
+            self.listener.say(f"runs taken from other studies, and not trained: {taken}")
         records = study.records()
         failed = [r.run_id for r in records if r.result and r.result["outcome"] not in FINISHED]
         sorts = sorts_of_runs(records, self.decisions)
@@ -232,9 +240,12 @@ class _Call:
         manifest.remove_entries(self.study.root, runs=there)
         taken = [s.run_id for s in missing if s.run_id in there and take(self.study, s, there[s.run_id])]
         self.taken.update(taken)
-        if taken:
-            names = ", ".join(sorted({there[run_id].name for run_id in taken}))
-            self.listener.say(f"{stage}: {len(taken)} run(s) taken from {names}, where they are finished")
+        for name in sorted({there[run_id].name for run_id in taken}):
+            if not self.sources.get(name):
+                self.listener.say(f"{stage}: runs are taken from {name}, where they are finished")
+            self.sources[name] = self.sources.get(name, 0) + sum(
+                there[run_id].name == name for run_id in taken
+            )
         return len(taken)
 
     def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
@@ -266,8 +277,7 @@ class _Call:
         )
         for spec in planned:
             study.write_spec(spec)
-        there = len(runs) - len(missing)
-        self.listener.say(f"{stage}: {len(wave)} run(s) to train, {there} of {len(runs)} there already")
+        self.listener.say(f"{stage}: {_wave_in_words(wave, timed, len(runs) - len(missing))}")
         watched = _Wave(self, stage, runs, wave, spare, pool.at_a_time)
         canary = not watched.breaker.proven and wave[0].kind == "train"
         pool.run(wave, spare, watched.check_in, canary=canary)
@@ -286,7 +296,7 @@ class _Wave:
         at_a_time: int,
     ):
         self.call = call
-        self.progress = Progress(call.study.name, stage, at_a_time)
+        self.progress = Progress(call.study.name, stage, at_a_time, measuring=wave[0].kind != "train")
         self.asked = len(runs)
         self.expected: dict[str, Any] | None = None
         self.expected_at = time.monotonic()
@@ -360,6 +370,20 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
             f"stage {stage} needs the decision of {lacking}: run `ebc-lab stage {lacking} …` with the same "
             "settings first."
         )
+
+
+def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
+    """`15 runs to train, then 2 measurements of time; 3 are there already`."""
+
+    def counted_as(n: int, what: str, rest: str) -> str:
+        return f"{n} {what}{'' if n == 1 else 's'}{rest}"
+
+    measured = counted_as(len(timed), "measurement", " of time") if timed else ""
+    if wave[0].kind == "train":
+        said = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
+    else:
+        said = measured
+    return said + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
 
 
 def _ended(study: Study) -> set[str]:

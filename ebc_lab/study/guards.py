@@ -12,6 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records.figures import FINISHED
 
 from .stages.spec import RunSpec
+from .store.changes import pinned
 from .store.study import Study
 
 ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
@@ -57,7 +58,8 @@ class Breaker:
             raise StageFailed(
                 f"{self.stage} was stopped: {which} {len(self.row)} runs all failed with "
                 f"{result.get('cause')!r}; "
-                f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again."
+                f"read {self.study.run_files(self.row[0]).log}, fix it, and give the same command again"
+                f"{pinned(self.study.records(), self.row[0])}."
             )
 
 

@@ -6,12 +6,10 @@ compiling), so that another machine, network or default never retrains what is f
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ebc_lab import __version__
@@ -22,9 +20,8 @@ from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions, visible_gpus
-from ebc_lab.config.schema import NOT_THE_STUDY, STAGES, Config
+from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.json_files import write_checksummed
-from ebc_lab.records.paths import StudyFiles
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.text import checked_text, pinned
 
@@ -32,10 +29,9 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages import stage_of
 from .store import manifest, own
+from .store.changes import Change, from_recorded, in_words, is_edit, refused, requested, same_corpus
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
-from .store.study import Study, StudyHeader, settings_of
-
-OWN_FOLDER = StudyFiles(Path()).own.name
+from .store.study import Record, Study, StudyHeader, settings_of
 
 
 def resolve_study(
@@ -48,17 +44,19 @@ def resolve_study(
     from the old ones is removed, runs that are still the same are kept. Raises UserError: the corpus, or such
     a difference without `force`; it says what would be trained again.
     """
-    requested = _requested(config)
+    asked = requested(config)
     known = study.header() if study.exists() else None
-    changed = changes(config, known) if known else []
+    different = from_recorded(config, known) if known else []
+    changed = changes(config, known, study.records()) if known else []
     if known:
         config = adopt(config, known)
-    edited = own.edited(config, known or {})
-    shown = "; ".join(dict.fromkeys(_in_words(requested, edited, *change) for change in changed[:4]))
+    shown = in_words(changed or different, asked, own.edited(config, known or {}))
     if changed and not force:
+        edits = any(is_edit(change, asked) for change in changed)
+        copied = f"; a copy of what it was is in the study's {study.own.name}/" if edits else ""
         raise UserError(
-            f"study {study.name} was begun with other settings ({shown}): choose another study.name, or add "
-            "--force to change this one; runs that are still the same are kept "
+            f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
+            "or add --force to change this one; runs that are still the same are kept "
             f"({_retrained(config, study)})."
         )
     corpus, tokenizer_sha256 = checked_text(config)
@@ -70,10 +68,13 @@ def resolve_study(
     changed_copies = known is not None and own.lacking(study, known, config)
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
+    elif mended := [change for change in different if is_edit(change, asked)]:
+        say(f"{in_words(mended, asked, own.edited(config, known or {}))}; no run of it had finished")
+    if different or changed:
         study.drop_conclusions()
-    if changed or not known or changed_copies:
+    if different or changed or not known or changed_copies:
         manifest.remove_entries(study.root, study.header_file.name)
-        write_checksummed(study.header_file, _header(config, corpus, study, requested, known or {}, why))
+        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why))
     return config, corpus
 
 
@@ -81,7 +82,7 @@ def _header(
     config: Config,
     corpus: Corpus,
     study: Study,
-    requested: dict[str, Any],
+    asked: dict[str, Any],
     known: Mapping[str, Any],
     why: Mapping[str, str],
 ) -> StudyHeader:
@@ -91,7 +92,7 @@ def _header(
         "study": study.name,
         "created": known.get("created") or time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "ebc_lab": __version__,
-        "requested": requested,
+        "requested": asked,
         # without the tracker, whose address may contain a password
         "config": {k: v for k, v in to_dict(config).items() if k not in ("tracker", "own_files")},
         "environment": study_environment(config),
@@ -111,42 +112,17 @@ def _header(
     return header
 
 
-def _requested(config: Config) -> dict[str, Any]:
-    """The settings that make a study what it is, as they were asked for."""
-    return {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
-
-
-def changes(config: Config, known: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+def changes(config: Config, known: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
     """(what, in study.json, now) of everything that makes this another study than the recorded one: settings,
     torch, numerics."""
-    settings = differences(known["requested"], _requested(config))
+    settings = refused(from_recorded(config, known), requested(config), records)
     return settings + environment_changes(settings_of(known), known)
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted path, old, new) of every setting that differs. One that an older version did not have is
-    None, or empty."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(set(old) | set(new))
-        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
-    unsaid: tuple[Any, ...] = (None, {})
-    return [] if old == new or (old in unsaid and new in unsaid) else [(path, old, new)]
-
-
-def _in_words(requested: Mapping[str, Any], edited: Sequence[str], key: str, old: Any, new: Any) -> str:
-    """`optimizer.eps: 1e-08 → 1e-07`; of a part of one's own, which of its files were `edited`."""
-    group, _, setting = key.rpartition(".")
-    part: Any = functools.reduce(lambda found, name: found.get(name, {}), group.split("."), requested)
-    if setting != "sha256" or not (old and new and isinstance(part, Mapping) and part.get("target")):
-        return f"{key}: {old!r} → {new!r}"
-    files = ", ".join(edited) or f"the file of {part['target']}"
-    return f"{files} was edited since; a copy of what it was is in the study's {OWN_FOLDER}/"
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Fill what this call leaves open (auto, the corpus) from the study's own resolution."""
     resolved = settings_of(known)
-    if known["requested"]["data"] == to_dict(config.data):
+    if same_corpus(config.data, known):
         config = replace(config, data=resolved.data)
     left_open = {k: getattr(resolved, k) for k in (*CHOSEN, "device") if is_open(config, k)}
     asked_again = [s for s in STAGES if known["requested"].get(s) == to_dict(getattr(config, s))]

@@ -29,6 +29,7 @@ from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import rows_in
 
 from .turns import DeviceFailed, Interrupted, Progress, Say, quiet
 
@@ -127,7 +128,8 @@ def _ended(
         if end is not None:
             outcome, cause = end["why"]
         name = digest(identity(run))
-        lost = {"run_id": run_id, "identity": name, "outcome": outcome, "cause": cause, "steps": 0}
+        steps = rows_in(files.steps)
+        lost = {"run_id": run_id, "identity": name, "outcome": outcome, "cause": cause, "steps": steps}
         write_checksummed(files.result, lost)
         return lost
     if end["end"] == INTERRUPTED:

@@ -18,6 +18,7 @@ from ebc_lab.config.own.sources import line_of_fault
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import rows_in
 
 from . import apart
 from .ranks import ALONE, Ranks, lost_another
@@ -78,8 +79,8 @@ def recorded_run(
         raise
     except Exception as error:
         broken = _breaks_device(error, files)
-        lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error), "steps": 0}
-        result = {**lost, "wall_s": time.perf_counter() - started}
+        lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error)}
+        result = {**lost, "steps": rows_in(files.steps), "wall_s": time.perf_counter() - started}
     warned = {"corpus_warning": corpus_warning} if corpus_warning else {}
     result = {"run_id": run_id, "identity": name, **warned, **result}
     _record(result, files)

@@ -46,3 +46,11 @@ def test_board_fits_a_terminal_of_80_columns(folder):
     found = json.loads(told("board", folder, "--json").output)
     assert [row["rank"] for row in found["arms"]] == list(range(1, len(found["arms"]) + 1))
     assert set(found) == {"groups", "arms", "notes"}
+
+
+def test_what_lies_in_the_working_folder_is_named(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for command in ("list", "status", "board"):
+        done = told(command)
+        said = f"{done.output}{done.exception or ''}"
+        assert "there is no study in outputs/ebc_ablation, but this folder has broken, done.zip" in said

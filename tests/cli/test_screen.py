@@ -53,6 +53,8 @@ def test_what_is_not_known_is_left_out():
     assert screen.how_far(Progress("lab", "tune", 3, done=1)) == "1 run, 3 at a time"
     known = Progress("lab", "tune", 3, done=0, total=1)
     assert screen.how_far(known) == "0 of about 1 run, 3 at a time"
+    timing = Progress("lab", "ablation", 3, done=94, total=94, left_s=1.0, measuring=True)
+    assert screen.how_far(timing) == "94 runs done, measuring time, one after another"
 
 
 def test_off_a_terminal_a_line_in_a_minute_says_how_far_the_study_is(monkeypatch):

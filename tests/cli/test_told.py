@@ -105,7 +105,7 @@ def test_the_last_screen_ends_in_the_answer_the_page_and_the_next_command(finish
     answer, page, watch, load = console.file.getvalue().splitlines()[-4:]
     assert answer == f"answer  {tracks_in_words(finished[1].answer[0])}"
     assert page == f"page    {finished[1].study.page_file}"
-    assert watch == f"next    ebc-lab watch {finished[1].study.root}"
+    assert watch == f"next    ebc-lab why {finished[1].study.root}"
     assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'
 
 
@@ -134,7 +134,7 @@ def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_pa
     for command in (["status"], ["why"], ["report"], ["export"], ["verify"], ["watch"], ["cancel"]):
         done = called(*command, "unheard", "--output-dir", folder, cwd=tmp_path)
         assert done.returncode == 2
-        assert "; known there: done" in done.stderr
+        assert " (there is done): start it" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 

@@ -133,7 +133,7 @@ def test_every_choice_of_every_group_composes():
         (["study.stages=[lr_sweep,ablation]"], ["study=NAME"]),
         (["study.stages=[lr_sweep,finale]"], ["did you mean finals"]),
         (["ablation.arms.l1_none.lr_skale=3", "study=guard"], ["lr_skale"]),
-        (["ablation.arms.x.lr_scale=3", "study=guard"], ["a new one is written whole"]),
+        (["ablation.arms.x.lr_scale=3", "study=guard"], ["a new one is begun with a +", "written whole"]),
     ],
 )
 def test_a_study_that_cannot_be_meant_is_refused(overrides, words):

@@ -469,7 +469,7 @@ def too_long(number, frame):
     raise TimeoutError
 
 
-@pytest.mark.parametrize("cases", [20, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw = random.Random(cases)

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from ebc_lab.results.catalogue import catalogue
+from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.bundle import export
 from ebc_lab.study.store.study import Study
 
@@ -42,7 +43,8 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
         "odd.zip": "damaged",
     }
     done, packed = found["done"], found["done.zip"]
-    assert done["runs"] == packed["runs"] == len(Study(folder / "done").run_ids())
+    counts = status(Study(folder / "done"))["runs"]
+    assert done["runs"] == packed["runs"] == counts["training"] + counts["unused"]  # as `status` counts
     assert done["headline"] == packed["headline"].strip()
     assert "undecided" in done["headline"]
     assert (done["bundle"], packed["bundle"]) == (False, True)
@@ -54,8 +56,12 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
 
 def test_the_newest_is_first(folder):
     for age, name in enumerate(("planned", "begun", "done")):
-        os.utime(folder / name / "study.json", (2e9 - age, 2e9 - age))
+        for file in ("study.json", "auto_decisions.json"):
+            if (folder / name / file).exists():  # of which the later one is shown as its age
+                os.utime(folder / name / file, (2e9 - age, 2e9 - age))
     assert [one["name"] for one in catalogue(folder)][:3] == ["planned", "begun", "done"]
+    os.utime(folder / "done" / "auto_decisions.json", (2e9 + 9, 2e9 + 9))
+    assert [one["name"] for one in catalogue(folder)][:3] == ["done", "planned", "begun"]
 
 
 def test_a_folder_without_studies_is_an_empty_list(tmp_path):

@@ -39,6 +39,15 @@ def test_its_arms_are_marked_and_have_its_own_name(study):
     assert not any("custom" in name for name in study.runs()["arm"])
 
 
+def test_a_measurement_of_time_is_not_called_like_its_arm(study):
+    runs = study.runs()
+    timed = runs.query("kind == 'step'")
+    assert len(timed) > 0
+    assert timed["test_loss"].isna().all()
+    assert timed["arm"].str.endswith(" (time of a step)").all()
+    assert not set(timed["arm"]) & set(runs.query("kind == 'train'")["arm"])
+
+
 def test_a_name_means_one_setting_in_a_suite_too(study):
     settings = ["lr", "lr_schedule", "warmup_steps", "delta_star", "planned_steps", "optimizer"]
     each = study.runs().query("kind == 'train'").groupby(["track", "arm"], observed=True)[settings]

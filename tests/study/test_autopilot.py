@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,13 @@ CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]
 
 def without_timing(path: Path) -> str:
     return pd.read_csv(path).drop(columns=list(TIMING_COLUMNS)).to_csv()
+
+
+def test_what_is_trained_and_what_is_measured_are_counted_apart(finished):
+    told = [text for text in finished[2] if "to train" in text]
+    assert told[0].startswith("lr_sweep: ")
+    assert any(re.search(r"\d+ runs to train, then 1 measurement of time", text) for text in told)
+    assert not any("run(s)" in text for text in told)
 
 
 def test_a_study_leaves_every_file_it_promises(finished):

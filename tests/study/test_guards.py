@@ -223,7 +223,7 @@ def test_a_cancelled_command_ends_like_an_interrupted_one(monkeypatch):
     def cancelled(*_, **__):
         raise Cancelled("study x was cancelled")
 
-    monkeypatch.setattr("ebc_lab.study.autopilot.autopilot", cancelled)
+    monkeypatch.setattr("ebc_lab.cli.pilot.autopilot", cancelled)
     done = CliRunner().invoke(app, ["autopilot", "scale=smoke"], standalone_mode=False)
     assert done.exit_code == 130
     assert "study x was cancelled" in done.output

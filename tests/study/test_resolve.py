@@ -19,6 +19,7 @@ from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.inspect.reproduce import study_command
 from ebc_lab.study.launch.pool import slots
+from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
 
@@ -85,10 +86,10 @@ def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
         older[group] = {k: v for k, v in older[group].items() if k not in OWN_SETTINGS}
     del older["train_tokens"]
     now = {k: v for k, v in asked.items() if k not in NOT_THE_STUDY}
-    assert resolve.differences(older, now) == []
+    assert changes.differences(older, now) == []
     assert not study_command(older).unsaid
     now["optimizer"] = {**now["optimizer"], "arguments": {"x": 1}}
-    assert resolve.differences(older, now) == [("optimizer.arguments", None, {"x": 1})]
+    assert changes.differences(older, now) == [("optimizer.arguments", None, {"x": 1})]
 
 
 @pytest.mark.parametrize(

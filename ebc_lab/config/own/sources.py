@@ -69,6 +69,8 @@ def placed(target: str) -> str:
     remembered; any other as it is. Raises LookupError where there is no such file."""
     written = BY_PATH.fullmatch(target)
     if written is None:
+        if target.endswith(".py") and ":" not in target:
+            raise LookupError(f"which function of that file is not said: write {target}:NAME")
         return target
     path = file_of(written)
     if not path.is_file():

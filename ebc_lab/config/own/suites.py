@@ -129,17 +129,27 @@ def register(path: Path) -> dict[str, Any]:
 
 def line_of(path: Path, key: str) -> int | None:
     """The line of a file in which a dotted key is set, or the nearest setting around it."""
+    return next(reversed(_lines(path, key)), None)
+
+
+def sets(path: Path, key: str) -> bool:
+    """Whether a file sets a dotted key itself."""
+    return len(_lines(path, key)) == len(key.split("."))
+
+
+def _lines(path: Path, key: str) -> list[int]:
+    """The line of each part of a dotted key, as far as the file has them."""
     import yaml
 
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    line = None
+    lines = []
     for part in key.split("."):
-        pairs = list(_pairs(node))
-        found = next(((name, inner) for name, inner in pairs if name.value == part), None)
+        found = next(((name, inner) for name, inner in _pairs(node) if name.value == part), None)
         if found is None:
             break
-        line, node = found[0].start_mark.line + 1, found[1]
-    return line
+        lines.append(found[0].start_mark.line + 1)
+        node = found[1]
+    return lines
 
 
 def _pairs(node: Any) -> Iterator[tuple[Any, Any]]:

@@ -20,7 +20,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import study_command
+from ebc_lab.study.inspect.reproduce import StudyCommand, study_command
 from ebc_lab.study.stages import decision_that_shows, stage_of
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
@@ -28,7 +28,7 @@ from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import read
-from ebc_lab.study.store.study import Record, Study
+from ebc_lab.study.store.study import Record, Study, StudyHeader
 
 from ..text import glance, tables, words
 from ..text.modes import answer as same_bits
@@ -62,9 +62,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     modes = decision_that_shows("modes", decisions)
     chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
-    # the corpus that was found: `auto` may find another
-    corpus = header["requested"]["data"] | {"name": header["config"]["data"]["name"]}
-    again = study_command({**header["requested"], "data": corpus}, copies(study, header))
+    again = _again(study, header)
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
     waiting = [s for s in config.study.stages if s not in decisions]
     return {
@@ -95,8 +93,8 @@ def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
     """Sentences with their track in words, and without the one that they begin with where there is only
     one."""
     alone = list(tracks)
-    own = [line.removeprefix(f"{alone[0]}: ") if len(alone) == 1 else line for line in lines]
-    return [words.tracks_in_words(line, alone) for line in own]
+    own = [words.tracks_in_words(line, alone) for line in lines]
+    return [line.removeprefix(f"{optimizer(alone[0])}: ") for line in own] if len(alone) == 1 else own
 
 
 def label(name: str, arm: Mapping[str, Any]) -> str:
@@ -191,6 +189,16 @@ def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dic
     return groups
 
 
+def _again(study: Study, header: StudyHeader) -> StudyCommand:
+    """The command that does the study again, on the corpus that was found, which is no setting that differs:
+    `auto` may find another elsewhere."""
+    asked = header["requested"]["data"]
+    found = {**asked, "name": header["config"]["data"]["name"]}
+    again = study_command({**header["requested"], "data": found}, copies(study, header))
+    changed = [c for c in again.changed if c[0] != "data.name" or asked["name"] != "auto"]
+    return replace(again, changed=changed)
+
+
 def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[str, Any]) -> dict[str, Table]:
     title = "Settings that differ from the defaults of the scale and the suite"
     rows = [(k, setting(old), setting(new)) for k, old, new in changed]
@@ -256,6 +264,7 @@ def _margin(d: Mapping[str, Any], floor: Mapping[str, Any]) -> tuple[str, str, s
     noise = "within the noise: another seed could have chosen otherwise"
     remark = noise if within else "ahead of the runner-up"
     told = f"{remark}; two single runs show {fixed(floor['detectable'])} nats four times out of five"
+    told += f"; σ from {words.plural(floor['seeds'], 'seed')}" if floor["seeds"] < 3 else ""
     return ("margin", f"{sigmas:.1f} σ", told)
 
 

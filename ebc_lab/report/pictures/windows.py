@@ -42,6 +42,8 @@ Sweep = Mapping[str, Any]  # of one arm over one setting
 Look = tuple[str, str, str]  # colour, marker, line
 MOST_NATS = 1.0  # above the lowest loss: the axis ends there, and what lies higher leaves the frame
 LABELS_FROM = 0.68  # of the width: the lines' labels stand beyond it
+CHARACTER = 0.0066  # of the width: one of a label
+LEAST_FROM, MOST_FROM = 0.6, 0.8  # where labels of any length begin
 ROW = 0.26  # inches that one row of windows takes
 PALE = (  # the looks of arms beside those that are asked about
     ("#4D4D4D", "s", "--"),
@@ -161,9 +163,11 @@ def draw_tuned(
         handles.append(entry(f"{others} other arms", REST, lw=1.4))
     _key(bottom, sweeps, handles)
     rows = ROW * len(named)
-    stack((top, bottom), (max(1.0, figure.get_figheight() - 3.2 - rows), rows), 12, LABELS_FROM)
+    labels = [_tuned_end(name, curves[name], looks[name][0]) for name in named if shown[name]["window"]]
+    start = _room_for([label for *_, label, _ in labels])
+    stack((top, bottom), (max(1.0, figure.get_figheight() - 3.2 - rows), rows), 12, start)
     _draw_windows(bottom, {name: sweeps[name] for name in named}, looks)
-    beside(top, [_tuned_end(name, curves[name], looks[name][0]) for name in named if shown[name]["window"]])
+    beside(top, labels)
     return figure
 
 
@@ -204,7 +208,13 @@ def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
 def _tuned_end(name: str, own: Mapping[str, Any], colour: str) -> tuple[float, float, str, str]:
     """The end of an arm's line, with its label."""
     last = [p for p in own["curve"] if p["val_loss"] is not None][-1]
-    return last["lr"], last["val_loss"], _best_in_words(name, own), colour
+    return last["lr"], last["val_loss"], _best_in_words(f"{name} best", own), colour
+
+
+def _room_for(labels: Sequence[str]) -> float:
+    """Where labels beside a picture begin, of its width, so that they fill what is left of it."""
+    most = max(map(len, labels), default=0)
+    return min(max(0.97 - CHARACTER * most, LEAST_FROM), MOST_FROM)
 
 
 def _page(
@@ -239,7 +249,11 @@ def _key(axes: Axes, sweeps: Mapping[str, Sweep], more: Sequence[Any] = ()) -> N
         entry("each seed", GREY, **SEED),
         entry(f"window: within {WINDOW_NATS:g} nats of the arm's own best", GREY, lw=5, alpha=0.35),
     ]
-    if any(p["loss"] is None for own in sweeps.values() for p in own["points"]):
+    points = [p for own in sweeps.values() for p in own["points"]]
+    highest = max((loss for p in points for loss in p["seeds"].values() if loss is not None), default=0.0)
+    if highest > _limits(points)[1]:
+        handles.append(entry("a seed above the axis", GREY, ls="", marker="^", ms=5))
+    if any(p["loss"] is None for p in points):
         handles.append(entry("a seed diverged", GREY, ls="", marker="x", ms=7, mew=1.8))
     key(axes, handles)
 
@@ -252,12 +266,9 @@ def _draw_losses(
     of: str,
     strong: Container[str] = (),
 ) -> None:
-    """A line for each arm; where a seed diverged it is broken, and a cross stands at the top. `of`: which
-    loss; `strong`: the arms whose lines are thick."""
-    finite = [p["loss"] for own in sweeps.values() for p in own["points"] if p["loss"] is not None]
-    low = min(finite, default=0.0)
-    high = min(max(finite, default=1.0), low + MOST_NATS)
-    room = max(high - low, 0.02)
+    """A line for each arm; where a seed diverged it is broken, and a cross stands at the top, as does a
+    triangle for a seed above it. `of`: which loss; `strong`: the arms whose lines are thick."""
+    bottom_edge, top_edge = _limits([p for own in sweeps.values() for p in own["points"]])
     for i, (name, own) in enumerate(sweeps.items()):
         colour, marker, line = looks[name]
         at = [p[x] for p in own["points"]]
@@ -266,7 +277,10 @@ def _draw_losses(
         axes.plot(at, losses, color=colour, ls=line, lw=width, marker=marker, ms=4, zorder=above)
         for p in own["points"]:
             seeds = [loss for loss in p["seeds"].values() if loss is not None]
-            axes.plot([p[x]] * len(seeds), seeds, color=colour, zorder=1.5, **SEED)
+            inside = [loss for loss in seeds if loss <= top_edge]
+            axes.plot([p[x]] * len(inside), inside, color=colour, zorder=1.5, **SEED)
+            if len(inside) < len(seeds):
+                axes.plot(p[x], 0.985, "^", color=colour, ms=5, transform=axes.get_xaxis_transform())
             if p["loss"] is None:
                 top = axes.get_xaxis_transform()
                 axes.plot(p[x], 0.97 - 0.03 * (i % 8), "x", color=colour, ms=7, mew=1.8, transform=top)
@@ -274,8 +288,17 @@ def _draw_losses(
             ends = [_at(own, x, own["window"][end]) for end in ("low", "high")]
             limit = own["window"]["loss"] + WINDOW_NATS
             axes.plot(ends, [limit] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-    axes.set_ylim(low - 0.06 * room, high + 0.12 * room)
+    axes.set_ylim(bottom_edge, top_edge)
     axes.set_ylabel(f"{of} (nats per token)")
+
+
+def _limits(points: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Where the axis of the losses ends: around the means, those far above the lowest aside."""
+    finite = [p["loss"] for p in points if p["loss"] is not None]
+    low = min(finite, default=0.0)
+    high = min(max(finite, default=1.0), low + MOST_NATS)
+    room = max(high - low, 0.02)
+    return low - 0.06 * room, high + 0.12 * room
 
 
 def _at(own: Sweep, x: str, value: float) -> float:

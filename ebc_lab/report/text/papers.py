@@ -114,27 +114,30 @@ def _arms(about: About, kind: str, track: str, found: Mapping[str, Any], results
     steps = max((results.get(run_id, {}).get("steps") or 0 for run_id in ids), default=0)
     otherwise = "" if len(usual) == len(found["arms"]) else ", or as many times that as an arm says"
     told = any(tables.bits_of(arm) is not None for arm in found["arms"].values())
-    bits = "bits per character on the test split; " if told else ""
+    made = tables.arms(f"{track}-arms", found, results).on(PAPER)
+    shown = {title_of(column) for column in made.columns}
+    means = {"c": "median clip coefficient c", "KL/δ*": "applied KL over its target δ*"}
+    means |= {"tokens/s": "training tokens per second"}
+    known = "".join(f"; {said}" for column, said in means.items() if column in shown)
+    bits = "; bits per character on the test split" if told else ""
     caption = [
         f"After {steps} steps{otherwise}: seeds completed; mean cross-entropy on the whole split, in nats "
-        f"per token, ± the standard deviation over seeds; {bits}median clip coefficient c; applied KL over "
-        "its target δ*; training tokens per second (the last three: means over completed seeds).",
+        f"per token, ± the standard deviation over seeds{bits}{known}; all are means over completed seeds.",
         "An arm of which a run diverged has no mean: a mean over the survivors would flatter it.",
         str(about),
     ]
-    made = tables.arms(f"{track}-arms", found, results).on(PAPER)
     arms = replace(made, title=f"Arms of the {kind}, {optimizer(track)}", caption=caption)
     further = [
         tables.low_bit(f"{track}-low-bit", found, results),
         tables.states(f"{track}-states", found, results),
         tables.beside_weights(f"{track}-memory", found, results),
     ]
-    shown = [arms]
+    every = [arms]
     for table in filter(None, further):
         note = f"{table.note[:1].upper()}{table.note[1:]}."
         title = f"{table.title} in the arms of the {kind}, {optimizer(track)}"
-        shown.append(replace(table.on(PAPER), title=title, caption=[note, str(about)]))
-    return shown
+        every.append(replace(table.on(PAPER), title=title, caption=[note, str(about)]))
+    return every
 
 
 def _differences(
@@ -154,8 +157,7 @@ def _differences(
         "diverged": "diverged: runs of the arm / of the reference; the median and its interval are then by "
         "rank.",
         "joint": f"Joint: intervals that hold, at 95%, for all {together} comparisons together (Bonferroni); "
-        f"by them "
-        "an arm is judged, and what is detectable is theirs.",
+        "by them an arm is judged, and what is detectable is theirs.",
         "judged": f"beats: the upper limit is below 0; meets: at most {margin}; "
         f"misses: the lower limit is above {margin}.",
     }

@@ -45,7 +45,7 @@ CANDIDATES = (
     Column("Seed", "figure", str, "seed", optional=True),
     loss_column("Validation loss", "val loss"),
     loss_column("± s.e.", "±"),
-    Column("Behind, σ", "figure", lambda x: signed(x, 1), "behind, σ", on=(PAGE,)),
+    Column("Behind", "figure", signed, "behind", on=(PAGE,)),
     Column("Median c", "figure", two_digits, "c", optional=True),
     Column("Clipped", "figure", percent, "clipped", optional=True),
     Column("Notes", "prose", short="notes", optional=True),
@@ -62,13 +62,12 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
     inert = {r["run_id"] for d in tracks for own in d.get("arms", {}).values() for r in own if r.get("inert")}
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
-    sigma = next((d["sigma"] for d in tracks if d.get("sigma")), None)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
     seeds = sorted({c["seed"] for c in decision["candidates"]})
     rows: list[Row] = []
     for c in decision["candidates"]:
         lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
-        known = sigma and lead is not None and c["val_loss"] is not None
+        known = lead is not None and c["val_loss"] is not None
         won = c["run_id"] in chosen
         ebc = c["delta_star"] is not None  # without EBC nothing is clipped
         values = (
@@ -81,7 +80,7 @@ def candidates(stage: str, decision: Mapping[str, Any], band: Sequence[float] | 
             c["seed"] if len(seeds) > 1 else Cell(),
             c["val_loss"],
             c["val_se"],
-            (c["val_loss"] - lead) / sigma if known else None,
+            c["val_loss"] - lead if known else None,
             c.get("c_median") if ebc else None,
             c["clip_rate"] if ebc else None,
             "; ".join([*told.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
@@ -136,7 +135,7 @@ TUNED = (
     Column("Arm", "name", short="arm", head=True),
     Column("Best point", short="best point"),
     loss_column("Validation loss", "val loss"),
-    Column("Margin, σ", "figure", lambda x: fixed(x, 1), "margin, σ"),
+    Column("Margin", "figure", fixed, "margin"),
     Column("Runs", "figure", brief, "runs"),
     Column("Edge of its grid", "prose", short="edge of its grid"),
 )
@@ -148,9 +147,11 @@ def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
     for found in decision["tracks"].values():
         for name, arm in found["arms"].items():
             edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
-            values = (name, point_in_words(arm), arm["val_loss"], arm["margin_sigma"], arm["runs"], edges)
+            sigmas = arm["margin_sigma"]
+            margin = None if sigmas is None else sigmas * found["sigma"]
+            values = (name, point_in_words(arm), arm["val_loss"], margin, arm["runs"], edges)
             rows.append(filled(TUNED, values))
-    note = "validation loss in nats per token; margin to the second best point in σ"
+    note = "validation loss in nats per token; margin: to the second best point, in nats"
     return Table(f"{stage}-tuned", "Each arm’s best point", TUNED, rows, note)
 
 

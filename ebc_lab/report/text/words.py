@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.config.identity import DELTA_TAILS, LR_TAILS
 from ebc_lab.config.schema import LRScheduleConfig, RunConfig
+from ebc_lab.study.stages.spec import optimizer as optimizer
+from ebc_lab.study.stages.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
 from ebc_lab.study.stages.suite import SAME_NATS, contenders
+from ebc_lab.study.stages.verdict import unfinished
 from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 
 NOTHING = "–"
@@ -425,7 +428,7 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     Never which arm is best: the lowest of several losses is that of the luckiest, too. `told`: further
     sentences.
     """
-    if mine_of(found):
+    if mine_of(found) or found.get("answers"):
         return mine_answer(found)
     arms = {n: a for n, a in contenders(found).items() if a["test_median"] is not None}
     if not arms:
@@ -443,14 +446,19 @@ def suite_answer(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def mine_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the arms that a suite asks about are better, each against the best of the others."""
-    answers = {label: found["answers"][label] for label in asked(found)}
+    answers: Mapping[str, Any] = found["answers"]  # also of those that were never trained
+    lost = " ".join(f"{line}." for line in unfinished(found))
     if not answers:
-        return {"judged": "undecided", "word": "No answer.", "text": "No run of these arms completed."}
+        return {
+            "judged": "undecided",
+            "word": "No answer.",
+            "text": lost or "No run of these arms completed.",
+        }
     verdicts = {own["verdict"] for own in answers.values()}
     one = verdicts.pop() if len(verdicts) == 1 else "undecided"
-    said = [f"{label} is {VERDICTS[own['verdict']][1]} {own['rival']}" for label, own in answers.items()]
+    said = [f"{n} {VERDICTS[own['verdict']][1]} {own['rival'] or ''}".rstrip() for n, own in answers.items()]
     text = " ".join(f"{own['sentence'].rstrip('.')}." for own in answers.values())
-    return {"judged": VERDICTS[one][0], "word": f"{'; '.join(said)}.", "text": text}
+    return {"judged": VERDICTS[one][0], "word": f"{'; '.join(said)}.", "text": f"{lost} {text}".lstrip()}
 
 
 def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -458,13 +466,16 @@ def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     told: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
     references = set()
     for label, arm in found["arms"].items():
-        if arm.get("difference"):
-            told[verdict_of(arm["difference"])].append(label)
+        if (arm.get("difference") or {}).get("seeds"):
+            n = arm["difference"].get("seeds_needed")
+            needed = f" (about {n} seeds would decide it)" if n else ""
+            told[verdict_of(arm["difference"])].append(f"{label}{needed}")
             references.add(arm["versus"])
     whom = references.pop() if len(references) == 1 else "their references"
     many = sum(map(len, told.values()))
+    lost = [f"{line}." for line in unfinished(found)]
     if not many:
-        text = "No arm is paired with another one."
+        text = " ".join(lost) or "No arm is paired with another one."
         return {"judged": "undecided", "word": "No comparison.", "text": text}
     apart = [f"{len(told[kind])} {kind}" for kind in ("better", "worse") if told[kind]]
     word = f"None of {plural(many, 'arm')} is told apart from {whom}"
@@ -474,7 +485,7 @@ def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     said = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in told.items() if labels]
     by = f"By the 95% intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
     judged = "meets" if told["better"] and not told["worse"] else "undecided"
-    return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*said, by)))}
+    return {"judged": judged, "word": f"{word}.", "text": " ".join(filter(None, (*lost, *said, by)))}
 
 
 def _first_few(labels: Sequence[str]) -> str:
@@ -486,10 +497,11 @@ def _first_few(labels: Sequence[str]) -> str:
 
 FEW = 5  # names that a headline lists
 VERDICTS = {  # of an arm that a suite asks about -> tone of the answer, in words
-    "better": ("beats", "better than"),
-    "level": ("meets", "level with"),
-    "worse": ("misses", "worse than"),
-    "undecided": ("undecided", "not told apart from"),
+    "better": ("beats", "is better than"),
+    "level": ("meets", "is level with"),
+    "worse": ("misses", "is worse than"),
+    "undecided": ("undecided", "is not told apart from"),
+    "untuned": ("undecided", "could not be tuned"),
 }
 BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
 
@@ -550,25 +562,6 @@ def _transfer_answer(found: Mapping[str, Any]) -> dict[str, str]:
     return {"judged": "undecided", "word": f"Largest regret: {', '.join(largest) or NOTHING}.", "text": text}
 
 
-OPTIMIZERS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "muon": "Muon",
-    "sgd": "SGD",
-    "lion": "Lion",
-    "adafactor": "Adafactor",
-    "soap": "SOAP",
-    "schedule_free": "schedule-free AdamW",
-    "adam_uncorrected": "Adam without bias correction",
-    "axiom": "AXIOM",
-    "galore": "GaLore",
-    "adam8bit": "8-bit Adam",
-    "adam4bit": "4-bit Adam",
-}
-
-
-PROJECTIONS = ("none", "spectral", "stiefel")
-TRACK = re.compile(rf"\b(?:{'|'.join(OPTIMIZERS)})_(?:{'|'.join(PROJECTIONS)})\b")
 SHORT_SCHEDULES = {  # how a run's name says its schedules (identity.tail_of) -> in a label
     "lindelta": "falling δ*",
     "cosdelta": "δ* falling as a cosine",
@@ -703,22 +696,6 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
     return text + {"baseline": " (the baseline)", "control": " (the fair control)"}.get(arm["roles"][0], "")
 
 
-def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
-    go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
-    own = [re.escape(track) for track in tracks]
-    text = re.sub(rf"\b(?:{'|'.join(own)})\b", lambda found: optimizer(found[0]), text) if own else text
-    return TRACK.sub(lambda found: optimizer(found[0]), text)
-
-
 def explained(text: str) -> dict[str, str]:
     """The terms that a text uses, with what they mean."""
     return {term: what for term, what in TERMS.items() if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text)}
-
-
-def optimizer(track: str) -> str:
-    """A track (optimizer_projection) in words."""
-    name, _, projection = track.rpartition("_")
-    return OPTIMIZERS.get(name, name) + (
-        f" + {projection} projection" if projection not in ("", "none") else ""
-    )

@@ -14,12 +14,15 @@ from ebc_lab.records.figures import RunResult
 
 from ..stages import decision_that_shows, stage_of
 from ..stages.rules import TIMING
+from ..stages.spec import told_of
+from ..stages.suite import point_in_words
 from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
 
 RESOLVED = ("device", "dtype", "threads_per_run", "compile")
 OF_A_PLACE = ("study.name", "created")
+OF_ARMS = "ablation.arms."  # how the settings of a suite's arms begin
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
@@ -38,10 +41,15 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
     decisions = [snapshot.sound_decisions() for snapshot in snapshots]
     corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
     resolved = _unequal(heads[0]["config"], heads[1]["config"])
+    names = [a.name, b.name] if a.name != b.name else [str(a.place), str(b.place)]
+    asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
+    answers = [_answer(own) for own in decisions]
     return {
-        "studies": [a.name, b.name],
+        "studies": names,
         "roots": [str(a.root), str(b.root)],
-        "settings": _unequal(flat(heads[0]["requested"]), flat(heads[1]["requested"]), leave=OF_A_PLACE),
+        "answers": answers,
+        "tuned": _tuned(*decisions),
+        "settings": _arms_told(_unequal(asked[0], asked[1], leave=OF_A_PLACE), *asked),
         "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
         "corpus": corpora,
         "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
@@ -52,6 +60,43 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
         "verdict": _verdict(*(decision_that_shows("verdict", d) for d in decisions)),
         "arms": _arms(*decisions),
     }
+
+
+def _answer(decisions: Mapping[str, Any]) -> list[str]:
+    """What the last stage says, where it concludes a study."""
+    last = next(reversed(list(decisions)), None)
+    return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
+
+
+def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """Arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
+    found: list[dict[str, str]] = []
+    for own in decisions:
+        tracks = own["tune"]["tracks"] if "tune" in own else {}
+        found.append(
+            {
+                f"{told_of(track, tracks)}{label}": point_in_words(arm["point"])
+                for track, arms in tracks.items()
+                for label, arm in arms["arms"].items()
+            }
+        )
+    return {label: [own.get(label) for own in found] for label in dict.fromkeys([*found[0], *found[1]])}
+
+
+def _arms_told(unequal: Mapping[str, list[Any]], *requested: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Settings that differ, those of an arm that only one study has in one line: what it is."""
+    names = [{key.split(".")[2] for key in own if key.startswith(OF_ARMS)} for own in requested]
+    told: dict[str, list[Any]] = {}
+    for key, pair in unequal.items():
+        if f"{key}." == OF_ARMS:  # of a study that has none
+            continue
+        name = key.split(".")[2] if key.startswith(OF_ARMS) else None
+        if name is None or all(name in own for own in names):
+            told[key] = pair
+            continue
+        about = (own.get(f"{OF_ARMS}{name}.about") or "given" for own in requested)
+        told[f"arm {name}"] = [x if name in own else None for x, own in zip(about, names, strict=True)]
+    return told
 
 
 def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +182,8 @@ def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             pair = [own[track, name] for own in arms]
             losses = [arm["test_loss"] for arm in pair]
             bits = {BITS: list(map(_bits_of, pair))} if any(BITS in arm for arm in pair) else {}
-            out[name if shown == "verdict" else f"{track}: {name}"] = {
+            of = "" if shown == "verdict" else told_of(track, {key[0] for own in arms for key in own})
+            out[f"{of}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
                 **bits,

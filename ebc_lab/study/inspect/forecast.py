@@ -31,6 +31,8 @@ from ..stages.rules import Decision, Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from ..stages.stage import Scenario, Stage
+from ..store.changes import requested, told
+from ..store.own import edited
 from ..store.reuse import ResultsOf, reusable_results
 from ..store.snapshot import Snapshot, read
 from ..store.study import Study
@@ -173,9 +175,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     from ..resolve import adopt, changes  # needs the corpora's numpy, which `status` does without
 
     header = snapshot.header if snapshot else None
-    changed = changes(config, header) if header else []
-    config = adopt(config, header) if header else config
     records = snapshot.sound_records() if snapshot else []
+    changed = changes(config, header, records) if header else []
+    config = adopt(config, header) if header else config
     placed = _placed(with_corpus_of_neighbours(config, study), header)
     speed: Choice | None = None
     with suppress(NotMeasured):
@@ -209,7 +211,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "threads_per_run": named.threads_per_run if speed else config.threads_per_run,
         "slots": at_a_time(named),
         "begun": header is not None,
-        "changed": [f"{k}: {a!r} → {b!r}" for k, a, b in changed],
+        "changed": told(changed, requested(config), edited(config, header or {})),
         "stages": stages,
         "eta_from": rate.source if rate else measured,
     }

@@ -17,11 +17,15 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.overrides import in_mapping
 from ebc_lab.config.own.entry_points import offered
+from ebc_lab.config.own.names import own_name
 from ebc_lab.config.schema import CUSTOM, NOT_THE_STUDY, ArmConfig, Config, LauncherConfig, RunConfig
 
 from ..store.own import Copies, copies
 from ..store.study import Study, StudyHeader
 
+PLAIN = re.compile(
+    r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*"
+)  # that needs no quotes
 NONE = Copies(Path(), "", None, frozenset())
 
 
@@ -43,6 +47,9 @@ def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
     for group in OWN:
         if (target := changed.get(f"{group}.target")) is not None:
             changed[f"{group}.target"] = own.to_show(own.path_of(target))
+            changed.pop(f"{group}.sha256", None)  # the copy's, which the study's manifest holds
+    if run.data.name == "shakespeare":
+        changed.pop("data.sha256", None)  # there is one of that name, and it is checked wherever it is read
     words = [f"{k}={override_value(v)}" for k, v in changed.items()]
     return shlex.join(["ebc-lab", "train", f"scale={config.scale}", *words])
 
@@ -62,21 +69,23 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
     both = {k: (base.get(k), asked.get(k)) for k in (*asked, *base)}
     # an empty mapping is not said where its entries are, nor by a version that did not have it
     filled = {k for k, value in base.items() if value == {} and k not in asked}
-    arms = _new_arms(requested, base, own)
+    arms, left_out = _new_arms(requested, base, own), _left_out(requested, base)
     of_arms = tuple(f"ablation.arms.{arm}." for arm in arms)
     entries = {k for k in asked if in_mapping(k) and not k.startswith("ablation.arms.")}
     differing = {k for k, (old, new) in both.items() if old != new} | (entries - base.keys())
     changed = [(k, *both[k]) for k in both if k in differing - filled]
     settable = (asked.keys() & base.keys() | entries) - STUDY_DECIDES.keys()
-    unsaid = [k for k, _, _ in changed if k not in settable and not k.startswith(of_arms)]
+    gone = tuple(f"ablation.arms.{arm}." for arm in left_out)
+    unsaid = [k for k, _, _ in changed if k not in settable and not k.startswith((*of_arms, *gone))]
     sayable = settable - {name} - {k for k in asked if k.startswith(of_arms)}
     said = [(k, v) for k, _, v in changed if k in sayable]
     words = [f"{k}={override_value(v)}" for k, v in said]
     words += [f"ablation.arms.{arm}={override_value(settings)}" for arm, settings in arms.items()]
+    words += [f"~ablation.arms.{arm}" for arm in left_out]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
     return StudyCommand(
         own.to_show(shlex.join(["ebc-lab", "autopilot", *chosen, *words, *named])),
-        [c for c in changed if c[0] != name],
+        [c for c in changed if c[0] != name and not (c[0].startswith(of_arms) and _is_usual(*c))],
         unsaid,
     )
 
@@ -89,9 +98,7 @@ def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies)
     mine = requested.get("mine") or []
     if mine and _defaults(tuple(chosen), study=True)["mine"] != mine:
         paths = [own.path_of(target) for target in mine]
-        plain = all(re.fullmatch(r"[\w./-]+:[\w.]+", path) for path in paths)
-        said = f"[{','.join(paths)}]" if plain else override_value(paths)
-        chosen.append(f"mine={said}")
+        chosen.append(f"mine={override_value(paths)}")
     optimizer = requested["optimizer"]
     if optimizer.get("target") is None:
         return chosen
@@ -110,22 +117,42 @@ def _new_arms(
 ) -> dict[str, dict[str, Any]]:
     """Name -> the settings, as far as they are no defaults, of the arms that the suite does not have."""
     usual = to_dict(ArmConfig())
-    known = {key.split(".")[2] for key in base if key.startswith("ablation.arms.")}
+    known = _arms_of(base)
     found = {}
     for name, arm in requested["ablation"]["arms"].items():
         if name in known:
             continue
         made = {key: value for key, value in arm.items() if value != usual.get(key)}
         if settings := made.get("settings"):
-            made["settings"] = {group: _by_path(part, own) for group, part in settings.items()}
+            made["settings"] = {group: _by_path(group, part, own) for group, part in settings.items()}
         found[name] = made
     return found
 
 
-def _by_path(part: Any, own: Copies) -> Any:
-    """A part of an arm, the target of a copy by its path."""
-    known = isinstance(part, Mapping) and part.get("target")
-    return {**part, "target": own.path_of(part["target"])} if known else part
+def _is_usual(key: str, _: Any, value: Any) -> bool:
+    """Whether a setting of a new arm says nothing: a default, or a checksum that was found out."""
+    usual = flat(to_dict(ArmConfig()))
+    return key.endswith(".sha256") or usual.get(key.split(".", 3)[3]) == value
+
+
+def _left_out(requested: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    """The arms that the suite has and the study does not."""
+    return [name for name in _arms_of(base) if name not in requested["ablation"]["arms"]]
+
+
+def _arms_of(base: Mapping[str, Any]) -> dict[str, None]:
+    """The names of a suite's arms, in its order."""
+    return dict.fromkeys(key.split(".")[2] for key in base if key.startswith("ablation.arms."))
+
+
+def _by_path(group: str, part: Any, own: Copies) -> Any:
+    """A part of an arm as a user writes it: the target of a copy by its path, without what is found out."""
+    if not isinstance(part, Mapping) or not part.get("target"):
+        return part
+    made = {key: value for key, value in part.items() if key != "sha256"}
+    if part.get("name") == own_name(part["target"], groups()[group]):
+        made["name"] = CUSTOM
+    return {**made, "target": own.path_of(part["target"])}
 
 
 def continuing(study: Study, header: StudyHeader) -> str | None:
@@ -192,6 +219,8 @@ def override_value(value: Any) -> str:
         return f"[{','.join(map(override_value, value))}]"
     if isinstance(value, Mapping):
         return f"{{{','.join(f'{key}: {override_value(inner)}' for key, inner in value.items())}}}"
-    if isinstance(value, str) and not re.fullmatch(r"[\w-]+|[\w./-]*/[\w./-]*", value):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        # not the quotes that a shell's words are put in; a backslash is more than itself before a quote alone
+        escaped = re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + ('\\"' if m[2] else ""), value)
+        return f'"{escaped}"'
     return str(value)

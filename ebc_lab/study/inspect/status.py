@@ -66,7 +66,7 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     to_go_on = state in ("interrupted", "empty", "stale", "finished_with_failures") and study.resumable
     return {
         "study": study.name,
-        "root": visible(str(study.root)),
+        "root": visible(str(study.place)),
         "state": state,
         "holder": holder,
         "scale": config.scale,

@@ -27,6 +27,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.locks import run_lock
+from ebc_lab.records.streams import rows_in
 
 from ..stages.spec import RunSpec
 from ..store import attempts
@@ -330,7 +331,7 @@ class WorkerPool(ABC):
                 "identity": digest(spec.identity),
                 "outcome": "lost",
                 "cause": f"its worker died {times}, at last: {cause}; its log: {death.log}",
-                "steps": 0,
+                "steps": rows_in(files.steps),
             }
             write_checksummed(files.result, result)
 

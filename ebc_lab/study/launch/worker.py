@@ -29,7 +29,7 @@ from ebc_lab.config.own.sources import remember
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.locks import locked, run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
-from ebc_lab.records.streams import Heartbeat
+from ebc_lab.records.streams import Heartbeat, rows_in
 from ebc_lab.training.turns import DeviceFailed, Interrupted, Progress, to_the_end
 
 from ..store import attempts
@@ -124,8 +124,8 @@ def execute(study: Study, run_id: str, **how: Any) -> bool:
 
 def _record_refusal(files: RunFiles, run_id: str, error: UserError, identity: str | None = None) -> None:
     """Record why this run cannot be trained, in the error's words; its files stay as they are."""
-    result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error), "steps": 0}
-    write_checksummed(files.result, result)
+    result = {"run_id": run_id, "identity": identity, "outcome": "failed", "cause": str(error)}
+    write_checksummed(files.result, {**result, "steps": rows_in(files.steps)})
     attempts.note(files.directory, "end", outcome="failed")
 
 

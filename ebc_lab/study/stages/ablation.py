@@ -16,11 +16,11 @@ from ebc_lab.records.figures import RunResult
 
 from .compare_arms import Arm, arms_of, losses
 from .rules import Decision, Results, Undecidable, losses_of, make_decision
-from .spec import RunSpec
+from .spec import RunSpec, told_of
 from .stage import Stage, Track
-from .statistics import paired
+from .statistics import paired, seeds_needed
 from .suite import contenders, point_of, ready, run_of, shape_of, transfer_of, windows_of
-from .verdict import add_answers, told_apart
+from .verdict import add_answers, told_apart, unfinished, verdict_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
     "val_loss",
@@ -171,7 +171,8 @@ def decide(
     tracks: dict[str, Any] = {}
     notes: list[str] = []
     trained = [s for s in specs if s.kind == "train"]
-    for track in ready(config, earlier, "ablation"):
+    every = ready(config, earlier, "ablation")
+    for track in every:
         tracks[track] = {
             "reference": config.ablation.reference,
             "arms": _arms(config, [s for s in trained if s.track == track], results, earlier),
@@ -186,7 +187,7 @@ def decide(
         tracks[track]["transfer"] = transfer_of(config, tracks[track]["arms"], results)
         likely = contenders(tracks[track])
         tracks[track]["best_by_seed"] = {str(s): _best_of(likely, results, str(s)) for s in config.seeds}
-        notes += _notes(config, track, tracks[track])
+        notes += _notes(config, told_of(track, every), tracks[track])
     compared = _add_differences(config, tracks, results, earlier)
     about_mine = add_answers(config, tracks, results, earlier)
     if all(math.isinf(loss) for loss in losses_of(trained, results)):
@@ -224,9 +225,16 @@ def _arms(
             "strength": statistics.median(strengths) if strengths else None,
             "comparable": not any(run.final_windows for run in mine),
             "versus": reference if reference != label else None,
+            "cause": _cause(arm, results),
         }
     _add_memory(arms, own, results)
     return arms
+
+
+def _cause(arm: Arm, results: Results) -> str | None:
+    """Why the arm has no finished run, where it has none and a run says why."""
+    causes = (results.get(run_id, RunResult()).get("cause") for run_id in arm["runs"].values())
+    return None if losses(arm, results) else next((str(cause) for cause in causes if cause), None)
 
 
 def _add_memory(arms: Mapping[str, Arm], own: Sequence[RunSpec], results: Results) -> None:
@@ -248,37 +256,44 @@ def _add_memory(arms: Mapping[str, Arm], own: Sequence[RunSpec], results: Result
             arms[label]["figures"] |= bytes_
 
 
-def _notes(config: Config, track: str, found: Track) -> list[str]:
+def _notes(config: Config, of: str, found: Track) -> list[str]:
     arms = found["arms"]
     missing = [label for label in config.ablation.all_arms() if label not in arms]
-    notes = [f"{track}: {label} could not be made: no run that it copies completed" for label in missing]
+    asked = config.ablation.all_arms()
+    why = {
+        label: "be made: no run that it copies"
+        if asked[label].replay or asked[label].matched
+        else "be tuned, and was not trained: no point of its grid"
+        for label in missing
+    }
+    notes = [f"{of}{label} could not {reason} completed" for label, reason in why.items()]
     for label, arm in arms.items():
         if diverged := arm["outcomes"].get("diverged"):
-            notes.append(f"{track}: {label}: {diverged} of {len(arm['runs'])} seeds diverged")
+            notes.append(f"{of}{label}: {diverged} of {len(arm['runs'])} seeds diverged")
     for name, sweeps in found["windows"].items():
         left_out = [label for own in sweeps.values() for label in own["left_out"]]
         if left_out:
-            notes.append(
-                f"{track}: {name}'s windows leave out {', '.join(left_out)}: a run failed or was lost"
-            )
+            notes.append(f"{of}{name}'s windows leave out {', '.join(left_out)}: a run failed or was lost")
     by_seed = found["best_by_seed"]
     if len(set(by_seed.values())) > 1:
         best = "; ".join(f"seed {s} {label}" for s, label in by_seed.items())
-        notes.append(f"{track}: one seed alone would have named different best arms: {best}")
+        notes.append(f"{of}one seed alone would have named different best arms: {best}")
     return notes
 
 
 def _add_differences(
     config: Config, tracks: Mapping[str, Any], results: Results, earlier: Mapping[str, Decision]
 ) -> int:
-    """Give every arm its difference in test loss from its reference, None where it has none. -> how many have
-    one."""
+    """Give every arm its difference in test loss from its reference, with how many seeds would decide it
+    where it is undecided; None where it has none, or no run of one of the two finished. -> how many have one.
+    """
     pairs = []
     for name, track in tracks.items():
         for arm in track["arms"].values():
             arm["difference"] = None
-            if arm["versus"] in track["arms"]:
-                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, track["arms"][arm["versus"]]))
+            reference = track["arms"].get(arm["versus"])
+            if reference and losses(arm, results) and losses(reference, results):
+                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, reference))
     for swept, arm, reference in pairs:
         arm["difference"] = paired(
             losses(arm, results),
@@ -287,6 +302,8 @@ def _add_differences(
             comparisons=len(pairs),
             replicates=swept["replicate_losses"],
         )
+        if verdict_of(arm["difference"]) == "undecided":
+            arm["difference"]["seeds_needed"] = seeds_needed(arm["difference"])
     return len(pairs)
 
 
@@ -327,9 +344,12 @@ def figure_of(result: Mapping[str, Any], key: str) -> float | None:
 
 
 def headline(track: Track) -> str:
-    """The answers about arms of one's own; else which arms are told apart from their reference."""
+    """The arms of which no run ended; then the answers about arms of one's own, else which arms are told
+    apart from their reference."""
     told = [answer["sentence"] for answer in track["answers"].values()]
-    return "; ".join(told) or f"{len(track['arms'])} arms; {told_apart(track)}"
+    lost = unfinished(track)
+    many = len(track["arms"]) - len(lost)
+    return "; ".join([*lost, *(told or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
 
 STAGE = Stage(

@@ -218,8 +218,8 @@ def decide(
     pairs = _pairs(config, grid, winners, results, kept)
     _add_dropped(tracks, pairs, config)
     rule = (
-        "the grid's lowest validation loss; at the length of the finals, the lowest of constant rates around "
-        "it, and the fair control: peak, warm-up and shape one after the other; a best point on an edge "
+        f"the grid's lowest validation loss; at the length of the finals, {_constant_rate(config)}, and the "
+        "fair control: peak, warm-up and shape one after the other; a best point on an edge "
         f"extends its grid by a factor 2, at most {config.lr_sweep.max_extensions} times, that of the "
         f"control's peaks {config.lr_sweep.control_extensions} times; sigma is the standard deviation of the "
         "baseline's fresh replicate seeds"
@@ -228,6 +228,14 @@ def decide(
     return make_decision(
         "lr_sweep", rule, config, specs, results, earlier, tracks=tracks, pairs=pairs, notes=notes
     )
+
+
+def _constant_rate(config: Config) -> str:
+    """Which constant rate is the baseline's."""
+    scales = config.lr_sweep.baseline_scales
+    if len(scales) > 1:
+        return "the lowest of constant rates around it"
+    return f"{scales[0]:g} times that rate as a constant one (no other is tried)"
 
 
 def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: Results) -> dict[str, Any]:
@@ -267,7 +275,10 @@ def _decided(config: Config, winner: RunSpec, own: Sequence[RunSpec], results: R
         "replicate_losses": noise,
         "natural_kl": statistics.median(natural),
         "descent_median": _descent(of_role["replicate"], results),
-        "control": _control(control, of_role["control"], _rate(baseline), results),
+        "control": {
+            **_control(control, of_role["control"], _rate(baseline), results),
+            "used": _control_is_used(config),
+        },
     }
 
 
@@ -316,6 +327,12 @@ def _control(
             for s in points
         ],
     }
+
+
+def _control_is_used(config: Config) -> bool:
+    """Whether anything in the study is compared with the fair control, or runs on its schedule."""
+    compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
+    return bool(compared) or any(arm.control for arm in config.ablation.all_arms().values())
 
 
 def _descent(replicates: Sequence[RunSpec], results: Results) -> float | None:
@@ -371,6 +388,10 @@ def _add_dropped(tracks: Mapping[str, dict[str, Any]], pairs: list[dict[str, Any
         ]
 
 
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
 def _note_of_dropped(best: str, pair: Mapping[str, Any]) -> str:
     if pair["told_apart"] or pair["triaged"]:
         return f"{best} goes on without {_dropped_in_words(pair)}"
@@ -379,34 +400,33 @@ def _note_of_dropped(best: str, pair: Mapping[str, Any]) -> str:
 
 
 def _dropped_in_words(pair: Mapping[str, Any]) -> str:
-    """`muon_none, 0.0412 nats (1.0 σ) behind on the grid, not told apart by one run each`."""
+    """`muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
-    sigmas = "" if pair["behind_sigma"] is None else f" ({pair['behind_sigma']:.1f} σ)"
     told = "" if pair["told_apart"] else ", not told apart by one run each"
-    return f"{pair['track']}, {pair['behind']:.4f} nats{sigmas} behind on the grid{told}"
+    return f"{pair['track']}, {pair['behind']:.4f} nats behind on the grid{told}"
 
 
 def _notes(config: Config, tracks: Mapping[str, Track], pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     notes = []
     for t, d in tracks.items():
         control = d["control"]
-        if control["edge"]:
+        if control["edge"] and control["used"]:
             notes.append(
                 f"{t}: the fair control's lr {control['lr']:g} is the {control['edge']}est tried on its "
                 "schedule: it may be under-tuned"
             )
-        if control["longest_warmup"]:
+        if control["longest_warmup"] and control["used"]:
             notes.append(f"{t}: the fair control has the longest warm-up that was tried")
         if d["grid"]["edge"]:
             notes.append(
-                f"{t}: the winner lr {d['grid']['lr']:g} lies on the grid's {d['grid']['edge']} edge even "
-                f"after {d['grid']['extensions']} extensions"
+                f"{t}: the grid's best lr, {d['grid']['lr']:g}, lies on its {d['grid']['edge']} edge even "
+                f"after {_times(d['grid']['extensions'], 'extension')}"
             )
         if d["edge"]:
             notes.append(f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried")
         worse = control["val_loss"] - d["val_loss"]
-        if worse > 0:
+        if worse > 0 and control["used"]:
             notes.append(
                 f"{t}: the fair control is {worse:.4f} nats worse than the constant baseline: to beat it "
                 "says little; look at more peaks and shapes with lr_sweep.control_scales and control_shapes"
@@ -448,15 +468,25 @@ def invented(config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> Run
 
 
 def headline(track: Track) -> str:
-    control = track["control"]
     dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
-    worse = control["val_loss"] > track["val_loss"]
+    which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
+    seeds = _times(len(track["replicate_losses"]), "seed")
     return (
-        f"baseline (best constant rate): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
-        f"(its spread over seeds) {track['sigma']:.4f}; natural KL (of a step without EBC) "
-        f"{track['natural_kl']:.4g} nats; fair control (tuned schedule): lr {control['lr']:g} "
-        f"(×{control['lr_scale']:g}), {schedule_in_words(control['lr_schedule'])}, validation loss "
-        f"{control['val_loss']:.4f}{', worse than the baseline' if worse else ''}{dropped}"
+        f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
+        f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "
+        f"{track['natural_kl']:.4g} nats{_control_in_words(track)}{dropped}"
+    )
+
+
+def _control_in_words(track: Track) -> str:
+    """The fair control; empty where nothing in the study is compared with it."""
+    control = track["control"]
+    if not control.get("used", True):
+        return ""
+    worse = ", worse than the baseline" if control["val_loss"] > track["val_loss"] else ""
+    return (
+        f"; fair control (tuned schedule): lr {control['lr']:g} (×{control['lr_scale']:g}), "
+        f"{schedule_in_words(control['lr_schedule'])}, validation loss {control['val_loss']:.4f}{worse}"
     )
 
 

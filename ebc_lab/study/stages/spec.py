@@ -1,7 +1,10 @@
-"""What a run is called: a readable slug with its identity's hash, and the name of the arm it belongs to."""
+"""What a run is called: a readable slug with its identity's hash, and the name of the arm it belongs to; and
+what a track is called in words."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -110,3 +113,49 @@ def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -
     step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)
+
+
+# -- a track in words
+# ----------------------------------------------------------------------------------------
+
+
+OPTIMIZERS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lion": "Lion",
+    "adafactor": "Adafactor",
+    "soap": "SOAP",
+    "schedule_free": "schedule-free AdamW",
+    "adam_uncorrected": "Adam without bias correction",
+    "axiom": "AXIOM",
+    "galore": "GaLore",
+    "adam8bit": "8-bit Adam",
+    "adam4bit": "4-bit Adam",
+}
+
+
+PROJECTIONS = ("none", "spectral", "stiefel")
+TRACK = re.compile(rf"\b(?:{'|'.join(OPTIMIZERS)})_(?:{'|'.join(PROJECTIONS)})\b")
+
+
+def optimizer(track: str) -> str:
+    """A track (optimizer_projection) in words."""
+    name, _, projection = track.rpartition("_")
+    return OPTIMIZERS.get(name, name) + (
+        f" + {projection} projection" if projection not in ("", "none") else ""
+    )
+
+
+def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
+    """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
+    go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
+    own = [re.escape(track) for track in tracks]
+    text = re.sub(rf"\b(?:{'|'.join(own)})\b", lambda found: optimizer(found[0]), text) if own else text
+    return TRACK.sub(lambda found: optimizer(found[0]), text)
+
+
+def told_of(track: str, tracks: Collection[str]) -> str:
+    """How a sentence about a track of a suite begins: with its name in words where there are several."""
+    return f"{optimizer(track)}: " if len(tracks) > 1 else ""

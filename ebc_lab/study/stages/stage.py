@@ -18,7 +18,7 @@ from ebc_lab.config.schema import STAGE_NEEDS, Config, StageConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import Candidate, Decision, Results
-from .spec import RunSpec
+from .spec import RunSpec, optimizer, told_of
 
 Track = Mapping[str, Any]  # what a stage decided for one (optimizer, projection)
 MISSING = object()
@@ -112,8 +112,7 @@ def _other_tracks(name: str, track: Track, decision: Mapping[str, Any]) -> list[
     for pair in track.get("dropped", []):
         if pair["behind"] is None:
             continue
-        sigmas = "" if pair["behind_sigma"] is None else f" ({pair['behind_sigma']:.1f} σ)"
-        words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid{sigmas}"
+        words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid"
         if not pair["told_apart"]:
             words += ", less than one run each can tell apart"
         told.append(words)
@@ -178,14 +177,22 @@ class Stage:
         return found
 
     def headlines(self, decision: Mapping[str, Any]) -> list[str]:
-        """A decision in one line per track, with the winner's margin where there is one winner."""
+        """A decision in one line per track, with the winner's margin where there is one winner. Of points,
+        each of several seeds, some single run nearly always lies lower: `would_change` says which."""
         told = {name: f"{self.headline(d)}{_margin(d)}" for name, d in decision["tracks"].items()}
-        return [f"{name}: {words}{self._passed_over(name, decision)}" for name, words in told.items()]
+        over = (lambda name, decision: "") if self.shows == "points" else self._passed_over
+        return [f"{self._of(name, decision)}{words}{over(name, decision)}" for name, words in told.items()]
+
+    def _of(self, name: str, decision: Mapping[str, Any]) -> str:
+        """How a sentence about a track begins. The only one of a suite's stage is not named."""
+        if self.shows in ("points", "arms", "modes"):
+            return told_of(name, decision["tracks"])
+        return f"{optimizer(name)}: "
 
     def would_change(self, decision: Mapping[str, Any]) -> list[str]:
         """What would have changed the decision, one sentence per track."""
         told = {name: self.flips(self, name, decision) for name in decision["tracks"]}
-        return [f"{name}: {words}" for name, words in told.items() if words]
+        return [f"{self._of(name, decision)}{words}" for name, words in told.items() if words]
 
     def passed_over(self, name: str, decision: Mapping[str, Any]) -> str:
         """The candidates of a track whose loss is lower than that of the chosen one, the lowest with the
@@ -224,4 +231,11 @@ def _margin(track: Track) -> str:
     if "ranked" not in track:
         return ""
     margin = track["margin_sigma"]
-    return "; no runner-up" if margin is None else f"; margin {margin:.1f} σ"
+    if margin is None:  # of a lone constant rate its headline says that it is one
+        return "" if len(track["ranked"]) == 1 and "replicate_losses" in track else "; no runner-up"
+    return f"; margin {margin:.1f} σ{of_few_seeds(track)}"
+
+
+def of_few_seeds(track: Track) -> str:
+    """A warning beside a figure in units of σ that two replicates alone tell."""
+    return " (σ from 2 seeds)" if len(track.get("replicate_losses", ())) == 2 else ""

@@ -162,18 +162,15 @@ def _factor(freedom: int, level: float) -> float:
     )
 
 
-def seeds_needed(difference: Mapping[str, Any], replicates: Sequence[float] = ()) -> int | None:
+def seeds_needed(difference: Mapping[str, Any]) -> int | None:
     """How many seeds would decide a difference of `paired` that is undecided: the fewest, more than it has,
     with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
 
-    That is if the differences go on as they are, with the same mean and the same spread; from one seed the
-    spread is that of two of the `replicates`. None for more than MOST_SEEDS, where a run diverged, and where
-    no spread is known.
+    That is if the differences go on as they are, with the same mean and the same spread. None for more than
+    MOST_SEEDS, where a run diverged, and from one seed, which shows no spread.
     """
     n: int = difference["seeds"]
     mean, spread = difference["mean"], difference["sd"]
-    if spread is None and len(replicates) > 1:
-        spread = statistics.stdev(replicates) * math.sqrt(2)
     if mean is None or spread is None:
         return None
     level = (1 - CONFIDENCE) / difference["looks"] / difference["comparisons"]

@@ -87,7 +87,8 @@ def _calibrated(found: Mapping[str, Any], budget: str) -> float:
 def point_of(
     config: Config, decisions: Mapping[str, Decision], track: str, label: str, arm: ArmConfig
 ) -> Point | None:
-    """What the stage tune chose for an arm: {} where nothing was to be tuned, None before it has decided.
+    """What the stage tune chose for an arm: {} where nothing was to be tuned, None before it has decided, and
+    where no point of the arm completed.
 
     What a sweep sets is not taken from there.
     """
@@ -97,7 +98,10 @@ def point_of(
     source = arm.tuned_as or (swept.arm if swept else label)
     if "tune" not in decisions:
         return None
-    point: Point = decisions["tune"]["tracks"][track]["arms"][source]["point"]
+    found = decisions["tune"]["tracks"][track]["arms"][source]
+    if "untuned" in found:
+        return None
+    point: Point = found["point"]
     return {k: v for k, v in point.items() if not swept or k != swept.key}
 
 

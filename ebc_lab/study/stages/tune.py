@@ -2,7 +2,8 @@
 
 The search goes over every combination of an arm's grids, or through one setting after the other. It is the
 same for every arm, so that none is tuned more carefully than another: as many points to begin with, the same
-seeds, and grids that grow by their own ratio for all of them as often.
+seeds, and grids that grow by their own ratio for all of them as often. A point counts as its worst seed: a
+setting that trains well with one seed and badly with another is not an arm's best.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ from ebc_lab.config.identity import number
 from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
 from ebc_lab.records.figures import RunResult
 
-from .rules import Candidate, Decision, Results, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .rules import (
+    Candidate,
+    Decision,
+    Results,
+    edge_of,
+    ended,
+    losses_of,
+    make_decision,
+    margin_sigma,
+    val_loss,
+)
 from .runs import waiting
-from .spec import DIGITS, RunSpec
+from .spec import DIGITS, RunSpec, told_of
 from .stage import Scenario, Stage, Track, held_back_by_its_seeds
 from .statistics import window
 from .suite import Point, point_in_words, points, ready, run_of
@@ -28,6 +39,8 @@ from .suite import Point, point_in_words, points, ready, run_of
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
 Settled = tuple[tuple[str, Any], ...]  # a point that can be a key
 RATES = ("lr", "lr_scale")
+HELD = "constant"  # the shape without a warm-up
+FEW = 4  # arms whose best points a headline has room for
 
 
 def runs(config: Config, decisions: Mapping[str, Decision], results: Results) -> list[RunSpec]:
@@ -91,15 +104,23 @@ class Search:
     tried: dict[Settled, list[RunSpec]] = field(default_factory=dict)
     extended: list[Point] = field(default_factory=list)
     extensions: int = 0
+    sunk: str = ""  # the setting that had to go down before any point completed
 
     @property
     def open(self) -> bool:
         """Whether a run has no result yet: nothing further is known before."""
         return any(waiting(own, self.results) for own in self.tried.values())
 
+    @property
+    def lost(self) -> bool:
+        """Whether no point completed though every run came to an end: each diverged with one of its seeds."""
+        runs = [self.results.get(s.run_id) for own in self.tried.values() for s in own]
+        return self.best() is None and all(map(ended, runs))
+
     def add(self, wanted: Sequence[Point], *, grown: bool = False) -> bool:
         """Try the points that were not tried before. -> whether there were any."""
-        new = [p for p in wanted if tuple(p.items()) not in self.tried]
+        plain = (without_idle(p) for p in wanted)
+        new = [p for p in plain if tuple(p.items()) not in self.tried]
         self.tried |= {tuple(p.items()): self.runs_of(p) for p in new}
         self.extended += new if grown else []
         return bool(new)
@@ -108,11 +129,15 @@ class Search:
         """The validation loss over the seeds, infinite where one of them did not complete."""
         return statistics.fmean(losses_of(self.tried[tuple(point.items())], self.results))
 
+    def worst(self, point: Mapping[str, Any]) -> float:
+        """The validation loss of the point's worst seed, infinite where that did not complete."""
+        return max(losses_of(self.tried[tuple(point.items())], self.results))
+
     def best(self) -> Point | None:
-        """The point with the lowest loss, of equal ones that with the lower learning rate; None if none is
-        finite."""
-        ranked = sorted(map(dict, self.tried), key=lambda p: (self.mean(p), self._rate(p)))
-        return ranked[0] if ranked and math.isfinite(self.mean(ranked[0])) else None
+        """The point whose worst seed has the lowest loss, of equal ones that with the lower learning rate;
+        None if none is finite."""
+        ranked = sorted(map(dict, self.tried), key=lambda p: (self.worst(p), self._rate(p)))
+        return ranked[0] if ranked and math.isfinite(self.worst(ranked[0])) else None
 
     def _rate(self, point: Point) -> float:
         return self.tried[tuple(point.items())][0].run.optimizer.lr
@@ -125,19 +150,38 @@ class Search:
     # -- the parts of the search -----------------------------------------------------------------------------
 
     def grow(self, most: int) -> None:
-        """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all."""
+        """Extend the grids on whose edge the best point lies, until it lies inside; `most` times in all.
+        While every point diverges the rate goes down, two steps of its grid at a time."""
         while self.extensions < most and not self.open:
-            if not self.add(list(self._beyond()), grown=True):
+            if not self.add(list(self._below() if self.lost else self._beyond()), grown=True):
                 return
             self.extensions += 1
+
+    def _below(self) -> Iterator[Point]:
+        lowest = min(map(dict, self.tried), key=self._rate)
+        self.sunk = next((k for k in (*RATES, *GROWING) if k in lowest), "")
+        if self.sunk:
+            yield from self._moved(lowest, self.sunk, ratio_of(self.arm.tune[self.sunk]) ** -2)
 
     def _beyond(self) -> Iterator[Point]:
         best = self.best() or {}
         for key in (k for k in best if k in GROWING):
             values = sorted({p[key] for p in self.alike(best)})
-            if len(values) > 1 and best[key] in (values[0], values[-1]):
+            if key == self.sunk:
+                yield from self._beside(best, key, values)
+            elif len(values) > 1 and best[key] in (values[0], values[-1]):
                 inner = values[1] if best[key] == values[0] else values[-2]
                 yield from self._moved(best, key, best[key] / inner)
+
+    def _beside(self, best: Point, key: str, values: Sequence[float]) -> Iterator[Point]:
+        """The values next to the best, a step of the grid away, where two steps were leapt at a time."""
+        ratio = ratio_of(self.arm.tune[key])
+        at = values.index(best[key])
+        below = [best[key] / x for x in values[:at][-1:]]
+        above = [x / best[key] for x in values[at + 1 :][:1]]
+        for gap, r in ((below, 1 / ratio), (above, ratio)):
+            if not gap or gap[0] > ratio**1.5:
+                yield from self._moved(best, key, r)
 
     def _moved(self, point: Point, key: str, ratio: float) -> Iterator[Point]:
         """The point with one setting multiplied, where that is still a number that it takes."""
@@ -148,8 +192,13 @@ class Search:
     def others(self, key: str) -> None:
         """The other values of a setting that does not grow, at the best point so far."""
         best = None if self.open else self.best()
-        if best is not None:
-            self.add([{**best, key: value} for value in self.arm.tune[key]])
+        if best is None or key not in best:
+            return
+        values = self.arm.tune[key]
+        self.add([{**best, key: value} for value in values])
+        if key == "schedule" and HELD in values:  # never falling, it is at its best at a lower rate
+            for rate in (k for k in RATES if k in best):
+                self.add(list(self._moved({**best, key: HELD}, rate, 1 / ratio_of(self.arm.tune[rate]))))
 
     def rates_once_more(self) -> None:
         """The rates next to the best, where its warm-up or shape is not that of the first points."""
@@ -186,6 +235,11 @@ def ratio_of(grid: Sequence[float]) -> float:
     return float(grid[-1] / grid[-2]) if len(grid) > 1 else 2.0
 
 
+def without_idle(point: Mapping[str, Any]) -> Point:
+    """The point without its warm-up where its shape has none."""
+    return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
+
+
 def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
     """The points that a search starts from: every combination, or, one setting after the other, those of the
     settings that grow, at the first warm-up and shape."""
@@ -217,33 +271,29 @@ def search(
 def decide(
     config: Config, specs: Sequence[RunSpec], results: Results, earlier: Mapping[str, Decision]
 ) -> Decision:
-    """Each tuned arm's best point, by validation loss; a point on an edge of its grid is noted."""
+    """Each tuned arm's best point, by the validation loss of its worst seed; one on an edge of its grid is
+    noted."""
     tracks: dict[str, Any] = {}
     notes: list[str] = []
-    for track in ready(config, earlier, "tune"):
+    every = ready(config, earlier, "tune")
+    for track in every:
+        of = told_of(track, every)
         sigma = earlier["lr_sweep"]["tracks"][track]["sigma"]
         arms: dict[str, Any] = {}
         for label, arm in tuned_arms(config).items():
             tried = _tried(config, earlier, results, track, label, arm)
             found = _decided(tried, results, sigma)
-            if found["run_id"] is None:
-                notes.append(f"{track}: no point of {label} completed; its first one is taken")
-            if found["extended"]:
-                said = "; ".join(map(point_in_words, found["extended"]))
-                notes.append(f"{track}: {label}'s grid grew by {said}")
-            for key, edge in found["edges"].items():
-                at = f"{label}'s best {key}, {found['point'][key]:g}"
-                notes.append(f"{track}: {at}, lies on its grid's {edge} edge")
+            notes += [of + note for note in _notes(label, found, arm.tune)]
             arms[label] = found
         tracks[track] = {"arms": arms, "sigma": sigma}
-    seeds = "one seed" if config.tune.seeds == 1 else f"mean of {config.tune.seeds} seeds"
+    seeds = "one seed" if config.tune.seeds == 1 else f"the worst of {config.tune.seeds} seeds"
     how = "every combination"
     if config.tune.search == "coordinate":
         how = "one setting after the other, and the rates next to the best again where another changed"
     rule = (
         f"each arm's lowest validation loss over its own grid ({how}), {config.tune.steps} steps, {seeds}, "
         "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
-        f"{config.tune.max_extensions} times at most"
+        f"{config.tune.max_extensions} times at most, and while every point diverges its rate goes down"
     )
     rule += "; then that of lr, as often, until its window closes" if config.tune.window else ""
     return make_decision("tune", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
@@ -256,17 +306,47 @@ def _decided(found: Search, results: Results, sigma: float) -> dict[str, Any]:
     growing = [key for key in chosen if key in GROWING]
     grids = {key: [p[key] for p in found.alike(chosen)] for key in growing}
     edges = {k: edge_of(grids[k], chosen[k]) for k in growing if len(set(grids[k])) > 1}
+    if "warmup_share" in chosen:
+        shares = {p["warmup_share"] for p in map(dict, found.tried) if "warmup_share" in p}
+        edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
     best = found.tried[tuple(chosen.items())]
     return {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
         "val_loss": found.mean(chosen) if winner else None,
+        "worst_loss": found.worst(chosen) if winner else None,
         "runs": sum(map(len, found.tried.values())),
         "extended": found.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([found.mean(dict(p)) for p in found.tried], sigma),
+        "margin_sigma": margin_sigma([found.worst(dict(p)) for p in found.tried], sigma),
+        **({} if winner else {"untuned": _untuned(found)}),
         **(_curve(found, chosen, results) if "lr" in chosen else {}),
     }
+
+
+def _untuned(found: Search) -> str:
+    """Why an arm has no best point, in words."""
+    rates = [own[0].run.optimizer.lr for own in found.tried.values()]
+    if found.lost:
+        return f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
+    return "no point of its grid completed, and a run failed"
+
+
+def _notes(label: str, found: Mapping[str, Any], grids: Mapping[str, Sequence[Any]]) -> list[str]:
+    """What is to be known of an arm's search: that it found nothing, how far it went, on what edge."""
+    notes = [f"{label} could not be tuned: {found['untuned']}"] if "untuned" in found else []
+    if notes:
+        return notes
+    for key in (k for k in grids if k in GROWING):
+        reached = [p[key] for p in found["extended"]]
+        ends = [f"down to {min(reached):.4g}"] if reached and min(reached) < grids[key][0] else []
+        ends += [f"up to {max(reached):.4g}"] if reached and max(reached) > grids[key][-1] else []
+        notes += [f"{label}: {key} grid grown {' and '.join(ends)}"] if ends else []
+    for key, edge in found["edges"].items():
+        at = f"{label}'s best {key}, {found['point'][key]:g}"
+        where = f"lies on its grid's {edge} edge" if key in GROWING else f"is the {edge}est tried"
+        notes.append(f"{at}, {where}")
+    return notes
 
 
 def _curve(found: Search, chosen: Point, results: Results) -> dict[str, Any]:
@@ -320,16 +400,35 @@ def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
 
 
 def headline(track: Track) -> str:
-    losses = {a: f["val_loss"] for a, f in track["arms"].items() if f["val_loss"] is not None}
+    arms = track["arms"]
+    if len(arms) <= FEW:
+        return " · ".join(f"{label} {_best_in_words(found)}" for label, found in arms.items())
+    losses = {a: f["val_loss"] for a, f in arms.items() if f["val_loss"] is not None}
     best = min(losses, key=lambda a: losses[a], default="none")
-    margins = [f["margin_sigma"] for f in track["arms"].values() if f["margin_sigma"] is not None]
-    told = f"; margins of {min(margins):.1f} to {max(margins):.1f} σ" if margins else ""
-    many = len(track["arms"])
-    return f"{many} arm{'s' if many != 1 else ''} tuned; the best is {best}{told}"
+    return f"{len(arms)} arms tuned; the lowest validation loss has {best}"
+
+
+def _best_in_words(found: Mapping[str, Any]) -> str:
+    """`lr 0.008 → 2.6880`, the settings that grow and the validation loss there."""
+    if found["val_loss"] is None:
+        return f"could not be tuned: {found['untuned']}"
+    grown = {k: v for k, v in found["point"].items() if k in GROWING}
+    return f"{point_in_words(grown or found['point'])} → {found['val_loss']:.4f}"
+
+
+def _flips(stage: Stage, name: str, decision: Mapping[str, Any]) -> str | None:
+    """The points of which a single run lies lower than the mean of the chosen one."""
+    over = stage.passed_over(name, decision)
+    return f"one run alone would have chosen {over}" if over else None
 
 
 def _overlooked(chosen: Track, candidate: Candidate, own: Sequence[Candidate]) -> str:
-    return held_back_by_its_seeds(candidate, own, chosen)
+    """Why a point of which this seed is lower was not chosen: another seed diverged, or is worse."""
+    losses = [c["val_loss"] for c in own if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
+    known = [loss for loss in losses if loss is not None]
+    if len(known) < len(losses):
+        return held_back_by_its_seeds(candidate, own, chosen)
+    return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
 
 STAGE = Stage(
@@ -337,6 +436,7 @@ STAGE = Stage(
     runs=runs,
     decide=decide,
     headline=headline,
+    flips=_flips,
     invented=invented,
     title="Each arm at its own best",
     about="Every arm that has a grid gets the same number of tuning runs, and more only where its best point "

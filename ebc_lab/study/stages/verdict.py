@@ -35,6 +35,14 @@ from .statistics import (
 from .suite import contenders
 
 MOST_GIVEN = 100  # seeds that the setting takes
+MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
+UNTUNED = "untuned"  # the verdict on an arm of which no point completed
+COUNTED = {
+    "better": "better than",
+    "worse": "worse than",
+    "level": "level with",
+    "undecided": "undecided against",
+}
 Line = dict[str, Any]  # name, question, verdict, figure, and what the figure was made from
 
 
@@ -251,13 +259,14 @@ def add_answers(
     comparisons, all of which hold at once."""
     asked: dict[str, tuple[list[str], list[str]]] = {}
     for name, track in tracks.items():
-        arms = contenders(track)
+        arms = {n: arm for n, arm in contenders(track).items() if losses(arm, results)}
         mine = [label for label in config.ablation.mine.arms if label in arms]
         asked[name] = mine, [label for label in arms if label not in config.ablation.mine.arms]
     comparisons = sum(len(mine) * len(others) for mine, others in asked.values())
     for name, (mine, others) in asked.items():
         replicates = earlier["lr_sweep"]["tracks"][name]["replicate_losses"]
-        tracks[name]["mine"] = mine
+        untuned = _untuned(config, earlier.get("tune"), name)
+        tracks[name]["mine"] = [*mine, *untuned]
         tracks[name]["answers"] = {}
         by_validation = _by_validation(tracks[name]["arms"], earlier.get("tune"), name, others)
         for label in mine if others else []:
@@ -272,8 +281,26 @@ def add_answers(
                 )
                 for other in others
             }
-            tracks[name]["answers"][label] = _answer(config, label, by_validation[0], against, replicates)
+            tracks[name]["answers"][label] = _answer(config, label, by_validation[0], against)
+        tracks[name]["answers"] |= untuned
     return comparisons
+
+
+def _untuned(config: Config, tuned: Decision | None, track: str) -> dict[str, dict[str, Any]]:
+    """The answers about those of one's own arms that have no best point, and so were not compared."""
+    points = tuned["tracks"][track]["arms"] if tuned else {}
+    why = {n: x for n in config.ablation.mine.arms if (x := points.get(n, {}).get("untuned"))}
+    empty: dict[str, Any] = {
+        "rival": None,
+        "difference": None,
+        "against": {},
+        "seeds_needed": None,
+        "seeds": None,
+    }
+    return {
+        label: {**empty, "verdict": UNTUNED, "sentence": f"{label} could not be tuned: {reason}"}
+        for label, reason in why.items()
+    }
 
 
 def _by_validation(
@@ -288,23 +315,21 @@ def _by_validation(
     return sorted(others, key=lambda o: math.inf if (x := found[o]) is None else x)
 
 
-def _answer(
-    config: Config, label: str, rival: str, against: Mapping[str, dict[str, Any]], replicates: list[float]
-) -> dict[str, Any]:
+def _answer(config: Config, label: str, rival: str, against: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     for difference in against.values():
         difference["verdict"] = verdict_of(difference)
+        undecided = difference["verdict"] == "undecided"
+        difference["seeds_needed"] = seeds_needed(difference) if undecided else None
+    needed = against[rival]["seeds_needed"]
     found: dict[str, Any] = {
         "rival": rival,
         "difference": against[rival],
         "against": dict(against),
         "verdict": against[rival]["verdict"],
-        "seeds_needed": None,
-        "seeds": None,
+        "seeds_needed": needed,
+        "seeds": _seeds(config, needed),
     }
-    if found["verdict"] == "undecided":
-        needed = seeds_needed(against[rival], replicates)
-        found |= {"seeds_needed": needed, "seeds": _seeds(config, needed)}
-    return found | {"sentence": sentence(label, found, len(against))}
+    return found | {"sentence": sentence(label, found)}
 
 
 def verdict_of(difference: Mapping[str, Any]) -> str:
@@ -334,19 +359,32 @@ def _seeds(config: Config, needed: int | None) -> list[int] | None:
     return [*config.seeds, *itertools.islice(more, max(0, needed - len(config.seeds)))]
 
 
-def sentence(label: str, answer: Mapping[str, Any], others: int) -> str:
+def sentence(label: str, answer: Mapping[str, Any]) -> str:
     """The answer in a sentence: `cautious against muon, the best of the others by validation: −0.0123 nats of
-    test loss [−0.0200, −0.0040], 5 seeds: better`."""
-    d = answer["difference"]
-    best = ", the best of the others by validation" if others > 1 else ""
-    return f"{label} against {answer['rival']}{best}: {_measured(d)}: {_judged(answer)}"
+    test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020], about 9
+    seeds would decide it`."""
+    rival, against = answer["rival"], answer["against"]
+    d = against[rival]
+    best = ", the best of the others by validation" if len(against) > 1 else ""
+    told = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
+    others = {name: x for name, x in against.items() if name != rival}
+    if len(others) < MOST_TOLD:
+        return told + "".join(f"; against {name} {_in_short(x)}" for name, x in others.items())
+    counts = Counter(x["verdict"] for x in others.values())
+    counted = [f"{what} {counts[v]}" for v, what in COUNTED.items() if counts[v]]
+    return f"{told}; of the other {len(others)}: {', '.join(counted)}"
+
+
+def _in_short(d: Mapping[str, Any]) -> str:
+    """A further comparison, without what it has in common with the first."""
+    words = _measured(d).replace(" nats of test loss", "").removesuffix(f", {_seeds_in_words(d)}")
+    return f"{d['verdict']}: {words}{_remark(d)}"
 
 
 def _measured(d: Mapping[str, Any]) -> str:
     """The difference, its joint interval and the seeds."""
     if d["method"] is None:
         return "no pair of finished runs"
-    seeds = f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
     words = ""
     value = d["mean"]
     if d["method"] == "rank":
@@ -357,29 +395,48 @@ def _measured(d: Mapping[str, Any]) -> str:
     low, high = d["joint_low"], d["joint_high"]
     if low is not None or high is not None:
         words += f" [{'−∞' if low is None else _signed(low)}, {'∞' if high is None else _signed(high)}]"
-    return f"{words}, {seeds}"
+    return f"{words}, {_seeds_in_words(d)}"
 
 
-def _judged(answer: Mapping[str, Any]) -> str:
-    d = answer["difference"]
-    verdict = str(answer["verdict"])
-    margin = d["margin"]
-    ends = [end for end in (d["joint_low"], d["joint_high"]) if end is not None]
+def _seeds_in_words(d: Mapping[str, Any]) -> str:
+    return f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
+
+
+def _remark(d: Mapping[str, Any]) -> str:
+    """What is to be known beside a verdict: how small the difference is, or what would decide it."""
+    verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
-        return f"level, no more than {margin:g} nats apart"
+        return f", no more than {margin:g} nats apart"
     if verdict != "undecided":
+        ends = [end for end in (d["joint_low"], d["joint_high"]) if end is not None]
         small = len(ends) == 2 and max(map(abs, ends)) <= margin
-        return f"{verdict}, though by less than {margin:g} nats" if small else verdict
-    needed = answer["seeds_needed"]
+        return f", though by less than {margin:g} nats" if small else ""
+    if d["seeds"] == 1:
+        return ", one seed: no interval"
     if d["method"] != "t":
-        return verdict
+        return ""
     if needed is None:
-        return f"{verdict}; more than {MOST_SEEDS} seeds would be needed"
-    return f"{verdict}; about {needed} seeds would decide it"
+        return f", more than {MOST_SEEDS} seeds would be needed"
+    return f", about {needed} seeds would decide it"
 
 
 def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
+
+
+def unfinished(track: Mapping[str, Any]) -> list[str]:
+    """The arms of which no run ended, with why: these have no verdict and are not counted.
+
+    `hot: no run ended (2 failed: ramps.py:3: TypeError)`."""
+    told = []
+    for label, arm in track["arms"].items():
+        if not {"completed", "diverged"} & set(arm["outcomes"]):
+            ends = (
+                ", ".join(f"{n} {outcome}" for outcome, n in arm["outcomes"].items()) or "none has a result"
+            )
+            why = f": {arm['cause'].rstrip('.')}" if arm.get("cause") else ""
+            told.append(f"{label}: no run ended ({ends}{why})")
+    return told
 
 
 def told_apart(track: Mapping[str, Any]) -> str:
@@ -388,9 +445,11 @@ def told_apart(track: Mapping[str, Any]) -> str:
     found: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     for label, arm in track["arms"].items():
         d = arm["difference"]
-        if d is not None:
+        if d is not None and d["seeds"]:
             where = {"better": "lower", "worse": "higher"}.get(verdict_of(d), "not told apart")
-            found[where].append(f"{label} ({arm['shape']})" if arm.get("shape") else label)
+            remarks = [arm["shape"]] * bool(arm.get("shape"))
+            remarks += [f"about {n} seeds would decide it"] if (n := d.get("seeds_needed")) else []
+            found[where].append(f"{label} ({'; '.join(remarks)})" if remarks else label)
     parts = [f"{what}: {_named(labels)}" for what, labels in found.items() if labels]
     if not parts:
         return "no arm was compared"

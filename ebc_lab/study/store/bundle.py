@@ -50,7 +50,8 @@ FOREIGN = (
 def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     """Pack a study that nobody is running and whose files are all as recorded (docs/bundle.md).
 
-    Returns `bundle` (its path), `sha256`, `bytes` and `files` (how many). `output`: by default `<study>.zip`
+    Returns `bundle` (its path), `sha256`, `bytes`, `files` (how many, beside the manifest that lists them)
+    and `replaced`: the sha256 of another bundle that was there, else None. `output`: by default `<study>.zip`
     beside the study. Raises UserError.
     """
     if output is None and isinstance(study, Bundled):
@@ -61,14 +62,17 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     refuse_unwritable(path.resolve().parent)
     names = [manifest.NAME, *sorted(recorded)]
     own = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
+    before = manifest.sha256_of(path) if path.exists() else None
     with atomic_writer(path) as out:
         pack(out, ((name, _content(study.root / name, own[name])) for name in names))
+    made = manifest.sha256_of(path)
     return {
         "study": study.name,
         "bundle": visible(str(path)),
-        "sha256": manifest.sha256_of(path),
+        "sha256": made,
+        "replaced": before if before != made else None,
         "bytes": path.stat().st_size,
-        "files": len(names),
+        "files": len(recorded),
     }
 
 
@@ -260,7 +264,12 @@ class Bundled(Study):
     def __init__(self, path: Path):
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-")
         super().__init__(Path(self.folder.name) / path.stem)
+        self.path = path
         _unpack_intact(path, self.root)
+
+    @property
+    def place(self) -> Path:
+        return self.path
 
 
 def _unpack_intact(path: Path, into: Path) -> None:

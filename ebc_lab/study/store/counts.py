@@ -1,7 +1,8 @@
 """How many runs a study has: the one definition that `plan`, `status`, `diff` and `autopilot` count by.
 
 A training run counts once, also where several stages use it. Measurements of time are counted apart, and so
-are runs that an idle worker began before it was known whether a decision would need them, if none does.
+are runs that no decision uses: an idle worker began them before it was known whether one would, or their arm
+was removed since.
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ def counted(sorts: Iterable[str]) -> RunCounts:
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
-    """`25 training runs, 1 measurement of time, 1 run begun ahead that no decision uses`."""
+    """`25 training runs, 1 measurement of time, 1 run that no decision uses`."""
     ending = {n: "" if n == 1 else "s" for n in counts.values()}
     parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
     if n := counts[MEASUREMENT]:
         parts.append(f"{n} measurement{ending[n]} of time")
     if n := counts[UNUSED]:
-        parts.append(f"{n} run{ending[n]} begun ahead that no decision uses")
+        parts.append(f"{n} run{ending[n]} that no decision uses")
     return ", ".join(parts)

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.own.suites import ENDINGS, read
 
-from .bundle import Bundled, is_bundle, unpack, verify
+from .bundle import SUFFIX, Bundled, is_bundle, unpack, verify
 from .study import Study, studies_in
 from .verify import verify as verify_study
 
@@ -24,8 +25,19 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
     base = Path(output_dir).expanduser()
     studies = studies_in(base)
     if not studies:
-        raise UserError(f"there is no study in {base}: start one with `ebc-lab autopilot`.")
+        raise UserError(no_study_in(base))
     return studies[0]
+
+
+def no_study_in(folder: Path) -> str:
+    """That a folder holds no study, in a sentence; what lies in the working folder is named."""
+    here = [study.name for study in studies_in(Path()) if study.exists()]
+    here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
+    if not here or folder.resolve() == Path.cwd():
+        return f"there is no study in {folder}: start one with `ebc-lab autopilot`."
+    there, first = visible(", ".join(here)), visible(here[0])
+    which = f"name {'it' if len(here) == 1 else 'one of them'}, ./{first}, or this folder with `.`"
+    return f"there is no study in {folder}, but this folder has {there}: {which}."
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
@@ -34,6 +46,8 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     `say` is told where both have one.
     """
     here = Path(name).expanduser()
+    if here.suffix in ENDINGS and here.is_file():
+        raise UserError(_of_a_suite(here))
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         return here
     inside = Path(output_dir).expanduser() / name
@@ -44,6 +58,15 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     if not inside.samefile(here):
         say(f"taking {inside} for {name}; the one in this folder is ./{name}")
     return inside
+
+
+def _of_a_suite(path: Path) -> str:
+    """That a file is a suite's, and what its study is called, in a sentence."""
+    try:
+        name = read(path)["study"]["name"]
+    except (LookupError, TypeError):
+        name = path.stem
+    return f"{path} is a suite's file, not a study: give the study's name, {visible(str(name))}."
 
 
 def _holds(path: Path) -> bool:

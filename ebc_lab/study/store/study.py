@@ -108,6 +108,11 @@ class Study(StudyFiles):
     def name(self) -> str:
         return visible(self.root.name)
 
+    @property
+    def place(self) -> Path:
+        """Where a reader finds it: its folder, or the bundle that it was unpacked from."""
+        return self.root
+
     def exists(self) -> bool:
         return self.header_file.exists()
 
@@ -115,7 +120,7 @@ class Study(StudyFiles):
         """Raises UserError when there is no study here."""
         if not self.exists():
             names = [study.name for study in studies_in(self.root.parent)]
-            near = nearest(self.name, names) + (f"; known there: {any_of(names)}" if names else "")
+            near = nearest(self.name, names) + (f" (there is {any_of(names)})" if names else "")
             place = self.root if self.root.parent.name else f"./{self.root}"
             raise UserError(
                 f"there is no study at {place}{near}: start it with `ebc-lab autopilot "

@@ -135,3 +135,72 @@ def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(
     (folder / "mine.yaml").write_text(SUITE + second.replace("other_opt", "sub/suite_opt"))
     with pytest.raises(UserError, match=r"suite_opt.py and .*sub/suite_opt.py have the same name"):
         composed("study=./mine.yaml")
+
+
+def test_an_arm_is_left_out_and_a_new_one_begun_by_a_setting(folder):
+    three = SUITE + "    hot: {lr_scale: 2}\n"
+    (folder / "mine.yaml").write_text(three)
+    assert set(composed("study=./mine.yaml", "~ablation.arms.mine").ablation.arms) == {"adam", "hot"}
+    new = ["+ablation.arms.new.lr_scale=3", "+ablation.arms.new.settings.stabilizer.name=agc"]
+    arms = composed("study=./mine.yaml", *new).ablation.arms
+    assert set(arms) == {"adam", "mine", "hot", "new"}
+    assert (arms["new"].lr_scale, arms["new"].settings) == (3, {"stabilizer": {"name": "agc"}})
+    with pytest.raises(UserError, match=r"^~ablation.arms.hott: .*\(did you mean hot\?\); leave out adam, "):
+        composed("study=./mine.yaml", "~ablation.arms.hott")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "ablation.arms.hot={settings: {stabilizer: {name: agd}}}",
+            r"^ablation.arms.hot: stabilizer=agd is un",
+        ),
+        ("ablation.arms.mine.lr_scale=two", r"^ablation.arms.mine.lr_scale: two is not a number$"),
+        (
+            "ablation.arms.mine=null",
+            r"^ablation.arms.mine: an arm is a mapping.*'~ablation.arms.mine' leaves it",
+        ),
+        (
+            "ablation.arms.hot.lr_scale=2",
+            r"^ablation.arms.hot: .*begun with a \+, \+ablation.arms.hot.lr_scale=2",
+        ),
+        ("ablation.reference=none", r"^ablation.reference=none is none of the arms"),
+        ("~ablation.arms.mine", r"^ablation.arms must name at least two arms"),
+    ],
+)
+def test_a_mistake_in_an_override_is_not_told_of_the_suites_file(folder, override, words):
+    with pytest.raises(UserError, match=words):
+        composed("study=./mine.yaml", override)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (
+            "{about: mine,",
+            "{lr_scale: two,",
+            r"^mine.yaml:8: ablation.arms.mine.lr_scale: two is not a number$",
+        ),
+        ("  reference: adam\n", "", r"^mine.yaml:3: ablation.reference is missing: .*, adam or mine\.$"),
+    ],
+)
+def test_a_mistake_in_the_suites_file_is_told_of_it(folder, before, after, words):
+    (folder / "mine.yaml").write_text(SUITE.replace(before, after))
+    with pytest.raises(UserError, match=words):
+        composed("study=./mine.yaml")
+
+
+def test_a_file_without_a_function_is_told_what_is_missing(folder):
+    missing = r"which function of that file is not said: write ./suite_opt.py:NAME\.$"
+    with pytest.raises(UserError, match=rf"^mine=./suite_opt.py: {missing}"):
+        composed("study=optimizers", "mine=./suite_opt.py")
+    with pytest.raises(UserError, match=rf"^optimizer.target=./suite_opt.py: {missing}"):
+        composed("optimizer=custom", "optimizer.target=./suite_opt.py")
+
+
+def test_one_part_has_one_name_in_whatever_order_and_spelling_its_arms_come(folder):
+    named = "{settings: {optimizer: {name: cautious, target: './suite_opt.py:Cautious'}}}"
+    arms = composed("study=./mine.yaml", f"ablation.arms.hot={named}").ablation.arms
+    assert [arms[arm].settings["optimizer"]["name"] for arm in ("mine", "hot")] == ["cautious"] * 2
+    assert arms["mine"].settings == arms["hot"].settings

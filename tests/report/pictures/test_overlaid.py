@@ -45,6 +45,17 @@ def thick(axes):
     return [line for line in axes.get_lines() if line.get_linewidth() == 2.6]
 
 
+def test_a_seed_above_the_axis_is_a_triangle_at_its_top_and_the_labels_fill_the_width():
+    curves = {"adam": tuned({0.002: 2.1, 0.004: 2.0, 0.008: 2.3})}
+    curves["adam"]["curve"][0]["seeds"]["101"] = 5.0
+    sheet = rates(curves, [])
+    top = sheet.axes[1]
+    [mark] = [line for line in top.get_lines() if line.get_marker() == "^"]
+    assert (mark.get_xdata()[0], mark.get_ydata()[0] > 0.95) == (0.002, True)
+    assert "a seed above the axis" in words_of(sheet)
+    assert top.get_position().x1 > 0.75
+
+
 def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen_points():
     curves = {
         "adam": tuned({0.002: 2.1, 0.004: 2.0, 0.008: 2.3}),
@@ -65,7 +76,7 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
     assert [line.get_xdata()[0] for line in lost] == [0.002]
     assert lost[0].get_ydata()[0] > 0.9  # of the axis: at the top
     said = words_of(sheet)
-    assert {"adam 2.000 at 0.004", "mine 1.980 at 0.001"} <= set(said)
+    assert {"adam best 2.000 at 0.004", "mine best 1.980 at 0.001"} <= set(said)
     assert any(text.startswith("mine  ") and text.endswith("octaves") for text in said)
     assert "mine 1.980 at 0.001" in sheet.alt
     assert png(sheet).startswith(b"\x89PNG")

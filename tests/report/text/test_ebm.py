@@ -187,14 +187,14 @@ def test_byte_pairs_are_named_and_told_in_bits(tmp_path, corpus, monkeypatch):
 
 def test_two_studies_of_other_tokens_are_compared_in_bits(suite, usual):
     found = compare(usual, suite)
-    arm = found["arms"]["adam_none: full"]
+    arm = found["arms"]["full"]
     assert arm["test_bits_per_char"] == [pytest.approx(arm["test_loss"][0] / math.log(2)), BITS]
     console = Console(width=200, record=True, file=io.StringIO())
     screen.compared(console, found)
     text = console.export_text()
     assert "Mean test loss, and bits per character" in text
     assert f"({BITS:.3f})" in text
-    alone = compare(usual, usual)["arms"]["adam_none: full"]
+    alone = compare(usual, usual)["arms"]["full"]
     assert "test_bits_per_char" not in alone
 
 

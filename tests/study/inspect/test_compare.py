@@ -87,3 +87,16 @@ def test_an_edited_file_of_either_is_refused(pair):
         compare(a, b)
     with pytest.raises(UserError, match=str(path)):
         compare(b, a)
+
+
+def test_an_arm_that_one_study_has_is_one_line_and_equal_names_are_told_by_their_place(pair):
+    a, b = pair
+    header = b.header()
+    arms = dict(header["requested"]["ablation"]["arms"])
+    arms["hot"] = {"about": "at twice the rate", "lr_scale": 2.0, "settings": {"optimizer": {"lr": 1.0}}}
+    header["requested"]["ablation"] = {**header["requested"]["ablation"], "arms": arms}
+    write_checksummed(b.root / "study.json", header)
+    found = compare(a, b)
+    assert found["settings"] == {"arm hot": [None, "at twice the rate"]}
+    assert found["studies"] == [str(a.root), str(b.root)]
+    assert found["answers"][0] == found["answers"][1] != []

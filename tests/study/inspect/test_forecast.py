@@ -44,6 +44,7 @@ def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     whole = planned(replace(config, study=replace(config.study, name="fresh")))  # from the sibling's runs
     assert "done, of the same shape on this machine" in whole["eta_from"]
     assert whole["stages"]["total"]["expected"]["done"] == 0
+    assert whole["stages"]["total"]["expected"]["eta_s"] == 0  # its runs will be copied
     late = [p for p in sorted(study.runs.iterdir()) if re.search(r"_n25_s[01]-", p.name)][4:]
     for folder in late:
         shutil.rmtree(folder)
@@ -52,7 +53,9 @@ def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     assert found["stages"]["finals"]["expected"]["done"] == 4
     assert found["stages"]["finals"]["max"]["runs"] == 4 + len(late)
     assert found["stages"]["lr_sweep"]["expected"]["eta_s"] == 0
-    assert 0 < found["stages"]["total"]["expected"]["eta_s"] < whole["stages"]["total"]["expected"]["eta_s"]
+    others = planned(replace(config, study=replace(config.study, name="fresh"), seeds=[5, 6]))
+    left, all_of_them = (p["stages"]["finals"]["expected"]["eta_s"] for p in (found, others))
+    assert 0 < left < all_of_them
     assert ordered(found)
 
 
@@ -155,8 +158,8 @@ def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy
     assert status(study)["eta_s"] == 0
 
 
-def test_seeds_that_may_be_added_are_in_the_forecast(finished):
-    config, _, _ = finished
+def test_seeds_that_may_be_added_are_in_the_forecast(finished, tmp_path):
+    config = replace(finished[0], output_dir=str(tmp_path))  # where no runs are to be copied
     more = replace(
         config, finals=replace(config.finals, max_seeds=7), study=replace(config.study, name="fresh")
     )

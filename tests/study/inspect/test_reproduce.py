@@ -6,8 +6,9 @@ import pytest
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.overrides import check_overrides
 from ebc_lab.config.schema import NOT_THE_STUDY
-from ebc_lab.study.inspect.reproduce import continuing, study_command
+from ebc_lab.study.inspect.reproduce import continuing, override_value, study_command
 from ebc_lab.study.store.study import Study
 
 
@@ -48,19 +49,42 @@ def test_the_command_of_a_study_with_an_own_optimizer_says_all_of_it():
     assert requested(shlex.split(found.command)[2:]) == asked
 
 
-def test_what_only_a_file_can_say_is_named():
+def test_arms_that_a_suite_does_not_have_and_those_left_out_are_said():
     asked = requested(["scale=smoke", "study=controls"])
     arms = asked["ablation"]["arms"]
     arms["mine"] = {**arms["baseline"], "lr_scale": 3.0}
     found = study_command(asked)
     assert found.unsaid == []
     assert requested(shlex.split(found.command)[2:]) == asked
-    gone = next(name for name in arms if name not in ("mine", asked["ablation"]["reference"]))
+    gone = [name for name in arms if name not in ("mine", asked["ablation"]["reference"])][-1]
     del arms[gone]
     found = study_command(asked)
-    assert found.unsaid
-    assert all(key.startswith(f"ablation.arms.{gone}.") for key in found.unsaid)
+    assert found.unsaid == []
+    assert f"'~ablation.arms.{gone}'" in found.command
     assert "study=controls" in found.command
+    assert requested(shlex.split(found.command)[2:]) == asked
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        'it"s',
+        'it\'s "both"',
+        "a\\b",
+        "a\\",
+        'q\\"x',
+        "",
+        "./own/x.py:F",
+        ["/a/b.py:F.g", "b c"],
+    ],
+)
+def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
+    written = f"ablation.question={override_value(value)}"
+    assert check_overrides([written]) == {"ablation.question": value}
+    if "'" not in str(value):
+        assert shlex.quote(written).count("'") in (0, 2)
 
 
 def test_what_departs_from_the_scale_is_listed_with_its_default():

@@ -387,7 +387,7 @@ def test_where_the_canary_fails_another_run_goes_alone(bench):
     refused = bench.study.result(offered[0][0])
     assert refused["outcome"] == "failed"
     assert (
-        "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead or idle"
+        "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead, step or idle"
         in refused["cause"]
     )
 
@@ -402,6 +402,7 @@ def test_every_kind_of_run_names_a_function_that_exists():
     assert {worker.function_of(kind).__name__ for kind in worker.KINDS} == {
         "recorded_run",
         "overhead_run",
+        "step_run",
         "idle",
     }
 

@@ -9,6 +9,9 @@ from support.played import DIVERGED, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.report.text.words import suite_answer
+from ebc_lab.results import tables
+from ebc_lab.results.tables import verdict
 from ebc_lab.study.stages import ablation, stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
 from ebc_lab.study.stages.verdict import verdict_of
@@ -18,7 +21,9 @@ SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
 POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
 
-def decision(offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), step=None, answer=None):
+def decision(
+    offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), step=None, answer=None, untuned=None
+):
     """An ablation whose arms have these test losses beside a common one of each seed, and a little noise."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
     suite = config.ablation
@@ -29,6 +34,8 @@ def decision(offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), step
     config = replace(config, ablation=replace(suite, arms=arms, mine=replace(suite.mine, arms=list(mine))))
     losses = tuned or dict.fromkeys(offsets, 2.0)
     points = {n: {"point": POINT, "val_loss": losses[n]} for n in offsets}
+    for name, why in (untuned or {}).items():
+        points[name] |= {"untuned": why, "val_loss": None}
     earlier = {
         "lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"},
         "tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"},
@@ -96,10 +103,52 @@ def test_undecided_names_the_seeds_that_would_decide_it():
     assert f"about {own['seeds_needed']} seeds would decide it" in own["sentence"]
 
 
-def test_one_seed_is_undecided_and_counts_with_the_noise_of_the_replicates():
+def test_one_seed_is_undecided_and_nothing_is_guessed_from_it():
     own = answer_of(decision({"adam": 0.0, "muon": 0.02}, seeds=(0,)))
     assert own["verdict"] == "undecided"
-    assert own["seeds_needed"] > 1
+    assert own["seeds_needed"] is own["seeds"] is None
+    assert own["sentence"].endswith("1 seed: undecided, one seed: no interval")
+
+
+def uneven(spec):
+    """Muon is worse than adam by a constant, and scattered about lion."""
+    scattered = {0: 0.03, 1: -0.02, 2: 0.04, 3: -0.01, 4: 0.02}[spec.run.seed]
+    offset = {"adam": 0.0, "muon": 0.1}.get(spec.role, 0.1 + scattered)
+    return done(2 + offset) if spec.kind == "train" else {"step_ratio": 1.0, "step_ratio_iqr": [1, 1]}
+
+
+def test_every_comparison_that_is_undecided_says_what_would_decide_it():
+    own = answer_of(
+        decision(
+            {"adam": 0.0, "lion": 0.0, "muon": 0.0},
+            tuned={"adam": 1.9, "lion": 2.0, "muon": 2.0},
+            answer=uneven,
+        )
+    )
+    needed = own["against"]["lion"]["seeds_needed"]
+    assert needed > 5
+    assert own["against"]["adam"]["seeds_needed"] is own["seeds_needed"] is None
+    assert ": worse; against lion undecided: −0.0120 [" in own["sentence"]
+    assert own["sentence"].endswith(f", about {needed} seeds would decide it")
+    assert len(own["sentence"]) <= 250
+
+
+def test_many_rivals_are_counted():
+    rivals = dict.fromkeys(["adam", "lion", "sgd", "soap", "adamw"], 0.0)
+    said = answer_of(decision({**rivals, "muon": 0.05}, tuned={**dict.fromkeys(rivals, 2.0), "muon": 2.0}))
+    assert said["sentence"].endswith(": worse; of the other 4: worse than 4")
+
+
+def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence():
+    why = "no rate between 3e-08 and 0.008 completes"
+    found = decision({"adam": 0.0, "muon": 0.0}, untuned={"muon": why})
+    own = answer_of(found)
+    assert own["verdict"] == "untuned"
+    assert own["sentence"] == f"muon could not be tuned: {why}"
+    assert set(found["tracks"]["adam_none"]["arms"]) == {"adam"}
+    assert any("muon could not be tuned, and was not trained" in note for note in found["notes"])
+    assert suite_answer(found["tracks"]["adam_none"])["word"] == "muon could not be tuned."
+    assert list(verdict({"ablation": found})["verdict"]) == ["untuned"]
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
@@ -188,3 +237,72 @@ def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
         compose(["mine=compared_opt:Cautious"], study=False)
     with pytest.raises(UserError, match="names every arm"):
         compose(["study=optimizers", "ablation.mine.arms=[adam,muon]"])
+
+
+# -- arms of which nothing ended ----------------------------------------------------------------------------
+
+
+def failing(label):
+    """What a play answers where every run of this arm fails."""
+    draw = random.Random(1)
+
+    def answer(spec):
+        if spec.kind == "train" and spec.role == label:
+            return {"outcome": "failed", "cause": "ramps.py:3: TypeError: no flor."}
+        return done(2 + draw.gauss(0, 0.002))
+
+    return answer
+
+
+def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
+    found = decision({"adam": 0.0, "muon": 0.0, "lion": 0.0}, mine=(), answer=failing("lion"))
+    track = found["tracks"]["adam_none"]
+    lost = "lion: no run ended (5 failed: ramps.py:3: TypeError: no flor)"
+    assert track["arms"]["lion"]["difference"] is None
+    assert track["arms"]["muon"]["difference"]["comparisons"] == 1
+    [line] = stage_of("ablation").headlines(found)
+    assert line.startswith(f"{lost}; 2 arms; ")
+    assert "lion" not in line.removeprefix(lost)
+    said = suite_answer(track)
+    assert said["text"].startswith(lost)
+    assert "of 2 arms" not in said["word"]
+    told = tables.verdict({"ablation": found}).to_dict("records")
+    assert [row["name"] for row in told] == ["muon"]
+
+
+def test_mine_without_a_finished_run_is_said_and_not_answered():
+    found = decision({"adam": 0.0, "muon": 0.0}, answer=failing("muon"))
+    assert found["tracks"]["adam_none"]["answers"] == {}
+    assert stage_of("ablation").headlines(found)[0].startswith("muon: no run ended (5 failed: ")
+    assert suite_answer(found["tracks"]["adam_none"])["text"].startswith("muon: no run ended")
+
+
+def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_track():
+    found = decision({"adam": 0.0, "muon": 0.02}, mine=(), seeds=(0, 1))
+    arm = found["tracks"]["adam_none"]["arms"]["muon"]
+    needed = arm["difference"]["seeds_needed"]
+    assert needed > 2
+    [line] = stage_of("ablation").headlines(found)
+    assert line.startswith("2 arms; ")
+    assert f"not told apart: muon (about {needed} seeds would decide it)" in line
+    assert f"about {needed} seeds" in suite_answer(found["tracks"]["adam_none"])["text"]
+    [row] = tables.verdict({"ablation": found}).to_dict("records")
+    assert (row["verdict"], row["question"]) == ("undecided", "Is muon better than adam?")
+
+
+def test_a_comparison_is_in_the_differences_once():
+    found = decision({"adam": 0.0, "muon": 0.05, "lion": 0.02})
+    told = tables.differences({"ablation": found})
+    pairs = list(zip(told["arm"], told["reference"], strict=True))
+    assert len(pairs) == len(set(pairs)) == 3
+    assert "sigmas" not in told.columns
+
+
+def test_mine_gets_a_grid_of_its_own_by_the_template(own_file):
+    config = compose(
+        ["study=optimizers", "mine=compared_opt:Cautious", "ablation.mine.template.tune.lr=[2e-5,4e-5,8e-5]"]
+    )
+    arms = config.ablation.arms
+    assert arms["cautious"].tune["lr"] == [2e-5, 4e-5, 8e-5]
+    assert arms["cautious"].tune["schedule"] == arms["adam"].tune["schedule"]
+    assert arms["adam"].tune["lr"] == [2e-3, 4e-3, 8e-3]

@@ -75,7 +75,7 @@ def test_distinct_weights_are_counted_for_each_mode():
     assert decision["notes"] == []
     [line] = stage_of("circumstances").headlines(decision)
     many = "18 checksums in 18 runs"
-    assert line == f"adam_none: none {many}, torch {many}, verity 1 checksum in 18 runs"
+    assert line == f"none {many}, torch {many}, verity 1 checksum in 18 runs"
     assert tables.answer(track)["word"] == "The same bits under verity."
     results = {c["run_id"]: {"steps": 10, "train_s": 2.0} for c in decision["candidates"]}
     table = tables.modes("m", decision, "adam_none", results)

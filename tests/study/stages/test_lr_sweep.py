@@ -58,7 +58,7 @@ def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
     decision = lr_sweep.decide(config, specs, results, {})
     edge = "high" if slope < 0 else "low"
     assert decision["tracks"]["adam_none"]["grid"]["edge"] == edge
-    assert any(f"grid's {edge} edge even after 2 extensions" in note for note in decision["notes"])
+    assert any(f"lies on its {edge} edge even after 2 extensions" in note for note in decision["notes"])
 
 
 def test_a_pair_far_behind_is_not_extended_and_does_not_go_on():
@@ -130,6 +130,24 @@ def test_one_constant_rate_is_compared_with_nothing_of_another_length_or_schedul
     track = decided("lr_sweep", config, {}, landscape())["tracks"]["adam_none"]
     assert len(track["ranked"]) > 1
     assert track["margin_sigma"] > 0
+
+
+def test_one_constant_rate_is_not_called_the_best_and_few_seeds_are_named():
+    config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", "lr_sweep.replicates=2")
+    decision = decided("lr_sweep", config, {}, landscape())
+    [said] = stage_of("lr_sweep").headlines(decision)
+    assert said.startswith("Adam: baseline (the only constant rate tried): lr ")
+    assert "σ (its spread over 2 seeds)" in said
+    assert "runner-up" not in said
+    assert "0.5 times that rate as a constant one (no other is tried)" in decision["rule"]
+
+
+def test_a_suite_that_does_not_use_the_fair_control_says_nothing_of_it():
+    config = config_of("study=optimizers")
+    decision = decided("lr_sweep", config, {}, landscape(warmup=200))
+    assert decision["tracks"]["adam_none"]["control"]["used"] is False
+    assert "control" not in stage_of("lr_sweep").headlines(decision)[0]
+    assert not any("control" in note for note in decision["notes"])
 
 
 def test_the_noise_and_the_natural_kl_are_those_of_fresh_seeds_of_the_baseline(config):

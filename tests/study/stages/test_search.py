@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from support.played import DIVERGED, config_of, done, played
+from support.played import DIVERGED, FAILED, config_of, done, played
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
@@ -18,7 +18,7 @@ SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.
 SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 BEST = {"adam": 4e-3, "muon": 0.5, "mine": 6e-5}  # far outside of two of the grids
-SHAPES = {"trapezoid": 0.01, "warmup_linear": 0.0, "cosine": 0.02}
+SHAPES = {"trapezoid": 0.01, "warmup_linear": 0.0, "cosine": 0.02, "constant": 0.05}
 
 
 def suite(*overrides, **arms):
@@ -35,13 +35,18 @@ def landscape(spec):
     """A valley around each arm's best rate, deeper on one shape and with one warm-up."""
     run = spec.run
     octaves = abs(math.log2(run.optimizer.lr / BEST[spec.role]))
-    extra = SHAPES[run.lr_schedule.name] + abs(run.lr_schedule.warmup_share - 0.0333) / 10
+    share = run.lr_schedule.warmup_share or 0.0333  # a constant rate has none
+    extra = SHAPES[run.lr_schedule.name] + abs(share - 0.0333) / 10
     return done(2 + 0.03 * octaves + extra + 0.0001 * (run.seed % 2))
 
 
-def tuned(config, answer):
+def decided(config, answer):
     _, specs, results = played("tune", config, DECIDED, answer)
-    decision = stage_of("tune").decide(config, specs, results, DECIDED)
+    return stage_of("tune").decide(config, specs, results, DECIDED), specs, results
+
+
+def tuned(config, answer):
+    decision, specs, results = decided(config, answer)
     return decision["tracks"]["adam_none"]["arms"], specs, results
 
 
@@ -54,7 +59,7 @@ def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(found
     for label, arm in found.items():
         assert abs(math.log2(arm["point"]["lr"] / BEST[label])) <= 0.5, label
         assert arm["point"] | {"lr": 0} == {"lr": 0, "warmup_share": 0.0333, "schedule": "warmup_linear"}
-        assert not arm["edges"]
+        assert arm["edges"] == {"warmup_share": "low"}  # the shortest of three
 
 
 def test_the_curve_is_that_of_the_chosen_shape_and_closes_the_window(found):
@@ -86,7 +91,7 @@ def test_extensions_are_the_same_for_all_and_come_to_an_end():
     assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(
         0.128
     )  # one octave by growing, and one as the neighbour of the best on the better shape
-    assert arms["muon"]["edges"] == {"lr": "high"}
+    assert arms["muon"]["edges"]["lr"] == "high"
     assert "window" in arms["muon"]  # of the points that there are
     assert arms["muon"]["window"]["open_high"]
 
@@ -135,3 +140,93 @@ def test_arms_with_fewer_points_are_refused():
     fewer = ArmConfig(tune={"lr": [1e-3, 2e-3], "schedule": ["trapezoid"], "warmup_share": [0.1]})
     with pytest.raises(UserError, match="every tuned arm must get the same number of runs"):
         suite(other=fewer)
+
+
+# -- an arm whose rate is far below its grid -----------------------------------------------------------------
+
+
+def only_below(limit, usual=landscape):
+    """Arm `mine` diverges above a learning rate."""
+    return lambda spec: DIVERGED if spec.role == "mine" and spec.run.optimizer.lr > limit else usual(spec)
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e-5])
+def test_while_every_rate_diverges_the_grid_goes_down_to_where_the_best_is(limit):
+    own = tuned(suite(), only_below(limit))[0]["mine"]
+    best = min(BEST["mine"], limit)
+    assert abs(math.log2(own["point"]["lr"] / best)) <= 1
+    rates = [p["lr"] for p in own["curve"]]
+    at = rates.index(own["point"]["lr"])
+    assert rates[at] / rates[at - 1] == pytest.approx(2, rel=1e-3)
+    assert rates[at + 1] / rates[at] == pytest.approx(2, rel=1e-3)  # nor is a rate above it left out
+    assert "lr" not in own["edges"]
+
+
+def test_an_arm_that_never_completes_is_untuned_and_not_trained_further():
+    config = suite()
+    decision, specs, _ = decided(config, only_below(0.0))
+    own = decision["tracks"]["adam_none"]["arms"]["mine"]
+    lowest = min(s.run.optimizer.lr for s in specs if s.role == "mine")
+    assert lowest < 2e-3 / 256
+    assert own["untuned"] == f"no rate between {lowest:.4g} and 0.008 completes"
+    assert own["run_id"] is own["val_loss"] is None
+    assert any(note.startswith("mine could not be tuned: no rate between") for note in decision["notes"])
+    assert "mine could not be tuned" in stage_of("tune").headlines(decision)[0]
+    assert len({s.run_id for s in specs}) <= len(forecast(config)["max"]["tune"])
+    trained = stage_of("ablation").runs(config, DECIDED | {"tune": decision}, {})
+    assert {s.role for s in trained if s.kind == "train"} == {"adam", "muon"}
+
+
+def test_an_arm_whose_runs_fail_is_not_tried_at_lower_rates():
+    def answer(spec):
+        return FAILED if spec.role == "mine" else landscape(spec)
+
+    arms, specs, _ = tuned(suite(), answer)
+    assert {s.run.optimizer.lr for s in specs if s.role == "mine"} == {2e-3, 4e-3, 8e-3}
+    assert "a run failed" in arms["mine"]["untuned"]
+
+
+# -- what is chosen, and what is said of it ------------------------------------------------------------------
+
+
+def test_a_point_counts_as_its_worst_seed():
+    """A rate with the lowest mean that trains badly with one of the seeds is not the best."""
+
+    def answer(spec):
+        lucky = spec.role == "adam" and spec.run.optimizer.lr == pytest.approx(8e-3)
+        return done(1.5 if spec.run.seed % 2 else 2.3) if lucky else landscape(spec)
+
+    decision = decided(suite(), answer)[0]
+    own = decision["tracks"]["adam_none"]["arms"]["adam"]
+    assert own["point"]["lr"] == pytest.approx(4e-3)
+    assert own["worst_loss"] >= own["val_loss"]
+    assert "its worst seed has 2.3" in " ".join(stage_of("tune").would_change(decision))
+
+
+def test_a_constant_rate_is_among_the_shapes_without_a_warmup_at_two_rates():
+    def answer(spec):
+        better = spec.role == "adam" and spec.run.lr_schedule.name == "constant"
+        return done(landscape(spec)["val_loss"] - 0.2 * better)
+
+    arms, specs, _ = tuned(suite("tune.window=false"), answer)
+    assert arms["adam"]["point"] == {"lr": 4e-3, "schedule": "constant"}
+    constant = {(s.role, s.run.optimizer.lr) for s in specs if s.run.lr_schedule.name == "constant"}
+    assert sum(role == "muon" for role, _ in constant) == 2
+    assert sum(role == "adam" for role, _ in constant) == 3  # and, being best, at the rate above
+    assert not any("constant_w" in s.arm or "w0p0333_constant" in s.arm for s in specs)
+
+
+def test_notes_tell_growth_in_a_line_an_arm_and_a_warmup_at_the_end_of_its_grid(found):
+    decision = decided(suite(), landscape)[0]
+    grown = [note for note in decision["notes"] if "grid grown" in note]
+    assert len(grown) == 3
+    assert grown[2].startswith("mine: lr grid grown down to ")
+    assert "adam's best warmup_share, 0.0333, is the lowest tried" in decision["notes"]
+
+
+def test_the_headline_of_a_few_arms_tells_each_ones_best_rate():
+    decision = decided(suite(), landscape)[0]
+    told = stage_of("tune").headlines(decision)[0]
+    assert told.startswith("adam lr 0.004 → 2.00")
+    assert " · muon lr 0.512 → 2.0" in told
+    assert "passed over" not in told

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from ebc_lab.cli.pilot import _told as told_to_programs
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import resolved
@@ -293,6 +294,17 @@ def test_a_matched_arm_clips_as_often_as_its_model_would_have(done):
         assert (steps["grad_norm"] > strength).mean() == pytest.approx(clipped, abs=1.5 / len(steps["c"]))
 
 
+def test_programs_are_told_each_arms_difference_with_its_intervals(done):
+    answers = {one["arm"]: one for one in told_to_programs(done[1])["answers"]}
+    arms = done[1].ablation["tracks"]["adam_none"]["arms"]
+    assert answers.keys() == {label for label, arm in arms.items() if arm["difference"]} != set()
+    for label, one in answers.items():
+        assert one["difference"] == arms[label]["difference"]
+        assert {"mean", "low", "high", "joint_low", "joint_high"} <= one["difference"].keys()
+        assert one["verdict"] in ("better", "worse", "level", "undecided")
+        assert one["rival"] in arms
+
+
 def test_a_finished_suite_trains_nothing_and_answers_questions(done):
     config, outcome = done
     again = autopilot(config, concluding())
@@ -333,7 +345,7 @@ def test_a_diverged_arm_is_said_and_never_averaged_away(tiny):
     arm = decisions["ablation"]["tracks"]["adam_none"]["arms"]["uncorrected"]
     assert arm["difference"]["diverged"] == {"arm": 1, "reference": 0}
     assert arm["difference"]["mean"] is None
-    assert "adam_none: uncorrected: 1 of 2 seeds diverged" in decisions["ablation"]["notes"]
+    assert "uncorrected: 1 of 2 seeds diverged" in decisions["ablation"]["notes"]
 
 
 def test_a_nan_never_wins_a_grid(tiny):
@@ -470,7 +482,7 @@ def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
     found = decision["tracks"]["adam_none"]["windows"]["b"]["lr_scale"]
     assert found["left_out"] == ["b_x4"]
     assert (found["window"]["high"], found["window"]["open_high"]) == (2, True)
-    assert "adam_none: b's windows leave out b_x4: a run failed or was lost" in decision["notes"]
+    assert "b's windows leave out b_x4: a run failed or was lost" in decision["notes"]
 
 
 def test_a_target_that_was_raised_to_the_least_possible_counts_as_what_it_was(tiny):
@@ -578,16 +590,14 @@ def test_a_regret_is_measured_by_what_was_tuned_again(tiny):
 def test_an_edge_of_a_grid_is_said(tiny):
     config = named(tiny)
     decisions, _ = invented(config, lambda s: 2.0 + s.run.optimizer.lr)
-    assert "adam_none: tuned's best lr_scale, 0.5, lies on its grid's low edge" in decisions["tune"]["notes"]
+    assert "tuned's best lr_scale, 0.5, lies on its grid's low edge" in decisions["tune"]["notes"]
 
 
 def test_copies_of_a_run_that_failed_are_not_made_and_that_is_said(tiny):
     config = named(tiny)
     decisions, results = invented(config, lambda s: None if s.role == "ebc" else 2.0)
     assert not any(s.role in ("own", "next", "matched") for s in ablation.runs(config, decisions, results))
-    assert (
-        "adam_none: own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
-    )
+    assert "own could not be made: no run that it copies completed" in decisions["ablation"]["notes"]
 
 
 def test_one_seed_that_would_have_said_otherwise_is_named(tiny):

@@ -13,7 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 from support.called import called
+from typer.testing import CliRunner
 
+import ebc_lab
+from ebc_lab.cli.commands import app
 from ebc_lab.config import identity
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import with_checksum
@@ -82,7 +85,7 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     again = bundle.export(Study(copy), tmp_path / "again.zip")
     assert (tmp_path / "again.zip").read_bytes() == exported.read_bytes()
     assert again["sha256"] == manifest.sha256_of(exported)
-    assert again["files"] == len(found)
+    assert again["files"] == len(found) - 1 == bundle.verify(exported)["files"]
     assert not list(tmp_path.glob(".*"))
 
 
@@ -489,3 +492,20 @@ def test_the_command_line_names_a_flipped_byte_and_exits_with_4(exported, tmp_pa
     assert "get the bundle again" in done.stdout
     done = subprocess.run([*CLI, "verify", "gone.zip"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_another_bundle_that_is_replaced_is_named_by_its_sha256(own_copy, tmp_path):
+    _, study = own_copy
+    path = tmp_path / "out.zip"
+    first = bundle.export(study, path)
+    assert first["replaced"] is None
+    assert bundle.export(study, path)["replaced"] is None  # the same bytes
+    path.write_bytes(made_again(tmp_path / "other.zip", {"manifest.json": b"{}"}).read_bytes())
+    other = manifest.sha256_of(path)
+    called = CliRunner().invoke(app, ["export", str(study.root), "-o", str(path)], env={"COLUMNS": "300"})
+    assert f"replaced {path} (sha256 {other})" in called.output
+
+
+def test_a_bundle_is_told_by_its_own_path(exported):
+    assert status(bundle.Bundled(exported))["root"] == str(exported)
+    assert ebc_lab.load(exported).source == exported

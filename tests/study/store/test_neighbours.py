@@ -1,6 +1,7 @@
 """A run that another study of the same output folder has finished is not trained again."""
 
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -42,7 +43,10 @@ def test_a_second_study_takes_the_runs_of_the_first_and_is_whole_without_it(
     said = []
     outcome = autopilot(config, concluding(say=said.append))
     assert outcome.trained == 0
-    assert [text for text in said if "taken from done, where they are finished" in text]
+    told = [text for text in said if "taken from" in text]
+    assert len(told) == 2  # once for the source, and how many they were in all
+    assert told[0] == "lr_sweep: runs are taken from done, where they are finished"
+    assert re.fullmatch(r"runs taken from other studies, and not trained: \d+ from done", told[1])
     shutil.rmtree(first.root)
     for table in TABLES:
         assert without_timing(study.root / table) == without_timing(finished[1].study.root / table)

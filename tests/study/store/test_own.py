@@ -15,7 +15,10 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.inspect.reproduce import continuing, study_command
 from ebc_lab.study.inspect.status import status
+from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.store import bundle, manifest
+from ebc_lab.study.store.changes import requested
+from ebc_lab.study.store.find import find as find_study
 from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -144,3 +147,72 @@ def test_an_edited_file_is_named_and_nothing_is_trained(own, monkeypatch):
     finally:
         help_.write_text(before)
     assert planned(compose(asked))["changed"] == []
+
+
+def test_the_pages_command_is_taken_in_the_folder_of_the_study_itself(own, monkeypatch):
+    study, asked, folder = own
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.chdir(folder)
+    header = study.header()
+    part = "settings: {optimizer: {name: custom, target: ./carried_opt.py:Carried}}"
+    arm = f"ablation.arms.hot={{lr_scale: 2, {part}}}"
+    wanted = requested(compose([*asked, arm], here=False))
+    again = study_command(wanted, copies(study, header))
+    assert "sha256" not in again.command
+    assert "name: custom" in again.command
+    assert again.unsaid == []
+    assert not any(key.endswith(("sha256", "batch_scale")) for key, _, _ in again.changed)
+    assert requested(compose(shlex.split(again.command)[2:], here=False)) == wanted
+
+
+def test_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
+    study, asked, folder = own
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.chdir(folder)
+    suite = folder / "carried.yaml"
+    before = suite.read_text()
+    suite.write_text(
+        before.replace("is it better?", "is mine better?").replace("about: mine", "about: my own")
+    )
+    try:
+        assert planned(compose(asked))["changed"] == []
+        assert autopilot(compose(asked), Listener()).trained == 0
+        assert "my own" in json.dumps(study.decisions())
+        assert "is mine better?" in json.dumps(study.header()["config"])
+        assert status(study)["state"] == "finished"
+    finally:
+        suite.write_text(before)
+        autopilot(compose(asked), Listener())
+
+
+def test_a_part_whose_runs_all_failed_is_mended_without_force(own, tmp_path, monkeypatch):
+    asked = own[1]
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    text = SUITE.replace("carried_opt", "mended_opt")
+    (tmp_path / "mended.yaml").write_text(text)
+    part = PART.replace("carried_help", "mended_help")
+    (tmp_path / "mended_help.py").write_text("rate = 0.9\n")
+    (tmp_path / "mended_opt.py").write_text(part)
+    words = [word for word in asked if not word.startswith("study=")]
+    config = compose([*words, "study=./mended.yaml"])
+    study = Study(tmp_path / "out" / "mended")
+    study.prepare()
+    resolve_study(config, study, lambda text: None, force=False)
+    (tmp_path / "mended_help.py").write_text("rate = 0.8\n")
+    said = []
+    resolve_study(compose([*words, "study=./mended.yaml"]), study, said.append, force=False)
+    assert any(
+        "mended_help.py was edited since" in line and "no run of it had finished" in line for line in said
+    )
+    assert (study.own / "mended_help.py").read_text() == "rate = 0.8\n"
+
+
+def test_the_file_of_a_suite_is_no_study_and_its_name_is_said(own, monkeypatch):
+    _, _, folder = own
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        UserError, match=r"carried.yaml is a suite's file, not a study: give .* name, carried\."
+    ):
+        find_study("./carried.yaml", "out")
