@@ -496,7 +496,7 @@ def compared(console: Console, found: Mapping[str, Any]) -> None:
     if rows:
         console.print(_pairs("decision", a, b, rows))
     if found["verdict"]:
-        table = plain_table("~verdict", f"~{a}", "~", f"~{b}", "~", "", title="Verdict")
+        table = plain_table("verdict", "", f"~{a}", "", f"~{b}", "", title="Verdict")
         for line in found["verdict"]:
             cells = [Text(v or "–", style=VERDICT_STYLE.get(v or "", "")) for v in line["verdict"]]
             (x, y), flip = line["figure"], Text("flipped" if line["flipped"] else "", style="bold")

@@ -299,7 +299,7 @@ def test_a_batch_has_one_row_per_kept_model_and_trends(own, tmp_path):
         ("own/models/step_12.pt", 12),
     ]
     assert found["trends"]["own"]["val_loss"] != "unknown"
-    shown = call("ebm", "diagnose", "--batch", ".", cwd=tmp_path)
+    shown = call("ebm", "diagnose", "--batch", ".", cwd=tmp_path, COLUMNS="120")
     assert shown.stdout.count("step_") == 2
     assert "trends of each run" in shown.stdout
 

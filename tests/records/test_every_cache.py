@@ -116,7 +116,8 @@ def test_these_are_all_caches():
         for function in (node for node in whole if isinstance(node, ast.FunctionDef)):
             if "MeasurementCache(" in ast.unparse(function):
                 making.add(f"{module}.{function.name}")
-    assert making == set(KEPT)
+    elsewhere = "ebc_lab.study.launch.rehearse.rehearse"  # asked twice in tests/study/launch/test_rehearse.py
+    assert making == {*KEPT, elsewhere}
 
 
 def test_what_a_node_chose_is_read_as_it_was_written(config, measured, tmp_path):

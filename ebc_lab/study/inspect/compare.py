@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.dicts import flat
@@ -35,13 +36,22 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         return _compared(*snapshots)
 
 
+def _told_by_place(*places: Path) -> list[str]:
+    """The shortest ends of two paths that tell them apart."""
+    for parts in range(1, max(len(place.parts) for place in places)):
+        ends = ["/".join(place.parts[-parts:]) for place in places]
+        if ends[0] != ends[1]:
+            return ends
+    return list(map(str, places))
+
+
 def _compared(*snapshots: Snapshot) -> dict[str, Any]:
     a, b = (snapshot.study for snapshot in snapshots)
     heads = [snapshot.header for snapshot in snapshots]
     decisions = [snapshot.sound_decisions() for snapshot in snapshots]
     corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
     resolved = _unequal(heads[0]["config"], heads[1]["config"])
-    names = [a.name, b.name] if a.name != b.name else [str(a.place), str(b.place)]
+    names = [a.name, b.name] if a.name != b.name else _told_by_place(a.place, b.place)
     asked = flat(heads[0]["requested"]), flat(heads[1]["requested"])
     answers = [_answer(own) for own in decisions]
     return {

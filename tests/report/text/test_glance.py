@@ -111,7 +111,8 @@ def suite_of(**shifts):
         difference = paired(losses, reference, margin=0.01, comparisons=len(shifts))
         arms[label] = {"versus": "plain", "difference": difference}
     for label, found in arms.items():
-        found |= {"comparable": True, "test_median": 1.0 if label == "lucky" else 2.0}
+        found |= {"comparable": True, "outcomes": {"completed": 4}}
+        found |= {"test_median": 1.0 if label == "lucky" else 2.0}
     return {"reference": "plain", "arms": arms}
 
 

@@ -383,7 +383,7 @@ def test_a_grid_grows_by_its_own_ratio_where_its_best_point_lies_on_an_edge(tiny
     assert [f["edges"] for f in found.values()] == [{"strength": "high"}, {"strength": "high"}, {}, {}]
     assert found[3]["point"] == {"strength": 16}
     assert found[3]["extended"] == [{"strength": 16}, {"strength": 64}]
-    assert any("grid grew by strength 16; strength 64" in note for note in decisions["tune"]["notes"])
+    assert any("b: strength grid grown up to 64" in note for note in decisions["tune"]["notes"])
 
 
 def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny):
