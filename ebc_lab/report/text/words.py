@@ -468,8 +468,7 @@ def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     for label, arm in found["arms"].items():
         if (arm.get("difference") or {}).get("seeds"):
             n = arm["difference"].get("seeds_needed")
-            needed = f" (about {n} seeds would decide it)" if n else ""
-            told[verdict_of(arm["difference"])].append(f"{label}{needed}")
+            told[verdict_of(arm["difference"])].append(f"{label} ({n})" if n else label)
             references.add(arm["versus"])
     whom = references.pop() if len(references) == 1 else "their references"
     many = sum(map(len, told.values()))
@@ -481,7 +480,9 @@ def _apart_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     word = f"None of {plural(many, 'arm')} is told apart from {whom}"
     if apart:
         word = f"Of {plural(many, 'arm')} {' and '.join(apart)} than {whom}"
-    kinds = {"better": "Better", "worse": "Worse", "level": "Level", "undecided": "Not told apart"}
+    kinds = {"better": "Better", "worse": "Worse", "level": "Level"}
+    counted = any(label.endswith(")") for label in told["undecided"])
+    kinds["undecided"] = "Not told apart (about so many seeds would)" if counted else "Not told apart"
     said = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in told.items() if labels]
     by = f"By the 95% intervals that hold for all {plural(many, 'comparison')} together." if many > 1 else ""
     judged = "meets" if told["better"] and not told["worse"] else "undecided"
