@@ -285,7 +285,8 @@ def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_trac
     [line] = stage_of("ablation").headlines(found)
     assert line.startswith("2 arms; ")
     assert f"not told apart: muon (about {needed} seeds would decide it)" in line
-    assert f"about {needed} seeds" in suite_answer(found["tracks"]["adam_none"])["text"]
+    text = suite_answer(found["tracks"]["adam_none"])["text"]
+    assert f"Not told apart (about so many seeds would): muon ({needed})." in text
     [row] = tables.verdict({"ablation": found}).to_dict("records")
     assert (row["verdict"], row["question"]) == ("undecided", "Is muon better than adam?")
 
