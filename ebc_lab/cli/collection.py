@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ NOTE = (
     "that both have, (n) where they are fewer. Each interval is by itself: the first of many owes a part to "
     "luck."
 )
-UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def list_studies(
@@ -41,13 +39,15 @@ def list_studies(
         return typer.echo(no_study_in(folder))
     from rich.text import Text
 
+    from ebc_lab.report.text import words
+
     from .screen import STATE_STYLE, plain_table
 
     table = plain_table("~study", "state", "scale", ">runs", ">age", ">size", "~found")
     for one in found:
         name = f"{one['name']}.zip" if one["bundle"] else one["name"]
         state = Text(one["state"], STATE_STYLE.get(one["state"], ""))
-        size = "–" if one["bytes"] is None else in_bytes(one["bytes"])
+        size = "–" if one["bytes"] is None else words.size(one["bytes"])
         about = one["headline"] or f"stages: {', '.join(one['stages'])}"
         about = about if len(about) <= LONGEST else f"{about[: LONGEST - 1]}…"
         table.add_row(name, state, one["scale"] or "–", str(one["runs"]), _age(one["written"]), size, about)
@@ -107,12 +107,6 @@ def _with_interval(mean: float | None, low: float | None, high: float | None, si
         return "–"
     around = "" if low is None or high is None else f" ±{(high - low) / 2:.3f}"
     return f"{mean:{sign}.3f}{around}"
-
-
-def in_bytes(size: float) -> str:
-    """`2.4 MB`."""
-    power = min(len(UNITS) - 1, int(math.log(size, 1000)) if size >= 1 else 0)
-    return f"{size / 1000**power:.{1 if power > 1 else 0}f} {UNITS[power]}"
 
 
 def _age(written: str | None) -> str:

@@ -1,4 +1,7 @@
-"""What a shell offers behind <TAB>: settings and their values, stages, studies. No torch, no Hydra."""
+"""What a shell offers behind <TAB>: settings and their values, stages, studies. No torch, no Hydra.
+
+Every command imports this module: the settings are read only where something is to be completed.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,16 @@ from pathlib import Path
 
 import typer
 
-from ebc_lab.config.choices import choices_of, groups
-from ebc_lab.config.fields import Setting, setting_of
-from ebc_lab.config.overrides import schema_keys
-from ebc_lab.config.schema import STAGES, Config
-
 from .options import OUTPUT_DIR
 
-HEADER = "study.json"
+if typing.TYPE_CHECKING:
+    from ebc_lab.config.fields import Setting
 
 
 def overrides(incomplete: str) -> list[str]:
     """Settings whose names begin like this, or the values that fit the one that is named."""
+    from ebc_lab.config.choices import groups
+
     key, text = _split(incomplete)
     if key is not None:
         before = "" if incomplete == "=" else incomplete[: len(incomplete) - len(text)]
@@ -36,11 +37,15 @@ def overrides(incomplete: str) -> list[str]:
 
 
 def stages(incomplete: str) -> list[str]:
+    from ebc_lab.config.schema import STAGES
+
     return _beginning(incomplete, STAGES)
 
 
 def studies(ctx: typer.Context, incomplete: str) -> list[str]:
     """Names of the studies in the output folder, and bundles in this one."""
+    from ebc_lab.records.paths import HEADER
+
     folder = Path(str((ctx.params or {}).get("output_dir") or OUTPUT_DIR)).expanduser()
     names = sorted(path.parent.name for path in folder.glob(f"*/{HEADER}"))
     bundles = sorted(path.name for place in {folder, Path()} for path in place.glob("*.zip"))
@@ -53,6 +58,8 @@ def studies_or_stages(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def values(key: str) -> list[str]:
     """What a group or a setting takes, where that can be listed."""
+    from ebc_lab.config.choices import choices_of, groups
+
     if key in groups():
         return choices_of(key, None)
     about, kind = _declared(key)
@@ -84,6 +91,9 @@ def _beginning(text: str, words: Iterable[str]) -> list[str]:
 
 def _settings(incomplete: str) -> list[str]:
     """Settings with a value of their own whose names begin like this; choices are given by their group."""
+    from ebc_lab.config.choices import groups
+    from ebc_lab.config.overrides import schema_keys
+
     known = groups()
     by_group = {*known, *(f"{group}.name" for group in known if group != "study")}
     named = [key for key, kind in schema_keys().items() if not dataclasses.is_dataclass(kind)]
@@ -92,6 +102,9 @@ def _settings(incomplete: str) -> list[str]:
 
 def _declared(key: str) -> tuple[Setting, object]:
     """What a setting's field says of it, and its type."""
+    from ebc_lab.config.fields import Setting, setting_of
+    from ebc_lab.config.schema import Config
+
     kind: object = Config
     about = Setting()
     for name in key.split("."):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 RUNS = "runs"
+HEADER = "study.json"
 PAPERS = ("*.md", "*.tex")  # tables for papers
 PICTURES = ("*.png", "*.svg", "figures.json")
 DIAGNOSES = (
@@ -92,7 +93,7 @@ class StudyFiles:
     def __init__(self, root: Path):
         self.root = root
         self.runs = root / RUNS
-        self.header_file = root / "study.json"
+        self.header_file = root / HEADER
         self.decisions_file = root / "auto_decisions.json"
         self.acceptance_file = root / "acceptance.json"  # the verdict
         self.results_file = root / "results_final.json"

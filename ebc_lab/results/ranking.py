@@ -14,6 +14,7 @@ from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import losses
 from ebc_lab.study.stages.statistics import paired
 from ebc_lab.study.store.find import no_study_in
+from ebc_lab.study.store.study import Study
 
 from .catalogue import places
 from .frames import frame
@@ -102,7 +103,7 @@ def board(*folders: str | os.PathLike[str]) -> Board:
 
 def _studies(folder: Path) -> list[Path]:
     """The studies in a folder; itself, where it is one. Raises UserError where there is none."""
-    if folder.suffix == ".zip" or (folder / "study.json").exists():
+    if folder.suffix == ".zip" or Study(folder).exists():
         return [folder]
     found = places(folder)
     if not found:
