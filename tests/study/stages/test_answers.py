@@ -139,7 +139,7 @@ def test_many_rivals_are_counted():
     assert said["sentence"].endswith(": worse; of the other 4: worse than 4")
 
 
-def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence():
+def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_schema):
     why = "no rate between 3e-08 and 0.008 completes"
     found = decision({"adam": 0.0, "muon": 0.0}, untuned={"muon": why})
     own = answer_of(found)
@@ -149,6 +149,7 @@ def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence():
     assert any("muon could not be tuned, and was not trained" in note for note in found["notes"])
     assert suite_answer(found["tracks"]["adam_none"])["word"] == "muon could not be tuned."
     assert list(verdict({"ablation": found})["verdict"]) == ["untuned"]
+    results_schema.validate({"study": "mine", "corpus": "a text", "warning": None} | found)
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
