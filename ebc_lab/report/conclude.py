@@ -16,6 +16,7 @@ from ebc_lab.study.stages import decision_that_shows, planned_runs, stage_of, ve
 from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import RunSpec
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
 
@@ -62,7 +63,9 @@ def write_conclusions(
     if compared := decision_that_shows("modes", decisions):
         summaries.write_modes(study.modes_file, compared, study.results_of(compared))
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
-    papers.write(study.root, config, corpus, decisions, accepted, study.result)
+    papers.write(
+        study.root, config, corpus, decisions, accepted, study.result, looked(header.get("looks", []))
+    )
     _draw(study, decisions, say)
     html.write_page(study.root)
     return accepted

@@ -187,9 +187,14 @@ class LoadedStudy:
     @property
     def verdict(self) -> pd.DataFrame:
         """One row a question: the lines of the verdict; of a suite an arm of your own against the best other
-        one, or, where it asks about none, each arm against the one it is compared with."""
+        one, or, where it asks about none, each arm against the one it is compared with.
+
+        `attrs["looks"]`: with how many seeds the study had answered before its seeds were changed: the
+        intervals do not allow for that."""
         with self.told():
-            return tables.verdict(self.decisions)
+            found = tables.verdict(self.decisions)
+        found.attrs["looks"] = self.header.get("looks", [])
+        return found
 
     def steps(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None

@@ -29,7 +29,7 @@ from .launch.on_node import choice_on_node, packing_on_node
 from .launch.pool import slots
 from .stages import stage_of
 from .store import manifest, own
-from .store.changes import Change, from_recorded, in_words, is_edit, refused, requested, same_corpus
+from .store.changes import Change, from_recorded, in_words, is_edit, looked, refused, requested, same_corpus
 from .store.reuse import environment_changes, remaining_work, reusable_results, work_in_words
 from .store.study import Record, Study, StudyHeader, settings_of
 
@@ -66,6 +66,9 @@ def resolve_study(
     config, why = _resolve(config, corpus, study, say)
     check_run(config)
     changed_copies = known is not None and own.lacking(study, known, config)
+    looks = looks_before(config, known, study) if known else []
+    if seen := looked(looks):
+        say(f"warning: {seen}")
     if changed:
         say(f"other settings than before ({shown}): {_retrained(config, study)}")
     elif mended := [change for change in different if is_edit(change, asked)]:
@@ -74,7 +77,7 @@ def resolve_study(
         study.drop_conclusions()
     if different or changed or not known or changed_copies:
         manifest.remove_entries(study.root, study.header_file.name)
-        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why))
+        write_checksummed(study.header_file, _header(config, corpus, study, asked, known or {}, why, looks))
     return config, corpus
 
 
@@ -85,6 +88,7 @@ def _header(
     asked: dict[str, Any],
     known: Mapping[str, Any],
     why: Mapping[str, str],
+    looks: list[int],
 ) -> StudyHeader:
     """What study.json records. `known`: what it recorded before."""
     copied = own.keep(study, config)
@@ -109,7 +113,18 @@ def _header(
     }
     if copied["files"]:
         header["own"] = copied
+    if looks:
+        header["looks"] = looks
     return header
+
+
+def looks_before(config: Config, known: Mapping[str, Any], study: Study) -> list[int]:
+    """With how many seeds this study has answered before this call, which has others. A study whose seeds
+    stay the same answers from them alone."""
+    looks = list(known.get("looks", []))
+    seeds = known["config"]["seeds"]
+    answered = config.study.stages[-1] in study.decisions()
+    return [*looks, len(seeds)] if answered and sorted(seeds) != sorted(config.seeds) else looks
 
 
 def changes(config: Config, known: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:

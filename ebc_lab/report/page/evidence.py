@@ -26,6 +26,7 @@ from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
+from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.own import copies
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
@@ -69,6 +70,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "name": header["study"],
         "header": header,
         "problems": problems,
+        "looked": looked(header.get("looks", [])),
         "question": _question(config),
         "facts": _facts(config, header, decisions, results),
         "tokens": words.tokens(config),

@@ -38,12 +38,14 @@ class About:
     seeds: Sequence[int]
     margin: float  # nats per token
     model: str = ""  # a sentence on what is trained, where it is no GPT on characters
+    looked: str = ""  # that the seeds were changed after an answer
 
     def __str__(self) -> str:
         seeds = ", ".join(map(str, self.seeds))
         source = f"Study {self.study}: {self.corpus}, {self.scale} scale"
         told = f"{source}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
         told += f" {self.model}" if self.model else ""
+        told += f" Note: {self.looked}." if self.looked else ""
         return f"{told} Corpus: {self.warning}." if self.warning else told
 
 
@@ -307,6 +309,7 @@ def write(
     decisions: Mapping[str, Any],
     acceptance: Mapping[str, Any] | None,
     result_of: Callable[[str], Mapping[str, Any] | None],
+    looked: str = "",
 ) -> None:
     """summary_final, acceptance and ablation as .md and .tex, each where the study has it.
 
@@ -315,7 +318,7 @@ def write(
     made: dict[str, list[Table]] = {}
     named = (config.study.name, corpus["corpus"], corpus["warning"], config.scale)
     model = f"Model: {words.model(config)}. Tokens: {words.tokens(config)}." if in_bits(config) else ""
-    about = About(*named, config.seeds, config.finals.margin, model)
+    about = About(*named, config.seeds, config.finals.margin, model, looked)
     for shown, name in (("verdict", "summary_final"), ("arms", "ablation")):
         decision = decision_that_shows(shown, decisions)
         if decision is not None:

@@ -53,6 +53,18 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
     return now == asked or (named and same_file and now["sha256"] in (None, found.get("sha256")))
 
 
+def looked(looks: Sequence[int]) -> str:
+    """What is to be said of an answer whose number of seeds was chosen after a look at an earlier one; of
+    another nothing. `looks`: the seeds of each earlier answer."""
+    if not looks:
+        return ""
+    had = ", then ".join(map(str, looks))
+    return (
+        f"the seeds were changed after an answer had been seen (with {had}): the intervals hold for seeds "
+        "chosen beforehand, and claim a difference somewhat too often here"
+    )
+
+
 def refused(found: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
     """Those that need --force: not texts, and not the edit of a part of which no run has finished.
 

@@ -74,6 +74,7 @@ class StudyHeader(TypedDict):
     git: str | None
     hardware: dict[str, Any]
     own: NotRequired[OwnRecord]  # missing where there are none
+    looks: NotRequired[list[int]]  # how many seeds each answer had that was recorded before seeds changed
 
 
 def settings_of(header: Mapping[str, Any]) -> Config:

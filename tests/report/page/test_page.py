@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 from support.invented import invent
 
+import ebc_lab
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
@@ -29,6 +31,7 @@ from ebc_lab.report.text import tables
 from ebc_lab.report.text import words as words_module
 from ebc_lab.report.text.table import PAGE
 from ebc_lab.study.inspect.status import status
+from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages import compare_arms
 from ebc_lab.study.stages.statistics import VERDICT_OF, paired
 from ebc_lab.study.store.study import Study
@@ -273,6 +276,26 @@ def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own, u
     (own / "manifest.json").unlink()  # which recorded another study.json
     report(Study(own))
     assert f"seeds {seeds}." in (own / "summary_final.md").read_text()
+
+
+def test_seeds_that_were_changed_after_an_answer_are_said_beside_the_next_one(own_copy, undrawn):
+    config, study = own_copy
+    decisions = study.decisions_file.read_text()
+    first, said = config.seeds, []
+    for seeds in ([*first, 7], [*first, 7, 8]):
+        resolve_study(replace(config, seeds=seeds), study, said.append, force=True)
+        study.decisions_file.write_text(decisions)  # it has answered again
+    told = f"after an answer had been seen (with {len(first)}, then {len(first) + 1})"
+    assert any(told in line for line in said)
+    resolve_study(
+        config, study, lambda text: None, force=True
+    )  # nor is it forgotten with them
+    assert study.header()["looks"] == [len(first), len(first) + 1, len(first) + 2]
+    study.decisions_file.write_text(decisions)
+    report(study)
+    assert told[:-1] in read(study.root).text
+    assert told[:-1] in (study.root / "summary_final.md").read_text()
+    assert ebc_lab.load(study.root).verdict.attrs["looks"] == [len(first), len(first) + 1, len(first) + 2]
 
 
 def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told):
