@@ -181,17 +181,19 @@ def _in_file(suite: Path | None, given: Mapping[str, Any]) -> Iterator[None]:
 
 def _with_arms(overrides: Sequence[str], parsed: Mapping[str, Any]) -> list[str]:
     """The overrides with `ablation.arms.NAME={…}`, new or not, and `+ablation.arms.NAME.KEY=…` as a file that
-    Hydra merges after the suite's: it takes a new entry of their kind from no override."""
+    Hydra merges after the suite's: it takes a new entry of their kind from no override. So too what is said
+    of an arm that `mine` will make."""
     from hydra.core.config_store import ConfigStore
 
     arms: dict[str, Any] = {}
     left = []
+    mine = {own_name(str(target)) for target in parsed.get(MINE) or ()}
     for override in overrides:
         written = override.partition("=")[0]
         key = written.lstrip("+")
         if found := ARM.fullmatch(key):
             arms[found[1]] = parsed[key]
-        elif (found := A_SETTING_OF_AN_ARM.fullmatch(key)) and written != key:
+        elif (found := A_SETTING_OF_AN_ARM.fullmatch(key)) and (written != key or found[1] in mine):
             arms[found[1]] = _with(arms.get(found[1]), found[2].split("."), parsed[key])
         else:
             left.append(override)
@@ -252,6 +254,13 @@ def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> 
     if "is not a ListConfig" in first and key:
         first = f"it is a list, {key}=[…]"
     an_arm = bool(key and ARM.fullmatch(key))
+    inside = f"ablation.arms.{key}."
+    if key and "is not a subclass of ArmConfig" in first and any(o.startswith(inside) for o in given):
+        key, an_arm, first = (
+            inside[:-1],
+            True,
+            "is not in struct",
+        )  # a setting of a mapping in an arm that is not
     if "is not a subclass of ArmConfig" in first or (an_arm and "is not Optional" in first):
         first = f"an arm is a mapping, {{lr_scale: 2, settings: {{…}}}}; '~{key}' leaves it out"
     if found := re.match(r"Key '(\w+)' not in '(\w+)'", first):
@@ -369,8 +378,7 @@ def with_mine(config: Config, *, study: bool) -> Config:
     )
     need(
         bool(suite.mine.group),
-        f"mine={shown(config.mine[0])}: study={config.study.name} has no place for it; take "
-        f"{SUITES_FOR_MINE}.",
+        f"mine={shown(config.mine[0])}: this study has no place for it; add {SUITES_FOR_MINE}.",
     )
     arms = dict(suite.arms)
     of_target = _by_target(suite.mine.group, arms)
@@ -378,8 +386,10 @@ def with_mine(config: Config, *, study: bool) -> Config:
     for target in dict.fromkeys(config.mine):
         name = of_target.get(target)
         if name is None:
-            name = own_name(target, [*arms, *choices_of(suite.mine.group, None)])
-            arms[name] = _arm(suite.mine.group, suite.mine.template, name, target)
+            said = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
+            name = own_name(target, [*(set(arms) - said), *choices_of(suite.mine.group, None)])
+            template = _merged(suite.mine.template, arms[name]) if name in said else suite.mine.template
+            arms[name] = _arm(suite.mine.group, template, name, target)
         made.append(name)
     mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
     return replace(config, ablation=replace(suite, arms=arms, mine=mine))
@@ -389,6 +399,14 @@ def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
     """Target -> the arm that has it already: a study's own settings name its arms."""
     parts = {name: arm.settings.get(group) for name, arm in arms.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
+
+
+def _merged(template: ArmConfig, said: ArmConfig) -> ArmConfig:
+    """The template with what overrides say of one arm."""
+    usual = ArmConfig()
+    own = {f.name: x for f in fields(said) if (x := getattr(said, f.name)) != getattr(usual, f.name)}
+    inside = {key: {**getattr(template, key), **own[key]} for key in ("settings", "tune") if key in own}
+    return replace(template, **own | inside)
 
 
 def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:

@@ -76,7 +76,8 @@ def study_lock(files: StudyFiles) -> Iterator[None]:
         who = {"pid": "?", "host": "?", "since": "?"} | (study_holder(files) or {})
         where = f"process {who['pid']} on {who['host']}"
         raise UserError(
-            f"study {files.root.name} is being run by {where} since {who['since']}: wait for it, or stop it."
+            f"study {files.root.name} is being run by {where} since {who['since']}: wait for it, "
+            f"or stop it with `ebc-lab cancel {files.root.name}`."
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     try:

@@ -149,6 +149,21 @@ def test_an_arm_is_left_out_and_a_new_one_begun_by_a_setting(folder):
         composed("study=./mine.yaml", "~ablation.arms.hott")
 
 
+@pytest.mark.parametrize("sign", ["", "+"])
+def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
+    asked = ("study=optimizers", "mine=./suite_opt.py:Cautious")
+    usual = composed(*asked).ablation.arms["cautious"]
+    rates = {"lr": [1e-4, 2e-4, 4e-4]}
+    own = composed(*asked, f"{sign}ablation.arms.cautious.tune.lr={rates['lr']}".replace(" ", ""))
+    assert own.ablation.mine.arms == ["cautious"]
+    assert set(own.ablation.arms) == {"adam", "muon", "cautious"}
+    assert own.ablation.arms["cautious"] == replace(usual, tune={**usual.tune, **rates})
+    whole = composed(*asked, f"{sign}ablation.arms.cautious={{lr_scale: 2}}")
+    assert whole.ablation.arms["cautious"] == replace(usual, lr_scale=2.0)
+    with pytest.raises(UserError, match=r"^ablation.arms.cautios: the suite has no such arm; a new one is"):
+        composed(*asked, "ablation.arms.cautios.tune.lr=[1e-4]")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
