@@ -16,7 +16,7 @@ from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.fields import setting_of
-from ebc_lab.config.schema import ArmConfig
+from ebc_lab.config.schema import ArmConfig, MineConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 TOP = r"""# The settings
@@ -97,6 +97,8 @@ def page() -> str:
         about = type(value).__doc__ or ""
         parts += ["", f"## {field.name}", "", about, "", *table(value, field.name)]
         if field.name == "ablation":
+            mine = f"{MineConfig.__doc__} `template` has the settings of an arm, below."
+            parts += ["", "## ablation.mine", "", mine, "", *table(MineConfig(), "ablation.mine")]
             parts += ["", "## ablation.arms.NAME", "", ArmConfig.__doc__ or "", ""]
             parts += table(ArmConfig(), "ablation.arms.NAME")
     return "\n".join(parts) + "\n"

@@ -404,9 +404,12 @@ def _by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
 def _merged(template: ArmConfig, said: ArmConfig) -> ArmConfig:
     """The template with what overrides say of one arm."""
     usual = ArmConfig()
-    own = {f.name: x for f in fields(said) if (x := getattr(said, f.name)) != getattr(usual, f.name)}
-    inside = {key: {**getattr(template, key), **own[key]} for key in ("settings", "tune") if key in own}
-    return replace(template, **own | inside)
+    own: dict[str, Any] = {
+        f.name: getattr(said, f.name) for f in fields(said) if getattr(said, f.name) != getattr(usual, f.name)
+    }
+    for key in own.keys() & {"settings", "tune"}:
+        own[key] = {**getattr(template, key), **own[key]}
+    return replace(template, **own)
 
 
 def _arm(group: str, template: ArmConfig, name: str, target: str) -> ArmConfig:

@@ -13,12 +13,14 @@ from ebc_lab.records.columns import BOARD_MEANINGS
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import losses
 from ebc_lab.study.stages.statistics import paired
-from ebc_lab.study.store.find import no_study_in
+from ebc_lab.study.store.bundle import SUFFIX, is_bundle
+from ebc_lab.study.store.find import no_study_in, place_of
 from ebc_lab.study.store.study import Study
 
 from .catalogue import places
 from .frames import frame
 from .loaded import OUTPUT_DIR, LoadedStudy, load
+from .tables import lost
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,14 +77,14 @@ class Board:
 
 def board(*folders: str | os.PathLike[str]) -> Board:
     """Rank the arms of all studies and bundles in these folders (the output folder if none is given), or of
-    these studies, by mean test loss.
+    these studies, by folder or name, by mean test loss.
 
     Raises UserError where there is no study.
     """
     notes: list[str] = []
     entries: list[Entry] = []
     seen: dict[tuple[str, str], str] = {}  # which study, and since when -> where it was found
-    found = [place for folder in folders or (OUTPUT_DIR,) for place in _studies(Path(folder).expanduser())]
+    found = [place for folder in folders or (OUTPUT_DIR,) for place in _studies(str(folder))]
     for place in found:
         try:
             study = load(f"{place.parent}{os.sep}{place.name}")
@@ -94,6 +96,8 @@ def board(*folders: str | os.PathLike[str]) -> Board:
         except UserError as error:
             notes.append(f"{place.name} is left out: {error}")
             continue
+        with study.told():
+            notes += [f"{study.name}: {told}" for told in lost(study.decisions)]
         if not own:
             why = next(iter(study.problems), "no arm of it has been judged on the test split yet.")
             notes.append(f"{place.name} is left out: {why}")
@@ -101,14 +105,19 @@ def board(*folders: str | os.PathLike[str]) -> Board:
     return _ranked(entries, notes)
 
 
-def _studies(folder: Path) -> list[Path]:
-    """The studies in a folder; itself, where it is one. Raises UserError where there is none."""
-    if folder.suffix == ".zip" or Study(folder).exists():
-        return [folder]
-    found = places(folder)
-    if not found:
+def _studies(name: str) -> list[Path]:
+    """The studies in a folder; itself, where it is one, or the name of one. Raises UserError where there is
+    none."""
+    folder = Path(name).expanduser()
+    if folder.suffix != SUFFIX and not Study(folder).exists() and (found := places(folder)):
+        return found
+    one = place_of(name, OUTPUT_DIR, lambda said: None)
+    if is_bundle(one) or Study(one).exists():
+        return [one]
+    if folder.is_dir():
         raise UserError(no_study_in(folder))
-    return found
+    Study(one).must_exist()
+    return [one]
 
 
 def _entries(study: LoadedStudy) -> Iterator[Entry]:

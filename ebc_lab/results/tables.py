@@ -120,7 +120,7 @@ def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFram
                 "seeds": len(own),
                 "completed": ends["completed"],
                 "diverged": ends["diverged"],
-                "mine": suite and (first["track"], first["arm"]) in mine,
+                "mine": (first["track"], first["role"]) in mine,
                 "step_cost": costs.get((first["track"], first["arm"])) if suite else None,
             }
         )

@@ -59,6 +59,7 @@ def study(finished):
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
         (["plan", "scale=huge"], "laptop, paper or smoke"),
         (["status", "nothing"], "there is no study"),
+        (["status", "optimizers"], "start it with `ebc-lab autopilot study=optimizers`"),
         (["why"], "there is no study"),
         (["autopilot", "--nonsense"], "no such option: --nonsense"),
         (["autopilot", "--scale", "smoke"], "given without dashes: scale=smoke"),

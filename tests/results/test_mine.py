@@ -34,6 +34,11 @@ def test_the_answer_is_about_mine(study):
 def test_its_arms_are_marked_and_have_its_own_name(study):
     arms = study.arms().query("stage == 'ablation'").set_index("arm")
     assert arms.index[arms["mine"]].tolist() == ["cautious"]
+    every = study.runs().query("kind == 'train' and stage == 'tune'")["role"]
+    tuned = study.arms().query("stage == 'tune'")
+    assert set(tuned[tuned["mine"]]["optimizer"]) == {"cautious"}
+    assert len(tuned[tuned["mine"]]) < len(tuned)
+    assert "cautious" in set(every)
     assert arms.loc["cautious", "optimizer"] == "cautious"
     assert arms["lr_schedule"].notna().all()
     assert not any("custom" in name for name in study.runs()["arm"])

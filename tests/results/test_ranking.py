@@ -10,6 +10,7 @@ from support.invented import invent
 
 import ebc_lab
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ArmConfig
 from ebc_lab.records.columns import BOARD_MEANINGS
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.study.stages.statistics import paired
@@ -89,6 +90,27 @@ def test_what_cannot_be_compared_is_told_with_the_reason(board):
     assert re.search(r"begun is left out: no arm of it has been judged on the test split yet", told)
     assert re.search(r"broken is left out: .*is damaged", told)
     assert "batch 24×32; steps 60" in board.groups["A"]
+
+
+def test_a_study_is_given_by_its_name_and_a_wrong_one_is_told_the_right_one(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder / "near", tmp_path / "outputs" / "ebc_ablation" / "near")
+    assert set(ebc_lab.board("near").table["study"]) == {"near"}
+    with pytest.raises(UserError, match=r"there is no study at .*neer \(did you mean near\?\)"):
+        ebc_lab.board("neer")
+
+
+def test_an_arm_of_which_no_run_ended_is_told(tmp_path, text_file):
+    def fate(spec):
+        failed = {"outcome": "failed", "cause": "hot.py:3: TypeError", "test_loss": None}
+        return failed if spec.role == "hot" else {}
+
+    arms = {"plain": ArmConfig(), "hot": ArmConfig(lr_scale=2.0)}
+    invent(tmp_path, ["data=path", f"data.file={text_file}"], fate=fate, arms=arms, drawn=False)
+    found = ebc_lab.board(tmp_path)
+    assert set(found.table["arm"]) == {"plain"}
+    [note] = [note for note in found.notes if "hot: no run ended" in note]
+    assert "TypeError" in note
 
 
 def test_a_study_and_its_bundle_count_once(folder, tmp_path):

@@ -63,7 +63,8 @@ def _told(snapshot: Snapshot) -> dict[str, Any]:
     if state != "stale":
         eta = 0.0 if state.startswith("finished") else _eta(config, records, runs, known)
     in_progress = [r for r in runs if r["outcome"] is None and r["progress"]]
-    to_go_on = state in ("interrupted", "empty", "stale", "finished_with_failures") and study.resumable
+    retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
+    to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
         "study": study.name,
         "root": visible(str(study.place)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, nearest, shown
 
 from ..stages import stage_of
 from ..stages.statistics import noise
@@ -15,12 +15,11 @@ from ..store.study import Study
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
     """Stage -> its decision with what would have changed it, for one stage or all. Raises UserError."""
-    if stage is not None:
-        stage_of(stage)  # refuses an unknown one
     snapshot = read(study)
     stages = snapshot.config.study.stages
     if stage is not None and stage not in stages:
-        raise UserError(f"study {study.name} has no stage {stage}: it has {', '.join(stages)}.")
+        near = nearest(stage, stages)
+        raise UserError(f"study {study.name} has no stage {shown(stage)}{near}: it has {', '.join(stages)}.")
     decisions = snapshot.sound_decisions()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):

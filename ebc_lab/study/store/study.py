@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from ebc_lab.config.choices import choices_of
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
@@ -123,9 +124,11 @@ class Study(StudyFiles):
             names = [study.name for study in studies_in(self.root.parent)]
             near = nearest(self.name, names) + (f" (there is {any_of(names)})" if names else "")
             place = self.root if self.root.parent.name else f"./{self.root}"
+            known = self.name in choices_of("study", None)
+            named = f"study={self.name}" if known else f"study.name={self.name}"
             raise UserError(
-                f"there is no study at {place}{near}: start it with `ebc-lab autopilot "
-                f"study.name={self.name}`, or say where it is with --output-dir."
+                f"there is no study at {place}{near}: start it with `ebc-lab autopilot {named}`, or "
+                "say where it is with --output-dir."
             )
 
     def told(self) -> AbstractContextManager[None]:
