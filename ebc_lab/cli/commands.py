@@ -105,7 +105,10 @@ def autopilot(
     max_hours: MaxHours = None,
     as_json: Json = False,
 ) -> int:
-    """Run the whole study, or continue it: sweep, calibrate, scale, finals, verdict."""
+    """Run the whole study, or continue it: sweep, calibrate, scale, finals, verdict.
+
+    Is an optimizer of your own better? `ebc-lab autopilot study=optimizers mine=./my_opt.py:Cautious`
+    """
     from ebc_lab.config.compose import configurations
     from ebc_lab.study.guards import Limits
 

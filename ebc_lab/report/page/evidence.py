@@ -61,7 +61,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     results = {r.run_id: r.result for r in trained if r.result}
     final, suite = decision_that_shows("verdict", decisions), decision_that_shows("arms", decisions)
     modes = decision_that_shows("modes", decisions)
-    chosen = {s: d for s, d in decisions.items() if stage_of(s).shows in CHOICES}
+    chosen = {s: decisions[s] for s in _by_weight(decisions, config) if stage_of(s).shows in CHOICES}
     floors = why.noise_floor(decisions)
     again = _again(study, header)
     settings = {k: v for k, v in flat(header["config"]).items() if k != "output_dir"}
@@ -226,23 +226,35 @@ def _checksums(study: Study, decisions: Mapping[str, Any]) -> Table:
 # -- decisions -----------------------------------------------------------------------------------------------
 
 
+def _by_weight(decisions: Mapping[str, Any], config: Config) -> list[str]:
+    """The stages in their order; of a suite that asks about arms of one's own their tuning first, and what
+    only gives its noise after it."""
+    return sorted(decisions, key=lambda s: bool(config.ablation.mine.arms) and stage_of(s).shows != "points")
+
+
 def _decision(
     name: str, decision: Mapping[str, Any], config: Config, floors: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     stage, tracks = stage_of(name), decision["tracks"]
+    alone = name == "lr_sweep" and bool(config.ablation.mine.arms)
+
+    def rows(track: str) -> list[tuple[str, str, str]]:
+        found = stage.rows(track, decision)
+        return [row for row in found if row[0] != "natural KL"] if alone else found
+
     if stage.shows == "points":
         table = tables.tuned(name, decision)
     else:
         table = tables.candidates(name, decision, band_aimed_at(config))
     return {
         "title": stage.title or name,
-        "about": stage.about,
+        "about": words.NOISE_ALONE if alone else stage.about,
         "rule": decision["rule"],
         "headline": untracked(stage.headlines(decision), tracks),
         "flips": untracked(stage.would_change(decision), tracks),
         "notes": untracked(decision["notes"], tracks),
         "tracks": [
-            {"track": t, "name": optimizer(t), "chosen": _chosen(stage.rows(t, decision), d, floors.get(t))}
+            {"track": t, "name": optimizer(t), "chosen": _chosen(rows(t), d, floors.get(t))}
             for t, d in tracks.items()
         ],
         "table": table.on(PAGE),

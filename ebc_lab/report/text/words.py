@@ -162,6 +162,13 @@ def has_ebc(config: Mapping[str, Any]) -> bool:
     return any(((arm.get("settings") or {}).get("stabilizer") or {}).get("name") == "ebc" for arm in arms)
 
 
+NOISE_ALONE = (
+    "How much luck there is in a loss: one optimizer over a short grid of constant rates, its best run again "
+    "under other seeds. σ is the spread of these; later margins are compared with it. What is asked about "
+    "was not trained here: its rates are those of the tuning."
+)
+
+
 def explanation(ebc: bool) -> dict[str, Any]:
     """What a page says was done, `method`, and what its `terms` mean."""
     terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}

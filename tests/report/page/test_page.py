@@ -148,6 +148,9 @@ def test_a_suite_that_asks_about_an_own_optimizer_answers_about_it_first(tmp_pat
     assert "custom" not in text
     assert "Ellipsotope" not in text
     assert "Best arm" not in text
+    assert text.index("Learning rate, noise") > text.index("Each arm at its own best")
+    assert "with it. What is asked about was not trained here" in text
+    assert "natural KL 0" not in text.replace("natural KL (of", "")
 
 
 def test_a_study_without_few_levels_does_not_mention_them(told):
