@@ -25,6 +25,7 @@ from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text import tables
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
+from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
 from ebc_lab.study.store.counts import in_words as runs_in_words
@@ -233,6 +234,8 @@ def _last_words(console: Console, done: Any) -> None:
     study = done.study
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
+    if more := deciding(study, study.header(), done.ablation):
+        console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
     named = shlex.quote(study.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root))
     console.print(Text.assemble(("next    ", "bold"), f"ebc-lab why {named}"), soft_wrap=True)
     console.print(Text(f'        python: ebc_lab.load("{named}").runs()'), soft_wrap=True)

@@ -20,7 +20,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import StudyCommand, study_command
+from ebc_lab.study.inspect.reproduce import StudyCommand, study_command, with_seeds_wanted
 from ebc_lab.study.stages import decision_that_shows, stage_of
 from ebc_lab.study.stages.calibrate import band_aimed_at
 from ebc_lab.study.stages.compare_arms import in_bits, seeds_of
@@ -85,6 +85,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         # `watch` serves the page alone, and not the files beside it
         "runs": _runs(trained, in_bits(config), (lambda run_id: ()) if lenient else _files_of(study)),
         "again": again,
+        "more_seeds": _more_seeds(study, header, suite),
         "settings": settings,
         "setting_tables": _setting_tables(again.changed, settings),
         "checksums": _checksums(study, decisions),
@@ -199,6 +200,12 @@ def _again(study: Study, header: StudyHeader) -> StudyCommand:
     again = study_command({**header["requested"], "data": found}, copies(study, header))
     changed = [c for c in again.changed if c[0] != "data.name" or asked["name"] != "auto"]
     return replace(again, changed=changed)
+
+
+def _more_seeds(study: Study, header: StudyHeader, suite: Mapping[str, Any] | None) -> str | None:
+    """The command of a study with the seeds that an undecided answer wants; None where it wants none."""
+    wanted = with_seeds_wanted(header["requested"], suite)
+    return study_command(wanted, copies(study, header)).command if wanted else None
 
 
 def _setting_tables(changed: Sequence[tuple[str, Any, Any]], settings: Mapping[str, Any]) -> dict[str, Table]:

@@ -165,7 +165,34 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
         return noted
     requested = header["requested"]
     here = {**requested, "study": {**requested["study"], "name": study.root.name}}  # it may have been moved
-    found = study_command(here, copies(study, header))
+    return _here(study, header, here)
+
+
+def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
+    """The command line of another study in the same place that has as many seeds as the undecided answers
+    want; what this one has finished is copied. None where none wants any."""
+    wanted = with_seeds_wanted(header["requested"], decision)
+    return _here(study, header, wanted) if wanted else None
+
+
+def with_seeds_wanted(
+    requested: Mapping[str, Any], decision: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """The settings of a study that would decide what is undecided, under a name of its own: the number of
+    seeds is chosen before its answer is seen. None where there is none."""
+    tracks = decision["tracks"].values() if decision else ()
+    answers = [answer for found in tracks for answer in (found.get("answers") or {}).values()]
+    undecided = [a["seeds"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
+    if not undecided:
+        return None
+    seeds = max(undecided, key=len)
+    name = f"{requested['study']['name']}_{len(seeds)}_seeds"
+    return {**requested, "seeds": seeds, "study": {**requested["study"], "name": name}}
+
+
+def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> str | None:
+    """The command line that asks for these settings with the study's launcher, in its folder of studies."""
+    found = study_command(requested, copies(study, header))
     if found.unsaid:
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})

@@ -3,12 +3,13 @@
 import shlex
 
 import pytest
+from support.invented import invent
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.overrides import check_overrides
-from ebc_lab.config.schema import NOT_THE_STUDY
-from ebc_lab.study.inspect.reproduce import continuing, override_value, study_command
+from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.study.inspect.reproduce import continuing, deciding, override_value, study_command
 from ebc_lab.study.store.study import Study
 
 
@@ -90,6 +91,27 @@ def test_a_value_is_read_as_it_was_written_and_quoted_once(value):
 def test_what_departs_from_the_scale_is_listed_with_its_default():
     found = study_command(requested(["scale=smoke", "batch_size=7", "study.name=x"]))
     assert found.changed == [("batch_size", 24, 7)]
+
+
+def test_the_command_that_decides_asks_for_the_seeds_and_for_nothing_else_anew(
+    tmp_path, text_file, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
+    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
+    study = invent(tmp_path / "out", asked, stages=1, drawn=False)
+    header = study.header()
+    answers = {"cautious": {"verdict": "undecided", "seeds": list(range(9))}}
+    decision = {"tracks": {"adam_none": {"answers": answers}}}
+    words = shlex.split(deciding(study, header, decision))
+    made = compose(words[2:], here=False)
+    before = from_dict(Config, {**header["requested"], "data": header["config"]["data"]})
+    assert made.seeds == list(range(9))
+    assert made.study.name == f"{header['study']}_9_seeds"
+    assert made.output_dir == str(tmp_path / "out")
+    assert (made.ablation, made.tune, made.scale) == (before.ablation, before.tune, before.scale)
+    answers["cautious"]["verdict"] = "better"
+    assert deciding(study, header, decision) is None
 
 
 def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path):
