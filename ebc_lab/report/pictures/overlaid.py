@@ -107,7 +107,7 @@ def _finding(courses: Mapping[str, Course], mine: Sequence[str]) -> str:
     claimed of the arms is not decided here."""
     rising = sorted(courses, key=lambda name: courses[name].end)
     best = rising[0]
-    text = f"At the end, mean of the seeds: lowest {best}, {courses[best].end:.3f}"
+    text = f"At the end, mean of the seeds, not yet the test loss: lowest {best}, {courses[best].end:.3f}"
     told = [name for name in rising[1:] if name in mine] or rising[1:2]
     text += "".join(f"; {name} {signed(courses[name].end - courses[best].end)}" for name in told)
     return f"{text}."

@@ -156,8 +156,8 @@ def draw_tuned(
     top.tick_params(labelbottom=False)
     bottom.set_xlabel("learning rate at its peak (log scale)")
     for name in named:
-        if span := curves[name]["window"]:
-            top.plot(span["best"], span["loss"], **RING)
+        if (chosen := _chosen_rate(curves[name])) is not None:
+            top.plot(chosen, curves[name]["val_loss"], **RING)
     handles = [entry("chosen", **RING)]
     if others := len(order) - len(named):
         handles.append(entry(f"{others} other arms", REST, lw=1.4))
@@ -177,7 +177,12 @@ def _as_sweep(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
         {"value": p["lr"], "lr": p["lr"], "arm": label, "loss": p["val_loss"], "seeds": p["seeds"]}
         for p in own["curve"]
     ]
-    return {"points": points, "window": own["window"], "regret_x4": None}
+    return {"points": points, "window": own["window"], "regret_x4": None, "chosen": _chosen_rate(own)}
+
+
+def _chosen_rate(own: Mapping[str, Any]) -> float | None:
+    """The learning rate that a tuned arm has: the best by its worst seed, not always that of the lowest mean."""
+    return next((p["lr"] for p in own["curve"] if p["val_loss"] == own["val_loss"] is not None), None)
 
 
 def _loss(own: Mapping[str, Any]) -> float:
@@ -202,7 +207,8 @@ def _tuned_finding(curves: Mapping[str, Mapping[str, Any]], order: Sequence[str]
 
 
 def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
-    return f"{name} {_loss(own):.3f} at {own['window']['best']:g}"
+    rate = _chosen_rate(own)
+    return f"{name} {_loss(own):.3f}" + (f" at {rate:g}" if rate is not None else "")
 
 
 def _tuned_end(name: str, own: Mapping[str, Any], colour: str) -> tuple[float, float, str, str]:
@@ -319,7 +325,8 @@ def _draw_windows(axes: Axes, sweeps: Mapping[str, Sweep], looks: Mapping[str, L
         if span:
             low, high = (_at(own, "lr", span[end]) for end in ("low", "high"))
             axes.plot([low, high], [row] * 2, color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot(_at(own, "lr", span["best"]), row, "|", color=colour, ms=8, mew=2)
+            best = own.get("chosen") or _at(own, "lr", span["best"])
+            axes.plot(best, row, "|", color=colour, ms=8, mew=2)
             for there, edge, marker in ((span["open_low"], low, "<"), (span["open_high"], high, ">")):
                 if there:
                     axes.plot(edge, row, marker, color=colour, ms=6)

@@ -82,6 +82,19 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
     assert png(sheet).startswith(b"\x89PNG")
 
 
+def test_the_rate_that_is_marked_and_named_is_the_one_that_was_chosen():
+    """By its worst seed: the lowest mean may be another's."""
+    own = tuned({0.002: 2.1, 0.004: 2.0, 0.008: 1.99, 0.016: 2.2})
+    own |= {"point": {"lr": 0.004}, "val_loss": 2.0}
+    sheet = rates({"adam": own}, ["adam"])
+    bottom, top = sheet.axes[:2]
+    [ring] = [line for line in top.get_lines() if line.get_markersize() == 13]
+    assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (0.004, 2.0)
+    [tick] = [line for line in bottom.get_lines() if line.get_marker() == "|"]
+    assert tick.get_xdata()[0] == 0.004
+    assert "adam best 2.000 at 0.004" in words_of(sheet)
+
+
 def test_of_many_arms_those_asked_about_and_the_best_are_named():
     curves = {f"arm{i:02}": tuned({0.001: 2.2 + i / 50, 0.002: 2.0 + i / 50, 0.004: 2.3}) for i in range(12)}
     sheet = rates(curves, ["arm11"])
@@ -102,7 +115,7 @@ def test_the_finals_loss_curves_lie_over_each_other_and_end_with_their_loss(tmp_
     assert [line.get_color() for line in thick(left)] == [STRONG[0]]  # with EBC
     assert right.get_xlim()[0] > left.get_xlim()[0]
     assert sum(text.endswith("2.125 ± 0.000") for text in words_of(sheet)) == 3
-    assert sheet.alt.count("At the end, mean of the seeds: lowest") == 1
+    assert sheet.alt.count("At the end, mean of the seeds, not yet the test loss: lowest") == 1
 
 
 def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path):
