@@ -26,15 +26,16 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.training.turns import Progress
 from ebc_lab.workloads.corpus import locate
 
-from .loops import WARM_STEPS, Loop, interval, opened, warm_steps
+from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
 MIN_ROUNDS = 3  # however slow the machine is
 GRAPHED_BLOCK = (
     50  # steps at least on a GPU, to hide what launching a block and reading its records cost the host
 )
-STEP_ROUNDS = 7  # of `step_ratio`, at least
-STEP_LIMIT_S = 8.0
+STEP_BLOCK = 4  # steps of `step_ratio` between turns: short, so that what else runs here meets both sides
+STEP_ROUNDS = 100  # of them at most
+STEP_LIMIT_S = 10.0
 Side = Callable[[int], float]  # steps to take -> seconds that they took
 
 
@@ -151,15 +152,19 @@ def _measured_run(
 
 
 def step_ratio(run: RunConfig) -> dict[str, Any]:
-    """The time of a step of the run over that of the same run under torch's Adam alone, in turns: median and
-    quartiles."""
+    """The time of a step of the run over that of the same run under torch's Adam alone, in turns, without
+    audits where its own step needs none: median and quartiles."""
     run = resolved(run)
+    block = interval(run)
+    if not probes(run):
+        run, block = dataclasses.replace(run, audit_every=0), STEP_BLOCK
+    if run.device == "cuda":
+        block *= math.ceil(GRAPHED_BLOCK / block)
     sides = {
         "adam": changed(run, {"optimizer": {"name": "adam"}, "stabilizer": {"name": "none"}}),
         "run": run,
     }
-    rounds = max(MIN_ROUNDS, (run.steps - WARM_STEPS) // (2 * run.audit_every))
-    [found] = steps_compared(sides, {"run": "adam"}, max(rounds, STEP_ROUNDS), STEP_LIMIT_S)
+    [found] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block)
     times = found["times"]
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
@@ -209,15 +214,19 @@ def overheads(
 
 
 def steps_compared(
-    runs: Mapping[str, RunConfig], against: Mapping[str, str], rounds: int, limit_s: float
+    runs: Mapping[str, RunConfig],
+    against: Mapping[str, str],
+    rounds: int,
+    limit_s: float,
+    block: int | None = None,
 ) -> list[dict[str, Any]]:
     """Seconds of a step of each run in `against` over those of the run that it names, all taking turns.
 
-    Their steps are recorded, with audits. `rounds` turns each, fewer where they would take longer than
-    `limit_s` seconds.
+    Their steps are recorded, with audits. `rounds` turns each of `block` steps (two audit intervals), fewer
+    where they would take longer than `limit_s` seconds.
     """
     first = next(iter(runs.values()))
-    block = 2 * first.audit_every
+    block = block or 2 * first.audit_every
     steps = max(first.steps, WARM_STEPS + (rounds + 1) * block)
     with contextlib.ExitStack() as stack:
         built = (opened(dataclasses.replace(run, steps=steps)) for run in runs.values())

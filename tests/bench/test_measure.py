@@ -26,11 +26,13 @@ from ebc_lab.bench.pairs import (
     overhead_run,
     overheads,
     paired_overhead,
+    step_run,
 )
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.cli import bench_screen
 from ebc_lab.cli.commands import app
 from ebc_lab.components.stabilizers import STABILIZERS
+from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
@@ -232,6 +234,22 @@ def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
     low, high = found["overhead_iqr_pct"]
     assert low <= found["overhead_pct"] <= high
     assert found["plain_steps_per_s"] > 0
+
+
+@pytest.mark.parametrize("stabilizer", ["none", "ebc"])
+def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, monkeypatch, stabilizer):
+    monkeypatch.setattr("ebc_lab.bench.pairs.STEP_LIMIT_S", 0.0)  # the fewest turns
+    blocks = []
+    taken = Loop.recorded_steps
+    monkeypatch.setattr(Loop, "recorded_steps", lambda loop, n: blocks.append(n) or taken(loop, n))
+    run = changed(shape, {"optimizer": {"name": "muon"}, "stabilizer": {"name": stabilizer}})
+    to_the_end(step_run(run, tmp_path, "x"))
+    result = read_json(tmp_path / "result.json")
+    low, high = result["step_ratio_iqr"]
+    assert result["outcome"] == "completed"
+    assert 0 < low <= result["step_ratio"] <= high
+    assert len(blocks) == 2 * (1 + MIN_ROUNDS)
+    assert len(set(blocks[2:])) == 1
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):

@@ -181,7 +181,7 @@ def _as_sweep(label: str, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_rate(own: Mapping[str, Any]) -> float | None:
-    """The learning rate that a tuned arm has: the best by its worst seed, not always that of the lowest mean."""
+    """The learning rate that a tuned arm has, the best by its worst seed: not always the lowest mean."""
     return next((p["lr"] for p in own["curve"] if p["val_loss"] == own["val_loss"] is not None), None)
 
 
