@@ -15,12 +15,11 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.schema import ArmConfig, Config
+from ebc_lab.config.schema import Config
 from ebc_lab.study.autopilot import Listener, autopilot
 
 MODES = {"same": "eps=1e-8, start=0.0", "eps": "eps=1.1e-8, start=0.0", "start": "eps=1e-8, start=0.5"}
@@ -40,39 +39,21 @@ class Twin(torch.optim.Adam):
                     p.mul_((1 - start) ** 0.5).add_(other, alpha=start**0.5)
         super().__init__(params, lr=lr, eps=eps)
 '''
-SMALL = (
-    *(
-        "scale=smoke",
-        "study=optimizers",
-        "mine=twin:Twin",
-        "model.blocks=1",
-        "tune.seeds=1",
-        "threads_per_run=1",
-    ),
-    *(
-        "tune.max_extensions=2",
-        "tune.window=false",
-        "ablation.step_cost=false",
-        "lr_sweep.control_extensions=0",
-    ),
+SMALL = (  # what a study does after its answer, or beside it, is left out
+    *("scale=smoke", "study=optimizers", "mine=twin:Twin", "~ablation.arms.muon", "threads_per_run=1"),
+    *("tune.window=false", "ablation.step_cost=false"),
 )
 
 
 def study(folder: Path, nth: int, overrides: Sequence[str]) -> Config:
-    """The settings of a study: Adam and its twin alone, each over a few rates, on seeds that no other has."""
+    """The settings of a study: Adam and its twin alone, tuned and judged on seeds that no other has."""
     seeds = [10 * nth + k for k in range(5)]
     own = (
         f"study.name=aa_{nth}",
         f"output_dir={folder / 'studies'}",
         f"study.stage_seed={10_000 + 10 * nth}",
     )
-    config = compose([*SMALL, f"seeds={seeds}".replace(" ", ""), *own, *overrides])
-    arms: dict[str, ArmConfig] = {
-        name: replace(arm, tune={"lr": [4e-3, 8e-3, 1.6e-2]})
-        for name, arm in config.ablation.arms.items()
-        if name != "muon"
-    }
-    return replace(config, ablation=replace(config.ablation, arms=arms))
+    return compose([*SMALL, f"seeds={seeds}".replace(" ", ""), *own, *overrides])
 
 
 def answer(config: Config) -> dict[str, Any]:

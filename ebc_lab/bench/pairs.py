@@ -34,8 +34,8 @@ GRAPHED_BLOCK = (
     50  # steps at least on a GPU, to hide what launching a block and reading its records cost the host
 )
 STEP_BLOCK = 4  # steps of `step_ratio` between turns: short, so that what else runs here meets both sides
-STEP_ROUNDS = 100  # of them at most
-STEP_LIMIT_S = 10.0
+STEP_ROUNDS = 40  # of them at most
+STEP_LIMIT_S = 8.0
 Side = Callable[[int], float]  # steps to take -> seconds that they took
 
 

@@ -19,7 +19,7 @@ from .rules import Decision, Results, Undecidable, losses_of, make_decision
 from .spec import RunSpec, told_of
 from .stage import Stage, Track
 from .statistics import paired, seeds_needed
-from .suite import contenders, point_of, ready, run_of, shape_of, transfer_of, windows_of
+from .suite import contenders, luck_between, point_of, ready, run_of, shape_of, transfer_of, windows_of
 from .verdict import add_answers, told_apart, unfinished, verdict_of
 
 FIGURES = (  # of a run, averaged over an arm's completed seeds
@@ -197,6 +197,11 @@ def decide(
         "by seed with the reference arm, 95% intervals; an arm "
         f"beats its reference by the interval that holds for all {compared} comparisons at once"
     )
+    if "tune" in earlier:
+        rule += (
+            "; the intervals between arms that were tuned apart are widened by what other tuning seeds would "
+            "have chosen"
+        )
     if about_mine:
         rule += (
             f"; each of {', '.join(config.ablation.mine.arms)} is compared with every other arm, by "
@@ -289,18 +294,20 @@ def _add_differences(
     """
     pairs = []
     for name, track in tracks.items():
-        for arm in track["arms"].values():
+        for label, arm in track["arms"].items():
             arm["difference"] = None
             reference = track["arms"].get(arm["versus"])
             if reference and losses(arm, results) and losses(reference, results):
-                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, reference))
-    for swept, arm, reference in pairs:
+                luck = luck_between(config, earlier, name, label, arm["versus"])
+                pairs.append((earlier["lr_sweep"]["tracks"][name], arm, reference, luck))
+    for swept, arm, reference, luck in pairs:
         arm["difference"] = paired(
             losses(arm, results),
             losses(reference, results),
             margin=config.finals.margin,
             comparisons=len(pairs),
             replicates=swept["replicate_losses"],
+            luck=luck,
         )
         if verdict_of(arm["difference"]) == "undecided":
             arm["difference"]["seeds_needed"] = seeds_needed(arm["difference"])

@@ -9,6 +9,8 @@ Distributions and tests are scipy's; chosen here is only which of them is used, 
   once (Bonferroni), and what is claimed of an arm rests on that one.
 * A study that looks at its results more than once, adding seeds while they are undecided, divides its error
   by the number of looks.
+* Where an arm's settings were chosen by tuning it, other tuning seeds might have chosen others: that luck is
+  estimated from the tuning's own runs and widens the t-interval (on why it must: Bouthillier et al., 2021).
 
 scipy is imported late: it takes half a second, and `status` needs none of it.
 """
@@ -30,6 +32,66 @@ MOST_SEEDS = 200  # beyond which `seeds_needed` gives up
 WINDOW_NATS = 0.05  # how far above its best an arm's loss may lie inside its window
 
 
+@dataclass(frozen=True)
+class Luck:
+    """How much the loss of what a tuning chose would vary with its seeds: standard deviation, nats, and its
+    degrees of freedom."""
+
+    sd: float = 0.0
+    freedom: float = 1.0
+
+    def __add__(self, other: Luck) -> Luck:
+        """Of a difference of two."""
+        variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
+        return Luck(math.sqrt(variance), freedom)
+
+
+NO_LUCK = Luck()
+
+
+def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
+    """Variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
+    variance = sum(v for v, _ in parts)
+    shares = sum(v**2 / freedom for v, freedom in parts if v)
+    return variance, variance**2 / shares if shares else parts[0][1]
+
+
+def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
+    """The luck in choosing the lowest of several points, from each one's losses under the same seeds.
+
+    The noise of a point's mean is what is left of its losses without the point's and the seed's own effects,
+    by its median size over the better half of the points, because losses at too high a rate have outliers;
+    with one seed it is `sigma`. With that noise each point had a probability of being the lowest: the luck is
+    how much the points' means spread under these probabilities. None where one point is far ahead, and where
+    nothing was chosen.
+    """
+    known = [losses for losses in tried if all(map(math.isfinite, losses))]
+    if len(known) < 2:
+        return Luck()
+    import numpy as np
+    from scipy import stats
+
+    losses = np.array(known)
+    points, seeds = losses.shape
+    means = losses.mean(axis=1)
+    noise_ = sigma
+    if seeds > 1:
+        near = losses[np.argsort(means, kind="stable")[: max(2, math.ceil(points / 2))]]
+        left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
+        shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # of the variance, by what was taken out
+        noise_ = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
+    noise_ /= math.sqrt(seeds)
+    if not noise_ > ROUNDING:
+        return Luck(0.0, points - 1)
+    at = means.min() + noise_ * np.linspace(-8, 8, 801)  # where the lowest may lie
+    z = (at - means[:, None]) / noise_
+    beyond = stats.norm.logsf(z)
+    lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
+    chance = lowest / lowest.sum()
+    sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
+    return Luck(float(f"{sd:.6g}"), points - 1)
+
+
 def paired(
     arm: Mapping[str, float],
     reference: Mapping[str, float],
@@ -38,10 +100,12 @@ def paired(
     comparisons: int = 1,
     looks: int = 1,
     replicates: Sequence[float] = (),
+    luck: Luck = NO_LUCK,
 ) -> dict[str, Any]:
     """Arm minus reference over the seeds that both have; losses in nats by seed, infinite where one diverged.
 
-    `replicates`: losses of one configuration under several seeds, the noise floor. Returns
+    `replicates`: losses of one configuration under several seeds, the noise floor. `luck`: of the difference,
+    in what tuning the two chose. Returns
 
     * `seeds`; `method`: `t`, or `rank` where a run diverged, None without a pair;
     * `mean` (None by rank), `median`, `sd` of the differences (None by rank, or from one seed), and `sigmas`,
@@ -52,7 +116,8 @@ def paired(
     * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
     * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
       in 4 of 5 studies;
-    * `alone`, `judged`: what `judge` says by the arm's own interval and by the joint one.
+    * `alone`, `judged`: what `judge` says by the arm's own interval and by the joint one;
+    * `luck`: its `sd` and `freedom`, where it widens the intervals.
     """
     seeds = sorted(set(arm) & set(reference))
     both = [(arm[s], reference[s]) for s in seeds]
@@ -68,7 +133,9 @@ def paired(
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
         out |= _moments(differences, replicates)
-    found = _tested(out["method"], differences)
+    found = _tested(out["method"], differences, luck)
+    if isinstance(found, _Widened):
+        out["luck"] = {"sd": luck.sd, "freedom": luck.freedom}
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
         low = high = math.nan
         p = None
@@ -77,7 +144,7 @@ def paired(
             p = min(1.0, float(found.pvalue) * looks * k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
         out["p_joint" if prefix else "p"] = p
-        out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k)
+        out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
         out[name] = "misses" if lost > gained else judge(low, high, margin)
     return out
 
@@ -118,7 +185,34 @@ class _Same:
         return self.value, self.value
 
 
-def _tested(method: str | None, differences: Sequence[float]) -> Any:
+@dataclass(frozen=True)
+class _Widened:
+    """Instead of scipy's result where the mean has a luck that the differences do not show."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    @property
+    def pvalue(self) -> float:
+        from scipy import stats
+
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
+        from scipy import stats
+
+        low, high = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
+        return float(low), float(high)
+
+
+def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
+    """Standard error of a mean difference, and its degrees of freedom."""
+    variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
+    return math.sqrt(variance), freedom
+
+
+def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any:
     """scipy's test of no difference, which also gives intervals; None where there is nothing to test."""
     from scipy import stats
 
@@ -126,6 +220,9 @@ def _tested(method: str | None, differences: Sequence[float]) -> Any:
         return None
     if method == "t" and max(differences) - min(differences) <= ROUNDING:
         return _Same(statistics.fmean(differences))
+    if method == "t" and luck.sd:
+        spread = statistics.stdev(differences)
+        return _Widened(statistics.fmean(differences), *_error(spread, len(differences), luck))
     if method == "t":
         return stats.ttest_1samp(differences, 0.0)
     return stats.quantile_test(differences, q=0.0, p=0.5)
@@ -140,18 +237,20 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _detectable(differences: Sequence[float], replicates: Sequence[float], level: float) -> float | None:
+def _detectable(
+    differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
+) -> float | None:
     """From the spread of the differences; where there is none yet, from the replicates'."""
     if len(differences) > 1:
-        found = _factor(len(differences) - 1, level) * statistics.stdev(differences)
-        return found / math.sqrt(len(differences))
+        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
+        return _factor(freedom, level) * error
     if len(replicates) > 1:
         return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
     return None
 
 
 @functools.cache
-def _factor(freedom: int, level: float) -> float:
+def _factor(freedom: float, level: float) -> float:
     """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability
     POWER."""
     from scipy import optimize, stats
@@ -167,16 +266,18 @@ def seeds_needed(difference: Mapping[str, Any]) -> int | None:
     with which its joint interval would exclude 0, or lie within ± the margin, in 4 of 5 studies.
 
     That is if the differences go on as they are, with the same mean and the same spread. None for more than
-    MOST_SEEDS, where a run diverged, and from one seed, which shows no spread.
+    MOST_SEEDS, where a run diverged, and from one seed, which shows no spread. The luck of a tuning does not
+    shrink with them.
     """
     n: int = difference["seeds"]
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
         return None
     level = (1 - CONFIDENCE) / difference["looks"] / difference["comparisons"]
+    luck = Luck(**difference.get("luck", {}))
 
     def decides(seeds: int) -> bool:
-        return _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"]) >= POWER
+        return _power(mean, max(spread, ROUNDING), seeds, level, difference["margin"], luck) >= POWER
 
     low, high = max(2, n + 1), MOST_SEEDS
     if not decides(high):
@@ -187,13 +288,12 @@ def seeds_needed(difference: Mapping[str, Any]) -> int | None:
     return low
 
 
-def _power(mean: float, spread: float, seeds: int, level: float, margin: float) -> float:
+def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
     """How probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the larger."""
     from scipy import stats
 
-    freedom = seeds - 1
+    error, freedom = _error(spread, seeds, luck)
     critical = float(stats.t.ppf(1 - level / 2, freedom))
-    error = spread / math.sqrt(seeds)
 
     def above(true: float) -> float:  # P(the lower limit is above 0) where this is the mean
         return _noncentral(critical, freedom, true / error)
@@ -203,7 +303,7 @@ def _power(mean: float, spread: float, seeds: int, level: float, margin: float) 
     return max(apart, level_)
 
 
-def _noncentral(critical: float, freedom: int, shift: float) -> float:
+def _noncentral(critical: float, freedom: float, shift: float) -> float:
     """P(t > critical) of the noncentral t; far out, where scipy has no number, that of the normal."""
     from scipy import stats
 

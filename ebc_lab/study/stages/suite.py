@@ -17,7 +17,7 @@ from ebc_lab.ebc.options import MEASURED
 from .compare_arms import Arm, losses
 from .rules import Decision, Results
 from .runs import completed, plain_run, searched, tracks_of, with_target
-from .statistics import ROUNDING, paired, window
+from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
 
 ROUNDED = 0.02  # relative: how far rounding may take a target from its multiple
 SAME_NATS = 0.02  # how far above the best fixed target a rule may end and still count as needing no tuning
@@ -92,10 +92,9 @@ def point_of(
 
     What a sweep sets is not taken from there.
     """
-    if not arm.tuned_as and not arm.tune:
+    source, swept = _tuned_as(config, label, arm), config.ablation.swept().get(label)
+    if source is None:
         return {}
-    swept = config.ablation.swept().get(label)
-    source = arm.tuned_as or (swept.arm if swept else label)
     if "tune" not in decisions:
         return None
     found = decisions["tune"]["tracks"][track]["arms"][source]
@@ -103,6 +102,27 @@ def point_of(
         return None
     point: Point = found["point"]
     return {k: v for k, v in point.items() if not swept or k != swept.key}
+
+
+def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
+    """The arm whose tuning chose this one's point, itself or another; None where nothing was to be tuned."""
+    if not arm.tuned_as and not arm.tune:
+        return None
+    swept = config.ablation.swept().get(label)
+    return arm.tuned_as or (swept.arm if swept else label)
+
+
+def luck_between(
+    config: Config, decisions: Mapping[str, Decision], track: str, label: str, other: str
+) -> Luck:
+    """The luck of the tuning in the difference of two arms: none where both have the same point."""
+    arms = config.ablation.all_arms()
+    own, theirs = (_tuned_as(config, name, arms[name]) for name in (label, other))
+    if own == theirs:
+        return NO_LUCK
+    tuned = decisions["tune"]["tracks"][track]["arms"] if "tune" in decisions else {}
+    first, second = (Luck(**tuned[s].get("luck", {})) if s in tuned else NO_LUCK for s in (own, theirs))
+    return first + second
 
 
 def ready(config: Config, decisions: Mapping[str, Decision], stage: str) -> list[str]:

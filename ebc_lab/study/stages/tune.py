@@ -12,7 +12,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ebc_lab.config.identity import number
@@ -33,7 +33,7 @@ from .rules import (
 from .runs import waiting
 from .spec import DIGITS, RunSpec, told_of
 from .stage import Scenario, Stage, Track, held_back_by_its_seeds
-from .statistics import window
+from .statistics import luck_of_choice, window
 from .suite import Point, point_in_words, points, ready, run_of
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # how a setting is called in a point's name
@@ -310,6 +310,7 @@ def _decided(found: Search, results: Results, sigma: float) -> dict[str, Any]:
         shares = {p["warmup_share"] for p in map(dict, found.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
     best = found.tried[tuple(chosen.items())]
+    luck = luck_of_choice([losses_of(own, results) for own in found.tried.values()], sigma)
     return {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
@@ -319,6 +320,7 @@ def _decided(found: Search, results: Results, sigma: float) -> dict[str, Any]:
         "extended": found.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
         "margin_sigma": margin_sigma([found.worst(dict(p)) for p in found.tried], sigma),
+        "luck": asdict(luck),
         **({} if winner else {"untuned": _untuned(found)}),
         **(_curve(found, chosen, results) if "lr" in chosen else {}),
     }

@@ -32,7 +32,7 @@ from .statistics import (
     show_difference,
     show_mean,
 )
-from .suite import contenders
+from .suite import contenders, luck_between
 
 MOST_GIVEN = 100  # seeds that the setting takes
 MOST_TOLD = 3  # comparisons beside that with the rival; beyond they are counted
@@ -278,6 +278,7 @@ def add_answers(
                     margin=config.finals.margin,
                     comparisons=comparisons,
                     replicates=replicates,
+                    luck=luck_between(config, earlier, name, label, other),
                 )
                 for other in others
             }
@@ -415,6 +416,8 @@ def _remark(d: Mapping[str, Any]) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
+    if needed is None and "luck" in d and seeds_needed({**d, "luck": {}}) is not None:
+        return ", the luck of the tuning is as large: more tuning seeds (tune.seeds=…) would be needed"
     if needed is None:
         return f", more than {MOST_SEEDS} seeds would be needed"
     return f", about {needed} seeds would decide it"

@@ -22,7 +22,15 @@ POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
 
 def decision(
-    offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), step=None, answer=None, untuned=None
+    offsets,
+    *,
+    tuned=None,
+    seeds=(0, 1, 2, 3, 4),
+    mine=("muon",),
+    step=None,
+    answer=None,
+    untuned=None,
+    luck=None,
 ):
     """An ablation whose arms have these test losses beside a common one of each seed, and a little noise."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
@@ -33,7 +41,7 @@ def decision(
     }
     config = replace(config, ablation=replace(suite, arms=arms, mine=replace(suite.mine, arms=list(mine))))
     losses = tuned or dict.fromkeys(offsets, 2.0)
-    points = {n: {"point": POINT, "val_loss": losses[n]} for n in offsets}
+    points = {n: {"point": POINT, "val_loss": losses[n], "luck": luck or {}} for n in offsets}
     for name, why in (untuned or {}).items():
         points[name] |= {"untuned": why, "val_loss": None}
     earlier = {
@@ -150,6 +158,17 @@ def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_sc
     assert suite_answer(found["tracks"]["adam_none"])["word"] == "muon could not be tuned."
     assert list(verdict({"ablation": found})["verdict"]) == ["untuned"]
     results_schema.validate({"study": "mine", "corpus": "a text", "warning": None} | found)
+
+
+def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apart():
+    known = decision({"adam": 0.0, "muon": -0.02})
+    lucky = decision({"adam": 0.0, "muon": -0.02}, luck={"sd": 0.02, "freedom": 8})
+    sure, unsure = (answer_of(found) for found in (known, lucky))
+    assert (sure["verdict"], unsure["verdict"]) == ("better", "undecided")
+    assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
+    assert unsure["sentence"].endswith("more tuning seeds (tune.seeds=…) would be needed")
+    assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
+    assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():

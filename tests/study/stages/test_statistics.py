@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ebc_lab.study.stages import compare_arms, finals
-from ebc_lab.study.stages.statistics import judge, noise, paired, show_difference, window
+from ebc_lab.study.stages.statistics import (
+    Luck,
+    judge,
+    luck_of_choice,
+    noise,
+    paired,
+    seeds_needed,
+    show_difference,
+    window,
+)
 
 LOSS = st.floats(1.0, 3.0)
 
@@ -272,3 +281,70 @@ def test_a_window_is_open_where_the_grid_ends_and_shut_where_a_run_diverged():
     assert window({3.0: 2.0})["octaves"] == 0
     assert window({3.0: math.inf}) is None
     assert window({}) is None
+
+
+# -- the luck of a tuning -----------------------------------------------------------------------------------
+
+
+def test_the_luck_of_a_choice_is_how_the_points_spread_by_their_chance_of_being_chosen():
+    """Against a plain simulation: the means drawn again with their noise, and the lowest chosen each time."""
+    tried = [[2.00, 2.02], [2.01, 1.99], [2.03, 2.02], [2.06, 2.08], [2.30, 2.31]]
+    found = luck_of_choice(tried, sigma=1.0)
+    means = np.mean(tried, axis=1)
+    near = np.array(tried)[np.argsort(means, kind="stable")[:3]]
+    left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
+    spread = np.median(np.abs(left)) / 0.674490 / math.sqrt((1 - 1 / 3) * (1 - 1 / 2))
+    draw = np.random.default_rng(0).normal(means, spread / math.sqrt(2), size=(200_000, 5))
+    assert found.sd == pytest.approx(means[draw.argmin(axis=1)].std(), rel=0.02)
+    assert found.freedom == 4
+
+
+def test_there_is_no_luck_where_one_point_is_far_ahead_or_nothing_was_chosen():
+    assert luck_of_choice([[2.0, 2.01], [3.0, 3.02], [3.1, 3.11]], 0.01).sd < 1e-6
+    assert luck_of_choice([[2.0, 2.01]], 0.01) == Luck()
+    assert luck_of_choice([[2.0, 2.01], [math.inf, 2.0]], 0.01) == Luck()
+    assert luck_of_choice([[2.0], [2.1]], 0.0).sd == 0
+    one_seed = [luck_of_choice([[2.0], [2.01], [2.02]], sigma).sd for sigma in (1e-3, 1e-2, 2e-2)]
+    assert one_seed == sorted(one_seed)
+    assert one_seed[-1] > 0.003
+
+
+def test_luck_widens_the_interval_by_its_variance_and_no_seeds_shrink_it():
+    losses = {str(seed): 2.0 + 0.01 * seed for seed in range(5)}
+    other = {seed: 1.97 + 0.002 * (-1) ** int(seed) for seed in losses}
+    luck = Luck(0.003, 9) + Luck(0.004, 6)
+    freedom = 0.005**4 / (0.003**4 / 9 + 0.004**4 / 6)
+    assert (luck.sd, luck.freedom) == (pytest.approx(0.005), pytest.approx(freedom))
+    plain, wide = (paired(losses, other, comparisons=2, luck=x) for x in (Luck(), luck))
+    error = math.hypot(plain["sd"] / math.sqrt(5), luck.sd)
+    own = (plain["sd"] ** 2 / 5) ** 2 / 4
+    half = stats.t.ppf(0.975, error**4 / (own + luck.sd**4 / freedom)) * error
+    assert (wide["low"], wide["high"]) == pytest.approx((wide["mean"] - half, wide["mean"] + half))
+    assert wide["joint_high"] - wide["joint_low"] > wide["high"] - wide["low"]
+    assert (wide["low"] > 0) == (wide["p"] < 0.05)
+    assert wide["detectable"] > plain["detectable"]
+    assert "luck" not in plain
+    same = paired(losses, losses, luck=luck)  # the same runs under two names have none
+    assert (same["low"], same["high"]) == (0, 0)
+    hidden = {**wide, "mean": 0.004, "margin": 0.0}
+    assert seeds_needed(hidden) is None
+    assert seeds_needed({**hidden, "luck": {}}) is not None
+
+
+def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
+    """Two searches of one landscape, the point with the best worst seed each, judged on other seeds."""
+    draw = np.random.default_rng(1)
+    losses = (0.01 * (np.arange(5)[:, None] - 1.7) ** 2 + np.array([0.0, 0.004, 0.012])).ravel()
+    claimed = {"plain": 0, "luck": 0}
+    studies = 400
+    for _ in range(studies):
+        tried = losses[None, :, None] + draw.normal(0, 0.01, (2, len(losses), 2))
+        chosen = tried.max(axis=2).argmin(axis=1)
+        lucks = [luck_of_choice(own.tolist(), 0.01) for own in tried]
+        judged = losses[chosen][:, None] + draw.normal(0, 0.01, (2, 5))
+        own, twin = ({str(s): float(x) for s, x in enumerate(arm)} for arm in judged)
+        for name, luck in (("plain", Luck()), ("luck", lucks[0] + lucks[1])):
+            found = paired(own, twin, luck=luck)
+            claimed[name] += found["low"] > 0 or found["high"] < 0
+    assert claimed["luck"] / studies <= 0.07
+    assert claimed["plain"] / studies > 0.08
