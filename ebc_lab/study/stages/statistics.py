@@ -187,8 +187,9 @@ class _Same:
 
 @dataclass(frozen=True)
 class _Widened:
-    """Instead of scipy's result where the mean has a luck that the differences do not show."""
+    """scipy's result where the mean has a luck that the differences do not show: never narrower than without."""
 
+    plain: Any
     mean: float
     error: float
     freedom: float
@@ -197,13 +198,15 @@ class _Widened:
     def pvalue(self) -> float:
         from scipy import stats
 
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+        own = 2 * stats.t.sf(abs(self.mean) / self.error, self.freedom)
+        return max(float(own), float(self.plain.pvalue))
 
     def confidence_interval(self, confidence_level: float) -> tuple[float, float]:
         from scipy import stats
 
-        low, high = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
-        return float(low), float(high)
+        low, high = self.plain.confidence_interval(confidence_level)
+        own = stats.t.interval(confidence_level, self.freedom, self.mean, self.error)
+        return min(float(low), float(own[0])), max(float(high), float(own[1]))
 
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
@@ -220,11 +223,10 @@ def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any
         return None
     if method == "t" and max(differences) - min(differences) <= ROUNDING:
         return _Same(statistics.fmean(differences))
-    if method == "t" and luck.sd:
-        spread = statistics.stdev(differences)
-        return _Widened(statistics.fmean(differences), *_error(spread, len(differences), luck))
     if method == "t":
-        return stats.ttest_1samp(differences, 0.0)
+        plain = stats.ttest_1samp(differences, 0.0)
+        own = _error(statistics.stdev(differences), len(differences), luck)
+        return _Widened(plain, statistics.fmean(differences), *own) if luck.sd else plain
     return stats.quantile_test(differences, q=0.0, p=0.5)
 
 
