@@ -187,7 +187,7 @@ class _Same:
 
 @dataclass(frozen=True)
 class _Widened:
-    """scipy's result where the mean has a luck that the differences do not show: never narrower than without."""
+    """scipy's result where the mean has a luck that the differences do not show; never narrower."""
 
     plain: Any
     mean: float

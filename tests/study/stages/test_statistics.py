@@ -324,11 +324,9 @@ def test_luck_widens_the_interval_by_its_variance_and_no_seeds_shrink_it():
     assert (wide["low"] > 0) == (wide["p"] < 0.05)
     assert wide["detectable"] > plain["detectable"]
     assert "luck" not in plain
-    little = paired(
-        losses, other, comparisons=2, luck=Luck(0.0001, 200)
-    )  # by freedom alone it would narrow it
-    for end in ("low", "joint_low"):
-        assert wide[end] < little[end] <= plain[end]
+    little = paired(losses, other, comparisons=2, luck=Luck(0.0001, 200))
+    for end in ("low", "joint_low"):  # nor do more degrees of freedom narrow it
+        assert wide[end] <= little[end] <= plain[end]
     same = paired(losses, losses, luck=luck)  # the same runs under two names have none
     assert (same["low"], same["high"]) == (0, 0)
     hidden = {**wide, "mean": 0.004, "margin": 0.0}
