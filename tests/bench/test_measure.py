@@ -32,7 +32,7 @@ from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.cli import bench_screen
 from ebc_lab.cli.commands import app
 from ebc_lab.components.stabilizers import STABILIZERS
-from ebc_lab.config.choices import changed
+from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
@@ -239,10 +239,16 @@ def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
 @pytest.mark.parametrize("stabilizer", ["none", "ebc"])
 def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, monkeypatch, stabilizer):
     monkeypatch.setattr("ebc_lab.bench.pairs.STEP_LIMIT_S", 0.0)  # the fewest turns
-    blocks = []
+    blocks, rates = [], {}
     taken = Loop.recorded_steps
-    monkeypatch.setattr(Loop, "recorded_steps", lambda loop, n: blocks.append(n) or taken(loop, n))
-    run = changed(shape, {"optimizer": {"name": "muon"}, "stabilizer": {"name": stabilizer}})
+
+    def steps(loop, count):
+        blocks.append(count)
+        rates[loop.run.optimizer.name] = loop.run.optimizer.lr
+        return taken(loop, count)
+
+    monkeypatch.setattr(Loop, "recorded_steps", steps)
+    run = changed(shape, {"optimizer": {"name": "muon", "lr": 0.25}, "stabilizer": {"name": stabilizer}})
     to_the_end(step_run(run, tmp_path, "x"))
     result = read_json(tmp_path / "result.json")
     low, high = result["step_ratio_iqr"]
@@ -250,6 +256,7 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
     assert 0 < low <= result["step_ratio"] <= high
     assert len(blocks) == 2 * (1 + MIN_ROUNDS)
     assert len(set(blocks[2:])) == 1
+    assert rates == {"muon": 0.25, "adam": optimizer_defaults("adam").lr}  # at 0.25 Adam is slow for its size
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
