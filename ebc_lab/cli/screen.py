@@ -22,9 +22,9 @@ from ebc_lab.bench.packing import describe as packing_in_words
 from ebc_lab.config.errors import clock, visible
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.paths import RUNS
+from ebc_lab.report.text import glance, tables
 from ebc_lab.report.text import table as model
-from ebc_lab.report.text import tables
-from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
+from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
@@ -197,7 +197,7 @@ def outcome(console: Console, done: Any) -> None:
         for term, meaning in explained(asked).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
-        console.print(suite(done.ablation, results_of(done)))
+        console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
     if done.modes:
         console.print(same_bits(done.modes, done.study.results_of(done.modes)))
     root = done.study.root
@@ -266,15 +266,24 @@ def results_of(done: Any) -> dict[str, Any]:
     return {run_id: done.study.result(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
 
 
-def suite(decision: Mapping[str, Any], timed: tables.Results | None = None) -> RenderableType:
-    """A suite's arms, best first, and their differences; empty columns are left out. `timed`: results from
-    which the time of a step is taken."""
+def suite(
+    decision: Mapping[str, Any],
+    timed: tables.Results | None = None,
+    tune: Mapping[str, Any] | None = None,
+) -> RenderableType:
+    """Each arm that a suite asks about beside the others; of another suite its arms, best first, and their
+    differences. Empty columns are left out. `timed`: results from which the time of a step is taken; `tune`:
+    the decision that gave the arms their points."""
     made = []
     for track, found in decision["tracks"].items():
         names = tables.ranked(found)
-        pairs = tables.suite_pairs(found, names)
-        made.append(drawn(tables.arms(track, found, names=names, timed=timed)))
-        made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
+        if mine := asked(found):
+            tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+            made += [drawn(glance.is_better(label, label, found, tuned)) for label in mine]
+        else:
+            pairs = tables.suite_pairs(found, names)
+            made.append(drawn(tables.arms(track, found, names=names, timed=timed)))
+            made.append(drawn(tables.differences(track, "Differences in test loss", pairs, found)))
         if beside := tables.beside_weights(track, found, timed, names):
             made.append(drawn(beside))
         made += map(drawn, tables.spans(found, f"{track}-{{}}".format))

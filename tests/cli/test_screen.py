@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from support.invented import invent
 
 from ebc_lab.cli import options, screen
 from ebc_lab.study.autopilot import Progress, _Wave
@@ -141,3 +142,22 @@ def test_nothing_is_minus_zero():
     from ebc_lab.report.text.words import fixed, percent, signed
 
     assert [fixed(-1e-9), signed(-1e-9), percent(-1e-9)] == ["0.0000", "+0.0000", "0%"]
+
+
+def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(tmp_path, text_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
+    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
+    study = invent(tmp_path, asked, drawn=False)
+    decisions = study.decisions()
+    console = Console(file=io.StringIO(), width=100, highlight=False)
+    console.print(screen.suite(decisions["ablation"], {}, decisions["tune"]))
+    title, head, first, *others = console.file.getvalue().splitlines()[:5]
+    assert title.rstrip() == "Is cautious better?"
+    assert head.split("  ")[0] == "arm"
+    assert {"best lr", "test loss", "minus it", "cautious is", "step"} <= {
+        x.strip() for x in head.split("  ")
+    }
+    assert first.split()[0] == "cautious"
+    assert {line.split()[0] for line in others} == {"adam", "muon"}
+    assert "steps/s" not in console.file.getvalue()  # beside the paired time of a step it misleads

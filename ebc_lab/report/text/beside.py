@@ -46,7 +46,7 @@ def beside_weights(
             figures.get("val_loss"),
             _difference(arm.get("difference")),
             *(figures.get(key, Cell(NOTHING)) for key in MEMORY_MEANINGS),
-            _steps_per_s(arm, results),
+            None if found.get("steps_cost") else _steps_per_s(arm, results),  # that one is paired
             figures.get("kl_within_30pct") if arm["ebc"] else None,
         )
         rows.append(filled(COLUMNS, values, chosen=label == found.get("reference")))

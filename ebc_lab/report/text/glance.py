@@ -11,10 +11,12 @@ from ebc_lab.study.stages.statistics import by_interval, in_octaves
 
 from . import words
 from .arms import point_in_words
-from .table import Cell, Column, Row, Table, filled, loss_column
+from .table import PAGE, PAPER, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
 JOINT = "intervals hold, at 95%, for all comparisons together"
+WIDE = (PAPER, PAGE)  # where there is room for all columns
+LUCK = ", and allow for the luck of the tuning"  # where arms were tuned apart
 NATS = "nats per token; below zero is better"
 DIFFERENCE = Column("Difference", "figure", short="difference")
 INTERVAL = Column("95% for all together", "figure", short="joint")
@@ -51,11 +53,11 @@ def is_better(
     columns = (
         Column("Arm", "name", short="arm", head=True),
         Column("Best learning rate", "figure", brief, "best lr"),
-        Column("Schedule", short="schedule", optional=True),
-        Column("Warm-up, steps", "figure", brief, "warm-up", optional=True),
+        Column("Schedule", short="schedule", on=WIDE, optional=True),
+        Column("Warm-up, steps", "figure", brief, "warm-up", on=WIDE, optional=True),
         WINDOW,
         loss_column("Test loss", "test loss"),
-        Column(f"{label} minus it", "figure", short=f"{label} minus it"),
+        Column(f"{label} minus it", "figure", short="minus it"),
         INTERVAL,
         Column(f"{label} is", short=f"{label} is"),
         Column("Time of a step", "figure", short="step", optional=True),
@@ -78,8 +80,9 @@ def is_better(
             _cost(costs.get(arm)),
         )
         rows.append(filled(columns, values, chosen=arm == label))
-    timed = "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
-    return Table(name, f"Is {label} better?", columns, rows, f"{NATS}; {JOINT}{timed}")
+    note = f"{NATS}; {JOINT}{LUCK * any('luck' in d for d in answer['against'].values())}"
+    note += "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
+    return Table(name, f"Is {label} better?", columns, rows, note)
 
 
 def _place(name: str, found: Mapping[str, Any], rival: str | None) -> tuple[bool, float]:
@@ -91,7 +94,7 @@ def _place(name: str, found: Mapping[str, Any], rival: str | None) -> tuple[bool
 def _named(arm: str, found: Mapping[str, Any], rival: str | None) -> Cell:
     remarks = ["reference"] if arm == found["reference"] else []
     remarks += ["best of the others by validation"] if arm == rival else []
-    return Cell(arm, note=", ".join(remarks))
+    return Cell(arm, page=arm, note=", ".join(remarks))
 
 
 def schedule_in_words(arm: Mapping[str, Any]) -> str:
@@ -116,7 +119,8 @@ def _cost(cost: Mapping[str, float] | None) -> Cell:
         return Cell()
     low, high = cost.get("low"), cost.get("high")
     spread = f" [{low:.2f}, {high:.2f}]" if low is not None and high is not None else ""
-    return Cell(f"×{cost['ratio']:.2f}{spread}", cost["ratio"])
+    ratio = f"×{cost['ratio']:.2f}"
+    return Cell(ratio, cost["ratio"], page=ratio + spread)
 
 
 # -- what was tried ------------------------------------------------------------------------------------------
