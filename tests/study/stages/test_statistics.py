@@ -335,19 +335,7 @@ def test_luck_widens_the_interval_by_its_variance_and_no_seeds_shrink_it():
 
 
 def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
-    """Two searches of one landscape, the point with the best worst seed each, judged on other seeds."""
-    draw = np.random.default_rng(1)
-    losses = (0.01 * (np.arange(5)[:, None] - 1.7) ** 2 + np.array([0.0, 0.004, 0.012])).ravel()
-    claimed = {"plain": 0, "luck": 0}
-    studies = 400
-    for _ in range(studies):
-        tried = losses[None, :, None] + draw.normal(0, 0.01, (2, len(losses), 2))
-        chosen = tried.max(axis=2).argmin(axis=1)
-        lucks = [luck_of_choice(own.tolist(), 0.01) for own in tried]
-        judged = losses[chosen][:, None] + draw.normal(0, 0.01, (2, 5))
-        own, twin = ({str(s): float(x) for s, x in enumerate(arm)} for arm in judged)
-        for name, luck in (("plain", Luck()), ("luck", lucks[0] + lucks[1])):
-            found = paired(own, twin, luck=luck)
-            claimed[name] += found["low"] > 0 or found["high"] < 0
-    assert claimed["luck"] / studies <= 0.07
-    assert claimed["plain"] / studies > 0.08
+    found = null_studies.tuned_twice(0.01, 400)
+    assert found["luck"] <= 0.07
+    assert found["plain"] > 0.08
+    assert found["widens"] < 1.3
