@@ -257,9 +257,8 @@ def of_tuning(studies: int) -> None:
         for wild in (0.0, 1.0):
             found = tuned_twice(curvature, studies, wild=wild)
             where = f"{curvature:g} nats per squared octave{', wild above the best' if wild else ''}"
-            print(
-                f"tuned twice, {where}: claims {found['plain']:.1%}, with luck {found['luck']:.1%} (×{found['widens']:.2f} as wide)"
-            )
+            shares = f"claims {found['plain']:.1%}, with luck {found['luck']:.1%}"
+            print(f"tuned twice, {where}: {shares} (×{found['widens']:.2f} as wide)")
 
 
 def main(studies: int, overrides: Sequence[str]) -> None:

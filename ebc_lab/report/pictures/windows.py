@@ -203,11 +203,7 @@ def _tuned_finding(curves: Mapping[str, Mapping[str, Any]], order: Sequence[str]
     told += sorted((n for n in order if n not in mine), key=lambda n: _loss(curves[n]))[: 1 if mine else 2]
     done = {name: curves[name] for name in told if curves[name]["val_loss"] is not None}
     said = [f"{_best_in_words(name, own)}, {in_octaves(own['window'])}" for name, own in done.items()]
-    return (
-        f"Validation loss at the chosen rate, and LR window: {'; '.join(said)}."
-        if said
-        else "Every run diverged."
-    )
+    return f"Loss at the chosen rate, and LR window: {'; '.join(said)}." if said else "Every run diverged."
 
 
 def _best_in_words(name: str, own: Mapping[str, Any]) -> str:
