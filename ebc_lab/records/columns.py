@@ -335,6 +335,10 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row a comparison of two arms
     **_of(ABLATION_MEANINGS, "alone", "method", "median", "p", "p_joint", "comparisons"),
     "margin": (NATS, "how much worse still counts as level"),
     **_of(ABLATION_MEANINGS, "detectable", "joint_detectable"),
+    "luck": (
+        NATS,
+        "what other tuning seeds would make of it (standard deviation), in its intervals",
+    ),
 }
 VERDICT_MEANINGS = {  # of verdict, one row a question of the study
     "track": ABLATION_MEANINGS["track"],

@@ -158,7 +158,8 @@ def differences(decisions: Decisions) -> pd.DataFrame:
         for name, track in decision["tracks"].items():
             for family, arm, reference, found, more in _compared(track):
                 about = {"stage": stage, "track": name, "family": family, "arm": arm, "reference": reference}
-                rows.append({**found, **more, **about})
+                luck = found.get("luck", {}).get("sd", 0.0)
+                rows.append({**found, **more, **about, "luck": luck})
     return frame(rows, DIFFERENCE_MEANINGS)
 
 
