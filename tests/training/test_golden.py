@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
 
+RECORDED_WITH = "2.13.0"  # torch
 GOLDEN = Path(__file__).with_name("golden_run.json")
 TEXT = "".join(f"{n} sheep and {n * n % 97} goats, {n % 7} dogs; " for n in range(400))
 SHAPE = [
@@ -50,7 +52,8 @@ def test_a_recorded_run_has_the_losses_of_then(name, tmp_path):
     # its bits depend on the machine's kernels; where it was recorded, the figures are equal to the last digit
     identity, found = trained(RUNS[name], tmp_path)
     recorded_identity, golden = json.loads(GOLDEN.read_text())[name]
-    assert identity == recorded_identity
+    if torch.__version__.partition("+")[0] == RECORDED_WITH:  # which is in the identity
+        assert identity == recorded_identity
     assert found.keys() == golden.keys()
     for figure, values in golden.items():
         assert [v is None for v in found[figure]] == [v is None for v in values]
