@@ -15,8 +15,8 @@ from .options import OUTPUT_DIR, Json, console
 LONGEST = 90  # characters of what a study found, in the list; --json has all of it
 NOTE = (
     "test loss: nats per token, mean over the seeds ± its 95% interval; from the best: paired by the seeds "
-    "that both have, (n) where they are fewer. Each interval is by itself: the first of many owes a part to "
-    "luck."
+    "that both have, (n) where they are fewer. Each interval is by itself and "
+    "without the luck of a tuning, which a study's own has: the first of many owes a part to luck."
 )
 
 

@@ -87,6 +87,7 @@ def _told(done: Outcome) -> dict[str, Any]:
         "answer": [tracks_in_words(line) for line in done.answer],
         "verdict": done.acceptance,
         "answers": _answers(done),
+        "looks": done.study.header().get("looks", []),
         "stages": done.stages,
         "runs": done.runs.as_dict(),
         "failed": done.failed,

@@ -28,6 +28,7 @@ from ebc_lab.report.text.words import asked, explained, optimizer, plural, track
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
+from ebc_lab.study.store.changes import looked
 from ebc_lab.study.store.counts import in_words as runs_in_words
 
 from .options import OUTPUT_DIR
@@ -232,6 +233,8 @@ def _last_words(console: Console, done: Any) -> None:
     for line in done.answer:
         console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study = done.study
+    if said := looked(study.header().get("looks", [])):
+        console.print(Text(f"        {said}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     if more := deciding(study, study.header(), done.ablation):

@@ -270,9 +270,10 @@ def _refusal(error: Exception, suite: Path | None, given: Mapping[str, Any]) -> 
     if found := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         first = f"{shown(found[1])} is not {NUMBERS.get(found[2], found[2])}"
     if "is not in struct" in first and an_arm:
+        near = nearest(str(key).rpartition(".")[2], [own_name(str(t)) for t in given.get(MINE) or ()])
         first = (
-            f"the suite has no such arm; a new one is begun with a +, +{key}.lr_scale=2, or written whole, "
-            f"{key}={{lr_scale: 2, settings: {{…}}}}"
+            f"the suite has no such arm{near}; a new one is begun with a +, +{key}.lr_scale=2, or written "
+            f"whole, {key}={{lr_scale: 2, settings: {{…}}}}"
         )
     where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, given) else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"

@@ -178,7 +178,10 @@ COLUMN_MEANINGS = {  # of summary_*.csv, one row a run: column -> unit, meaning
         "of the run on the clock, evaluations and earlier attempts up to their checkpoint included",
     ),
     "run_id": ("", "its folder under runs/"),
-    "track": ("", "the optimizer and projection, `<optimizer>_<projection>`, of which it is a part"),
+    "track": (
+        "",
+        "`<optimizer>_<projection>` of the baseline that it is built on; a suite's arm may have others",
+    ),
     "stage": ("", "that asked for it"),
     "role": ("", "what it is there for: `grid`, `replicate`, `control` …, in a suite the arm"),
     "lr_schedule": ("", "how the learning rate moves"),
@@ -231,7 +234,7 @@ def _of(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tup
 
 
 ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over its completed seeds
-    "track": ("", "the optimizer and projection, `<optimizer>_<projection>`"),
+    "track": ("", "`<optimizer>_<projection>` of the baseline that it is built on; an arm may have others"),
     "arm": ("", "its name in the suite's file"),
     "about": ("", "what it is, in words"),
     "lr": COLUMN_MEANINGS["lr"],
@@ -285,7 +288,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row an arm; figures are means over
     "p_joint": (SHARE, "corrected for the comparisons"),
     "sigmas": ("σ", "the difference over the noise of replicate seeds"),
     "alone": ("", "`beats`, `meets`, `misses` or `undecided`, by the interval by itself"),
-    "judged": ("", "the same by the joint interval, on which claims rest"),
+    "judged": ("", "the same by the joint interval; both ask about the margin, a suite's verdict about 0"),
     **_of(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
 }
 

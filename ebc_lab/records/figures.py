@@ -278,10 +278,9 @@ def _quantile(values: np.ndarray, share: float) -> float | None:
 
 
 def _grid_of_quantiles(values: np.ndarray) -> list[float] | None:
-    """41 quantiles, from the smallest value to the largest."""
+    """41 quantiles, from the smallest value to the largest, of those that are finite: of a run that diverges
+    the last ones need not be."""
     import numpy as np
 
-    if not len(values):
-        return None
-    with np.errstate(invalid="ignore"):
-        return [float(q) for q in np.quantile(values, np.linspace(0, 1, 41))]
+    known = values[np.isfinite(values)]
+    return [float(q) for q in np.quantile(known, np.linspace(0, 1, 41))] if len(known) else None

@@ -135,6 +135,7 @@ TUNED = (
     Column("Arm", "name", short="arm", head=True),
     Column("Best point", short="best point"),
     loss_column("Validation loss", "val loss"),
+    loss_column("Its worst seed", "worst seed"),
     Column("Margin", "figure", fixed, "margin"),
     Column("Runs", "figure", brief, "runs"),
     Column("Edge of its grid", "prose", short="edge of its grid"),
@@ -149,9 +150,13 @@ def tuned(stage: str, decision: Mapping[str, Any]) -> Table:
             edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
             sigmas = arm["margin_sigma"]
             margin = None if sigmas is None else sigmas * found["sigma"]
-            values = (name, point_in_words(arm), arm["val_loss"], margin, arm["runs"], edges)
+            worst = arm.get("worst_loss")
+            values = (name, point_in_words(arm), arm["val_loss"], worst, margin, arm["runs"], edges)
             rows.append(filled(TUNED, values))
-    note = "validation loss in nats per token; margin: to the second best point, in nats"
+    note = (
+        "validation loss in nats per token, mean of the tuning seeds and its worst one, by which a point is "
+        "chosen; margin: to the second best point by its worst seed, in nats"
+    )
     return Table(f"{stage}-tuned", "Each arm’s best point", TUNED, rows, note)
 
 

@@ -62,8 +62,8 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     The noise of a point's mean is what is left of its losses without the point's and the seed's own effects,
     by its median size over the better half of the points, because losses at too high a rate have outliers;
     with one seed it is `sigma`. With that noise each point had a probability of being the lowest: the luck is
-    how much the points' means spread under these probabilities. None where one point is far ahead, and where
-    nothing was chosen.
+    how much the points' means spread under these probabilities, and its freedom that of the noise. None where
+    one point is far ahead, and where nothing was chosen.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -74,22 +74,23 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     losses = np.array(known)
     points, seeds = losses.shape
     means = losses.mean(axis=1)
-    noise_ = sigma
+    noise_, freedom = sigma, 1
     if seeds > 1:
         near = losses[np.argsort(means, kind="stable")[: max(2, math.ceil(points / 2))]]
         left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
         shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # of the variance, by what was taken out
+        freedom = (len(near) - 1) * (seeds - 1)
         noise_ = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
     noise_ /= math.sqrt(seeds)
     if not noise_ > ROUNDING:
-        return Luck(0.0, points - 1)
+        return Luck(0.0, freedom)
     at = means.min() + noise_ * np.linspace(-8, 8, 801)  # where the lowest may lie
     z = (at - means[:, None]) / noise_
     beyond = stats.norm.logsf(z)
     lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
     chance = lowest / lowest.sum()
     sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
-    return Luck(float(f"{sd:.6g}"), points - 1)
+    return Luck(float(f"{sd:.6g}"), freedom)
 
 
 def paired(
@@ -116,8 +117,7 @@ def paired(
     * `p`, `p_joint`: two-sided, of no difference, corrected likewise;
     * `detectable`, `joint_detectable`: the smallest true difference that such an interval would tell from 0
       in 4 of 5 studies;
-    * `alone`, `judged`: what `judge` says by the arm's own interval and by the joint one;
-    * `luck`: its `sd` and `freedom`, where it widens the intervals.
+    * `alone`, `judged`: what `judge` says by either; `luck`: its `sd` and `freedom`, where there is some.
     """
     seeds = sorted(set(arm) & set(reference))
     both = [(arm[s], reference[s]) for s in seeds]
@@ -137,16 +137,20 @@ def paired(
     if isinstance(found, _Widened):
         out["luck"] = {"sd": luck.sd, "freedom": luck.freedom}
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
-        low = high = math.nan
-        p = None
-        if found is not None:
-            low, high = found.confidence_interval(1 - level / k)
-            p = min(1.0, float(found.pvalue) * looks * k)
+        low, high, p = _interval(found, level / k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
-        out["p_joint" if prefix else "p"] = p
+        out["p_joint" if prefix else "p"] = None if p is None else min(1.0, p * looks * k)
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
         out[name] = "misses" if lost > gained else judge(low, high, margin)
     return out
+
+
+def _interval(found: Any, level: float) -> tuple[float, float, float | None]:
+    """The ends of an interval at `level`, NaN where there is none, and p."""
+    if found is None:
+        return math.nan, math.nan, None
+    low, high = found.confidence_interval(1 - level)
+    return low, high, float(found.pvalue)
 
 
 def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:

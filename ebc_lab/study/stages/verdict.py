@@ -416,8 +416,11 @@ def _remark(d: Mapping[str, Any]) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
-    if needed is None and "luck" in d and seeds_needed({**d, "luck": {}}) is not None:
-        return ", the luck of the tuning is as large: more tuning seeds (tune.seeds=…) would be needed"
+    by_luck = "luck" in d and d["luck"]["sd"] > d["sd"] / math.sqrt(d["seeds"])
+    if needed is None and by_luck and seeds_needed({**d, "luck": {}}) is not None:
+        return (
+            ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
+        )
     if needed is None:
         return f", more than {MOST_SEEDS} seeds would be needed"
     return f", about {needed} seeds would decide it"

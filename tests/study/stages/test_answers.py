@@ -14,7 +14,7 @@ from ebc_lab.results import tables
 from ebc_lab.results.tables import verdict
 from ebc_lab.study.stages import ablation, stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
-from ebc_lab.study.stages.verdict import verdict_of
+from ebc_lab.study.stages.verdict import sentence, verdict_of
 
 SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
 SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
@@ -166,7 +166,10 @@ def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apar
     sure, unsure = (answer_of(found) for found in (known, lucky))
     assert (sure["verdict"], unsure["verdict"]) == ("better", "undecided")
     assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
-    assert unsure["sentence"].endswith("more tuning seeds (tune.seeds=…) would be needed")
+    assert unsure["sentence"].endswith("than that of the seeds: a larger tune.seeds would be needed")
+    noisy = {**unsure["difference"], "sd": 1.0, "verdict": "undecided", "seeds_needed": None}
+    said = sentence("muon", {"rival": "adam", "against": {"adam": noisy}})
+    assert said.endswith("undecided, more than 200 seeds would be needed")
     assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
     assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]
 

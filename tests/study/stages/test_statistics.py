@@ -296,7 +296,7 @@ def test_the_luck_of_a_choice_is_how_the_points_spread_by_their_chance_of_being_
     spread = np.median(np.abs(left)) / 0.674490 / math.sqrt((1 - 1 / 3) * (1 - 1 / 2))
     draw = np.random.default_rng(0).normal(means, spread / math.sqrt(2), size=(200_000, 5))
     assert found.sd == pytest.approx(means[draw.argmin(axis=1)].std(), rel=0.02)
-    assert found.freedom == 4
+    assert found.freedom == 2  # of three points and two seeds
 
 
 def test_there_is_no_luck_where_one_point_is_far_ahead_or_nothing_was_chosen():
