@@ -279,7 +279,7 @@ def differences(
             Cell(_interval(d, "low", "high"), d.get("low")),
             Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
             d.get("joint_detectable", d.get("detectable")),
-            _judged(d),
+            _judged(d) if "roles" in found else _said(d),
         )
         rows.append(filled(DIFFERENCES, values))
     note = (
@@ -334,6 +334,14 @@ def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
     left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
     right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
     return f"{left}, {right}"
+
+
+def _said(d: Mapping[str, Any]) -> Cell:
+    """What a suite says of a difference: the interval beside 0, as in its answer."""
+    if not d["seeds"]:
+        return Cell(NOTHING)
+    verdict = words.verdict_of(d)
+    return Cell(verdict, tone=words.BADGES[verdict])
 
 
 def _judged(d: Mapping[str, Any]) -> Cell:

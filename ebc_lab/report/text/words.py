@@ -163,7 +163,7 @@ def has_ebc(config: Mapping[str, Any]) -> bool:
 
 
 NOISE_ALONE = (
-    "How much luck there is in a loss: one optimizer over a short grid of constant rates, its best run again "
+    "How much luck there is in a loss: one optimizer over a short grid of rates, its best run again "
     "under other seeds. σ is the spread of these; later margins are compared with it. What is asked about "
     "was not trained here: its rates are those of the tuning."
 )

@@ -16,6 +16,7 @@ from ebc_lab.config.identity import digest
 from ebc_lab.records.json_files import read_checksummed, write_checksummed, write_json
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.stages import stage_of
+from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Study
 
 HOLD = """
@@ -194,3 +195,9 @@ def test_a_hand_edited_study_json_is_noticed_with_a_remedy(finished, tmp_path):
         UserError, match=r"study\.json was edited.*delete the file: the study's command writes it again"
     ):
         Study(tmp_path / "s").header()
+
+
+def test_the_working_folder_itself_is_a_study_by_its_own_name(own_copy, monkeypatch):
+    _, study = own_copy
+    monkeypatch.chdir(study.root)
+    assert find(".", "nowhere").name == study.name
