@@ -114,7 +114,7 @@ def _studies(name: str) -> list[Path]:
     one = place_of(name, OUTPUT_DIR, lambda said: None)
     if is_bundle(one) or Study(one).exists():
         return [one]
-    if folder.is_dir():
+    if folder.is_dir() or folder == Path(OUTPUT_DIR):
         raise UserError(no_study_in(folder))
     Study(one).must_exist()
     return [one]
