@@ -19,6 +19,7 @@ from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
 from ebc_lab.report.text.words import NOTHING
 from ebc_lab.study.stages.ablation import _figures
+from ebc_lab.study.stages.verdict import verdict_of
 from ebc_lab.study.store.study import Study
 
 ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
@@ -144,6 +145,14 @@ def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_emp
     assert [c.title for c in table.on(TERMINAL).columns] == ["Arm"]  # narrow: nothing empty
     assert table.on(PAGE).texts() == [["a", "1.50", ""], ["b", "2.00", ""]]
     assert table.on(PAGE).rows[0].cells[1] == Cell("1.50", value=1.5)
+
+
+def test_a_suites_table_says_of_an_interval_what_its_answer_says():
+    against_margin = {"judged": "undecided", "joint_low": 0.004, "joint_high": 0.02, "margin": 0.01}
+    pairs = {"good": {"seeds": 3, "mean": 0.012, "low": 0.006, "high": 0.018, **against_margin}}
+    suite = {"arms": {"good": {}}, "reference": "base"}
+    table = tables.differences("t", "T", pairs, suite)
+    assert [row[-1] for row in table.on(TERMINAL).texts()] == [verdict_of(pairs["good"])] == ["worse"]
 
 
 # -- for papers
