@@ -46,7 +46,7 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     `say` is told where both have one.
     """
     here = Path(name).expanduser()
-    here = here if here.name else here.resolve()  # of `.`, which has none
+    here = here.resolve() if here.name in ("", "..") else here  # `.` and `..`, which name no folder
     if here.suffix in ENDINGS and here.is_file():
         raise UserError(_of_a_suite(here))
     if os.sep in str(Path(name)) or name.startswith((".", "~")):

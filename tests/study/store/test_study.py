@@ -201,3 +201,5 @@ def test_the_working_folder_itself_is_a_study_by_its_own_name(own_copy, monkeypa
     _, study = own_copy
     monkeypatch.chdir(study.root)
     assert find(".", "nowhere").name == study.name
+    monkeypatch.chdir(study.runs)
+    assert find("..", "nowhere").name == study.name
