@@ -24,7 +24,7 @@ from ebc_lab.records.columns import BITS
 from ebc_lab.records.paths import RUNS
 from ebc_lab.report.text import glance, tables
 from ebc_lab.report.text import table as model
-from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words
+from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words, tuned_arms
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.stages import stage_of
@@ -194,8 +194,8 @@ def outcome(console: Console, done: Any) -> None:
     """The end of a call: what was found and where it lies; last the answer, the page, the next command."""
     if done.acceptance:
         console.print(drawn(tables.verdict(done.acceptance["lines"])))
-        asked = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
-        for term, meaning in explained(asked).items():
+        said = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
+        for term, meaning in explained(said).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
     if done.ablation:
         console.print(suite(done.ablation, results_of(done), done.study.decisions().get("tune")))
@@ -281,7 +281,7 @@ def suite(
     for track, found in decision["tracks"].items():
         names = tables.ranked(found)
         if mine := asked(found):
-            tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+            tuned = tuned_arms(tune, track)
             made += [drawn(glance.is_better(label, label, found, tuned)) for label in mine]
         else:
             pairs = tables.suite_pairs(found, names)

@@ -411,7 +411,7 @@ def _glances(
     """What stands under the answer: each arm that is asked about beside the others; or what a sweep shows; or
     every arm."""
     if asked := words.asked(found):
-        tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+        tuned = words.tuned_arms(tune, track)
         names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
         made = [glance.is_better(name, label, found, tuned) for label, name in names.items()]
     else:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 
 from ebc_lab.records.figures import KL_BAND, RECOVERY_WINDOW, SHOCK_WINDOW
 
-from ..text.words import mine_of, optimizer
+from ..text.words import mine_of, optimizer, tuned_arms
 from .arm import Rival, draw_clip, draw_kl, draw_loss
 from .curves import Run, applied_c, audited, by_step, read_results, read_runs, running_mean, thinned, window
 from .ebm import States, draw_states, states_of
@@ -130,7 +130,7 @@ def _together(
         whom = f"{' and '.join(mine) or 'Every arm'} {'against the others' if mine else 'of the suite'}"
         whom += ", each at its own best" if "tune" in decisions else ""
         yield "ablation_curves", draw_overlaid(facts, whom, courses, looks, mine, found["reference"])
-    tuned = decisions.get("tune", {}).get("tracks", {}).get(track, {}).get("arms", {})
+    tuned = tuned_arms(decisions.get("tune"), track)
     curves = {label: arm for label, arm in tuned.items() if label in arms and arm.get("curve")}
     if curves:
         yield "tuned_rates", draw_tuned(facts, curves, looks, mine)

@@ -35,8 +35,13 @@ def pair_cells(difference: Mapping[str, Any] | None) -> tuple[Cell, Cell, Cell]:
     if not (low is None and high is None):
         left = "(−∞" if low is None else f"[{signed(low, 3)}"
         limits = Cell(f"{left}, {'∞)' if high is None else f'{signed(high, 3)}]'}", low)
+    return Cell(signed(centre, 3), centre), limits, verdict_cell(difference)
+
+
+def verdict_cell(difference: Mapping[str, Any]) -> Cell:
+    """What a suite says of a difference: the joint interval beside 0."""
     said = words.verdict_of(difference)
-    return Cell(signed(centre, 3), centre), limits, Cell(said, tone=words.BADGES[said])
+    return Cell(said, tone=words.BADGES[said])
 
 
 # -- is mine better? -----------------------------------------------------------------------------------------
@@ -147,7 +152,7 @@ def tried(
 ) -> Table | None:
     """How much was tried of each arm before its best point was taken: that all were tuned alike. None where
     none of the arms was tuned. `grids`: what was asked for."""
-    tuned = decision["tracks"].get(track, {}).get("arms", {})
+    tuned = words.tuned_arms(decision, track)
     several = len(decision["tracks"]) > 1
     rows: list[Row] = []
     for label in (arm for arm in arms if arm in tuned):

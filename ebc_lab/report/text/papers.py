@@ -97,7 +97,7 @@ def _better(
 ) -> list[Table]:
     """Whether the arms that a suite asks about are better, each with its answer; and what was tried."""
     made = []
-    tuned = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+    tuned = words.tuned_arms(tune, track)
     for i, label in enumerate(words.asked(found), 1):
         table = glance.is_better(f"{track}-better-{i}", label, found, tuned).on(PAPER)
         told = f"{found['answers'][label]['sentence']}."

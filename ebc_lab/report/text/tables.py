@@ -25,6 +25,7 @@ from .arms import bits_of as bits_of
 from .arms import low_bit as low_bit
 from .arms import states as states
 from .beside import beside_weights as beside_weights
+from .glance import verdict_cell
 from .modes import modes as modes
 from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent, signed
@@ -337,11 +338,7 @@ def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
 
 
 def _said(d: Mapping[str, Any]) -> Cell:
-    """What a suite says of a difference: the interval beside 0, as in its answer."""
-    if not d["seeds"]:
-        return Cell(NOTHING)
-    verdict = words.verdict_of(d)
-    return Cell(verdict, tone=words.BADGES[verdict])
+    return verdict_cell(d) if d["seeds"] else Cell(NOTHING)
 
 
 def _judged(d: Mapping[str, Any]) -> Cell:

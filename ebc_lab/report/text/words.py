@@ -428,6 +428,11 @@ def asked(found: Mapping[str, Any]) -> list[str]:
     return [label for label in mine_of(found) if label in found["answers"]]
 
 
+def tuned_arms(tune: Mapping[str, Any] | None, track: str) -> Mapping[str, Mapping[str, Any]]:
+    """What the decision of the stage tune holds of each arm of a track; empty where nothing was tuned."""
+    return tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
+
+
 def suite_answer(found: Mapping[str, Any]) -> dict[str, Any]:
     """A suite in a word and a sentence: of arms that it asks about whether they are better; else which arms
     the joint interval tells apart from their reference.

@@ -22,7 +22,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 CONFIDENCE = 0.95
@@ -67,7 +67,7 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
-        return Luck()
+        return NO_LUCK
     import numpy as np
     from scipy import stats
 
@@ -135,7 +135,7 @@ def paired(
         out |= _moments(differences, replicates)
     found = _tested(out["method"], differences, luck)
     if isinstance(found, _Widened):
-        out["luck"] = {"sd": luck.sd, "freedom": luck.freedom}
+        out["luck"] = asdict(luck)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
         low, high, p = _interval(found, level / k)
         out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
