@@ -96,7 +96,7 @@ def test_a_crowded_folder_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("def long():\n" + "    x = 1\n" * 50, "long has 51 lines"),
+        ("def long():\n" + "    x = 1\n" * 70, "long has 71 lines"),
         ("x = 1 if a else 2 if b else 3", "inside another"),
         ("x = [a for a in b if a.c and a.d and a.e]", "3 conditions"),
         ("x = [a for a in b if a.c if a.d if a.e]", "3 conditions"),
