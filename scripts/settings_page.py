@@ -16,21 +16,25 @@ from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.fields import setting_of
+from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import ArmConfig, MineConfig
 
 PAGE = Path(__file__).parent.parent / "docs" / "settings.md"
 TOP = r"""# The settings
 
-`scripts/settings_page.py` prints this page from [`ebc_lab/config/schema.py`](../ebc_lab/config/schema.py).
+`scripts/settings_page.py` prints this page from [`ebc_lab/config/parts`](../ebc_lab/config/parts), a file for
+each group of a run's settings, and [`ebc_lab/config/schema.py`](../ebc_lab/config/schema.py).
 
 Write settings as Hydra overrides, for example `budget.target_kl=0.02`. A group such as `optimizer=muon` sets
-everything in that choice's file. *Default* is what `ebc-lab autopilot scale=laptop` uses; empty means none.
+everything in that choice's file. A setting *with optimizer=muon* is read under that choice alone, and refused
+under others. *Default* is what `ebc-lab autopilot scale=laptop` uses; empty means none.
 A study decides some of a run's settings itself and refuses overrides of them. δ\* is the target KL.
 
 A list or mapping takes at most 100 items (500 arms), a text 1,000 characters, an override 4,000, and a
 study 2,000 runs. `${batch_size}` in a value is the value of that setting; other `${…}` are refused. A new
 entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`, `ablation.arms.NAME={lr_scale: 4, settings: {…}}`.
 """
+READ_BY = {part.name: part.read_by for part in PARTS}
 NUMBERS = {int: "integer", float: "number", str: "text"}
 
 
@@ -47,8 +51,12 @@ def takes(group: str, setting: Any, kind: Any) -> str:
             name for plain, name in NUMBERS.items() if plain in inside and typing.get_origin(kind) is not dict
         ]
         words = " ".join([*named[:1], setting.range()]).strip()
+    reader, choices = READ_BY.get(group) or ("", ())
+    if reader:
+        words += f"; with {reader}={any_of(choices)}"
     if setting.only:
-        words += f"; with {group}={any_of(setting.only)}"
+        of = group if setting.of == "name" else f"{group}.{setting.of}"
+        words += f"; with {of}={any_of(setting.only)}"
     return words.removeprefix("; ")
 
 

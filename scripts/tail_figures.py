@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
-from ebc_lab.config.schema import DataConfig
+from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.ebc import attach
 from ebc_lab.ebc.logits import mean_kl
 from ebc_lab.workloads.corpus import locate

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ebc_lab.config.choices import changed, optimizer_defaults
-from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 
 from .memory import of_run
 from .pairs import steps_compared

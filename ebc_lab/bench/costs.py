@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.batches import windows
 from ebc_lab.workloads.losses import evaluate

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ebc_lab.config.choices import changed
-from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 
 from .loops import WARM_STEPS, Loop, opened, synchronise
 from .pairs import spread, steps_compared

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from ebc_lab.config.choices import changed
-from ebc_lab.config.schema import (
-    DeterminismConfig,
-    LRScheduleConfig,
-    MemoryConfig,
-    OptimizerConfig,
-    ProjectionConfig,
-    RunConfig,
-    StabilizerConfig,
-)
+from ebc_lab.config.parts.determinism import DeterminismConfig
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.optimizer import OptimizerConfig
+from ebc_lab.config.parts.projection import ProjectionConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity.engine import engine_name
 
 from .loops import Loop, opened

@@ -8,7 +8,9 @@ from typing import Any
 
 from ebc_lab.config.checks import WITH_LOW_BIT_STATE
 from ebc_lab.config.choices import changed
-from ebc_lab.config.schema import MemoryConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 
 from .pairs import steps_compared
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.components.memory import reachable, storages
-from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.run import Training
 
 from .loops import Loop, opened

@@ -19,7 +19,10 @@ from typing import Any, TypedDict
 
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import DataConfig, LRScheduleConfig, RunConfig, ShockConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.parts.shock import ShockConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
 from .speeds import run_module, shape_here

@@ -19,7 +19,8 @@ from ebc_lab.components.stabilizers import STABILIZERS
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity_of, resolved
-from ebc_lab.config.schema import RunConfig, StabilizerConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BUDGETS, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles

@@ -24,7 +24,8 @@ import torch
 
 from ebc_lab.components import optimizers
 from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig, TokensConfig
+from ebc_lab.config.parts.tokens import TokensConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.process import forward_of, set_up_torch
 from ebc_lab.workloads import WORKLOADS
 from ebc_lab.workloads.corpus import Corpus

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.config.determinism_checks import check_determinism
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.modes import check_exact
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity import Grids, VerityError, check_platform, ops, use_engine
 from ebc_lab.verity.engine import engine_name, why_not_native
@@ -27,7 +27,7 @@ def start(run: RunConfig) -> None:
     """
     if not run.determinism.exact:
         return
-    check_determinism(run)
+    check_exact(run)
     try:
         use_engine(run.determinism.engine)
         check_platform(run.device)

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.config.schema import MemoryConfig, RunConfig
+from ebc_lab.config.parts.memory import MemoryConfig
+from ebc_lab.config.schema import RunConfig
 
 PRIME = 2654435761  # so that no two seeds of a run and of its memory meet soon
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import need
-from ebc_lab.config.schema import OptimizerConfig
+from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.verity import VerityAdam
 
 from .forensics import UncorrectedAdam

@@ -15,7 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ebc_lab.config.schema import ProjectionConfig
+from ebc_lab.config.parts.projection import ProjectionConfig
 
 
 class Projection(Protocol):

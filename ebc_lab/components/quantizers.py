@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.config.schema import QuantizerConfig, RunConfig
+from ebc_lab.config.parts.quantizer import QuantizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepStats
 from ebc_lab.lowbit.clustering import ParameterClustering
 from ebc_lab.lowbit.container import PackedTensor, read_packed, write_packed

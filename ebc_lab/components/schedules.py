@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ebc_lab.config.choices import own_part, told
 from ebc_lab.config.errors import UserError, need, shown
-from ebc_lab.config.schema import LRScheduleConfig
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 

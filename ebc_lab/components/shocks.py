@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.config.schema import RunConfig, ShockConfig
+from ebc_lab.config.parts.shock import ShockConfig
+from ebc_lab.config.schema import RunConfig
 
 
 def step_of(run: RunConfig) -> int:

@@ -10,18 +10,18 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ebc_lab.ebc.options import LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
+from ebc_lab.ebc.options import LAGGED, LEAST_MULTIPLIER, LEAST_TARGET_KL, MEASURING
 
-from .choices import OWN, choices_of, groups, kind_of
-from .determinism_checks import check_determinism
+from .choices import OWN, choices_of, groups, kind_of, values_in_conf
 from .dicts import type_hints
 from .errors import HIDDEN, UserError, any_of, need, shown
-from .fields import Setting, default_of, setting_of
+from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
-from .memory_checks import check_memory
+from .modes import check_modes
 from .own.entry_points import offered
-from .schema import CUSTOM, OptimizerConfig, RunConfig
-from .workload_checks import check_workload, installed
+from .parts import PART, PARTS
+from .parts import quantizer as levels
+from .schema import RunConfig
 
 STEERED = ("ebc", "trust_region")  # stabilizers with a radius, which a policy can move
 WITH_LOW_BIT_STATE = ("adam", "adamw")  # optimizers whose moments can be kept in few bits
@@ -54,12 +54,56 @@ def check_settings(config: Any, path: str = "") -> None:
             need(bool(LABEL.fullmatch(str(value))), f"{key}={shown(value)} must be letters, digits and _.")
             continue
         check_value(key, value, setting, kinds[field.name])
-        if setting.only and value != default_of(field):
-            group = path.rstrip(".")
-            need(
-                (CUSTOM if own else config.name) in setting.only,
-                f"{key} goes with {group}={any_of(setting.only)}, not {group}={config.name}.",
-            )
+
+
+def set_in_vain(config: Any) -> dict[str, str]:
+    """Setting -> what it goes with, of those in groups that are set although nobody reads them. A value that
+    a file of `conf/` gives is not taken for one that was set."""
+    vain: dict[str, str] = {}
+    for group, settings in _groups_of(config):
+        part = PART.get(group)
+        reader, choices = (part.read_by if part else None) or ("", ())
+        reading = getattr(config, reader).name if reader else ""
+        for field in dataclasses.fields(settings):
+            if not _is_set(group, field, settings):
+                continue
+            key = group if field.name == "name" else f"{group}.{field.name}"
+            setting = setting_of(field)
+            of = group if setting.of == "name" else f"{group}.{setting.of}"
+            now = kind_of(group, settings) if setting.of == "name" else getattr(settings, setting.of)
+            if reading not in choices and reader:
+                vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
+            elif setting.only and now not in setting.only:
+                own = f": write it as {group}.arguments" if now == CUSTOM else ""
+                vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{own}."
+    return vain
+
+
+def _groups_of(config: Any) -> list[tuple[str, Any]]:
+    values = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
+    return [(name, value) for name, value in values if name in groups() and hasattr(value, "name")]
+
+
+def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
+    value = getattr(settings, field.name)
+    if value == default_of(field):
+        return False
+    # every choice is in some file; of those that matter, none but the default is unset
+    named = field.name == "name" and setting_of(field).named
+    return named or value not in values_in_conf(group, settings.name, field.name)
+
+
+def check_read(config: Any, beside: Any = None) -> None:
+    """Refuse settings that nobody reads, but for those that `beside` has, too: what this began as, of whose
+    study others may read them. Raises UserError."""
+    for key, sentence in set_in_vain(config).items():
+        need(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
+
+
+def value_at(config: Any, key: str) -> Any:
+    """The value of `optimizer.beta1`; of `optimizer`, its name."""
+    group, _, name = key.partition(".")
+    return getattr(getattr(config, group), name or "name")
 
 
 def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
@@ -125,9 +169,11 @@ def _check_text(key: str, text: str, longest: int) -> None:
     need(not HIDDEN.search(text), f"{key} has control characters: {shown(text)}.")
 
 
-def validate_run(run: RunConfig) -> None:
-    """Refuse impossible or contradictory settings of one run. Raises UserError."""
+def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
+    """Refuse impossible or contradictory settings of one run. `beside`: the run whose settings it began as,
+    which may have settings that only others of a study read. Raises UserError."""
     check_settings(run)
+    check_read(run, beside)
     shock = run.shock
     need(run.model.width % run.model.heads == 0, "model.width must be a multiple of model.heads.")
     need(
@@ -144,10 +190,6 @@ def validate_run(run: RunConfig) -> None:
         shock.name == "none" or shock.step is None or shock.step < run.steps,
         f"shock.step={shock.step} lies beyond the run's {run.steps} steps (counted from 0).",
     )
-    need(
-        shock.name != "label_noise" or shock.size <= 1,
-        f"shock.size is the share of wrong targets under shock=label_noise: at most 1, not {shock.size}.",
-    )
     _check_accumulation(run)
     part = run.batch_size // run.accumulate
     of = "of the batch" if run.accumulate == 1 else "of each part of the batch"
@@ -155,18 +197,40 @@ def validate_run(run: RunConfig) -> None:
         run.budget.probe_sequences < max(part, 1),
         f"budget.probe_sequences must leave rows {of} for the audit: 1 to {part - 1}.",
     )
-    need(run.data.name != "path" or bool(run.data.file), "data=path needs data.file=FILE, a UTF-8 text.")
-    need(
-        run.lr_schedule.name != "replay" or bool(run.lr_schedule.source),
-        "lr_schedule=replay needs lr_schedule.source, the folder of the run whose learning rates it replays.",
-    )
     _check_own_parts(run)
+    for one in PARTS:
+        reader, choices = one.read_by or ("", ())
+        if not reader or getattr(run, reader).name in choices:
+            for refusal in one.refuses(getattr(run, one.name)):
+                raise UserError(refusal)
     _check_quantizer(run)
     _check_low_bit(run)
-    check_memory(run)
-    check_workload(run)
-    check_determinism(run)
+    _check_memory(run)
+    need(
+        run.workload.name == "ebm" or run.projection.name != "sphere",
+        "projection=sphere keeps the directions of workload=ebm on the sphere, and "
+        f"workload={run.workload.name} has none.",
+    )
+    need(
+        run.workload.name != "ebm" or run.ebm.embeddings != "gpt2" or run.tokens.name == "gpt2",
+        "ebm.embeddings=gpt2 are those of GPT-2's own tokens: add tokens=gpt2.",
+    )
+    check_modes(run)
     check_run(run)
+
+
+def _check_memory(run: RunConfig) -> None:
+    """Refuse what does not go with packed activations, or with updates after backward. Raises UserError."""
+    need(
+        run.memory.activations == "none" or run.compile != "on",
+        f"memory.activations={run.memory.activations} packs what an uncompiled forward saves: leave compile "
+        "at off.",
+    )
+    need(
+        run.stabilizer.name != "ebc" or run.budget.name != LAGGED or run.memory.hooks,
+        "budget=lagged looks at earlier steps because hooks leave it no choice: choose budget=shadow, which "
+        "measures the step itself, or memory=hooks with optimizer=axiom.",
+    )
 
 
 def _check_accumulation(run: RunConfig) -> None:
@@ -193,18 +257,16 @@ def _check_own_parts(run: RunConfig) -> None:
                 f"{group}=custom {group}.target=…."
             )
         _check_finite(f"{group}.arguments", part.arguments)
-    usual = OptimizerConfig()
     if kind_of("optimizer", run.optimizer) == CUSTOM:
-        for key in ("beta1", "beta2", "eps", "weight_decay", "momentum"):
-            value = getattr(run.optimizer, key)
-            need(
-                value == getattr(usual, key),
-                f"optimizer.{key} is not given to your own optimizer: write what it takes as "
-                f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {value}}}'.",
-            )
+        decay = run.optimizer.weight_decay
+        need(
+            decay == 0,
+            "optimizer.weight_decay is not given to your own optimizer: write what it takes as "
+            f"optimizer.arguments, for example 'optimizer.arguments={{weight_decay: {decay}}}'.",
+        )
     if run.model.target is not None:
         need(
-            {run.quantizer.name, run.quantizer.gradients, run.quantizer.state} == {"none"},
+            levels.unused(run.quantizer),
             "a quantizer goes with model=gpt, whose hidden matrices it knows, not with a model of your own.",
         )
 
@@ -218,26 +280,8 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def _check_quantizer(run: RunConfig) -> None:
-    """Refuse low-bit settings that cannot be meant, or do nothing. Raises UserError."""
+    """Refuse levels of what the optimizer or the weights do not have. Raises UserError."""
     quantizer = run.quantizer
-    group = quantizer.group
-    need(
-        group in ("tensor", "row") or (group.isdecimal() and int(group) >= 1),
-        f"quantizer.group={shown(group)} is unknown; it takes tensor, row, or a count of weights >= 1.",
-    )
-    need(
-        quantizer.scale in ("absmean", "absmax") or _positive(quantizer.scale),
-        f"quantizer.scale={shown(quantizer.scale)} is unknown; it takes absmean, absmax, or a step > 0.",
-    )
-    need(
-        quantizer.name != "none" or (group, quantizer.scale) == ("tensor", "absmean"),
-        "quantizer.group and quantizer.scale are about quantized weights: choose quantizer=ternary or five.",
-    )
-    need(
-        quantizer.gradients != "none" or not (quantizer.error_feedback or quantizer.rounding != "nearest"),
-        "quantizer.rounding and quantizer.error_feedback say how gradients are quantized: choose "
-        "quantizer.gradients=ternary or five.",
-    )
     need(
         quantizer.state == "none" or run.optimizer.name in WITH_LOW_BIT_STATE,
         f"quantizer.state={quantizer.state} keeps Adam's moments: it goes with optimizer=adam or adamw, not "
@@ -273,11 +317,6 @@ def _check_low_bit(run: RunConfig) -> None:
         "stabilizer.norm=effective halves the whole update until it fits: leave stabilizer.per=all.",
     )
     need(
-        run.partition.name == "uniform" or run.partition.clusters > 0 or installed("sklearn"),
-        "partition.clusters=0 chooses by silhouettes of the library scikit-learn: pip install "
-        "'ebc-lab[lowbit]', or give the number of clusters.",
-    )
-    need(
         run.partition.name == "uniform" or run.stabilizer.name != "ebc" or run.budget.probe_tokens == "train",
         f"partition={run.partition.name} draws batches from the whole training text: leave "
         "budget.probe_tokens=train.",
@@ -306,13 +345,6 @@ def remarks(run: RunConfig) -> list[str]:
             "no code flip: a forensic arm (docs/lowbit.md)."
         )
     return said
-
-
-def _positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < math.inf
-    except ValueError:
-        return False
 
 
 def least_memory_gb(run: RunConfig) -> float:

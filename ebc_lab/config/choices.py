@@ -14,19 +14,16 @@ from typing import Any, TypeVar
 
 from .dicts import type_hints
 from .errors import UserError, any_of, nearest, need, shown
+from .fields import CUSTOM
 from .own import sources, suites
 from .own.entry_points import offered
 from .own.names import own_name
-from .schema import (
-    CUSTOM,
-    ArmConfig,
-    Config,
-    ControllerConfig,
-    DeterminismConfig,
-    OptimizerConfig,
-    RunConfig,
-    StabilizerConfig,
-)
+from .part import is_own
+from .parts.controller import ControllerConfig
+from .parts.determinism import DeterminismConfig
+from .parts.optimizer import OptimizerConfig
+from .parts.stabilizer import StabilizerConfig
+from .schema import ArmConfig, Config, RunConfig
 
 # groups whose settings mean nothing under another name
 FRESH = {"controller": ControllerConfig, "optimizer": OptimizerConfig, "stabilizer": StabilizerConfig}
@@ -63,6 +60,15 @@ def settings_of(group: str, name: str) -> dict[str, Any]:
         )
     loaded = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
     return typing.cast(dict[str, Any], loaded)
+
+
+@functools.cache
+def values_in_conf(group: str, name: str, field: str) -> list[Any]:
+    """The values that files of `conf` give a setting: that of its group's choice, and those of the scales."""
+    files = [settings_of("scale", scale).get(group) for scale in groups()["scale"]]
+    if name in groups()[group]:
+        files.append(settings_of(group, name))
+    return [settings[field] for settings in files if isinstance(settings, Mapping) and field in settings]
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
@@ -182,7 +188,7 @@ def _offered_target(group: str, name: str) -> str:
 def kind_of(group: str, part: Any) -> str:
     """Which choice of `conf` a part of a run is: its name, or `custom` where it has a target and a name of
     its own."""
-    own = part.target is not None and part.name not in groups()[group]
+    own = getattr(part, "target", None) is not None and is_own(part, groups()[group])
     return CUSTOM if own else str(part.name)
 
 

@@ -19,6 +19,7 @@ from . import schema
 from .choices import choices_of, conf_dir, groups, offered_parts, own_suite, with_names, with_sources
 from .errors import UserError, any_of, nearest, need, shown
 from .hints import STUDY_DECIDES, near_setting
+from .limits import STEPS
 from .overrides import (
     ARM,
     TRAIN_TOKENS,
@@ -32,14 +33,13 @@ from .overrides import (
 from .own import suites
 from .own.entry_points import OFFERED
 from .own.names import own_name
-from .schema import STAGES, STEPS, ArmConfig, Config
+from .schema import STAGES, ArmConfig, Config
 from .study_checks import validate
 
 A_SETTING_OF_AN_ARM = re.compile(r"ablation\.arms\.([^.]+)\.(.+)")
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 MINE = "mine"
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
-SIZES_OF_GPT = ("model.blocks", "model.width", "model.heads", "model.dropout")
 
 
 def compose(
@@ -76,8 +76,6 @@ def compose(
         config = with_mine(with_names(config), study=study)
         config = by_their_targets(with_sources(config)) if sources else config
         validate(config, study=study, here=here)
-    for key in SIZES_OF_GPT if config.model.target is not None else ():
-        need(key not in parsed, f"{key} is not given to a model of your own: write it as model.arguments.")
     own = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**own, **config.own_files})
 

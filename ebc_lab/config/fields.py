@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
+UNSET = object()
+CUSTOM = "custom"  # the choice of those groups that have a `target`: a user's own part
+OWN = (CUSTOM,)
+OWN_ARGUMENTS = "of custom: what the function is also given"
+OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforced"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,11 @@ class Setting:
     unique: bool = False
     increasing: bool = False
     keys: Sequence[str] = ()  # of a mapping
-    only: Sequence[str] = ()  # choices of its own group without which this setting has no effect
+    only: Sequence[str] = ()  # choices without which this setting has no effect: nobody reads it
+    of: str = "name"  # the setting of its own group that makes this choice
+    neutral: Any = UNSET  # the value at which it changes nothing, and is left out of a run's identity
+    named: bool = True  # whether it can change a run's numbers, and is part of its identity
+    always: bool = False  # whether it is so even where nobody reads it, as names of runs have had it
 
     @property
     def numeric(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import platform
 import shutil
@@ -27,6 +28,11 @@ INSTRUCTIONS: dict[str, set[str]] = {  # as ATEN_CPU_CAPABILITY names them -> fl
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
 }
+
+
+def installed(module: str) -> bool:
+    """Whether an optional library is there, without importing it."""
+    return importlib.util.find_spec(module) is not None
 
 
 def cores() -> int:

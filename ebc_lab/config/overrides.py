@@ -13,9 +13,10 @@ from typing import Any
 
 from .choices import choices_of, groups, own_suite
 from .errors import UserError, any_of, shown
+from .fields import CUSTOM
 from .hints import near_choice, near_setting
 from .own.suites import GROUP, beside_us, chosen_name
-from .schema import CUSTOM, Config
+from .schema import Config
 
 LONGEST = 4000  # characters of an override; longer ones take Hydra's parser seconds
 LONGEST_TOGETHER = 40_000

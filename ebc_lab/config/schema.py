@@ -1,12 +1,12 @@
-"""Every setting: its default, what it means, its unit, and which values it takes.
+"""The settings of a run, of a study and of its stages: defaults, meanings, units, and the values they take.
 
-`compose` fills these dataclasses from the command line; docs/settings.md is printed from them.
+Those of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
+docs/settings.md is printed from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,30 +15,29 @@ from typing import Any, ClassVar
 from ebc_lab.ebc import options
 
 from .fields import Setting, number, setting
+from .limits import EXTENSIONS, GRID, LR, MULTIPLE, SECONDS, SEED, SEEDS, STEPS, TOKENS
 from .machine import INSTRUCTIONS
+from .parts.budget import BudgetConfig
+from .parts.controller import ControllerConfig
+from .parts.data import DataConfig
+from .parts.determinism import DeterminismConfig
+from .parts.ebm import DecoderConfig, EbmConfig, EncoderConfig, IndexConfig, SamplerConfig
+from .parts.lr_schedule import LR_SHAPES, LRScheduleConfig
+from .parts.memory import MemoryConfig
+from .parts.model import ModelConfig
+from .parts.optimizer import OptimizerConfig
+from .parts.partition import PartitionConfig
+from .parts.policy import PolicyConfig
+from .parts.projection import ProjectionConfig
+from .parts.quantizer import QuantizerConfig
+from .parts.shock import ShockConfig
+from .parts.stabilizer import StabilizerConfig
+from .parts.tokens import TokensConfig
+from .parts.workload import WorkloadConfig
 
 SPLITS = ("train", "val", "test")
 # settings that may differ between calls on one study
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "own_files")
-LR_SHAPES = ("constant", "warmup_linear", "cosine", "trapezoid", "inverse_sqrt")  # schedules without a record
-CUSTOM = "custom"  # the choice of those groups that have a `target`
-
-# Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
-# is refused at once instead of planned for minutes.
-STEPS = 10**8  # a run of a day at a thousand steps a second
-TOKENS = 10**15  # to train on
-SEED = 10**9  # every generator of random numbers takes it
-LR: dict[str, Any] = {
-    "low": 1e-12,
-    "high": 1e6,
-}  # what doubles or halves from there on stays a number above 0
-MULTIPLE: dict[str, Any] = {
-    "low": 1e-4,
-    "high": 1e4,
-}  # of a measured best value; smaller ones have no name of an arm
-EXTENSIONS = 20  # times a grid may double: a million-fold
-SEEDS = 100  # of one stage
-GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
@@ -49,433 +48,6 @@ TUNABLE: dict[str, Setting] = {  # what an arm's grid may hold, and its values
 }
 GROWING = ("lr", "lr_scale", "delta", "strength")  # of these: a grid grows where its best point is on an edge
 CAPABILITIES = tuple(INSTRUCTIONS)
-SECONDS = 10**7  # four months
-
-
-@dataclass
-class DataConfig:
-    """The text that models are trained on."""
-
-    name: str = setting("auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data")
-    file: str | None = setting(None, "the text, UTF-8", only=("path",))
-    sha256: str | None = setting(
-        None, "checksum of the text; filled in when a study is resolved, then enforced"
-    )
-
-
-@dataclass
-class ModelConfig:
-    """The model."""
-
-    name: str = setting("gpt", "which model", group="model")
-    blocks: int = setting(3, "transformer blocks", low=1, high=256)
-    width: int = setting(128, "size of a token's vector; a multiple of heads", "features", low=1, high=65536)
-    heads: int = setting(4, "attention heads", low=1, high=1024)
-    context: int = setting(64, "length of a sequence, T", "tokens", low=1, high=131072)
-    dropout: float = setting(0.0, "dropout probability", low=0, below=1)
-    target: str | None = setting(
-        None, "of custom: module:function, which makes the model (docs/extending.md)", only=(CUSTOM,)
-    )
-    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
-    sha256: str | None = setting(
-        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
-    )
-
-
-AXIOM = ("axiom",)
-
-
-@dataclass
-class OptimizerConfig:
-    """The base optimizer; each has its own defaults in conf/optimizer and reads only the settings it has."""
-
-    name: str = setting("adam", "which optimizer", group="optimizer")
-    lr: float = setting(4e-3, "learning rate at its peak", **LR)
-    beta1: float = setting(0.9, "decay of the first moment", low=0, below=1)
-    beta2: float = setting(0.999, "decay of the second moment", low=0, below=1)
-    eps: float = setting(1e-8, "added to the denominator", low=0, high=1)
-    weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
-    momentum: float = setting(0.0, "of SGD and Muon", low=0, high=1)
-    rank: int = setting(
-        0,
-        "of AXIOM's momentum, 0: none; of GaLore's gradients",
-        low=0,
-        high=65536,
-        only=("axiom", "galore"),
-    )
-    relative: bool = setting(False, "lr in units of each tensor's own rms", only=AXIOM)
-    momentum_weight: float = setting(
-        0.5, "with rank > 0: of the momentum beside the gradient", low=0, high=1000, only=AXIOM
-    )
-    streak_boost: float = setting(
-        1.0,
-        "with rank > 0: how many times as far a tensor moves whose gradient agrees with its momentum; 1: off",
-        low=1,
-        high=1000,
-        only=AXIOM,
-    )
-    snr_floor: float = setting(
-        0.5,
-        "with rank > 0: least factor on rows whose momentum is weak; 1: off",
-        low=0,
-        high=1,
-        only=AXIOM,
-    )
-    target: str | None = setting(
-        None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=(CUSTOM,)
-    )
-    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
-    sha256: str | None = setting(
-        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
-    )
-
-
-@dataclass
-class LRScheduleConfig:
-    """How the learning rate changes during a run."""
-
-    name: str = setting("constant", "which schedule", group="lr_schedule")
-    warmup_steps: int = setting(
-        20, "steps of linear warm-up; constant and replay have none", "steps", low=0, high=STEPS
-    )
-    warmup_share: float | None = setting(
-        None, "warm-up as a share of the run, instead of warmup_steps", low=0, below=1
-    )
-    decay_share: float = setting(0.4, "of trapezoid: the share of the run that decays", above=0, high=1)
-    source: str | None = setting(
-        None, "of replay: folder, or in a study id, of the run whose recorded c·lr is replayed"
-    )
-    target: str | None = setting(
-        None,
-        "of custom: module:function, which gives the factor on the peak (docs/extending.md)",
-        only=(CUSTOM,),
-    )
-    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
-    sha256: str | None = setting(
-        None,
-        "of replay: checksum of that record, filled in for a single run; of custom: of the module's file; "
-        "filled in, then enforced",
-    )
-
-
-@dataclass
-class ProjectionConfig:
-    """A constraint on weight matrices, restored after each step."""
-
-    name: str = setting("none", "which constraint", group="projection")
-    bound: float = setting(2.0, "of spectral", "× the largest initial singular value", above=0, high=1e6)
-
-
-@dataclass
-class StabilizerConfig:
-    """What acts between backward and the update: EBC, one of its rivals, or nothing."""
-
-    name: str = setting("none", "which stabilizer", group="stabilizer")
-    strength: float | None = setting(
-        None, "a rival's threshold; its file says in which unit", above=0, high=1e9
-    )
-    schedule: str = setting("constant", "of trust_region: of the squared radius", choices=options.SCHEDULES)
-    per: str = setting(
-        "all",
-        "of trust_region: one radius for the whole update, or a share of it for each group of "
-        "budget.grouping",
-        choices=("all", "group"),
-        only=("trust_region",),
-    )
-    norm: str = setting(
-        "latent",
-        "of trust_region: of the weights that the optimizer moves, or of the quantized ones that the "
-        "forward uses",
-        choices=("latent", "effective"),
-        only=("trust_region",),
-    )
-    target: str | None = setting(
-        None, "of custom: module:function, which wraps the optimizers (docs/extending.md)", only=(CUSTOM,)
-    )
-    arguments: dict[str, Any] = setting({}, "of custom: what the function is also given", only=(CUSTOM,))
-    sha256: str | None = setting(
-        None, "of custom: checksum of the module's file; filled in, then enforced", only=(CUSTOM,)
-    )
-
-
-@dataclass
-class BudgetConfig:
-    """EBC's budget of predicted change, and how the clip coefficient c is found."""
-
-    name: str = setting("tracked", "how c is found", group="budget")
-    target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0, high=100)
-    schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
-    probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1, high=65536)
-    probe_tokens: str = setting(
-        "train", "where these come from: the batch, or training text held back", choices=("train", "held")
-    )
-    aggregate: str = setting(
-        "l1", "how contributions add up to S; l2 gives no bound", choices=options.AGGREGATES
-    )
-    grouping: str = setting(
-        "block",
-        "parameters that share one β; matrices: all others move freely; kmeans: tensors alike in size, "
-        "shape, weights and depth",
-        choices=(*options.GROUPINGS, "kmeans"),
-    )
-    clusters: int = setting(6, "of grouping=kmeans: number of groups", "groups", low=1, high=1000)
-    guard: str = setting(
-        "none", "corrects the radius τ after audits", choices=options.GUARDS, only=("surrogate",)
-    )
-    probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
-    cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
-    beta_init: str = setting("first", "forensic: initial β", choices=options.BETA_INITS)
-    units: str = setting(
-        "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
-    )
-    until: float = setting(
-        1.0, "EBC acts until then; from there on every update is applied in full", "× steps", above=0, high=1
-    )
-    exponent: str = setting(
-        "square",
-        "of shadow: KL grows as c², or as a power of c measured at audits, as on a quantized model",
-        choices=options.EXPONENTS,
-        only=("shadow",),
-    )
-    measure_every: int = setting(
-        1, "of shadow and tracked: steps between measurements", "steps", low=1, high=STEPS
-    )
-    sensitivity_every: int = setting(
-        0,
-        "of shadow, tracked and fisher: steps between recordings of S; 0: never",
-        "steps",
-        low=0,
-        high=STEPS,
-    )
-
-
-@dataclass
-class ControllerConfig:
-    """How the current budget δ follows δ*. An empty gain is the controller's own default."""
-
-    name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
-    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"), high=100)
-    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"), high=100)
-    a: float | None = setting(
-        None,
-        "KL per predicted decrease of the loss; a study takes the baseline's",
-        "nats/nat",
-        low=0,
-        only=("energy",),
-        high=1e6,
-    )
-
-
-@dataclass
-class QuantizerConfig:
-    """Low-bit training: hidden matrices, their gradients and the optimizer's state in few levels
-    (docs/lowbit.md)."""
-
-    name: str = setting("none", "levels of the hidden matrices in the forward", group="quantizer")
-    group: str = setting("tensor", "weights that share a step: tensor, row, or so many neighbours in a row")
-    scale: str = setting("absmean", "a group's step: absmean, absmax, or a number")
-    gradients: str = setting(
-        "none", "levels of the hidden matrices' gradients", choices=("none", "ternary", "five")
-    )
-    rounding: str = setting("nearest", "of the gradients", choices=("nearest", "stochastic"))
-    error_feedback: bool = setting(
-        False, "what rounding took from a gradient is added to the next step's gradient"
-    )
-    state: str = setting(
-        "none",
-        "levels of Adam's moments of the hidden matrices; int8_linear: forensic",
-        choices=("none", "int8", "int8_linear", "ternary", "five"),
-    )
-
-
-@dataclass
-class MemoryConfig:
-    """What a step keeps beside the weights (docs/axiom.md)."""
-
-    name: str = setting("none", "gradients, or activations, or both in little memory", group="memory")
-    hooks: bool = setting(False, "the update is made inside backward, tensor by tensor; of optimizer=axiom")
-    activations: str = setting(
-        "none", "activations kept for backward: as they are, or in 4 bits", choices=("none", "int4")
-    )
-    seed: int = setting(0, "of their stochastic rounding, beside the run's", low=0, high=SEED)
-
-
-VERITY = ("verity",)
-
-
-@dataclass
-class DeterminismConfig:
-    """On what a run's bits may depend beside its settings (docs/verity.md)."""
-
-    name: str = setting(
-        "none",
-        "on the machine; torch: its deterministic kernels, on one machine; verity: exact sums, on none",
-        group="determinism",
-    )
-    engine: str = setting(
-        "auto",
-        "what computes; changes no bit; auto: c where it can be built",
-        choices=("auto", "eager", "c"),
-        only=VERITY,
-    )
-    micro_batches: int = setting(
-        1,
-        "parts of a batch that go forward and backward one after another; changes no bit",
-        "parts",
-        low=1,
-        high=65536,
-        only=VERITY,
-    )
-
-    @property
-    def exact(self) -> bool:
-        """Whether every sum of the run is exact, or made in a written order."""
-        return self.name == "verity"
-
-
-@dataclass
-class PartitionConfig:
-    """From which parts of the training text a batch is drawn (docs/lowbit.md)."""
-
-    name: str = setting(
-        "uniform", "anywhere; all rows from one cluster of windows; or spread over all", group="partition"
-    )
-    clusters: int = setting(
-        8, "clusters of windows; 0: as the silhouette suggests", "clusters", low=0, high=1000
-    )
-
-
-@dataclass
-class PolicyConfig:
-    """What multiplies the learning rate and the trust radius from step to step (docs/lowbit.md)."""
-
-    name: str = setting("constant", "nothing; random factors; or a small network that learns", group="policy")
-
-
-@dataclass
-class ShockConfig:
-    """One disturbance at one step, to see how a run recovers."""
-
-    name: str = setting("none", "which disturbance", group="shock")
-    step: int | None = setting(None, "when, counted from 0; empty: half-way", "step", low=0, high=STEPS)
-    size: float = setting(
-        1.0, "share of wrong targets, factor on lr, or noise over the gradient's norm", above=0, high=1e6
-    )
-
-
-@dataclass
-class WorkloadConfig:
-    """What is trained: a GPT, or an energy-based language model on the sphere (docs/ebm.md)."""
-
-    name: str = setting("gpt", "which workload", group="workload")
-
-
-@dataclass
-class TokensConfig:
-    """What a text is cut into."""
-
-    name: str = setting("characters", "its characters, byte pairs, or GPT-2's tokens", group="tokens")
-    size: int = setting(512, "of bpe: tokens in the vocabulary", "tokens", low=257, high=65536, only=("bpe",))
-    folder: str | None = setting(None, "of gpt2: a local folder with its tokenizer", only=("gpt2",))
-    sha256: str | None = setting(
-        None, "checksum of the tokenizer; filled in when a run is resolved, then enforced"
-    )
-
-
-@dataclass
-class EncoderConfig:
-    """Of workload=ebm: how the state of a token's context is made."""
-
-    name: str = setting("window", "a mix of the last tokens, or transformer blocks", group="encoder")
-
-
-@dataclass
-class DecoderConfig:
-    """Of workload=ebm: how a settled state becomes logits."""
-
-    name: str = setting("moe", "a mixture of experts, or transformer blocks", group="decoder")
-    experts: int = setting(4, "experts", low=1, high=64, only=("moe",))
-    active: int = setting(2, "experts that see a token", low=1, high=64, only=("moe",))
-    hidden_scale: float = setting(1.0, "size of an expert", "× ebm.hidden", above=0, high=16, only=("moe",))
-
-
-@dataclass
-class IndexConfig:
-    """Of workload=ebm: how a state's nearest splats are found."""
-
-    name: str = setting("auto", "auto: exact up to 16,384 splats or on a GPU, else hnsw", group="index")
-    rebuild_every: int = setting(
-        200, "of hnsw and ivf: steps until it is built anew", "steps", low=1, high=STEPS
-    )
-
-
-@dataclass
-class SamplerConfig:
-    """Of workload=ebm: the Langevin dynamics that draw a latent."""
-
-    name: str = setting(
-        "baoab", "as it is, Metropolis-adjusted, or with the original program's settings", group="sampler"
-    )
-    steps: int = setting(20, "of a chain", "steps", low=0, high=100_000)
-    step: float = setting(0.25, "time step", "of the fastest oscillation's 1/ω", above=0, below=2)
-    friction: float = setting(1.0, "friction", "ω", above=0, high=1000)
-    temperature: float = setting(1.0, "temperature; 0: settle only", "nats", low=0, high=1000)
-
-
-@dataclass
-class EbmConfig:
-    """Of workload=ebm: sizes, losses and what happens to the splats (docs/ebm.md)."""
-
-    name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm")
-    n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
-    splats: int = setting(
-        1000,
-        "splats at the most; one for 20 training tokens; 0: none",
-        "splats",
-        low=0,
-        high=10**6,
-    )
-    neighbours: int = setting(16, "splats that act on a state, K", "splats", low=1, high=1024)
-    hidden: int = setting(192, "hidden size of an expert", "features", low=1, high=65536)
-    window: int = setting(8, "tokens that encoder=window mixes", "tokens", low=1, high=1024)
-    embeddings: str = setting(
-        "cooccurrence",
-        "initial: from counts of neighbours, or GPT-2's",
-        choices=("cooccurrence", "gpt2"),
-    )
-    gpt2: str | None = setting(None, "of embeddings=gpt2: a local folder with its weights")
-    kappa_min: float = setting(1.0, "least concentration", "per degree of freedom", above=0, high=1e6)
-    kappa_max: float = setting(50.0, "largest concentration", "per degree of freedom", above=0, high=1e6)
-    adapt: str = setting("statistics", "what moves α and κ", choices=("statistics", "gradient"))
-    mle: float = setting(1.0, "weight of the splats' likelihood of the states", low=0, high=1e6)
-    score: float = setting(0.1, "weight of denoising score matching", low=0, high=1e6)
-    noised: float = setting(0.25, "weight of the cross-entropy from noised states", low=0, high=1e6)
-    balance: float = setting(0.01, "weight of the balance of the experts", low=0, high=1e6)
-    z: float = setting(0.001, "weight of the squared log-partition of their router", low=0, high=1e6)
-    noise: str = setting("vmf", "kernel of the noise", choices=("vmf", "geodesic"))
-    levels: list[float] = setting(
-        [0.01, 0.05, 0.1, 0.2, 0.5],
-        "noise levels: rms angles",
-        "radians",
-        above=0,
-        below=math.pi / 2,
-        least=1,
-        most=16,
-        increasing=True,
-    )
-    states: int = setting(64, "states a step that are noised, at each level", "states", low=1, high=10**6)
-    revive: bool = setting(True, "splats that win nothing move to states far from all")
-    revive_every: int = setting(50, "steps between such looks, beside those at 10 and 20", low=1, high=STEPS)
-    soc: bool = setting(True, "splats whose states lie too far out topple and split (docs/ebm.md)")
-    soc_every: int = setting(50, "steps between such looks", "steps", low=1, high=STEPS)
-    soc_threshold: float = setting(2.0, "stress from which a splat topples", above=0, high=1e9)
-    soc_conserved: float = setting(0.8, "share of it that its neighbours get", low=0, below=1)
-    temperature: list[float] = setting(
-        [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
-    )
-    keep_every: int = setting(
-        0, "steps between kept models (at evaluations); 0: the last", "steps", low=0, high=STEPS
-    )
 
 
 @dataclass
@@ -486,7 +58,12 @@ class RunConfig:
     steps: int = setting(600, "length of the run", "steps", low=1, high=STEPS)
     batch_size: int = setting(16, "sequences in a batch, B", "sequences", low=1, high=65536)
     accumulate: int = setting(
-        1, "parts of a batch that go forward and backward one after another", "parts", low=1, high=65536
+        1,
+        "parts of a batch that go forward and backward one after another",
+        "parts",
+        low=1,
+        high=65536,
+        neutral=1,
     )
     dtype: str = setting("auto", "of autocast; auto: measured", choices=("auto", "float32", "bfloat16"))
     param_dtype: str = setting("float32", "forensic: of the parameters", choices=("float32", "bfloat16"))
@@ -502,9 +79,13 @@ class RunConfig:
         "vector instructions that torch may use; changes bits; auto: all; else the run has a process of its "
         "own, and what changes no bit names it as well",
         choices=("auto", *CAPABILITIES),
+        neutral="auto",
     )
     compile: str = setting(
-        "auto", "torch.compile of the training forward; changes bits", choices=("auto", "on", "off")
+        "auto",
+        "torch.compile of the training forward; changes bits",
+        choices=("auto", "on", "off"),
+        neutral="off",
     )
     eval_every: int = setting(
         40, "steps between evaluations on the fixed windows", "steps", low=1, high=STEPS
@@ -524,6 +105,7 @@ class RunConfig:
         "steps",
         low=0,
         high=STEPS,
+        neutral=0,
     )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -6,22 +6,33 @@ import importlib.util
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from .checks import check_settings, check_value, choice, need_gpu, validate_run
+from .checks import (
+    check_read,
+    check_settings,
+    check_value,
+    choice,
+    need_gpu,
+    set_in_vain,
+    validate_run,
+    value_at,
+)
 from .choices import changed, choices_of, groups, kind_of, shaped, under
-from .determinism_checks import check_processes
 from .dicts import run_part
 from .errors import UserError, any_of, nearest, need, shown
-from .fields import number
+from .fields import CUSTOM, number
+from .limits import MULTIPLE
 from .machine import chosen_device, visible_gpus
+from .modes import check_processes
+from .parts import PART
+from .parts.shock import ShockConfig
+from .parts.stabilizer import StabilizerConfig
 from .schema import (
     CAPABILITIES,
-    CUSTOM,
     GROWING,
-    MULTIPLE,
     STAGE_NEEDS,
     STAGES,
     TUNABLE,
@@ -30,8 +41,6 @@ from .schema import (
     Config,
     LauncherConfig,
     RunConfig,
-    ShockConfig,
-    StabilizerConfig,
     TrackerConfig,
 )
 
@@ -78,10 +87,44 @@ def validate(config: Config, *, study: bool, here: bool = True) -> None:
     )
     if config.device == "cuda" and here and config.launcher.name != "slurm":
         need_gpu()
-    validate_run(run)
+    validate_run(run, beside=run if study else None)
     _processes(config, run, here=here, study=study)
     if study and (config.determinism.exact or config.launcher.processes_per_run > 1):
         _set_by_stages(config)
+    if study:
+        _read_by_somebody(replace(config, budget=run.budget))
+    else:
+        check_read(config)
+
+
+def _read_by_somebody(config: Config) -> None:
+    """Refuse settings that none of the study's runs reads. Raises UserError."""
+    vain = set_in_vain(config)
+    if not vain:
+        return
+    base = run_part(config)
+    for settings in _settings_of_runs(config):
+        run = changed(base, settings)
+        unread = set_in_vain(run)
+        for key in [key for key in vain if key.partition(".")[0] in PART]:
+            if key not in unread and value_at(run, key) == value_at(base, key):
+                del vain[key]
+    for sentence in vain.values():
+        raise UserError(sentence)
+
+
+def _settings_of_runs(config: Config) -> Iterator[dict[str, Any]]:
+    """What the study's runs change of its own settings."""
+    stages = config.study.stages
+    if "lr_sweep" in stages:
+        bound = config.projection.bound  # the sweep keeps it, where an arm takes that of the choice's file
+        yield from ({"projection": {"name": n, "bound": bound}} for n in config.lr_sweep.projections)
+    if "ablation" in stages:
+        yield from (arm.settings for arm in config.ablation.arms.values())
+    if "controller_search" in stages:
+        yield from config.controller_search.candidates.values()
+    if "circumstances" in stages:
+        yield from ({"determinism": {"name": mode}} for mode in config.circumstances.modes)
 
 
 def _processes(config: Config, run: RunConfig, *, here: bool, study: bool) -> None:
@@ -280,7 +323,8 @@ def _stages(config: Config) -> None:
         _suite(config)
     if "circumstances" in stages:
         for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
-            validate_run(replace(under(base, mode, parts), stabilizer=StabilizerConfig()))
+            plain = replace(under(base, mode, parts), stabilizer=StabilizerConfig())
+            validate_run(plain, beside=base)
 
 
 def most_runs(config: Config) -> dict[str, int]:
@@ -467,7 +511,7 @@ def _as_run(path: str, base: RunConfig, settings: dict[str, object], processes: 
     need(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     try:
         run = changed(base, settings)
-        validate_run(run)
+        validate_run(run, beside=base)
         check_processes(run, processes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None

@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.determinism_checks import check_processes
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError, any_of
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.machine import capabilities
+from ebc_lab.config.modes import check_processes
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.paths import RunFiles

@@ -24,7 +24,8 @@ from ebc_lab.components.forensics import ForensicClip
 from ebc_lab.components.memory import Memory, register_hooks, unused
 from ebc_lab.components.schedules import lr_schedule
 from ebc_lab.config.identity import digest, identity, resolved
-from ebc_lab.config.schema import RunConfig, ShockConfig
+from ebc_lab.config.parts.shock import ShockConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, StabilizedOptimizer, StepInputs
 from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.options import BOUNDED

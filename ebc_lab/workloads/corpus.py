@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ebc_lab.config.errors import HIDDEN, UserError
-from ebc_lab.config.schema import SPLITS, DataConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import SPLITS
 from ebc_lab.records.cache import cache_dir
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

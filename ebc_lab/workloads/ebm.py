@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import EbmConfig, RunConfig
+from ebc_lab.config.parts.ebm import EbmConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepStats
 from ebc_lab.ebc.logits import mean_kl
 from ebc_lab.ebm.diagnose import alert_in_words, alerts

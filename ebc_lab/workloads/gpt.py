@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebc_lab.config.schema import ModelConfig, RunConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity import VerityGPT, ops
 
 from .corpus import Corpus

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import PartitionConfig, RunConfig
+from ebc_lab.config.parts.partition import PartitionConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
 from .batches import Batches

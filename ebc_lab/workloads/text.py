@@ -7,9 +7,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.machine import chosen_device
+from ebc_lab.config.machine import chosen_device, installed
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.config.workload_checks import EXTRA, installed
 
 from .corpus import Corpus, check_length, locate
 from .tokens import Tokenised, Tokenizer, tokenised, tokenizer
@@ -65,8 +64,8 @@ def _check_splats(run: RunConfig, tokens: int) -> None:
     kind = chosen(run.index.name, run.ebm.splats, chosen_device(run.device) == "cuda")
     if kind != "exact" and not installed("faiss"):
         raise UserError(
-            f"index={run.index.name} searches {run.ebm.splats} splats with the library faiss: {EXTRA}, or "
-            "index=exact."
+            f"index={run.index.name} searches {run.ebm.splats} splats with the library faiss: pip "
+            "install 'ebc-lab[ebm]', or index=exact."
         )
     first = splats_at(0, run.steps, run.ebm.splats, tokens)
     if run.ebm.neighbours > first:
@@ -87,7 +86,7 @@ def _check_embeddings(run: RunConfig, vocabulary: int) -> None:
         if vocabulary > PLAIN_UP_TO and not installed("sklearn"):
             raise UserError(
                 f"ebm.embeddings={run.ebm.embeddings} of {vocabulary} tokens needs the library scikit-learn: "
-                f"{EXTRA}, or at most {PLAIN_UP_TO} tokens."
+                f"pip install 'ebc-lab[ebm]', or at most {PLAIN_UP_TO} tokens."
             )
         return
     try:

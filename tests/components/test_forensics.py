@@ -19,7 +19,10 @@ from ebc_lab.components.forensics import (
     Guard,
     UncorrectedAdam,
 )
-from ebc_lab.config.schema import BudgetConfig, ControllerConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.budget import BudgetConfig
+from ebc_lab.config.parts.controller import ControllerConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.options import BETA_INITS, CADENCES, GUARDS, UNITS
 

@@ -15,7 +15,8 @@ from ebc_lab.components.optimizers import (
     StackedMuon,
     UncappedAdafactor,
 )
-from ebc_lab.config.schema import ModelConfig, OptimizerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 

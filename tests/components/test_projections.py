@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from ebc_lab.components import projections
 from ebc_lab.components.projections import Spectral, Stiefel, build, newton_schulz_polar, norm_bound
 from ebc_lab.config.identity import identity
-from ebc_lab.config.schema import DataConfig, ModelConfig, ProjectionConfig, RunConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.projection import ProjectionConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ebc_lab.components.schedules import LR_SCHEDULES, lr_factor, lr_schedule
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import LRScheduleConfig
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 
 
 def factors(name, steps, warmup=20):

@@ -11,7 +11,7 @@ from torch.nn.utils import get_total_norm
 from ebc_lab.components import shocks
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.schema import ShockConfig
+from ebc_lab.config.parts.shock import ShockConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.corpus import locate

@@ -107,9 +107,9 @@ def test_every_choice_of_every_group_composes():
             replaced = ("optimizer=", "stabilizer=", "budget=", "shock=", "policy=")
             named = [o for o in named if not o.startswith(replaced)] + instead
         elif "budget=lagged" in named:
-            named.remove("budget=lagged")  # test_memory_checks.py's
+            named.remove("budget=lagged")  # parts/test_memory.py's
         if "determinism=verity" in named:
-            named.remove("determinism=verity")  # test_determinism_checks.py's
+            named.remove("determinism=verity")  # test_modes.py's
         named += [f"{o.split('=')[0]}.target=json:loads" for o in named if o.endswith("=custom")]
         compose(named, study=False)
 

@@ -15,7 +15,8 @@ from torch import nn
 
 from ebc_lab.components.optimizers import OPTIMIZERS
 from ebc_lab.components.optimizers import build as build_bases
-from ebc_lab.config.schema import ModelConfig, OptimizerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.controller import CONTROLLERS
 from ebc_lab.ebc.options import BUDGETS

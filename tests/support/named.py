@@ -2,7 +2,8 @@
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.config.schema import DataConfig, RunConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import RunConfig
 
 
 def run(*settings):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ebc_lab.config.schema import ModelConfig
+from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.workloads.gpt import build
 
 

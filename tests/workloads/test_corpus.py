@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import DataConfig
+from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.workloads import corpus as corpus_module
 from ebc_lab.workloads.batches import Batches, windows
 from ebc_lab.workloads.corpus import Corpus, check_length, describe, locate

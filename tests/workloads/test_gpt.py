@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ebc_lab.config.schema import ModelConfig
+from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.workloads.gpt import attention, build, hidden_matrices
 
 CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)

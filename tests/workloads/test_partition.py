@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import PartitionConfig
+from ebc_lab.config.parts.partition import PartitionConfig
 from ebc_lab.workloads.partition import PartitionedBatches
 
 CONTEXT = 16

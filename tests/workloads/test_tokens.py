@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import DataConfig
+from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.workloads import tokens
 from ebc_lab.workloads.corpus import SHAKESPEARE_FILE, Corpus, locate
 from ebc_lab.workloads.tokens import Characters, from_json, tokenised, tokenizer

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
-from ebc_lab.config.identity import DELTA_TAILS, LR_TAILS
-from ebc_lab.config.schema import LRScheduleConfig, RunConfig
+from ebc_lab.config.parts.lr_schedule import TAILS, LRScheduleConfig
+from ebc_lab.config.parts.stabilizer import SCHEDULES as DELTA_TAILS
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.study.stages.spec import optimizer as optimizer
 from ebc_lab.study.stages.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, in_octaves, show_difference
@@ -646,8 +647,8 @@ def schedules_of(name: str, arm: Mapping[str, Any], phrases: Mapping[str, str]) 
     if "lr_schedule" not in arm:
         yield from schedules(rest, phrases)
         return
-    tails = DELTA_TAILS.get(arm["delta_schedule"], ""), LR_TAILS.get(arm["lr_schedule"], "")
-    yield from (phrases[tail[1:]] for tail in tails if tail[1:] in phrases)
+    tails = DELTA_TAILS.get(arm["delta_schedule"]), TAILS.get(arm["lr_schedule"])
+    yield from (phrases[tail.name[1:]] for tail in tails if tail and tail.name[1:] in phrases)
     warmup = arm["warmup_steps"]
     if warmup is not None and warmup != LRScheduleConfig().warmup_steps:
         yield from schedules(f"w{warmup}", phrases)

@@ -14,11 +14,12 @@ from ebc_lab.config.choices import OWN, groups, settings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, run_part, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.fields import CUSTOM
 from ebc_lab.config.hints import STUDY_DECIDES
 from ebc_lab.config.overrides import in_mapping
 from ebc_lab.config.own.entry_points import offered
 from ebc_lab.config.own.names import own_name
-from ebc_lab.config.schema import CUSTOM, NOT_THE_STUDY, ArmConfig, Config, LauncherConfig, RunConfig
+from ebc_lab.config.schema import NOT_THE_STUDY, ArmConfig, Config, LauncherConfig, RunConfig
 
 from ..store.own import Copies, copies
 from ..store.study import Study, StudyHeader

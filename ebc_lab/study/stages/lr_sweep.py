@@ -10,7 +10,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ebc_lab.config.schema import Config, LRScheduleConfig, RunConfig
+from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
+from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import RunResult
 
 from .rules import (

@@ -13,7 +13,8 @@ from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import resolved, round3, share_in_steps
-from ebc_lab.config.schema import STAGES, Config, OptimizerConfig, RunConfig
+from ebc_lab.config.parts.optimizer import OptimizerConfig
+from ebc_lab.config.schema import STAGES, Config, RunConfig
 
 from .rules import Decision, Results
 from .spec import RunSpec, arm_name

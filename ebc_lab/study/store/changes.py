@@ -10,7 +10,8 @@ from typing import Any
 
 from ebc_lab.config.choices import OWN
 from ebc_lab.config.dicts import to_dict
-from ebc_lab.config.schema import NOT_THE_STUDY, Config, DataConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import NOT_THE_STUDY, Config
 from ebc_lab.records.figures import FINISHED
 
 from .study import Record

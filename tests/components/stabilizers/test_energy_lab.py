@@ -10,7 +10,9 @@ from support.perceptron import backward_on, batch, floats, gradients, joint, sam
 from ebc_lab.components.optimizers import build as build_optimizers
 from ebc_lab.components.stabilizers import build
 from ebc_lab.components.stabilizers.energy import EnergyBudget, energy_budget_clip, monitor_ebc_ratio
-from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 

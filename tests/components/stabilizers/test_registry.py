@@ -20,16 +20,14 @@ from ebc_lab.components.projections import PROJECTIONS
 from ebc_lab.components.projections import build as build_projection
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.config.choices import groups, optimizer_defaults, settings_of, with_sources
+from ebc_lab.config.fields import CUSTOM
 from ebc_lab.config.identity import resolved
-from ebc_lab.config.schema import (
-    CUSTOM,
-    BudgetConfig,
-    ControllerConfig,
-    ModelConfig,
-    ProjectionConfig,
-    RunConfig,
-    StabilizerConfig,
-)
+from ebc_lab.config.parts.budget import BudgetConfig
+from ebc_lab.config.parts.controller import ControllerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.projection import ProjectionConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 

@@ -15,7 +15,9 @@ from ebc_lab.components.optimizers import build as build_optimizers
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.components.stabilizers.rivals import AdaptiveGradientClip, NormClip, ValueClip, ZClip
 from ebc_lab.config.choices import groups, settings_of
-from ebc_lab.config.schema import ModelConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
 

@@ -16,7 +16,11 @@ from torch import nn
 from ebc_lab.components.optimizers import build as build_optimizers
 from ebc_lab.components.stabilizers import STABILIZERS, build
 from ebc_lab.components.stabilizers.rivals import TrustRegion
-from ebc_lab.config.schema import BudgetConfig, ControllerConfig, ModelConfig, RunConfig, StabilizerConfig
+from ebc_lab.config.parts.budget import BudgetConfig
+from ebc_lab.config.parts.controller import ControllerConfig
+from ebc_lab.config.parts.model import ModelConfig
+from ebc_lab.config.parts.stabilizer import StabilizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices

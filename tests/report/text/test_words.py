@@ -11,7 +11,9 @@ import pytest
 
 from ebc_lab.config.choices import groups
 from ebc_lab.config.fields import setting_of
-from ebc_lab.config.schema import PolicyConfig, QuantizerConfig, RunConfig
+from ebc_lab.config.parts.policy import PolicyConfig
+from ebc_lab.config.parts.quantizer import QuantizerConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.report.text.words import (
     LOW_BIT,
     answer,

@@ -16,7 +16,7 @@ from support.idle import Bench
 from ebc_lab.bench import packing
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import DeterminismConfig
+from ebc_lab.config.parts.determinism import DeterminismConfig
 from ebc_lab.study import resolve
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch import on_node

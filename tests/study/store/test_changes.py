@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ebc_lab.config.schema import Config, DataConfig
+from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import Config
 from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Record
 

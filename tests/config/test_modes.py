@@ -7,10 +7,10 @@ from ebc_lab.bench.speeds import chosen_by_rule
 from ebc_lab.config import machine, study_checks
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.compose import compose, implied
-from ebc_lab.config.determinism_checks import MOST_TOKENS, check_processes
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity, tail_of
+from ebc_lab.config.modes import MOST_TOKENS, check_processes
 
 VERITY = {"determinism": {"name": "verity"}, "stabilizer": {"name": "none"}}
 EBC = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
@@ -63,10 +63,7 @@ def test_what_can_be_exact_is_accepted(settings):
             "corrupt_gradient: .* choose shock=label_noise, lr_spike or none",
         ),
         ({"curve_every": 10}, "curve_every: leave it at 0"),
-        (
-            {"stabilizer": {"name": "ebc"}},
-            "EBC under determinism=verity .* budget=tracked: choose budget=shadow",
-        ),
+        ({"stabilizer": {"name": "ebc"}}, "determinism=verity .* budget=tracked: choose budget=shadow"),
         (EBC | {"controller": {"name": "rsl"}}, "controller=rsl: choose controller=fixed"),
         (EBC | {"budget": {"name": "shadow", "exponent": "auto"}}, "choose budget.exponent=square"),
         (EBC | {"budget": {"name": "shadow", "measure_every": 2}}, "choose budget.measure_every=1"),

@@ -1,0 +1,130 @@
+"""EBC's budget of predicted change, and how the clip coefficient c is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from ebc_lab.ebc import options
+
+from ..errors import any_of
+from ..fields import setting
+from ..limits import STEPS
+from ..part import Mode, Part, Tail, Unfit
+from .stabilizer import NO_WHOLE_STEP, SCHEDULES
+
+
+@dataclass
+class BudgetConfig:
+    """EBC's budget of predicted change, and how the clip coefficient c is found."""
+
+    name: str = setting("tracked", "how c is found", group="budget")
+    target_kl: float = setting(0.01, "δ*, the target KL of a step", "nats/token", above=0, high=100)
+    schedule: str = setting("constant", "of δ* over the run", choices=options.SCHEDULES)
+    probe_sequences: int = setting(2, "sequences that choose c; the rest is for the audit", low=1, high=65536)
+    probe_tokens: str = setting(
+        "train", "where these come from: the batch, or training text held back", choices=("train", "held")
+    )
+    aggregate: str = setting(
+        "l1", "how contributions add up to S; l2 gives no bound", choices=options.AGGREGATES
+    )
+    grouping: str = setting(
+        "block",
+        "parameters that share one β; matrices: all others move freely; kmeans: tensors alike in size, "
+        "shape, weights and depth",
+        choices=(*options.GROUPINGS, "kmeans"),
+    )
+    clusters: int = setting(
+        6, "number of groups", "groups", low=1, high=1000, of="grouping", only=("kmeans",)
+    )
+    guard: str = setting(
+        "none", "corrects the radius τ after audits", choices=options.GUARDS, only=("surrogate",), always=True
+    )
+    probe: str = setting("jvp", "how β is measured", choices=options.PROBES)
+    cadence: str = setting("warm", "when β is measured (docs/method.md)", choices=options.FORENSIC_CADENCES)
+    beta_init: str = setting("first", "forensic: initial β", choices=options.BETA_INITS)
+    units: str = setting(
+        "logits", "forensic: unit of S; per_lr leaves the learning rate out", choices=options.UNITS
+    )
+    until: float = setting(
+        1.0,
+        "EBC acts until then; from there on every update is applied in full",
+        "× steps",
+        above=0,
+        high=1,
+        neutral=1.0,
+    )
+    exponent: str = setting(
+        "square",
+        "KL grows as c², or as a power of c measured at audits, as on a quantized model",
+        choices=options.EXPONENTS,
+        only=("shadow",),
+        neutral="square",
+        always=True,
+    )
+    measure_every: int = setting(
+        1, "steps between measurements", "steps", low=1, high=STEPS, only=options.MEASURED
+    )
+    sensitivity_every: int = setting(
+        0,
+        "steps between recordings of S; 0: never; the bounded budgets record it at every step",
+        "steps",
+        low=0,
+        high=STEPS,
+    )
+
+
+def records_bound(budget: BudgetConfig) -> bool:
+    """Whether the bound S is computed, and all that it is made of is read."""
+    return budget.name in options.BOUNDED or budget.sensitivity_every > 0
+
+
+def _idle(budget: BudgetConfig) -> tuple[str, ...]:
+    idle = ("sensitivity_every",) if budget.name in options.BOUNDED else ()
+    if records_bound(budget):
+        return idle
+    of_the_bound = ("aggregate", "guard", "probe", "cadence", "beta_init", "units")
+    return of_the_bound if budget.grouping == "matrices" else (*of_the_bound, "grouping", "clusters")
+
+
+def _unfit(budget: BudgetConfig, mode: Mode) -> Unfit | None:
+    if mode is Mode.EXACT:
+        values = {**asdict(budget), "budget": budget.name}
+        for key, allowed in options.WITH_ARITHMETIC.items():
+            name = key if key == "budget" else f"budget.{key}"
+            if key in values and values[key] not in allowed:
+                instead = any_of([f"{name}={value}" for value in allowed])
+                return Unfit(f"{name}={values[key]}", f"choose {instead}")
+    if mode is Mode.EBM and budget.grouping == "matrices":
+        why = "it knows a GPT's matrices by their names; block has a group for each expert"
+        return Unfit("budget.grouping=matrices", why)
+    if mode is Mode.IN_BACKWARD:
+        return _unfit_in_backward(budget)
+    return None
+
+
+def _unfit_in_backward(budget: BudgetConfig) -> Unfit | None:
+    if budget.name != options.LAGGED:
+        return Unfit(f"budget={budget.name}", f"{NO_WHOLE_STEP}; choose budget=lagged")
+    if budget.probe_tokens != "train":
+        return Unfit("budget.probe_tokens", "leave it at its default")
+    usual = BudgetConfig()
+    for key in ("sensitivity_every", "exponent"):
+        if getattr(budget, key) != getattr(usual, key):
+            return Unfit(f"budget.{key}", "budget=lagged sees no whole step; leave it at its default")
+    if budget.grouping == "matrices":
+        return Unfit("budget.grouping=matrices", "budget=lagged scales every weight; choose another grouping")
+    return None
+
+
+def _tail(budget: BudgetConfig) -> Iterator[Tail]:
+    yield SCHEDULES[budget.schedule]
+
+
+BUDGET = Part(
+    "budget",
+    BudgetConfig,
+    idle=_idle,
+    unfit=_unfit,
+    tail=_tail,
+)

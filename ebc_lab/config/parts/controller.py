@@ -1,0 +1,48 @@
+"""How the current budget δ follows δ*."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ebc_lab.ebc import options
+
+from ..errors import any_of
+from ..fields import setting
+from ..part import Mode, Part, Unfit
+
+OF_ONE_PROCESS = ("agreement", "confidence")  # what looks at the targets of one process's rows
+
+
+@dataclass
+class ControllerConfig:
+    """How the current budget δ follows δ*. An empty gain is the controller's own default."""
+
+    name: str = setting("auto", "auto: log_pi for surrogate, else fixed", group="controller")
+    kp: float | None = setting(None, "proportional gain", low=0, only=("pi", "log_pi"), high=100, always=True)
+    ki: float | None = setting(None, "integral gain", low=0, only=("pi", "log_pi"), high=100, always=True)
+    a: float | None = setting(
+        None,
+        "KL per predicted decrease of the loss; a study takes the baseline's",
+        "nats/nat",
+        low=0,
+        only=("energy",),
+        always=True,
+        high=1e6,
+    )
+
+
+def _unfit(controller: ControllerConfig, mode: Mode) -> Unfit | None:
+    given = f"controller={controller.name}"
+    exact = [str(name) for name in options.WITH_ARITHMETIC["controller"]]
+    if mode is Mode.EXACT and controller.name not in exact:
+        return Unfit(given, f"choose {any_of([f'controller={name}' for name in exact])}")
+    if mode is Mode.SEVERAL_PROCESSES and controller.name in OF_ONE_PROCESS:
+        return Unfit(given, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+    if mode is Mode.EBM and controller.name == "agreement":
+        return Unfit(given, "it compares the fall of one loss with the slope of the sum of six")
+    if mode is Mode.IN_BACKWARD and controller.name == "agreement":
+        return Unfit(given, "budget=lagged sees no whole step; choose a controller that compares no losses")
+    return None
+
+
+CONTROLLER = Part("controller", ControllerConfig, unfit=_unfit)

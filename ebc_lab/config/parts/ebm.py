@@ -1,0 +1,142 @@
+"""The parts of workload=ebm: how a context becomes a state, what moves it, and how it becomes logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..fields import setting
+from ..limits import STEPS
+from ..machine import installed
+from ..part import Part
+
+SEARCHED = ("hnsw", "ivf")  # indices that faiss builds
+EBM = ("workload", ("ebm",))
+
+
+@dataclass
+class EncoderConfig:
+    """Of workload=ebm: how the state of a token's context is made."""
+
+    name: str = setting("window", "a mix of the last tokens, or transformer blocks", group="encoder")
+
+
+@dataclass
+class DecoderConfig:
+    """Of workload=ebm: how a settled state becomes logits."""
+
+    name: str = setting("moe", "a mixture of experts, or transformer blocks", group="decoder")
+    experts: int = setting(4, "experts", low=1, high=64, only=("moe",))
+    active: int = setting(2, "experts that see a token", low=1, high=64, only=("moe",))
+    hidden_scale: float = setting(1.0, "size of an expert", "× ebm.hidden", above=0, high=16, only=("moe",))
+
+
+@dataclass
+class IndexConfig:
+    """Of workload=ebm: how a state's nearest splats are found."""
+
+    name: str = setting("auto", "auto: exact up to 16,384 splats or on a GPU, else hnsw", group="index")
+    rebuild_every: int = setting(
+        200, "steps until it is built anew", "steps", low=1, high=STEPS, only=("auto", *SEARCHED)
+    )
+
+
+@dataclass
+class SamplerConfig:
+    """Of workload=ebm: the Langevin dynamics that draw a latent."""
+
+    name: str = setting(
+        "baoab", "as it is, Metropolis-adjusted, or with the original program's settings", group="sampler"
+    )
+    steps: int = setting(20, "of a chain", "steps", low=0, high=100_000)
+    step: float = setting(0.25, "time step", "of the fastest oscillation's 1/ω", above=0, below=2)
+    friction: float = setting(1.0, "friction", "ω", above=0, high=1000)
+    temperature: float = setting(1.0, "temperature; 0: settle only", "nats", low=0, high=1000)
+
+
+@dataclass
+class EbmConfig:
+    """Of workload=ebm: sizes, losses and what happens to the splats (docs/ebm.md)."""
+
+    name: str = setting("laptop", "sizes; by default those of `scale`", group="ebm", named=False)
+    n: int = setting(64, "dimension of the space around the sphere", "features", low=2, high=16384)
+    splats: int = setting(
+        1000,
+        "splats at the most; one for 20 training tokens; 0: none",
+        "splats",
+        low=0,
+        high=10**6,
+    )
+    neighbours: int = setting(16, "splats that act on a state, K", "splats", low=1, high=1024)
+    hidden: int = setting(192, "hidden size of an expert", "features", low=1, high=65536)
+    window: int = setting(8, "tokens that encoder=window mixes", "tokens", low=1, high=1024)
+    embeddings: str = setting(
+        "cooccurrence",
+        "initial: from counts of neighbours, or GPT-2's",
+        choices=("cooccurrence", "gpt2"),
+    )
+    gpt2: str | None = setting(None, "a local folder with GPT-2's weights", of="embeddings", only=("gpt2",))
+    kappa_min: float = setting(1.0, "least concentration", "per degree of freedom", above=0, high=1e6)
+    kappa_max: float = setting(50.0, "largest concentration", "per degree of freedom", above=0, high=1e6)
+    adapt: str = setting("statistics", "what moves α and κ", choices=("statistics", "gradient"))
+    mle: float = setting(1.0, "weight of the splats' likelihood of the states", low=0, high=1e6)
+    score: float = setting(0.1, "weight of denoising score matching", low=0, high=1e6)
+    noised: float = setting(0.25, "weight of the cross-entropy from noised states", low=0, high=1e6)
+    balance: float = setting(0.01, "weight of the balance of the experts", low=0, high=1e6)
+    z: float = setting(0.001, "weight of the squared log-partition of their router", low=0, high=1e6)
+    noise: str = setting("vmf", "kernel of the noise", choices=("vmf", "geodesic"))
+    levels: list[float] = setting(
+        [0.01, 0.05, 0.1, 0.2, 0.5],
+        "noise levels: rms angles",
+        "radians",
+        above=0,
+        below=math.pi / 2,
+        least=1,
+        most=16,
+        increasing=True,
+    )
+    states: int = setting(64, "states a step that are noised, at each level", "states", low=1, high=10**6)
+    revive: bool = setting(True, "splats that win nothing move to states far from all")
+    revive_every: int = setting(50, "steps between such looks, beside those at 10 and 20", low=1, high=STEPS)
+    soc: bool = setting(True, "splats whose states lie too far out topple and split (docs/ebm.md)")
+    soc_every: int = setting(50, "steps between such looks", "steps", low=1, high=STEPS)
+    soc_threshold: float = setting(2.0, "stress from which a splat topples", above=0, high=1e9)
+    soc_conserved: float = setting(0.8, "share of it that its neighbours get", low=0, below=1)
+    temperature: list[float] = setting(
+        [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
+    )
+    keep_every: int = setting(
+        0, "steps between kept models (at evaluations); 0: the last", "steps", low=0, high=STEPS
+    )
+
+
+def _decoder_refuses(decoder: DecoderConfig) -> Iterator[str]:
+    if decoder.active > decoder.experts:
+        yield f"decoder.active={decoder.active} must be at most decoder.experts={decoder.experts}."
+
+
+def _index_refuses(index: IndexConfig) -> Iterator[str]:
+    if index.name in SEARCHED and not installed("faiss"):
+        yield f"index={index.name} needs the library faiss: pip install 'ebc-lab[ebm]', or index=exact."
+
+
+def _ebm_refuses(ebm: EbmConfig) -> Iterator[str]:
+    if ebm.kappa_min >= ebm.kappa_max:
+        yield f"ebm.kappa_min={ebm.kappa_min:g} must be below ebm.kappa_max={ebm.kappa_max:g}."
+    if 0 < ebm.splats < ebm.neighbours:
+        yield (
+            f"ebm.neighbours={ebm.neighbours} splats act on a state, of at most ebm.splats={ebm.splats}: "
+            "choose fewer, or ebm.splats=0 for none."
+        )
+    if ebm.splats == 0 and ebm.adapt != "statistics":
+        yield "ebm.adapt=gradient trains the splats, and ebm.splats=0 has none."
+    if ebm.embeddings == "gpt2" and not ebm.gpt2:
+        yield "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER, which holds GPT-2's weights."
+
+
+ENCODER = Part("encoder", EncoderConfig, read_by=EBM)
+DECODER = Part("decoder", DecoderConfig, refuses=_decoder_refuses, read_by=EBM)
+INDEX = Part("index", IndexConfig, refuses=_index_refuses, read_by=EBM)
+SAMPLER = Part("sampler", SamplerConfig, read_by=EBM)
+EBM_PART = Part("ebm", EbmConfig, refuses=_ebm_refuses, read_by=EBM)

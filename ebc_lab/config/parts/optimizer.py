@@ -1,0 +1,118 @@
+"""The base optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import any_of
+from ..fields import OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
+from ..limits import LR
+from ..machine import installed
+from ..part import Mode, Part, Unfit
+
+AXIOM = ("axiom",)
+ADAMS = (  # what has Adam's two moments, or is made of it
+    *("adam", "adamw", "adam_uncorrected", "adam8bit", "adam4bit"),
+    *("muon", "soap", "schedule_free", "galore"),
+)
+EXACT = ("adam", "adamw")
+OF_TORCHAO = ("adam8bit", "adam4bit")
+# choice -> the distribution whose code computes it, which names a run; torch is named for every run
+LIBRARIES = {
+    **dict.fromkeys(("lion", "soap", "schedule_free", "galore"), "pytorch-optimizer"),
+    **dict.fromkeys(OF_TORCHAO, "torchao"),
+}
+WORDS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "muon": "Muon",
+    "sgd": "SGD",
+    "lion": "Lion",
+    "adafactor": "Adafactor",
+    "soap": "SOAP",
+    "schedule_free": "schedule-free AdamW",
+    "adam_uncorrected": "Adam without bias correction",
+    "axiom": "AXIOM",
+    "galore": "GaLore",
+    "adam8bit": "8-bit Adam",
+    "adam4bit": "4-bit Adam",
+}
+
+
+@dataclass
+class OptimizerConfig:
+    """The base optimizer; each has its own defaults in conf/optimizer and reads only the settings it has."""
+
+    name: str = setting("adam", "which optimizer", group="optimizer")
+    lr: float = setting(4e-3, "learning rate at its peak", **LR)
+    beta1: float = setting(0.9, "decay of the first moment", low=0, below=1, only=(*ADAMS, "lion", "axiom"))
+    beta2: float = setting(0.999, "decay of the second moment", low=0, below=1, only=(*ADAMS, "lion"))
+    eps: float = setting(1e-8, "added to the denominator", low=0, high=1, only=ADAMS)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0, high=100)
+    momentum: float = setting(0.0, "of SGD and Muon", low=0, high=1, only=("sgd", "muon"))
+    rank: int = setting(
+        0,
+        "of AXIOM's momentum, 0: none; of GaLore's gradients",
+        low=0,
+        high=65536,
+        only=("axiom", "galore"),
+    )
+    relative: bool = setting(False, "lr in units of each tensor's own rms", only=AXIOM)
+    momentum_weight: float = setting(
+        0.5, "with rank > 0: of the momentum beside the gradient", low=0, high=1000, only=AXIOM
+    )
+    streak_boost: float = setting(
+        1.0,
+        "with rank > 0: how many times as far a tensor moves whose gradient agrees with its momentum; 1: off",
+        low=1,
+        high=1000,
+        only=AXIOM,
+    )
+    snr_floor: float = setting(
+        0.5,
+        "with rank > 0: least factor on rows whose momentum is weak; 1: off",
+        low=0,
+        high=1,
+        only=AXIOM,
+    )
+    target: str | None = setting(
+        None, "of custom: module:function, which makes the optimizer (docs/extending.md)", only=OWN
+    )
+    arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
+    sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
+
+
+def _idle(optimizer: OptimizerConfig) -> tuple[str, ...]:
+    """AXIOM without a rank has no momentum, and nothing that belongs to it."""
+    without_momentum = optimizer.name == "axiom" and not optimizer.rank
+    return ("beta1", "momentum_weight", "streak_boost", "snr_floor") if without_momentum else ()
+
+
+def _refuses(optimizer: OptimizerConfig) -> Iterator[str]:
+    if optimizer.name in OF_TORCHAO and not installed("torchao"):
+        yield f"optimizer={optimizer.name} needs the library torchao: pip install 'ebc-lab[axiom]'."
+    if optimizer.name == "galore" and optimizer.rank < 1:
+        yield "optimizer=galore needs optimizer.rank >= 1."
+
+
+def _unfit(optimizer: OptimizerConfig, mode: Mode) -> Unfit | None:
+    name = optimizer.name
+    if mode is Mode.EXACT and name == "axiom":
+        why = "its 4-bit and low-rank parts could be exact, but they are not built so; choose optimizer=adam"
+        return Unfit("optimizer=axiom", why)
+    if mode is Mode.EXACT and name not in EXACT:
+        return Unfit(f"optimizer={name}", f"choose {any_of(EXACT)}")
+    if mode is Mode.EXACT and name == "adam" and optimizer.weight_decay > 0:
+        weight_decay = "optimizer.weight_decay under optimizer=adam"
+        return Unfit(weight_decay, "its decay is decoupled; choose optimizer=adamw")
+    if mode is Mode.IN_BACKWARD and name != "axiom":
+        why = "the update is made inside backward, which it does not; choose optimizer=axiom"
+        return Unfit(f"optimizer={name}", why)
+    return None
+
+
+OPTIMIZER = Part(
+    "optimizer", OptimizerConfig, idle=_idle, refuses=_refuses, unfit=_unfit, words=WORDS, libraries=LIBRARIES
+)

@@ -1,0 +1,56 @@
+"""From which parts of the training text a batch is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..fields import setting
+from ..machine import installed
+from ..part import Mode, Part, Tail, Unfit
+
+WORDS = {"clustered": "batches from one cluster", "stratified": "batches over all clusters"}
+
+
+@dataclass
+class PartitionConfig:
+    """From which parts of the training text a batch is drawn (docs/lowbit.md)."""
+
+    name: str = setting(
+        "uniform", "anywhere; all rows from one cluster of windows; or spread over all", group="partition"
+    )
+    clusters: int = setting(
+        8,
+        "clusters of windows; 0: as the silhouette suggests",
+        "clusters",
+        low=0,
+        high=1000,
+        only=tuple(WORDS),
+    )
+
+
+def _neutral(partition: PartitionConfig) -> bool:
+    return partition.name == "uniform"
+
+
+def _refuses(partition: PartitionConfig) -> Iterator[str]:
+    if not (_neutral(partition) or partition.clusters > 0 or installed("sklearn")):
+        yield (
+            "partition.clusters=0 chooses by silhouettes of the library scikit-learn: pip install "
+            "'ebc-lab[lowbit]', or give the number of clusters."
+        )
+
+
+def _unfit(partition: PartitionConfig, mode: Mode) -> Unfit | None:
+    if mode is Mode.EXACT and not _neutral(partition):
+        why = "clusters are found by sums in any order; choose partition=uniform"
+        return Unfit(f"partition={partition.name}", why)
+    return None
+
+
+def _tail(partition: PartitionConfig) -> Iterator[Tail]:
+    if not _neutral(partition):
+        yield Tail(f"_{partition.name}", WORDS[partition.name])
+
+
+PARTITION = Part("partition", PartitionConfig, neutral=_neutral, refuses=_refuses, unfit=_unfit, tail=_tail)

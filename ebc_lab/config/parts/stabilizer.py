@@ -1,0 +1,89 @@
+"""What acts between backward and the update: EBC, one of its rivals, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ebc_lab.ebc import options
+
+from ..fields import CUSTOM, OWN, OWN_ARGUMENTS, OWN_CHECKSUM, setting
+from ..part import Mode, Part, Tail, Unfit
+
+TRUST_REGION = ("trust_region",)
+NO_WHOLE_STEP = "it looks at the whole step before it is applied, and there is no such moment"
+RIVALS = (
+    *("norm_clip", "value_clip", "agc", "zclip", "energy_raw", "energy_rms"),
+    *("trust_region", "kl_clip", "rms_clip", CUSTOM),
+)
+# what looks at the activations or the targets of one process's rows
+OF_ONE_PROCESS = ("energy_raw", "energy_rms", CUSTOM)
+SCHEDULES = {  # of delta*, or of a squared radius -> how it shows
+    "constant": Tail("", ""),
+    "linear": Tail("_lindelta", "KL target falling to 5%", "falling δ*"),
+    "cosine": Tail("_cosdelta", "KL target falling to 5% as a cosine", "δ* falling as a cosine"),
+    "hold_decay": Tail("_holddelta", "hold-decay KL target", "hold-decay δ*"),
+    "lr_squared": Tail("_lrdelta", "KL target falling with the square of the learning rate", "δ* with LR²"),
+}
+
+
+@dataclass
+class StabilizerConfig:
+    """What acts between backward and the update: EBC, one of its rivals, or nothing."""
+
+    name: str = setting("none", "which stabilizer", group="stabilizer")
+    strength: float | None = setting(
+        None, "a rival's threshold; its file says in which unit", above=0, high=1e9, only=RIVALS
+    )
+    schedule: str = setting("constant", "of the squared radius", choices=options.SCHEDULES, only=TRUST_REGION)
+    per: str = setting(
+        "all",
+        "one radius for the whole update, or a share of it for each group of budget.grouping",
+        choices=("all", "group"),
+        only=TRUST_REGION,
+    )
+    norm: str = setting(
+        "latent",
+        "of the weights that the optimizer moves, or of the quantized ones that the forward uses",
+        choices=("latent", "effective"),
+        only=TRUST_REGION,
+    )
+    target: str | None = setting(
+        None, "of custom: module:function, which wraps the optimizers (docs/extending.md)", only=OWN
+    )
+    arguments: dict[str, Any] = setting({}, OWN_ARGUMENTS, only=OWN)
+    sha256: str | None = setting(None, OWN_CHECKSUM, only=OWN)
+
+
+def _idle(stabilizer: StabilizerConfig) -> tuple[str, ...]:
+    """A radius of all latent weights is the usual one."""
+    usual = (stabilizer.per, stabilizer.norm) == ("all", "latent")
+    return ("per", "norm") if usual else ()
+
+
+def _unfit(stabilizer: StabilizerConfig, mode: Mode) -> Unfit | None:
+    given = f"stabilizer={stabilizer.name}"
+    if mode is Mode.EXACT and stabilizer.name not in ("none", "ebc"):
+        return Unfit(given, "choose stabilizer=none, or stabilizer=ebc with budget=shadow")
+    if mode is Mode.SEVERAL_PROCESSES and stabilizer.name in OF_ONE_PROCESS:
+        return Unfit(given, "it looks at the rows of one process; leave launcher.processes_per_run=1")
+    if mode is Mode.IN_BACKWARD and stabilizer.name not in ("none", "ebc"):
+        others = "stabilizer=none, stabilizer=ebc with budget=lagged, or memory.hooks=false"
+        return Unfit(given, f"{NO_WHOLE_STEP}; choose {others}")
+    return None
+
+
+def _tail(stabilizer: StabilizerConfig) -> Iterator[Tail]:
+    if stabilizer.name in TRUST_REGION:
+        yield SCHEDULES[stabilizer.schedule]
+
+
+STABILIZER = Part(
+    "stabilizer",
+    StabilizerConfig,
+    idle=_idle,
+    unfit=_unfit,
+    tail=_tail,
+    libraries={"agc": "pytorch-optimizer"},
+)

@@ -1,0 +1,72 @@
+"""Settings that nobody reads: refused where they are set, unless another run of the study reads them."""
+
+import pytest
+from support.named import run
+
+from ebc_lab.config.choices import changed
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import identity
+
+IN_VAIN = [
+    (
+        ["optimizer=sgd", "optimizer.beta1=0.8"],
+        "beta1 goes with optimizer=adam, .*not optimizer=sgd",
+    ),
+    (["optimizer.momentum=0.5"], "optimizer.momentum goes with optimizer=sgd or muon, not optimizer=adam"),
+    (["lr_schedule.warmup_steps=7"], "warmup_steps goes with lr_schedule=warmup_linear, .*not .*=constant"),
+    (["lr_schedule=cosine", "lr_schedule.decay_share=0.6"], "goes with lr_schedule=trapezoid, not .*cosine"),
+    (["projection.bound=9"], "projection.bound goes with projection=spectral, not projection=none"),
+    (
+        ["stabilizer=agc", "stabilizer.schedule=linear"],
+        "with stabilizer=trust_region, not stabilizer=agc",
+    ),
+    (["stabilizer.strength=2"], "stabilizer.strength goes with stabilizer=norm_clip, .*not stabilizer=ebc"),
+    (
+        ["shock.size=3"],
+        "size goes with shock=label_noise, lr_spike or corrupt_gradient, not",
+    ),
+    (["partition.clusters=3"], "goes with partition=clustered or stratified, not partition=uniform"),
+    (["memory.seed=3"], "memory.seed goes with memory.activations=int4, not memory.activations=none"),
+    (["budget.clusters=3"], "budget.clusters goes with budget.grouping=kmeans, not budget.grouping=block"),
+    (["ebm.splats=300"], "ebm.splats goes with workload=ebm, not workload=gpt"),
+    (["index=exact"], "index goes with workload=ebm, not workload=gpt"),
+    (["launcher.partition=gpu"], "launcher.partition goes with launcher=slurm, not launcher=local"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), IN_VAIN, ids=[given[-1] for given, _ in IN_VAIN])
+def test_a_setting_that_nobody_reads_is_refused(overrides, words):
+    with pytest.raises(UserError, match=words):
+        compose(["scale=smoke", *overrides], study=False)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_what_a_scale_or_the_file_of_a_choice_sets_was_not_asked_for(scale):
+    for choices in (["optimizer=sgd"], ["model=custom", "model.target=json:loads"], ["workload=gpt"]):
+        compose([f"scale={scale}", *choices], study=False)
+
+
+def test_a_study_takes_what_one_of_its_runs_reads_and_no_more():
+    assert compose(["scale=smoke", "study=partitions", "partition.clusters=4"]).partition.clusters == 4
+    swept = compose(["scale=smoke", "lr_sweep.projections=[none,spectral]", "projection.bound=3"])
+    assert swept.projection.bound == 3
+    assert compose(["scale=smoke", "study=ebm", "ebm.splats=100"]).ebm.splats == 100
+    for key in ("partition.clusters", "projection.bound", "ebm.splats"):
+        with pytest.raises(UserError, match=f"{key} goes with"):
+            compose(["scale=smoke", f"{key}=40"])
+
+
+def test_an_arm_is_refused_for_what_itself_sets_in_vain():
+    arm = "ablation.arms.mine={settings: {optimizer: {name: sgd, beta1: 0.5}}}"
+    with pytest.raises(UserError, match=r"ablation.arms.mine: optimizer.beta1 goes with optimizer=adam"):
+        compose(["scale=smoke", "study=partitions", "partition.clusters=4", arm])
+
+
+def test_a_transformer_ebm_beside_a_model_of_ones_own_has_a_name():
+    """It was a KeyError, which the check of another file kept from being seen."""
+    own = {"name": "custom", "target": "my_part:make", "sha256": "1" * 64}
+    usual = {"dtype": "float32", "device": "cpu", "compile": "off", "threads_per_run": 1}
+    settings = {"workload": {"name": "ebm"}, "encoder": {"name": "transformer"}, "model": own}
+    made = changed(run(usual), settings)
+    assert identity(made)["model"].keys() == {"blocks", "width", "heads", "context", "dropout"}
