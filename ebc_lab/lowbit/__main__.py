@@ -21,7 +21,10 @@ from .backends.formulas import SCALES, TOP
 from .container import PackedTensor, inspect_packed, read_packed, write_packed, written_whole
 from .levels import entropy_bits, quantize, zero_share
 
-_ERRORS = (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError)
+_ERRORS = (
+    *(ValueError, TypeError, OSError, EOFError, ImportError, MemoryError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,12 +99,12 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    from . import PerformanceBenchmark
+    from .benchmark import load
 
-    chosen = {"sizes": given.sizes, "iterations": given.iterations}
-    config = PerformanceBenchmark.QUICK if given.quick else {}
-    config = config | {name: value for name, value in chosen.items() if value is not None}
-    benchmark = PerformanceBenchmark(config)
+    settings = {"sizes": given.sizes, "iterations": given.iterations}
+    benchmark_of = load().PerformanceBenchmark
+    config = benchmark_of.QUICK if given.quick else {}
+    benchmark = benchmark_of(config | {name: value for name, value in settings.items() if value is not None})
     if given.json is not None:
         _refuse_unwritable(given.json)  # before minutes of work
     report = benchmark.run_all_benchmarks()

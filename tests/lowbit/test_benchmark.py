@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from ebc_lab.lowbit import PerformanceBenchmark, available_backends, quantize
-from ebc_lab.lowbit.benchmark import Report, Row, cases
-from ebc_lab.lowbit.benchmark.report import with_speedups
+from ebc_lab.lowbit.benchmark import load
+
+Report, Row = load().Report, load().Row
+cases, with_speedups = load().cases, load().report.with_speedups
 
 TINY = {"sizes": [1500], "iterations": 2, "kmeans": [[60, 5, 3]], "torch_compile": False}
 
@@ -126,8 +128,7 @@ def test_the_report_prints_and_is_json(report: Report):
 
 
 def test_the_peak_of_memory_counts_what_a_call_takes():
-    from ebc_lab.lowbit.benchmark.runner import _peak_of
-
+    _peak_of = load().runner._peak_of
     small = _peak_of(lambda: None)
     large = _peak_of(lambda: np.ones(8 << 20))  # 64 MiB
     if small is None or large is None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebc_lab.lowbit import checks, quantize, read_packed, write_packed
+from ebc_lab.lowbit import benchmark, checks, quantize, read_packed, write_packed
 from ebc_lab.lowbit.__main__ import main
 from ebc_lab.lowbit.container import PackedTensor
 
@@ -195,6 +195,18 @@ def test_errors_are_one_sentence_and_write_nothing(
     ]
     for arguments, message in cases:
         assert message in fails(arguments, capsys, tmp_path)
+
+
+def test_outside_of_a_checkout_the_benchmark_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    benchmark.load.cache_clear()
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path / "benchmarks")
+    assert "it is benchmarks/lowbit of the repository" in fails(["bench"], capsys, tmp_path)
+    from ebc_lab.lowbit import PerformanceBenchmark
+
+    with pytest.raises(ImportError, match="benchmarks/lowbit"):
+        PerformanceBenchmark()
 
 
 def test_a_failed_unpack_keeps_the_old_file(arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
