@@ -31,6 +31,7 @@ class Slow(NumpyBackend):
     """Right, and slower than numpy by as many passes as it is told; it counts its calls."""
 
     def __init__(self, name: str, passes: int) -> None:
+        super().__init__()
         self.name = name
         self.passes = passes
         self.calls: Counter[str] = Counter()

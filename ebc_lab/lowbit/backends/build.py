@@ -58,7 +58,7 @@ _LANGUAGES = {
     "c": _Language("kernels.c", "CC", "cc", ("-std=c11", "-pthread")),
     "cpp": _Language("kernels.cpp", "CXX", "c++", ("-std=c++17", "-pthread")),
 }
-_HEADERS = ("kmeans.h",)
+_HEADERS = ("blocks.h", "kmeans.h")
 
 # What each function takes; all but ebc_decode return an int64. Addresses travel as plain integers.
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
