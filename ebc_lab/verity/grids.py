@@ -363,7 +363,7 @@ class Grids:
         return int(counts[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the next step's grids follow from, layer by layer, for the checkpoint; plain numbers."""
+        """Return what the next step's grids follow from, by layer, for the checkpoint; plain numbers."""
         sites = []
         for site, layer in zip(self.sites, self.layers, strict=True):
             hist = [list(g.hist) for g in site]
@@ -371,7 +371,7 @@ class Grids:
         return {"sites": sites, "redone": self.redone}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. VerityError, and nothing has changed, where it is damaged or another model's."""
+        """Go on from a state. VerityError, and no change, where it is damaged or another model's."""
         try:
             sites = [list(zip(site["e"], site["hist"], strict=True)) for site in state["sites"]]
             shapes = [site["shapes"] for site in state["sites"]]

@@ -23,6 +23,7 @@ from .formulas import (
     check_levels,
     check_scale,
     check_step,
+    is_tensor,
     steps_shape,
 )
 from .planes import check_bytes, check_codes, packed_size
@@ -36,10 +37,6 @@ _NOT_FINITE, _NO_MEMORY = 1, -1
 # -- arrays --------------------------------------------------------------------------------------------------
 
 
-def _is_tensor(array: object) -> bool:
-    return "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor)
-
-
 def _taken(array: Any, dtype: _Dtype) -> Array:
     """Return an array or a tensor as numpy's, in this dtype, contiguous and aligned: the same memory where it
     is so already."""
@@ -47,7 +44,7 @@ def _taken(array: Any, dtype: _Dtype) -> Array:
         flags = array.flags
         if flags.c_contiguous and flags.aligned:
             return array
-    if _is_tensor(array):
+    if is_tensor(array):
         if not array.is_cpu:
             raise ValueError(f"a compiled backend takes tensors of the CPU, not of {array.device}: use cuda")
         if array.is_complex():
@@ -61,16 +58,16 @@ def _taken(array: Any, dtype: _Dtype) -> Array:
 
 def _given_back(array: Array, like: object) -> Array:
     """Return a result as a tensor where the input was one."""
-    return sys.modules["torch"].from_numpy(array) if _is_tensor(like) else array
+    return sys.modules["torch"].from_numpy(array) if is_tensor(like) else array
 
 
 def _room(like: object, shape: tuple[int, ...], dtype: _Dtype, out: Any) -> Array:
     """Make a new array, or check that `out` fits, which is of the kind of `like`."""
     if out is None:
         return np.empty(shape, dtype)
-    if _is_tensor(out) == _is_tensor(like) and tuple(out.shape) == shape:
+    if is_tensor(out) == is_tensor(like) and tuple(out.shape) == shape:
         room = _taken(out, dtype)
-        if room is out or (_is_tensor(out) and room.ctypes.data == out.data_ptr()):
+        if room is out or (is_tensor(out) and room.ctypes.data == out.data_ptr()):
             return room
     raise ValueError(f"out must be a contiguous array of {dtype} and shape {shape}, of the input's kind")
 
@@ -180,7 +177,7 @@ class CompiledBackend:
         top = check_levels(levels)
         taken = _taken(codes, _INT8)
         if str(getattr(codes, "dtype", "")) not in ("int8", "torch.int8"):  # check them as they came
-            check_codes(codes.detach().numpy() if _is_tensor(codes) else codes, levels)
+            check_codes(codes.detach().numpy() if is_tensor(codes) else codes, levels)
         data = _room(codes, (packed_size(taken.size, levels),), _UINT8, out)
         wrong = self._calls.ebc_pack(_address(taken), taken.size, top, _address(data), self.threads)
         if wrong >= 0:
@@ -262,7 +259,7 @@ def _checked_steps(steps: Array, shape: tuple[int, ...], group: Group) -> Array:
 
 
 def _checked_bytes(data: Array, n: int, levels: str) -> Array:
-    if _is_tensor(data):
+    if is_tensor(data):
         data = _taken(data.reshape(-1), _UINT8)
     return check_bytes(data, n, levels)
 

@@ -76,8 +76,8 @@ def as_float32(values: object) -> Floats:
     Tensors of any device come to the host. Complex numbers, objects and text are refused; NaN and infinity
     are not (see `check_finite`).
     """
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None and isinstance(values, torch.Tensor):
+    cupy = sys.modules.get("cupy")
+    if is_tensor(values):
         values = _from_torch(values)
     elif cupy is not None and isinstance(values, cupy.ndarray):
         values = cupy.asnumpy(values)
@@ -86,6 +86,11 @@ def as_float32(values: object) -> Floats:
         raise ValueError(f"values must be real numbers, not an array of {array.dtype}")
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
+
+
+def is_tensor(array: object) -> bool:
+    """Say whether this is a tensor of torch, which need not be imported."""
+    return "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor)
 
 
 def _from_torch(tensor: Any) -> NDArray[Any]:
