@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.low_bit import GOLDEN
 
+from ebc_lab.lowbit.backends import get_backend
 from ebc_lab.lowbit.backends.formulas import TOP
 from ebc_lab.lowbit.backends.planes import refuse_packed
 from ebc_lab.lowbit.levels import rounding_key, uniforms
@@ -128,8 +129,6 @@ def test_one_bad_byte_among_many_blocks_is_found(backend):
 @backends
 @levels
 def test_codes_out_of_range_are_refused(levels, backend):
-    from ebc_lab.lowbit.backends import get_backend
-
     top = TOP[levels]
     for wrong in (top + 1, -top - 1, 100, -128):
         codes = np.array([[0, 1], [wrong, wrong]])

@@ -43,9 +43,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("scale", ["absmean", "absmax", 0.015])
-def test_the_forward_is_quantize_to_the_bit_and_the_backward_the_identity(
-    levels: str, group: Any, scale: Any
-) -> None:
+def test_the_forward_is_quantize_to_the_bit_and_the_backward_the_identity(levels, group, scale) -> None:
     weight = weights(1, 30, 45)
     weight[3] = 0
     weight[4, 4] = -0.0
@@ -116,9 +114,7 @@ def test_functional_call_quantizes_the_weights_it_is_given(levels: str) -> None:
         lambda weight, new: np.copyto(weight.detach().numpy(), new.numpy()),
     ],
 )
-def test_weights_swapped_behind_torchs_back_change_the_forward(
-    swap: Callable[[nn.Parameter, Tensor], None],
-) -> None:
+def test_weights_swapped_behind_torchs_back_change_the_forward(swap: Callable[..., Any]) -> None:
     """Its trial weights are put in place without a version bump: a cached value would show KL = 0."""
     layer = Layer("ternary")
     x = weights(10, 5, 16)

@@ -171,10 +171,8 @@ def test_tensors_of_wrong_types_are_refused():
         backend.unpack(torch.zeros(2, dtype=torch.uint8), 3, "ternary")
     with pytest.raises(ValueError, match="real numbers"):
         backend.quantize(torch.ones(2, dtype=torch.complex64), "five")
-    bytes_as_codes = torch.tensor([0, 1, 1], dtype=torch.uint8)
-    assert torch.equal(
-        backend.pack(bytes_as_codes, "ternary"), backend.pack(bytes_as_codes.char(), "ternary")
-    )
+    as_bytes = torch.tensor([0, 1, 1], dtype=torch.uint8)
+    assert torch.equal(backend.pack(as_bytes, "ternary"), backend.pack(as_bytes.char(), "ternary"))
 
 
 @devices
