@@ -190,6 +190,7 @@ def _plus_plus(grid: Floats, k: int, seed: int) -> Floats:
         if sums[-1] == 0:  # every point lies on a centre
             chosen.append(int(rng.integers(len(grid))))
             continue
+        # trials in proportion to the squared distance; the one that leaves the smallest sum is a centre
         draws = rng.random(2 + int(math.log(k))) * sums[-1]
         trials = np.searchsorted(sums, draws, side="right").tolist()
         left = np.minimum(distances, _to_candidates(grid, squares, trials))

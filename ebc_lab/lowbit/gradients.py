@@ -80,6 +80,7 @@ class GradientQuantizer:
         self._proposal = None
         counts = [g.numel() for g in gradients]
         self._sent = matrices_size(counts, self.levels), sum(counts)
+        # a = g + e: what this step is to send, with what earlier ones left out
         wanted = self._with_residuals([g.detach().float() for g in gradients])
         total = _products(wanted, wanted)
         finite = total.isfinite()

@@ -119,6 +119,7 @@ class Levels:
         m_codes = backend.stochastic(y, self.levels, 1.0, keys[0])
         blocks = in_blocks(v, self.block)
         v_max = blocks.amax(1)
+        # v lies between two levels, powers of two of the maximum: a draw decides which
         below, y = self._position(quotient(blocks, v_max).view(-1)[:n])
         # for y within [0, 1] the ternary code is [u < y]; below the lowest level it is 0
         v_codes = below + backend.stochastic(y, "ternary", 1.0, keys[1])
@@ -255,6 +256,7 @@ class QuantizedAdam(torch.optim.Adam):
             state["exp_avg"] = m.view(p.shape)
             state["exp_avg_sq"] = v.view(p.shape)
         self._update(group, [p])
+        # the float32 moments of this matrix exist up to here
         m = state.pop("exp_avg").reshape(-1)
         v = state.pop("exp_avg_sq").reshape(-1)
         packed = form.pack(m, v, self._keys(p) if form.stochastic else (0, 0))

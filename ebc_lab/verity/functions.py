@@ -67,6 +67,7 @@ def horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 def exp64(x: Tensor) -> Tensor:
     """Return exp(x) of float64 x <= 0, relative error 3e-13; 0 below -700."""
+    # x = k·ln 2 + r with |r| <= ln(2)/2: a power of two times a polynomial of r
     k = (x * LOG2_E).round()
     r = (x - k * LN2_HIGH) - k * LN2_LOW
     p = horner(r, EXP)
@@ -77,6 +78,7 @@ def exp64(x: Tensor) -> Tensor:
 
 def log64(x: Tensor) -> Tensor:
     """Return ln(x) of float64 x > 0, normal, relative error 3e-13."""
+    # x = m·2^e with m within [√½, √2): ln m is a series in s = (m - 1)/(m + 1)
     e = exponent(x)
     m = x * pow2(-e)
     low = m < ROOT_HALF
@@ -107,6 +109,7 @@ def gelu64(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def cos2pi(v: Tensor) -> Tensor:
     """Return cos(2·pi·v) of float64 v in [0, 1)."""
+    # the nearest quarter of a turn says which of cosine and sine it is, and its sign
     k = (v * 4.0).round()
     r = (v - k * 0.25) * TWO_PI
     q = r * r

@@ -324,6 +324,7 @@ class Grids:
             if all(g.sound for g in self.grids):
                 self._write([(s, s.gradient(count)) for s in self.sums if s.total is not None])
                 return True
+            # a layer whose values did not fit chooses all its grids anew
             self.redone += 1
             for site in self.sites:
                 if not all(g.sound for g in site):
@@ -354,6 +355,7 @@ class Grids:
         distributed.all_reduce(maxima, distributed.ReduceOp.MAX, group)
         distributed.all_reduce(counts, distributed.ReduceOp.SUM, group)
         largest = maxima.tolist()
+        # every worker now sees the largest values of all, and adds what some worker has summed
         for g, seen in zip(self.grids, largest, strict=False):
             g.seen = seen
         for s, used in zip(self.sums, largest[len(self.grids) :], strict=True):

@@ -84,6 +84,7 @@ class _Product(torch.autograd.Function):
         E = engine.max_exponent(weight)
         if E == NOT_FINITE:
             raise VerityError("a weight is not finite.")
+        # weights share one exponent, each row of x has its own: the product of whole numbers is exact
         W = on_grid(weight, E, bits)
         taken = left_for(K, bits)
         e = _finite(engine.row_exponents(x), "the input of a linear layer")

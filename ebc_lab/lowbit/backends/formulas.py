@@ -219,6 +219,7 @@ def _counted(xp: Any, blocks: Array, power: int) -> Array:
     """
     magnitudes = xp.abs(blocks)
     largest = magnitudes.max(axis=-1)
+    # the largest magnitude of a block sets the unit that its counts are in
     exponent = (largest.view(xp.int32) >> _FRACTION_BITS) & 0xFF
     exponent = xp.maximum(exponent, _SMALLEST_EXPONENT)
     bits = 30 // power

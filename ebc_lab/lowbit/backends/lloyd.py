@@ -32,16 +32,18 @@ def lloyd_numpy(grid: ArrayLike, start: ArrayLike, max_iter: int) -> tuple[Label
         moved = np.flatnonzero(new_labels != labels)
         if not len(moved):
             return labels, centers, passes
+        # sums follow the points that changed their cluster, a part of them at a time
         for before in np.array_split(moved, 1 + moved.size * points.shape[1] // _CHUNK):
             _add_rows(sums, points, before, labels, -1)
             _add_rows(sums, points, before, new_labels, 1)
         labels = new_labels
         counts = np.bincount(labels, minlength=len(centers))
         centers = _centers(points, labels, centers, sums, counts)
-    return nearest(points, centers), centers, max_iter
+    return nearest(points, centers), centers, max_iter  # the labels of these centres
 
 
 def nearest(points: Floats, centers: Floats) -> Labels:
+    """Return the nearest centre of each point by |c|^2 - 2 x.c, which orders as the distances do."""
     squares = np.einsum("ij,ij->i", centers, centers)
     doubled = -2.0 * centers.T
     nearest = np.empty(len(points), dtype=np.int32)
