@@ -31,6 +31,7 @@ from .planes import check_bytes, check_codes, packed_size
 _Dtype: TypeAlias = np.dtype[Any]
 
 _FLOAT32, _INT8, _UINT8 = np.dtype(np.float32), np.dtype(np.int8), np.dtype(np.uint8)
+_NAMES = {_FLOAT32: "float32", _INT8: "int8", _UINT8: "uint8"}  # in torch
 _GIVEN = 2
 _NOT_FINITE, _NO_MEMORY = 1, -1
 
@@ -49,8 +50,11 @@ def _taken(array: Any, dtype: _Dtype) -> Array:
             raise ValueError(f"a compiled backend takes tensors of the CPU, not of {array.device}: use cuda")
         if array.is_complex():
             raise ValueError(f"values must be real numbers, not a tensor of {array.dtype}")
-        wanted = getattr(sys.modules["torch"], dtype.name)
-        return array.detach().resolve_neg().to(wanted).contiguous().numpy()
+        wanted = getattr(sys.modules["torch"], _NAMES[dtype])
+        array = array.detach()
+        if array.dtype is not wanted or not array.is_contiguous() or array.is_neg():
+            array = array.resolve_neg().to(wanted).contiguous()
+        return array.numpy()
     if dtype == _FLOAT32:
         array = as_float32(array)
     return np.require(np.asarray(array), dtype, ["C", "A"])
@@ -73,7 +77,7 @@ def _room(like: object, shape: tuple[int, ...], dtype: _Dtype, out: Any) -> Arra
 
 
 def _address(array: Array) -> int:
-    return cast(int, array.ctypes.data)
+    return cast(int, array.__array_interface__["data"][0])  # in half the time of array.ctypes
 
 
 # -- the backend ---------------------------------------------------------------------------------------------
@@ -133,7 +137,9 @@ class CompiledBackend:
         layout = _layout(shape, check_group(group, shape))
         if weights.size == 0:
             return np.zeros(steps_shape(shape, group), np.float32)
-        steps = np.full(steps_shape(shape, group), 0.0 if isinstance(scale, str) else scale, np.float32)
+        steps = np.empty(steps_shape(shape, group), np.float32)
+        if not isinstance(scale, str):
+            steps[...] = scale
         by = SCALE_CODES.get(scale, _GIVEN)
         at = _address(weights), _address(steps)
         outcome = self._calls.ebc_quantize(at[0], *layout, top, by, at[1], codes, result, self.threads)
