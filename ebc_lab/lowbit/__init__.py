@@ -10,45 +10,23 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "levels": (
-        "Quantized",
-        "absmean",
-        "entropy_bits",
-        "quantize",
-        "quantize_stochastic",
-        "rounding_key",
-        "stochastic_step",
-        "uniforms",
-        "zero_share",
-    ),
-    "packing": ("pack", "packed_size", "unpack"),
-    "container": (
-        "DamagedFileError",
-        "PackedTensor",
-        "inspect_packed",
-        "read_packed",
-        "write_packed",
-    ),
-    "linear": ("PackedLinear",),
-    "ste": ("straight_through",),
-    "gradients": ("GradientQuantizer",),
-    "state": ("QuantizedAdam",),
-    "clustering": (
-        "DataClustering",
-        "KMeansClustering",
-        "KMeansResult",
-        "ParameterClustering",
-        "kmeans",
-        "suggest_k",
-        "window_features",
-    ),
-    "policy": ("AuxiliaryNetwork", "make_policy"),
-    "backends": ("HAS_GPU", "BackendUnavailableError", "available_backends", "get_backend"),
-    "dispatch": ("BackendConfig", "HybridDispatcher", "create_auto_dispatcher"),
-    "trainer": ("HybridLLMTrainer", "TrainingConfig"),
-    "benchmark": ("PerformanceBenchmark",),
+    "levels": "Quantized absmean entropy_bits quantize quantize_stochastic rounding_key stochastic_step "
+    "uniforms zero_share",
+    "packing": "pack packed_size unpack",
+    "container": "DamagedFileError PackedTensor inspect_packed read_packed write_packed",
+    "linear": "PackedLinear",
+    "ste": "straight_through",
+    "gradients": "GradientQuantizer",
+    "state": "QuantizedAdam",
+    "clustering": "DataClustering KMeansClustering KMeansResult ParameterClustering kmeans suggest_k "
+    "window_features",
+    "policy": "AuxiliaryNetwork make_policy",
+    "backends": "HAS_GPU BackendUnavailableError available_backends get_backend",
+    "dispatch": "BackendConfig HybridDispatcher create_auto_dispatcher",
+    "trainer": "HybridLLMTrainer TrainingConfig",
+    "benchmark": "PerformanceBenchmark",
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME_OF)
 

@@ -21,14 +21,17 @@ from .backends.formulas import SCALES, TOP
 from .container import PackedTensor, inspect_packed, read_packed, write_packed, written_whole
 from .levels import entropy_bits, quantize, zero_share
 
-_ERRORS = (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, pickle.UnpicklingError)
+_ERRORS = (
+    *(ValueError, TypeError, OSError, EOFError, ImportError, MemoryError),
+    *(zipfile.BadZipFile, pickle.UnpicklingError),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
-        return int(given.command(given))
+        return int(options.command(options))
     except KeyboardInterrupt:
         return 130
     except _ERRORS as error:
@@ -84,7 +87,7 @@ def _group(text: str) -> str | int:
 # -- commands ------------------------------------------------------------------------------------------------
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(options: argparse.Namespace) -> int:
     from .checks import CHECKS, run_checks
 
     passed = 0
@@ -95,78 +98,79 @@ def _check(given: argparse.Namespace) -> int:
     return 0 if passed == len(CHECKS) else 1
 
 
-def _bench(given: argparse.Namespace) -> int:
-    from . import PerformanceBenchmark
+def _bench(options: argparse.Namespace) -> int:
+    from .benchmark import load
 
-    chosen = {"sizes": given.sizes, "iterations": given.iterations}
-    config = PerformanceBenchmark.QUICK if given.quick else {}
-    config = config | {name: value for name, value in chosen.items() if value is not None}
-    benchmark = PerformanceBenchmark(config)
-    if given.json is not None:
-        _refuse_unwritable(given.json)  # before minutes of work
+    settings = {"sizes": options.sizes, "iterations": options.iterations}
+    benchmark_of = load().PerformanceBenchmark
+    config = benchmark_of.QUICK if options.quick else {}
+    benchmark = benchmark_of(config | {name: value for name, value in settings.items() if value is not None})
+    if options.json is not None:
+        _refuse_unwritable(options.json)  # before minutes of work
     report = benchmark.run_all_benchmarks()
     print(report)
-    if given.json is not None:
-        with written_whole(given.json.resolve()) as file:
+    if options.json is not None:
+        with written_whole(options.json.resolve()) as file:
             file.write(report.to_json().encode() + b"\n")
     return 0
 
 
-def _pack(given: argparse.Namespace) -> int:
+def _pack(options: argparse.Namespace) -> int:
     tensors: dict[str, Any] = {}
-    for name, array in _arrays(given.source).items():
-        if given.only == "all" or array.ndim == 2:
+    for name, array in _arrays(options.source).items():
+        if options.only == "all" or array.ndim == 2:
             try:
-                codes = quantize(array, given.levels, group=given.group, scale=given.scale)
+                codes = quantize(array, options.levels, group=options.group, scale=options.scale)
             except ValueError as error:
-                raise ValueError(f"{given.source}: {name!r} cannot be quantized: {error}") from None
+                raise ValueError(f"{options.source}: {name!r} cannot be quantized: {error}") from None
             tensors[name] = PackedTensor.of(codes)
         else:
             tensors[name] = array
     if not any(isinstance(tensor, PackedTensor) for tensor in tensors.values()):
         raise ValueError(
-            f"{given.source} has no matrix to pack: with --only all, other arrays are packed too."
+            f"{options.source} has no matrix to pack: with --only all, other arrays are packed too."
         )
-    write_packed(given.target, tensors)
-    found = inspect_packed(given.target)
-    saved = f"{found['float32_bytes']} bytes as float32, {found['file_bytes']} now"
-    print(f"{given.target}: {len(tensors)} tensors, {saved}, {found['compression']:.2f} times less packed")
+    write_packed(options.target, tensors)
+    content = inspect_packed(options.target)
+    saved = f"{content['float32_bytes']} bytes as float32, {content['file_bytes']} now"
+    print(
+        f"{options.target}: {len(tensors)} tensors, {saved}, {content['compression']:.2f} times less packed"
+    )
     return 0
 
 
-def _unpack(given: argparse.Namespace) -> int:
-    if given.target.suffix != ".npz":
-        raise ValueError(f"{given.target} is no .npz: name the file to write so.")
-    tensors = read_packed(given.source)
-    _refuse_unwritable(given.target)
+def _unpack(options: argparse.Namespace) -> int:
+    if options.target.suffix != ".npz":
+        raise ValueError(f"{options.target} is no .npz: name the file to write so.")
+    tensors = read_packed(options.source)
+    _refuse_unwritable(options.target)
     # numpy.savez takes names as keywords, and so not every name
-    with written_whole(given.target.resolve()) as file, zipfile.ZipFile(file, "w") as archive:
+    with written_whole(options.target.resolve()) as file, zipfile.ZipFile(file, "w") as archive:
         for name, tensor in tensors.items():
             values = tensor.values() if isinstance(tensor, PackedTensor) else tensor
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asanyarray(values), allow_pickle=False)
-    print(f"{given.target}: {len(tensors)} arrays of float32")
+    print(f"{options.target}: {len(tensors)} arrays of float32")
     return 0
 
 
-def _inspect(given: argparse.Namespace) -> int:
-    found = inspect_packed(given.source)
-    tensors = read_packed(given.source)
-    for entry in found["tensors"]:
+def _inspect(options: argparse.Namespace) -> int:
+    content = inspect_packed(options.source)
+    tensors = read_packed(options.source)
+    for entry in content["tensors"]:
         tensor = tensors[entry["name"]]
         if isinstance(tensor, PackedTensor):
             codes = tensor.quantized().codes
             entry["entropy_bits"] = entropy_bits(codes)
             entry["zero_share"] = zero_share(codes)
-    print(json.dumps(found, indent=2) if given.json else _inspection(found))
+    print(json.dumps(content, indent=2) if options.json else _inspection(content))
     return 0
 
 
-def _inspection(found: dict[str, Any]) -> str:
-    """A table of the tensors, and the totals."""
-    head = ("tensor", "kind", "group", "shape", "bytes", "bits", "entropy", "zeros")
-    rows = [head]
-    for entry in found["tensors"]:
+def _inspection(content: dict[str, Any]) -> str:
+    """Draw a table of the tensors, and the totals."""
+    rows = [("tensor", "kind", "group", "shape", "bytes", "bits", "entropy", "zeros")]
+    for entry in content["tensors"]:
         packed = entry["kind"] == "packed"
         rows.append(
             (
@@ -186,8 +190,8 @@ def _inspection(found: dict[str, Any]) -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
     lines.append(
-        f"{found['values']} values in {found['bytes']} bytes, {found['compression']:.2f} times less than "
-        f"float32; {found['file_bytes']} bytes with header and checksum, which is right"
+        f"{content['values']} values in {content['bytes']} bytes, {content['compression']:.2f} times less "
+        f"than float32; {content['file_bytes']} bytes with header and checksum, which is right"
     )
     return "\n".join(lines)
 
@@ -196,14 +200,14 @@ def _inspection(found: dict[str, Any]) -> str:
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays of a file by name; none of its content is executed."""
+    """Read the arrays of a file by name; none of its content is executed."""
     if path.suffix not in (".npz", ".npy", ".pt", ".pth"):
         raise ValueError(f"{path} is none of .npz, .npy and .pt: save the arrays as one of them.")
     try:
-        found = _state_dict(path) if path.suffix in (".pt", ".pth") else np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            found = {path.stem: found}
-        arrays = {name: found[name] for name in found}
+        content = _state_dict(path) if path.suffix in (".pt", ".pth") else np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            content = {path.stem: content}
+        arrays = {name: content[name] for name in content}
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy, zipfile and torch each have their own for a damaged file
@@ -216,10 +220,10 @@ def _arrays(path: Path) -> dict[str, Any]:
 def _state_dict(path: Path) -> dict[str, Any]:
     import torch
 
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError("it is no state dict of tensors")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in state.items()}
 
 
 def _refuse_unwritable(path: Path) -> None:

@@ -35,10 +35,10 @@ class Outcome:
 
     name: str
     passed: bool
-    said: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.passed else 'FAIL'} {self.name}: {self.said}"
+        return f"{'ok  ' if self.passed else 'FAIL'} {self.name}: {self.message}"
 
 
 def _must(condition: object, otherwise: str) -> None:
@@ -51,7 +51,7 @@ def _draws(shape: tuple[int, ...], seed: int = 0) -> Any:
 
 
 def _backends() -> list[str]:
-    """Those that work here, numpy first."""
+    """Return those that work here, numpy first."""
     return [name for name, reason in available_backends().items() if reason is None]
 
 
@@ -59,19 +59,19 @@ def _backends() -> list[str]:
 
 
 def known_codes() -> str:
-    """Twelve weights whose mean magnitude and codes were worked out by hand."""
+    """Quantize twelve weights whose mean magnitude and codes were worked out by hand."""
     weights = [0.3, -0.1, 0.0, 1.7, -2.5, 0.05, 0.8, -0.8, 1e-20, -0.0, 0.45, -1.2]
     ternary = [0, 0, 0, 1, -1, 0, 1, -1, 0, 0, 1, -1]
     five = [0, 0, 0, 2, -2, 0, 1, -1, 0, 0, 1, -2]
     for levels, expected in (("ternary", ternary), ("five", five)):
-        found = quantize(weights, levels)
-        _must(found.codes.tolist() == expected, f"{levels} codes are {found.codes.tolist()}")
-        _must(found.steps == np.float32(7.9 / 12), f"the step is {found.steps}, not {7.9 / 12:.7f}")
+        quantized = quantize(weights, levels)
+        _must(quantized.codes.tolist() == expected, f"{levels} codes are {quantized.codes.tolist()}")
+        _must(quantized.steps == np.float32(7.9 / 12), f"the step is {quantized.steps}, not {7.9 / 12:.7f}")
     return "the step is the mean magnitude, the codes the nearest ones"
 
 
 def ties() -> str:
-    """Half a step is 0, one and a half is 2, and a code of 0 has the value +0."""
+    """See that half a step is 0, one and a half is 2, and a code of 0 has the value +0."""
     weights = np.array([0.5, -0.5, 1.5, -1.5, 1.4999999, 0.5000001, -0.0], dtype=np.float32)
     expected = [0, 0, 2, -2, 1, 1, 0]
     for name in _backends():
@@ -83,7 +83,7 @@ def ties() -> str:
 
 
 def packing() -> str:
-    """Codes of every length come back, in exactly as many bytes as promised."""
+    """See that codes of every length come back, in exactly as many bytes as promised."""
     for levels, top in TOP.items():
         for n in (0, 1, 5, 24, 319, 321, 1536, 40_003):
             codes = np.random.default_rng(n).integers(-top, top + 1, n).astype(np.int8)
@@ -95,17 +95,15 @@ def packing() -> str:
 
 
 def files() -> str:
-    """A file returns what was written, and one with a flipped bit is refused."""
+    """See that a file returns what was written, and one with a flipped bit is refused."""
     weights = _draws((60, 70))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "check.ebcpack"
         tensor = PackedTensor.of(quantize(weights, "ternary", group="row"))
         write_packed(path, {"w": tensor, "b": weights[0]})
         back = read_packed(path)
-        found = back["w"]
-        _must(
-            isinstance(found, PackedTensor) and np.array_equal(found.values(), tensor.values()), "w changed"
-        )
+        w = back["w"]
+        _must(isinstance(w, PackedTensor) and np.array_equal(w.values(), tensor.values()), "w changed")
         _must(np.array_equal(np.asarray(back["b"]), weights[0]), "b changed")
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
@@ -118,7 +116,7 @@ def files() -> str:
 
 
 def straight_through_gradient() -> str:
-    """The forward is the quantized weight, the gradient that of the weight itself."""
+    """See that the forward is the quantized weight, the gradient that of the weight itself."""
     import torch
 
     from .ste import straight_through
@@ -135,43 +133,43 @@ def straight_through_gradient() -> str:
 
 
 def error_feedback() -> str:
-    """What was sent and what is left add up to all gradients, but for rounding."""
+    """See that what was sent and what is left add up to all gradients, but for rounding."""
     import torch
 
     from .gradients import GradientQuantizer
 
     compressor = GradientQuantizer("ternary", error_feedback=True)
-    given = torch.zeros(20, 30, dtype=torch.float64)
-    sent = torch.zeros_like(given)
+    total = torch.zeros(20, 30, dtype=torch.float64)
+    sent = torch.zeros_like(total)
     for step in range(20):
         gradient = torch.from_numpy(_draws((20, 30), step))
-        given += gradient
+        total += gradient
         sent += compressor.compress([gradient], step)[0]
         compressor.commit()
     residuals = compressor.state_dict()["residuals"]
-    off = float((given - sent - residuals[0]).abs().max())
+    off = float((total - sent - residuals[0]).abs().max())
     _must(off < 1e-4, f"sent and left differ from all gradients by {off:.2g}")
     return f"20 steps, sent + left = all to {off:.0e}, {compressor.grad_bits:.2f} bits sent"
 
 
 def exact_kmeans() -> str:
-    """Labels and centres have the same bits on every backend, and fit together."""
+    """See that labels and centres have the same bits on every backend, and fit together."""
     from .clustering import kmeans
 
     points = _draws((500, 8))
     names = [name for name in _backends() if name != "cupy"]
     first = kmeans(points, 6, backend="numpy")
     for name in names:
-        found = kmeans(points, 6, backend=name)
-        same = found.labels.tobytes() == first.labels.tobytes()
-        _must(same and found.centroids.tobytes() == first.centroids.tobytes(), f"{name} differs from numpy")
+        result = kmeans(points, 6, backend=name)
+        same = result.labels.tobytes() == first.labels.tobytes()
+        _must(same and result.centroids.tobytes() == first.centroids.tobytes(), f"{name} differs from numpy")
     distances = ((points[:, None] - first.centroids) ** 2).sum(2)
     _must(np.array_equal(distances.argmin(1), first.labels), "a label is not that of the nearest centre")
     return f"{first.iterations} passes alike on {', '.join(names)}"
 
 
 def stochastic_rounding() -> str:
-    """The mean of many stochastic codes is the value."""
+    """See that the mean of many stochastic codes is the value."""
     values = np.linspace(-1.9, 1.9, 39, dtype=np.float32)
     total = np.zeros(len(values))
     draws = 4000
@@ -184,7 +182,7 @@ def stochastic_rounding() -> str:
 
 
 def backends_agree() -> str:
-    """Codes, values, stochastic codes and packed bytes have the same bits on every backend."""
+    """See that codes, values, stochastic codes and packed bytes have the same bits on every backend."""
     names = _backends()
     weights = _draws((130, 331))
     for levels in TOP:
@@ -197,7 +195,7 @@ def backends_agree() -> str:
 
 
 def _everything(name: str, weights: Any, levels: str) -> Iterator[tuple[str, Any]]:
-    """What a backend makes of some weights, each thing with its name."""
+    """Yield what a backend makes of some weights, each thing with its name."""
     backend = get_backend(name)
     for group in ("tensor", "row", 50):
         codes, steps = backend.quantize(weights, levels, group)
@@ -211,7 +209,7 @@ def _everything(name: str, weights: Any, levels: str) -> Iterator[tuple[str, Any
 
 
 def training() -> str:
-    """Sixty steps lower the loss; a training resumed after twenty ends with the same bits."""
+    """See that sixty steps lower the loss, and a training resumed after twenty ends with the same bits."""
     import torch
 
     threads = torch.get_num_threads()
@@ -249,31 +247,21 @@ def _trained_and_resumed() -> str:
 
 
 def _trainer() -> HybridLLMTrainer:
-    """Twenty steps an epoch on 352 rows."""
+    """Make a trainer that takes twenty steps an epoch on 352 rows."""
     from . import HybridLLMTrainer, TrainingConfig
 
-    config = TrainingConfig(
-        hidden=32, batch_size=16, learning_rate=4e-3, max_epochs=3, validation_share=1 / 11
-    )
-    return HybridLLMTrainer(config)
+    settings = {"hidden": 32, "batch_size": 16, "max_epochs": 3}
+    return HybridLLMTrainer(TrainingConfig(**settings, learning_rate=4e-3, validation_share=1 / 11))
 
 
 CHECKS: tuple[Callable[[], str], ...] = (
-    known_codes,
-    ties,
-    packing,
-    files,
-    straight_through_gradient,
-    error_feedback,
-    exact_kmeans,
-    stochastic_rounding,
-    backends_agree,
-    training,
+    *(known_codes, ties, packing, files, straight_through_gradient),
+    *(error_feedback, exact_kmeans, stochastic_rounding, backends_agree, training),
 )
 
 
 def run_checks() -> Iterator[Outcome]:
-    """The outcome of each check, as it ends."""
+    """Yield the outcome of each check, as it ends."""
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:

@@ -85,7 +85,7 @@ def kmeans(
     max_iter: int = 300,
     backend: str = "auto",
 ) -> KMeansResult:
-    """Lloyd's k-means of the rows of X (n, d), from k-means++ centres of `seed` or from `init` (k, d).
+    """Do Lloyd's k-means of the rows of X (n, d), from k-means++ centres of `seed` or from `init` (k, d).
 
     The labels are always those of the centroids returned, also after `max_iter` passes. A cluster that runs
     empty takes the point farthest from its own centre. `init` is clipped to X's box. `backend` changes the
@@ -103,7 +103,7 @@ def _cluster(
     max_iter: int = 300,
     backend: str = "auto",
 ) -> tuple[KMeansResult, _Grid, Floats]:
-    """The result, the grid and the centres (k, d) on it."""
+    """Return the result, the grid and the centres (k, d) on it."""
     _check_counts(points, k, max_iter)
     low, high = _box(points, "X")
     grid = _grid_of(low, high)
@@ -111,15 +111,18 @@ def _cluster(
     if init is None:
         start = _plus_plus(integers, k, seed)
     else:
-        given = _rows(init, "init")
-        if given.shape != (k, points.shape[1]):
-            shape = (k, points.shape[1])
-            raise ValueError(f"init has shape {given.shape}: give k centres of X's width, {shape}.")
-        _box(given, "init")
-        start = grid.integers(np.clip(given, low, high))
+        start = _rows(init, "init")
+        shape = (k, points.shape[1])
+        if start.shape != shape:
+            raise ValueError(f"init has shape {start.shape}: give k centres of X's width, {shape}.")
+        _box(start, "init")
+        start = grid.integers(np.clip(start, low, high))
     labels, centers, passes = _lloyd(integers, start, max_iter, backend)
     total = _total(squared_distances(integers, centers, labels))
-    inertia = _times_power_of_two(total, -2 * grid.shift)
+    try:
+        inertia = math.ldexp(float(total), -2 * grid.shift)
+    except OverflowError:
+        inertia = math.inf
     return KMeansResult(labels, grid.values(centers), inertia, passes, grid.bits), grid, centers
 
 
@@ -152,7 +155,7 @@ def _check_counts(points: Floats, k: int, max_iter: int) -> None:
 
 
 def _box(values: Floats, name: str) -> tuple[Floats, Floats]:
-    """The least and the largest value of each column; NaN and infinity show in them, without a pass more."""
+    """Return the least and largest value of each column; NaN and infinity show in them, at no extra pass."""
     low = values.min(axis=0)
     high = values.max(axis=0)
     if not np.isfinite(low).all() or not np.isfinite(high).all():
@@ -177,16 +180,17 @@ def _grid_of(low: Floats, high: Floats) -> _Grid:
 
 
 def _plus_plus(grid: Floats, k: int, seed: int) -> Floats:
-    """Centres (k, d) by k-means++ with 2 + floor(ln k) trials for each, the one that leaves the least."""
+    """Choose centres (k, d) by k-means++: of 2 + floor(ln k) trials for each, the one that leaves least."""
     rng = np.random.default_rng(seed)
     squares = np.einsum("ij,ij->i", grid, grid)
     chosen = [int(rng.integers(len(grid)))]
     distances = _to_candidates(grid, squares, chosen)[0]
     while len(chosen) < k:
         sums = np.cumsum(distances)
-        if sums[-1] == 0:
+        if sums[-1] == 0:  # every point lies on a centre
             chosen.append(int(rng.integers(len(grid))))
             continue
+        # trials in proportion to the squared distance; the one that leaves the smallest sum is a centre
         draws = rng.random(2 + int(math.log(k))) * sums[-1]
         trials = np.searchsorted(sums, draws, side="right").tolist()
         left = np.minimum(distances, _to_candidates(grid, squares, trials))
@@ -198,37 +202,27 @@ def _plus_plus(grid: Floats, k: int, seed: int) -> Floats:
 
 
 def _to_candidates(grid: Floats, squares: Floats, candidates: list[int]) -> Floats:
-    """(candidates, n) squared distances."""
+    """Return squared distances, (candidates, n)."""
     return squares[candidates][:, None] - 2.0 * (grid[candidates] @ grid.T) + squares
 
 
 def _total(integers: Floats) -> int:
-    """The exact sum of integers below 2^53, which float64 could not hold."""
+    """Return the exact sum of integers below 2^53, which float64 could not hold."""
     whole = integers.astype(np.int64)
     return (int((whole >> 26).sum()) << 26) + int((whole & ((1 << 26) - 1)).sum())
-
-
-def _times_power_of_two(number: int, exponent: int) -> float:
-    try:
-        return math.ldexp(float(number), exponent)
-    except OverflowError:
-        return math.inf
 
 
 def _lloyd(grid: Floats, start: Floats, max_iter: int, backend: str) -> tuple[Labels, Floats, int]:
     if wrong := first_unknown([backend], BACKENDS):
         known = ", ".join(BACKENDS)
         raise ValueError(f"there is no backend {backend!r} for k-means: {wrong[1]!r}? ({known})")
-    if backend == "numpy":
-        return lloyd_numpy(grid, start, max_iter)
     try:
-        chosen = get_backend("c" if backend == "auto" else backend)
+        kmeans_of = get_backend("c" if backend == "auto" else backend).kmeans
     except BackendUnavailableError:
         if backend != "auto":
             raise
-        return lloyd_numpy(grid, start, max_iter)
-    labels, centers, passes = chosen.kmeans(grid, start, max_iter)
-    return labels, centers, passes
+        kmeans_of = lloyd_numpy
+    return kmeans_of(grid, start, max_iter)
 
 
 class KMeansClustering:
@@ -246,20 +240,20 @@ class KMeansClustering:
         self._centers: Floats | None = None
 
     def fit(self, X: ArrayLike | torch.Tensor) -> KMeansClustering:
-        """Clusters the rows of X (n, d); ValueError as `kmeans`."""
+        """Cluster the rows of X (n, d); ValueError as `kmeans`."""
         self._result, self._grid, self._centers = _cluster(
             _rows(X, "X"), self.n_clusters, self.seed, None, self.max_iter, self.backend
         )
         return self
 
     def predict(self, X: ArrayLike | torch.Tensor) -> Labels:
-        """(n,) the nearest centre of each row: for the rows of `fit` its `labels_`, bit for bit."""
+        """Return the nearest centre of each row, (n,): for the rows of `fit` its `labels_`, bit for bit."""
         result = self._fitted()
         assert self._grid is not None
         assert self._centers is not None
         points = _rows(X, "X")
-        if points.shape[1] != result.centroids.shape[1]:
-            features = result.centroids.shape[1]
+        features = result.centroids.shape[1]
+        if points.shape[1] != features:
             raise ValueError(f"X has {points.shape[1]} features, but {features} were fitted: give the same.")
         if len(points):
             _box(points, "X")
@@ -293,7 +287,7 @@ class KMeansClustering:
 def suggest_k(
     X: ArrayLike | torch.Tensor, ks: Iterable[int], method: str = "silhouette", seed: int = 0
 ) -> SuggestedK:
-    """The k of `ks` that suits X (n, d) best, the smaller one on ties.
+    """Return the k of `ks` that suits X (n, d) best, the smaller one on ties.
 
     `silhouette`: the largest mean silhouette (scikit-learn's, of at most 2000 rows drawn with `seed`), 0
     where there are not two clusters or no cluster has two rows. `elbow`: the point of the normalised curve
@@ -308,11 +302,9 @@ def suggest_k(
     points = _rows(X, "X")
     results = {k: _cluster(points, k, seed)[0] for k in candidates}
     if method == "elbow":
-        scores = _elbows({k: result.inertia for k, result in results.items()})
-        least = 1e-9
+        scores, least = _elbows(results), 1e-9
     else:
-        scores = _silhouettes(points, {k: result.labels for k, result in results.items()}, seed)
-        least = _NOTHING_STANDS_OUT
+        scores, least = _silhouettes(points, results, seed), _NOTHING_STANDS_OUT
     best = max(scores, key=scores.__getitem__)  # the first of equals
     warning = None
     if scores[best] < least:
@@ -323,7 +315,7 @@ def suggest_k(
     return SuggestedK(best, scores, method, warning)
 
 
-def _silhouettes(points: Floats, labels: Mapping[int, Labels], seed: int) -> dict[int, float]:
+def _silhouettes(points: Floats, results: Mapping[int, KMeansResult], seed: int) -> dict[int, float]:
     try:
         from sklearn.metrics import silhouette_score
     except ImportError:
@@ -335,21 +327,22 @@ def _silhouettes(points: Floats, labels: Mapping[int, Labels], seed: int) -> dic
     if len(rows) > _SCORED_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), _SCORED_ROWS, replace=False))
     scores = {}
-    for k, all_labels in labels.items():
-        clusters = len(np.unique(all_labels[rows]))
+    for k, result in results.items():
+        labels = result.labels[rows]
         scores[k] = 0.0
-        if 2 <= clusters < len(rows):
-            scores[k] = float(silhouette_score(points[rows], all_labels[rows]))
+        if 2 <= len(np.unique(labels)) < len(rows):
+            scores[k] = float(silhouette_score(points[rows], labels))
     return scores
 
 
-def _elbows(inertias: Mapping[int, float]) -> dict[int, float]:
-    """How far each (k, inertia) lies below the chord, both scaled to [0, 1]; a straight line has no elbow."""
+def _elbows(results: Mapping[int, KMeansResult]) -> dict[int, float]:
+    """Return how far each (k, inertia) lies below the chord, both scaled to [0, 1]."""
+    inertias = {k: result.inertia for k, result in results.items()}
     ks = sorted(inertias)
     fall = inertias[ks[0]] - inertias[ks[-1]]
     scores = {}
     for k in ks:
-        scores[k] = 0.0
+        scores[k] = 0.0  # a straight line has no elbow
         if fall > 0:
             along = (k - ks[0]) / (ks[-1] - ks[0])
             height = (inertias[k] - inertias[ks[-1]]) / fall
@@ -358,7 +351,7 @@ def _elbows(inertias: Mapping[int, float]) -> dict[int, float]:
 
 
 def window_features(tokens: ArrayLike | torch.Tensor, context: int, vocabulary: int) -> Floats:
-    """(windows, vocabulary) square roots of the tokens' frequencies in disjoint windows of `context` tokens.
+    """Return (windows, vocabulary) roots of the tokens' frequencies in disjoint windows of `context` tokens.
 
     The rest of the text, shorter than a window, is left out. The distance between two rows is Hellinger's,
     up to a factor of the root of two. ValueError: no 1-D integers within [0, vocabulary), less than a window.
@@ -398,7 +391,7 @@ class DataClustering:
         self._members: list[NDArray[np.int64]] = []
 
     def fit(self, features: ArrayLike | torch.Tensor) -> DataClustering:
-        """Clusters the rows of `features` (n, d); ValueError as `kmeans`."""
+        """Cluster the rows of `features` (n, d); ValueError as `kmeans`."""
         points = _rows(features, "features")
         k = self.n_clusters
         self.labels = _cluster(points, k, self.seed, backend=self.backend)[0].labels
@@ -407,7 +400,7 @@ class DataClustering:
         return self
 
     def rows(self, step: int, batch_size: int, how: str) -> NDArray[np.int64]:
-        """(batch_size,) indices of rows; over all steps each row is drawn equally often.
+        """Draw (batch_size,) indices of rows; over all steps each row is drawn equally often.
 
         `clustered`: all of one cluster, drawn in proportion to its size. `stratified`: of each cluster its
         share, rounded up or down by systematic sampling. No row twice, unless its cluster is too small.
@@ -445,7 +438,7 @@ class ParameterClustering:
         self.backend = backend
 
     def groups(self, named: Mapping[str, Any]) -> dict[str, list[str]]:
-        """{name: tensor or (shape, rms)}, in the model's order -> {`cluster0`, ...: names}, in that order.
+        """Group {name: tensor or (shape, rms)}, in the model's order, into {`cluster0`, ...: names}.
 
         The features are ln numel, ln rms, ln rows/columns (columns = numel/rows: a vector is a column) and
         depth, the place in the model's order from 0 to 1, each standardised; one that is the same everywhere

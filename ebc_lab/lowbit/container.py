@@ -78,32 +78,30 @@ class PackedTensor:
 
     @classmethod
     def of(cls, quantized: Quantized, *, backend: str = "numpy") -> PackedTensor:
-        """The packed form of codes and steps; ValueError where the codes are none of these levels."""
+        """Return the packed form of codes and steps; ValueError where the codes are none of these levels."""
         data = pack(quantized.codes, quantized.levels, backend=backend)
         return cls(data, quantized.steps, quantized.shape, quantized.levels, quantized.group)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the codes and the steps."""
+        """Count the bytes of the codes and the steps."""
         return self.data.nbytes + self.steps.nbytes
 
     @property
     def bits_per_value(self) -> float:
-        """Bits per value, steps counted; 0 for a tensor without values."""
+        """Return the bits per value, steps counted; 0 for a tensor without values."""
         values = math.prod(self.shape)
         return 8 * self.nbytes / values if values else 0.0
 
     def quantized(self, *, backend: str = "numpy") -> Quantized:
-        """The codes and steps; ValueError where the bytes are no codes."""
+        """Return the codes and steps; ValueError where the bytes are no codes."""
         codes = get_backend(backend).unpack(self.data, math.prod(self.shape), self.levels)
         return Quantized(np.asarray(codes).reshape(self.shape), self.steps, self.levels, self.group)
 
     def values(self, *, backend: str = "numpy") -> Floats:
-        """The float32 values step * code, of the tensor's shape."""
-        values = get_backend(backend).unpack_values(
-            self.data, self.shape, self.steps, self.levels, self.group
-        )
-        return cast(Floats, np.asarray(values))
+        """Return the float32 values step * code, of the tensor's shape."""
+        parts = self.data, self.shape, self.steps, self.levels, self.group
+        return cast(Floats, np.asarray(get_backend(backend).unpack_values(*parts)))
 
 
 Packable: TypeAlias = "PackedTensor | NDArray[Any] | Tensor"
@@ -134,16 +132,15 @@ def write_packed(path: str | os.PathLike[str], tensors: Mapping[str, Packable]) 
 
 
 def _laid_out(tensors: Mapping[str, Packable]) -> tuple[list[Entry], list[NDArray[Any]], int]:
-    """The header's entries, the arrays in the payload's order, and the payload's length."""
+    """Return the header's entries, the arrays in the payload's order, and the payload's length."""
     entries = []
     arrays: list[NDArray[Any]] = []
     end = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise TypeError(f"tensors are named by text, not by {name!r}")
-        own: list[NDArray[Any]]
         if isinstance(tensor, PackedTensor):
-            own = [tensor.data, tensor.steps.astype("<f4", copy=False)]
+            parts: list[NDArray[Any]] = [tensor.data, tensor.steps.astype("<f4", copy=False)]
             entry: Entry = {"kind": "packed", "levels": tensor.levels, "group": tensor.group}
             entry["shape"] = list(tensor.shape)
         elif isinstance(tensor, Quantized):
@@ -152,15 +149,15 @@ def _laid_out(tensors: Mapping[str, Packable]) -> tuple[list[Entry], list[NDArra
             )
         else:
             values = _exact_float32(name, tensor)
-            own = [values.astype("<f4", copy=False)]
+            parts = [values.astype("<f4", copy=False)]
             entry = {"kind": "float32", "levels": None, "group": None, "shape": list(values.shape)}
         offsets = []
-        for array in own:
+        for array in parts:
             offsets.append(end)
             end = _aligned(end + array.nbytes)
-        sizes = [array.nbytes for array in own]
+        sizes = [array.nbytes for array in parts]
         entries.append({"name": name, **entry, "offsets": offsets, "bytes": sizes})
-        arrays += own
+        arrays += parts
     return entries, arrays, end
 
 
@@ -171,8 +168,8 @@ def _exact_float32(name: str, tensor: Any) -> Floats:
         raise ValueError(f"the tensor {name!r} cannot be written: {error}") from error
     dtype = tensor.dtype if hasattr(tensor, "dtype") else np.asarray(tensor).dtype
     if "int" in str(dtype) and np.abs(values).max(initial=0) >= 2**24:
-        given = np.asarray(tensor.cpu() if hasattr(tensor, "cpu") else tensor)
-        if not np.array_equal(values.astype(np.float64), given):
+        integers = np.asarray(tensor.cpu() if hasattr(tensor, "cpu") else tensor)
+        if not np.array_equal(values.astype(np.float64), integers):
             raise ValueError(f"the tensor {name!r} holds integers that float32 cannot hold")
     return values
 
@@ -182,7 +179,7 @@ def _aligned(offset: int) -> int:
 
 
 def _pieces(header: bytes, arrays: list[NDArray[Any]]) -> Iterator[bytes | memoryview]:
-    """All bytes of the file before the checksum."""
+    """Yield all bytes of the file before the checksum."""
     yield MAGIC + struct.pack("<Q", len(header)) + header
     for array in arrays:
         if array.nbytes:
@@ -196,7 +193,7 @@ def _canonical(value: object) -> bytes:
 
 @contextmanager
 def written_whole(target: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the target's name only when all of it is on the disk."""
+    """Open a file to write that takes the target's name only when all of it is on the disk."""
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -218,7 +215,7 @@ def written_whole(target: Path) -> Iterator[BinaryIO]:
 
 
 def read_packed(path: str | os.PathLike[str]) -> dict[str, PackedTensor | Floats]:
-    """The tensors of a file that `write_packed` wrote: packed ones packed, all others float32 arrays.
+    """Read the tensors of a file that `write_packed` wrote: packed ones packed, all others float32 arrays.
 
     The arrays are views of one buffer that holds the payload. DamagedFileError, naming the file and what is
     wrong, for anything but a whole and consistent file.
@@ -232,7 +229,7 @@ def read_packed(path: str | os.PathLike[str]) -> dict[str, PackedTensor | Floats
 
 
 def inspect_packed(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file holds, its checksum verified, without keeping the payload in memory.
+    """Tell what a file holds, its checksum verified, without keeping the payload in memory.
 
     `tensors` lists name, kind, levels, group, shape, values, bytes and bits_per_value of each; `values`,
     `bytes`, `float32_bytes` and `compression` (float32_bytes / bytes) are totals without header and checksum,
@@ -243,9 +240,9 @@ def inspect_packed(path: str | os.PathLike[str]) -> dict[str, Any]:
     for entry in entries:
         values = math.prod(entry["shape"])
         size = sum(entry["bytes"])
-        kept = {key: entry[key] for key in ("name", "kind", "levels", "group", "shape")}
+        named = {key: entry[key] for key in ("name", "kind", "levels", "group", "shape")}
         bits = 8 * size / values if values else 0.0
-        tensors.append({**kept, "values": values, "bytes": size, "bits_per_value": bits})
+        tensors.append({**named, "values": values, "bytes": size, "bits_per_value": bits})
     total = sum(tensor["values"] for tensor in tensors)
     size = sum(tensor["bytes"] for tensor in tensors)
     return {
@@ -277,7 +274,7 @@ def _tensor_of(entry: Entry, payload: NDArray[np.uint8]) -> PackedTensor | Float
 
 @contextmanager
 def _damage_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Whatever a header's content makes Python raise is damage of the file."""
+    """Call whatever a header's content makes Python raise damage of the file."""
     try:
         yield
     except DamagedFileError:
@@ -287,7 +284,7 @@ def _damage_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def _read(path: str | os.PathLike[str], keep: bool) -> tuple[list[Entry], NDArray[np.uint8], str]:
-    """(checked entries, payload or nothing, checksum) of a file."""
+    """Return (checked entries, payload or nothing, checksum) of a file."""
     mode = os.stat(path).st_mode  # before opening: to open a pipe would wait for its writer
     if not stat.S_ISREG(mode):
         raise DamagedFileError(f"{path} is {_sort(mode)}, not a file with packed tensors")
@@ -314,7 +311,7 @@ def _read(path: str | os.PathLike[str], keep: bool) -> tuple[list[Entry], NDArra
 
 
 def _payload(file: BinaryIO, size: int, digest: Any, keep: bool) -> NDArray[np.uint8] | None:
-    """The next bytes of the file, hashed as they come; None where there are fewer."""
+    """Read the next bytes of the file, hashed as they come; None where there are fewer."""
     buffer = np.empty(size if keep else min(size, _CHUNK), np.uint8)
     memory = memoryview(cast(Any, buffer))
     done = 0
@@ -329,7 +326,7 @@ def _payload(file: BinaryIO, size: int, digest: Any, keep: bool) -> NDArray[np.u
 
 
 def _mismatch(header: bytes, size: int) -> str:
-    """Why the checksum differs, as far as the header tells."""
+    """Return why the checksum differs, as far as the header tells."""
     try:
         expected = json.loads(header)["payload"] + len(header) + _FRAME
     except (LookupError, RecursionError, TypeError, ValueError):
@@ -340,7 +337,7 @@ def _mismatch(header: bytes, size: int) -> str:
 
 
 def _entries(path: str | os.PathLike[str], header: bytes, payload: int) -> list[Entry]:
-    """The header's entries, each checked by itself and against the others."""
+    """Return the header's entries, each checked by itself and against the others."""
     content = json.loads(header)
     if content["version"] != VERSION:
         raise DamagedFileError(
@@ -396,7 +393,7 @@ def _check_entry(entry: Entry) -> None:
 
 
 def _sort(mode: int) -> str:
-    """What a path names, in words."""
+    """Return what a path names, in words."""
     if stat.S_ISDIR(mode):
         return "a folder"
     return "a pipe" if stat.S_ISFIFO(mode) else "no regular file"

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import numpy as np
 
 from .backends import Backend, BackendUnavailableError, get_backend
-from .backends.formulas import Array, Group, Scale, as_float32, check_finite
+from .backends.formulas import Array, Group, Scale, as_float32, check_finite, is_tensor
 from .backends.planes import CODES, WIDTH
 from .levels import Quantized
 from .names import first_unknown
@@ -115,13 +115,9 @@ class HybridDispatcher:
     def quantize(
         self, values: Array, levels: str = "five", scale: Scale = "absmean", group: Group = "tensor"
     ) -> Array:
-        """step * code of each value, float32. ValueError where a value is NaN or infinite."""
+        """Return step * code of each value, float32. ValueError where a value is NaN or infinite."""
         values = _as_array(values)
-
-        def work(backend: Backend, part: Array) -> Array:
-            return backend.effective(part, levels, group, scale)
-
-        result = self._run("quantize", levels, values, work, group)
+        result = self._run("quantize", "effective", values, (levels, group, scale), group)
         if _holds_nan(result, group):
             check_finite(as_float32(values))
         return result
@@ -129,33 +125,20 @@ class HybridDispatcher:
     def encode(
         self, values: Array, levels: str = "five", scale: Scale = "absmean", group: Group = "tensor"
     ) -> Quantized:
-        """Codes and steps, as numpy arrays. ValueError where a value is NaN or infinite."""
-        values = _as_array(values)
-
-        def work(backend: Backend, part: Array) -> Array:
-            return backend.quantize(part, levels, group, scale)
-
-        codes, steps = self._run("encode", levels, values, work, group)
+        """Return codes and steps, as numpy arrays. ValueError where a value is NaN or infinite."""
+        codes, steps = self._run("encode", "quantize", _as_array(values), (levels, group, scale), group)
         return Quantized(_on_host(codes), _on_host(steps), levels, group)
 
     def stochastic(self, values: Array, levels: str, step: float, key: int) -> Array:
-        """Stochastic codes of this step, int8; `key` is a `rounding_key`."""
-
-        def work(backend: Backend, part: Array) -> Array:
-            return backend.stochastic(part, levels, step, key)
-
-        return self._run("stochastic", levels, _as_array(values), work)
+        """Return stochastic codes of this step, int8; `key` is a `rounding_key`."""
+        return self._run("stochastic", "stochastic", _as_array(values), (levels, step, key))
 
     def pack(self, codes: Array, levels: str) -> Array:
-        """Codes, row-major, as flat uint8 bytes."""
-
-        def work(backend: Backend, part: Array) -> Array:
-            return backend.pack(part, levels)
-
-        return self._run("pack", levels, _as_array(codes), work)
+        """Return codes, row-major, as flat uint8 bytes."""
+        return self._run("pack", "pack", _as_array(codes), (levels,))
 
     def unpack(self, data: Array, n: int, levels: str) -> Array:
-        """The n codes in these bytes, flat int8."""
+        """Return the n codes in these bytes, flat int8."""
         data = _as_bytes(data)
 
         def work(backend: Backend) -> Array:
@@ -170,7 +153,7 @@ class HybridDispatcher:
     def unpack_values(
         self, data: Array, shape: tuple[int, ...], steps: Array, levels: str, group: Group = "tensor"
     ) -> Array:
-        """step * code for each code in these bytes, float32 of this shape."""
+        """Return step * code for each code in these bytes, float32 of this shape."""
         data = _as_bytes(data)
         n = math.prod(shape)
 
@@ -188,49 +171,43 @@ class HybridDispatcher:
         return self._call("unpack_values", levels, n, data, work, sampled)
 
     def kmeans(self, data: Array, n_clusters: int, seed: int = 0) -> tuple[Array, Array]:
-        """(labels (n,), centroids (k, d)) of the rows of `data` (n, d), as numpy arrays."""
+        """Return (labels (n,), centroids (k, d)) of the rows of `data` (n, d), as numpy arrays."""
         from .clustering import kmeans
 
         points = _on_host(_as_array(data))
 
         def work(backend: Backend) -> tuple[Array, Array]:
-            found = kmeans(points, n_clusters, seed=seed, backend=backend.name)
-            return found.labels, found.centroids
+            result = kmeans(points, n_clusters, seed=seed, backend=backend.name)
+            return result.labels, result.centroids
 
         def sampled(backend: Backend) -> tuple[Array, Array]:
-            rows = max(n_clusters, SAMPLE // max(1, math.prod(points.shape[1:])))
-            part = points[:rows]
-            name = backend.name
-            found = kmeans(part, n_clusters, init=part[:n_clusters], max_iter=_PASSES, backend=name)
-            return found.labels, found.centroids
+            part = points[: max(n_clusters, SAMPLE // max(1, math.prod(points.shape[1:])))]
+            start = part[:n_clusters]
+            result = kmeans(part, n_clusters, init=start, max_iter=_PASSES, backend=backend.name)
+            return result.labels, result.centroids
 
-        found = self._call("kmeans", None, points.size, points, work, sampled)
-        return cast(tuple[Array, Array], found)
+        labels, centroids = self._call("kmeans", None, points.size, points, work, sampled)
+        return labels, centroids
 
     # -- choosing --------------------------------------------------------------------------------------------
 
     def _run(
-        self,
-        operation: str,
-        levels: str,
-        values: Array,
-        work: Callable[[Backend, Array], Any],
-        group: Group = "tensor",
+        self, operation: str, method: str, values: Array, rest: tuple[Any, ...], group: Group = "tensor"
     ) -> Any:
-        """An operation that takes one array and whose start can be cut off."""
+        """Call a backend's method on an array, whose start can be cut off, and the rest, levels first."""
 
         def whole(backend: Backend) -> Any:
-            return work(backend, _brought(values, backend))
+            return getattr(backend, method)(_brought(values, backend), *rest)
 
         def sampled(backend: Backend) -> Any:
-            return work(backend, _brought(_first_values(values, group), backend))
+            return getattr(backend, method)(_brought(_first_values(values, group), backend), *rest)
 
-        return self._call(operation, levels, math.prod(values.shape), values, whole, sampled)
+        return self._call(operation, rest[0], math.prod(values.shape), values, whole, sampled)
 
     def _call(
         self, operation: str, levels: str | None, n: int, like: Array, work: Work, sampled: Work
     ) -> Any:
-        """`work` on the quickest backend, as arrays of the kind of `like`; `sampled` is what is timed."""
+        """Do `work` on the quickest backend, as arrays of the kind of `like`; `sampled` is what is timed."""
         key = _Key(operation, levels, n.bit_length() - 1, _kind(like))
         choice = self._choices.get(key)
         if choice is None or self.config.benchmark_mode:
@@ -242,12 +219,11 @@ class HybridDispatcher:
             result = _given_back(result, like)
         seconds = time.perf_counter() - begin
         with self._lock:
-            tally = self._tallies.setdefault(choice.backend.name, _Tally())
-            tally.add(seconds)
+            self._tallies.setdefault(choice.backend.name, _Tally()).add(seconds)
         return result
 
     def _measure(self, key: _Key, n: int, sampled: Work) -> _Choice:
-        """Times the candidates; numpy, the reference, comes first: what it refuses, all refuse."""
+        """Time the candidates; numpy, the reference, comes first: what it refuses, all refuse."""
         measured = {}
         expected = None
         names = self._candidates(key, n) if n else ["numpy"]
@@ -303,7 +279,7 @@ class HybridDispatcher:
         return get_backend(name, self.config.threads if name == "cpp" else 1)
 
     def _drop(self, name: str, reason: str) -> None:
-        """A backend that is wrong once is asked no more, nor for what it was chosen before."""
+        """Ask a backend that is wrong once no more, nor for what it was chosen before."""
         warnings.warn(f"the backend {name} is no longer used: {reason}", RuntimeWarning, stacklevel=6)
         self._unavailable[name] = reason
         for key, choice in list(self._choices.items()):
@@ -313,24 +289,18 @@ class HybridDispatcher:
     # -- metrics ---------------------------------------------------------------------------------------------
 
     def get_metrics(self) -> dict[str, Any]:
-        """What was asked and who did it: `total_operations`; `backend_summary` {name: count and times in ms};
-        `choices`, with the median times measured; `unavailable` {name: reason}.
+        """Return what was asked and who did it: `total_operations`; `backend_summary` {name: count and times
+        in ms}; `choices`, with the median times measured; `unavailable` {name: reason}.
 
         Times of tensors on a GPU are those of starting the work. `size` is the least of its power of two.
         """
         with self._lock:
             choices = []
             for key, choice in self._choices.items():
-                choices.append(
-                    {
-                        "operation": key.operation,
-                        "levels": key.levels,
-                        "size": 1 << key.size if key.size >= 0 else 0,
-                        "input": key.kind,
-                        "backend": choice.backend.name,
-                        "measured_ms": dict(choice.measured_ms),
-                    }
-                )
+                asked: dict[str, Any] = {"operation": key.operation, "levels": key.levels}
+                asked |= {"size": 1 << key.size if key.size >= 0 else 0, "input": key.kind}
+                answer = {"backend": choice.backend.name, "measured_ms": dict(choice.measured_ms)}
+                choices.append(asked | answer)
             return {
                 "total_operations": sum(tally.count for tally in self._tallies.values()),
                 "backend_summary": {name: tally.summary() for name, tally in self._tallies.items()},
@@ -340,13 +310,13 @@ class HybridDispatcher:
 
 
 def create_auto_dispatcher() -> HybridDispatcher:
-    """A dispatcher of its own with the default settings."""
+    """Make a dispatcher with the default settings."""
     return HybridDispatcher()
 
 
 @functools.cache
 def default_dispatcher() -> HybridDispatcher:
-    """The dispatcher that this process shares."""
+    """Return the dispatcher that this process shares."""
     return HybridDispatcher()
 
 
@@ -354,50 +324,46 @@ def default_dispatcher() -> HybridDispatcher:
 
 
 def _kind(array: Array) -> str:
-    """Where an array lies: numpy, cpu (a tensor) or cuda (a tensor)."""
-    if type(array) is np.ndarray:
+    """Return where an array lies: numpy, cpu (a tensor) or cuda (a tensor)."""
+    if type(array) is np.ndarray or not is_tensor(array):
         return "numpy"
-    return cast(str, array.device.type) if _is_tensor(array) else "numpy"
-
-
-def _is_tensor(array: object) -> bool:
-    return "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor)
+    return cast(str, array.device.type)
 
 
 def _as_array(values: Any) -> Array:
-    return values if type(values) is np.ndarray or _is_tensor(values) else np.asarray(values)
+    return values if type(values) is np.ndarray or is_tensor(values) else np.asarray(values)
 
 
 def _as_bytes(data: Any) -> Array:
-    return (
-        np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray | memoryview) else _as_array(data)
-    )
+    if isinstance(data, bytes | bytearray | memoryview):
+        data = np.frombuffer(data, np.uint8)
+    return _as_array(data)
 
 
 def _on_host(array: Array) -> Array:
-    return array.detach().cpu().numpy() if _is_tensor(array) else np.asarray(array)
+    return array.detach().cpu().numpy() if is_tensor(array) else np.asarray(array)
 
 
 def _brought(array: Array, backend: Backend) -> Array:
-    """A tensor as a numpy array for backends that do not take tensors from where it lies."""
-    if type(array) is np.ndarray or backend.name in ("torch", "cuda") or not _is_tensor(array):
+    """Return a tensor as a numpy array for backends that do not take tensors from where it lies."""
+    if type(array) is np.ndarray or backend.name in ("torch", "cuda") or not is_tensor(array):
         return array
     return array if array.is_cpu and backend.name in ("c", "cpp") else _on_host(array)
 
 
 def _given_back(result: Any, like: Array) -> Any:
-    """The result as numpy arrays where `like` is one, else as tensors of its device."""
+    """Return the result as numpy arrays where `like` is one, else as tensors of its device."""
     if isinstance(result, tuple):
         return tuple(_given_back(one, like) for one in result)
-    if not _is_tensor(like):
+    if not is_tensor(like):
         return result
-    if not _is_tensor(result):
+    if not is_tensor(result):
         result = sys.modules["torch"].from_numpy(np.asarray(result))
     return result.to(like.device)
 
 
 def _first_values(values: Array, group: Group) -> Array:
-    """The first SAMPLE values: whole rows where groups lie in rows."""
+    """Return the first SAMPLE values: whole rows where groups lie in rows."""
     if math.prod(values.shape) <= SAMPLE:
         return values
     if group == "tensor" or len(values.shape) != 2:
@@ -406,7 +372,7 @@ def _first_values(values: Array, group: Group) -> Array:
 
 
 def _whole_blocks(data: Array, n: int, levels: str) -> tuple[Array, int]:
-    """The bytes of at most SAMPLE codes, and how many they are: whole blocks stand for themselves."""
+    """Return the bytes of at most SAMPLE codes, and their count: whole blocks stand for themselves."""
     if n <= SAMPLE or levels not in CODES:
         return data, n
     block = CODES[levels] * WIDTH
@@ -415,7 +381,7 @@ def _whole_blocks(data: Array, n: int, levels: str) -> tuple[Array, int]:
 
 
 def _holds_nan(result: Array, group: Group) -> bool:
-    """Whether a group is NaN: then all of it is, so its first value tells."""
+    """Say whether a group is NaN: then all of it is, so its first value tells."""
     if math.prod(result.shape) == 0:
         return False
     if group == "tensor":
@@ -426,7 +392,7 @@ def _holds_nan(result: Array, group: Group) -> bool:
 
 
 def _timed(work: Work, backend: Backend, kind: str) -> tuple[Any, float]:
-    """The result, and the median of the milliseconds that the work took."""
+    """Return the result, and the median of the milliseconds that the work took."""
     result = work(backend)
     times = []
     for _ in range(REPEATS):

@@ -34,7 +34,7 @@ class Proposal:
 
 
 class GradientQuantizer:
-    """Replaces gradients by what a worker would send of them.
+    """Replace gradients by what a worker would send of them.
 
     Args:
         levels: `ternary` or `five`.
@@ -66,19 +66,21 @@ class GradientQuantizer:
 
     @property
     def grad_bits(self) -> float:
-        """Bits per element a worker would send: packed codes and a float32 step per matrix; 0 at first."""
+        """Return the bits per element that a worker would send: codes and a step per matrix; 0 at first."""
         size, elements = self._sent
         return 8 * size / max(1, elements)
 
     @torch.no_grad()
     def compress(self, gradients: Sequence[Tensor], step: int) -> list[Tensor]:
-        """The gradients of step `step` -> what is sent of them, decoded, of their shapes and dtypes.
+        """Return what is sent of the gradients of step `step`, decoded, of their shapes and dtypes.
 
         If one of them is not finite, all are returned as they are, and `commit` will keep nothing. Raises
         ValueError when their shapes are not those of the residuals.
         """
         self._proposal = None
-        self._sent = self._size_of(gradients)
+        counts = [g.numel() for g in gradients]
+        self._sent = matrices_size(counts, self.levels), sum(counts)
+        # a = g + e: what this step is to send, with what earlier ones left out
         wanted = self._with_residuals([g.detach().float() for g in gradients])
         total = _products(wanted, wanted)
         finite = total.isfinite()
@@ -102,21 +104,21 @@ class GradientQuantizer:
         self._proposal = None
         if proposal is None or taken is False:
             return
-        kept = proposal.finite
+        keep = proposal.finite
         if isinstance(taken, Tensor):
-            kept = kept & taken.to(kept.device)
+            keep = keep & taken.to(keep.device)
         if self.residuals is None:
             self.residuals = [torch.zeros_like(r) for r in proposal.residuals]
-        if kept.device.type == "cpu":
-            self.residuals = _chosen(kept, proposal.residuals, self.residuals)
+        if keep.device.type == "cpu":
+            self.residuals = _chosen(keep, proposal.residuals, self.residuals)
             return
         for r, new in zip(self.residuals, proposal.residuals, strict=True):
-            r.copy_(torch.where(kept, new, r))  # in place: a CUDA graph reads the memory it was captured with
+            r.copy_(torch.where(keep, new, r))  # in place: a CUDA graph reads the memory it was captured with
 
     def state_dict(self) -> dict[str, Any]:
-        """The residuals, copied; None before the first kept step. Loads with `weights_only=True`."""
-        kept = self.residuals
-        return {"residuals": None if kept is None else [r.clone() for r in kept]}
+        """Return the residuals, copied; None before the first kept step. Loads with `weights_only=True`."""
+        residuals = self.residuals
+        return {"residuals": None if residuals is None else [r.clone() for r in residuals]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the quantizer that `state` was taken from; an open proposal is dropped.
@@ -135,38 +137,34 @@ class GradientQuantizer:
         if self.residuals is None:
             return gradients
         shapes = [tuple(g.shape) for g in gradients]
-        kept = [tuple(r.shape) for r in self.residuals]
-        if shapes != kept:
+        expected = [tuple(r.shape) for r in self.residuals]
+        if shapes != expected:
             raise ValueError(
-                f"the gradients have the shapes {shapes}, but the residuals {kept}: give the same matrices, "
-                "in the same order, at every step."
+                f"the gradients have the shapes {shapes}, but the residuals {expected}: give the same "
+                "matrices, in the same order, at every step."
             )
         pairs = zip(self.residuals, gradients, strict=True)
         self.residuals = [r.to(g.device) for r, g in pairs]
         return [g + r for g, r in zip(gradients, self.residuals, strict=True)]
 
     def _sent_of(self, a: Tensor, step: int, index: int) -> Tensor:
-        """step·code of one matrix, float32; NaN where it is not finite."""
+        """Return step·code of one matrix, float32; NaN where it is not finite."""
         if self.rounding == "nearest":
             return effective(a, self.levels, "tensor", "absmean")
         key = rounding_key(self.seed, step, index)
         drawn = drawn_on_host if a.device.type == "cpu" else drawn_on_device
         return drawn(a, self.levels, key)
 
-    def _size_of(self, gradients: Sequence[Tensor]) -> tuple[int, int]:
-        counts = [g.numel() for g in gradients]
-        return matrices_size(counts, self.levels), sum(counts)
-
 
 def drawn_on_host(a: Tensor, levels: str, key: int) -> Tensor:
-    """step·(stochastic code) of a finite matrix on the CPU, float32."""
+    """Return step·(stochastic code) of a finite matrix on the CPU, float32."""
     size = float(stochastic_step(a, levels))
     codes: Tensor = default_dispatcher().stochastic(a, levels, size, key)
     return codes * torch.tensor(size)
 
 
 def drawn_on_device(a: Tensor, levels: str, key: int) -> Tensor:
-    """The same on any device, without a look from the host; NaN where the matrix is not finite."""
+    """Do the same on any device, without a look from the host; NaN where the matrix is not finite."""
     size = torch_stochastic_step(a, levels)
     # at step 1 the codes of a/step have the bits of those of a at `step`
     position = (a / size).nan_to_num(0.0, 0.0, 0.0)
@@ -174,7 +172,7 @@ def drawn_on_device(a: Tensor, levels: str, key: int) -> Tensor:
 
 
 def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    """The inner product of two lists of float32 tensors, 0-dim float64; not finite if an element is not."""
+    """Return the inner product of two lists of float32 tensors, 0-dim float64; not finite if one is not."""
     if not left:
         return torch.zeros((), dtype=torch.float64)
     products = [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]
@@ -182,7 +180,7 @@ def _products(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def _chosen(flag: Tensor, yes: Sequence[Tensor], no: Sequence[Tensor]) -> list[Tensor]:
-    """`yes` where the 0-dim flag holds, else `no`, of the dtypes of `no`; read on the host on a CPU only."""
+    """Return `yes` where the 0-dim flag holds, else `no`, in `no`'s dtypes; only a CPU's flag is read."""
     pairs = zip(yes, no, strict=True)
     if flag.device.type != "cpu":
         return [torch.where(flag, y.to(n.dtype), n) for y, n in pairs]

@@ -62,12 +62,12 @@ class Quantized:
         return self.codes.shape
 
     def values(self) -> Floats:
-        """step * code, float32, of the codes' shape; +0 where the code is 0."""
+        """Return step * code, float32, of the codes' shape; +0 where the code is 0."""
         return cast(Floats, decode(np, self.codes, self.steps, self.group))
 
 
 def absmean(values: object) -> np.float32:
-    """The mean magnitude, the same bits in any order; 0 for an empty array."""
+    """Return the mean magnitude, the same bits in any order; 0 for an empty array."""
     weights = as_float32(values)
     check_finite(weights)
     return np.float32(steps_of(np, weights, "ternary", "tensor", "absmean"))
@@ -81,7 +81,7 @@ def quantize(
     scale: Scale = "absmean",
     backend: str = "numpy",
 ) -> Quantized:
-    """The nearest codes of an array and the steps of its groups, as numpy arrays.
+    """Return the nearest codes of an array and the steps of its groups, as numpy arrays.
 
     `scale` is "absmean" (a group's mean magnitude), "absmax" (its largest over top) or the step itself.
     ValueError for NaN, infinity, complex or object input, and for names that do not exist.
@@ -98,7 +98,7 @@ def quantize(
 def quantize_stochastic(
     values: object, levels: str, *, step: float, key: int, backend: str = "numpy"
 ) -> Codes:
-    """Codes drawn so that step * code has the mean `value`, for |value| <= top * step; larger are clipped.
+    """Draw codes so that step * code has the mean `value`, for |value| <= top * step; larger are clipped.
 
     `key` is a `rounding_key`. The draw of a place depends on the key and the place in row-major order only.
     """
@@ -110,7 +110,7 @@ def quantize_stochastic(
 
 
 def stochastic_step(values: object, levels: str) -> np.float32:
-    """The step for stochastic codes of a gradient: min(max |a|, 2.5 root mean squares) / top."""
+    """Return the step for stochastic codes of a gradient: min(max |a|, 2.5 root mean squares) / top."""
     top = check_levels(levels)
     array = as_float32(values)
     check_finite(array)
@@ -121,20 +121,20 @@ def stochastic_step(values: object, levels: str) -> np.float32:
 
 
 def uniforms(n: int, key: int) -> Floats:
-    """n numbers in [0, 1), multiples of 2^-24, float32 of shape (n,): the hash of each place and the key."""
+    """Return n numbers in [0, 1), multiples of 2^-24, float32, (n,): the hash of each place and the key."""
     if n < 0:
         raise ValueError(f"a count of numbers cannot be negative: {n}")
     return cast(Floats, uniforms_of(np, n, key))
 
 
 def entropy_bits(codes: object) -> float:
-    """The entropy of the codes' frequencies in bits per code: what an ideal coder would need; 0 for none."""
+    """Return the entropy of the codes' frequencies, bits per code: what an ideal coder needs; 0 for none."""
     _, counts = np.unique(np.asarray(codes), return_counts=True)
     shares = counts / max(1, counts.sum())
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
 def zero_share(codes: object) -> float:
-    """The share of the codes that are 0; 0 for no codes."""
+    """Return the share of the codes that are 0; 0 for no codes."""
     array = np.asarray(codes)
     return 1.0 - np.count_nonzero(array) / array.size if array.size else 0.0

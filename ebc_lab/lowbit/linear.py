@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .backends.formulas import Group, Scale
-from .backends.planes import refuse_packed
-from .backends.tensors import torch_decode, torch_unpack
+from .backends.planes import refuse_packed, unpack_flat
+from .backends.tensors import empty_on, torch_decode
 from .container import PackedTensor
 from .levels import quantize
 
@@ -39,15 +39,16 @@ class PackedLinear(nn.Module):
     def of(
         cls, linear: nn.Linear, levels: str = "ternary", group: Group = "tensor", scale: Scale = "absmean"
     ) -> PackedLinear:
-        """The layer whose weight is the quantized one of `linear`, on the same device."""
+        """Make the layer whose weight is the quantized one of `linear`, on the same device."""
         packed = PackedTensor.of(quantize(linear.weight, levels, group=group, scale=scale))
         return cls(packed, linear.bias).to(linear.weight.device)
 
     @property
     def weight(self) -> Tensor:
-        """The float32 weight, unpacked anew: (out_features, in_features)."""
+        """Unpack the float32 weight anew: (out_features, in_features)."""
         shape = self.out_features, self.in_features
-        codes = torch_unpack(self.codes, shape[0] * shape[1], self.levels)[0].reshape(shape)
+        empty = empty_on(self.codes.device)
+        codes = unpack_flat(self.codes, shape[0] * shape[1], self.levels, empty)[0].reshape(shape)
         return torch_decode(codes, self.step_bits.view(torch.float32), self.group)
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ __all__ = ["pack", "packed_size", "unpack"]
 
 
 def pack(codes: object, levels: str, *, backend: str = "numpy") -> NDArray[np.uint8]:
-    """The codes, row-major, as `packed_size` bytes; ValueError for what is no code of these levels."""
+    """Return the codes, row-major, as `packed_size` bytes; ValueError for what is no code of these levels."""
     array = check_codes(codes, levels)
     return cast(NDArray[np.uint8], np.asarray(get_backend(backend).pack(array, levels)))
 
 
 def unpack(data: object, n: int, levels: str, *, backend: str = "numpy") -> Codes:
-    """The n codes in these bytes, int8 of shape (n,); ValueError for another length or other bytes."""
+    """Return the n codes in these bytes, int8, (n,); ValueError for another length or other bytes."""
     array = check_bytes(data, n, levels)
     return cast(Codes, np.asarray(get_backend(backend).unpack(array, n, levels)))

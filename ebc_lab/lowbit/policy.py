@@ -69,7 +69,7 @@ class RunningMoments:
         self.variance = (1 - weight) * (self.variance + weight * deviation * deviation)
 
     def standardised(self, observed: float) -> float:
-        """The deviation in standard deviations, within ±3; 0 where it, or the variance, says nothing."""
+        """Return the deviation in standard deviations, within ±3; 0 where it or the variance says nothing."""
         if not (math.isfinite(observed) and 0 < self.variance < math.inf):
             return 0.0
         deviation = (observed - self.mean) / math.sqrt(self.variance)
@@ -96,7 +96,7 @@ class Signals:
         self.moments = [RunningMoments(SLOWEST) for _ in range(SIGNALS)]
 
     def update(self, seen: Observed) -> Floats:
-        """One step's observation -> the six signals, (6,), in standard deviations."""
+        """Turn one step's observation into the six signals, (6,), in standard deviations."""
         self.loss.update(seen.loss)
         raw = (
             _ln(seen.loss),
@@ -122,7 +122,7 @@ class Signals:
 
 
 def _ln(value: float) -> float:
-    """ln of a positive number, NaN of everything else."""
+    """Return ln of a positive number, NaN of everything else."""
     return math.log(value) if 0 < value < math.inf else math.nan
 
 
@@ -142,7 +142,7 @@ class AuxiliaryNetwork:
         self.last: Floats | None = None  # the signals that the last prediction was made from
 
     def predict(self, signals: Sequence[float] | Floats) -> tuple[float, float]:
-        """Six standardised signals -> (f, rho), each in [1/4, 4].
+        """Turn six standardised signals into (f, rho), each in [1/4, 4].
 
         Raises ValueError unless there are six, all finite.
         """
@@ -156,17 +156,17 @@ class AuxiliaryNetwork:
         return float(f), float(rho)
 
     def feedback(self, gradient: float | Sequence[float]) -> None:
-        """One step of gradient descent, given the loss's derivative by ln f, or by (ln f, ln rho).
+        """Do one step of gradient descent, given the loss's derivative by ln f, or by (ln f, ln rho).
 
         A single number is by ln f. A positive one says that a larger step raises the loss, so it lowers the
         factor. One that is not finite, or one before the first prediction, changes nothing.
         """
-        given = np.zeros(2)
-        given[: np.size(gradient)] = gradient
-        if self.last is None or not np.isfinite(given).all():
+        by_factor = np.zeros(2)
+        by_factor[: np.size(gradient)] = gradient
+        if self.last is None or not np.isfinite(by_factor).all():
             return
         h, o = self._outputs(self.last)
-        by_output = given * math.log(LARGEST) * (1 - o * o)
+        by_output = by_factor * math.log(LARGEST) * (1 - o * o)
         by_hidden = (by_output @ self.w2) * (1 - h * h)
         self.w2 = self.w2 - self.rate * np.outer(by_output, h)
         self.b2 = self.b2 - self.rate * by_output
@@ -178,12 +178,12 @@ class AuxiliaryNetwork:
         return h, np.tanh(self.w2 @ h + self.b2)
 
     def state_dict(self) -> dict[str, Any]:
-        """Lists of floats, exact: `torch.load(weights_only=True)` and JSON both return them bit for bit."""
+        """Return lists of floats: `torch.load(weights_only=True)` and JSON both return them bit for bit."""
         state = {name: getattr(self, name).tolist() for name in ("w1", "b1", "w2", "b2")}
         return state | {"last": None if self.last is None else self.last.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ValueError when a shape is not this network's."""
+        """Go on from a state. ValueError when a shape is not this network's."""
         for name in ("w1", "b1", "w2", "b2"):
             loaded = np.array(state[name], dtype=np.float64)
             if loaded.shape != getattr(self, name).shape:
@@ -202,11 +202,11 @@ class Policy:
     name = "constant"
 
     def factors(self, step: int, seen: Observed) -> tuple[float, float]:
-        """(f, rho) of step `step` (0-based): on the learning rate and on the trust radius."""
+        """Return (f, rho) of step `step` (0-based): on the learning rate and on the trust radius."""
         return 1.0, 1.0
 
     def feedback(self, cosine: float, clipped: bool) -> None:
-        """What the step that the last factors led to did to the loss on a fresh batch.
+        """Hear what the step that the last factors led to did to the loss on a fresh batch.
 
         `cosine` is that between the fresh gradient and the applied update: positive where a longer step would
         have been worse. It judges rho if the step was `clipped` to the radius, else f. A skipped step has
@@ -214,7 +214,7 @@ class Policy:
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later factors depend on, as plain numbers and lists."""
+        """Return everything that later factors depend on, as plain numbers and lists."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -265,7 +265,7 @@ POLICIES: dict[str, Callable[[int], Policy]] = {
 
 
 def make_policy(name: str, seed: int) -> Policy:
-    """The policy `name` (`constant`, `random` or `auxnn`); raises ValueError on another name."""
+    """Make the policy `name` (`constant`, `random` or `auxnn`); raises ValueError on another name."""
     if name not in POLICIES:
         raise ValueError(f"policy={name!r} is unknown: choose one of {', '.join(POLICIES)}.")
     return POLICIES[name](seed)

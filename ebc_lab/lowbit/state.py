@@ -42,18 +42,18 @@ Keys = tuple[int, int]
 
 
 def in_blocks(flat: Tensor, size: int) -> Tensor:
-    """(n,) -> (ceil(n/size), size), the last block filled up with zeros."""
+    """Cut (n,) into blocks, (ceil(n/size), size), the last one filled up with zeros."""
     missing = -flat.numel() % size
     return (F.pad(flat, (0, missing)) if missing else flat).view(-1, size)
 
 
 def quotient(values: Tensor, steps: Tensor) -> Tensor:
-    """values/steps by rows, 0 where that is not finite: a step of 0, or a block that is itself not finite."""
+    """Return values/steps by rows, 0 where that is not finite: a step of 0, or a block that is not."""
     return (values / steps[:, None]).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def share(maxima: Tensor, parts: int) -> Tensor:
-    """maxima/parts, divided: by a number of the host torch on CUDA multiplies with its reciprocal."""
+    """Return maxima/parts, divided: by a number of the host torch on CUDA multiplies with its reciprocal."""
     return maxima / torch.full((), float(parts), device=maxima.device)
 
 
@@ -67,7 +67,7 @@ class Bytes:
         self.linear = linear
 
     def pack(self, m: Tensor, v: Tensor, keys: Keys) -> Packed:
-        """Flat float32 m and v, (n,) -> int8 and uint8 codes, (n,), and the blocks' maxima (of r, or v)."""
+        """Turn float32 m, v, (n,), into int8, uint8 codes, (n,), and the blocks' maxima (of r or v)."""
         n = m.numel()
         blocks = in_blocks(m, self.block)
         m_max = blocks.abs().amax(1)
@@ -88,7 +88,7 @@ class Bytes:
         }
 
     def unpack(self, packed: Packed, n: int) -> tuple[Tensor, Tensor]:
-        """What `pack` returned -> flat float32 m and v, (n,)."""
+        """Turn what `pack` returned into flat float32 m and v, (n,)."""
         m = in_blocks(packed["exp_avg_codes"].float(), self.block)
         m = m * share(packed["exp_avg_max"], M_TOP)[:, None]
         v = in_blocks(packed["exp_avg_sq_codes"].float(), self.block)
@@ -110,7 +110,7 @@ class Levels:
         self.octaves = 4 // self.top  # between neighbouring levels of v
 
     def pack(self, m: Tensor, v: Tensor, keys: Keys) -> Packed:
-        """Flat float32 m and v, (n,) -> uint8 packed codes of each, and the blocks' maxima."""
+        """Turn flat float32 m and v, (n,), into uint8 packed codes of each, and the blocks' maxima."""
         backend = default_dispatcher()
         n = m.numel()
         blocks = in_blocks(m, self.block)
@@ -119,6 +119,7 @@ class Levels:
         m_codes = backend.stochastic(y, self.levels, 1.0, keys[0])
         blocks = in_blocks(v, self.block)
         v_max = blocks.amax(1)
+        # v lies between two levels, powers of two of the maximum: a draw decides which
         below, y = self._position(quotient(blocks, v_max).view(-1)[:n])
         # for y within [0, 1] the ternary code is [u < y]; below the lowest level it is 0
         v_codes = below + backend.stochastic(y, "ternary", 1.0, keys[1])
@@ -130,7 +131,7 @@ class Levels:
         }
 
     def _position(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """v/max, (n,) -> the code of the level below, int8, and the share of the way to the next one."""
+        """Turn v/max, (n,), into the code of the level below, int8, and the share of the way to the next."""
         octave = (y.view(torch.int32) >> 23).sub_(EXPONENT + LOWEST)  # floor(log2 y) above the lowest level
         below = octave.bitwise_right_shift_(self.octaves.bit_length() - 1).clamp_(0, 2 * self.top - 1)
         low = self._power(below * self.octaves)
@@ -138,11 +139,11 @@ class Levels:
         return below.sub_(self.top).to(torch.int8), y.sub_(low).div_(gap).clamp_(min=0)
 
     def _power(self, octaves: Tensor) -> Tensor:
-        """int32 octaves above the lowest level -> that power of two, float32, put together from its bits."""
+        """Return 2^(int32 octaves above the lowest level), float32, put together from its bits."""
         return (octaves + (EXPONENT + LOWEST)).bitwise_left_shift_(23).view(torch.float32)
 
     def unpack(self, packed: Packed, n: int) -> tuple[Tensor, Tensor]:
-        """What `pack` returned -> flat float32 m and v, (n,)."""
+        """Turn what `pack` returned into flat float32 m and v, (n,)."""
         backend = default_dispatcher()
         m = in_blocks(backend.unpack(packed["exp_avg_codes"], n, self.levels).float(), self.block)
         m = m * share(packed["exp_avg_max"], self.top)[:, None]
@@ -194,22 +195,14 @@ class QuantizedAdam(torch.optim.Adam):
     ):
         if state not in FORMS:
             raise ValueError(f"state={state!r} is unknown: choose one of {', '.join(FORMS)}.")
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            fused=fused,
-            capturable=capturable,
-            decoupled_weight_decay=decoupled,
-        )
+        flags = {"fused": fused, "capturable": capturable, "decoupled_weight_decay": decoupled}
+        super().__init__(params, lr, betas, eps, weight_decay, **flags)  # type: ignore[arg-type]
         self.form = state
         self.seed = seed
         self.streams = {p: STREAM + 2 * j for j, p in enumerate(quantized)}
-        given = {id(p) for group in self.param_groups for p in group["params"]}
+        known = {id(p) for group in self.param_groups for p in group["params"]}
         for j, p in enumerate(quantized):
-            if id(p) not in given:
+            if id(p) not in known:
                 raise ValueError(
                     f"quantized[{j}] is none of the optimizer's parameters: pass it in params too."
                 )
@@ -217,12 +210,12 @@ class QuantizedAdam(torch.optim.Adam):
                 raise ValueError(f"quantized[{j}] is {p.dtype}: its moments are packed from float32 only.")
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"form": self.form, "seed": self.seed, "streams": self.streams}
-        return super().__getstate__() | own
+        extra = {"form": self.form, "seed": self.seed, "streams": self.streams}
+        return super().__getstate__() | extra
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of Adam from the gradients at hand. -> the closure's loss, if there is a closure."""
+        """Do one step of Adam from the gradients at hand -> the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -237,36 +230,25 @@ class QuantizedAdam(torch.optim.Adam):
         return loss
 
     def _update(self, group: dict[str, Any], params: Sequence[Tensor]) -> None:
-        """torch's Adam on some parameters of a group; their float32 moments are in `self.state`."""
+        """Do torch's Adam on some parameters of a group; their float32 moments are in `self.state`."""
         lists: tuple[list[Tensor], ...] = ([], [], [], [], [], [])
-        given, gradients, m, v, unused, steps = lists
+        weights, gradients, m, v, unused, steps = lists
         has_complex = self._init_group({**group, "params": params}, *lists)  # type: ignore[no-untyped-call]
+        names = ("lr", "weight_decay", "eps", "maximize", "foreach", "capturable", "fused")
         adam(
-            given,
-            gradients,
-            m,
-            v,
-            unused,
-            steps,
-            amsgrad=False,
-            has_complex=has_complex,
+            *(weights, gradients, m, v, unused, steps),
+            **{name: group[name] for name in (*names, "decoupled_weight_decay")},
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-            foreach=group["foreach"],
-            capturable=group["capturable"],
+            amsgrad=False,
             differentiable=False,
-            fused=group["fused"],
+            has_complex=has_complex,
             grad_scale=getattr(self, "grad_scale", None),
             found_inf=getattr(self, "found_inf", None),
-            decoupled_weight_decay=group["decoupled_weight_decay"],
         )
 
     def _update_packed(self, group: dict[str, Any], p: Tensor) -> None:
-        """The same on one parameter whose moments are packed: unpacked, moved and packed again."""
+        """Do the same on one parameter whose moments are packed: unpack, move and pack them again."""
         form = FORMS[self.form]()
         state = self.state[p]
         if CODES[0] in state:
@@ -274,6 +256,7 @@ class QuantizedAdam(torch.optim.Adam):
             state["exp_avg"] = m.view(p.shape)
             state["exp_avg_sq"] = v.view(p.shape)
         self._update(group, [p])
+        # the float32 moments of this matrix exist up to here
         m = state.pop("exp_avg").reshape(-1)
         v = state.pop("exp_avg_sq").reshape(-1)
         packed = form.pack(m, v, self._keys(p) if form.stochastic else (0, 0))
@@ -284,13 +267,13 @@ class QuantizedAdam(torch.optim.Adam):
             old.copy_(new if bad is None else torch.where(bad > 0, old, new))
 
     def _keys(self, p: Tensor) -> Keys:
-        """Of m and v of one parameter, at the count of its updates."""
+        """Return the keys of m and v of one parameter, at the count of its updates."""
         step = int(self.state[p]["step"])
         stream = self.streams[p]
         return rounding_key(self.seed, step, stream), rounding_key(self.seed, step, stream + 1)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """torch's, but codes and maxima stay what they are: torch casts state to the weights' dtype."""
+        """Load as torch, but keep codes and maxima as they are: torch casts state to the weights' dtype."""
         super().load_state_dict(dict(state_dict))
         numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
@@ -301,13 +284,13 @@ class QuantizedAdam(torch.optim.Adam):
                     self.state[p][name] = saved[name].detach().clone().to(p.device)
 
     def state_bytes(self) -> int:
-        """The bytes of all moments as they lie between steps, the plain ones included; 0 before the first."""
+        """Count the bytes of all moments between steps, the plain ones included; 0 before the first."""
         tensors = [t for state in self.state.values() for name, t in state.items() if name != "step"]
         return sum(t.nbytes for t in tensors)
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits that both moments of a quantized weight take, maxima counted; 0 before the first step."""
+        """Return the bits of both moments of a quantized weight, with maxima; 0 before the first step."""
         states = [(p.numel(), self.state[p]) for p in self.streams if p in self.state]
         size: int = sum(state[name].nbytes for _, state in states for name in CODES + MAXIMA)
         return 8 * size / max(1, sum(numel for numel, _ in states))

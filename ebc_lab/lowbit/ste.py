@@ -50,7 +50,7 @@ class _StraightThrough(_Compiled):
 def straight_through(
     weight: Tensor, levels: str, group: Group = "tensor", scale: Scale = "absmean"
 ) -> Tensor:
-    """The effective weight step·code of a weight, whose gradient is that of the weight itself.
+    """Return the effective weight step·code of a weight, whose gradient is that of the weight itself.
 
     Args:
         weight: real; (rows, columns) for the groups other than `tensor`. It is read as float32.
@@ -66,7 +66,7 @@ def straight_through(
 
 
 def effective(weight: Tensor, levels: str, group: Group, scale: Scale) -> Tensor:
-    """What `straight_through` returns, without a gradient."""
+    """Return what `straight_through` does, without a gradient."""
     latent = _float32(weight, levels, group, scale)
     if weight.device.type == "cpu" and not traced(weight):
         values = _dispatched(latent.detach(), levels, group, scale)
@@ -76,7 +76,7 @@ def effective(weight: Tensor, levels: str, group: Group, scale: Scale) -> Tensor
 
 
 def codes_of(weight: Tensor, levels: str, group: Group = "tensor", scale: Scale = "absmean") -> Tensor:
-    """The int8 codes of a weight at this moment, for recording; 0 throughout a group that is not finite."""
+    """Return a weight's int8 codes at this moment, for recording; 0 throughout a group that is not finite."""
     with torch.no_grad():
         latent = _float32(weight.detach(), levels, group, scale)
         steps = torch_steps(latent, levels, group, _checked_scale(scale))
@@ -85,7 +85,7 @@ def codes_of(weight: Tensor, levels: str, group: Group = "tensor", scale: Scale 
 
 
 def flip_share(before: Tensor, after: Tensor) -> Tensor:
-    """The share of codes that differ, 0-dim float32; 0 for no codes. Raises ValueError on unequal shapes."""
+    """Return the share of codes that differ, 0-dim float32; 0 for no codes. ValueError on unequal shapes."""
     if before.shape != after.shape:
         raise ValueError(
             f"codes of shape {tuple(before.shape)} and {tuple(after.shape)} cannot be compared: "
@@ -95,7 +95,7 @@ def flip_share(before: Tensor, after: Tensor) -> Tensor:
 
 
 def traced(tensor: Tensor) -> bool:
-    """Whether torch transforms or compiles the call: its memory must not be touched then."""
+    """Say whether torch transforms or compiles the call: its memory must not be touched then."""
     if torch.compiler.is_compiling():
         return True
     plain = type(tensor) in (Tensor, torch.nn.Parameter)

@@ -31,12 +31,12 @@ Step = Callable[[], None]
 
 
 def small_gpt(device: str) -> VerityGPT:
-    """11 tokens, 8 of them a sequence, 2 blocks of 16 features and 2 heads."""
+    """Make a GPT of 11 tokens, 8 of them a sequence, 2 blocks of 16 features and 2 heads."""
     return VerityGPT(11, 8, 16, 2, 2, torch.Generator().manual_seed(7)).to(device)
 
 
 def trained(mode: str, device: str) -> str:
-    """The checksum of the small GPT after four steps; mode: `grids` or `whole`."""
+    """Return the checksum of the small GPT after four steps; mode: `grids` or `whole`."""
     model = small_gpt(device)
     optimizer = VerityAdam(model.parameters(), lr=0.01)
     grids = Grids(model) if mode == "grids" else None
@@ -53,11 +53,11 @@ def trained(mode: str, device: str) -> str:
 
 
 def differing(device: str) -> str | None:
-    """The first checksum that is not the known one, in words; None where all are."""
+    """Return the first checksum that is not the known one, in words; None where all are."""
     for name, known in KNOWN.items():
-        found = weights_checksum(small_gpt(device)) if name == "weights" else trained(name, device)
-        if found != known:
-            return f"{name}: {found} instead of {known}"
+        checksum = weights_checksum(small_gpt(device)) if name == "weights" else trained(name, device)
+        if checksum != known:
+            return f"{name}: {checksum} instead of {known}"
     return None
 
 
@@ -65,7 +65,7 @@ def differing(device: str) -> str | None:
 
 
 def plain_logits(model: VerityGPT, tokens: Tensor) -> Tensor:
-    """What the model's weights give by torch's own operations, in the weights' precision."""
+    """Return what the model's weights give by torch's own operations, in the weights' precision."""
     B, T = tokens.shape
     x = model.token_embedding.weight[tokens] + model.position_embedding.weight[:T]
     for b in model.blocks:
@@ -80,7 +80,7 @@ def plain_logits(model: VerityGPT, tokens: Tensor) -> Tensor:
 
 
 def _stepping(kind: str, device: str) -> Step:
-    """A step of the larger GPT, `plain` or with an engine."""
+    """Make a step of the larger GPT, `plain` or with an engine."""
     model = VerityGPT(**SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
     generator = torch.Generator().manual_seed(0)
     exact = kind != "plain"
@@ -109,7 +109,7 @@ def _stepping(kind: str, device: str) -> Step:
 
 
 def speeds(kinds: Sequence[str], device: str, rounds: int) -> dict[str, tuple[float, float]]:
-    """Kind -> median seconds of a step, and over a plain one's; all kinds take turns."""
+    """Return by kind the median seconds of a step, and over a plain one's; all kinds take turns."""
     steps = {kind: _stepping(kind, device) for kind in kinds}
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(WARM + rounds):
@@ -117,20 +117,20 @@ def speeds(kinds: Sequence[str], device: str, rounds: int) -> dict[str, tuple[fl
             start = time.perf_counter()
             step()
             took[kind].append(time.perf_counter() - start)
-    found = {}
+    medians = {}
     for kind, seconds in took.items():
-        ratios = [own / plain for own, plain in zip(seconds[WARM:], took["plain"][WARM:], strict=True)]
-        found[kind] = statistics.median(seconds[WARM:]), statistics.median(ratios)
-    return found
+        ratios = [exact / plain for exact, plain in zip(seconds[WARM:], took["plain"][WARM:], strict=True)]
+        medians[kind] = statistics.median(seconds[WARM:]), statistics.median(ratios)
+    return medians
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """-> exit code."""
+    """Check and time this machine -> exit code."""
     parser = argparse.ArgumentParser(prog="python -m ebc_lab.verity", description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed steps of each kind")
-    given = parser.parse_args(arguments)
-    device = given.device
+    options = parser.parse_args(arguments)
+    device = options.device
     instructions = torch.backends.cpu.get_cpu_capability()
     print(f"torch {torch.__version__}, {instructions}, {torch.get_num_threads()} threads")
     try:
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wrong = differing(device)
         print(f"engine {engine}: checksums {'ok' if wrong is None else 'differ, ' + wrong}")
         code = code if wrong is None else 1
-    for kind, (seconds, ratio) in speeds(["plain", *engines], device, given.rounds).items():
+    for kind, (seconds, ratio) in speeds(["plain", *engines], device, options.rounds).items():
         print(f"{kind}: {1e3 * seconds:.1f} ms a step, {ratio:.2f} times plain float32")
     return code
 

@@ -32,22 +32,22 @@ class Arithmetic:
     refusals: tuple[type[Exception], ...] = (VerityError,)  # of a forward: its logits count as NaN
 
     def sqrt(self, x: Tensor) -> Tensor:
-        """The correctly rounded root, float64."""
+        """Return the correctly rounded root, float64."""
         return sqrt64(x.double())
 
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
-        """L2 norm of all elements: root of the tree sum, over the tensors, of the tree sums of squares."""
+        """Return the L2 norm of all elements: root of the tree sum, over tensors, of tree sums of squares."""
         if not tensors:
             return torch.zeros((), dtype=torch.float64)
         return sqrt64(_total(wide * wide for wide in (t.double() for t in tensors)))
 
     def slope(self, gradients: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
-        """<gradients, new - old>: g·(new - old) element by element, summed as in `norm`."""
+        """Return <gradients, new - old>: g·(new - old) element by element, summed as in `norm`."""
         triples = zip(gradients, old, new, strict=True)
         return _total(g.double() * (b.double() - a.double()) for g, a, b in triples)
 
     def mean_kl(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Mean over tokens of KL(softmax(z) || softmax(z_new)), nats per token.
+        """Return the mean over tokens of KL(softmax(z) || softmax(z_new)), nats per token.
 
         For each token u = z - max, S = tree_sum(exp64(u)), p = exp64(u)/S, ln p = u - log64(S), ln q
         likewise, and KL = tree_sum(p·(ln p - ln q)), without the terms where p = 0. The mean is
@@ -60,7 +60,7 @@ class Arithmetic:
         return _mean(tree_sum(terms), mask, KL_BITS)
 
     def movement(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Root of the mean over tokens of |d - mean(d)|² with d = z_new - z; logits per token.
+        """Return the root of the mean over tokens of |d - mean(d)|² with d = z_new - z; logits per token.
 
         For each token d = z_new - z, c = d - tree_sum(d)/V, and the square is tree_sum(c·c). The mean is as
         that of KLs, but with a scale that fits the largest token.
@@ -85,12 +85,12 @@ class Arithmetic:
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
-    """The tree sum, over some tensors, of the tree sums of their elements."""
+    """Return the tree sum, over some tensors, of the tree sums of their elements."""
     return tree_sum(torch.stack([tree_sum(t.reshape(-1)) for t in terms]))
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """p and ln p, float64 (..., V)."""
+    """Return p and ln p, float64 (..., V)."""
     u = z.double()
     u = u - u.amax(-1, keepdim=True)
     e = exp64(u)
@@ -99,27 +99,27 @@ def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor, mask: Tensor | None, bits: int | None) -> Tensor:
-    """Mean of float64 values, of those in `mask` if given, summed as integers of 2^-bits; 0-dim.
+    """Return the mean of float64 values, those in `mask` if given, summed as integers of 2^-bits; 0-dim.
 
     Without `bits`, as fine as the largest value allows. NaN and infinite values, and those too large for
     such a sum, make it NaN or infinite.
     """
-    kept = values if mask is None else torch.where(mask.bool(), values, 0.0)
-    room = SUM_BITS - lg(max(1, kept.numel()))
-    top = largest(kept)
+    counted = values if mask is None else torch.where(mask.bool(), values, 0.0)
+    room = SUM_BITS - lg(max(1, counted.numel()))
+    top = largest(counted)
     if bits is None:
         shift = (room - exponent(top)).clamp(max=MOST_SHIFT)
     else:
         shift = torch.full_like(top, bits, dtype=torch.int64)
-    scaled = kept * pow2(shift)
+    scaled = counted * pow2(shift)
     fits = scaled.abs() <= pow2f(room)
     total = torch.where(fits, scaled, 0.0).round().to(torch.int64).sum(dtype=torch.int64)
-    count = float(kept.numel()) if mask is None else mask.bool().sum(dtype=torch.int64).double()
+    count = float(counted.numel()) if mask is None else mask.bool().sum(dtype=torch.int64).double()
     mean = divided(total.double() * pow2(-shift), count)
     return torch.where(top * pow2(shift) <= pow2f(room), mean, top * torch.inf)
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:
-    """Views of parts of a tensor."""
+    """Yield views of parts of a tensor."""
     x = torch.atleast_1d(x)
     yield from x.split(max(1, PIECE * len(x) // max(1, x.numel())))

@@ -20,22 +20,22 @@ class VerityError(ArithmeticError):
 
 
 def lg(n: int) -> int:
-    """ceil(log2 n), n >= 1."""
+    """Return ceil(log2 n), n >= 1."""
     return (n - 1).bit_length()
 
 
 def bits_for(K: int) -> int:
-    """How many bits either factor may have, so that a sum of K products stays below 2^53."""
+    """Return how many bits either factor may have, so that a sum of K products stays below 2^53."""
     return min(24, (53 - lg(K)) // 2)
 
 
 def left_for(K: int, taken: int) -> int:
-    """The same for one factor, where the other has `taken` bits."""
+    """Return the same for one factor, where the other has `taken` bits."""
     return min(24, 53 - taken - lg(K))
 
 
 def exponent(m: Tensor) -> Tensor:
-    """e with 2^(e-1) <= |m| < 2^e, int64 of m's shape: 0 of zero, 1025 of NaN and infinity.
+    """Return e with 2^(e-1) <= |m| < 2^e, int64 of m's shape: 0 of zero, 1025 of NaN and infinity.
 
     Of float64, subnormal numbers count as the smallest normal one's half.
     """
@@ -45,22 +45,22 @@ def exponent(m: Tensor) -> Tensor:
 
 
 def pow2(s: Tensor) -> Tensor:
-    """2^s, float64 of the shape of s, int64 in -1022…1023; made of its bits."""
+    """Return 2^s, float64 of the shape of s, int64 in -1022…1023; made of its bits."""
     return (s + 1023 << 52).view(torch.float64)
 
 
 def pow2f(s: int) -> float:
-    """2^s as a number."""
+    """Return 2^s as a number."""
     return float.fromhex(f"0x1p{s}")
 
 
 def largest(x: Tensor) -> Tensor:
-    """The largest |x|, 0-dim; NaN if there is one, 0 of nothing."""
+    """Return the largest |x|, 0-dim; NaN if there is one, 0 of nothing."""
     return x.abs().amax() if x.numel() else x.new_zeros(())
 
 
 def tree_sum(x: Tensor) -> Tensor:
-    """The sum over the last dimension as a tree of float64 additions: (…, n) -> (…), 0 for n = 0.
+    """Return the sum over the last dimension as a tree of float64 additions: (…, n) -> (…), 0 for n = 0.
 
     While n > 1: h = ceil(n/2), a[i] += a[i+h] for i < n-h, n = h.
     """
@@ -79,6 +79,6 @@ def tree_sum(x: Tensor) -> Tensor:
 
 
 def divided(a: Tensor, b: Tensor | float) -> Tensor:
-    """a/b, rounded once. b is spread out: by a scalar, a GPU multiplies with its reciprocal."""
+    """Return a/b, rounded once. b is spread out: by a scalar, a GPU multiplies with its reciprocal."""
     spread = torch.full_like(a, b) if isinstance(b, float) else b.expand_as(a).contiguous()
     return a / spread

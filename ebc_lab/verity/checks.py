@@ -15,7 +15,7 @@ SEED = 2026
 
 
 def check_platform(device: str | torch.device = "cpu") -> None:
-    """Raises VerityError, which names the failed test; milliseconds, and once a process for each device.
+    """Raise VerityError, naming the failed test; it takes milliseconds, once a process for each device.
 
     Whether subnormal numbers are kept is looked at every time, since a program may change that.
     """
@@ -30,8 +30,8 @@ def _check(what: str, test: Callable[[torch.device], bool], device: torch.device
     try:
         passed = test(device)
     except (RuntimeError, TypeError) as error:
-        said = str(error).partition("\n")[0]
-        raise VerityError(f"{device} failed the test '{what}': {said}.") from None
+        message = str(error).partition("\n")[0]
+        raise VerityError(f"{device} failed the test '{what}': {message}.") from None
     if not passed:
         raise VerityError(
             f"{device} failed the test '{what}', so its results would depend on the machine: do not call "
@@ -46,47 +46,37 @@ def _check_once(device: torch.device) -> None:
 
 
 def _numbers(device: torch.device, *values: float) -> Tensor:
-    """Float64, enough of them for vector instructions and for the rest behind them."""
+    """Repeat float64 numbers, so that there are some for vector instructions and for the rest behind them."""
     return torch.tensor(values, dtype=torch.float64, device=device).repeat(37)
 
 
 def _subnormals(device: torch.device) -> bool:
     wide = _numbers(device, 2.0, 3.0) * pow2f(-1022) * pow2f(-20)
     narrow = torch.full((37,), pow2f(-126), device=device) * pow2f(-10)
-    return (
-        bool((wide > 0).all()) and bool((narrow > 0).all()) and bool((narrow.double() == pow2f(-136)).all())
-    )
+    return all(bool(x.all()) for x in (wide > 0, narrow > 0, narrow.double() == pow2f(-136)))
 
 
 def _ties_to_even(device: torch.device) -> bool:
     x = _numbers(device, 1 + pow2f(-24), 1 + 3 * pow2f(-24), -1 - pow2f(-24))
     expected = _numbers(device, 1.0, 1 + pow2f(-22), -1.0)
-    half = _numbers(device, 0.5, 1.5, -2.5)
-    return torch.equal(x.float().double(), expected) and torch.equal(
-        half.round(), _numbers(device, 0.0, 2.0, -2.0)
-    )
+    halves = _numbers(device, 0.5, 1.5, -2.5).round()
+    return torch.equal(x.float().double(), expected) and torch.equal(halves, _numbers(device, 0.0, 2.0, -2.0))
 
 
 def _no_contraction(device: torch.device) -> bool:
-    """(1 + 2^-30)² - (1 + 2^-29): 0 with two roundings, 2^-60 with one."""
+    """Compute (1 + 2^-30)² - (1 + 2^-29): 0 with two roundings, 2^-60 with one."""
     a = _numbers(device, 1 + pow2f(-30))
     return bool(((a * a - (1 + pow2f(-29))) == 0).all())
 
 
 def _root_and_quotient(device: torch.device) -> bool:
-    """Cases on which approximations go wrong; the values are those of exact arithmetic, rounded once."""
+    """Try cases on which approximations go wrong; the values are those of exact arithmetic, rounded once."""
     a = _numbers(device, 1.0, 1.0, 1 - pow2f(-53), float.fromhex("0x1.fffffffffffffp+1"))
     b = _numbers(device, 3.0, 49.0, 1 + pow2f(-52), float.fromhex("0x1.0000000000001p+0"))
-    quotients = (
-        "0x1.5555555555555p-2",
-        "0x1.4e5e0a72f0539p-6",
-        "0x1.ffffffffffffdp-1",
-        "0x1.ffffffffffffdp+1",
-    )
-    roots = ("0x1.bb67ae8584caap+0", "0x1.c000000000000p+2", "0x1.0000000000000p+0", "0x1.0000000000000p+0")
-    return torch.equal(divided(a, b), _numbers(device, *map(float.fromhex, quotients))) and torch.equal(
-        sqrt64(b), _numbers(device, *map(float.fromhex, roots))
-    )
+    quotients = "0x1.5555555555555p-2 0x1.4e5e0a72f0539p-6 0x1.ffffffffffffdp-1 0x1.ffffffffffffdp+1"
+    roots = "0x1.bb67ae8584caap+0 0x1.c000000000000p+2 0x1.0000000000000p+0 0x1.0000000000000p+0"
+    right = [_numbers(device, *map(float.fromhex, row.split())) for row in (quotients, roots)]
+    return torch.equal(divided(a, b), right[0]) and torch.equal(sqrt64(b), right[1])
 
 
 def _integers(device: torch.device, *shape: int, below: int) -> Tensor:
@@ -96,22 +86,22 @@ def _integers(device: torch.device, *shape: int, below: int) -> Tensor:
 
 
 def _exact_products(device: torch.device) -> bool:
-    """Integers of 21 bits, 2048 to a sum: partial sums come close to 2^53."""
+    """Multiply integers of 21 bits, 2048 to a sum: partial sums come close to 2^53."""
     a = _integers(device, 2048, 9, below=2**21 - 1)
     b = _integers(device, 2048, 7, below=2**21 - 1)
     expected = (a.cpu()[:, :, None] * b.cpu()[:, None]).sum(0, dtype=torch.int64)
     whole = a.double().t() @ b.double()
     several = torch.bmm(a.double().view(2, 1024, 9).mT, b.double().view(2, 1024, 7))
     several = several[0] + several[1]
-    return all(torch.equal(found.to(torch.int64).cpu(), expected) for found in (whole, several))
+    return all(torch.equal(product.to(torch.int64).cpu(), expected) for product in (whole, several))
 
 
 def _integer_sums(device: torch.device) -> bool:
     terms = _integers(device, 999, 3, below=2**40)
     ids = torch.arange(999, device=device) % 5
-    found = torch.zeros(5, 3, dtype=torch.int64, device=device).index_add_(0, ids, terms).cpu()
+    sums = torch.zeros(5, 3, dtype=torch.int64, device=device).index_add_(0, ids, terms).cpu()
     each = [terms.cpu()[i::5].sum(0, dtype=torch.int64) for i in range(5)]
-    return torch.equal(found, torch.stack(each))
+    return torch.equal(sums, torch.stack(each))
 
 
 TESTS: dict[str, Callable[[torch.device], bool]] = {

@@ -17,43 +17,43 @@ from .functions import exp64, gelu64, log64, sqrt64
 
 
 def max_exponent(x: Tensor) -> int:
-    """e of the largest |x| of all."""
+    """Return e of the largest |x| of all."""
     return int(exponent(largest(x)))
 
 
 def row_exponents(x: Tensor) -> Tensor:
-    """e of each row's largest |x|, (N, K) float32 -> (N,) int64."""
+    """Return e of each row's largest |x|, (N, K) float32 -> (N,) int64."""
     return exponent(x.abs().amax(-1)) if x.shape[-1] else x.new_zeros(len(x), dtype=torch.int64)
 
 
 def quantize_rows(x: Tensor, e: Tensor, bits: int) -> Tensor:
-    """rint(x·2^(bits-e)), (N, K) float32 and (N,) int64 -> integers (N, K) float64."""
+    """Return rint(x·2^(bits-e)), (N, K) float32 and (N,) int64 -> integers (N, K) float64."""
     return x.double().mul_(pow2(bits - e)[:, None]).round_()
 
 
 def scaled_rows(P: Tensor, e: Tensor, s: int, bias: Tensor | None) -> Tensor:
-    """P·2^(e_i + s), + bias_j, in float64, then rounded: (N, M), (N,), (M,) -> (N, M) float32."""
+    """Return P·2^(e_i + s), + bias_j, in float64, then rounded: (N, M), (N,), (M,) -> (N, M) float32."""
     y = P * pow2(e + s)[:, None]
     return (y if bias is None else y + bias.double()).float()
 
 
 def add_integers(S: Tensor, P: Tensor) -> None:
-    """S += P, of int64 and of integers in float64."""
+    """Do S += P, of int64 and of integers in float64."""
     S.add_(P.to(torch.int64))
 
 
 def sum_rows(terms: Tensor, shift: int, out: Tensor) -> None:
-    """out_j += Σ_n rint(terms_nj·2^shift), (N, M) -> (M,) int64."""
+    """Do out_j += Σ_n rint(terms_nj·2^shift), (N, M) -> (M,) int64."""
     out.add_((terms.double() * pow2f(shift)).round_().to(torch.int64).sum(0, dtype=torch.int64))
 
 
 def sum_rows_by_id(terms: Tensor, ids: Tensor, shift: int, out: Tensor) -> None:
-    """out_ij += the same over the rows n with id i, (N, M) float32, (N,) int64 -> (V, M) int64."""
+    """Do out_ij += the same over the rows n with id i, (N, M) float32, (N,) int64 -> (V, M) int64."""
     out.index_add_(0, ids, (terms.double() * pow2f(shift)).round_().to(torch.int64))
 
 
 def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """y (N, d) float32, mean and 1/deviation (N,) float64 of rows (N, d) float32 with gain and bias (d,)."""
+    """Return y (N, d) float32, mean and 1/deviation (N,) float64 of rows (N, d); gain and bias are (d,)."""
     wide = x.double()
     d = float(x.shape[-1])
     mean = divided(tree_sum(wide), d)
@@ -67,7 +67,7 @@ def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[T
 def layer_norm_backward(
     dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """dx (N, d) float32, and the terms of the gain's gradient, (N, d) float64."""
+    """Return dx (N, d) float32, and the terms of the gain's gradient, (N, d) float64."""
     wide = dy.double()
     d = float(x.shape[-1])
     h = (x.double() - mean[:, None]) * rstd[:, None]
@@ -79,14 +79,14 @@ def layer_norm_backward(
 
 
 def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x·Phi(x) and its derivative, float32 of any shape."""
+    """Return x·Phi(x) and its derivative, float32 of any shape."""
     y, slope = gelu64(x.double())
     return y.float(), slope.float()
 
 
 def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]:
-    """n tensors of B·T tokens side by side, (B·T, n·H·D) float32 -> integers (n, B·H, T, D) float64 and their
-    exponents (n, B·H), one for each sequence and head."""
+    """Quantize n tensors of B·T tokens side by side, (B·T, n·H·D) float32 -> integers (n, B·H, T, D) float64
+    and their exponents (n, B·H), one for each sequence and head."""
     N, width = x.shape
     T, D = N // B, width // (n * H)
     parted = x.view(B, T, n, H, D).permute(2, 0, 3, 1, 4).reshape(n * B * H, T * D)
@@ -95,7 +95,7 @@ def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]
 
 
 def merged(P: Sequence[Tensor], s: Tensor, B: int, H: int) -> Tensor:
-    """The way back: n tensors (B·H, T, D) float64, each times 2^s, (n, B·H) -> (B·T, n·H·D) float32."""
+    """Go the way back: n tensors (B·H, T, D) float64, each times 2^s, (n, B·H) -> (B·T, n·H·D) float32."""
     n = len(P)
     _, T, D = P[0].shape
     y = torch.stack(list(P)) * pow2(s)[..., None, None]
@@ -103,13 +103,13 @@ def merged(P: Sequence[Tensor], s: Tensor, B: int, H: int) -> Tensor:
 
 
 def _causal(T: int, device: torch.device) -> Tensor:
-    """Where token i sees token j, (T, T) bool."""
+    """Return where token i sees token j, (T, T) bool."""
     at = torch.arange(T, device=device)
     return at[:, None] >= at
 
 
 def causal_softmax(Z: Tensor, s: Tensor, alpha: float, bits: int) -> tuple[Tensor, Tensor]:
-    """Scores Z·2^s·alpha, (B·H, T, T) integers in float64 and (B·H,) -> p float32, rint(p·2^bits) float64."""
+    """Turn scores Z·2^s·alpha, (B·H, T, T) integers and (B·H,), into p float32 and rint(p·2^bits) float64."""
     z = (Z * pow2(s)[:, None, None]) * alpha
     seen = _causal(Z.shape[-1], Z.device)
     z = torch.where(seen, z, -torch.inf)
@@ -121,8 +121,8 @@ def causal_softmax(Z: Tensor, s: Tensor, alpha: float, bits: int) -> tuple[Tenso
 def causal_softmax_backward(
     dP: Tensor, s: Tensor, p: Tensor, alpha: float, bits: int
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the scores before alpha from dP·2^s and p -> integers (B·H, T, T) float64 and their
-    exponents (B·H,)."""
+    """Return the gradient of the scores before alpha from dP·2^s and p: integers (B·H, T, T) float64 and
+    their exponents (B·H,)."""
     dp = dP * pow2(s)[:, None, None]
     wide = p.double()
     ds = (((dp - tree_sum(dp * wide)[..., None]) * wide) * alpha).float()
@@ -132,14 +132,14 @@ def causal_softmax_backward(
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Over the last dimension, (N, V) float32 -> float32."""
+    """Return the softmax over the last dimension, (N, V) float32 -> float32."""
     wide = x.double()
     e = exp64(wide - wide.amax(-1, keepdim=True))
     return divided(e, tree_sum(e)[..., None]).float()
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of each token, (N,) float64, and its gradient (N, V) float32; logits (N, V), targets (N,)."""
+    """Return each token's loss, (N,) float64, and gradient (N, V) float32; logits (N, V), targets (N,)."""
     wide = z.double()
     m = wide.amax(-1, keepdim=True)
     e = exp64(wide - m)
@@ -163,7 +163,7 @@ def adam(
     c1: float,
     c2: float,
 ) -> None:
-    """One step of Adam on float32 tensors, in place; decay = lr·wd, c1 = 1 - beta1^t, c2 = 1 - beta2^t."""
+    """Do one step of Adam on float32 tensors, in place; decay = lr·wd, c1 = 1 - beta1^t, c2 = 1 - beta2^t."""
     wide = g.double()
     first = (m.double() * beta1 + wide * (1.0 - beta1)).float()
     second = (v.double() * beta2 + (wide * wide) * (1.0 - beta2)).float()

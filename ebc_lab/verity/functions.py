@@ -13,7 +13,7 @@ from .bits import divided, exponent, pow2, pow2f
 
 
 def _coefficients(hexadecimal: str) -> tuple[float, ...]:
-    """Of x^0, x^1, …"""
+    """Read the coefficients of x^0, x^1, …"""
     return tuple(map(float.fromhex, hexadecimal.split()))
 
 
@@ -58,7 +58,7 @@ ERFC = _coefficients(
 
 
 def horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """A polynomial from its highest power down: p·x, then p + c."""
+    """Return a polynomial's value, from its highest power down: p·x, then p + c."""
     p = torch.full_like(x, coefficients[-1])
     for c in coefficients[-2::-1]:
         p.mul_(x).add_(c)
@@ -66,17 +66,19 @@ def horner(x: Tensor, coefficients: tuple[float, ...]) -> Tensor:
 
 
 def exp64(x: Tensor) -> Tensor:
-    """exp(x) of float64 x <= 0, relative error 3e-13; 0 below -700."""
+    """Return exp(x) of float64 x <= 0, relative error 3e-13; 0 below -700."""
+    # x = k·ln 2 + r with |r| <= ln(2)/2: a power of two times a polynomial of r
     k = (x * LOG2_E).round()
     r = (x - k * LN2_HIGH) - k * LN2_LOW
     p = horner(r, EXP)
     inside = x >= LEAST_EXP
-    found = p * pow2(torch.where(inside, k, 0.0).to(torch.int64))
-    return torch.where(inside, found, torch.where(x < LEAST_EXP, 0.0, x))  # NaN stays
+    power = p * pow2(torch.where(inside, k, 0.0).to(torch.int64))
+    return torch.where(inside, power, torch.where(x < LEAST_EXP, 0.0, x))  # NaN stays
 
 
 def log64(x: Tensor) -> Tensor:
-    """ln(x) of float64 x > 0, normal, relative error 3e-13."""
+    """Return ln(x) of float64 x > 0, normal, relative error 3e-13."""
+    # x = m·2^e with m within [√½, √2): ln m is a series in s = (m - 1)/(m + 1)
     e = exponent(x)
     m = x * pow2(-e)
     low = m < ROOT_HALF
@@ -89,7 +91,7 @@ def log64(x: Tensor) -> Tensor:
 
 
 def phi64(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The standard normal distribution function of float64 x, and exp(-x²/2)."""
+    """Return the standard normal distribution function of float64 x, and exp(-x²/2)."""
     a = x.abs()
     E = exp64(-((x * x) * 0.5))
     z = a * ROOT_HALF
@@ -100,25 +102,26 @@ def phi64(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gelu64(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x·Phi(x) of float64 x, and its derivative."""
+    """Return x·Phi(x) of float64 x, and its derivative."""
     phi, E = phi64(x)
     return x * phi, phi + (E * DENSITY_AT_0) * x
 
 
 def cos2pi(v: Tensor) -> Tensor:
-    """cos(2·pi·v) of float64 v in [0, 1)."""
+    """Return cos(2·pi·v) of float64 v in [0, 1)."""
+    # the nearest quarter of a turn says which of cosine and sine it is, and its sign
     k = (v * 4.0).round()
     r = (v - k * 0.25) * TWO_PI
     q = r * r
     cosine = horner(q, COS)
     sine = horner(q, SIN) * r
     quarter = k.to(torch.int64) & 3
-    found = torch.where((quarter & 1) == 0, cosine, sine)
-    return torch.where((quarter == 1) | (quarter == 2), -found, found)
+    magnitude = torch.where((quarter & 1) == 0, cosine, sine)
+    return torch.where((quarter == 1) | (quarter == 2), -magnitude, magnitude)
 
 
 def sqrt64(x: Tensor) -> Tensor:
-    """The square root of float64 x >= 0, correctly rounded.
+    """Return the square root of float64 x >= 0, correctly rounded.
 
     torch's own is off by a last bit for 1 in 100 values where it calls MKL, and for other values with other
     instructions. x - s² is exact (Dekker's product), and tells whether the neighbour of s is nearer. For x
@@ -139,7 +142,7 @@ def sqrt64(x: Tensor) -> Tensor:
 
 
 def sqrt32(x: Tensor) -> Tensor:
-    """The square root of float32 x, correctly rounded: float64 has more than twice the digits."""
+    """Return the square root of float32 x, correctly rounded: float64 has more than twice the digits."""
     return sqrt64(x.double()).float()
 
 

@@ -36,7 +36,7 @@ class Grid:
 
     @property
     def sound(self) -> bool:
-        """Whether this step's values lie below 2^E."""
+        """Say whether this step's values lie below 2^E."""
         return self.seen == UNSEEN or (self.e is not None and self.seen <= self.e)
 
     def accept(self) -> None:
@@ -64,8 +64,8 @@ class Sum:
 
     @property
     def parameter(self) -> Tensor:
-        found: Tensor = getattr(self.layer, self.name)
-        return found
+        parameter: Tensor = getattr(self.layer, self.name)
+        return parameter
 
     def room(self) -> Tensor:
         if self.total is None:
@@ -78,7 +78,7 @@ class Sum:
 
 
 def rounded(total: Tensor, scale: int, count: int = 1) -> Tensor:
-    """total·2^scale / count, int64 -> float32."""
+    """Return total·2^scale / count, int64 -> float32."""
     return divided(total.double() * pow2f(scale), float(count)).float()
 
 
@@ -86,17 +86,17 @@ def rounded(total: Tensor, scale: int, count: int = 1) -> Tensor:
 
 
 def exponent_of(x: Tensor) -> int:
-    """e of the largest |x|, `UNSEEN` where all are zero. Raises VerityError for NaN and infinity."""
-    found: int = engine_of(x.device).max_exponent(x)
-    if found == NOT_FINITE:
+    """Return e of the largest |x|, `UNSEEN` where all are zero. VerityError for NaN and infinity."""
+    e: int = engine_of(x.device).max_exponent(x)
+    if e == NOT_FINITE:
         raise VerityError("a gradient or an activation is not finite.")
-    if found == 0 and not bool(x.any()):
+    if e == 0 and not bool(x.any()):
         return UNSEEN
-    return max(found, LEAST_EXPONENT)
+    return max(e, LEAST_EXPONENT)
 
 
 def on_grid(x: Tensor, e: int, bits: int) -> Tensor:
-    """rint(x·2^(bits-e)) of any shape, as float64."""
+    """Return rint(x·2^(bits-e)) of any shape, as float64."""
     flat = x.reshape(1, -1)
     at = torch.tensor([e], device=x.device)
     quantized: Tensor = engine_of(x.device).quantize_rows(flat, at, bits)
@@ -104,19 +104,19 @@ def on_grid(x: Tensor, e: int, bits: int) -> Tensor:
 
 
 def chunks_on_grid(x: Tensor, e: int) -> list[Tensor]:
-    """`on_grid` of as many tokens at a time as a product can take, (N, K) float32."""
+    """Put as many tokens at a time on the grid as a product can take, (N, K) float32."""
     return [on_grid(x[i : i + CHUNK], e, FACTOR_BITS) for i in range(0, len(x), CHUNK)]
 
 
 def add_products(total: Tensor, dy: Tensor, e: int, inputs: Sequence[Tensor]) -> None:
-    """total += dy^T x in units of 2^(e - 21) times those of x: dy (N, M), x in chunks -> (M, K) int64."""
+    """Do total += dy^T x in units of 2^(e - 21) times those of x: dy (N, M), x in chunks -> (M, K) int64."""
     engine = engine_of(dy.device)
     for a, b in zip(chunks_on_grid(dy, e), inputs, strict=True):
         engine.add_integers(total, a.t() @ b)
 
 
 def add_terms(total: Tensor, terms: Tensor, e: int, ids: Tensor | None = None) -> None:
-    """total += the terms' sum over tokens in units of 2^(e-40), by id if they have one."""
+    """Do total += the terms' sum over tokens in units of 2^(e-40), by id if they have one."""
     engine = engine_of(terms.device)
     if ids is None:
         engine.sum_rows(terms, TERM_BITS - e, total)
@@ -124,9 +124,9 @@ def add_terms(total: Tensor, terms: Tensor, e: int, ids: Tensor | None = None) -
         engine.sum_rows_by_id(terms, ids, TERM_BITS - e, total)
 
 
-class _Taken:
-    """What a `Grids` may take over. A copy of a layer belongs to none, until its model's `Grids` is copied
-    with it."""
+class OwnedByGrids:
+    """Sums of a layer that a `Grids` may take over. A copy of the layer belongs to none, until its model's
+    `Grids` is copied with it."""
 
     owner: Grids | None = None
 
@@ -134,7 +134,7 @@ class _Taken:
         return {key: value for key, value in self.__dict__.items() if key != "owner"}
 
 
-class Products(_Taken):
+class Products(OwnedByGrids):
     """The gradients of layers' weights that are factors of one product: a grid for each one's dy, one for x.
 
     Without a `Grids` that has taken the layer over, each call to `gradients` is complete.
@@ -145,7 +145,7 @@ class Products(_Taken):
         self.sums = [Sum(layer, "weight", (Grid(), inputs)) for layer in layers]
 
     def gradients(self, parts: Sequence[Tensor], x: Tensor) -> list[Tensor | None]:
-        """Of each weight from its part of dy, (N, M_j), and x, (N, K); None where they are summed up."""
+        """Return each weight's gradient from its part of dy, (N, M_j), and x, (N, K); None if summed up."""
         e_x = exponent_of(x)
         check_tokens(len(x))
         if self.owner is None:
@@ -164,7 +164,7 @@ class Products(_Taken):
 
 
 def _complete(s: Sum, dy: Tensor, chunks: Sequence[Tensor], e_x: int) -> Tensor | None:
-    """The gradient of a weight from one backward call alone; the chunks are those of its inputs."""
+    """Return a weight's gradient from one backward call alone; the chunks are those of its inputs."""
     if not s.parameter.requires_grad:
         return None
     e_dy = exponent_of(dy)
@@ -175,7 +175,7 @@ def _complete(s: Sum, dy: Tensor, chunks: Sequence[Tensor], e_x: int) -> Tensor 
     return rounded(total, e_dy + e_x - s.bits)
 
 
-class Terms(_Taken):
+class Terms(OwnedByGrids):
     """The gradient of one parameter whose terms are given token by token."""
 
     def __init__(self, layer: Any, name: str):
@@ -186,8 +186,8 @@ class Terms(_Taken):
         return [self.sum]
 
     def gradient(self, terms: Tensor, ids: Tensor | None = None) -> Tensor | None:
-        """From terms (N, d), which belong to the rows `ids`, (N,), of the parameter; None where they are
-        summed up."""
+        """Return the gradient from terms (N, d), which belong to the rows `ids`, (N,), of the parameter; None
+        where they are summed up."""
         parameter = self.sum.parameter
         if not parameter.requires_grad:
             return None
@@ -207,7 +207,7 @@ class Terms(_Taken):
 
 
 def check_tokens(count: int) -> None:
-    """Raises ValueError where the sums of so many tokens might not fit into int64."""
+    """Raise ValueError where the sums of so many tokens might not fit into int64."""
     if count > MOST_TOKENS:
         raise ValueError(f"a step takes {MOST_TOKENS} tokens at most, not {count}: use smaller batches.")
 
@@ -217,7 +217,7 @@ def check_tokens(count: int) -> None:
 
 @contextlib.contextmanager
 def step_of(what: Any) -> Iterator[None]:
-    """An error of ours inside ends the step of a model: what its `Grids` have summed up so far is dropped.
+    """End the step of a model at an error of ours inside: drop what its `Grids` have summed up so far.
 
     `what`: the sums of one of its layers, a tensor that it has computed, or a node of autograd's graph. A
     forward without gradients is no part of a step.
@@ -233,7 +233,7 @@ def step_of(what: Any) -> Iterator[None]:
 
 
 def _owner_of(what: Any) -> Grids | None:
-    """The `Grids` of the nearest exact layer by which this was computed; None where there is none."""
+    """Return the `Grids` of the nearest exact layer by which this was computed; None where there is none."""
     left = [what.grad_fn if isinstance(what, Tensor) else what]
     seen: set[Any] = set()
     while left:
@@ -257,11 +257,10 @@ class Grids:
     """
 
     def __init__(self, model: nn.Module):
-        layers = [s for m in model.modules() for s in getattr(m, "summed", ())]
-        self.layers: list[Products | Terms] = layers
-        self.sums = [s for layer in layers for s in layer.sums]
+        self.layers: list[Products | Terms] = [s for m in model.modules() for s in getattr(m, "summed", ())]
+        self.sums = [s for layer in self.layers for s in layer.sums]
         # of each layer; where one of its grids does not fit, all are chosen anew
-        self.sites = [list({id(g): g for s in layer.sums for g in s.grids}.values()) for layer in layers]
+        self.sites = [list({id(g): g for s in layer.sums for g in s.grids}.values()) for layer in self.layers]
         self.grids = [g for site in self.sites for g in site]
         known = {id(s.parameter) for s in self.sums}
         for name, p in model.named_parameters():
@@ -283,7 +282,7 @@ class Grids:
         self._take_over()
 
     def covers(self, grid: Grid, e: int, tokens: int) -> bool:
-        """Note the largest exponent of some values; whether they can be added, being on the grid and not all
+        """Note the largest exponent of some values; say whether they can be added: on the grid, not all
         zero."""
         self._counted[id(grid)] = self._counted.get(id(grid), 0) + tokens
         self.tokens = max(self.tokens, self._counted[id(grid)])
@@ -301,7 +300,7 @@ class Grids:
 
     @torch.no_grad()
     def finish(self, count: int, group: Any = None) -> bool:
-        """The end of a step's backward calls. True: every `p.grad` is its sum divided by `count`.
+        """End a step's backward calls. True: every `p.grad` is its sum divided by `count`.
 
         False: a value was too large for its grid. Nothing is written, `p.grad` is None, and the grids now fit
         this batch.
@@ -325,6 +324,7 @@ class Grids:
             if all(g.sound for g in self.grids):
                 self._write([(s, s.gradient(count)) for s in self.sums if s.total is not None])
                 return True
+            # a layer whose values did not fit chooses all its grids anew
             self.redone += 1
             for site in self.sites:
                 if not all(g.sound for g in site):
@@ -334,10 +334,11 @@ class Grids:
         finally:
             self.reset()
 
-    def _write(self, found: Sequence[tuple[Sum, Tensor]]) -> None:
-        for _, gradient in found:
+    def _write(self, gradients: Sequence[tuple[Sum, Tensor]]) -> None:
+        """Write every gradient, or none where one of them is not finite."""
+        for _, gradient in gradients:
             exponent_of(gradient)
-        for s, gradient in found:
+        for s, gradient in gradients:
             p = s.parameter
             p.grad = gradient if p.grad is None else p.grad + gradient  # a parameter of two layers
         for g in self.grids:
@@ -349,11 +350,12 @@ class Grids:
 
         device = self.sums[0].parameter.device
         noted = [g.seen for g in self.grids] + [int(s.total is not None) for s in self.sums]
-        found = torch.tensor(noted, device=device)
+        maxima = torch.tensor(noted, device=device)
         counts = torch.tensor([count, self.tokens], device=device)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, group)
+        distributed.all_reduce(maxima, distributed.ReduceOp.MAX, group)
         distributed.all_reduce(counts, distributed.ReduceOp.SUM, group)
-        largest = found.tolist()
+        largest = maxima.tolist()
+        # every worker now sees the largest values of all, and adds what some worker has summed
         for g, seen in zip(self.grids, largest, strict=False):
             g.seen = seen
         for s, used in zip(self.sums, largest[len(self.grids) :], strict=True):
@@ -363,13 +365,15 @@ class Grids:
         return int(counts[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step's grids follow from, layer by layer; plain numbers. It belongs into the
-        checkpoint."""
-        sites = [_state_of(site, layer) for site, layer in zip(self.sites, self.layers, strict=True)]
+        """Return what the next step's grids follow from, by layer, for the checkpoint; plain numbers."""
+        sites = []
+        for site, layer in zip(self.sites, self.layers, strict=True):
+            hist = [list(g.hist) for g in site]
+            sites.append({"e": [g.e for g in site], "hist": hist, "shapes": _shapes(layer)})
         return {"sites": sites, "redone": self.redone}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises VerityError where the state is damaged, or another model's; nothing has changed then."""
+        """Go on from a state. VerityError, and no change, where it is damaged or another model's."""
         try:
             sites = [list(zip(site["e"], site["hist"], strict=True)) for site in state["sites"]]
             shapes = [site["shapes"] for site in state["sites"]]
@@ -384,8 +388,8 @@ class Grids:
             raise VerityError("the state of the grids is another model's: its layers have other shapes.")
         if [len(site) for site in sites] != [len(site) for site in self.sites]:
             raise VerityError("the state of the grids is damaged.")
-        for site, own in zip(sites, self.sites, strict=True):
-            for (e, hist), g in zip(site, own, strict=True):
+        for saved, site in zip(sites, self.sites, strict=True):
+            for (e, hist), g in zip(saved, site, strict=True):
                 g.e, g.hist = e, list(hist)
         self.redone = redone
         self.reset()
@@ -395,16 +399,12 @@ def _shapes(layer: Products | Terms) -> list[list[int]]:
     return [list(s.parameter.shape) for s in layer.sums]
 
 
-def _state_of(site: Sequence[Grid], layer: Products | Terms) -> dict[str, Any]:
-    return {"e": [g.e for g in site], "hist": [list(g.hist) for g in site], "shapes": _shapes(layer)}
-
-
 def _is_int(x: object) -> bool:
     return isinstance(x, int) and not isinstance(x, bool)
 
 
 def _is_grid(e: Any, hist: Any) -> bool:
-    """Whether an exponent, or None, and its history are what `state_dict` writes."""
+    """Say whether an exponent, or None, and its history are what `state_dict` writes."""
     values = hist if e is None else [e, *hist]
     inside = all(_is_int(x) and LEAST_EXPONENT <= x <= NOT_FINITE for x in values)
     return inside and len(hist) <= KEPT and (e is not None or not hist)

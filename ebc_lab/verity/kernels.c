@@ -462,31 +462,14 @@ int verity_layer_norm_backward(const float *dy, const float *x, int64_t N, int64
 #define TO_INTEGER 0x1.8p52 /* t = k + this is exact for integers |k| < 2^51, and its lowest bits are k's */
 
 static const double EXP[11] = {
-    0x1p+0,
-    0x1p+0,
-    0x1p-1,
-    0x1.5555555555555p-3,
-    0x1.5555555555555p-5,
-    0x1.1111111111111p-7,
-    0x1.6c16c16c16c17p-10,
-    0x1.a01a01a01a01ap-13,
-    0x1.a01a01a01a01ap-16,
-    0x1.71de3a556c734p-19,
-    0x1.27e4fb7789f5cp-22,
+    0x1p+0, 0x1p+0, 0x1p-1, 0x1.5555555555555p-3,
+    0x1.5555555555555p-5, 0x1.1111111111111p-7, 0x1.6c16c16c16c17p-10, 0x1.a01a01a01a01ap-13,
+    0x1.a01a01a01a01ap-16, 0x1.71de3a556c734p-19, 0x1.27e4fb7789f5cp-22,
 };
 static const double LOG[12] = {
-    0x1p+1,
-    0x1.5555555555555p-1,
-    0x1.999999999999ap-2,
-    0x1.2492492492492p-2,
-    0x1.c71c71c71c71cp-3,
-    0x1.745d1745d1746p-3,
-    0x1.3b13b13b13b14p-3,
-    0x1.1111111111111p-3,
-    0x1.e1e1e1e1e1e1ep-4,
-    0x1.af286bca1af28p-4,
-    0x1.8618618618618p-4,
-    0x1.642c8590b2164p-4,
+    0x1p+1, 0x1.5555555555555p-1, 0x1.999999999999ap-2, 0x1.2492492492492p-2,
+    0x1.c71c71c71c71cp-3, 0x1.745d1745d1746p-3, 0x1.3b13b13b13b14p-3, 0x1.1111111111111p-3,
+    0x1.e1e1e1e1e1e1ep-4, 0x1.af286bca1af28p-4, 0x1.8618618618618p-4, 0x1.642c8590b2164p-4,
 };
 static const double ERFC[17] = {
     0x1.46e80e2276062p+0,   -0x1.7bf5ec17849aep-4,  -0x1.5407beb68c3f1p-3,  0x1.4ffa1e1c266e5p-3,

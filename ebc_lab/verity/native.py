@@ -72,10 +72,10 @@ class NativeUnavailable(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: $EBC_LAB_VERITY_CACHE, else ebc-lab/verity in the user's cache."""
-    own = os.environ.get("EBC_LAB_VERITY_CACHE")
-    if own:
-        return Path(own)
+    """Return where libraries are kept: $EBC_LAB_VERITY_CACHE, else ebc-lab/verity in the user's cache."""
+    override = os.environ.get("EBC_LAB_VERITY_CACHE")
+    if override:
+        return Path(override)
     home = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(home) if home else Path.home() / ".cache") / "ebc-lab" / "verity"
@@ -84,17 +84,16 @@ def cache_folder() -> Path:
 
 
 def build(march: str = "native", rebuild: bool = False) -> Path:
-    """The library for this `-march`, built if the cache does not hold it whole, or in any case.
+    """Return the library for this `-march`, built if the cache does not hold it whole, or in any case.
 
     NativeUnavailable where it cannot be built or kept.
     """
     command = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    found = shutil.which(command[0])
-    if found is None:
-        raise NativeUnavailable(
-            f"there is no compiler {command[0]!r}: install gcc or clang, or set CC to one"
-        )
-    command = [found, *command[1:]]
+    compiler = shutil.which(command[0])
+    if compiler is None:
+        reason = f"there is no compiler {command[0]!r}: install gcc or clang, or set CC to one"
+        raise NativeUnavailable(reason)
+    command = [compiler, *command[1:]]
     flags = (*FLAGS, f"-march={march}")
     folder = cache_folder()
     path = folder / f"verity-{_fingerprint(command, flags)}.so"
@@ -131,7 +130,7 @@ def _cpu() -> str:
 
 
 def _run(command: list[str]) -> str:
-    """What a compiler prints. After COMPILE_SECONDS it is ended, with all the processes that it began."""
+    """Return what a compiler prints. After COMPILE_SECONDS it is ended, with all that it began."""
     with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(
@@ -150,11 +149,11 @@ def _run(command: list[str]) -> str:
             reason = f"{command[0]} did not end within {COMPILE_SECONDS:g} s and was stopped"
             raise NativeUnavailable(reason) from error
         output.seek(0)
-        said = output.read().decode(errors="replace")
+        printed = output.read().decode(errors="replace")
     if code != 0:
-        last = " ".join(said.split())[-300:] or "it printed nothing"
+        last = " ".join(printed.split())[-300:] or "it printed nothing"
         raise NativeUnavailable(f"`{shlex.join(command)}` failed with code {code}: {last}")
-    return said
+    return printed
 
 
 def _checksum_of(path: Path) -> Path:
@@ -162,7 +161,7 @@ def _checksum_of(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether all of the library is there: to load a truncated one could end the process."""
+    """Say whether all of the library is there: to load a truncated one could end the process."""
     try:
         expected = _checksum_of(path).read_text(encoding="utf-8", errors="replace")
         return hashlib.sha256(path.read_bytes()).hexdigest() == expected
@@ -184,14 +183,15 @@ def load(march: str = "native") -> None:
     with _one_at_a_time:
         path = build(march)
         try:
-            found = _opened(path)
+            kernels = _opened(path)
         except NativeUnavailable:
-            found = _opened(build(march, rebuild=True))
-        _kernels.update(found)
+            kernels = _opened(build(march, rebuild=True))
+        _kernels.update(kernels)
 
 
 def _opened(path: Path) -> dict[str, Any]:
-    kept = _keeps_subnormals()
+    """Load a library and check it; its functions by name."""
+    kept_subnormals = _keeps_subnormals()
     try:
         library = ctypes.CDLL(str(path))
         functions = {name: getattr(library, f"verity_{name}") for name in _SIGNATURES}
@@ -199,7 +199,7 @@ def _opened(path: Path) -> dict[str, Any]:
     except (OSError, AttributeError) as error:
         raise NativeUnavailable(f"the library that was built does not load ({error})") from error
     finally:
-        if kept and not _keeps_subnormals():  # compilers add that to libraries of -ffast-math
+        if kept_subnormals and not _keeps_subnormals():  # compilers add that to libraries of -ffast-math
             torch.set_flush_denormal(False)
     for name, function in functions.items():
         function.argtypes = _SIGNATURES[name]
@@ -217,13 +217,13 @@ def _keeps_subnormals() -> bool:
 
 
 def _team() -> int | None:
-    """The address of the function by which torch's OpenMP runs work on its threads; None if it has none."""
-    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
-    return None if found is None else ctypes.cast(found, _P).value
+    """Return the address of the function by which torch's OpenMP runs work on its threads, if it has one."""
+    parallel = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if parallel is None else ctypes.cast(parallel, _P).value
 
 
 def _computes_rightly(known: Any) -> bool:
-    """Whether all is as torch has it; contraction, another order or reciprocals would change some value."""
+    """Say whether all is as torch has it: contraction, another order or reciprocals would change a value."""
     halves = torch.arange(-9, 0).double() * 0.5
     x = torch.cat([halves, torch.arange(-191, 0).double() * 0.37])
     out = torch.zeros(6, len(x), dtype=torch.float64)
@@ -234,9 +234,11 @@ def _computes_rightly(known: Any) -> bool:
 
 
 def _call(name: str, *arguments: Any) -> None:
+    """Call a kernel with numbers, None, and tensors, whose addresses it takes."""
     if not _kernels:
         load()
-    outcome = _kernels[name](*arguments, torch.get_num_threads())
+    plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    outcome = _kernels[name](*plain, torch.get_num_threads())
     if outcome == _NO_MEMORY:
         raise MemoryError(f"verity has no memory for a row in {name}")
     if outcome == _OUT_OF_RANGE:
@@ -244,17 +246,17 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor, contiguous. TypeError for another dtype."""
+    """Return the tensor, contiguous. TypeError for another dtype."""
     if x.dtype is not dtype:
         raise TypeError(f"a tensor of {dtype} is needed here, not one of {x.dtype}")
     return x if x.is_contiguous() else x.contiguous()
 
 
-def _out(x: Tensor, dtype: torch.dtype) -> int:
-    """The address of a tensor that is changed in place. ValueError where it is not contiguous."""
+def _out(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor that is changed in place. ValueError where it is not contiguous."""
     if x.dtype is not dtype or not x.is_contiguous():
         raise ValueError(f"a contiguous tensor of {dtype} is needed here")
-    return x.data_ptr()
+    return x
 
 
 # -- the functions of `eager` --------------------------------------------------------------------------------
@@ -263,7 +265,7 @@ _f32, _f64, _i64 = torch.float32, torch.float64, torch.int64
 
 
 def _any_float(x: Tensor) -> tuple[Tensor, int]:
-    """The tensor, contiguous, and whether it is float64."""
+    """Return the tensor, contiguous, and whether it is float64."""
     wide = x.dtype is _f64
     return _in(x, _f64 if wide else _f32), int(wide)
 
@@ -271,161 +273,122 @@ def _any_float(x: Tensor) -> tuple[Tensor, int]:
 def max_exponent(x: Tensor) -> int:
     x, wide = _any_float(x)
     e = ctypes.c_int64()
-    _call("max_exponent", x.data_ptr(), x.numel(), wide, ctypes.addressof(e))
+    _call("max_exponent", x, x.numel(), wide, ctypes.addressof(e))
     return e.value
 
 
 def row_exponents(x: Tensor) -> Tensor:
     x = _in(x, _f32)
-    N, K = x.shape
-    e = torch.empty(N, dtype=_i64)
-    _call("row_exponents", x.data_ptr(), N, K, e.data_ptr())
+    e = torch.empty(len(x), dtype=_i64)
+    _call("row_exponents", x, *x.shape, e)
     return e
 
 
 def quantize_rows(x: Tensor, e: Tensor, bits: int) -> Tensor:
-    x, e = _in(x, _f32), _in(e, _i64)
-    N, K = x.shape
-    q = torch.empty(N, K, dtype=_f64)
-    _call("quantize_rows", x.data_ptr(), N, K, e.data_ptr(), bits, q.data_ptr())
+    q = torch.empty(x.shape, dtype=_f64)
+    _call("quantize_rows", _in(x, _f32), *x.shape, _in(e, _i64), bits, q)
     return q
 
 
 def scaled_rows(P: Tensor, e: Tensor, s: int, bias: Tensor | None) -> Tensor:
-    P, e = _in(P, _f64), _in(e, _i64)
-    b = None if bias is None else _in(bias, _f32)
-    N, M = P.shape
-    y = torch.empty(N, M, dtype=_f32)
-    at = None if b is None else b.data_ptr()
-    _call("scaled_rows", P.data_ptr(), N, M, e.data_ptr(), s, at, y.data_ptr())
+    y = torch.empty(P.shape, dtype=_f32)
+    bias = None if bias is None else _in(bias, _f32)
+    _call("scaled_rows", _in(P, _f64), *P.shape, _in(e, _i64), s, bias, y)
     return y
 
 
 def add_integers(S: Tensor, P: Tensor) -> None:
     P = _in(P, _f64)
-    _call("add_integers", _out(S, _i64), P.data_ptr(), S.numel())
+    _call("add_integers", _out(S, _i64), P, S.numel())
 
 
 def sum_rows(terms: Tensor, shift: int, out: Tensor) -> None:
     terms, wide = _any_float(terms)
-    N, M = terms.shape
-    _call("sum_rows", terms.data_ptr(), N, M, wide, shift, _out(out, _i64))
+    _call("sum_rows", terms, *terms.shape, wide, shift, _out(out, _i64))
 
 
 def sum_rows_by_id(terms: Tensor, ids: Tensor, shift: int, out: Tensor) -> None:
     terms, ids = _in(terms, _f32), _in(ids, _i64)
-    N, M = terms.shape
-    address = _out(out, _i64)
-    _call("sum_rows_by_id", terms.data_ptr(), N, M, ids.data_ptr(), len(out), shift, address)
+    _call("sum_rows_by_id", terms, *terms.shape, ids, len(out), shift, _out(out, _i64))
 
 
 def layer_norm(x: Tensor, w: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    x, w = _in(x, _f32), _in(w, _f32)
-    b = None if bias is None else _in(bias, _f32)
-    N, d = x.shape
-    y = torch.empty(N, d, dtype=_f32)
-    mean = torch.empty(N, dtype=_f64)
-    rstd = torch.empty(N, dtype=_f64)
-    at = None if b is None else b.data_ptr()
-    found = (y.data_ptr(), mean.data_ptr(), rstd.data_ptr())
-    _call("layer_norm", x.data_ptr(), N, d, w.data_ptr(), at, eps, *found)
+    y = torch.empty(x.shape, dtype=_f32)
+    mean, rstd = torch.empty(2, len(x), dtype=_f64)
+    bias = None if bias is None else _in(bias, _f32)
+    _call("layer_norm", _in(x, _f32), *x.shape, _in(w, _f32), bias, eps, y, mean, rstd)
     return y, mean, rstd
 
 
 def layer_norm_backward(
     dy: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    dy, x, w, mean, rstd = _in(dy, _f32), _in(x, _f32), _in(w, _f32), _in(mean, _f64), _in(rstd, _f64)
-    N, d = x.shape
-    dx = torch.empty(N, d, dtype=_f32)
-    terms = torch.empty(N, d, dtype=_f64)
-    given = (dy.data_ptr(), x.data_ptr(), N, d, w.data_ptr(), mean.data_ptr(), rstd.data_ptr())
-    _call("layer_norm_backward", *given, dx.data_ptr(), terms.data_ptr())
+    dx = torch.empty(x.shape, dtype=_f32)
+    terms = torch.empty(x.shape, dtype=_f64)
+    rows = _in(dy, _f32), _in(x, _f32), *x.shape
+    _call("layer_norm_backward", *rows, _in(w, _f32), _in(mean, _f64), _in(rstd, _f64), dx, terms)
     return dx, terms
 
 
 def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
-    x = _in(x, _f32)
     y = torch.empty(x.shape, dtype=_f32)
     slope = torch.empty(x.shape, dtype=_f32)
-    _call("gelu", x.data_ptr(), x.numel(), y.data_ptr(), slope.data_ptr())
+    _call("gelu", _in(x, _f32), x.numel(), y, slope)
     return y, slope
 
 
 def heads(x: Tensor, B: int, n: int, H: int, bits: int) -> tuple[Tensor, Tensor]:
-    x = _in(x, _f32)
     N, width = x.shape
     T, D = N // B, width // (n * H)
     q = torch.empty(n, B * H, T, D, dtype=_f64)
     e = torch.empty(n, B * H, dtype=_i64)
-    _call("heads", x.data_ptr(), B, T, n, H, D, bits, q.data_ptr(), e.data_ptr())
+    _call("heads", _in(x, _f32), B, T, n, H, D, bits, q, e)
     return q, e
 
 
 def merged(P: Sequence[Tensor], s: Tensor, B: int, H: int) -> Tensor:
-    P, s = [_in(part, _f64) for part in P], _in(s, _i64)
+    P = [_in(part, _f64) for part in P]
     n = len(P)
     _, T, D = P[0].shape
     y = torch.empty(B * T, n * H * D, dtype=_f32)
     parts = (ctypes.c_void_p * n)(*[part.data_ptr() for part in P])
-    _call("merged", ctypes.addressof(parts), s.data_ptr(), B, T, n, H, D, y.data_ptr())
+    _call("merged", ctypes.addressof(parts), _in(s, _i64), B, T, n, H, D, y)
     return y
 
 
 def causal_softmax(Z: Tensor, s: Tensor, alpha: float, bits: int) -> tuple[Tensor, Tensor]:
-    Z, s = _in(Z, _f64), _in(s, _i64)
-    units, T, _ = Z.shape
     p = torch.empty(Z.shape, dtype=_f32)
     q = torch.empty(Z.shape, dtype=_f64)
-    _call("causal_softmax", Z.data_ptr(), s.data_ptr(), units, T, alpha, bits, p.data_ptr(), q.data_ptr())
+    _call("causal_softmax", _in(Z, _f64), _in(s, _i64), *Z.shape[:2], alpha, bits, p, q)
     return p, q
 
 
 def causal_softmax_backward(
     dP: Tensor, s: Tensor, p: Tensor, alpha: float, bits: int
 ) -> tuple[Tensor, Tensor]:
-    dP, s, p = _in(dP, _f64), _in(s, _i64), _in(p, _f32)
-    units, T, _ = dP.shape
     q = torch.empty(dP.shape, dtype=_f64)
-    e = torch.empty(units, dtype=_i64)
-    given = (dP.data_ptr(), s.data_ptr(), units, T, p.data_ptr(), alpha, bits)
-    _call("causal_softmax_backward", *given, q.data_ptr(), e.data_ptr())
+    e = torch.empty(len(dP), dtype=_i64)
+    scores = _in(dP, _f64), _in(s, _i64), *dP.shape[:2]
+    _call("causal_softmax_backward", *scores, _in(p, _f32), alpha, bits, q, e)
     return q, e
 
 
 def softmax(x: Tensor) -> Tensor:
-    x = _in(x, _f32)
     V = x.shape[-1]
     p = torch.empty(x.shape, dtype=_f32)
-    _call("softmax", x.data_ptr(), x.numel() // max(V, 1), V, p.data_ptr())
+    _call("softmax", _in(x, _f32), x.numel() // max(V, 1), V, p)
     return p
 
 
 def cross_entropy(z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    z, y = _in(z, _f32), _in(y, _i64)
-    N, V = z.shape
-    loss = torch.empty(N, dtype=_f64)
-    dz = torch.empty(N, V, dtype=_f32)
-    _call("cross_entropy", z.data_ptr(), N, V, y.data_ptr(), loss.data_ptr(), dz.data_ptr())
+    loss = torch.empty(len(z), dtype=_f64)
+    dz = torch.empty(z.shape, dtype=_f32)
+    _call("cross_entropy", _in(z, _f32), *z.shape, _in(y, _i64), loss, dz)
     return loss, dz
 
 
-def adam(
-    w: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    decay: float,
-    c1: float,
-    c2: float,
-) -> None:
-    settings = (lr, beta1, beta2, eps, decay, c1, c2)
+def adam(w: Tensor, g: Tensor, m: Tensor, v: Tensor, *settings: float) -> None:
     if not (w.is_contiguous() and m.is_contiguous() and v.is_contiguous()):
         return eager.adam(w, g, m, v, *settings)
-    g = _in(g, _f32)
-    _call("adam", _out(w, _f32), g.data_ptr(), _out(m, _f32), _out(v, _f32), w.numel(), *settings)
+    _call("adam", _out(w, _f32), _in(g, _f32), _out(m, _f32), _out(v, _f32), w.numel(), *settings)
     increment_version((w, m, v))

@@ -44,7 +44,7 @@ HALF = 31  # bits of the lower part of a loss
 
 
 def _check(x: Tensor, what: str, width: int | None = None) -> Tensor:
-    """x contiguous. Raises ValueError unless it is float32, and its rows have this width."""
+    """Return x contiguous. ValueError unless it is float32, and its rows have this width."""
     if x.dtype != torch.float32:
         raise ValueError(f"{what} takes float32, not {str(x.dtype).removeprefix('torch.')}.")
     if width is not None and x.shape[-1] != width:
@@ -53,17 +53,24 @@ def _check(x: Tensor, what: str, width: int | None = None) -> Tensor:
 
 
 def _finite(e: Tensor, what: str) -> Tensor:
-    """Exponents, unless one says that a value is not finite: VerityError."""
+    """Return exponents, unless one says that a value is not finite: VerityError."""
     if e.numel() and int(e.max()) == NOT_FINITE:
         raise VerityError(f"{what}: a value is not finite.")
     return e
+
+
+def _applied(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Call a function that has a gradient of its own."""
+    apply: Any = function.apply
+    result: Tensor = apply(*arguments)
+    return result
 
 
 # -- products with weights -----------------------------------------------------------------------------------
 
 
 class _Product(torch.autograd.Function):
-    """x (N, K) times each of some weights (M_j, K), side by side: (N, Σ M_j)."""
+    """Multiply x (N, K) with each of some weights (M_j, K), side by side: (N, Σ M_j)."""
 
     @staticmethod
     def forward(
@@ -77,6 +84,7 @@ class _Product(torch.autograd.Function):
         E = engine.max_exponent(weight)
         if E == NOT_FINITE:
             raise VerityError("a weight is not finite.")
+        # weights share one exponent, each row of x has its own: the product of whole numbers is exact
         W = on_grid(weight, E, bits)
         taken = left_for(K, bits)
         e = _finite(engine.row_exponents(x), "the input of a linear layer")
@@ -101,7 +109,7 @@ class _Product(torch.autograd.Function):
 
 
 def _input_gradient(dy: Tensor, W: Tensor, bits: int, E: int) -> Tensor:
-    """dy times the quantized weights, (N, M) and (M, K) -> (N, K) float32."""
+    """Multiply dy with the quantized weights, (N, M) and (M, K) -> (N, K) float32."""
     engine = engine_of(dy.device)
     taken = left_for(len(W), bits)
     e = _finite(engine.row_exponents(dy), "the gradient of a linear layer's output")
@@ -128,9 +136,8 @@ class VLALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _check(x, "VLALinear", self.in_features).reshape(-1, self.in_features)
-        apply: Any = _Product.apply
         with step_of(self._products):
-            y: Tensor = apply(flat, self._products, self._terms, self.bias, self.weight)
+            y = _applied(_Product, flat, self._products, self._terms, self.bias, self.weight)
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -154,19 +161,16 @@ class VLAStack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weights = [linear.weight for linear in self._linears]
         flat = _check(x, "VLAStack", weights[0].shape[1]).reshape(-1, x.shape[-1])
-        apply: Any = _Product.apply
         with step_of(self._products):
-            y: Tensor = apply(flat, self._products, None, None, *weights)
+            y = _applied(_Product, flat, self._products, None, None, *weights)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
+    """Return a b of exact integer products: (N, K) quantized by rows, (K, M) as a whole -> (N, M) float32."""
     weight = _check(b, "exact_matmul").t().contiguous()
-    apply: Any = _Product.apply
     products = Products([SimpleNamespace(weight=weight)])
-    y: Tensor = apply(_check(a, "exact_matmul"), products, None, None, weight)
-    return y
+    return _applied(_Product, _check(a, "exact_matmul"), products, None, None, weight)
 
 
 # -- layer norm ----------------------------------------------------------------------------------------------
@@ -175,19 +179,13 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        gain_terms: Terms,
-        bias_terms: Terms | None,
-        eps: float,
-        w: Tensor,
-        bias: Tensor | None,
+        ctx: Any, x: Tensor, gain: Terms, shift: Terms | None, eps: float, w: Tensor, bias: Tensor | None
     ) -> Tensor:
         y: Tensor
         y, mean, rstd = engine_of(x.device).layer_norm(x, w, bias, eps)
         ctx.save_for_backward(x, w, mean, rstd)
-        ctx.summed = gain_terms
-        ctx.terms = gain_terms, bias_terms
+        ctx.summed = gain
+        ctx.terms = gain, shift
         return y
 
     @staticmethod
@@ -219,9 +217,8 @@ class VLALayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = _check(x, "VLALayerNorm", len(self.weight)).reshape(-1, x.shape[-1])
-        apply: Any = _LayerNorm.apply
-        y: Tensor = apply(flat, self._gain, self._bias, self.eps, self.weight, self.bias)
-        return y.view(x.shape)
+        terms = self._gain, self._bias
+        return _applied(_LayerNorm, flat, *terms, self.eps, self.weight, self.bias).view(x.shape)
 
 
 # -- attention -----------------------------------------------------------------------------------------------
@@ -265,14 +262,12 @@ class _Attention(torch.autograd.Function):
 
 
 def attention(qkv: Tensor, B: int, heads: int) -> Tensor:
-    """Causal attention: queries, keys and values of B·T tokens, (B·T, 3C) float32 -> (B·T, C) float32."""
+    """Attend causally: queries, keys and values of B·T tokens, (B·T, 3C) float32 -> (B·T, C) float32."""
     N, width = _check(qkv, "attention").shape
     if N % B or width % (3 * heads):
         raise ValueError(f"attention cannot share {N} rows of {width} among {B} sequences and {heads} heads.")
-    apply: Any = _Attention.apply
     with step_of(qkv):
-        y: Tensor = apply(qkv.contiguous(), B, heads)
-    return y
+        return _applied(_Attention, qkv.contiguous(), B, heads)
 
 
 # -- embedding, GELU, softmax --------------------------------------------------------------------------------
@@ -307,13 +302,12 @@ class VLAEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         n, d = self.weight.shape
-        apply: Any = _Embedding.apply
-        y: Tensor = apply(_checked_ids(ids, n, "an embedding's ids"), self._terms, self.weight)
-        return y.view(*ids.shape, d)
+        flat = _checked_ids(ids, n, "an embedding's ids")
+        return _applied(_Embedding, flat, self._terms, self.weight).view(*ids.shape, d)
 
 
 def _checked_ids(ids: Tensor, n: int, what: str) -> Tensor:
-    """Flat and int64. Raises ValueError unless all are in 0…n-1."""
+    """Return ids flat and int64. ValueError unless all are in 0…n-1."""
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n:
         raise ValueError(f"{what} must be in 0…{n - 1}.")
     return ids.reshape(-1).long()
@@ -335,10 +329,8 @@ class _GELU(torch.autograd.Function):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x·Phi(x), float32 of any shape."""
-    apply: Any = _GELU.apply
-    y: Tensor = apply(_check(x, "gelu"))
-    return y
+    """Return x·Phi(x), float32 of any shape."""
+    return _applied(_GELU, _check(x, "gelu"))
 
 
 class VLAGELU(nn.Module):
@@ -366,12 +358,10 @@ class _Softmax(torch.autograd.Function):
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Over the last dimension, float32."""
+    """Return the softmax over the last dimension, float32."""
     flat = _check(x, "softmax").reshape(-1, x.shape[-1])
-    apply: Any = _Softmax.apply
     with step_of(x):
-        y: Tensor = apply(flat)
-    return y.view(x.shape)
+        return _applied(_Softmax, flat).view(x.shape)
 
 
 class VLASoftmax(nn.Module):
@@ -402,7 +392,7 @@ class _TokenLosses(torch.autograd.Function):
 
 
 class _Total(torch.autograd.Function):
-    """The exact sum of losses on the grid 2^-32, over `count`; every token's gradient is 1/count."""
+    """Sum losses exactly on the grid 2^-32, over `count`; every token's gradient is 1/count."""
 
     @staticmethod
     def forward(ctx: Any, losses: Tensor, count: int) -> Tensor:
@@ -417,7 +407,7 @@ class _Total(torch.autograd.Function):
 
 
 def loss_totals(losses: Tensor) -> list[int]:
-    """Σ rint(loss·2^32) of each row, float64 (N, T) -> N whole numbers.
+    """Return Σ rint(loss·2^32) of each row, float64 (N, T) -> N whole numbers.
 
     Raises VerityError for a loss of 2^40 nats or more.
     """
@@ -431,12 +421,12 @@ def loss_totals(losses: Tensor) -> list[int]:
 
 
 def loss_total(losses: Tensor) -> int:
-    """The same of all losses, float64 of any shape."""
+    """Return the same of all losses, float64 of any shape."""
     return loss_totals(losses.reshape(1, -1))[0]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
-    """Cross-entropy of logits (…, V) float32 and targets (…), nats, float64.
+    """Return the cross-entropy of logits (…, V) float32 and targets (…), nats, float64.
 
     Args:
         reduction: "sum" or "mean" of all tokens, 0-dim and a multiple of 2^-32 (the sum), so that it does not
@@ -451,11 +441,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Te
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"logits {tuple(logits.shape)} do not go with targets {tuple(targets.shape)}.")
     y = _checked_ids(targets, V, "targets")
-    apply: Any = _TokenLosses.apply
     with step_of(logits):
-        losses: Tensor = apply(_check(logits, "cross_entropy").reshape(-1, V), y)
+        losses = _applied(_TokenLosses, _check(logits, "cross_entropy").reshape(-1, V), y)
         if reduction == "none":
             return losses.view(targets.shape)
-        total: Any = _Total.apply
-        found: Tensor = total(losses, losses.numel() if reduction == "mean" else 1)
-        return found
+        return _applied(_Total, losses, losses.numel() if reduction == "mean" else 1)

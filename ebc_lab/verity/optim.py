@@ -42,8 +42,8 @@ class VerityAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """One update. VerityError, and nothing has changed, where there is no gradient at all (a step whose
-        sums did not fit their grids), or one that is not finite."""
+        """Do one update. VerityError, and nothing has changed, where there is no gradient at all (a step
+        whose sums did not fit their grids), or one that is not finite."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -70,26 +70,15 @@ class VerityAdam(torch.optim.Optimizer):
         powers = state["powers"]
         state["powers"] = first, second = powers[0] * beta1, powers[1] * beta2
         lr = float(group["lr"])
-        engine_of(p.device).adam(
-            p,
-            p.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            lr,
-            beta1,
-            beta2,
-            group["eps"],
-            lr * group["weight_decay"],
-            1.0 - first,
-            1.0 - second,
-        )
+        settings = (lr, beta1, beta2, group["eps"], lr * group["weight_decay"], 1.0 - first, 1.0 - second)
+        engine_of(p.device).adam(p, p.grad, state["exp_avg"], state["exp_avg_sq"], *settings)
 
 
 def weights_checksum(model: nn.Module) -> str:
-    """The first 16 hex digits of the sha256 over the parameters, sorted by name: equal means equal bits."""
-    found = hashlib.sha256()
+    """Return 16 hex digits of the sha256 over the parameters, sorted by name: equal means equal bits."""
+    digest = hashlib.sha256()
     for name, p in sorted(model.named_parameters()):
-        found.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
+        digest.update(f"{name} {tuple(p.shape)} {p.dtype}\n".encode())
         values: Tensor = p.detach().cpu().contiguous()
-        found.update(values.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

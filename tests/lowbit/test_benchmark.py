@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ebc_lab.lowbit import PerformanceBenchmark, available_backends, quantize
-from ebc_lab.lowbit.benchmark import Report, Row, cases
-from ebc_lab.lowbit.benchmark.report import with_speedups
+from ebc_lab.lowbit.benchmark import load
+
+Report, Row = load().Report, load().Row
+cases, with_speedups = load().cases, load().report.with_speedups
 
 TINY = {"sizes": [1500], "iterations": 2, "kmeans": [[60, 5, 3]], "torch_compile": False}
 
@@ -88,27 +91,20 @@ def test_every_operation_has_every_backend_and_its_anchors(report: Report):
     assert rows["BLAS X @ C.T float32"].kind == "context"
 
 
-def test_speed_up_is_the_best_anchors_minimum_over_the_own_one():
-    def row(name: str, kind: str, least: float | None) -> Row:
-        return Row("codes", "five", 100, name, kind, 1, least, least)
+def row(name: str, kind: str, least: float | None, operation: str = "codes", threads: int = 1) -> Row:
+    return Row(operation, "five", 100, name, kind, threads, least, least)
 
-    rows = [
-        row("c", "backend", 2.0),
-        row("cuda", "backend", None),
-        row("old", "anchor", 8.0),
-        row("new", "anchor", 3.0),
-    ]
-    rows.append(row("other work", "context", 1.0))
+
+def test_speed_up_is_the_best_anchors_minimum_over_the_own_one():
+    rows = [row("c", "backend", 2.0), row("cuda", "backend", None), row("old", "anchor", 8.0)]
+    rows += [row("new", "anchor", 3.0), row("other work", "context", 1.0)]
     assert [r.speedup for r in with_speedups(rows)] == [1.5, None, 3 / 8, 1.0, None]
-    report = Report(rows, [], {}, {})
-    assert report.ratios == ["codes five, 100: c over new: 1.50 (target 1.5)"]
+    assert Report(rows, [], {}, {}).ratios == ["codes five, 100: c over new: 1.50 (target 1.5)"]
 
 
 def test_threads_do_not_count_as_one_thread_nor_as_others():
-    def row(name: str, threads: int, least: float) -> Row:
-        return Row("values", "five", 100, name, "backend", threads, least, least)
-
-    rows = [row("c", 1, 4.0), row("cpp", 1, 5.0), row("cpp, 2 threads", 2, 1.0), row("numpy", 1, 6.0)]
+    times = (("c", 1, 4.0), ("cpp", 1, 5.0), ("cpp, 2 threads", 2, 1.0), ("numpy", 1, 6.0))
+    rows = [row(name, "backend", least, "values", threads) for name, threads, least in times]
     assert Report(rows, [], {}, {}).ratios == ["values five, 100: c over numpy: 1.50 (target 1.3)"]
 
 
@@ -126,8 +122,7 @@ def test_the_report_prints_and_is_json(report: Report):
 
 
 def test_the_peak_of_memory_counts_what_a_call_takes():
-    from ebc_lab.lowbit.benchmark.runner import _peak_of
-
+    _peak_of = load().runner._peak_of
     small = _peak_of(lambda: None)
     large = _peak_of(lambda: np.ones(8 << 20))  # 64 MiB
     if small is None or large is None:
@@ -136,35 +131,29 @@ def test_the_peak_of_memory_counts_what_a_call_takes():
     assert 60 < large < 80
 
 
+def written_by(call: Any, dtype: str, values: np.ndarray) -> np.ndarray:
+    """The buffer of this dtype, other than the values, that a call of no arguments has written."""
+    call()
+    held = [cell.cell_contents for cell in call.__closure__]
+    return next(np.asarray(x) for x in held if dtype in str(getattr(x, "dtype", "")) and x is not values)
+
+
 def test_anchors_of_codes_do_the_same_work():
     """All but `quantize_per_tensor`, which does not clip, give the backends' codes (no tie among these)."""
     values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
     for levels in ("ternary", "five"):
         expected = quantize(values, levels)
-        found = []
-        given = cases._anchors_of_codes(values, levels, False, float(expected.steps))
-        for candidate in (*cases._anchors_of_codes(values, levels, compiled=False)[:2], *given[:2]):
-            call = candidate.make()
-            call()
-            buffers = {v.dtype: v for c in call.__closure__ for v in [c.cell_contents] if hasattr(v, "dtype")}
-            found.append(np.asarray(next(b for t, b in buffers.items() if "int8" in str(t))))
-        assert len(found) == 4
-        for codes in found:
-            assert np.array_equal(codes, expected.codes)
+        step = float(expected.steps)
+        anchors = cases._anchors_of_codes(values, levels, compiled=False)[:2]
+        for candidate in (*anchors, *cases._anchors_of_codes(values, levels, False, step)[:2]):
+            assert np.array_equal(written_by(candidate.make(), "int8", values), expected.codes)
 
 
 def test_anchors_of_values_do_the_same_work():
     values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
     expected = quantize(values, "five").values()
     numpy_anchor, torch_anchor = cases._anchors_of_values(values, "five", compiled=False)
-    call = numpy_anchor.make()
-    call()
-    result = next(
-        cell.cell_contents
-        for cell in call.__closure__
-        if cell.cell_contents is not values and isinstance(cell.cell_contents, np.ndarray)
-    )
-    np.testing.assert_allclose(result, expected, rtol=1e-5)
+    np.testing.assert_allclose(written_by(numpy_anchor.make(), "float32", values), expected, rtol=1e-5)
     np.testing.assert_allclose(torch_anchor.make()().numpy(), expected, rtol=1e-5)
 
 

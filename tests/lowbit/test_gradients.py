@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.low_bit import GOLDEN, LEVELS, NO_GPU, saved_and_loaded
 from torch import Tensor
 
 from ebc_lab.lowbit.gradients import GradientQuantizer, drawn_on_device, drawn_on_host
 from ebc_lab.lowbit.levels import quantize, quantize_stochastic, rounding_key, stochastic_step
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
-LEVELS = ("ternary", "five")
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 SHAPES = ((16, 12), (5, 7), (130, 40))
 
 
@@ -100,24 +95,6 @@ def test_a_gpu_sends_and_keeps_the_same_bits(levels: str, rounding: str) -> None
         assert equal(kept["cpu"], [r.cpu() for r in kept["cuda"]])
 
 
-@pytest.mark.parametrize("levels", LEVELS)
-def test_stochastic_rounding_is_unbiased(levels: str) -> None:
-    """The mean of 400 draws lies within the standard error; nothing is clipped in a bounded gradient."""
-    g = torch.rand(40, 25, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    quantizer = GradientQuantizer(levels, rounding="stochastic", seed=3)
-    draws = torch.stack([quantizer.compress([g], t)[0] for t in range(400)])
-    error = (draws.mean(0) - g) / (draws.std(0) / math.sqrt(400)).clamp(min=1e-3)
-    assert abs(error.mean().item()) < 4 / math.sqrt(g.numel())
-    assert 0.8 < error.std().item() < 1.2
-
-
-def test_large_magnitudes_are_clipped_at_two_and_a_half_rms() -> None:
-    g = torch.cat([torch.full((999,), 0.1), torch.tensor([100.0])])
-    (sent,) = GradientQuantizer("ternary", rounding="stochastic").compress([g], 0)
-    rms = math.sqrt((999 * 0.01 + 1e4) / 1000)
-    assert sent.max().item() == pytest.approx(2.5 * rms, rel=1e-3)
-
-
 @given(
     steps=st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=5, max_size=5), min_size=1, max_size=4),
     levels=st.sampled_from(LEVELS),
@@ -135,19 +112,6 @@ def test_what_is_not_sent_is_kept(steps: list[list[float]], levels: str, roundin
         residual = quantizer.residuals[0].numpy().copy()
         assert np.array_equal(residual, a - sent.numpy())
         assert np.allclose(sent.numpy() + residual, a, rtol=0, atol=1e-6 * max(1.0, np.abs(a).max()))
-
-
-@pytest.mark.parametrize("levels", LEVELS)
-def test_with_feedback_what_was_sent_and_the_residual_add_up_to_all_gradients(levels: str) -> None:
-    quantizer = GradientQuantizer(levels, error_feedback=True)
-    sent = torch.zeros(SHAPES[2])
-    wanted = torch.zeros(SHAPES[2])
-    for t in range(20):
-        given_ = gradients(t)
-        wanted += given_[2]
-        sent += quantizer.compress(given_, t)[2]
-        quantizer.commit()
-    torch.testing.assert_close(sent + quantizer.state_dict()["residuals"][2], wanted)
 
 
 @pytest.mark.parametrize("taken", [False, torch.tensor(False)])
@@ -217,11 +181,8 @@ def test_a_resumed_quantizer_goes_on_bit_for_bit(rounding: str) -> None:
     for t in range(4):
         whole.compress(gradients(t), t)
         whole.commit()
-    buffer = io.BytesIO()
-    torch.save(whole.state_dict(), buffer)
-    buffer.seek(0)
     resumed = quantizer()
-    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    resumed.load_state_dict(saved_and_loaded(whole.state_dict()))
     for t in range(4, 8):
         assert equal(resumed.compress(gradients(t), t), whole.compress(gradients(t), t))
         for one in (resumed, whole):

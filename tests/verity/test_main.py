@@ -12,7 +12,7 @@ from ebc_lab.verity import __main__ as program
 from ebc_lab.verity import ops, use_engine, weights_checksum
 
 
-def said(**environment: str) -> str:
+def printed(**environment: str) -> str:
     """What it prints under these variables; it must find nothing wrong."""
     found = subprocess.run(
         [sys.executable, "-m", "ebc_lab.verity", "--rounds", "1"],
@@ -25,11 +25,11 @@ def said(**environment: str) -> str:
 
 
 def test_other_instructions_give_the_known_checksums():
-    told = said(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1")
-    assert "DEFAULT, 1 thread" in told
-    assert "platform cpu: ok" in told
-    assert "engine eager: checksums ok" in told
-    assert "times plain float32" in told
+    output = printed(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1")
+    assert "DEFAULT, 1 thread" in output
+    assert "platform cpu: ok" in output
+    assert "engine eager: checksums ok" in output
+    assert "times plain float32" in output
 
 
 @pytest.mark.slow
@@ -37,8 +37,8 @@ def test_other_instructions_give_the_known_checksums():
 @pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
 @pytest.mark.parametrize("mkl", ["", "SSE4_2", "AVX2"])
 def test_every_combination_gives_the_known_checksums(capability, threads, mkl):
-    told = said(ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS=threads, MKL_ENABLE_INSTRUCTIONS=mkl)
-    assert "differ" not in told
+    output = printed(ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS=threads, MKL_ENABLE_INSTRUCTIONS=mkl)
+    assert "differ" not in output
 
 
 def test_the_first_checksum_that_differs_is_named(monkeypatch, capsys):

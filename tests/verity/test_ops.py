@@ -22,29 +22,24 @@ def drawn(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
 # -- golden values -------------------------------------------------------------------------------------------
 
 
-def test_the_golden_linear():
-    g = GOLDEN["linear"]
-    x = numbers(g["x"], 3, 5).requires_grad_()
-    layer = ops.VLALinear(5, 4)
-    layer.load_state_dict({"weight": numbers(g["w"], 4, 5), "bias": numbers(g["b"])})
+@pytest.mark.parametrize(
+    ("name", "make", "width"),
+    [
+        ("linear", lambda: ops.VLALinear(5, 4), 5),
+        ("layer_norm", lambda: ops.VLALayerNorm(6, bias=False), 6),
+    ],
+)
+def test_the_golden_layers(name, make, width):
+    g = GOLDEN[name]
+    x = numbers(g["x"], 3, width).requires_grad_()
+    layer = make()
+    layer.load_state_dict({n: numbers(g[n[0]], *p.shape) for n, p in layer.named_parameters()})
     y = layer(x)
-    y.backward(numbers(g["dy"], 3, 4))
-    assert torch.equal(y, numbers(g["y"], 3, 4))
-    assert torch.equal(x.grad, numbers(g["dx"], 3, 5))
-    assert torch.equal(layer.weight.grad, numbers(g["dw"], 4, 5))
-    assert torch.equal(layer.bias.grad, numbers(g["db"]))
-
-
-def test_the_golden_layer_norm():
-    g = GOLDEN["layer_norm"]
-    x = numbers(g["x"], 3, 6).requires_grad_()
-    layer = ops.VLALayerNorm(6, bias=False)
-    layer.load_state_dict({"weight": numbers(g["w"])})
-    y = layer(x)
-    y.backward(numbers(g["dy"], 3, 6))
-    assert torch.equal(y, numbers(g["y"], 3, 6))
-    assert torch.equal(x.grad, numbers(g["dx"], 3, 6))
-    assert torch.equal(layer.weight.grad, numbers(g["dw"]))
+    y.backward(numbers(g["dy"], *y.shape))
+    assert torch.equal(y, numbers(g["y"], *y.shape))
+    assert torch.equal(x.grad, numbers(g["dx"], 3, width))
+    for n, p in layer.named_parameters():
+        assert torch.equal(p.grad, numbers(g["d" + n[0]], *p.shape))
 
 
 def test_the_golden_softmax_and_cross_entropy():

@@ -20,11 +20,7 @@ BANNED = {
 }
 OF_TORCH = {"softmax", "layer_norm", "gelu", "cross_entropy", "normal_", "embedding"}  # ours have the names
 ROOTS = {("functions.py", "sqrt64"), ("ops.py", "forward"), ("model.py", "__init__")}  # torch's is not exact
-DIVIDING = {
-    ("bits.py", "divided"),
-    ("ops.py", "forward"),
-    ("model.py", "__init__"),
-}  # itself; of numbers by sqrt
+DIVIDING = {("bits.py", "divided"), ("ops.py", "forward"), ("model.py", "__init__")}  # itself; by a sqrt
 
 
 def calls(tree: ast.AST) -> Iterator[tuple[str, str, ast.Call]]:
@@ -69,15 +65,7 @@ def test_no_operation_depends_on_the_instruction_set(path):
 
 
 @pytest.mark.parametrize(
-    "line",
-    [
-        "y = x.exp()",
-        "y = torch.softmax(x, 0)",
-        "y = x.sum(0)",
-        "y = a.add(b, alpha=2)",
-        "y = x / 3",
-        "y = x**0.5",
-    ],
+    "line", ["x.exp()", "torch.softmax(x, 0)", "x.sum(0)", "a.add(b, alpha=2)", "x / 3", "x**0.5"]
 )
 def test_the_test_notices(line):
     assert offences(line, "ops.py")

@@ -29,13 +29,8 @@ import numpy as np
 from .formulas import Scale
 
 FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-shared",
-    "-fPIC",
+    *("-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    *("-shared", "-fPIC"),
 )
 COMPILE_SECONDS = 60.0  # that a compiler may take
 _HERE = Path(__file__).parent
@@ -58,7 +53,7 @@ _LANGUAGES = {
     "c": _Language("kernels.c", "CC", "cc", ("-std=c11", "-pthread")),
     "cpp": _Language("kernels.cpp", "CXX", "c++", ("-std=c++17", "-pthread")),
 }
-_HEADERS = ("kmeans.h",)
+_HEADERS = ("blocks.h", "kmeans.h")
 
 # What each function takes; all but ebc_decode return an int64. Addresses travel as plain integers.
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
@@ -74,10 +69,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: $EBC_LAB_LOWBIT_CACHE, else ebc-lab/lowbit in the user's cache."""
-    own = os.environ.get("EBC_LAB_LOWBIT_CACHE")
-    if own:
-        return Path(own)
+    """Return the folder of compiled libraries: $EBC_LAB_LOWBIT_CACHE, else one in the user's cache."""
+    override = os.environ.get("EBC_LAB_LOWBIT_CACHE")
+    if override:
+        return Path(override)
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "ebc-lab" / "lowbit"
 
@@ -87,7 +82,7 @@ _one_at_a_time = threading.Lock()
 
 
 def library(name: str) -> ctypes.CDLL:
-    """The compiled library "c" or "cpp", built if the cache does not hold it; the outcome is remembered.
+    """Return the library "c" or "cpp", built if the cache does not hold it; the outcome is remembered.
 
     BackendUnavailableError where there is none, with the reason.
     """
@@ -128,11 +123,11 @@ def _built_or_cached(name: str) -> ctypes.CDLL:
 def _compiler(name: str) -> list[str]:
     language = _LANGUAGES[name]
     command = shlex.split(os.environ.get(language.variable, "")) or [language.compiler]
-    found = shutil.which(command[0])
-    if found is None:
+    compiler = shutil.which(command[0])
+    if compiler is None:
         advice = f"install one (gcc or clang) or set {language.variable} to one"
         raise _unavailable(name, f"there is no compiler {command[0]!r}; {advice}")
-    return [found, *command[1:]]
+    return [compiler, *command[1:]]
 
 
 def _flags(name: str) -> tuple[str, ...]:
@@ -140,7 +135,7 @@ def _flags(name: str) -> tuple[str, ...]:
 
 
 def _fingerprint(name: str, command: list[str]) -> str:
-    """The sha256 of sources, flags, compiler and CPU features."""
+    """Return the sha256 of sources, flags, compiler and CPU features."""
     digest = hashlib.sha256()
     for source in (_LANGUAGES[name].source, *_HEADERS):
         digest.update((_HERE / source).read_bytes())
@@ -163,42 +158,32 @@ def _cpu_features() -> str:
 
 
 def _run(name: str, command: list[str], scratch: Path) -> str:
-    """What a compiler prints. After COMPILE_SECONDS it is ended, with all the processes that it began."""
+    """Return what a compiler prints. After COMPILE_SECONDS it is ended, with all that it began."""
     with (scratch / "output").open("w+b") as output:
         try:
             process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         except OSError as error:
             raise _unavailable(name, f"{command[0]} cannot be run: {error}") from error
         try:
             code = process.wait(COMPILE_SECONDS)
-        except (
-            BaseException
-        ) as error:  # Ctrl-C too: the compiler has a session of its own and does not hear it
+        except BaseException as error:  # Ctrl-C too: the compiler's own session does not hear it
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            reason = (
-                f"{command[0]} did not end within {COMPILE_SECONDS:g} s and was stopped; set another compiler"
-            )
-            raise _unavailable(name, reason) from error
+            reason = f"{command[0]} did not end within {COMPILE_SECONDS:g} s and was stopped"
+            raise _unavailable(name, f"{reason}; set another compiler") from error
         output.seek(0)
-        said = output.read().decode(errors="replace")
+        printed = output.read().decode(errors="replace")
     if code != 0:
-        last = " ".join(said.split())[-400:] or "it printed nothing"
-        variable = _LANGUAGES[name].variable
-        reason = (
-            f"`{shlex.join(command)}` failed with code {code}: {last}; set {variable} to a working compiler"
-        )
-        raise _unavailable(name, reason)
-    return said
+        last = " ".join(printed.split())[-400:] or "it printed nothing"
+        reason = f"`{shlex.join(command)}` failed with code {code}: {last}"
+        advice = f"set {_LANGUAGES[name].variable} to a working compiler"
+        raise _unavailable(name, f"{reason}; {advice}")
+    return printed
 
 
 def _build(name: str, command: list[str], path: Path) -> None:
@@ -225,7 +210,7 @@ def _checksum_of(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the library is there, all of it: to load a truncated one could end the process."""
+    """Say whether the library is there, all of it: to load a truncated one could end the process."""
     try:
         expected = _checksum_of(path).read_text(encoding="utf-8", errors="replace")
         return hashlib.sha256(path.read_bytes()).hexdigest() == expected
@@ -250,7 +235,7 @@ def _load(name: str, path: Path) -> ctypes.CDLL:
 
 
 def _counts_rightly(loaded: ctypes.CDLL) -> bool:
-    """Values of mean 1 whose codes, with ties, are known: above 0.5 it is 1, from 1.5 on 2."""
+    """Try values of mean 1 whose codes, with ties, are known: above 0.5 it is 1, from 1.5 on 2."""
     values = np.array([0.5, -0.5, 1.5, -1.5, 1.4999999, 0.5000001, -0.0, 2.0, 2.0, -0.0], dtype=np.float32)
     expected = np.array([0, 0, 2, -2, 1, 1, 0, 2, 2, 0], dtype=np.int8)
     step = np.zeros(1, dtype=np.float32)
@@ -258,10 +243,9 @@ def _counts_rightly(loaded: ctypes.CDLL) -> bool:
     data = np.empty(7, dtype=np.uint8)
     back = np.empty_like(expected)
     n = len(values)
-    given, found, packed_at, again = (array.ctypes.data for array in (values, codes, data, back))
-    size = step.ctypes.data
-    made = loaded.ebc_quantize(given, 1, n, n, 2, SCALE_CODES["absmean"], size, found, None, 1)
-    packed = loaded.ebc_pack(found, n, 2, packed_at, 1)
+    x, size, q, packed_at, again = (array.ctypes.data for array in (values, step, codes, data, back))
+    made = loaded.ebc_quantize(x, 1, n, n, 2, SCALE_CODES["absmean"], size, q, None, 1)
+    packed = loaded.ebc_pack(q, n, 2, packed_at, 1)
     unpacked = loaded.ebc_unpack(packed_at, n, 2, again, 1)
     right = np.array_equal(codes, expected) and np.array_equal(back, expected)
     return bool((made, packed, unpacked) == (0, -1, -1) and step[0] == np.float32(1.0) and right)

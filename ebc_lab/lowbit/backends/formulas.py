@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -37,14 +38,14 @@ _MASK = 0xFFFFFFFF
 
 
 def check_levels(levels: str) -> int:
-    """The largest code of these levels."""
+    """Return the largest code of these levels."""
     if not isinstance(levels, str) or levels not in TOP:
         raise ValueError(f"levels must be one of {', '.join(TOP)}, not {levels!r}")
     return TOP[levels]
 
 
 def check_group(group: Group, shape: tuple[int, ...]) -> Group:
-    """The group as "tensor", "row" or a Python int; rows and neighbours need a matrix."""
+    """Return the group as "tensor", "row" or a Python int; rows and neighbours need a matrix."""
     if isinstance(group, int | np.integer) and not isinstance(group, bool):
         if group < 1:
             raise ValueError(f"a group needs at least 1 neighbour, not {group}")
@@ -57,7 +58,7 @@ def check_group(group: Group, shape: tuple[int, ...]) -> Group:
 
 
 def check_scale(scale: Scale) -> Scale:
-    """A name in SCALES, or the step itself, rounded to float32."""
+    """Return a name in SCALES, or the step itself, rounded to float32."""
     if isinstance(scale, str):
         if scale in SCALES:
             return scale
@@ -70,13 +71,13 @@ def check_scale(scale: Scale) -> Scale:
 
 
 def as_float32(values: object) -> Floats:
-    """The values as a contiguous numpy array of float32: wider floats rounded, narrower ones widened.
+    """Return the values as a contiguous numpy array of float32: wider floats rounded, narrower ones widened.
 
     Tensors of any device come to the host. Complex numbers, objects and text are refused; NaN and infinity
     are not (see `check_finite`).
     """
-    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
-    if torch is not None and isinstance(values, torch.Tensor):
+    cupy = sys.modules.get("cupy")
+    if is_tensor(values):
         values = _from_torch(values)
     elif cupy is not None and isinstance(values, cupy.ndarray):
         values = cupy.asnumpy(values)
@@ -85,6 +86,11 @@ def as_float32(values: object) -> Floats:
         raise ValueError(f"values must be real numbers, not an array of {array.dtype}")
     with np.errstate(over="ignore", under="ignore"):
         return np.asarray(array, dtype=np.float32, order="C")
+
+
+def is_tensor(array: object) -> bool:
+    """Say whether this is a tensor of torch, which need not be imported."""
+    return "torch" in sys.modules and isinstance(array, sys.modules["torch"].Tensor)
 
 
 def _from_torch(tensor: Any) -> NDArray[Any]:
@@ -118,7 +124,7 @@ def check_finite(values: Floats) -> None:
 
 
 def steps_shape(shape: tuple[int, ...], group: Group) -> tuple[int, ...]:
-    """The shape of the steps of an array of this shape."""
+    """Return the shape of the steps of an array of this shape."""
     if group == "tensor":
         return ()
     if group == "row":
@@ -126,29 +132,32 @@ def steps_shape(shape: tuple[int, ...], group: Group) -> tuple[int, ...]:
     return (shape[0], -(-shape[1] // cast(int, group)))
 
 
+@np.errstate(invalid="ignore")
 def steps_of(xp: Any, weights: Array, levels: str, group: Group, scale: Scale) -> Array:
-    """The float32 steps of an array's groups; NaN where a value of the group is NaN or infinite."""
-    shape = steps_shape(weights.shape, group)
+    """Return the float32 steps of an array's groups; NaN where a value of the group is NaN or infinite."""
+
+    def step_of(groups: Array) -> Array:
+        if scale == "absmean":
+            return (order_free_total(xp, groups, 1, _block_totals) / groups.shape[-1]).astype(xp.float32)
+        largest = xp.abs(groups).max(axis=-1)
+        if scale == "absmax":
+            return largest / xp.float32(TOP[levels])
+        return largest * xp.float32(0) + xp.float32(scale)  # NaN where a value is NaN or infinite
+
     if weights.size == 0:
-        return xp.zeros(shape, xp.float32)
-    found = [_steps_of_part(xp, part, levels, scale) for part in parts_of(weights, group)]
-    steps = xp.concatenate(found, axis=-1)
-    return (steps - steps * xp.float32(0)).reshape(shape)  # NaN instead of infinity
+        return xp.zeros(steps_shape(weights.shape, group), xp.float32)
+    return in_groups(xp, weights, group, step_of)
 
 
-def _steps_of_part(xp: Any, groups: Array, levels: str, scale: Scale) -> Array:
-    """(…, width) -> (…): one step per group of equal width."""
-    if scale == "absmean":
-        return order_free_mean(xp, groups).astype(xp.float32)
-    largest = xp.abs(groups).max(axis=-1)
-    if scale == "absmax":
-        return largest / xp.float32(TOP[levels])
-    return largest * xp.float32(0) + xp.float32(scale)  # NaN where a value is NaN or infinite
+def in_groups(xp: Any, weights: Array, group: Group, step_of: Callable[[Array], Array]) -> Array:
+    """Return `step_of`, (…, width) -> (…), of each group of an array or a tensor that is not empty."""
+    steps = xp.concatenate([step_of(part) for part in parts_of(weights, group)], axis=-1)
+    return (steps - steps * 0).reshape(steps_shape(tuple(weights.shape), group))  # NaN instead of infinity
 
 
 def parts_of(weights: Array, group: Group) -> list[Array]:
-    """The groups of an array or a tensor, (…, groups, width), in parts of equal width: the whole neighbours
-    of each row, (rows, groups, g), and the shorter ones at its end, (rows, 1, rest)."""
+    """Cut an array or a tensor into its groups, (…, groups, width), in parts of equal width: the whole
+    neighbours of each row, (rows, groups, g), and the shorter ones at its end, (rows, 1, rest)."""
     if group == "tensor":
         return [weights.reshape(1, -1)]
     if group == "row":
@@ -166,23 +175,33 @@ def parts_of(weights: Array, group: Group) -> list[Array]:
 
 
 def order_free_mean(xp: Any, values: Array, power: int = 1) -> Array:
-    """The float64 mean of |v|^power over the last axis (power 1 or 2, length at least 1), in any order.
+    """Return the float64 mean of |v|^power over the last axis (power 1 or 2, length > 0), in any order.
 
     It differs from the exact mean by less than 2^-30 of the largest magnitude (2^-14 of its square).
+    """
+    return order_free_total(xp, values, power, _block_totals) / values.shape[-1]
+
+
+def order_free_total(
+    xp: Any, values: Array, power: int, block_totals: Callable[[Any, Array, int], Array]
+) -> Array:
+    """Return the float64 sum that is the mean of `order_free_mean`, of numpy, cupy or torch.
+
+    `block_totals` sums blocks exactly, (…, blocks, width) -> (…, blocks).
     """
     length = values.shape[-1]
     whole = length - length % BLOCK
     totals = []
     if whole:
         cut = (*values.shape[:-1], whole // BLOCK, BLOCK)
-        totals.append(_block_totals(xp, values[..., :whole].reshape(cut), power))
+        totals.append(block_totals(xp, values[..., :whole].reshape(cut), power))
     if whole < length:
-        totals.append(_block_totals(xp, values[..., None, whole:], power))
-    return add_by_halves(xp, xp.concatenate(totals, axis=-1)) / length
+        totals.append(block_totals(xp, values[..., None, whole:], power))
+    return add_by_halves(xp, xp.concatenate(totals, axis=-1))
 
 
 def _block_totals(xp: Any, blocks: Array, power: int) -> Array:
-    """(…, blocks, width) -> (…, blocks): each block's sum of |v|^power."""
+    """Return each block's sum of |v|^power, (…, blocks, width) -> (…, blocks)."""
     flat = blocks.reshape(-1, blocks.shape[-1])
     count = len(flat)
     if xp is np:
@@ -193,13 +212,14 @@ def _block_totals(xp: Any, blocks: Array, power: int) -> Array:
 
 
 def _counted(xp: Any, blocks: Array, power: int) -> Array:
-    """(blocks, width) -> (blocks,): each block's sum of |v|^power, counted in units of its own.
+    """Return each block's sum of |v|^power, (blocks, width) -> (blocks,), counted in units of its own.
 
     Counts are integers of at most 30 bits, so that a float64 sum of 4096 of them is exact. Powers of two are
     put together from bits, because not every library's ldexp is exact.
     """
     magnitudes = xp.abs(blocks)
     largest = magnitudes.max(axis=-1)
+    # the largest magnitude of a block sets the unit that its counts are in
     exponent = (largest.view(xp.int32) >> _FRACTION_BITS) & 0xFF
     exponent = xp.maximum(exponent, _SMALLEST_EXPONENT)
     bits = 30 // power
@@ -215,15 +235,16 @@ def _counted(xp: Any, blocks: Array, power: int) -> Array:
 
 
 def add_by_halves(xp: Any, totals: Array) -> Array:
-    """The float64 sum over the last axis: zeros up to a power of two, then halves added until one is left."""
+    """Return the float64 sum over the last axis: halves of a power of two are added until one is left.
+
+    What has no partner stays as it is, which is what zeros up to the power of two would give.
+    """
     count = totals.shape[-1]
-    width = 1 << (count - 1).bit_length()
-    if width > count:
-        padding = xp.zeros((*totals.shape[:-1], width - count), xp.float64)
-        totals = xp.concatenate((totals, padding), axis=-1)
-    while width > 1:
-        width //= 2
-        totals = totals[..., :width] + totals[..., width:]
+    while count > 1:
+        half = (1 << (count - 1).bit_length()) // 2
+        paired = totals[..., : count - half] + totals[..., half:]
+        totals = xp.concatenate((paired, totals[..., count - half : half]), axis=-1)
+        count = half
     return totals[..., 0]
 
 
@@ -231,7 +252,7 @@ def add_by_halves(xp: Any, totals: Array) -> Array:
 
 
 def spread(xp: Any, steps: Array, group: Group, columns: int) -> Array:
-    """Steps in a shape that broadcasts against the weights."""
+    """Return steps in a shape that broadcasts against the weights."""
     if group == "tensor":
         return steps
     if group == "row":
@@ -239,28 +260,29 @@ def spread(xp: Any, steps: Array, group: Group, columns: int) -> Array:
     return xp.repeat(steps, cast(int, group), axis=1)[:, :columns]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def encode(xp: Any, weights: Array, steps: Array, levels: str, group: Group) -> Array:
-    """The nearest codes, int8: above half a step 1, from one and a half steps on 2 (`five`)."""
+    """Return the nearest codes, int8: above half a step 1, from one and a half steps on 2 (`five`)."""
+    columns = weights.shape[-1] if weights.ndim else 1
     one = xp.where(steps > 0, xp.float32(0.5) * steps, xp.float32(math.inf))
-    one = spread(xp, one, group, weights.shape[-1] if weights.ndim else 1)
+    one = spread(xp, one, group, columns)
     codes = (weights > one).view(xp.int8) - (weights < -one).view(xp.int8)
     if levels == "five":
-        with np.errstate(over="ignore"):  # no value reaches a limit that is infinite
-            two = xp.where(steps > 0, xp.float32(1.5) * steps, xp.float32(math.inf))
-        two = spread(xp, two, group, weights.shape[-1] if weights.ndim else 1)
+        two = xp.where(steps > 0, xp.float32(1.5) * steps, xp.float32(math.inf))  # infinity is never reached
+        two = spread(xp, two, group, columns)
         codes += (weights >= two).view(xp.int8)
         codes -= (weights <= -two).view(xp.int8)
     return codes
 
 
 def decode(xp: Any, codes: Array, steps: Array, group: Group) -> Array:
-    """step * code, float32; +0 where the code is 0, unless the step is NaN."""
+    """Return step * code, float32; +0 where the code is 0, unless the step is NaN."""
     columns = codes.shape[-1] if codes.ndim else 1
     return xp.multiply(codes, spread(xp, steps, group, columns), dtype=xp.float32)
 
 
 def mix(h: Any) -> Any:
-    """Murmur3's 32-bit finaliser of a Python int, an array of uint32, or an int64 tensor in [0, 2^32)."""
+    """Return murmur3's 32-bit finaliser of a Python int, array of uint32, or int64 tensor in [0, 2^32)."""
     h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & _MASK
     h = h ^ (h >> 13)
@@ -269,43 +291,36 @@ def mix(h: Any) -> Any:
 
 
 def rounding_key(seed: int, step: int, stream: int) -> int:
-    """The key of `uniforms` for one array (stream) at one step of a run; a 32-bit integer."""
+    """Return the key of `uniforms` for one array (stream) at one step of a run; a 32-bit integer."""
     mixed = mix(mix(seed & _MASK) ^ (step & _MASK))
     return int(mix(mixed ^ (stream * _GOLDEN_RATIO & _MASK)))
 
 
 def key_at(key: int, start: int) -> int:
-    """The key whose first uniform is the one at place `start` of this key."""
+    """Return the key whose first uniform is the one at place `start` of this key."""
     return (key + start * _GOLDEN_RATIO) & _MASK
 
 
 def uniforms_of(xp: Any, n: int, key: int) -> Array:
-    """Uniform numbers of `xp`: see `uniforms`."""
+    """Return uniform numbers of `xp`: see `uniforms`."""
     places = xp.arange(n, dtype=xp.uint32)
     hashed = mix(places * _GOLDEN_RATIO + (key & _MASK))
     return (hashed >> 8).astype(xp.float32) * xp.float32(2.0**-24)
 
 
+@np.errstate(over="ignore", under="ignore")
 def stochastic_codes(xp: Any, values: Array, levels: str, step: float, key: int) -> Array:
-    """Codes that are unbiased for |value| <= top * step: see `quantize_stochastic`."""
-    codes = xp.zeros(values.shape, xp.int8)
+    """Draw codes, as floats, that are unbiased for |value| <= top * step: see `quantize_stochastic`."""
     if step == 0:
-        return codes
-    flat, found = values.reshape(-1), codes.reshape(-1)
-    count = CHUNK if xp is np else max(1, len(flat))
-    for start in range(0, len(flat), count):
-        chunk = flat[start : start + count]
-        with np.errstate(over="ignore", under="ignore"):
-            position = xp.abs(chunk) / xp.float32(step)
-        position = xp.minimum(position, xp.float32(TOP[levels]))
-        below = xp.floor(position)
-        up = uniforms_of(xp, len(chunk), key_at(key, start)) < position - below
-        found[start : start + count] = xp.copysign(below + up, chunk)
-    return codes
+        return xp.zeros(len(values), xp.float32)
+    position = xp.minimum(xp.abs(values) / xp.float32(step), xp.float32(TOP[levels]))
+    below = xp.floor(position)
+    up = uniforms_of(xp, len(values), key) < position - below
+    return xp.copysign(below + up, values)
 
 
 def check_step(step: float) -> float:
-    """A stochastic step, rounded to float32: finite, 0 or more."""
+    """Return a stochastic step, rounded to float32: finite, 0 or more."""
     with np.errstate(over="ignore", under="ignore"):
         rounded = np.float32(step)
     if not (np.isfinite(rounded) and rounded >= 0):
@@ -314,7 +329,7 @@ def check_step(step: float) -> float:
 
 
 def root_mean_square(values: Floats) -> float:
-    """sqrt(mean of squares), the same bits in any order; 0 for an empty array."""
+    """Return sqrt(mean of squares), the same bits in any order; 0 for an empty array."""
     if values.size == 0:
         return 0.0
     return math.sqrt(float(order_free_mean(np, values.reshape(1, -1), power=2)[0]))

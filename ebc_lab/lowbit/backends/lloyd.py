@@ -21,27 +21,29 @@ _CHUNK = 1 << 20  # numbers of a temporary matrix
 
 
 def lloyd_numpy(grid: ArrayLike, start: ArrayLike, max_iter: int) -> tuple[Labels, Floats, int]:
-    """(labels (n,), centres (k, d), passes) for integers `grid` (n, d) from the integer centres `start`."""
+    """Return (labels (n,), centres (k, d), passes) of integers `grid` (n, d) from integer centres `start`."""
     points = np.ascontiguousarray(grid, dtype=np.float64)
     centers = np.array(start, dtype=np.float64)
     labels = np.full(len(points), -1, dtype=np.int32)
     sums = np.zeros_like(centers)
     counts = np.zeros(len(centers), dtype=np.int64)
     for passes in range(1, max_iter + 1):
-        found = nearest(points, centers)
-        moved = np.flatnonzero(found != labels)
+        new_labels = nearest(points, centers)
+        moved = np.flatnonzero(new_labels != labels)
         if not len(moved):
             return labels, centers, passes
+        # sums follow the points that changed their cluster, a part of them at a time
         for before in np.array_split(moved, 1 + moved.size * points.shape[1] // _CHUNK):
             _add_rows(sums, points, before, labels, -1)
-            _add_rows(sums, points, before, found, 1)
-        labels = found
+            _add_rows(sums, points, before, new_labels, 1)
+        labels = new_labels
         counts = np.bincount(labels, minlength=len(centers))
         centers = _centers(points, labels, centers, sums, counts)
-    return nearest(points, centers), centers, max_iter
+    return nearest(points, centers), centers, max_iter  # the labels of these centres
 
 
 def nearest(points: Floats, centers: Floats) -> Labels:
+    """Return the nearest centre of each point by |c|^2 - 2 x.c, which orders as the distances do."""
     squares = np.einsum("ij,ij->i", centers, centers)
     doubled = -2.0 * centers.T
     nearest = np.empty(len(points), dtype=np.int32)
@@ -54,7 +56,7 @@ def nearest(points: Floats, centers: Floats) -> Labels:
 
 
 def _add_rows(sums: Floats, points: Floats, rows: NDArray[np.int64], labels: Labels, sign: int) -> None:
-    """Adds the rows of `points` to the sums of their clusters; sums of integers do not mind the order."""
+    """Add the rows of `points` to the sums of their clusters; sums of integers do not mind the order."""
     rows = rows[labels[rows] >= 0]
     if not len(rows):
         return
@@ -66,32 +68,35 @@ def _add_rows(sums: Floats, points: Floats, rows: NDArray[np.int64], labels: Lab
 def _centers(
     points: Floats, labels: Labels, centers: Floats, sums: Floats, counts: NDArray[np.int64]
 ) -> Floats:
-    """rint(sum / count); an empty cluster gets a point for this update, whose label stays as it was found."""
+    """Return rint(sum / count); an empty cluster gets a point for this update, whose label stays."""
     if not counts.all():
         sums = sums.copy()
         counts = counts.copy()
         distances = squared_distances(points, centers, labels)
-        for cluster, point in _given(labels, distances, counts):
+        for cluster, point in _points_for_empty(labels, distances, counts):
             sums[labels[point]] -= points[point]
             sums[cluster] += points[point]
     return np.rint(sums / counts[:, None]) + 0.0
 
 
-def _given(labels: Labels, distances: Floats, counts: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """(empty cluster, its point) in order: the farthest in a cluster of more than one; changes `counts`."""
+def _points_for_empty(labels: Labels, distances: Floats, counts: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Return (empty cluster, its point) in order: the farthest in a cluster of more than one.
+
+    `counts` changes with them.
+    """
     distances = distances.copy()
-    given = []
+    pairs = []
     for cluster in np.flatnonzero(counts == 0).tolist():
         point = int(np.where(counts[labels] > 1, distances, -1.0).argmax())
         counts[labels[point]] -= 1
         counts[cluster] = 1
         distances[point] = -2.0  # alone now
-        given.append((cluster, point))
-    return given
+        pairs.append((cluster, point))
+    return pairs
 
 
 def squared_distances(points: Floats, centers: Floats, labels: Labels) -> Floats:
-    """(n,) of each point to the centre of its label."""
+    """Return the squared distance of each point to the centre of its label, (n,)."""
     distances = np.empty(len(points))
     rows = max(1, _CHUNK // points.shape[1])
     for first in range(0, len(points), rows):
@@ -103,7 +108,7 @@ def squared_distances(points: Floats, centers: Floats, labels: Labels) -> Floats
 def lloyd_torch(
     grid: Any, start: Any, max_iter: int, device: str | torch.device = "cpu"
 ) -> tuple[Any, Any, int]:
-    """`lloyd_numpy` on `device`: arrays for an array, tensors on the device for a tensor; the same bits."""
+    """Do `lloyd_numpy` on `device`: arrays for an array, tensors on the device for a tensor."""
     import torch
 
     is_tensor = isinstance(grid, torch.Tensor)
@@ -126,16 +131,16 @@ def _lloyd_of_tensors(
     labels = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     sums = torch.zeros_like(centers)
     for passes in range(1, max_iter + 1):
-        found = _nearest_of_tensors(points, centers)
-        moved = (found != labels).nonzero()[:, 0]
+        new_labels = _nearest_of_tensors(points, centers)
+        moved = (new_labels != labels).nonzero()[:, 0]
         if not len(moved):
             return labels, centers, passes
         for rows in torch.split(moved, max(1, _CHUNK // points.shape[1])):
             values = points[rows]
-            sums.index_add_(0, found[rows], values)  # integers: the order of atomic additions is no matter
+            sums.index_add_(0, new_labels[rows], values)  # integers: atomic additions may come in any order
             if passes > 1:
                 sums.index_add_(0, labels[rows], values, alpha=-1)
-        labels = found
+        labels = new_labels
         counts = torch.bincount(labels, minlength=k)
         new_sums = sums
         if not bool(counts.all()):
@@ -148,11 +153,11 @@ def _nearest_of_tensors(points: torch.Tensor, centers: torch.Tensor) -> torch.Te
     import torch
 
     squares = (centers * centers).sum(1)
-    found = []
+    nearest = []
     for rows in torch.split(points, max(1, _CHUNK // len(centers))):
         scores = torch.addmm(squares, rows, centers.T, alpha=-2)
-        found.append(scores.argmin(1))  # documented: the first of equals
-    return torch.cat(found)
+        nearest.append(scores.argmin(1))  # documented: the first of equals
+    return torch.cat(nearest)
 
 
 def _filled(
@@ -162,13 +167,14 @@ def _filled(
     sums: torch.Tensor,
     counts: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sums and counts in which each empty cluster has a point."""
     import torch
 
     distances = (points - centers[labels]).square().sum(1)
     host_counts = counts.cpu().numpy().copy()
     host_labels = labels.int().cpu().numpy()
     sums = sums.clone()
-    for cluster, point in _given(host_labels, distances.cpu().numpy(), host_counts):
+    for cluster, point in _points_for_empty(host_labels, distances.cpu().numpy(), host_counts):
         sums[int(host_labels[point])] -= points[point]
         sums[cluster] += points[point]
     return sums, torch.from_numpy(host_counts).to(counts.device)

@@ -7,13 +7,15 @@ use only indexing and integer operators, so they serve numpy, cupy and torch ali
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .formulas import TOP, Array, Codes, check_levels
+
+Empty: TypeAlias = Callable[[int, str], Array]  # (length, dtype) -> an array that nothing is in yet
 
 WIDTH = 64  # bytes of a plane in a whole block
 CODES = {"ternary": 5, "five": 24}  # in one byte of each plane
@@ -22,7 +24,7 @@ LARGEST = {"ternary": 242, "five": 124}  # of a byte, or of its three digits
 
 
 def packed_size(n: int, levels: str) -> int:
-    """The bytes that n codes take: ceil(n / 5), or 7 ceil(n / 24)."""
+    """Return the bytes that n codes take: ceil(n / 5), or 7 ceil(n / 24)."""
     check_levels(levels)
     if n < 0:
         raise ValueError(f"a count of codes cannot be negative: {n}")
@@ -30,12 +32,12 @@ def packed_size(n: int, levels: str) -> int:
 
 
 def matrices_size(counts: Iterable[int], levels: str) -> int:
-    """The bytes of packed matrices of so many codes, each with one float32 step."""
+    """Return the bytes of packed matrices of so many codes, each with one float32 step."""
     return sum(packed_size(n, levels) + 4 for n in counts)
 
 
 def check_codes(codes: object, levels: str) -> Codes:
-    """Codes as a flat int8 array, refused where they are not integers in [-top, top]."""
+    """Return codes as a flat int8 array; refuse what is no integer in [-top, top]."""
     array = np.asarray(codes).reshape(-1)
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"codes must be integers, not {array.dtype}")
@@ -57,7 +59,7 @@ def refuse_codes(codes: Array, levels: str) -> None:
 
 
 def check_bytes(data: object, n: int, levels: str) -> NDArray[np.uint8]:
-    """Bytes, or an array of uint8, as a flat array of exactly the length that n codes take."""
+    """Return bytes, or an array of uint8, as a flat array of exactly the length that n codes take."""
     if isinstance(data, bytes | bytearray | memoryview):
         data = np.frombuffer(data, np.uint8)
     array = np.asarray(data).reshape(-1)
@@ -96,7 +98,7 @@ def refuse_wrong(count: int, levels: str) -> None:
 
 
 def pack_planes(codes: Array, data: Array, levels: str) -> None:
-    """int8 codes (blocks, CODES, w) into uint8 data (blocks, PLANES, w)."""
+    """Write int8 codes (blocks, CODES, w) into uint8 data (blocks, PLANES, w)."""
     if levels == "ternary":
         packed = codes[:, 4] + 1
         for j in (3, 2, 1):
@@ -111,12 +113,12 @@ def pack_planes(codes: Array, data: Array, levels: str) -> None:
 
 
 def _unsigned(values: Array, like: Array) -> Array:
-    """Non-negative int8 as uint8, in numpy, cupy and torch."""
+    """View non-negative int8 as uint8, in numpy, cupy and torch."""
     return values.view(like.dtype)
 
 
 def unpack_planes(data: Array, codes: Array, levels: str) -> Array:
-    """uint8 data (blocks, PLANES, w) into int8 codes (blocks, CODES, w).
+    """Write uint8 data (blocks, PLANES, w) into int8 codes (blocks, CODES, w).
 
     Returns an array that is not 0 where a packed value is larger than codes can give.
     """
@@ -132,7 +134,7 @@ def unpack_planes(data: Array, codes: Array, levels: str) -> Array:
 
 
 def _value(data: Array, m: int) -> Array:
-    """(blocks, 7, w) -> (blocks, w): the m-th of the eight values; the last lies in the planes' high bits."""
+    """Return the m-th of eight values, (blocks, 7, w) -> (blocks, w); the last lies in the high bits."""
     if m < 7:
         return data[:, m] & 127
     value = data[:, 0] >> 7
@@ -142,7 +144,7 @@ def _value(data: Array, m: int) -> Array:
 
 
 def _digits(values: Array, digits: Array, base: int) -> Array:
-    """Write the base's digits of (blocks, w) values to (blocks, count, w), the least first; what is left."""
+    """Write the digits of (blocks, w) values to (blocks, count, w), the least first; return what is left."""
     for j in range(digits.shape[1]):
         above = values // base
         digits[:, j] = values - above * base
@@ -150,36 +152,40 @@ def _digits(values: Array, digits: Array, base: int) -> Array:
     return values
 
 
-def pack_array(xp: Any, codes: Array, levels: str) -> Array:
-    """Flat int8 codes -> flat uint8 bytes, for numpy and cupy."""
-    n = codes.shape[0]
-    data = xp.empty(packed_size(n, levels), xp.uint8)
-    missing = CODES[levels] * data.shape[0] // PLANES[levels] - n
-    if missing:
-        codes = xp.concatenate((codes, xp.zeros(missing, xp.int8)))
+def pack_flat(codes: Array, levels: str, empty: Empty) -> Array:
+    """Pack flat int8 codes into flat uint8 bytes, where `empty` makes the arrays."""
+    n = len(codes)
+    data = empty(packed_size(n, levels), "uint8")
+    count = CODES[levels] * len(data) // PLANES[levels]
+    if count > n:  # missing codes are 0
+        padded = empty(count, "int8")
+        padded[:n] = codes
+        padded[n:] = 0
+        codes = padded
     sources = parts(codes, CODES[levels], n, levels)
     for source, target in zip(sources, parts(data, PLANES[levels], n, levels), strict=True):
         pack_planes(source, target, levels)
     return data
 
 
-def unpack_array(xp: Any, data: Array, n: int, levels: str) -> Array:
-    """Flat uint8 bytes -> the n codes, flat int8, for numpy and cupy; refuses bytes that are no codes."""
-    codes = xp.empty(CODES[levels] * data.shape[0] // PLANES[levels], xp.int8)
+def unpack_flat(data: Array, n: int, levels: str, empty: Empty) -> tuple[Array, list[Array]]:
+    """Unpack flat uint8 bytes into the n codes, flat int8, and arrays that hold a value other than 0 where
+    the bytes were no codes."""
+    codes = empty(CODES[levels] * len(data) // PLANES[levels], "int8")
     targets = parts(codes, CODES[levels], n, levels)
-    for source, target in zip(parts(data, PLANES[levels], n, levels), targets, strict=True):
-        refuse_wrong(int((unpack_planes(source, target, levels) != 0).sum()), levels)
-    return codes[:n]
+    pairs = zip(parts(data, PLANES[levels], n, levels), targets, strict=True)
+    wrong = [unpack_planes(source, target, levels) for source, target in pairs]
+    return codes[:n], wrong
 
 
 def parts(array: Array, planes: int, n: int, levels: str) -> list[Array]:
-    """Views (blocks, planes, w) of a flat array: the whole blocks of n codes, then the shorter last one."""
+    """Cut a flat array into views (blocks, planes, w): whole blocks of n codes, then the shorter last one."""
     count = CODES[levels]
     blocks, rest = divmod(n, count * WIDTH)
     cut = blocks * planes * WIDTH
-    found = []
+    views = []
     if blocks:
-        found.append(array[:cut].reshape(blocks, planes, WIDTH))
+        views.append(array[:cut].reshape(blocks, planes, WIDTH))
     if rest:
-        found.append(array[cut:].reshape(1, planes, -(-rest // count)))
-    return found
+        views.append(array[cut:].reshape(1, planes, -(-rest // count)))
+    return views

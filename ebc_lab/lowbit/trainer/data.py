@@ -65,7 +65,7 @@ class Rows:
         yield from zip(inputs, targets, strict=True)
 
     def zeros(self, target: Tensor) -> Tensor:
-        """What the zero predictor says where this is wanted."""
+        """Return what the zero predictor says where this is wanted."""
         return torch.zeros_like(target)
 
     def sizes(self, model_dim: int | None, num_layers: int | None, config: TrainingConfig) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Text:
         self.train = train
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """(B, T) tokens and those that follow them; a row begins anywhere in its window."""
+        """Draw (B, T) tokens and those that follow them; a row begins anywhere in its window."""
         windows = self.clusters.rows(step, self.batch_size, "stratified")
         within = np.random.default_rng([self.seed, step, CONTEXT]).integers(CONTEXT, size=len(windows))
         starts = np.minimum(windows * CONTEXT + within, self.last_start)
@@ -120,7 +120,7 @@ class Text:
         yield from zip(inputs, targets, strict=True)
 
     def zeros(self, target: Tensor) -> Tensor:
-        """Logits of a model that knows nothing: all tokens are as likely."""
+        """Return the logits of a model that knows nothing: all tokens are as likely."""
         return torch.zeros(*target.shape, self.vocabulary)
 
     def sizes(self, model_dim: int | None, num_layers: int | None, config: TrainingConfig) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _finite_rows(values: object, name: str) -> NDArray[np.float32]:
 
 
 def tokens_of(data: object) -> NDArray[np.int64] | None:
-    """Token numbers, of a text its characters' places in the sorted alphabet; None for other data."""
+    """Return token numbers, of a text its characters' places in the sorted alphabet; None for other data."""
     if isinstance(data, str) and 0 < len(data) < 4096 and "\n" not in data and Path(data).is_file():
         data = Path(data)
     if isinstance(data, Path):
@@ -183,7 +183,7 @@ def tokens_of(data: object) -> NDArray[np.int64] | None:
 
 
 def _most_frequent(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Tokens by rank, the most frequent 0, all that come after CLASSES - 1 of them as one."""
+    """Return tokens by rank, the most frequent 0, all that come after CLASSES - 1 of them as one."""
     ranks = np.argsort(np.argsort(-np.bincount(tokens), kind="stable"), kind="stable")
     folded: NDArray[np.int64] = np.minimum(ranks, CLASSES - 1)[tokens]
     return folded

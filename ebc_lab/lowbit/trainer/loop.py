@@ -75,7 +75,7 @@ class HybridLLMTrainer:
 
     @property
     def model(self) -> nn.Module:
-        """The model as it stands: its parameters are the latent weights, its forward is the quantized one."""
+        """Return the model: its parameters are the latent weights, its forward is the quantized one."""
         return self._started().model
 
     def train(
@@ -127,7 +127,7 @@ class HybridLLMTrainer:
         return self.get_training_summary()
 
     def get_training_summary(self) -> dict[str, Any]:
-        """What the training so far came to; losses are of the quantized forward, in the loss's own unit.
+        """Tell what the training so far came to; losses are of the quantized forward, in the loss's own unit.
 
         `final_loss` is on the validation part, `final_train_loss` the mean of the last epoch's steps, skipped
         ones left out. `zero_predictor_loss` is what a prediction of 0 scores on the validation part: for
@@ -154,7 +154,7 @@ class HybridLLMTrainer:
         }
 
     def quantized_weights(self) -> dict[str, Quantized]:
-        """The codes and steps of each hidden matrix, those that the forward uses."""
+        """Return the codes and steps of each hidden matrix, those that the forward uses."""
         if not self.config.quantize_weights:
             raise ValueError("the weights are float32 (quantize_weights=False): they have no codes.")
         hidden = self._started().hidden()
@@ -220,7 +220,7 @@ class HybridLLMTrainer:
         return Run(kind, sizes, digest, model, optimizer, gradients, policy)
 
     def _step(self, run: Run, source: Rows | Text, loss_fn: Loss | None, progress: float) -> None:
-        """One step on the batch of the run's step; skipped where the loss or a gradient is not finite."""
+        """Take a step on the batch of the run's step; skipped where the loss or a gradient is not finite."""
         inputs, targets = source.batch(run.step)
         prediction = run.model(inputs)
         loss = (loss_fn or source.loss)(prediction, targets)
@@ -337,7 +337,7 @@ class HybridLLMTrainer:
         }
 
     def _gradient_bits(self, run: Run) -> float:
-        """What one worker would send of a hidden matrix's gradient, per element."""
+        """Return what one worker would send of a hidden matrix's gradient, per element."""
         if run.gradients is None:
             return 32.0
         counts = [p.numel() for p in run.hidden().values()]
@@ -345,7 +345,7 @@ class HybridLLMTrainer:
 
 
 def _mean_loss(source: Rows | Text, predict: Callable[[Tensor, Tensor], Tensor], loss: Loss) -> float:
-    """The mean loss over the validation part, each row of it (or window) counted once."""
+    """Return the mean loss over the validation part, each row of it (or window) counted once."""
     total = 0.0
     count = 0
     with torch.no_grad():

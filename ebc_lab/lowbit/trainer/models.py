@@ -16,7 +16,7 @@ Quantizer: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Layer(nn.Module):
-    """x W^T + b, with a weight matrix used through the quantizer and a float32 bias."""
+    """Compute x W^T + b, with a weight matrix used through the quantizer and a float32 bias."""
 
     def __init__(self, inputs: int, outputs: int, draw: torch.Generator, quantizer: Quantizer | None):
         super().__init__()
@@ -55,7 +55,7 @@ class Perceptron(nn.Module):
 
 
 def text_model() -> Callable[..., nn.Module]:
-    """What builds a GPT: the entry point `gpt` of the group `ebc_lab.lowbit.text_model`."""
+    """Return what builds a GPT: the entry point `gpt` of the group `ebc_lab.lowbit.text_model`."""
     for entry in entry_points(group="ebc_lab.lowbit.text_model", name="gpt"):
         return cast(Callable[..., nn.Module], entry.load())
     raise ImportError(

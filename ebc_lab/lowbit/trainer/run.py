@@ -45,7 +45,7 @@ class Run:
 
     @classmethod
     def plain(cls) -> list[str]:
-        """The names of what is saved as it is; the others have a state of their own."""
+        """Return the names of what is saved as it is; the others have a state of their own."""
         names = [field.name for field in dataclasses.fields(cls)]
         return [name for name in names if name not in ("model", "optimizer", "gradients", "policy")]
 
@@ -53,7 +53,7 @@ class Run:
         return list(self.model.parameters())
 
     def hidden(self) -> dict[str, nn.Parameter]:
-        """The matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT."""
+        """Return the matrices that are quantized: all of a perceptron's, those inside the blocks of a GPT."""
         named = self.model.named_parameters()
         return {name: p for name, p in named if p.ndim == 2 and (self.kind == "rows" or "blocks." in name)}
 
@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `write_checkpoint` wrote; DamagedFileError for anything else."""
+    """Read what `write_checkpoint` wrote; DamagedFileError for anything else."""
     content = path.read_bytes()
     start = len(_MAGIC)
     body = content[start + 32 :]

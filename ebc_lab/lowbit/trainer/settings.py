@@ -55,7 +55,7 @@ class TrainingConfig:
         self.check()
 
     def check(self) -> None:
-        """ValueError for the first setting out of its range."""
+        """Raise ValueError for the first setting out of its range."""
         least = {"batch_size": 1, "max_epochs": 1, "n_clusters": 0, "hidden": 1, "seed": 0}
         if self.max_steps is not None:
             least["max_steps"] = 1
@@ -79,7 +79,7 @@ class TrainingConfig:
             raise ValueError(f"checkpoint_dir is {self.checkpoint_dir!r}: give a folder, or None.")
 
     def identity(self) -> dict[str, Any]:
-        """What the bits of a training depend on, its length aside."""
+        """Return what the bits of a training depend on, its length aside."""
         settings = dataclasses.asdict(self)
         for name in ("checkpoint_dir", "max_epochs", "max_steps"):
             del settings[name]

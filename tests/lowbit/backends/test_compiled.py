@@ -1,7 +1,5 @@
 """The compiled backends: numpy's bytes in every operation, and a reason wherever they cannot be built."""
 
-import hashlib
-import json
 import os
 import select
 import subprocess
@@ -15,17 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from support.low_bit import LEVELS, agree, assert_same_bits
 
 from ebc_lab.lowbit.backends import NumpyBackend, build
 from ebc_lab.lowbit.backends.build import BackendUnavailableError, library
 from ebc_lab.lowbit.backends.compiled import CompiledBackend
 from ebc_lab.lowbit.backends.formulas import TOP
-from ebc_lab.lowbit.backends.lloyd import lloyd_numpy
-from ebc_lab.lowbit.clustering import kmeans
-from ebc_lab.lowbit.levels import rounding_key, uniforms
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden.json").read_text())
-LEVELS = ("ternary", "five")
 NAMES = ("c", "cpp")
 REFERENCE = NumpyBackend()
 QUICK = ("-O0", "-shared", "-fPIC")  # flags of builds that only have to come about
@@ -36,81 +30,19 @@ def backend(request) -> CompiledBackend:
     return CompiledBackend(request.param)
 
 
-def same(one: np.ndarray, other: np.ndarray) -> bool:
-    one = np.asarray(one)
-    other = np.asarray(other)
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
-
-
 def spread(n: int, seed: int = 0, exponents: int = 30) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (rng.standard_normal(n) * np.exp2(rng.integers(-exponents, exponents + 1, n))).astype(np.float32)
-
-
-def agree(backend: CompiledBackend, values: np.ndarray, levels: str, group="tensor", scale="absmean") -> None:
-    """Every operation but k-means, byte for byte, from values to codes, bytes and back."""
-    codes, steps = REFERENCE.quantize(values, levels, group, scale)
-    effective = REFERENCE.effective(values, levels, group, scale)
-    data = REFERENCE.pack(codes, levels)
-    found = backend.quantize(values, levels, group, scale)
-    assert same(found[1], steps)
-    assert same(found[0], codes)
-    assert same(backend.effective(values, levels, group, scale), effective)
-    assert same(backend.decode(codes, steps, levels, group), effective)
-    assert same(backend.pack(codes, levels), data)
-    assert same(backend.unpack(data, codes.size, levels), codes.reshape(-1))
-    assert same(backend.unpack_values(data, codes.shape, steps, levels, group), effective)
-    drawn = REFERENCE.stochastic(values, levels, 0.7, 3887079537)
-    assert same(backend.stochastic(values, levels, 0.7, 3887079537), drawn)
 
 
 # -- the same bytes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_golden_codes(backend, levels):
-    for case in GOLDEN["encode"]:
-        values = np.array(case["x"], np.float32)
-        scale = case["step"] if case["step_given"] else "absmean"
-        codes, steps = backend.quantize(values, levels, "tensor", scale)
-        assert steps == np.float32(case["step"])
-        assert codes.tolist() == case[levels]
-
-
-@pytest.mark.parametrize("levels", LEVELS)
-def test_golden_stochastic_codes(backend, levels):
-    (case,) = [case for case in GOLDEN["stochastic"] if case["levels"] == levels]
-    key = rounding_key(case["seed"], case["stochastic_step"], case["stream"])
-    values = np.array(case["x"], np.float32)
-    assert backend.stochastic(values, levels, case["step"], key).tolist() == case["codes"]
-
-
-def test_golden_bytes(backend):
-    for case in GOLDEN["packing"]:
-        top = TOP[case["levels"]]
-        drawn = uniforms(case["n"], rounding_key(11, case["n"], top)).astype(np.float64)
-        codes = (np.floor(drawn * (2 * top + 1)) - top).astype(np.int8)
-        data = backend.pack(codes, case["levels"]).tobytes()
-        assert case.get("hex", data.hex()) == data.hex()
-        digest = hashlib.sha256(data).hexdigest()
-        assert case.get("sha256", digest) == digest
-        assert same(backend.unpack(data, case["n"], case["levels"]), codes)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_golden_clusters(name):
-    for case in GOLDEN["kmeans"]:
-        found = kmeans(np.array(case["X"]), len(case["init"]), init=np.array(case["init"]), backend=name)
-        assert found.labels.tolist() == case["labels"]
-        assert found.iterations == case["iterations"]
-        np.testing.assert_allclose(found.centroids, case["centroids"], rtol=1e-9)
-
-
-@pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("n", [0, 1, 6, 25, 319, 320, 321, 1535, 1536, 1537, 4095, 4096, 4097, 20_001])
 def test_around_the_edges_of_blocks(backend, levels, n):
-    agree(backend, spread(n, n), levels)
-    agree(backend, spread(n, n), levels, scale="absmax")
+    agree(backend, REFERENCE, spread(n, n), levels)
+    agree(backend, REFERENCE, spread(n, n), levels, scale="absmax")
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -119,7 +51,7 @@ def test_around_the_edges_of_blocks(backend, levels, n):
 def test_groups(backend, levels, group, shape):
     values = spread(shape[0] * shape[1], 5, 10).reshape(shape)
     for scale in ("absmean", "absmax", 0.3):
-        agree(backend, values, levels, group, scale)
+        agree(backend, REFERENCE, values, levels, group, scale)
 
 
 @given(
@@ -135,8 +67,8 @@ def test_any_values(values, levels, scale, columns, group):
     matrix = values[: len(values) // columns * columns].reshape(-1, columns)
     with np.errstate(over="ignore", invalid="ignore"):
         for name in NAMES:
-            agree(CompiledBackend(name), values, levels, scale=scale)
-            agree(CompiledBackend(name), matrix, levels, group, scale)
+            agree(CompiledBackend(name), REFERENCE, values, levels, scale=scale)
+            agree(CompiledBackend(name), REFERENCE, matrix, levels, group, scale)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -151,9 +83,9 @@ def test_numbers_at_the_ends_of_float32(backend, levels):
         [-0.0, 0.0],
     ):
         with np.errstate(over="ignore"):
-            agree(backend, np.array(numbers, np.float32), levels)
-            agree(backend, np.array(numbers, np.float32), levels, scale="absmax")
-            agree(backend, np.array(numbers, np.float32), levels, scale=1e-45)
+            agree(backend, REFERENCE, np.array(numbers, np.float32), levels)
+            agree(backend, REFERENCE, np.array(numbers, np.float32), levels, scale="absmax")
+            agree(backend, REFERENCE, np.array(numbers, np.float32), levels, scale=1e-45)
 
 
 def test_the_mean_counts_in_blocks_of_4096(backend):
@@ -172,27 +104,12 @@ def test_blocks_are_added_by_halves(backend):
     assert backend.quantize(values, "five")[1] == np.float32(2.0**-14 * (1 + 2.0**-23))
 
 
-def test_a_value_at_its_uniform_is_rounded_down(backend):
-    at = uniforms(10_000, 77)
-    assert not backend.stochastic(at, "five", 1.0, 77).any()
-    above = np.nextafter(at, np.float32(1))
-    assert backend.stochastic(above, "five", 1.0, 77).all()
-
-
 @pytest.mark.parametrize("levels", LEVELS)
 def test_threads_do_not_change_a_bit(levels):
     values = spread(400_003, 3, 20)
     for threads in (1, 2, 3):
-        agree(CompiledBackend("cpp", threads), values, levels)
-        agree(CompiledBackend("cpp", threads), values[:390_000].reshape(30, -1), levels, 129)
-    rng = np.random.default_rng(2)
-    grid = rng.integers(-(2**20), 2**20, (3000, 11)).astype(np.float64)
-    expected = lloyd_numpy(grid, grid[:40], 12)
-    for threads in (1, 2, 3):
-        found = CompiledBackend("cpp", threads).kmeans(grid, grid[:40], 12)
-        assert same(found[0], expected[0])
-        assert same(found[1], expected[1])
-        assert found[2] == expected[2]
+        agree(CompiledBackend("cpp", threads), REFERENCE, values, levels)
+        agree(CompiledBackend("cpp", threads), REFERENCE, values[:390_000].reshape(30, -1), levels, 129)
 
 
 def unaligned(values: np.ndarray) -> np.ndarray:
@@ -215,41 +132,22 @@ def unaligned(values: np.ndarray) -> np.ndarray:
 )
 def test_any_layout_and_dtype(backend, laid_out):
     given = laid_out(spread(1000, 1, 2))
-    agree(backend, given, "five")
+    agree(backend, REFERENCE, given, "five")
 
 
 def test_tensors_are_read_where_they_lie(backend):
     values = spread(60 * 70, 1, 3).reshape(60, 70)
     tensor = torch.from_numpy(values).clone().requires_grad_()
     for group in ("tensor", "row", 9):
-        codes, steps = REFERENCE.quantize(values, "five", group)
-        data = torch.from_numpy(REFERENCE.pack(codes, "five"))
-        found = backend.quantize(tensor, "five", group)
-        assert (found[0].dtype, found[1].dtype) == (torch.int8, torch.float32)
-        assert same(found[0].numpy(), codes)
-        assert same(found[1].numpy(), steps)
-        assert same(
-            backend.effective(tensor, "five", group).numpy(), REFERENCE.decode(codes, steps, "five", group)
-        )
-        assert same(
-            backend.decode(*found, "five", group).numpy(), REFERENCE.decode(codes, steps, "five", group)
-        )
-        assert same(backend.pack(found[0], "five").numpy(), data.numpy())
-        assert same(backend.unpack(data, codes.size, "five").numpy(), codes.reshape(-1))
-        assert same(
-            backend.unpack_values(data, codes.shape, found[1], "five", group).numpy(),
-            REFERENCE.decode(codes, steps, "five", group),
-        )
-        turned = backend.quantize(tensor.T.contiguous().T, "five", group)
-        assert same(turned[0].numpy(), codes)
-    drawn = backend.stochastic(tensor, "ternary", 0.5, 9)
-    assert same(drawn.numpy(), REFERENCE.stochastic(values, "ternary", 0.5, 9))
+        agree(backend, REFERENCE, values, "five", group, kind=torch.from_numpy)
+        codes = REFERENCE.quantize(values, "five", group)[0]
+        for turned in (tensor, tensor.T.contiguous().T):
+            assert_same_bits(backend.quantize(turned, "five", group)[0], codes)
     negated = torch.view_as_complex(torch.ones(5, 2)).conj().imag  # a view with the negative bit
     assert backend.quantize(negated, "ternary")[0].tolist() == [-1] * 5
     half = tensor.detach().bfloat16()
-    assert same(
-        backend.quantize(half, "five")[0].numpy(), REFERENCE.quantize(half.float().numpy(), "five")[0]
-    )
+    expected = REFERENCE.quantize(half.float().numpy(), "five")[0]
+    assert_same_bits(backend.quantize(half, "five")[0], expected)
 
 
 def test_results_go_into_ready_buffers(backend):
@@ -261,7 +159,7 @@ def test_results_go_into_ready_buffers(backend):
     assert backend.pack(codes, "five", out=data) is data
     steps = REFERENCE.quantize(values, "five")[1]
     assert backend.unpack_values(data, (1000,), steps, "five", out=result) is result
-    assert same(result, REFERENCE.effective(values, "five"))
+    assert_same_bits(result, REFERENCE.effective(values, "five"))
     with pytest.raises(ValueError, match=r"out must be a contiguous array of float32 and shape \(1000,\)"):
         backend.effective(values, "five", out=result[:999])
     with pytest.raises(ValueError, match="out must be"):
@@ -281,21 +179,19 @@ def test_quantizing_allocates_the_codes_alone(backend):
 
 
 @pytest.mark.parametrize("scale", ["absmean", "absmax", 0.5])
-@pytest.mark.parametrize("threads", [1, 3])
-def test_what_is_not_finite_has_no_code(scale, threads):
+@pytest.mark.parametrize(("name", "threads"), [("c", 1), ("cpp", 1), ("cpp", 3)])
+def test_what_is_not_finite_is_refused_on_any_thread(name, threads, scale):
+    backend = CompiledBackend(name, threads)
     values = spread(300_000).reshape(3, -1)
     values[1, 7] = np.nan
     values[2, 5] = -np.inf
-    for backend in (CompiledBackend("c"), CompiledBackend("cpp", threads)):
-        for group in ("tensor", "row", 100):
-            with pytest.raises(ValueError, match=r"2 of 300000 values are NaN or infinite.*index \(1, 7\)"):
-                backend.quantize(values, "five", group, scale)
-        with pytest.raises(ValueError, match=r"2 of 300000 values are NaN or infinite.*index \(1, 7\)"):
-            backend.stochastic(torch.from_numpy(values), "five", 0.5, 1)
-        rows = backend.effective(values, "five", "row", scale)
-        assert np.isnan(rows[1:]).all()
-        assert same(rows[0], REFERENCE.effective(values[:1], "five", "row", scale)[0])
-        assert np.isnan(backend.effective(values, "five", "tensor", scale)).all()
+    words = r"2 of 300000 values are NaN or infinite.*index \(1, 7\)"
+    for group in ("tensor", "row", 100):
+        with pytest.raises(ValueError, match=words):
+            backend.quantize(values, "five", group, scale)
+    with pytest.raises(ValueError, match=words):
+        backend.stochastic(torch.from_numpy(values), "five", 0.5, 1)
+    assert np.isnan(backend.effective(values, "five", "row", scale)[1:]).all()
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -317,9 +213,7 @@ def test_bytes_that_are_no_codes_are_named(backend, levels, largest, index):
     backend.unpack(data, n, levels)
     data[index] = largest + 1
     for values in (data, torch.from_numpy(data)):
-        with pytest.raises(
-            ValueError, match=f"byte {index} of the packed data, {largest + 1}, holds no {levels}"
-        ):
+        with pytest.raises(ValueError, match=f"byte {index} of .*, {largest + 1}, holds no {levels}"):
             backend.unpack(values, n, levels)
     with pytest.raises(ValueError, match=f"byte {index} "):
         backend.unpack_values(data, (n,), np.float32(1), levels)
@@ -333,7 +227,7 @@ def test_the_eighth_value_of_five_levels_is_checked(backend):
     with pytest.raises(ValueError, match="byte 0 of the packed data, 190, holds no five codes"):
         backend.unpack(data, 24, "five")
     data[0] -= 128  # 124, the largest
-    assert same(backend.unpack(data, 24, "five"), REFERENCE.unpack(data, 24, "five"))
+    assert_same_bits(backend.unpack(data, 24, "five"), REFERENCE.unpack(data, 24, "five"))
 
 
 def test_shapes_that_do_not_fit_are_refused(backend):
@@ -342,8 +236,6 @@ def test_shapes_that_do_not_fit_are_refused(backend):
         backend.decode(codes, np.ones(2, np.float32), "five", 2)
     with pytest.raises(ValueError, match=r"have steps of shape \(2,\)"):
         backend.unpack_values(bytes(2), (2, 3), np.ones(3, np.float32), "ternary", "row")
-    with pytest.raises(ValueError, match="needs a matrix"):
-        backend.quantize(np.ones(4, np.float32), "five", "row")
     with pytest.raises(ValueError, match="real numbers"):
         backend.quantize(torch.ones(3, dtype=torch.complex64), "five")
     with pytest.raises(ValueError, match="tensors of the CPU"):
@@ -429,13 +321,8 @@ def test_two_processes_may_build_at_once(cache):
         "sys.stdin.readline()\n"
         "print(compiled.CompiledBackend('c').quantize(np.ones(9, np.float32), 'five')[0].sum())\n"
     )
-    both = []
-    for _ in range(2):
-        both.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(2)]
     for process in both:
         assert process.stdout.readline() == "ready\n"
     for process in both:
@@ -449,9 +336,7 @@ def test_two_processes_may_build_at_once(cache):
 
 def test_no_compiler(cache, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(
-        BackendUnavailableError, match=r"there is no compiler 'cc'; install one .* or set CC to one"
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"no compiler 'cc'; install one .* or set CC to one"):
         CompiledBackend("c")
     monkeypatch.setenv("CXX", "/no/such/compiler")
     with pytest.raises(BackendUnavailableError, match=r"cpp is not available.*'/no/such/compiler'.*set CXX"):
@@ -464,9 +349,7 @@ def test_a_failing_compiler(cache, compiler, monkeypatch):
     with pytest.raises(BackendUnavailableError, match=r"false.*failed with code 1"):
         library("c")
     compiler("echo no such instruction: vfoo >&2; exit 3")
-    with pytest.raises(
-        BackendUnavailableError, match="failed with code 3: no such instruction: vfoo; set CC"
-    ):
+    with pytest.raises(BackendUnavailableError, match="code 3: no such instruction: vfoo; set CC"):
         library("c")
     assert names(cache) == []
 
@@ -494,9 +377,7 @@ def test_a_compiler_that_hangs_is_stopped_with_its_children(cache, tmp_path, mon
 
 def test_a_compiler_that_writes_garbage(cache, compiler):
     compiler(OUTPUT + "echo garbage > $out")
-    with pytest.raises(
-        BackendUnavailableError, match=r"its library does not load .*set CC to another compiler"
-    ):
+    with pytest.raises(BackendUnavailableError, match=r"library does not load .*set CC to another compiler"):
         library("c")
 
 

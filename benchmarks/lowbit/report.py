@@ -1,4 +1,4 @@
-"""What a benchmark found: rows, the ratios they come to, and both as a table or JSON."""
+"""The rows of a benchmark, the ratios they come to, and both as a table or JSON."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Report:
 
     @property
     def ratios(self) -> list[str]:
-        """The best of C and C++ on one thread beside the best of all others, for each operation and size."""
+        """Compare the best of C and C++ on one thread with the best other, in each operation and size."""
         lines = []
         for group, rows in grouped(self.rows).items():
             timed = [row for row in rows if row.minimum_ms is not None and row.kind != CONTEXT]
@@ -96,16 +96,16 @@ def grouped(rows: Iterable[Row]) -> dict[tuple[str, str | None, int], list[Row]]
 
 
 def with_speedups(rows: list[Row]) -> list[Row]:
-    """The rows, each with its speed-up over the best anchor of its group."""
-    found = []
+    """Return the rows, each with its speed-up over the best anchor of its group."""
+    finished = []
     groups = grouped(rows)
     for row in rows:
         anchors = [r for r in groups[row.group] if r.kind == ANCHOR and r.minimum_ms is not None]
         if anchors and row.minimum_ms and row.kind != CONTEXT:
             best = _milliseconds(_quickest(anchors))
             row = dataclasses.replace(row, speedup=best / row.minimum_ms)
-        found.append(row)
-    return found
+        finished.append(row)
+    return finished
 
 
 def _milliseconds(row: Row) -> float:
@@ -125,7 +125,7 @@ def _ratio(group: tuple[str, str | None, int], ours: Row, other: Row) -> str:
 
 
 def _target_of(group: tuple[str, str | None, int], row: Row) -> float | None:
-    """How much quicker than this one candidate the compiled backends are to be, if that was said."""
+    """Return how much quicker than this candidate the compiled backends are to be, if that is set."""
     for operation, targets in AGAINST.items():
         if group[0].startswith(operation):
             return targets.get(row.candidate)
@@ -133,7 +133,7 @@ def _target_of(group: tuple[str, str | None, int], row: Row) -> float | None:
 
 
 def _against(group: tuple[str, str | None, int], ours: Row, rows: list[Row]) -> list[str]:
-    """The compiled backends beside single candidates that have a target of their own."""
+    """Compare the compiled backends with single candidates that have a target of their own."""
     lines = []
     for row in rows:
         target = _target_of(group, row)

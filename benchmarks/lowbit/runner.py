@@ -20,9 +20,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..backends import get_backend
-from ..dispatch import create_auto_dispatcher
-from ..names import first_unknown
+from ebc_lab.lowbit.backends import get_backend
+from ebc_lab.lowbit.dispatch import create_auto_dispatcher
+from ebc_lab.lowbit.names import first_unknown
+
 from .cases import Call, Case, all_cases, unavailable
 from .report import BACKEND, Report, Row, with_speedups
 
@@ -34,13 +35,14 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
 }
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_CHILD = "from ebc_lab.lowbit.benchmark import load; load().runner.measure()"
 _EVICTED_BY = 1 << 27  # bytes that are touched to empty the caches
 _TINY = 1000  # values, of a call whose cost is the call's own
 _TINY_CALLS = 2000
 
 
 class PerformanceBenchmark:
-    """Times every backend beside every anchor, in turns, in a process of its own on one thread.
+    """Time every backend beside every anchor, in turns, in a process of its own on one thread.
 
     `config` changes entries of DEFAULTS; it can be changed until the benchmark runs. An unknown entry is a
     TypeError that names the nearest, a wrong value a ValueError. `QUICK` is a config that takes seconds.
@@ -58,22 +60,22 @@ class PerformanceBenchmark:
         _check(self.config)
 
     def run_all_benchmarks(self) -> Report:
-        """Everything, which takes minutes at the default sizes."""
+        """Measure everything, which takes minutes at the default sizes."""
         _check(self.config)
         paths = os.pathsep.join(path for path in sys.path if path)
         environment = os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": paths}
         with tempfile.TemporaryDirectory() as folder:
             answer = Path(folder) / "rows.json"
-            command = [sys.executable, "-c", f"from {__name__} import _child; _child()", str(answer)]
-            done = subprocess.run(command, input=json.dumps(self.config).encode(), env=environment)
-            if done.returncode != 0 or not answer.exists():
+            command = [sys.executable, "-c", _CHILD, str(answer)]
+            child = subprocess.run(command, input=json.dumps(self.config).encode(), env=environment)
+            if child.returncode != 0 or not answer.exists():
                 raise ChildProcessError(
-                    f"the measuring process ended with code {done.returncode}: see what it printed above, "
+                    f"the measuring process ended with code {child.returncode}: see what it printed above, "
                     "or measure smaller sizes."
                 )
-            found = json.loads(answer.read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in found["rows"]]
-        return Report(rows, found["dispatch"], found["machine"], self.config)
+            measured = json.loads(answer.read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in measured["rows"]]
+        return Report(rows, measured["dispatch"], measured["machine"], self.config)
 
 
 def _check(config: dict[str, Any]) -> None:
@@ -97,8 +99,8 @@ def _are_counts(values: Any, least: int) -> bool:
 # -- in the child --------------------------------------------------------------------------------------------
 
 
-def _child() -> None:
-    """Measures what stdin asks for and writes what came out to the file that the first argument names."""
+def measure() -> None:
+    """Measure what stdin asks for and write the rows to the file that the first argument names."""
     import torch
 
     torch.set_num_threads(1)
@@ -114,7 +116,7 @@ def _child() -> None:
 
 
 def _measured(case: Case, iterations: int) -> list[Row]:
-    """Each candidate's row: all are warmed up, then take turns, each time in another order."""
+    """Return each candidate's row: all are warmed up, then take turns, each time in another order."""
     calls: dict[str, Call] = {}
     reasons: dict[str, str] = {}
     for candidate in case.candidates:
@@ -155,7 +157,7 @@ def _evictor() -> Callable[[], object]:
 
 
 def _peak_of(call: Call) -> float | None:
-    """The peak of this process's memory during the call above what it was before, in 2^20 bytes."""
+    """Return the peak of this process's memory during the call above what it was before, in 2^20 bytes."""
     _give_back()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is now
@@ -167,13 +169,13 @@ def _peak_of(call: Call) -> float | None:
 
 
 def _give_back() -> None:
-    """Freed memory that the C library keeps would not be seen when a call takes it again."""
+    """Return freed memory to the system: what the C library keeps would not be seen when a call takes it."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _status(field: str) -> int:
-    """A line of /proc/self/status, in KiB."""
+    """Read a line of /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
@@ -181,7 +183,7 @@ def _status(field: str) -> int:
 
 
 def _overhead() -> str:
-    """What a call through the dispatcher costs once it has measured, on so few values that it shows."""
+    """Tell what a call through the dispatcher costs once it has measured, on so few values that it shows."""
     values = np.linspace(-1, 1, _TINY, dtype=np.float32)
     dispatcher = create_auto_dispatcher()
     dispatcher.quantize(values)
@@ -207,7 +209,7 @@ def _microseconds(call: Call) -> float:
 
 
 def _choices(config: dict[str, Any], rows: list[Row]) -> list[str]:
-    """Which backend the dispatcher chose for each size, beside the one that the rows say is quickest."""
+    """Tell which backend the dispatcher chose for each size, beside the quickest one of the rows."""
     dispatcher = create_auto_dispatcher()
     lines = []
     for size in config["sizes"]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..backends import NAMES, Backend, BackendUnavailableError, get_backend
-from ..backends.formulas import TOP, Scale
-from ..levels import rounding_key, stochastic_step
+from ebc_lab.lowbit.backends import NAMES, Backend, BackendUnavailableError, get_backend
+from ebc_lab.lowbit.backends.formulas import TOP, Scale
+from ebc_lab.lowbit.levels import rounding_key, stochastic_step
+
 from .report import ANCHOR, BACKEND, COMPILED, CONTEXT, MAKING
 
 Call = Callable[[], object]
@@ -48,7 +49,7 @@ class Case:
 
 
 def all_cases(config: dict[str, Any]) -> Iterator[Case]:
-    """Every case of a benchmark's settings, made when its turn comes."""
+    """Yield every case of a benchmark's settings, made when its turn comes."""
     rng = np.random.default_rng(config["seed"])
     for size in config["sizes"]:
         values = (0.02 * rng.standard_normal(size)).astype(np.float32)
@@ -66,7 +67,7 @@ def all_cases(config: dict[str, Any]) -> Iterator[Case]:
 def _on_backends(
     call: Callable[..., object], inputs: tuple[Any, ...], out: Callable[[], Any]
 ) -> list[Candidate]:
-    """`call(backend, *inputs, **ready buffer)` on each backend, with inputs where it wants them."""
+    """Make `call(backend, *inputs, **ready buffer)` of each backend, with inputs where it wants them."""
     candidates = []
     for name in NAMES:
         make = functools.partial(_prepared, call, name, 1, inputs, out)
@@ -81,15 +82,11 @@ def _on_backends(
 def _prepared(
     call: Callable[..., object], name: str, threads: int, inputs: tuple[Any, ...], out: Callable[[], Any]
 ) -> Call:
-    backend = _backend(name, threads)
+    backend = get_backend(name, threads)
     if name == "torch":
         inputs = tuple(map(_as_tensor, inputs))
     ready = {"out": out()} if name in COMPILED else {}
     return functools.partial(call, backend, *inputs, **ready)
-
-
-def _backend(name: str, threads: int) -> Backend:
-    return get_backend(name, threads)
 
 
 def _as_tensor(value: object) -> object:
@@ -134,7 +131,7 @@ def _codes_on_backends(values: Any, levels: str, scale: Scale = "absmean") -> li
 
 
 def _anchors_of_codes(values: Any, levels: str, compiled: bool, step: float | None = None) -> list[Candidate]:
-    """Anchors that find the step as the backends do, or are given it."""
+    """Make the anchors that find the step as the backends do, or take this one."""
     top = TOP[levels]
 
     def with_numpy() -> Call:
@@ -167,8 +164,8 @@ def _anchors_of_codes(values: Any, levels: str, compiled: bool, step: float | No
         scratch = torch.empty_like(x)
 
         def call() -> object:
-            found = float(torch.abs(x, out=scratch).mean()) if step is None else step
-            return torch.quantize_per_tensor(x, found, 0, torch.qint8)
+            size = float(torch.abs(x, out=scratch).mean()) if step is None else step
+            return torch.quantize_per_tensor(x, size, 0, torch.qint8)
 
         return call
 
@@ -195,21 +192,21 @@ def _compiled_codes(values: Any, top: int) -> Call:
 
 
 def _positions_with_numpy(values: Any, scratch: Any, top: int, step: float | None = None) -> Any:
-    """Codes as floats into `scratch`; returns the step, which is found unless it is given."""
-    found = np.abs(values, out=scratch).mean() if step is None else step
-    np.multiply(values, np.float32(1 / found), out=scratch)
+    """Write codes as floats to `scratch`; returns the step, the mean magnitude unless it is given."""
+    size = np.abs(values, out=scratch).mean() if step is None else step
+    np.multiply(values, np.float32(1 / size), out=scratch)
     np.rint(scratch, out=scratch)
     np.clip(scratch, -top, top, out=scratch)
-    return found
+    return size
 
 
 def _positions_with_torch(x: Any, scratch: Any, top: int, step: float | None = None) -> Any:
     import torch
 
-    found = torch.abs(x, out=scratch).mean() if step is None else step
-    torch.mul(x, 1 / found, out=scratch)
+    size = torch.abs(x, out=scratch).mean() if step is None else step
+    torch.mul(x, 1 / size, out=scratch)
     scratch.round_().clamp_(-top, top)
-    return found
+    return size
 
 
 def _anchors_of_values(values: Any, levels: str, compiled: bool) -> list[Candidate]:
@@ -289,9 +286,9 @@ def _anchors_of_stochastic(values: Any, levels: str, step: float) -> list[Candid
 
 
 def _making_codes(values: Any, levels: str) -> list[Candidate]:
-    """What packing and unpacking are measured by: the compiled backends making as many codes, in turns."""
-    found = _codes_on_backends(values, levels)
-    return [replace(c, name=f"{MAKING}, {c.name}", kind=CONTEXT) for c in found if c.name in COMPILED]
+    """Make what packing is measured by: the compiled backends making as many codes, in turns."""
+    candidates = _codes_on_backends(values, levels)
+    return [replace(c, name=f"{MAKING}, {c.name}", kind=CONTEXT) for c in candidates if c.name in COMPILED]
 
 
 def _cases_of_codes(rng: np.random.Generator, n: int, levels: str) -> Iterator[Case]:
@@ -300,14 +297,14 @@ def _cases_of_codes(rng: np.random.Generator, n: int, levels: str) -> Iterator[C
     data = get_backend("numpy").pack(codes, levels)
     step = np.float32(0.016)
 
-    def pack(backend: Backend, given: Any, **ready: Any) -> object:
-        return backend.pack(given, levels, **ready)
+    def pack(backend: Backend, codes: Any, **ready: Any) -> object:
+        return backend.pack(codes, levels, **ready)
 
-    def unpack(backend: Backend, given: Any, **ready: Any) -> object:
-        return backend.unpack(given, n, levels, **ready)
+    def unpack(backend: Backend, packed: Any, **ready: Any) -> object:
+        return backend.unpack(packed, n, levels, **ready)
 
-    def unpack_values(backend: Backend, given: Any, steps: Any, **ready: Any) -> object:
-        return backend.unpack_values(given, (n,), steps, levels, "tensor", **ready)
+    def unpack_values(backend: Backend, packed: Any, steps: Any, **ready: Any) -> object:
+        return backend.unpack_values(packed, (n,), steps, levels, "tensor", **ready)
 
     making = _making_codes((0.02 * rng.standard_normal(n)).astype(np.float32), levels)
     of_backends = _on_backends(pack, (codes,), lambda: np.empty(len(data), np.uint8))
@@ -330,7 +327,7 @@ def _packed_neighbours(codes: Any, levels: str) -> Any:
 
 
 def _pack_neighbours(codes: Any, data: Any, levels: str) -> None:
-    """(n, digits) codes -> (n,) bytes by Horner's rule, modulo 256; numpy and torch."""
+    """Pack (n, digits) codes into (n,) bytes by Horner's rule, modulo 256; numpy and torch."""
     base = 2 * TOP[levels] + 1
     digits = codes.shape[1]
     data[:] = codes[:, digits - 1].view(data.dtype)
@@ -362,7 +359,7 @@ def _anchors_of_packing(codes: Any, levels: str) -> list[Candidate]:
 
 
 def _lookups(data: Any, levels: str, digits: Any) -> list[Candidate]:
-    """Bytes of neighbours -> what a table says of each; `digits` (2 top + 1,) is what a digit stands for."""
+    """Look bytes of neighbours up in a table; `digits` (2 top + 1,) is what a digit stands for."""
     count = _DIGITS[levels]
     places = np.indices((len(digits),) * count).reshape(count, -1)[::-1]
     table = np.ascontiguousarray(digits[places].T)  # (bytes, count)
@@ -390,12 +387,12 @@ def _lookups(data: Any, levels: str, digits: Any) -> list[Candidate]:
 
 
 def _kmeans(points: Any, clusters: int) -> Case:
-    """Whole calls: of this library's the grid and the inertia too, of scikit-learn's its checks."""
-    from ..clustering import kmeans
+    """Time whole calls: of this library's the grid and the inertia too, of scikit-learn's its checks."""
+    from ebc_lab.lowbit.clustering import kmeans
 
     init = points[np.random.default_rng(0).choice(len(points), clusters, replace=False)]
-    found = kmeans(points, clusters, init=init)
-    passes = found.iterations
+    result = kmeans(points, clusters, init=init)
+    passes = result.iterations
     candidates = []
     for name in NAMES:
         if name != "cupy":
@@ -403,7 +400,7 @@ def _kmeans(points: Any, clusters: int) -> Case:
             candidates.append(Candidate(name, BACKEND, make, note=f"{passes} passes"))
     for dtype in (np.float64, np.float32):
         make = functools.partial(_kmeans_of_sklearn, points.astype(dtype), init.astype(dtype), passes)
-        note = _agreement(make, found.labels)
+        note = _agreement(make, result.labels)
         candidates.append(Candidate(f"scikit-learn {dtype.__name__}", ANCHOR, make, note=note))
     for dtype in (np.float64, np.float32):
         make = functools.partial(_product, points.astype(dtype), init.astype(dtype))
@@ -415,7 +412,7 @@ def _kmeans(points: Any, clusters: int) -> Case:
 
 
 def _kmeans_on(name: str, points: Any, clusters: int, init: Any) -> Call:
-    from ..clustering import kmeans
+    from ebc_lab.lowbit.clustering import kmeans
 
     get_backend(name)
     return lambda: kmeans(points, clusters, init=init, backend=name)
@@ -445,8 +442,8 @@ def _product(points: Any, centres: Any) -> Call:
 
 
 def unavailable(error: Exception) -> str:
-    """Why a candidate did not run, on one line."""
-    said = " ".join(str(error).split())
+    """Return why a candidate did not run, on one line."""
+    message = " ".join(str(error).split())
     if isinstance(error, BackendUnavailableError):
-        return said
-    return f"{type(error).__name__}: {said}"[:300]
+        return message
+    return f"{type(error).__name__}: {message}"[:300]
