@@ -222,7 +222,7 @@ def _rows(name: str, own: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     best = ordered[0]
     for rank, entry in enumerate(ordered, 1):
         found = alone[id(entry)]
-        against = paired(entry.losses, best.losses) if entry is not best else {}
+        against: Mapping[str, Any] = paired(entry.losses, best.losses) if entry is not best else {}
         yield {
             "group": name,
             "rank": rank,

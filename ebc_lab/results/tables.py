@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
@@ -16,9 +16,9 @@ from ebc_lab.records.columns import (
     RUN_MEANINGS,
     VERDICT_MEANINGS,
 )
+from ebc_lab.records.decisions import Decision, Difference
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import reference_of
-from ebc_lab.study.stages.rules import Decision
 from ebc_lab.study.stages.spec import GRID, settings_of
 from ebc_lab.study.stages.verdict import sentence, unfinished, verdict_of
 from ebc_lab.study.store.study import Record
@@ -166,7 +166,7 @@ def differences(decisions: Decisions) -> pd.DataFrame:
 Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 
-def _compared(track: Mapping[str, Any]) -> Iterator[Compared]:
+def _compared(track: Any) -> Iterator[Compared]:
     """(family, arm, reference, difference, further columns) of a decided track."""
     for family, found in track.get("differences", {}).items():
         for arm, difference in found.items():
@@ -209,9 +209,9 @@ def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, 
         for label, arm in own["arms"].items():
             if (d := arm.get("difference")) and d["seeds"]:
                 rival, verdict = arm["versus"], verdict_of(d)
-                told = {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")}
-                said = sentence(label, {"rival": rival, "against": {rival: told}})
-                yield track, label, {"rival": rival, "verdict": verdict, "sentence": said}
+                judged = cast(Difference, {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")})
+                text = sentence(label, rival, {rival: judged})
+                yield track, label, {"rival": rival, "verdict": verdict, "sentence": text}
 
 
 def lost(decisions: Decisions) -> list[str]:

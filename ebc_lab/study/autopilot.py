@@ -16,6 +16,7 @@ from typing import Any
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.workloads.text import checked_text
@@ -25,7 +26,7 @@ from .launch import Pool, opened
 from .launch.rehearse import rehearse
 from .resolve import resolve_study
 from .stages import decision_that_shows, planned_runs, speculative_runs, stage_of
-from .stages.rules import Decision, Results, Undecidable
+from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.spec import RunSpec
 from .store import attempts, manifest
@@ -37,7 +38,7 @@ from .trackers import following
 
 Say = Callable[[str], None]
 Tabulate = Callable[[Study, str, Sequence[RunSpec], Results], None]
-Conclude = Callable[[Config, Study, dict[str, Decision], Say], dict[str, Any] | None]
+Conclude = Callable[[Config, Study, dict[str, Decision], Say], Acceptance | None]
 Expect = Callable[[Config, ResultsOf, Mapping[str, float]], Mapping[str, Any] | None]
 
 
@@ -84,7 +85,7 @@ class Outcome:
     stages: list[str]
     answer: list[str]  # what the last of these stages found, a line for each track
     warning: str | None = None
-    acceptance: dict[str, Any] | None = None
+    acceptance: Acceptance | None = None
     ablation: Decision | None = None
     modes: Decision | None = None
 

@@ -91,9 +91,9 @@ class Table:
             droppable = column.optional or place == TERMINAL
             return place in column.on and not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        kept = [i for i, column in enumerate(self.columns) if wanted(i, column)]
-        rows = [replace(row, cells=[row.cells[i] for i in kept]) for row in self.rows]
-        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+        columns = [i for i, column in enumerate(self.columns) if wanted(i, column)]
+        rows = [replace(row, cells=[row.cells[i] for i in columns]) for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in columns], rows=rows)
 
     def texts(self) -> list[list[str]]:
         """The cells as plain text, row by row."""

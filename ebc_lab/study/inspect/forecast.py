@@ -23,11 +23,12 @@ from ebc_lab.bench.speeds import (
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..launch.pool import at_a_time, slots
 from ..stages import stage_of
-from ..stages.rules import Decision, Undecidable, val_loss
+from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from ..stages.stage import Scenario, Stage

@@ -16,6 +16,7 @@ from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.machine import chosen_device, visible_gpus
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.cache import MeasurementCache
+from ebc_lab.records.decisions import BestRate, NaturalSteps
 from ebc_lab.workloads.text import checked_text, pinned
 
 from ..stages.runs import completed, plain_run
@@ -24,7 +25,8 @@ from .command import worker_env
 
 TOGETHER_S = 60.0  # for all of them; what is not known by then shows when it is trained
 MODULE = "ebc_lab.training.rehearsal"
-UNIT = {"natural_kl": 1.0, "descent_median": 1.0}  # of a baseline, in place of what a sweep would measure
+# of a baseline, in place of what a sweep would measure
+UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
@@ -58,14 +60,14 @@ def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
 def _with_new_parts(config: Config) -> dict[str, RunConfig]:
     """What is tried -> its run: of the arms, the controller search's candidates and the study's own settings,
     those with a part that none before has."""
-    found: dict[str, RunConfig] = {}
+    rehearsed: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):
-        own = set(_targets(run))
-        if own - known:
-            known |= own
-            found[name] = run
-    return found
+        targets = set(_targets(run))
+        if targets - known:
+            known |= targets
+            rehearsed[name] = run
+    return rehearsed
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
@@ -74,7 +76,7 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     rate = config.optimizer.lr
     if config.optimizer.name != optimizer:
         rate = optimizer_defaults(optimizer).lr
-    track = {"optimizer": optimizer, "lr": rate, "projection": config.projection.name}
+    track: BestRate = {"optimizer": optimizer, "lr": rate, "projection": config.projection.name}
     base = run_part(config)
     seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():

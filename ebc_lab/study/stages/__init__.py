@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import STAGES, Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
-from .rules import Decision
 from .spec import RunSpec
 from .stage import Stage
 

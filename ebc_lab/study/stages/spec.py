@@ -21,6 +21,7 @@ from ebc_lab.config.identity import (
     warmup_steps,
 )
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.records.decisions import Schedules
 
 GRID = "grid"  # the role of the runs by which the first best rate is found
 DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer` keeps
@@ -38,7 +39,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def settings_of(run: RunConfig) -> dict[str, Any]:
-    """What tables say of a run's settings, by the names of `records.columns`; None for what has no effect."""
+    """Name a run's settings as `records.columns` does; None for what has no effect."""
     run = resolved(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in ("surrogate", "calibrated") or run.budget.sensitivity_every > 0)
@@ -56,8 +57,8 @@ def settings_of(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def schedules_of(run: RunConfig) -> dict[str, Any]:
-    """The learning rate's schedule with its warm-up, and that of the target KL, as tables name them."""
+def schedules_of(run: RunConfig) -> Schedules:
+    """Name the learning rate's schedule with its warm-up, and that of the target KL, as tables do."""
     run = resolved(run)  # a warm-up may be given as a share
     return {
         "lr_schedule": run.lr_schedule.name,

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..stages.rules import Decision, inputs_of
+from ebc_lab.records.decisions import Decision
+
+from ..stages.rules import inputs_of
 from .study import Record
 
 TRAINING = "training"

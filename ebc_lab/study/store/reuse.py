@@ -8,10 +8,11 @@ from typing import Any
 
 from ebc_lab.config.identity import by_name, study_environment
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..stages import planned_runs, stage_of
-from ..stages.rules import Decision, Results, Undecidable, decision_problem, inputs_digest, inputs_of
+from ..stages.rules import Results, Undecidable, decision_problem, inputs_digest, inputs_of
 from ..stages.runs import distinct
 from ..stages.spec import RunSpec
 from .study import RETRIED, RETRIED_UNFINISHED, Record

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from ebc_lab.config.errors import UserError, blamed
 from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.schema import Config
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 
 from ..stages import stage_of
-from ..stages.rules import Decision, decision_problem
+from ..stages.rules import decision_problem
 from ..stages.spec import RunSpec
 from . import counts, reuse
 from .reuse import ResultsOf
@@ -117,8 +116,9 @@ def read(study: Study, *, strict: bool = True) -> Snapshot:
     return Snapshot(study, header, settings_of(header), decisions, faults, records, problems)
 
 
-def _fault(stage: str, decision: Mapping[str, Any]) -> str | None:
-    """Why a recorded decision cannot be used: edited, another version's, or not what its stage decides."""
+def _fault(stage: str, decision: Decision) -> str | None:
+    """Say why a recorded decision cannot be used: edited, another version's, or not what its stage
+    decides."""
     if why := decision_problem(decision):
         return why
     try:

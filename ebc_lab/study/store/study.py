@@ -18,13 +18,14 @@ from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.kinds import misfit
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import OUTCOMES, RunResult
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 
 from ..stages import stage_of
-from ..stages.rules import Decision, inputs_of
+from ..stages.rules import inputs_of
 from ..stages.spec import RunSpec
 from . import manifest
 
