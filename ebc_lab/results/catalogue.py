@@ -82,10 +82,7 @@ def _of_bundle(path: Path) -> dict[str, Any]:
         decisions = _member(archive, DECISIONS) if DECISIONS in names else {}
     runs = {name.split("/")[1] for name in names if name.startswith(f"{RUNS}/")}
     about = os.stat(path)
-    return _of_records(header, decisions, runs) | {
-        "written": _time(about.st_mtime),
-        "bytes": about.st_size,
-    }
+    return _of_records(header, decisions, runs) | {"written": _time(about.st_mtime), "bytes": about.st_size}
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> Any:

@@ -39,11 +39,7 @@ if TYPE_CHECKING:
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
 OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | EBM_STEP_MEANINGS
 OF_EVALS = EVAL_MEANINGS | EBM_EVAL_MEANINGS
-OF_THE_RUN = {
-    "run_id": ("", "the run"),
-    "arm": ("", "its arm"),
-    "seed": ("", "its seed"),
-}
+OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 
 def load(name: str | os.PathLike[str], output_dir: str | os.PathLike[str] = OUTPUT_DIR) -> LoadedStudy:

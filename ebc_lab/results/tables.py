@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.columns import (
-    ARM_MEANINGS,
-    DIFFERENCE_MEANINGS,
-    RUN_MEANINGS,
-    VERDICT_MEANINGS,
-)
+from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS, VERDICT_MEANINGS
 from ebc_lab.records.decisions import Decision, Difference
 from ebc_lab.study.stages import decision_that_shows
 from ebc_lab.study.stages.compare_arms import reference_of

@@ -12,14 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.bench.speeds import (
-    Choice,
-    NotMeasured,
-    choose_for_study,
-    chosen_by_rule,
-    is_open,
-    job_cores,
-)
+from ebc_lab.bench.speeds import Choice, NotMeasured, choose_for_study, chosen_by_rule, is_open, job_cores
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.schema import Config

@@ -19,13 +19,7 @@ from typing import Any, cast
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.config.study_checks import stage_seeds
 from ebc_lab.records.columns import BITS
-from ebc_lab.records.decisions import (
-    Arm,
-    Decision,
-    Efficiency,
-    FinalsTrack,
-    RateWindow,
-)
+from ebc_lab.records.decisions import Arm, Decision, Efficiency, FinalsTrack, RateWindow
 from ebc_lab.records.figures import RunResult
 
 from .rules import Results, Undecidable

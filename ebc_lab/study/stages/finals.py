@@ -154,12 +154,7 @@ def _sequential(
     stopped = "every comparison is decided"
     if any("undecided" in claims(track) for track in tracks.values()):
         stopped = f"still undecided at {seeds} seeds, the most allowed"
-    return {
-        "looks": at,
-        "at": seeds,
-        "confidence": 1 - (1 - CONFIDENCE) / len(at),
-        "stopped": stopped,
-    }
+    return {"looks": at, "at": seeds, "confidence": 1 - (1 - CONFIDENCE) / len(at), "stopped": stopped}
 
 
 def headline(track: FinalsTrack) -> str:

@@ -247,10 +247,7 @@ STAGE = Stage(
         ),
         *(
             Figure(
-                f"lr_window.{role}.octaves",
-                f"LR window, {words}",
-                "{:.1f} octaves",
-                partial(_reach, role),
+                f"lr_window.{role}.octaves", f"LR window, {words}", "{:.1f} octaves", partial(_reach, role)
             )
             for role, words in HEADROOM.items()
         ),

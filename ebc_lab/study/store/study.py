@@ -279,11 +279,7 @@ class Study(StudyFiles):
 
     def note_command(self, words: Sequence[str]) -> None:
         """Keep the command that runs the study, with the folder in which it was given."""
-        about: NotedCommand = {
-            "words": list(words),
-            "folder": os.getcwd(),
-            "study": str(self.root.resolve()),
-        }
+        about: NotedCommand = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
