@@ -28,9 +28,9 @@ def last_arms(arms: pd.DataFrame) -> pd.DataFrame:
     """The arms of the stage that a study ends with, or of the last that has begun, the best first."""
     stages = list(arms["stage"].dropna().unique())
     stage = next((s for s in stages if s in LAST), stages[-1] if stages else None)
-    own = arms[arms["stage"] == stage].sort_values(["track", "test_loss", "val_loss"])
-    found: pd.DataFrame = own.loc[:, list(SHOWN)]
-    return found
+    of_stage = arms[arms["stage"] == stage].sort_values(["track", "test_loss", "val_loss"])
+    shown: pd.DataFrame = of_stage.loc[:, list(SHOWN)]
+    return shown
 
 
 def _table(arms: pd.DataFrame) -> str:

@@ -160,10 +160,10 @@ class LoadedStudy:
             return "nothing is decided yet"
         stage, decision = list(self.decisions.items())[-1]
         with self.told():
-            if found := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
-                return "\n".join([*tables.lost(self.decisions), *found])
-            said = "\n".join(stage_of(stage).headlines(decision))
-        return said if self.state != "interrupted" else f"so far, {stage}: {said}"
+            if sentences := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
+                return "\n".join([*tables.lost(self.decisions), *sentences])
+            text = "\n".join(stage_of(stage).headlines(decision))
+        return text if self.state != "interrupted" else f"so far, {stage}: {text}"
 
     # -- tables ----------------------------------------------------------------------------------------------
 
@@ -189,9 +189,9 @@ class LoadedStudy:
         `attrs["looks"]`: with how many seeds the study had answered before its seeds were changed: the
         intervals do not allow for that."""
         with self.told():
-            found = tables.verdict(self.decisions)
-        found.attrs["looks"] = self.header.get("looks", [])
-        return found
+            table = tables.verdict(self.decisions)
+        table.attrs["looks"] = self.header.get("looks", [])
+        return table
 
     def steps(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
@@ -221,16 +221,16 @@ class LoadedStudy:
         parts = []
         for row in runs:
             try:
-                found = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
+                stream = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
             except FileNotFoundError:  # it has not begun
                 continue
             for place, key in enumerate(OF_THE_RUN):
-                found.insert(place, key, row[key])
-            parts.append(found)
+                stream.insert(place, key, row[key])
+            parts.append(stream)
         parts = parts or [pd.DataFrame(columns=[*OF_THE_RUN, *columns])]
         table = typed(pd.concat(parts, ignore_index=True))
-        told = {name: meaning_of(name, {**OF_THE_RUN, **meanings}) for name in table.columns}
-        return described(table, {name: meaning for name, meaning in told.items() if meaning})
+        known = {name: meaning_of(name, {**OF_THE_RUN, **meanings}) for name in table.columns}
+        return described(table, {name: meaning for name, meaning in known.items() if meaning})
 
     def _fitting(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The training runs of this arm, seed and id. Raises UserError, naming what there is."""
@@ -249,10 +249,10 @@ class LoadedStudy:
 
     def __repr__(self) -> str:
         try:
-            said = f"{self.state}, {len(self._study.run_ids())} runs: {self.answer}"
+            text = f"{self.state}, {len(self._study.run_ids())} runs: {self.answer}"
         except UserError as error:
-            said = str(error)
-        return f"<study {self.name}: {said}>"
+            text = str(error)
+        return f"<study {self.name}: {text}>"
 
     def _repr_html_(self) -> str:
         corpus, version = self.header["corpus"]["title"], self.header["ebc_lab"]

@@ -74,15 +74,15 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
     """Run id -> the track that it belongs to, where a decision says so: arms of suites have any settings."""
-    found: dict[str, str] = {}
+    track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]
         if len(tracks) == 1 and decision["stage"] in ("tune", "ablation"):
-            found |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
-        for track, own in tracks.items():
-            for arm in _arms_of(own).values():
-                found |= dict.fromkeys(arm.get("runs", {}).values(), track)
-    return found
+            track_of |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
+        for track, decided in tracks.items():
+            for arm in _arms_of(decided).values():
+                track_of |= dict.fromkeys(arm.get("runs", {}).values(), track)
+    return track_of
 
 
 def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -104,15 +104,15 @@ def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFram
             alike.setdefault(tuple(row.get(key) for key in SETTING), []).append(row)
     mine, costs = _asked_about(decisions), _step_costs(decisions)
     made = []
-    for own in alike.values():
-        ends = Counter(row.get("outcome") for row in own)
-        first = own[0]
+    for of_arm in alike.values():
+        ends = Counter(row.get("outcome") for row in of_arm)
+        first = of_arm[0]
         suite = first["stage"] == "ablation"
         made.append(
             {
                 **{key: first.get(key) for key in ARM_MEANINGS},
-                **_means([row for row in own if row.get("outcome") == "completed"]),
-                "seeds": len(own),
+                **_means([row for row in of_arm if row.get("outcome") == "completed"]),
+                "seeds": len(of_arm),
                 "completed": ends["completed"],
                 "diverged": ends["diverged"],
                 "mine": (first["track"], first["role"]) in mine,
@@ -122,27 +122,27 @@ def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFram
     return frame(made, ARM_MEANINGS)
 
 
-def _means(own: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    found: dict[str, float | None] = dict.fromkeys(("val_sd", "test_sd"))
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    means: dict[str, float | None] = dict.fromkeys(("val_sd", "test_sd"))
     for key in MEANS:
-        values = [float(row[key]) for row in own if row.get(key) is not None]
-        found[key] = statistics.fmean(values) if values else None
+        values = [float(row[key]) for row in rows if row.get(key) is not None]
+        means[key] = statistics.fmean(values) if values else None
         if key in ("val_loss", "test_loss") and len(values) > 1:
-            found[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
-    return found
+            means[f"{key.removesuffix('_loss')}_sd"] = statistics.stdev(values)
+    return means
 
 
 def _asked_about(decisions: Decisions) -> set[tuple[str, str]]:
     tracks = decisions.get("ablation", {}).get("tracks", {})
-    return {(track, arm) for track, found in tracks.items() for arm in found.get("mine", [])}
+    return {(track, arm) for track, decided in tracks.items() for arm in decided.get("mine", [])}
 
 
 def _step_costs(decisions: Decisions) -> dict[tuple[str, str], float]:
     tracks = decisions.get("ablation", {}).get("tracks", {})
     return {
         (track, arm): cost["ratio"]
-        for track, found in tracks.items()
-        for arm, cost in (found.get("steps_cost") or {}).items()
+        for track, decided in tracks.items()
+        for arm, cost in (decided.get("steps_cost") or {}).items()
     }
 
 
@@ -151,10 +151,10 @@ def differences(decisions: Decisions) -> pd.DataFrame:
     rows = []
     for stage, decision in decisions.items():
         for name, track in decision["tracks"].items():
-            for family, arm, reference, found, more in _compared(track):
+            for family, arm, reference, difference, more in _compared(track):
                 about = {"stage": stage, "track": name, "family": family, "arm": arm, "reference": reference}
-                luck = found.get("luck", {}).get("sd", 0.0)
-                rows.append({**found, **more, **about, "luck": luck})
+                luck = difference.get("luck", {}).get("sd", 0.0)
+                rows.append({**difference, **more, **about, "luck": luck})
     return frame(rows, DIFFERENCE_MEANINGS)
 
 
@@ -163,11 +163,11 @@ Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 def _compared(track: Any) -> Iterator[Compared]:
     """(family, arm, reference, difference, further columns) of a decided track."""
-    for family, found in track.get("differences", {}).items():
-        for arm, difference in found.items():
+    for family, compared in track.get("differences", {}).items():
+        for arm, difference in compared.items():
             yield family, arm, reference_of(track, family, arm), difference, {}
-    for found in track.get("lr_windows", {}).values():
-        yield "lr_window", found["arm"], found["reference"], found["difference"], {}
+    for compared in track.get("lr_windows", {}).values():
+        yield "lr_window", compared["arm"], compared["reference"], compared["difference"], {}
     for label, arm in _arms_of(track).items():
         asked = (track.get("answers") or {}).get(label, {"against": {}})
         if arm.get("difference") and arm["versus"] not in asked["against"]:
@@ -184,8 +184,8 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
     """One row a question that the study answers: the lines of its verdict, or its arms of one's own."""
     rows = []
     judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
-    for track, found in judged["tracks"].items():
-        rows += [{**line, "track": track} for line in found["verdict"]]
+    for track, decided in judged["tracks"].items():
+        rows += [{**line, "track": track} for line in decided["verdict"]]
     for track, label, answer in _suite_lines(decisions):
         asked = f"Is {label} better than {answer['rival']}?" if answer["rival"] else f"Is {label} better?"
         rows.append(
@@ -197,11 +197,11 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
 def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each that
     is paired with another one."""
-    found = list(answers(decisions))
-    yield from found
-    suite = {} if found else decisions.get("ablation", {}).get("tracks", {})
-    for track, own in suite.items():
-        for label, arm in own["arms"].items():
+    asked = list(answers(decisions))
+    yield from asked
+    suite = {} if asked else decisions.get("ablation", {}).get("tracks", {})
+    for track, decided in suite.items():
+        for label, arm in decided["arms"].items():
             if (d := arm.get("difference")) and d["seeds"]:
                 rival, verdict = arm["versus"], verdict_of(d)
                 judged = cast(Difference, {**d, "verdict": verdict, "seeds_needed": d.get("seeds_needed")})
@@ -212,11 +212,11 @@ def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, 
 def lost(decisions: Decisions) -> list[str]:
     """The arms of a suite of which no run ended, a sentence each."""
     tracks = decisions.get("ablation", {}).get("tracks", {})
-    return [line for found in tracks.values() for line in unfinished(found)]
+    return [line for track in tracks.values() for line in unfinished(track)]
 
 
 def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """(track, arm, answer) for each arm that the study asks about."""
-    for track, found in decisions.get("ablation", {}).get("tracks", {}).items():
-        for label, answer in (found.get("answers") or {}).items():
+    for track, decided in decisions.get("ablation", {}).get("tracks", {}).items():
+        for label, answer in (decided.get("answers") or {}).items():
             yield track, label, answer

@@ -304,7 +304,7 @@ class _Wave:
         self.specs = {s.run_id: s for s in [*spare, *wave]}
         self.left = {s.run_id: s for s in wave}
         known = [call.study.result(s.run_id) for s in runs if s.run_id not in self.left]
-        proven = any(found is not None and found["outcome"] in FINISHED for found in known)
+        proven = any(result is not None and result["outcome"] in FINISHED for result in known)
         self.breaker = Breaker(stage, call.study, proven=proven)
 
     def check_in(self, done: Sequence[str], busy: Sequence[Sequence[str]]) -> None:
@@ -315,16 +315,16 @@ class _Wave:
             raise Cancelled(f"study {study.name} was cancelled")
         self.call.limits.tick(len(busy))
         for run_id in done:
-            found = study.result(run_id)
-            assert found is not None
-            self.call.limits.ended(self.left.pop(run_id), found)
+            result = study.result(run_id)
+            assert result is not None
+            self.call.limits.ended(self.left.pop(run_id), result)
             for why in attempts.restarts(study.run_dir(run_id)):
                 self.call.listener.say(f"{self.progress.stage}: {run_id}: {why}")
-            if found["outcome"] not in FINISHED:
+            if result["outcome"] not in FINISHED:
                 self.call.listener.say(
-                    f"{self.progress.stage}: {run_id} {found['outcome']}: {found.get('cause')}"
+                    f"{self.progress.stage}: {run_id} {result['outcome']}: {result.get('cause')}"
                 )
-            self.breaker.saw(run_id, found, len(self.left))
+            self.breaker.saw(run_id, result, len(self.left))
         self.progress.running = self._running(run_id for run_ids in busy for run_id in run_ids)
         if done or self.expected is None:
             self._expect()
@@ -342,14 +342,14 @@ class _Wave:
             self.progress.total = self.progress.done + self.expected["left"]
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
-        found = []
+        running = []
         for run_id in run_ids:
             spec = self.specs.get(run_id)
             now = self.call.study.progress(run_id)
             if spec and now:
                 shown = {"arm": spec.arm, "lr": spec.run.optimizer.lr, "seed": spec.run.seed}
-                found.append({"run_id": run_id, **shown, **now})
-        return found
+                running.append({"run_id": run_id, **shown, **now})
+        return running
 
     def _left_s(self) -> float | None:
         """Seconds until the study is done, counted down since they were estimated from finished runs; before
@@ -381,10 +381,10 @@ def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int
 
     measured = counted_as(len(timed), "measurement", " of time") if timed else ""
     if wave[0].kind == "train":
-        said = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
+        text = counted_as(len(wave), "run", " to train") + (f", then {measured}" if timed else "")
     else:
-        said = measured
-    return said + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
+        text = measured
+    return text + (f"; {there} {'is' if there == 1 else 'are'} there already" if there else "")
 
 
 def _ended(study: Study) -> set[str]:

@@ -189,12 +189,12 @@ def _runs_per_worker(config: Config, study: Study, say: Callable[[str], None]) -
     try:
         if name == "slurm":
             return int(packing_on_node(config, study, say)["runs_per_worker"])
-        found = packing(run, say)
+        measured = packing(run, say)
     except UserError as error:
         say(f"{error} A worker trains one run at a time: launcher.runs_per_worker=… sets another number.")
         return 1
     workers_per_gpu = math.ceil(slots(config) / max(1, len(visible_gpus())))
-    return max(1, int(found["runs_per_worker"]) // workers_per_gpu)
+    return max(1, int(measured["runs_per_worker"]) // workers_per_gpu)
 
 
 def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice:
@@ -204,5 +204,5 @@ def _on_node(config: Config, study: Study, say: Callable[[str], None]) -> Choice
         return Choice(run.dtype, run.threads_per_run, run.compile, why)
     say("measuring float32 against bfloat16 autocast on a node …")
     asked = replace(config, threads_per_run=run.threads_per_run, compile=run.compile)
-    found = choice_on_node(asked, study)
-    return replace(found, why={**why, "dtype": found.why["dtype"]})
+    choice = choice_on_node(asked, study)
+    return replace(choice, why={**why, "dtype": choice.why["dtype"]})

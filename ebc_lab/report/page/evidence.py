@@ -337,16 +337,16 @@ def _finals(decision: Decision, config: Config, results: tables.Results) -> dict
     name = decision["stage"]
     several = len(decision["tracks"]) > 1
     tracks = []
-    for track, found in decision["tracks"].items():
+    for track, judged in decision["tracks"].items():
         of = f": {optimizer(track)}" if several else ""
-        arms = replace(tables.arms(f"finals-{track}", found, results).on(PAGE), title=f"Arms{of}")
+        arms = replace(tables.arms(f"finals-{track}", judged, results).on(PAGE), title=f"Arms{of}")
         compared = [
-            _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, found, margin, pairs)
-            for i, (family, pairs) in enumerate(found["differences"].items(), 1)
+            _compared(f"against-{track}-{i}", f"{words.FAMILIES[family]}{of}", family, judged, margin, pairs)
+            for i, (family, pairs) in enumerate(judged["differences"].items(), 1)
         ]
-        shown = {"named": {n: label(n, arm) for n, arm in found["arms"].items()}, "arms": arms}
-        shown["low_bit"] = _titled(tables.low_bit(f"finals-levels-{track}", found, results), of)
-        shown["states"] = _states(f"finals-states-{track}", of, found, results)
+        shown = {"named": {n: label(n, arm) for n, arm in judged["arms"].items()}, "arms": arms}
+        shown["low_bit"] = _titled(tables.low_bit(f"finals-levels-{track}", judged, results), of)
+        shown["states"] = _states(f"finals-states-{track}", of, judged, results)
         tracks.append({"name": optimizer(track), "compared": compared, **shown})
     return {
         "about": stage_of(name).about,

@@ -62,17 +62,17 @@ def write_page(root: Path) -> Path:
     return study.page_file
 
 
-def render(root: Path, found: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
+def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] | None = None) -> str:
     """The page of what `evidence.gather` found.
 
     `live`: what `inspect.status` says, for a page that follows a study.
     """
-    shown, left_out = chosen_pictures(pictures(root), _judged(found))
+    shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
         by_section.setdefault(picture.section, []).append(picture)
     rest = {"pictures": by_section, "left_out": left_out, "live": live, "words": words}
-    return _rendered("page.html.j2", **found, **rest)
+    return _rendered("page.html.j2", **evidence_of, **rest)
 
 
 def message(title: str, text: str) -> str:
@@ -87,9 +87,9 @@ def _rendered(template: str, **values: Any) -> str:
 
     style = _source("page.css")
     script = _source("page.js")
-    own = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+    embedded = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
     try:
-        page: str = _environment().get_template(template).render(**values, **own)
+        page: str = _environment().get_template(template).render(**values, **embedded)
     except UndefinedError as error:
         raise LookupError(str(error)) from None
     return page
@@ -110,8 +110,8 @@ def pictures(root: Path) -> list[Picture]:
 
 def _file(root: Path, name: str) -> Path | None:
     """The SVG unless it is a large one with a PNG beside it; only a file of this very folder."""
-    own = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
-    svg, png = own.get(f"{name}.svg"), own.get(f"{name}.png")
+    images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}
+    svg, png = images.get(f"{name}.svg"), images.get(f"{name}.png")
     return png if svg is None or (png and svg.stat().st_size > LARGE_SVG) else svg
 
 
@@ -124,11 +124,11 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
     return shown, [p for p in all_of_them if p not in shown]
 
 
-def _judged(found: Mapping[str, Any]) -> set[str]:
+def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
     """The arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    lines = [line for v in found["verdict"] for line in v["lines"]]
+    lines = [line for v in evidence_of["verdict"] for line in v["lines"]]
     about = {line[k] for line in lines for k in ("arm", "reference") if line.get(k)}
-    for track in (found["suite"] or {"tracks": []})["tracks"]:
+    for track in (evidence_of["suite"] or {"tracks": []})["tracks"]:
         about |= track["judged"]
     return about
 

@@ -33,8 +33,8 @@ class WithNeighbours:
         for spec in new:
             self.looked_for.add(spec.run_id)
         for run_id, neighbour in (finished_elsewhere(self.study, new) if new else {}).items():
-            found = neighbour.results([s for s in new if s.run_id == run_id])
-            self.copied |= found
+            copied = neighbour.results([s for s in new if s.run_id == run_id])
+            self.copied |= copied
         return {s.run_id: self.copied[s.run_id] for s in specs if s.run_id in self.copied} | there
 
 

@@ -124,9 +124,9 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
         "descent_median": 0.1,
         "grad_norm_quantiles": [1.0] * 41,
     }
-    own = stage_of(spec.stage).invented(config, scenario, spec, nth)
-    result.update(own)
-    if (loss := own.get("val_loss")) is not None:
+    figures = stage_of(spec.stage).invented(config, scenario, spec, nth)
+    result.update(figures)
+    if (loss := figures.get("val_loss")) is not None:
         result["val_loss"] = best + loss - USUAL
     return result
 
@@ -138,7 +138,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
     `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
     """
     stages = forecast(config, ("expected",), known)["expected"]
-    specs = [s for found in stages.values() for s in found if s.kind == "train"]
+    specs = [s for planned in stages.values() for s in planned if s.kind == "train"]
     results = known(specs)
     left = [s for s in specs if s.run_id not in results]
     pace = observed(specs, results)
@@ -187,9 +187,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
             figures[scenario] = _figures(runs[stage], named, known, rate, speed)
     for figures in stages.values():  # known results may turn the scenarios' order around
         for key in ("runs", "steps", "tokens", "eta_s"):
-            found = [f[key] for f in figures.values() if f[key] is not None]
-            figures["min"][key] = min(found, default=None)
-            figures["max"][key] = max(found, default=None)
+            known_figures = [f[key] for f in figures.values() if f[key] is not None]
+            figures["min"][key] = min(known_figures, default=None)
+            figures["max"][key] = max(known_figures, default=None)
     for key in ("runs", "steps", "tokens"):  # each stage may be short in another scenario
         least = sum(stages[stage]["min"][key] for stage in config.study.stages)
         stages["total"]["min"][key] = min(least, stages["total"]["min"][key])

@@ -84,7 +84,7 @@ def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
 
 def of_siblings(config: Config, study: Study) -> Pace | None:
     """The pace of the newest other studies in the same folder that had the same shape on the same machine."""
-    found: list[Record] = []
+    measured: list[Record] = []
     names = []
     host = hardware()["host"]
     shape = _shape(to_dict(run_part(config)))
@@ -100,11 +100,11 @@ def of_siblings(config: Config, study: Study) -> Pace | None:
         except (UserError, OSError):
             continue  # a damaged study, which is not the one asked about, is left out
         if known:
-            found += records
+            measured += records
             names.append(other.name)
         if len(names) == SIBLINGS:
             break
-    return learned(found, f"{', '.join(names)}, of the same shape on this machine")
+    return learned(measured, f"{', '.join(names)}, of the same shape on this machine")
 
 
 def _shape(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,8 +78,8 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
     gone = tuple(f"ablation.arms.{arm}." for arm in left_out)
     unsaid = [k for k, _, _ in changed if k not in settable and not k.startswith((*of_arms, *gone))]
     sayable = settable - {name} - {k for k in asked if k.startswith(of_arms)}
-    said = [(k, v) for k, _, v in changed if k in sayable]
-    words = [f"{k}={override_value(v)}" for k, v in said]
+    sayable_changes = [(k, v) for k, _, v in changed if k in sayable]
+    words = [f"{k}={override_value(v)}" for k, v in sayable_changes]
     words += [f"ablation.arms.{arm}={override_value(settings)}" for arm, settings in arms.items()]
     words += [f"~ablation.arms.{arm}" for arm in left_out]
     named = [f"{name}={override_value(v)}" for k, _, v in changed if k == name]
@@ -118,15 +118,15 @@ def _new_arms(
     """Name -> the settings, as far as they are no defaults, of the arms that the suite does not have."""
     usual = to_dict(ArmConfig())
     known = _arms_of(base)
-    found = {}
+    arms = {}
     for name, arm in requested["ablation"]["arms"].items():
         if name in known:
             continue
         made = {key: value for key, value in arm.items() if value != usual.get(key)}
         if settings := made.get("settings"):
             made["settings"] = {group: _by_path(group, part, own) for group, part in settings.items()}
-        found[name] = made
-    return found
+        arms[name] = made
+    return arms
 
 
 def _is_usual(key: str, _: Any, value: Any) -> bool:
@@ -181,7 +181,7 @@ def with_seeds_wanted(
     """The settings of a study that would decide what is undecided, under a name of its own: the number of
     seeds is chosen before its answer is seen. None where there is none."""
     tracks = decision["tracks"].values() if decision else ()
-    answers = [answer for found in tracks for answer in (found.get("answers") or {}).values()]
+    answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
     if not undecided:
         return None
@@ -192,16 +192,16 @@ def with_seeds_wanted(
 
 def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> str | None:
     """The command line that asks for these settings with the study's launcher, in its folder of studies."""
-    found = study_command(requested, copies(study, header))
-    if found.unsaid:
+    command = study_command(requested, copies(study, header))
+    if command.unsaid:
         return None
     launcher = flat({"launcher": header["config"]["launcher"]})
     default = flat({"launcher": to_dict(LauncherConfig())})
-    own = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
-    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in own.items()]
+    settings = {k: v for k, v in launcher.items() if default.get(k) != v and k != "launcher.runs_per_worker"}
+    words = [f"{k.removesuffix('.name')}={override_value(v)}" for k, v in settings.items()]
     if str(study.root.parent) != Config.output_dir:
         words.append(f"output_dir={override_value(str(study.root.parent.resolve()))}")
-    return shlex.join([*shlex.split(found.command), *words])
+    return shlex.join([*shlex.split(command.command), *words])
 
 
 @functools.cache
@@ -223,11 +223,11 @@ def _suite(asked: Mapping[str, Any]) -> str:
     def agreement(choice: str) -> int:
         try:
             whole = settings_of("study", choice)
-            own = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
-            own.pop("study.name", None)
+            settings = flat({k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__})
+            settings.pop("study.name", None)
         except UserError:
             return 0
-        return sum(1 if _same(asked.get(k), v) else -1 for k, v in own.items() if v != {})
+        return sum(1 if _same(asked.get(k), v) else -1 for k, v in settings.items() if v != {})
 
     return max(["default", *groups()["study"]], key=agreement)
 

@@ -93,8 +93,8 @@ def _stages(
     stages = []
     sorts = snapshot.sorts_of_runs()
     for stage in snapshot.config.study.stages:
-        own = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
-        outcomes = Counter(r["outcome"] or "open" for r in own)
+        of_stage = [r for r in runs if r["stage"] == stage and sorts[r["run_id"]] == TRAINING]
+        outcomes = Counter(r["outcome"] or "open" for r in of_stage)
         if stage in because:
             state = "stale"
         elif stage in decisions:
@@ -168,8 +168,8 @@ def _again(study: Study, config: Config, run_id: str) -> str | None:
     run = from_dict(RunConfig, spec["config"])
     if run.lr_schedule.source:  # its name in this study, which a new run elsewhere would not find
         run.lr_schedule.source = str(study.run_dir(run.lr_schedule.source).resolve())
-    own = copies(study, study.header(checked=False))
-    return reproduce(config, run, own) if spec["kind"] == "train" else None
+    copied = copies(study, study.header(checked=False))
+    return reproduce(config, run, copied) if spec["kind"] == "train" else None
 
 
 def _eta(

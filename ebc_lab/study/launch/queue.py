@@ -109,11 +109,11 @@ def squeue_command() -> list[str]:
 
 def parse_squeue(text: str) -> dict[str, Job]:
     """Job key -> job, from the output of `squeue_command`."""
-    found = {}
+    jobs = {}
     for line in text.splitlines():
         array, task, state, reason = line.split("|", 3)
-        found[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
-    return found
+        jobs[f"{array}_{task}" if task.isdigit() else array] = Job(state, reason)
+    return jobs
 
 
 def scancel(name: str, *options: str) -> None:
@@ -175,14 +175,14 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
             return {k: Job(*v) for k, v in last["jobs"].items()}
     except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
         pass
-    found = jobs_named(job_name(session))
+    jobs = jobs_named(job_name(session))
     with suppress(OSError):  # then Slurm is only asked again sooner
         write_json(
             path,
-            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in found.items()}},
+            {"at": time.time(), "jobs": {k: [j.state, j.reason] for k, j in jobs.items()}},
             durable=False,
         )
-    return found
+    return jobs
 
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:

@@ -40,13 +40,13 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
         return
     runs = {name: _at(placed, run) for name, run in asked.items()}
     key = [str(study.root.resolve()), *([name, run.steps, *_targets(run)] for name, run in runs.items())]
-    kept = MeasurementCache("rehearsal", key, form=list[str])
-    if kept.read() is not None:
+    rehearsals = MeasurementCache("rehearsal", key, form=list[str])
+    if rehearsals.read() is not None:
         return
     warnings = _tried(runs, study, config)
     for warning in warnings:
         say(f"warning: {warning}")
-    kept.write(warnings)
+    rehearsals.write(warnings)
 
 
 def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
@@ -108,8 +108,8 @@ def _at(placed: Config, run: RunConfig) -> RunConfig:
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:
     """Try them. -> warnings. Raises UserError."""
-    own = str(study.own.resolve()) if study.own.is_dir() else None
-    asked = json.dumps({"own": own, "runs": [to_dict(run) for run in runs.values()]})
+    folder = str(study.own.resolve()) if study.own.is_dir() else None
+    asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
@@ -125,9 +125,9 @@ def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str
     except subprocess.TimeoutExpired:
         return ["parts of your own were not tried to the end: their first steps took over a minute"]
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    for name, found in zip(runs, answers, strict=False):
-        if "refused" in found:
-            why = visible(found["refused"])
+    for name, problem in zip(runs, answers, strict=False):
+        if "refused" in problem:
+            why = visible(problem["refused"])
             raise UserError(f"{name}: {why}: mend it, and give the same command again; nothing was trained.")
     if len(answers) < len(runs):
         name = list(runs)[len(answers)]
@@ -135,4 +135,4 @@ def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str
             f"{name}: the process that tried its parts for one step ended with code {done.returncode}: try "
             "it alone with `ebc-lab train`, and give the same command again."
         )
-    return [f"{name}: {found['warned']}" for name, found in zip(runs, answers, strict=True) if found]
+    return [f"{name}: {problem['warned']}" for name, problem in zip(runs, answers, strict=True) if problem]

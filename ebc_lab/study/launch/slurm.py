@@ -119,16 +119,16 @@ class SlurmPool(WorkerPool):
         now = time.monotonic()
         self.looked = now
         try:
-            found = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
+            jobs = queue.cached_jobs(self.session, self.config.launcher.queue_every_s / 2)
         except QueueUnavailable as error:
             self._say_once(f"the queue does not answer ({error}); trying again")
             return
-        for key, job in found.items():  # also those of a submission that was interrupted half-way
+        for key, job in jobs.items():  # also those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
                 self.since.setdefault(key, now)
         for key in list(self.jobs):
-            seen = found.get(key)
+            seen = jobs.get(key)
             if self._is_alive(key, seen, now):
                 self.jobs[key] = seen or self.jobs[key]
             else:

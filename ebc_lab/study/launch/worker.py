@@ -311,8 +311,8 @@ class Worker:
             model = spec["config"]["model"]
             draws = model["dropout"] > 0 or model.get("target") is not None
             alone = spec["kind"] in MEASUREMENTS or draws
-            own = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
-            return None if alone else canonical_json(own)
+            settings = [int(spec["config"]["threads_per_run"]), spec["config"].get("determinism")]
+            return None if alone else canonical_json(settings)
         except (OSError, UserError, KeyError, TypeError, ValueError):
             return None  # the problem is reported when the run is claimed
 

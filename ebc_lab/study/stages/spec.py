@@ -152,9 +152,9 @@ def optimizer(track: str) -> str:
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
     """The tracks that a sentence names in words: `Adam: …` of `adam_none: …`. Names of arms and runs, which
     go on after the track, stay as they are recorded. `tracks`: those of optimizers that are not ours."""
-    own = [re.escape(track) for track in tracks]
-    text = re.sub(rf"\b(?:{'|'.join(own)})\b", lambda found: optimizer(found[0]), text) if own else text
-    return TRACK.sub(lambda found: optimizer(found[0]), text)
+    others = [re.escape(track) for track in tracks]
+    text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
+    return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
 def told_of(track: str, tracks: Collection[str]) -> str:

@@ -61,10 +61,10 @@ def export(study: Study, output: Path | None = None) -> dict[str, Any]:
     recorded = _exportable(study)
     refuse_unwritable(path.resolve().parent)
     names = [manifest.NAME, *sorted(recorded)]
-    own = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
+    checksums = {manifest.NAME: manifest.sha256_of(study.manifest_file), **recorded}
     before = manifest.sha256_of(path) if path.exists() else None
     with atomic_writer(path) as out:
-        pack(out, ((name, _content(study.root / name, own[name])) for name in names))
+        pack(out, ((name, _content(study.root / name, checksums[name])) for name in names))
     made = manifest.sha256_of(path)
     return {
         "study": study.name,
@@ -137,14 +137,14 @@ def _exportable(study: Study) -> dict[str, str]:
         )
     if study.holder() is not None:
         raise UserError(f"study {study.name} is being run: export it when it has finished.")
-    found = verify_study(study)
-    if found["bad"]:
-        first = found["bad"][0]
+    findings = verify_study(study)
+    if findings["bad"]:
+        first = findings["bad"][0]
         what = f"{first['file']}: {first['what']}"
-        if len(found["bad"]) > 1:
-            what += f" and {len(found['bad']) - 1} more"
+        if len(findings["bad"]) > 1:
+            what += f" and {len(findings['bad']) - 1} more"
         raise UserError(f"study {study.name} is not as recorded ({what}): {first['remedy']}.")
-    if not recorded["complete"] or found["unrecorded"]:
+    if not recorded["complete"] or findings["unrecorded"]:
         raise UserError(
             f"study {study.name} was cut off, and not all of its files are recorded: run its command again, "
             f"or `ebc-lab report {study.name}`, which records what is there."
@@ -175,22 +175,22 @@ def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
     """
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
-    own = _own_sha256(path)
+    checksum = _own_sha256(path)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
         study = Study(Path(folder) / path.stem)
         wrong = _unpack(path, study.root)
         there = set(_names(study.root))
-        found: dict[str, Any] = {"study": study.name, "files": len(there), "growing": 0}
+        findings: dict[str, Any] = {"study": study.name, "files": len(there), "growing": 0}
         if _intact(path):  # otherwise files may be missing because the directory was damaged
-            found |= _check_contents(study, there, wrong)
-    if sha256 is not None and sha256.lower() != own:
-        wrong[ARCHIVE] = f"its sha256 is {own}, and {sha256} was expected"
+            findings |= _check_contents(study, there, wrong)
+    if sha256 is not None and sha256.lower() != checksum:
+        wrong[ARCHIVE] = f"its sha256 is {checksum}, and {sha256} was expected"
     bad = [
         {"file": _told(name), "what": visible(what), "remedy": _remedy(name)}
         for name, what in sorted(wrong.items())
     ]
-    about = {"root": str(path), "sha256": own, "under_way": False, "unrecorded": 0}
-    return {**found, **about, "bad": bad, "ok": not bad}
+    about = {"root": str(path), "sha256": checksum, "under_way": False, "unrecorded": 0}
+    return {**findings, **about, "bad": bad, "ok": not bad}
 
 
 def _told(name: str) -> str:
@@ -227,17 +227,17 @@ def _check_contents(study: Study, there: set[str], wrong: dict[str, str]) -> dic
     if not all(map(_safe, recorded)):
         wrong[manifest.NAME] = "it lists a file outside the study"
         return {}
-    found: dict[str, Any] = {"files": len(recorded), "growing": 0}
+    findings: dict[str, Any] = {"files": len(recorded), "growing": 0}
     bad = dict.fromkeys(there - {manifest.NAME, *recorded}, UNKNOWN)
     if study.exists():
         checked = verify_study(study)
-        found["growing"] = checked["growing"]
+        findings["growing"] = checked["growing"]
         bad |= {b["file"]: b["what"] for b in checked["bad"]}
     else:
         bad |= dict.fromkeys(set(recorded) - there, MISSING)
     for name, what in bad.items():
         wrong.setdefault(name, what)
-    return found
+    return findings
 
 
 def unpack(path: Path, into: Path) -> Study:

@@ -47,10 +47,10 @@ def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
     """Whether a call means the corpus that the study has: `auto`, and the one that it found, are the same."""
-    now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
-    named = {now["name"], asked.get("name")} <= {AUTO, found.get("name")}
+    now, asked, resolved_data = to_dict(data), known["requested"]["data"], known["config"]["data"]
+    named = {now["name"], asked.get("name")} <= {AUTO, resolved_data.get("name")}
     same_file = now["file"] == asked.get("file")
-    return now == asked or (named and same_file and now["sha256"] in (None, found.get("sha256")))
+    return now == asked or (named and same_file and now["sha256"] in (None, resolved_data.get("sha256")))
 
 
 def looked(looks: Sequence[int]) -> str:
@@ -65,14 +65,14 @@ def looked(looks: Sequence[int]) -> str:
     )
 
 
-def refused(found: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
+def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
     """Those that need --force: not texts, and not the edit of a part of which no run has finished.
 
     `asked`: the settings now; `records`: the study's runs.
     """
     return [
         change
-        for change in found
+        for change in changes
         if not TEXT.fullmatch(change[0]) and not (is_edit(change, asked) and _unfinished(change, records))
     ]
 
@@ -86,8 +86,8 @@ def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
 def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The part that the setting `key` belongs to."""
     names = key.split(".")[:-1]
-    found: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
-    return found if isinstance(found, Mapping) else {}
+    part_of: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
+    return part_of if isinstance(part_of, Mapping) else {}
 
 
 def _unfinished(change: Change, records: Sequence[Record]) -> bool:
@@ -114,23 +114,23 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
     return ""
 
 
-def in_words(found: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
+def in_words(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
     """`mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
-    lines = told(found, asked, edited)
+    lines = told(changes, asked, edited)
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return "; ".join([*lines[:MOST], *more])
 
 
-def told(found: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
+def told(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
     """Each change in words, those of whole arms first. `edited`: the files of one's own that are not as they
     were."""
     swapped, lines = set(), []
-    for key, old, new in found:
+    for key, old, new in changes:
         if key == "ablation.mine.arms":
             before, now = old or [], new or []
             lines.append(f"mine: {', '.join(before) or 'none'} → {', '.join(now) or 'none'}")
             swapped |= {"mine", key, *(f"ablation.arms.{name}" for name in {*before, *now})}
-    left = [change for change in found if change[0] not in swapped]
+    left = [change for change in changes if change[0] not in swapped]
     lines += [_said(change, asked, edited) for change in sorted(left, key=lambda one: not _whole_arm(one))]
     return list(dict.fromkeys(lines))
 

@@ -36,17 +36,17 @@ class RunCounts:
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
     """Run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be used."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
-    found = {}
+    sorts = {}
     for record in records:
         if record.spec is None:
             continue
         if record.spec["kind"] != "train":
-            found[record.run_id] = MEASUREMENT
+            sorts[record.run_id] = MEASUREMENT
         elif record.run_id in used or record.spec["stage"] not in decisions:
-            found[record.run_id] = TRAINING
+            sorts[record.run_id] = TRAINING
         else:
-            found[record.run_id] = UNUSED
-    return found
+            sorts[record.run_id] = UNUSED
+    return sorts
 
 
 def counted(sorts: Iterable[str]) -> RunCounts:

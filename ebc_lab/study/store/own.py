@@ -84,7 +84,7 @@ class Copies:
 
 def copies(study: Study, header: StudyHeader | Mapping[str, Any]) -> Copies:
     """The copies that a study has, by its study.json."""
-    found: Any = header.get("own") or {"suite": None, "files": {}}
+    recorded: Any = header.get("own") or {"suite": None, "files": {}}
     shown = str(study.own) if study.resumable else str(Path(study.name) / study.own.name)
     plain = shown if re.match(r"[./~]", shown) or "/" in shown else f"./{shown}"
-    return Copies(study.own, plain, found["suite"], frozenset(found["files"]))
+    return Copies(study.own, plain, recorded["suite"], frozenset(recorded["files"]))

@@ -36,10 +36,10 @@ class StageWork:
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
     """What a command would train in each stage, as far as the results tell; sweeps may still extend."""
     decisions: dict[str, Decision] = {}
-    found: list[StageWork] = []
+    work: list[StageWork] = []
     for stage in config.study.stages:
-        if found and (found[-1].missing != 0 or found[-1].undecidable):
-            found.append(StageWork(stage))
+        if work and (work[-1].missing != 0 or work[-1].undecidable):
+            work.append(StageWork(stage))
             continue
         specs, results = planned_runs(stage, config, decisions, results_of)
         runs = distinct(specs)
@@ -50,20 +50,20 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
                 decisions[stage] = stage_of(stage).decide(config, specs, results, decisions)
             except Undecidable:
                 undecidable = True
-        found.append(StageWork(stage, len(runs), missing, undecidable))
-    return found
+        work.append(StageWork(stage, len(runs), missing, undecidable))
+    return work
 
 
-def work_in_words(found: Sequence[StageWork]) -> str:
+def work_in_words(work: Sequence[StageWork]) -> str:
     """`lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
-    for look in found:
+    for look in work:
         if look.missing is None:
             continue
         what = f"all {look.runs}" if look.missing in (0, look.runs) else f"{look.missing} of {look.runs}"
         note = ", which cannot be decided from them" if look.undecidable else ""
         parts.append(f"{look.stage}: {what} {'would be trained' if look.missing else 'kept'}{note}")
-    after = [look.stage for look in found if look.missing is None]
+    after = [look.stage for look in work if look.missing is None]
     if after:
         parts.append(f"{', '.join(after)}: decided again after that")
     return "; ".join(parts)
@@ -91,7 +91,7 @@ def stale_decisions(
     results = {r.run_id: r.result for r in records if r.result is not None}
     damaged = {r.run_id for r in records if r.problem}
     changed = [f"{k} is {new} here and was {old}" for k, old, new in environment_changes(config, header)]
-    found: dict[str, str] = {}
+    stale: dict[str, str] = {}
     sound: dict[str, Decision] = {}
     for stage in (s for s in config.study.stages if s in decisions):
         decision = decisions[stage]
@@ -100,11 +100,11 @@ def stale_decisions(
         else:
             reasons = changed + _changed_inputs(config, stage, decision, results, damaged, sound)
             sound[stage] = decision
-        if found:
-            reasons.append(f"it builds on {next(reversed(found))}, which is stale")
+        if stale:
+            reasons.append(f"it builds on {next(reversed(stale))}, which is stale")
         if reasons:
-            found[stage] = "; ".join(reasons)
-    return found
+            stale[stage] = "; ".join(reasons)
+    return stale
 
 
 def _changed_inputs(

@@ -56,17 +56,17 @@ class Snapshot:
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
         """Run id -> result, of those `specs` that have one. Raises UserError: damaged, or another run's."""
         known = {record.run_id: record for record in self.records}
-        found = {}
+        results = {}
         for spec in specs:
             record = known.get(spec.run_id)
             if record is None:
                 continue
             if record.result is not None:
                 self.study.refuse_other_runs(spec, record.result)
-                found[spec.run_id] = record.result
+                results[spec.run_id] = record.result
             elif record.problem:
                 raise UserError(record.problem)
-        return found
+        return results
 
     def sorts_of_runs(self) -> dict[str, str]:
         """Run id -> whether it is a training run, a measurement, or one that no decision uses."""
@@ -123,9 +123,9 @@ def _fault(stage: str, decision: Decision) -> str | None:
         return why
     try:
         with blamed("it", "it is decided again"):
-            told = stage_of(stage)
-            told.headlines(decision)
-            told.would_change(decision)
+            decider = stage_of(stage)
+            decider.headlines(decision)
+            decider.would_change(decision)
     except UserError:
         return "its record in auto_decisions.json is not what this stage decides"
     return None

@@ -82,14 +82,14 @@ class StudyHeader(TypedDict):
 def settings_of(header: Mapping[str, Any]) -> Config:
     """The settings in study.json, resolved. Raises UserError where another version wrote them."""
     try:
-        found: Config = from_dict(Config, header["config"])
-        validate(found, study=True, here=False)
+        config: Config = from_dict(Config, header["config"])
+        validate(config, study=True, here=False)
     except UserError as error:
         raise UserError(
             f"study {header['study']} cannot be read here ({str(error).rstrip('.')}): use that version of "
             "ebc-lab, or choose another study.name."
         ) from None
-    return found
+    return config
 
 
 @dataclass(frozen=True)
@@ -158,33 +158,33 @@ class Study(StudyFiles):
         files = self.run_files(run_id)
         try:
             remedy = f"delete {files.directory}, and the study's command trains the run again"
-            found = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
+            recorded = cast(RunResult, read_checksummed(files.result, remedy, RunResult))
         except FileNotFoundError:
             return None
-        own = found.get("identity") or ""  # none where the spec could not be read
-        if found.get("run_id", run_id) != run_id or not run_id.endswith(own[:NAMED_BY]):
+        identity = recorded.get("identity") or ""  # none where the spec could not be read
+        if recorded.get("run_id", run_id) != run_id or not run_id.endswith(identity[:NAMED_BY]):
             raise OfAnotherRun(f"{files.result} was not written by this run: {remedy}.")
-        if wrong := _misfit_result(found):
+        if wrong := _misfit_result(recorded):
             raise UserError(f"{files.result} is damaged ({wrong}): {remedy}.")
-        return found
+        return recorded
 
     def has_result(self, run_id: str) -> bool:
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
         """Run id -> result, of those `specs` that have one. Raises UserError: edited, or another run's."""
-        found = {}
+        known = {}
         for spec in specs:
             result = self.result(spec.run_id)
             if result is not None:
                 self.refuse_other_runs(spec, result)
-                found[spec.run_id] = result
-        return found
+                known[spec.run_id] = result
+        return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
         """Run id -> result, of the runs that a decision was made from and that have one."""
-        found = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
-        return {run_id: result for run_id, result in found.items() if result is not None}
+        known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
+        return {run_id: result for run_id, result in known.items() if result is not None}
 
     def refuse_other_runs(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
         """Raises UserError when a result in a run's folder belongs to another run."""
@@ -320,9 +320,9 @@ class Study(StudyFiles):
         earlier = STAGES[: STAGES.index(stage)]
         if before is not None:
             self.drop_conclusions(but=[stage_of(s).summary_csv for s in earlier])
-        kept = {s: known[s] for s in earlier if s in known}
+        decisions = {s: known[s] for s in earlier if s in known}
         manifest.remove_entries(self.root, self.decisions_file.name)
-        write_json(self.decisions_file, {**kept, stage: decision})
+        write_json(self.decisions_file, {**decisions, stage: decision})
         return before is not None
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
@@ -350,13 +350,13 @@ class Study(StudyFiles):
         return gone
 
 
-def _misfit_result(found: RunResult) -> str | None:
+def _misfit_result(result: RunResult) -> str | None:
     """What is wrong with a result beyond the kinds of its figures."""
-    if found.get("outcome") not in OUTCOMES:
+    if result.get("outcome") not in OUTCOMES:
         return "it does not say how the run ended"
-    if found.get("grad_norm_quantiles") == []:
+    if result.get("grad_norm_quantiles") == []:
         return "grad_norm_quantiles is empty"
-    return misfit(found.get("curve", []), list[tuple[float, float | None, float]], "curve")
+    return misfit(result.get("curve", []), list[tuple[float, float | None, float]], "curve")
 
 
 def studies_in(folder: Path) -> list[Study]:

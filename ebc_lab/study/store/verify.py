@@ -47,10 +47,10 @@ def verify(study: Study) -> dict[str, Any]:
         wrong |= dict.fromkeys(fresh, UNKNOWN)
     wrong = _contents(study, set(all_there)) | wrong
     growing = len(set(all_there) - set(there) - set(recorded["files"]))
-    told = {
+    findings = {
         p: {"what": visible(what), "remedy": visible(_remedy(study, p, what))} for p, what in wrong.items()
     }
-    bad = [{"file": visible(p), **told[p]} for p in sorted(wrong)]
+    bad = [{"file": visible(p), **findings[p]} for p in sorted(wrong)]
     return {
         "study": study.name,
         "root": str(study.root),
@@ -135,8 +135,8 @@ def _identity_digest(study: Study, run_id: str) -> str:
     kind = spec["kind"]
     whole = spec["identity"]
     run: RunConfig = from_dict(RunConfig, spec["config"])
-    own = whole if kind == "train" else whole["run"]
-    with recorded_environment(environment(own)):
+    named = whole if kind == "train" else whole["run"]
+    with recorded_environment(environment(named)):
         if identity_of(kind, run) != whole or not matches_run_id(kind, run, run_id):
             raise UserError(f"{run_id} is another run.")
     return digest(whole)

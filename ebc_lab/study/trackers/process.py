@@ -131,13 +131,13 @@ def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
     """The figures that a stream holds after a step. A file that does not exist holds none yet."""
     try:
-        found = read_columns(path)
+        table = read_columns(path)
     except (FileNotFoundError, UserError):  # UserError: its last line is being written
         return []
     rows = []
-    for i, step in enumerate(found["step"]):
+    for i, step in enumerate(table["step"]):
         if step > after:
-            values = ((name, float(found[name][i])) for name in columns)
+            values = ((name, float(table[name][i])) for name in columns)
             rows.append((int(step), {name: x for name, x in values if math.isfinite(x)}))
     return rows
 
