@@ -23,7 +23,7 @@ from ebc_lab.study.store.study import Study
 
 
 def concluding(**calls: Any) -> Listener:
-    """A listener that writes a table when a stage is decided, and everything else at the end.
+    """Return a listener that writes a table when a stage is decided, and everything else at the end.
 
     `calls`: its other fields.
     """

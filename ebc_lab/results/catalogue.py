@@ -25,7 +25,7 @@ MOST_OF_A_FILE = 32 << 20  # bytes of a file in a bundle that is read here
 
 
 def places(folder: Path) -> list[Path]:
-    """The studies and bundles in a folder, the newest first."""
+    """Return the studies and bundles in a folder, the newest first."""
     dated = [(os.stat(study.header_file).st_mtime, study.root) for study in studies_in(folder)]
     for path in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError):
@@ -35,7 +35,7 @@ def places(folder: Path) -> list[Path]:
 
 
 def catalogue(folder: Path) -> list[dict[str, Any]]:
-    """A mapping for each study and bundle in a folder, the last written first.
+    """Return a mapping for each study and bundle in a folder, the last written first.
 
     Its keys are `name`, `place`, `bundle`, `state` (running, finished, interrupted, empty, damaged),
     `stages`, `scale`, `runs` (those that train), `written` (ISO time), `bytes`, and `headline`: what it
@@ -75,7 +75,7 @@ def _of_folder(path: Path) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Of its directory and of two files in it; `ebc-lab verify` checks all of it."""
+    """Describe a bundle by its directory and two files in it; `ebc-lab verify` checks all of it."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         header = _member(archive, HEADER)
@@ -92,7 +92,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: Any) -> dict[str, Any]:
-    """What settings and decisions say of a study."""
+    """Return what settings and decisions say of a study."""
     stages = list(header["config"]["study"]["stages"])
     done = [stage for stage in stages if stage in decisions]
     finished = bool(done) and done[-1] == stages[-1]
@@ -107,7 +107,7 @@ def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: A
 
 
 def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
-    """The answer about one's own arms, the verdict first; else what the last stage decided."""
+    """Return the answer about one's own arms, the verdict first; else what the last stage decided."""
     if not done:
         return ""
     last = decisions[done[-1]]

@@ -58,7 +58,7 @@ class Board:
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as values that JSON has; None for what is not known."""
+        """Return the same as values that JSON has; None for what is not known."""
         rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
         return {"groups": self.groups, "arms": rows, "notes": self.notes}
 
@@ -106,8 +106,8 @@ def board(*folders: str | os.PathLike[str]) -> Board:
 
 
 def _studies(name: str) -> list[Path]:
-    """The studies in a folder; itself, where it is one, or the name of one. Raises UserError where there is
-    none."""
+    """Return the studies in a folder; itself, where it is one, or the name of one. Raises UserError where
+    there is none."""
     folder = Path(name).expanduser()
     if folder.suffix != SUFFIX and not Study(folder).exists() and (studies := places(folder)):
         return studies
@@ -121,7 +121,7 @@ def _studies(name: str) -> list[Path]:
 
 
 def _entries(study: LoadedStudy) -> Iterator[Entry]:
-    """The arms of the finals or of a suite that have a result on the test split."""
+    """Yield the arms of the finals or of a suite that have a result on the test split."""
     decided = decision_that_shows("verdict", study.decisions) or decision_that_shows("arms", study.decisions)
     results = study.results()
     specs = study.specs()
@@ -137,7 +137,7 @@ def _entries(study: LoadedStudy) -> Iterator[Entry]:
 
 
 def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
-    """What must agree: the run's text, tokens, workload, model, batch and length."""
+    """Return what must agree: the run's text, tokens, workload, model, batch and length."""
     corpus = study.header["corpus"]
     workload = run.get("workload", {"name": "gpt"})
     parts = {"ebm": run.get("ebm"), "encoder": run.get("encoder"), "decoder": run.get("decoder")}
@@ -153,7 +153,7 @@ def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    """`gpt, blocks 3, width 128`."""
+    """Return `gpt, blocks 3, width 128`."""
     others = {
         name: value for name, value in settings.items() if name != "name" and value not in (None, {}, "")
     }
@@ -188,7 +188,8 @@ def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
 
 
 def _merged(entries: Sequence[Entry]) -> list[Entry]:
-    """Each arm once: one whose runs were copied to another study, where it has the same name, names both."""
+    """Return each arm once: one whose runs were copied to another study, where it has the same name, names
+    both."""
     merged: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         which = (entry.key, entry.environment, entry.arm, entry.runs, *sorted(entry.losses.items()))
@@ -199,7 +200,7 @@ def _merged(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _apart(key: Key, other: Key) -> str:
-    """`batch 16×64 against 24×32`."""
+    """Return `batch 16×64 against 24×32`."""
     pairs = zip(key, other, strict=True)
     return "; ".join(
         f"{what} {value} against {theirs}" for (what, value), (_, theirs) in pairs if value != theirs
@@ -215,7 +216,7 @@ def _unshared(name: str, entries: Sequence[Entry]) -> list[str]:
 
 
 def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """The arms of a group, best first, each beside the best."""
+    """Yield the arms of a group, best first, each beside the best."""
     alone = {
         id(e): paired(e.losses, dict.fromkeys(e.losses, 0.0)) for e in entries
     }  # the mean's own interval

@@ -30,7 +30,7 @@ MEANS = ("val_loss", "test_loss", "c_median", "kl_median", "clip_rate", "tokens_
 
 
 def run_rows(records: Sequence[Record], decisions: Decisions) -> list[dict[str, Any]]:
-    """A mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
+    """Return a mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
     tracks = _tracks_of_runs(decisions)
     rows = [_run(record, tracks) for record in records]
     order = [*decisions, *sorted({str(row["stage"]) for row in rows} - set(decisions))]
@@ -59,7 +59,7 @@ def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's settings say; of another version's, what every version calls the same."""
+    """Return what a run's settings say; of another version's, what every version calls the same."""
     try:
         return settings_of(from_dict(RunConfig, dict(config)))
     except (UserError, LookupError):
@@ -73,7 +73,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
-    """Run id -> the track that it belongs to, where a decision says so: arms of suites have any settings."""
+    """Return run id -> the track that it belongs to, where a decision says so: arms of suites have any
+    settings."""
     track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]
@@ -86,18 +87,18 @@ def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
 
 
 def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The arms of a decided track that are over seeds: those of the finals and of a suite."""
+    """Return the arms of a decided track that are over seeds: those of the finals and of a suite."""
     arms = track.get("arms", {})
     return {n: arm for n, arm in arms.items() if isinstance(arm, dict) and isinstance(arm.get("runs"), dict)}
 
 
 def runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row a run."""
+    """Return one row a run."""
     return frame(rows, RUN_MEANINGS)
 
 
 def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFrame:
-    """One row an arm of a stage: means over its completed seeds."""
+    """Return one row an arm of a stage: means over its completed seeds."""
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("kind") == "train":
@@ -147,7 +148,7 @@ def _step_costs(decisions: Decisions) -> dict[tuple[str, str], float]:
 
 
 def differences(decisions: Decisions) -> pd.DataFrame:
-    """One row a comparison of two arms, of every decision that makes some."""
+    """Return one row a comparison of two arms, of every decision that makes some."""
     rows = []
     for stage, decision in decisions.items():
         for name, track in decision["tracks"].items():
@@ -162,7 +163,7 @@ Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 
 def _compared(track: Any) -> Iterator[Compared]:
-    """(family, arm, reference, difference, further columns) of a decided track."""
+    """Yield (family, arm, reference, difference, further columns) of a decided track."""
     for family, compared in track.get("differences", {}).items():
         for arm, difference in compared.items():
             yield family, arm, reference_of(track, family, arm), difference, {}
@@ -181,7 +182,8 @@ def _compared(track: Any) -> Iterator[Compared]:
 
 
 def verdict(decisions: Decisions) -> pd.DataFrame:
-    """One row a question that the study answers: the lines of its verdict, or its arms of one's own."""
+    """Return one row a question that the study answers: the lines of its verdict, or its arms of one's
+    own."""
     rows = []
     judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
     for track, decided in judged["tracks"].items():
@@ -195,8 +197,8 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
 
 
 def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each that
-    is paired with another one."""
+    """Yield (track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each
+    that is paired with another one."""
     asked = list(answers(decisions))
     yield from asked
     suite = {} if asked else decisions.get("ablation", {}).get("tracks", {})
@@ -210,13 +212,13 @@ def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, 
 
 
 def lost(decisions: Decisions) -> list[str]:
-    """The arms of a suite of which no run ended, a sentence each."""
+    """Return the arms of a suite of which no run ended, a sentence each."""
     tracks = decisions.get("ablation", {}).get("tracks", {})
     return [line for track in tracks.values() for line in unfinished(track)]
 
 
 def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(track, arm, answer) for each arm that the study asks about."""
+    """Yield (track, arm, answer) for each arm that the study asks about."""
     for track, decided in decisions.get("ablation", {}).get("tracks", {}).items():
         for label, answer in (decided.get("answers") or {}).items():
             yield track, label, answer

@@ -91,12 +91,12 @@ class Outcome:
 
     @property
     def trained(self) -> int:
-        """Runs trained in this call, those that turned out not to be needed included."""
+        """Return runs trained in this call, those that turned out not to be needed included."""
         return self.runs.training + self.runs.unused
 
 
 def study_of(config: Config) -> Study:
-    """The study that a configuration names."""
+    """Return the study that a configuration names."""
     return Study(Path(config.output_dir).expanduser() / config.study.name)
 
 
@@ -109,7 +109,7 @@ def autopilot(
     limits: Limits | None = None,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Run or continue `stages` of the study in order (all of `study.stages` by default).
+    """Return run or continue `stages` of the study in order (all of `study.stages` by default).
 
     `command`: the words of a command line that continues the study, told to whoever stops it.
     Raises UserError (configuration, a held study, a missing earlier stage), StageFailed (also when `limits`
@@ -164,7 +164,8 @@ class _Call:
     seen: dict[str, RunResult] = field(default_factory=dict)  # results that progress has counted
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """The results of these runs, each read once: for what is shown, and nothing that is decided."""
+        """Return the results of these runs, each read once: for what is shown, and nothing that is
+        decided."""
         self.seen |= self.study.results([s for s in specs if s.run_id not in self.seen])
         return {s.run_id: self.seen[s.run_id] for s in specs if s.run_id in self.seen}
 
@@ -374,7 +375,7 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """`15 runs to train, then 2 measurements of time; 3 are there already`."""
+    """Return `15 runs to train, then 2 measurements of time; 3 are there already`."""
 
     def counted_as(n: int, what: str, rest: str) -> str:
         return f"{n} {what}{'' if n == 1 else 's'}{rest}"

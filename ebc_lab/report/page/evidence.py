@@ -42,8 +42,8 @@ CHOICES = ("candidates", "points")  # what a stage shows that chooses something 
 
 
 def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
-    """Everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that is
-    possible.
+    """Return everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that
+    is possible.
 
     Raises UserError: there is no study, or one of its files was truncated or edited. To be called, like what
     shows its findings, within `Study.told`.
@@ -94,15 +94,15 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
 
 
 def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
-    """Sentences with their track in words, and without the one that they begin with where there is only
-    one."""
+    """Return sentences with their track in words, and without the one that they begin with where there is
+    only one."""
     alone = list(tracks)
     worded = [words.tracks_in_words(line, alone) for line in lines]
     return [line.removeprefix(f"{optimizer(alone[0])}: ") for line in worded] if len(alone) == 1 else worded
 
 
 def label(name: str, arm: Arm) -> str:
-    """An arm as the tables name it: a suite's by its own name, a final one in words."""
+    """Return an arm as the tables name it: a suite's by its own name, a final one in words."""
     return name if "about" in arm else words.short(name, arm)
 
 
@@ -110,7 +110,7 @@ def label(name: str, arm: Arm) -> str:
 
 
 def _question(config: Config) -> str:
-    """Whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
+    """Tell whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
     without EBC at several rates the page cannot answer all of it."""
     if mine := [label for label in config.ablation.mine.arms if label in config.ablation.arms]:
         return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
@@ -146,7 +146,7 @@ def _facts(
 
 
 def _seeds_of(decisions: Mapping[str, Decision], compared: Decision | None, config: Config) -> Sequence[int]:
-    """The seeds of the runs that the study ends with."""
+    """Return the seeds of the runs that the study ends with."""
     modes = decision_that_shows("modes", decisions)
     if modes:
         return sorted({c["seed"] for c in modes["candidates"]})
@@ -184,7 +184,7 @@ def _runs(trained: Iterable[Record], bits: bool, files: tables.Files) -> Table:
 
 
 def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
-    """Runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
+    """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
     ended = [status.run_status(study, r.run_id, r.spec, r.result) for r in trained if r.spec and r.result]
     groups = status.failures_of(study, config, [r for r in ended if r["outcome"] != "completed"])
     for group in groups:
@@ -194,8 +194,8 @@ def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dic
 
 
 def _again(study: Study, header: StudyHeader) -> StudyCommand:
-    """The command that does the study again, on the corpus that was found, which is no setting that differs:
-    `auto` may find another elsewhere."""
+    """Return the command that does the study again, on the corpus that was found, which is no setting that
+    differs: `auto` may find another elsewhere."""
     requested = header["requested"]["data"]
     data = {**requested, "name": header["config"]["data"]["name"]}
     again = study_command({**header["requested"], "data": data}, copies(study, header))
@@ -204,7 +204,8 @@ def _again(study: Study, header: StudyHeader) -> StudyCommand:
 
 
 def _more_seeds(study: Study, header: StudyHeader, suite: Decision | None) -> str | None:
-    """The command of a study with the seeds that an undecided answer wants; None where it wants none."""
+    """Return the command of a study with the seeds that an undecided answer wants; None where it wants
+    none."""
     wanted = with_seeds_wanted(header["requested"], suite)
     return study_command(wanted, copies(study, header)).command if wanted else None
 
@@ -235,8 +236,8 @@ def _checksums(study: Study, decisions: Mapping[str, Decision]) -> Table:
 
 
 def _by_weight(decisions: Mapping[str, Decision], config: Config) -> list[str]:
-    """The stages in their order; of a suite that asks about arms of one's own their tuning first, and what
-    only gives its noise after it."""
+    """Return the stages in their order; of a suite that asks about arms of one's own their tuning first, and
+    what only gives its noise after it."""
     return sorted(decisions, key=lambda s: bool(config.ablation.mine.arms) and stage_of(s).shows != "points")
 
 
@@ -272,7 +273,7 @@ def _decision(
 def _chosen(
     rows: list[tuple[str, str, str]], d: Mapping[str, Any], floor: NoiseFloor | None
 ) -> list[tuple[str, str, str]]:
-    """(what, figure, remark) of what a stage chose for a track."""
+    """Return (what, figure, remark) of what a stage chose for a track."""
     if "optimizer" in d:
         rows = [("optimizer", optimizer(f"{d['optimizer']}_{d['projection']}"), ""), *rows]
     return [*rows, _margin(d, floor)] if "margin_sigma" in d and floor else rows
@@ -314,7 +315,7 @@ def _verdict(track: str, compared: FinalsTrack, config: Config) -> dict[str, Any
 
 
 def _line(line: Line, compared: FinalsTrack, ruler: Ruler, config: Config) -> dict[str, Any]:
-    """A line of the verdict with its words, and its difference drawn on a ruler where it has one."""
+    """Return a line of the verdict with its words, and its difference drawn on a ruler where it has one."""
     title, asks, _ = words.CHECKS.get(line["name"], (line["question"], "", {}))
     fair = line.get("reference") == compared["roles"].get("control")
     reference = "the fair control" if fair else "the baseline"
@@ -393,7 +394,8 @@ def _suite(
 
 
 def _judging(compared: SuiteTrack, pairs: Mapping[str, Difference]) -> list[Difference]:
-    """The differences that the answer rests on: those of the arms that a suite asks about, else all."""
+    """Return the differences that the answer rests on: those of the arms that a suite asks about, else
+    all."""
     answers = compared.get("answers") or {}
     differences = [
         d for label in words.mine_of(compared) if label in answers for d in answers[label]["against"].values()
@@ -402,7 +404,7 @@ def _judging(compared: SuiteTrack, pairs: Mapping[str, Difference]) -> list[Diff
 
 
 def _least(pairs: Iterable[Difference]) -> list[float]:
-    """The smallest detectable differences, by the intervals that judge."""
+    """Return the smallest detectable differences, by the intervals that judge."""
     detectable = (by_interval(d, joint=True)["detectable"] for d in pairs)
     return [least for least in detectable if least is not None]
 
@@ -410,8 +412,8 @@ def _least(pairs: Iterable[Difference]) -> list[float]:
 def _glances(
     track: str, of: str, compared: SuiteTrack, ranked: Sequence[str], tune: Decision | None
 ) -> list[Table]:
-    """What stands under the answer: each arm that is asked about beside the others; or what a sweep shows; or
-    every arm."""
+    """Return what stands under the answer: each arm that is asked about beside the others; or what a sweep
+    shows; or every arm."""
     if asked := words.asked(compared):
         tuned = words.tuned_arms(tune, track)
         names = {label: f"better-{track}-{i}" for i, label in enumerate(asked, 1)}
@@ -424,7 +426,7 @@ def _glances(
 
 
 def _tried(track: str, of: str, compared: SuiteTrack, config: Config, tune: Decision | None) -> Table | None:
-    """What was tried of the arms of a suite that asks about some of them."""
+    """Return what was tried of the arms of a suite that asks about some of them."""
     if not tune or not words.mine_of(compared):
         return None
     grids = {label: arm.tune for label, arm in config.ablation.arms.items()}
@@ -446,7 +448,7 @@ def _modes(decision: Decision, results: tables.Results) -> dict[str, Any]:
 
 
 def _titled(made: Table | None, of: str) -> Table | None:
-    """A table for the page; None where no arm has what it shows."""
+    """Return a table for the page; None where no arm has what it shows."""
     return made and replace(made.on(PAGE), title=f"{made.title}{of}")
 
 
@@ -457,7 +459,8 @@ def _states(
     results: tables.Results,
     names: Iterable[str] | None = None,
 ) -> Table | None:
-    """What the splats of energy-based models know, with the columns for which only the page has room."""
+    """Return what the splats of energy-based models know, with the columns for which only the page has
+    room."""
     made = tables.states(name, compared, results, names)
     return _titled(made and replace(made, note=made.note + tables.PAGE_NOTE), of)
 
@@ -470,8 +473,8 @@ def _compared(
     margin: float | None,
     pairs: Mapping[str, Difference],
 ) -> Table:
-    """Paired differences as rows with a drawn interval each, on one ruler: a family of the finals', or a
-    suite's `pairs`."""
+    """Return paired differences as rows with a drawn interval each, on one ruler: a family of the finals', or
+    a suite's `pairs`."""
     ruler = Ruler.over([by_interval(d, joint=True) for d in pairs.values()], margin)
 
     def draw(d: Difference) -> dict[str, Any] | None:
@@ -495,7 +498,7 @@ class Ruler:
 
     @classmethod
     def over(cls, differences: Sequence[Difference], margin: float | None) -> Ruler:
-        """An axis that shows most intervals whole: one wild arm does not squash the others."""
+        """Return an axis that shows most intervals whole: one wild arm does not squash the others."""
         limits = ((d["low"], d["high"], d["mean"]) for d in differences)
         largest = (max((abs(x) for x in ends if x is not None), default=0.0) for ends in limits)
         sizes = [size for size in largest if size > 0]
@@ -507,7 +510,7 @@ class Ruler:
         return round(self.WIDTH / 2 + share * (self.WIDTH / 2 - self.EDGE), 1)
 
     def drawn(self, d: Difference) -> dict[str, Any] | None:
-        """The ends of the interval and its middle on the axis; None where there is no interval."""
+        """Return the ends of the interval and its middle on the axis; None where there is no interval."""
         low, high, middle = d.get("low"), d.get("high"), d.get("mean", d.get("median"))
         middle = d.get("median") if middle is None else middle
         if low is None and high is None:

@@ -38,7 +38,7 @@ class LivePage:
         self.content, self.version = b"", ""
 
     def now(self) -> tuple[bytes, str]:
-        """(the page, what its bytes hash to)."""
+        """Return (the page, what its bytes hash to)."""
         with self.lock:
             seen = self._fingerprint()
             if seen != self.seen:
@@ -162,7 +162,7 @@ class Server(ThreadingHTTPServer):
 
 
 def server(study: Study, port: int = 0) -> Server:
-    """A server of the study's page, bound but not yet answering.
+    """Return a server of the study's page, bound but not yet answering.
 
     Raises UserError: no study, or the port cannot be used.
     """

@@ -26,7 +26,7 @@ Results = Mapping[str, RunResult]
 
 
 def point_in_words(arm: Arm | TunedArm) -> str:
-    """What an arm was tuned to; empty where nothing was."""
+    """Return what an arm was tuned to; empty where nothing was."""
     return suite.point_in_words(arm.get("point"))
 
 
@@ -46,7 +46,7 @@ def three_digits(value: float | None) -> str:
 
 
 def bits_column() -> Column:
-    """Of bits per character, in studies where these are not nats by another factor."""
+    """Make the column of bits per character, in studies where these are not nats by another factor."""
     return Column("Bits per character", "figure", three_digits, "bits/char", optional=True)
 
 
@@ -97,9 +97,9 @@ def arms(
     names: Iterable[str] | None = None,
     timed: Results | None = None,
 ) -> Table:
-    """The arms of the finals or of a suite, in the order of `names`: their figures, means over completed
-    seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole model is,
-    and the time of a step.
+    """Return the arms of the finals or of a suite, in the order of `names`: their figures, means over
+    completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
+    model is, and the time of a step.
 
     Without `results` the means are those of the decision, and no spread is known but that of the test loss;
     times, which no decision holds, are then taken from `timed`.
@@ -128,7 +128,7 @@ def _arm(
     reference: bool,
     ms_per_step: float | None,
 ) -> tuple[Any, ...]:
-    """The cells of an arm. `own`: its runs' results, where they are known."""
+    """Return the cells of an arm. `own`: its runs' results, where they are known."""
     outcomes = _outcomes(arm, results)
     done = outcomes.get("completed", 0)
     runs = len(arm["runs"])
@@ -185,7 +185,7 @@ def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
 
 
 def _values(results: Sequence[RunResult], key: str) -> list[float]:
-    """A figure of the completed runs."""
+    """Return a figure of the completed runs."""
     values = (figure_of(r, key) for r in results if r.get("outcome") == "completed")
     return [value for value in values if value is not None]
 
@@ -201,7 +201,8 @@ def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | No
 
 
 def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | None:
-    """Mean bits per character on the test split, None where the decision tells losses in nats alone."""
+    """Return mean bits per character on the test split, None where the decision tells losses in nats
+    alone."""
     figures = arm.get("figures", arm)
     return _mean(arm, results, BITS) if BITS in figures else None
 
@@ -214,14 +215,14 @@ def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cel
 
 
 def _ends(arm: Arm, key: str) -> tuple[float, float] | None:
-    """A figure near the start and near the end of the run."""
+    """Return a figure near the start and near the end of the run."""
     figures = arm.get("figures", {})
     early, late = figures.get(f"{key}_early"), figures.get(f"{key}_late")
     return None if early is None or late is None else (early, late)
 
 
 def _named(label: str, arm: Arm, reference: bool) -> Cell:
-    """A suite's arm by its own name, a final one in words where there is room for them."""
+    """Return a suite's arm by its own name, a final one in words where there is room for them."""
     if "about" not in arm and "roles" in arm:
         roles = ", ".join(map(words.role, arm["roles"]))
         return Cell(label, page=words.short(label, arm), note=roles, code=label)
@@ -268,7 +269,8 @@ POLICY_NOTE = "factors: what the policy multiplied the schedule by, medians of a
 def low_bit(
     name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table | None:
-    """What few levels took, and what a policy did, in the order of `names`; None where no arm has either."""
+    """Return what few levels took, and what a policy did, in the order of `names`; None where no arm has
+    either."""
     present = _low_bit_of(track, results)
     if not present:
         return None
@@ -287,13 +289,13 @@ def low_bit(
 
 
 def _low_bit_of(track: ComparedTrack, results: Results | None) -> set[str]:
-    """The low-bit figures that any arm has."""
+    """Return the low-bit figures that any arm has."""
     every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
     return {key for arm, runs in every for key in OF_LEVELS if _mean(arm, runs, key) is not None}
 
 
 def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
-    """Of training, evaluations aside; None where no completed run says it."""
+    """Return the time of a training step, evaluations aside; None where no completed run says it."""
     done = [r for r in results or () if r.get("outcome") == "completed"]
     timed = [1000 * r["train_s"] / r["steps"] for r in done if r.get("train_s") and r.get("steps")]
     return statistics.fmean(timed) if timed else None
@@ -330,8 +332,8 @@ PAGE_NOTE = (
 def states(
     name: str, track: ComparedTrack, results: Results, names: Iterable[str] | None = None
 ) -> Table | None:
-    """What the splats of energy-based models know of held-out states, in the order of `names`; None where no
-    arm is such a model."""
+    """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
+    where no arm is such a model."""
     every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
     there = {key for figures in every.values() for key in figures}
     if not there:
@@ -352,12 +354,12 @@ def states(
 
 
 def _sigma(key: str) -> float:
-    """The noise level, radians, in the name of its figure: 0.05 of `r2_0p05`."""
+    """Return the noise level, radians, in the name of its figure: 0.05 of `r2_0p05`."""
     return float(key.removeprefix(SCORED).replace("p", "."))
 
 
 def _score(figures: Mapping[str, float], key: str) -> Cell:
-    """R² and, after a stroke, its matched value."""
+    """Return R² and, after a stroke, its matched value."""
     r2, matched = figures.get(key), figures.get(f"matched_{key.removeprefix(SCORED)}")
     if r2 is None:
         return Cell(NOTHING)
@@ -366,7 +368,7 @@ def _score(figures: Mapping[str, float], key: str) -> Cell:
 
 
 def _of_workload(results: Sequence[RunResult]) -> dict[str, float]:
-    """The figures of the completed runs' models, as means."""
+    """Return the figures of the completed runs' models, as means."""
     done = [r["workload"] for r in results if r.get("outcome") == "completed" and r.get("workload")]
     keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}
     means = {}

@@ -36,8 +36,8 @@ def beside_weights(
     results: Results | None = None,
     names: Iterable[str] | None = None,
 ) -> Table | None:
-    """What each arm keeps beside the weights, and what that costs, in the order of `names`; None where the
-    arms do not differ in it."""
+    """Return what each arm keeps beside the weights, and what that costs, in the order of `names`; None where
+    the arms do not differ in it."""
     if not any(set(MEMORY_MEANINGS) & set(arm.get("figures", ())) for arm in track["arms"].values()):
         return None
     rows = []

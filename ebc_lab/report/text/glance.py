@@ -26,7 +26,8 @@ WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True
 
 
 def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
-    """A paired difference with the interval that judges it, and what follows from that: three cells."""
+    """Return a paired difference with the interval that judges it, and what follows from that: three
+    cells."""
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
     d = by_interval(difference, joint=True)
@@ -40,7 +41,7 @@ def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
 
 
 def verdict_cell(difference: Difference) -> Cell:
-    """What a suite says of a difference: the joint interval beside 0."""
+    """Return what a suite says of a difference: the joint interval beside 0."""
     verdict = words.verdict_of(difference)
     return Cell(verdict, tone=words.BADGES[verdict])
 
@@ -49,8 +50,8 @@ def verdict_cell(difference: Difference) -> Cell:
 
 
 def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> Table:
-    """An arm that a suite asks about beside every other, best rival first: what each was tuned to, and the
-    difference of the asked one from it.
+    """Return an arm that a suite asks about beside every other, best rival first: what each was tuned to, and
+    the difference of the asked one from it.
 
     `tuned`: what `tune` chose for each arm; empty where nothing was tuned.
     """
@@ -90,7 +91,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
 
 
 def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float]:
-    """The rival that was picked beforehand comes first, then by test loss."""
+    """Return the rival that was picked beforehand comes first, then by test loss."""
     median = track["arms"][name]["test_median"]
     return name != rival, math.inf if median is None else median
 
@@ -102,7 +103,7 @@ def _named(arm: str, track: SuiteTrack, rival: str | None) -> Cell:
 
 
 def schedule_in_words(arm: Arm) -> str:
-    """The shape of an arm's learning rate; empty where the decision does not say it."""
+    """Return the shape of an arm's learning rate; empty where the decision does not say it."""
     return str(arm.get("lr_schedule") or "").replace("_", " ")
 
 
@@ -118,7 +119,7 @@ def _loss(arm: Arm) -> Cell:
 
 
 def _cost(cost: StepCost | None) -> Cell:
-    """How many times the reference's step an arm's step takes."""
+    """Return how many times the reference's step an arm's step takes."""
     if not cost:
         return Cell()
     low, high = cost.get("low"), cost.get("high")
@@ -147,8 +148,8 @@ Grids = Mapping[str, Mapping[str, Sequence[Any]]]  # arm -> setting -> the value
 
 
 def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids: Grids) -> Table | None:
-    """How much was tried of each arm before its best point was taken: that all were tuned alike. None where
-    none of the arms was tuned. `grids`: what was asked for."""
+    """Return how much was tried of each arm before its best point was taken: that all were tuned alike. None
+    where none of the arms was tuned. `grids`: what was asked for."""
     tuned = words.tuned_arms(decision, track)
     several = len(decision["tracks"]) > 1
     rows: list[Row] = []
@@ -175,7 +176,7 @@ def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids:
 
 
 def _values(grid: Mapping[str, Sequence[Any]], key: str) -> str:
-    """The values of a setting that were tried."""
+    """Return the values of a setting that were tried."""
     return ", ".join(v.replace("_", " ") if isinstance(v, str) else brief(v) for v in grid.get(key, ()))
 
 
@@ -194,7 +195,7 @@ SUITE = (
 
 
 def suite(name: str, track: SuiteTrack, ranked: Sequence[str]) -> Table:
-    """A suite's arms, best first, each with its difference from its reference."""
+    """Return a suite's arms, best first, each with its difference from its reference."""
     versus = {track["arms"][n]["versus"] for n in ranked} - {None}
     rows = []
     for label in ranked:
@@ -220,7 +221,7 @@ FINALS = (
 
 
 def finals(name: str, track: FinalsTrack) -> Table:
-    """The final arms, each with its differences from the baseline and from the fair control."""
+    """Return the final arms, each with its differences from the baseline and from the fair control."""
     rows = []
     for label, arm in track["arms"].items():
         pairs: list[Cell] = []

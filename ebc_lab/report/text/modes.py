@@ -32,7 +32,8 @@ COLUMNS = (
 
 
 def figures(decision: Decision, track: str, results: Results | None) -> list[dict[str, Any]]:
-    """One mapping a mode, of the columns in MODE_MEANINGS. Without `results` nothing is known of time."""
+    """Return one mapping a mode, of the columns in MODE_MEANINGS. Without `results` nothing is known of
+    time."""
     rows = []
     for mode, counts in decision["tracks"][track]["modes"].items():
         ids = [c["run_id"] for c in candidates_of(track, decision) if c["role"] == mode]
@@ -44,7 +45,7 @@ def figures(decision: Decision, track: str, results: Results | None) -> list[dic
 
 
 def modes(name: str, decision: Decision, track: str, results: Results | None = None) -> Table:
-    """Runs, distinct checksums, spread of the validation loss and steps/s of each mode."""
+    """Return runs, distinct checksums, spread of the validation loss and steps/s of each mode."""
     rows = []
     for figure in figures(decision, track, results):
         values = [figure[key] for key in MODE_MEANINGS if key != "track"]
@@ -60,12 +61,12 @@ def modes(name: str, decision: Decision, track: str, results: Results | None = N
 
 
 def same_bits(mode: Mapping[str, Any]) -> bool:
-    """Whether all runs of a mode completed, with the same weights."""
+    """Tell whether all runs of a mode completed, with the same weights."""
     return mode["checksums"] == 1 and mode["completed"] == mode["runs"] > 1
 
 
 def answer(track: ModesTrack) -> dict[str, str]:
-    """What the comparison found, in a word and a sentence."""
+    """Return what the comparison found, in a word and a sentence."""
     same = [mode for mode, counts in track["modes"].items() if same_bits(counts)]
     word = f"The same bits under {' and '.join(same)}." if same else "Under no mode the same bits."
     empty = shows_nothing(track["modes"])

@@ -55,7 +55,7 @@ class About:
 
 
 def finals(about: About, decision: Decision, results: Results) -> list[Table]:
-    """The arms of the finals, and their differences from each of their references."""
+    """Return the arms of the finals, and their differences from each of their references."""
     made = []
     for track, compared in decision["tracks"].items():
         made += _arms(about, "finals", track, compared, results)
@@ -73,8 +73,9 @@ def suite(
     tune: Decision | None = None,
     grids: glance.Grids = MappingProxyType({}),
 ) -> list[Table]:
-    """A suite's arms, and the difference of each from the arm it is compared with; of arms that it asks about
-    first whether they are better, and what was tried of each. `tune`, `grids`: what `glance.tried` tells."""
+    """Return a suite's arms, and the difference of each from the arm it is compared with; of arms that it
+    asks about first whether they are better, and what was tried of each. `tune`, `grids`: what `glance.tried`
+    tells."""
     made = []
     for track, compared in decision["tracks"].items():
         made += _better(about, track, compared, tune, grids)
@@ -88,7 +89,7 @@ def suite(
 
 
 def verdict(about: About, acceptance: Acceptance) -> list[Table]:
-    """The lines of the verdict."""
+    """Return the lines of the verdict."""
     counts = ", ".join(f"{n} {v}" for v, n in acceptance["counts"].items())
     caption = [f"{counts}.", "Judged on the test split, which no decision has looked at.", str(about)]
     return [replace(tables.verdict(acceptance["lines"]).on(PAPER), caption=caption)]
@@ -97,7 +98,7 @@ def verdict(about: About, acceptance: Acceptance) -> list[Table]:
 def _better(
     about: About, track: str, compared: SuiteTrack, tune: Decision | None, grids: glance.Grids
 ) -> list[Table]:
-    """Whether the arms that a suite asks about are better, each with its answer; and what was tried."""
+    """Tell whether the arms that a suite asks about are better, each with its answer; and what was tried."""
     made = []
     tuned = words.tuned_arms(tune, track)
     for i, label in enumerate(words.asked(compared), 1):
@@ -117,8 +118,8 @@ def _capital(note: str) -> str:
 def _arms(
     about: About, kind: str, track: str, compared: FinalsTrack | SuiteTrack, results: Results
 ) -> list[Table]:
-    """The arms, what few levels took where any has them, what the splats of energy-based models know, and
-    what is kept beside the weights where arms differ in that."""
+    """Return the arms, what few levels took where any has them, what the splats of energy-based models know,
+    and what is kept beside the weights where arms differ in that."""
     usual = [arm for arm in compared["arms"].values() if not arm.get("shape")]
     ids = [run_id for arm in usual for run_id in arm["runs"].values()]
     steps = max((results.get(run_id, RunResult()).get("steps") or 0 for run_id in ids), default=0)
@@ -190,7 +191,7 @@ def title_of(column: Column) -> str:
 
 
 def markdown(made: Sequence[Table]) -> str:
-    """The tables one after the other, each with its title above and its caption below."""
+    """Return the tables one after the other, each with its title above and its caption below."""
     parts = []
     for table in made:
         kinds = [column.kind for column in table.columns]
@@ -208,14 +209,14 @@ def _markdown_cell(kind: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket of a
-    link, and no HTML."""
+    """Return text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket
+    of a link, and no HTML."""
     marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
 
 
 def _code(name: str) -> str:
-    """A name in code type; a table's own bar is the one character that needs a backslash there."""
+    """Return a name in code type; a table's own bar is the one character that needs a backslash there."""
     text = " ".join(name.split()).replace("|", r"\|")
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
@@ -263,12 +264,12 @@ LATEX = str.maketrans(
 
 
 def escaped(text: str) -> str:
-    """Text in which no character means anything to LaTeX."""
+    """Return text in which no character means anything to LaTeX."""
     return " ".join(text.split()).translate(LATEX)
 
 
 def latex(made: Sequence[Table], study: str) -> str:
-    """One table environment for each table, under the label `tab:<study>-<its name>`."""
+    """Return one table environment for each table, under the label `tab:<study>-<its name>`."""
     parts = ["% needs \\usepackage{booktabs}\n"]
     for table in made:
         kinds = [column.kind for column in table.columns]

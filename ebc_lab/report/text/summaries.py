@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.DataFrame:
-    """One row per run, in the order of the plan; empty where a run has no such figure."""
+    """Return one row per run, in the order of the plan; empty where a run has no such figure."""
     import pandas as pd
 
     timed = [s for s in specs if s.kind == "overhead"]
@@ -54,8 +54,8 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.Da
 
 
 def ablation(decision: Decision) -> pd.DataFrame:
-    """One row per arm of a suite: its figures (means over completed seeds) and its paired difference in test
-    loss. Columns that no arm has are left out."""
+    """Return one row per arm of a suite: its figures (means over completed seeds) and its paired difference
+    in test loss. Columns that no arm has are left out."""
     import pandas as pd
 
     rows = []
@@ -85,7 +85,7 @@ def ablation(decision: Decision) -> pd.DataFrame:
 
 
 def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]) -> None:
-    """The table of the modes of determinism that a study compares."""
+    """Write the table of the modes of determinism that a study compares."""
     import pandas as pd
 
     rows = [row for track in decision["tracks"] for row in figures(decision, track, results)]
@@ -93,12 +93,12 @@ def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]
 
 
 def write_ablation(path: Path, decision: Decision) -> None:
-    """The table of a suite's arms."""
+    """Write the table of a suite's arms."""
     _write(path, ablation(decision))
 
 
 def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> None:
-    """The table of a stage's runs."""
+    """Write the table of a stage's runs."""
     _write(path, summary(specs, results))
 
 

@@ -67,8 +67,8 @@ CANDIDATES = (
 
 
 def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> Table:
-    """The runs that a stage chose from, with what became of each. `band`: where the rule wants their median
-    c; None where it does not ask for one."""
+    """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
+    median c; None where it does not ask for one."""
     tracks = decision["tracks"].values()
     remarks = _of_the_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
@@ -115,7 +115,8 @@ PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles 
 
 
 def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """(role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken for."""
+    """Return (role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken
+    for."""
     remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
         control = d.get("control", {})
@@ -135,7 +136,7 @@ def _became(candidate: Candidate, chosen: bool, ranked: Iterable[str]) -> Cell:
 
 
 def _notes(c: Candidate, inert: Iterable[str], band: Sequence[float] | None) -> list[str]:
-    """What a reader must know of a candidate beyond its figures."""
+    """Return what a reader must know of a candidate beyond its figures."""
     notes = []
     middle = c.get("c_median")
     if c["outcome"] != "completed":
@@ -157,7 +158,7 @@ TUNED = (
 
 
 def tuned(stage: str, decision: Decision) -> Table:
-    """Each arm's best point."""
+    """Return each arm's best point."""
     rows = []
     for track in decision["tracks"].values():
         for name, arm in track["arms"].items():
@@ -192,7 +193,7 @@ WINDOWS = (
 
 
 def windows(name: str, track: SuiteTrack) -> Table | None:
-    """How far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
+    """Return how far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
     sweeps = [
         (arm, key, sweep) for arm, swept in track.get("windows", {}).items() for key, sweep in swept.items()
     ]
@@ -229,7 +230,8 @@ REGRETS = (
 
 
 def regrets(name: str, track: SuiteTrack) -> Table | None:
-    """What it costs to keep the settings of another size, against tuning again; None without transfers."""
+    """Return what it costs to keep the settings of another size, against tuning again; None without
+    transfers."""
     rows = []
     for size in track.get("transfer", ()):
         for arm in size["kept"]:
@@ -243,7 +245,8 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
 
 
 def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
-    """The windows of what a suite sweeps and the regrets of what it carries to other sizes, if it does.
+    """Return the windows of what a suite sweeps and the regrets of what it carries to other sizes, if it
+    does.
 
     `name`: what a table shows, `windows` or `regrets` -> the table's name.
     """
@@ -275,7 +278,7 @@ def differences(
     draw: Draw = lambda difference: None,
     family: str = "",
 ) -> Table:
-    """Paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
+    """Return paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
     `family`: of the finals' differences, where each arm may have a reference of its own."""
     rows = []
     for label, d in pairs.items():
@@ -303,12 +306,12 @@ def differences(
 
 
 def suite_pairs(track: SuiteTrack, names: Iterable[str]) -> dict[str, Difference]:
-    """The arms of a suite that are paired with another one -> their difference."""
+    """Return the arms of a suite that are paired with another one -> their difference."""
     return {name: d for name in names if (d := track["arms"][name]["difference"])}
 
 
 def ranked(track: SuiteTrack) -> list[str]:
-    """A suite's arms, best first; those that were judged on another text come last."""
+    """Return a suite's arms, best first; those that were judged on another text come last."""
 
     def place(name: str) -> tuple[bool, float]:
         arm = track["arms"][name]
@@ -318,8 +321,8 @@ def ranked(track: SuiteTrack) -> list[str]:
 
 
 def _compared(label: str, arm: Arm, elsewhere: bool, lost: Diverged | None, beside: str) -> Cell:
-    """The arm, what it is compared with if not with the reference, and on the page what diverged and what is
-    its `own` reference."""
+    """Return the arm, what it is compared with if not with the reference, and on the page what diverged and
+    what is its `own` reference."""
     against = f"against {arm['versus']}" if elsewhere else ""
     name = label if "about" in arm or "roles" not in arm else words.short(label, arm)
     text = f"{label} ({against})" if against else label
@@ -330,7 +333,7 @@ def _compared(label: str, arm: Arm, elsewhere: bool, lost: Diverged | None, besi
 
 
 def _centre(d: Mapping[str, Any]) -> Cell:
-    """The mean difference, or the median where a diverged run makes ranks decide."""
+    """Return the mean difference, or the median where a diverged run makes ranks decide."""
     if d.get("mean") is not None:
         return Cell(signed(d["mean"], 3), d["mean"])
     if d.get("median") is not None:
@@ -340,7 +343,7 @@ def _centre(d: Mapping[str, Any]) -> Cell:
 
 
 def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
-    """A limit that is absent is infinite by rank, and not known by t."""
+    """Return a limit that is absent is infinite by rank, and not known by t."""
     if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
         return NOTHING
     left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
@@ -371,7 +374,7 @@ VERDICT = (
 
 
 def verdict(lines: Sequence[Line]) -> Table:
-    """The lines of the verdict; their track only where there are several."""
+    """Return the lines of the verdict; their track only where there are several."""
     several = len({line["track"] for line in lines}) > 1
     rows = []
     for line in lines:
@@ -406,8 +409,8 @@ def runs(
     bits: bool = False,
     files: Files = lambda run_id: (),
 ) -> Table:
-    """All runs, each given as its id, its spec and its result (empty while there is none). `bits`: losses in
-    bits per character, too; `files`: of a run, that the page leads to."""
+    """Return all runs, each given as its id, its spec and its result (empty while there is none). `bits`:
+    losses in bits per character, too; `files`: of a run, that the page leads to."""
     figures = ("val_loss", "test_loss", BITS, "c_median", "kl_median", "wall_s")
     rows = []
     for run_id, spec, result in specs:
@@ -434,6 +437,6 @@ def runs(
 def plain(
     name: str, title: str, columns: Mapping[str, str], rows: Iterable[Sequence[str]], note: str = ""
 ) -> Table:
-    """A table of text. `columns`: title -> kind; the first one names the row."""
+    """Return a table of text. `columns`: title -> kind; the first one names the row."""
     shown = [Column(title, kind, head=not i) for i, (title, kind) in enumerate(columns.items())]
     return Table(name, title, shown, [filled(shown, row) for row in rows], note)

@@ -174,8 +174,8 @@ class InWords(TypedDict, total=False):
 
 
 def has_ebc(config: Mapping[str, Any]) -> bool:
-    """Whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said of
-    it."""
+    """Tell whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said
+    of it."""
     if {"calibrate", "controller_search", "lr_scale", "finals"} & set(config["study"]["stages"]):
         return True
     arms = ((config.get("ablation") or {}).get("arms") or {}).values()
@@ -190,7 +190,7 @@ NOISE_ALONE = (
 
 
 def explanation(ebc: bool) -> dict[str, Any]:
-    """What a page says was done, `method`, and what its `terms` mean."""
+    """Return what a page says was done, `method`, and what its `terms` mean."""
     terms = {term: what for term, what in TERMS.items() if ebc or term not in OF_EBC}
     return {"method": METHOD if ebc else (METHOD_WITHOUT_EBC,), "terms": terms}
 
@@ -200,12 +200,12 @@ def explanation(ebc: bool) -> dict[str, Any]:
 
 
 def fixed(x: float | None, digits: int = 4) -> str:
-    """A figure with this many decimals: losses have four."""
+    """Return a figure with this many decimals: losses have four."""
     return NOTHING if x is None or not math.isfinite(x) else f"{x:z.{digits}f}".replace("-", "−")
 
 
 def part(x: float | None) -> str:
-    """A part of a whole, as c is: two decimals, or one digit where they would be 0."""
+    """Return a part of a whole, as c is: two decimals, or one digit where they would be 0."""
     return f"{x:.1g}" if x is not None and 0 < x < 0.005 else fixed(x, 2)
 
 
@@ -223,7 +223,7 @@ def size(count: float) -> str:
 
 
 def brief(x: Any) -> str:
-    """Three significant digits where there are more; text and whole numbers as they are."""
+    """Return three significant digits where there are more; text and whole numbers as they are."""
     if x is None or x == "":
         return NOTHING
     if isinstance(x, bool) or not isinstance(x, int | float):
@@ -240,7 +240,7 @@ def percent(x: float | None, digits: int = 0) -> str:
 
 
 def setting(x: Any) -> str:
-    """A value of the configuration; of a third, six digits."""
+    """Return a value of the configuration; of a third, six digits."""
     if isinstance(x, Mapping):
         return str(dict(x)) if x else "{}"
     if isinstance(x, list | tuple):
@@ -253,7 +253,7 @@ def setting(x: Any) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 4) -> str:
-    """`−0.012 to +0.034`; a missing limit is an infinite one."""
+    """Return `−0.012 to +0.034`; a missing limit is an infinite one."""
     if low is None and high is None:
         return NOTHING
     left = "−∞" if low is None else signed(low, digits)
@@ -265,7 +265,7 @@ def plural(n: int, one: str, many: str | None = None) -> str:
 
 
 def breakable(name: str) -> Any:
-    """A long name of ours that may break after its underscores."""
+    """Return a long name of ours that may break after its underscores."""
     from markupsafe import Markup, escape
 
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
@@ -521,7 +521,7 @@ def _apart_answer(track: SuiteTrack) -> InWords:
 
 
 def _first_few(labels: Sequence[str]) -> str:
-    """Names, no more than a headline has room for."""
+    """Return names, no more than a headline has room for."""
     if len(labels) <= FEW + 1:
         return ", ".join(labels)
     return f"{', '.join(labels[:FEW])} and {len(labels) - FEW} more"
@@ -735,5 +735,5 @@ def words(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def explained(text: str) -> dict[str, str]:
-    """The terms that a text uses, with what they mean."""
+    """Return the terms that a text uses, with what they mean."""
     return {term: what for term, what in TERMS.items() if re.search(rf"(?<!\w){re.escape(term)}(?!\w)", text)}

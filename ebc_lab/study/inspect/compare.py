@@ -27,7 +27,7 @@ OF_ARMS = "ablation.arms."  # how the settings of a suite's arms begin
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """What differs between two studies, and what they have in common; pairs are (in a, in b).
+    """Return what differs between two studies, and what they have in common; pairs are (in a, in b).
 
     Raises UserError when one is not there, or a file of one was edited.
     """
@@ -37,7 +37,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
 
 def _told_by_place(*places: Path) -> list[str]:
-    """The shortest ends of two paths that tell them apart."""
+    """Return the shortest ends of two paths that tell them apart."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -73,13 +73,13 @@ def _compared(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """What the last stage says, where it concludes a study."""
+    """Return what the last stage says, where it concludes a study."""
     last = next(reversed(list(decisions)), None)
     return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(*decisions: Mapping[str, Any]) -> dict[str, list[str | None]]:
-    """Arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
+    """Return arm -> its tuned point in both, in words; an arm that is tuned in neither is absent."""
     points: list[dict[str, str]] = []
     for study in decisions:
         tracks = study["tune"]["tracks"] if "tune" in study else {}
@@ -124,7 +124,7 @@ def _unequal(a: Mapping[str, Any], b: Mapping[str, Any], leave: tuple[str, ...] 
 
 
 def _runs(*snapshots: Snapshot) -> dict[str, Any]:
-    """The runs that both planned, and whether their results are equal, timing aside."""
+    """Return the runs that both planned, and whether their results are equal, timing aside."""
     results = [_trained(snapshot) for snapshot in snapshots]
     common = [r for r in results[0] if r in results[1]]
     unequal = {r: _unequal(results[0][r], results[1][r], leave=TIMING) for r in common}
@@ -139,14 +139,14 @@ def _runs(*snapshots: Snapshot) -> dict[str, Any]:
 
 
 def _weights(*results: Sequence[RunResult]) -> dict[str, int]:
-    """Of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
+    """Count of how many runs both recorded the weights' checksum, and of how many of these it is the same."""
     pairs = ((x.get("weights_checksum"), y.get("weights_checksum")) for x, y in zip(*results, strict=True))
     both = [(x, y) for x, y in pairs if x is not None and y is not None]
     return {"compared": len(both), "equal": sum(x == y for x, y in both)}
 
 
 def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
-    """Run id -> result of the training runs that count. Raises UserError when a file was edited."""
+    """Return run id -> result of the training runs that count. Raises UserError when a file was edited."""
     results = {}
     sorts = snapshot.sorts_of_runs()
     for r in snapshot.sound_records():
@@ -156,7 +156,7 @@ def _trained(snapshot: Snapshot) -> dict[str, RunResult]:
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Track -> figure -> pair; a track that only one of them kept has None on the other side."""
+    """Return track -> figure -> pair; a track that only one of them kept has None on the other side."""
     figures: dict[str, Any] = {}
     for track in dict.fromkeys([*a["tracks"], *b["tracks"]]):
         pair_of = [d["tracks"].get(track) for d in (a, b)]
@@ -166,7 +166,7 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Each line of the verdicts, side by side; `flipped` where they do not agree."""
+    """Return each line of the verdicts, side by side; `flipped` where they do not agree."""
     tracks = [[] if d is None else d["tracks"].items() for d in decisions]
     lines = [
         {(t, line["name"]): line for t, decided in study for line in decided["verdict"]} for study in tracks
@@ -188,7 +188,8 @@ def _verdict(*decisions: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _arms(*decisions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arms that both have, with the mean test loss of the seeds that completed, and b's minus a's."""
+    """Return the arms that both have, with the mean test loss of the seeds that completed, and b's minus
+    a's."""
     out = {}
     for shown in ("verdict", "arms"):
         ends = [decision_that_shows(shown, d) for d in decisions]

@@ -39,8 +39,8 @@ class WithNeighbours:
 
 
 def with_corpus_of_neighbours(config: Config, study: Study) -> Config:
-    """The configuration with the checksums of text and tokenizer that a neighbour which asked for the same
-    ones has, where they are open: without them a run has no name."""
+    """Return the configuration with the checksums of text and tokenizer that a neighbour which asked for the
+    same ones has, where they are open: without them a run has no name."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break

@@ -75,7 +75,7 @@ def _asked(
     results: dict[str, RunResult],
     known: ResultsOf,
 ) -> list[RunSpec]:
-    """The runs that a stage asks for; adds their results, known or invented, to `results`."""
+    """Return the runs that a stage asks for; adds their results, known or invented, to `results`."""
     first = len(results)
     lowest: dict[str, float] = {}  # role -> of the known losses; "" of all
     while True:
@@ -103,8 +103,8 @@ def _without_looks_between(config: Config) -> Config:
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """A result as the scenario has it. Its losses start from `best`, so that they are comparable with known
-    ones."""
+    """Return a result as the scenario has it. Its losses start from `best`, so that they are comparable with
+    known ones."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # an arm may have another optimizer
     if scenario.edge or len(grid) <= 2:
@@ -132,8 +132,8 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
-    """How far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can be
-    expected, their `steps`, and `seconds` of work, None before a run has finished.
+    """Return how far a study that runs is, in milliseconds: training runs `done`, those `left` as far as can
+    be expected, their `steps`, and `seconds` of work, None before a run has finished.
 
     `config` is resolved. `known`: the results that exist; `under_way`: run id -> the share that is trained.
     """
@@ -154,7 +154,7 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
+    """Return runs, steps, tokens and time per stage: min, expected and max, because sweeps may extend.
 
     Of a study that has begun, `done` runs are counted and left out of the time, and so are those that will be
     `copied` from other studies in the folder. Raises UserError when a result was edited.
@@ -212,7 +212,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 
 def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
-    """The configuration with a device, a corpus and a number of runs per worker, as far as they are known."""
+    """Return the configuration with a device, a corpus and a number of runs per worker, as far as they are
+    known."""
     begun_with = header["config"]["launcher"].get("runs_per_worker", 1) if header else 1
     runs_per_worker = config.launcher.runs_per_worker or begun_with
     return replace(
@@ -227,7 +228,7 @@ def _placed(config: Config, header: Mapping[str, Any] | None) -> Config:
 def _figures(
     specs: Sequence[RunSpec], config: Config, known: WithNeighbours, rate: Pace | None, speed: Choice | None
 ) -> dict[str, Any]:
-    """What the training runs among `specs` take; those that will be `copied` take nothing."""
+    """Return what the training runs among `specs` take; those that will be `copied` take nothing."""
     training = [s for s in specs if s.kind == "train"]
     there = known(training)
     copied = [s for s in training if s.run_id in known.copied]
@@ -256,7 +257,7 @@ def _seconds(
 
 
 def _plainest(config: Config) -> Choice:
-    """What an estimate takes for settings that are still to be measured: float32, one thread, not
+    """Return what an estimate takes for settings that are still to be measured: float32, one thread, not
     compiled."""
     run, why = chosen_by_rule(run_part(config), cores(), job_cores(config.launcher))
     dtype = "float32" if is_open(run, "dtype") else run.dtype

@@ -41,7 +41,8 @@ class StudyCommand:
 
 
 def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
-    """A command line that trains exactly this run. `own`: the study's copies of the user's own files."""
+    """Return a command line that trains exactly this run. `own`: the study's copies of the user's own
+    files."""
     base = _defaults((f"scale={config.scale}",), study=False)
     changed = {k: v for k, v in flat(to_dict(run)).items() if k not in base or base[k] != v}
     for group in OWN:
@@ -55,8 +56,8 @@ def reproduce(config: Config, run: RunConfig, own: Copies = NONE) -> str:
 
 
 def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyCommand:
-    """The `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the study's
-    copies of the user's own files."""
+    """Return the `ebc-lab autopilot` that asks for these settings, `requested` of a study.json. `own`: the
+    study's copies of the user's own files."""
     asked = flat(requested)
     try:
         chosen = _chosen(requested, asked, own)
@@ -91,7 +92,7 @@ def study_command(requested: Mapping[str, Any], own: Copies = NONE) -> StudyComm
 
 
 def _chosen(requested: Mapping[str, Any], asked: Mapping[str, Any], own: Copies) -> list[str]:
-    """The choices that the rest is told from: scale, suite, and the parts of the user's own."""
+    """Return the choices that the rest is told from: scale, suite, and the parts of the user's own."""
     chosen = [f"scale={requested['scale']}"]
     suite = own.suite_path or _suite(asked)
     chosen += [f"study={override_value(suite)}"] if suite != "default" else []
@@ -130,23 +131,24 @@ def _new_arms(
 
 
 def _is_usual(key: str, _: Any, value: Any) -> bool:
-    """Whether a setting of a new arm says nothing: a default, or a checksum that was found out."""
+    """Tell whether a setting of a new arm says nothing: a default, or a checksum that was found out."""
     usual = flat(to_dict(ArmConfig()))
     return key.endswith(".sha256") or usual.get(key.split(".", 3)[3]) == value
 
 
 def _left_out(requested: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
-    """The arms that the suite has and the study does not."""
+    """Return the arms that the suite has and the study does not."""
     return [name for name in _arms_of(base) if name not in requested["ablation"]["arms"]]
 
 
 def _arms_of(base: Mapping[str, Any]) -> dict[str, None]:
-    """The names of a suite's arms, in its order."""
+    """Return the names of a suite's arms, in its order."""
     return dict.fromkeys(key.split(".")[2] for key in base if key.startswith("ablation.arms."))
 
 
 def _by_path(group: str, part: Any, own: Copies) -> Any:
-    """A part of an arm as a user writes it: the target of a copy by its path, without what is found out."""
+    """Return a part of an arm as a user writes it: the target of a copy by its path, without what is found
+    out."""
     if not isinstance(part, Mapping) or not part.get("target"):
         return part
     made = {key: value for key, value in part.items() if key != "sha256"}
@@ -156,7 +158,8 @@ def _by_path(group: str, part: Any, own: Copies) -> Any:
 
 
 def continuing(study: Study, header: StudyHeader) -> str | None:
-    """The command line that continues a study: the one that ran it last, or else one that asks for the same.
+    """Return the command line that continues a study: the one that ran it last, or else one that asks for the
+    same.
 
     None where only a file that is not in study.json could say it.
     """
@@ -169,8 +172,8 @@ def continuing(study: Study, header: StudyHeader) -> str | None:
 
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
-    """The command line of another study in the same place that has as many seeds as the undecided answers
-    want; what this one has finished is copied. None where none wants any."""
+    """Return the command line of another study in the same place that has as many seeds as the undecided
+    answers want; what this one has finished is copied. None where none wants any."""
     wanted = with_seeds_wanted(header["requested"], decision)
     return _here(study, header, wanted) if wanted else None
 
@@ -178,8 +181,8 @@ def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | No
 def with_seeds_wanted(
     requested: Mapping[str, Any], decision: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The settings of a study that would decide what is undecided, under a name of its own: the number of
-    seeds is chosen before its answer is seen. None where there is none."""
+    """Return the settings of a study that would decide what is undecided, under a name of its own: the number
+    of seeds is chosen before its answer is seen. None where there is none."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
@@ -191,7 +194,8 @@ def with_seeds_wanted(
 
 
 def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> str | None:
-    """The command line that asks for these settings with the study's launcher, in its folder of studies."""
+    """Return the command line that asks for these settings with the study's launcher, in its folder of
+    studies."""
     command = study_command(requested, copies(study, header))
     if command.unsaid:
         return None
@@ -206,8 +210,8 @@ def _here(study: Study, header: StudyHeader, requested: Mapping[str, Any]) -> st
 
 @functools.cache
 def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
-    """Every setting that these choices give. Cached: composing is slow, and a page asks for each failed
-    run."""
+    """Return every setting that these choices give. Cached: composing is slow, and a page asks for each
+    failed run."""
     try:
         config = compose(chosen, study=study, here=False)
     except UserError:  # a suite with parts of the user's own may be read where they are not
@@ -218,7 +222,7 @@ def _defaults(chosen: tuple[str, ...], *, study: bool) -> dict[str, Any]:
 
 
 def _suite(asked: Mapping[str, Any]) -> str:
-    """The choice of `conf/study` that agrees with most of these settings, those of a run aside."""
+    """Return the choice of `conf/study` that agrees with most of these settings, those of a run aside."""
 
     def agreement(choice: str) -> int:
         try:
@@ -239,7 +243,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def override_value(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
+    """Return a value as Hydra's command line takes it."""
     if value is None:
         return "null"
     if isinstance(value, list):

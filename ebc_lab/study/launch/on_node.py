@@ -32,7 +32,8 @@ FOUND: dict[str, Any] = {"packing": Packing, "speeds": Choice}  # module -> what
 
 
 def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
-    """What `packing` finds on a node, kept with the study's sessions. Raises as `_measured_on_node`."""
+    """Return what `packing` finds on a node, kept with the study's sessions. Raises as
+    `_measured_on_node`."""
 
     def measure() -> dict[str, Any]:
         say("measuring on a node how many runs of this shape should share a GPU …")
@@ -47,15 +48,15 @@ def packing_on_node(config: Config, study: Study, say: Say) -> dict[str, Any]:
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
-    """What `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
+    """Return what `speeds.choose` chooses on a node. Raises as `_measured_on_node`."""
     choice = _measured_on_node("speeds", config, study, "dtype=…")
     with blamed("what a node measured", "give dtype=…"):
         return Choice(**choice)
 
 
 def _measured_on_node(module: str, config: Config, study: Study, setting: str) -> dict[str, Any]:
-    """What `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other cores, or
-    no GPU.
+    """Return what `ebc_lab.bench.<module>` prints in a job of its own: the driver's machine may have other
+    cores, or no GPU.
 
     `setting`: what makes the measurement unnecessary. Raises UserError when the job or the queue fails,
     Cancelled.

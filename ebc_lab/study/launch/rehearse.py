@@ -50,7 +50,7 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
 
 
 def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """(group, target with its checksum, arguments) of the own parts of a run."""
+    """Yield (group, target with its checksum, arguments) of the own parts of a run."""
     for group in OWN:
         part = getattr(settings, group)
         if part.target is not None:
@@ -58,8 +58,8 @@ def _targets(settings: RunConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _with_new_parts(config: Config) -> dict[str, RunConfig]:
-    """What is tried -> its run: of the arms, the controller search's candidates and the study's own settings,
-    those with a part that none before has."""
+    """Return what is tried -> its run: of the arms, the controller search's candidates and the study's own
+    settings, those with a part that none before has."""
     rehearsed: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):
@@ -71,7 +71,7 @@ def _with_new_parts(config: Config) -> dict[str, RunConfig]:
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Everything that the study may train, at its own length: arms first, because they have names."""
+    """Yield everything that the study may train, at its own length: arms first, because they have names."""
     optimizer = config.lr_sweep.optimizers[0] if config.lr_sweep.optimizers else config.optimizer.name
     rate = config.optimizer.lr
     if config.optimizer.name != optimizer:
@@ -91,7 +91,7 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
 
 
 def _placed(config: Config) -> Config | None:
-    """The configuration with its text and device; None where this machine lacks the device."""
+    """Return the configuration with its text and device; None where this machine lacks the device."""
     device = chosen_device(config.device)
     if device == "cuda" and not visible_gpus():
         return None
@@ -100,7 +100,7 @@ def _placed(config: Config) -> Config | None:
 
 
 def _at(placed: Config, run: RunConfig) -> RunConfig:
-    """The run on that text and device, with nothing left open."""
+    """Return the run on that text and device, with nothing left open."""
     dtype = run.dtype if run.dtype != "auto" else "float32"
     there = replace(run, data=placed.data, tokens=placed.tokens, device=placed.device)
     return replace(there, compile="off", threads_per_run=1, dtype=dtype)

@@ -56,7 +56,8 @@ class SlurmPool(WorkerPool):
             say(f"adopted {len(live)} Slurm job(s) of an earlier call: {', '.join(sorted(live))}")
 
     def _adopted(self, config: Config, study: Study, say: Say) -> tuple[Session | None, dict[str, Job]]:
-        """The session whose jobs are still alive and run the same code, if there is one. Raises UserError."""
+        """Return the session whose jobs are still alive and run the same code, if there is one. Raises
+        UserError."""
         session = queue.session_of(study)
         if session is None:
             return None, {}
@@ -140,7 +141,7 @@ class SlurmPool(WorkerPool):
         self._say_once(f"{len(self.jobs) - len(waiting)} job(s) running, {len(waiting)} waiting{why}")
 
     def _is_alive(self, key: str, seen: Job | None, now: float) -> bool:
-        """Whether a job of ours still counts as alive, given what the queue shows of it."""
+        """Tell whether a job of ours still counts as alive, given what the queue shows of it."""
         if seen is not None and seen.state == ENDING:  # it may still be requeued
             return now - self.ending.setdefault(key, now) < GONE_S
         self.ending.pop(key, None)

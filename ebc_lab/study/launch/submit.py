@@ -55,8 +55,8 @@ def submitted(
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """The options of one submission, in submitit's names; what the user sets in `launcher.sbatch` overrides
-    ours."""
+    """Return the options of one submission, in submitit's names; what the user sets in `launcher.sbatch`
+    overrides ours."""
     asked: LauncherConfig = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     together = asked.processes_per_run

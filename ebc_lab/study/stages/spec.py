@@ -28,8 +28,8 @@ DIGITS = 6  # of a learning rate, and of its scale: as many as `track_optimizer`
 
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
-    """`<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the schedules as
-    `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+    """Return `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><schedules>`, the
+    schedules as `tail_of` spells them: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
 
     `_x2` is twice the track's best constant rate. Before that is known, `lr_scale` None, the learning rate
     itself is named, `_lr0p004`: an arm's name means one rate wherever it is read.
@@ -87,7 +87,7 @@ class RunSpec:
 
     @property
     def told_scale(self) -> float | None:
-        """Its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
+        """Return its LR scale as tables show it: none in a grid, whose rates no best one is known for yet."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -104,13 +104,13 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Relative work of the run, see `cost_of`."""
+        """Return relative work of the run, see `cost_of`."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    """Relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
+    """Return relative work, for balancing workers: tokens, with a little more for what EBC and Muon add to a
     step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)

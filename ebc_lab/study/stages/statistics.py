@@ -43,7 +43,7 @@ class Luck:
     freedom: float = 1.0
 
     def __add__(self, other: Luck) -> Luck:
-        """Of a difference of two."""
+        """Return the luck of a difference of two."""
         variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
@@ -52,14 +52,14 @@ NO_LUCK = Luck()
 
 
 def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
+    """Return variance and degrees of freedom of a sum, from those of its parts (Welch and Satterthwaite)."""
     variance = sum(v for v, _ in parts)
     shares = sum(v**2 / freedom for v, freedom in parts if v)
     return variance, variance**2 / shares if shares else parts[0][1]
 
 
 def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float) -> Luck:
-    """The luck in choosing the lowest of several points, from each one's losses under the same seeds.
+    """Return the luck in choosing the lowest of several points, from each one's losses under the same seeds.
 
     The noise of a point's mean is what is left of its losses without the point's and the seed's own effects,
     by its median size over the better half of the points, because losses at too high a rate have outliers;
@@ -157,7 +157,7 @@ def _interval(test: Any, level: float) -> tuple[float, float, float | None]:
 
 
 def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[str, float | None]:
-    """Mean and spread of finite differences, and the mean in units of the replicates' spread."""
+    """Return mean and spread of finite differences, and the mean in units of the replicates' spread."""
     mean = statistics.fmean(differences)
     return {
         "mean": mean,
@@ -167,8 +167,8 @@ def _moments(differences: Sequence[float], replicates: Sequence[float]) -> dict[
 
 
 def judge(low: float, high: float, margin: float) -> str:
-    """`beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it: the lower
-    limit is above.
+    """Return `beats`: the upper limit is below 0; `meets` the target: it is at most `margin`; `misses` it:
+    the lower limit is above.
 
     Otherwise, and where the limits are NaN, `undecided`. (An arm that diverged on more seeds than its
     reference misses, whatever its other seeds did.)
@@ -217,13 +217,14 @@ class _Widened:
 
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
-    """Standard error of a mean difference, and its degrees of freedom."""
+    """Return standard error of a mean difference, and its degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
 
 def _tested(method: str | None, differences: Sequence[float], luck: Luck) -> Any:
-    """scipy's test of no difference, which also gives intervals; None where there is nothing to test."""
+    """Return scipy's test of no difference, which also gives intervals; None where there is nothing to
+    test."""
     from scipy import stats
 
     if method is None or (method == "t" and len(differences) < 2):
@@ -249,7 +250,8 @@ def _finite(value: float) -> float | None:
 def _detectable(
     differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
 ) -> float | None:
-    """From the spread of the differences; where there is none yet, from the replicates'."""
+    """Return the smallest detectable difference, from the spread of the differences; where there is none yet,
+    from the replicates'."""
     if len(differences) > 1:
         error, freedom = _error(statistics.stdev(differences), len(differences), luck)
         return _factor(freedom, level) * error
@@ -260,8 +262,8 @@ def _detectable(
 
 @functools.cache
 def _factor(freedom: float, level: float) -> float:
-    """The true difference, in standard errors, that a two-sided t-test at `level` finds with probability
-    POWER."""
+    """Return the true difference, in standard errors, that a two-sided t-test at `level` finds with
+    probability POWER."""
     from scipy import optimize, stats
 
     critical = stats.t.ppf(1 - level / 2, freedom)
@@ -297,7 +299,8 @@ def seeds_needed(difference: Difference) -> int | None:
 
 
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
-    """How probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the larger."""
+    """Return how probable it is that a t-interval at `level` excludes 0, or lies within ± `margin`: the
+    larger."""
     from scipy import stats
 
     error, freedom = _error(spread, seeds, luck)
@@ -439,7 +442,8 @@ def open_ends(span: Window) -> str:
 
 
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
-    """Where the loss first exceeds `limit` along `values`; the last value and True where it never does."""
+    """Return where the loss first exceeds `limit` along `values`; the last value and True where it never
+    does."""
     for inside, outside in itertools.pairwise(values):
         if losses[outside] <= limit:
             continue

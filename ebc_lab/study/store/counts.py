@@ -34,7 +34,8 @@ class RunCounts:
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
-    """Run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be used."""
+    """Return run id -> TRAINING, MEASUREMENT or UNUSED. A run of a stage that is still open may yet be
+    used."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
     sorts = {}
     for record in records:
@@ -50,13 +51,13 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
 
 
 def counted(sorts: Iterable[str]) -> RunCounts:
-    """How many runs are of each of these sorts."""
+    """Return how many runs are of each of these sorts."""
     all_of = list(sorts)
     return RunCounts(*(all_of.count(sort) for sort in (TRAINING, MEASUREMENT, UNUSED)))
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
-    """`25 training runs, 1 measurement of time, 1 run that no decision uses`."""
+    """Return `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
     ending = {n: "" if n == 1 else "s" for n in counts.values()}
     parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
     if n := counts[MEASUREMENT]:

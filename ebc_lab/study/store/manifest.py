@@ -38,7 +38,8 @@ class ManifestRecord(TypedDict):
 
 
 def read(root: Path) -> dict[str, Any]:
-    """`files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or edited."""
+    """Return `files` (path -> sha256) and `complete`. Raises UserError: it is missing, truncated or
+    edited."""
     if not (root / NAME).exists():
         raise UserError(
             f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "
@@ -58,7 +59,7 @@ def begin(root: Path) -> None:
 
 
 def refuse_changed(root: Path) -> None:
-    """Raises UserError where settings, a spec or a result, from which all else is computed, is not the file
+    """Raise UserError where settings, a spec or a result, from which all else is computed, is not the file
     that was recorded, whatever its own checksum says."""
     if not (root / NAME).exists():
         return
@@ -111,8 +112,8 @@ def _write(root: Path, entries: dict[str, str], *, complete: bool) -> None:
 
 
 def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
-    """All files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs without a
-    result."""
+    """Yield all files but the manifest, checkpoints, diagnoses and hidden ones; `unfinished`: also runs
+    without a result."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__pycache__")
         inside = os.path.relpath(folder, root)
@@ -128,7 +129,7 @@ def files(root: Path, *, unfinished: bool = False) -> Iterator[str]:
 
 
 def run_of(path: str) -> str | None:
-    """The run that a file belongs to, by its path in the study."""
+    """Return the run that a file belongs to, by its path in the study."""
     parts = path.split("/")
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 

@@ -24,7 +24,7 @@ from .study import Study, studies_in
 
 
 def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Study]:
-    """Run id -> a neighbour that has finished this very run, with the files that it recorded of it.
+    """Return run id -> a neighbour that has finished this very run, with the files that it recorded of it.
 
     Measurements of time are left out: they belong to a machine and an hour.
     """
@@ -41,7 +41,7 @@ def finished_elsewhere(study: Study, specs: Sequence[RunSpec]) -> dict[str, Stud
 
 
 def _recorded(study: Study) -> Mapping[str, str] | None:
-    """What its manifest records; None where that cannot be trusted."""
+    """Return what its manifest records; None where that cannot be trusted."""
     try:
         return manifest.read(study.root)["files"] if study.manifest_file.exists() else {}
     except (UserError, OSError):
@@ -49,7 +49,7 @@ def _recorded(study: Study) -> Mapping[str, str] | None:
 
 
 def _sound_result(study: Study, spec: RunSpec, recorded: Mapping[str, str] | None) -> RunResult | None:
-    """The result of a finished run whose files are as its result, and the manifest, recorded them."""
+    """Return the result of a finished run whose files are as its result, and the manifest, recorded them."""
     if recorded is None:
         return None
     files = study.run_files(spec.run_id)
@@ -72,7 +72,7 @@ def _streams_match(files: RunFiles, result: RunResult) -> bool:
 
 
 def _recorded_by(files: RunFiles, result: RunResult) -> tuple[Path, ...]:
-    """The files whose checksums the result holds; a kept model is not every run's."""
+    """Return the files whose checksums the result holds; a kept model is not every run's."""
     models = [path for path in (files.packed, files.model) if path.name in result.get("streams", {})]
     return (files.steps, files.evals, *models)
 

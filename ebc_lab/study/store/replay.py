@@ -24,7 +24,7 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
+    """Return stage -> `same`, the `differences` (path, recorded, recomputed), and a `problem`, if any.
 
     For one stage, or all that are decided. Raises UserError when there is no such decision.
     """
@@ -72,7 +72,7 @@ def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> 
 
 
 def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any]]:
-    """Where two decisions differ, leaf by leaf."""
+    """Return where two decisions differ, leaf by leaf."""
     if recorded == made:
         return []
     if isinstance(recorded, Mapping) and isinstance(made, Mapping):
@@ -86,7 +86,7 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
 
 
 def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
-    """`lr_sweep: the same`, or the problem, or one line a difference."""
+    """Yield `lr_sweep: the same`, or the problem, or one line a difference."""
     for stage, f in findings["stages"].items():
         if f["same"]:
             yield f"{stage}: the same"

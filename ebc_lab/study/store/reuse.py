@@ -34,7 +34,8 @@ class StageWork:
 
 
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
-    """What a command would train in each stage, as far as the results tell; sweeps may still extend."""
+    """Return what a command would train in each stage, as far as the results tell; sweeps may still
+    extend."""
     decisions: dict[str, Decision] = {}
     work: list[StageWork] = []
     for stage in config.study.stages:
@@ -55,7 +56,7 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
 
 
 def work_in_words(work: Sequence[StageWork]) -> str:
-    """`lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
+    """Return `lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
     for look in work:
         if look.missing is None:
@@ -70,7 +71,7 @@ def work_in_words(work: Sequence[StageWork]) -> str:
 
 
 def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
-    """The results that a command would take as they are; it trains the other runs again."""
+    """Return the results that a command would take as they are; it trains the other runs again."""
     again = RETRIED if finished else RETRIED_UNFINISHED
     known = {r.run_id: r.result for r in records if r.result is not None and r.result["outcome"] not in again}
 
@@ -84,7 +85,8 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
 def stale_decisions(
     config: Config, header: Mapping[str, Any], decisions: Mapping[str, Decision], records: Sequence[Record]
 ) -> dict[str, str]:
-    """Stage -> why its recorded decision no longer follows from the results and the decisions before it.
+    """Return stage -> why its recorded decision no longer follows from the results and the decisions before
+    it.
 
     Only hashes are compared; nothing is decided again.
     """
@@ -115,7 +117,7 @@ def _changed_inputs(
     damaged: set[str],
     earlier: Mapping[str, Decision],
 ) -> list[str]:
-    """Why a decision does not follow from the `results`; empty if it does."""
+    """Say why a decision does not follow from the `results`; empty if it does."""
     runs = inputs_of(decision)
     ids = list(dict.fromkeys(run_id for _, run_id in runs))
     edited = [r for r in ids if r in damaged]
@@ -133,14 +135,14 @@ def _changed_inputs(
 
 
 def runs_in_words(run_ids: Sequence[str], of: int, what: str) -> str:
-    """`2 of its 8 runs are missing (…)`, with the first two named."""
+    """Return `2 of its 8 runs are missing (…)`, with the first two named."""
     verb = "is" if len(run_ids) == 1 else "are"
     more = ", …" if len(run_ids) > 2 else ""
     return f"{len(run_ids)} of its {of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(what, recorded, now) of what the names of runs depend on in addition to settings."""
+    """Return (what, recorded, now) of what the names of runs depend on in addition to settings."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -33,11 +33,11 @@ class Snapshot:
 
     @property
     def finished(self) -> bool:
-        """Whether the last stage is decided."""
+        """Tell whether the last stage is decided."""
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
-        """All decisions. Raises UserError when one was edited, or is another version's."""
+        """Return all decisions. Raises UserError when one was edited, or is another version's."""
         if self.faults:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
@@ -47,14 +47,15 @@ class Snapshot:
         return self.decisions
 
     def sound_records(self) -> list[Record]:
-        """All planned runs. Raises UserError when the files of one are damaged."""
+        """Return all planned runs. Raises UserError when the files of one are damaged."""
         for record in self.records:
             if record.problem:
                 raise UserError(record.problem)
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Run id -> result, of those `specs` that have one. Raises UserError: damaged, or another run's."""
+        """Return run id -> result, of those `specs` that have one. Raises UserError: damaged, or another
+        run's."""
         known = {record.run_id: record for record in self.records}
         results = {}
         for spec in specs:
@@ -69,16 +70,17 @@ class Snapshot:
         return results
 
     def sorts_of_runs(self) -> dict[str, str]:
-        """Run id -> whether it is a training run, a measurement, or one that no decision uses."""
+        """Return run id -> whether it is a training run, a measurement, or one that no decision uses."""
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
     def reusable_results(self) -> ResultsOf:
-        """The results that the same command would take as they are."""
+        """Return the results that the same command would take as they are."""
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Stage -> why its decision no longer follows from the files (in a bundle, under any torch)."""
+        """Return stage -> why its decision no longer follows from the files (in a bundle, under any
+        torch)."""
         with self._environment():
             return reuse.stale_decisions(self.config, self.header, self.decisions, self.records)
 

@@ -172,7 +172,7 @@ class MLflow:
         """Nothing to do: every call has arrived when it returns."""
 
     def close(self) -> None:
-        """The same."""
+        """Do the same."""
 
 
 class WandB:
@@ -262,7 +262,7 @@ class Trackio:
         self.noted = False
 
     def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
-        """Raises OSError where Trackio, which only warns, could not write."""
+        """Raise OSError where Trackio, which only warns, could not write."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}
@@ -291,7 +291,7 @@ class Trackio:
         """Nothing to do: a call returns when the database holds what it was given."""
 
     def close(self) -> None:
-        """The same."""
+        """Do the same."""
 
 
 TRACKERS: dict[str, Callable[[Place], Tracker]] = {
